@@ -1,0 +1,58 @@
+# Two commands do all the set-up: `make run` and `make test`. Each needs Python 3.11+ and make, nothing else.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+PIP     = $(BIN)/python -m pip install --disable-pip-version-check --quiet
+
+.PHONY: run test test-fast test-slow lint format types layers all clean help
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+run: $(VENV)/.run            ## set up, then the main job on the embedded data set, under a free name
+	@name=samplers; n=1; while [ -e results/$$name ]; do n=$$((n + 1)); name=samplers-$$n; done; \
+	exec $(BIN)/python run_ray.py --space tune_spaces/samplers.yaml --name $$name
+
+test: $(VENV)/.test lint types layers    ## set up, then everything that CI checks
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-fast: $(VENV)/.test     ## without Ray and without other processes
+	$(BIN)/python -m pytest -m "not slow and not gpu and not ray and not dist"
+
+test-slow: $(VENV)/.test     ## drills and long runs
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+lint: $(VENV)/.test          ## ruff and codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell mbcl tests docs tune_spaces *.md *.py
+
+types: $(VENV)/.test         ## mypy, strict in the lower layers
+	$(BIN)/mypy
+
+layers: $(VENV)/.test        ## imports go down only
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test        ## rewrite the code in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+all: test test-slow          ## everything
+
+clean:                       ## forget the environment and caches; results stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mbcl needs Python 3.11 or newer; found $$($(PYTHON) --version). Try: make PYTHON=python3.12 run" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+
+$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing mbcl with Ray into $(VENV): some minutes and about 6 GB, once."
+	$(PIP) --editable '.[ray,wandb]' --constraint constraints.txt
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(PIP) --editable '.[ray,wandb,test]' --constraint constraints.txt
+	@touch $@

@@ -1,0 +1,7 @@
+"""``python -m mbcl``."""
+
+import sys
+
+from mbcl.cli import main
+
+sys.exit(main())

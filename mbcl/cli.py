@@ -1,0 +1,206 @@
+"""``mbcl``: one thing at a time, in this process, without Ray."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mbcl import __version__
+from mbcl.errors import ConfigError, MbclError
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with an error of one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_BAD_INPUT, f"error: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = _Parser(prog="mbcl", description="Contrastive learning where the batches are chosen: one thing at a time.")
+    top.add_argument("--version", action="version", version=f"mbcl {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_report(commands)
+    _add_list(commands)
+    completion = commands.add_parser("completion", help="print a shell completion script")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.set_defaults(run=_completion)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0, 1 failed, 2 bad input, 130 interrupted)."""
+    parsed = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # A terminated run is an interrupted one: files are closed, the line that resumes it is printed.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    run: Callable[[argparse.Namespace], int] = parsed.run
+    try:
+        return run(parsed)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_BAD_INPUT
+    except MbclError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_FAILED
+
+
+# -- train ------------------------------------------------------------------------------------------------------
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train one experiment in this process",
+        description="Train one experiment in this process, without Ray: a debugger's breakpoint works. Under torchrun "
+        "every process is one worker. An interrupted training goes on with --resume.",
+    )
+    train.add_argument("--config", metavar="FILE", help="a space file (its `experiment` block is read) or that block")
+    train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="e.g. train.epochs=2")
+    train.add_argument("--out", metavar="DIR", default="results/train", help="where to write (default: %(default)s)")
+    train.add_argument("--resume", action="store_true", help="go on from the last good checkpoint in DIR")
+    train.add_argument("--quiet", action="store_true", help="print nothing but the result")
+    train.set_defaults(run=_train)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from mbcl import dist
+    from mbcl.configuration import apply_overrides, validate
+    from mbcl.engine import checkpoint, train
+    from mbcl.experiment import Experiment, read_experiment
+    from mbcl.progress import EpochLines
+    from mbcl.storage import open_store
+
+    content = read_experiment(arguments.config) if arguments.config else {}
+    apply_overrides(content, arguments.set)
+    experiment = validate(Experiment, content, arguments.config or "the experiment")
+    store = open_store(arguments.out)
+    if checkpoint.names(store) and not arguments.resume:
+        raise ConfigError(f"{arguments.out}: holds a training already; add --resume, or choose another --out")
+    world = dist.init_from_env()
+    observers = [] if arguments.quiet or world.rank else [EpochLines(experiment.train.epochs)]
+    try:
+        outcome = train(experiment, world=world, store=store, observers=observers, run_id=Path(arguments.out).name)
+    except KeyboardInterrupt:
+        if world.rank == 0:
+            line = " ".join(["mbcl train", *_given(arguments), "--resume"])
+            sys.stderr.write(f"interrupted; what is finished is kept. To go on:\n  {line}\n")
+        return EXIT_INTERRUPTED
+    finally:
+        dist.finish()
+    if world.rank == 0:
+        sys.stdout.write(f"{outcome.epochs} epochs; checkpoint {arguments.out}/checkpoints/{outcome.checkpoint}\n")
+    return 0
+
+
+def _given(arguments: argparse.Namespace) -> list[str]:
+    config = ["--config", arguments.config] if arguments.config else []
+    return [*config, *(f"--set {override}" for override in arguments.set), "--out", arguments.out]
+
+
+# -- evaluate ---------------------------------------------------------------------------------------------------
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="evaluate a checkpoint",
+        description="Evaluate the last good checkpoint of a trained experiment and write evaluation.json beside it.",
+    )
+    evaluate.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        required=True,
+        help="the folder that training wrote (with checkpoints/ in it), or one checkpoint folder",
+    )
+    evaluate.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="e.g. split=validation")
+    evaluate.add_argument("--data-dir", metavar="DIR", help="where the data lie on this machine")
+    evaluate.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from mbcl.configuration import apply_overrides, validate
+    from mbcl.engine.checkpoint import FOLDER
+    from mbcl.evaluation import evaluate, experiment_of
+    from mbcl.experiment import Evaluation
+    from mbcl.storage import open_store
+
+    folder, name = arguments.checkpoint.rstrip("/"), None
+    parent, _, last = folder.rpartition("/")
+    if parent.rpartition("/")[2] == FOLDER:
+        folder, name = parent.rpartition("/")[0] or ".", last
+    store = open_store(folder)
+    settings = experiment_of(store, name).evaluation.model_dump(mode="json")
+    apply_overrides(settings, arguments.set)
+    metrics = evaluate(
+        store,
+        checkpoint=name,
+        settings=validate(Evaluation, settings, "evaluation"),
+        device=arguments.device,
+        data_dir=arguments.data_dir,
+    )
+    sys.stdout.write(json.dumps(metrics, indent=1) + "\n")
+    return 0
+
+
+# -- report, list -----------------------------------------------------------------------------------------------
+
+
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser("report", help="write a study's tables and report again")
+    report.add_argument(
+        "--results", metavar="DIR", required=True, help="the study's folder, for example results/samplers"
+    )
+    report.set_defaults(run=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from mbcl.report import write
+    from mbcl.storage import open_store
+    from mbcl.study import read_study
+
+    store = open_store(arguments.results)
+    write(store, read_study(store))
+    sys.stdout.write(f"{arguments.results}/report.html\n")
+    return 0
+
+
+def _add_list(commands: Any) -> None:
+    listing = commands.add_parser("list", help="what can be named in a configuration, with parameters and defaults")
+    listing.add_argument(
+        "kind", nargs="?", choices=("samplers", "objectives", "optimizers", "encoders", "datasets"), help="only these"
+    )
+    listing.set_defaults(run=_list)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from mbcl.listing import lines
+
+    sys.stdout.write("\n".join(lines(arguments.kind)) + "\n")
+    return 0
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    import shtab
+
+    sys.stdout.write(shtab.complete(parser(), arguments.shell) + "\n")
+    return 0

@@ -1,0 +1,194 @@
+"""YAML in, validated models out, and every mistake one line: the key, what was found, what is allowed."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic_core import ErrorDetails
+
+from mbcl.errors import ConfigError, nearest
+
+
+class Section(BaseModel):
+    """A block of a configuration: immutable, typed strictly, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, which YAML's own loader resolves silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The content of a YAML text.
+
+    Raises:
+        ConfigError: if it is not YAML; the text names the source and the line.
+    """
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{source}{where}: not YAML: {problem}") from error
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        ConfigError: if the file cannot be read, is not YAML, is empty or is not a mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise ConfigError(f"{path}: cannot be read: {reason}") from error
+    content = parse_yaml(text, str(path))
+    if content is None:
+        raise ConfigError(f"{path}: the file is empty; expected a mapping of keys")
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"{path}: found {type(content).__name__}, expected a mapping of keys")
+    return content
+
+
+def set_path(content: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted path in a nested mapping, in place; blocks on the way are made.
+
+    Raises:
+        ConfigError: if the path runs through something that is not a block.
+    """
+    *parents, last = path.split(".")
+    block = content
+    for depth, key in enumerate(parents):
+        block = block.setdefault(key, {})
+        if not isinstance(block, dict):
+            raise ConfigError(
+                f"{path}: {'.'.join(parents[: depth + 1])} is {block!r}, not a block that could hold {last!r}"
+            )
+    if not last or not all(parents):
+        raise ConfigError(f"{path!r} is not a dotted path of keys")
+    block[last] = value
+
+
+def apply_overrides(content: dict[str, Any], overrides: list[str]) -> None:
+    """Apply ``KEY=VALUE`` strings (dotted path, YAML value) in place.
+
+    Raises:
+        ConfigError: if one is not of that form.
+    """
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator or not path:
+            raise ConfigError(f"--set {override}: expected KEY=VALUE")
+        set_path(content, path, parse_yaml(text, f"--set {override}"))
+
+
+def _describe(model: type[BaseModel] | None, error: ErrorDetails) -> str:
+    """One pydantic error as ``key: problem``."""
+    path = ".".join(str(part) for part in error["loc"])
+    cause = (error.get("ctx") or {}).get("error")
+    if isinstance(cause, ConfigError):
+        inner = str(cause)
+        dotted = getattr(cause, "path", "")
+        return f"{'.'.join(part for part in (path, dotted) if part)}: {inner}" if path or dotted else inner
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(model, error["loc"])
+        return f"{path}: unknown key; {nearest(str(error['loc'][-1]), known)}"
+    if error["type"] == "missing":
+        return f"{path}: this key is missing"
+    found = error.get("input")
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{path}: {message}, found {found!r}" if path else message
+
+
+def _known_keys(model: type[BaseModel] | None, location: tuple[int | str, ...]) -> list[str]:
+    """The keys that were allowed where an unknown one stood."""
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part)) if model else None
+        annotation = field.annotation if field else None
+        model = annotation if inspect.isclass(annotation) and issubclass(annotation, BaseModel) else None
+    return list(model.model_fields) if model else []
+
+
+def validate(model: type[M], content: Any, source: str) -> M:
+    """``content`` as a model.
+
+    Raises:
+        ConfigError: one line with the source, the first wrong key, what was found and what is allowed.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        # An unknown key is usually a typo of a missing one: it is the better message.
+        first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise ConfigError(f"{source}: {_describe(model, first)}{more}") from error
+
+
+@cache
+def parameters_model(part: Callable[..., Any], provided: frozenset[str]) -> type[BaseModel]:
+    """The schema of a part's parameters, read off the signature of its class or factory.
+
+    Args:
+        part: a registered class or factory with annotated keyword-only parameters.
+        provided: parameters that the experiment fills in itself, such as ``batch_size``.
+    """
+    target = part.func if isinstance(part, partial) else part
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(part).parameters.items():
+        if name in provided or parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        fields[name] = (hints[name], default)
+    return create_model(f"{target.__name__}Parameters", __base__=Section, **fields)
+
+
+class PathConfigError(ConfigError):
+    """A mistake inside a part's block; ``path`` is the key within the block."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+def validate_parameters(
+    part: Callable[..., Any], parameters: Mapping[str, Any], provided: frozenset[str]
+) -> dict[str, Any]:
+    """The parameters of a part with defaults filled in.
+
+    Raises:
+        PathConfigError: for the first wrong parameter.
+    """
+    model = parameters_model(part, provided)
+    try:
+        # Through JSON, where a list may stand for a tuple and all else stays strict.
+        return model.model_validate_json(json.dumps(dict(parameters), default=str)).model_dump(mode="json")
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(key) for key in first["loc"])
+        text = _describe(model, first).removeprefix(f"{path}: ")
+        raise PathConfigError(path, text) from error

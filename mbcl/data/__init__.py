@@ -1,0 +1,22 @@
+"""Data sets in memory, their splits, and views of their images made on the device."""
+
+from mbcl.data.catalogue import DATASETS, Source, describe, load
+from mbcl.data.images import ImageSet, Splits, split_validation
+from mbcl.data.recipe import IDENTITY, ViewRecipe
+from mbcl.data.views import augment, clean, clean_views, make_views
+
+__all__ = [
+    "DATASETS",
+    "IDENTITY",
+    "ImageSet",
+    "Source",
+    "Splits",
+    "ViewRecipe",
+    "augment",
+    "clean",
+    "clean_views",
+    "describe",
+    "load",
+    "make_views",
+    "split_validation",
+]

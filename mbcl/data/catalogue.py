@@ -1,0 +1,102 @@
+"""The data sets by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from mbcl.data import digits, fashion_mnist
+from mbcl.data.images import ImageSet, Splits
+from mbcl.data.recipe import ViewRecipe
+from mbcl.errors import ConfigError
+from mbcl.registry import Registry
+
+
+class Reader(Protocol):
+    """Reads a data set's official files."""
+
+    def __call__(self, *, dir: str | None, download: bool) -> Splits:
+        """The two parts, complete and checked; ``dir`` as the user gave it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A known data set.
+
+    Args:
+        read: the reader of its files.
+        summary: what it is, for people.
+        files: what ``dir`` must hold and how to get it; empty if nothing is needed.
+        recipe: the default strengths of its views.
+    """
+
+    read: Reader
+    summary: str
+    files: str
+    recipe: ViewRecipe
+
+
+DATASETS: Registry[Source] = Registry("data set")
+
+DATASETS.register("digits")(
+    Source(
+        digits.read,
+        "1,797 real handwritten digits, 8 x 8 grey, 10 classes, shipped with scikit-learn; fixed test part of 20 %",
+        "",
+        digits.RECIPE,
+    )
+)
+DATASETS.register("fashion_mnist")(
+    Source(
+        fashion_mnist.read,
+        "60,000 + 10,000 photographs of clothes, 28 x 28 grey, 10 classes",
+        fashion_mnist.HOW_TO_GET,
+        fashion_mnist.RECIPE,
+    )
+)
+
+
+def load(
+    name: str,
+    *,
+    dir: str | None = None,
+    image_size: int | None = None,
+    max_samples: int | None = None,
+    download: bool = False,
+) -> Splits:
+    """Read a data set.
+
+    Args:
+        name: a name in ``DATASETS``.
+        dir: the folder of its files; data sets that are embedded need none.
+        image_size: side of the views in pixels; the images' own if omitted.
+        max_samples: keep only the first so many training images, before a validation set is cut off. The test part
+            stays whole: retrieval among fewer images is easier, so numbers would not compare.
+        download: fetch missing files into ``dir``, where the data set can be downloaded.
+
+    Raises:
+        DataError: if files are missing or damaged.
+        ConfigError: if the name is unknown or a number is not positive.
+    """
+    for key, value in (("image_size", image_size), ("max_samples", max_samples)):
+        if value is not None and value < 1:
+            raise ConfigError(f"data: {key} must be at least 1, found {value}")
+    splits = DATASETS[name].read(dir=dir, download=download)
+    train, test = splits.train, splits.test
+    if max_samples is not None and max_samples < len(train):
+        train = replace(train, images=train.images[:max_samples].clone(), labels=train.labels[:max_samples].clone())
+    return Splits(_sized(train, image_size), _sized(test, image_size))
+
+
+def _sized(part: ImageSet, image_size: int | None) -> ImageSet:
+    return part if image_size is None else replace(part, image_size=image_size)
+
+
+def describe(name: str) -> str:
+    """What a data set is and what files it needs, in one line.
+
+    Raises:
+        ConfigError: if the name is unknown.
+    """
+    source = DATASETS[name]
+    return f"{source.summary}; {source.files or 'no files needed'}"

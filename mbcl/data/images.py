@@ -1,0 +1,127 @@
+"""Sets of images in memory, and how they are split.
+
+Letters: N images, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbcl.data.recipe import ViewRecipe
+from mbcl.errors import ConfigError, DataError
+from mbcl.seeding import numpy_generator
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with labels; position p of a batch plan is row p.
+
+    Args:
+        images: (N, C, H, W) uint8, on any device.
+        labels: (N,) int64, on the CPU. Pretraining never reads them.
+        name: which data set, for messages.
+        recipe: the views' default strengths for this data set.
+        mean, std: one number a channel, of pixels in [0, 1].
+        image_size: side of the views and of the encoder's input, pixels.
+
+    Raises:
+        DataError: if it holds no images, or shapes and dtypes do not fit.
+    """
+
+    images: Tensor
+    labels: Tensor
+    name: str
+    recipe: ViewRecipe
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != torch.uint8 or 0 in self.images.shape[1:]:
+            raise DataError(
+                f"{self.name}: images must be (N, C, H, W) uint8, found {tuple(self.images.shape)} {self.images.dtype}"
+            )
+        if len(self.images) == 0:
+            raise DataError(f"{self.name}: it holds no images")
+        if self.labels.shape != (len(self.images),) or self.labels.dtype != torch.int64:
+            raise DataError(
+                f"{self.name}: {len(self.images)} images need as many int64 labels, found "
+                f"{tuple(self.labels.shape)} {self.labels.dtype}"
+            )
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise DataError(f"{self.name}: {self.channels} channels, but {len(self.mean)} means, {len(self.std)} stds")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.images.shape[1]
+
+    def subset(self, rows: Tensor) -> ImageSet:
+        """The images at ``rows`` ((M,) int64), in that order; row ``rows[i]`` becomes position i."""
+        return replace(self, images=self.images[rows.to(self.images.device)], labels=self.labels[rows])
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """The same set with its images, still uint8, on ``device``."""
+        return replace(self, images=self.images.to(device))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The two official parts of a data set. A validation part is cut off the first by :func:`split_validation`."""
+
+    train: ImageSet
+    test: ImageSet
+
+
+def stratified_split(labels: Tensor, fraction: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
+    """Rows of two disjoint parts that have the classes' shares of the whole as nearly as counts allow.
+
+    Args:
+        labels: (N,) int64.
+        fraction: share of the second part, in (0, 1); it gets round(N · fraction) rows, at least 1, at most N - 1.
+        seed: which split.
+        purpose: see :func:`mbcl.seeding.derive`.
+
+    Returns:
+        Two int64 tensors of rows, each ascending.
+
+    Raises:
+        ConfigError: if the fraction is not in (0, 1), or there are fewer than two rows.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ConfigError(f"the fraction of a split must be in (0, 1), found {fraction}")
+    num = len(labels)
+    if num < 2:
+        raise ConfigError(f"a split needs at least 2 samples, found {num}")
+    wanted = min(max(round(num * fraction), 1), num - 1)
+    classes, inverse, counts = np.unique(labels.numpy(), return_inverse=True, return_counts=True)
+    quotas = counts * (wanted / num)
+    # The floors leave fewer than one row a class over; the largest remainders get them.
+    takes = np.floor(quotas + 1e-9).astype(np.int64)
+    for row in np.argsort(takes - quotas, kind="stable")[: wanted - int(takes.sum())]:
+        takes[row] += 1
+    chosen = np.zeros(num, dtype=bool)
+    for index, label in enumerate(classes):
+        members = np.flatnonzero(inverse == index)
+        order = numpy_generator(seed, purpose, int(label)).permutation(len(members))
+        chosen[members[order[: takes[index]]]] = True
+    return torch.from_numpy(np.flatnonzero(~chosen)), torch.from_numpy(np.flatnonzero(chosen))
+
+
+def split_validation(train: ImageSet, fraction: float = 0.1, *, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Cut a validation set off a training set: seeded, stratified by label, disjoint.
+
+    Both parts keep the order of the whole; positions start at 0 in each.
+
+    Raises:
+        ConfigError: if the fraction is not in (0, 1), or there are fewer than two samples.
+    """
+    kept, held_out = stratified_split(train.labels, fraction, seed, "validation")
+    return train.subset(kept), train.subset(held_out)

@@ -1,0 +1,64 @@
+"""Training: the same trainer in one process, under torchrun and under Ray Train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mbcl.dist import World
+from mbcl.engine.planning import LocalPlanService, make_plan, share_plan
+from mbcl.engine.prepare import Facts, SplitData, facts_of, load_data, prepare
+from mbcl.engine.protocols import Observer, PlanKey, PlannedBatches, PlanService, Row
+from mbcl.engine.tracking import build_trackers
+from mbcl.engine.trainer import Outcome, Trainer
+from mbcl.experiment import Experiment
+from mbcl.storage import Store
+
+__all__ = [
+    "Facts",
+    "LocalPlanService",
+    "Observer",
+    "Outcome",
+    "PlanKey",
+    "PlanService",
+    "PlannedBatches",
+    "Row",
+    "SplitData",
+    "Trainer",
+    "facts_of",
+    "load_data",
+    "make_plan",
+    "prepare",
+    "share_plan",
+    "train",
+]
+
+
+def train(
+    experiment: Experiment,
+    *,
+    world: World,
+    store: Store,
+    plans: PlanService | None = None,
+    observers: Sequence[Observer] = (),
+    run_id: str = "",
+    group: str = "",
+) -> Outcome:
+    """Train one experiment to its end, from its last good checkpoint if it has one.
+
+    Args:
+        experiment: the configuration.
+        world: this rank and the number of ranks.
+        store: the trial's folder; configuration, metrics, checkpoints and tracker files go there.
+        plans: who plans; in this process if None.
+        observers: told about every step and epoch, besides the trackers that the experiment names.
+        run_id: what trackers call this run.
+        group: the study that it belongs to.
+
+    Raises:
+        ConfigError: if configuration and data do not fit.
+        CheckpointError: if the folder's checkpoint belongs to another experiment.
+        TrainingError: if the loss is not finite.
+    """
+    trackers = build_trackers(experiment, store, run_id=run_id, group=group) if world.rank == 0 else []
+    trainer = Trainer(experiment, world=world, store=store, plans=plans, observers=[*trackers, *observers])
+    return trainer.run()

@@ -1,0 +1,83 @@
+"""What an experiment needs before the first step: its data, split, and the facts that follow from their sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mbcl.data import ImageSet, load, split_validation
+from mbcl.errors import ConfigError
+from mbcl.experiment import Data, Experiment
+from mbcl.models import ContrastiveModel
+from mbcl.models import build as build_model
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """Train, validation and test images; training positions are 0..N-1."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the data's sizes decide about an experiment."""
+
+    num_train: int
+    num_validation: int
+    num_test: int
+    steps_per_epoch: int
+    plan_length: int
+
+
+def load_data(data: Data, *, seed: int) -> SplitData:
+    """Read the data set and take the validation split off the training images.
+
+    Raises:
+        DataError: if files are missing or damaged.
+    """
+    splits = load(
+        data.name, dir=data.dir, image_size=data.image_size, max_samples=data.max_samples, download=data.download
+    )
+    train, validation = split_validation(splits.train, data.validation, seed=seed)
+    return SplitData(train, validation, splits.test)
+
+
+def facts_of(experiment: Experiment, data: SplitData) -> Facts:
+    """The sizes, after checking that the experiment fits them.
+
+    Raises:
+        ConfigError: if the batch size exceeds the data set or the sampler can never plan that many samples.
+    """
+    num_train = len(data.train)
+    batch_size = experiment.train.batch_size
+    if batch_size > num_train:
+        raise ConfigError(
+            f"train.batch_size: {batch_size} is above the {num_train} training samples of {experiment.data.name}"
+        )
+    sampler = experiment.build_sampler()
+    sampler.check(num_train)
+    return Facts(
+        num_train=num_train,
+        num_validation=len(data.validation),
+        num_test=len(data.test),
+        steps_per_epoch=num_train // batch_size,
+        plan_length=sampler.plan_length(num_train),
+    )
+
+
+def model_of(experiment: Experiment, *, in_channels: int) -> ContrastiveModel:
+    """The experiment's model with its initial weights."""
+    return build_model(experiment.encoder, experiment.projector, in_channels=in_channels, seed=experiment.seed)
+
+
+def prepare(experiment: Experiment) -> Facts:
+    """Load the data, build the model and check everything that only they can tell.
+
+    Raises:
+        ConfigError: see :func:`load_data` and :func:`facts_of`.
+    """
+    data = load_data(experiment.data, seed=experiment.seed)
+    model_of(experiment, in_channels=data.train.channels)
+    return facts_of(experiment, data)

@@ -1,0 +1,62 @@
+"""What the engine asks of whoever runs it. In one process, under torchrun and under Ray these are different objects.
+
+The engine knows no Ray; orchestration hands it these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from mbcl.plan import BatchPlan, Embeddings
+
+Row = Mapping[str, float | int | None]
+
+
+@dataclass(frozen=True)
+class PlanKey:
+    """Which plan of an experiment: a plan is a pure function of the embeddings, the seed and this."""
+
+    epoch: int
+    round: int
+
+
+@dataclass(frozen=True)
+class PlannedBatches:
+    """A plan and what is known about it.
+
+    Args:
+        plan: the batches.
+        seconds: wall time of planning alone, without waiting or transport.
+        loss: mean NT-Xent of the planned batches under the planner's embeddings.
+        lift: ``loss`` over the mean of random batches on the same embeddings.
+    """
+
+    plan: BatchPlan
+    seconds: float
+    loss: float
+    lift: float
+
+
+class PlanService(Protocol):
+    """Turns the embeddings that the ranks hold into one plan. Every rank calls it, in the same order."""
+
+    def request(self, key: PlanKey, shard: Embeddings) -> None:
+        """Hand over this rank's shard of the embeddings; returns at once where planning runs elsewhere."""
+
+    def receive(self, key: PlanKey) -> PlannedBatches:
+        """Wait for the plan of ``key``; every rank gets the same one."""
+
+
+class Observer(Protocol):
+    """Is told what happens in training. Every rank has its own; files are written by rank 0 alone."""
+
+    def on_step(self, step: int, loss: float, lr: float) -> None:
+        """After every step: ``step`` counts from 0 over the whole training."""
+
+    def on_epoch(self, row: Row) -> None:
+        """After every epoch, with the same row on every rank, its checkpoint already written."""
+
+    def close(self) -> None:
+        """After the last epoch, or when training failed."""

@@ -1,0 +1,78 @@
+"""The trial's own files: its configuration and its row of metrics an epoch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import yaml
+
+from mbcl.engine.prepare import Facts
+from mbcl.engine.protocols import Row
+from mbcl.experiment import Experiment
+from mbcl.storage import Store, read_text, write_text
+
+METRICS_FILE = "metrics.jsonl"
+CONFIG_FILE = "config.yaml"
+
+KEYS = (
+    "epoch",
+    "step",
+    "train/loss",
+    "train/lr",
+    "plan/seconds",
+    "plan/loss",
+    "plan/lift",
+    "plan/age",
+    "plan/coverage",
+    "val/retrieval/top1",
+    "time/train",
+    "time/embed",
+    "time/plan",
+    "time/wait",
+    "time/eval",
+    "time/total",
+)
+"""Every line of ``metrics.jsonl`` has every key; what was not measured is null."""
+
+
+def empty_row() -> dict[str, float | int | None]:
+    """A row with every key and no value."""
+    return dict.fromkeys(KEYS)
+
+
+def write_config(store: Store, experiment: Experiment, facts: Facts) -> None:
+    """Write the resolved experiment, and what the data's sizes decided, as ``config.yaml``."""
+    content = experiment.model_dump(mode="json")
+    facts_text = "".join(f"#   {key}: {value}\n" for key, value in asdict(facts).items())
+    text = f"# The resolved experiment. From the data followed:\n{facts_text}{yaml.safe_dump(content, sort_keys=False)}"
+    write_text(store, CONFIG_FILE, text)
+
+
+class MetricsLog:
+    """``metrics.jsonl`` of one trial. It is short: every epoch rewrites it whole, so a kill leaves no half line."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._rows: list[Row] = []
+
+    def truncate(self, epoch: int) -> None:
+        """Keep the rows of the first ``epoch`` epochs: those that the checkpoint to go on from has seen."""
+        self._rows = [row for row in read_rows(self._store) if (row.get("epoch") or 0) <= epoch]
+        if self._store.exists(METRICS_FILE):
+            self._write()
+
+    def append(self, row: Row) -> None:
+        """Add a row."""
+        self._rows.append(row)
+        self._write()
+
+    def _write(self) -> None:
+        write_text(self._store, METRICS_FILE, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self._rows))
+
+
+def read_rows(store: Store) -> list[Row]:
+    """The rows of a trial; empty if it has none yet."""
+    if not store.exists(METRICS_FILE):
+        return []
+    return [json.loads(line) for line in read_text(store, METRICS_FILE).splitlines()]

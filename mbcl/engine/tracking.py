@@ -1,0 +1,107 @@
+"""Trackers that users already have. Each is an observer; only rank 0 has any."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mbcl.engine.protocols import Observer, Row
+from mbcl.errors import ConfigError
+from mbcl.experiment import Experiment
+from mbcl.storage import Store
+
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+def _measured(row: Row) -> dict[str, float]:
+    return {key: float(value) for key, value in row.items() if value is not None and key not in ("epoch", "step")}
+
+
+class TensorBoardTracker:
+    """Writes event files into ``tensorboard/`` of the trial: the loss of every step, the rows of every epoch."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._writer: Any = None
+
+    def _open(self, step: int) -> Any:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # After a resume, what a lost attempt wrote beyond this step is hidden.
+            self._writer = SummaryWriter(str(self._store.local_folder(TENSORBOARD_FOLDER)), purge_step=step)
+        return self._writer
+
+    def on_step(self, step: int, loss: float, lr: float) -> None:
+        """Loss and learning rate, by step."""
+        writer = self._open(step)
+        writer.add_scalar("step/loss", loss, step)
+        writer.add_scalar("step/lr", lr, step)
+
+    def on_epoch(self, row: Row) -> None:
+        """The row, by step, so that runs with other batch sizes compare on the same axis."""
+        step = int(row["step"] or 0)
+        writer = self._open(step)
+        for key, value in _measured(row).items():
+            writer.add_scalar(key, value, step)
+        writer.flush()
+        self._store.publish(TENSORBOARD_FOLDER)
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class WandbTracker:
+    """Logs to W&B under the run id given; offline where there is no key."""
+
+    def __init__(self, store: Store, *, run_id: str, group: str, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError("track: wandb is not installed; pip install 'mbcl[wandb]'") from error
+        mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_key() else "offline")
+        self._run = wandb.init(
+            id=run_id or None,
+            name=run_id or None,
+            group=group or None,
+            project=os.environ.get("WANDB_PROJECT", "mbcl"),
+            dir=str(store.local_folder(".")),
+            config=dict(config),
+            mode=mode,  # type: ignore[arg-type]  # an environment variable may hold any text; wandb checks it
+            resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    def on_step(self, step: int, loss: float, lr: float) -> None:
+        """Steps are too many for a service; the rows carry their mean."""
+
+    def on_epoch(self, row: Row) -> None:
+        """The row, by step."""
+        self._run.log(_measured(row), step=int(row["step"] or 0))
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+def _wandb_key() -> bool:
+    """Whether W&B would find a key. The key itself is never read into mbcl."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return netrc.is_file() and "wandb" in netrc.read_text(errors="replace")
+
+
+def build_trackers(experiment: Experiment, store: Store, *, run_id: str, group: str) -> list[Observer]:
+    """The trackers that ``experiment.track`` names."""
+    trackers: list[Observer] = []
+    if "tensorboard" in experiment.track:
+        trackers.append(TensorBoardTracker(store))
+    if "wandb" in experiment.track:
+        config = experiment.model_dump(mode="json")
+        trackers.append(WandbTracker(store, run_id=run_id, group=group, config=config))
+    return trackers

@@ -1,0 +1,20 @@
+"""Pure tensor functions: similarity, losses, affinity. No state, no randomness, no collectives."""
+
+from mbcl.functional._affinity import affinity, log_affinity
+from mbcl.functional._checks import check_count, check_number, check_temperature
+from mbcl.functional._clip import clip
+from mbcl.functional._nt_xent import nt_xent
+from mbcl.functional._similarity import cosine_similarity, normalize, raise_half
+
+__all__ = [
+    "affinity",
+    "check_count",
+    "check_number",
+    "check_temperature",
+    "clip",
+    "cosine_similarity",
+    "log_affinity",
+    "normalize",
+    "nt_xent",
+    "raise_half",
+]

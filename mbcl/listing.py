@@ -1,0 +1,55 @@
+"""What the registries hold, in words: names, published names, parameters with their defaults."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mbcl.data import DATASETS, describe
+from mbcl.models import ENCODERS
+from mbcl.objectives import OBJECTIVES
+from mbcl.optim import OPTIMIZERS
+from mbcl.registry import Registry
+from mbcl.samplers import SAMPLERS
+
+_PROVIDED = {"batch_size", "num_samples", "in_channels", "architecture", "params"}
+
+
+def _signature(part: Callable[..., Any]) -> str:
+    parameters = inspect.signature(part).parameters.values()
+    shown = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in _PROVIDED]
+    return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in shown)
+
+
+def _parts(kind: str, registry: Registry[Any]) -> Iterator[str]:
+    yield f"{kind}:"
+    for name in registry:
+        part = registry[name]
+        aliases = f" (also {', '.join(registry.aliases(name))})" if registry.aliases(name) else ""
+        summary = (inspect.getdoc(part) or "").split("\n")[0]
+        yield f"  {name}({_signature(part)}){aliases}"
+        yield f"      {summary}"
+
+
+def lines(kind: str | None = None) -> Iterator[str]:
+    """The lines of ``mbcl list``.
+
+    Args:
+        kind: samplers, objectives, optimizers, encoders or datasets; all if None.
+    """
+    registries: dict[str, Registry[Any]] = {
+        "samplers": SAMPLERS,
+        "objectives": OBJECTIVES,
+        "optimizers": OPTIMIZERS,
+        "encoders": ENCODERS,
+    }
+    for name, registry in registries.items():
+        if kind in (None, name):
+            yield from _parts(name, registry)
+    if kind in (None, "encoders"):
+        yield "  and every classification architecture of torchvision, for example resnet18(stem='imagenet')"
+    if kind in (None, "datasets"):
+        yield "datasets:"
+        for name in DATASETS:
+            yield f"  {name}: {describe(name)}"

@@ -1,0 +1,53 @@
+"""The head between features and the space in which the objective compares views."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mbcl.errors import ConfigError
+from mbcl.models.activation import Activation, build_activation
+
+
+class Projector(nn.Module):
+    """Linear maps without bias, each but the last followed by batch norm and a nonlinearity, the last by batch norm.
+
+    The published form has two layers (features, 2048, 128), a ReLU between them, and a last batch norm without scale
+    and shift. Its output is not normalised to unit length: the objectives do that.
+
+    Args:
+        in_features: D of the encoder's features.
+        layers: linear layers; 1 is a linear head.
+        hidden: width of the layers but the last.
+        dim: D of the projections.
+        activation: relu, as published, or silu; see :mod:`mbcl.models.activation`.
+
+    Raises:
+        ConfigError: if a number is not positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_features: int,
+        layers: int = 2,
+        hidden: int = 2048,
+        dim: int = 128,
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_features", in_features), ("layers", layers), ("hidden", hidden), ("dim", dim)):
+            if value < 1:
+                raise ConfigError(f"projector: {name} must be at least 1, found {value}")
+        parts: list[nn.Module] = []
+        width = in_features
+        for _ in range(layers - 1):
+            parts += [nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), build_activation(activation)]
+            width = hidden
+        parts += [nn.Linear(width, dim, bias=False), nn.BatchNorm1d(dim, affine=False)]
+        self.net = nn.Sequential(*parts)
+        self.out_features = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_features) features to (B, dim) projections."""
+        projections: Tensor = self.net(x)
+        return projections

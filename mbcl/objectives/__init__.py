@@ -1,0 +1,11 @@
+"""Objectives: what a batch of two views is trained on.
+
+``build(name, **parameters)`` makes one by its name or published alias. To add one, write a module with one class,
+register it under a name, and import it here; configuration, command line and tests read the registry.
+"""
+
+from mbcl.objectives._base import OBJECTIVES, Candidates, Distribution, Objective, build
+from mbcl.objectives._clip import CLIP
+from mbcl.objectives._simclr import SimCLR
+
+__all__ = ["CLIP", "OBJECTIVES", "Candidates", "Distribution", "Objective", "SimCLR", "build"]

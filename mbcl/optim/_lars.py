@@ -1,0 +1,107 @@
+"""LARS: layer-wise adaptive rate scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mbcl.functional import check_number
+
+
+class LARS(Optimizer):
+    r"""SGD with momentum whose steps are scaled, tensor by tensor, to the size of the tensor.
+
+    For a tensor p with more than one dimension, weight decay w and trust coefficient c:
+
+    .. math:: g' = s\,(g + w p), \quad s = c\,\|p\| / \|g + w p\|
+        \quad (s = 1 \text{ if either norm is } 0)
+
+    For a tensor with at most one dimension (biases, batch norm) :math:`g' = g`: no decay, no scaling. Then
+    :math:`m \leftarrow \mu m + g'` and :math:`p \leftarrow p - \eta m`. The rate :math:`\eta` multiplies outside the
+    momentum, so a change of it rescales the whole history. A zero gradient with w > 0 leaves the decay term, which is
+    itself scaled: g' = c p whatever w.
+
+    Args:
+        params: tensors or parameter groups.
+        lr: :math:`\eta`, at least 0.
+        momentum: :math:`\mu`, in [0, 1].
+        weight_decay: w, at least 0.
+        trust_coefficient: c, above 0.
+
+    Raises:
+        ConfigError: if a value is out of range.
+        ValueError: if a gradient is sparse.
+
+    Reference:
+        You et al., Large Batch Training of Convolutional Networks, arXiv 1708.03888, algorithm 1, in the form of the
+        published method's training, where decay enters the norm and 1-d tensors are left out.
+
+    Example:
+        >>> p = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
+        >>> p.grad = torch.tensor([[0.0, 1.0]])
+        >>> LARS([p], lr=1.0, weight_decay=0.0, trust_coefficient=0.1).step()  # the step is 0.1 * 5 long
+        >>> p.data
+        tensor([[3.0000, 3.5000]])
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-6,
+        trust_coefficient: float = 0.001,
+    ) -> None:
+        check_number("momentum", momentum, least=0.0, most=1.0)
+        check_number("weight_decay", weight_decay, least=0.0)
+        check_number("trust_coefficient", trust_coefficient, above=0.0)
+        check_number("lr", lr, least=0.0)
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+        }
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step.
+
+        Args:
+            closure: evaluates the model again and returns the loss; optional.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, p.grad, group)
+        return loss
+
+    def _update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        """Move one tensor."""
+        if gradient.is_sparse:
+            raise ValueError("LARS: sparse gradients are not supported")
+        if p.ndim > 1:
+            gradient = gradient.add(p, alpha=group["weight_decay"])
+            # Tensors, not Python numbers: a step never waits for the device.
+            p_norm, g_norm = torch.linalg.vector_norm(p), torch.linalg.vector_norm(gradient)
+            scaled = group["trust_coefficient"] * p_norm / g_norm
+            gradient = gradient * torch.where((p_norm > 0) & (g_norm > 0), scaled, torch.ones_like(scaled))
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        momentum = state["momentum_buffer"]
+        momentum.mul_(group["momentum"]).add_(gradient)
+        p.sub_(momentum * group["lr"])

@@ -1,0 +1,198 @@
+"""What a person sees: a progress display, one line a finished trial, a table at the end. The only place that prints."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console as Screen
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mbcl.orchestration.resources import Need
+from mbcl.orchestration.results import trial_folder
+from mbcl.orchestration.trials import Trials, short
+from mbcl.storage import Store
+from mbcl.study import StudyRecord, TrialRecord
+
+METRICS_FILE = "metrics.jsonl"
+TABLE_METRICS = ("retrieval/u2v/top1", "plan/lift")
+PLAIN_WIDTH = 160
+"""Columns where the output is not a terminal: nothing there wraps a table."""
+
+
+def label(parameters: dict[str, Any]) -> str:
+    """A setting in a few characters: ``osgd, k 20, q 5``; published defaults stay out of it."""
+    words = []
+    for key, value in parameters.items():
+        if isinstance(value, dict) and "name" in value:
+            numbers = [f"{name} {short(v)}" for name, v in value.items() if isinstance(v, int) and name != "name"]
+            words.append(", ".join([str(value["name"]), *numbers]))
+        else:
+            words.append(f"{key.split('.')[-1]} {short(value)}")
+    return "; ".join(words)
+
+
+class Console:
+    """A :class:`~mbcl.orchestration.runner.Watcher` for people.
+
+    Args:
+        quiet: only the last lines.
+        trials: the whole space.
+        store: the results folder.
+        study: its record.
+    """
+
+    def __init__(self, trials: Trials, store: Store, study: StudyRecord, *, quiet: bool) -> None:
+        self._trials = trials
+        self._epochs = {spec.trial_id: spec.experiment.train.epochs for spec in trials.specs}
+        self._store = store
+        self._study = study
+        self._quiet = quiet
+        self._screen = Screen(highlight=False)
+        if not self._screen.is_terminal:
+            self._screen.width = PLAIN_WIDTH
+        self._progress: Progress | None = None
+        self._all: TaskID | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def say(self, text: str) -> None:
+        """One line, unless quiet."""
+        if not self._quiet:
+            self._screen.print(escape(text), soft_wrap=True)
+
+    def conclude(self, text: str) -> None:
+        """One of the last lines, which are printed always."""
+        self._screen.print(escape(text), soft_wrap=True)
+
+    def begin(self, num_todo: int, need: Need, concurrency: int) -> None:
+        """Say what is about to happen."""
+        total, settings = len(self._trials.specs), len({spec.setting for spec in self._trials.specs})
+        seeds = total // max(1, settings)
+        self.say(f"{self._study.name}: {self._study.question}" if self._study.question else self._study.name)
+        done = f", {total - num_todo} of them done" if num_todo < total else ""
+        self.say(f"{total} trials{done}: {settings} settings x {seeds} seeds; {concurrency} at a time, each {need}")
+        for note in self._trials.notes:
+            self.say(f"note: {note}")
+
+    @contextmanager
+    def progress(self, num_todo: int) -> Iterator[None]:
+        """The progress display, on a terminal; elsewhere nothing but the lines."""
+        if self._quiet or not self._screen.is_terminal:
+            yield
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self._screen, transient=True) as self._progress:
+            self._all = self._progress.add_task("trials", total=num_todo)
+            try:
+                yield
+            finally:
+                self._progress = None
+
+    def started(self, trial_id: str) -> None:
+        """A trial begins: a bar of epochs."""
+        if self._progress is not None:
+            words = f"{self._words(trial_id)}: starting"
+            self._tasks[trial_id] = self._progress.add_task(escape(words), total=self._epochs.get(trial_id, 1))
+
+    def look(self, trial_ids: Sequence[str]) -> None:
+        """Move the bars of running trials, from the metrics that they have written."""
+        if self._progress is None:
+            return
+        for trial_id in trial_ids:
+            row = _last_row(self._store, trial_id)
+            if row is not None and trial_id in self._tasks:
+                words = f"{self._words(trial_id)}: loss {_number(row.get('train/loss'))}"
+                if row.get("val/retrieval/top1") is not None:
+                    words += f", val {_number(row['val/retrieval/top1'])}"
+                self._progress.update(self._tasks[trial_id], completed=row.get("epoch", 0), description=escape(words))
+
+    def ended(self, trial_id: str) -> None:
+        """One line for a trial that has ended."""
+        record = self._study.trials[trial_id]
+        words = self._words(trial_id)
+        if record.status == "failed":
+            self.say(f"FAILED    {words}  {record.error}")
+        else:
+            metric = self._study.metric
+            seconds = record.seconds.get("total")
+            took = "" if seconds is None else f"  {seconds:.1f} s"
+            self.say(f"finished  {words}  {metric} {_number(record.metrics.get(metric))}{took}")
+        if self._progress is not None and self._all is not None:
+            self._progress.advance(self._all)
+            if trial_id in self._tasks:
+                self._progress.remove_task(self._tasks.pop(trial_id))
+
+    def _words(self, trial_id: str) -> str:
+        record = self._study.trials[trial_id]
+        return f"{trial_id}  {label(record.parameters)}, seed {record.seed}"
+
+    def table(self) -> None:
+        """The final table: one row a setting, over its finished seeds."""
+        metrics = [self._study.metric, *(name for name in TABLE_METRICS if name != self._study.metric)]
+        table = Table("setting", "seeds", *metrics, title=self._study.name, title_justify="left")
+        for group in self._study.settings().values():
+            finished = [record for record in group if record.status == "finished"]
+            cells = [_mean(finished, metric) for metric in metrics]
+            table.add_row(escape(label(group[0].parameters)), f"{len(finished)}/{len(group)}", *cells)
+        self._screen.print(table)
+        for trial_id, record in self._study.trials.items():
+            if record.status == "failed":
+                self.conclude(f"FAILED    {trial_id}  {record.error}")
+
+
+def dry_run(trials: Trials, fit: tuple[Need, int] | None, location: str) -> None:
+    """List every trial with its parameters and the resources that it needs.
+
+    Args:
+        trials: all of them.
+        fit: the need of one and how many run at a time; None where a cluster decides that.
+        location: the results folder.
+    """
+    screen = Screen(highlight=False)
+    need, together = ("what the cluster gives", "") if fit is None else (str(fit[0]), f", {fit[1]} at a time")
+    for spec in trials.specs:
+        parameters = ", ".join(f"{key} = {short(value)}" for key, value in spec.parameters.items())
+        screen.print(escape(f"{spec.trial_id}  seed {spec.seed}  {parameters}  [{need}]"), soft_wrap=True)
+    for note in trials.notes:
+        screen.print(escape(f"note: {note}"), soft_wrap=True)
+    count = len(trials.specs)
+    screen.print(
+        escape(f"{count} trial{'s' if count > 1 else ''}{together}, into {location}; nothing was started"),
+        soft_wrap=True,
+    )
+
+
+def error(text: str) -> None:
+    """The one line on stderr that every error ends in."""
+    Screen(stderr=True, highlight=False).print(escape(f"error: {' '.join(text.split())}"), soft_wrap=True)
+
+
+def _last_row(store: Store, trial_id: str) -> dict[str, Any] | None:
+    try:
+        lines = store.read_bytes(f"{trial_folder(trial_id)}/{METRICS_FILE}").splitlines()
+        return dict(json.loads(lines[-1])) if lines else None
+    except (OSError, ValueError):
+        return None
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _mean(records: list[TrialRecord], metric: str) -> str:
+    values = [value for record in records if (value := record.metrics.get(metric)) is not None]
+    if not values:
+        return "-"
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:.4f}"
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.4f} ± {half:.4f}"

@@ -1,0 +1,73 @@
+"""What a trial's driver is told, and what it answers. Plain data that travels between processes; no Ray here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mbcl.orchestration.resources import Need
+
+Metrics = dict[str, float | int | None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial to run.
+
+    Args:
+        trial_id: its name.
+        experiment: the resolved configuration as plain data.
+        store: where its folder is, a path or URI that every node opens.
+        scratch: where Ray may keep files of its own while the trial runs.
+        need: what its workers get.
+        group: the study that it belongs to.
+        num_tasks: how many pools are planned at a time.
+        verbose: whether Ray may talk.
+    """
+
+    trial_id: str
+    experiment: dict[str, Any]
+    store: str
+    scratch: str
+    need: Need
+    group: str
+    num_tasks: int
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a trial ended.
+
+    Args:
+        error: why it failed in one line; empty if it finished.
+        metrics: the final metrics by their contract names.
+        seconds: wall time by stage.
+    """
+
+    error: str = ""
+    metrics: Metrics = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def final_metrics(row: Mapping[str, Any], evaluated: Mapping[str, float]) -> Metrics:
+    """The last row of training, without its counters and clocks, and what the evaluation measured."""
+    kept = {key: value for key, value in row.items() if "/" in key and not key.startswith("time/")}
+    merged = {**kept, **evaluated}
+    return {key: value if value is None or math.isfinite(value) else None for key, value in merged.items()}
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line: its own words if it is meant for users, otherwise its kind too.
+
+    Ray wraps errors of other processes in tracebacks: the last line of those is the error itself.
+    """
+    from mbcl.errors import MbclError
+
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else ""
+    if isinstance(error, MbclError) or len(lines) > 1:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,200 @@
+"""The planner: one actor a trial, off the training workers, that plans pools as parallel Ray tasks.
+
+Protocol. Every rank puts its shard of the embeddings into the object store and deposits the reference; the ranks meet
+at a barrier; rank 0 asks for the plan. An actor that was killed and restarted in between has lost the references and
+says so instead of waiting; then every rank deposits again the reference that it still holds. A plan is a pure function
+of embeddings, seed, epoch and round, so the second attempt gives the same plan as the first would have.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+import torch
+
+from mbcl import dist
+from mbcl.dist import World
+from mbcl.engine.planning import make_plan, share_plan
+from mbcl.engine.protocols import PlanKey, PlannedBatches
+from mbcl.errors import MbclError, PlanError
+from mbcl.plan import Embeddings
+from mbcl.samplers import PoolPlan, Sampler
+from mbcl.samplers._base import FloatArray, PoolItem
+
+log = logging.getLogger(__name__)
+
+TRIES = 20
+"""How often a plan is asked for again after its planner was lost."""
+ANSWER_SECONDS = 120.0
+"""How long a restarting planner may take to take a shard."""
+PLAN_SECONDS = 3600.0
+"""How long one plan may take."""
+TASK_RETRIES = 5
+"""How often pools are planned again after their process died."""
+POOLS_A_TASK = 16
+"""At most this many pools travel to a task together: a task costs 2 ms, a pool of 128 samples plans in about that."""
+
+PoolFunction = Callable[[FloatArray, FloatArray, int], PoolPlan]
+
+
+@ray.remote(num_cpus=0, max_retries=TASK_RETRIES)
+def _plan_pools(function: PoolFunction, items: list[PoolItem]) -> list[PoolPlan]:
+    """Plan some pools in a process of their own, on one thread."""
+    torch.set_num_threads(1)
+    return [function(*item) for item in items]
+
+
+class TaskMap:
+    """Maps a function over pools in Ray tasks: at most ``num_tasks`` in flight, results in order.
+
+    Args:
+        num_tasks: how many run at a time; the results do not depend on it.
+    """
+
+    def __init__(self, num_tasks: int) -> None:
+        self._num_tasks = max(1, num_tasks)
+
+    def warm_up(self) -> None:
+        """Start the processes that will plan, while the trial's workers start: each imports torch for some seconds."""
+        for _ in range(self._num_tasks):
+            _plan_pools.remote(None, [])
+
+    def __call__(self, function: PoolFunction, items: Sequence[PoolItem]) -> list[PoolPlan]:
+        """``[function(*item) for item in items]``."""
+        shared = ray.put(function)
+        waiting: deque[ray.ObjectRef] = deque()
+        results: list[PoolPlan] = []
+        for group in self._groups(items):
+            if len(waiting) == self._num_tasks:
+                results.extend(ray.get(waiting.popleft()))
+            waiting.append(_plan_pools.remote(shared, group))
+        for reference in waiting:
+            results.extend(ray.get(reference))
+        return results
+
+    def _groups(self, items: Sequence[PoolItem]) -> Iterator[list[PoolItem]]:
+        """Neighbouring pools that one task plans; a group is made when a task can take it."""
+        size = min(POOLS_A_TASK, -(-len(items) // self._num_tasks))
+        for start in range(0, len(items), max(1, size)):
+            yield [items[index] for index in range(start, min(start + size, len(items)))]
+
+
+class Planner:
+    """Makes the plans of one trial. Holds the shards' references until their plan is made, and nothing else.
+
+    Args:
+        sampler: one that needs embeddings.
+        seed: the experiment's.
+        num_ranks: how many shards make the data set.
+        num_tasks: how many pools are planned at a time.
+    """
+
+    def __init__(self, sampler: Sampler, seed: int, num_ranks: int, num_tasks: int) -> None:
+        self._sampler = sampler
+        self._seed = seed
+        self._num_ranks = num_ranks
+        self._map = TaskMap(num_tasks)
+        self._map.warm_up()
+        self._shards: dict[PlanKey, dict[int, ray.ObjectRef]] = {}
+
+    def deposit(self, key: PlanKey, rank: int, shard: list[ray.ObjectRef]) -> None:
+        """Remember where a rank's shard lies. Shards of earlier plans, which nobody will ask for, are dropped."""
+        for old in [held for held in self._shards if (held.epoch, held.round) < (key.epoch, key.round)]:
+            del self._shards[old]
+        self._shards.setdefault(key, {})[rank] = shard[0]
+
+    def plan(self, key: PlanKey) -> PlannedBatches | MbclError | None:
+        """The plan of ``key``, the reason why there cannot be one, or None if shards are missing."""
+        held = self._shards.get(key, {})
+        if len(held) < self._num_ranks:
+            return None
+        try:
+            embeddings = Embeddings.concatenate(
+                [Embeddings(*(torch.tensor(a) for a in ray.get(held[rank]))) for rank in sorted(held)]
+            )
+            planned = make_plan(
+                self._sampler,
+                embeddings,
+                key,
+                num_samples=len(embeddings),
+                seed=self._seed,
+                map_pools=self._map,
+            )
+        except MbclError as error:
+            return error
+        del self._shards[key]
+        return planned
+
+    def held(self) -> int:
+        """How many shards are remembered."""
+        return sum(len(shards) for shards in self._shards.values())
+
+
+PlannerActor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Planner)
+"""A :class:`Planner` in a process of its own, started again whenever it dies, as long as its trial lives."""
+
+
+class RayPlanService:
+    """A rank's side of the planner: a plan service whose plans are made elsewhere.
+
+    Args:
+        planner: the trial's :data:`PlannerActor`.
+        sampler: the sampler's name.
+        seed: the experiment's.
+        world: this rank and the number of ranks.
+    """
+
+    def __init__(self, planner: Any, *, sampler: str, seed: int, world: World) -> None:
+        self._planner = planner
+        self._sampler = sampler
+        self._seed = seed
+        self._world = world
+        self._held: dict[PlanKey, ray.ObjectRef] = {}
+        self._asked: dict[PlanKey, ray.ObjectRef] = {}
+
+    def request(self, key: PlanKey, shard: Embeddings) -> None:
+        """Put the shard into the object store, deposit it, and (rank 0, when all have) ask for the plan."""
+        arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in (shard.z1, shard.z2, shard.indices)]
+        self._held[key] = ray.put(arrays)
+        self._deposit(key)
+
+    def receive(self, key: PlanKey) -> PlannedBatches:
+        """Wait for the plan; deposit again as often as the planner lost the shards.
+
+        Raises:
+            PlanError: on every rank alike, if there is no plan.
+        """
+        assert key in self._held, "receive comes after request"
+        planned: PlannedBatches | MbclError | None = None
+        for _ in range(TRIES):
+            if self._world.rank == 0:
+                planned = self._answer(key)
+            if dist.broadcast_object(planned is not None, self._world):
+                break
+            log.warning("the planner of epoch %d lost its shards; they are deposited again", key.epoch)
+            self._deposit(key)
+        else:
+            planned = PlanError(f"the planner was lost {TRIES} times while it made the plan of epoch {key.epoch}")
+        del self._held[key]
+        return share_plan(planned if self._world.rank == 0 else None, self._sampler, self._seed, key, self._world)
+
+    def _deposit(self, key: PlanKey) -> None:
+        ray.get(self._planner.deposit.remote(key, self._world.rank, [self._held[key]]), timeout=ANSWER_SECONDS)
+        dist.barrier(self._world)
+        if self._world.rank == 0:
+            self._asked[key] = self._planner.plan.remote(key)
+
+    def _answer(self, key: PlanKey) -> PlannedBatches | MbclError | None:
+        try:
+            answer: PlannedBatches | MbclError | None = ray.get(self._asked.pop(key), timeout=PLAN_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            return PlanError(f"no plan for epoch {key.epoch}, round {key.round} within {PLAN_SECONDS:g} s")
+        except ray.exceptions.RayActorError as error:
+            # Only while the actor restarts and Ray has given up on this call: ask again.
+            log.warning("the planner was lost: %s", str(error).splitlines()[0])
+            return None
+        return answer

@@ -1,0 +1,136 @@
+"""What one trial needs, what the machine or cluster has, and how many trials fit at a time. No Ray here.
+
+Ray waits for ever for resources that never come, so everything is compared before the first trial starts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mbcl.errors import ConfigError
+from mbcl.orchestration.space import Resources
+
+DRIVER_CPUS = 0.001
+"""Ray Tune refuses a trial driver with no resources at all; it only waits for others."""
+CPUS_A_WORKER = 2
+"""What ``auto`` reserves for a worker: one CPU for its training thread, one for the planner and Ray's own processes."""
+LEAST_CPUS = 0.45
+"""The smallest share that ``auto`` gives a worker: below, the machine is asked for too much."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine of the cluster."""
+
+    cpus: float
+    gpus: float = 0
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one trial needs.
+
+    Args:
+        workers: training processes.
+        cpus_per_worker: what Ray reserves for each.
+        gpus_per_worker: 0 or 1.
+        threads: how many threads torch uses in each, whatever runs beside it.
+    """
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: int
+    threads: int
+
+    @property
+    def cpus(self) -> float:
+        """All CPUs of a trial: workers and driver. Planner and evaluation reserve none: they run while workers wait."""
+        return (_milli(self.cpus_per_worker) * self.workers + _milli(DRIVER_CPUS)) / 1000
+
+    @property
+    def gpus(self) -> int:
+        """All GPUs of a trial. The evaluation takes one after the workers gave theirs back."""
+        return self.workers * self.gpus_per_worker
+
+    def __str__(self) -> str:
+        gpu = f", {self.gpus_per_worker} GPU" if self.gpus_per_worker else ""
+        plural = "s" if self.workers > 1 else ""
+        return f"{self.workers} worker{plural} with {self.cpus_per_worker:g} CPU{gpu} each; {self.cpus:g} CPU in all"
+
+
+def _milli(amount: float) -> int:
+    return round(amount * 1000)
+
+
+def this_machine() -> list[Node]:
+    """This machine as a cluster of one node: the CPUs that this process may use, and the GPUs that torch sees."""
+    import torch
+
+    affinity = getattr(os, "sched_getaffinity", None)
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return [Node(cpus, torch.cuda.device_count())]
+
+
+def resolve(asked: Resources, nodes: Sequence[Node]) -> Need:
+    """Decide what ``auto`` means on these nodes.
+
+    Raises:
+        ConfigError: if it cannot be decided within what the nodes have; the text holds the numbers.
+    """
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    use_gpu = gpus >= 1 if asked.gpu == "auto" else bool(asked.gpu)
+    if use_gpu and gpus < asked.workers:
+        raise ConfigError(
+            f"resources.workers: a trial of {asked.workers} workers needs {asked.workers} GPUs, there are {gpus:g}"
+            f"{' (resources.gpu: false trains on CPUs)' if asked.gpu == 'auto' else ''}"
+        )
+    explicit = asked.cpus_per_worker != "auto"
+    per_worker = float(asked.cpus_per_worker) if explicit else _auto_cpus(asked, cpus)
+    if not explicit and per_worker < LEAST_CPUS:
+        raise ConfigError(
+            f"resources.workers: {asked.workers} workers need at least {asked.workers * LEAST_CPUS:g} CPUs, there are "
+            f"{cpus:g} (resources.cpus_per_worker sets a smaller share)"
+        )
+    # One thread unless more is asked for: on busy cores two threads of a small network wait for each other, which made
+    # an epoch six times as long, and the last bits of a sum depend on the number of threads.
+    return Need(asked.workers, per_worker, int(use_gpu), max(1, int(per_worker)) if explicit else 1)
+
+
+def _auto_cpus(asked: Resources, cpus: float) -> float:
+    """A trial's even share of the CPUs, at most ``CPUS_A_WORKER`` a worker, rounded down to what Ray counts."""
+    trials = 1 if asked.max_concurrent_trials == "auto" else asked.max_concurrent_trials
+    total = min(_milli(CPUS_A_WORKER) * asked.workers, _milli(cpus) // trials)
+    return max(0, total - _milli(DRIVER_CPUS)) // asked.workers / 1000
+
+
+def concurrent_trials(need: Need, nodes: Sequence[Node], asked: Resources) -> int:
+    """How many trials run at a time, from the scarcest resource.
+
+    Raises:
+        ConfigError: if not even one fits, or fewer than ``resources.max_concurrent_trials``.
+    """
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    places = sum(_places(need, node) for node in nodes)
+    fitting = min(places // need.workers, _milli(cpus) // _milli(need.cpus))
+    if fitting < 1:
+        raise ConfigError(
+            f"resources: a trial needs {need}{f' and {need.gpus} GPU' if need.gpus else ''}, but there are {cpus:g} "
+            f"CPUs and {gpus:g} GPUs on {len(nodes)} node{'s' if len(nodes) > 1 else ''}, with room for {places} of "
+            f"{need.workers} workers"
+        )
+    if asked.max_concurrent_trials == "auto":
+        return fitting
+    if asked.max_concurrent_trials > fitting:
+        raise ConfigError(
+            f"resources.max_concurrent_trials: found {asked.max_concurrent_trials}, but only {fitting} fit: a trial "
+            f"needs {need}, there are {cpus:g} CPUs and {gpus:g} GPUs"
+        )
+    return int(asked.max_concurrent_trials)
+
+
+def _places(need: Need, node: Node) -> int:
+    """How many workers fit on one node."""
+    places = _milli(node.cpus) // max(1, _milli(need.cpus_per_worker))
+    return min(places, int(node.gpus)) if need.gpus_per_worker else places

@@ -1,0 +1,189 @@
+"""The results folder of a study: made, found again, locked; ``study.json`` first and always."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import mbcl
+from mbcl.errors import ConfigError
+from mbcl.orchestration.space import SpaceFile
+from mbcl.orchestration.trials import Trials, resolved_baseline, short, space_digest
+from mbcl.storage import LocalStore, Store, write_text
+from mbcl.study import STUDY_FILE, StudyRecord, TrialRecord, read_study, write_study
+
+SPACE_FILE = "space.yaml"
+LOCK_FILE = ".lock"
+SCRATCH = ".ray"
+PACKAGES = ("torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn")
+
+
+def trial_folder(trial_id: str) -> str:
+    """Where a trial's files lie in the results folder."""
+    return f"trials/{trial_id}"
+
+
+def versions() -> dict[str, str]:
+    """What this study ran with."""
+    found = {"mbcl": mbcl.__version__, "python": platform.python_version(), "git": _git_revision()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_revision() -> str:
+    """The revision of the source tree, marked if files differ from it; ``unknown`` outside of one."""
+    folder = Path(mbcl.__file__).parent
+    try:
+        words = [
+            subprocess.run(
+                ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10, check=True
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return words[0] + ("-modified" if words[1] else "")
+
+
+def new_study(file: SpaceFile, trials: Trials, title: str) -> StudyRecord:
+    """The record of a study of which nothing is done yet."""
+    return StudyRecord(
+        name=title,
+        question=file.space.question,
+        space_digest=space_digest(trials, file.space),
+        baseline=resolved_baseline(file.space),
+        metric=file.space.search.metric,
+        mode=file.space.search.mode,
+        versions=versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        trials={
+            spec.trial_id: TrialRecord(
+                ordinal=spec.ordinal,
+                setting=spec.setting,
+                seed=spec.seed,
+                sampler=spec.experiment.sampler.name,
+                objective=spec.experiment.objective.name,
+                parameters=spec.parameters,
+            )
+            for spec in trials.specs
+        },
+    )
+
+
+def check_new(store: Store, name: str) -> None:
+    """Refuse a folder that already holds results.
+
+    Raises:
+        ConfigError: offering ``--resume`` and ``--name``.
+    """
+    if store.exists(STUDY_FILE):
+        raise ConfigError(
+            f"--name {name}: {store.uri} already holds results; --resume runs what is missing there, "
+            f"--name OTHER starts anew elsewhere"
+        )
+    foreign = [found for found in store.list() if found != LOCK_FILE]
+    if foreign:
+        raise ConfigError(
+            f"--name {name}: {store.uri} holds files of something else ({foreign[0]}); choose another --name"
+        )
+
+
+def begin(store: Store, file: SpaceFile, trials: Trials, study: StudyRecord) -> None:
+    """Write ``study.json`` and ``space.yaml`` of a new study."""
+    write_study(store, study)
+    content = {
+        "given": file.given,
+        "set": list(file.overrides),
+        "resolved": file.space.model_dump(mode="json"),
+        "seeds": file.space.seeds,
+        "versions": study.versions,
+        "trials": [spec.trial_id for spec in trials.specs],
+    }
+    write_text(store, SPACE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def withdraw(store: Store) -> None:
+    """Take back what :func:`begin` wrote."""
+    for name in (STUDY_FILE, SPACE_FILE, SCRATCH):
+        store.delete(name)
+
+
+def reopen(store: Store, file: SpaceFile, trials: Trials) -> StudyRecord:
+    """The study in a folder, if the space still asks for the same.
+
+    Raises:
+        ConfigError: if there is none, or the first thing in which the two spaces differ.
+    """
+    if not store.exists(STUDY_FILE):
+        raise ConfigError(f"--resume: {store.uri} holds no {STUDY_FILE}; without --resume a new study starts there")
+    study = read_study(store)
+    if study.space_digest != space_digest(trials, file.space):
+        raise ConfigError(
+            f"--resume: {store.uri} was made from another space: {_difference(store, file)}; "
+            f"--name OTHER starts a new study"
+        )
+    return study
+
+
+def _difference(store: Store, file: SpaceFile) -> str:
+    try:
+        stored = yaml.safe_load(store.read_bytes(SPACE_FILE))["resolved"]
+    except (FileNotFoundError, yaml.YAMLError, KeyError, TypeError):
+        return f"its {SPACE_FILE} cannot be read, and its trials are others"
+    now = file.space.model_dump(mode="json")
+    for key, old, new in _differences(stored, now, ""):
+        if key.split(".")[0] not in ("name", "question", "resources", "scheduler"):
+            return f"{key} was {short(old)}, now it is {short(new)}"
+    return "a default has changed with the version of mbcl"
+
+
+def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):
+        yield path, old, new
+
+
+@contextmanager
+def lock(store: Store) -> Iterator[None]:
+    """Hold a local results folder for one sweep at a time. The lock ends with the process, however it ends.
+
+    Raises:
+        ConfigError: if another sweep holds it, or the folder cannot be written.
+    """
+    if not isinstance(store, LocalStore):
+        yield
+        return
+    path = store.folder / LOCK_FILE
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a+")
+    except OSError as error:
+        raise ConfigError(f"--results-dir: {store.uri} cannot be written: {error.strerror}") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            holder = stream.read().strip() or "unknown"
+            raise ConfigError(f"{store.uri}: another sweep is at work there (process {holder})") from error
+        stream.truncate(0)
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
+        yield

@@ -1,0 +1,174 @@
+"""Trials through Ray Tune. The sweep's process is the only writer of ``study.json``."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import ray
+import ray.tune
+from ray.tune.experiment import Trial
+
+from mbcl.orchestration.jobs import Answer, Job, one_line
+from mbcl.orchestration.resources import DRIVER_CPUS
+from mbcl.orchestration.trial import ANSWER, root, run_trial, submit_evaluation
+from mbcl.storage import Store
+from mbcl.study import StudyRecord, write_study
+
+DRIVER_RESTARTS = 2
+"""How often a trial whose driver process died is started again."""
+LOOK_SECONDS = 1.0
+"""How often the progress of running trials is looked up."""
+
+
+class Watcher(Protocol):
+    """Is told how trials go."""
+
+    def started(self, trial_id: str) -> None:
+        """A trial begins."""
+
+    def look(self, trial_ids: Sequence[str]) -> None:
+        """These trials are running; about once a second."""
+
+    def ended(self, trial_id: str) -> None:
+        """A trial has ended; its record says how."""
+
+
+class _Recorder(ray.tune.Callback):
+    """Writes ``study.json`` when a trial starts or ends, and tells the watcher."""
+
+    def __init__(self, store: Store, study: StudyRecord, watcher: Watcher) -> None:
+        self._store = store
+        self._study = study
+        self._watcher = watcher
+        self._running: dict[str, None] = {}
+        self._looked = time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune pickles its callbacks into snapshots of its own, which nobody reads."""
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Recorder:
+        return self
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        key = trial.config["trial_id"]
+        record = self._study.trials[key]
+        record.status, record.error = "running", ""
+        record.attempts += 1
+        self._running[key] = None
+        write_study(self._store, self._study)
+        self._watcher.started(key)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        found = (trial.last_result or {}).get(ANSWER)
+        answer = Answer(**found) if found else Answer("the trial's driver ended without an answer")
+        self.end(trial.config["trial_id"], answer)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        if trial.status == Trial.ERROR:
+            self.end(trial.config["trial_id"], Answer("the process of the trial's driver was lost"))
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if self._running and time.monotonic() - self._looked > LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._watcher.look(list(self._running))
+
+    def end(self, trial_id: str, answer: Answer) -> None:
+        """Record a trial's end."""
+        record = self._study.trials[trial_id]
+        record.status = "failed" if answer.error else "finished"
+        record.error = answer.error
+        record.seconds = {key: round(value, 3) for key, value in answer.seconds.items()}
+        if not answer.error:
+            record.metrics = answer.metrics
+        self._running.pop(trial_id, None)
+        write_study(self._store, self._study)
+        self._watcher.ended(trial_id)
+
+
+def run_trials(
+    jobs: Mapping[str, Job], *, store: Store, scratch: str, study: StudyRecord, concurrency: int, watcher: Watcher
+) -> None:
+    """Run trials through Ray Tune until each has ended.
+
+    Args:
+        jobs: the trials to run, in order, by name.
+        store: the results folder.
+        scratch: where Ray Tune may keep files of its own.
+        study: the record, changed in place and written after every trial.
+        concurrency: how many run at a time.
+        watcher: is told how they go.
+    """
+    trainable = ray.tune.with_resources(
+        ray.tune.with_parameters(run_trial, jobs=dict(jobs)), ray.tune.PlacementGroupFactory([{"CPU": DRIVER_CPUS}])
+    )
+    tuner = ray.tune.Tuner(
+        trainable,
+        param_space={"trial_id": ray.tune.grid_search(list(jobs))},
+        tune_config=ray.tune.TuneConfig(
+            max_concurrent_trials=concurrency,
+            # A driver process imports for 5 s; the next trial takes over the last one's. Sound as long as no
+            # scheduler stops trials early.
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["trial_id"],
+            trial_dirname_creator=lambda trial: trial.config["trial_id"],
+        ),
+        run_config=ray.tune.RunConfig(
+            name=f"tune-{uuid.uuid4().hex[:8]}",
+            storage_path=scratch,
+            verbose=0,
+            failure_config=ray.tune.FailureConfig(max_failures=DRIVER_RESTARTS),
+            callbacks=[_Recorder(store, study, watcher)],
+        ),
+    )
+    tuner.fit()
+
+
+def run_evaluations(
+    jobs: Mapping[str, Job],
+    settings: Mapping[str, dict[str, Any]],
+    *,
+    store: Store,
+    study: StudyRecord,
+    concurrency: int,
+    watcher: Watcher,
+) -> dict[str, str]:
+    """Evaluate finished trials again, so many at a time; their other metrics stay.
+
+    Args:
+        jobs: the trials.
+        settings: by trial, the evaluation block as plain data.
+        store: the results folder.
+        study: the record, changed in place and written after every trial.
+        concurrency: how many run at a time.
+        watcher: is told how they go.
+
+    Returns:
+        Why evaluations failed, by trial.
+    """
+    failures: dict[str, str] = {}
+    todo = list(jobs)
+    running: dict[ray.ObjectRef, str] = {}
+    while todo or running:
+        while todo and len(running) < concurrency:
+            key = todo.pop(0)
+            running[submit_evaluation(jobs[key], settings[key])] = key
+            watcher.started(key)
+        done, _ = ray.wait(list(running), num_returns=1)
+        key = running.pop(done[0])
+        record = study.trials[key]
+        try:
+            evaluated = ray.get(done[0])
+        except Exception as error:  # one trial's failure leaves the others alone
+            failures[key] = one_line(root(error))
+        else:
+            kept = {
+                name: value for name, value in record.metrics.items() if name.startswith(("train/", "plan/", "val/"))
+            }
+            record.metrics = {**kept, **evaluated}
+            write_study(store, study)
+        watcher.ended(key)
+    return failures

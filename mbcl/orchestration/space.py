@@ -1,0 +1,212 @@
+"""The space file: what a study asks for. Parsed and checked without Ray; :mod:`.trials` expands it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, model_validator
+
+from mbcl.configuration import Section, apply_overrides, read_yaml, validate
+from mbcl.errors import ConfigError, nearest
+from mbcl.experiment import Experiment
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+DOMAINS = ("grid", "choice")
+PLANNED_DOMAINS = ("uniform", "loguniform", "randint")
+VALIDATION_METRIC = "val/retrieval/top1"
+SEARCHABLE = (VALIDATION_METRIC, "train/loss", "plan/loss", "plan/lift", "plan/coverage")
+
+
+def check_name(name: str, key: str) -> str:
+    """A name that stays inside the results folder.
+
+    Raises:
+        ConfigError: if it could leave it, or cannot be a folder's name everywhere.
+    """
+    if not SAFE_NAME.fullmatch(name):
+        raise ConfigError(
+            f"{key}: found {name!r}, allowed are at most 100 letters, digits, '.', '_', '-', first a letter or digit"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The values that one key takes.
+
+    Args:
+        kind: ``grid`` (every value) or ``choice`` (one value a draw).
+        values: what is allowed, in the order of the file.
+    """
+
+    kind: str
+    values: tuple[Any, ...]
+
+
+def _domain(block: Any) -> Domain:
+    if isinstance(block, Domain):
+        return block
+    example = "{grid: [1, 2]}"
+    if not isinstance(block, Mapping) or len(block) != 1:
+        raise ConfigError(f"expected a block with one domain ({', '.join(DOMAINS)}) such as {example}, found {block!r}")
+    kind, values = next(iter(block.items()))
+    if kind in PLANNED_DOMAINS:
+        raise ConfigError(f"domain {kind!r} is not available in this version; allowed: {', '.join(DOMAINS)}")
+    if kind not in DOMAINS:
+        raise ConfigError(f"unknown domain {kind!r}; {nearest(str(kind), DOMAINS)}")
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f"{kind}: expected a list of at least one value, found {values!r}")
+    return Domain(kind, tuple(values))
+
+
+def _one_of(*allowed: Any, number: type | None = None, least: float = 0) -> BeforeValidator:
+    """A validator for ``auto`` or a number or a switch, with one line instead of one error a branch of the union."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, bool | str):
+            fits = any(type(value) is type(word) and value == word for word in allowed)
+        else:
+            whole = isinstance(value, int)
+            fits = number is not None and (whole or (number is float and isinstance(value, float))) and value >= least
+        if fits:
+            return value
+        words = [{True: "true", False: "false"}.get(word, word) for word in allowed]
+        if number is not None:
+            words.append(f"a {'whole ' if number is int else ''}number of at least {least:g}")
+        raise ConfigError(f"found {value!r}, allowed: {', '.join(words)}")
+
+    return BeforeValidator(check)
+
+
+class Search(Section):
+    """How settings are drawn, and what "best" means."""
+
+    num_samples: int = Field(default=1, ge=1)
+    metric: str = VALIDATION_METRIC
+    mode: Literal["min", "max"] = "max"
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _known_metric(self) -> Search:
+        if self.metric not in SEARCHABLE:
+            why = " (the test split is read once, at the end)" if self.metric.startswith("retrieval/") else ""
+            raise ConfigError(f"metric {self.metric!r} cannot be searched on{why}; {nearest(self.metric, SEARCHABLE)}")
+        return self
+
+
+def _scheduler_name(name: Any) -> str:
+    if name != "fifo":
+        raise ConfigError(f"found {name!r}, this version knows only 'fifo'")
+    return str(name)
+
+
+class Scheduler(Section):
+    """Who decides which trials go on."""
+
+    name: Annotated[str, BeforeValidator(_scheduler_name)] = "fifo"
+
+
+class Resources(Section):
+    """What one trial gets. ``auto`` is decided by the machine or cluster, see :mod:`.resources`."""
+
+    workers: int = Field(default=1, ge=1)
+    gpu: Annotated[Any, _one_of("auto", True, False)] = "auto"
+    cpus_per_worker: Annotated[Any, _one_of("auto", number=float, least=0.1)] = "auto"
+    max_concurrent_trials: Annotated[Any, _one_of("auto", number=int, least=1)] = "auto"
+
+
+class _ExperimentBlock(Section):
+    """Only for error lines that begin with ``experiment.``."""
+
+    experiment: Experiment = Experiment()
+
+
+class Space(Section):
+    """One study: a question, a base experiment, and what varies."""
+
+    name: str | None = None
+    question: str = ""
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    baseline: dict[str, Any] = Field(default_factory=dict)
+    experiment: dict[str, Any] = Field(default_factory=dict)
+    space: dict[str, Annotated[Any, BeforeValidator(_domain), PlainSerializer(lambda d: {d.kind: list(d.values)})]]
+    search: Search = Search()
+    scheduler: Scheduler = Scheduler()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Space:
+        if self.name is not None:
+            check_name(self.name, "name")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ConfigError(f"seeds: found {self.seeds}, every seed may be given once")
+        if "seed" in self.experiment or "seed" in self.space:
+            raise ConfigError("seed: seeds are replicates of every setting, give them as the list `seeds`")
+        if not self.space:
+            raise ConfigError("space: it is empty; give at least one key such as sampler: {grid: [{name: shuffle}]}")
+        for key in self.space:
+            _check_key(key)
+        swept = sorted({key.split(".")[0] for key in self.space} & {"sampler", "objective"})
+        if swept and self.search.metric.startswith(("train/", "plan/")):
+            raise ConfigError(
+                f"search.metric: {self.search.metric} is what {' and '.join(swept)} change, so it cannot rank them; "
+                f"allowed: {VALIDATION_METRIC}"
+            )
+        return self
+
+
+def _check_key(key: str) -> None:
+    """Refuse a swept key that is not in an experiment, as far as the sections alone can tell."""
+    model: Any = Experiment
+    walked: list[str] = []
+    for part in key.split("."):
+        if part not in model.model_fields:
+            raise ConfigError(f"space.{key}: unknown key {part!r}; {nearest(part, model.model_fields)}")
+        walked.append(part)
+        model = model.model_fields[part].annotation
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return  # a plain value, or a part whose own parameters are checked when it is built
+
+
+def experiment_of(content: dict[str, Any], source: str) -> Experiment:
+    """Validate an ``experiment`` block; error lines begin with the source and ``experiment.``.
+
+    Raises:
+        ConfigError: for the first wrong key or value.
+    """
+    return validate(_ExperimentBlock, {"experiment": content}, source).experiment
+
+
+@dataclass(frozen=True)
+class SpaceFile:
+    """A space and where it came from.
+
+    Args:
+        path: the file.
+        given: its content, before any override.
+        overrides: the ``--set`` strings.
+        space: the result.
+    """
+
+    path: Path
+    given: dict[str, Any]
+    overrides: tuple[str, ...]
+    space: Space
+
+
+def read_space(path: Path | str, overrides: list[str] | None = None) -> SpaceFile:
+    """Read a space file, apply ``--set`` overrides, and check it as far as the file alone decides.
+
+    Raises:
+        ConfigError: naming the file, the key, what was found and what is allowed.
+    """
+    given = read_yaml(path)
+    content = read_yaml(path)
+    apply_overrides(content, overrides or [])
+    space = validate(Space, content, str(path))
+    experiment_of(space.experiment, str(path))
+    return SpaceFile(Path(path), given, tuple(overrides or ()), space)

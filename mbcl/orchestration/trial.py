@@ -1,0 +1,96 @@
+"""One trial as Ray Tune runs it: planner, training, evaluation, answer. What is done already is not done again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import ray
+import ray.tune
+import torch
+
+from mbcl.evaluation import evaluate
+from mbcl.experiment import Evaluation, Experiment
+from mbcl.orchestration.jobs import Answer, Job, final_metrics, one_line
+from mbcl.orchestration.planner import PlannerActor
+from mbcl.orchestration.training import run_training
+from mbcl.storage import open_store
+
+ANSWER = "answer"
+"""The key of Ray Tune's result that holds the answer."""
+EVALUATION_RETRIES = 3
+
+
+def run_trial(config: dict[str, Any], jobs: Mapping[str, Job]) -> None:
+    """The function that Ray Tune calls for every trial. It never raises: a failure is an answer, too.
+
+    Args:
+        config: holds the ``trial_id``.
+        jobs: all trials of the sweep.
+    """
+    job = jobs[config["trial_id"]]
+    start = time.time()
+    try:
+        answer = _run(job, start)
+    except Exception as error:  # whatever went wrong belongs to this trial alone
+        answer = Answer(one_line(root(error)), seconds={"total": time.time() - start})
+    ray.tune.report({ANSWER: asdict(answer)})
+
+
+def _run(job: Job, start: float) -> Answer:
+    experiment = Experiment.model_validate(job.experiment)
+    planner = _start_planner(job, experiment)
+    try:
+        trained = run_training(job, planner)
+    finally:
+        if planner is not None:
+            ray.kill(planner)
+    seconds = {"startup": trained.entered - start, "training": trained.seconds}
+    if trained.error:
+        return Answer(trained.error, seconds=seconds | {"total": time.time() - start})
+    evaluation_start = time.time()
+    evaluated = ray.get(submit_evaluation(job))
+    seconds["evaluation"] = time.time() - evaluation_start
+    seconds["total"] = time.time() - start
+    seconds["ray"] = seconds["total"] - seconds["training"] - seconds["evaluation"]
+    return Answer(metrics=final_metrics(trained.row, evaluated), seconds=seconds)
+
+
+def _start_planner(job: Job, experiment: Experiment) -> Any | None:
+    """The trial's planner, owned by this driver so that it ends with it; None where no planner is needed."""
+    sampler = experiment.build_sampler()
+    if not sampler.needs_embeddings or experiment.planner.where != "tasks":
+        return None
+    return PlannerActor.remote(sampler, experiment.seed, job.need.workers, job.num_tasks)
+
+
+def submit_evaluation(job: Job, settings: dict[str, Any] | None = None) -> ray.ObjectRef:
+    """Evaluate a trial's last checkpoint in a Ray task of its own. A task whose process dies is started again.
+
+    Args:
+        job: the trial.
+        settings: the evaluation block as plain data; the experiment's own by default.
+    """
+    options = _evaluate.options(num_gpus=min(1, job.need.gpus_per_worker), max_retries=EVALUATION_RETRIES)
+    return options.remote(job, settings)
+
+
+@ray.remote(num_cpus=0)
+def _evaluate(job: Job, settings: dict[str, Any] | None) -> dict[str, float]:
+    torch.set_num_threads(job.need.threads)
+    chosen = None if settings is None else Evaluation.model_validate(settings)
+    device = "cuda" if job.need.gpus_per_worker else "cpu"
+    return evaluate(open_store(job.store), settings=chosen, device=device)
+
+
+def root(error: BaseException) -> BaseException:
+    """The error of the process where it happened, out of what Ray wrapped around it."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        return root(failures[min(failures)])
+    inner = getattr(error, "cause", None)
+    if isinstance(inner, BaseException):
+        return root(inner)
+    return error

@@ -1,0 +1,220 @@
+"""From a space to its trials: every setting with every seed, in an order and under names that never change."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mbcl.configuration import set_path
+from mbcl.errors import ConfigError
+from mbcl.experiment import Experiment
+from mbcl.objectives import OBJECTIVES
+from mbcl.optim import OPTIMIZERS
+from mbcl.orchestration.space import Space, SpaceFile, experiment_of
+from mbcl.registry import Registry
+from mbcl.samplers import SAMPLERS
+from mbcl.seeding import numpy_generator
+
+PARTS: dict[str, Registry[Any] | None] = {
+    "sampler": SAMPLERS,
+    "objective": OBJECTIVES,
+    "optimizer": OPTIMIZERS,
+    "encoder": None,  # torchvision's names, too
+}
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One trial: a setting with one seed.
+
+    Args:
+        trial_id: ordinal and digest of the resolved experiment, the same on every run of the same space.
+        ordinal: its place in the space's order.
+        setting: which setting it belongs to; its other seeds share it.
+        seed: the replicate.
+        parameters: the swept keys with their resolved values, in the order of the space file.
+        experiment: the resolved configuration.
+    """
+
+    trial_id: str
+    ordinal: int
+    setting: int
+    seed: int
+    parameters: dict[str, Any]
+    experiment: Experiment
+
+
+@dataclass(frozen=True)
+class Trials:
+    """All trials of a space.
+
+    Args:
+        specs: in order; the seeds of a setting stand together.
+        notes: what the user should know about them, one line each.
+    """
+
+    specs: tuple[TrialSpec, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def by_id(self) -> dict[str, TrialSpec]:
+        """The trials by name."""
+        return {spec.trial_id: spec for spec in self.specs}
+
+
+def expand(file: SpaceFile) -> Trials:
+    """The trials of a space: grids x draws of the choices x seeds.
+
+    Raises:
+        ConfigError: if a setting is not a valid experiment, is given twice, does not fit the number of workers, or if
+            the baseline is none of them.
+    """
+    space, source = file.space, str(file.path)
+    settings: list[tuple[dict[str, Any], Experiment]] = []
+    seen: dict[str, int] = {}
+    repeated = 0
+    base = experiment_of(space.experiment, source).model_dump(mode="json")
+    random = any(domain.kind == "choice" for domain in space.space.values())
+    for chosen in _chosen(space, source):
+        experiment = _experiment(base, chosen, space, source)
+        identity = json.dumps(experiment.model_dump(mode="json"), sort_keys=True)
+        if identity in seen and not random:
+            raise ConfigError(
+                f"{source}: space: setting {len(settings)} ({_words(chosen)}) is the same experiment as setting "
+                f"{seen[identity]}; remove one"
+            )
+        if identity in seen:
+            repeated += 1
+            continue
+        seen[identity] = len(settings)
+        settings.append((_resolved(experiment, chosen), experiment))
+    _check_baseline(space, [experiment for _, experiment in settings], source)
+    notes = (f"{repeated} draws repeat an earlier setting and are left out",) if repeated else ()
+    return Trials(tuple(_specs(space, settings)), notes)
+
+
+def _chosen(space: Space, source: str) -> Iterator[dict[str, Any]]:
+    """The values of the swept keys, setting by setting. Every grid point gets the same draws, so that they pair."""
+    grids = [[(key, value) for value in domain.values] for key, domain in space.space.items() if domain.kind == "grid"]
+    choices = {key: domain.values for key, domain in space.space.items() if domain.kind == "choice"}
+    if space.search.num_samples > 1 and not choices:
+        raise ConfigError(
+            f"{source}: search.num_samples: found {space.search.num_samples}, but the space has only grids, so every "
+            f"draw would be the same; allowed: 1 (for replicates give more `seeds`)"
+        )
+    for draw in range(space.search.num_samples):
+        drawn = {
+            key: values[int(numpy_generator(space.search.seed, f"search:{key}", draw).integers(len(values)))]
+            for key, values in choices.items()
+        }
+        for point in itertools.product(*grids):
+            chosen = {**dict(point), **drawn}
+            yield {key: chosen[key] for key in space.space}
+
+
+def _experiment(base: dict[str, Any], chosen: Mapping[str, Any], space: Space, source: str) -> Experiment:
+    content = copy.deepcopy(base)
+    where = f"{source}: space ({_words(chosen)})"
+    # Whole blocks first: a key inside one of them is meant for the new block.
+    for key in sorted(chosen, key=lambda key: key.count(".")):
+        try:
+            set_path(content, key, copy.deepcopy(chosen[key]))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    experiment = experiment_of(content, where)
+    if experiment.train.batch_size % space.resources.workers:
+        raise ConfigError(
+            f"{source}: resources.workers: found {space.resources.workers}, but experiment.train.batch_size "
+            f"{experiment.train.batch_size} is not divisible by it"
+        )
+    return experiment
+
+
+def _words(chosen: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {short(value)}" for key, value in chosen.items())
+
+
+def short(value: Any) -> str:
+    """A value of a space as one would type it: ``{name: osgd, k: 20}``."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {short(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(short(inner) for inner in value) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _resolved(experiment: Experiment, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    dump = experiment.model_dump(mode="json")
+    return {key: _get(dump, key) for key in chosen}
+
+
+def _get(dump: Mapping[str, Any], key: str) -> Any:
+    value: Any = dump
+    for part in key.split("."):
+        value = value[part] if isinstance(value, Mapping) and part in value else None
+    return value
+
+
+def _specs(space: Space, settings: list[tuple[dict[str, Any], Experiment]]) -> Iterator[TrialSpec]:
+    total = len(settings) * len(space.seeds)
+    width = max(3, len(str(total - 1)))
+    for setting, (parameters, base) in enumerate(settings):
+        for position, seed in enumerate(space.seeds):
+            ordinal = setting * len(space.seeds) + position
+            experiment = base.model_copy(update={"seed": seed})
+            trial_id = f"{ordinal:0{width}d}-{experiment.digest}"
+            yield TrialSpec(trial_id, ordinal, setting, seed, parameters, experiment)
+
+
+def resolved_baseline(space: Space) -> dict[str, Any]:
+    """The baseline with published names replaced by ours: ``{sampler: {name: shuffle}}``."""
+    result: dict[str, Any] = {}
+    for key, wanted in space.baseline.items():
+        block = {"name": wanted} if key in PARTS and isinstance(wanted, str) else wanted
+        registry = PARTS.get(key)
+        if registry is not None and isinstance(block, Mapping) and "name" in block:
+            block = {**block, "name": registry.canonical(str(block["name"]))}
+        result[key] = block
+    return result
+
+
+def matches(found: Any, wanted: Any) -> bool:
+    """Whether a resolved value is what a baseline asks for; a block may name only some of its keys."""
+    if isinstance(wanted, Mapping):
+        return isinstance(found, Mapping) and all(
+            key in found and matches(found[key], inner) for key, inner in wanted.items()
+        )
+    return bool(found == wanted)
+
+
+def _check_baseline(space: Space, experiments: list[Experiment], source: str) -> None:
+    try:
+        baseline = resolved_baseline(space)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: baseline: {error}") from error
+    dumps = [experiment.model_dump(mode="json") for experiment in experiments]
+    for key, wanted in baseline.items():
+        found = [short(_get(dump, key)) for dump in dumps]
+        if not any(matches(_get(dump, key), wanted) for dump in dumps):
+            raise ConfigError(
+                f"{source}: baseline.{key}: found {short(space.baseline[key])}, which is none of the settings: "
+                f"{', '.join(dict.fromkeys(found))}"
+            )
+    if not any(all(matches(_get(dump, key), wanted) for key, wanted in baseline.items()) for dump in dumps):
+        raise ConfigError(f"{source}: baseline: no setting matches all of {short(space.baseline)}")
+
+
+def space_digest(trials: Trials, space: Space) -> str:
+    """16 hexadecimal digits that are equal where two spaces ask for the same trials and rank them alike.
+
+    Resources and wording are left out: a study may be resumed on another machine, or with a better question.
+    """
+    asked = [[spec.trial_id for spec in trials.specs], space.search.metric, space.search.mode, resolved_baseline(space)]
+    return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,199 @@
+"""The two words that samplers, engine and planner share: what is known about the samples, and which meet when.
+
+Letters: N samples of the data set, M rows held, D dimensions, S batches of a plan, B samples a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbcl.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Two views' embeddings of some samples, un-normalised.
+
+    Args:
+        z1: (M, D) float, view 1. float16 and bfloat16 are raised to float32; float64 stays.
+        z2: (M, D) float, view 2, same dtype and device as ``z1``.
+        indices: (M,) int64, the data-set position of each row; ``arange(M)`` if omitted.
+
+    Raises:
+        PlanError: if shapes, dtypes or devices do not fit, or an entry is not finite.
+    """
+
+    z1: Tensor
+    z2: Tensor
+    indices: Tensor = field(default=None)  # type: ignore[assignment]  # filled below, never None afterwards
+
+    def __post_init__(self) -> None:
+        if self.z1.ndim != 2 or self.z1.shape != self.z2.shape:
+            raise PlanError(
+                f"embeddings must be two (M, D) tensors, found {tuple(self.z1.shape)} and {tuple(self.z2.shape)}"
+            )
+        if self.z1.dtype != self.z2.dtype or not self.z1.is_floating_point():
+            raise PlanError(f"embeddings must share one float dtype, found {self.z1.dtype} and {self.z2.dtype}")
+        if self.z1.device != self.z2.device:
+            raise PlanError(f"embeddings must be on one device, found {self.z1.device} and {self.z2.device}")
+        if self.z1.dtype in (torch.float16, torch.bfloat16):
+            object.__setattr__(self, "z1", self.z1.float())
+            object.__setattr__(self, "z2", self.z2.float())
+        for name in ("z1", "z2"):
+            finite = torch.isfinite(getattr(self, name)).all(dim=1)
+            if not bool(finite.all()):
+                bad = int((~finite).sum())
+                first = int((~finite).nonzero()[0, 0])
+                raise PlanError(f"embeddings {name}: {bad} of {len(finite)} rows are not finite, first row {first}")
+        if self.indices is None:
+            object.__setattr__(self, "indices", torch.arange(len(self.z1)))  # type: ignore[unreachable]
+        if self.indices.shape != (len(self.z1),) or self.indices.dtype != torch.int64:
+            raise PlanError(
+                f"indices must be ({len(self.z1)},) int64, found {tuple(self.indices.shape)} {self.indices.dtype}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.z1)
+
+    def ordered(self, num_samples: int) -> Embeddings:
+        """The same embeddings with row p holding data-set position p.
+
+        Raises:
+            PlanError: unless every position of ``range(num_samples)`` is held exactly once.
+        """
+        positions = self.indices.cpu()
+        in_range = len(positions) == 0 or bool((positions.min() >= 0) & (positions.max() < num_samples))
+        if len(positions) != num_samples or not in_range or len(torch.unique(positions)) != num_samples:
+            raise PlanError(
+                f"embeddings must hold each of the {num_samples} samples once, found {len(positions)} rows "
+                f"of {len(torch.unique(positions))} samples"
+            )
+        expected = torch.arange(num_samples)
+        if torch.equal(positions, expected):
+            return self
+        order = torch.argsort(positions).to(self.z1.device)
+        return Embeddings(self.z1[order], self.z2[order], expected)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
+        """The rows of all parts, in order; copies only if there are several."""
+        if len(parts) == 1:
+            return parts[0]
+        return Embeddings(
+            torch.cat([part.z1 for part in parts]),
+            torch.cat([part.z2 for part in parts]),
+            torch.cat([part.indices for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which samples meet in which step.
+
+    Args:
+        batches: (S, B) int64 CPU tensor of data-set positions, one row a batch, in training order.
+        sampler: name of the sampler that made it.
+        seed, epoch, round: what it was made for.
+        scores: (S,) float64 CPU tensor, the loss by which the sampler ranked each batch, or None.
+    """
+
+    batches: Tensor
+    sampler: str
+    seed: int = 0
+    epoch: int = 0
+    round: int = 0
+    scores: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.batches.ndim != 2 or self.batches.dtype != torch.int64 or self.batches.device.type != "cpu":
+            raise PlanError(
+                f"batches must be an (S, B) int64 CPU tensor, found {tuple(self.batches.shape)} "
+                f"{self.batches.dtype} on {self.batches.device}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits that are equal exactly where the batches are equal."""
+        content = np.ascontiguousarray(self.batches.numpy(), dtype="<i8")
+        return hashlib.blake2b(repr(content.shape).encode() + content.tobytes(), digest_size=16).hexdigest()
+
+    def coverage(self, num_samples: int) -> float:
+        """The share of the data set that the plan visits, in [0, 1]."""
+        return len(torch.unique(self.batches)) / num_samples
+
+    def validate(self, num_samples: int, *, distinct: bool) -> BatchPlan:
+        """Return the plan itself if it is sound.
+
+        Args:
+            num_samples: N; every position must be in ``range(N)``.
+            distinct: whether the sampler promises that no sample is visited twice in the plan.
+
+        Raises:
+            PlanError: if a position is out of range, or repeated in a batch, or (``distinct``) in the plan.
+        """
+        if self.batches.numel() == 0:
+            raise PlanError(f"{self.sampler}: the plan is empty")
+        low, high = int(self.batches.min()), int(self.batches.max())
+        if low < 0 or high >= num_samples:
+            raise PlanError(f"{self.sampler}: positions must be in 0..{num_samples - 1}, found {low}..{high}")
+        rows = self.batches.sort(dim=1).values
+        if bool((rows[:, 1:] == rows[:, :-1]).any()):
+            raise PlanError(f"{self.sampler}: a batch holds a sample twice")
+        if distinct and len(torch.unique(self.batches)) != self.batches.numel():
+            raise PlanError(f"{self.sampler}: the plan visits a sample twice")
+        return self
+
+    def save(self, path: Path | str) -> None:
+        """Write the plan as ``.npz`` (batches as int32), whole or not at all."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        scores = np.zeros(0) if self.scores is None else self.scores.numpy()
+        with temporary.open("wb") as stream:
+            np.savez(
+                stream,
+                batches=self.batches.numpy().astype(np.int32),
+                sampler=np.array(self.sampler),
+                seed=np.array(self.seed),
+                epoch=np.array(self.epoch),
+                round=np.array(self.round),
+                scores=scores,
+                digest=np.array(self.digest),
+            )
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+
+    @staticmethod
+    def load(path: Path | str) -> BatchPlan:
+        """Read a plan that :meth:`save` wrote.
+
+        Raises:
+            PlanError: if the file is not a plan or its digest does not match its batches.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                plan = BatchPlan(
+                    batches=torch.from_numpy(stored["batches"].astype(np.int64)),
+                    sampler=str(stored["sampler"]),
+                    seed=int(stored["seed"]),
+                    epoch=int(stored["epoch"]),
+                    round=int(stored["round"]),
+                    scores=torch.from_numpy(stored["scores"]) if len(stored["scores"]) else None,
+                )
+                digest = str(stored["digest"])
+        except (OSError, KeyError, ValueError) as error:
+            raise PlanError(f"{path}: not a batch plan ({error})") from error
+        if digest != plan.digest:
+            raise PlanError(f"{path}: the plan's digest does not match its batches")
+        return plan

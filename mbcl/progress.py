@@ -1,0 +1,43 @@
+"""Progress of one training on a console: one line an epoch, and a moving line within it where a person looks on."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from mbcl.engine.protocols import Row
+
+
+def epoch_line(row: Row, epochs: int) -> str:
+    """One epoch in words, for example ``epoch 3/10  loss 2.78  val top-1 0.278  plan lift 1.43  0.7 s``."""
+    parts = [f"epoch {row['epoch']}/{epochs}", f"loss {row['train/loss']:.4g}"]
+    for key, words in (("val/retrieval/top1", "val top-1"), ("plan/lift", "plan lift")):
+        value = row.get(key)
+        if value is not None:
+            parts.append(f"{words} {value:.3g}")
+    parts.append(f"{row['time/total']:.1f} s")
+    return "  ".join(parts)
+
+
+class EpochLines:
+    """An observer that prints."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+        self._console = Console(highlight=False)
+        self._status = self._console.status("reading data") if self._console.is_terminal else None
+        if self._status:
+            self._status.start()
+
+    def on_step(self, step: int, loss: float, lr: float) -> None:
+        """Move the line."""
+        if self._status:
+            self._status.update(f"step {step + 1}  loss {loss:.4g}  learning rate {lr:.3g}")
+
+    def on_epoch(self, row: Row) -> None:
+        """Print the epoch's line."""
+        self._console.print(epoch_line(row, self._epochs))
+
+    def close(self) -> None:
+        """Take the moving line away."""
+        if self._status:
+            self._status.stop()

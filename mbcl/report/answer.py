@@ -1,0 +1,138 @@
+"""What a study may claim, in sentences that its statistics carry."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from mbcl.report.statistics import ALPHA, Comparison, SettingSummary, shown_status
+from mbcl.report.wording import counted, interval, listed, number
+from mbcl.study import StudyRecord
+
+_CLAIMS = ("better", "worse", "higher", "lower")
+
+
+@dataclass
+class Answer:
+    """One sentence to remember and those that belong to it."""
+
+    headline: str
+    details: list[str] = field(default_factory=list)
+
+
+def status_counts(study: StudyRecord) -> dict[str, int]:
+    """How many trials ended how, in the contract's words; only what occurs."""
+    counts = Counter(shown_status(trial) for trial in study.trials.values())
+    return {status: counts[status] for status in ("finished", "stopped", "failed", "pending") if counts[status]}
+
+
+def answer(
+    study: StudyRecord, summaries: list[SettingSummary], comparisons: list[Comparison], metric: str | None
+) -> Answer:
+    """The answer to the study's question as far as it goes.
+
+    Args:
+        study: the study.
+        summaries: its settings.
+        comparisons: with the baseline, on ``metric``.
+        metric: the primary metric; None if nothing has been measured.
+    """
+    counts = status_counts(study)
+    if not study.trials:
+        return Answer("This study has no trials.")
+    if not counts.get("finished"):
+        ended = listed([f"{count} {status}" for status, count in counts.items()])
+        return Answer(f"No trial has finished, so there is no answer yet ({ended}).")
+    if metric is None:
+        return Answer("The finished trials measured no final metric, so there is nothing to compare.")
+    found = _compared(comparisons, metric) if comparisons else _uncompared(study, summaries, metric)
+    missing = [f"{counts[status]} {status}" for status in ("stopped", "failed", "pending") if counts.get(status)]
+    if missing:
+        found.details.append(
+            f"Of {counted(len(study.trials), 'trial')}, {listed(missing)}; only finished trials count here"
+            + (", so the answer may still change." if counts.get("pending") else ".")
+        )
+    return found
+
+
+def _reference(comparisons: list[Comparison]) -> str:
+    names = {comparison.baseline_label for comparison in comparisons}
+    return names.pop() if len(names) == 1 else "its baseline"
+
+
+def _compared(comparisons: list[Comparison], metric: str) -> Answer:
+    reference = _reference(comparisons)
+    holds = [c for c in comparisons if c.excludes_zero and c.p_holm is not None and c.p_holm < ALPHA]
+    hints = [c for c in comparisons if c.excludes_zero and c not in holds]
+    details = []
+    if holds:
+        sentences = [_claim([c for c in holds if c.verdict == word], word, reference, metric) for word in _CLAIMS]
+        headline = " ".join(sentence for sentence in sentences if sentence)
+    elif all(c.n < 2 for c in comparisons):
+        headline = f"Nothing can be concluded yet about {metric}: no setting shares two finished seeds with {reference}"
+        headline += ", so there are no intervals."
+    else:
+        headline = f"No setting is shown to differ from {reference} on {metric}."
+    if hints:
+        names = listed([f"{c.label} ({c.verdict})" for c in hints])
+        details.append(
+            f"{names}: the interval excludes 0 taken alone, but not after Holm's correction for "
+            f"{counted(hints[0].comparisons, 'comparison')}. That is a hint, not a result."
+        )
+    undecided = [_undecided(c) for c in comparisons if not c.excludes_zero]
+    if undecided and any(c.n > 1 for c in comparisons):
+        start = f"No difference from {reference} is shown for" if holds or hints else "Differences measured:"
+        details.append(f"{start} {listed(undecided)}.")
+    return Answer(headline, details)
+
+
+def _undecided(comparison: Comparison) -> str:
+    if comparison.difference is None:
+        return f"{comparison.label} (no shared seed)"
+    if comparison.n == 1:
+        return f"{comparison.label} ({number(comparison.difference, signed=True)}, one pair of seeds, so no interval)"
+    return (
+        f"{comparison.label} ({number(comparison.difference, signed=True)}, interval "
+        f"{interval(comparison, signed=True)}, n={comparison.n})"
+    )
+
+
+def second_opinion(comparisons: list[Comparison]) -> str:
+    """One sentence on what a further metric says; empty without comparisons."""
+    verdicts = [f"{c.label} {c.verdict}" for c in comparisons]
+    return f"On {comparisons[0].metric}: {'; '.join(verdicts)}." if verdicts else ""
+
+
+def _claim(comparisons: list[Comparison], word: str, reference: str, metric: str) -> str:
+    if not comparisons:
+        return ""
+    parts = [
+        f"{c.label} by {number(abs(c.difference or 0.0))} (95 % interval {interval(c, signed=True)}, n={c.n})"
+        for c in comparisons
+    ]
+    if len(parts) == 1:
+        label = comparisons[0].label
+        return f"{label} is {word} than {reference} on {metric}{parts[0].removeprefix(label)}."
+    return f"{word.capitalize()} than {reference} on {metric}: {listed(parts)}."
+
+
+def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str) -> Answer:
+    measured = [summary for summary in summaries if metric in summary.metrics]
+    best = (min if study.mode == "min" and study.metric == metric else max)(
+        measured, key=lambda summary: summary.metrics[metric].mean
+    )
+    found = best.metrics[metric]
+    spread = f"95 % interval {interval(found)}, n={found.n}" if found.n > 1 else "one seed, so no interval"
+    if len(summaries) == 1:
+        return Answer(
+            f"{best.label} reaches {metric} {number(found.mean)} ({spread}); there is nothing to compare with."
+        )
+    reason = (
+        "The study's baseline does not single out a setting to compare with"
+        if study.baseline
+        else "The study names no baseline"
+    )
+    headline = f"The highest mean {metric} is {number(found.mean)}, for {best.label} ({spread})."
+    if study.mode == "min" and study.metric == metric:
+        headline = headline.replace("The highest", "The lowest", 1)
+    return Answer(headline, [f"{reason}, so no difference between settings is tested here."])

@@ -1,0 +1,183 @@
+"""The figures of a study: final metrics with every seed, curves over the epochs, time by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from mbcl.report.curves import Curve, History, curve, stage_seconds
+from mbcl.report.pictures import GRID, INK, MUTED, SERIES, Picture, new_axes, render, shorten, style
+from mbcl.report.settings import Setting, baselines, settings_of
+from mbcl.report.statistics import Estimate, estimate, primary_metrics, value_of
+from mbcl.report.tables import STAGES
+from mbcl.report.wording import listed, number
+from mbcl.study import StudyRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CURVES = ("val/retrieval/top1", "train/loss", "plan/lift", "plan/loss")
+MOST_SETTINGS = 24
+"""More settings than that cannot be told apart in a figure; the tables have them all."""
+_LINES = ("-", "--", ":")
+_CURVE_NOTES = {
+    "train/loss": "Samplers that choose hard batches raise the training loss, so lower is not better here.",
+    "plan/lift": "At 1 (dashed) a planned batch is as hard as a random one; above 1 it is harder.",
+    "plan/loss": "Loss of the planned batches under the embeddings that the planner had.",
+    "val/retrieval/top1": "Measured on the validation split, never on the test split.",
+}
+
+
+def draw(study: StudyRecord, histories: dict[int, History]) -> list[Picture]:
+    """Every figure that the study has data for."""
+    settings, note = _chosen(study)
+    colours = {s.id: SERIES[i % len(SERIES)] for i, s in enumerate(settings)}
+    pictures: list[Picture | None] = []
+    with style():
+        pictures += [_final(study, settings, metric, colours, note) for metric in primary_metrics(study)]
+        pictures += [_curves(settings, histories, metric, colours, note) for metric in CURVES]
+        pictures.append(_times(settings, histories, note))
+    return [picture for picture in pictures if picture is not None]
+
+
+def _chosen(study: StudyRecord) -> tuple[list[Setting], str]:
+    """The settings that are drawn, and words for those that are not."""
+    settings = settings_of(study)
+    if len(settings) <= MOST_SETTINGS:
+        return settings, ""
+    metric = next(iter(primary_metrics(study)), "")
+    means = {s.id: found.mean for s in settings if (found := estimate([v for _, v in _values(s, metric)]))}
+    always = {s.id for s in baselines(study, settings)}
+    ranked = sorted(settings, key=lambda s: (s.id not in always, s.id not in means, -means.get(s.id, 0.0)))
+    kept = {s.id for s in ranked[:MOST_SETTINGS]}
+    note = f" Shown: the baseline and the highest means, {MOST_SETTINGS} of {len(settings)} settings."
+    return [s for s in settings if s.id in kept], note
+
+
+def _values(setting: Setting, metric: str) -> list[tuple[int, float]]:
+    finished = (trial for trial in setting.trials if trial.status == "finished")
+    return [(trial.seed, value) for trial in finished if (value := value_of(trial, metric)) is not None]
+
+
+def _file_name(prefix: str, metric: str) -> str:
+    # The first final metric that a study happens to have may be called anything.
+    return f"{prefix}_" + "".join(c if c.isascii() and c.isalnum() else "_" for c in metric)
+
+
+def _limits(values: Sequence[float], estimates: Iterable[Estimate]) -> tuple[float, float]:
+    """Room for every seed and for the intervals, unless one is so wide that the seeds would shrink to a line."""
+    low, high = min(values), max(values)
+    span = (high - low) or abs(high) * 0.05 or 1.0
+    for found in estimates:
+        if found.ci_low is not None and found.ci_high is not None:
+            low, high = min(low, found.ci_low), max(high, found.ci_high)
+    low, high = max(low, min(values) - 2 * span), min(high, max(values) + 2 * span)
+    return low - 0.08 * span, high + 0.08 * span
+
+
+def _final(
+    study: StudyRecord, settings: list[Setting], metric: str, colours: dict[int, str], note: str
+) -> Picture | None:
+    """Dots for the seeds, a diamond for the mean, a bar for the interval."""
+    values = {s.id: [value for _, value in _values(s, metric)] for s in settings}
+    shown = [s for s in settings if values[s.id]]
+    estimates = {s.id: found for s in shown if (found := estimate(values[s.id]))}
+    if not shown:
+        return None
+    figure, axes = new_axes(7.2, 1.0 + 0.42 * len(shown))
+    for row, setting in enumerate(shown):
+        found, colour = estimates[setting.id], colours[setting.id]
+        if found.ci_low is not None and found.ci_high is not None:
+            axes.plot([found.ci_low, found.ci_high], [row, row], color=colour, linewidth=5, alpha=0.35)
+        axes.scatter(values[setting.id], [row] * found.n, s=22, color=colour, zorder=3, linewidths=0)
+        axes.scatter([found.mean], [row], s=54, marker="D", facecolor="none", edgecolor=INK, linewidths=1.3, zorder=4)
+    reference = [s for s in baselines(study, shown) if s.id in estimates]
+    if len(reference) == 1 and len(shown) > 1:
+        axes.axvline(estimates[reference[0].id].mean, color=MUTED, linewidth=1, linestyle="--", zorder=1)
+    axes.set_yticks(range(len(shown)), [shorten(s.label) for s in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xlim(*_limits([v for s in shown for v in values[s.id]], estimates.values()))
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    axes.set_xlabel(metric, color=INK)
+    line = " The dashed line is the mean of the baseline." if len(reference) == 1 and len(shown) > 1 else ""
+    return render(
+        figure,
+        _file_name("final", metric),
+        title=metric,
+        caption="A dot is one seed, the diamond the mean, the bar its 95 % interval; a setting with one finished seed "
+        f"has no interval.{line} The axis does not start at 0, and very wide intervals run out of it.{note}",
+        alt=f"Final {metric}. "
+        + "; ".join(f"{s.label}: mean {number(estimates[s.id].mean)}, n={estimates[s.id].n}" for s in shown),
+    )
+
+
+def _curves(
+    settings: list[Setting], histories: dict[int, History], metric: str, colours: dict[int, str], note: str
+) -> Picture | None:
+    found = [(i, s, line) for i, s in enumerate(settings) if (line := curve(s, histories, metric))]
+    if not found:
+        return None
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = new_axes(4.7, 2.9 + 0.16 * (len(found) // 2))
+    for i, setting, line in found:
+        _draw_curve(axes, line, colours[setting.id], _LINES[i // len(SERIES) % len(_LINES)])
+    if metric == "plan/lift":
+        axes.axhline(1, color=MUTED, linewidth=1, linestyle="--", zorder=1)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_xlabel("epoch", color=INK)
+    axes.set_ylabel(metric, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, handlelength=1.4, fontsize=8.5)
+    seeds = max(line.seeds for _, _, line in found)
+    early = [shorten(s.label) for _, s, _ in found if all(trial.status != "finished" for trial in s.trials)]
+    note = f" No trial has finished yet for {listed(early)}; shown is what there is.{note}" if early else note
+    band = "Mean over the seeds; the band reaches from the lowest to the highest seed." if seeds > 1 else "One seed."
+    return render(
+        figure,
+        _file_name("curve", metric),
+        title=f"{metric} over the epochs",
+        caption=f"{band} {_CURVE_NOTES[metric]}{note}",
+        alt=f"{metric} by epoch. "
+        + "; ".join(f"{s.label}: from {number(line.mean[0])} to {number(line.mean[-1])}" for _, s, line in found),
+    )
+
+
+def _draw_curve(axes: Axes, line: Curve, colour: str, dashes: str) -> None:
+    if line.seeds > 1:
+        axes.fill_between(line.epochs, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
+    dot = "o" if len(line.epochs) == 1 else None
+    axes.plot(line.epochs, line.mean, dashes, color=colour, linewidth=1.7, marker=dot, label=shorten(line.label))
+
+
+def _times(settings: list[Setting], histories: dict[int, History], note: str) -> Picture | None:
+    """Stacked bars of what the epochs spend their time on."""
+    seconds = {s.id: stage_seconds(s, histories) for s in settings}
+    # Waiting for a plan contains its planning, or runs beside it: stacking both would count seconds twice.
+    stages = [stage for stage in STAGES if stage != "plan" and any(stage in found for found in seconds.values())]
+    shown = [s for s in settings if any(seconds[s.id].values())]
+    if not shown:
+        return None
+    figure, axes = new_axes(7.2, 1.2 + 0.42 * len(shown))
+    starts = [0.0] * len(shown)
+    for i, stage in enumerate(stages):
+        widths = [seconds[s.id].get(stage, 0.0) for s in shown]
+        axes.barh(range(len(shown)), widths, left=starts, height=0.56, color=SERIES[i % len(SERIES)], label=stage)
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    axes.set_yticks(range(len(shown)), [shorten(s.label) for s in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    axes.set_xlabel("seconds a trial", color=INK)
+    figure.legend(loc="outside upper left", ncols=len(stages), frameon=False, labelcolor=INK, handlelength=1)
+    return render(
+        figure,
+        "time",
+        title="Time by stage",
+        caption=f"Seconds of a trial by stage, summed over its epochs; mean over the finished seeds. "
+        f"wait is the time that training stood still for a plan, its planning included.{note}",
+        alt="Seconds by stage. "
+        + "; ".join(
+            f"{s.label}: " + ", ".join(f"{stage} {number(seconds[s.id].get(stage, 0.0))}" for stage in stages)
+            for s in shown
+        ),
+    )

@@ -1,0 +1,79 @@
+"""What the metrics mean, which way is better, and in which order a table shows them."""
+
+from __future__ import annotations
+
+import re
+
+_ORDER = ("retrieval", "val", "knn", "probe", "corrupted", "repr", "plan", "train", "sogclr", "time")
+
+_ENTRIES: tuple[tuple[str, int, str], ...] = (
+    # pattern, +1 higher is better, -1 lower is better, 0 neither; meaning
+    (
+        r"retrieval/u2v/top(\d+)",
+        1,
+        "share of test images whose own second view is among the {0} most similar of all second views",
+    ),
+    (
+        r"retrieval/v2u/top(\d+)",
+        1,
+        "the same the other way round: from the second view to the first, among the {0} most similar",
+    ),
+    (r"retrieval/.*/mrr", 1, "mean of 1/rank of the right view; 1 is perfect"),
+    (r"retrieval/.*/mean_rank", -1, "mean rank of the right view; 1 is perfect"),
+    (r"retrieval/.*/median_rank", -1, "median rank of the right view; 1 is perfect"),
+    (
+        r"val/retrieval/top1",
+        1,
+        "retrieval top-1 on the validation split, measured during training; search and schedulers see it alone",
+    ),
+    (r"corrupted/.*", 1, "retrieval top-1 with corrupted views, by severity"),
+    (r"knn/top1", 1, "accuracy of a nearest-neighbour classifier on the frozen features"),
+    (r"probe/top1", 1, "accuracy of a linear classifier on the frozen features"),
+    (r"repr/alignment", -1, "mean squared distance between the two views of an image, on the unit sphere"),
+    (r"repr/uniformity", -1, "how evenly the representations fill the unit sphere; lower is more even"),
+    (r"repr/effective_rank", 1, "how many directions the representations really use"),
+    (
+        r"plan/lift",
+        0,
+        "loss of the planned batches over the mean loss of random batches on the same embeddings; "
+        "1 is no harder than chance, above 1 is harder",
+    ),
+    (r"plan/loss", 0, "mean NT-Xent loss of the planned batches under the embeddings the planner had"),
+    (r"plan/seconds", -1, "seconds that computing a batch plan took"),
+    (r"plan/age", -1, "epochs since the embeddings that a plan was made from were computed, mean over samples"),
+    (r"plan/coverage", 0, "share of the training samples that a plan contains"),
+    (
+        r"train/loss",
+        0,
+        "mean loss of the trained batches; hard batches raise it, so it does not compare samplers or objectives",
+    ),
+    (r"train/lr", 0, "learning rate"),
+    (r"sogclr/u_age", -1, "epochs since SogCLR's moving average was updated, mean over samples"),
+    (r"time/plan", -1, "seconds that the planner computed, whether training waited or not"),
+    (r"time/wait", -1, "seconds that training stood still for a plan, transport included"),
+    (r"time/.*", -1, "seconds spent in a stage"),
+)
+
+
+def direction(metric: str) -> int:
+    """1 if higher is better, -1 if lower is better, 0 if neither."""
+    return next((sign for pattern, sign, _ in _ENTRIES if re.fullmatch(pattern, metric)), 0)
+
+
+def meaning(metric: str) -> str:
+    """One line that explains a metric; empty for an unknown one."""
+    for pattern, _, text in _ENTRIES:
+        if match := re.fullmatch(pattern, metric):
+            return text.format(*match.groups())
+    return ""
+
+
+def metric_order(metric: str) -> tuple[int, str, int, str]:
+    """Sort key: the test split first, what training and planning report after it, time last; top5 before top10."""
+    head, _, tail = metric.partition("/")
+    rank = _ORDER.index(head) if head in _ORDER else len(_ORDER)
+    digits = re.search(r"\d+$", tail)
+    stem = tail[: digits.start()] if digits else tail
+    parent, _, leaf = stem.rpartition("/")
+    kind = {"top": "0", "mrr": "1", "mean_rank": "2", "median_rank": "3"}.get(leaf, "0" + leaf)
+    return rank, f"{parent}/{kind}", int(digits.group()) if digits else 0, metric

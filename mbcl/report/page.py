@@ -1,0 +1,163 @@
+"""``report.html``: everything about a study on one page that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from mbcl.report import wording
+from mbcl.report.answer import answer, second_opinion, status_counts
+from mbcl.report.curves import History, stage_seconds, wall_seconds
+from mbcl.report.glossary import meaning, metric_order
+from mbcl.report.pictures import Picture
+from mbcl.report.settings import baselines, flatten, ordered_trials, settings_of, text_of
+from mbcl.report.statistics import (
+    Comparison,
+    SettingSummary,
+    final_metrics,
+    primary_metrics,
+    shown_status,
+    value_of,
+)
+from mbcl.report.tables import stage_order
+from mbcl.study import StudyRecord
+
+
+@dataclass(frozen=True)
+class TimeTable:
+    """Mean seconds by the label of a setting and by stage."""
+
+    title: str
+    wall: bool
+    stages: list[str]
+    rows: dict[str, dict[str, float]]
+
+
+def page(
+    study: StudyRecord,
+    summaries: list[SettingSummary],
+    comparisons: list[Comparison],
+    pictures: Sequence[Picture],
+    histories: dict[int, History],
+    space: str,
+) -> str:
+    """The page as HTML.
+
+    Args:
+        study: the study.
+        summaries: its settings.
+        comparisons: with the baseline, on every primary metric.
+        pictures: the figures.
+        histories: what the trials measured by epoch, by ordinal.
+        space: the text of ``space.yaml``; empty if there is none.
+    """
+    metrics = primary_metrics(study)
+    first = [c for c in comparisons if metrics and c.metric == metrics[0]]
+    context: dict[str, Any] = {
+        "study": study,
+        "answer": answer(study, summaries, first, metrics[0] if metrics else None),
+        "further": [second_opinion([c for c in comparisons if c.metric == metric]) for metric in metrics[1:]],
+        "counts": status_counts(study),
+        "metrics": metrics,
+        "side_metrics": _side_metrics(study, metrics),
+        "summaries": summaries,
+        "all_metrics": [m for m in final_metrics(study) if any(m in s.metrics for s in summaries)],
+        "baseline": ", ".join(f"{key}: {text_of(value)}" for key, value in flatten(study.baseline).items()),
+        "baseline_ids": {s.id for s in baselines(study, settings_of(study))},
+        "comparisons": comparisons,
+        "constant": any(c.constant for c in comparisons),
+        "tests": max((c.comparisons for c in comparisons), default=0),
+        "pictures": pictures,
+        "trials": _trial_rows(study, summaries, metrics),
+        "seeds": sorted({trial.seed for trial in study.trials.values()}),
+        "times": _times(study, histories),
+        "glossary": _glossary(study, histories),
+        "space": space,
+        "commands": _commands(study),
+        "report_command": f"mbcl report --results DIR/{shlex.quote(study.name)}",
+    }
+    return _environment().from_string(_resource("report.html")).render(context, css=Markup(_resource("report.css")))
+
+
+def _resource(name: str) -> str:
+    return resources.files("mbcl.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: wording.printable(value) if type(value) is str else value,
+    )
+    environment.filters |= {
+        "number": wording.number,
+        "interval": wording.interval,
+        "p_value": wording.p_value,
+        "seconds": wording.seconds,
+    }
+    environment.globals |= {"counted": wording.counted, "NOTHING": wording.NOTHING}
+    return environment
+
+
+def _side_metrics(study: StudyRecord, primary: list[str]) -> list[str]:
+    """Metrics that stand beside the primary ones: how hard the batches were, and the validation split."""
+    measured = {key for trial in study.trials.values() for key in trial.metrics if value_of(trial, key) is not None}
+    return [metric for metric in ("plan/lift", "val/retrieval/top1") if metric in measured and metric not in primary]
+
+
+def _trial_rows(study: StudyRecord, summaries: list[SettingSummary], metrics: list[str]) -> list[dict[str, Any]]:
+    names = {summary.setting: summary.label for summary in summaries}
+    return [
+        {
+            "id": key,
+            "label": names[trial.setting],
+            "seed": trial.seed,
+            "status": shown_status(trial),
+            "error": trial.error,
+            "attempts": trial.attempts,
+            "values": [value_of(trial, metric) for metric in metrics],
+            "seconds": trial.seconds.get("total"),
+        }
+        for key, trial in ordered_trials(study).items()
+    ]
+
+
+def _times(study: StudyRecord, histories: dict[int, History]) -> list[TimeTable]:
+    """From start to end, and inside the epochs; a table without rows is left out."""
+    settings = settings_of(study)
+    tables = [
+        _time_table("From start to end", {s.label: wall_seconds(s) for s in settings}, wall=True),
+        _time_table("Inside the epochs", {s.label: stage_seconds(s, histories) for s in settings}, wall=False),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _time_table(title: str, seconds: dict[str, dict[str, float]], *, wall: bool) -> TimeTable:
+    rows = {label: by_stage for label, by_stage in seconds.items() if by_stage}
+    return TimeTable(title, wall, sorted({stage for row in rows.values() for stage in row}, key=stage_order), rows)
+
+
+def _glossary(study: StudyRecord, histories: dict[int, History]) -> dict[str, str]:
+    """The metrics of this study that have a meaning worth a line."""
+    names = set(final_metrics(study)) | {key for rows in histories.values() for row in rows for key in row}
+    return {name: text for name in sorted(names, key=metric_order) if (text := meaning(name))}
+
+
+def _commands(study: StudyRecord) -> list[tuple[str, str]]:
+    name = shlex.quote(study.name)
+    again = shlex.quote(f"{study.name}-again")
+    commands = [
+        ("Run the whole study again, under a new name:", f"python run_ray.py --space SPACE.yaml --name {again}")
+    ]
+    if study.unfinished():
+        resume = f"python run_ray.py --space SPACE.yaml --name {name} --resume"
+        commands.insert(0, ("Run what is unfinished or failed:", resume))
+    return commands

@@ -1,0 +1,216 @@
+"""The settings of a study: their swept keys as flat columns, their labels, and which of them is the baseline."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mbcl.errors import ConfigError
+from mbcl.registry import Registry
+from mbcl.study import StudyRecord, TrialRecord
+
+FIXED_COLUMNS = ("trial_id", "status", "error", "sampler", "objective", "seed")
+"""What every row of ``results.csv`` starts with; a swept key of the same name adds no second column."""
+
+_REGISTRIES = {
+    "sampler": ("mbcl.samplers", "SAMPLERS"),
+    "objective": ("mbcl.objectives", "OBJECTIVES"),
+    "optimizer": ("mbcl.optim", "OPTIMIZERS"),
+    "encoder": ("mbcl.models", "ENCODERS"),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Trials that differ in nothing but their seed."""
+
+    id: int
+    label: str
+    columns: dict[str, Any]
+    """``sampler`` and ``objective``, then the swept keys, flat."""
+    trials: tuple[TrialRecord, ...]
+
+
+def ordered_trials(study: StudyRecord) -> dict[str, TrialRecord]:
+    """The trials by id in the order of the study, whatever order the mapping has."""
+    return dict(sorted(study.trials.items(), key=lambda item: (item[1].ordinal, item[0])))
+
+
+def flatten(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys to plain values.
+
+    The name of a block takes the block's own key, so that ``sampler: {name: spectral, k: 4}`` is ``sampler`` and
+    ``sampler.k`` in a table and ``sampler`` can be filtered on whether a sweep gave it as a block or not.
+
+    Example:
+        >>> flatten({"sampler": {"name": "spectral", "k": 4}, "train.epochs": 5})
+        {'sampler': 'spectral', 'sampler.k': 4, 'train.epochs': 5}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in parameters.items():
+        if not isinstance(value, Mapping):
+            flat[key] = value
+            continue
+        if "name" in value:
+            flat[key] = value["name"]
+        rest = {f"{key}.{part}": inner for part, inner in value.items() if part != "name"}
+        flat.update(flatten(rest))
+    return flat
+
+
+def text_of(value: Any) -> str:
+    """A value of the space file as one would type it there; floats in full, so that they read back exactly."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def swept_columns(study: StudyRecord) -> list[str]:
+    """The flat swept keys of all trials in first-seen order, those of one block side by side.
+
+    ``sampler``, ``objective`` and ``seed`` are columns of every trial and are not repeated.
+    """
+    blocks: dict[str, dict[str, None]] = {}
+    for trial in ordered_trials(study).values():
+        for key, value in trial.parameters.items():
+            blocks.setdefault(key, {}).update(dict.fromkeys(flatten({key: value})))
+    columns = dict.fromkeys(column for block in blocks.values() for column in block)
+    return [column for column in columns if column not in FIXED_COLUMNS]
+
+
+def settings_of(study: StudyRecord) -> list[Setting]:
+    """The settings in the order of the study, with labels that say what differs between them."""
+    groups: dict[int, list[TrialRecord]] = {}
+    for trial in ordered_trials(study).values():
+        groups.setdefault(trial.setting, []).append(trial)
+    columns = [_columns(trials[0]) for trials in groups.values()]
+    return [
+        Setting(number, label, flat, tuple(trials))
+        for (number, trials), label, flat in zip(groups.items(), labels(columns), columns, strict=True)
+    ]
+
+
+def _columns(trial: TrialRecord) -> dict[str, Any]:
+    own = {"sampler": trial.sampler, "objective": trial.objective}
+    return own | {key: value for key, value in flatten(trial.parameters).items() if key not in FIXED_COLUMNS}
+
+
+def _registry(part: str) -> Registry[Any] | None:
+    """The registry of a kind of part; imported late because it brings torch along."""
+    if part not in _REGISTRIES:
+        return None
+    module, name = _REGISTRIES[part]
+    registry: Registry[Any] = getattr(importlib.import_module(module), name)
+    return registry
+
+
+def canonical(column: str, value: Any) -> Any:
+    """The canonical name behind a published alias; anything else as it is."""
+    registry = _registry(column)
+    if registry is None or not isinstance(value, str):
+        return value
+    try:
+        return registry.canonical(value)
+    except ConfigError:  # an old study may name a part that is gone
+        return value
+
+
+def _is_default(column: str, columns: Mapping[str, Any]) -> bool:
+    """Whether a parameter of a registered part has the value that it has when a user gives none."""
+    part, _, parameter = column.partition(".")
+    registry = _registry(part)
+    if registry is None or part not in columns:
+        return False
+    try:
+        signature = inspect.signature(registry[str(columns[part])]).parameters
+    except (ConfigError, TypeError, ValueError):
+        return False
+    return parameter in signature and bool(signature[parameter].default == columns[column])
+
+
+def labels(settings: list[dict[str, Any]]) -> list[str]:
+    """Short names such as ``spectral (k=4)`` that hold only what differs between the settings.
+
+    Args:
+        settings: the flat columns of each setting.
+
+    Returns:
+        One label a setting, all different.
+    """
+    shown = [_differing(columns, settings) for columns in settings]
+    short = _short_names(key for keys in shown for key in keys)
+    found = [_label(columns, keys, short) for columns, keys in zip(settings, shown, strict=True)]
+    counts = Counter(found)
+    return [f"{label} #{i}" if counts[label] > 1 else label for i, label in enumerate(found)]
+
+
+def _differing(columns: dict[str, Any], settings: list[dict[str, Any]]) -> list[str]:
+    """The columns that belong into the label of one setting."""
+    keys = []
+    for key in columns:
+        part = key.partition(".")[0]
+        # A parameter is compared with its own kind: the k of osgd and the k of spectral are different things.
+        peers = settings if key == part else [other for other in settings if other.get(part) == columns.get(part)]
+        same_kind = len(peers) == len(settings)
+        values = {text_of(other[key]) if key in other else None for other in peers}
+        if len(values) > 1 or (not same_kind and not _is_default(key, columns)):
+            keys.append(key)
+    return keys
+
+
+def _short_names(keys: Iterable[str]) -> dict[str, str]:
+    """The last word of a dotted key, or all of it where that would be ambiguous."""
+    distinct = dict.fromkeys(keys)
+    counts = Counter(key.rpartition(".")[2] for key in distinct)
+    return {key: key.rpartition(".")[2] if counts[key.rpartition(".")[2]] == 1 else key for key in distinct}
+
+
+def _label(columns: dict[str, Any], keys: list[str], short: dict[str, str]) -> str:
+    words = []
+    rest = list(keys)
+    for part in ("sampler", "objective"):
+        inner = [key for key in rest if key.startswith(f"{part}.")]
+        if part in rest or inner:
+            details = ", ".join(f"{key.rpartition('.')[2]}={text_of(columns[key])}" for key in inner)
+            words.append(f"{columns[part]} ({details})" if details else str(columns[part]))
+            rest = [key for key in rest if key != part and key not in inner]
+    words += [f"{short[key]}={text_of(columns[key])}" for key in rest]
+    return ", ".join(words) or str(columns["sampler"])
+
+
+def baselines(study: StudyRecord, settings: list[Setting]) -> list[Setting]:
+    """The settings that the study's ``baseline`` block matches; aliases and partial blocks are understood.
+
+    What no setting sweeps is the same for all of them and does not decide.
+    """
+    swept = {key for setting in settings for key in setting.columns}
+    wanted = {key: canonical(key, value) for key, value in flatten(study.baseline).items() if key in swept}
+    if not wanted:
+        return []
+    return [s for s in settings if all(key in s.columns and s.columns[key] == wanted[key] for key in wanted)]
+
+
+def baseline_for(study: StudyRecord, setting: Setting, candidates: list[Setting]) -> Setting | None:
+    """The baseline that a setting is compared with.
+
+    Where several settings match (a sampler swept together with a batch size), it is the one that agrees in every
+    other swept key. None if that does not single one out, or if the setting is a baseline itself.
+    """
+    if any(candidate.id == setting.id for candidate in candidates):
+        return None
+    if len(candidates) == 1:
+        return candidates[0]
+    blocks = {key.partition(".")[0] for key in study.baseline}
+    agreeing = [c for c in candidates if _others(c, blocks) == _others(setting, blocks)]
+    return agreeing[0] if len(agreeing) == 1 else None
+
+
+def _others(setting: Setting, blocks: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in setting.columns.items() if key.partition(".")[0] not in blocks}

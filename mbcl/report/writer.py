@@ -1,0 +1,43 @@
+"""Writes the report of a study into its results folder."""
+
+from __future__ import annotations
+
+from mbcl.report.curves import read_histories
+from mbcl.report.figures import draw
+from mbcl.report.page import page
+from mbcl.report.statistics import compare, primary_metrics, summarise
+from mbcl.report.tables import comparison_csv, results_csv, summary_csv
+from mbcl.storage import Store, write_text
+from mbcl.study import StudyRecord
+
+
+def write(store: Store, study: StudyRecord) -> None:
+    """Write tables, plots and page; whatever is unfinished or failed is shown as such.
+
+    Args:
+        store: the results folder; the trials' ``metrics.jsonl`` are read from it where they exist.
+        study: what was asked and what is done.
+    """
+    summaries = summarise(study)
+    comparisons = [comparison for metric in primary_metrics(study) for comparison in compare(study, metric)]
+    # The tables first: they are what a script waits for, and they need nothing but the study.
+    write_text(store, "results.csv", results_csv(study))
+    write_text(store, "summary.csv", summary_csv(study, summaries))
+    write_text(store, "comparison.csv", comparison_csv(comparisons))
+    histories = read_histories(store, study)
+    pictures = draw(study, histories)
+    for picture in pictures:
+        store.write_bytes(f"plots/{picture.name}.png", picture.png)
+    _delete_stale(store, {f"{picture.name}.png" for picture in pictures})
+    try:
+        space = store.read_bytes("space.yaml").decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        space = ""
+    write_text(store, "report.html", page(study, summaries, comparisons, pictures, histories, space))
+
+
+def _delete_stale(store: Store, current: set[str]) -> None:
+    """An earlier report of the same study may have drawn a figure that this one has no data for."""
+    for name in store.list("plots"):
+        if name.endswith(".png") and name not in current:
+            store.delete(f"plots/{name}")

@@ -1,0 +1,41 @@
+"""Samplers: which samples meet in which step.
+
+``build(name, batch_size=B, **parameters)`` makes one by its name or published alias. To add one, write a module with
+one class, register it under a name, and import it here; configuration, command line and tests read the registry.
+"""
+
+from mbcl.samplers._base import (
+    SAMPLERS,
+    FloatArray,
+    PoolFunction,
+    PoolItem,
+    PoolMap,
+    PoolPlan,
+    Sampler,
+    build,
+    serial,
+)
+from mbcl.samplers._osgd import OSGD
+from mbcl.samplers._pools import PoolItems, PoolSampler
+from mbcl.samplers._quality import quality
+from mbcl.samplers._random import Fixed, Shuffle
+from mbcl.samplers._spectral import Spectral
+
+__all__ = [
+    "OSGD",
+    "SAMPLERS",
+    "Fixed",
+    "FloatArray",
+    "PoolFunction",
+    "PoolItem",
+    "PoolItems",
+    "PoolMap",
+    "PoolPlan",
+    "PoolSampler",
+    "Sampler",
+    "Shuffle",
+    "Spectral",
+    "build",
+    "quality",
+    "serial",
+]

@@ -1,0 +1,135 @@
+"""What every sampler looks like.
+
+Letters: N samples of the data set, B samples a batch, S batches of a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbcl.errors import ConfigError
+from mbcl.functional import check_count
+from mbcl.plan import BatchPlan, Embeddings
+from mbcl.registry import Registry, construct
+
+FloatArray = NDArray[np.floating]
+PoolItem = tuple[FloatArray, FloatArray, int]
+
+
+@dataclass(frozen=True, eq=False)
+class PoolPlan:
+    """The batches of one pool.
+
+    Args:
+        rows: (S_p, B) int64 row numbers within the pool.
+        scores: (S_p,) float64, the losses by which the batches were ranked, or None.
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float64] | None = None
+
+
+PoolFunction = Callable[[FloatArray, FloatArray, int], PoolPlan]
+
+
+class PoolMap(Protocol):
+    """Who plans the pools: a loop, or tasks in other processes."""
+
+    def __call__(self, function: PoolFunction, items: Sequence[PoolItem]) -> Sequence[PoolPlan]:
+        """``[function(*item) for item in items]``, in this order.
+
+        ``items`` makes an item when it is asked for it (and makes it anew each time), so whoever maps decides how many
+        are in memory at once.
+        """
+        ...
+
+
+def serial(function: PoolFunction, items: Sequence[PoolItem]) -> Sequence[PoolPlan]:
+    """The :class:`PoolMap` that plans one pool after the other in this thread."""
+    return [function(*item) for item in items]
+
+
+class Sampler(Protocol):
+    """A sampler: small, frozen, picklable; every plan is a pure function of the arguments of :meth:`plan`."""
+
+    name: ClassVar[str]
+    needs_embeddings: ClassVar[bool]
+    distinct: ClassVar[bool]
+    """Whether no sample is visited twice in one plan."""
+
+    @property
+    def batch_size(self) -> int:
+        """B, the samples of a global batch."""
+        ...
+
+    def check(self, num_samples: int) -> None:
+        """Raise if plans of this many samples can never be made; warn if a setting will not be used.
+
+        Raises:
+            ConfigError: the text holds the numbers.
+        """
+        ...
+
+    def plan_length(self, num_samples: int) -> int:
+        """S, the batches of one plan."""
+        ...
+
+    def plan(
+        self,
+        num_samples: int,
+        embeddings: Embeddings | None = None,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        round: int = 0,
+        map_pools: PoolMap = serial,
+    ) -> BatchPlan:
+        """Plan batches of the data-set positions ``range(num_samples)``.
+
+        Args:
+            num_samples: N.
+            embeddings: of all N samples, rows in any order, on any device; samplers without need ignore them.
+            seed: the experiment's seed.
+            epoch: counts from 0.
+            round: counts the plans of one epoch from 0; more than one is needed where plans are shorter than it.
+            map_pools: who plans the pools; the plan does not depend on it.
+
+        Raises:
+            ConfigError: as :meth:`check`.
+            PlanError: if embeddings are missing or do not hold each sample once.
+        """
+        ...
+
+
+SAMPLERS: Registry[type[Sampler]] = Registry("sampler")
+
+
+def build(name: str, *, batch_size: int, **parameters: object) -> Sampler:
+    """The sampler of this name or alias.
+
+    Raises:
+        ConfigError: if the name or a parameter is unknown, or a value is out of range.
+
+    Example:
+        >>> build("s", batch_size=2).plan(5, seed=0, epoch=3).batches.shape
+        torch.Size([2, 2])
+    """
+    return construct("sampler", name, SAMPLERS[name], {"batch_size": batch_size, **parameters})
+
+
+def check_batch_size(batch_size: object) -> None:
+    """Raise ConfigError unless it is a whole number of at least 2: a single sample has no negatives."""
+    check_count("batch_size", batch_size, least=2)
+
+
+def check_num_samples(name: str, batch_size: int, num_samples: int) -> None:
+    """Raise ConfigError if not even one batch can be filled."""
+    if batch_size > num_samples:
+        raise ConfigError(
+            f"sampler {name!r}: batch_size {batch_size} is above the {num_samples} samples of the data set"
+        )

@@ -1,0 +1,136 @@
+"""``osgd``: of every k random batches, the q with the highest loss.
+
+Letters: K candidate batches of a pool, B samples a batch, D dimensions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbcl.errors import ConfigError, PlanError
+from mbcl.functional import check_count, check_temperature, nt_xent
+from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
+from mbcl.samplers._pools import PoolSampler
+
+CHUNK_ELEMENTS = 2**22
+"""Similarities held at once while candidates are scored: 32 MiB in float64."""
+
+
+class BatchLoss(Protocol):
+    """A loss that scores many batches in one call: (K, B, D) and (K, B, D) to (K,)."""
+
+    def __call__(self, z1: Tensor, z2: Tensor, /) -> Tensor:
+        """The loss of each batch."""
+        ...
+
+
+@SAMPLERS.register("osgd", aliases=("osgd_kb_loose",))
+@dataclass(frozen=True, kw_only=True)
+class OSGD(PoolSampler):
+    """Ordered SGD on batches: of every ``k`` random batches the ``q`` with the largest loss are trained on.
+
+    A plan visits a share q/k of the samples. As published, the kept batches of a pool come in ascending order of
+    loss under both criteria, and candidates are consecutive blocks of the shuffled data set.
+
+    Args:
+        batch_size: B, global.
+        k: candidate batches in a pool.
+        q: batches kept of a pool, at most ``k``.
+        criterion: ``max`` keeps the largest losses, ``min`` the smallest.
+        score: ``ntxent``, whatever the objective, as published; ``objective`` for the loss that is trained, which has
+            to be handed in by :meth:`with_objective`.
+        temperature: of the NT-Xent score.
+
+    Reference:
+        Cho et al., Mini-Batch Optimization of Contrastive Loss, arXiv 2307.05906, algorithm 1; Kawaguchi and Lu,
+        Ordered SGD, arXiv 1907.04371.
+
+    Example:
+        >>> OSGD(batch_size=32, k=20, q=5).plan_length(50_000)
+        390
+    """
+
+    name: ClassVar[str] = "osgd"
+
+    k: int = 1500
+    q: int = 150
+    criterion: Literal["max", "min"] = "max"
+    score: Literal["ntxent", "objective"] = "ntxent"
+    temperature: float = 0.1
+    objective: BatchLoss | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("k", self.k)
+        check_count("q", self.q)
+        check_temperature(self.temperature)
+        if self.q > self.k:
+            raise ConfigError(f"q must be at most k, found q = {self.q} and k = {self.k}")
+        if self.criterion not in ("max", "min"):
+            raise ConfigError(f"criterion must be 'max' or 'min', found {self.criterion!r}")
+        if self.score not in ("ntxent", "objective"):
+            raise ConfigError(f"score must be 'ntxent' or 'objective', found {self.score!r}")
+
+    def with_objective(self, objective: BatchLoss) -> OSGD:
+        """The same sampler, scoring with this loss if ``score`` is ``objective``.
+
+        Args:
+            objective: a picklable function of float64 tensors (K, B, D) and (K, B, D) that returns (K,), without
+                state per sample: for example an objective module whose loss takes leading dimensions.
+        """
+        bound = dataclasses.replace(self)
+        object.__setattr__(bound, "objective", objective)
+        return bound
+
+    def check(self, num_samples: int) -> None:
+        """As :meth:`Sampler.check`: at least one pool of k·B samples is needed."""
+        super().check(num_samples)
+        if self.k * self.batch_size > num_samples:
+            raise ConfigError(
+                f"sampler 'osgd': k * batch_size = {self.k} * {self.batch_size} = {self.k * self.batch_size} "
+                f"is above the {num_samples} samples of the data set; k may be at most {num_samples // self.batch_size}"
+            )
+        if self.score == "objective" and self.objective is None:
+            raise ConfigError("sampler 'osgd': score 'objective' needs an objective without state per sample")
+
+    def plan_length(self, num_samples: int) -> int:
+        """Q * (N // (k * B))."""
+        return self.q * (num_samples // (self.k * self.batch_size))
+
+    def pool_sizes(self, num_samples: int) -> list[int]:
+        """Whole pools of k * B only."""
+        size = self.k * self.batch_size
+        return [size] * (num_samples // size)
+
+    def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
+        """Score the pool's k consecutive blocks and keep q."""
+        losses_K = self._losses(z1_MD, z2_MD)
+        ascending_K = np.argsort(losses_K, kind="stable")
+        kept_q = ascending_K[-self.q :] if self.criterion == "max" else ascending_K[: self.q]
+        blocks_KB = np.arange(self.k * self.batch_size, dtype=np.int64).reshape(self.k, self.batch_size)
+        return PoolPlan(blocks_KB[kept_q], losses_K[kept_q])
+
+    def _losses(self, z1_MD: FloatArray, z2_MD: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """(K,) in float64, since the order of candidates hangs on differences of 1e-8."""
+        loss: BatchLoss = functools.partial(nt_xent, temperature=self.temperature)
+        if self.score == "objective":
+            assert self.objective is not None, "check() refuses this"
+            loss = self.objective
+        # torch.tensor copies: the arrays may be read-only, and torch aligns its own memory the same in every process.
+        z1_KBD, z2_KBD = (
+            torch.tensor(z, dtype=torch.float64).view(self.k, self.batch_size, -1) for z in (z1_MD, z2_MD)
+        )
+        chunk = max(1, CHUNK_ELEMENTS // (2 * self.batch_size) ** 2)
+        with torch.no_grad():
+            losses = [loss(a, b) for a, b in zip(z1_KBD.split(chunk), z2_KBD.split(chunk), strict=True)]
+        losses_K = torch.cat([part.double().reshape(-1) for part in losses])
+        if len(losses_K) != self.k:
+            raise PlanError(f"osgd: the objective gave {len(losses_K)} losses for {self.k} batches")
+        return losses_K.numpy()

@@ -1,0 +1,101 @@
+"""The samplers that look at nothing: ``fixed`` and ``shuffle``."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from mbcl.plan import BatchPlan, Embeddings
+from mbcl.samplers._base import SAMPLERS, PoolMap, check_batch_size, check_num_samples, serial
+from mbcl.seeding import numpy_generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSampler:
+    """Base of the samplers whose batches are a random partition: rows of a permutation, its N mod B last left out."""
+
+    name: ClassVar[str]
+    needs_embeddings: ClassVar[bool] = False
+    distinct: ClassVar[bool] = True
+
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
+
+    @abstractmethod
+    def stream(self, epoch: int, round: int) -> tuple[int, int]:
+        """The epoch and the round whose random numbers are used."""
+
+    def check(self, num_samples: int) -> None:
+        """As :meth:`Sampler.check`."""
+        check_num_samples(self.name, self.batch_size, num_samples)
+
+    def plan_length(self, num_samples: int) -> int:
+        """N // B."""
+        return num_samples // self.batch_size
+
+    def plan(
+        self,
+        num_samples: int,
+        embeddings: Embeddings | None = None,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        round: int = 0,
+        map_pools: PoolMap = serial,
+    ) -> BatchPlan:
+        """As :meth:`Sampler.plan`."""
+        self.check(num_samples)
+        # One purpose for both samplers: `fixed` has the batches that `shuffle` has in epoch 0.
+        order = numpy_generator(seed, "sampler/shuffle", *self.stream(epoch, round)).permutation(num_samples)
+        num_batches = self.plan_length(num_samples)
+        batches = order[: num_batches * self.batch_size].reshape(num_batches, self.batch_size).astype("int64")
+        return BatchPlan(torch.from_numpy(batches), self.name, seed, epoch, round).validate(
+            num_samples, distinct=self.distinct
+        )
+
+
+@SAMPLERS.register("shuffle", aliases=("s",))
+@dataclass(frozen=True, kw_only=True)
+class Shuffle(RandomSampler):
+    """A new random partition each epoch and round: the usual way to train, and the baseline of every comparison.
+
+    Args:
+        batch_size: B, global.
+
+    Example:
+        >>> Shuffle(batch_size=2).plan(4).digest != Shuffle(batch_size=2).plan(4, epoch=1).digest
+        True
+    """
+
+    name: ClassVar[str] = "shuffle"
+
+    def stream(self, epoch: int, round: int) -> tuple[int, int]:
+        """Its own for each plan."""
+        return epoch, round
+
+
+@SAMPLERS.register("fixed", aliases=("f",))
+@dataclass(frozen=True, kw_only=True)
+class Fixed(RandomSampler):
+    """The batches that ``shuffle`` has in epoch 0, for ever: the other end of the scale from ``shuffle``.
+
+    Two samples that do not share a batch never meet. The N mod B samples left out are never trained on.
+
+    Args:
+        batch_size: B, global.
+
+    Example:
+        >>> Fixed(batch_size=2).plan(4).digest == Fixed(batch_size=2).plan(4, epoch=1).digest
+        True
+    """
+
+    name: ClassVar[str] = "fixed"
+
+    def stream(self, epoch: int, round: int) -> tuple[int, int]:
+        """That of epoch 0."""
+        return 0, 0

@@ -1,0 +1,218 @@
+"""A folder of results: a local path, or a URI that pyarrow's filesystem opens (``s3://bucket/results``).
+
+Every write is whole or not at all, so that a reader never meets half a file.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol
+
+from mbcl.errors import ConfigError
+
+
+class Store(Protocol):
+    """Files by relative name below one folder."""
+
+    @property
+    def uri(self) -> str:
+        """The folder, as a person or another process would open it."""
+
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a file. Raises FileNotFoundError."""
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all; folders are made."""
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or folder is there."""
+
+    def list(self, name: str = "") -> list[str]:
+        """The sorted names in a folder; empty if there is no such folder."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file or a folder; nothing happens if it is not there."""
+
+    def child(self, name: str) -> Store:
+        """The store of a folder below."""
+
+    def local_folder(self, name: str) -> Path:
+        """A local folder for a library that insists on paths; :meth:`publish` makes it part of the store."""
+
+    def publish(self, name: str) -> None:
+        """Copy what :meth:`local_folder` holds into the store, where that is elsewhere."""
+
+
+def read_text(store: Store, name: str) -> str:
+    """A file of a store as text."""
+    return store.read_bytes(name).decode("utf-8")
+
+
+def write_text(store: Store, name: str, text: str) -> None:
+    """Write text into a file of a store, whole or not at all."""
+    store.write_bytes(name, text.encode("utf-8"))
+
+
+class LocalStore:
+    """A store on this machine's disk."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder).absolute()
+
+    @property
+    def uri(self) -> str:
+        """The absolute path."""
+        return str(self.folder)
+
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a file. Raises FileNotFoundError."""
+        return (self.folder / name).read_bytes()
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Temporary file, fsync, rename, fsync of the folder: survives a kill and a power cut."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or folder is there."""
+        return (self.folder / name).exists()
+
+    def list(self, name: str = "") -> list[str]:
+        """The sorted names in a folder, without unfinished temporary files."""
+        folder = self.folder / name
+        if not folder.is_dir():
+            return []
+        return sorted(p.name for p in folder.iterdir() if not (p.name.startswith(".") and p.name.endswith(".tmp")))
+
+    def delete(self, name: str) -> None:
+        """Remove a file or a folder; nothing happens if it is not there."""
+        path = self.folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+    def child(self, name: str) -> LocalStore:
+        """The store of a folder below."""
+        return LocalStore(self.folder / name)
+
+    def local_folder(self, name: str) -> Path:
+        """The folder itself, made if it is not there."""
+        path = self.folder / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def publish(self, name: str) -> None:
+        """Nothing to do: the folder is the store."""
+
+
+class ArrowStore:
+    """A store behind a pyarrow filesystem. Object stores show a file only when it is complete."""
+
+    def __init__(self, uri: str) -> None:
+        try:
+            from pyarrow import ArrowInvalid
+            from pyarrow.fs import FileSystem
+        except ImportError as error:
+            raise ConfigError(f"{uri}: a URI needs pyarrow, which the extra `ray` installs") from error
+        self._uri = uri.rstrip("/")
+        try:
+            self._filesystem, self._root = FileSystem.from_uri(self._uri)
+        except (ArrowInvalid, OSError) as error:
+            raise ConfigError(f"{uri}: cannot be opened: {str(error).splitlines()[0]}") from error
+        self._scratch: dict[str, Path] = {}
+
+    @property
+    def uri(self) -> str:
+        """The URI as given."""
+        return self._uri
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}".rstrip("/")
+
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a file. Raises FileNotFoundError."""
+        with self._filesystem.open_input_stream(self._path(name)) as stream:
+            return bytes(stream.read())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write beside and move: atomic on object stores' puts and on mounted filesystems' renames."""
+        path = self._path(name)
+        self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        if self._filesystem.type_name in ("local", "hdfs"):
+            temporary = f"{path}.{os.getpid()}.tmp"
+            with self._filesystem.open_output_stream(temporary) as stream:
+                stream.write(content)
+            self._filesystem.move(temporary, path)
+        else:
+            with self._filesystem.open_output_stream(path) as stream:
+                stream.write(content)
+
+    def _type(self, name: str) -> Any:
+        return self._filesystem.get_file_info(self._path(name)).type.name
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or folder is there."""
+        return bool(self._type(name) != "NotFound")
+
+    def list(self, name: str = "") -> list[str]:
+        """The sorted names in a folder, without unfinished temporary files."""
+        from pyarrow.fs import FileSelector
+
+        selector = FileSelector(self._path(name), allow_not_found=True)
+        names = (info.base_name for info in self._filesystem.get_file_info(selector))
+        return sorted(found for found in names if not found.endswith(".tmp"))
+
+    def delete(self, name: str) -> None:
+        """Remove a file or a folder; nothing happens if it is not there."""
+        kind = self._type(name)
+        if kind == "Directory":
+            self._filesystem.delete_dir(self._path(name))
+        elif kind == "File":
+            self._filesystem.delete_file(self._path(name))
+
+    def child(self, name: str) -> ArrowStore:
+        """The store of a folder below."""
+        return ArrowStore(f"{self._uri}/{name}")
+
+    def local_folder(self, name: str) -> Path:
+        """A temporary folder of this process; what it holds is lost unless published."""
+        if name not in self._scratch:
+            self._scratch[name] = Path(tempfile.mkdtemp(prefix="mbcl-"))
+        return self._scratch[name]
+
+    def publish(self, name: str) -> None:
+        """Copy every file of the local folder into the store."""
+        folder = self.local_folder(name)
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            relative = path.relative_to(folder).as_posix()
+            self.write_bytes(f"{name}/{relative}".lstrip("/"), path.read_bytes())
+
+
+def open_store(location: str | Path) -> Store:
+    """The store at a local path or a URI.
+
+    Raises:
+        ConfigError: if no filesystem opens the URI.
+    """
+    text = str(location)
+    return ArrowStore(text) if "://" in text else LocalStore(text)

@@ -1,0 +1,84 @@
+"""``study.json``: the only truth about what a study asked for and what of it is done."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mbcl.errors import ConfigError
+from mbcl.storage import Store, read_text, write_text
+
+STUDY_FILE = "study.json"
+
+Status = Literal["pending", "running", "finished", "stopped", "failed"]
+
+
+class TrialRecord(BaseModel):
+    """One trial: a setting with one seed.
+
+    ``parameters`` holds the swept keys with their resolved values, in the order of the space file;
+    ``metrics`` the final ones by their contract names; ``seconds`` the wall time by stage.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    ordinal: int
+    setting: int
+    seed: int
+    sampler: str
+    objective: str
+    parameters: dict[str, Any]
+    status: Status = "pending"
+    error: str = ""
+    attempts: int = 0
+    metrics: dict[str, float | int | None] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
+
+
+class StudyRecord(BaseModel):
+    """A whole study. ``trials`` is in the order of the space, by ``trial_id``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    name: str
+    question: str = ""
+    space_digest: str
+    baseline: dict[str, Any] = Field(default_factory=dict)
+    metric: str
+    mode: Literal["min", "max"]
+    versions: dict[str, str] = Field(default_factory=dict)
+    created: str
+    trials: dict[str, TrialRecord]
+
+    def unfinished(self) -> list[str]:
+        """The trials that ``--resume`` runs: all that are neither finished nor stopped by a scheduler."""
+        return [key for key, trial in self.trials.items() if trial.status not in ("finished", "stopped")]
+
+    def settings(self) -> dict[int, list[TrialRecord]]:
+        """The trials by setting, each list in the order of its seeds."""
+        groups: dict[int, list[TrialRecord]] = {}
+        for trial in self.trials.values():
+            groups.setdefault(trial.setting, []).append(trial)
+        return groups
+
+
+def write_study(store: Store, study: StudyRecord) -> None:
+    """Write ``study.json``, whole or not at all."""
+    write_text(store, STUDY_FILE, json.dumps(study.model_dump(mode="json"), indent=1, allow_nan=False))
+
+
+def read_study(store: Store) -> StudyRecord:
+    """Read ``study.json``.
+
+    Raises:
+        ConfigError: if there is none or it is damaged.
+    """
+    try:
+        return StudyRecord.model_validate_json(read_text(store, STUDY_FILE))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{store.uri}: holds no {STUDY_FILE}") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{store.uri}/{STUDY_FILE}: damaged: {str(error).splitlines()[0]}") from error

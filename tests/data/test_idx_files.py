@@ -1,0 +1,168 @@
+"""Official idx files, written here: read whole, and every kind of damage told in one line."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mbcl import data
+from mbcl.errors import ConfigError, DataError
+
+PARTS = {"train": 12, "t10k": 5}
+
+
+def idx(array: np.ndarray) -> bytes:
+    """The official format: 0, 0, type, dimensions; sizes as big-endian 32-bit integers; bytes."""
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def contents() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    found = {}
+    for part, num in PARTS.items():
+        found[f"{part}-images-idx3-ubyte"] = rng.integers(0, 256, (num, 28, 28), dtype=np.uint8)
+        found[f"{part}-labels-idx1-ubyte"] = rng.integers(0, 10, num, dtype=np.uint8)
+    return found
+
+
+def write(folder: Path, *, gz: bool = False, **replaced: bytes) -> dict[str, np.ndarray]:
+    """All four files; ``replaced`` maps a file's name, with _ for -, to other bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = contents()
+    for name, array in arrays.items():
+        raw = replaced.get(name.replace("-", "_"), idx(array))
+        (folder / (f"{name}.gz" if gz else name)).write_bytes(gzip.compress(raw) if gz else raw)
+    return arrays
+
+
+@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize("layout", ["", "raw", "FashionMNIST/raw"])
+def test_reads_what_was_written(tmp_path, gz, layout):
+    arrays = write(tmp_path / layout, gz=gz)
+    splits = data.load("fashion_mnist", dir=str(tmp_path))
+    for part, found in (("train", splits.train), ("t10k", splits.test)):
+        assert found.images.shape == (PARTS[part], 1, 28, 28)
+        assert found.images.dtype == torch.uint8
+        assert np.array_equal(found.images[:, 0].numpy(), arrays[f"{part}-images-idx3-ubyte"])
+        assert np.array_equal(found.labels.numpy(), arrays[f"{part}-labels-idx1-ubyte"])
+        assert found.image_size == 28
+
+
+def test_agrees_with_torchvision(tmp_path):
+    from torchvision.datasets import FashionMNIST
+
+    write(tmp_path / "FashionMNIST" / "raw")
+    splits = data.load("fashion_mnist", dir=str(tmp_path))
+    for train, found in ((True, splits.train), (False, splits.test)):
+        theirs = FashionMNIST(root=str(tmp_path), train=train)
+        assert torch.equal(theirs.data, found.images[:, 0])
+        assert torch.equal(theirs.targets, found.labels)
+
+
+def test_the_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    write(tmp_path / "clothes")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(data.load("fashion_mnist", dir="~/clothes").train) == 12
+
+
+IMAGES = idx(contents()["train-images-idx3-ubyte"])
+LABELS = idx(contents()["train-labels-idx1-ubyte"])
+BAD_LABELS = contents()["train-labels-idx1-ubyte"].copy()
+BAD_LABELS[3] = 10
+DAMAGE = {
+    "truncated": ("train_images_idx3_ubyte", IMAGES[:-7], r"12 x 28 x 28 = 9408 bytes, found 9401"),
+    "no header": ("train_images_idx3_ubyte", IMAGES[:9], r"expected a header of 16 bytes, found 9"),
+    "empty file": ("train_images_idx3_ubyte", b"", r"expected magic number 0x00000803, found 0x$"),
+    "too long": ("train_images_idx3_ubyte", IMAGES + b"!", r"too long: .* = 9408 bytes, found 9409"),
+    "wrong magic": ("train_images_idx3_ubyte", b"\x89PNG" + IMAGES[4:], r"0x00000803, found 0x89504e47"),
+    "labels as images": ("train_images_idx3_ubyte", LABELS, r"0x00000803, found 0x00000801"),
+    "images as labels": ("train_labels_idx1_ubyte", IMAGES, r"0x00000801, found 0x00000803"),
+    "no images": ("train_images_idx3_ubyte", idx(np.zeros((0, 28, 28), np.uint8)), r"empty: its header says 0 x 28"),
+    "no pixels": ("train_images_idx3_ubyte", idx(np.zeros((12, 0, 28), np.uint8)), r"empty: its header says 12 x 0"),
+    "not square": ("train_images_idx3_ubyte", idx(np.zeros((12, 28, 14), np.uint8)), r"square images, found 28 x 14"),
+    "fewer labels": ("train_labels_idx1_ubyte", idx(np.zeros(11, np.uint8)), r"11 labels for the 12 images"),
+    "label 10": ("train_labels_idx1_ubyte", idx(BAD_LABELS), r"labels must be in 0..9, found 10 at position 3"),
+}
+
+
+@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_told_in_one_line_with_the_file(tmp_path, damage, gz):
+    name, content, text = DAMAGE[damage]
+    write(tmp_path, gz=gz, **{name: content})
+    with pytest.raises(DataError, match=text) as caught:
+        data.load("fashion_mnist", dir=str(tmp_path))
+    assert name.replace("_", "-") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_header_that_promises_too_much_allocates_nothing(tmp_path):
+    huge = struct.pack(">BBBB3I", 0, 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1)
+    write(tmp_path, train_images_idx3_ubyte=huge)
+    with pytest.raises(DataError, match="truncated"):
+        data.load("fashion_mnist", dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("damaged", [b"not gzip at all", gzip.compress(IMAGES)[:-20], b""])
+def test_damaged_gzip(tmp_path, damaged):
+    write(tmp_path, gz=True)
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(damaged)
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte.gz: (damaged gzip|not an idx)"):
+        data.load("fashion_mnist", dir=str(tmp_path))
+
+
+def test_train_and_test_of_different_sizes(tmp_path):
+    write(tmp_path, t10k_images_idx3_ubyte=idx(np.zeros((5, 8, 8), np.uint8)))
+    with pytest.raises(DataError, match=r"training images are \(28, 28\), test images \(8, 8\)"):
+        data.load("fashion_mnist", dir=str(tmp_path))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    write(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(DataError, match="lacks t10k-labels-idx1-ubyte; expected train-images-idx3-ubyte"):
+        data.load("fashion_mnist", dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("folder, problem", [("nowhere", "does not exist"), ("", "holds none of the files")])
+def test_a_missing_folder_says_what_is_expected_and_how_to_get_it(tmp_path, folder, problem):
+    with pytest.raises(DataError, match=problem) as caught:
+        data.load("fashion_mnist", dir=str(tmp_path / folder))
+    for words in (str(tmp_path), "train-images-idx3-ubyte", "apt-get install dataset-fashion-mnist", "download: true"):
+        assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_folder_the_one_of_debian_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("mbcl.data.fashion_mnist.DEBIAN_DIR", tmp_path / "package")
+    with pytest.raises(DataError, match=r"package does not exist \(data.dir is not given\)"):
+        data.load("fashion_mnist")
+    write(tmp_path / "package", gz=True)
+    assert len(data.load("fashion_mnist").test) == 5
+
+
+def test_download_is_asked_of_torchvision_only_where_files_are_missing(tmp_path, monkeypatch):
+    def fetch(self, root, download):
+        assert download
+        write(Path(root) / "FashionMNIST" / "raw")
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST.__init__", fetch)
+    assert len(data.load("fashion_mnist", dir=str(tmp_path), download=True).train) == 12
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST.__init__", None)
+    assert len(data.load("fashion_mnist", dir=str(tmp_path), download=True).train) == 12
+
+
+def test_a_failing_download(tmp_path, monkeypatch):
+    def fail(self, root, download):
+        raise RuntimeError("no\nnetwork")
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST.__init__", fail)
+    with pytest.raises(DataError, match=r"the download into .* failed \(no network\); expected train-images"):
+        data.load("fashion_mnist", dir=str(tmp_path), download=True)
+    with pytest.raises(ConfigError, match="download needs data.dir"):
+        data.load("fashion_mnist", download=True)

@@ -1,0 +1,297 @@
+"""Views: pure in (seed, epoch, position, view), and distributed as torchvision's transforms."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from mbcl import data
+from mbcl.data import IDENTITY, ViewRecipe
+from mbcl.data.parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParameters, draw
+from mbcl.data.views import blur, jitter
+from mbcl.errors import ConfigError
+
+COLOUR = ViewRecipe(rotation=20.0, blur_sigma=(0.1, 1.0), blur_probability=0.5)
+
+
+def pictures(num: int, channels: int, size: int = 8) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (num, channels, size, size), dtype=torch.uint8, generator=generator)
+
+
+def view_of(images: Tensor, positions: Tensor, recipe: ViewRecipe, **changes) -> Tensor:
+    channels = images.shape[1]
+    values = {"seed": 0, "epoch": 0, "view": 0, "mean": [0.5] * channels, "std": [0.25] * channels}
+    values |= {"out_size": images.shape[-1]} | changes
+    return data.augment(images, positions, recipe=recipe, **values)
+
+
+def parameters(num: int, recipe: ViewRecipe, height: int = 224, width: int = 224, **changes) -> ViewParameters:
+    keys = {"seed": 0, "epoch": 0, "view": 0} | changes
+    return draw(torch.arange(num), recipe=recipe, height=height, width=width, **keys)
+
+
+# -- purity --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels, recipe", [(1, data.load("digits").train.recipe), (3, COLOUR), (3, ViewRecipe())])
+@pytest.mark.parametrize("out_size", [8, 13])
+def test_a_view_does_not_depend_on_the_rest_of_the_batch(channels, recipe, out_size):
+    images = pictures(64, channels)
+    whole = view_of(images, torch.arange(64), recipe, out_size=out_size)
+    assert whole.shape == (64, channels, out_size, out_size)
+    assert whole.dtype == torch.float32
+    assert torch.isfinite(whole).all()
+    for size in (1, 2, 5, 32, 63):
+        rows = torch.randperm(64, generator=torch.Generator().manual_seed(size))
+        parts = [view_of(images[part], part, recipe, out_size=out_size) for part in rows.split(size)]
+        # Bit-equal where we measured; other processors may choose other kernels for other shapes.
+        assert (torch.cat(parts) - whole[rows]).abs().max() < 2e-6
+
+
+def test_every_key_makes_another_view():
+    images, positions = pictures(8, 1), torch.arange(8)
+    first = view_of(images, positions, COLOUR)
+    assert torch.equal(first, view_of(images, positions, COLOUR))
+    for change in ({"seed": 1}, {"epoch": 1}, {"view": 1}):
+        other = view_of(images, positions, COLOUR, **change)
+        assert (other != first).flatten(1).any(dim=1).all(), change
+
+
+def test_no_global_generator_is_read_or_moved():
+    state = torch.get_rng_state()
+    view_of(pictures(4, 3), torch.arange(4), COLOUR)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_strength_changes_nothing_but_its_own_draws():
+    weak, strong = parameters(100, ViewRecipe(jitter=(0.1, 0.1, 0.1, 0.0))), parameters(100, ViewRecipe(rotation=0))
+    assert torch.equal(weak.theta, strong.theta)
+    assert torch.equal(weak.sigma, strong.sigma)
+    assert torch.equal(weak.order, strong.order)
+
+
+def test_autocast_does_not_reach_the_views():
+    images, positions = pictures(8, 3), torch.arange(8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = view_of(images, positions, COLOUR)
+    assert torch.equal(found, view_of(images, positions, COLOUR))
+
+
+# -- identity ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_identity_recipe_is_the_normalised_image(channels):
+    images = pictures(5, channels)
+    expected = (images.float() / 255 - 0.5) / 0.25
+    assert torch.equal(view_of(images, torch.arange(5), IDENTITY), expected)
+    assert torch.equal(data.clean(images, mean=[0.5] * channels, std=[0.25] * channels, out_size=8), expected)
+
+
+def test_a_whole_crop_through_the_resampling_is_the_image():
+    images = pictures(5, 1)
+    mirrored = view_of(images, torch.arange(5), dataclasses.replace(IDENTITY, flip_probability=1.0))
+    expected = (images.float() / 255 - 0.5).flip(3) / 0.25
+    torch.testing.assert_close(mirrored, expected, atol=1e-5, rtol=0)
+
+
+def test_clean_views_resize_with_a_low_pass_filter():
+    flat = torch.full((2, 1, 32, 32), 100, dtype=torch.uint8)
+    flat[:, :, ::2] = 200
+    small = data.clean(flat, mean=[0.0], std=[1.0], out_size=8)
+    assert small.shape == (2, 1, 8, 8)
+    torch.testing.assert_close(small, torch.full_like(small, 150 / 255), atol=0.03, rtol=0)
+
+
+def test_empty_batches():
+    images, positions = pictures(0, 1), torch.arange(0)
+    assert view_of(images, positions, COLOUR, out_size=9).shape == (0, 1, 9, 9)
+    assert data.clean(images, mean=[0.5], std=[1.0], out_size=9).shape[0] == 0
+
+
+def test_views_by_data_set():
+    part = data.load("digits", image_size=12).test
+    rows = torch.tensor([3, 1])
+    view = data.make_views(part.images[rows], rows, images=part, seed=4, epoch=2, view=1)
+    assert view.shape == data.clean_views(part.images[rows], images=part).shape == (2, 1, 12, 12)
+    whole = torch.arange(len(part))
+    everything = data.make_views(part.images, whole, images=part, seed=4, epoch=2, view=1)
+    assert (everything[rows] - view).abs().max() < 2e-6
+
+
+# -- distributions against torchvision -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "height, width, scale, ratio",
+    [
+        (224, 224, (0.08, 1.0), (3 / 4, 4 / 3)),
+        (100, 300, (0.5, 1.0), (3 / 4, 4 / 3)),  # often no crop fits: the fallback
+        (300, 100, (0.9, 1.0), (1.0, 2.0)),
+    ],
+)
+def test_crops_are_distributed_as_torchvisions(height, width, scale, ratio):
+    from torchvision.transforms import RandomResizedCrop
+
+    num = 2000
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        image = torch.zeros(1, height, width)
+        boxes = torch.tensor([RandomResizedCrop.get_params(image, scale, ratio) for _ in range(num)]).double()
+    top, left, tall, wide = boxes.T
+    found = parameters(num, ViewRecipe(crop_scale=scale, crop_ratio=ratio, flip_probability=0.0), height, width)
+    our_wide, our_tall = found.theta[:, 0, 0].double() * width, found.theta[:, 1, 1].double() * height
+    our_left = (found.theta[:, 0, 2].double() + 1) / 2 * width - our_wide / 2
+    our_top = (found.theta[:, 1, 2].double() + 1) / 2 * height - our_tall / 2
+    # torchvision's crops have whole pixels, ours are rounded for the comparison alone.
+    pairs = {"wide": (our_wide, wide), "tall": (our_tall, tall), "left": (our_left, left), "top": (our_top, top)}
+    for name, (ours, theirs) in pairs.items():
+        distance = stats.ks_2samp(ours.round().numpy(), theirs.numpy()).statistic
+        assert distance < 0.06, (name, distance)
+    area, their_area = our_wide.round() * our_tall.round(), wide * tall
+    assert stats.ks_2samp(area.numpy(), their_area.numpy()).statistic < 0.06
+    assert stats.ks_2samp((our_wide / our_tall).numpy(), (wide / tall).numpy()).statistic < 0.06 or height != width
+    for ours, theirs in ((our_wide, wide), (our_tall, tall)):
+        assert float(ours.mean()) == pytest.approx(float(theirs.mean()), rel=0.03)
+    assert our_left.min() > -1e-4
+    assert our_top.min() > -1e-4
+    assert (our_left + our_wide).max() < width + 1e-3
+    assert (our_top + our_tall).max() < height + 1e-3
+
+
+def test_other_parameters_have_the_recipes_distribution():
+    found = parameters(5000, ViewRecipe(blur_probability=0.5))
+    tolerance = 4 * math.sqrt(0.25 / 5000)
+    jittered = (found.factors[:, :3] != 1).any(dim=1)
+    assert float(jittered.float().mean()) == pytest.approx(0.8, abs=tolerance)
+    assert float(found.grey.float().mean()) == pytest.approx(0.2, abs=tolerance)
+    assert float((found.sigma > 0).float().mean()) == pytest.approx(0.5, abs=tolerance)
+    assert float((found.theta[:, 0, 0] < 0).float().mean()) == pytest.approx(0.5, abs=tolerance)
+    limits = [(0.6, 0.8), (0.6, 0.8), (0.8, 0.4), (-0.1, 0.2)]
+    for kind, (low, width) in enumerate(limits):
+        values = found.factors[jittered, kind].numpy()
+        assert stats.kstest(values, "uniform", args=(low, width)).pvalue > 1e-4
+    assert stats.kstest(found.sigma[found.sigma > 0].numpy(), "uniform", args=(0.1, 1.9)).pvalue > 1e-4
+    orders, counts = found.order.unique(dim=0, return_counts=True)
+    assert len(orders) == 24
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-4
+
+
+def test_two_views_are_independent():
+    first, second = (parameters(5000, COLOUR, view=view) for view in (0, 1))
+    for a, b in ((first.theta[:, 0, 0], second.theta[:, 0, 0]), (first.factors[:, 0], second.factors[:, 0])):
+        assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 5 / math.sqrt(5000)
+
+
+def test_rotation_is_one_of_pixels():
+    recipe = dataclasses.replace(IDENTITY, rotation=30.0, crop_scale=(0.3, 0.8), crop_ratio=(0.5, 2.0))
+    theta = parameters(500, recipe, 100, 200).theta.double()
+    # Unit steps of the output, in pixels of the input: they stay at right angles.
+    across = theta[:, :, 0] * torch.tensor([200.0, 100.0])
+    down = theta[:, :, 1] * torch.tensor([200.0, 100.0])
+    assert (across * down).sum(1).abs().max() < 1e-2
+    angles = torch.rad2deg(torch.atan2(across[:, 1], across[:, 0]))
+    assert stats.kstest(angles.numpy(), "uniform", args=(-30, 60)).pvalue > 1e-4
+
+
+# -- pixels against torchvision ------------------------------------------------------------------------------------
+
+
+def fixed(factors: list[float], order: list[int], num: int) -> ViewParameters:
+    made = parameters(num, IDENTITY)
+    return dataclasses.replace(
+        made, factors=torch.tensor([factors] * num), order=torch.tensor([order] * num), grey=made.grey
+    )
+
+
+@pytest.mark.parametrize(
+    "order", [[BRIGHTNESS, CONTRAST, SATURATION, HUE], [HUE, SATURATION, CONTRAST, BRIGHTNESS], [2, 0, 3, 1]]
+)
+@pytest.mark.parametrize("factors", [[1.4, 0.6, 1.2, 0.1], [0.7, 1.3, 0.8, -0.1], [1.0, 1.0, 1.0, 0.0]])
+def test_jitter_is_torchvisions(order, factors):
+    import torchvision.transforms.functional as TF
+
+    functions = {
+        BRIGHTNESS: TF.adjust_brightness,
+        CONTRAST: TF.adjust_contrast,
+        SATURATION: TF.adjust_saturation,
+        HUE: TF.adjust_hue,
+    }
+    x = pictures(6, 3).float() / 255
+    expected = x
+    for kind in order:
+        expected = functions[kind](expected, factors[kind])
+    torch.testing.assert_close(jitter(x, fixed(factors, order, 6)), expected, atol=1e-3, rtol=0)
+
+
+def test_jitter_of_one_channel_is_brightness_and_contrast():
+    import torchvision.transforms.functional as TF
+
+    x = pictures(6, 1).float() / 255
+    expected = TF.adjust_contrast(TF.adjust_brightness(x, 1.3), 0.7)
+    found = jitter(x, fixed([1.3, 0.7, 1.2, 0.1], [BRIGHTNESS, SATURATION, HUE, CONTRAST], 6))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 2.0])
+def test_blur_is_torchvisions(sigma):
+    import torchvision.transforms.functional as TF
+
+    x = pictures(4, 3, size=24).float() / 255
+    sigmas = torch.tensor([sigma, 0.0, sigma, 0.0])
+    found = blur(x, sigmas, 2.0)
+    expected = TF.gaussian_blur(x, [13, 13], [sigma, sigma])
+    torch.testing.assert_close(found[::2], expected[::2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[1::2], x[1::2], atol=1e-7, rtol=0)
+
+
+def test_blur_of_images_smaller_than_its_kernel():
+    assert torch.isfinite(blur(torch.rand(2, 1, 3, 3), torch.tensor([2.0, 0.1]), 2.0)).all()
+    one = torch.rand(2, 1, 1, 1)
+    assert torch.equal(blur(one, torch.tensor([2.0, 0.1]), 2.0), one)
+
+
+def test_grey_images_have_equal_channels():
+    recipe = dataclasses.replace(IDENTITY, grey_probability=1.0)
+    view = view_of(pictures(4, 3), torch.arange(4), recipe)
+    assert (view - view[:, :1]).abs().max() == 0
+
+
+# -- recipes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"crop_scale": (0.0, 1.0)}, r"crop_scale .* found \(0.0, 1.0\)"),
+        ({"crop_scale": (0.5, 1.1)}, r"<= 1, found \(0.5, 1.1\)"),
+        ({"crop_scale": (0.9, 0.5)}, r"found \(0.9, 0.5\)"),
+        ({"crop_ratio": (-1.0, 1.0)}, r"crop_ratio .* found \(-1.0, 1.0\)"),
+        ({"blur_sigma": (0.1, math.inf)}, "blur_sigma"),
+        ({"flip_probability": 1.5}, r"flip_probability must be in \[0, 1\], found 1.5"),
+        ({"rotation": -1.0}, "found -1.0"),
+        ({"jitter": (0.4, 0.4, 0.4)}, "four strengths"),
+        ({"jitter": (0.4, -0.4, 0.4, 0.1)}, "at least 0"),
+        ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "hue jitter must be at most 0.5 turns, found 0.6"),
+    ],
+)
+def test_recipes_out_of_range(changes, text):
+    with pytest.raises(ConfigError, match=text):
+        ViewRecipe(**changes)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_views_on_the_gpu_are_those_of_the_cpu():
+    for channels in (1, 3):
+        images, positions = pictures(32, channels), torch.arange(32)
+        expected = view_of(images, positions, COLOUR)
+        for where in ("cpu", "cuda"):
+            found = view_of(images.cuda(), positions.to(where), COLOUR).cpu()
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

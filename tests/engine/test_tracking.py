@@ -1,0 +1,34 @@
+"""Trackers write what users' tools read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from engine import runs
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mbcl.dist import World
+from mbcl.engine import train
+from mbcl.storage import LocalStore
+
+
+def test_tensorboard_has_every_step_and_every_row(tmp_path):
+    train(runs.experiment("osgd", track=["tensorboard"]), world=World(), store=LocalStore(tmp_path))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [event.step for event in events.Scalars("step/loss")] == list(range(22))
+    for key in ("train/loss", "plan/lift", "val/retrieval/top1"):
+        assert [event.value for event in events.Scalars(key)] == pytest.approx([row[key] for row in rows])
+        assert [event.step for event in events.Scalars(key)] == [11, 22]
+
+
+def test_wandb_is_offline_without_a_key_and_its_run_id_is_the_trials(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    content = runs.experiment(track=["wandb"])
+    train(content, world=World(), store=LocalStore(tmp_path), run_id="003-abcd1234", group="samplers")
+    found = [p.name for p in (tmp_path / "wandb").iterdir() if p.name.startswith("offline-run-")]
+    assert len(found) == 1
+    assert found[0].endswith("-003-abcd1234")

@@ -1,0 +1,163 @@
+"""The training loop on real digits, in one process."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from engine import runs
+
+from mbcl.dist import World
+from mbcl.engine import checkpoint as checkpoints
+from mbcl.engine.embed import ViewKey, embed, two_views
+from mbcl.engine.prepare import load_data, model_of
+from mbcl.engine.records import KEYS
+from mbcl.errors import CheckpointError, ConfigError, TrainingError
+from mbcl.functional import nt_xent
+from mbcl.optim import cosine_lr
+from mbcl.storage import LocalStore
+
+
+@pytest.fixture(scope="module", params=["shuffle", "osgd", "spectral", "fixed"])
+def trained(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    losses, weights, rows = runs.run(World(), folder, runs.experiment(request.param))
+    return request.param, folder, losses, weights, rows
+
+
+def test_an_epoch_has_the_same_number_of_steps_whatever_the_sampler(trained):
+    _, _, losses, _, rows = trained
+    assert len(losses) == 2 * (180 // 16)
+    assert [row["step"] for row in rows] == [11, 22]
+    assert rows[0]["train/loss"] == pytest.approx(sum(losses[:11]) / 11)
+
+
+def test_every_line_has_every_key(trained):
+    sampler, folder, _, _, rows = trained
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines == rows
+    for row in lines:
+        assert tuple(row) == KEYS
+        planned = [row[key] for key in KEYS if key.startswith("plan/")]
+        if sampler in ("osgd", "spectral"):
+            assert all(math.isfinite(value) for value in planned)
+            assert row["plan/lift"] > 1
+            assert row["plan/age"] == 0
+        else:
+            assert planned == [None] * len(planned)
+
+
+def test_coverage_is_what_the_steps_visited(trained):
+    sampler, _, _, _, rows = trained
+    expected = {"spectral": 176 / 180, "osgd": None}
+    if sampler == "spectral":
+        assert rows[0]["plan/coverage"] == pytest.approx(expected["spectral"])
+    if sampler == "osgd":
+        assert 0.3 < rows[0]["plan/coverage"] < 1
+
+
+def test_the_schedule_reaches_zero_at_the_end_of_exactly_the_epochs_asked_for(tmp_path):
+    recorder = runs.Recorder()
+    from mbcl.engine import Trainer
+
+    Trainer(runs.experiment(), world=World(), store=LocalStore(tmp_path), observers=[recorder]).run()
+    base = 0.05 * math.sqrt(16)
+    expected = [cosine_lr(epoch=step / 11, base_lr=base, warmup_epochs=1, epochs=2) for step in range(22)]
+    assert recorder.rates == pytest.approx(expected)
+    assert recorder.rates[0] == 0
+    assert recorder.closed == 1
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path):
+    first = runs.run(World(), tmp_path / "a", runs.experiment("spectral"))
+    again = runs.run(World(), tmp_path / "b", runs.experiment("spectral"))
+    other = runs.run(World(), tmp_path / "c", runs.experiment("spectral", seed=1))
+    assert first[0] == again[0]
+    assert runs.equal(first[1], again[1])
+    assert first[0] != other[0]
+
+
+@pytest.mark.parametrize("sampler", ["shuffle", "osgd", "spectral"])
+@pytest.mark.parametrize("when", [{"after_epoch": 1}, {"after_step": 16}, {"after_step": 3}])
+def test_a_resumed_training_ends_with_the_same_weights_to_the_last_bit(tmp_path, sampler, when):
+    content = runs.experiment(sampler)
+    _, weights, rows = runs.run(World(), tmp_path / "whole", content)
+    runs.interrupt(tmp_path / "cut", content, **when)
+    _, resumed, _ = runs.run(World(), tmp_path / "cut", content)
+    assert runs.equal(resumed, weights)
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2], "no row is lost or doubled"
+    assert [line["train/loss"] for line in lines] == [row["train/loss"] for row in rows]
+
+
+def test_the_first_step_has_the_loss_of_its_batch_by_hand(tmp_path):
+    """Plan, views, model and objective, put together by hand."""
+    content = runs.experiment("shuffle")
+    losses, _, _ = runs.run(World(), tmp_path, content)
+    data = load_data(content.data, seed=0)
+    model = model_of(content, in_channels=1).train()
+    from mbcl.seeding import derive
+
+    batch = content.build_sampler().plan(len(data.train), seed=0, epoch=0).batches[0]
+    views = two_views(data.train, batch, ViewKey(derive(0, "views"), 0))
+    z1, z2 = model(views).chunk(2)
+    assert losses[0] == pytest.approx(nt_xent(z1, z2, temperature=0.1).item(), rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_with_a_reason(tmp_path):
+    content = runs.experiment(optimizer={"name": "sgd", "lr": 1e30}, schedule={"warmup_epochs": 0, "scale_lr": "none"})
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+ \(epoch 1, learning rate \S+e\+\d+\)"):
+        runs.run(World(), tmp_path, content)
+
+
+def test_embedding_for_a_plan_leaves_the_model_as_it_was():
+    content = runs.experiment()
+    data = load_data(content.data, seed=0)
+    model = model_of(content, in_channels=1)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for mode in ("train", "eval"):
+        found = embed(model, data.train, ViewKey(0), mode=mode, batch_size=64, world=World())
+        assert found.z1.shape == (180, 16)
+        assert found.indices.tolist() == list(range(180))
+    assert runs.equal(model.state_dict(), before)
+    assert model.training
+
+
+def test_training_mode_normalises_with_the_chunk_and_evaluation_mode_with_the_running_statistics():
+    content = runs.experiment()
+    data = load_data(content.data, seed=0)
+    model = model_of(content, in_channels=1)
+    key = ViewKey(0)
+    small, large = (embed(model, data.train, key, mode="train", batch_size=n, world=World()) for n in (30, 180))
+    assert not torch.allclose(small.z1, large.z1)
+    small, large = (embed(model, data.train, key, mode="eval", batch_size=n, world=World()) for n in (30, 180))
+    assert torch.allclose(small.z1, large.z1, atol=1e-5)
+
+
+def test_clean_views_are_equal_and_augmented_ones_are_not():
+    data = load_data(runs.experiment().data, seed=0)
+    positions = torch.arange(8)
+    first, second = two_views(data.train, positions, ViewKey(0, augmented=False)).chunk(2)
+    assert torch.equal(first, second)
+    first, second = two_views(data.train, positions, ViewKey(0)).chunk(2)
+    assert not torch.equal(first, second)
+
+
+def test_a_checkpoint_of_another_experiment_is_refused(tmp_path):
+    runs.run(World(), tmp_path, runs.experiment())
+    with pytest.raises(CheckpointError, match="belongs to another experiment; different: seed"):
+        runs.run(World(), tmp_path, runs.experiment(seed=7))
+
+
+def test_a_batch_that_the_workers_cannot_share_is_refused(tmp_path):
+    from mbcl.engine import Trainer
+
+    with pytest.raises(ConfigError, match="16 is not divisible by 3 workers"):
+        Trainer(runs.experiment(), world=World(0, 3, torch.device("cpu")), store=LocalStore(tmp_path))
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    runs.run(World(), tmp_path, runs.experiment(train={"epochs": 3, "batch_size": 16, "keep_checkpoints": 2}))
+    assert checkpoints.names(LocalStore(tmp_path)) == ["epoch_000002", "epoch_000003"]

@@ -1,0 +1,67 @@
+"""Evaluation of a checkpoint, by hand and again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from engine import runs
+
+from mbcl.dist import World
+from mbcl.engine import checkpoint as checkpoints
+from mbcl.engine.embed import ViewKey, two_views
+from mbcl.engine.prepare import load_data, model_of
+from mbcl.errors import CheckpointError
+from mbcl.evaluation import evaluate
+from mbcl.experiment import Evaluation
+from mbcl.metrics import retrieval
+from mbcl.seeding import derive
+from mbcl.storage import LocalStore
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trial")
+    runs.run(World(), folder, runs.experiment())
+    return LocalStore(folder)
+
+
+def test_metrics_are_those_of_the_checkpoint_on_the_test_split(store):
+    content = runs.experiment()
+    model = model_of(content, in_channels=1)
+    model.load_state_dict(checkpoints.latest(store).state["model"])
+    test = load_data(content.data, seed=0).test
+    positions = torch.arange(len(test))
+    with torch.no_grad():
+        u, v = model.eval()(two_views(test, positions, ViewKey(derive(0, "test evaluation views")))).chunk(2)
+    expected = {f"retrieval/{key}": value for key, value in retrieval(u, v).items()}
+    assert evaluate(store) == pytest.approx(expected, abs=0.01)
+    assert len(test) == 359
+
+
+def test_a_second_evaluation_returns_the_first(store):
+    first = evaluate(store)
+    before = (store.folder / "evaluation.json").stat().st_mtime_ns
+    assert evaluate(store) == first
+    assert (store.folder / "evaluation.json").stat().st_mtime_ns == before
+
+
+def test_other_settings_are_evaluated_anew(store):
+    cosine = evaluate(store)
+    dot = evaluate(store, settings=Evaluation(similarity="dot"))
+    assert dot != cosine
+    assert json.loads((store.folder / "evaluation.json").read_text())["asked"]["settings"]["similarity"] == "dot"
+    small = evaluate(store, settings=Evaluation(batch_size=7))
+    assert small == pytest.approx(cosine, abs=0.02)
+
+
+def test_a_damaged_evaluation_is_made_again(store):
+    expected = evaluate(store)
+    (store.folder / "evaluation.json").write_text("{")
+    assert evaluate(store) == expected
+
+
+def test_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no whole checkpoint"):
+        evaluate(LocalStore(tmp_path))

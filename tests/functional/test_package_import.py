@@ -1,0 +1,29 @@
+"""What `import mbcl` and the methods may load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import mbcl
+
+HEAVY = ("ray", "torchvision", "wandb", "matplotlib", "kornia", "pydantic", "yaml", "rich")
+
+
+@pytest.mark.parametrize(
+    "statement", ["import mbcl", "import mbcl; mbcl.objectives, mbcl.samplers, mbcl.metrics, mbcl.optim"]
+)
+def test_loads_nothing_heavy(statement: str) -> None:
+    code = f"{statement}; import sys; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names() -> None:
+    assert mbcl.Embeddings.__name__ == "Embeddings"
+    assert mbcl.BatchPlan.__name__ == "BatchPlan"
+    assert {"objectives", "samplers", "metrics", "optim"} <= set(dir(mbcl))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        mbcl.nothing  # type: ignore[attr-defined]  # noqa: B018

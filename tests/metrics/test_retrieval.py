@@ -1,0 +1,126 @@
+"""Retrieval: golden numbers, a slow oracle, ties, hand values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mbcl
+from mbcl.errors import ConfigError
+from mbcl.metrics import ranks, retrieval
+
+STORED = np.load(Path(__file__).parents[1] / "golden" / "retrieval.npz")
+
+
+@pytest.mark.parametrize("case", range(int(STORED["n_cases"])))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("chunk_size", [1, 7, 1024])
+def test_golden(case: int, dtype: torch.dtype, chunk_size: int) -> None:
+    u, v = (torch.tensor(STORED[f"c{case}_f{side}"], dtype=dtype) for side in (1, 2))
+    found = retrieval(u, v, similarity="dot", chunk_size=chunk_size)
+    assert len(found) == 12
+    for direction, stored in (("u2v", "fwd"), ("v2u", "bwd")):
+        for name, key in (("top1", "R1"), ("top5", "R5"), ("top10", "R10")):
+            assert found[f"{direction}/{name}"] == pytest.approx(float(STORED[f"c{case}_{stored}_{key}"]), rel=1e-12)
+        for name in ("mrr", "mean_rank", "median_rank"):
+            assert found[f"{direction}/{name}"] == pytest.approx(float(STORED[f"c{case}_{stored}_{name}"]), rel=1e-12)
+    if int(STORED[f"c{case}_unit_norm"]):
+        assert retrieval(u.double(), v.double(), similarity="cosine") == pytest.approx(
+            retrieval(u.double(), v.double(), similarity="dot")
+        )
+
+
+@given(seed=st.integers(0, 2**31), size=st.integers(1, 12), chunk_size=st.integers(1, 13))
+@settings(max_examples=30, deadline=None)
+def test_oracle_with_ties(seed: int, size: int, chunk_size: int) -> None:
+    """Small whole numbers tie often, and exactly."""
+    generator = torch.Generator().manual_seed(seed)
+    u, v = (torch.randint(-1, 2, (size, 2), generator=generator).float() for _ in range(2))
+    scores = u @ v.T
+    for i, rank in enumerate(ranks(u, v, chunk_size=chunk_size).tolist()):
+        larger = sum(float(scores[i, j] > scores[i, i]) for j in range(size))
+        equal = sum(float(scores[i, j] == scores[i, i]) for j in range(size) if j != i)
+        assert rank == 1 + larger + equal / 2
+
+
+def test_hand_values() -> None:
+    u = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    found = retrieval(u, u[[1, 0, 2]], ks=(1, 2, 100))
+    # Partners 0 and 1 are exchanged: orthogonal, behind the other two. Partner 2 is itself.
+    assert found == {
+        f"{direction}/{key}": value
+        for direction in ("u2v", "v2u")
+        for key, value in {
+            "top1": 1 / 3,
+            "top2": 1 / 3,
+            "top100": 1.0,
+            "mrr": pytest.approx((1 / 3 + 1 / 3 + 1) / 3),
+            "mean_rank": pytest.approx(7 / 3),
+            "median_rank": 3.0,
+        }.items()
+    }
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("size,dim,chunk_size", [(101, 16, 1024), (300, 128, 64), (64, 7, 10)])
+def test_a_collapsed_encoder_scores_like_chance(similarity: str, size: int, dim: int, chunk_size: int) -> None:
+    row = torch.randn(1, dim, generator=torch.Generator().manual_seed(0))
+    for u in (row.expand(size, dim), torch.zeros(size, dim)):
+        found = retrieval(u, u.clone(), similarity=similarity, chunk_size=chunk_size)  # type: ignore[arg-type]
+        for direction in ("u2v", "v2u"):
+            assert found[f"{direction}/top1"] <= 2 / size
+            assert found[f"{direction}/mean_rank"] == pytest.approx((size + 1) / 2, rel=0.1)
+
+
+def test_cosine_ignores_length_and_dot_does_not() -> None:
+    u, v = torch.randn(2, 40, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    longer = v * torch.linspace(0.1, 10, 40, dtype=torch.float64)[:, None]
+    assert retrieval(u, longer) == pytest.approx(retrieval(u, v))
+    assert retrieval(u, longer, similarity="dot") != pytest.approx(retrieval(u, v, similarity="dot"))
+
+
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=10, deadline=None)
+def test_order_and_direction(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    u, v = torch.randn(2, 15, 3, generator=generator, dtype=torch.float64)
+    order = torch.randperm(15, generator=generator)
+    found, swapped = retrieval(u, v), retrieval(v, u)
+    assert retrieval(u[order], v[order]) == pytest.approx(found)
+    assert all(swapped[f"v2u/{key[4:]}"] == value for key, value in found.items() if key.startswith("u2v"))
+    assert 0 <= found["u2v/top1"] <= found["u2v/top5"] <= found["u2v/top10"] <= 1
+
+
+def test_precision_and_autocast() -> None:
+    u, v = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(0))
+    assert retrieval(u.half(), v.half()) == retrieval(u.half().float(), v.half().float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = retrieval(u, v)
+    assert inside == retrieval(u, v)
+
+
+def test_bad_input() -> None:
+    eye = torch.eye(3)
+    broken = eye.clone()
+    broken[1, 1] = torch.nan
+    with pytest.raises(ValueError, match="1 of 3 rows of v are not finite"):
+        retrieval(eye, broken)
+    for u, v in ((eye, eye[:2]), (eye[:0], eye[:0]), (eye[0], eye[0])):
+        with pytest.raises(ValueError, match=r"two \(N, D\) tensors"):
+            retrieval(u, v)
+    with pytest.raises(ConfigError, match="similarity must be 'cosine' or 'dot', found 'l2'"):
+        retrieval(eye, eye, similarity="l2")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="ks must be a whole number >= 1, found 0"):
+        mbcl.metrics.retrieval(eye, eye, ks=(0,))
+    with pytest.raises(ConfigError, match="chunk_size"):
+        retrieval(eye, eye, chunk_size=0)
+
+
+def test_overflow_does_not_flatter() -> None:
+    u = torch.full((5, 2), 3e38) * torch.tensor([1.0, -1.0])
+    assert retrieval(u, u.flip(1), similarity="dot")["u2v/top1"] == 0  # inf - inf, not a number

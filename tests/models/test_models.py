@@ -1,0 +1,169 @@
+"""Encoders, projector and the seeded model."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from mbcl import models
+from mbcl.errors import ConfigError
+
+
+@dataclasses.dataclass
+class Shape:
+    layers: int = 2
+    hidden: int = 32
+    dim: int = 16
+    activation: str | None = None
+
+
+def build(name: str = "resnet_small", in_channels: int = 1, seed: int = 0, shape: Shape | None = None, **settings):
+    return models.build({"name": name, **settings}, shape or Shape(), in_channels=in_channels, seed=seed)
+
+
+def test_shapes_and_dtypes():
+    model = build(widths=[4, 8], blocks=2)
+    x = torch.randn(5, 1, 8, 8)
+    assert model(x).shape == (5, 16)
+    assert model.features(x).shape == (5, 8)
+    assert model.encoder.out_features == 8
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(x).dtype == model.features(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("size, stride", [(8, 1), (28, 2), (7, 1), (1, 1)])
+def test_any_image_size(size, stride):
+    assert build(stem_stride=stride)(torch.randn(2, 1, size, size)).shape == (2, 16)
+
+
+def test_new_blocks_are_the_identity_on_their_shortcut():
+    model = build(widths=[4, 8])
+    blocks = [m for m in model.modules() if type(m).__name__ == "BasicBlock"]
+    assert len(blocks) == 2
+    assert all(block.bn2.weight.abs().sum() == 0 for block in blocks)
+    assert all((m.weight == 1).all() for block in blocks for m in [block.bn1])
+    x = torch.randn(2, 4, 8, 8)
+    assert torch.equal(blocks[0](x.clone()), nn.functional.silu(x))
+
+
+def test_the_projector_is_the_published_one():
+    model = models.build({"name": "resnet18"}, in_channels=1, seed=0)
+    kinds = [type(part) for part in model.projector.net]
+    assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear, nn.BatchNorm1d]
+    first, norm, _, second, last = model.projector.net
+    assert (first.in_features, first.out_features, second.out_features) == (512, 2048, 128)
+    assert first.bias is None
+    assert second.bias is None
+    assert norm.affine
+    assert not last.affine
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_projector_depths(layers):
+    head = models.Projector(in_features=6, layers=layers, hidden=8, dim=4)
+    assert sum(isinstance(m, nn.Linear) for m in head.modules()) == layers
+    assert head(torch.randn(3, 6)).shape == (3, 4)
+
+
+def test_weights_are_a_pure_function_of_the_seed():
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = build(seed=3).state_dict()
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(2)
+    second, other = build(seed=3).state_dict(), build(seed=4).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["encoder.conv1.weight"], other["encoder.conv1.weight"])
+
+
+def test_names_in_checkpoints_stay():
+    """Changing a name makes old checkpoints unreadable."""
+    names = list(build(widths=[4, 8]).state_dict())
+    assert names[0] == "encoder.conv1.weight"
+    assert "encoder.stages.1.0.shortcut.1.running_var" in names
+    assert names[-1] == "projector.net.4.num_batches_tracked"
+    assert len(names) == 46
+
+
+@pytest.mark.parametrize(
+    "settings, text",
+    [
+        ({"widths": []}, r"widths must be one or more positive numbers, found \[\]"),
+        ({"widths": [4, 0]}, r"found \[4, 0\]"),
+        ({"blocks": 0}, "blocks must be at least 1, found 0"),
+        ({"stem_stride": -1}, "stem_stride must be at least 1, found -1"),
+        ({"shape": Shape(hidden=0)}, "hidden must be at least 1, found 0"),
+        ({"shape": Shape(layers=0)}, "layers must be at least 1, found 0"),
+        ({"in_channels": 0}, "in_channels must be at least 1, found 0"),
+    ],
+)
+def test_values_out_of_range(settings, text):
+    with pytest.raises(ConfigError, match=text):
+        build(**settings)
+
+
+# -- torchvision ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resnet18_with_both_stems(stem, channels):
+    model = build("resnet18", in_channels=channels, stem=stem)
+    network = model.encoder.network
+    assert model.encoder.out_features == 512
+    assert network.conv1.in_channels == channels
+    assert network.conv1.kernel_size == ((7, 7) if stem == "imagenet" else (3, 3))
+    assert isinstance(network.maxpool, nn.Identity) == (stem == "small")
+    assert model.features(torch.randn(2, channels, 32, 32)).shape == (2, 512)
+    lasts = [block.bn2 for stage in (network.layer1, network.layer4) for block in stage]
+    assert all(last.weight.abs().sum() == 0 for last in lasts)
+    if channels == 3 and stem == "imagenet":
+        twin = build("resnet18", in_channels=channels, zero_init=False).encoder.network
+        assert twin.layer1[0].bn2.weight.min() == 1
+        again = build("resnet18", in_channels=channels)
+        assert torch.equal(again.encoder.network.conv1.weight, network.conv1.weight)
+
+
+@pytest.mark.parametrize("name, width, size", [("mobilenet_v3_small", 1024, 32), ("densenet121", 1024, 32)])
+def test_other_architectures(name, width, size):
+    model = build(name).eval()
+    assert model.encoder.out_features == width
+    assert model.features(torch.randn(1, 1, size, size)).shape == (1, width)
+
+
+def test_encoders_that_cannot_be():
+    with pytest.raises(ConfigError, match="no linear classifier"):
+        build("squeezenet1_0")
+    with pytest.raises(ConfigError, match="only ResNets have a small stem"):
+        build("mobilenet_v3_small", stem="small")
+    with pytest.raises(ConfigError, match="stem must be imagenet or small, found 'tiny'"):
+        build("resnet18", stem="tiny")
+    with pytest.raises(ConfigError, match="unknown encoder 'resnet81'; did you mean 'resnet18'"):
+        build("resnet81")
+    with pytest.raises(ConfigError, match="did you mean 'resnet_small'"):
+        build("resnet_smal")
+
+
+def test_signatures_are_the_settings():
+    assert list(inspect.signature(models.ENCODERS["resnet18"]).parameters) == ["in_channels", "stem", "zero_init"]
+    assert models.ENCODERS["resnet18"] is models.ENCODERS["resnet18"]
+    assert models.ENCODERS.canonical("resnet50") == "resnet50"
+    assert list(models.ENCODERS) == ["resnet_small"]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "own", "expected"),
+    [("resnet_small", None, nn.SiLU), ("resnet18", None, nn.ReLU), ("resnet_small", "relu", nn.ReLU)],
+)
+def test_the_projector_has_the_encoders_nonlinearity_unless_told_otherwise(encoder, own, expected):
+    model = build(encoder, shape=Shape(activation=own))
+    assert expected in [type(part) for part in model.projector.net]
+
+
+def test_an_unknown_nonlinearity_is_refused():
+    with pytest.raises(ConfigError, match=r"unknown activation 'silo'; did you mean 'silu'"):
+        build(activation="silo")

@@ -1,0 +1,58 @@
+"""Optimisers by name."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+import mbcl
+from mbcl.errors import ConfigError
+from mbcl.optim import OPTIMIZERS
+
+
+def params() -> list[torch.nn.Parameter]:
+    return [torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(3))]
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_every_optimizer_goes_downhill(name: str) -> None:
+    weights = params()
+    optimizer = mbcl.optim.build(name, weights, lr=0.1)
+    assert all(group["lr"] == 0.1 for group in optimizer.param_groups)
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum((p**2).sum() for p in weights).backward()  # type: ignore[union-attr]
+        optimizer.step()
+    assert all(bool((p < 1).all()) for p in weights)
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_signatures_describe_the_settings(name: str) -> None:
+    parameters = inspect.signature(OPTIMIZERS[name], eval_str=True).parameters
+    assert next(iter(parameters)) == "params"
+    settings = [parameter for key, parameter in parameters.items() if key != "params"]
+    assert all(setting.kind is inspect.Parameter.KEYWORD_ONLY for setting in settings)
+    assert all(setting.default is not inspect.Parameter.empty for setting in settings)
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_bad_settings(name: str) -> None:
+    for key, value in (("lr", -1), ("weight_decay", -1.0), ("lr", float("inf"))):
+        with pytest.raises(ConfigError, match=f"{key} must be .*{value}"):
+            mbcl.optim.build(name, params(), **{key: value})
+    with pytest.raises(ConfigError, match=r"unknown parameter 'weight_decy'; did you mean 'weight_decay'\?"):
+        mbcl.optim.build(name, params(), weight_decy=0)
+
+
+def test_names() -> None:
+    assert isinstance(mbcl.optim.build("sgd", params(), nesterov=True), torch.optim.SGD)
+    assert isinstance(mbcl.optim.build("adamw", params(), betas=(0.8, 0.9)), torch.optim.AdamW)
+    assert isinstance(mbcl.optim.build("lars", params()), mbcl.optim.LARS)
+    with pytest.raises(ConfigError, match=r"unknown optimizer 'larss'; did you mean 'lars'\?"):
+        mbcl.optim.build("larss", params())
+    with pytest.raises(ConfigError, match="betas must be"):
+        mbcl.optim.build("adamw", params(), betas=(0.9, 1.5))
+    with pytest.raises(ConfigError, match="nesterov needs a momentum above 0"):
+        mbcl.optim.build("sgd", params(), momentum=0.0, nesterov=True)

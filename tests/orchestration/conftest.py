@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SPACE: dict[str, Any] = {
+    "question": "Does it run?",
+    "seeds": [0],
+    "baseline": {"sampler": "shuffle"},
+    "experiment": {
+        "data": {"name": "digits", "max_samples": 300},
+        "projector": {"hidden": 64, "dim": 16},
+        "optimizer": {"name": "lars", "lr": 0.075},
+        "schedule": {"warmup_epochs": 0},
+        "train": {"epochs": 2, "batch_size": 16},
+    },
+    "space": {"sampler": {"grid": [{"name": "shuffle"}, {"name": "spectral", "k": 4}]}},
+}
+
+
+@pytest.fixture
+def space_file(tmp_path: Path):
+    """Writes a space: the small one above with changes by dotted path; None as a value removes the key."""
+
+    def write(changes: dict[str, Any] | None = None, name: str = "study.yaml") -> Path:
+        content = yaml.safe_load(yaml.safe_dump(SPACE))
+        for path, value in (changes or {}).items():
+            *parents, last = path.split("/")
+            block = content
+            for key in parents:
+                block = block.setdefault(key, {})
+            if value is None:
+                del block[last]
+            else:
+                block[last] = value
+        file = tmp_path / name
+        file.write_text(yaml.safe_dump(content, sort_keys=False))
+        return file
+
+    return write
+
+
+def command(space: Path, results: Path, *options: str) -> list[str]:
+    return [sys.executable, "run_ray.py", "--space", str(space), "--results-dir", str(results), *options]
+
+
+def call(space: Path, results: Path, *options: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(space, results, *options), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    from mbcl.orchestration.cluster import cluster
+    from mbcl.orchestration.resources import Node
+
+    with cluster(None, [Node(2)], verbose=False):
+        yield

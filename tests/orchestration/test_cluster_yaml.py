@@ -1,0 +1,53 @@
+"""cluster.yaml: Ray's own validator, and what that misses."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+import yaml
+
+from .conftest import ROOT
+
+CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+def test_rays_validator():
+    util = pytest.importorskip("ray.autoscaler._private.util")
+    util.validate_config(util.prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text())))
+
+
+def test_versions_are_the_projects():
+    constraints = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    assert CLUSTER["docker"]["image"].startswith(f"rayproject/ray:{constraints['ray']}-py311")
+    assert any(f"ray[default,train,tune]=={constraints['ray']}" in line for line in CLUSTER["setup_commands"])
+
+
+def test_head_trains_nothing_and_is_not_spot():
+    head = CLUSTER["available_node_types"][CLUSTER["head_node_type"]]
+    assert head["resources"] == {"CPU": 0}
+    assert "InstanceMarketOptions" not in head["node_config"]
+
+
+def test_workers_are_spot_gpus_within_the_cap():
+    worker = CLUSTER["available_node_types"]["gpu_worker"]
+    assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert worker["resources"]["GPU"] == 1
+    assert 0 <= worker["min_workers"] <= worker["max_workers"] <= CLUSTER["max_workers"]
+    for kind in CLUSTER["available_node_types"].values():
+        assert {"InstanceType", "ImageId", "IamInstanceProfile"} <= set(kind["node_config"])
+    assert CLUSTER["provider"]["cache_stopped_nodes"] is False
+
+
+def test_nothing_listens_in_public():
+    start = " ".join(CLUSTER["head_start_ray_commands"])
+    assert "--dashboard-host=127.0.0.1" in start
+    assert "0.0.0.0" not in str(CLUSTER)
+    for command in (start, " ".join(CLUSTER["worker_start_ray_commands"])):
+        assert "RAY_AUTH_MODE=token" in command
+    permissions = CLUSTER["provider"]["security_group"]["IpPermissions"]
+    assert [(p["FromPort"], p["ToPort"]) for p in permissions] == [(22, 22)]
+    for permission in permissions:
+        for block in permission["IpRanges"]:
+            assert ipaddress.ip_network(block["CidrIp"]).num_addresses == 1
+    assert CLUSTER["auth"]["ssh_user"]

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mbcl.errors import ConfigError
+from mbcl.orchestration.resources import Node, concurrent_trials, resolve
+from mbcl.orchestration.space import Resources
+
+GPU_NODE = Node(8, 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "cpus", "gpus", "threads", "concurrency"),
+    [
+        ({}, [Node(2)], 1.999, 0, 1, 1),
+        ({"workers": 2}, [Node(2)], 0.999, 0, 1, 1),
+        ({}, [Node(1)], 0.999, 0, 1, 1),
+        ({}, [Node(4)], 1.999, 0, 1, 2),
+        ({}, [Node(9)], 1.999, 0, 1, 4),
+        ({"max_concurrent_trials": 2}, [Node(2)], 0.999, 0, 1, 2),
+        ({"max_concurrent_trials": 1}, [Node(8)], 1.999, 0, 1, 1),
+        ({"cpus_per_worker": 4}, [Node(9)], 4.0, 0, 4, 2),
+        ({}, [GPU_NODE, GPU_NODE], 1.999, 1, 1, 2),
+        ({"workers": 2}, [GPU_NODE, GPU_NODE, GPU_NODE], 1.999, 1, 1, 1),
+        ({"gpu": False}, [GPU_NODE], 1.999, 0, 1, 4),
+    ],
+)
+def test_auto(asked, nodes, cpus, gpus, threads, concurrency):
+    resources = Resources(**asked)
+    need = resolve(resources, nodes)
+    assert (need.cpus_per_worker, need.gpus_per_worker, need.threads) == (cpus, gpus, threads)
+    assert concurrent_trials(need, nodes, resources) == concurrency
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "words"),
+    [
+        ({"workers": 8}, [Node(2)], "resources.workers: 8 workers need at least 3.6 CPUs, there are 2"),
+        ({"gpu": True}, [Node(2)], "a trial of 1 workers needs 1 GPUs, there are 0"),
+        ({"workers": 4}, [GPU_NODE, GPU_NODE], "needs 4 GPUs, there are 2 (resources.gpu: false trains on CPUs)"),
+        ({"cpus_per_worker": 4}, [Node(2)], "a trial needs 1 worker with 4 CPU each"),
+        ({"cpus_per_worker": 3, "workers": 2}, [Node(4), Node(2)], "with room for 1 of 2 workers"),
+        ({"max_concurrent_trials": 4, "cpus_per_worker": 1}, [Node(2)], "found 4, but only 1 fit"),
+    ],
+)
+def test_what_can_never_fit_is_said_with_numbers(asked, nodes, words):
+    resources = Resources(**asked)
+    with pytest.raises(ConfigError) as caught:
+        concurrent_trials(resolve(resources, nodes), nodes, resources)
+    assert words in str(caught.value)
+
+
+@given(st.integers(1, 8), st.lists(st.integers(1, 64), min_size=1, max_size=3), st.integers(1, 4))
+def test_what_is_started_together_fits_together(workers, cpus, limit):
+    nodes = [Node(count) for count in cpus]
+    resources = Resources(workers=workers, max_concurrent_trials=limit)
+    try:
+        need = resolve(resources, nodes)
+        together = concurrent_trials(need, nodes, resources)
+    except ConfigError:
+        return
+    assert together == limit
+    assert together * need.cpus <= sum(cpus) + 1e-9

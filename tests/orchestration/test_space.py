@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mbcl.errors import ConfigError
+from mbcl.orchestration.space import check_name, read_space
+from mbcl.orchestration.trials import expand, matches, space_digest
+
+
+def trials_of(file, *overrides):
+    return expand(read_space(file, list(overrides)))
+
+
+BROKEN = [
+    ({"spase": {}}, "spase: unknown key; did you mean 'space'?"),
+    ({"space": None}, "space: this key is missing"),
+    ({"space": {}}, "space: it is empty"),
+    ({"space": []}, "space: Input should be a valid dictionary, found []"),
+    ({"space/sampler": {"gird": [1]}}, "space.sampler: unknown domain 'gird'; did you mean 'grid'?"),
+    ({"space/sampler": {"grid": []}}, "space.sampler: grid: expected a list of at least one value, found []"),
+    ({"space/sampler": [1]}, "space.sampler: expected a block with one domain (grid, choice)"),
+    (
+        {"space/sampler": {"uniform": [0, 1]}},
+        "space.sampler: domain 'uniform' is not available in this version; allowed: grid",
+    ),
+    ({"space/smapler": {"grid": [1]}}, "space.smapler: unknown key 'smapler'; did you mean 'sampler'?"),
+    ({"space/train.epohcs": {"grid": [1]}}, "space.train.epohcs: unknown key 'epohcs'; did you mean 'epochs'?"),
+    ({"space/seed": {"grid": [1]}}, "seed: seeds are replicates of every setting"),
+    ({"experiment/seed": 1}, "seed: seeds are replicates of every setting"),
+    ({"experiment/train/epohcs": 1}, "experiment.train.epohcs: unknown key; did you mean 'epochs'?"),
+    ({"experiment/train/epochs": "two"}, "experiment.train.epochs: Input should be a valid integer, found 'two'"),
+    ({"experiment/train/epochs": 0}, "experiment.train.epochs: Input should be greater than or equal to 1, found 0"),
+    (
+        {"experiment/sampler": {"name": "spectrum"}},
+        "experiment.sampler: unknown sampler 'spectrum'; did you mean 'spectral'?",
+    ),
+    (
+        {"experiment/objective": {"name": "simclr2"}},
+        "experiment.objective: unknown objective 'simclr2'; did you mean 'simclr'?",
+    ),
+    ({"experiment/data/name": "digitz"}, "did you mean 'digits'?"),
+    ({"space/sampler": {"grid": [{"name": "osgd", "k": 2, "q": 5}]}}, "q must be at most k, found q = 5 and k = 2"),
+    ({"space/sampler": {"grid": [{"name": "osgd", "q": 5, "kk": 2}]}}, "sampler.kk: unknown key; did you mean 'k'?"),
+    ({"seeds": []}, "seeds: "),
+    ({"seeds": [0, 0]}, "seeds: found [0, 0], every seed may be given once"),
+    ({"seeds": ["a"]}, "seeds.0: Input should be a valid integer, found 'a'"),
+    (
+        {"baseline": {"sampler": "fixed"}},
+        "baseline.sampler: found fixed, which is none of the settings: {name: shuffle}",
+    ),
+    ({"baseline": {"sampler": "fixt"}}, "baseline: unknown sampler 'fixt'; did you mean 'fixed'?"),
+    ({"scheduler": {"name": "asha"}}, "scheduler.name: found 'asha', this version knows only 'fifo'"),
+    ({"scheduler": {"name": "fifo", "max_t": 3}}, "scheduler.max_t: unknown key; known: name"),
+    ({"search": {"metric": "train/loss"}}, "search.metric: train/loss is what sampler change"),
+    ({"search": {"metric": "retrieval/u2v/top1"}}, "the test split is read once, at the end"),
+    ({"search": {"mode": "best"}}, "search.mode: Input should be 'min' or 'max', found 'best'"),
+    ({"search": {"num_samples": 3}}, "search.num_samples: found 3, but the space has only grids"),
+    ({"resources": {"workers": 3}}, "resources.workers: found 3, but experiment.train.batch_size 16 is not divisible"),
+    ({"resources": {"workers": 0}}, "resources.workers: Input should be greater than or equal to 1, found 0"),
+    ({"resources": {"gpu": "yes"}}, "resources.gpu: found 'yes', allowed: auto, true, false"),
+    (
+        {"resources": {"cpus_per_worker": "all"}},
+        "resources.cpus_per_worker: found 'all', allowed: auto, a number of at least 0.1",
+    ),
+    (
+        {"resources": {"max_concurrent_trials": 1.5}},
+        "resources.max_concurrent_trials: found 1.5, allowed: auto, a whole number",
+    ),
+    ({"name": "../x"}, "name: found '../x', allowed are"),
+    (
+        {"space/sampler": {"grid": [{"name": "s"}, {"name": "shuffle"}]}},
+        "setting 1 (sampler = {name: shuffle}) is the same experiment as setting 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), BROKEN, ids=[words[:40] for _, words in BROKEN])
+def test_broken_spaces_name_file_key_and_what_is_allowed(space_file, changes, words):
+    file = space_file(changes)
+    with pytest.raises(ConfigError) as caught:
+        trials_of(file)
+    text = str(caught.value)
+    assert text.startswith(f"{file}: ")
+    assert words in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the file is empty"),
+        ("a: [1", "not YAML"),
+        ("- 1", "found list, expected a mapping"),
+        ("a: 1\na: 2", "given twice"),
+        ("!!python/object/apply:os.system [echo]", "not YAML"),
+    ],
+)
+def test_not_a_mapping(tmp_path, text, words):
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words) as caught:
+        read_space(file)
+    assert str(file) in str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_space(tmp_path / "none.yaml")
+
+
+def test_expansion_in_order_with_stable_names(space_file):
+    file = space_file(
+        {
+            "seeds": [3, 1],
+            "space": {
+                "sampler": {"grid": [{"name": "s"}, {"name": "spectral", "k": 4}]},
+                "train.batch_size": {"grid": [8, 16]},
+            },
+        }
+    )
+    trials = trials_of(file)
+    assert [(spec.ordinal, spec.setting, spec.seed) for spec in trials.specs] == [
+        (0, 0, 3), (1, 0, 1), (2, 1, 3), (3, 1, 1), (4, 2, 3), (5, 2, 1), (6, 3, 3), (7, 3, 1)
+    ]  # fmt: skip
+    assert [spec.parameters["train.batch_size"] for spec in trials.specs] == [8, 8, 16, 16, 8, 8, 16, 16]
+    assert trials.specs[0].parameters["sampler"] == {"name": "shuffle"}
+    assert trials.specs[4].parameters["sampler"] == {"name": "spectral", "k": 4, "temperature": 0.1}
+    assert list(trials.specs[0].parameters) == ["sampler", "train.batch_size"]
+    for spec in trials.specs:
+        assert spec.trial_id == f"{spec.ordinal:03d}-{spec.experiment.digest}"
+        assert spec.experiment.seed == spec.seed
+    assert trials_of(file) == trials
+    assert len({spec.trial_id for spec in trials.specs}) == 8
+
+
+def test_a_thousand_trials_sort_by_name(space_file):
+    names = [spec.trial_id for spec in trials_of(space_file({"seeds": list(range(600))})).specs]
+    assert len(names) == 1200
+    assert sorted(names) == names
+
+
+def test_choices_are_drawn_by_the_search_seed_and_pair_over_grids(space_file):
+    changes = {
+        "space/objective.temperature": {"choice": [0.1, 0.2, 0.3, 0.4, 0.5]},
+        "search": {"num_samples": 3, "seed": 2},
+    }
+    trials = trials_of(space_file(changes))
+    drawn = [(spec.parameters["sampler"]["name"], spec.parameters["objective.temperature"]) for spec in trials.specs]
+    by_sampler = {name: [t for n, t in drawn if n == name] for name in ("shuffle", "spectral")}
+    assert by_sampler["shuffle"] == by_sampler["spectral"]
+    assert trials_of(space_file(changes)) == trials
+    other = trials_of(space_file({**changes, "search": {"num_samples": 3, "seed": 3}}))
+    assert [spec.parameters for spec in other.specs] != [spec.parameters for spec in trials.specs]
+
+
+def test_repeated_draws_are_merged_and_said(space_file):
+    trials = trials_of(
+        space_file(
+            {"space": {"objective.temperature": {"choice": [0.1, 0.2]}}, "search": {"num_samples": 50}, "baseline": {}}
+        )
+    )
+    assert len(trials.specs) == 2
+    assert trials.notes == ("48 draws repeat an earlier setting and are left out",)
+
+
+def test_overrides(space_file):
+    trials = trials_of(
+        space_file(),
+        "seeds=[7]",
+        "experiment.train.epochs=5",
+        "space.sampler.grid=[{name: shuffle}]",
+        "resources.workers=2",
+    )
+    assert [(spec.seed, spec.experiment.train.epochs) for spec in trials.specs] == [(7, 5)]
+    with pytest.raises(ConfigError, match="expected KEY=VALUE"):
+        trials_of(space_file(), "seeds")
+    with pytest.raises(ConfigError, match="experiment.train.epoch: unknown key; did you mean 'epochs'"):
+        trials_of(space_file(), "experiment.train.epoch=5")
+
+
+def test_baseline_takes_aliases_and_parts_of_blocks(space_file):
+    for baseline in ({"sampler": "s"}, {"sampler": {"name": "spectral"}}, {"sampler": {"k": 4}}, {}):
+        trials_of(space_file({"baseline": baseline}))
+    assert matches({"name": "osgd", "k": 3}, {"name": "osgd"})
+    assert not matches({"name": "osgd", "k": 3}, {"name": "osgd", "k": 4})
+    assert not matches("x", {"name": "osgd"})
+
+
+def test_a_whole_block_and_a_key_inside_it(space_file):
+    trials = trials_of(
+        space_file(
+            {"space": {"sampler.k": {"grid": [2, 4]}, "sampler": {"grid": [{"name": "spectral"}]}}, "baseline": {}}
+        )
+    )
+    assert [spec.experiment.sampler["k"] for spec in trials.specs] == [2, 4]
+
+
+def test_digest_is_of_the_question_asked_not_of_the_machine(space_file):
+    def digest(changes=None):
+        file = read_space(space_file(changes))
+        return space_digest(expand(file), file.space)
+
+    assert digest() == digest({"resources": {"workers": 2}, "question": "Why?", "name": "other"})
+    assert len({digest(), digest({"seeds": [1]}), digest({"baseline": {}}), digest({"search": {"mode": "min"}})}) == 4
+
+
+@given(st.text(max_size=12))
+def test_names_never_leave_the_results_folder(name):
+    try:
+        check_name(name, "--name")
+    except ConfigError:
+        return
+    assert "/" not in name
+    assert "\\" not in name
+    assert not name.startswith((".", "-"))
+    assert name == name.strip() != ""

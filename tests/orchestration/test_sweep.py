@@ -1,0 +1,287 @@
+"""The main job as a user runs it: real processes, real Ray, small trials."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mbcl.dist import World
+from mbcl.engine import train
+from mbcl.evaluation import evaluate
+from mbcl.orchestration.space import read_space
+from mbcl.orchestration.trials import expand
+from mbcl.storage import LocalStore
+
+from .conftest import ROOT, SPACE, call, command
+
+pytest.importorskip("ray")
+
+
+def wait_for(condition, timeout: float = 120):
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise AssertionError("it did not happen in time")
+
+
+def statuses(folder: Path) -> list[str]:
+    try:
+        return [trial["status"] for trial in json.loads((folder / "study.json").read_text())["trials"].values()]
+    except FileNotFoundError:
+        return []
+
+
+def one_error_line(result: subprocess.CompletedProcess[str]) -> str:
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: "), result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+# -- without Ray ----------------------------------------------------------------------------------------------------
+
+
+def test_dry_run_lists_everything_and_loads_no_ray(space_file, tmp_path):
+    code = (
+        "import sys, run_ray\n"
+        f"options = ['--space', {str(space_file())!r}, '--results-dir', {str(tmp_path / 'out')!r}]\n"
+        "code = run_ray.main([*options, '--dry-run'])\n"
+        "assert 'ray' not in sys.modules, 'Ray was loaded'\n"
+        "sys.exit(code)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for spec in expand(read_space(space_file())).specs:
+        assert spec.trial_id in result.stdout
+    assert "sampler = {name: spectral, k: 4, temperature: 0.1}" in result.stdout
+    assert "2 trials, 1 at a time" in result.stdout
+    assert "1 worker with" in result.stdout
+    assert not (tmp_path / "out").exists(), "a dry run writes nothing"
+
+
+def test_help_loads_nothing():
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "run_ray.py", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0
+    assert "torch" not in result.stderr
+    for flag in ("--space", "--name", "--results-dir", "--set", "--resume", "--eval-only", "--dry-run", "--address"):
+        assert flag in result.stdout
+
+
+BAD = {
+    "no such file": ({}, ["--space", "none.yaml"], "none.yaml: cannot be read"),
+    "override": ({}, ["--set", "experiment.train.epohcs=1"], "experiment.train.epohcs: unknown key"),
+    "name": ({}, ["--name", "../x"], "--name: found '../x'"),
+    "batch size": ({"experiment/train/batch_size": 400}, [], "train.batch_size"),
+    "osgd": ({"space/sampler": {"grid": [{"name": "osgd", "k": 200, "q": 5}]}, "baseline": {}}, [], "k * batch_size"),
+    "folder": ({"experiment/data": {"name": "fashion_mnist", "dir": "/nowhere"}}, [], "/nowhere"),
+    "workers": ({"resources": {"workers": 16}}, [], "resources.workers: 16 workers need"),
+    "gpu": ({"resources": {"gpu": True}}, [], "GPU"),
+    "nothing to resume": ({}, ["--resume"], "--resume"),
+    "nothing to evaluate": ({}, ["--eval-only"], "--eval-only"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_line_before_ray(space_file, tmp_path, what, monkeypatch, capsys):
+    import run_ray
+
+    changes, options, words = BAD[what]
+    if what == "gpu":
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setitem(sys.modules, "mbcl.orchestration.cluster", None)  # importing it, and so Ray, would fail
+    arguments = ["--space", str(space_file(changes)), "--results-dir", str(tmp_path / "out"), *options]
+    assert run_ray.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert words in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_name_with_results_is_refused(space_file, tmp_path, capsys):
+    import run_ray
+
+    (tmp_path / "out" / "study").mkdir(parents=True)
+    (tmp_path / "out" / "study" / "study.json").write_text("{}")
+    assert run_ray.main(["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "--resume" in error
+    assert "--name" in error
+
+
+def test_a_cluster_that_refuses_leaves_nothing_behind(space_file, tmp_path, capsys, monkeypatch):
+    import run_ray
+    from mbcl.errors import ConfigError
+    from mbcl.orchestration import sweep
+
+    def refuse(*arguments):
+        raise ConfigError("resources: too much")
+
+    monkeypatch.setattr(sweep, "_run_missing", refuse)
+    arguments = ["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]
+    for _ in range(2):
+        assert run_ray.main(arguments) == 2
+        assert capsys.readouterr().err == "error: resources: too much\n"
+    assert not list((tmp_path / "out" / "study").glob("*.*ml")) + list((tmp_path / "out" / "study").glob("*.json"))
+
+
+# -- with Ray -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def killed_and_resumed(tmp_path_factory):
+    """A sweep killed as a whole while its second trial ran, then resumed to its end."""
+    folder = tmp_path_factory.mktemp("sweep")
+    space = folder / "study.yaml"
+    space.write_text(yaml.safe_dump(SPACE, sort_keys=False))
+    study = folder / "results" / "study"
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command(space, folder / "results"), cwd=ROOT, stdout=log, stderr=log)
+        try:
+            wait_for(lambda: process.poll() is not None or statuses(study) == ["finished", "running"], 200)
+        finally:
+            process.kill()
+            process.wait()
+    assert statuses(study) == ["finished", "running"], (folder / "log").read_text()
+    before = json.loads((study / "study.json").read_text())
+    result = call(space, folder / "results", "--resume")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return space, study, before, result
+
+
+@pytest.mark.ray
+def test_results_folder(killed_and_resumed):
+    _, study, _, result = killed_and_resumed
+    present = {path.name for path in study.iterdir()}
+    assert {"study.json", "space.yaml", "results.csv", "summary.csv", "report.html", "plots", "trials"} <= present
+    assert ".ray" not in present, "Ray's own files go when the sweep ends"
+    record = json.loads((study / "study.json").read_text())
+    for trial_id, trial in record["trials"].items():
+        assert trial["status"] == "finished"
+        assert {"training", "evaluation", "total", "startup", "ray"} <= set(trial["seconds"])
+        files = {path.name for path in (study / "trials" / trial_id).iterdir()}
+        assert {"config.yaml", "metrics.jsonl", "checkpoints", "evaluation.json"} <= files
+        assert len((study / "trials" / trial_id / "metrics.jsonl").read_text().splitlines()) == 2
+    with (study / "results.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["trial_id"] for row in rows] == list(record["trials"])
+    resolved = yaml.safe_load((study / "space.yaml").read_text())
+    assert resolved["given"] == SPACE
+    assert resolved["resolved"]["scheduler"] == {"name": "fifo"}
+    assert resolved["versions"]["ray"]
+    assert "report.html" in result.stdout
+
+
+@pytest.mark.ray
+def test_a_finished_trial_is_not_run_again(killed_and_resumed):
+    _, study, before, _ = killed_and_resumed
+    after = json.loads((study / "study.json").read_text())
+    first, second = list(after["trials"])
+    assert after["trials"][first] == before["trials"][first]
+    assert after["trials"][first]["attempts"] == 1
+    assert after["trials"][second]["attempts"] == 2
+    assert after["trials"][second]["metrics"]["plan/lift"] > 0
+
+
+@pytest.mark.ray
+def test_the_sweep_gives_what_training_alone_gives(killed_and_resumed, tmp_path):
+    """Neither Ray, nor the planner's tasks, nor a kill in the middle changes a result."""
+    space, study, _, _ = killed_and_resumed
+    record = json.loads((study / "study.json").read_text())
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for spec in expand(read_space(space)).specs:
+            store = LocalStore(tmp_path / spec.trial_id)
+            outcome = train(spec.experiment, world=World(), store=store)
+            metrics = record["trials"][spec.trial_id]["metrics"]
+            for name in ("train/loss", "val/retrieval/top1"):
+                assert metrics[name] == pytest.approx(outcome.row[name], rel=1e-6)
+            if spec.experiment.sampler["name"] == "spectral":
+                assert metrics["plan/lift"] == pytest.approx(outcome.row["plan/lift"], rel=1e-6)
+            for name, value in evaluate(store).items():
+                assert metrics[name] == pytest.approx(value, rel=1e-6)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.ray
+def test_after_the_end_only_what_is_asked_for_runs(killed_and_resumed):
+    space, study, _, _ = killed_and_resumed
+    again = call(space, study.parent, "--resume")
+    assert again.returncode == 0
+    assert "finished  " not in again.stdout
+    refused = call(space, study.parent)
+    assert refused.returncode == 2
+    assert "--resume" in one_error_line(refused)
+    other = call(space, study.parent, "--resume", "--set", "experiment.train.epochs=3")
+    assert other.returncode == 2
+    assert "experiment.train.epochs was 2, now it is 3" in one_error_line(other)
+
+
+@pytest.mark.ray
+def test_evaluation_alone(killed_and_resumed):
+    space, study, _, _ = killed_and_resumed
+    before = json.loads((study / "study.json").read_text())
+    result = call(space, study.parent, "--eval-only", "--set", "experiment.evaluation.similarity=dot")
+    assert result.returncode == 0, result.stderr
+    after = json.loads((study / "study.json").read_text())
+    for trial_id, trial in after["trials"].items():
+        old = before["trials"][trial_id]["metrics"]
+        assert trial["metrics"]["train/loss"] == old["train/loss"]
+        assert set(trial["metrics"]) == set(old)
+    assert any(trial["metrics"] != before["trials"][trial_id]["metrics"] for trial_id, trial in after["trials"].items())
+
+
+@pytest.mark.ray
+def test_a_failing_trial_is_a_row_and_the_others_stay(space_file, tmp_path):
+    space = space_file({"space": {"optimizer.lr": {"grid": [1e38, 0.075]}}, "baseline": {}})
+    result = call(space, tmp_path / "out")
+    assert result.returncode == 1, result.stdout + result.stderr
+    record = json.loads((tmp_path / "out" / "study" / "study.json").read_text())
+    failed, finished = record["trials"].values()
+    assert (failed["status"], finished["status"]) == ("failed", "finished")
+    assert "the loss is" in failed["error"]
+    assert "\n" not in failed["error"]
+    assert failed["attempts"] == 1, "it would fail the same way again"
+    assert "FAILED" in result.stdout
+    assert failed["error"] in (tmp_path / "out" / "study" / "results.csv").read_text()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_interrupted(space_file, tmp_path, number):
+    space, out = space_file({"experiment/train/epochs": 500}), tmp_path / "out"
+    process = subprocess.Popen(
+        command(space, out), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        wait_for(lambda: process.poll() is not None or list(out.glob("study/trials/*/metrics.jsonl")))
+        second = subprocess.run(command(space, out, "--resume"), cwd=ROOT, capture_output=True, text=True)
+        os.kill(process.pid, number)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert second.returncode == 2, "two sweeps in one folder"
+    assert "another sweep is at work there" in second.stderr
+    assert process.returncode == 130, stderr
+    assert "--resume" in stderr.splitlines()[-1]
+    assert f"--space {space}" in stderr.splitlines()[-1]
+    assert statuses(out / "study") == ["pending", "pending"]
+    assert (out / "study" / "results.csv").exists()

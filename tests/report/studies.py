@@ -1,0 +1,94 @@
+"""Studies made by hand for the tests of the report."""
+
+import json
+from typing import Any
+
+from mbcl.storage import LocalStore
+from mbcl.study import StudyRecord, TrialRecord
+
+SHUFFLE = {"name": "shuffle"}
+OSGD = {"name": "osgd", "k": 20, "q": 5, "criterion": "max", "score": "ntxent", "temperature": 0.1}
+SPECTRAL = {"name": "spectral", "k": 4, "temperature": 0.1}
+TOP1 = "retrieval/u2v/top1"
+BACK = "retrieval/v2u/top1"
+
+
+def trial(
+    ordinal: int, setting: int, seed: int, block: dict[str, Any] = SHUFFLE, value: float | None = None, **other: Any
+) -> TrialRecord:
+    """A finished trial if it has a value, a pending one otherwise."""
+    fields: dict[str, Any] = {
+        "ordinal": ordinal,
+        "setting": setting,
+        "seed": seed,
+        "sampler": block["name"],
+        "objective": "simclr",
+        "parameters": {"sampler": dict(block)},
+    }
+    if value is not None:
+        lift = None if block["name"] == "shuffle" else 1.5 + value / 10
+        fields |= {
+            "status": "finished",
+            "metrics": {TOP1: value, BACK: value / 2, "retrieval/u2v/median_rank": 1, "plan/lift": lift},
+            "seconds": {"training": 3.5, "evaluation": 0.25, "total": 4.0},
+        }
+    return TrialRecord(**(fields | other))
+
+
+def study(trials: list[TrialRecord], **other: Any) -> StudyRecord:
+    fields: dict[str, Any] = {
+        "name": "samplers",
+        "question": "Does choosing high-loss batches help?",
+        "space_digest": "00ff",
+        "baseline": {"sampler": {"name": "shuffle"}},
+        "metric": "val/retrieval/top1",
+        "mode": "max",
+        "versions": {"mbcl": "0.1.0", "python": "3.11"},
+        "created": "2026-11-23T10:15:00+00:00",
+        "trials": {f"{t.ordinal:03d}-aa": t for t in trials},
+    }
+    return StudyRecord(**(fields | other))
+
+
+def grid(values: dict[str, list[float | None]], **other: Any) -> StudyRecord:
+    """A study of the three samplers; a value is a finished seed, None a pending one."""
+    blocks = {"shuffle": SHUFFLE, "osgd": OSGD, "spectral": SPECTRAL}
+    trials: list[TrialRecord] = []
+    for setting, (name, seeds) in enumerate(values.items()):
+        for seed, value in enumerate(seeds):
+            trials.append(trial(len(trials), setting, seed, blocks[name], value))
+    return study(trials, **other)
+
+
+FULL = {"shuffle": [0.80, 0.82, 0.81], "osgd": [0.79, 0.83, 0.80], "spectral": [0.85, 0.88, 0.86]}
+
+
+def partial() -> StudyRecord:
+    """Finished, stopped, failed, running and pending trials side by side."""
+    found = grid(FULL)
+    keys = list(found.trials)
+    for key, status in zip(keys[2:8:2], ("failed", "stopped", "running"), strict=True):
+        found.trials[key] = found.trials[key].model_copy(update={"status": status, "metrics": {}, "seconds": {}})
+    found.trials[keys[2]] = found.trials[keys[2]].model_copy(update={"error": "the loss is nan\nat step 3"})
+    found.trials[keys[5]] = trial(5, 1, 2, OSGD)
+    return found
+
+
+def write_histories(store: LocalStore, record: StudyRecord, epochs: int = 3) -> None:
+    """A ``metrics.jsonl`` for each trial that has begun."""
+    for key, t in record.trials.items():
+        if t.status == "pending":
+            continue
+        rows = [
+            {
+                "epoch": epoch,
+                "train/loss": 2.0 / epoch + t.seed / 10,
+                "plan/loss": None,
+                "plan/lift": None if t.sampler == "shuffle" else 1.4,
+                "val/retrieval/top1": 0.5 + epoch / 10 if epoch % 2 else None,
+                "time/train": 1.0,
+                "time/plan": 0.25,
+            }
+            for epoch in range(1, epochs + 1)
+        ]
+        store.write_bytes(f"trials/{key}/metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+from report.studies import FULL, TOP1, grid, partial, write_histories
+
+from mbcl.report.curves import curve, parse_history, read_histories, stage_seconds, wall_seconds
+from mbcl.report.glossary import direction, meaning, metric_order
+from mbcl.report.settings import settings_of
+from mbcl.report.wording import listed, number, p_value, printable, seconds
+from mbcl.storage import LocalStore
+
+
+def test_nulls_half_lines_and_repeated_epochs() -> None:
+    text = '{"epoch": 2, "a": 1}\n{"epoch": 1, "a": null, "b": NaN}\nnoise\n[1]\n{"a": 3}\n{"epoch": 2, "a": 5}\n'
+    text += '{"epoch": 3, "a'
+    assert parse_history(text) == [{"epoch": 1}, {"epoch": 2, "a": 5}]
+
+
+def test_curve_is_the_mean_and_the_range_over_finished_seeds(tmp_path: Path) -> None:
+    store, record = LocalStore(tmp_path), partial()
+    write_histories(store, record)
+    histories = read_histories(store, record)
+    first = settings_of(record)[0]
+    line = curve(first, histories, "train/loss")
+    assert line is not None
+    assert (line.epochs, line.seeds) == ([1, 2, 3], 2)
+    assert (line.low[0], line.high[0]) == (2.0, 2.1)
+    assert abs(line.mean[0] - 2.05) < 1e-12
+    validation = curve(first, histories, "val/retrieval/top1")
+    assert validation is not None
+    assert validation.epochs == [1, 3]
+    assert curve(first, histories, "plan/lift") is None
+
+
+def test_seconds(tmp_path: Path) -> None:
+    store, record = LocalStore(tmp_path), grid(FULL)
+    write_histories(store, record)
+    first = settings_of(record)[0]
+    assert stage_seconds(first, read_histories(store, record)) == {"train": 3.0, "plan": 0.75}
+    assert stage_seconds(first, {}) == {}
+    assert wall_seconds(first) == {"training": 3.5, "evaluation": 0.25, "total": 4.0}
+    first.trials[0].seconds.clear()
+    assert wall_seconds(first)["training"] == 3.5
+
+
+def test_glossary() -> None:
+    assert (direction(TOP1), direction("retrieval/v2u/mean_rank"), direction("plan/lift")) == (1, -1, 0)
+    assert "5 most similar" in meaning("retrieval/u2v/top5")
+    assert meaning("something/else") == ""
+    names = ["time/train", "plan/lift", "retrieval/u2v/mrr", "retrieval/u2v/top10", "zzz", "retrieval/u2v/top5"]
+    assert sorted(names, key=metric_order) == [
+        "retrieval/u2v/top5",
+        "retrieval/u2v/top10",
+        "retrieval/u2v/mrr",
+        "plan/lift",
+        "time/train",
+        "zzz",
+    ]
+
+
+def test_wording() -> None:
+    assert [number(v) for v in (0.12345, 1.5, 12.345, 0, 0.0, 1, 12345.6, None)] == [
+        "0.1235",
+        "1.500",
+        "12.35",
+        "0",
+        "0",
+        "1",
+        "12,345.6",
+        "–",
+    ]
+    assert (number(-0.5, signed=True), number(0.5, signed=True), number(1e-5)) == ("−0.5000", "+0.5000", "1.00e-05")
+    assert (p_value(0.0), p_value(0.0314), p_value(None)) == ("< 0.001", "0.031", "–")
+    assert (seconds(3.14), seconds(600.0), seconds(10800.0)) == ("3.1 s", "10.0 min", "3.0 h")
+    assert (listed([]), listed(["a"]), listed(["a", "b", "c"])) == ("", "a", "a, b and c")
+    assert printable("a\x00b\u202ec\nd") == "a�b�c\nd"

@@ -1,0 +1,241 @@
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report.studies import FULL, OSGD, SHUFFLE, SPECTRAL, TOP1, grid, partial, study, trial, write_histories
+
+from mbcl.report import compare, primary_metrics, summarise, write
+from mbcl.report.answer import answer
+from mbcl.storage import LocalStore, open_store
+from mbcl.study import StudyRecord
+
+HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)> $\\frac{ & \'" --> ]]> \x00\u202e {{ 7*7 }} 日本'
+
+
+class Page(HTMLParser):
+    """Collects what a browser would act on."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value or "") for key, value in attrs]
+        self.ids += [value or "" for key, value in attrs if key == "id"]
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def written(folder: Path, record: StudyRecord, *, histories: bool = True) -> str:
+    store = LocalStore(folder)
+    if histories:
+        write_histories(store, record)
+    write(store, record)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def check_self_contained(text: str) -> Page:
+    page = Page(text)
+    assert not re.search(r"https?:|@import|<\?xml|<!--", text, flags=re.IGNORECASE)
+    assert {"script", "link", "iframe", "object", "img", "base"}.isdisjoint(page.tags)
+    for tag, key, value in page.attributes:
+        assert not key.startswith("on"), (tag, key)
+        assert key not in ("src", "srcset", "action", "data"), (tag, key)
+        if key.endswith("href"):
+            assert value.startswith("#"), (tag, value)
+            assert value[1:] in page.ids
+    assert all(reference in page.ids for reference in re.findall(r"url\(#([^)]*)\)", text))
+    assert len(page.ids) == len(set(page.ids))
+    assert not re.search(r"\b(nan|None|inf)\b", re.sub(r"the loss is nan|None of", "", page.text))
+    return page
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("full")
+    LocalStore(folder).write_bytes("space.yaml", b"name: <b>samplers</b>\n")
+    written(folder, grid(FULL))
+    return folder
+
+
+def test_a_finished_study(full: Path) -> None:
+    page = check_self_contained((full / "report.html").read_text(encoding="utf-8"))
+    assert "spectral (k=4) is better than shuffle on retrieval/u2v/top1 by 0.0533" in page.text
+    assert "No difference from shuffle is shown for osgd (k=20, q=5)" in page.text
+    assert "name: <b>samplers</b>" in page.text
+    assert "python run_ray.py --space SPACE.yaml --name samplers-again" in page.text
+    assert "--resume" not in page.text
+    assert page.tags.count("svg") == page.tags.count("figure") == len(list((full / "plots").iterdir()))
+    labels = [value for tag, key, value in page.attributes if (tag, key) == ("div", "aria-label")]
+    assert len(labels) == page.tags.count("svg")
+    assert all(len(label) > 30 for label in labels)
+
+
+def test_every_number_of_the_results_table_is_in_the_summary(full: Path) -> None:
+    page = Page((full / "report.html").read_text(encoding="utf-8"))
+    for summary in summarise(grid(FULL)):
+        found = summary.metrics[TOP1]
+        assert f"{found.mean:.4f}" in page.text
+        assert f"{found.ci_low:.4f} to {found.ci_high:.4f}" in page.text
+
+
+def test_plots_are_pictures(full: Path) -> None:
+    names = {path.name for path in (full / "plots").iterdir()}
+    assert names == {
+        "final_retrieval_u2v_top1.png",
+        "final_retrieval_v2u_top1.png",
+        "curve_val_retrieval_top1.png",
+        "curve_train_loss.png",
+        "curve_plan_lift.png",
+        "time.png",
+    }
+    for path in (full / "plots").iterdir():
+        content = path.read_bytes()
+        assert content.startswith(b"\x89PNG\r\n\x1a\n")
+        assert len(content) > 4000
+
+
+def test_the_same_study_gives_the_same_files(full: Path, tmp_path: Path) -> None:
+    LocalStore(tmp_path).write_bytes("space.yaml", b"name: <b>samplers</b>\n")
+    written(tmp_path, grid(FULL))
+    for name in ("results.csv", "summary.csv", "comparison.csv", "report.html", "plots/time.png"):
+        assert (tmp_path / name).read_bytes() == (full / name).read_bytes()
+
+
+def test_a_partial_study(tmp_path: Path) -> None:
+    page = check_self_contained(written(tmp_path, partial()))
+    assert "Of 9 trials, 1 stopped, 1 failed and 2 pending" in page.text
+    assert "so the answer may still change" in page.text
+    assert "the loss is nan" in page.text
+    assert "--name samplers --resume" in page.text
+    assert " is better than" not in page.text
+
+
+def test_stale_plots_are_removed(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.write_bytes("plots/final_old.png", b"old")
+    write(store, grid({"shuffle": [0.5]}))
+    assert store.list("plots") == ["final_retrieval_u2v_top1.png", "final_retrieval_v2u_top1.png"]
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (study([]), "This study has no trials."),
+        (grid({"shuffle": [None, None]}), "No trial has finished, so there is no answer yet (2 pending)."),
+        (study([trial(0, 0, 0, error="boom", status="failed")]), "no answer yet (1 failed)"),
+        (grid({"shuffle": [0.5], "spectral": [0.9]}), "Nothing can be concluded yet"),
+        (grid({"shuffle": [0.5]}), "shuffle reaches retrieval/u2v/top1 0.5000 (one seed, so no interval)"),
+        (grid(FULL, baseline={}), "The study names no baseline"),
+        (grid(FULL, baseline={"sampler": "gone"}), "matches no setting"),
+        (study([trial(0, 0, 0, SHUFFLE, 0.5, metrics={})]), "measured no final metric"),
+    ],
+    ids=["empty", "pending", "failed", "one seed", "one trial", "no baseline", "lost baseline", "no metric"],
+)
+def test_studies_with_little_in_them(tmp_path: Path, record: StudyRecord, words: str) -> None:
+    page = check_self_contained(written(tmp_path, record, histories=False))
+    assert words in page.text
+    assert "is better than" not in page.text
+
+
+def test_hostile_names_and_errors_stay_text(tmp_path: Path) -> None:
+    trials = [
+        trial(0, 0, 0, {"name": HOSTILE}, 0.5),
+        trial(1, 0, 1, {"name": HOSTILE}, 0.6),
+        trial(2, 1, 0, {"name": HOSTILE, HOSTILE: HOSTILE}, 0.7, metrics={HOSTILE: 1.0, TOP1: 0.5}),
+        trial(3, 1, 1, {"name": "<b>"}, error=HOSTILE, status="failed"),
+    ]
+    record = study(trials, name=HOSTILE, question=HOSTILE, baseline={"sampler": HOSTILE}, versions={HOSTILE: HOSTILE})
+    record.trials[HOSTILE.replace("/", "").replace("\x00", "")] = trial(4, 2, 0, SHUFFLE, 0.5)
+    store = LocalStore(tmp_path)
+    write(store, record)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = check_self_contained(text)
+    assert page.text.count('<script>alert("1")</script>') > 5
+    assert "\x00" not in text
+    assert "\u202e" not in text
+    assert "{{ 7*7 }}" in page.text
+
+
+def test_many_settings_are_drawn_in_part(tmp_path: Path) -> None:
+    blocks = [SHUFFLE, *(SPECTRAL | {"k": k} for k in range(1, 40))]
+    trials = [trial(i, i, 0, block, i / 100) for i, block in enumerate(blocks)]
+    page = check_self_contained(written(tmp_path, study(trials), histories=False))
+    assert "24 of 40 settings" in page.text
+    assert "spectral (k=39)" in page.text
+
+
+def test_a_store_behind_a_uri(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    write(open_store(f"file://{tmp_path}/bucket"), grid({"shuffle": [0.5, 0.6], "osgd": [0.5, 0.7]}))
+    assert (tmp_path / "bucket" / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "bucket" / "plots" / "final_retrieval_u2v_top1.png").is_file()
+
+
+def test_a_claim_needs_to_survive_holms_correction() -> None:
+    # p is near 0.03 for spectral alone, so its interval excludes 0, but with two comparisons 0.06 remains.
+    values = {"shuffle": [0.5, 0.5, 0.5], "osgd": [0.5, 0.4, 0.6], "spectral": [0.6, 0.7, 0.65]}
+    record = grid(values)
+    comparisons = compare(record, TOP1)
+    assert comparisons[1].verdict == "better"
+    assert comparisons[1].p_holm == pytest.approx(2 * (comparisons[1].p or 0))
+    assert (comparisons[1].p_holm or 0) > 0.05
+    found = answer(record, summarise(record), comparisons, primary_metrics(record)[0])
+    assert found.headline == "No setting is shown to differ from shuffle on retrieval/u2v/top1."
+    assert "a hint, not a result" in found.details[0]
+
+
+def test_several_claims_in_one_answer() -> None:
+    values = {"shuffle": [0.5, 0.5, 0.5], "osgd": [0.2, 0.21, 0.2], "spectral": [0.8, 0.81, 0.8]}
+    record = grid(values, baseline={"sampler": "shuffle"})
+    found = answer(record, summarise(record), compare(record, TOP1), TOP1)
+    assert "spectral (k=4) is better than shuffle" in found.headline
+    assert "osgd (k=20, q=5) is worse than shuffle" in found.headline
+    more = study(
+        [
+            trial(i, i // 3, i % 3, block, value + i % 3 / 100)
+            for i, (block, value) in enumerate(
+                [(SHUFFLE, 0.5)] * 3 + [(SPECTRAL, 0.8)] * 3 + [(OSGD, 0.9)] * 3,
+            )
+        ]
+    )
+    found = answer(more, summarise(more), compare(more, TOP1), TOP1)
+    assert found.headline.startswith("Better than shuffle on retrieval/u2v/top1: spectral (k=4) by 0.3000")
+
+
+def test_the_package_does_not_load_matplotlib() -> None:
+    code = "import sys, mbcl.report; sys.exit(len({'matplotlib', 'torch', 'ray'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_drawing_leaves_no_settings_behind(tmp_path: Path) -> None:
+    import matplotlib
+    from matplotlib._pylab_helpers import Gcf
+
+    before = dict(matplotlib.rcParams)
+    write(LocalStore(tmp_path), grid({"shuffle": [0.5]}))
+    assert dict(matplotlib.rcParams) == before
+    assert Gcf.get_all_fig_managers() == []

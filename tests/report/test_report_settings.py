@@ -1,0 +1,73 @@
+import pytest
+from report.studies import FULL, OSGD, SHUFFLE, SPECTRAL, grid, study, trial
+
+from mbcl.report.settings import flatten, labels, settings_of, swept_columns, text_of
+
+
+def named(*parameters: dict) -> list[str]:
+    trials = [
+        trial(
+            i,
+            i,
+            0,
+            p.get("sampler", SHUFFLE),
+            0.5,
+            parameters=p,
+            objective=p.get("objective", {"name": "simclr"})["name"],
+        )
+        for i, p in enumerate(parameters)
+    ]
+    return [setting.label for setting in settings_of(study(trials))]
+
+
+def test_flatten() -> None:
+    assert flatten({"sampler": SPECTRAL, "train.epochs": 5}) == {
+        "sampler": "spectral",
+        "sampler.k": 4,
+        "sampler.temperature": 0.1,
+        "train.epochs": 5,
+    }
+    assert flatten({"train": {"epochs": 3, "deep": {"a": None}}}) == {"train.epochs": 3, "train.deep.a": None}
+    assert flatten({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("a", "a"), (4, "4"), (0.1, "0.1"), (True, "true"), (None, "null"), ([1, "x"], '[1, "x"]'), (1e-7, "1e-07")],
+)
+def test_text_of(value: object, text: str) -> None:
+    assert text_of(value) == text
+
+
+def test_labels_hold_what_differs() -> None:
+    assert [s.label for s in settings_of(grid(FULL))] == ["shuffle", "osgd (k=20, q=5)", "spectral (k=4)"]
+    assert named({"sampler": SPECTRAL}, {"sampler": SPECTRAL | {"k": 8}}) == ["spectral (k=4)", "spectral (k=8)"]
+    assert named({"train.batch_size": 16}, {"train.batch_size": 32}) == ["batch_size=16", "batch_size=32"]
+    assert named({"sampler": OSGD}) == ["osgd"]
+    sim, clip = {"name": "simclr", "temperature": 0.1}, {"name": "clip", "temperature": 0.1}
+    assert named(
+        {"objective": sim, "sampler": SHUFFLE},
+        {"objective": clip, "sampler": SHUFFLE},
+        {"objective": sim, "sampler": SPECTRAL},
+    ) == ["shuffle, simclr", "shuffle, clip", "spectral (k=4), simclr"]
+    assert named({"objective": sim}, {"objective": sim | {"temperature": 0.5}}) == [
+        "simclr (temperature=0.1)",
+        "simclr (temperature=0.5)",
+    ]
+
+
+def test_ambiguous_words_are_written_out_and_labels_are_always_different() -> None:
+    assert named({"a.size": 1, "b.size": 1}, {"a.size": 2, "b.size": 3}) == ["a.size=1, b.size=1", "a.size=2, b.size=3"]
+    columns = [{"sampler": "shuffle", "objective": "simclr"}] * 2
+    assert labels(columns) == ["shuffle #0", "shuffle #1"]
+    assert labels([]) == []
+
+
+def test_parts_that_no_registry_knows_still_have_labels() -> None:
+    assert named({"sampler": {"name": "gone", "z": 1}}, {"sampler": SHUFFLE}) == ["gone (z=1)", "shuffle"]
+
+
+def test_swept_columns_keep_blocks_together_and_repeat_nothing() -> None:
+    both = {"sampler": SHUFFLE, "train.epochs": 1}, {"sampler": SPECTRAL, "train.epochs": 1}, {"seed": 3}
+    trials = [trial(i, i, 0, SHUFFLE, 0.5, parameters=p) for i, p in enumerate(both)]
+    assert swept_columns(study(trials)) == ["sampler.k", "sampler.temperature", "train.epochs"]

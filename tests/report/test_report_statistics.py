@@ -1,0 +1,181 @@
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report.studies import BACK, FULL, OSGD, SHUFFLE, SPECTRAL, TOP1, grid, partial, study, trial
+from scipy import stats
+
+from mbcl.report import compare, estimate, primary_metrics, summarise
+from mbcl.report.statistics import holm
+
+finite = st.floats(-1e6, 1e6, allow_subnormal=False)
+
+
+def test_interval_by_hand() -> None:
+    # t(0.975, 2) = 4.302652730; mean 2, sd 1, n 3: 2 +- 4.302652730 / sqrt(3)
+    found = estimate([1.0, 2.0, 3.0])
+    assert found is not None
+    assert (found.mean, found.sd, found.n) == (2.0, 1.0, 3)
+    assert found.ci_low == pytest.approx(2 - 2.484137712, abs=1e-8)
+    assert found.ci_high == pytest.approx(2 + 2.484137712, abs=1e-8)
+    # t(0.975, 4) = 2.776445105; mean 3, sd sqrt(2.5)
+    five = estimate([5.0, 1.0, 4.0, 2.0, 3.0])
+    assert five is not None
+    assert five.ci_high == pytest.approx(3 + 2.776445105 * math.sqrt(2.5 / 5), abs=1e-8)
+
+
+def test_one_seed_has_no_spread_and_none_has_nothing() -> None:
+    found = estimate([0.5])
+    assert found is not None
+    assert (found.mean, found.sd, found.n, found.ci_low, found.ci_high) == (0.5, None, 1, None, None)
+    assert estimate([]) is None
+
+
+@given(st.lists(finite, min_size=2, max_size=9), st.randoms())
+def test_estimate_contains_its_mean_and_ignores_order(values: list[float], rng: random.Random) -> None:
+    found = estimate(values)
+    assert found is not None
+    assert found.ci_low is not None
+    assert found.ci_high is not None
+    assert found.ci_low <= found.mean <= found.ci_high
+    assert min(values) <= found.mean <= max(values)
+    shuffled = list(values)
+    rng.shuffle(shuffled)
+    assert estimate(shuffled) == found
+
+
+@given(st.lists(st.tuples(finite, finite), min_size=2, max_size=8, unique=True))
+def test_comparison_agrees_with_scipy(pairs: list[tuple[float, float]]) -> None:
+    differences = [b - a for a, b in pairs]
+    scale = max(abs(x) for pair in pairs for x in pair)
+    if max(differences) - min(differences) <= 1e-6 * scale:
+        return  # scipy itself warns that such differences lose all their digits
+    record = grid({"shuffle": [a for a, _ in pairs], "spectral": [b for _, b in pairs]})
+    (found,) = compare(record, TOP1)
+    expected = stats.ttest_rel([b for _, b in pairs], [a for a, _ in pairs])
+    low, high = expected.confidence_interval(0.95)
+    assert found.n == len(pairs)
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
+    assert found.ci_low == pytest.approx(low, rel=1e-6, abs=1e-6 * scale)
+    assert found.ci_high == pytest.approx(high, rel=1e-6, abs=1e-6 * scale)
+    assert found.p_holm == found.p
+    claims = found.verdict in ("better", "worse")
+    assert claims == (found.ci_low > 0 or found.ci_high < 0)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_is_between_raw_and_bonferroni(p_values: list[float]) -> None:
+    for raw, adjusted in zip(p_values, holm(p_values), strict=True):
+        assert raw <= adjusted <= min(1.0, raw * len(p_values))
+
+
+def test_summaries_count_finished_seeds_only() -> None:
+    summaries = summarise(partial())
+    assert [s.n for s in summaries] == [2, 1, 2]
+    assert [s.metrics[TOP1].n for s in summaries] == [2, 1, 2]
+    assert summaries[0].statuses == {"finished": 2, "failed": 1}
+    assert summaries[1].statuses == {"finished": 1, "stopped": 1, "pending": 1}
+    assert summaries[2].statuses == {"pending": 1, "finished": 2}
+
+
+@given(st.lists(st.sampled_from(["finished", "stopped", "failed", "pending", "running"]), min_size=1, max_size=7))
+def test_n_is_the_number_of_finished_seeds(statuses: list[str]) -> None:
+    record = study([trial(i, 0, i, SHUFFLE, 0.5 + i / 100, status=status) for i, status in enumerate(statuses)])
+    (summary,) = summarise(record)
+    count = statuses.count("finished")
+    assert summary.n == count
+    assert (summary.metrics[TOP1].n if count else 0) == count
+    assert (TOP1 in summary.metrics) == bool(count)
+
+
+def test_the_order_of_mappings_changes_nothing() -> None:
+    record = partial()
+    turned = record.model_copy(update={"trials": dict(reversed(record.trials.items()))})
+    for t in turned.trials.values():
+        t.metrics = dict(reversed(t.metrics.items()))
+    assert summarise(turned) == summarise(record)
+    assert compare(turned, TOP1) == compare(record, TOP1)
+
+
+def test_missing_and_infinite_values_do_not_count() -> None:
+    record = grid({"shuffle": [0.5, 0.7, 0.9]})
+    records = list(record.trials.values())
+    records[0].metrics[TOP1] = None
+    records[1].metrics[TOP1] = math.inf
+    (summary,) = summarise(record)
+    assert (summary.metrics[TOP1].n, summary.metrics[TOP1].mean) == (1, 0.9)
+    assert summary.metrics[BACK].n == 3
+
+
+def test_verdicts() -> None:
+    verdicts = {c.label: c for c in compare(grid(FULL), TOP1)}
+    assert verdicts["spectral (k=4)"].verdict == "better"
+    assert verdicts["spectral (k=4)"].excludes_zero
+    assert verdicts["osgd (k=20, q=5)"].verdict == "no difference shown (n=3)"
+    worse = {"shuffle": [0.8, 0.82, 0.81], "spectral": [0.7, 0.73, 0.71]}
+    assert compare(grid(worse), TOP1)[0].verdict == "worse"
+    ranks = {"shuffle": [1.0, 2.0, 3.0], "spectral": [11.0, 12.5, 13.0]}
+    by_rank = grid(ranks)
+    for t in by_rank.trials.values():
+        t.metrics = {"retrieval/u2v/mean_rank": t.metrics[TOP1], "train/loss": t.metrics[TOP1]}
+    assert compare(by_rank, "retrieval/u2v/mean_rank")[0].verdict == "worse"  # a higher rank is worse
+    assert compare(by_rank, "train/loss")[0].verdict == "higher"  # and a loss says nothing about quality
+
+
+def test_pairs_are_the_seeds_that_finished_in_both() -> None:
+    (found,) = compare(grid({"shuffle": [0.8, None, 0.9, 0.7], "spectral": [None, 0.9, 0.95, 0.8]}), TOP1)
+    assert found.n == 2
+    assert found.difference == pytest.approx(0.075)
+    (none,) = compare(grid({"shuffle": [0.8, None], "spectral": [None, 0.9]}), TOP1)
+    assert (none.n, none.difference, none.p, none.p_holm) == (0, None, None, None)
+    assert none.verdict == "not comparable (no seed finished in both)"
+    (one,) = compare(grid({"shuffle": [0.1], "spectral": [0.9]}), TOP1)
+    assert (one.ci_low, one.p, one.verdict) == (None, None, "no difference shown (n=1)")
+
+
+def test_rounding_is_no_effect() -> None:
+    # 0.1 + 0.2 and 0.3 differ in the last bit: three such pairs must not give an interval without 0.
+    (found,) = compare(grid({"shuffle": [0.3, 0.3, 0.3], "spectral": [0.1 + 0.2] * 3}), TOP1)
+    assert (found.difference, found.p, found.verdict) == (0.0, 1.0, "no difference shown (n=3)")
+    (same,) = compare(grid({"shuffle": [0.25, 0.5], "spectral": [0.5, 0.75]}), TOP1)
+    assert same.constant
+    assert (same.ci_low, same.ci_high) == (0.25, 0.25)
+
+
+def test_baseline_is_matched_by_alias_by_part_and_by_agreeing_in_the_rest() -> None:
+    assert len(compare(grid(FULL, baseline={"sampler": "s"}), TOP1)) == 2
+    assert [c.baseline for c in compare(grid(FULL, baseline={"sampler": {"k": 4}}), TOP1)] == [2, 2]
+    assert [c.baseline for c in compare(grid(FULL, baseline={"sampler.k": 20}), TOP1)] == [1, 1]
+    assert compare(grid(FULL, baseline={}), TOP1) == []
+    assert compare(grid(FULL, baseline={"sampler": "full"}), TOP1) == []
+    assert len(compare(grid(FULL, baseline={"sampler": "shuffle", "data.name": "digits"}), TOP1)) == 2
+
+    trials = []
+    for size in (16, 32):
+        for block in (SHUFFLE, SPECTRAL):
+            parameters = {"train.batch_size": size, "sampler": block}
+            trials += [
+                trial(len(trials), len(trials) // 2, s, block, 0.5 + s / 10, parameters=parameters) for s in range(2)
+            ]
+    pairs = [(c.label, c.baseline_label) for c in compare(study(trials), TOP1)]
+    assert pairs == [
+        ("spectral (k=4), batch_size=16", "shuffle, batch_size=16"),
+        ("spectral (k=4), batch_size=32", "shuffle, batch_size=32"),
+    ]
+
+
+def test_primary_metrics_fall_back() -> None:
+    assert primary_metrics(grid(FULL)) == [TOP1, BACK]
+    other = study([trial(0, 0, 0, OSGD, 0.5, metrics={"knn/top1": 0.4, "val/retrieval/top1": 0.3})])
+    assert primary_metrics(other) == ["val/retrieval/top1"]
+    assert primary_metrics(study([trial(0, 0, 0, OSGD, 0.5, metrics={"knn/top1": 0.4, "a": 1.0})])) == ["knn/top1"]
+    assert primary_metrics(study([])) == []
+    assert primary_metrics(study([trial(0, 0, 0, OSGD)])) == []

@@ -1,0 +1,220 @@
+"""What the contract promises of every registered sampler; a new one is tested by being registered."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import warnings
+from collections.abc import Sequence
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mbcl
+from mbcl.errors import ConfigError, PlanError
+from mbcl.plan import BatchPlan, Embeddings
+from mbcl.samplers import SAMPLERS, PoolItem, PoolPlan, PoolSampler, Sampler
+
+SMALL: dict[str, dict[str, object]] = {"osgd": {"k": 4, "q": 2}, "spectral": {"k": 3}}
+"""Parameters that fit data sets of a few dozen samples."""
+
+each_sampler = pytest.mark.parametrize("name", list(SAMPLERS))
+
+
+def make(name: str, batch_size: int = 4) -> Sampler:
+    return mbcl.samplers.build(name, batch_size=batch_size, **SMALL.get(name, {}))
+
+
+def embeddings(num_samples: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Embeddings:
+    generator = torch.Generator().manual_seed(seed)
+    z1 = torch.randn(num_samples, 5, generator=generator)
+    z2 = z1 + 0.5 * torch.randn(num_samples, 5, generator=generator)
+    return Embeddings(z1.to(dtype), z2.to(dtype))
+
+
+def same(a: BatchPlan, b: BatchPlan) -> bool:
+    return a.digest == b.digest
+
+
+@each_sampler
+@given(num_samples=st.integers(16, 70), seed=st.integers(0, 100), epoch=st.integers(0, 5), round_=st.integers(0, 3))
+@settings(max_examples=8, deadline=None)
+def test_plans_are_sound(name: str, num_samples: int, seed: int, epoch: int, round_: int) -> None:
+    sampler = make(name)
+    plan = sampler.plan(num_samples, embeddings(num_samples), seed=seed, epoch=epoch, round=round_)
+    assert plan.batches.shape == (sampler.plan_length(num_samples), 4)
+    assert plan.batches.dtype == torch.int64
+    assert (plan.sampler, plan.seed, plan.epoch, plan.round) == (sampler.name, seed, epoch, round_)
+    plan.validate(num_samples, distinct=sampler.distinct)
+    if plan.scores is not None:
+        assert plan.scores.shape == (len(plan),)
+        assert plan.scores.dtype == torch.float64
+
+
+@each_sampler
+def test_plans_are_pure_in_their_arguments(name: str) -> None:
+    held = embeddings(50)
+    first = make(name).plan(50, held, seed=1, epoch=2, round=3)
+    torch.manual_seed(123)
+    np.random.seed(123)  # noqa: NPY002  # the global generator must not matter
+    before = torch.random.get_rng_state()
+    assert same(first, make(name).plan(50, held, seed=1, epoch=2, round=3))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@each_sampler
+def test_seed_changes_the_plan_and_so_do_epoch_and_round_except_for_fixed(name: str) -> None:
+    held, sampler = embeddings(50), make(name)
+    first = sampler.plan(50, held)
+    assert not same(first, sampler.plan(50, held, seed=1))
+    for other in (sampler.plan(50, held, epoch=1), sampler.plan(50, held, round=1)):
+        assert same(first, other) == (name == "fixed")
+
+
+@each_sampler
+def test_left_out_samples_are_drawn_anew(name: str) -> None:
+    sampler = make(name)
+    seen = [set(sampler.plan(19, embeddings(19), epoch=epoch).batches.flatten().tolist()) for epoch in range(12)]
+    assert len(seen[0]) == 4 * sampler.plan_length(19) < 19
+    assert len(set.union(*seen)) == (16 if name == "fixed" else 19)
+
+
+@each_sampler
+def test_order_of_rows_and_half_precision_do_not_matter(name: str) -> None:
+    sampler, held = make(name), embeddings(40, dtype=torch.float16)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    shuffled = Embeddings(held.z1[order], held.z2[order], order)
+    raised = Embeddings(held.z1.float(), held.z2.float())
+    assert same(sampler.plan(40, held), sampler.plan(40, shuffled))
+    assert same(sampler.plan(40, held), sampler.plan(40, raised))
+
+
+@each_sampler
+def test_pickled_sampler_makes_the_same_plan(name: str) -> None:
+    sampler, held = make(name), embeddings(40)
+    copy = pickle.loads(pickle.dumps(sampler))
+    assert copy == sampler
+    assert same(sampler.plan(40, held), copy.plan(40, held))
+
+
+@each_sampler
+def test_is_frozen_documented_and_described_by_its_signature(name: str) -> None:
+    sampler = make(name)
+    with pytest.raises(FrozenInstanceError):
+        sampler.batch_size = 3  # type: ignore[misc]
+    assert SAMPLERS[name].__doc__
+    assert sampler.name == name
+    parameters = inspect.signature(SAMPLERS[name], eval_str=True).parameters
+    assert "batch_size" in parameters
+    assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in parameters.values())
+    assert not any(isinstance(parameter.annotation, str) for parameter in parameters.values())
+
+
+@each_sampler
+def test_pools_may_be_planned_by_others(name: str) -> None:
+    """Read-only arrays, out of order, by a copy of the sampler, as tasks in other processes would."""
+    calls = []
+
+    def elsewhere(function: object, items: Sequence[PoolItem]) -> list[PoolPlan]:
+        calls.append(len(items))
+        planned = {}
+        for index in reversed(range(len(items))):
+            z1, z2, seed = pickle.loads(pickle.dumps(items[index]))
+            z1.setflags(write=False)
+            z2.setflags(write=False)
+            planned[index] = pickle.loads(pickle.dumps(function))(z1, z2, seed)
+        return [planned[index] for index in range(len(items))]
+
+    sampler, held = make(name), embeddings(50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(sampler.plan(50, held), sampler.plan(50, held, map_pools=elsewhere))
+    assert bool(calls) == isinstance(sampler, PoolSampler)
+
+
+@each_sampler
+def test_embeddings_are_asked_for_and_checked(name: str) -> None:
+    sampler = make(name)
+    if not sampler.needs_embeddings:
+        assert same(sampler.plan(40), sampler.plan(40, embeddings(40)))
+        return
+    with pytest.raises(PlanError, match="needs embeddings"):
+        sampler.plan(40)
+    with pytest.raises(PlanError, match="each of the 40 samples once"):
+        sampler.plan(40, embeddings(39))
+    with pytest.raises(PlanError, match="each of the 40 samples once"):
+        sampler.plan(40, Embeddings(torch.ones(40, 2), torch.ones(40, 2), torch.zeros(40, dtype=torch.int64)))
+
+
+@each_sampler
+def test_hostile_embeddings_still_give_a_plan(name: str) -> None:
+    sampler = make(name, batch_size=4)
+    one_far = torch.zeros(40, 3)
+    one_far[7] = torch.tensor([1e6, -1e6, 1.0])
+    for z in (
+        torch.zeros(40, 3),
+        torch.ones(40, 3),
+        torch.arange(40.0)[:, None].floor_divide(8).expand(40, 3),
+        one_far,
+        torch.full((40, 3), 1e-30),
+        torch.randn(40, 1, generator=torch.Generator().manual_seed(0)) * 1e12,
+    ):
+        for z2 in (z, -z):
+            plan = sampler.plan(40, Embeddings(z.contiguous(), z2.contiguous()))
+            plan.validate(40, distinct=sampler.distinct)
+
+
+@each_sampler
+@pytest.mark.parametrize("batch_size", [1, 0, -4, 2.0, "32", True])
+def test_bad_batch_size(name: str, batch_size: int) -> None:
+    with pytest.raises(ConfigError, match=f"batch_size must be a whole number >= 2, found {batch_size!r}"):
+        mbcl.samplers.build(name, batch_size=batch_size)
+
+
+@each_sampler
+def test_batch_size_above_the_data_set(name: str) -> None:
+    sampler = make(name, batch_size=41)
+    for call in (lambda: sampler.check(40), lambda: sampler.plan(40, embeddings(40))):
+        with pytest.raises(ConfigError, match="batch_size 41 is above the 40 samples"):
+            call()
+
+
+@each_sampler
+def test_unknown_parameter(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"sampler '{name}': unknown parameter 'kk'"):
+        mbcl.samplers.build(name, batch_size=4, kk=3)
+
+
+def test_unknown_and_published_names() -> None:
+    with pytest.raises(ConfigError, match=r"unknown sampler 'spektral'; did you mean 'spectral'\?"):
+        mbcl.samplers.build("spektral", batch_size=4)
+    with pytest.raises(ConfigError, match=r"unknown parameter 'tempera'; did you mean 'temperature'\?"):
+        mbcl.samplers.build("osgd", batch_size=4, tempera=1)
+    aliases = {
+        "f": "fixed",
+        "s": "shuffle",
+        "osgd_kb_loose": "osgd",
+        "sc_even_kb_loose": "spectral",
+        "sc_even": "spectral",
+    }
+    assert {alias: SAMPLERS.canonical(alias) for alias in aliases} == aliases
+
+
+def test_fixed_has_the_batches_of_the_first_epoch() -> None:
+    fixed, shuffle = make("fixed"), make("shuffle")
+    assert same(fixed.plan(50, seed=3, epoch=9, round=2), shuffle.plan(50, seed=3))
+
+
+def test_shuffle_lets_everybody_meet() -> None:
+    """Every pair shares a batch with probability (B - 1) / (N - 1)."""
+    shuffle = make("shuffle", batch_size=3)
+    together = np.zeros((9, 9))
+    for epoch in range(2000):
+        for row in shuffle.plan(9, epoch=epoch).batches.tolist():
+            together[np.ix_(row, row)] += 1
+    share = together[~np.eye(9, dtype=bool)] / 2000
+    assert np.abs(share - 2 / 8).max() < 5 * np.sqrt(0.25 * 0.75 / 2000)

@@ -1,0 +1,110 @@
+"""OSGD: golden selections, a slow oracle, bad input."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mbcl
+from mbcl.errors import ConfigError, PlanError
+from mbcl.functional import clip, nt_xent
+from mbcl.plan import Embeddings
+from mbcl.samplers import OSGD
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize("criterion", ["max", "min"])
+@pytest.mark.parametrize("file,case", [("osgd_kb_loose", c) for c in range(6)] + [("osgd_kb_loose_k1500", 0)])
+def test_golden(file: str, case: int, criterion: str) -> None:
+    stored = np.load(GOLDEN / f"{file}.npz")
+    get = {key.split("_", 1)[1]: stored[key] for key in stored.files if key.startswith(f"c{case}_")}
+    batch_size, k, q = (int(get[key]) for key in ("B", "k", "q"))
+    u, v = (get[f"{side}_int8"].astype(np.float32) for side in "uv")
+    sampler = OSGD(batch_size=batch_size, k=k, q=q, criterion=criterion, temperature=float(get["tau"]))  # type: ignore[arg-type]
+    size = k * batch_size
+    chosen, scores = [], []
+    for start in range(0, len(get["idx"]) - size + 1, size):
+        ids = get["idx"][start : start + size]
+        planned = sampler.plan_pool(u[ids], v[ids], 0)
+        chosen.append(ids[planned.rows])
+        assert planned.scores is not None
+        scores.append(planned.scores)
+    np.testing.assert_array_equal(np.concatenate(chosen), get[f"batches_{criterion}"])
+    assert sampler.plan_length(len(get["idx"])) == len(get[f"batches_{criterion}"])
+    candidates = get["cand_losses_f64"].reshape(-1, k)
+    for found, wanted in zip(scores, np.sort(candidates, axis=1), strict=True):
+        np.testing.assert_allclose(found, wanted[-q:] if criterion == "max" else wanted[:q], rtol=1e-9)
+
+
+@given(
+    seed=st.integers(0, 2**31), k=st.integers(1, 6), share=st.floats(0, 1), criterion=st.sampled_from(["max", "min"])
+)
+@settings(max_examples=20, deadline=None)
+def test_oracle(seed: int, k: int, share: float, criterion: str) -> None:
+    """Keeps the right candidates, ascending, and its scores are the losses of the batches it returns."""
+    q = max(1, round(share * k))
+    generator = torch.Generator().manual_seed(seed)
+    z1, z2 = (torch.randn(3 * k, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    planned = OSGD(batch_size=3, k=k, q=q, criterion=criterion).plan_pool(z1.numpy(), z2.numpy(), 0)  # type: ignore[arg-type]
+    losses = [float(nt_xent(z1[i : i + 3], z2[i : i + 3], temperature=0.1)) for i in range(0, 3 * k, 3)]
+    order = sorted(range(k), key=losses.__getitem__)
+    kept = order[k - q :] if criterion == "max" else order[:q]
+    assert planned.rows.tolist() == [[3 * block, 3 * block + 1, 3 * block + 2] for block in kept]
+    assert planned.scores == pytest.approx([losses[block] for block in kept], rel=1e-12)
+
+
+def test_scoring_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = np.random.default_rng(0).normal(size=(2, 40, 4))
+    whole = OSGD(batch_size=4, k=10, q=10).plan_pool(z[0], z[1], 0)
+    monkeypatch.setattr("mbcl.samplers._osgd.CHUNK_ELEMENTS", 3 * 64)
+    parts = OSGD(batch_size=4, k=10, q=10).plan_pool(z[0], z[1], 0)
+    np.testing.assert_array_equal(whole.rows, parts.rows)
+    assert whole.scores is not None
+    assert parts.scores is not None
+    np.testing.assert_allclose(whole.scores, parts.scores, rtol=1e-14)
+
+
+def test_scored_by_the_objective() -> None:
+    z1, z2 = torch.randn(2, 40, 4, generator=torch.Generator().manual_seed(0))
+    held = Embeddings(z1, z2)
+    plain = OSGD(batch_size=4, k=10, q=10, score="objective")
+    with pytest.raises(ConfigError, match="score 'objective' needs an objective"):
+        plain.plan(40, held)
+    for objective in (functools.partial(clip, temperature=0.5), mbcl.objectives.build("clip", temperature=0.5)):
+        sampler = pickle.loads(pickle.dumps(plain.with_objective(objective)))
+        plan = sampler.plan(40, held)
+        wanted = clip(z1.double()[plan.batches], z2.double()[plan.batches], temperature=0.5)
+        torch.testing.assert_close(plan.scores, wanted)
+        assert sampler == plain
+    scalar = plain.with_objective(lambda a, b: clip(a, b, temperature=0.5).mean())
+    with pytest.raises(PlanError, match="gave 1 losses for 10 batches"):
+        scalar.plan(40, held)
+
+
+@pytest.mark.parametrize(
+    "parameters,match",
+    [
+        ({"k": 3, "q": 4}, "q must be at most k, found q = 4 and k = 3"),
+        ({"k": 0}, "k must be a whole number >= 1, found 0"),
+        ({"q": 1.5}, r"q must be a whole number >= 1, found 1\.5"),
+        ({"criterion": "mean"}, "criterion must be 'max' or 'min', found 'mean'"),
+        ({"score": "loss"}, "score must be 'ntxent' or 'objective', found 'loss'"),
+        ({"temperature": -1}, "temperature must be > 0, found -1"),
+    ],
+)
+def test_bad_values(parameters: dict[str, object], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        mbcl.samplers.build("osgd", batch_size=4, **parameters)
+
+
+def test_pools_above_the_data_set_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"1500 \* 32 = 48000 is above the 1797 samples .* at most 56"):
+        mbcl.samplers.build("osgd_kb_loose", batch_size=32).check(1797)

@@ -1,0 +1,61 @@
+"""Quality of a plan: loss, lift, coverage."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mbcl.errors import PlanError
+from mbcl.functional import nt_xent
+from mbcl.plan import BatchPlan, Embeddings
+from mbcl.samplers import Shuffle, Spectral, quality
+
+
+def held(num_samples: int, noise: float = 0.5) -> Embeddings:
+    generator = torch.Generator().manual_seed(0)
+    z1 = torch.randn(num_samples, 6, generator=generator)
+    return Embeddings(z1, z1 + noise * torch.randn(num_samples, 6, generator=generator))
+
+
+def test_loss_is_the_mean_over_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings = held(30)
+    plan = Shuffle(batch_size=4).plan(30)
+    wanted = sum(float(nt_xent(embeddings.z1[row], embeddings.z2[row], temperature=0.2)) for row in plan.batches) / len(
+        plan
+    )
+    found = quality(plan, embeddings, temperature=0.2)
+    assert found["loss"] == pytest.approx(wanted, rel=1e-5)
+    assert found["coverage"] == pytest.approx(28 / 30)
+    assert set(found) == {"loss", "lift", "coverage"}
+    monkeypatch.setattr("mbcl.samplers._quality.CHUNK_ELEMENTS", 64)
+    assert quality(plan, embeddings, temperature=0.2) == pytest.approx(found, rel=1e-6)
+
+
+def test_lift_of_random_is_one_and_of_spectral_above() -> None:
+    embeddings = held(640)
+    assert quality(Shuffle(batch_size=8).plan(640), embeddings)["lift"] == pytest.approx(1, abs=0.1)
+    assert quality(Spectral(batch_size=8, k=20).plan(640, embeddings), embeddings)["lift"] > 1.5
+
+
+def test_rows_in_any_order_and_a_seed() -> None:
+    embeddings, plan = held(30), Shuffle(batch_size=4).plan(30)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    shuffled = Embeddings(embeddings.z1[order], embeddings.z2[order], order)
+    assert quality(plan, shuffled) == quality(plan, embeddings)
+    assert quality(plan, embeddings, seed=1)["lift"] != quality(plan, embeddings)["lift"]
+    assert quality(plan, embeddings, seed=1)["loss"] == quality(plan, embeddings)["loss"]
+
+
+def test_no_loss_at_all_has_no_lift() -> None:
+    z = torch.eye(4)
+    plan = BatchPlan(torch.tensor([[0, 1], [2, 3]]), "hand")
+    found = quality(plan, Embeddings(z, z), temperature=1e-3)
+    assert found["loss"] == 0
+    assert math.isnan(found["lift"])
+
+
+def test_plan_of_other_samples_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"positions must be in 0\.\.19"):
+        quality(Shuffle(batch_size=4).plan(30), held(20))

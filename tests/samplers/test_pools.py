@@ -1,0 +1,112 @@
+"""Pools: how they are cut, made lazily and merged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from threadpoolctl import threadpool_info
+
+from mbcl.errors import PlanError
+from mbcl.plan import Embeddings
+from mbcl.samplers import FloatArray, PoolFunction, PoolItems, PoolPlan, PoolSampler
+from mbcl.samplers._pools import one_thread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks(PoolSampler):
+    """Pools of 6 samples, consecutive batches; can be told to misbehave."""
+
+    name: ClassVar[str] = "blocks"
+
+    fault: str = ""
+
+    def plan_length(self, num_samples: int) -> int:
+        return (num_samples // 6) * (6 // self.batch_size)
+
+    def pool_sizes(self, num_samples: int) -> list[int]:
+        return [6] * (num_samples // 6)
+
+    def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
+        rows = np.arange(6, dtype=np.int64).reshape(-1, self.batch_size)
+        scores = np.full(len(rows), float(seed % 97))
+        if self.fault == "shape":
+            rows = rows.reshape(-1)
+        elif self.fault == "repeat":
+            rows = np.zeros_like(rows)
+        elif self.fault == "short":
+            rows, scores = rows[:1], scores[:1]
+        elif self.fault == "nan":
+            scores = scores * np.nan
+        return PoolPlan(rows, scores)
+
+
+def held(num_samples: int = 20) -> Embeddings:
+    z = torch.randn(num_samples, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    return Embeddings(z, z + 1)
+
+
+def test_pools_are_merged_in_order() -> None:
+    seen = []
+
+    def spy(function: PoolFunction, items: PoolItems) -> list[PoolPlan]:  # type: ignore[override]
+        seen.extend(items)
+        return [function(*item) for item in items]
+
+    embeddings = held()
+    plan = Blocks(batch_size=3).plan(20, embeddings, map_pools=spy)  # type: ignore[arg-type]
+    assert plan.batches.shape == (6, 3)
+    assert len({seed for _, _, seed in seen}) == 3
+    for pool, (z1, z2, seed) in enumerate(seen):
+        positions = plan.batches[2 * pool : 2 * pool + 2].flatten()
+        np.testing.assert_array_equal(z1, embeddings.z1.detach()[positions].numpy())
+        np.testing.assert_array_equal(z2, embeddings.z2.detach()[positions].numpy())
+        assert z1.flags.c_contiguous
+        assert plan.scores is not None
+        assert plan.scores[2 * pool : 2 * pool + 2].tolist() == [seed % 97] * 2
+
+
+def test_items_are_made_when_asked_for() -> None:
+    class Counting(Embeddings):
+        pass
+
+    pools = [np.array([0, 1]), np.array([2, 3]), np.array([4, 5])]
+    items = PoolItems(held(6), pools, [7, 8, 9])
+    assert len(items) == 3
+    assert [seed for _, _, seed in items[1:]] == [8, 9]
+    assert items[0][0] is not items[0][0]
+    with pytest.raises(IndexError):
+        items[3]
+
+
+@pytest.mark.parametrize(
+    "fault,match",
+    [
+        ("shape", "a pool's batches have shape"),
+        ("repeat", "holds a sample twice"),
+        ("short", "3 batches instead of 6"),
+        ("nan", "score of a batch is not finite"),
+    ],
+)
+def test_faulty_plans_are_refused(fault: str, match: str) -> None:
+    with pytest.raises(PlanError, match=match):
+        Blocks(batch_size=3, fault=fault).plan(20, held())
+
+
+def test_one_thread_inside_and_the_old_number_afterwards() -> None:
+    before, pools_before = torch.get_num_threads(), [pool["num_threads"] for pool in threadpool_info()]
+    torch.set_num_threads(2)
+    try:
+        with one_thread():
+            assert torch.get_num_threads() == 1
+            assert all(pool["num_threads"] == 1 for pool in threadpool_info())
+        assert torch.get_num_threads() == 2
+        with pytest.raises(KeyError), one_thread():
+            raise KeyError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert len(pools_before) <= len(threadpool_info())

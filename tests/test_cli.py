@@ -1,0 +1,159 @@
+"""``mbcl`` as a user meets it: output, exit codes, one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mbcl.cli import main
+
+TINY = ["--set", "data.max_samples=80", "--set", "train={epochs: 2, batch_size: 16}", "--set", "track=[]"]
+
+
+@pytest.fixture
+def trained(tmp_path):
+    assert main(["train", *TINY, "--out", str(tmp_path / "t"), "--quiet"]) == 0
+    return tmp_path / "t"
+
+
+def test_train_prints_a_line_an_epoch_and_leaves_the_trials_files(tmp_path, capsys):
+    assert main(["train", *TINY, "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "epoch 1/2  loss " in out
+    assert f"2 epochs; checkpoint {tmp_path}/checkpoints/epoch_000002" in out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl"]
+    assert "num_train: 72" in (tmp_path / "config.yaml").read_text()
+
+
+def test_the_written_configuration_trains_the_same_experiment(trained, tmp_path):
+    assert main(["train", "--config", str(trained / "config.yaml"), "--out", str(tmp_path / "again"), "--quiet"]) == 0
+    first, again = (
+        json.loads((p / "metrics.jsonl").read_text().splitlines()[-1]) for p in (trained, tmp_path / "again")
+    )
+    assert first["train/loss"] == again["train/loss"]
+
+
+def test_evaluate_prints_and_writes_the_metrics(trained, capsys):
+    assert main(["evaluate", "--checkpoint", str(trained)]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert set(metrics) == {
+        f"retrieval/{direction}/{key}"
+        for direction in ("u2v", "v2u")
+        for key in ("top1", "top5", "top10", "mrr", "mean_rank", "median_rank")
+    }
+    assert json.loads((trained / "evaluation.json").read_text())["metrics"] == metrics
+
+
+def test_evaluate_takes_one_checkpoint_and_other_settings(trained, capsys):
+    assert main(["evaluate", "--checkpoint", f"{trained}/checkpoints/epoch_000001", "--set", "split=validation"]) == 0
+    asked = json.loads((trained / "evaluation.json").read_text())["asked"]
+    assert asked["checkpoint"] == "epoch_000001"
+    assert asked["settings"]["split"] == "validation"
+
+
+def test_an_existing_training_is_refused_without_resume(trained, capsys):
+    assert main(["train", *TINY, "--out", str(trained)]) == 2
+    assert "holds a training already; add --resume" in capsys.readouterr().err
+    assert main(["train", *TINY, "--out", str(trained), "--resume", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "--set", "train.epoch=1"], "train.epoch: unknown key; did you mean 'epochs'?"),
+        (["train", "--set", "train.batch_size=5000"], "train.batch_size: 5000 is above the 1294 training samples"),
+        (["train", "--set", "sampler={name: osgd}"], "1500 * 32 = 48000 is above the 1294 samples"),
+        (["train", "--config", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
+        (["train", "--set", "data={name: fashion_mnist, dir: none}"], "none"),
+        (["evaluate", "--checkpoint", "none"], "holds no whole checkpoint"),
+        (["report", "--results", "none"], "holds no study.json"),
+        (["list", "samplrs"], "invalid choice"),
+        (["trian"], "invalid choice"),
+        ([], "required"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(arguments)
+    except SystemExit as exited:
+        code = exited.code
+    err = capsys.readouterr().err
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert expected in err
+
+
+def test_a_training_that_cannot_go_on_is_exit_code_1(tmp_path, capsys):
+    wild = ["--set", "optimizer={name: sgd, lr: 1.0e+30}", "--set", "schedule={warmup_epochs: 0}"]
+    assert main(["train", *TINY, *wild, "--out", str(tmp_path), "--quiet"]) == 1
+    assert "error: the loss is nan" in capsys.readouterr().err
+
+
+def test_list_names_every_part(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for name in (
+        "shuffle",
+        "osgd(k=1500, q=150",
+        "also sc_even_kb_loose",
+        "simclr(temperature=0.1)",
+        "lars(",
+        "digits",
+    ):
+        assert name in out
+    assert main(["list", "samplers"]) == 0
+    assert "simclr" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("signal_sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_says_how_to_go_on(tmp_path, signal_sent):
+    arguments = ["train", "--set", "train.epochs=500", "--set", "track=[]", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mbcl", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not (tmp_path / "checkpoints").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal_sent)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert f"mbcl train --set train.epochs=500 --set track=[] --out {tmp_path} --resume" in err
+    assert "Traceback" not in err
+
+
+def test_help_of_every_command(capsys):
+    for command in ([], ["train"], ["evaluate"], ["report"], ["list"], ["completion"]):
+        with pytest.raises(SystemExit) as exited:
+            main([*command, "--help"])
+        assert exited.value.code == 0
+    assert "breakpoint" in capsys.readouterr().out
+
+
+def test_completion_is_a_script(capsys):
+    assert main(["completion", "bash"]) == 0
+    assert "mbcl" in capsys.readouterr().out
+
+
+def test_torchrun_trains_with_two_workers_as_with_one(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mbcl"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "train", *TINY, "--out", str(tmp_path / "two")], check=True, env=environment, timeout=120)
+    assert main(["train", *TINY, "--out", str(tmp_path / "one"), "--quiet"]) == 0
+    rows = [json.loads(Path(tmp_path, run, "metrics.jsonl").read_text().splitlines()[0]) for run in ("one", "two")]
+    assert rows[0]["train/loss"] == pytest.approx(rows[1]["train/loss"], rel=1e-4)

@@ -1,0 +1,143 @@
+"""Every mistake in a configuration is one line: the key, what was found, what is allowed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mbcl.configuration import apply_overrides, parse_yaml, read_yaml, set_path, validate
+from mbcl.errors import ConfigError
+from mbcl.experiment import Experiment, read_experiment
+
+WRONG = [
+    ({"sampelr": {}}, "x: sampelr: unknown key; did you mean 'sampler'?"),
+    ({"train": {"epoch": 3}}, "x: train.epoch: unknown key; did you mean 'epochs'?"),
+    ({"train": {"epochs": "3"}}, "x: train.epochs: Input should be a valid integer, found '3'"),
+    ({"train": {"epochs": 0}}, "x: train.epochs: Input should be greater than or equal to 1, found 0"),
+    ({"train": {"epochs": True}}, "x: train.epochs: Input should be a valid integer, found True"),
+    ({"train": 5}, "x: train: "),
+    ({"seed": -1}, "x: seed: "),
+    ({"data": {"name": "digit"}}, "x: data: unknown data set 'digit'; did you mean 'digits'?"),
+    ({"data": {"validation": 1.5}}, "x: data.validation: "),
+    ({"sampler": "spectral"}, "x: sampler: expected a block with a name"),
+    ({"sampler": {"k": 3}}, "x: sampler: expected a block with a name"),
+    ({"sampler": {"name": "spectrl"}}, "x: sampler: unknown sampler 'spectrl'; did you mean 'spectral'?"),
+    ({"sampler": {"name": "spectral", "kk": 3}}, "x: sampler.kk: unknown key; did you mean 'k'?"),
+    ({"sampler": {"name": "spectral", "k": "many"}}, "x: sampler.k: Input should be a valid integer, found 'many'"),
+    ({"sampler": {"name": "osgd", "k": 4, "q": 5}}, "x: sampler: q must be at most k, found q = 5 and k = 4"),
+    ({"objective": {"name": "simclr", "temperature": 0}}, "x: objective: temperature must be > 0, found 0"),
+    ({"objective": {"name": "simklr"}}, "x: objective: unknown objective 'simklr'; did you mean 'simclr'?"),
+    ({"optimizer": {"name": "lars", "lr": -1}}, "x: optimizer: lr must be >= 0, found -1"),
+    ({"optimizer": {"name": "lars", "lr": float("nan")}}, "x: optimizer.lr: "),
+    ({"encoder": {"name": "resnet81"}}, "x: encoder: unknown encoder 'resnet81'; did you mean 'resnet18'?"),
+    ({"encoder": {"name": "resnet_small", "widths": "wide"}}, "x: encoder.widths: "),
+    ({"track": ["tensorbord"]}, "x: track.0: Input should be 'tensorboard' or 'wandb', found 'tensorbord'"),
+    ({"evaluation": {"metrics": ["accuracy"]}}, "x: evaluation.metrics.0: "),
+]
+
+
+@pytest.mark.parametrize(("content", "expected"), WRONG, ids=[expected[3:50] for _, expected in WRONG])
+def test_one_line_for_every_mistake(content, expected):
+    with pytest.raises(ConfigError) as caught:
+        validate(Experiment, content, "x")
+    assert str(caught.value).startswith(expected)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_mistakes_are_counted():
+    with pytest.raises(ConfigError, match=r"unknown key.*\(and 1 more\)"):
+        validate(Experiment, {"train": {"epochs": "x", "epoch": 1}}, "x")
+
+
+def test_published_names_and_defaults_are_resolved():
+    experiment = validate(Experiment, {"sampler": {"name": "sc_even_kb_loose"}, "objective": {"name": "sim"}}, "x")
+    assert experiment.sampler == {"name": "spectral", "k": 40, "temperature": 0.1}
+    assert experiment.objective == {"name": "simclr", "temperature": 0.1}
+    assert experiment.encoder["widths"] == [16, 32, 64]
+
+
+def test_the_digest_names_the_resolved_configuration_with_its_seed():
+    short = validate(Experiment, {"sampler": {"name": "sc_even"}}, "x")
+    long = validate(Experiment, {"sampler": {"name": "spectral", "k": 40, "temperature": 0.1}}, "x")
+    other = validate(Experiment, {"sampler": {"name": "spectral", "k": 40}, "seed": 1}, "x")
+    assert short.digest == long.digest != other.digest
+
+
+def test_a_dumped_experiment_is_the_same_experiment():
+    experiment = validate(Experiment, {"sampler": {"name": "osgd", "k": 4, "q": 2}, "seed": 3}, "x")
+    assert validate(Experiment, experiment.model_dump(mode="json"), "x") == experiment
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_yaml_or_a_clear_error(text):
+    message = ""
+    try:
+        parse_yaml(text, "x")
+    except ConfigError as error:
+        message = str(error)
+    assert message == "" or (message.startswith("x") and "\n" not in message)
+
+
+def test_yaml_that_would_run_code_and_keys_given_twice_are_refused():
+    with pytest.raises(ConfigError, match="not YAML"):
+        parse_yaml("!!python/object/apply:os.system ['true']", "x")
+    with pytest.raises(ConfigError, match=r"x, line 2: not YAML: key 'a' is given twice"):
+        parse_yaml("a: 1\na: 2", "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "the file is empty"),
+        (b"- 1", "found list, expected a mapping of keys"),
+        (b"1: 2", "expected a mapping of keys"),
+        (b"a: [", "not YAML"),
+        (b"\xff\xfe\x00", "cannot be read: not a text file"),
+        (b"a: \x07", "not YAML"),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path, content, expected):
+    path = tmp_path / "space.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=expected) as caught:
+        read_yaml(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file or directory"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_overrides_make_the_blocks_on_their_way():
+    content = {"train": {"epochs": 3}}
+    apply_overrides(content, ["train.epochs=2", "sampler={name: spectral, k: 4}", "a.b.c=x", "seeds=[0, 1]", "d="])
+    assert content == {
+        "train": {"epochs": 2},
+        "sampler": {"name": "spectral", "k": 4},
+        "a": {"b": {"c": "x"}},
+        "seeds": [0, 1],
+        "d": None,
+    }
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "=3", "a..b=1", ".a=1", "train.epochs=[", "name.x=1"])
+def test_overrides_that_are_none(override):
+    with pytest.raises(ConfigError):
+        apply_overrides({"name": "samplers"}, [override])
+
+
+def test_a_path_through_a_value_is_refused():
+    with pytest.raises(ConfigError, match=r"a\.b\.c: a\.b is 3, not a block that could hold 'c'"):
+        set_path({"a": {"b": 3}}, "a.b.c", 1)
+
+
+def test_an_experiment_is_read_from_a_space_file_or_from_its_block_alone(tmp_path):
+    (tmp_path / "space.yaml").write_text("name: s\nexperiment: {seed: 3}\n")
+    (tmp_path / "block.yaml").write_text("seed: 3\n")
+    (tmp_path / "wrong.yaml").write_text("experiment: 3\n")
+    assert read_experiment(str(tmp_path / "space.yaml")) == read_experiment(str(tmp_path / "block.yaml")) == {"seed": 3}
+    with pytest.raises(ConfigError, match="experiment: found int, expected a block"):
+        read_experiment(str(tmp_path / "wrong.yaml"))

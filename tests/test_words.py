@@ -1,0 +1,148 @@
+"""Layer 0: registry, seeding, embeddings, plans."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mbcl.errors import ConfigError, PlanError
+from mbcl.plan import BatchPlan, Embeddings
+from mbcl.registry import Registry
+from mbcl.seeding import derive, numpy_generator, torch_generator
+
+
+def plan(rows, **more):
+    return BatchPlan(torch.tensor(rows, dtype=torch.int64), "test", **more)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    registry: Registry[int] = Registry("fruit")
+    registry.register("apple", aliases=("a",))(1)
+    assert (registry["a"], registry.canonical("a"), registry.aliases("apple"), len(registry)) == (1, "apple", ("a",), 1)
+    with pytest.raises(ConfigError, match="unknown fruit 'aple'; did you mean 'apple'. known: apple"):
+        registry["aple"]
+    with pytest.raises(AssertionError, match="registered twice"):
+        registry.register("a")(2)
+
+
+@given(st.integers(), st.text(max_size=8), st.lists(st.integers(), max_size=3))
+def test_seeds_are_pure_and_in_range(seed, purpose, keys):
+    found = derive(seed, purpose, *keys)
+    assert found == derive(seed, purpose, *keys)
+    assert 0 <= found < 2**63
+    assert found != derive(seed + 1, purpose, *keys)
+
+
+def test_generators_of_one_purpose_are_equal_and_of_two_differ():
+    assert numpy_generator(0, "a", 1).integers(1 << 30) == numpy_generator(0, "a", 1).integers(1 << 30)
+    assert numpy_generator(0, "a", 1).integers(1 << 30) != numpy_generator(0, "b", 1).integers(1 << 30)
+    first, second = (torch.rand(3, generator=torch_generator(0, "a")) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("z1", "z2", "indices", "expected"),
+    [
+        (torch.zeros(3), torch.zeros(3), None, r"two \(M, D\) tensors"),
+        (torch.zeros(3, 2), torch.zeros(2, 2), None, r"two \(M, D\) tensors"),
+        (torch.zeros(3, 2), torch.zeros(3, 2).double(), None, "one float dtype"),
+        (torch.zeros(3, 2).long(), torch.zeros(3, 2).long(), None, "one float dtype"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64), r"indices must be \(3,\) int64"),
+        (torch.tensor([[1.0], [float("nan")]]), torch.zeros(2, 1), None, "z1: 1 of 2 rows are not finite, first row 1"),
+        (torch.zeros(2, 1), torch.tensor([[float("inf")], [0.0]]), None, "z2: 1 of 2 rows are not finite, first row 0"),
+    ],
+)
+def test_embeddings_that_are_none(z1, z2, indices, expected):
+    with pytest.raises(PlanError, match=expected):
+        Embeddings(z1, z2, indices)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_raised_and_double_stays(dtype):
+    half = torch.ones(2, 2, dtype=dtype)
+    assert Embeddings(half, half).z1.dtype == torch.float32
+    assert Embeddings(half.double(), half.double()).z2.dtype == torch.float64
+
+
+def test_ordered_puts_each_sample_at_its_position():
+    z = torch.arange(3.0)[:, None]
+    found = Embeddings(z, z + 10, torch.tensor([2, 0, 1])).ordered(3)
+    assert found.z1.flatten().tolist() == [1, 2, 0]
+    assert found.z2.flatten().tolist() == [11, 12, 10]
+    assert found.indices.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("indices", [[0, 1], [0, 1, 1], [0, 1, 3], [-1, 0, 1]])
+def test_ordered_needs_every_sample_once(indices):
+    z = torch.zeros(len(indices), 1)
+    with pytest.raises(PlanError, match="each of the 3 samples once"):
+        Embeddings(z, z, torch.tensor(indices)).ordered(3)
+
+
+def test_concatenation():
+    z = torch.zeros(2, 1)
+    first, second = Embeddings(z, z, torch.tensor([0, 1])), Embeddings(z + 1, z, torch.tensor([2, 3]))
+    assert Embeddings.concatenate([first]) is first
+    whole = Embeddings.concatenate([first, second])
+    assert whole.indices.tolist() == [0, 1, 2, 3]
+    assert whole.z1.flatten().tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[0, 5]], "must be in 0..4, found 0..5"),
+        ([[-1, 2]], "must be in 0..4, found -1..2"),
+        ([[1, 1]], "a batch holds a sample twice"),
+        ([[0, 1], [1, 2]], "the plan visits a sample twice"),
+    ],
+)
+def test_unsound_plans(rows, expected):
+    with pytest.raises(PlanError, match=expected):
+        plan(rows).validate(5, distinct=True)
+
+
+def test_sound_plans_and_their_coverage():
+    assert plan([[0, 1], [3, 2]]).validate(5, distinct=True).coverage(5) == 0.8
+    assert plan([[0, 1], [1, 2]]).validate(5, distinct=False).coverage(5) == 0.6
+    with pytest.raises(PlanError, match="empty"):
+        BatchPlan(torch.zeros((0, 2), dtype=torch.int64), "test").validate(5, distinct=True)
+    with pytest.raises(PlanError, match=r"\(S, B\) int64 CPU tensor"):
+        BatchPlan(torch.zeros(3), "test")
+
+
+def test_the_digest_sees_order_and_shape():
+    digests = {plan([[0, 1], [2, 3]]).digest, plan([[2, 3], [0, 1]]).digest, plan([[0, 1, 2, 3]]).digest}
+    assert len(digests) == 3
+
+
+@pytest.mark.parametrize("scores", [None, torch.tensor([0.5, 1.5], dtype=torch.float64)])
+def test_a_saved_plan_is_the_same_plan(tmp_path, scores):
+    before = plan([[0, 1], [2, 3]], seed=3, epoch=4, round=5, scores=scores)
+    before.save(tmp_path / "plan.npz")
+    after = BatchPlan.load(tmp_path / "plan.npz")
+    assert torch.equal(after.batches, before.batches)
+    assert (after.sampler, after.seed, after.epoch, after.round) == ("test", 3, 4, 5)
+    assert after.digest == before.digest
+    assert (after.scores is None) == (scores is None)
+    stored = np.load(tmp_path / "plan.npz")
+    assert stored["batches"].dtype == np.int32
+    assert sorted(stored.files) == ["batches", "digest", "epoch", "round", "sampler", "scores", "seed"]
+
+
+def test_damaged_plan_files(tmp_path):
+    path = tmp_path / "plan.npz"
+    with pytest.raises(PlanError, match="not a batch plan"):
+        BatchPlan.load(path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(PlanError, match="not a batch plan"):
+        BatchPlan.load(path)
+    plan([[0, 1]]).save(path)
+    content = dict(np.load(path))
+    content["batches"] = np.array([[1, 0]], dtype=np.int32)
+    np.savez(path, **content)
+    with pytest.raises(PlanError, match="digest does not match"):
+        BatchPlan.load(path)
