@@ -42,9 +42,11 @@ PoolFunction = Callable[[FloatArray, FloatArray, int], PoolPlan]
 
 
 @ray.remote(num_cpus=0, max_retries=TASK_RETRIES)
-def _plan_pools(function: PoolFunction, items: list[PoolItem]) -> list[PoolPlan]:
+def _plan_pools(function: PoolFunction | None, items: list[PoolItem]) -> list[PoolPlan]:
     """Plan some pools in a process of their own, on one thread."""
     torch.set_num_threads(1)
+    if function is None:  # only to start the process
+        return []
     return [function(*item) for item in items]
 
 
@@ -65,7 +67,7 @@ class TaskMap:
 
     def __call__(self, function: PoolFunction, items: Sequence[PoolItem]) -> list[PoolPlan]:
         """``[function(*item) for item in items]``."""
-        shared = ray.put(function)
+        shared: Any = ray.put(function)
         waiting: deque[ray.ObjectRef] = deque()
         results: list[PoolPlan] = []
         for group in self._groups(items):

@@ -1,0 +1,39 @@
+"""The documents' code runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+import mbcl
+from mbcl.samplers import SAMPLERS
+
+ROOT = Path(__file__).parent.parent
+
+
+def python_blocks(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
+
+
+def test_the_sampler_that_contributing_adds_plans(monkeypatch):
+    """The block as it stands there, under the imports of its neighbours."""
+    monkeypatch.setattr(SAMPLERS, "_parts", dict(SAMPLERS._parts))
+    header = (
+        "from dataclasses import dataclass\nfrom typing import ClassVar\nimport numpy as np\n"
+        "from mbcl.samplers import SAMPLERS, FloatArray, PoolPlan, PoolSampler\n"
+    )
+    (block,) = python_blocks("CONTRIBUTING.md")
+    exec(header + block, {"__name__": "contributing"})
+    z = torch.arange(10.0, 0.0, -1.0)[:, None]
+    plan = mbcl.samplers.build("by_norm", batch_size=2).plan(10, embeddings=mbcl.Embeddings(z, z), seed=0)
+    norms = z.flatten()[plan.batches]
+    assert norms.flatten().tolist() == sorted(z.flatten().tolist())
+
+
+def test_the_readmes_python_runs():
+    blocks = python_blocks("README.md")
+    assert blocks
+    for block in blocks:
+        exec(block, {"__name__": "readme"})
