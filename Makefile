@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-PIP     = $(BIN)/python -m pip install --disable-pip-version-check --quiet
+PIP     = $(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet
 
 .PHONY: run test test-fast test-slow lint format types layers all clean help
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -25,7 +27,9 @@ def test_the_sampler_that_contributing_adds_plans(monkeypatch):
         "from mbcl.samplers import SAMPLERS, FloatArray, PoolPlan, PoolSampler\n"
     )
     (block,) = python_blocks("CONTRIBUTING.md")
-    exec(header + block, {"__name__": "contributing"})
+    module = ModuleType("contributing")
+    monkeypatch.setitem(sys.modules, "contributing", module)
+    exec(header + block, module.__dict__)
     z = torch.arange(10.0, 0.0, -1.0)[:, None]
     plan = mbcl.samplers.build("by_norm", batch_size=2).plan(10, embeddings=mbcl.Embeddings(z, z), seed=0)
     norms = z.flatten()[plan.batches]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,24 +16,13 @@ from mbcl.orchestration.resources import Need
 from mbcl.orchestration.results import trial_folder
 from mbcl.orchestration.trials import Trials, short
 from mbcl.storage import Store
-from mbcl.study import StudyRecord, TrialRecord
+from mbcl.study import StudyRecord
+from mbcl.summary import Estimate, summarise
 
 METRICS_FILE = "metrics.jsonl"
 TABLE_METRICS = ("retrieval/u2v/top1", "plan/lift")
 PLAIN_WIDTH = 160
 """Columns where the output is not a terminal: nothing there wraps a table."""
-
-
-def label(parameters: dict[str, Any]) -> str:
-    """A setting in a few characters: ``osgd, k 20, q 5``; published defaults stay out of it."""
-    words = []
-    for key, value in parameters.items():
-        if isinstance(value, dict) and "name" in value:
-            numbers = [f"{name} {short(v)}" for name, v in value.items() if isinstance(v, int) and name != "name"]
-            words.append(", ".join([str(value["name"]), *numbers]))
-        else:
-            words.append(f"{key.split('.')[-1]} {short(value)}")
-    return "; ".join(words)
 
 
 class Console:
@@ -53,6 +40,7 @@ class Console:
         self._epochs = {spec.trial_id: spec.experiment.train.epochs for spec in trials.specs}
         self._store = store
         self._study = study
+        self._labels = {setting.setting: setting.label for setting in summarise(study)}
         self._quiet = quiet
         self._screen = Screen(highlight=False)
         if not self._screen.is_terminal:
@@ -130,16 +118,15 @@ class Console:
 
     def _words(self, trial_id: str) -> str:
         record = self._study.trials[trial_id]
-        return f"{trial_id}  {label(record.parameters)}, seed {record.seed}"
+        return f"{trial_id}  {self._labels[record.setting]}, seed {record.seed}"
 
     def table(self) -> None:
         """The final table: one row a setting, over its finished seeds."""
         metrics = [self._study.metric, *(name for name in TABLE_METRICS if name != self._study.metric)]
-        table = Table("setting", "seeds", *metrics, title=self._study.name, title_justify="left")
-        for group in self._study.settings().values():
-            finished = [record for record in group if record.status == "finished"]
-            cells = [_mean(finished, metric) for metric in metrics]
-            table.add_row(escape(label(group[0].parameters)), f"{len(finished)}/{len(group)}", *cells)
+        table = Table("setting", "seeds", *metrics, title=f"{self._study.name}: mean [95 % interval]")
+        for setting in summarise(self._study):
+            cells = [_interval(setting.metrics.get(metric)) for metric in metrics]
+            table.add_row(escape(setting.label), f"{setting.n}/{sum(setting.statuses.values())}", *map(escape, cells))
         self._screen.print(table)
         for trial_id, record in self._study.trials.items():
             if record.status == "failed":
@@ -185,14 +172,10 @@ def _number(value: Any) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _mean(records: list[TrialRecord], metric: str) -> str:
-    values = [value for record in records if (value := record.metrics.get(metric)) is not None]
-    if not values:
+def _interval(found: Estimate | None) -> str:
+    """``0.5984 [0.506, 0.691]``: a mean and its 95 % interval, which one seed does not have."""
+    if found is None:
         return "-"
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return f"{mean:.4f}"
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.4f} ± {half:.4f}"
+    if found.ci_low is None:
+        return f"{found.mean:.4f}"
+    return f"{found.mean:.4f} [{found.ci_low:.3f}, {found.ci_high:.3f}]"

@@ -10,7 +10,8 @@ also while the study runs. Matplotlib is loaded when figures are drawn, not befo
     report.html
 """
 
-from mbcl.report.statistics import (
+from mbcl.report.writer import write
+from mbcl.summary.statistics import (
     Comparison,
     Estimate,
     SettingSummary,
@@ -19,7 +20,6 @@ from mbcl.report.statistics import (
     primary_metrics,
     summarise,
 )
-from mbcl.report.writer import write
 
 __all__ = [
     "Comparison",

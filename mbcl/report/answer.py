@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mbcl.report.statistics import ALPHA, Comparison, SettingSummary, shown_status
 from mbcl.report.wording import counted, interval, listed, number
 from mbcl.study import StudyRecord
+from mbcl.summary.statistics import ALPHA, Comparison, SettingSummary, shown_status
 
 _CLAIMS = ("better", "worse", "higher", "lower")
 

@@ -8,10 +8,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mbcl.report.settings import Setting, ordered_trials
 from mbcl.report.tables import STAGES
 from mbcl.storage import Store
 from mbcl.study import StudyRecord
+from mbcl.summary.settings import Setting, ordered_trials
 
 History = list[dict[str, float]]
 """One mapping an epoch, holding only what was measured."""

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from mbcl.report.curves import Curve, History, curve, stage_seconds
 from mbcl.report.pictures import GRID, INK, MUTED, SERIES, Picture, new_axes, render, shorten, style
-from mbcl.report.settings import Setting, baselines, settings_of
-from mbcl.report.statistics import Estimate, estimate, primary_metrics, value_of
 from mbcl.report.tables import STAGES
 from mbcl.report.wording import listed, number
 from mbcl.study import StudyRecord
+from mbcl.summary.settings import Setting, baselines, settings_of
+from mbcl.summary.statistics import Estimate, estimate, primary_metrics, value_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,10 +14,12 @@ from markupsafe import Markup
 from mbcl.report import wording
 from mbcl.report.answer import answer, second_opinion, status_counts
 from mbcl.report.curves import History, stage_seconds, wall_seconds
-from mbcl.report.glossary import meaning, metric_order
 from mbcl.report.pictures import Picture
-from mbcl.report.settings import baselines, flatten, ordered_trials, settings_of, text_of
-from mbcl.report.statistics import (
+from mbcl.report.tables import stage_order
+from mbcl.study import StudyRecord
+from mbcl.summary.glossary import meaning, metric_order
+from mbcl.summary.settings import baselines, flatten, ordered_trials, settings_of, text_of
+from mbcl.summary.statistics import (
     Comparison,
     SettingSummary,
     final_metrics,
@@ -25,8 +27,6 @@ from mbcl.report.statistics import (
     shown_status,
     value_of,
 )
-from mbcl.report.tables import stage_order
-from mbcl.study import StudyRecord
 
 
 @dataclass(frozen=True)

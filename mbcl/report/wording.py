@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mbcl.report.statistics import Comparison, Estimate
+from mbcl.summary.statistics import Comparison, Estimate
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"

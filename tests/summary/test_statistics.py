@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from report.studies import BACK, FULL, OSGD, SHUFFLE, SPECTRAL, TOP1, grid, partial, study, trial
 from scipy import stats
 
-from mbcl.report import compare, estimate, primary_metrics, summarise
-from mbcl.report.statistics import holm
+from mbcl.summary import compare, estimate, primary_metrics, summarise
+from mbcl.summary.statistics import holm
 
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from scipy import stats
 
-from mbcl.report.glossary import direction, metric_order
-from mbcl.report.settings import Setting, baseline_for, baselines, settings_of
 from mbcl.study import StudyRecord, TrialRecord
+from mbcl.summary.glossary import direction, metric_order
+from mbcl.summary.settings import Setting, baseline_for, baselines, settings_of
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
