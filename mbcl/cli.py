@@ -5,30 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from mbcl import __version__
+from mbcl.arguments import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Parser
 from mbcl.errors import ConfigError, MbclError
-
-EXIT_FAILED = 1
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with an error of one line like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_BAD_INPUT, f"error: {message} (see {self.prog} --help)\n")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = _Parser(prog="mbcl", description="Contrastive learning where the batches are chosen: one thing at a time.")
+    top = Parser(prog="mbcl", description="Contrastive learning where the batches are chosen: one thing at a time.")
     top.add_argument("--version", action="version", version=f"mbcl {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_train(commands)
@@ -60,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
+        return EXIT_FAILED
+    except OSError as error:
+        sys.stderr.write(f"error: {error.filename or 'files'}: {error.strerror or error}\n")
         return EXIT_FAILED
 
 
@@ -101,7 +95,7 @@ def _train(arguments: argparse.Namespace) -> int:
         outcome = train(experiment, world=world, store=store, observers=observers, run_id=Path(arguments.out).name)
     except KeyboardInterrupt:
         if world.rank == 0:
-            line = " ".join(["mbcl train", *_given(arguments), "--resume"])
+            line = shlex.join(["mbcl", "train", *_given(arguments), "--resume"])
             sys.stderr.write(f"interrupted; what is finished is kept. To go on:\n  {line}\n")
         return EXIT_INTERRUPTED
     finally:
@@ -113,7 +107,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _given(arguments: argparse.Namespace) -> list[str]:
     config = ["--config", arguments.config] if arguments.config else []
-    return [*config, *(f"--set {override}" for override in arguments.set), "--out", arguments.out]
+    overrides = [word for override in arguments.set for word in ("--set", override)]
+    return [*config, *overrides, "--out", arguments.out]
 
 
 # -- evaluate ---------------------------------------------------------------------------------------------------
@@ -132,6 +127,7 @@ def _add_evaluate(commands: Any) -> None:
         help="the folder that training wrote (with checkpoints/ in it), or one checkpoint folder",
     )
     evaluate.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="e.g. split=validation")
+    evaluate.add_argument("--out", metavar="DIR", help="where evaluation.json goes (default: beside the checkpoints)")
     evaluate.add_argument("--data-dir", metavar="DIR", help="where the data lie on this machine")
     evaluate.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     evaluate.set_defaults(run=_evaluate)
@@ -157,6 +153,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         settings=validate(Evaluation, settings, "evaluation"),
         device=arguments.device,
         data_dir=arguments.data_dir,
+        out=open_store(arguments.out) if arguments.out else None,
     )
     sys.stdout.write(json.dumps(metrics, indent=1) + "\n")
     return 0

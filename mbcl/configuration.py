@@ -47,6 +47,10 @@ def parse_yaml(text: str, source: str) -> Any:
     """
     try:
         return yaml.load(text, _UniqueKeys)
+    except (ValueError, OverflowError) as error:  # a date that is none, a number beyond all limits
+        raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: not YAML: nested too deeply") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

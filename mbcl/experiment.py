@@ -15,12 +15,12 @@ from mbcl.data import DATASETS
 from mbcl.errors import ConfigError
 from mbcl.models import ENCODERS
 from mbcl.models.activation import Activation
-from mbcl.objectives import OBJECTIVES
+from mbcl.objectives import OBJECTIVES, Objective
 from mbcl.objectives import build as build_objective
 from mbcl.optim import OPTIMIZERS
 from mbcl.optim import build as build_optimizer
 from mbcl.registry import Registry
-from mbcl.samplers import SAMPLERS, Sampler
+from mbcl.samplers import OSGD, SAMPLERS, Sampler
 from mbcl.samplers import build as build_sampler
 
 
@@ -110,7 +110,7 @@ class EmbeddingSource(Section):
 
 
 class Planner(Section):
-    """Where batch plans are computed."""
+    """Where batch plans are computed: Ray ``tasks``, or the training ``worker``, as always where there is no Ray."""
 
     where: Literal["tasks", "worker"] = "tasks"
     overlap: Literal[0] = 0
@@ -129,7 +129,7 @@ class Evaluation(Section):
     """What is measured once, at the end."""
 
     split: Literal["test", "validation", "train"] = "test"
-    metrics: list[Literal["retrieval"]] = ["retrieval"]
+    metrics: list[Literal["retrieval"]] = Field(default=["retrieval"], min_length=1)
     similarity: Literal["cosine", "dot"] = "cosine"
     batch_size: int = Field(default=512, ge=1)
 
@@ -182,10 +182,13 @@ class Experiment(Section):
         return self
 
     def build_sampler(self) -> Sampler:
-        """The sampler of this experiment."""
-        return build_sampler(self.sampler.name, batch_size=self.train.batch_size, **self.sampler.parameters)
+        """The sampler of this experiment; one that scores with the objective is given it."""
+        sampler = build_sampler(self.sampler.name, batch_size=self.train.batch_size, **self.sampler.parameters)
+        if isinstance(sampler, OSGD) and sampler.score == "objective":
+            return sampler.with_objective(self.build_objective())
+        return sampler
 
-    def build_objective(self) -> torch.nn.Module:
+    def build_objective(self) -> Objective:
         """The objective of this experiment."""
         return build_objective(self.objective.name, **self.objective.parameters)
 

@@ -34,6 +34,7 @@ WRONG = [
     ({"encoder": {"name": "resnet_small", "widths": "wide"}}, "x: encoder.widths: "),
     ({"track": ["tensorbord"]}, "x: track.0: Input should be 'tensorboard' or 'wandb', found 'tensorbord'"),
     ({"evaluation": {"metrics": ["accuracy"]}}, "x: evaluation.metrics.0: "),
+    ({"evaluation": {"metrics": []}}, "x: evaluation.metrics: "),
 ]
 
 
@@ -77,6 +78,27 @@ def test_any_text_is_yaml_or_a_clear_error(text):
     except ConfigError as error:
         message = str(error)
     assert message == "" or (message.startswith("x") and "\n" not in message)
+
+
+@pytest.mark.parametrize("text", ["2024-13-45", "[" * 3000, "0x" + "f" * 5, "1:99999999999999999999"])
+def test_odd_values_are_values_or_one_line(text):
+    message = ""
+    try:
+        parse_yaml(text, "x")
+    except ConfigError as error:
+        message = str(error)
+    assert "\n" not in message
+    assert (message != "") == (text.startswith(("2024", "[")))
+
+
+def test_osgd_may_score_with_the_objective_that_is_trained():
+    content = {
+        "sampler": {"name": "osgd", "k": 4, "q": 2, "score": "objective"},
+        "objective": {"name": "clip", "temperature": 0.5},
+    }
+    sampler = validate(Experiment, content, "x").build_sampler()
+    sampler.check(1000)
+    assert sampler.objective.temperature == 0.5
 
 
 def test_yaml_that_would_run_code_and_keys_given_twice_are_refused():

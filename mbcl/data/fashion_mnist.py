@@ -41,7 +41,7 @@ def read(*, dir: str | None, download: bool) -> Splits:
         raise ConfigError("fashion_mnist: download needs data.dir, the folder to download into")
     root = DEBIAN_DIR if dir is None else Path(dir).expanduser()
     folder = _folder(root)
-    if folder is None and download:
+    if download and (folder is None or not all(_find(folder, name) for name in FILES)):
         _download(root)
         folder = _folder(root)
     if folder is None:

@@ -32,12 +32,14 @@ class Checkpoint:
     Args:
         name: its folder's name.
         epoch: how many epochs were completed.
+        sha256: of the stored state.
         state: tensors by part (``model``, ``optimizer``, ``objective``), on the CPU.
         meta: plain values: the experiment, the last row, versions.
     """
 
     name: str
     epoch: int
+    sha256: str
     state: dict[str, Any]
     meta: dict[str, Any]
 
@@ -90,7 +92,8 @@ def load(store: Store, name: str) -> Checkpoint:
             if len(contents[key]) != expected["size"] or _sha256(contents[key]) != expected["sha256"]:
                 raise CheckpointError(f"{folder.uri}/{key}: does not match its manifest")
         state = torch.load(io.BytesIO(contents[_STATE]), map_location="cpu", weights_only=True)
-        return Checkpoint(name, int(manifest["epoch"]), state, json.loads(contents[_META]))
+        digest = manifest["files"][_STATE]["sha256"]
+        return Checkpoint(name, int(manifest["epoch"]), digest, state, json.loads(contents[_META]))
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder.uri}: incomplete, {error.filename or 'a file'} is missing") from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:

@@ -20,7 +20,7 @@ from mbcl.data import ImageSet
 from mbcl.dist import World
 from mbcl.engine.embed import ViewKey, two_views
 from mbcl.models import ContrastiveModel
-from mbcl.objectives import Candidates
+from mbcl.objectives import Candidates, Objective
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Learner:
 
     model: ContrastiveModel
     network: nn.Module
-    objective: nn.Module
+    objective: Objective
     optimizer: torch.optim.Optimizer
     images: ImageSet
     world: World
@@ -54,17 +54,21 @@ class Learner:
         key = ViewKey(self.seed, epoch)
         projections = self.network(two_views(self.images, positions, key)).float()
         z1, z2 = projections.chunk(2)
-        candidates = None
-        if world.size > 1:
-            together = dist.gather_with_grad(torch.stack([z1, z2], dim=1), world)
-            candidates = Candidates(together[:, 0], together[:, 1], offset=world.rank * len(positions))
-        loss: Tensor = self.objective(z1, z2, positions.to(z1.device), candidates=candidates)
+        loss: Tensor = self.objective(z1, z2, positions.to(z1.device), candidates=self._candidates(z1, z2, batch))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         (loss * world.size).backward()
         self.optimizer.step()
         return loss.detach()
+
+    def _candidates(self, z1: Tensor, z2: Tensor, batch: Tensor) -> Candidates | None:
+        """All ranks' projections, gathered with gradient, for objectives that look beyond their own rank."""
+        if self.world.size == 1 or self.objective.distribution == "local":
+            return None
+        together = dist.gather_with_grad(torch.stack([z1, z2], dim=1), self.world)
+        indices = batch.to(z1.device) if self.objective.distribution == "state" else None
+        return Candidates(together[:, 0], together[:, 1], offset=self.world.rank * len(z1), indices=indices)
 
 
 def wrap(model: ContrastiveModel, world: World) -> nn.Module:

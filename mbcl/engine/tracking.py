@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from mbcl.experiment import Experiment
 from mbcl.storage import Store
 
 TENSORBOARD_FOLDER = "tensorboard"
+WANDB_FOLDER = "wandb"
+"""The folder that W&B makes for itself."""
 
 
 def _measured(row: Row) -> dict[str, float]:
@@ -63,13 +66,14 @@ class WandbTracker:
             import wandb
         except ImportError as error:
             raise ConfigError("track: wandb is not installed; pip install 'mbcl[wandb]'") from error
+        self._store = store
         mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_key() else "offline")
         self._run = wandb.init(
             id=run_id or None,
             name=run_id or None,
             group=group or None,
             project=os.environ.get("WANDB_PROJECT", "mbcl"),
-            dir=str(store.local_folder(".")),
+            dir=str(store.local_folder(WANDB_FOLDER).parent),
             config=dict(config),
             mode=mode,  # type: ignore[arg-type]  # an environment variable may hold any text; wandb checks it
             resume="allow" if mode == "online" else None,
@@ -84,8 +88,9 @@ class WandbTracker:
         self._run.log(_measured(row), step=int(row["step"] or 0))
 
     def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
+        """Finish the run, as failed where an exception is on its way."""
+        self._run.finish(exit_code=0 if sys.exception() is None else 1)
+        self._store.publish(WANDB_FOLDER)
 
 
 def _wandb_key() -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mbcl import __version__, dist
+from mbcl.data import ImageSet
 from mbcl.dist import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.embed import ViewKey, embed
@@ -21,11 +22,11 @@ from mbcl.engine.prepare import Facts, SplitData, facts_of, load_data, model_of
 from mbcl.engine.protocols import Observer, PlanKey, PlannedBatches, PlanService, Row
 from mbcl.engine.records import MetricsLog, empty_row, write_config
 from mbcl.engine.step import Learner, wrap
-from mbcl.errors import CheckpointError, ConfigError, MbclError, TrainingError
+from mbcl.errors import CheckpointError, ConfigError, MbclError, PlanError, TrainingError
 from mbcl.experiment import Experiment
 from mbcl.metrics import retrieval
 from mbcl.optim import cosine_lr, scale_lr
-from mbcl.plan import BatchPlan
+from mbcl.plan import BatchPlan, Embeddings
 from mbcl.seeding import derive
 from mbcl.storage import Store
 
@@ -133,10 +134,10 @@ class Trainer:
         Raises:
             TrainingError: if the loss is not finite, on every rank alike.
         """
-        self._resume()
-        if self.world.rank == 0:
-            write_config(self.store, self.experiment, self.facts)
         try:
+            self._resume()
+            if self.world.rank == 0:
+                write_config(self.store, self.experiment, self.facts)
             while self.epoch < self.experiment.train.epochs:
                 row = self._run_epoch()
                 for observer in self.observers:
@@ -205,20 +206,9 @@ class Trainer:
         assert self.plans is not None
         start = time.perf_counter()
         source = self.experiment.embeddings
-        error: MbclError | None = None
-        try:
-            shard = embed(
-                self.learner.model,
-                self.learner.images,
-                # The very views that the coming steps will train on.
-                ViewKey(self.learner.seed, self.epoch, augmented=source.views == "augmented"),
-                mode=source.mode,
-                batch_size=source.batch_size,
-                world=self.world,
-            )
-        except MbclError as caught:
-            error = caught
-        dist.agree(error, self.world)
+        # The very views that the coming steps will train on.
+        views = ViewKey(self.learner.seed, self.epoch, augmented=source.views == "augmented")
+        shard = self._embed(self.learner.images, views, mode=source.mode, batch_size=source.batch_size)
         counted.embed += time.perf_counter() - start
         start = time.perf_counter()
         self.plans.request(key, shard)
@@ -226,6 +216,22 @@ class Trainer:
         counted.wait += time.perf_counter() - start
         counted.plans.append(planned)
         return planned.plan
+
+    def _embed(self, images: ImageSet, views: ViewKey, *, mode: str, batch_size: int) -> Embeddings:
+        """This rank's share of the embeddings; if they are not finite anywhere, every rank raises.
+
+        Raises:
+            TrainingError: on every rank alike.
+        """
+        error: MbclError | None = None
+        shard: Embeddings | None = None
+        try:
+            shard = embed(self.learner.model, images, views, mode=mode, batch_size=batch_size, world=self.world)
+        except PlanError as caught:
+            error = TrainingError(f"epoch {self.epoch + 1}: {caught}")
+        dist.agree(error, self.world)
+        assert shard is not None
+        return shard
 
     # -- the end of an epoch ------------------------------------------------------------------------------------
 
@@ -259,14 +265,9 @@ class Trainer:
 
     def _validate(self) -> float:
         """Mean R@1 of both directions between two views of the validation images, at most 1."""
-        shard = embed(
-            self.learner.model,
-            self.validation,
-            ViewKey(derive(self.experiment.seed, "validation views")),
-            mode="eval",
-            batch_size=self.experiment.evaluation.batch_size,
-            world=self.world,
-        )
+        views = ViewKey(derive(self.experiment.seed, "validation views"))
+        batch_size = self.experiment.evaluation.batch_size
+        shard = self._embed(self.validation, views, mode="eval", batch_size=batch_size)
         u, v = dist.gather(shard.z1, self.world), dist.gather(shard.z2, self.world)
         found = retrieval(u, v, ks=(1,), similarity=self.experiment.evaluation.similarity)
         return (found["u2v/top1"] + found["v2u/top1"]) / 2
@@ -290,22 +291,32 @@ class Trainer:
         """Go on from the newest whole checkpoint, if there is one. Rank 0 chooses, the others follow."""
         found = checkpoints.latest(self.store) if self.world.rank == 0 else None
         name = dist.broadcast_object(found.name if found else "", self.world)
+        error: MbclError | None = None
+        try:
+            if name and found is None:
+                found = checkpoints.load(self.store, name)
+            if found is not None:
+                self._check_owner(found)
+        except MbclError as caught:
+            error = caught
+        dist.agree(error, self.world)
         if self.world.rank == 0:
             self.metrics.truncate(found.epoch if found else 0)
-        if not name:
-            return
         if found is None:
-            found = checkpoints.load(self.store, name)
-        wanted = self.experiment.model_dump(mode="json")
-        if found.meta["experiment"] != wanted:
-            changed = sorted(key for key in wanted if found.meta["experiment"].get(key) != wanted[key])
-            raise CheckpointError(
-                f"{self.store.uri}: its checkpoint {name} belongs to another experiment; "
-                f"different: {', '.join(changed)}"
-            )
+            return
         self.learner.model.load_state_dict(found.state["model"])
         self.learner.optimizer.load_state_dict(found.state["optimizer"])
         self.learner.objective.load_state_dict(found.state["objective"])
         self.epoch = found.epoch
         self.last_row = found.meta["row"]
         log.info("resuming from %s", name)
+
+    def _check_owner(self, found: checkpoints.Checkpoint) -> None:
+        wanted = self.experiment.model_dump(mode="json")
+        stored = found.meta["experiment"]
+        if stored != wanted:
+            changed = sorted(key for key in wanted if stored.get(key) != wanted[key])
+            raise CheckpointError(
+                f"{self.store.uri}: its checkpoint {found.name} belongs to another experiment; "
+                f"different: {', '.join(changed)}"
+            )

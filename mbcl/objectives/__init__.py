@@ -7,5 +7,6 @@ register it under a name, and import it here; configuration, command line and te
 from mbcl.objectives._base import OBJECTIVES, Candidates, Distribution, Objective, build
 from mbcl.objectives._clip import CLIP
 from mbcl.objectives._simclr import SimCLR
+from mbcl.objectives._stateless import StatelessObjective
 
-__all__ = ["CLIP", "OBJECTIVES", "Candidates", "Distribution", "Objective", "SimCLR", "build"]
+__all__ = ["CLIP", "OBJECTIVES", "Candidates", "Distribution", "Objective", "SimCLR", "StatelessObjective", "build"]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from torch import Tensor
-
-from mbcl.functional import check_temperature, nt_xent
-from mbcl.objectives._base import OBJECTIVES, Candidates, Distribution, Objective
+from mbcl.functional import nt_xent
+from mbcl.objectives._base import OBJECTIVES
+from mbcl.objectives._stateless import StatelessObjective
 
 
 @OBJECTIVES.register("simclr", aliases=("sim",))
-class SimCLR(Objective):
+class SimCLR(StatelessObjective):
     """Mean over the 2B anchors of the cross-entropy that picks an anchor's other view among all other 2B-1 rows.
 
     Definition, numerics and reference: :func:`mbcl.functional.nt_xent`.
@@ -28,27 +25,4 @@ class SimCLR(Objective):
         tensor(0.5514)
     """
 
-    distribution: ClassVar[Distribution] = "candidates"
-
-    def __init__(self, *, temperature: float = 0.1) -> None:
-        super().__init__()
-        self.temperature = check_temperature(temperature)
-
-    def forward(
-        self, z1: Tensor, z2: Tensor, indices: Tensor | None = None, *, candidates: Candidates | None = None
-    ) -> Tensor:
-        """The loss of a batch, as in the base class. Leading dimensions are separate batches, as a sampler needs."""
-        if candidates is None:
-            return nt_xent(z1, z2, temperature=self.temperature)
-        return nt_xent(
-            z1,
-            z2,
-            temperature=self.temperature,
-            candidates1=candidates.z1,
-            candidates2=candidates.z2,
-            offset=candidates.offset,
-        )
-
-    def extra_repr(self) -> str:
-        """The parameters."""
-        return f"temperature={self.temperature}"
+    loss = staticmethod(nt_xent)

@@ -60,10 +60,28 @@ def _reference(comparisons: list[Comparison]) -> str:
     return names.pop() if len(names) == 1 else "its baseline"
 
 
+def _holds(comparison: Comparison) -> bool:
+    """Whether a difference may be claimed: its interval excludes 0, Holm's correction agrees, and it has a spread.
+
+    Seeds that all differ by exactly the same amount tell of the metric's coarseness, not of certainty.
+    """
+    return (
+        comparison.excludes_zero
+        and not comparison.constant
+        and comparison.p_holm is not None
+        and comparison.p_holm < ALPHA
+    )
+
+
+def _not_shown(comparison: Comparison) -> str:
+    return f"no difference shown (n={comparison.n})"
+
+
 def _compared(comparisons: list[Comparison], metric: str) -> Answer:
     reference = _reference(comparisons)
-    holds = [c for c in comparisons if c.excludes_zero and c.p_holm is not None and c.p_holm < ALPHA]
-    hints = [c for c in comparisons if c.excludes_zero and c not in holds]
+    holds = [c for c in comparisons if _holds(c)]
+    constant = [c for c in comparisons if c.excludes_zero and c.constant]
+    hints = [c for c in comparisons if c.excludes_zero and c not in holds and c not in constant]
     details = []
     if holds:
         sentences = [_claim([c for c in holds if c.verdict == word], word, reference, metric) for word in _CLAIMS]
@@ -79,6 +97,9 @@ def _compared(comparisons: list[Comparison], metric: str) -> Answer:
             f"{names}: the interval excludes 0 taken alone, but not after Holm's correction for "
             f"{counted(hints[0].comparisons, 'comparison')}. That is a hint, not a result."
         )
+    if constant:
+        names = listed([f"{c.label} ({number(c.difference or 0.0, signed=True)}, n={c.n})" for c in constant])
+        details.append(f"{names}: every seed differs by exactly the same amount, so there is no spread to judge it by.")
     undecided = [_undecided(c) for c in comparisons if not c.excludes_zero]
     if undecided and any(c.n > 1 for c in comparisons):
         start = f"No difference from {reference} is shown for" if holds or hints else "Differences measured:"
@@ -99,7 +120,7 @@ def _undecided(comparison: Comparison) -> str:
 
 def second_opinion(comparisons: list[Comparison]) -> str:
     """One sentence on what a further metric says; empty without comparisons."""
-    verdicts = [f"{c.label} {c.verdict}" for c in comparisons]
+    verdicts = [f"{c.label} {c.verdict if _holds(c) else _not_shown(c)}" for c in comparisons]
     return f"On {comparisons[0].metric}: {'; '.join(verdicts)}." if verdicts else ""
 
 

@@ -46,6 +46,7 @@ def page(
     pictures: Sequence[Picture],
     histories: dict[int, History],
     space: str,
+    folder: str,
 ) -> str:
     """The page as HTML.
 
@@ -56,6 +57,7 @@ def page(
         pictures: the figures.
         histories: what the trials measured by epoch, by ordinal.
         space: the text of ``space.yaml``; empty if there is none.
+        folder: the name of the results folder, which ``--name`` takes.
     """
     metrics = primary_metrics(study)
     first = [c for c in comparisons if metrics and c.metric == metrics[0]]
@@ -79,8 +81,8 @@ def page(
         "times": _times(study, histories),
         "glossary": _glossary(study, histories),
         "space": space,
-        "commands": _commands(study),
-        "report_command": f"mbcl report --results DIR/{shlex.quote(study.name)}",
+        "commands": _commands(study, folder),
+        "report_command": f"mbcl report --results DIR/{shlex.quote(folder)}",
     }
     return _environment().from_string(_resource("report.html")).render(context, css=Markup(_resource("report.css")))
 
@@ -151,13 +153,10 @@ def _glossary(study: StudyRecord, histories: dict[int, History]) -> dict[str, st
     return {name: text for name in sorted(names, key=metric_order) if (text := meaning(name))}
 
 
-def _commands(study: StudyRecord) -> list[tuple[str, str]]:
-    name = shlex.quote(study.name)
-    again = shlex.quote(f"{study.name}-again")
-    commands = [
-        ("Run the whole study again, under a new name:", f"python run_ray.py --space SPACE.yaml --name {again}")
-    ]
+def _commands(study: StudyRecord, folder: str) -> list[tuple[str, str]]:
+    run = "python run_ray.py --space SPACE.yaml --name"
+    commands = [("Run the whole study again, under a new name:", f"{run} {shlex.quote(f'{folder}-again')}")]
     if study.unfinished():
-        resume = f"python run_ray.py --space SPACE.yaml --name {name} --resume"
+        resume = f"{run} {shlex.quote(folder)} --resume"
         commands.insert(0, ("Run what is unfinished or failed:", resume))
     return commands

@@ -33,7 +33,11 @@ def write(store: Store, study: StudyRecord) -> None:
         space = store.read_bytes("space.yaml").decode("utf-8", errors="replace")
     except FileNotFoundError:
         space = ""
-    write_text(store, "report.html", page(study, summaries, comparisons, pictures, histories, space))
+    write_text(
+        store,
+        "report.html",
+        page(study, summaries, comparisons, pictures, histories, space, store.uri.rstrip("/").rpartition("/")[2]),
+    )
 
 
 def _delete_stale(store: Store, current: set[str]) -> None:

@@ -14,6 +14,7 @@ from mbcl.configuration import validate
 from mbcl.dist import World
 from mbcl.engine import PlanKey, Trainer
 from mbcl.engine.embed import ViewKey, embed
+from mbcl.errors import TrainingError
 from mbcl.experiment import Experiment, read_experiment
 from mbcl.plan import Embeddings
 from mbcl.storage import LocalStore
@@ -94,3 +95,22 @@ def test_a_training_of_one_worker_goes_on_with_two(tmp_path):
     ranks = gloo.run(runs.run, 2, str(folder), content, timeout=240)
     assert ranks[0][0] == pytest.approx(whole[11:], rel=1e-4), "the second epoch alone was trained"
     assert runs.largest_difference(ranks[0][1], weights) < 1e-4
+
+
+def _train_from_weights_that_are_not_finite(world, content):
+    trainer = Trainer(content, world=world, store=LocalStore(tempfile.mkdtemp()))
+    with torch.no_grad():
+        next(trainer.learner.model.parameters()).fill_(float("nan"))
+    try:
+        trainer._validate()
+    except TrainingError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.dist
+def test_embeddings_that_are_not_finite_end_every_rank():
+    """20 validation samples are one rank's work; the other rank must not wait for it for ever."""
+    first, second = gloo.run(_train_from_weights_that_are_not_finite, 2, runs.experiment(), timeout=60)
+    assert "rows are not finite" in first
+    assert second != "no error"

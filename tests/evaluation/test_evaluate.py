@@ -12,7 +12,7 @@ from mbcl.dist import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.embed import ViewKey, two_views
 from mbcl.engine.prepare import load_data, model_of
-from mbcl.errors import CheckpointError
+from mbcl.errors import CheckpointError, ConfigError
 from mbcl.evaluation import evaluate
 from mbcl.experiment import Evaluation
 from mbcl.metrics import retrieval
@@ -54,6 +54,31 @@ def test_other_settings_are_evaluated_anew(store):
     assert json.loads((store.folder / "evaluation.json").read_text())["asked"]["settings"]["similarity"] == "dot"
     small = evaluate(store, settings=Evaluation(batch_size=7))
     assert small == pytest.approx(cosine, abs=0.02)
+
+
+def test_another_model_under_the_same_name_is_evaluated_anew(tmp_path):
+    """What counts is the checkpoint's content, not its name."""
+    runs.run(World(), tmp_path, runs.experiment())
+    store = LocalStore(tmp_path)
+    first = evaluate(store)
+    found = checkpoints.latest(store)
+    torch.manual_seed(0)
+    changed = {key: torch.randn_like(value) if value.ndim > 1 else value for key, value in found.state["model"].items()}
+    checkpoints.save(store, epoch=found.epoch, state={**found.state, "model": changed}, meta=found.meta, keep=1)
+    assert evaluate(store) != first
+
+
+def test_force_evaluates_again(store):
+    first = evaluate(store)
+    path = store.folder / "evaluation.json"
+    before = path.stat().st_mtime_ns
+    assert evaluate(store, force=True) == first
+    assert path.stat().st_mtime_ns != before
+
+
+def test_a_device_that_is_not_there(store):
+    with pytest.raises(ConfigError, match="device 'nonsense' cannot be used here"):
+        evaluate(store, device="nonsense", force=True)
 
 
 def test_a_damaged_evaluation_is_made_again(store):

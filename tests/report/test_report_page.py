@@ -8,7 +8,7 @@ import pytest
 from report.studies import FULL, OSGD, SHUFFLE, SPECTRAL, TOP1, grid, partial, study, trial, write_histories
 
 from mbcl.report import compare, primary_metrics, summarise, write
-from mbcl.report.answer import answer
+from mbcl.report.answer import answer, second_opinion
 from mbcl.storage import LocalStore, open_store
 from mbcl.study import StudyRecord
 
@@ -86,7 +86,7 @@ def test_a_finished_study(full: Path) -> None:
     assert "spectral (k=4) is better than shuffle on retrieval/u2v/top1 by 0.0533" in page.text
     assert "No difference from shuffle is shown for osgd (k=20, q=5)" in page.text
     assert "name: <b>samplers</b>" in page.text
-    assert "python run_ray.py --space SPACE.yaml --name samplers-again" in page.text
+    assert f"python run_ray.py --space SPACE.yaml --name {full.name}-again" in page.text
     assert "--resume" not in page.text
     assert page.tags.count("svg") == page.tags.count("figure") == len(list((full / "plots").iterdir()))
     labels = [value for tag, key, value in page.attributes if (tag, key) == ("div", "aria-label")]
@@ -119,10 +119,11 @@ def test_plots_are_pictures(full: Path) -> None:
 
 
 def test_the_same_study_gives_the_same_files(full: Path, tmp_path: Path) -> None:
-    LocalStore(tmp_path).write_bytes("space.yaml", b"name: <b>samplers</b>\n")
-    written(tmp_path, grid(FULL))
+    folder = tmp_path / full.name
+    LocalStore(folder).write_bytes("space.yaml", b"name: <b>samplers</b>\n")
+    written(folder, grid(FULL))
     for name in ("results.csv", "summary.csv", "comparison.csv", "report.html", "plots/time.png"):
-        assert (tmp_path / name).read_bytes() == (full / name).read_bytes()
+        assert (folder / name).read_bytes() == (full / name).read_bytes()
 
 
 def test_a_partial_study(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_partial_study(tmp_path: Path) -> None:
     assert "Of 9 trials, 1 stopped, 1 failed and 2 pending" in page.text
     assert "so the answer may still change" in page.text
     assert "the loss is nan" in page.text
-    assert "--name samplers --resume" in page.text
+    assert f"--name {tmp_path.name} --resume" in page.text
     assert " is better than" not in page.text
 
 
@@ -216,14 +217,26 @@ def test_several_claims_in_one_answer() -> None:
     assert "osgd (k=20, q=5) is worse than shuffle" in found.headline
     more = study(
         [
-            trial(i, i // 3, i % 3, block, value + i % 3 / 100)
+            trial(i, i // 3, i % 3, block, value + (i % 3) ** (1 + i // 3) / 100)
             for i, (block, value) in enumerate(
                 [(SHUFFLE, 0.5)] * 3 + [(SPECTRAL, 0.8)] * 3 + [(OSGD, 0.9)] * 3,
             )
         ]
     )
     found = answer(more, summarise(more), compare(more, TOP1), TOP1)
-    assert found.headline.startswith("Better than shuffle on retrieval/u2v/top1: spectral (k=4) by 0.3000")
+    assert found.headline.startswith("Better than shuffle on retrieval/u2v/top1: spectral (k=4) by 0.3067")
+
+
+def test_equal_differences_are_no_claim_however_small_their_p() -> None:
+    """Two seeds that both differ by one image of 360: no spread, and no certainty either."""
+    record = grid(
+        {"shuffle": [0.5, 0.6], "osgd": [0.5, 0.6], "spectral": [0.5028, 0.6028]}, baseline={"sampler": "shuffle"}
+    )
+    comparisons = compare(record, TOP1)
+    found = answer(record, summarise(record), comparisons, TOP1)
+    assert found.headline == f"No setting is shown to differ from shuffle on {TOP1}."
+    assert any("exactly the same amount" in detail for detail in found.details)
+    assert "better" not in second_opinion(comparisons)
 
 
 def test_the_package_does_not_load_matplotlib() -> None:

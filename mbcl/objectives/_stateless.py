@@ -1,0 +1,48 @@
+"""What the objectives without state share: a temperature, and the whole batch as candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from torch import Tensor
+
+from mbcl.functional import check_temperature
+from mbcl.objectives._base import Candidates, Distribution, Objective
+
+
+class StatelessObjective(Objective):
+    """Base of the objectives that are a pure function of the batch's projections and a temperature.
+
+    A subclass names its function in ``loss``: (z1, z2, *, temperature, candidates1, candidates2, offset) to a scalar.
+
+    Args:
+        temperature: above 0; divides the cosines.
+    """
+
+    distribution: ClassVar[Distribution] = "candidates"
+    loss: ClassVar[Callable[..., Tensor]]
+
+    def __init__(self, *, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.temperature = check_temperature(temperature)
+
+    def forward(
+        self, z1: Tensor, z2: Tensor, indices: Tensor | None = None, *, candidates: Candidates | None = None
+    ) -> Tensor:
+        """The loss of a batch, as in the base class. Leading dimensions are separate batches, as a sampler needs."""
+        loss = type(self).loss
+        if candidates is None:
+            return loss(z1, z2, temperature=self.temperature)
+        return loss(
+            z1,
+            z2,
+            temperature=self.temperature,
+            candidates1=candidates.z1,
+            candidates2=candidates.z2,
+            offset=candidates.offset,
+        )
+
+    def extra_repr(self) -> str:
+        """The parameters."""
+        return f"temperature={self.temperature}"
