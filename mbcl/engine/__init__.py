@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mbcl import dist
 from mbcl.dist import World
 from mbcl.engine.planning import LocalPlanService, make_plan, share_plan
 from mbcl.engine.prepare import Facts, SplitData, facts_of, load_data, prepare
 from mbcl.engine.protocols import Observer, PlanKey, PlannedBatches, PlanService, Row
 from mbcl.engine.tracking import build_trackers
 from mbcl.engine.trainer import Outcome, Trainer
-from mbcl.errors import MbclError
 from mbcl.experiment import Experiment
 from mbcl.storage import Store
 
@@ -61,14 +59,7 @@ def train(
         CheckpointError: if the folder's checkpoint belongs to another experiment.
         TrainingError: if the loss is not finite.
     """
-    trainer: Trainer | None = None
-    error: MbclError | None = None
-    try:
-        trainer = Trainer(experiment, world=world, store=store, plans=plans, observers=observers)
-    except MbclError as caught:  # for example data that are missing on one node
-        error = caught
-    dist.agree(error, world)
-    assert trainer is not None
+    trainer = Trainer(experiment, world=world, store=store, plans=plans, observers=observers)
     trackers = build_trackers(experiment, store, run_id=run_id, group=group) if world.rank == 0 else []
     trainer.observers = [*trackers, *observers]
     return trainer.run()

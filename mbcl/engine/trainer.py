@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,10 +16,11 @@ from mbcl.data import ImageSet
 from mbcl.dist import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.embed import ViewKey, embed
+from mbcl.engine.epoch import EpochCount
 from mbcl.engine.planning import LocalPlanService
 from mbcl.engine.prepare import Facts, SplitData, facts_of, load_data, model_of
-from mbcl.engine.protocols import Observer, PlanKey, PlannedBatches, PlanService, Row
-from mbcl.engine.records import MetricsLog, empty_row, write_config
+from mbcl.engine.protocols import Observer, PlanKey, PlanService, Row
+from mbcl.engine.records import MetricsLog, write_config
 from mbcl.engine.step import Learner, wrap
 from mbcl.errors import CheckpointError, ConfigError, MbclError, PlanError, TrainingError
 from mbcl.experiment import Experiment
@@ -51,18 +51,16 @@ class Outcome:
     checkpoint: str
 
 
-@dataclass
-class _Epoch:
-    """What is counted while an epoch runs: losses, plans and wall seconds by stage."""
-
-    start: float = field(default_factory=time.perf_counter)
-    losses: list[Tensor] = field(default_factory=list)
-    plans: list[PlannedBatches] = field(default_factory=list)
-    used: list[Tensor] = field(default_factory=list)
-    embed: float = 0.0
-    wait: float = 0.0
-    train: float = 0.0
-    eval: float = 0.0
+def _load(experiment: Experiment, world: World) -> tuple[SplitData, Facts]:
+    """The data and what their sizes decide; if they are missing on one node, every rank raises."""
+    error: MbclError | None = None
+    try:
+        data = load_data(experiment.data, seed=experiment.seed)
+        facts = facts_of(experiment, data)
+    except MbclError as caught:
+        error = caught
+    dist.agree(error, world)
+    return data, facts
 
 
 class Trainer:
@@ -93,8 +91,7 @@ class Trainer:
             raise ConfigError(
                 f"train.batch_size: {experiment.train.batch_size} is not divisible by {world.size} workers"
             )
-        data: SplitData = load_data(experiment.data, seed=experiment.seed)
-        self.facts: Facts = facts_of(experiment, data)
+        data, self.facts = _load(experiment, world)
         self.validation = data.validation.to(world.device)
         self.sampler = experiment.build_sampler()
         self.plans = plans
@@ -148,7 +145,7 @@ class Trainer:
         return Outcome(self.epoch, self.last_row, checkpoints.name_of(self.epoch))
 
     def _run_epoch(self) -> Row:
-        counted = _Epoch()
+        counted = EpochCount()
         steps = self.facts.steps_per_epoch
         plan, cursor, round_ = self._next_plan(0, counted), 0, 0
         while len(counted.losses) < steps:
@@ -156,9 +153,8 @@ class Trainer:
                 round_ += 1
                 plan, cursor = self._next_plan(round_, counted), 0
             upto = min(cursor + CHECK_EVERY, len(plan), cursor + steps - len(counted.losses))
-            start = time.perf_counter()
-            self._run_steps(plan.batches[cursor:upto], counted)
-            counted.train += time.perf_counter() - start
+            with counted.clock("train"):
+                self._run_steps(plan.batches[cursor:upto], counted)
             counted.used.append(plan.batches[cursor:upto])
             cursor = upto
         self.epoch += 1
@@ -166,7 +162,7 @@ class Trainer:
         self.last_row = row
         return row
 
-    def _run_steps(self, batches: Tensor, counted: _Epoch) -> None:
+    def _run_steps(self, batches: Tensor, counted: EpochCount) -> None:
         """Some steps, then one look at their losses, which every rank takes together."""
         rates = []
         losses = []
@@ -196,7 +192,7 @@ class Trainer:
 
     # -- plans --------------------------------------------------------------------------------------------------
 
-    def _next_plan(self, round_: int, counted: _Epoch) -> BatchPlan:
+    def _next_plan(self, round_: int, counted: EpochCount) -> BatchPlan:
         """The plan of this epoch's ``round_``; samplers without embeddings derive it on every rank."""
         key = PlanKey(self.epoch, round_)
         if not self.sampler.needs_embeddings:
@@ -204,16 +200,14 @@ class Trainer:
                 self.facts.num_train, seed=self.experiment.seed, epoch=key.epoch, round=key.round
             ).validate(self.facts.num_train, distinct=self.sampler.distinct)
         assert self.plans is not None
-        start = time.perf_counter()
         source = self.experiment.embeddings
         # The very views that the coming steps will train on.
         views = ViewKey(self.learner.seed, self.epoch, augmented=source.views == "augmented")
-        shard = self._embed(self.learner.images, views, mode=source.mode, batch_size=source.batch_size)
-        counted.embed += time.perf_counter() - start
-        start = time.perf_counter()
-        self.plans.request(key, shard)
-        planned = self.plans.receive(key)
-        counted.wait += time.perf_counter() - start
+        with counted.clock("embed"):
+            shard = self._embed(self.learner.images, views, mode=source.mode, batch_size=source.batch_size)
+        with counted.clock("wait"):
+            self.plans.request(key, shard)
+            planned = self.plans.receive(key)
         counted.plans.append(planned)
         return planned.plan
 
@@ -235,29 +229,12 @@ class Trainer:
 
     # -- the end of an epoch ------------------------------------------------------------------------------------
 
-    def _finish_epoch(self, counted: _Epoch) -> Row:
-        start = time.perf_counter()
-        row = empty_row()
-        row["epoch"] = self.epoch
-        row["step"] = self.epoch * self.facts.steps_per_epoch
-        row["train/loss"] = float(torch.stack(counted.losses).mean())
-        row["train/lr"] = self._lr(-1)
-        if counted.plans:
-            row["plan/seconds"] = sum(planned.seconds for planned in counted.plans)
-            row["plan/loss"] = sum(planned.loss for planned in counted.plans) / len(counted.plans)
-            row["plan/lift"] = sum(planned.lift for planned in counted.plans) / len(counted.plans)
-            row["plan/age"] = 0.0
-            row["plan/coverage"] = len(torch.unique(torch.cat(counted.used))) / self.facts.num_train
+    def _finish_epoch(self, counted: EpochCount) -> Row:
         last = self.epoch == self.experiment.train.epochs
         if last or self.epoch % self.experiment.train.eval_every == 0:
-            row["val/retrieval/top1"] = self._validate()
-        counted.eval = time.perf_counter() - start
-        row["time/train"] = counted.train
-        row["time/embed"] = counted.embed
-        row["time/plan"] = row["plan/seconds"] or 0.0
-        row["time/wait"] = counted.wait
-        row["time/eval"] = counted.eval
-        row["time/total"] = time.perf_counter() - counted.start
+            with counted.clock("eval"):
+                counted.validation = self._validate()
+        row = counted.row(epoch=self.epoch, lr=self._lr(-1), num_train=self.facts.num_train)
         if self.world.rank == 0:
             self._save(row)
         dist.barrier(self.world)
