@@ -31,6 +31,8 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # `<<: *base`; what it brings may be given again
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
@@ -46,7 +48,9 @@ def parse_yaml(text: str, source: str) -> Any:
         ConfigError: if it is not YAML; the text names the source and the line.
     """
     try:
-        return yaml.load(text, _UniqueKeys)
+        content = yaml.load(text, _UniqueKeys)
+        json.dumps(content, default=str)  # an alias inside its own anchor has no end
+        return content
     except (ValueError, OverflowError) as error:  # a date that is none, a number beyond all limits
         raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
@@ -72,8 +76,11 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     content = parse_yaml(text, str(path))
     if content is None:
         raise ConfigError(f"{path}: the file is empty; expected a mapping of keys")
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    if not isinstance(content, dict):
         raise ConfigError(f"{path}: found {type(content).__name__}, expected a mapping of keys")
+    for key in content:
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}: found the key {key!r}, expected a mapping of keys that are words")
     return content
 
 
@@ -104,9 +111,13 @@ def apply_overrides(content: dict[str, Any], overrides: list[str]) -> None:
     """
     for override in overrides:
         path, separator, text = override.partition("=")
-        if not separator or not path:
+        if not separator or not path.strip():
             raise ConfigError(f"--set {override}: expected KEY=VALUE")
-        set_path(content, path, parse_yaml(text, f"--set {override}"))
+        value = parse_yaml(text, f"--set {override}")
+        try:
+            set_path(content, path.strip(), value)
+        except ConfigError as error:
+            raise ConfigError(f"--set {override}: {error}") from error
 
 
 def _describe(model: type[BaseModel] | None, error: ErrorDetails) -> str:

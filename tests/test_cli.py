@@ -73,6 +73,10 @@ def test_an_existing_training_is_refused_without_resume(trained, capsys):
         (["train", "--set", "sampler={name: osgd}"], "1500 * 32 = 48000 is above the 1294 samples"),
         (["train", "--config", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
         (["train", "--set", "data={name: fashion_mnist, dir: none}"], "none"),
+        (
+            ["train", "--set", "encoder={name: vit_b_16}"],
+            "vit_b_16 cannot take images of 1 x 8 x 8: Wrong image height",
+        ),
         (["evaluate", "--checkpoint", "none"], "holds no whole checkpoint"),
         (["report", "--results", "none"], "holds no study.json"),
         (["list", "samplrs"], "invalid choice"),

@@ -80,7 +80,7 @@ def test_any_text_is_yaml_or_a_clear_error(text):
     assert message == "" or (message.startswith("x") and "\n" not in message)
 
 
-@pytest.mark.parametrize("text", ["2024-13-45", "[" * 3000, "0x" + "f" * 5, "1:99999999999999999999"])
+@pytest.mark.parametrize("text", ["2024-13-45", "[" * 3000, "0x" + "f" * 5, "1:99999999999999999999", "&a [*a]"])
 def test_odd_values_are_values_or_one_line(text):
     message = ""
     try:
@@ -88,7 +88,7 @@ def test_odd_values_are_values_or_one_line(text):
     except ConfigError as error:
         message = str(error)
     assert "\n" not in message
-    assert (message != "") == (text.startswith(("2024", "[")))
+    assert (message != "") == (text.startswith(("2024", "[", "&")))
 
 
 def test_osgd_may_score_with_the_objective_that_is_trained():
@@ -126,6 +126,11 @@ def test_files_that_are_no_configuration(tmp_path, content, expected):
         read_yaml(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_merge_keys_are_yaml():
+    text = "base: &base {epochs: 3, batch_size: 16}\ntrain: {<<: *base, batch_size: 32}"
+    assert parse_yaml(text, "x")["train"] == {"epochs": 3, "batch_size": 32}
 
 
 def test_a_missing_file(tmp_path):

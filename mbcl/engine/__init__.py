@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mbcl.dist import World
 from mbcl.engine.planning import LocalPlanService, make_plan, share_plan
-from mbcl.engine.prepare import Facts, SplitData, facts_of, load_data, prepare
+from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data, prepare
 from mbcl.engine.protocols import Observer, PlanKey, PlannedBatches, PlanService, Row
 from mbcl.engine.tracking import build_trackers
 from mbcl.engine.trainer import Outcome, Trainer
@@ -24,6 +24,7 @@ __all__ = [
     "Row",
     "SplitData",
     "Trainer",
+    "check_model",
     "facts_of",
     "load_data",
     "make_plan",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mbcl.data import ImageSet, load, split_validation
+import torch
+
+from mbcl.data import ImageSet, clean_views, load, split_validation
 from mbcl.errors import ConfigError
 from mbcl.experiment import Data, Experiment
 from mbcl.models import ContrastiveModel
@@ -72,6 +74,23 @@ def model_of(experiment: Experiment, *, in_channels: int) -> ContrastiveModel:
     return build_model(experiment.encoder, experiment.projector, in_channels=in_channels, seed=experiment.seed)
 
 
+def check_model(experiment: Experiment, data: SplitData) -> None:
+    """Build the model and show it two images: some encoders find out only then that images are too small.
+
+    Raises:
+        ConfigError: if the encoder cannot be built or cannot take images of this size.
+    """
+    model = model_of(experiment, in_channels=data.train.channels).eval()
+    views = clean_views(data.train.images[:2], images=data.train)
+    try:
+        with torch.no_grad():
+            model(views)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        shape = " x ".join(str(size) for size in views.shape[1:])
+        words = " ".join(str(error).split())
+        raise ConfigError(f"encoder: {experiment.encoder.name} cannot take images of {shape}: {words}") from error
+
+
 def prepare(experiment: Experiment) -> Facts:
     """Load the data, build the model and check everything that only they can tell.
 
@@ -79,5 +98,5 @@ def prepare(experiment: Experiment) -> Facts:
         ConfigError: see :func:`load_data` and :func:`facts_of`.
     """
     data = load_data(experiment.data, seed=experiment.seed)
-    model_of(experiment, in_channels=data.train.channels)
+    check_model(experiment, data)
     return facts_of(experiment, data)

@@ -18,7 +18,7 @@ from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.embed import ViewKey, embed
 from mbcl.engine.epoch import EpochCount
 from mbcl.engine.planning import LocalPlanService
-from mbcl.engine.prepare import Facts, SplitData, facts_of, load_data, model_of
+from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data, model_of
 from mbcl.engine.protocols import Observer, PlanKey, PlanService, Row
 from mbcl.engine.records import MetricsLog, write_config
 from mbcl.engine.step import Learner, wrap
@@ -57,6 +57,7 @@ def _load(experiment: Experiment, world: World) -> tuple[SplitData, Facts]:
     try:
         data = load_data(experiment.data, seed=experiment.seed)
         facts = facts_of(experiment, data)
+        check_model(experiment, data)
     except MbclError as caught:
         error = caught
     dist.agree(error, world)
