@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mbcl.arguments import Parser
+
 DESCRIPTION = """\
 Run a study of batch samplers. A space file names a base experiment and what varies in it; every setting is trained
 with every seed, evaluated, and compared in DIR/NAME/report.html."""
@@ -23,7 +25,7 @@ exit codes: 0 every trial finished; 1 some trial failed; 2 bad input; 130 interr
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="run_ray.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("--space", type=Path, required=True, metavar="FILE", help="the space file (YAML)")

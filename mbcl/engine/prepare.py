@@ -39,9 +39,12 @@ def load_data(data: Data, *, seed: int) -> SplitData:
     Raises:
         DataError: if files are missing or damaged.
     """
-    splits = load(
-        data.name, dir=data.dir, image_size=data.image_size, max_samples=data.max_samples, download=data.download
-    )
+    try:
+        splits = load(
+            data.name, dir=data.dir, image_size=data.image_size, max_samples=data.max_samples, download=data.download
+        )
+    except ConfigError as error:
+        raise type(error)(f"data: {error}") from error
     train, validation = split_validation(splits.train, data.validation, seed=seed)
     return SplitData(train, validation, splits.test)
 
@@ -80,7 +83,10 @@ def check_model(experiment: Experiment, data: SplitData) -> None:
     Raises:
         ConfigError: if the encoder cannot be built or cannot take images of this size.
     """
-    model = model_of(experiment, in_channels=data.train.channels).eval()
+    try:
+        model = model_of(experiment, in_channels=data.train.channels).eval()
+    except ConfigError as error:
+        raise ConfigError(f"encoder: {error}") from error
     views = clean_views(data.train.images[:2], images=data.train)
     try:
         with torch.no_grad():

@@ -1,1 +1,1 @@
-"""."""
+"""Studies: spaces, trials, resources, and Ray, which only this package imports."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
+import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from mbcl.errors import ConfigError
+from mbcl.orchestration.jobs import Placement
 from mbcl.orchestration.resources import Node
 
 COMMON = {
@@ -28,6 +34,19 @@ LOCAL = {
     # Processes that planned or evaluated wait for the next trial: each has imported torch for some seconds.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
 }
+JOINED = {
+    # A spot node that was taken away is replaced by one that has to boot.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+}
+BOOT_SECONDS = 900.0
+"""How long nodes that an autoscaler has asked for may take to boot."""
+FIRST_SECONDS = 60.0
+"""How long a cluster without a node that can train may take to ask for one."""
+TELL_SECONDS = 30.0
+"""How often a person is told what is waited for."""
+POLL_SECONDS = 2.0
+CONNECT_SECONDS = 10.0
+"""How long a cluster may take to accept a connection."""
 HERE = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -38,17 +57,33 @@ HERE = {
 }
 
 
+@dataclass(frozen=True)
+class Found:
+    """A Ray that runs.
+
+    Args:
+        nodes: those that trials can use.
+        placement: which nodes the small processes of trials run on.
+    """
+
+    nodes: list[Node]
+    placement: Placement = Placement()
+
+
 @contextmanager
-def cluster(address: str | None, nodes: list[Node], *, verbose: bool) -> Iterator[list[Node]]:
+def cluster(
+    address: str | None, nodes: list[Node], *, verbose: bool, say: Callable[[str], None] = lambda text: None
+) -> Iterator[Found]:
     """A Ray for the time of the block: a local one that ends with it, or the one at ``address``.
 
     Args:
         address: of a running cluster, or None.
         nodes: what a local Ray may use.
         verbose: whether Ray may talk.
+        say: is told in a line what is waited for.
 
     Yields:
-        The nodes that trials can use.
+        What it has.
 
     Raises:
         ConfigError: if no cluster answers at ``address``.
@@ -66,16 +101,73 @@ def cluster(address: str | None, nodes: list[Node], *, verbose: bool) -> Iterato
     if address is None:
         ray.init(num_cpus=int(nodes[0].cpus), num_gpus=int(nodes[0].gpus), include_dashboard=False, **common)
     else:
+        _check_answers(address)
         try:
-            ray.init(address=address, runtime_env={"env_vars": COMMON}, **common)
+            ray.init(address=address, runtime_env={"env_vars": COMMON | JOINED}, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"--address {address}: no Ray cluster answers: {str(error).splitlines()[0]}") from error
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(level)
     try:
-        yield nodes if address is None else _nodes()
+        yield Found(nodes) if address is None else _joined(say)
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ask ``HOST:PORT`` for a connection first: Ray itself would go on trying for minutes.
+
+    Raises:
+        ConfigError: if nothing listens there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto" and the like, which Ray looks up itself
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--address {address}: no Ray cluster answers: {error}") from error
+
+
+def _joined(say: Callable[[str], None]) -> Found:
+    """What the joined cluster has, after the nodes that are booting now have come up.
+
+    Nodes that come later may take over from lost ones; how many trials run at a time is decided now.
+    """
+    import ray
+
+    start = time.monotonic()
+    told = -math.inf
+    while True:
+        nodes, booting, waited = _nodes(), _booting(), time.monotonic() - start
+        # Right after `ray up` the autoscaler has not asked for its first nodes yet.
+        if not booting and (nodes or waited > FIRST_SECONDS):
+            break
+        if waited > BOOT_SECONDS:
+            say(f"note: {booting} nodes have not come up within {BOOT_SECONDS:g} s; the study uses {len(nodes)}")
+            break
+        if waited - told > TELL_SECONDS:
+            told = waited
+            say(f"waiting for nodes: {len(nodes)} can train, {booting} are booting, {waited:.0f} s so far")
+        time.sleep(POLL_SECONDS)
+    offered = ray.cluster_resources()
+    return Found(nodes, Placement(driver="driver" in offered, task="task" in offered))
+
+
+def _booting() -> int:
+    """How many nodes the cluster's autoscaler, of either kind, has asked for that are not up yet; 0 without one."""
+    import ray
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    if is_autoscaler_v2():
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        return len(status.pending_nodes) + sum(launch.count for launch in status.pending_launches)
+    content = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    report = (json.loads(content) if content else {}).get("autoscaler_report") or {}
+    return len(report.get("pending_nodes", ())) + sum(report.get("pending_launches", {}).values())
 
 
 def _nodes() -> list[Node]:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from mbcl.orchestration.resources import Need
 from mbcl.orchestration.results import trial_folder
-from mbcl.orchestration.trials import Trials, short
+from mbcl.orchestration.trials import Trials, TrialSpec, short
 from mbcl.storage import Store
 from mbcl.study import StudyRecord
 from mbcl.summary import Estimate, summarise
@@ -58,14 +58,14 @@ class Console:
         """One of the last lines, which are printed always."""
         self._screen.print(escape(text), soft_wrap=True)
 
-    def begin(self, num_todo: int, need: Need, concurrency: int) -> None:
-        """Say what is about to happen."""
+    def begin(self, num_todo: int, need: Need, concurrency: int, notes: Sequence[str]) -> None:
+        """Say what is about to happen, and what a person should know about it."""
         total, settings = len(self._trials.specs), len({spec.setting for spec in self._trials.specs})
         seeds = total // max(1, settings)
         self.say(f"{self._study.name}: {self._study.question}" if self._study.question else self._study.name)
         done = f", {total - num_todo} of them done" if num_todo < total else ""
         self.say(f"{total} trials{done}: {settings} settings x {seeds} seeds; {concurrency} at a time, each {need}")
-        for note in self._trials.notes:
+        for note in (*self._trials.notes, *notes):
             self.say(f"note: {note}")
 
     @contextmanager
@@ -111,6 +111,14 @@ class Console:
             seconds = record.seconds.get("total")
             took = "" if seconds is None else f"  {seconds:.1f} s"
             self.say(f"finished  {words}  {metric} {_number(record.metrics.get(metric))}{took}")
+        self._advance(trial_id)
+
+    def evaluated(self, trial_id: str, error: str) -> None:
+        """One line for a trial that was evaluated again, or could not be."""
+        self.say(f"FAILED    {self._words(trial_id)}  {error}" if error else f"evaluated {self._words(trial_id)}")
+        self._advance(trial_id)
+
+    def _advance(self, trial_id: str) -> None:
         if self._progress is not None and self._all is not None:
             self._progress.advance(self._all)
             if trial_id in self._tasks:
@@ -133,26 +141,27 @@ class Console:
                 self.conclude(f"FAILED    {trial_id}  {record.error}")
 
 
-def dry_run(trials: Trials, fit: tuple[Need, int] | None, location: str) -> None:
-    """List every trial with its parameters and the resources that it needs.
+def dry_run(
+    specs: Sequence[TrialSpec], of: int, fit: tuple[Need, int] | None, location: str, notes: Sequence[str]
+) -> None:
+    """List every trial that would run with its parameters and the resources that it needs.
 
     Args:
-        trials: all of them.
+        specs: those that would run.
+        of: how many trials the space has.
         fit: the need of one and how many run at a time; None where a cluster decides that.
         location: the results folder.
+        notes: what a person should know about them.
     """
     screen = Screen(highlight=False)
     need, together = ("what the cluster gives", "") if fit is None else (str(fit[0]), f", {fit[1]} at a time")
-    for spec in trials.specs:
+    for spec in specs:
         parameters = ", ".join(f"{key} = {short(value)}" for key, value in spec.parameters.items())
         screen.print(escape(f"{spec.trial_id}  seed {spec.seed}  {parameters}  [{need}]"), soft_wrap=True)
-    for note in trials.notes:
+    for note in notes:
         screen.print(escape(f"note: {note}"), soft_wrap=True)
-    count = len(trials.specs)
-    screen.print(
-        escape(f"{count} trial{'s' if count > 1 else ''}{together}, into {location}; nothing was started"),
-        soft_wrap=True,
-    )
+    count = f"{len(specs)} of {of} trials" if len(specs) < of else f"{of} trial{'s' if of > 1 else ''}"
+    screen.print(escape(f"{count}{together}, into {location}; nothing was started"), soft_wrap=True)
 
 
 def error(text: str) -> None:

@@ -1,17 +1,24 @@
-"""``--eval-only``: which finished trials are evaluated again, and under what."""
+"""``--eval-only``: which finished trials are evaluated again and under what; a study takes all new metrics or none."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
 
 import yaml
 
 from mbcl.errors import ConfigError
-from mbcl.orchestration.results import trial_folder
+from mbcl.evaluation import EVALUATION_FILE
+from mbcl.orchestration.jobs import Job, Metrics
+from mbcl.orchestration.results import SPACE_FILE, trial_folder, versions
 from mbcl.orchestration.trials import Trials, TrialSpec
-from mbcl.storage import Store
-from mbcl.study import STUDY_FILE, StudyRecord, read_study
+from mbcl.storage import Store, read_text, write_text
+from mbcl.study import STUDY_FILE, StudyRecord, read_study, write_study
 
 CONFIG_FILE = "config.yaml"
-EVALUATION_FILE = "evaluation.json"
+KEPT = ("train/", "plan/", "val/")
+"""The metrics that training measured; another evaluation leaves them."""
 
 
 def reopen_for_evaluation(store: Store, trials: Trials) -> tuple[StudyRecord, dict[str, TrialSpec]]:
@@ -44,3 +51,39 @@ def reopen_for_evaluation(store: Store, trials: Trials) -> tuple[StudyRecord, di
             )
         chosen[key] = spec
     return study, chosen
+
+
+def commit(
+    store: Store,
+    study: StudyRecord,
+    jobs: Mapping[str, Job],
+    settings: Mapping[str, dict[str, Any]],
+    measured: Mapping[str, Metrics],
+    written: Callable[[Job], Store],
+) -> None:
+    """Make the evaluations of all finished trials the study's: their files, ``space.yaml``, then ``study.json``.
+
+    Args:
+        store: the results folder.
+        study: the record, changed in place.
+        jobs: the trials.
+        settings: by trial, the evaluation block.
+        measured: by trial, what it gave.
+        written: where a trial's new ``evaluation.json`` waits.
+    """
+    for key, metrics in measured.items():
+        store.write_bytes(f"{trial_folder(key)}/{EVALUATION_FILE}", written(jobs[key]).read_bytes(EVALUATION_FILE))
+        record = study.trials[key]
+        kept = {name: value for name, value in record.metrics.items() if name.startswith(KEPT)}
+        record.metrics = {**kept, **metrics}
+    content = yaml.safe_load(read_text(store, SPACE_FILE))
+    blocks: list[dict[str, Any]] = []
+    for key in measured:
+        block = next((block for block in blocks if block["settings"] == settings[key]), None)
+        if block is None:
+            blocks.append(block := {"settings": settings[key], "trials": []})
+        block["trials"].append(key)
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    content["evaluation"] = {"when": when, "versions": versions(), "evaluated": blocks}
+    write_text(store, SPACE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_study(store, study)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,33 @@ from typing import Any
 from mbcl.orchestration.resources import Need
 
 Metrics = dict[str, float | int | None]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """On which nodes of a cluster the processes of a trial that reserve no CPUs run; anywhere by default.
+
+    A node that offers the custom resource ``driver`` keeps the drivers and planners of trials, one that offers
+    ``task`` the planning of pools and evaluations. ``cluster.yaml`` gives the first to its head, which no spot market
+    takes away, and the second to the workers, which have the CPUs.
+
+    Args:
+        driver: whether some node offers ``driver``.
+        task: whether some node offers ``task``.
+    """
+
+    driver: bool = False
+    task: bool = False
+
+    @property
+    def for_driver(self) -> dict[str, float]:
+        """The custom resources that a driver or planner asks for."""
+        return {"driver": 1} if self.driver else {}
+
+    @property
+    def for_task(self) -> dict[str, float]:
+        """The custom resources that a planning or evaluation task asks for."""
+        return {"task": 1} if self.task else {}
 
 
 @dataclass(frozen=True)
@@ -24,6 +52,7 @@ class Job:
         need: what its workers get.
         group: the study that it belongs to.
         num_tasks: how many pools are planned at a time.
+        placement: which nodes its small processes run on.
         verbose: whether Ray may talk.
     """
 
@@ -34,6 +63,7 @@ class Job:
     need: Need
     group: str
     num_tasks: int
+    placement: Placement = Placement()
     verbose: bool = False
 
 
@@ -71,3 +101,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, MbclError) or len(lines) > 1:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def mute_sampler_warnings() -> None:
+    """Keep samplers from warning in this process: the sweep has said it once, before the first trial."""
+    warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)

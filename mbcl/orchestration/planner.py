@@ -9,6 +9,7 @@ of embeddings, seed, epoch and round, so the second attempt gives the same plan 
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from mbcl.dist import World
 from mbcl.engine.planning import make_plan, share_plan
 from mbcl.engine.protocols import PlanKey, PlannedBatches
 from mbcl.errors import MbclError, PlanError
+from mbcl.orchestration.jobs import Placement, mute_sampler_warnings
 from mbcl.plan import Embeddings
 from mbcl.samplers import PoolPlan, Sampler
 from mbcl.samplers._base import FloatArray, PoolItem
@@ -33,10 +35,16 @@ ANSWER_SECONDS = 120.0
 """How long a restarting planner may take to take a shard."""
 PLAN_SECONDS = 3600.0
 """How long one plan may take."""
+ROUND_SECONDS = 60.0
+"""How long rank 0 waits for a plan before it tells the others: well below what a collective may take."""
 TASK_RETRIES = 5
 """How often pools are planned again after their process died."""
+READY, WAITING, LOST = "ready", "waiting", "lost"
+"""What rank 0 tells the others about a plan."""
 POOLS_A_TASK = 16
 """At most this many pools travel to a task together: a task costs 2 ms, a pool of 128 samples plans in about that."""
+
+ANYWHERE = Placement()
 
 PoolFunction = Callable[[FloatArray, FloatArray, int], PoolPlan]
 
@@ -55,15 +63,17 @@ class TaskMap:
 
     Args:
         num_tasks: how many run at a time; the results do not depend on it.
+        placement: which nodes they run on.
     """
 
-    def __init__(self, num_tasks: int) -> None:
+    def __init__(self, num_tasks: int, placement: Placement = ANYWHERE) -> None:
         self._num_tasks = max(1, num_tasks)
+        self._task = _plan_pools.options(resources=placement.for_task)
 
     def warm_up(self) -> None:
         """Start the processes that will plan, while the trial's workers start: each imports torch for some seconds."""
         for _ in range(self._num_tasks):
-            _plan_pools.remote(None, [])
+            self._task.remote(None, [])
 
     def __call__(self, function: PoolFunction, items: Sequence[PoolItem]) -> list[PoolPlan]:
         """``[function(*item) for item in items]``."""
@@ -73,7 +83,7 @@ class TaskMap:
         for group in self._groups(items):
             if len(waiting) == self._num_tasks:
                 results.extend(ray.get(waiting.popleft()))
-            waiting.append(_plan_pools.remote(shared, group))
+            waiting.append(self._task.remote(shared, group))
         for reference in waiting:
             results.extend(ray.get(reference))
         return results
@@ -93,13 +103,17 @@ class Planner:
         seed: the experiment's.
         num_ranks: how many shards make the data set.
         num_tasks: how many pools are planned at a time.
+        placement: which nodes plan them.
     """
 
-    def __init__(self, sampler: Sampler, seed: int, num_ranks: int, num_tasks: int) -> None:
+    def __init__(
+        self, sampler: Sampler, seed: int, num_ranks: int, num_tasks: int, placement: Placement = ANYWHERE
+    ) -> None:
+        mute_sampler_warnings()
         self._sampler = sampler
         self._seed = seed
         self._num_ranks = num_ranks
-        self._map = TaskMap(num_tasks)
+        self._map = TaskMap(num_tasks, placement)
         self._map.warm_up()
         self._shards: dict[PlanKey, dict[int, ray.ObjectRef]] = {}
 
@@ -172,13 +186,20 @@ class RayPlanService:
         """
         assert key in self._held, "receive comes after request"
         planned: PlannedBatches | MbclError | None = None
-        for _ in range(TRIES):
+        lost = 0
+        end = time.monotonic() + PLAN_SECONDS
+        while lost < TRIES:
+            state = LOST
             if self._world.rank == 0:
-                planned = self._answer(key)
-            if dist.broadcast_object(planned is not None, self._world):
+                state, planned = self._answer(key, end)
+            # The others meet rank 0 here every round: no collective lasts as long as a plan may.
+            state = dist.broadcast_object(state, self._world)
+            if state == READY:
                 break
-            log.warning("the planner of epoch %d lost its shards; they are deposited again", key.epoch)
-            self._deposit(key)
+            if state == LOST:
+                lost += 1
+                log.warning("the planner of epoch %d lost its shards; they are deposited again", key.epoch)
+                self._deposit(key)
         else:
             planned = PlanError(f"the planner was lost {TRIES} times while it made the plan of epoch {key.epoch}")
         del self._held[key]
@@ -190,13 +211,18 @@ class RayPlanService:
         if self._world.rank == 0:
             self._asked[key] = self._planner.plan.remote(key)
 
-    def _answer(self, key: PlanKey) -> PlannedBatches | MbclError | None:
+    def _answer(self, key: PlanKey, end: float) -> tuple[str, PlannedBatches | MbclError | None]:
+        """What became of the plan within a round: READY with a plan or the reason for none, WAITING or LOST."""
+        asked = self._asked[key]
         try:
-            answer: PlannedBatches | MbclError | None = ray.get(self._asked.pop(key), timeout=PLAN_SECONDS)
+            answer = ray.get(asked, timeout=ROUND_SECONDS)
         except ray.exceptions.GetTimeoutError:
-            return PlanError(f"no plan for epoch {key.epoch}, round {key.round} within {PLAN_SECONDS:g} s")
+            if time.monotonic() < end:
+                return WAITING, None
+            answer = PlanError(f"no plan for epoch {key.epoch}, round {key.round} within {PLAN_SECONDS:g} s")
         except ray.exceptions.RayActorError as error:
             # Only while the actor restarts and Ray has given up on this call: ask again.
             log.warning("the planner was lost: %s", str(error).splitlines()[0])
-            return None
-        return answer
+            answer = None
+        del self._asked[key]
+        return (LOST, None) if answer is None else (READY, answer)

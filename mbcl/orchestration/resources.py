@@ -5,9 +5,11 @@ Ray waits for ever for resources that never come, so everything is compared befo
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mbcl.errors import ConfigError
 from mbcl.orchestration.space import Resources
@@ -68,9 +70,43 @@ def this_machine() -> list[Node]:
     """This machine as a cluster of one node: the CPUs that this process may use, and the GPUs that torch sees."""
     import torch
 
+    return [Node(usable_cpus(), torch.cuda.device_count())]
+
+
+def usable_cpus(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+    """The CPUs that this process may use: of the machine, its affinity mask, and the quotas of its control groups.
+
+    Args:
+        cgroups: where control groups are mounted.
+        membership: the file that names this process's groups.
+    """
     affinity = getattr(os, "sched_getaffinity", None)
     cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return [Node(cpus, torch.cuda.device_count())]
+    return max(1, min(cpus, math.floor(min(_quotas(cgroups, membership), default=cpus))))
+
+
+def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
+    """The CPU quotas, in CPUs, of this process's control groups and of those above them, versions 1 and 2."""
+    try:
+        groups = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in groups:
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = cgroups / "cpu" if controllers else cgroups
+        relative = Path(path.lstrip("/"))
+        # In a container the path may be the host's; then the mount itself is this process's group.
+        for folder in [root / part for part in (relative, *relative.parents)]:
+            try:
+                if controllers:
+                    quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+                else:
+                    quota, period = (folder / "cpu.max").read_text().split()
+                if quota != "max" and int(quota) > 0:
+                    yield int(quota) / int(period)
+            except (OSError, ValueError):
+                continue
 
 
 def resolve(asked: Resources, nodes: Sequence[Node]) -> Need:
@@ -83,7 +119,8 @@ def resolve(asked: Resources, nodes: Sequence[Node]) -> Need:
     use_gpu = gpus >= 1 if asked.gpu == "auto" else bool(asked.gpu)
     if use_gpu and gpus < asked.workers:
         raise ConfigError(
-            f"resources.workers: a trial of {asked.workers} workers needs {asked.workers} GPUs, there are {gpus:g}"
+            f"resources: found gpu: {str(asked.gpu).lower()} and workers: {asked.workers}, which need {asked.workers} "
+            f"GPUs; there are {gpus:g}"
             f"{' (resources.gpu: false trains on CPUs)' if asked.gpu == 'auto' else ''}"
         )
     explicit = asked.cpus_per_worker != "auto"

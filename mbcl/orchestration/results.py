@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from mbcl.study import STUDY_FILE, StudyRecord, TrialRecord, read_study, write_s
 SPACE_FILE = "space.yaml"
 LOCK_FILE = ".lock"
 SCRATCH = ".ray"
+TIDY_TRIES, TIDY_SECONDS = 5, 0.5
 PACKAGES = ("torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn")
 
 
@@ -123,6 +125,26 @@ def withdraw(store: Store) -> None:
         store.delete(name)
 
 
+def scratch(store: Store) -> str:
+    """Ray's own files: a folder in the results folder that goes when the sweep ends."""
+    return str(store.local_folder(SCRATCH)) if isinstance(store, LocalStore) else f"{store.uri}/{SCRATCH}"
+
+
+def tidy(store: Store, study: StudyRecord) -> None:
+    """At the end of a sweep: nothing runs any more, and Ray's own files go."""
+    for record in study.trials.values():
+        if record.status == "running":
+            record.status = "pending"
+    write_study(store, study)
+    # A worker that is about to end may still write; what is left goes with the next sweep.
+    for _ in range(TIDY_TRIES):
+        try:
+            store.delete(SCRATCH)
+            return
+        except OSError:
+            time.sleep(TIDY_SECONDS)
+
+
 def reopen(store: Store, file: SpaceFile, trials: Trials) -> StudyRecord:
     """The study in a folder, if the space still asks for the same.
 
@@ -136,6 +158,12 @@ def reopen(store: Store, file: SpaceFile, trials: Trials) -> StudyRecord:
         raise ConfigError(
             f"--resume: {store.uri} was made from another space: {_difference(store, file)}; "
             f"--name OTHER starts a new study"
+        )
+    wrong = sorted(set(study.trials) ^ set(trials.by_id))
+    if wrong:
+        raise ConfigError(
+            f"--resume: {store.uri}/{STUDY_FILE} is damaged: it has {len(study.trials)} trials, the space asks for "
+            f"{len(trials.by_id)}; they differ in {wrong[0]}"
         )
     return study
 

@@ -11,7 +11,8 @@ import ray
 import ray.tune
 from ray.tune.experiment import Trial
 
-from mbcl.orchestration.jobs import Answer, Job, one_line
+from mbcl.orchestration.janitor import remove_orphans
+from mbcl.orchestration.jobs import Answer, Job, Metrics, one_line
 from mbcl.orchestration.resources import DRIVER_CPUS
 from mbcl.orchestration.trial import ANSWER, root, run_trial, submit_evaluation
 from mbcl.storage import Store
@@ -34,6 +35,9 @@ class Watcher(Protocol):
 
     def ended(self, trial_id: str) -> None:
         """A trial has ended; its record says how."""
+
+    def evaluated(self, trial_id: str, error: str) -> None:
+        """A trial was evaluated again; why not, if there is an error."""
 
 
 class _Recorder(ray.tune.Callback):
@@ -63,17 +67,20 @@ class _Recorder(ray.tune.Callback):
         self._watcher.started(key)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        remove_orphans()
         found = (trial.last_result or {}).get(ANSWER)
         answer = Answer(**found) if found else Answer("the trial's driver ended without an answer")
         self.end(trial.config["trial_id"], answer)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        remove_orphans()
         if trial.status == Trial.ERROR:
             self.end(trial.config["trial_id"], Answer("the process of the trial's driver was lost"))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         if self._running and time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
+            remove_orphans()
             self._watcher.look(list(self._running))
 
     def end(self, trial_id: str, answer: Answer) -> None:
@@ -102,8 +109,11 @@ def run_trials(
         concurrency: how many run at a time.
         watcher: is told how they go.
     """
+    placement = next(iter(jobs.values())).placement
     trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(run_trial, jobs=dict(jobs)), ray.tune.PlacementGroupFactory([{"CPU": DRIVER_CPUS}])
+        ray.tune.with_parameters(run_trial, jobs=dict(jobs)),
+        # A head may have no CPUs at all.
+        ray.tune.PlacementGroupFactory([placement.for_driver or {"CPU": DRIVER_CPUS}]),
     )
     tuner = ray.tune.Tuner(
         trainable,
@@ -128,27 +138,20 @@ def run_trials(
 
 
 def run_evaluations(
-    jobs: Mapping[str, Job],
-    settings: Mapping[str, dict[str, Any]],
-    *,
-    store: Store,
-    study: StudyRecord,
-    concurrency: int,
-    watcher: Watcher,
-) -> dict[str, str]:
-    """Evaluate finished trials again, so many at a time; their other metrics stay.
+    jobs: Mapping[str, Job], settings: Mapping[str, dict[str, Any]], *, concurrency: int, watcher: Watcher
+) -> tuple[dict[str, Metrics], dict[str, str]]:
+    """Evaluate finished trials again, so many at a time. Nothing is recorded.
 
     Args:
         jobs: the trials.
         settings: by trial, the evaluation block as plain data.
-        store: the results folder.
-        study: the record, changed in place and written after every trial.
         concurrency: how many run at a time.
         watcher: is told how they go.
 
     Returns:
-        Why evaluations failed, by trial.
+        By trial, what was measured; and why evaluations failed.
     """
+    measured: dict[str, Metrics] = {}
     failures: dict[str, str] = {}
     todo = list(jobs)
     running: dict[ray.ObjectRef, str] = {}
@@ -159,16 +162,9 @@ def run_evaluations(
             watcher.started(key)
         done, _ = ray.wait(list(running), num_returns=1)
         key = running.pop(done[0])
-        record = study.trials[key]
         try:
-            evaluated = ray.get(done[0])
+            measured[key] = ray.get(done[0])
         except Exception as error:  # one trial's failure leaves the others alone
             failures[key] = one_line(root(error))
-        else:
-            kept = {
-                name: value for name, value in record.metrics.items() if name.startswith(("train/", "plan/", "val/"))
-            }
-            record.metrics = {**kept, **evaluated}
-            write_study(store, study)
-        watcher.ended(key)
-    return failures
+        watcher.evaluated(key, failures.get(key, ""))
+    return measured, failures

@@ -198,6 +198,19 @@ class SpaceFile:
     space: Space
 
 
+def _join_swept_keys(content: dict[str, Any]) -> None:
+    """Make ``--set space.optimizer.lr={grid: [0.1]}`` mean the swept key ``optimizer.lr``, in place."""
+    space = content.get("space")
+    if not isinstance(space, dict):
+        return
+    joined: dict[str, Any] = {}
+    for key, block in space.items():
+        while isinstance(block, dict) and len(block) == 1 and isinstance(inner := next(iter(block.values())), dict):
+            key, block = f"{key}.{next(iter(block))}", inner
+        joined[key] = block
+    content["space"] = joined
+
+
 def read_space(path: Path | str, overrides: list[str] | None = None) -> SpaceFile:
     """Read a space file, apply ``--set`` overrides, and check it as far as the file alone decides.
 
@@ -207,6 +220,7 @@ def read_space(path: Path | str, overrides: list[str] | None = None) -> SpaceFil
     given = read_yaml(path)
     content = read_yaml(path)
     apply_overrides(content, overrides or [])
+    _join_swept_keys(content)
     space = validate(Space, content, str(path))
     experiment_of(space.experiment, str(path))
     return SpaceFile(Path(path), given, tuple(overrides or ()), space)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import logging
 import shlex
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mbcl.errors import ConfigError, MbclError
 from mbcl.orchestration import console as consoles
 from mbcl.orchestration import results
+from mbcl.orchestration.checks import Checked, check_data, check_data_there, check_shared, distinct
 from mbcl.orchestration.console import Console
-from mbcl.orchestration.jobs import Job
+from mbcl.orchestration.evaluations import commit, reopen_for_evaluation
+from mbcl.orchestration.jobs import Job, Placement, one_line
 from mbcl.orchestration.resources import Need, Node, concurrent_trials, resolve, this_machine
-from mbcl.orchestration.space import SpaceFile, check_name, experiment_of, read_space
+from mbcl.orchestration.space import SpaceFile, check_name, read_space
 from mbcl.orchestration.trials import Trials, TrialSpec, expand
-from mbcl.storage import LocalStore, Store, open_store
-from mbcl.study import StudyRecord, write_study
+from mbcl.storage import Store, open_store
+from mbcl.study import StudyRecord
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -67,6 +68,8 @@ def run(request: Request, write_report: WriteReport) -> int:
     Returns:
         The exit code of the contract: 0, 1, 2 or 130.
     """
+    # Explicitly: a shell that starts the run in the background tells it to ignore SIGINT.
+    signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _run(request, write_report)
@@ -79,14 +82,25 @@ def run(request: Request, write_report: WriteReport) -> int:
     except OSError as error:
         consoles.error(f"{error.filename or request.results_dir}: {error.strerror or error}")
         return EXIT_FAILED
+    except Exception as error:
+        if not type(error).__module__.startswith("ray."):
+            raise  # a bug stays a traceback
+        consoles.error(f"Ray was lost: {one_line(error)}; go on with: {request.resuming()}")
+        return EXIT_FAILED
     except KeyboardInterrupt:
         consoles.error("interrupted before anything was started; the same command starts it")
         return EXIT_INTERRUPTED
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    """SIGTERM is SIGINT."""
+    """SIGTERM is an interrupt, like SIGINT."""
     raise KeyboardInterrupt
+
+
+def _no_more_interrupts() -> None:
+    """From here on what is begun is ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _run(request: Request, write_report: WriteReport) -> int:
@@ -101,170 +115,162 @@ def _run(request: Request, write_report: WriteReport) -> int:
     if request.address is None:
         need = resolve(file.space.resources, nodes)
         fit = need, concurrent_trials(need, nodes, file.space.resources)
-    store = _open(request)
-    if request.dry_run:
-        consoles.dry_run(trials, fit, store.uri)
-        return EXIT_FINISHED
-    if not (request.resume or request.eval_only):
-        results.check_new(store, request.folder)
+    store = open_store(request.results_dir).child(request.folder)
+    # A first look, before data are read and anything is written; the one that counts is taken under the lock.
+    _, todo = _open(request, file, trials, store)
+    checked: Checked | None = None
     if request.address is None:
-        check_data([spec.experiment.model_dump(mode="json") for spec in distinct(trials)], str(file.path))
+        checked = check_data(distinct(list(todo.values())), str(file.path))
+    if request.dry_run:
+        notes = (*trials.notes, *(checked.notes if checked else ("the data are checked on the cluster",)))
+        consoles.dry_run(list(todo.values()), len(trials.specs), fit, store.uri, notes)
+        return EXIT_FINISHED
     with results.lock(store):
-        return _study(request, file, trials, store, nodes, write_report)
+        study, todo = _open(request, file, trials, store)
+        sweep = Sweep(request, file, trials, store, study, todo, nodes, checked)
+        if not (request.resume or request.eval_only):
+            results.begin(store, file, trials, study)
+        return sweep.run(write_report)
 
 
-def _open(request: Request) -> Store:
-    return open_store(request.results_dir).child(request.folder)
-
-
-def distinct(trials: Trials) -> list[TrialSpec]:
-    """One trial of every setting: seeds change neither the data's size nor what fits them."""
-    return list({spec.setting: spec for spec in reversed(trials.specs)}.values())[::-1]
-
-
-def check_data(experiments: Sequence[dict[str, Any]], source: str) -> None:
-    """Load every data set once and check everything that only the data can tell.
-
-    Raises:
-        ConfigError: if data are missing, or an experiment does not fit them.
-    """
-    from mbcl.engine import SplitData, facts_of, load_data
-
-    loaded: tuple[Any, SplitData] | None = None
-    for content in experiments:
-        experiment = experiment_of(content, source)
-        if loaded is None or loaded[0] != experiment.data:
-            try:
-                loaded = experiment.data, load_data(experiment.data, seed=experiment.seed)
-            except ConfigError as error:
-                raise ConfigError(f"{source}: experiment.data: {error}") from error
-        try:
-            facts_of(experiment, loaded[1])
-        except ConfigError as error:
-            raise ConfigError(f"{source}: {error}") from error
-
-
-def _study(
-    request: Request, file: SpaceFile, trials: Trials, store: Store, nodes: list[Node], write_report: WriteReport
-) -> int:
+def _open(request: Request, file: SpaceFile, trials: Trials, store: Store) -> tuple[StudyRecord, dict[str, TrialSpec]]:
+    """The study's record, new or found, and the trials to run by their stored names. Writes nothing."""
     if request.eval_only:
-        from mbcl.orchestration.evaluations import reopen_for_evaluation
-
-        study, todo = reopen_for_evaluation(store, trials)
-    elif request.resume:
+        return reopen_for_evaluation(store, trials)
+    if request.resume:
         study = results.reopen(store, file, trials)
-        todo = {key: trials.by_id[key] for key in study.unfinished()}
-    else:
-        study = results.new_study(file, trials, request.name or file.space.name or request.folder)
-        results.begin(store, file, trials, study)
-        todo = trials.by_id
-    console = Console(trials, store, study, quiet=request.quiet)
-    interrupted = False
-    failures: dict[str, str] = {}
-    if todo:
+        return study, {key: trials.by_id[key] for key in study.unfinished()}
+    results.check_new(store, request.folder)
+    return results.new_study(file, trials, request.name or file.space.name or request.folder), trials.by_id
+
+
+class Sweep:
+    """One run of a study whose folder is locked: what is missing, then the report.
+
+    Args:
+        request: what is asked for.
+        file: the space.
+        trials: all of its trials.
+        store: the results folder.
+        study: its record, changed as trials end.
+        todo: the trials to run, by their stored names.
+        nodes: this machine.
+        checked: what the data say; None where only the cluster can read them.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        file: SpaceFile,
+        trials: Trials,
+        store: Store,
+        study: StudyRecord,
+        todo: dict[str, TrialSpec],
+        nodes: list[Node],
+        checked: Checked | None,
+    ) -> None:
+        self._request = request
+        self._file = file
+        self._store = store
+        self._study = study
+        self._todo = todo
+        self._nodes = nodes
+        self._checked = checked
+        self._console = Console(trials, store, study, quiet=request.quiet)
+        self._begun = False
+
+    def run(self, write_report: WriteReport) -> int:
+        """Run to the end; returns the exit code."""
+        interrupted = False
+        failures: dict[str, str] = {}
         try:
-            failures = _run_missing(request, file, trials, store, study, todo, nodes, console)
+            if self._todo:
+                failures = self._with_ray()
         except KeyboardInterrupt:
             interrupted = True
         except ConfigError:
             # A cluster that refuses the space before the first trial leaves nothing behind that a second try meets.
-            if not (request.resume or request.eval_only):
-                results.withdraw(store)
+            if not (self._begun or self._request.resume or self._request.eval_only):
+                results.withdraw(self._store)
             raise
-    # From here on a second signal would only lose the report.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for record in study.trials.values():
-        if record.status == "running":
-            record.status = "pending"
-    write_study(store, study)
-    store.delete(results.SCRATCH)
-    write_report(store, study)
-    console.table()
-    console.conclude(f"report: {store.uri}/report.html")
-    if interrupted:
-        left = len(study.unfinished())
-        consoles.error(f"interrupted, {left} trials are missing; go on with: {request.resuming()}")
-        return EXIT_INTERRUPTED
-    for trial_id, reason in failures.items():
-        consoles.error(f"{trial_id}: evaluation failed: {reason}")
-    return EXIT_FAILED if failures or study.unfinished() else EXIT_FINISHED
+        _no_more_interrupts()  # a second signal would only lose the report
+        results.tidy(self._store, self._study)
+        write_report(self._store, self._study)
+        self._console.table()
+        self._console.conclude(f"report: {self._store.uri}/report.html")
+        return self._exit_code(interrupted, failures)
 
+    def _exit_code(self, interrupted: bool, failures: dict[str, str]) -> int:
+        request, left = self._request, len(self._study.unfinished())
+        for trial_id, reason in failures.items():
+            consoles.error(f"{trial_id}: evaluation failed: {reason}")
+        if interrupted and request.eval_only:
+            consoles.error(f"interrupted; the study keeps its earlier evaluation; again with: {request.resuming()}")
+        elif interrupted:
+            consoles.error(f"interrupted, {left} trials are missing; go on with: {request.resuming()}")
+        elif failures:
+            consoles.error(f"{len(failures)} of {len(self._todo)} evaluations failed; the study keeps its earlier one")
+        if interrupted:
+            return EXIT_INTERRUPTED
+        return EXIT_FAILED if failures or left else EXIT_FINISHED
 
-def _run_missing(
-    request: Request,
-    file: SpaceFile,
-    trials: Trials,
-    store: Store,
-    study: StudyRecord,
-    todo: dict[str, TrialSpec],
-    nodes: list[Node],
-    console: Console,
-) -> dict[str, str]:
-    """Start or join Ray and run the trials of ``todo``; in ``--eval-only`` return why evaluations failed."""
-    from mbcl.orchestration.cluster import cluster
+    def _with_ray(self) -> dict[str, str]:
+        """Start or join Ray and run the trials; in ``--eval-only`` return why evaluations failed."""
+        from mbcl.orchestration.cluster import cluster
 
-    with cluster(request.address, nodes, verbose=request.verbose) as found:
-        signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own there
-        need = resolve(file.space.resources, found)
-        concurrency = concurrent_trials(need, found, file.space.resources)
-        if request.address is not None:
-            _check_data_there(trials, str(file.path))
-        from mbcl.orchestration.runner import run_evaluations, run_trials
+        request, file, console = self._request, self._file, self._console
+        with cluster(request.address, self._nodes, verbose=request.verbose, say=console.say) as found:
+            signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own there
+            need = resolve(file.space.resources, found.nodes)
+            concurrency = concurrent_trials(need, found.nodes, file.space.resources)
+            checked = self._checked
+            if checked is None:
+                check_shared(self._store)
+                experiments = distinct(list(self._todo.values()))
+                checked = check_data_there(experiments, str(file.path), found.placement.for_task)
+            from mbcl.orchestration.runner import run_trials
 
-        make_job = partial(_job, request=request, store=store, study=study, need=need, nodes=found)
-        jobs = {key: make_job(key, spec) for key, spec in todo.items()}
-        console.begin(len(todo), need, concurrency)
-        with console.progress(len(todo)):
-            if request.eval_only:
-                settings = {key: spec.experiment.evaluation.model_dump(mode="json") for key, spec in todo.items()}
-                return run_evaluations(
-                    jobs, settings, store=store, study=study, concurrency=concurrency, watcher=console
+            tasks = int(sum(node.cpus for node in found.nodes)) // concurrency
+            jobs = {
+                key: self._job(key, spec, need, min(tasks, checked.pools[spec.setting]), found.placement)
+                for key, spec in self._todo.items()
+            }
+            console.begin(len(jobs), need, concurrency, checked.notes)
+            self._begun = True
+            with console.progress(len(jobs)):
+                if request.eval_only:
+                    return self._evaluate(jobs, concurrency)
+                run_trials(
+                    jobs,
+                    store=self._store,
+                    scratch=results.scratch(self._store),
+                    study=self._study,
+                    concurrency=concurrency,
+                    watcher=console,
                 )
-            run_trials(
-                jobs, store=store, scratch=_scratch(store), study=study, concurrency=concurrency, watcher=console
-            )
-    return {}
+        return {}
 
+    def _evaluate(self, jobs: dict[str, Job], concurrency: int) -> dict[str, str]:
+        """Evaluate again; all new metrics become the study's together, or none of them."""
+        from mbcl.orchestration.runner import run_evaluations
+        from mbcl.orchestration.trial import evaluated_again
 
-def _scratch(store: Store) -> str:
-    """Ray's own files: a folder in the results folder that goes when the sweep ends."""
-    return (
-        str(store.local_folder(results.SCRATCH)) if isinstance(store, LocalStore) else f"{store.uri}/{results.SCRATCH}"
-    )
+        settings = {key: spec.experiment.evaluation.model_dump(mode="json") for key, spec in self._todo.items()}
+        measured, failures = run_evaluations(jobs, settings, concurrency=concurrency, watcher=self._console)
+        if not failures:
+            _no_more_interrupts()  # half of it would be neither the old study nor the new one
+            commit(self._store, self._study, jobs, settings, measured, evaluated_again)
+        return failures
 
-
-def _job(
-    trial_id: str,
-    spec: TrialSpec,
-    *,
-    request: Request,
-    store: Store,
-    study: StudyRecord,
-    need: Need,
-    nodes: list[Node],
-) -> Job:
-    return Job(
-        trial_id=trial_id,
-        experiment=spec.experiment.model_dump(mode="json"),
-        store=store.child(results.trial_folder(trial_id)).uri,
-        scratch=_scratch(store),
-        need=need,
-        group=study.name,
-        num_tasks=max(1, int(sum(node.cpus for node in nodes))),
-        verbose=request.verbose,
-    )
-
-
-def _check_data_there(trials: Trials, source: str) -> None:
-    """Check the data where they will be read: as a first task on a node that trains."""
-    import ray
-
-    experiments = [spec.experiment.model_dump(mode="json") for spec in distinct(trials)]
-    try:
-        ray.get(ray.remote(num_cpus=1)(check_data).remote(experiments, source))
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, MbclError):
-            raise ConfigError(str(cause)) from error
-        raise
+    def _job(self, trial_id: str, spec: TrialSpec, need: Need, num_tasks: int, placement: Placement) -> Job:
+        return Job(
+            trial_id=trial_id,
+            experiment=spec.experiment.model_dump(mode="json"),
+            store=self._store.child(results.trial_folder(trial_id)).uri,
+            scratch=results.scratch(self._store),
+            need=need,
+            group=self._study.name,
+            num_tasks=max(1, num_tasks),
+            placement=placement,
+            verbose=self._request.verbose,
+        )

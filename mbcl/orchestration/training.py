@@ -19,9 +19,10 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from mbcl.dist import World
 from mbcl.engine import Row, train
-from mbcl.errors import MbclError, TrainingError
+from mbcl.errors import MbclError
 from mbcl.experiment import Experiment
-from mbcl.orchestration.jobs import Job, one_line
+from mbcl.orchestration.failures import LostOnly
+from mbcl.orchestration.jobs import Job, mute_sampler_warnings, one_line
 from mbcl.orchestration.planner import RayPlanService
 from mbcl.storage import open_store
 
@@ -31,6 +32,7 @@ MAX_FAILURES = 2
 """How often a trial's workers are started again after one was lost."""
 START_FAILURES = 3
 """How often starting the workers is tried; Ray's own default is for ever."""
+FAILURES = FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=START_FAILURES)
 DISPENSABLE = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
 
@@ -52,9 +54,10 @@ class Trained:
 
 
 class LeanTorchTrainer(TorchTrainer):
-    """A TorchTrainer without two helper processes of 2 CPU-seconds each.
+    """A TorchTrainer without two helper processes of 2 CPU-seconds each, that repeats only what a repeat can mend.
 
-    No Ray Data set is used, and placement groups end with the trial's driver or the sweep.
+    No Ray Data set is used. The placement group of a trial whose driver was killed is removed by
+    :func:`~mbcl.orchestration.janitor.remove_orphans`, for which the sweep's process looks every second.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -63,6 +66,11 @@ class LeanTorchTrainer(TorchTrainer):
         missing = [name for name in DISPENSABLE if name not in names]
         assert not missing, f"this version of Ray Train has no {missing}; mbcl is made for ray 2.60"
         return [callback for callback in callbacks if type(callback).__name__ not in DISPENSABLE]
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        assert "failure_policy" in options, "this version of Ray Train has no failure policy; mbcl is made for ray 2.60"
+        options["failure_policy"] = LostOnly(FAILURES)
+        return super()._initialize_and_run_controller(**options)
 
 
 class RayReporter:
@@ -104,7 +112,7 @@ def run_training(job: Job, planner: Any | None) -> Trained:
             # A name of its own for every attempt: Ray takes an old name for a run to go on with.
             name=f"{job.trial_id}-{uuid.uuid4().hex[:8]}",
             storage_path=job.scratch,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=START_FAILURES),
+            failure_config=FAILURES,
             logging_config=LoggingConfig(log_level="INFO" if job.verbose else "ERROR"),
         ),
     )
@@ -120,6 +128,7 @@ def _train_on_worker(config: dict[str, Any]) -> Trained:
     context = ray.train.get_context()
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device())
     torch.set_num_threads(job.need.threads)
+    mute_sampler_warnings()
     experiment = Experiment.model_validate(job.experiment)
     plans = None
     if config["planner"] is not None:
@@ -135,9 +144,6 @@ def _train_on_worker(config: dict[str, Any]) -> Trained:
             group=job.group,
         )
     except MbclError as error:
-        # It would fail the same way again. Raised on all ranks alike it is the answer; an error of one rank among
-        # several must reach Ray, which ends the others.
-        if world.size > 1 and not isinstance(error, TrainingError):
-            raise
+        # It would fail the same way again. The engine raises these on all ranks alike, so all of them answer.
         return Trained(entered, time.perf_counter() - start, {}, one_line(error))
     return Trained(entered, time.perf_counter() - start, outcome.row)

@@ -13,10 +13,11 @@ import torch
 
 from mbcl.evaluation import evaluate
 from mbcl.experiment import Evaluation, Experiment
+from mbcl.orchestration.janitor import remove_orphans
 from mbcl.orchestration.jobs import Answer, Job, final_metrics, one_line
 from mbcl.orchestration.planner import PlannerActor
 from mbcl.orchestration.training import run_training
-from mbcl.storage import open_store
+from mbcl.storage import Store, open_store
 
 ANSWER = "answer"
 """The key of Ray Tune's result that holds the answer."""
@@ -32,6 +33,7 @@ def run_trial(config: dict[str, Any], jobs: Mapping[str, Job]) -> None:
     """
     job = jobs[config["trial_id"]]
     start = time.time()
+    remove_orphans()  # what an attempt before this one, whose driver was killed, had reserved
     try:
         answer = _run(job, start)
     except Exception as error:  # whatever went wrong belongs to this trial alone
@@ -63,7 +65,8 @@ def _start_planner(job: Job, experiment: Experiment) -> Any | None:
     sampler = experiment.build_sampler()
     if not sampler.needs_embeddings or experiment.planner.where != "tasks":
         return None
-    return PlannerActor.remote(sampler, experiment.seed, job.need.workers, job.num_tasks)
+    planner = PlannerActor.options(resources=job.placement.for_driver)
+    return planner.remote(sampler, experiment.seed, job.need.workers, job.num_tasks, job.placement)
 
 
 def submit_evaluation(job: Job, settings: dict[str, Any] | None = None) -> ray.ObjectRef:
@@ -71,9 +74,12 @@ def submit_evaluation(job: Job, settings: dict[str, Any] | None = None) -> ray.O
 
     Args:
         job: the trial.
-        settings: the evaluation block as plain data; the experiment's own by default.
+        settings: the evaluation block as plain data, for an evaluation even where there is one already, whose file
+            goes into :func:`evaluated_again`; the experiment's own by default.
     """
-    options = _evaluate.options(num_gpus=min(1, job.need.gpus_per_worker), max_retries=EVALUATION_RETRIES)
+    options = _evaluate.options(
+        num_gpus=min(1, job.need.gpus_per_worker), max_retries=EVALUATION_RETRIES, resources=job.placement.for_task
+    )
     return options.remote(job, settings)
 
 
@@ -82,7 +88,15 @@ def _evaluate(job: Job, settings: dict[str, Any] | None) -> dict[str, float]:
     torch.set_num_threads(job.need.threads)
     chosen = None if settings is None else Evaluation.model_validate(settings)
     device = "cuda" if job.need.gpus_per_worker else "cpu"
-    return evaluate(open_store(job.store), settings=chosen, device=device)
+    store = open_store(job.store)
+    if chosen is None:
+        return evaluate(store, device=device)
+    return evaluate(store, settings=chosen, device=device, out=evaluated_again(job), force=True)
+
+
+def evaluated_again(job: Job) -> Store:
+    """Where the file of another evaluation waits until all of the study's are done."""
+    return open_store(job.scratch).child(f"evaluations/{job.trial_id}")
 
 
 def root(error: BaseException) -> BaseException:

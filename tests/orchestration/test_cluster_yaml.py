@@ -25,7 +25,7 @@ def test_versions_are_the_projects():
 
 def test_head_trains_nothing_and_is_not_spot():
     head = CLUSTER["available_node_types"][CLUSTER["head_node_type"]]
-    assert head["resources"] == {"CPU": 0}
+    assert head["resources"] == {"CPU": 0, "driver": 1000}
     assert "InstanceMarketOptions" not in head["node_config"]
 
 
@@ -33,6 +33,7 @@ def test_workers_are_spot_gpus_within_the_cap():
     worker = CLUSTER["available_node_types"]["gpu_worker"]
     assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert worker["resources"]["GPU"] == 1
+    assert worker["resources"]["task"] == worker["resources"]["CPU"]
     assert 0 <= worker["min_workers"] <= worker["max_workers"] <= CLUSTER["max_workers"]
     for kind in CLUSTER["available_node_types"].values():
         assert {"InstanceType", "ImageId", "IamInstanceProfile"} <= set(kind["node_config"])
@@ -45,9 +46,24 @@ def test_nothing_listens_in_public():
     assert "0.0.0.0" not in str(CLUSTER)
     for command in (start, " ".join(CLUSTER["worker_start_ray_commands"])):
         assert "RAY_AUTH_MODE=token" in command
+    assert "--env RAY_AUTH_MODE=token" in CLUSTER["docker"]["run_options"], "drivers, too"
+    assert CLUSTER["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
     permissions = CLUSTER["provider"]["security_group"]["IpPermissions"]
     assert [(p["FromPort"], p["ToPort"]) for p in permissions] == [(22, 22)]
     for permission in permissions:
         for block in permission["IpRanges"]:
             assert ipaddress.ip_network(block["CidrIp"]).num_addresses == 1
     assert CLUSTER["auth"]["ssh_user"]
+
+
+def test_the_header_names_commands_that_work():
+    lines = [line for line in (ROOT / "cluster.yaml").read_text().splitlines() if line.startswith("#   ray ")]
+    text = "\n".join(lines)
+    assert "ray get-auth-token --generate" in text
+    submit = next(line for line in lines if "ray submit" in line)
+    arguments = submit.split(" -- ")[1].split()
+    # `ray submit` runs the script in the home folder.
+    space = arguments[arguments.index("--space") + 1]
+    assert space.startswith("/home/ray/mbcl/")
+    assert (ROOT / space.removeprefix("/home/ray/mbcl/")).exists()
+    assert "'cd mbcl && python run_ray.py" in text

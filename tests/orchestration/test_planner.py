@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from mbcl.dist import World
 from mbcl.engine import LocalPlanService, PlanKey
 from mbcl.errors import PlanError
 from mbcl.plan import Embeddings
+from mbcl.samplers import Spectral
 
 pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray")
@@ -112,18 +117,75 @@ def test_killed_between_deposit_and_plan(start, embeddings):
     assert service.receive(KEY).plan.digest == serial(SPECTRAL, embeddings).plan.digest
 
 
-def test_killed_while_planning(start, embeddings):
-    planner = start()
+class Gate:
+    """Lets nothing through until it is opened, and says who arrived."""
+
+    def __init__(self) -> None:
+        self.arrived, self.open = threading.Event(), threading.Event()
+
+    def arrive(self) -> None:
+        self.arrived.set()
+        self.open.wait()
+
+    def wait_for_arrival(self) -> None:
+        self.arrived.wait()
+
+    def let_through(self) -> None:
+        self.open.set()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gated(Spectral):
+    """A sampler whose pools wait at a gate."""
+
+    gate: Any = None
+
+    def plan_one(self, z1_MD, z2_MD, seed):
+        ray.get(self.gate.arrive.remote())
+        return super().plan_one(z1_MD, z2_MD, seed)
+
+
+@pytest.fixture
+def by_value() -> Iterator[None]:
+    """Ray's processes cannot import this module: what it defines travels whole."""
+    module = sys.modules[__name__]
+    ray.cloudpickle.register_pickle_by_value(module)
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(module)
+
+
+def test_killed_while_planning(start, embeddings, by_value):
+    gate = ray.remote(num_cpus=0, max_concurrency=100)(Gate).remote()
+    sampler = Gated(batch_size=16, k=8, gate=gate)
+    planner = start(sampler)
     first = ray.get(planner.__ray_call__.remote(lambda actor: os.getpid()))
-    service = service_of(planner)
+    service = service_of(planner, sampler)
     service.request(KEY, embeddings)
-    time.sleep(0.1)
-    ready, _ = ray.wait([service._asked[KEY]], timeout=0)
-    assert not ready, "the plan was made before the planner could be killed: use more samples"
+    ray.get(gate.wait_for_arrival.remote(), timeout=60)
     os.kill(first, signal.SIGKILL)
+    ray.get(gate.let_through.remote())
     planned = service.receive(KEY)
     assert planned.plan.digest == serial(SPECTRAL, embeddings).plan.digest
     assert ray.get(planner.__ray_call__.remote(lambda actor: os.getpid())) != first
+    ray.kill(gate)
+
+
+def test_a_plan_that_takes_longer_than_a_round(start, embeddings, monkeypatch):
+    from mbcl.orchestration import planner as module
+
+    monkeypatch.setattr(module, "ROUND_SECONDS", 0.01)
+    service = service_of(start())
+    told = []
+    broadcast = module.dist.broadcast_object
+    monkeypatch.setattr(module.dist, "broadcast_object", lambda x, world: told.append(x) or broadcast(x, world))
+    service.request(KEY, embeddings)
+    assert service.receive(KEY).plan.digest == serial(SPECTRAL, embeddings).plan.digest
+    assert told.count("waiting") >= 1
+    assert set(told) == {"waiting", "ready"}
+    monkeypatch.setattr(module, "PLAN_SECONDS", 0.05)
+    service.request(KEY, embeddings)
+    with pytest.raises(PlanError, match=r"no plan for epoch 3, round 1 within 0.05 s"):
+        service.receive(KEY)
 
 
 def test_what_cannot_be_planned_is_an_error_not_a_retry(start, embeddings):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbcl.errors import ConfigError
-from mbcl.orchestration.resources import Node, concurrent_trials, resolve
+from mbcl.orchestration.resources import Node, concurrent_trials, resolve, usable_cpus
 from mbcl.orchestration.space import Resources
 
 GPU_NODE = Node(8, 1)
@@ -38,8 +38,8 @@ def test_auto(asked, nodes, cpus, gpus, threads, concurrency):
     ("asked", "nodes", "words"),
     [
         ({"workers": 8}, [Node(2)], "resources.workers: 8 workers need at least 3.6 CPUs, there are 2"),
-        ({"gpu": True}, [Node(2)], "a trial of 1 workers needs 1 GPUs, there are 0"),
-        ({"workers": 4}, [GPU_NODE, GPU_NODE], "needs 4 GPUs, there are 2 (resources.gpu: false trains on CPUs)"),
+        ({"gpu": True}, [Node(2)], "found gpu: true and workers: 1, which need 1 GPUs; there are 0"),
+        ({"workers": 4}, [GPU_NODE, GPU_NODE], "which need 4 GPUs; there are 2 (resources.gpu: false trains on CPUs)"),
         ({"cpus_per_worker": 4}, [Node(2)], "a trial needs 1 worker with 4 CPU each"),
         ({"cpus_per_worker": 3, "workers": 2}, [Node(4), Node(2)], "with room for 1 of 2 workers"),
         ({"max_concurrent_trials": 4, "cpus_per_worker": 1}, [Node(2)], "found 4, but only 1 fit"),
@@ -63,3 +63,30 @@ def test_what_is_started_together_fits_together(workers, cpus, limit):
         return
     assert together == limit
     assert together * need.cpus <= sum(cpus) + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000"}, 1),
+        ("0::/a/b", {"a/b/cpu.max": "300000 100000", "cpu.max": "max 100000"}, 3),
+        ("0::/the/hosts/path", {"cpu.max": "200000 100000"}, 2),
+        ("0::/", {"cpu.max": "10000 100000"}, 1),
+        ("0::/", {}, 64),
+        ("4:cpu,cpuacct:/x", {"cpu/x/cpu.cfs_quota_us": "250000", "cpu/x/cpu.cfs_period_us": "100000"}, 2),
+        ("4:cpu,cpuacct:/x", {"cpu/x/cpu.cfs_quota_us": "-1", "cpu/x/cpu.cfs_period_us": "100000"}, 64),
+        ("7:memory:/x", {"x/cpu.max": "100000 100000"}, 64),
+    ],
+)
+def test_quotas_of_control_groups_count(tmp_path, monkeypatch, membership, files, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    for name, content in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(content + "\n")
+    (tmp_path / "membership").write_text(membership + "\n")
+    assert usable_cpus(tmp_path / "groups", tmp_path / "membership") == expected
+
+
+def test_without_control_groups_the_affinity_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    assert usable_cpus(tmp_path, tmp_path / "none") == 3

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -47,99 +47,6 @@ def one_error_line(result: subprocess.CompletedProcess[str]) -> str:
     assert result.stderr.startswith("error: "), result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
     return result.stderr
-
-
-# -- without Ray ----------------------------------------------------------------------------------------------------
-
-
-def test_dry_run_lists_everything_and_loads_no_ray(space_file, tmp_path):
-    code = (
-        "import sys, run_ray\n"
-        f"options = ['--space', {str(space_file())!r}, '--results-dir', {str(tmp_path / 'out')!r}]\n"
-        "code = run_ray.main([*options, '--dry-run'])\n"
-        "assert 'ray' not in sys.modules, 'Ray was loaded'\n"
-        "sys.exit(code)\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    for spec in expand(read_space(space_file())).specs:
-        assert spec.trial_id in result.stdout
-    assert "sampler = {name: spectral, k: 4, temperature: 0.1}" in result.stdout
-    assert "2 trials, 1 at a time" in result.stdout
-    assert "1 worker with" in result.stdout
-    assert not (tmp_path / "out").exists(), "a dry run writes nothing"
-
-
-def test_help_loads_nothing():
-    result = subprocess.run(
-        [sys.executable, "-X", "importtime", "run_ray.py", "--help"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 0
-    assert "torch" not in result.stderr
-    for flag in ("--space", "--name", "--results-dir", "--set", "--resume", "--eval-only", "--dry-run", "--address"):
-        assert flag in result.stdout
-
-
-BAD = {
-    "no such file": ({}, ["--space", "none.yaml"], "none.yaml: cannot be read"),
-    "override": ({}, ["--set", "experiment.train.epohcs=1"], "experiment.train.epohcs: unknown key"),
-    "name": ({}, ["--name", "../x"], "--name: found '../x'"),
-    "batch size": ({"experiment/train/batch_size": 400}, [], "train.batch_size"),
-    "osgd": ({"space/sampler": {"grid": [{"name": "osgd", "k": 200, "q": 5}]}, "baseline": {}}, [], "k * batch_size"),
-    "folder": ({"experiment/data": {"name": "fashion_mnist", "dir": "/nowhere"}}, [], "/nowhere"),
-    "workers": ({"resources": {"workers": 16}}, [], "resources.workers: 16 workers need"),
-    "gpu": ({"resources": {"gpu": True}}, [], "GPU"),
-    "nothing to resume": ({}, ["--resume"], "--resume"),
-    "nothing to evaluate": ({}, ["--eval-only"], "--eval-only"),
-}
-
-
-@pytest.mark.parametrize("what", BAD)
-def test_bad_input_is_one_line_before_ray(space_file, tmp_path, what, monkeypatch, capsys):
-    import run_ray
-
-    changes, options, words = BAD[what]
-    if what == "gpu":
-        monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setitem(sys.modules, "mbcl.orchestration.cluster", None)  # importing it, and so Ray, would fail
-    arguments = ["--space", str(space_file(changes)), "--results-dir", str(tmp_path / "out"), *options]
-    assert run_ray.main(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    assert words in captured.err
-    assert captured.out == ""
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_name_with_results_is_refused(space_file, tmp_path, capsys):
-    import run_ray
-
-    (tmp_path / "out" / "study").mkdir(parents=True)
-    (tmp_path / "out" / "study" / "study.json").write_text("{}")
-    assert run_ray.main(["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert "--resume" in error
-    assert "--name" in error
-
-
-def test_a_cluster_that_refuses_leaves_nothing_behind(space_file, tmp_path, capsys, monkeypatch):
-    import run_ray
-    from mbcl.errors import ConfigError
-    from mbcl.orchestration import sweep
-
-    def refuse(*arguments):
-        raise ConfigError("resources: too much")
-
-    monkeypatch.setattr(sweep, "_run_missing", refuse)
-    arguments = ["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]
-    for _ in range(2):
-        assert run_ray.main(arguments) == 2
-        assert capsys.readouterr().err == "error: resources: too much\n"
-    assert not list((tmp_path / "out" / "study").glob("*.*ml")) + list((tmp_path / "out" / "study").glob("*.json"))
-
-
-# -- with Ray -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -235,18 +142,53 @@ def test_after_the_end_only_what_is_asked_for_runs(killed_and_resumed):
     assert "experiment.train.epochs was 2, now it is 3" in one_error_line(other)
 
 
-@pytest.mark.ray
-def test_evaluation_alone(killed_and_resumed):
+@pytest.fixture
+def own_copy(killed_and_resumed, tmp_path):
+    """A finished study that a test may change: its space file and its folder."""
     space, study, _, _ = killed_and_resumed
+    return space, Path(shutil.copytree(study, tmp_path / "results" / "study"))
+
+
+@pytest.mark.ray
+def test_evaluation_alone(own_copy):
+    space, study = own_copy
     before = json.loads((study / "study.json").read_text())
+    files = [study / "trials" / trial_id / "evaluation.json" for trial_id in before["trials"]]
+    forged = json.loads(files[0].read_text())
+    forged["metrics"]["retrieval/u2v/top1"] = 17.0
+    files[0].write_text(json.dumps(forged))
     result = call(space, study.parent, "--eval-only", "--set", "experiment.evaluation.similarity=dot")
     assert result.returncode == 0, result.stderr
+    assert result.stdout.count("evaluated ") == 2
+    assert "finished  " not in result.stdout
     after = json.loads((study / "study.json").read_text())
-    for trial_id, trial in after["trials"].items():
+    for (trial_id, trial), file in zip(after["trials"].items(), files, strict=True):
         old = before["trials"][trial_id]["metrics"]
         assert trial["metrics"]["train/loss"] == old["train/loss"]
         assert set(trial["metrics"]) == set(old)
+        measured = json.loads(file.read_text())
+        assert measured["asked"]["settings"]["similarity"] == "dot"
+        assert measured["metrics"].items() <= trial["metrics"].items()
     assert any(trial["metrics"] != before["trials"][trial_id]["metrics"] for trial_id, trial in after["trials"].items())
+    evaluation = yaml.safe_load((study / "space.yaml").read_text())["evaluation"]
+    assert [block["trials"] for block in evaluation["evaluated"]] == [list(after["trials"])]
+    assert evaluation["evaluated"][0]["settings"]["similarity"] == "dot"
+    assert evaluation["when"] > after["created"]
+
+
+@pytest.mark.ray
+def test_an_evaluation_that_fails_leaves_the_study_as_it_was(own_copy):
+    space, study = own_copy
+    kept = [study / "study.json", study / "space.yaml", *study.glob("trials/*/evaluation.json")]
+    before = {path: path.read_bytes() for path in kept}
+    broken = max(study.glob("trials/*"))
+    shutil.rmtree(broken / "checkpoints")
+    result = call(space, study.parent, "--eval-only", "--set", "experiment.evaluation.similarity=dot")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert f"{broken.name}: evaluation failed: " in result.stderr
+    assert "1 of 2 evaluations failed; the study keeps its earlier one" in result.stderr
+    assert "finished  " not in result.stdout
+    assert {path: path.read_bytes() for path in kept} == before
 
 
 @pytest.mark.ray
@@ -265,7 +207,11 @@ def test_a_failing_trial_is_a_row_and_the_others_stay(space_file, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM],
+    ids=lambda number: getattr(number, "name", ""),
+)
 def test_interrupted(space_file, tmp_path, number):
     space, out = space_file({"experiment/train/epochs": 500}), tmp_path / "out"
     process = subprocess.Popen(

@@ -1,0 +1,137 @@
+"""What is checked before any trial starts: data and models against every setting, and storage that all nodes see."""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mbcl.errors import ConfigError, MbclError
+from mbcl.orchestration.space import experiment_of
+from mbcl.orchestration.trials import TrialSpec
+from mbcl.storage import LocalStore, Store, open_store, write_text
+
+SHARED_FILE = ".shared"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the data say about the settings.
+
+    Args:
+        pools: by setting, how many pools a plan has; 0 for samplers without.
+        notes: what a user should know, one line each.
+    """
+
+    pools: dict[int, int]
+    notes: tuple[str, ...]
+
+
+def distinct(specs: Sequence[TrialSpec]) -> dict[int, dict[str, Any]]:
+    """By setting, its experiment as plain data: seeds change neither the data's size nor what fits them."""
+    return {spec.setting: spec.experiment.model_dump(mode="json") for spec in reversed(specs)}
+
+
+def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
+    """Load every data set once, build every model once, and check everything that only they can tell.
+
+    Args:
+        experiments: by setting, as plain data.
+        source: what an error line begins with.
+
+    Raises:
+        ConfigError: if data are missing, or an experiment does not fit them.
+    """
+    from mbcl.engine import SplitData, check_model, facts_of, load_data
+
+    loaded: tuple[Any, SplitData] | None = None
+    built: set[str] = set()
+    pools: dict[int, int] = {}
+    notes: dict[str, None] = {}
+    for setting in sorted(experiments):
+        experiment = experiment_of(experiments[setting], source)
+        if loaded is None or loaded[0] != experiment.data:
+            loaded = experiment.data, _of_experiment(source, load_data, experiment.data, seed=experiment.seed)
+            built.clear()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            facts = _of_experiment(source, facts_of, experiment, loaded[1])
+        notes.update(dict.fromkeys(str(warning.message) for warning in caught))
+        sizes = getattr(experiment.build_sampler(), "pool_sizes", None)
+        pools[setting] = len(sizes(facts.num_train)) if sizes else 0
+        network = repr((experiment.encoder, experiment.projector))
+        if network not in built:
+            built.add(network)
+            _of_experiment(source, check_model, experiment, loaded[1])
+    return Checked(pools, tuple(notes))
+
+
+def _of_experiment(source: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a function whose errors name a key of the experiment."""
+    try:
+        return function(*arguments, **options)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: experiment.{error}") from error
+
+
+def check_data_there(experiments: dict[int, dict[str, Any]], source: str, resources: dict[str, float]) -> Checked:
+    """:func:`check_data` where the data will be read: as a first task on a node that trains.
+
+    Args:
+        experiments: by setting, as plain data.
+        source: what an error line begins with.
+        resources: the custom resources of nodes that train.
+
+    Raises:
+        ConfigError: as :func:`check_data`.
+    """
+    import ray
+
+    try:
+        checked: Checked = ray.get(
+            ray.remote(num_cpus=1)(check_data).options(resources=resources).remote(experiments, source)
+        )
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, MbclError):
+            raise ConfigError(str(error.cause)) from error
+        raise
+    return checked
+
+
+def check_shared(store: Store) -> None:
+    """Refuse a local results folder that another node of the cluster does not see.
+
+    Raises:
+        ConfigError: naming the node.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if not isinstance(store, LocalStore):
+        return
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    if not others:
+        return
+    token = uuid.uuid4().hex
+    write_text(store, SHARED_FILE, token)
+    try:
+        look = ray.remote(num_cpus=0, max_retries=2)(_token_at)
+        for node in others:
+            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            if ray.get(look.options(scheduling_strategy=strategy).remote(store.uri)) != token:
+                raise ConfigError(
+                    f"--results-dir: node {node['NodeManagerAddress']} of the cluster does not see {store.uri}; "
+                    f"several nodes need storage that they share or a URI such as s3://bucket/results"
+                )
+    finally:
+        store.delete(SHARED_FILE)
+
+
+def _token_at(uri: str) -> str:
+    try:
+        return open_store(uri).read_bytes(SHARED_FILE).decode()
+    except OSError:
+        return ""

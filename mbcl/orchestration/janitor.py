@@ -1,0 +1,41 @@
+"""Gives back what a trial's driver had reserved when it died.
+
+The workers of a trial live in a placement group that their Train controller made. Ray removes such a group with the
+*job*, not with its maker: a driver that is killed takes its controller along, the group stays, and the restarted driver
+would wait for ever for the CPUs that its predecessor holds. Ray Train's own cleaner asks the dashboard, which a local
+sweep does not start; the GCS itself knows of every group whether its maker still lives.
+"""
+
+from __future__ import annotations
+
+import ray
+from ray._private.state import state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+DEAD = "DEAD"
+"""How Ray's table of actors calls one that will not come back."""
+
+
+def remove_orphans() -> int:
+    """Remove the placement groups of this job, waiting ones too, that an actor made which has died.
+
+    May be called at any time, in any process of the job, and any number of times. Groups that the sweep's process made
+    (Ray Tune's, for the drivers) have no actor as their maker and stay.
+
+    Returns:
+        How many were removed.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    removed = 0
+    for content in state._connect_and_get_accessor().get_placement_group_table():
+        found = PlacementGroupTableData.FromString(content)
+        maker = ray.ActorID(found.creator_actor_id)
+        if found.state == PlacementGroupTableData.REMOVED or found.creator_job_id.hex() != job or maker.is_nil():
+            continue
+        # A controller that is being killed sees its workers die first, and may still make a group for new ones: after
+        # its own death was noted, so that the group's mark alone would not tell.
+        if found.creator_actor_dead or state.actor_table(maker.hex()).get("State") == DEAD:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(found.placement_group_id)))
+            removed += 1
+    return removed

@@ -1,0 +1,163 @@
+"""What ends before Ray starts: dry runs, bad input, names that are taken."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from mbcl.orchestration.space import read_space
+from mbcl.orchestration.trials import expand
+from mbcl.storage import LocalStore
+
+from .conftest import ROOT
+
+pytest.importorskip("ray")
+
+
+def test_dry_run_lists_everything_and_loads_no_ray(space_file, tmp_path):
+    code = (
+        "import sys, run_ray\n"
+        f"options = ['--space', {str(space_file())!r}, '--results-dir', {str(tmp_path / 'out')!r}]\n"
+        "code = run_ray.main([*options, '--dry-run'])\n"
+        "assert 'ray' not in sys.modules, 'Ray was loaded'\n"
+        "sys.exit(code)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for spec in expand(read_space(space_file())).specs:
+        assert spec.trial_id in result.stdout
+    assert "sampler = {name: spectral, k: 4, temperature: 0.1}" in result.stdout
+    assert "2 trials, 1 at a time" in result.stdout
+    assert "1 worker with" in result.stdout
+    assert not (tmp_path / "out").exists(), "a dry run writes nothing"
+
+
+@pytest.mark.parametrize("what", ["batch size", "osgd", "folder", "no channels", "stem", "small images"])
+def test_a_dry_run_checks_what_a_run_checks(space_file, tmp_path, what, capsys):
+    import run_ray
+
+    changes, _, words = BAD[what]
+    arguments = ["--space", str(space_file(changes)), "--results-dir", str(tmp_path / "out"), "--dry-run"]
+    assert run_ray.main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_dry_run_refuses_a_name_with_results_and_lists_what_would_be_resumed(space_file, tmp_path, capsys):
+    import run_ray
+    from mbcl.orchestration.results import begin, new_study
+    from mbcl.study import write_study
+
+    file = read_space(space_file())
+    trials, store = expand(file), LocalStore(tmp_path / "out" / "study")
+    study = new_study(file, trials, "study")
+    begin(store, file, trials, study)
+    done, missing = study.trials
+    study.trials[done].status = "finished"
+    write_study(store, study)
+    arguments = ["--space", str(file.path), "--results-dir", str(tmp_path / "out"), "--dry-run"]
+    assert run_ray.main(arguments) == 2
+    assert "--resume" in capsys.readouterr().err
+    before = sorted(tmp_path.rglob("*"))
+    assert run_ray.main([*arguments, "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert missing in out
+    assert done not in out
+    assert "1 of 2 trials, 1 at a time" in out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_sampler_warns_of_is_one_note(space_file, tmp_path, capfd):
+    import run_ray
+
+    changes = {"seeds": [0, 1], "space/sampler": {"grid": [{"name": "shuffle"}, {"name": "spectral", "k": 400}]}}
+    arguments = ["--space", str(space_file(changes)), "--results-dir", str(tmp_path / "out"), "--dry-run"]
+    assert run_ray.main(arguments) == 0
+    captured = capfd.readouterr()
+    assert captured.out.count("note: sampler 'spectral': k * batch_size = 400 * 16 is above") == 1
+    assert "Warning" not in captured.err
+
+
+def test_a_wrong_command_line_is_one_line(capsys):
+    import run_ray
+
+    with pytest.raises(SystemExit) as caught:
+        run_ray.main(["--spaec", "x.yaml"])
+    assert caught.value.code == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith("error: ")
+    assert captured.count("\n") == 1
+
+
+def test_help_loads_nothing():
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "run_ray.py", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0
+    assert "torch" not in result.stderr
+    for flag in ("--space", "--name", "--results-dir", "--set", "--resume", "--eval-only", "--dry-run", "--address"):
+        assert flag in result.stdout
+
+
+BAD = {
+    "no such file": ({}, ["--space", "none.yaml"], "none.yaml: cannot be read"),
+    "override": ({}, ["--set", "experiment.train.epohcs=1"], "experiment.train.epohcs: unknown key"),
+    "name": ({}, ["--name", "../x"], "--name: found '../x'"),
+    "batch size": ({"experiment/train/batch_size": 400}, [], "train.batch_size"),
+    "osgd": ({"space/sampler": {"grid": [{"name": "osgd", "k": 200, "q": 5}]}, "baseline": {}}, [], "k * batch_size"),
+    "folder": ({"experiment/data": {"name": "fashion_mnist", "dir": "/nowhere"}}, [], "/nowhere"),
+    "no channels": ({"experiment/encoder": {"name": "resnet_small", "widths": [0]}}, [], "experiment.encoder: "),
+    "stem": ({"experiment/encoder": {"name": "vgg11", "stem": "small"}}, [], "experiment.encoder: "),
+    "small images": ({"experiment/encoder": {"name": "vgg11"}}, [], "vgg11 cannot take images of 1 x 8 x 8"),
+    "workers": ({"resources": {"workers": 16}}, [], "resources.workers: 16 workers need"),
+    "gpu": ({"resources": {"gpu": True}}, [], "GPU"),
+    "nothing to resume": ({}, ["--resume"], "--resume"),
+    "nothing to evaluate": ({}, ["--eval-only"], "--eval-only"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_line_before_ray(space_file, tmp_path, what, monkeypatch, capsys):
+    import run_ray
+
+    changes, options, words = BAD[what]
+    if what == "gpu":
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setitem(sys.modules, "mbcl.orchestration.cluster", None)  # importing it, and so Ray, would fail
+    arguments = ["--space", str(space_file(changes)), "--results-dir", str(tmp_path / "out"), *options]
+    assert run_ray.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert words in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_name_with_results_is_refused(space_file, tmp_path, capsys):
+    import run_ray
+
+    (tmp_path / "out" / "study").mkdir(parents=True)
+    (tmp_path / "out" / "study" / "study.json").write_text("{}")
+    assert run_ray.main(["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "--resume" in error
+    assert "--name" in error
+
+
+def test_a_cluster_that_refuses_leaves_nothing_behind(space_file, tmp_path, capsys, monkeypatch):
+    import run_ray
+    from mbcl.errors import ConfigError
+    from mbcl.orchestration import sweep
+
+    def refuse(*arguments):
+        raise ConfigError("resources: too much")
+
+    monkeypatch.setattr(sweep.Sweep, "_with_ray", refuse)
+    arguments = ["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]
+    for _ in range(2):
+        assert run_ray.main(arguments) == 2
+        assert capsys.readouterr().err == "error: resources: too much\n"
+    assert not list((tmp_path / "out" / "study").glob("*.*ml")) + list((tmp_path / "out" / "study").glob("*.json"))

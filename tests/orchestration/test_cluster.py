@@ -1,0 +1,90 @@
+"""Joining a cluster of two nodes, both on this machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mbcl.errors import ConfigError
+from mbcl.orchestration.checks import check_shared
+from mbcl.storage import LocalStore
+
+from .conftest import ROOT
+
+pytestmark = pytest.mark.ray
+pytest.importorskip("ray")
+
+
+class Unshared(LocalStore):
+    """A folder that other nodes would find nothing in."""
+
+    @property
+    def uri(self) -> str:
+        return "/not/here"
+
+
+def look(folder: Path) -> dict[str, Any]:
+    """What is seen in a cluster as ``cluster.yaml`` shapes it; runs in a process of its own."""
+    import ray
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.cluster_utils import Cluster
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    from mbcl.orchestration import cluster as module
+
+    module.POLL_SECONDS = 0.1
+    nodes = Cluster(
+        initialize_head=True,
+        connect=False,
+        head_node_args={"num_cpus": 0, "resources": {"driver": 1000}, "include_dashboard": False},
+    )
+    nodes.add_node(num_cpus=2, resources={"task": 2})
+    seen: dict[str, Any] = {}
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        status = {"autoscaler_report": {"pending_nodes": [], "pending_launches": {}}}
+        _internal_kv_put(DEBUG_AUTOSCALING_STATUS, json.dumps(status), overwrite=True)
+
+    try:
+        with module.cluster(nodes.address, [], verbose=False) as found:
+            seen["nodes"] = [node.cpus for node in found.nodes]
+            seen["placement"] = [found.placement.driver, found.placement.task]
+            status = {"autoscaler_report": {"pending_nodes": [["1.2.3.4", "w", "up"]], "pending_launches": {"w": 2}}}
+            _internal_kv_put(DEBUG_AUTOSCALING_STATUS, json.dumps(status), overwrite=True)
+            seen["booting"] = module._booting()
+            module._joined(say)
+            seen["said"] = said
+            check_shared(LocalStore(folder))
+            try:
+                check_shared(Unshared(folder))
+            except ConfigError as error:
+                seen["error"] = str(error)
+            for kind, resources in (("driver", found.placement.for_driver), ("task", found.placement.for_task)):
+                where = ray.remote(num_cpus=0)(lambda: ray.get_runtime_context().get_node_id())
+                node = ray.get(where.options(resources=resources).remote())
+                seen[kind] = next(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["NodeID"] == node)
+    finally:
+        nodes.shutdown()
+    return seen
+
+
+def test_a_joined_cluster(tmp_path):
+    code = f"import json; from tests.orchestration.test_cluster import look; print(json.dumps(look({str(tmp_path)!r})))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    seen = json.loads(result.stdout.splitlines()[-1])
+    assert seen["nodes"] == [2], "the head trains nothing"
+    assert seen["placement"] == [True, True]
+    assert seen["booting"] == 3
+    assert seen["said"] == ["waiting for nodes: 1 can train, 3 are booting, 0 s so far"]
+    assert (seen["driver"], seen["task"]) == (0, 2), "drivers on the head, tasks on the workers"
+    assert "does not see /not/here" in seen["error"]
+    assert "--results-dir" in seen["error"]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,48 @@
+"""Which failures of workers are tried again."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("ray")
+
+from ray.exceptions import RayActorError  # noqa: E402
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback  # noqa: E402
+from ray.train.v2._internal.execution.failure_handling import FailureDecision  # noqa: E402
+from ray.train.v2.api.config import FailureConfig  # noqa: E402
+from ray.train.v2.api.exceptions import WorkerGroupError  # noqa: E402
+
+from mbcl.orchestration.failures import LostOnly  # noqa: E402
+
+
+def raised(error: Exception) -> UserExceptionWithTraceback:
+    return UserExceptionWithTraceback(error, "traceback")
+
+
+BUG = raised(TypeError("unsupported operand"))
+MEMORY = raised(RuntimeError("CUDA out of memory. Tried to allocate 20 GiB"))
+PEER = raised(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"))
+DISK = raised(OSError(5, "Input/output error"))
+DEAD = RayActorError()
+
+
+@pytest.mark.parametrize(
+    ("failures", "again"),
+    [
+        ([BUG], False),
+        ([MEMORY], False),
+        ([BUG, PEER], False),
+        ([PEER, MEMORY], False),
+        ([DEAD], True),
+        ([DEAD, PEER], True),
+        ([DEAD, BUG], True),
+        ([PEER], True),
+        ([DISK], True),
+    ],
+)
+def test_only_what_another_try_can_mend(failures, again):
+    policy = LostOnly(FailureConfig(max_failures=2))
+    error = WorkerGroupError("words", dict(enumerate(failures)))
+    decisions = [policy.make_decision(error) for _ in range(3)]
+    retry, stop = FailureDecision.RETRY, FailureDecision.RAISE
+    assert decisions == ([retry, retry, stop] if again else [stop, stop, stop])
