@@ -99,7 +99,14 @@ def cluster(
 
     common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
     if address is None:
-        ray.init(num_cpus=int(nodes[0].cpus), num_gpus=int(nodes[0].gpus), include_dashboard=False, **common)
+        # Without an address Ray would join a cluster that RAY_ADDRESS names or that runs on this machine by chance.
+        ray.init(
+            address="local",
+            num_cpus=int(nodes[0].cpus),
+            num_gpus=int(nodes[0].gpus),
+            include_dashboard=False,
+            **common,
+        )
     else:
         _check_answers(address)
         try:

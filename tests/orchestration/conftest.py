@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,7 +54,11 @@ def command(space: Path, results: Path, *options: str) -> list[str]:
 
 
 def call(space: Path, results: Path, *options: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(space, results, *options), cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    # Without --address a sweep has a Ray of its own, whatever cluster the environment names.
+    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
+    return subprocess.run(
+        command(space, results, *options), cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment
+    )
 
 
 @pytest.fixture(scope="module")
