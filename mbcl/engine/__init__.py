@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mbcl.dist import World
 from mbcl.engine.planning import LocalPlanService, make_plan, share_plan
-from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data, prepare
+from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data
 from mbcl.engine.protocols import Observer, PlanKey, PlannedBatches, PlanService, Row
 from mbcl.engine.tracking import build_trackers
 from mbcl.engine.trainer import Outcome, Trainer
@@ -28,7 +28,6 @@ __all__ = [
     "facts_of",
     "load_data",
     "make_plan",
-    "prepare",
     "share_plan",
     "train",
 ]

@@ -95,14 +95,3 @@ def check_model(experiment: Experiment, data: SplitData) -> None:
         shape = " x ".join(str(size) for size in views.shape[1:])
         words = " ".join(str(error).split())
         raise ConfigError(f"encoder: {experiment.encoder.name} cannot take images of {shape}: {words}") from error
-
-
-def prepare(experiment: Experiment) -> Facts:
-    """Load the data, build the model and check everything that only they can tell.
-
-    Raises:
-        ConfigError: see :func:`load_data` and :func:`facts_of`.
-    """
-    data = load_data(experiment.data, seed=experiment.seed)
-    check_model(experiment, data)
-    return facts_of(experiment, data)
