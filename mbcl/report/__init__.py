@@ -11,23 +11,5 @@ also while the study runs. Matplotlib is loaded when figures are drawn, not befo
 """
 
 from mbcl.report.writer import write
-from mbcl.summary.statistics import (
-    Comparison,
-    Estimate,
-    SettingSummary,
-    compare,
-    estimate,
-    primary_metrics,
-    summarise,
-)
 
-__all__ = [
-    "Comparison",
-    "Estimate",
-    "SettingSummary",
-    "compare",
-    "estimate",
-    "primary_metrics",
-    "summarise",
-    "write",
-]
+__all__ = ["write"]

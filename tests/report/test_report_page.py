@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from report.studies import FULL, OSGD, SHUFFLE, SPECTRAL, TOP1, grid, partial, study, trial, write_histories
 
-from mbcl.report import compare, primary_metrics, summarise, write
+from mbcl.report import write
 from mbcl.report.answer import answer, second_opinion
 from mbcl.storage import LocalStore, open_store
 from mbcl.study import StudyRecord
+from mbcl.summary import compare, primary_metrics, summarise
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)> $\\frac{ & \'" --> ]]> \x00\u202e {{ 7*7 }} 日本'
 

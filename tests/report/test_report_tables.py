@@ -5,9 +5,9 @@ import math
 import pytest
 from report.studies import FULL, OSGD, SHUFFLE, TOP1, grid, partial, study, trial
 
-from mbcl.report import compare, estimate, summarise
 from mbcl.report.tables import comparison_csv, results_csv, summary_csv
 from mbcl.study import StudyRecord
+from mbcl.summary import compare, estimate, summarise
 
 
 def rows(text: str) -> list[dict[str, str]]:
