@@ -77,8 +77,11 @@ def model_of(experiment: Experiment, *, in_channels: int) -> ContrastiveModel:
     return build_model(experiment.encoder, experiment.projector, in_channels=in_channels, seed=experiment.seed)
 
 
-def check_model(experiment: Experiment, data: SplitData) -> None:
+def check_model(experiment: Experiment, data: SplitData) -> ContrastiveModel:
     """Build the model and show it two images: some encoders find out only then that images are too small.
+
+    Returns:
+        The model with its initial weights, in evaluation mode.
 
     Raises:
         ConfigError: if the encoder cannot be built or cannot take images of this size.
@@ -95,3 +98,4 @@ def check_model(experiment: Experiment, data: SplitData) -> None:
         shape = " x ".join(str(size) for size in views.shape[1:])
         words = " ".join(str(error).split())
         raise ConfigError(f"encoder: {experiment.encoder.name} cannot take images of {shape}: {words}") from error
+    return model

@@ -18,13 +18,14 @@ from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.embed import ViewKey, embed
 from mbcl.engine.epoch import EpochCount
 from mbcl.engine.planning import LocalPlanService
-from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data, model_of
+from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data
 from mbcl.engine.protocols import Observer, PlanKey, PlanService, Row
 from mbcl.engine.records import MetricsLog, write_config
 from mbcl.engine.step import Learner, wrap
 from mbcl.errors import CheckpointError, ConfigError, MbclError, PlanError, TrainingError
 from mbcl.experiment import Experiment
 from mbcl.metrics import retrieval
+from mbcl.models import ContrastiveModel
 from mbcl.optim import cosine_lr, scale_lr
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.seeding import derive
@@ -51,17 +52,17 @@ class Outcome:
     checkpoint: str
 
 
-def _load(experiment: Experiment, world: World) -> tuple[SplitData, Facts]:
-    """The data and what their sizes decide; if they are missing on one node, every rank raises."""
+def _load(experiment: Experiment, world: World) -> tuple[SplitData, Facts, ContrastiveModel]:
+    """The data, what their sizes decide, and the model; if they are missing on one node, every rank raises."""
     error: MbclError | None = None
     try:
         data = load_data(experiment.data, seed=experiment.seed)
         facts = facts_of(experiment, data)
-        check_model(experiment, data)
+        model = check_model(experiment, data)
     except MbclError as caught:
         error = caught
     dist.agree(error, world)
-    return data, facts
+    return data, facts, model
 
 
 class Trainer:
@@ -92,7 +93,7 @@ class Trainer:
             raise ConfigError(
                 f"train.batch_size: {experiment.train.batch_size} is not divisible by {world.size} workers"
             )
-        data, self.facts = _load(experiment, world)
+        data, self.facts, model = _load(experiment, world)
         self.validation = data.validation.to(world.device)
         self.sampler = experiment.build_sampler()
         self.plans = plans
@@ -100,7 +101,7 @@ class Trainer:
             self.plans = LocalPlanService(
                 self.sampler, num_samples=self.facts.num_train, seed=experiment.seed, world=world
             )
-        self.learner = self._build_learner(data)
+        self.learner = self._build_learner(data, model)
         self.base_lr = scale_lr(
             experiment.optimizer["lr"], batch_size=experiment.train.batch_size, rule=experiment.schedule.scale_lr
         )
@@ -108,9 +109,8 @@ class Trainer:
         self.epoch = 0
         self.last_row: Row = {}
 
-    def _build_learner(self, data: SplitData) -> Learner:
+    def _build_learner(self, data: SplitData, model: ContrastiveModel) -> Learner:
         experiment, world = self.experiment, self.world
-        model = model_of(experiment, in_channels=data.train.channels)
         if world.size > 1:
             model = dist.convert_sync_batchnorm(model, world)
         model = model.to(world.device).train()

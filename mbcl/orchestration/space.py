@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -218,7 +219,7 @@ def read_space(path: Path | str, overrides: list[str] | None = None) -> SpaceFil
         ConfigError: naming the file, the key, what was found and what is allowed.
     """
     given = read_yaml(path)
-    content = read_yaml(path)
+    content = copy.deepcopy(given)
     apply_overrides(content, overrides or [])
     _join_swept_keys(content)
     space = validate(Space, content, str(path))
