@@ -29,7 +29,7 @@ def first_steps(world: World, experiment: Experiment, steps: int) -> tuple[list[
     plan = sampler.plan(len(learner.images), seed=experiment.seed)
     losses = []
     for step, batch in enumerate(plan.batches[:steps]):
-        loss = learner.step(batch, epoch=0, lr=0.01 * (step + 1))
+        loss = learner.step(batch, epoch=0, lr=0.01 * (step + 1)).loss
         losses.append(float(dist.all_reduce_sum(loss, world)))
     return losses, learner.model.state_dict()
 

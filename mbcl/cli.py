@@ -24,7 +24,9 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_export(commands)
     _add_report(commands)
+    _add_doctor(commands)
     _add_list(commands)
     completion = commands.add_parser("completion", help="print a shell completion script")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
@@ -137,15 +139,11 @@ def _add_evaluate(commands: Any) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from mbcl.configuration import apply_overrides, validate
-    from mbcl.engine.checkpoint import FOLDER
     from mbcl.evaluation import evaluate, experiment_of
     from mbcl.experiment import Evaluation
     from mbcl.storage import open_store
 
-    folder, name = arguments.checkpoint.rstrip("/"), None
-    parent, _, last = folder.rpartition("/")
-    if parent.rpartition("/")[2] == FOLDER:
-        folder, name = parent.rpartition("/")[0] or ".", last
+    folder, name = _folder_and_checkpoint(arguments.checkpoint)
     store = open_store(folder)
     settings = experiment_of(store, name).evaluation.model_dump(mode="json")
     apply_overrides(settings, arguments.set)
@@ -161,7 +159,55 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# -- report, list -----------------------------------------------------------------------------------------------
+def _folder_and_checkpoint(given: str) -> tuple[str, str | None]:
+    """A training's folder, and the checkpoint's name where ``given`` is one checkpoint's folder."""
+    from mbcl.engine.checkpoint import FOLDER
+
+    folder = given.rstrip("/")
+    parent, _, last = folder.rpartition("/")
+    if parent.rpartition("/")[2] == FOLDER:
+        return parent.rpartition("/")[0] or ".", last
+    return folder, None
+
+
+# -- export -----------------------------------------------------------------------------------------------------
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a checkpoint's weights for other programs",
+        description="Write a checkpoint's encoder as safetensors and as a state dict with torchvision's names, the "
+        "whole model as safetensors, and export.json, which says what they are.",
+    )
+    export.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        required=True,
+        help="the folder that training wrote (with checkpoints/ in it), or one checkpoint folder",
+    )
+    export.add_argument("--best", action="store_true", help="the best validation retrieval, instead of the last one")
+    export.add_argument("--out", metavar="DIR", required=True, help="where to write; it must not hold an export yet")
+    export.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from mbcl.export import export, how_to_load
+    from mbcl.storage import open_store
+
+    folder, name = _folder_and_checkpoint(arguments.checkpoint)
+    record = export(open_store(folder), out=open_store(arguments.out), checkpoint=name, best=arguments.best)
+    encoder = record["build"]["encoder"]["name"]
+    sys.stdout.write(
+        f"{arguments.out}: {encoder}, {record['out_features']} features, of checkpoint {record['checkpoint']['name']}\n"
+    )
+    for way, lines in how_to_load(record, arguments.out.rstrip("/")).items():
+        sys.stdout.write(f"with {way}:\n" + "".join(f"  {line}\n" for line in lines))
+    sys.stdout.write(f"torchvision: {record['torchvision']['note']}\n")
+    return 0
+
+
+# -- report, doctor, list ----------------------------------------------------------------------------------------
 
 
 def _add_report(commands: Any) -> None:
@@ -181,6 +227,39 @@ def _report(arguments: argparse.Namespace) -> int:
     write(store, read_study(store))
     sys.stdout.write(f"{arguments.results}/report.html\n")
     return 0
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="check that several workers train exactly as one",
+        description="Train every objective for some steps on 1, 2 and 4 gloo processes of this machine and print how "
+        "far loss, gradients and state are from those of a single process with the whole batch. Exit code 1 if an "
+        "error is beyond its bound (1e-9 in float64, 1e-4 in float32). Takes a minute or two; no GPU needed.",
+    )
+    doctor.add_argument("--workers", metavar="N", type=int, nargs="+", default=[1, 2, 4], help="default: 1 2 4")
+    doctor.add_argument("--objectives", metavar="NAME", nargs="+", help="default: all")
+    doctor.add_argument("--dtypes", choices=("float64", "float32"), nargs="+", default=["float64", "float32"])
+    doctor.add_argument("--accumulation", choices=("none", "cached"), nargs="+", default=["none", "cached"])
+    doctor.add_argument("--steps", metavar="N", type=int, default=4, help="steps of each (default: %(default)s)")
+    doctor.add_argument("--out", metavar="DIR", help="write doctor.json there, too")
+    doctor.set_defaults(run=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from mbcl.doctor import examine
+    from mbcl.functional import check_count
+    from mbcl.objectives import OBJECTIVES
+
+    within = examine(
+        workers=arguments.workers,
+        objectives=[OBJECTIVES.canonical(name) for name in arguments.objectives or OBJECTIVES],
+        dtypes=arguments.dtypes,
+        accumulations=arguments.accumulation,
+        steps=check_count("--steps", arguments.steps),
+        out=arguments.out,
+    )
+    return 0 if within else EXIT_FAILED
 
 
 def _add_list(commands: Any) -> None:

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as td
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mbcl import errors
+from mbcl import batchnorm, errors
 from mbcl.errors import MbclError
 
 M = TypeVar("M", bound=nn.Module)
+
+MEETING_SECONDS = 300
+"""How long processes that meet at a file wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,18 @@ def init_from_env() -> World:
     if "WORLD_SIZE" in os.environ and not _distributed():
         td.init_process_group(backend="cpu:gloo,cuda:nccl" if cuda else "gloo")
     return current(device)
+
+
+def init_from_file(rendezvous: Path, rank: int, size: int) -> World:
+    """Join a gloo group of CPU processes that meet at a file, which must not exist before the first arrives."""
+    td.init_process_group(
+        "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=MEETING_SECONDS),
+    )
+    return current()
 
 
 def finish() -> None:
@@ -161,6 +179,62 @@ def gather(x: Tensor, world: World) -> Tensor:
     return torch.cat(rows).to(x.device)
 
 
+def stack(x: Tensor, world: World) -> Tensor:
+    """All ranks' tensors one above the other in rank order, without gradient.
+
+    Args:
+        x: any shape and a dtype that the backend moves, the same on every rank.
+        world: the ranks.
+
+    Returns:
+        (W, ...) on the device of ``x``.
+    """
+    if world.size == 1:
+        return x.detach()[None]
+    sent = _movable(x.detach())
+    received = [torch.empty_like(sent) for _ in range(world.size)]
+    td.all_gather(received, sent)
+    return torch.stack(received).to(x.device)
+
+
+def sum_gradients(parameters: Iterable[Tensor], world: World) -> None:
+    """Sum ``.grad`` over the ranks, in place, with one collective a dtype and device.
+
+    A parameter that has a gradient on some ranks only counts as zero on the others, and has the sum on all of them
+    afterwards; one that has none anywhere stays without, so that an optimiser skips it on every rank or on none.
+
+    Args:
+        parameters: the same ones in the same order on every rank; their gradients are dense.
+        world: the ranks; nothing happens in a world of one.
+    """
+    if world.size == 1:
+        return
+    parameters = list(parameters)
+    holders = all_reduce_sum(torch.tensor([p.grad is not None for p in parameters], dtype=torch.int64), world)
+    alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for parameter, holding in zip(parameters, holders.tolist(), strict=True):
+        if holding:
+            alike.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    for group in alike.values():
+        for parameter in group:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [cast(Tensor, parameter.grad) for parameter in group]
+        buffer = _movable(torch.cat([gradient.flatten() for gradient in gradients]))
+        td.all_reduce(buffer)
+        for gradient, total in zip(gradients, buffer.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(total.view(gradient.shape))
+
+
+def average_buffers(model: nn.Module, world: World) -> None:
+    """Make every floating-point buffer the mean of the ranks' ones, for batch norms that were not synchronised."""
+    if world.size == 1:
+        return
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(all_reduce_sum(buffer, world) / world.size)
+
+
 def gather_with_grad(x: Tensor, world: World) -> Tensor:
     """All ranks' rows in rank order, with gradient.
 
@@ -241,84 +315,7 @@ def convert_sync_batchnorm(model: M, world: World) -> M:
 
 def _sync_forward(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     layer._check_input_dim(x)  # type: ignore[no-untyped-call]
-    mean, var, count = _global_moments(x.detach())
-    if count < 2:
-        raise ValueError(f"batch norm needs more than one value a channel in the global batch, found {count}")
-    if layer.track_running_stats:
-        _update_running(layer, mean, var * (count / (count - 1)))
-    precise = torch.promote_types(x.dtype, torch.float32)  # under autocast x is half, the statistics never
-    result: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
-        x, mean.to(precise), var.to(precise), count, layer.weight, layer.bias, layer.eps
-    )
-    return result
-
-
-def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and biased variance of each channel over all ranks, (C,) float64, and how many values a channel has.
-
-    Each rank sends its count, mean and sum of squared deviations from its own mean, once. They are merged without
-    ever subtracting two large sums (Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance", 2.1).
-    """
-    channels = x.shape[1]
-    count = x.numel() // channels
-    sent = x.new_zeros(2 * channels + 1, dtype=torch.float64)
-    if count:
-        dims = [d for d in range(x.ndim) if d != 1]
-        var, mean = torch.var_mean(x.double(), dims, correction=0)
-        sent = torch.cat((mean, var * count, mean.new_tensor([count])))
-    received = [torch.empty_like(sent) for _ in range(current().size)]
-    td.all_gather(received, sent)
-    means, deviations, counts = torch.stack(received).split((channels, channels, 1), dim=1)
-    total = counts.sum()
-    mean = (means * counts).sum(0) / total
-    var = (deviations + counts * (means - mean).square()).sum(0) / total
-    return mean, var, int(total)
-
-
-def _update_running(layer: nn.BatchNorm1d | nn.BatchNorm2d, mean: Tensor, unbiased_var: Tensor) -> None:
-    """Running statistics as torch's: exponential, or cumulative where ``momentum`` is None."""
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    assert layer.num_batches_tracked is not None
-    layer.num_batches_tracked.add_(1)
-    share = 1.0 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
-    layer.running_mean.mul_(1 - share).add_(share * mean.to(layer.running_mean.dtype))
-    layer.running_var.mul_(1 - share).add_(share * unbiased_var.to(layer.running_var.dtype))
-
-
-class _Normalise(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) · weight + bias, with the gradient through the global mean and variance."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        mean: Tensor,
-        var: Tensor,
-        count: int,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-    ) -> Tensor:
-        ctx.save_for_backward(x, mean, torch.rsqrt(var.double() + eps).to(var.dtype), weight)
-        ctx.count = count
-        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, mean, scale, weight = ctx.saved_tensors
-        channels = x.shape[1]
-        dims = [d for d in range(x.ndim) if d != 1]
-        view = (1, channels, *(1 for _ in dims[1:]))
-        normal = (x - mean.view(view)) * scale.view(view)
-        # The weight's and bias's gradients stay local: DDP averages those.
-        bias_gradient = gradient.sum(dims, dtype=torch.float64)
-        weight_gradient = (gradient * normal).sum(dims, dtype=torch.float64)
-        sums = all_reduce_sum(torch.cat((bias_gradient, weight_gradient)), current()) / ctx.count
-        offset, slope = sums.to(mean.dtype).view(2, *view)
-        factor = scale if weight is None else scale * weight
-        x_gradient = ((gradient - offset - normal * slope) * factor.view(view)).to(x.dtype)
-        if weight is None:
-            return x_gradient, None, None, None, None, None, None
-        return x_gradient, None, None, None, weight_gradient.to(weight.dtype), bias_gradient.to(weight.dtype), None
+    world = current()
+    mean, var, count = batchnorm.merge_moments(stack(batchnorm.moments(x), world))
+    batchnorm.update_running(layer, mean, var, count)
+    return batchnorm.normalise(layer, x, mean, var, count, partial(all_reduce_sum, world=world))

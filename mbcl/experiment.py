@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -15,7 +16,7 @@ from mbcl.data import DATASETS
 from mbcl.errors import ConfigError
 from mbcl.models import ENCODERS
 from mbcl.models.activation import Activation
-from mbcl.objectives import OBJECTIVES, Objective
+from mbcl.objectives import OBJECTIVES, Objective, StatefulObjective
 from mbcl.objectives import build as build_objective
 from mbcl.optim import OPTIMIZERS
 from mbcl.optim import build as build_optimizer
@@ -101,12 +102,23 @@ class Schedule(Section):
 
 
 class EmbeddingSource(Section):
-    """How the embeddings that a sampler plans on are made."""
+    """How the embeddings that a sampler plans on are made.
 
-    source: Literal["fresh"] = "fresh"
+    ``fresh``: a forward pass over all samples with the current weights. ``cached``: what the training steps of the
+    epochs before computed anyway (the first plan of a training is fresh), so that planning costs no forward pass.
+    """
+
+    source: Literal["fresh", "cached"] = "fresh"
     mode: Literal["train", "eval"] = "train"
     views: Literal["augmented", "clean"] = "augmented"
     batch_size: int = Field(default=256, ge=1)
+
+    @model_validator(mode="after")
+    def _cached_is_what_training_made(self) -> EmbeddingSource:
+        for key, value, only in (("mode", self.mode, "train"), ("views", self.views, "augmented")):
+            if self.source == "cached" and value != only:
+                raise PathConfigError(key, f"cached embeddings are those of training, found {value!r}, allowed: {only}")
+        return self
 
 
 class Planner(Section):
@@ -116,13 +128,69 @@ class Planner(Section):
     overlap: Literal[0] = 0
 
 
+Precision = Literal["float32", "bf16", "fp16"]
+
+
+class Accumulation(Section):
+    """A batch that is trained on in pieces, for less memory.
+
+    ``cached``: two passes over chunks of the batch; the loss, the batch norms and the gradient are those of the whole
+    batch. ``plain``: the mean of the chunks' own losses: fewer negatives, another objective, the published option.
+
+    ``chunk_size`` counts samples of the global batch, like ``train.batch_size``.
+    """
+
+    mode: Literal["none", "cached", "plain"] = "none"
+    chunk_size: int | None = Field(default=None, ge=2)
+
+    @model_validator(mode="after")
+    def _chunks_where_needed(self) -> Accumulation:
+        if self.mode == "none" and self.chunk_size is not None:
+            raise PathConfigError("chunk_size", f"not used with mode none, found {self.chunk_size}")
+        if self.mode != "none" and self.chunk_size is None:
+            raise PathConfigError("chunk_size", f"mode {self.mode} needs the samples of a chunk, found null")
+        return self
+
+
 class Train(Section):
-    """How long and on how many samples at once."""
+    """How long, on how many samples at once, and how the numbers are computed."""
 
     epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=32, ge=2)
+    accumulation: Accumulation = Accumulation()
     eval_every: int = Field(default=1, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    precision: Precision = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    sync_batchnorm: bool = True
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Train:
+        accumulation, size = self.accumulation, self.accumulation.chunk_size
+        if size is not None and self.batch_size % size:
+            raise PathConfigError(
+                "accumulation.chunk_size", f"found {size}, which does not divide batch_size {self.batch_size}"
+            )
+        if accumulation.mode == "cached":
+            if self.compile:
+                raise PathConfigError("compile", "found true, which does not go with cached accumulation")
+            if not self.sync_batchnorm:
+                raise PathConfigError(
+                    "sync_batchnorm", "found false, but cached accumulation normalises over the whole batch"
+                )
+        return self
+
+    def check_workers(self, workers: int) -> None:
+        """Refuse a number of workers that cannot share a batch, or a chunk of it, evenly.
+
+        Raises:
+            ConfigError: naming the key and the numbers.
+        """
+        for key, size in (("batch_size", self.batch_size), ("accumulation.chunk_size", self.accumulation.chunk_size)):
+            if size is not None and size % workers:
+                raise ConfigError(f"train.{key}: {size} is not divisible by {workers} workers")
 
 
 class Evaluation(Section):
@@ -179,18 +247,36 @@ class Experiment(Section):
                 build()
             except ConfigError as error:
                 raise PathConfigError(key, str(error)) from error
+        sampler = self.build_sampler()
+        if self.embeddings.source == "cached" and sampler.needs_embeddings and not sampler.covers:
+            raise PathConfigError(
+                "embeddings.source",
+                f"found cached, but {sampler.name} trains on a part of the samples, so the others' embeddings would "
+                f"never be renewed; allowed: fresh",
+            )
         return self
 
     def build_sampler(self) -> Sampler:
         """The sampler of this experiment; one that scores with the objective is given it."""
         sampler = build_sampler(self.sampler.name, batch_size=self.train.batch_size, **self.sampler.parameters)
         if isinstance(sampler, OSGD) and sampler.score == "objective":
-            return sampler.with_objective(self.build_objective())
+            objective = self.build_objective()
+            if isinstance(objective, StatefulObjective):
+                raise ConfigError(
+                    f"score: found 'objective', but {self.objective.name} has state per sample; allowed: ntxent"
+                )
+            return sampler.with_objective(objective)
         return sampler
 
-    def build_objective(self) -> Objective:
-        """The objective of this experiment."""
-        return build_objective(self.objective.name, **self.objective.parameters)
+    def build_objective(self, num_samples: int = 1) -> Objective:
+        """The objective of this experiment.
+
+        Args:
+            num_samples: N, for objectives with state per sample; others ignore it.
+        """
+        wanted = "num_samples" in inspect.signature(OBJECTIVES[self.objective.name]).parameters
+        provided = {"num_samples": num_samples} if wanted else {}
+        return build_objective(self.objective.name, **provided, **self.objective.parameters)
 
     def build_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser of this experiment for some parameters, at its unscaled learning rate."""

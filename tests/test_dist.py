@@ -141,6 +141,41 @@ def test_gradient_of_the_gather_sums_over_the_ranks_losses(size):
     torch.testing.assert_close(found, rows.grad)
 
 
+def _sum_gradients(world: World) -> list[Tensor | None]:
+    everywhere = nn.Parameter(torch.zeros(2, 3))
+    everywhere.grad = torch.full((2, 3), world.rank + 1.0)
+    last_only, nowhere = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(1))
+    if world.rank == world.size - 1:
+        last_only.grad = torch.arange(4.0)
+    double = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    double.grad = torch.full((2,), 1e-12 * world.rank, dtype=torch.float64)
+    nested = nn.Parameter(torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last))
+    nested.grad = (torch.arange(120.0).view(2, 3, 4, 5) * (world.rank + 1)).to(memory_format=torch.channels_last)
+    found = (everywhere, last_only, nowhere, double, nested)
+    kept = everywhere.grad
+    dist.sum_gradients((p for p in found), world)
+    assert everywhere.grad is kept  # in place
+    return [p.grad for p in found]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("size", [2, 4])
+def test_gradients_are_summed_and_one_that_is_missing_somewhere_counts_as_zero(size):
+    for everywhere, last_only, nowhere, double, nested in gloo.run(_sum_gradients, size):
+        total = size * (size + 1) / 2
+        assert torch.equal(everywhere, torch.full((2, 3), total))
+        assert torch.equal(last_only, torch.arange(4.0))
+        assert nowhere is None
+        torch.testing.assert_close(double, torch.full((2,), 1e-12 * (total - size)).double(), rtol=1e-6, atol=0)
+        assert torch.equal(nested, torch.arange(120.0).view(2, 3, 4, 5) * total)
+
+
+def test_a_world_of_one_leaves_gradients_alone():
+    alone = _sum_gradients(World())
+    assert torch.equal(alone[0], torch.ones(2, 3))
+    assert alone[2] is None
+
+
 # -- synchronised batch norm ---------------------------------------------------------------------------------------
 
 
@@ -149,7 +184,8 @@ def _norm(dims: int, **settings) -> nn.Module:
     if layer.affine:
         with torch.no_grad():
             layer.weight.copy_(torch.linspace(-1, 2, 5))
-            layer.bias.copy_(torch.linspace(3, 1, 5))
+            if layer.bias is not None:
+                layer.bias.copy_(torch.linspace(3, 1, 5))
     return layer
 
 
@@ -176,7 +212,13 @@ def _batch_norm(world: World, dims: int, settings: dict, x: Tensor, weights: Ten
 @pytest.mark.parametrize("size, shares", WORLDS)
 @pytest.mark.parametrize(
     "dims, settings",
-    [(0, {}), (1, {"affine": False}), (2, {"momentum": None}), (2, {"momentum": 0.3, "eps": 1e-3})],
+    [
+        (0, {}),
+        (0, {"bias": False}),
+        (1, {"affine": False}),
+        (2, {"momentum": None}),
+        (2, {"momentum": 0.3, "eps": 1e-3}),
+    ],
 )
 def test_batch_norm_equals_the_one_of_the_whole_batch(size, shares, dims, settings):
     generator = torch.Generator().manual_seed(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from mbcl.data import digits, fashion_mnist
+from mbcl.data import cifar, digits, fashion_mnist, tiny_imagenet
 from mbcl.data.images import ImageSet, Splits
 from mbcl.data.recipe import ViewRecipe
 from mbcl.errors import ConfigError
@@ -15,8 +15,14 @@ from mbcl.registry import Registry
 class Reader(Protocol):
     """Reads a data set's official files."""
 
-    def __call__(self, *, dir: str | None, download: bool) -> Splits:
-        """The two parts, complete and checked; ``dir`` as the user gave it."""
+    def __call__(self, *, dir: str | None, download: bool, max_samples: int | None = None) -> Splits:
+        """The two parts, complete and checked.
+
+        Args:
+            dir: as the user gave it.
+            download: fetch missing files into it.
+            max_samples: only so many training images will be kept; a reader need not make more, but may.
+        """
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,19 @@ DATASETS.register("fashion_mnist")(
         fashion_mnist.RECIPE,
     )
 )
+for _reader, _summary in (
+    (cifar.CIFAR10, "50,000 + 10,000 photographs, 32 x 32 colour, 10 classes"),
+    (cifar.CIFAR100, "50,000 + 10,000 photographs, 32 x 32 colour, 100 classes"),
+):
+    DATASETS.register(_reader.name)(Source(_reader, _summary, _reader.how_to_get, cifar.RECIPE))
+DATASETS.register("tiny_imagenet")(
+    Source(
+        tiny_imagenet.read,
+        "100,000 + 10,000 photographs, 64 x 64 colour, 200 classes; the official validation part is the test part",
+        tiny_imagenet.HOW_TO_GET,
+        tiny_imagenet.RECIPE,
+    )
+)
 
 
 def load(
@@ -71,7 +90,8 @@ def load(
         dir: the folder of its files; data sets that are embedded need none.
         image_size: side of the views in pixels; the images' own if omitted.
         max_samples: keep only the first so many training images, before a validation set is cut off. The test part
-            stays whole: retrieval among fewer images is easier, so numbers would not compare.
+            stays whole: retrieval among fewer images is easier, so numbers would not compare. Folders of classes are
+            read class by class, so the first images are those of the first classes, as with the published option.
         download: fetch missing files into ``dir``, where the data set can be downloaded.
 
     Raises:
@@ -81,7 +101,7 @@ def load(
     for key, value in (("image_size", image_size), ("max_samples", max_samples)):
         if value is not None and value < 1:
             raise ConfigError(f"data: {key} must be at least 1, found {value}")
-    splits = DATASETS[name].read(dir=dir, download=download)
+    splits = DATASETS[name].read(dir=dir, download=download, max_samples=max_samples)
     train, test = splits.train, splits.test
     if max_samples is not None and max_samples < len(train):
         train = replace(train, images=train.images[:max_samples].clone(), labels=train.labels[:max_samples].clone())

@@ -25,8 +25,8 @@ is about 0.45 after ten epochs: neither trivial nor impossible.
 """
 
 
-def read(*, dir: str | None, download: bool) -> Splits:
-    """Read the digits; ``dir`` and ``download`` are not used, which a warning says."""
+def read(*, dir: str | None, download: bool, max_samples: int | None = None) -> Splits:
+    """Read the digits, always all of them; ``dir`` and ``download`` are not used, which a warning says."""
     from sklearn.datasets import load_digits
 
     if dir is not None or download:

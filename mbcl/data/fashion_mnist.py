@@ -25,13 +25,14 @@ HOW_TO_GET = (
 RECIPE = ViewRecipe(crop_scale=(0.3, 1.0), grey_probability=0.0, blur_sigma=(0.1, 1.0), blur_probability=0.5)
 
 
-def read(*, dir: str | None, download: bool) -> Splits:
+def read(*, dir: str | None, download: bool, max_samples: int | None = None) -> Splits:
     """Read the four files.
 
     Args:
         dir: a folder that holds them, itself or in ``FashionMNIST/raw`` or ``raw`` as torchvision lays them out; the
             folder of Debian's package if omitted.
         download: fetch them into ``dir`` with torchvision if they are not there.
+        max_samples: not used, all images are read.
 
     Raises:
         DataError: if a file is missing or damaged, in one line that names it.

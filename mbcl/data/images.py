@@ -5,6 +5,7 @@ Letters: N images, C channels, H and W pixels.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -78,6 +79,23 @@ class Splits:
 
     train: ImageSet
     test: ImageSet
+
+
+def warn_of_counts(where: str, found: tuple[int, int], official: tuple[int, int]) -> None:
+    """Warn if a data set is not the whole official one.
+
+    Args:
+        where: what the warning begins with: data set and folder.
+        found: training and test images.
+        official: likewise.
+    """
+    if found != official:
+        warnings.warn(
+            f"{where} holds {found[0]:,} training and {found[1]:,} test images, the official set has {official[0]:,} "
+            f"and {official[1]:,}",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:

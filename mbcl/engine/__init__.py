@@ -51,7 +51,7 @@ def train(
         store: the trial's folder; configuration, metrics, checkpoints and tracker files go there.
         plans: who plans; in this process if None.
         observers: told about every step and epoch, besides the trackers that the experiment names.
-        run_id: what trackers call this run.
+        run_id: what trackers call this run; one that goes on keeps the name that it began with.
         group: the study that it belongs to.
 
     Raises:
@@ -59,7 +59,8 @@ def train(
         CheckpointError: if the folder's checkpoint belongs to another experiment.
         TrainingError: if the loss is not finite.
     """
-    trainer = Trainer(experiment, world=world, store=store, plans=plans, observers=observers)
-    trackers = build_trackers(experiment, store, run_id=run_id, group=group) if world.rank == 0 else []
+    trainer = Trainer(experiment, world=world, store=store, plans=plans, observers=observers, run_id=run_id)
+    trainer.resume()
+    trackers = build_trackers(experiment, store, run_id=trainer.run_id, group=group) if world.rank == 0 else []
     trainer.observers = [*trackers, *observers]
     return trainer.run()

@@ -1,4 +1,8 @@
-"""Checkpoints: a folder an epoch, complete when its manifest is there and every file matches it."""
+"""Checkpoints: a folder each, complete when its manifest is there and every file matches it.
+
+One after every epoch (``epoch_000002``: two epochs are done), and within epochs where that is asked for
+(``epoch_000002_step_00000150``: two epochs and 150 steps).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,11 @@ FOLDER = "checkpoints"
 _MANIFEST = "manifest.json"
 _STATE = "state.pt"
 _META = "meta.json"
-_NAME = re.compile(r"epoch_(\d{6})")
+_NAME = re.compile(r"epoch_\d{6}(_step_\d{8})?")
+_KEPT_WITHIN = 2
+"""Checkpoints within the running epoch that are kept: the newest, and one to fall back to."""
+BEST_BY = "val/retrieval/top1"
+"""The metric whose highest value makes a checkpoint the best; the first of equal ones."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,8 @@ class Checkpoint:
         name: its folder's name.
         epoch: how many epochs were completed.
         sha256: of the stored state.
-        state: tensors by part (``model``, ``optimizer``, ``objective``), on the CPU.
-        meta: plain values: the experiment, the last row, versions.
+        state: tensors and plain values by part (``model``, ``optimizer``, ``objective``, ...), on the CPU.
+        meta: plain values: the experiment, the last row, the trackers' run id, versions.
     """
 
     name: str
@@ -44,22 +52,40 @@ class Checkpoint:
     meta: dict[str, Any]
 
 
-def name_of(epoch: int) -> str:
-    """The folder name of the checkpoint after ``epoch`` completed epochs."""
-    return f"epoch_{epoch:06d}"
+def name_of(epoch: int, step: int = 0) -> str:
+    """The folder name of the checkpoint after ``epoch`` completed epochs and ``step`` steps of the next one."""
+    return f"epoch_{epoch:06d}" + (f"_step_{step:08d}" if step else "")
 
 
-def save(store: Store, *, epoch: int, state: dict[str, Any], meta: dict[str, Any], keep: int) -> str:
-    """Write the checkpoint after ``epoch`` completed epochs and remove all but the ``keep`` newest.
+def save(
+    store: Store,
+    *,
+    epoch: int,
+    step: int = 0,
+    state: dict[str, Any],
+    meta: dict[str, Any],
+    keep: int,
+    best: int | None = None,
+) -> str:
+    """Write a checkpoint and remove those that are not needed any more.
 
     The manifest goes last: whatever is interrupted before it leaves a folder that is not a checkpoint.
+
+    Args:
+        store: the trial's folder.
+        epoch: how many epochs were completed.
+        step: steps done in the next one; 0 at an epoch's end.
+        state: what :class:`Checkpoint` calls so.
+        meta: likewise.
+        keep: how many checkpoints at an epoch's end are kept, the newest.
+        best: the epoch whose checkpoint is kept besides.
 
     Returns:
         The checkpoint's name.
     """
-    name = name_of(epoch)
+    name = name_of(epoch, step)
     folder = store.child(f"{FOLDER}/{name}")
-    store.delete(f"{FOLDER}/{name}")
+    _delete(store, name)
     buffer = io.BytesIO()
     torch.save(state, buffer)
     files = {_STATE: buffer.getvalue(), _META: json.dumps(meta, sort_keys=True, allow_nan=False).encode()}
@@ -67,9 +93,27 @@ def save(store: Store, *, epoch: int, state: dict[str, Any], meta: dict[str, Any
     for key, content in files.items():
         folder.write_bytes(key, content)
     write_text(folder, _MANIFEST, json.dumps({"format": 1, "epoch": epoch, "files": manifest}, indent=1))
-    for old in names(store)[:-keep]:
-        store.delete(f"{FOLDER}/{old}")
+    for old in _superfluous(names(store), name, keep, None if best is None else name_of(best)):
+        _delete(store, old)
     return name
+
+
+def _superfluous(found: list[str], written: str, keep: int, best: str | None) -> list[str]:
+    """Of all names, oldest first, those that nobody needs after ``written``.
+
+    Newer ones were damaged: the training went on from before them. Those within an epoch serve that epoch alone.
+    """
+    past = [name for name in found if name <= written]
+    ends = [name for name in past if "_step_" not in name]
+    within = [name for name in past if "_step_" in name and (not ends or name > ends[-1])]
+    kept = {*ends[-keep:], *within[-_KEPT_WITHIN:], best}
+    return [name for name in found if name not in past or name not in kept]
+
+
+def _delete(store: Store, name: str) -> None:
+    """The manifest first: what is interrupted leaves no checkpoint."""
+    store.delete(f"{FOLDER}/{name}/{_MANIFEST}")
+    store.delete(f"{FOLDER}/{name}")
 
 
 def names(store: Store) -> list[str]:
@@ -108,6 +152,23 @@ def latest(store: Store) -> Checkpoint | None:
         except CheckpointError as error:
             log.warning("%s; trying the one before", error)
     return None
+
+
+def best(store: Store) -> Checkpoint | None:
+    """The whole checkpoint, at an epoch's end, with the highest validation retrieval; None if none was measured."""
+    found: Checkpoint | None = None
+    for name in reversed(names(store)):
+        if "_step_" in name:
+            continue
+        try:
+            other = load(store, name)
+        except CheckpointError as error:
+            log.warning("%s; passed over", error)
+            continue
+        score = other.meta["row"].get(BEST_BY)
+        if score is not None and (found is None or score >= found.meta["row"][BEST_BY]):
+            found = other
+    return found
 
 
 def _sha256(content: bytes) -> str:

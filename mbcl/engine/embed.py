@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mbcl.data import ImageSet, clean_views, make_views
 from mbcl.dist import World
+from mbcl.engine.compute import Compute
 from mbcl.models import ContrastiveModel
 from mbcl.plan import Embeddings
 
@@ -83,6 +84,7 @@ def embed(
     mode: str,
     batch_size: int,
     world: World,
+    compute: Compute | None = None,
 ) -> Embeddings:
     """This rank's share of the projections of a whole data set.
 
@@ -98,18 +100,22 @@ def embed(
             neither changes the model.
         batch_size: samples of a forward pass.
         world: the ranks.
+        compute: number and memory format of the forward pass; plain float32 if omitted.
 
     Returns:
-        Embeddings in float32 whose ``indices`` are the data-set positions of this rank's rows; a rank may have none.
+        Embeddings in float32 or better whose ``indices`` are the data-set positions of this rank's rows; a rank may
+        have none.
     """
     num_samples = len(images.images)
     chunks = torch.arange(num_samples).tensor_split(-(-num_samples // batch_size))
     mine = chunks[world.rank :: world.size]
-    empty = torch.zeros((0, model.projector.out_features), device=world.device)
+    compute = compute or Compute(world.device)
+    dtype = next(model.parameters()).dtype
+    empty = torch.zeros((0, model.projector.out_features), device=world.device, dtype=dtype)
     views_1, views_2 = [empty], [empty]
-    with _normalisation(model, mode):
+    with _normalisation(model, mode), compute.autocast():
         for positions in mine:
-            projections = model(two_views(images, positions, key)).float()
+            projections = model(compute.layout(two_views(images, positions, key).to(dtype)))
             first, second = projections.chunk(2)
             views_1.append(first)
             views_2.append(second)

@@ -1,39 +1,107 @@
-"""What is counted while an epoch runs, and the row of metrics that it becomes."""
+"""Where an epoch stands while it runs: its plan and the place in it, what was counted, and the row that it becomes.
+
+All of it goes into checkpoints, so that a training that was cut within an epoch goes on at the very next batch.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mbcl.engine.protocols import PlannedBatches
 from mbcl.engine.records import empty_row
+from mbcl.plan import BatchPlan
 
 STAGES = ("train", "embed", "wait", "eval")
 
 
-@dataclass
-class EpochCount:
-    """Losses, plans and wall seconds of one epoch.
+@dataclass(frozen=True)
+class PlanFacts:
+    """What is known about a plan that was made from embeddings.
 
     Args:
-        losses: of every step, over the global batch, scalars.
-        plans: every plan that was made for it.
-        used: the batches that were trained on, (S, B) each.
-        validation: R@1 on the validation images, if it was measured.
-        seconds: wall time by stage.
+        seconds: wall time of planning alone, without waiting or transport.
+        loss: mean NT-Xent of the planned batches under the planner's embeddings.
+        lift: ``loss`` over the mean of random batches on the same embeddings.
+        age: epochs since the embeddings were made, mean over the samples.
     """
 
-    losses: list[Tensor] = field(default_factory=list)
-    plans: list[PlannedBatches] = field(default_factory=list)
-    used: list[Tensor] = field(default_factory=list)
+    seconds: float
+    loss: float
+    lift: float
+    age: float
+
+
+@dataclass
+class EpochProgress:
+    """One epoch, from its first plan to its row.
+
+    Args:
+        epoch: counts from 0.
+        num_train: N.
+        plan: the plan that is being trained on; None before the first.
+        cursor: how many of its batches were trained on.
+        round: which plan of this epoch it is, from 0.
+        facts: of every plan of this epoch that was made from embeddings.
+        losses: (steps done,) float64, over the global batches.
+        visited: (N,) bool, the samples that were trained on in this epoch.
+        validation: R@1 on the validation images, if it was measured.
+        u_age: epochs since the objective's state per sample was updated, where it has any.
+        seconds: wall time by stage.
+        total: wall seconds of earlier attempts at this epoch.
+    """
+
+    epoch: int
+    num_train: int
+    plan: BatchPlan | None = None
+    cursor: int = 0
+    round: int = 0
+    facts: list[PlanFacts] = field(default_factory=list)
+    losses: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    visited: Tensor = field(default=None)  # type: ignore[assignment]  # filled below
     validation: float | None = None
+    u_age: float | None = None
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    total: float = 0.0
     _start: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        if self.visited is None:
+            self.visited = torch.zeros(self.num_train, dtype=torch.bool)  # type: ignore[unreachable]
+
+    @property
+    def step(self) -> int:
+        """Steps done in this epoch."""
+        return len(self.losses)
+
+    @property
+    def next_round(self) -> int | None:
+        """The round of the plan that is due, or None while there are batches left."""
+        if self.plan is None:
+            return 0
+        return self.round + 1 if self.cursor == len(self.plan) else None
+
+    def begin(self, plan: BatchPlan, facts: PlanFacts | None) -> None:
+        """Take up a plan, made from embeddings if there are facts about it."""
+        self.plan, self.cursor, self.round = plan, 0, plan.round
+        if facts is not None:
+            self.facts.append(facts)
+
+    def batches(self, most: int) -> Tensor:
+        """The next batches of the plan, at most so many: (n, B)."""
+        assert self.plan is not None
+        return self.plan.batches[self.cursor : self.cursor + most]
+
+    def trained(self, batches: Tensor, losses: Tensor) -> None:
+        """Count batches that were trained on, (n, B), and their losses, (n,) float64."""
+        self.cursor += len(batches)
+        self.losses = torch.cat([self.losses, losses])
+        self.visited[batches.flatten()] = True
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:
@@ -44,28 +112,63 @@ class EpochCount:
         finally:
             self.seconds[stage] += time.perf_counter() - start
 
-    def row(self, *, epoch: int, lr: float, num_train: int) -> dict[str, float | int | None]:
+    def row(self, *, lr: float) -> dict[str, float | int | None]:
         """The row of metrics, with every key.
 
         Args:
-            epoch: how many epochs are completed with this one.
             lr: of the last step.
-            num_train: N.
         """
         row = empty_row()
-        row["epoch"] = epoch
-        row["step"] = epoch * len(self.losses)
-        row["train/loss"] = float(torch.stack(self.losses).mean())
+        row["epoch"] = self.epoch + 1
+        row["step"] = (self.epoch + 1) * self.step
+        row["train/loss"] = float(self.losses.mean())
         row["train/lr"] = lr
         row["val/retrieval/top1"] = self.validation
-        if self.plans:
-            row["plan/seconds"] = sum(planned.seconds for planned in self.plans)
-            row["plan/loss"] = sum(planned.loss for planned in self.plans) / len(self.plans)
-            row["plan/lift"] = sum(planned.lift for planned in self.plans) / len(self.plans)
-            row["plan/age"] = 0.0  # made from this epoch's weights
-            row["plan/coverage"] = len(torch.unique(torch.cat(self.used))) / num_train
+        row["sogclr/u_age"] = self.u_age
+        if self.facts:
+            row["plan/seconds"] = sum(facts.seconds for facts in self.facts)
+            for key in ("loss", "lift", "age"):
+                row[f"plan/{key}"] = sum(getattr(facts, key) for facts in self.facts) / len(self.facts)
+            row["plan/coverage"] = float(self.visited.double().mean())
         for stage in STAGES:
             row[f"time/{stage}"] = self.seconds[stage]
         row["time/plan"] = row["plan/seconds"] or 0.0
-        row["time/total"] = time.perf_counter() - self._start
+        row["time/total"] = self._elapsed()
         return row
+
+    def _elapsed(self) -> float:
+        return self.total + time.perf_counter() - self._start
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        assert self.plan is not None
+        return {
+            "epoch": self.epoch,
+            "batches": self.plan.batches.int(),
+            "sampler": self.plan.sampler,
+            "seed": self.plan.seed,
+            "cursor": self.cursor,
+            "round": self.round,
+            "facts": [asdict(facts) for facts in self.facts],
+            "losses": self.losses,
+            "visited": self.visited,
+            "seconds": dict(self.seconds),
+            "total": self._elapsed(),
+        }
+
+    @staticmethod
+    def from_state(state: dict[str, Any]) -> EpochProgress:
+        """What :meth:`state_dict` gave."""
+        epoch, round_ = state["epoch"], state["round"]
+        return EpochProgress(
+            epoch=epoch,
+            num_train=len(state["visited"]),
+            plan=BatchPlan(state["batches"].long(), state["sampler"], state["seed"], epoch, round_),
+            cursor=state["cursor"],
+            round=round_,
+            facts=[PlanFacts(**facts) for facts in state["facts"]],
+            losses=state["losses"],
+            visited=state["visited"],
+            seconds=state["seconds"],
+            total=state["total"],
+        )

@@ -26,6 +26,7 @@ KEYS = (
     "plan/age",
     "plan/coverage",
     "val/retrieval/top1",
+    "sogclr/u_age",
     "time/train",
     "time/embed",
     "time/plan",
@@ -61,6 +62,11 @@ class MetricsLog:
         self._rows = [row for row in read_rows(self._store) if (row.get("epoch") or 0) <= epoch]
         if self._store.exists(METRICS_FILE):
             self._write()
+
+    def best_epoch(self, key: str) -> int | None:
+        """After how many epochs ``key`` was largest, the first time; None if it was never measured."""
+        measured = [(row[key], -int(row["epoch"] or 0)) for row in self._rows if row.get(key) is not None]
+        return -max(measured)[1] if measured else None  # type: ignore[type-var]  # None is left out
 
     def append(self, row: Row) -> None:
         """Add a row."""

@@ -1,15 +1,18 @@
 """One training step: views, encoder, gather, objective, backward, optimiser.
 
 The scale, once for all objectives: a rank's loss is the sum over its own anchors divided by the number of anchors
-in the global batch. The sum over ranks is then the loss of the whole batch, and since DDP averages gradients over
-the W ranks, each rank multiplies its loss by W before backward. The gather's backward sums over ranks.
+in the global batch. The sum over ranks is then the loss of the whole batch. The gather's backward sums over ranks, so
+each rank's gradients are its samples' share of the whole batch's. DDP averages them over the W ranks, so there the
+loss is multiplied by W first; where chunks are accumulated without DDP they are summed.
 """
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +21,39 @@ from torch.nn.parallel import DistributedDataParallel
 from mbcl import dist
 from mbcl.data import ImageSet
 from mbcl.dist import World
+from mbcl.engine.chunked import ChunkedEncoder
+from mbcl.engine.compute import Compute
 from mbcl.engine.embed import ViewKey, two_views
+from mbcl.experiment import Accumulation
+from mbcl.functional import raise_half
 from mbcl.models import ContrastiveModel
-from mbcl.objectives import Candidates, Objective
+from mbcl.objectives import Candidates, Objective, StatefulObjective
+from mbcl.seeding import derive
+
+
+@dataclass(frozen=True, eq=False)
+class Stepped:
+    """What a step leaves, detached.
+
+    Args:
+        loss: scalar, this rank's share of the batch's loss; the sum over ranks is the loss.
+        positions: (b,) int64 CPU tensor, this rank's samples.
+        z1: (b, D) their projections of view 1, float32 or better.
+        z2: (b, D) of view 2.
+    """
+
+    loss: Tensor
+    positions: Tensor
+    z1: Tensor
+    z2: Tensor
 
 
 @dataclass
 class Learner:
     """Everything that a step changes, and what it needs to do so.
 
-    ``network`` is the model as it is called: wrapped in DDP where there are several ranks.
+    ``network`` is the model as it is called in training: wrapped in DDP where there are several ranks, and compiled
+    if that is asked for. Cached accumulation calls encoder and projector of ``model`` itself.
     """
 
     model: ContrastiveModel
@@ -37,30 +63,101 @@ class Learner:
     images: ImageSet
     world: World
     seed: int
+    compute: Compute = field(default_factory=Compute)
+    accumulation: Accumulation = field(default_factory=Accumulation)
 
-    def step(self, batch: Tensor, *, epoch: int, lr: float) -> Tensor:
+    def __post_init__(self) -> None:
+        self.scaler = self.compute.scaler()
+        self._chunked = ChunkedEncoder(self.model.encoder, self.world, autocast=self.compute.autocast)
+
+    @staticmethod
+    def views_seed(seed: int) -> int:
+        """The seed of the training views' stream, from the experiment's seed."""
+        return derive(seed, "views")
+
+    def step(self, batch: Tensor, *, epoch: int, lr: float) -> Stepped:
         """Train on one global batch.
 
         Args:
-            batch: (B,) int64 CPU tensor, the data-set positions of the global batch; B divisible by the ranks.
+            batch: (B,) int64 CPU tensor, the data-set positions of the global batch; B, and a chunk of it, divisible by
+                the ranks.
             epoch: for the views.
             lr: learning rate of this step.
-
-        Returns:
-            This rank's share of the batch's loss, a detached scalar; the sum over ranks is the loss.
         """
-        world = self.world
-        positions = batch.chunk(world.size)[world.rank]
-        key = ViewKey(self.seed, epoch)
-        projections = self.network(two_views(self.images, positions, key)).float()
-        z1, z2 = projections.chunk(2)
-        loss: Tensor = self.objective(z1, z2, positions.to(z1.device), candidates=self._candidates(z1, z2, batch))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        (loss * world.size).backward()
-        self.optimizer.step()
-        return loss.detach()
+        key = ViewKey(self.seed, epoch)
+        if self.accumulation.mode == "cached":
+            done = self._whole_in_chunks(batch, key)
+        else:
+            done = self._chunk_by_chunk(batch, key)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return done
+
+    def _views(self, positions: Tensor, key: ViewKey) -> Tensor:
+        """(2b, C, H, W) in the dtype of the weights: all first views, then all second ones."""
+        views = two_views(self.images, positions, key).to(next(self.model.parameters()).dtype)
+        return self.compute.layout(views)
+
+    def _mine(self, batch: Tensor) -> Tensor:
+        """This rank's part of a batch or chunk."""
+        return batch.chunk(self.world.size)[self.world.rank]
+
+    # -- the batch at once, or (plain accumulation) chunks that know nothing of each other -----------------------------
+
+    def _chunk_by_chunk(self, batch: Tensor, key: ViewKey) -> Stepped:
+        """Forward and backward of every chunk: gradients are the mean of the chunks' own."""
+        chunks = batch.split(self.accumulation.chunk_size or len(batch))
+        done = []
+        for index, chunk in enumerate(chunks):
+            with self._gradients_stay_here() if index + 1 < len(chunks) else nullcontext():
+                positions = self._mine(chunk)
+                with self.compute.autocast():
+                    projections = self.network(self._views(positions, key))
+                z1, z2 = raise_half(projections).chunk(2)
+                loss = self._loss(z1, z2, positions, chunk) / len(chunks)
+                self.scaler.scale(loss * self.world.size).backward()
+            done.append(Stepped(loss.detach(), positions, z1.detach(), z2.detach()))
+        return _together(done)
+
+    def _gradients_stay_here(self) -> AbstractContextManager[object]:
+        """Let DDP add gradients up on this rank; the last chunk's backward sends them."""
+        if self.world.size == 1:
+            return nullcontext()
+        return cast(DistributedDataParallel, self.network).no_sync()
+
+    # -- cached accumulation: the loss of the whole batch, its samples in chunks ---------------------------------------
+
+    def _whole_in_chunks(self, batch: Tensor, key: ViewKey) -> Stepped:
+        """Features chunk by chunk without graphs, projector and objective on all of them, then chunks with graphs."""
+        assert self.accumulation.chunk_size is not None
+        positions = self._mine(batch)
+        chunks = positions.split(self.accumulation.chunk_size // self.world.size)
+        features = self._chunked.forward([self._views(chunk, key) for chunk in chunks])
+        cached = [part.requires_grad_() for part in features]
+        halves = [part.chunk(2) for part in cached]
+        with self.compute.autocast():
+            projections = self.model.projector(torch.cat([a for a, _ in halves] + [b for _, b in halves]))
+        z1, z2 = raise_half(projections).chunk(2)
+        loss = self._loss(z1, z2, positions, batch)
+        self.scaler.scale(loss).backward()
+        self._chunked.backward([_gradient(part) for part in cached])
+        dist.sum_gradients(self.model.parameters(), self.world)
+        return Stepped(loss.detach(), positions, z1.detach(), z2.detach())
+
+    # -- the objective -------------------------------------------------------------------------------------------------
+
+    def _loss(self, z1: Tensor, z2: Tensor, positions: Tensor, batch: Tensor) -> Tensor:
+        """This rank's share of the loss of a batch or chunk; state per sample is brought up to date on all ranks."""
+        candidates = self._candidates(z1, z2, batch)
+        loss: Tensor = self.objective(z1, z2, positions.to(z1.device), candidates=candidates)
+        if candidates is not None and isinstance(self.objective, StatefulObjective):
+            assert candidates.indices is not None
+            assert self.objective.pending is not None
+            self.objective.commit(candidates.indices, dist.gather(self.objective.pending, self.world))
+        return loss
 
     def _candidates(self, z1: Tensor, z2: Tensor, batch: Tensor) -> Candidates | None:
         """All ranks' projections, gathered with gradient, for objectives that look beyond their own rank."""
@@ -69,6 +166,19 @@ class Learner:
         together = dist.gather_with_grad(torch.stack([z1, z2], dim=1), self.world)
         indices = batch.to(z1.device) if self.objective.distribution == "state" else None
         return Candidates(together[:, 0], together[:, 1], offset=self.world.rank * len(z1), indices=indices)
+
+
+def _gradient(x: Tensor) -> Tensor:
+    assert x.grad is not None
+    return x.grad
+
+
+def _together(parts: Sequence[Stepped]) -> Stepped:
+    """One step's chunks as one."""
+    if len(parts) == 1:
+        return parts[0]
+    loss = torch.stack([part.loss for part in parts]).sum()
+    return Stepped(loss, *(torch.cat([getattr(part, key) for part in parts]) for key in ("positions", "z1", "z2")))
 
 
 def wrap(model: ContrastiveModel, world: World) -> nn.Module:

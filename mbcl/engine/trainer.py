@@ -6,28 +6,30 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from mbcl import __version__, dist
-from mbcl.data import ImageSet
 from mbcl.dist import World
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine.embed import ViewKey, embed
-from mbcl.engine.epoch import EpochCount
+from mbcl.engine import snapshot
+from mbcl.engine.compute import Compute, compiled
+from mbcl.engine.embed import ViewKey
+from mbcl.engine.epoch import EpochProgress
 from mbcl.engine.planning import LocalPlanService
 from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data
-from mbcl.engine.protocols import Observer, PlanKey, PlanService, Row
+from mbcl.engine.protocols import Observer, PlanService, Row
 from mbcl.engine.records import MetricsLog, write_config
+from mbcl.engine.source import PlanSource, embed_share
 from mbcl.engine.step import Learner, wrap
-from mbcl.errors import CheckpointError, ConfigError, MbclError, PlanError, TrainingError
+from mbcl.errors import MbclError, TrainingError
 from mbcl.experiment import Experiment
 from mbcl.metrics import retrieval
 from mbcl.models import ContrastiveModel
+from mbcl.objectives import StatefulObjective
 from mbcl.optim import cosine_lr, scale_lr
-from mbcl.plan import BatchPlan, Embeddings
 from mbcl.seeding import derive
 from mbcl.storage import Store
 
@@ -65,6 +67,37 @@ def _load(experiment: Experiment, world: World) -> tuple[SplitData, Facts, Contr
     return data, facts, model
 
 
+def build_learner(experiment: Experiment, data: SplitData, model: ContrastiveModel, world: World) -> Learner:
+    """What an experiment trains on this rank, before the first step.
+
+    Args:
+        experiment: the configuration.
+        data: its images.
+        model: its model with initial weights, the same on every rank; changed in place.
+        world: this rank and the number of ranks.
+
+    Raises:
+        ConfigError: if the machine cannot compile a network that is to be compiled.
+    """
+    train = experiment.train
+    compute = Compute.of(train, world.device)
+    if world.size > 1 and train.sync_batchnorm:
+        model = dist.convert_sync_batchnorm(model, world)
+    model = cast(ContrastiveModel, compute.place(model)).train()
+    network = model if train.accumulation.mode == "cached" else wrap(model, world)
+    return Learner(
+        model=model,
+        network=compiled(network, world.device) if train.compile else network,
+        objective=experiment.build_objective(len(data.train)).to(world.device),
+        optimizer=experiment.build_optimizer(model.parameters()),
+        images=data.train.to(world.device),
+        world=world,
+        seed=Learner.views_seed(experiment.seed),
+        compute=compute,
+        accumulation=train.accumulation,
+    )
+
+
 class Trainer:
     """Trains one experiment on this rank. Every rank of the world runs the same code.
 
@@ -74,6 +107,7 @@ class Trainer:
         store: the trial's folder.
         plans: who plans, for samplers that need embeddings; planned in this process if None.
         observers: told about every step and epoch.
+        run_id: what trackers call this run; a training that goes on keeps the name that it began with.
     """
 
     def __init__(
@@ -84,56 +118,39 @@ class Trainer:
         store: Store,
         plans: PlanService | None = None,
         observers: Sequence[Observer] = (),
+        run_id: str = "",
     ) -> None:
         self.experiment = experiment
         self.world = world
         self.store = store
         self.observers = observers
-        if experiment.train.batch_size % world.size:
-            raise ConfigError(
-                f"train.batch_size: {experiment.train.batch_size} is not divisible by {world.size} workers"
-            )
+        self.run_id = run_id
+        experiment.train.check_workers(world.size)
         data, self.facts, model = _load(experiment, world)
         self.validation = data.validation.to(world.device)
-        self.sampler = experiment.build_sampler()
+        self.learner = build_learner(experiment, data, model, world)
+        sampler = experiment.build_sampler()
+        if sampler.needs_embeddings and plans is None:
+            plans = LocalPlanService(sampler, num_samples=self.facts.num_train, seed=experiment.seed, world=world)
         self.plans = plans
-        if self.sampler.needs_embeddings and plans is None:
-            self.plans = LocalPlanService(
-                self.sampler, num_samples=self.facts.num_train, seed=experiment.seed, world=world
-            )
-        self.learner = self._build_learner(data, model)
+        self.source = PlanSource(experiment, sampler, self.learner, plans, steps_per_epoch=self.facts.steps_per_epoch)
         self.base_lr = scale_lr(
             experiment.optimizer["lr"], batch_size=experiment.train.batch_size, rule=experiment.schedule.scale_lr
         )
         self.metrics = MetricsLog(store)
         self.epoch = 0
+        self.progress: EpochProgress | None = None
         self.last_row: Row = {}
-
-    def _build_learner(self, data: SplitData, model: ContrastiveModel) -> Learner:
-        experiment, world = self.experiment, self.world
-        if world.size > 1:
-            model = dist.convert_sync_batchnorm(model, world)
-        model = model.to(world.device).train()
-        return Learner(
-            model=model,
-            network=wrap(model, world),
-            objective=experiment.build_objective().to(world.device),
-            optimizer=experiment.build_optimizer(model.parameters()),
-            images=data.train.to(world.device),
-            world=world,
-            seed=derive(experiment.seed, "views"),
-        )
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
-        """Train from the last good checkpoint, or from the start, to the end.
+        """Train to the end, from where :meth:`resume` left it.
 
         Raises:
             TrainingError: if the loss is not finite, on every rank alike.
         """
         try:
-            self._resume()
             if self.world.rank == 0:
                 write_config(self.store, self.experiment, self.facts)
             while self.epoch < self.experiment.train.epochs:
@@ -146,33 +163,32 @@ class Trainer:
         return Outcome(self.epoch, self.last_row, checkpoints.name_of(self.epoch))
 
     def _run_epoch(self) -> Row:
-        counted = EpochCount()
-        steps = self.facts.steps_per_epoch
-        plan, cursor, round_ = self._next_plan(0, counted), 0, 0
-        while len(counted.losses) < steps:
-            if cursor == len(plan):
-                round_ += 1
-                plan, cursor = self._next_plan(round_, counted), 0
-            upto = min(cursor + CHECK_EVERY, len(plan), cursor + steps - len(counted.losses))
-            with counted.clock("train"):
-                self._run_steps(plan.batches[cursor:upto], counted)
-            counted.used.append(plan.batches[cursor:upto])
-            cursor = upto
-        self.epoch += 1
-        row = self._finish_epoch(counted)
-        self.last_row = row
-        return row
+        progress = self.progress or EpochProgress(self.epoch, self.facts.num_train)
+        self.progress = None
+        steps, every = self.facts.steps_per_epoch, self.experiment.train.checkpoint_steps or self.facts.steps_per_epoch
+        while progress.step < steps:
+            if (due := progress.next_round) is not None:
+                progress.begin(*self.source.next(due, progress))
+            # Up to the next look, the end of the epoch, or the next checkpoint.
+            batches = progress.batches(min(CHECK_EVERY, steps - progress.step, every - progress.step % every))
+            with progress.clock("train"):
+                losses = self._run_steps(batches, progress)
+            progress.trained(batches, losses)
+            if progress.step % every == 0 and progress.step < steps:
+                self._save(self.last_row, progress)
+        return self._finish_epoch(progress)
 
-    def _run_steps(self, batches: Tensor, counted: EpochCount) -> None:
-        """Some steps, then one look at their losses, which every rank takes together."""
+    def _run_steps(self, batches: Tensor, progress: EpochProgress) -> Tensor:
+        """Some steps, then one look at their losses, (n,) float64, which every rank takes together."""
         rates = []
         losses = []
-        first = len(counted.losses)
-        for offset, batch in enumerate(batches):
-            rates.append(self._lr(first + offset))
-            losses.append(self.learner.step(batch, epoch=self.epoch, lr=rates[-1]))
+        for step, batch in enumerate(batches, progress.step):
+            rates.append(self._lr(step))
+            stepped = self.learner.step(batch, epoch=self.epoch, lr=rates[-1])
+            self.source.keep(stepped, epoch=self.epoch, step=step)
+            losses.append(stepped.loss)
         together = dist.all_reduce_sum(torch.stack(losses), self.world).double().cpu()
-        done = self.epoch * self.facts.steps_per_epoch + first
+        done = self.epoch * self.facts.steps_per_epoch + progress.step
         for offset, (loss, lr) in enumerate(zip(together.tolist(), rates, strict=True)):
             if not math.isfinite(loss):
                 raise TrainingError(
@@ -180,7 +196,7 @@ class Trainer:
                 )
             for observer in self.observers:
                 observer.on_step(done + offset, loss, lr)
-        counted.losses.extend(together)
+        return together
 
     def _lr(self, step: int) -> float:
         schedule = self.experiment.schedule
@@ -191,110 +207,85 @@ class Trainer:
             epochs=self.experiment.train.epochs,
         )
 
-    # -- plans --------------------------------------------------------------------------------------------------
-
-    def _next_plan(self, round_: int, counted: EpochCount) -> BatchPlan:
-        """The plan of this epoch's ``round_``; samplers without embeddings derive it on every rank."""
-        key = PlanKey(self.epoch, round_)
-        if not self.sampler.needs_embeddings:
-            return self.sampler.plan(
-                self.facts.num_train, seed=self.experiment.seed, epoch=key.epoch, round=key.round
-            ).validate(self.facts.num_train, distinct=self.sampler.distinct)
-        assert self.plans is not None
-        source = self.experiment.embeddings
-        # The very views that the coming steps will train on.
-        views = ViewKey(self.learner.seed, self.epoch, augmented=source.views == "augmented")
-        with counted.clock("embed"):
-            shard = self._embed(self.learner.images, views, mode=source.mode, batch_size=source.batch_size)
-        with counted.clock("wait"):
-            self.plans.request(key, shard)
-            planned = self.plans.receive(key)
-        counted.plans.append(planned)
-        return planned.plan
-
-    def _embed(self, images: ImageSet, views: ViewKey, *, mode: str, batch_size: int) -> Embeddings:
-        """This rank's share of the embeddings; if they are not finite anywhere, every rank raises.
-
-        Raises:
-            TrainingError: on every rank alike.
-        """
-        error: MbclError | None = None
-        shard: Embeddings | None = None
-        try:
-            shard = embed(self.learner.model, images, views, mode=mode, batch_size=batch_size, world=self.world)
-        except PlanError as caught:
-            error = TrainingError(f"epoch {self.epoch + 1}: {caught}")
-        dist.agree(error, self.world)
-        assert shard is not None
-        return shard
-
     # -- the end of an epoch ------------------------------------------------------------------------------------
 
-    def _finish_epoch(self, counted: EpochCount) -> Row:
+    def _finish_epoch(self, progress: EpochProgress) -> Row:
+        last_lr = self._lr(progress.step - 1)
+        self.epoch += 1
+        if self.world.size > 1 and not self.experiment.train.sync_batchnorm:
+            dist.average_buffers(self.learner.model, self.world)
         last = self.epoch == self.experiment.train.epochs
         if last or self.epoch % self.experiment.train.eval_every == 0:
-            with counted.clock("eval"):
-                counted.validation = self._validate()
-        row = counted.row(epoch=self.epoch, lr=self._lr(-1), num_train=self.facts.num_train)
+            with progress.clock("eval"):
+                progress.validation = self._validate()
+        progress.u_age = self._u_age()
+        self.last_row = progress.row(lr=last_lr)
         if self.world.rank == 0:
-            self._save(row)
-        dist.barrier(self.world)
-        return row
+            self.metrics.append(self.last_row)
+        self._save(self.last_row)
+        return self.last_row
 
     def _validate(self) -> float:
-        """Mean R@1 of both directions between two views of the validation images, at most 1."""
-        views = ViewKey(derive(self.experiment.seed, "validation views"))
-        batch_size = self.experiment.evaluation.batch_size
-        shard = self._embed(self.validation, views, mode="eval", batch_size=batch_size)
+        """Mean R@1 of both directions between two views of the validation images, at most 1; always in float32."""
+        shard = embed_share(
+            self.learner,
+            self.validation,
+            ViewKey(derive(self.experiment.seed, "validation views")),
+            mode="eval",
+            batch_size=self.experiment.evaluation.batch_size,
+            compute=Compute(self.world.device, channels_last=self.experiment.train.channels_last),
+            epoch=self.epoch - 1,
+        )
         u, v = dist.gather(shard.z1, self.world), dist.gather(shard.z2, self.world)
         found = retrieval(u, v, ks=(1,), similarity=self.experiment.evaluation.similarity)
         return (found["u2v/top1"] + found["v2u/top1"]) / 2
 
+    def _u_age(self) -> float | None:
+        """Epochs since the objective's state of a sample was updated, mean over the samples that have any."""
+        objective, chunk = self.learner.objective, self.experiment.train.accumulation
+        if not isinstance(objective, StatefulObjective):
+            return None
+        updates = self.experiment.train.batch_size // (chunk.chunk_size or 1) if chunk.mode == "plain" else 1
+        age = objective.age()
+        return None if age is None else age / (updates * self.facts.steps_per_epoch)
+
     # -- checkpoints --------------------------------------------------------------------------------------------
 
-    def _save(self, row: dict[str, Any]) -> None:
-        learner = self.learner
-        state = {
-            "model": learner.model.state_dict(),
-            "optimizer": learner.optimizer.state_dict(),
-            "objective": learner.objective.state_dict(),
-        }
-        meta = {"experiment": self.experiment.model_dump(mode="json"), "row": row, "mbcl": __version__}
-        self.metrics.append(row)
-        checkpoints.save(
-            self.store, epoch=self.epoch, state=state, meta=meta, keep=self.experiment.train.keep_checkpoints
-        )
+    def _save(self, row: Row, progress: EpochProgress | None = None) -> None:
+        """Write a checkpoint: at the end of an epoch, or with the progress of one that is not done."""
+        cache = self.source.cache
+        kept = cache.state_dict() if cache else {}  # gathered from all ranks
+        if self.world.rank == 0:
+            meta = {
+                "experiment": self.experiment.model_dump(mode="json"),
+                "row": dict(row),
+                "run_id": self.run_id,
+                "mbcl": __version__,
+            }
+            checkpoints.save(
+                self.store,
+                epoch=self.epoch,
+                step=progress.step if progress else 0,
+                state=snapshot.state_of(self.learner, kept, progress),
+                meta=meta,
+                keep=self.experiment.train.keep_checkpoints,
+                best=self.metrics.best_epoch(checkpoints.BEST_BY),
+            )
+        dist.barrier(self.world)
 
-    def _resume(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one. Rank 0 chooses, the others follow."""
-        found = checkpoints.latest(self.store) if self.world.rank == 0 else None
-        name = dist.broadcast_object(found.name if found else "", self.world)
-        error: MbclError | None = None
-        try:
-            if name and found is None:
-                found = checkpoints.load(self.store, name)
-            if found is not None:
-                self._check_owner(found)
-        except MbclError as caught:
-            error = caught
-        dist.agree(error, self.world)
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint, if there is one.
+
+        Raises:
+            CheckpointError: on every rank alike, if it is another experiment's.
+        """
+        found = snapshot.newest(self.store, self.experiment, self.world)
         if self.world.rank == 0:
             self.metrics.truncate(found.epoch if found else 0)
         if found is None:
             return
-        self.learner.model.load_state_dict(found.state["model"])
-        self.learner.optimizer.load_state_dict(found.state["optimizer"])
-        self.learner.objective.load_state_dict(found.state["objective"])
+        self.progress = snapshot.restore(found.state, self.learner, self.source.cache)
         self.epoch = found.epoch
         self.last_row = found.meta["row"]
-        log.info("resuming from %s", name)
-
-    def _check_owner(self, found: checkpoints.Checkpoint) -> None:
-        wanted = self.experiment.model_dump(mode="json")
-        stored = found.meta["experiment"]
-        if stored != wanted:
-            changed = sorted(key for key in wanted if stored.get(key) != wanted[key])
-            raise CheckpointError(
-                f"{self.store.uri}: its checkpoint {found.name} belongs to another experiment; "
-                f"different: {', '.join(changed)}"
-            )
+        self.run_id = found.meta["run_id"] or self.run_id
+        log.info("resuming from %s", found.name)

@@ -10,9 +10,15 @@ from mbcl.errors import ConfigError
 
 
 def check_number(
-    name: str, value: object, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
+    name: str,
+    value: object,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
 ) -> float:
-    """Return ``value`` if it is a finite number in the range, which is open at ``above`` and closed otherwise.
+    """Return ``value`` if it is a finite number in the range: open at ``above`` and ``below``, closed otherwise.
 
     Raises:
         ConfigError: if it is not; the text holds the value.
@@ -22,11 +28,11 @@ def check_number(
         0.9
     """
     bounds = [f"> {above:g}"] * (above > -math.inf) + [f">= {least:g}"] * (least > -math.inf)
-    bounds += [f"<= {most:g}"] * (most < math.inf)
+    bounds += [f"<= {most:g}"] * (most < math.inf) + [f"< {below:g}"] * (below < math.inf)
     allowed = " and ".join(bounds) or "finite"
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"{name} must be a number {allowed}, found {value!r}")
-    if not (value > above and value >= least and value <= most):
+    if not (above < value < below and least <= value <= most):
         raise ConfigError(f"{name} must be {allowed}, found {value!r}")
     return value
 
@@ -44,6 +50,19 @@ def check_count(name: str, value: object, *, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name} must be a whole number >= {least}, found {value!r}")
     return value
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Check that ``value`` is one of the ``choices``.
+
+    Raises:
+        ConfigError: if it is not; the text holds the value and the choices.
+
+    Example:
+        >>> check_choice("estimator", "hard", ("hard", "easy"))
+    """
+    if value not in choices:
+        raise ConfigError(f"{name} must be {' or '.join(map(repr, choices))}, found {value!r}")
 
 
 def check_temperature(value: object) -> float:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mbcl.functional._checks import check_temperature, check_views
-from mbcl.functional._similarity import cosine_similarity
+from mbcl.functional._anchors import compare
+from mbcl.functional._checks import check_temperature
 
 
 def nt_xent(
@@ -58,16 +58,6 @@ def nt_xent(
         tensor(0.5514)
     """
     check_temperature(temperature)
-    check_views("nt_xent", z1, z2, candidates1, candidates2, offset)
-    z_AD = torch.cat([z1, z2], dim=-2)
-    c_CD = z_AD if candidates1 is None or candidates2 is None else torch.cat([candidates1, candidates2], dim=-2)
-    s_AC = cosine_similarity(z_AD, c_CD) / temperature
-
-    num_samples = c_CD.shape[-2] // 2
-    sample_b = torch.arange(offset, offset + z1.shape[-2], device=z1.device)
-    own_A1 = torch.cat([sample_b, sample_b + num_samples])[:, None].expand(*s_AC.shape[:-1], 1)
-    positive_A1 = torch.cat([sample_b + num_samples, sample_b])[:, None].expand(*s_AC.shape[:-1], 1)
-    positive_A = s_AC.gather(-1, positive_A1).squeeze(-1)
-    negatives_AC = s_AC.scatter(-1, torch.cat([own_A1, positive_A1], dim=-1), -torch.inf)
-    x_A = negatives_AC.logsumexp(-1) - positive_A
-    return torch.logaddexp(x_A, torch.zeros_like(x_A)).sum(-1) / (2 * num_samples)
+    anchors = compare("nt_xent", z1, z2, candidates1, candidates2, offset, temperature=temperature)
+    x_A = anchors.log_sum_exp(anchors.score_AC) - anchors.positive()
+    return anchors.share(torch.logaddexp(x_A, torch.zeros_like(x_A)))

@@ -4,6 +4,7 @@ from mbcl.models.contrastive import ContrastiveModel, ProjectorShape, build
 from mbcl.models.projector import Projector
 from mbcl.models.registry import ENCODERS, Encoder, EncoderFactory
 from mbcl.models.resnet_small import ResNetSmall
+from mbcl.models.segments import Segmented, segments_of
 from mbcl.models.vision import VisionEncoder
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "Projector",
     "ProjectorShape",
     "ResNetSmall",
+    "Segmented",
     "VisionEncoder",
     "build",
+    "segments_of",
 ]

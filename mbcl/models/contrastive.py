@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from mbcl.functional import raise_half
 from mbcl.models.activation import Activation
 from mbcl.models.projector import Projector
 from mbcl.models.registry import ENCODERS, Encoder
@@ -28,14 +29,12 @@ class ContrastiveModel(nn.Module):
         self.projector = projector
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) float images to (B, F) float32 features, what class evaluations read."""
-        features: Tensor = self.encoder(x)
-        return features.float()
+        """(B, C, H, W) float images to (B, F) features, what class evaluations read; float32 under autocast too."""
+        return raise_half(self.encoder(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) float images to (B, D) float32 projections, un-normalised, under autocast too."""
-        projections: Tensor = self.projector(self.encoder(x))
-        return projections.float()
+        """(B, C, H, W) float images to (B, D) projections, un-normalised; float32 under autocast too."""
+        return raise_half(self.projector(self.encoder(x)))
 
 
 class ProjectorShape(Protocol):

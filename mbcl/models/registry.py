@@ -15,7 +15,10 @@ from mbcl.registry import Registry
 
 
 class Encoder(Protocol):
-    """What every encoder is, besides an ``nn.Module``: images (B, C, H, W) to features (B, ``out_features``)."""
+    """What every encoder is, besides an ``nn.Module``: images (B, C, H, W) to features (B, ``out_features``).
+
+    It owns no random state: no dropout, no stochastic depth. It may be :class:`~mbcl.models.segments.Segmented`.
+    """
 
     out_features: int
     nonlinearity: Activation

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mbcl.errors import ConfigError
 from mbcl.models.activation import Activation, build_activation
 from mbcl.models.registry import ENCODERS
+from mbcl.models.segments import GlobalMean
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -93,3 +94,8 @@ class ResNetSmall(nn.Module):
         """(B, in_channels, H, W) float images to (B, out_features) features."""
         x = self.stages(self.activation(self.bn1(self.conv1(x))))
         return x.mean(dim=(2, 3))
+
+    def segments(self) -> list[nn.Module]:
+        """Stem, blocks, pooling; see :class:`~mbcl.models.segments.Segmented`."""
+        blocks = [block for stage in self.stages for block in stage.children()]
+        return [nn.Sequential(self.conv1, self.bn1, self.activation), *blocks, GlobalMean()]

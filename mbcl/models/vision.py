@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mbcl.errors import ConfigError, nearest
 from mbcl.models.activation import Activation
+from mbcl.models.segments import cut
 
 
 @cache
@@ -36,15 +37,24 @@ def vision_factory(architecture: str) -> Callable[..., nn.Module]:
 class VisionEncoder(nn.Module):
     """A torchvision architecture whose classifier is replaced by the identity.
 
+    Dropout and stochastic depth are switched off. A model must own no random state: one worker and several train
+    alike only if no rank draws numbers of its own, and a resumed training ends with the same bits only if nothing but
+    what a checkpoint holds decides them.
+
     Args:
         architecture: torchvision's name, for example ``resnet18``.
         in_channels: channels of the images; other than 3 gives the first convolution new weights of that shape.
-        stem: ``imagenet`` as published; ``small`` (ResNets only) for images of about 32 pixels: a 3 x 3 convolution
-            of stride 1 and no pooling first (Chen et al. 2020, arXiv:2002.05709, B.9).
+        stem: ``imagenet`` as published; ``small`` for images of about 32 pixels: a 3 x 3 convolution of stride 1 and
+            no pooling first. ResNets (Chen et al. 2020, arXiv:2002.05709, B.9) and DenseNets (Huang et al. 2017,
+            arXiv:1608.06993, section 3, where nothing else stands before the first block) have one.
         zero_init: start the last batch norm of each residual block at zero, where the architecture has that switch.
 
+    Attributes:
+        out_features: what went into the classifier. VGGs and AlexNet keep their hidden linear layers.
+        classifier: the name of the module that the identity replaced.
+
     Raises:
-        ConfigError: if the architecture is unknown, has no linear classifier, or no ResNet's stem to make small.
+        ConfigError: if the architecture is unknown or has no published stem to make small.
     """
 
     def __init__(
@@ -64,15 +74,14 @@ class VisionEncoder(nn.Module):
             raise ConfigError(f"{architecture}: stem must be imagenet or small, found {stem!r}")
         if architecture not in architectures():
             raise ConfigError(f"unknown encoder {architecture!r}; {nearest(architecture, architectures())}")
-        if stem == "small" and not _is_resnet(architecture):
-            raise ConfigError(f"{architecture}: only ResNets have a small stem, found stem 'small'")
+        if stem == "small" and not architecture.startswith((*_RESNETS, "densenet")):
+            raise ConfigError(f"{architecture}: only ResNets and DenseNets have a small stem, found stem 'small'")
         network = torchvision.models.get_model(architecture, weights=None, **_switches(architecture, zero_init))
-        self.out_features = _drop_classifier(network, architecture)
+        self.classifier, self.out_features = _drop_classifier(network)
         self.nonlinearity: Activation = "relu"  # the published head's
+        _switch_off_chance(network)
         if stem == "small":
-            network.conv1 = nn.Conv2d(in_channels, network.conv1.out_channels, 3, padding=1, bias=False)
-            nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-            network.maxpool = nn.Identity()
+            _make_stem_small(network, in_channels)
         elif in_channels != 3:
             _adapt_first_convolution(network, in_channels)
         self.network = network
@@ -82,32 +91,64 @@ class VisionEncoder(nn.Module):
         features: Tensor = self.network(x)
         return features
 
+    def segments(self) -> list[nn.Module]:
+        """See :class:`~mbcl.models.segments.Segmented`."""
+        return cut(self.network)
+
+
+_RESNETS = ("resnet", "resnext", "wide_resnet")
+
 
 def _switches(architecture: str, zero_init: bool) -> dict[str, Any]:
     """Keywords of the constructor that only some architectures have."""
-    if _is_resnet(architecture):
+    if architecture.startswith(_RESNETS):
         return {"zero_init_residual": zero_init}
     if architecture in ("googlenet", "inception_v3"):
         return {"init_weights": True, "aux_logits": False}  # extra classifiers for training: an encoder has none
     return {}
 
 
-def _is_resnet(architecture: str) -> bool:
-    return architecture.startswith(("resnet", "resnext", "wide_resnet"))
+def _drop_classifier(network: nn.Module) -> tuple[str, int]:
+    """Replace the classifier by the identity; returns its name and how many features went into it.
+
+    It is the last linear layer, or the last convolution where there is none (SqueezeNet, which pools behind it).
+    """
+    parts = list(network.named_modules())
+    linear = [(name, part.in_features) for name, part in parts if isinstance(part, nn.Linear)]
+    convolutions = [(name, part.in_channels) for name, part in parts if isinstance(part, nn.Conv2d)]
+    name, width = (linear or convolutions)[-1]
+    network.set_submodule(name, nn.Identity())
+    return name, width
 
 
-def _drop_classifier(network: nn.Module, architecture: str) -> int:
-    """Replace the last linear layer by the identity and return how many features went into it."""
-    linear = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise ConfigError(f"{architecture}: it has no linear classifier, so it cannot be an encoder")
-    name, classifier = linear[-1]
-    _replace(network, name, nn.Identity())
-    return classifier.in_features
+def _switch_off_chance(network: nn.Module) -> None:
+    """Every rate of dropout and of stochastic depth becomes 0: those of modules, and those kept as plain numbers."""
+    from torchvision.ops import StochasticDepth
+
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd | StochasticDepth):
+            module.p = 0.0
+        for rate in ("dropout", "attention_dropout", "drop_rate"):
+            if isinstance(getattr(module, rate, None), float):
+                setattr(module, rate, 0.0)
+
+
+def _make_stem_small(network: nn.Module, in_channels: int) -> None:
+    """A 3 x 3 convolution of stride 1 for the first, and no pooling behind it."""
+    parts, name, dropped = (
+        (network, "conv1", ("maxpool",))
+        if hasattr(network, "conv1")
+        else (network.get_submodule("features"), "conv0", ("norm0", "relu0", "pool0"))
+    )
+    new = nn.Conv2d(in_channels, getattr(parts, name).out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    setattr(parts, name, new)
+    for pooling in dropped:
+        setattr(parts, pooling, nn.Identity())
 
 
 def _adapt_first_convolution(network: nn.Module, in_channels: int) -> None:
-    """Give the first convolution another number of input channels, freshly initialised as its architecture does."""
+    """Give the first convolution another number of input channels, with fresh Kaiming weights."""
     name, old = next((name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d))
     new = nn.Conv2d(
         in_channels,
@@ -120,9 +161,4 @@ def _adapt_first_convolution(network: nn.Module, in_channels: int) -> None:
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
     if new.bias is not None:
         nn.init.zeros_(new.bias)
-    _replace(network, name, new)
-
-
-def _replace(network: nn.Module, name: str, new: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent), child, new)
+    network.set_submodule(name, new)

@@ -38,7 +38,10 @@ class Objective(nn.Module):
 
     - ``local``: nothing; each rank's loss is that of its own part of the batch, and ranks are averaged.
     - ``candidates``: the projections of all ranks, as :class:`Candidates`, gathered with gradient.
-    - ``state``: the candidates with their ``indices``, and state per sample that all ranks keep equal.
+    - ``state``: the candidates with their ``indices``, and state per sample that all ranks keep equal. Such an
+      objective is a :class:`~mbcl.objectives.StatefulObjective`: after a forward pass with candidates, the training
+      step gathers ``pending``, the new state of each rank's own samples, and hands the whole batch's to ``commit`` on
+      every rank. In one process there are no candidates, and the objective updates itself.
 
     With candidates, an objective returns its own anchors' share of the loss, already divided by the anchors of the
     whole batch: the sum over the ranks is the loss of the whole batch.

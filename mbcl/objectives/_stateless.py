@@ -12,9 +12,10 @@ from mbcl.objectives._base import Candidates, Distribution, Objective
 
 
 class StatelessObjective(Objective):
-    """Base of the objectives that are a pure function of the batch's projections and a temperature.
+    """Base of the objectives that are a pure function of the batch's projections and a few numbers.
 
     A subclass names its function in ``loss``: (z1, z2, *, temperature, candidates1, candidates2, offset) to a scalar.
+    One with more parameters than a temperature says in :meth:`settings` what its function is to be given.
 
     Args:
         temperature: above 0; divides the cosines.
@@ -33,16 +34,20 @@ class StatelessObjective(Objective):
         """The loss of a batch, as in the base class. Leading dimensions are separate batches, as a sampler needs."""
         loss = type(self).loss
         if candidates is None:
-            return loss(z1, z2, temperature=self.temperature)
+            return loss(z1, z2, **self.settings())
         return loss(
             z1,
             z2,
-            temperature=self.temperature,
+            **self.settings(),
             candidates1=candidates.z1,
             candidates2=candidates.z2,
             offset=candidates.offset,
         )
 
+    def settings(self) -> dict[str, object]:
+        """The parameters, as the function takes them."""
+        return {"temperature": self.temperature}
+
     def extra_repr(self) -> str:
         """The parameters."""
-        return f"temperature={self.temperature}"
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings().items())

@@ -127,11 +127,12 @@ def _experiment(base: dict[str, Any], chosen: Mapping[str, Any], space: Space, s
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
     experiment = experiment_of(content, where)
-    if experiment.train.batch_size % space.resources.workers:
+    try:
+        experiment.train.check_workers(space.resources.workers)
+    except ConfigError as error:
         raise ConfigError(
-            f"{source}: resources.workers: found {space.resources.workers}, but experiment.train.batch_size "
-            f"{experiment.train.batch_size} is not divisible by it"
-        )
+            f"{source}: resources.workers: found {space.resources.workers}, but experiment.{error}"
+        ) from error
     return experiment
 
 

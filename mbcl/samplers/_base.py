@@ -67,6 +67,11 @@ class Sampler(Protocol):
         """B, the samples of a global batch."""
         ...
 
+    @property
+    def covers(self) -> bool:
+        """Whether a plan visits every sample but the few that fill no batch or pool."""
+        ...
+
     def check(self, num_samples: int) -> None:
         """Raise if plans of this many samples can never be made; warn if a setting will not be used.
 

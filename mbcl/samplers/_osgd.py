@@ -78,6 +78,11 @@ class OSGD(PoolSampler):
         if self.score not in ("ntxent", "objective"):
             raise ConfigError(f"score must be 'ntxent' or 'objective', found {self.score!r}")
 
+    @property
+    def covers(self) -> bool:
+        """Whether every candidate batch is kept."""
+        return self.q == self.k
+
     def with_objective(self, objective: BatchLoss) -> OSGD:
         """The same sampler, scoring with this loss if ``score`` is ``objective``.
 

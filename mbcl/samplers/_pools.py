@@ -84,6 +84,11 @@ class PoolSampler:
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size)
 
+    @property
+    def covers(self) -> bool:
+        """Whether a plan visits every sample but the few that fill no batch or pool."""
+        return True
+
     def check(self, num_samples: int) -> None:
         """As :meth:`Sampler.check`."""
         check_num_samples(self.name, self.batch_size, num_samples)

@@ -26,6 +26,11 @@ class RandomSampler:
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size)
 
+    @property
+    def covers(self) -> bool:
+        """Whether a plan visits every sample but the few that fill no batch."""
+        return True
+
     @abstractmethod
     def stream(self, epoch: int, round: int) -> tuple[int, int]:
         """The epoch and the round whose random numbers are used."""

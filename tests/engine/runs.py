@@ -66,6 +66,7 @@ def run(
     """Train; the losses of all steps, the weights and buffers, the rows."""
     recorder = Recorder()
     trainer = Trainer(content, world=world, store=LocalStore(folder), plans=plans, observers=[recorder])
+    trainer.resume()
     trainer.run()
     state = {key: value.clone() for key, value in trainer.learner.model.state_dict().items()}
     return recorder.losses, state, recorder.rows
@@ -108,7 +109,9 @@ class _Stopper(Recorder):
 def interrupt(folder: Path | str, content: Experiment, **when: int) -> None:
     """Begin a training and break off, as a kill at that moment would leave it: ``after_step`` or ``after_epoch``."""
     try:
-        Trainer(content, world=World(), store=LocalStore(folder), observers=[_Stopper(**when)]).run()
+        trainer = Trainer(content, world=World(), store=LocalStore(folder), observers=[_Stopper(**when)])
+        trainer.resume()
+        trainer.run()
     except _Stop:
         return
     raise AssertionError(f"the training ended before {when}")

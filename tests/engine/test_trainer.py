@@ -10,7 +10,6 @@ import torch
 from engine import runs
 
 from mbcl.dist import World
-from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.embed import ViewKey, embed, two_views
 from mbcl.engine.prepare import load_data, model_of
 from mbcl.engine.records import KEYS
@@ -79,19 +78,6 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path):
     assert first[0] != other[0]
 
 
-@pytest.mark.parametrize("sampler", ["shuffle", "osgd", "spectral"])
-@pytest.mark.parametrize("when", [{"after_epoch": 1}, {"after_step": 16}, {"after_step": 3}])
-def test_a_resumed_training_ends_with_the_same_weights_to_the_last_bit(tmp_path, sampler, when):
-    content = runs.experiment(sampler)
-    _, weights, rows = runs.run(World(), tmp_path / "whole", content)
-    runs.interrupt(tmp_path / "cut", content, **when)
-    _, resumed, _ = runs.run(World(), tmp_path / "cut", content)
-    assert runs.equal(resumed, weights)
-    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [1, 2], "no row is lost or doubled"
-    assert [line["train/loss"] for line in lines] == [row["train/loss"] for row in rows]
-
-
 def test_the_first_step_has_the_loss_of_its_batch_by_hand(tmp_path):
     """Plan, views, model and objective, put together by hand."""
     content = runs.experiment("shuffle")
@@ -156,8 +142,3 @@ def test_a_batch_that_the_workers_cannot_share_is_refused(tmp_path):
 
     with pytest.raises(ConfigError, match="16 is not divisible by 3 workers"):
         Trainer(runs.experiment(), world=World(0, 3, torch.device("cpu")), store=LocalStore(tmp_path))
-
-
-def test_only_the_newest_checkpoints_are_kept(tmp_path):
-    runs.run(World(), tmp_path, runs.experiment(train={"epochs": 3, "batch_size": 16, "keep_checkpoints": 2}))
-    assert checkpoints.names(LocalStore(tmp_path)) == ["epoch_000002", "epoch_000003"]

@@ -35,6 +35,14 @@ def test_shapes_and_dtypes():
         assert model(x).dtype == model.features(x).dtype == torch.float32
 
 
+def test_float64_stays_float64():
+    model = build(widths=[4, 8]).double().eval()
+    x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    assert model(x).dtype == model.features(x).dtype == torch.float64
+    assert torch.equal(model.features(x), model.encoder(x))
+    assert torch.equal(model(x), model.projector(model.encoder(x)))
+
+
 @pytest.mark.parametrize("size, stride", [(8, 1), (28, 2), (7, 1), (1, 1)])
 def test_any_image_size(size, stride):
     assert build(stem_stride=stride)(torch.randn(2, 1, size, size)).shape == (2, 16)
@@ -104,48 +112,6 @@ def test_names_in_checkpoints_stay():
 def test_values_out_of_range(settings, text):
     with pytest.raises(ConfigError, match=text):
         build(**settings)
-
-
-# -- torchvision ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stem", ["imagenet", "small"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_resnet18_with_both_stems(stem, channels):
-    model = build("resnet18", in_channels=channels, stem=stem)
-    network = model.encoder.network
-    assert model.encoder.out_features == 512
-    assert network.conv1.in_channels == channels
-    assert network.conv1.kernel_size == ((7, 7) if stem == "imagenet" else (3, 3))
-    assert isinstance(network.maxpool, nn.Identity) == (stem == "small")
-    assert model.features(torch.randn(2, channels, 32, 32)).shape == (2, 512)
-    lasts = [block.bn2 for stage in (network.layer1, network.layer4) for block in stage]
-    assert all(last.weight.abs().sum() == 0 for last in lasts)
-    if channels == 3 and stem == "imagenet":
-        twin = build("resnet18", in_channels=channels, zero_init=False).encoder.network
-        assert twin.layer1[0].bn2.weight.min() == 1
-        again = build("resnet18", in_channels=channels)
-        assert torch.equal(again.encoder.network.conv1.weight, network.conv1.weight)
-
-
-@pytest.mark.parametrize("name, width, size", [("mobilenet_v3_small", 1024, 32), ("densenet121", 1024, 32)])
-def test_other_architectures(name, width, size):
-    model = build(name).eval()
-    assert model.encoder.out_features == width
-    assert model.features(torch.randn(1, 1, size, size)).shape == (1, width)
-
-
-def test_encoders_that_cannot_be():
-    with pytest.raises(ConfigError, match="no linear classifier"):
-        build("squeezenet1_0")
-    with pytest.raises(ConfigError, match="only ResNets have a small stem"):
-        build("mobilenet_v3_small", stem="small")
-    with pytest.raises(ConfigError, match="stem must be imagenet or small, found 'tiny'"):
-        build("resnet18", stem="tiny")
-    with pytest.raises(ConfigError, match="unknown encoder 'resnet81'; did you mean 'resnet18'"):
-        build("resnet81")
-    with pytest.raises(ConfigError, match="did you mean 'resnet_small'"):
-        build("resnet_smal")
 
 
 def test_signatures_are_the_settings():

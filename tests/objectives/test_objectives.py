@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import re
 
 import pytest
 import torch
 
 import mbcl
 from mbcl.errors import ConfigError
-from mbcl.functional import clip, nt_xent
-from mbcl.objectives import OBJECTIVES, Candidates
+from mbcl.functional import clip, dcl, hcl, nt_xent
+from mbcl.objectives import OBJECTIVES, Candidates, StatefulObjective
 
-REQUIRED: dict[str, dict[str, object]] = {}
+REQUIRED: dict[str, dict[str, object]] = {"sogclr": {"num_samples": 8}}
 """Parameters of objectives that cannot be built without."""
 
 each_objective = pytest.mark.parametrize("name", list(OBJECTIVES))
@@ -48,15 +49,49 @@ def test_the_order_of_the_batch_does_not_matter(name: str) -> None:
 
 @each_objective
 def test_shares_of_the_ranks_add_up(name: str) -> None:
-    if OBJECTIVES[name].distribution != "candidates":
+    """Over three steps, with the gradients, and with the state where there is one."""
+    if OBJECTIVES[name].distribution == "local":
         pytest.skip("not made of shares")
-    z1, z2, indices = batch(3)
+    alone = mbcl.objectives.build(name, **REQUIRED.get(name, {}))
+    ranks = [mbcl.objectives.build(name, **REQUIRED.get(name, {})) for _ in range(2)]
+    for step in range(3):
+        z1, z2, indices = batch(step)
+        z1, z2 = z1.requires_grad_(), z2.requires_grad_()
+        expected = alone(z1, z2, indices)
+        shares = [
+            rank(z1[at], z2[at], indices[at], candidates=Candidates(z1, z2, at.start, indices))
+            for rank, at in zip(ranks, (slice(0, 3), slice(3, 6)), strict=True)
+        ]
+        torch.testing.assert_close(shares[0] + shares[1], expected)
+        for found, wanted in zip(
+            torch.autograd.grad(shares[0] + shares[1], [z1, z2]), torch.autograd.grad(expected, [z1, z2]), strict=True
+        ):
+            torch.testing.assert_close(found, wanted)
+        if isinstance(alone, StatefulObjective):
+            pending = torch.cat([rank.pending for rank in ranks])  # type: ignore[misc, union-attr]
+            for rank in ranks:
+                rank.commit(indices, pending)  # type: ignore[operator]
+    for rank in ranks:
+        torch.testing.assert_close(rank.state_dict(), alone.state_dict())
+
+
+@each_objective
+def test_state_is_what_the_distribution_says(name: str) -> None:
     objective = mbcl.objectives.build(name, **REQUIRED.get(name, {}))
-    shares = [
-        objective(z1[r : r + 3], z2[r : r + 3], indices[r : r + 3], candidates=Candidates(z1, z2, r, indices))
-        for r in (0, 3)
-    ]
-    torch.testing.assert_close(shares[0] + shares[1], objective(z1, z2, indices))
+    assert isinstance(objective, StatefulObjective) == (objective.distribution == "state")
+    assert bool(objective.state_dict()) == (objective.distribution == "state")
+
+
+@each_objective
+def test_leading_dimensions_where_there_is_no_state(name: str) -> None:
+    """A sampler scores many batches at once."""
+    if OBJECTIVES[name].distribution == "state":
+        pytest.skip("its batches come with indices")
+    objective = mbcl.objectives.build(name)
+    z1, z2 = (torch.stack([batch(seed)[view] for seed in range(3)]) for view in range(2))
+    losses = objective(z1, z2)
+    assert losses.shape == (3,)
+    torch.testing.assert_close(losses[1], objective(z1[1], z2[1]))
 
 
 @each_objective
@@ -99,12 +134,45 @@ def test_unknown_objective_names_the_nearest() -> None:
 
 def test_published_names_and_defaults() -> None:
     assert OBJECTIVES.canonical("sim") == "simclr"
-    for name in ("simclr", "sim", "clip"):
-        assert mbcl.objectives.build(name).temperature == 0.1
+    assert OBJECTIVES.canonical("sog") == "sogclr"
+    for name in ("simclr", "sim", "clip", "dcl", "hcl", "sog"):
+        required = REQUIRED.get(OBJECTIVES.canonical(name), {})
+        assert mbcl.objectives.build(name, **required).temperature == 0.1
+    hard = "HCL(temperature=0.1, tau_plus=0.1, beta=1.0, estimator='hard')"
+    assert repr(mbcl.objectives.build("hcl")) == hard
+    dynamic = "SogCLR(num_samples=8, temperature=0.1, gamma=0.9, first_touch='sample')"
+    assert repr(mbcl.objectives.build("sogclr", num_samples=8)) == dynamic
     assert repr(mbcl.objectives.build("clip", temperature=1)) == "CLIP(temperature=1)"
 
 
 def test_values_are_those_of_the_functions() -> None:
     z1, z2, _ = batch(5)
-    assert torch.equal(mbcl.objectives.build("simclr", temperature=0.3)(z1, z2), nt_xent(z1, z2, temperature=0.3))
-    assert torch.equal(mbcl.objectives.build("clip", temperature=0.3)(z1, z2), clip(z1, z2, temperature=0.3))
+    for name, function in (("simclr", nt_xent), ("clip", clip), ("dcl", dcl), ("hcl", hcl)):
+        assert torch.equal(mbcl.objectives.build(name, temperature=0.3)(z1, z2), function(z1, z2, temperature=0.3))
+    parameters = {"temperature": 0.3, "tau_plus": 0.2, "beta": 0.5, "estimator": "hard"}
+    assert torch.equal(mbcl.objectives.build("hcl", **parameters)(z1, z2), hcl(z1, z2, **parameters))  # type: ignore[arg-type]
+    easy = mbcl.objectives.build("hcl", temperature=0.3, estimator="easy")
+    assert torch.equal(easy(z1, z2), nt_xent(z1, z2, temperature=0.3))
+
+
+@pytest.mark.parametrize(
+    "name, parameters, text",
+    [
+        ("hcl", {"tau_plus": 1.0}, "tau_plus must be >= 0 and < 1, found 1.0"),
+        ("hcl", {"beta": -1}, "beta must be >= 0, found -1"),
+        ("hcl", {"estimator": "soft"}, "estimator must be 'hard' or 'easy', found 'soft'"),
+        ("sogclr", {"gamma": 0.0}, "gamma must be > 0 and <= 1, found 0.0"),
+        ("sogclr", {"gamma": 1.5}, "gamma must be > 0 and <= 1, found 1.5"),
+        ("sogclr", {"first_touch": "never"}, "first_touch must be 'sample' or 'batch', found 'never'"),
+        ("sogclr", {"num_samples": 0}, "num_samples must be a whole number >= 1, found 0"),
+        ("sogclr", {"temperature": 0.001}, "temperature must be >= 0.002 for sogclr"),
+    ],
+)
+def test_bad_parameters(name: str, parameters: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        mbcl.objectives.build(name, **{**REQUIRED.get(name, {}), **parameters})
+
+
+def test_sogclr_needs_to_know_how_many_samples() -> None:
+    with pytest.raises(ConfigError, match="parameter 'num_samples' is required"):
+        mbcl.objectives.build("sogclr")

@@ -57,7 +57,7 @@ BROKEN = [
     ({"search": {"metric": "retrieval/u2v/top1"}}, "the test split is read once, at the end"),
     ({"search": {"mode": "best"}}, "search.mode: Input should be 'min' or 'max', found 'best'"),
     ({"search": {"num_samples": 3}}, "search.num_samples: found 3, but the space has only grids"),
-    ({"resources": {"workers": 3}}, "resources.workers: found 3, but experiment.train.batch_size 16 is not divisible"),
+    ({"resources": {"workers": 3}}, "resources.workers: found 3, but experiment.train.batch_size: 16 is not divisible"),
     ({"resources": {"workers": 0}}, "resources.workers: Input should be greater than or equal to 1, found 0"),
     ({"resources": {"gpu": "yes"}}, "resources.gpu: found 'yes', allowed: auto, true, false"),
     (

@@ -1,0 +1,152 @@
+"""What batch norm computes, without collectives: moments that merge, running statistics, normalisation.
+
+Letters: B samples, C channels, R parts (chunks, ranks) of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def moments(x: Tensor) -> Tensor:
+    """A part's share of the batch's moments, in a form that :func:`merge_moments` takes.
+
+    Args:
+        x: (B, C, ...) float; B may be 0.
+
+    Returns:
+        (2C + 1,) float64: each channel's mean, its sum of squared deviations from that mean, and how many values a
+        channel has.
+    """
+    channels = x.shape[1]
+    count = x.numel() // channels
+    if not count:
+        return x.new_zeros(2 * channels + 1, dtype=torch.float64)
+    var, mean = torch.var_mean(x.detach().double(), _all_but_channels(x), correction=0)
+    return torch.cat((mean, var * count, mean.new_tensor([count])))
+
+
+def merge_moments(parts_RM: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Mean and biased variance of each channel over all parts of a batch.
+
+    They are merged without ever subtracting two large sums (Chan, Golub, LeVeque 1983, "Algorithms for computing the
+    sample variance", 2.1).
+
+    Args:
+        parts_RM: (R, 2C + 1) float64, :func:`moments` of the parts.
+
+    Returns:
+        (C,) float64 means, (C,) float64 variances, and how many values a channel has.
+
+    Raises:
+        ValueError: if a channel has fewer than two values, which have no variance.
+    """
+    channels = parts_RM.shape[1] // 2
+    means, deviations, counts = parts_RM.split((channels, channels, 1), dim=1)
+    total = counts.sum()
+    count = int(total)
+    if count < 2:
+        raise ValueError(f"batch norm needs more than one value a channel in the global batch, found {count}")
+    mean = (means * counts).sum(0) / total
+    var = (deviations + counts * (means - mean).square()).sum(0) / total
+    return mean, var, count
+
+
+def update_running(layer: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
+    """Running statistics as torch's: exponential, or cumulative where ``momentum`` is None; if they are tracked.
+
+    Args:
+        layer: changed in place.
+        mean: (C,) of the batch.
+        var: (C,) of the batch, biased.
+        count: values a channel.
+    """
+    if not (layer.training and layer.track_running_stats) or layer.running_mean is None or layer.running_var is None:
+        return
+    share = layer.momentum
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+        if share is None:
+            share = 1.0 / float(layer.num_batches_tracked)
+    assert share is not None
+    unbiased_var = var * (count / (count - 1))
+    layer.running_mean.mul_(1 - share).add_(share * mean.to(layer.running_mean.dtype))
+    layer.running_var.mul_(1 - share).add_(share * unbiased_var.to(layer.running_var.dtype))
+
+
+def precise(x: Tensor) -> torch.dtype:
+    """The dtype of the statistics of ``x``: float32 at least, for under autocast x is half and they never are."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def normalise(
+    layer: _BatchNorm, x: Tensor, mean: Tensor, var: Tensor, count: int, sum_ranks: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) · weight + bias, with the gradient through the global mean and variance.
+
+    Args:
+        layer: its weight, bias and eps are used.
+        x: (B, C, ...) this rank's part of the batch.
+        mean: (C,) of the global batch.
+        var: (C,) of the global batch, biased.
+        count: values a channel in the global batch.
+        sum_ranks: sums a tensor over the ranks that hold the batch.
+
+    Returns:
+        (B, C, ...) in the dtype of ``x``. The gradients of weight and bias are this rank's contributions.
+    """
+    mean, var = mean.to(precise(x)), var.to(precise(x))
+    result: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
+        x, mean, var, count, layer.weight, layer.bias, layer.eps, sum_ranks
+    )
+    return result
+
+
+def _all_but_channels(x: Tensor) -> list[int]:
+    return [d for d in range(x.ndim) if d != 1]
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        count: int,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        sum_ranks: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        ctx.save_for_backward(x, mean, torch.rsqrt(var.double() + eps).to(var.dtype), weight)
+        ctx.count, ctx.sum_ranks = count, sum_ranks
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, mean, scale, weight = ctx.saved_tensors
+        dims = _all_but_channels(x)
+        view = (1, x.shape[1], *(1 for _ in dims[1:]))
+        normal = (x - mean.view(view)) * scale.view(view)
+        # The weight's and bias's gradients stay local: DDP averages those.
+        bias_gradient = gradient.sum(dims, dtype=torch.float64)
+        weight_gradient = (gradient * normal).sum(dims, dtype=torch.float64)
+        sums = ctx.sum_ranks(torch.cat((bias_gradient, weight_gradient))) / ctx.count
+        offset, slope = sums.to(mean.dtype).view(2, *view)
+        factor = scale if weight is None else scale * weight
+        x_gradient = ((gradient - offset - normal * slope) * factor.view(view)).to(x.dtype)
+        _, _, _, _, needs_weight, needs_bias, _, _ = ctx.needs_input_grad
+        own = (
+            weight_gradient.to(mean.dtype) if needs_weight else None,
+            bias_gradient.to(mean.dtype) if needs_bias else None,
+        )
+        return x_gradient, None, None, None, *own, None, None

@@ -1,0 +1,123 @@
+"""Tiny ImageNet (Stanford CS231n): 200 classes of ImageNet at 64 x 64 pixels.
+
+The official test part has no labels: the validation part is the test part here. All images are held in memory as bytes,
+1.23 GB for the 100,000 of the training part and 0.12 GB for the test part, by every process that reads the set; cutting
+a validation split off copies the training part once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mbcl.data.folders import Listing, decode, image_files, list_class_folders, subfolders, train_classes
+from mbcl.data.images import ImageSet, Splits, warn_of_counts
+from mbcl.data.recipe import ViewRecipe
+from mbcl.errors import ConfigError, DataError
+
+NUM_CLASSES = 200
+SIZE = 64
+OFFICIAL_COUNTS = (100_000, 10_000)
+FOLDER = "tiny-imagenet-200"
+ANNOTATIONS = "val_annotations.txt"
+HOW_TO_GET = (
+    f"expected the extracted {FOLDER}.zip of http://cs231n.stanford.edu (train/WNID/images/*.JPEG, val/images/*.JPEG, "
+    f"val/{ANNOTATIONS}, wnids.txt) or folders train/CLASS/IMAGE and val/CLASS/IMAGE; there is no download"
+)
+RECIPE = ViewRecipe()
+
+
+def read(*, dir: str | None, download: bool, max_samples: int | None = None) -> Splits:
+    """Read the training part and, as the test part, the official validation part.
+
+    Args:
+        dir: the extracted folder, one that holds it, or one of class folders.
+        download: must be false: torchvision has no download of this set.
+        max_samples: decode no more training images than that.
+
+    Raises:
+        DataError: if a file is missing or damaged, in one line that names it.
+        ConfigError: if ``download`` is asked for.
+    """
+    if download:
+        raise ConfigError(f"tiny_imagenet: download: found true, but it cannot be fetched; {HOW_TO_GET}")
+    if dir is None:
+        raise DataError(f"tiny_imagenet: data.dir is not given; {HOW_TO_GET}")
+    root = Path(dir).expanduser()
+    folder = next((place for place in (root, root / FOLDER) if (place / "train").is_dir()), None)
+    if folder is None:
+        what = "holds no folder train" if root.is_dir() else "does not exist"
+        raise DataError(f"tiny_imagenet: {root} {what}; {HOW_TO_GET}")
+    classes = _classes(folder)
+    train, test = list_class_folders(folder / "train", classes), _test_part(folder, classes)
+    warn_of_counts(f"tiny_imagenet: {folder}", (len(train), len(test)), OFFICIAL_COUNTS)
+    return Splits(_image_set(train.first(max_samples)), _image_set(test))
+
+
+def _classes(folder: Path) -> list[str]:
+    """The classes, sorted: the folders of the training part, which ``wnids.txt`` must agree with if it is there."""
+    found = train_classes(folder / "train", NUM_CLASSES)
+    path = folder / "wnids.txt"
+    if not path.is_file():
+        return found
+    listed = {line.strip() for line in _lines(path)} - {""}
+    for wnid in sorted(listed.symmetric_difference(found)):
+        where = f"names {wnid}, which train lacks" if wnid in listed else f"lacks {wnid}, which train holds"
+        raise DataError(f"{path}: it {where}")
+    return found
+
+
+def _test_part(folder: Path, classes: Sequence[str]) -> Listing:
+    """The official validation part, or class folders; the official test part, without labels, is never read."""
+    val = folder / "val"
+    if (val / "images").is_dir() and image_files(val / "images"):
+        return _annotated(val, classes)
+    # The official folder has a test part beside class folders in `val` that were made from the annotations.
+    for part in (val, folder / "test"):
+        if part.is_dir() and set(subfolders(part)) - {"images"}:
+            return list_class_folders(part, classes)
+    raise DataError(f"tiny_imagenet: {folder} has no test part with labels; {HOW_TO_GET}")
+
+
+def _annotated(val: Path, classes: Sequence[str]) -> Listing:
+    """The images of the official validation part in the order of the annotations."""
+    path = val / ANNOTATIONS
+    if not path.is_file():
+        raise DataError(f"tiny_imagenet: {val} lacks {ANNOTATIONS}; {HOW_TO_GET}")
+    waiting = {file.name: file for file in image_files(val / "images")}
+    labels_of = {name: label for label, name in enumerate(classes)}
+    paths, labels = [], []
+    for number, name, wnid in _annotations(path):
+        if wnid not in labels_of:
+            raise DataError(f"{path}: line {number}: {wnid} is not one of the {len(classes)} classes of train")
+        if name not in waiting:
+            raise DataError(f"{path}: line {number}: {name} is given twice or is not in {val / 'images'}")
+        paths.append(waiting.pop(name))
+        labels.append(labels_of[wnid])
+    if waiting:
+        raise DataError(f"{path}: it lacks {len(waiting)} of the files in {val / 'images'}, first {min(waiting)}")
+    return Listing(paths, labels)
+
+
+def _annotations(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line number, file and class; what follows on a line is a bounding box."""
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            name, *rest = line.split("\t")
+            if not rest:
+                raise DataError(f"{path}: line {number}: expected FILE, tab, WNID, found {line[:80]!r}")
+            yield number, name, rest[0].strip()
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise DataError(f"{path}: cannot be read: {reason}") from error
+
+
+def _image_set(listing: Listing) -> ImageSet:
+    images, labels = decode(listing, size=SIZE, name="tiny_imagenet")
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as published
+    return ImageSet(images, labels, "tiny_imagenet", RECIPE, mean=mean, std=std, image_size=SIZE)

@@ -1,0 +1,84 @@
+"""``mbcl doctor``: the gradient parity certificate on this machine, as a table and a verdict."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import product
+
+import torch
+from rich.console import Console
+
+from mbcl import __version__
+from mbcl.dist import World
+from mbcl.engine.certificate import BATCH_SIZE, BOUNDS, CHUNK_SIZE, Case, Errors, certify
+from mbcl.errors import ConfigError
+from mbcl.launch import launch
+from mbcl.storage import open_store, write_text
+
+FILE = "doctor.json"
+_LINE = "{:<10} {:>7}  {:<8} {:<12} {:>8} {:>9} {:>8} {:>6}  {}"
+_COLUMNS = ("objective", "workers", "dtype", "accumulation", "loss", "gradients", "state", "bound", "")
+
+
+def examine(
+    *,
+    workers: Sequence[int],
+    objectives: Sequence[str],
+    dtypes: Sequence[str],
+    accumulations: Sequence[str],
+    steps: int,
+    out: str | None = None,
+) -> bool:
+    """Run every combination, print the errors as they come, and say whether all are within their bounds.
+
+    Args:
+        workers: numbers of gloo processes.
+        objectives: names.
+        dtypes: keys of ``BOUNDS``.
+        accumulations: ``none``, ``cached``.
+        steps: taken in each.
+        out: folder for ``doctor.json``, if anything is to be written.
+
+    Raises:
+        ConfigError: if a number of workers cannot share a batch or a chunk.
+    """
+    shared = CHUNK_SIZE if "cached" in accumulations else BATCH_SIZE
+    for size in workers:
+        if size < 1 or shared % size:
+            raise ConfigError(f"--workers: found {size}, allowed are divisors of {shared}")
+    cases = [Case(*values, steps=steps) for values in product(objectives, dtypes, accumulations)]
+    console = Console(highlight=False)
+    console.print(f"mbcl {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+    console.print(
+        f"{steps} steps on batches of {BATCH_SIZE} (cached accumulation: chunks of {CHUNK_SIZE}), against one process\n"
+        "with whole batches: the largest error, relative to the largest entry of each tensor"
+    )
+    console.print(_LINE.format(*_COLUMNS).rstrip())
+    results = []
+    for size in workers:
+        with console.status(f"{size} gloo process{'es' if size > 1 else ''}, {len(cases)} cases"):
+            found = launch(_certify_all, size, cases)[0]
+        for case, errors in zip(cases, found, strict=True):
+            within = errors.largest <= BOUNDS[case.dtype]
+            console.print(_line(size, case, errors, within))
+            results.append({"workers": size, **asdict(case), **asdict(errors), "within": within})
+    beyond = sum(not result["within"] for result in results)
+    console.print(f"{len(results)} comparisons, {beyond} beyond their bounds" if beyond else "all within their bounds")
+    if out is not None:
+        write_text(open_store(out), FILE, json.dumps({"torch": torch.__version__, "results": results}, indent=1))
+    return beyond == 0
+
+
+def _line(workers: int, case: Case, errors: Errors, within: bool) -> str:
+    measured = [f"{value:.1e}" for value in (errors.loss, errors.gradients, errors.state)]
+    verdict = "ok" if within else "BEYOND"
+    return _LINE.format(
+        case.objective, workers, case.dtype, case.accumulation, *measured, f"{BOUNDS[case.dtype]:.0e}", verdict
+    )
+
+
+def _certify_all(world: World, cases: Sequence[Case]) -> list[Errors]:
+    return [certify(world, case) for case in cases]

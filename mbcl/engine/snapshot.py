@@ -1,0 +1,75 @@
+"""What a training is at one moment, into a checkpoint and out of it. Every rank takes part; rank 0 writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mbcl import dist
+from mbcl.dist import World
+from mbcl.engine import checkpoint as checkpoints
+from mbcl.engine.cache import EmbeddingCache
+from mbcl.engine.checkpoint import Checkpoint
+from mbcl.engine.epoch import EpochProgress
+from mbcl.engine.step import Learner
+from mbcl.errors import CheckpointError, MbclError
+from mbcl.experiment import Experiment
+from mbcl.storage import Store
+
+
+def state_of(learner: Learner, kept: dict[str, Any], progress: EpochProgress | None) -> dict[str, Any]:
+    """Everything that the coming steps depend on, besides the configuration.
+
+    Args:
+        learner: weights, optimiser, gradient scaler and the objective's state per sample.
+        kept: the state of the embedding cache, empty without one.
+        progress: of an epoch that is not done: its plan and the place in it.
+    """
+    return {
+        "model": learner.model.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
+        "scaler": learner.scaler.state_dict(),
+        "objective": learner.objective.state_dict(),
+        "embeddings": kept,
+        "progress": progress.state_dict() if progress else {},
+    }
+
+
+def restore(state: dict[str, Any], learner: Learner, cache: EmbeddingCache | None) -> EpochProgress | None:
+    """Put back what :func:`state_of` took; returns the progress of an epoch that is not done."""
+    learner.model.load_state_dict(state["model"])
+    learner.optimizer.load_state_dict(state["optimizer"])
+    learner.scaler.load_state_dict(state["scaler"])
+    learner.objective.load_state_dict(state["objective"])
+    if cache is not None:
+        cache.load_state_dict(state["embeddings"])
+    return EpochProgress.from_state(state["progress"]) if state["progress"] else None
+
+
+def newest(store: Store, experiment: Experiment, world: World) -> Checkpoint | None:
+    """The newest whole checkpoint of this experiment, on every rank the same: rank 0 chooses, the others follow.
+
+    Raises:
+        CheckpointError: on every rank alike, if it is another experiment's.
+    """
+    found = checkpoints.latest(store) if world.rank == 0 else None
+    name = dist.broadcast_object(found.name if found else "", world)
+    error: MbclError | None = None
+    try:
+        if name and found is None:
+            found = checkpoints.load(store, name)
+        if found is not None:
+            _check_owner(store, found, experiment)
+    except MbclError as caught:
+        error = caught
+    dist.agree(error, world)
+    return found
+
+
+def _check_owner(store: Store, found: Checkpoint, experiment: Experiment) -> None:
+    wanted = experiment.model_dump(mode="json")
+    stored = found.meta["experiment"]
+    if stored != wanted:
+        changed = sorted(key for key in wanted if stored.get(key) != wanted[key])
+        raise CheckpointError(
+            f"{store.uri}: its checkpoint {found.name} belongs to another experiment; different: {', '.join(changed)}"
+        )

@@ -1,0 +1,181 @@
+"""A trained encoder as files that other programs read: safetensors, and a state dict with torchvision's own names."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from mbcl import __version__
+from mbcl.configuration import validate
+from mbcl.engine import checkpoint as checkpoints
+from mbcl.engine.prepare import load_data, model_of
+from mbcl.errors import CheckpointError, ConfigError
+from mbcl.experiment import Experiment, Projector
+from mbcl.models import ContrastiveModel, VisionEncoder, build
+from mbcl.storage import Store, open_store, read_text, write_text
+
+ENCODER_FILE = "encoder.safetensors"
+MODEL_FILE = "model.safetensors"
+TORCH_FILE = "encoder.pt"
+RECORD_FILE = "export.json"
+
+
+def export(store: Store, *, out: Store, checkpoint: str | None = None, best: bool = False) -> dict[str, Any]:
+    """Write a checkpoint's weights for use elsewhere.
+
+    ``model.safetensors`` has encoder and projector under mbcl's names. ``encoder.safetensors`` and ``encoder.pt`` have
+    the encoder alone, under its architecture's own names. ``export.json``, written last, says what they are.
+
+    Args:
+        store: the trial's folder.
+        out: where the files go.
+        checkpoint: which one; the last good one by default.
+        best: instead, the one with the best validation retrieval.
+
+    Returns:
+        What ``export.json`` holds.
+
+    Raises:
+        CheckpointError: if the folder holds no such checkpoint.
+        ConfigError: if ``out`` holds an export already, or both ``checkpoint`` and ``best`` are given.
+    """
+    if best and checkpoint is not None:
+        raise ConfigError(f"--best chooses among all checkpoints, found {checkpoint}: give the folder of the training")
+    there = [name for name in (ENCODER_FILE, MODEL_FILE, TORCH_FILE, RECORD_FILE) if out.exists(name)]
+    if there:
+        raise ConfigError(f"{out.uri}: holds an export already ({there[0]}); choose another --out")
+    found = _checkpoint(store, checkpoint, best)
+    experiment = validate(Experiment, found.meta["experiment"], f"{store.uri}: its checkpoint")
+    weights: dict[str, Tensor] = found.state["model"]
+    in_channels = next(w.shape[1] for key, w in weights.items() if key.startswith("encoder.") and w.dim() == 4)
+    model = model_of(experiment, in_channels=in_channels)
+    model.load_state_dict(weights)
+    record = {
+        "format": 1,
+        "mbcl": __version__,
+        "checkpoint": {"name": found.name, "sha256": found.sha256, "epoch": found.epoch, "folder": store.uri},
+        "build": {
+            "encoder": dict(experiment.encoder),
+            "projector": experiment.projector.model_dump(mode="json"),
+            "in_channels": in_channels,
+        },
+        "out_features": model.encoder.out_features,
+        "input": _input(experiment),
+        "torchvision": _torchvision(model.encoder, experiment, in_channels),
+        "digest": experiment.digest,
+        "experiment": found.meta["experiment"],
+    }
+    record["load"] = how_to_load(record, "DIR")
+    _write(out, model, record)
+    return record
+
+
+def load(location: str | Path) -> ContrastiveModel:
+    """The model of an export, in evaluation mode.
+
+    Args:
+        location: the folder, or its URI.
+
+    Raises:
+        ConfigError: if there is no whole export.
+    """
+    store = open_store(location)
+    try:
+        record = json.loads(read_text(store, RECORD_FILE))
+        parts = record["build"]
+        model = build(parts["encoder"], Projector(**parts["projector"]), in_channels=parts["in_channels"], seed=0)
+        weights = OrderedDict(safetensors.torch.load(store.read_bytes(MODEL_FILE)))
+        # Versions of modules, which safetensors cannot hold and MNASNet asks for.
+        weights._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+        model.load_state_dict(weights)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{store.uri}: holds no whole export, {error.filename or 'a file'} is missing") from error
+    except (ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{store.uri}: its export is damaged: {str(error).splitlines()[0]}") from error
+    return model.eval()
+
+
+def how_to_load(record: dict[str, Any], folder: str) -> dict[str, list[str]]:
+    """Lines of Python that load an export, with mbcl and, where that has the architecture, with torchvision."""
+    lines = {"mbcl": ["from mbcl.export import load", f"model = load({folder!r})"]}
+    torchvision = record["torchvision"]
+    if torchvision["loads"]:
+        arguments = "".join(f", {key}={value}" for key, value in torchvision["arguments"].items())
+        state = f"torch.load({f'{folder}/{TORCH_FILE}'!r}, weights_only=True)"
+        lines["torchvision"] = [
+            f"network = torchvision.models.get_model({torchvision['architecture']!r}{arguments})",
+            f"network.load_state_dict({state}, strict=False)",
+            f"network.set_submodule({torchvision['classifier']!r}, torch.nn.Identity())",
+        ]
+    return lines
+
+
+def _checkpoint(store: Store, name: str | None, best: bool) -> checkpoints.Checkpoint:
+    if name is not None:
+        return checkpoints.load(store, name)
+    found = checkpoints.best(store) if best else checkpoints.latest(store)
+    if found is None:
+        measured = " whose validation retrieval was measured" if best else ""
+        raise CheckpointError(f"{store.uri}: holds no whole checkpoint{measured}")
+    return found
+
+
+def _input(experiment: Experiment) -> dict[str, Any]:
+    """What the encoder was fed; the data set's normalisation is known where its files can be read."""
+    try:
+        images = load_data(experiment.data.model_copy(update={"download": False}), seed=experiment.seed).train
+    except ConfigError as error:
+        size = experiment.data.image_size
+        return {"image_size": size, "mean": None, "std": None, "note": f"the data could not be read: {error}"}
+    return {
+        "image_size": images.image_size,
+        "mean": list(images.mean),
+        "std": list(images.std),
+        "note": "pixels in [0, 1], minus mean, divided by std; both per channel",
+    }
+
+
+def _torchvision(encoder: nn.Module, experiment: Experiment, in_channels: int) -> dict[str, Any]:
+    """Whether torchvision's own class takes ``encoder.pt``, and if not, why."""
+    name = experiment.encoder.name
+    if not isinstance(encoder, VisionEncoder):
+        return {"loads": False, "note": f"{name} is mbcl's own architecture: torchvision has no class for it"}
+    stem = experiment.encoder.get("stem", "imagenet")
+    facts = {
+        "architecture": name,
+        "classifier": encoder.classifier,
+        "arguments": {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {},
+    }
+    if stem == "imagenet" and in_channels == 3:
+        note = f"strict=False, because {encoder.classifier} is missing: the classifier was never trained"
+        return {"loads": True, **facts, "note": note}
+    found = f"stem {stem}, {in_channels} channel{'s' * (in_channels != 1)}"
+    note = f"torchvision's {name} has another first convolution ({found} here): load it with mbcl"
+    return {"loads": False, **facts, "note": note}
+
+
+def _write(out: Store, model: ContrastiveModel, record: dict[str, Any]) -> None:
+    encoder: nn.Module = model.encoder
+    own = encoder.network if isinstance(encoder, VisionEncoder) else encoder
+    metadata = {
+        "architecture": record["build"]["encoder"]["name"],
+        "mbcl": __version__,
+        "experiment": record["digest"],
+        "checkpoint": record["checkpoint"]["name"],
+    }
+    for name, module in ((ENCODER_FILE, own), (MODEL_FILE, model)):
+        tensors = {key: tensor.detach().contiguous().clone() for key, tensor in module.state_dict().items()}
+        out.write_bytes(name, safetensors.torch.save(tensors, metadata))
+    buffer = io.BytesIO()
+    torch.save(own.state_dict(), buffer)
+    out.write_bytes(TORCH_FILE, buffer.getvalue())
+    write_text(out, RECORD_FILE, json.dumps(record, indent=1, allow_nan=False))

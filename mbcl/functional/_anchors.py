@@ -1,0 +1,93 @@
+"""Anchors held here against the candidates of the whole batch: what NT-Xent and its relatives are made from.
+
+Letters: b anchors of a view held here (local), B samples of the whole batch, D dimensions; A = 2b anchors, C = 2B
+candidates, both views one after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mbcl.functional._checks import check_views
+from mbcl.functional._similarity import cosine_similarity
+
+
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """Scores of the local anchors, and which of the candidates are an anchor itself and its other view.
+
+    Args:
+        score_AC: (..., A, C) cosines over the temperature; float32, or float64 for float64 inputs.
+        own_A1: (..., A, 1) int64, the candidate that is the anchor itself.
+        positive_A1: (..., A, 1) int64, the candidate that is its other view.
+    """
+
+    score_AC: Tensor
+    own_A1: Tensor
+    positive_A1: Tensor
+
+    @property
+    def num_candidates(self) -> int:
+        """2B: the candidates of an anchor, and the anchors of the whole batch."""
+        return self.score_AC.shape[-1]
+
+    @property
+    def num_negatives(self) -> int:
+        """2B - 2: candidates that are neither an anchor itself nor its other view."""
+        return self.num_candidates - 2
+
+    def positive(self) -> Tensor:
+        """(..., A) scores with the other view."""
+        return self.score_AC.gather(-1, self.positive_A1).squeeze(-1)
+
+    def negatives(self, x_AC: Tensor) -> Tensor:
+        """(..., A, C) the values ``x_AC`` of all pairs with -inf where a candidate is not a negative."""
+        return x_AC.scatter(-1, torch.cat([self.own_A1, self.positive_A1], dim=-1), -torch.inf)
+
+    def log_sum_exp(self, x_AC: Tensor) -> Tensor:
+        """(..., A) logarithm of the sum over the negatives of the exponentials of ``x_AC``; never overflows."""
+        return self.negatives(x_AC).logsumexp(-1)
+
+    def share(self, loss_A: Tensor) -> Tensor:
+        """(...) sum over the local anchors over the number of anchors of the whole batch."""
+        return loss_A.sum(-1) / self.num_candidates
+
+
+def compare(
+    name: str,
+    z1: Tensor,
+    z2: Tensor,
+    candidates1: Tensor | None,
+    candidates2: Tensor | None,
+    offset: int,
+    *,
+    temperature: float,
+) -> Anchors:
+    """The scores of both views' anchors with both views' candidates.
+
+    Args:
+        name: of the loss, for the error's text.
+        z1: (..., b, D) float, un-normalised projections of view 1.
+        z2: (..., b, D), view 2.
+        candidates1: (..., B, D), view 1 of the whole batch; ``z1`` if None.
+        candidates2: (..., B, D), view 2 of the whole batch; ``z2`` if None.
+        offset: position of the first local sample among the B.
+        temperature: divides the cosines.
+
+    Raises:
+        ValueError: if shapes do not fit, or B < 2.
+    """
+    check_views(name, z1, z2, candidates1, candidates2, offset)
+    z_AD = torch.cat([z1, z2], dim=-2)
+    c_CD = z_AD if candidates1 is None or candidates2 is None else torch.cat([candidates1, candidates2], dim=-2)
+    score_AC = cosine_similarity(z_AD, c_CD) / temperature
+    num_samples = c_CD.shape[-2] // 2
+    sample_b = torch.arange(offset, offset + z1.shape[-2], device=z1.device)
+    return Anchors(
+        score_AC,
+        own_A1=torch.cat([sample_b, sample_b + num_samples])[:, None].expand(*score_AC.shape[:-1], 1),
+        positive_A1=torch.cat([sample_b + num_samples, sample_b])[:, None].expand(*score_AC.shape[:-1], 1),
+    )

@@ -1,0 +1,50 @@
+"""Start a function on several processes that form one gloo group, on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mbcl import dist
+from mbcl.dist import World
+
+R = TypeVar("R")
+
+
+def launch(function: Callable[..., R], num_workers: int, *arguments: Any) -> list[R]:
+    """Run ``function(world, *arguments)`` on every rank, one thread each.
+
+    Args:
+        function: of a module, so that it pickles; called with this rank's :class:`~mbcl.dist.World` first.
+        num_workers: W, how many processes.
+        arguments: picklable.
+
+    Returns:
+        The results by rank.
+    """
+    context = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(num_workers, mp_context=context) as executor,
+    ):
+        rendezvous = Path(folder) / "rendezvous"
+        # A rank waits in its group for the others, so each is taken by a process of its own.
+        ranks = [
+            executor.submit(_rank, function, arguments, rank, num_workers, rendezvous) for rank in range(num_workers)
+        ]
+        return [rank.result() for rank in ranks]
+
+
+def _rank(function: Callable[..., R], arguments: tuple[Any, ...], rank: int, size: int, rendezvous: Path) -> R:
+    import torch
+
+    torch.set_num_threads(1)
+    world: World = dist.init_from_file(rendezvous, rank, size)
+    try:
+        return function(world, *arguments)
+    finally:
+        dist.finish()

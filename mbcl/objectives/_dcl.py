@@ -1,0 +1,29 @@
+"""DCL: SimCLR's loss without the positive in its denominator."""
+
+from __future__ import annotations
+
+from mbcl.functional import dcl
+from mbcl.objectives._base import OBJECTIVES
+from mbcl.objectives._stateless import StatelessObjective
+
+
+@OBJECTIVES.register("dcl")
+class DCL(StatelessObjective):
+    """Mean over the 2B anchors of the log-sum-exp over their 2B-2 negatives, minus the similarity of their other view.
+
+    Definition, numerics and reference: :func:`mbcl.functional.dcl`.
+
+    Meant for small batches and for samplers that do not choose them hard, such as ``shuffle``: SimCLR's gradient
+    fades where the negatives of a batch are far away, this one's does not. With ``osgd`` and ``spectral``, whose
+    batches have near negatives, the two are close; ``osgd`` can score with it (``score: objective``).
+
+    Args:
+        temperature: above 0; divides the cosines.
+
+    Example:
+        >>> import torch
+        >>> DCL(temperature=1.0)(torch.eye(2), torch.eye(2))
+        tensor(-0.3069)
+    """
+
+    loss = staticmethod(dcl)

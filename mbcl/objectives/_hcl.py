@@ -1,0 +1,57 @@
+"""HCL: hard negatives count for more, and the false ones among them are corrected for."""
+
+from __future__ import annotations
+
+from mbcl.functional import HardNegatives, check_choice, check_number, hcl
+from mbcl.objectives._base import OBJECTIVES
+from mbcl.objectives._stateless import StatelessObjective
+
+
+@OBJECTIVES.register("hcl")
+class HCL(StatelessObjective):
+    """Contrastive loss whose negatives are weighted by their similarity and corrected for false ones.
+
+    Definition, numerics and reference: :func:`mbcl.functional.hcl`.
+
+    Meant for ``shuffle`` above all: it finds hard negatives inside a batch by weights, where ``osgd``, ``spectral``
+    and ``kmeans`` find them by choosing the batch. With those it is a second dose of the same, and its correction a
+    remedy for the samples of one class that they bring together. Where views are well separated at a temperature
+    of 0.1 every anchor can sit on the floor of the correction, with a loss near 0 and hardly a gradient.
+
+    Args:
+        temperature: above 0; divides the cosines.
+        tau_plus: in [0, 1); the share of samples that are of an anchor's class. 0 corrects nothing.
+        beta: at least 0; how much hard negatives count for more. 0 weights nothing.
+        estimator: ``hard``, or ``easy``: neither weights nor correction (``tau_plus`` and ``beta`` are not used),
+            which is SimCLR's loss.
+
+    Example:
+        >>> import torch
+        >>> HCL(temperature=1.0)(torch.eye(2), torch.eye(2))
+        tensor(0.4671)
+    """
+
+    loss = staticmethod(hcl)
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.1,
+        tau_plus: float = 0.1,
+        beta: float = 1.0,
+        estimator: HardNegatives = "hard",
+    ) -> None:
+        super().__init__(temperature=temperature)
+        self.tau_plus = check_number("tau_plus", tau_plus, least=0.0, below=1.0)
+        self.beta = check_number("beta", beta, least=0.0)
+        check_choice("estimator", estimator, ("hard", "easy"))
+        self.estimator = estimator
+
+    def settings(self) -> dict[str, object]:
+        """The parameters, as the function takes them."""
+        return {
+            "temperature": self.temperature,
+            "tau_plus": self.tau_plus,
+            "beta": self.beta,
+            "estimator": self.estimator,
+        }

@@ -1,0 +1,169 @@
+"""SogCLR: a moving average per sample stands for the negatives that are not in the batch.
+
+Letters: b samples of this rank, B samples of the whole batch, D dimensions, N samples of the data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mbcl.functional import check_choice, check_count, check_moving_temperature, check_number, sogclr
+from mbcl.objectives._base import OBJECTIVES, Candidates
+from mbcl.objectives._stateful import StatefulObjective
+
+FirstTouch = Literal["sample", "batch"]
+
+
+@OBJECTIVES.register("sogclr", aliases=("sog",))
+class SogCLR(StatefulObjective):
+    """The dynamic contrastive loss: negatives are weighted against a moving average u of every sample.
+
+    Definition, numerics and reference: :func:`mbcl.functional.sogclr`.
+
+    Meant for ``shuffle`` with small batches: u approaches the average over the whole data set only if a sample meets
+    other samples each time. Samplers that choose batches (``osgd``, ``spectral``, ``kmeans``) show a sample its
+    nearest ones, which makes u larger than that average; ``osgd`` cannot score with it, as it needs indices. With
+    ``osgd`` a sample may not be met for long, and its u is then old (:meth:`age`).
+
+    The state, equal on all ranks and in ``state_dict()``:
+
+    - ``u``: (N,) float64, the moving averages, 0 where there is none. Stays float64 whatever the module is cast to:
+      at a temperature of 0.01 it is beyond float32.
+    - ``visited_at``: (N,) int64, the number of the update that wrote a sample's u, counted from 1; -1 if none did.
+    - ``num_updates``: () int64, how many batches have updated u.
+
+    Args:
+        num_samples: N, of the data set that ``indices`` point into.
+        temperature: at least 0.002; divides the cosines in the weights.
+        gamma: in (0, 1]; how much of u the newest batch makes.
+        first_touch: when a batch's own average replaces u, as if gamma were 1. ``sample``: for each sample that has no
+            u yet. ``batch``, as published: for a whole batch if none of its samples has; otherwise an unseen sample
+            starts at gamma times its average, which makes its weights 1/gamma too large.
+
+    Example:
+        >>> objective = SogCLR(num_samples=3, temperature=1.0)
+        >>> objective(torch.eye(2), torch.eye(2), torch.tensor([2, 0]))
+        tensor(-2.)
+        >>> objective.u, objective.age()
+        (tensor([1.0000, 0.0000, 1.0000], dtype=torch.float64), 0.0)
+    """
+
+    u: Tensor
+    visited_at: Tensor
+    num_updates: Tensor
+
+    def __init__(
+        self, *, num_samples: int, temperature: float = 0.1, gamma: float = 0.9, first_touch: FirstTouch = "sample"
+    ) -> None:
+        super().__init__()
+        self.num_samples = check_count("num_samples", num_samples)
+        self.temperature = check_moving_temperature(temperature)
+        self.gamma = check_number("gamma", gamma, above=0.0, most=1.0)
+        check_choice("first_touch", first_touch, ("sample", "batch"))
+        self.first_touch = first_touch
+        self.register_buffer("u", torch.zeros(num_samples, dtype=torch.float64))
+        self.register_buffer("visited_at", torch.full((num_samples,), -1))
+        self.register_buffer("num_updates", torch.tensor(0))
+
+    def forward(
+        self, z1: Tensor, z2: Tensor, indices: Tensor | None = None, *, candidates: Candidates | None = None
+    ) -> Tensor:
+        """The loss of a batch, as in the base class; in training mode it also makes the samples' new u.
+
+        Args:
+            z1: (b, D) un-normalised projections of view 1.
+            z2: (b, D) of view 2.
+            indices: (b,) int64 data-set positions, distinct; required.
+            candidates: all ranks' projections, with ``indices``; None in one process.
+
+        Raises:
+            ValueError: if ``indices``, or the candidates' where ``first_touch`` is ``batch``, are missing, of another
+                shape or type, or out of range. The range is checked on the CPU only: elsewhere it would wait for the
+                device at every step.
+        """
+        self.pending = None
+        local_b = self._checked(indices, len(z1))
+        of_batch = local_b if candidates is None else candidates.indices
+        loss, u_b = sogclr(
+            z1,
+            z2,
+            u=self.u[local_b],
+            gamma=self._gamma(local_b, of_batch),
+            temperature=self.temperature,
+            candidates1=None if candidates is None else candidates.z1,
+            candidates2=None if candidates is None else candidates.z2,
+            offset=0 if candidates is None else candidates.offset,
+        )
+        if self.training and candidates is None:
+            self.commit(local_b, u_b)
+        elif self.training:
+            self.pending = u_b
+        return loss
+
+    def _gamma(self, local_b: Tensor, of_batch: Tensor | None) -> Tensor:
+        """(b,) float64: 1 where the batch's own average is to replace u."""
+        if self.first_touch == "sample":
+            first_b = self.visited_at[local_b] < 0
+        else:
+            # The published test: u is never negative, so the sum is 0 only if none of the whole batch has one.
+            first_b = (self.u[self._checked(of_batch)].sum() == 0).expand(len(local_b))
+        return torch.full_like(first_b, self.gamma, dtype=torch.float64).masked_fill(first_b, 1.0)
+
+    def _checked(self, indices: Tensor | None, num: int | None = None) -> Tensor:
+        """The data-set positions, if they are such."""
+        if indices is None:
+            raise ValueError("sogclr: indices are required: the (B,) int64 data-set positions of the batch")
+        if indices.ndim != 1 or (num is not None and len(indices) != num):
+            expected = "one-dimensional" if num is None else f"({num},)"
+            raise ValueError(f"sogclr: indices must be {expected}, found {tuple(indices.shape)}")
+        if indices.dtype != torch.int64:
+            raise ValueError(f"sogclr: indices must be int64, found {indices.dtype}")
+        if indices.device.type == "cpu" and len(indices):
+            least, most = int(indices.min()), int(indices.max())
+            if least < 0 or most >= self.num_samples:
+                raise ValueError(f"sogclr: indices must be in [0, {self.num_samples}), found {least} to {most}")
+        return indices
+
+    @torch.no_grad()
+    def commit(self, indices: Tensor, values: Tensor) -> None:
+        """Write the new u of a whole batch, as one update; see the base class.
+
+        Args:
+            indices: (B,) int64 data-set positions, distinct.
+            values: (B,) their new u, on any device.
+
+        Raises:
+            ValueError: if the two do not fit together, or the indices are not as :meth:`forward` needs them.
+        """
+        indices = self._checked(indices)
+        if values.shape != indices.shape:
+            raise ValueError(f"sogclr: {len(indices)} indices, but values of shape {tuple(values.shape)}")
+        indices = indices.to(self.u.device)
+        self.num_updates += 1
+        self.u[indices] = values.to(self.u)
+        self.visited_at[indices] = self.num_updates
+        self.pending = None
+
+    def age(self) -> float | None:
+        """Mean over the samples that have a u of ``num_updates - visited_at``; see the base class."""
+        age = (self.num_updates - self.visited_at)[self.visited_at >= 0]
+        return age.double().mean().item() if len(age) else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SogCLR:
+        """Moves and casts of the module, of which u follows the moves alone."""
+        u = self.u
+        super()._apply(fn, recurse)
+        if self.u.dtype != torch.float64:
+            self.u = u.to(self.u.device)
+        return self
+
+    def extra_repr(self) -> str:
+        """The parameters."""
+        return (
+            f"num_samples={self.num_samples}, temperature={self.temperature!r}, gamma={self.gamma!r}, "
+            f"first_touch={self.first_touch!r}"
+        )

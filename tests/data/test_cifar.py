@@ -1,0 +1,278 @@
+"""CIFAR-10 and CIFAR-100 in their official formats, written here: read whole, nothing executed, damage in one line."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data.official import CIFAR, cifar_batch, pack_cifar, pickled, write_cifar, write_image
+
+from mbcl import data
+from mbcl.errors import ConfigError, DataError
+
+pytestmark = pytest.mark.filterwarnings("ignore:cifar:UserWarning")
+
+
+def load(root: Path, name: str = "cifar100", **options) -> data.Splits:
+    return data.load(name, dir=str(root), **options)
+
+
+def refused(root: Path, text: str, name: str = "cifar100", **options) -> str:
+    with pytest.raises(DataError, match=text) as caught:
+        load(root, name, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# -- what is read --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["python 2", "protocol 2", "protocol 4"])
+@pytest.mark.parametrize("name", CIFAR)
+def test_reads_what_was_written(tmp_path, name, by):
+    batches = write_cifar(tmp_path, name, by=by)
+    splits = load(tmp_path, name)
+    *train, test = batches.values()
+    label_key = CIFAR[name][2]
+    for part, files in ((splits.train, train), (splits.test, [test])):
+        pixels = np.concatenate([file[b"data"] for file in files])
+        assert part.images.dtype == torch.uint8
+        assert np.array_equal(part.images.numpy(), pixels.reshape(-1, 3, 32, 32))
+        assert part.labels.tolist() == [label for file in files for label in file[label_key]]
+        assert part.image_size == 32
+    assert len(splits.train) == (100 if name == "cifar10" else 20)
+
+
+def test_normalisation_and_views_are_the_published_ones(tmp_path):
+    write_cifar(tmp_path)
+    train = load(tmp_path).train
+    assert train.mean == (0.5071, 0.4865, 0.4409)
+    assert train.std == (0.2673, 0.2564, 0.2762)
+    assert train.recipe == data.ViewRecipe()
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_agrees_with_torchvision(tmp_path, name, monkeypatch):
+    import torchvision
+
+    theirs = getattr(torchvision.datasets, name.upper())
+    monkeypatch.setattr(theirs, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(theirs, "_load_meta", lambda self: None)
+    write_cifar(tmp_path, name)
+    splits = load(tmp_path, name)
+    for train, part in ((True, splits.train), (False, splits.test)):
+        expected = theirs(root=str(tmp_path), train=train)
+        assert np.array_equal(expected.data, part.images.permute(0, 2, 3, 1).numpy())
+        assert expected.targets == part.labels.tolist()
+
+
+@pytest.mark.parametrize("name", CIFAR)
+@pytest.mark.parametrize("place", ["the folder", "its parent", "the archive's folder", "home"])
+def test_where_the_files_may_lie(tmp_path, name, place, monkeypatch):
+    write_cifar(tmp_path / "sets", name)
+    if place == "the archive's folder":
+        pack_cifar(tmp_path / "sets", name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    where = {"the folder": tmp_path / "sets" / CIFAR[name][0], "home": Path("~/sets")}
+    assert len(load(where.get(place, tmp_path / "sets"), name).test) == 8
+
+
+def test_an_archive_is_read_without_extracting_it(tmp_path):
+    write_cifar(tmp_path)
+    expected = load(tmp_path)
+    archive = pack_cifar(tmp_path)
+    found = load(tmp_path)
+    assert torch.equal(found.train.images, expected.train.images)
+    assert torch.equal(found.test.labels, expected.test.labels)
+    assert list(tmp_path.iterdir()) == [archive]
+
+
+def test_other_counts_are_a_warning_with_both_numbers(tmp_path, recwarn):
+    write_cifar(tmp_path)
+    with pytest.warns(UserWarning, match=r"20 training and 8 test images, the official set has 50,000 and 10,000"):
+        load(tmp_path)
+
+
+def test_the_official_counts_warn_of_nothing(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr("mbcl.data.cifar.OFFICIAL_COUNTS", (20, 8))
+    write_cifar(tmp_path)
+    load(tmp_path)
+    assert not recwarn.list
+
+
+def test_labels_may_be_an_array(tmp_path):
+    batches = write_cifar(tmp_path)
+    labels = np.array(batches["train"][b"fine_labels"], dtype=np.int64)
+    content = pickled(batches["train"] | {b"fine_labels": labels}, "protocol 2")
+    (tmp_path / "cifar-100-python" / "train").write_bytes(content)
+    assert load(tmp_path).train.labels.tolist() == labels.tolist()
+
+
+def test_max_samples(tmp_path):
+    write_cifar(tmp_path)
+    assert torch.equal(load(tmp_path, max_samples=7).train.images, load(tmp_path).train.images[:7])
+
+
+# -- what is not executed ---------------------------------------------------------------------------------------------
+
+
+class Evil:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("archive", [False, True])
+def test_an_evil_pickle_is_refused_and_not_executed(tmp_path, protocol, archive):
+    sets, witness = tmp_path / "sets", tmp_path / "witness"
+    batches = write_cifar(sets)
+    content = pickle.dumps(batches["train"] | {b"x": Evil(witness)}, protocol=protocol)
+    (sets / "cifar-100-python" / "train").write_bytes(content)
+    if archive:
+        pack_cifar(sets)
+    found = refused(sets, r"cifar-100-python/train: refused: this pickle names .*")
+    assert "pathlib" in found or "getattr" in found
+    assert not witness.exists()
+    pickle.loads(content)
+    assert witness.exists(), "it was evil"
+
+
+# -- damage --------------------------------------------------------------------------------------------------------
+
+TRAIN = cifar_batch("cifar100", 20, 0)
+PICKLED = pickled(TRAIN)
+LABELS = TRAIN[b"fine_labels"]
+
+
+def changed(**values) -> bytes:
+    return pickled({**TRAIN, **{key.encode(): value for key, value in values.items()}})
+
+
+DAMAGE = {
+    "empty file": (b"", "damaged, cannot be read as a pickle: Ran out of input"),
+    "truncated": (PICKLED[:-500], "damaged, cannot be read as a pickle: pickle data was truncated"),
+    "truncated early": (PICKLED[:50], "damaged, cannot be read as a pickle"),
+    "other bytes": (b"\x89PNG" + PICKLED, "damaged, cannot be read as a pickle"),
+    "fewer bytes": (PICKLED.replace(b"M\x00\x0c", b"M\x01\x0c"), r"shape \(20, 3073\) with 61440 bytes"),
+    "no mapping": (pickled([1]), "expected a pickled mapping, found list"),
+    "no words": (pickled({1: 2}), "words as keys, found the key 1"),
+    "no data": (pickled({b"fine_labels": LABELS}), "data: expected an array of bytes, N x 3072, found nothing"),
+    "a list": (changed(data=[1]), "data: expected an array of bytes, N x 3072, found a list"),
+    "floats": (changed(data=TRAIN[b"data"].astype("f4")), "found an array of float32, 20 x 3072"),
+    "other size": (changed(data=TRAIN[b"data"][:, :3000]), "found an array of uint8, 20 x 3000"),
+    "no images": (changed(data=TRAIN[b"data"][:0], fine_labels=[]), "found an array of uint8, 0 x 3072"),
+    "no labels": (pickled({b"data": TRAIN[b"data"]}), "fine_labels: expected a list of whole numbers, found nothing"),
+    "words": (changed(fine_labels=[b"1"] * 20), "fine_labels: expected a list of whole numbers, found a list"),
+    "fewer labels": (changed(fine_labels=LABELS[1:]), "fine_labels: expected 20 labels, one an image, found 19"),
+    "label 100": (changed(fine_labels=[*LABELS[1:], 100]), r"must be in 0..99, found 100 at position 19"),
+    "label -1": (changed(fine_labels=[-1, *LABELS[1:]]), r"must be in 0..99, found -1 at position 0"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_told_in_one_line_with_the_file(tmp_path, damage):
+    content, text = DAMAGE[damage]
+    write_cifar(tmp_path)
+    path = tmp_path / "cifar-100-python" / "train"
+    path.write_bytes(content)
+    assert refused(tmp_path, text).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name, file", [("cifar100", "test"), ("cifar10", "data_batch_3")])
+def test_a_missing_file_is_named(tmp_path, name, file):
+    write_cifar(tmp_path, name)
+    (tmp_path / CIFAR[name][0] / file).unlink()
+    refused(tmp_path, f"{CIFAR[name][0]}/{file}: cannot be read: No such file", name)
+
+
+def test_damaged_archives(tmp_path):
+    write_cifar(tmp_path)
+    archive = pack_cifar(tmp_path)
+    whole = archive.read_bytes()
+    for content in (whole[: len(whole) // 2], b"no archive", b""):
+        archive.write_bytes(content)
+        assert str(archive) in refused(tmp_path, f"damaged archive of {len(content)} bytes|it lacks")
+    with tarfile.open(archive, "w:gz") as stream:
+        member = tarfile.TarInfo("cifar-100-python/train")
+        member.size = len(PICKLED)
+        stream.addfile(member, io.BytesIO(PICKLED))
+    refused(tmp_path, "cifar-100-python.tar.gz: it lacks cifar-100-python/test; expected cifar-100-python.tar.gz")
+
+
+@pytest.mark.parametrize("folder, problem", [("nowhere", "does not exist"), ("", "holds none of the files")])
+def test_a_missing_folder_says_what_is_expected_and_how_to_get_it(tmp_path, folder, problem):
+    found = refused(tmp_path / folder, problem)
+    for words in (str(tmp_path), "cifar-100-python.tar.gz", "train/CLASS/IMAGE", "download: true"):
+        assert words in found
+    with pytest.raises(DataError, match="cifar10: data.dir is not given; expected cifar-10-python.tar.gz"):
+        data.load("cifar10")
+
+
+# -- class folders -------------------------------------------------------------------------------------------------
+
+
+def write_folders(root: Path, test: str = "test", size: int = 32) -> None:
+    for part, num in (("train", 3), (test, 2)):
+        for label, name in enumerate(("whale", "apple")):
+            for number in range(num):
+                write_image(root / part / name / f"{number}.png", 10 * label + number, size)
+
+
+@pytest.mark.parametrize("test", ["test", "val"])
+def test_reads_the_published_folders_of_classes(tmp_path, test):
+    from torchvision.datasets import ImageFolder
+
+    write_folders(tmp_path, test)
+    splits = load(tmp_path)
+    for folder, part in (("train", splits.train), (test, splits.test)):
+        theirs = ImageFolder(str(tmp_path / folder))
+        assert part.labels.tolist() == theirs.targets
+        for (image, _), found in zip(theirs, part.images, strict=True):
+            assert np.array_equal(np.asarray(image), found.permute(1, 2, 0).numpy())
+    assert splits.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert splits.train.mean == (0.5071, 0.4865, 0.4409)
+
+
+def test_folders_that_do_not_fit(tmp_path):
+    write_folders(tmp_path, size=31)
+    refused(tmp_path, r"train/apple/0.png: expected 32 x 32 pixels, found 31 x 31")
+    for number in range(9):
+        (tmp_path / "train" / f"class {number}").mkdir()
+    refused(tmp_path, "train: expected at most 10 folders of classes, found 11", "cifar10")
+    (tmp_path / "test").rename(tmp_path / "other")
+    refused(tmp_path, "has a folder train, but neither test nor val; expected cifar-100-python.tar.gz")
+
+
+# -- download ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_download_is_asked_of_torchvision_only_where_files_are_missing(tmp_path, name, monkeypatch):
+    def fetch(self, root, download):
+        assert download
+        write_cifar(Path(root), name)
+
+    monkeypatch.setattr(f"torchvision.datasets.{name.upper()}.__init__", fetch)
+    assert len(load(tmp_path, name, download=True).test) == 8
+    monkeypatch.setattr(f"torchvision.datasets.{name.upper()}.__init__", None)
+    assert len(load(tmp_path, name, download=True).test) == 8
+
+
+def test_a_failing_download(tmp_path, monkeypatch):
+    def fail(self, root, download):
+        raise RuntimeError("no\nnetwork")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR100.__init__", fail)
+    refused(tmp_path, r"the download into .* failed \(no network\); expected cifar-100-python", download=True)
+    with pytest.raises(ConfigError, match="download needs data.dir"):
+        data.load("cifar100", download=True)

@@ -1,0 +1,63 @@
+"""What a pickled data file may hold: plain arrays, and nothing that is called."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from data.official import pickled
+
+from mbcl.data.pickles import read_pickled_mapping
+from mbcl.errors import DataError
+
+
+class Names:
+    """Pickled as a call of any function that is named."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.called = function, arguments
+
+    def __reduce__(self):
+        return self.called
+
+
+@pytest.mark.parametrize(
+    "value, name",
+    [
+        (eval, "__builtin__.eval"),
+        (np.array, "numpy.array"),
+        (np.ndarray.tofile, "builtins.getattr|numpy.ndarray.tofile"),
+        (np.float64(1), "numpy._core.multiarray.scalar"),
+        (object(), "__builtin__.object|copy_reg._reconstructor|builtins.object"),
+    ],
+)
+def test_a_pickle_may_name_nothing_but_plain_arrays(value, name):
+    for protocol in (2, 4):
+        text = name.replace("__builtin__", "builtins") if protocol == 4 else name.replace("builtins", "__builtin__")
+        with pytest.raises(DataError, match=f"^file: refused: this pickle names ({text});"):
+            read_pickled_mapping(pickle.dumps({"x": value}, protocol=protocol), "file")
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (np.array(["a"], dtype=object), "type 'O8'"),
+        (np.zeros(2, dtype=[("a", "u1")]), "type 'V1'"),
+        (Names(np.ndarray, (1,), "O", b"\xff" * 8), r"_Array\(\) takes no arguments"),
+        (Names(np.dtype, "V8"), "type 'V8'"),
+    ],
+)
+def test_numpy_never_makes_pointers_of_a_files_bytes(value, text):
+    with pytest.raises(DataError, match=f"^file: damaged, cannot be read as a pickle: .*{text}"):
+        read_pickled_mapping(pickle.dumps({"x": value}, protocol=2), "file")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["u1", ">i4", "<f8", "?"])
+def test_arrays_of_numbers_are_read_as_numpy_reads_them(dtype, order):
+    array = np.asarray(np.arange(12).reshape(3, 4), dtype=dtype, order=order)
+    for by in ("python 2", "protocol 2", "protocol 4"):
+        found = read_pickled_mapping(pickled({b"x": array}, by), "file")["x"]
+        assert found.dtype == array.dtype
+        assert np.array_equal(found, array)

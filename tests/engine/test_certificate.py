@@ -1,0 +1,114 @@
+"""The gradient parity certificate: the code behind `mbcl doctor`, on real processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import product
+
+import gloo
+import pytest
+import torch
+
+from mbcl import dist
+from mbcl.dist import World
+from mbcl.engine.certificate import BOUNDS, Case, certify, relative_error
+from mbcl.objectives import OBJECTIVES
+
+
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+@pytest.mark.parametrize("accumulation", ["none", "cached"])
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_one_worker(objective, accumulation, dtype):
+    assert certify(World(), Case(objective, dtype, accumulation)).largest < BOUNDS[dtype]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("num_workers", [2, 4])
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_several_workers_have_the_gradients_of_one(objective, num_workers):
+    for accumulation, (dtype, bound) in product(("none", "cached"), BOUNDS.items()):
+        found = gloo.run(certify, num_workers, Case(objective, dtype, accumulation), timeout=180)
+        assert found[0].largest < bound, found[0]
+        assert len(set(found)) == 1, "every rank knows the largest error of all"
+
+
+def _certify_with_a_gather_that_drops_the_others_gradients(world, case):
+    """The published fault: the gather's backward keeps what this rank alone sends back."""
+    whole = dist.gather_with_grad
+
+    def dropped(x, world):
+        others = whole(x.detach(), world)
+        start = world.rank * len(x)
+        return torch.cat([others[:start], x, others[start + len(x) :]])
+
+    dist.gather_with_grad = dropped
+    try:
+        return certify(world, case)
+    finally:
+        dist.gather_with_grad = whole
+
+
+def _certify_without_commit(world, case):
+    """State per sample that this rank alone updates."""
+    from mbcl.objectives import SogCLR
+
+    commit = SogCLR.commit
+
+    def own_part(self, indices, values):
+        own = slice(world.rank * len(indices) // world.size, (world.rank + 1) * len(indices) // world.size)
+        commit(self, indices[own], values[own])
+
+    SogCLR.commit = own_part
+    try:
+        return certify(world, case)
+    finally:
+        SogCLR.commit = commit
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_the_certificate_finds_dropped_gradients(objective):
+    found = gloo.run(_certify_with_a_gather_that_drops_the_others_gradients, 2, Case(objective), timeout=120)[0]
+    assert found.gradients > 1e-3
+
+
+@pytest.mark.dist
+def test_the_certificate_finds_state_that_differs_between_ranks():
+    found = gloo.run(_certify_without_commit, 2, Case("sogclr"), timeout=120)[0]
+    assert found.state > 1e-3
+
+
+def test_relative_error_by_hand():
+    assert relative_error(torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0])) == 0.25
+    assert relative_error(torch.zeros(2), torch.zeros(2)) == 0.0
+    assert relative_error(torch.ones(2), torch.zeros(2)) == float("inf")
+
+
+@pytest.mark.dist
+def test_the_command_prints_the_errors_and_writes_them(tmp_path):
+    options = ["--workers", "1", "2", "--objectives", "sog", "--dtypes", "float64", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "mbcl", "doctor", *options], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "all within their bounds" in done.stdout
+    results = json.loads((tmp_path / "doctor.json").read_text())["results"]
+    assert [(r["workers"], r["accumulation"]) for r in results] == [(w, a) for w in (1, 2) for a in ("none", "cached")]
+    assert all(r["objective"] == "sogclr" and r["within"] for r in results)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--workers", "3"], "--workers: found 3, allowed are divisors of 8"),
+        (["--objectives", "simcl"], "unknown objective 'simcl'; did you mean 'simclr'?"),
+        (["--steps", "0"], "--steps must be a whole number >= 1, found 0"),
+    ],
+)
+def test_bad_options_are_one_line(options, text, capsys):
+    from mbcl.cli import main
+
+    assert main(["doctor", *options]) == 2
+    assert text in capsys.readouterr().err

@@ -1,0 +1,191 @@
+"""A training that was cut anywhere ends as the one that was not, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import gloo
+import pytest
+import torch
+import yaml
+from engine import runs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mbcl.dist import World
+from mbcl.engine import checkpoint as checkpoints
+from mbcl.engine import train
+from mbcl.storage import LocalStore
+
+STEPS = {"epochs": 2, "batch_size": 16, "checkpoint_steps": 4}
+SETTINGS = {
+    "shuffle": {},
+    "osgd": {"sampler": "osgd"},
+    "spectral": {"sampler": "spectral"},
+    "sogclr": {"sampler": "osgd", "objective": {"name": "sogclr"}},
+    "cached": {"sampler": "spectral", "embeddings": {"source": "cached", "batch_size": 64}},
+    "chunks": {"train": {"accumulation": {"mode": "cached", "chunk_size": 8}}},
+    "plain": {"train": {"accumulation": {"mode": "plain", "chunk_size": 8}}, "objective": {"name": "sog"}},
+    "bf16": {"train": {"precision": "bf16"}},
+    "fp16": {"train": {"precision": "fp16"}, "optimizer": {"name": "adamw"}, "schedule": {"scale_lr": "none"}},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the processes that are compared with: the last bits of a sum depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def setting(name: str, **train_changes):
+    changes = {**SETTINGS[name]}
+    train_section = {**STEPS, **changes.pop("train", {}), **train_changes}
+    return runs.experiment(changes.pop("sampler", "shuffle"), **changes, train=train_section)
+
+
+def state_of(folder) -> dict[str, torch.Tensor]:
+    """All tensors of the last checkpoint but the wall times."""
+    state = checkpoints.latest(LocalStore(folder)).state
+    found = {f"{part}.{key}": x for part in ("model", "objective", "embeddings") for key, x in state[part].items()}
+    for index, buffers in state["optimizer"]["state"].items():
+        found |= {f"optimizer.{index}.{key}": x for key, x in buffers.items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Trained once a setting: the folder and the rows."""
+    done = {}
+
+    def get(name):
+        if name not in done:
+            folder = tmp_path_factory.mktemp(name)
+            done[name] = folder, runs.run(World(), folder, setting(name))[2]
+        return done[name]
+
+    return get
+
+
+@pytest.mark.parametrize("when", [{"after_epoch": 1}, {"after_step": 3}, {"after_step": 16}])
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_the_same_to_the_last_bit(undisturbed, tmp_path, name, when):
+    whole, rows = undisturbed(name)
+    runs.interrupt(tmp_path, setting(name), **when)
+    runs.run(World(), tmp_path, setting(name))
+    assert runs.equal(state_of(tmp_path), state_of(whole))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2], "no row is lost or doubled"
+    for line, row in zip(lines, rows, strict=True):
+        for key in row:
+            assert key.startswith("time/") or key == "plan/seconds" or line[key] == row[key], key
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cuts=st.lists(st.integers(0, 21), min_size=1, max_size=4))
+def test_cut_several_times_anywhere(undisturbed, tmp_path_factory, cuts):
+    whole, _ = undisturbed("sogclr")
+    folder = tmp_path_factory.mktemp("cuts")
+    for cut in cuts:
+        try:
+            runs.interrupt(folder, setting("sogclr"), after_step=cut)
+        except AssertionError:
+            break  # it was past that step already, and ended
+    runs.run(World(), folder, setting("sogclr"))
+    assert runs.equal(state_of(folder), state_of(whole))
+
+
+def test_a_cut_within_an_epoch_goes_on_at_the_last_checkpoint_within_it(tmp_path):
+    content = setting("osgd")
+    runs.interrupt(tmp_path, content, after_step=11 + 9)
+    assert checkpoints.names(LocalStore(tmp_path)) == [
+        "epoch_000001",
+        "epoch_000001_step_00000004",
+        "epoch_000001_step_00000008",
+    ]
+    losses, _, rows = runs.run(World(), tmp_path, content)
+    assert len(losses) == 3, "steps 8 to 10 of the second epoch"
+    assert checkpoints.names(LocalStore(tmp_path)) == ["epoch_000001", "epoch_000002"]
+    assert rows[0]["plan/coverage"] > 11 * 16 / 180 / 2, "what was visited before the cut counts"
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_made_again(undisturbed, tmp_path, caplog):
+    whole, _ = undisturbed("sogclr")
+    runs.interrupt(tmp_path, setting("sogclr"), after_step=11 + 9)
+    for name in ("epoch_000001_step_00000008", "epoch_000001_step_00000004"):
+        state = tmp_path / "checkpoints" / name / "state.pt"
+        state.write_bytes(state.read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING):
+        losses, _, _ = runs.run(World(), tmp_path, setting("sogclr"))
+    assert len(losses) == 11
+    assert "epoch_000001_step_00000008" in caplog.text
+    assert runs.equal(state_of(tmp_path), state_of(whole))
+
+
+def test_newer_checkpoints_that_were_damaged_do_not_displace_new_ones(tmp_path):
+    """Going back to epoch 1 with a broken epoch 2 on disk: checkpoints within epoch 2 must stay."""
+    content = setting("shuffle", epochs=3)
+    runs.interrupt(tmp_path, content, after_epoch=2)
+    state = tmp_path / "checkpoints" / "epoch_000002" / "state.pt"
+    state.write_bytes(b"")
+    runs.interrupt(tmp_path, content, after_step=11 + 5)
+    assert checkpoints.names(LocalStore(tmp_path)) == ["epoch_000001", "epoch_000001_step_00000004"]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", ["sogclr", "cached", "chunks"])
+def test_one_worker_goes_on_with_two(undisturbed, tmp_path, name):
+    """Checkpoints do not know how many workers wrote them."""
+    whole, rows = undisturbed(name)
+    runs.interrupt(tmp_path, setting(name), after_step=14)
+    ranks = gloo.run(runs.run, 2, str(tmp_path), setting(name), timeout=240)
+    found, expected = state_of(tmp_path), state_of(whole)
+    assert runs.largest_difference(found, expected) < (1e-4 if name != "cached" else float("inf"))
+    assert ranks[0][2][-1]["train/loss"] == pytest.approx(rows[-1]["train/loss"], rel=1e-3)
+
+
+def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path):
+    content = runs.experiment(train={"epochs": 5, "batch_size": 16, "keep_checkpoints": 1})
+    _, _, rows = runs.run(World(), tmp_path, content)
+    scores = [row["val/retrieval/top1"] for row in rows]
+    best = scores.index(max(scores)) + 1
+    assert best < 5, "choose another seed: here the last is the best"
+    assert checkpoints.names(LocalStore(tmp_path)) == [f"epoch_{best:06d}", "epoch_000005"]
+    assert checkpoints.best(LocalStore(tmp_path)).epoch == best
+    assert checkpoints.latest(LocalStore(tmp_path)).epoch == 5
+
+
+def test_trackers_keep_the_name_that_a_training_began_with(tmp_path):
+    first = runs.experiment(train={"epochs": 1, "batch_size": 16})
+    train(first, world=World(), store=LocalStore(tmp_path), run_id="003-abcd")
+    assert checkpoints.latest(LocalStore(tmp_path)).meta["run_id"] == "003-abcd"
+    train(first, world=World(), store=LocalStore(tmp_path), run_id="another")
+    assert checkpoints.latest(LocalStore(tmp_path)).meta["run_id"] == "003-abcd"
+
+
+@pytest.mark.parametrize("wait_for", ["epoch_000001_step_00000004", "epoch_000002"])
+def test_a_killed_process_goes_on_to_the_same_bits(undisturbed, tmp_path, wait_for):
+    """SIGKILL of a real process, whenever it happens to strike after a checkpoint has appeared."""
+    whole, _ = undisturbed("osgd")
+    config = tmp_path / "experiment.yaml"
+    config.write_text(yaml.safe_dump(setting("osgd").model_dump(mode="json")))
+    folder = tmp_path / "run"
+    line = [sys.executable, "-m", "mbcl", "train", "--config", str(config), "--out", str(folder), "--quiet"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(line, env=environment)
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / wait_for).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run([*line, "--resume"], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert runs.equal(state_of(folder), state_of(whole))

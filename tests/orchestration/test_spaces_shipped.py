@@ -1,0 +1,136 @@
+"""Every space that ships: it expands, its check before a run passes, and what its header calls a minute really runs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data.official import write_cifar, write_tiny_imagenet
+
+from mbcl.optim import scale_lr
+from mbcl.orchestration.space import read_space
+from mbcl.orchestration.trials import expand
+
+from .conftest import ROOT, call
+
+pytest.importorskip("ray")
+
+pytestmark = pytest.mark.filterwarnings("ignore:(cifar|tiny_imagenet)")
+
+SPACES = ROOT / "tune_spaces"
+TRIALS = {
+    "fashion_mnist": 9,
+    "kq": 114,
+    "objectives": 45,
+    "paper_cifar100": 18,
+    "paper_tiny_imagenet": 18,
+    "samplers": 9,
+}
+SHORT = ("kq", "objectives", "paper_cifar100", "paper_tiny_imagenet")
+"""The header of each has a command that shrinks it to one trial."""
+PAPER = {"paper_cifar100": 49_000, "paper_tiny_imagenet": 98_000}
+"""Training images after the validation split."""
+
+
+def short(name: str) -> list[str]:
+    """The options of the command in a space's header that shrinks it, without its name."""
+    lines = iter((SPACES / f"{name}.yaml").read_text().splitlines())
+    command = next(line for line in lines if line.startswith("#   python run_ray.py"))[1:]
+    while command.endswith("\\"):
+        command = command[:-1] + next(lines)[1:]
+    words = shlex.split(command)
+    assert words[:5] == ["python", "run_ray.py", "--space", f"tune_spaces/{name}.yaml", "--name"]
+    return words[6:]
+
+
+def write_fashion_mnist(root: Path) -> None:
+    """As many images as osgd needs, all black."""
+    for part, num in (("train", 6000), ("t10k", 10)):
+        images = struct.pack(">BBBB3I", 0, 0, 8, 3, num, 28, 28) + bytes(num * 28 * 28)
+        labels = struct.pack(">BBBBI", 0, 0, 8, 1, num) + bytes(num)
+        (root / f"{part}-images-idx3-ubyte").write_bytes(images)
+        (root / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+
+
+def on_small_data(name: str, root: Path) -> list[str]:
+    """Writes a small set in the official format where a space needs files; the options that point to it."""
+    if name == "fashion_mnist":
+        write_fashion_mnist(root)
+    elif name == "paper_cifar100":
+        write_cifar(root, num_train=220, num_test=40)
+    elif name == "paper_tiny_imagenet":
+        write_tiny_imagenet(root, num_train=70, num_val=40)
+    else:
+        return []
+    return ["--set", f"experiment.data.dir={root}"]
+
+
+def test_every_space_is_tested():
+    assert sorted(path.stem for path in SPACES.iterdir()) == sorted(TRIALS)
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_a_space_says_what_it_is_for_and_expands(name):
+    path = SPACES / f"{name}.yaml"
+    assert path.read_text().startswith("# ")
+    file = read_space(path)
+    assert file.space.name == name
+    assert file.space.question.endswith("?")
+    assert len(expand(file).specs) == TRIALS[name]
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_the_header_tells_the_cost_and_shrinks_the_space(name):
+    assert "GPU: not measured" in (SPACES / f"{name}.yaml").read_text()
+    overrides = [word for word in short(name) if word != "--set"]
+    (spec,) = expand(read_space(SPACES / f"{name}.yaml", overrides)).specs
+    assert spec.experiment.train.epochs == 1
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_the_check_before_a_run_passes(name, tmp_path, capsys):
+    """The paper's data and GPU are not here: their spaces are checked as shrunk."""
+    import run_ray
+
+    shrunk = short(name) if name in PAPER else []
+    options = [*shrunk, *on_small_data(name, tmp_path), "--results-dir", str(tmp_path / "out")]
+    assert run_ray.main(["--space", str(SPACES / f"{name}.yaml"), "--dry-run", *options]) == 0, capsys.readouterr().err
+    assert f"{1 if shrunk else TRIALS[name]} trial" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_published_settings(name):
+    for spec in expand(read_space(SPACES / f"{name}.yaml")).specs:
+        experiment, sampler = spec.experiment, spec.experiment.build_sampler()
+        total = round(PAPER[name] / (1 - experiment.data.validation))
+        assert total - round(total * experiment.data.validation) == PAPER[name]
+        sampler.check(PAPER[name])
+        expected = {"shuffle": PAPER[name] // 32, "osgd": 150 * (total // 48_000), "spectral": PAPER[name] // 32}
+        assert sampler.plan_length(PAPER[name]) == expected[sampler.name]
+        assert experiment.data.image_size == 224
+        assert experiment.projector.model_dump(exclude={"activation"}) == {"layers": 2, "hidden": 2048, "dim": 128}
+        assert experiment.encoder == {"name": "resnet18", "stem": "imagenet", "zero_init": True}
+        assert experiment.objective.get("first_touch", "batch") == "batch"
+        assert (experiment.train.epochs, experiment.train.precision) == (100, "fp16")
+        lr = scale_lr(experiment.optimizer["lr"], batch_size=32, rule=experiment.schedule.scale_lr)
+        assert lr == pytest.approx(0.075 * np.sqrt(32))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", [pytest.param("kq", marks=pytest.mark.slow), *SHORT[1:]])
+def test_the_shrunk_space_runs(name, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    options = [*short(name), *on_small_data(name, data), "--name", "short"]
+    result = call(SPACES / f"{name}.yaml", tmp_path / "out", *options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    folder = tmp_path / "out" / "short"
+    (trial,) = json.loads((folder / "study.json").read_text())["trials"].values()
+    assert trial["status"] == "finished"
+    assert 0 <= trial["metrics"]["retrieval/u2v/top1"] <= 1
+    assert trial["metrics"]["plan/lift"] > 0
+    assert (folder / "report.html").stat().st_size > 0
