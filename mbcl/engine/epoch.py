@@ -49,6 +49,7 @@ class EpochProgress:
         round: which plan of this epoch it is, from 0.
         facts: of every plan of this epoch that was made from embeddings.
         losses: (steps done,) float64, over the global batches.
+        skipped: steps of which fp16's gradients were not finite, so that the weights stayed.
         visited: (N,) bool, the samples that were trained on in this epoch.
         validation: R@1 on the validation images, if it was measured.
         u_age: epochs since the objective's state per sample was updated, where it has any.
@@ -63,6 +64,7 @@ class EpochProgress:
     round: int = 0
     facts: list[PlanFacts] = field(default_factory=list)
     losses: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    skipped: int = 0
     visited: Tensor = field(default=None)  # type: ignore[assignment]  # filled below
     validation: float | None = None
     u_age: float | None = None
@@ -123,6 +125,7 @@ class EpochProgress:
         row["step"] = (self.epoch + 1) * self.step
         row["train/loss"] = float(self.losses.mean())
         row["train/lr"] = lr
+        row["train/skipped_steps"] = self.skipped
         row["val/retrieval/top1"] = self.validation
         row["sogclr/u_age"] = self.u_age
         if self.facts:
@@ -151,6 +154,7 @@ class EpochProgress:
             "round": self.round,
             "facts": [asdict(facts) for facts in self.facts],
             "losses": self.losses,
+            "skipped": self.skipped,
             "visited": self.visited,
             "seconds": dict(self.seconds),
             "total": self._elapsed(),
@@ -168,6 +172,7 @@ class EpochProgress:
             round=round_,
             facts=[PlanFacts(**facts) for facts in state["facts"]],
             losses=state["losses"],
+            skipped=state["skipped"],
             visited=state["visited"],
             seconds=state["seconds"],
             total=state["total"],

@@ -20,6 +20,7 @@ KEYS = (
     "step",
     "train/loss",
     "train/lr",
+    "train/skipped_steps",
     "plan/seconds",
     "plan/loss",
     "plan/lift",

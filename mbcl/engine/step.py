@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -40,12 +40,14 @@ class Stepped:
         positions: (b,) int64 CPU tensor, this rank's samples.
         z1: (b, D) their projections of view 1, float32 or better.
         z2: (b, D) of view 2.
+        skipped: whether the gradients were not finite, so that the weights stayed: fp16's scaler tries smaller scales.
     """
 
     loss: Tensor
     positions: Tensor
     z1: Tensor
     z2: Tensor
+    skipped: bool = False
 
 
 @dataclass
@@ -92,9 +94,10 @@ class Learner:
             done = self._whole_in_chunks(batch, key)
         else:
             done = self._chunk_by_chunk(batch, key)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return done
+        return replace(done, skipped=True) if self.scaler.get_scale() < scale else done
 
     def _views(self, positions: Tensor, key: ViewKey) -> Tensor:
         """(2b, C, H, W) in the dtype of the weights: all first views, then all second ones."""
@@ -178,7 +181,8 @@ def _together(parts: Sequence[Stepped]) -> Stepped:
     if len(parts) == 1:
         return parts[0]
     loss = torch.stack([part.loss for part in parts]).sum()
-    return Stepped(loss, *(torch.cat([getattr(part, key) for part in parts]) for key in ("positions", "z1", "z2")))
+    positions, z1, z2 = (torch.cat([getattr(part, key) for part in parts]) for key in ("positions", "z1", "z2"))
+    return Stepped(loss, positions, z1, z2)
 
 
 def wrap(model: ContrastiveModel, world: World) -> nn.Module:

@@ -187,6 +187,7 @@ class Trainer:
             stepped = self.learner.step(batch, epoch=self.epoch, lr=rates[-1])
             self.source.keep(stepped, epoch=self.epoch, step=step)
             losses.append(stepped.loss)
+            progress.skipped += stepped.skipped
         together = dist.all_reduce_sum(torch.stack(losses), self.world).double().cpu()
         done = self.epoch * self.facts.steps_per_epoch + progress.step
         for offset, (loss, lr) in enumerate(zip(together.tolist(), rates, strict=True)):

@@ -48,6 +48,11 @@ _ENTRIES: tuple[tuple[str, int, str], ...] = (
         "mean loss of the trained batches; hard batches raise it, so it does not compare samplers or objectives",
     ),
     (r"train/lr", 0, "learning rate"),
+    (
+        r"train/skipped_steps",
+        -1,
+        "steps of the last epoch whose fp16 gradients were not finite, so that weights stayed",
+    ),
     (r"sogclr/u_age", -1, "epochs since SogCLR's moving average was updated, mean over samples"),
     (r"time/plan", -1, "seconds that the planner computed, whether training waited or not"),
     (r"time/wait", -1, "seconds that training stood still for a plan, transport included"),

@@ -22,13 +22,13 @@ SAMPLERS = {
 }
 
 
-def experiment(sampler: str = "shuffle", **changes: Any) -> Experiment:
+def experiment(sampler: str | dict[str, Any] = "shuffle", **changes: Any) -> Experiment:
     """A tiny experiment on real digits: 180 training images, 11 steps an epoch."""
     content: dict[str, Any] = {
         "data": {"name": "digits", "max_samples": 200},
         "encoder": {"name": "resnet_small", "widths": [8, 16]},
         "projector": {"hidden": 32, "dim": 16, "activation": "silu"},
-        "sampler": SAMPLERS[sampler],
+        "sampler": SAMPLERS[sampler] if isinstance(sampler, str) else sampler,
         "optimizer": {"name": "lars", "lr": 0.05},
         "schedule": {"warmup_epochs": 1},
         "train": {"epochs": 2, "batch_size": 16},

@@ -22,19 +22,29 @@ from mbcl.storage import LocalStore
 
 @pytest.mark.dist
 @pytest.mark.parametrize(
-    ("sampler", "objective", "num_workers"),
-    [("shuffle", "simclr", 2), ("osgd", "simclr", 2), ("shuffle", "simclr", 4), ("shuffle", "clip", 2)],
+    ("sampler", "objective", "num_workers", "epochs"),
+    [
+        ("shuffle", "simclr", 2, 2),
+        ("osgd", "simclr", 2, 2),
+        ("shuffle", "simclr", 4, 2),
+        ("shuffle", "clip", 2, 2),
+        ("osgd", "sogclr", 2, 2),
+        ("shuffle", "sogclr", 4, 2),
+        # Squared exponentials and a floor: training itself magnifies rounding, tenfold in as many steps.
+        ("shuffle", "hcl", 2, 1),
+        ("shuffle", "dcl", 2, 2),
+    ],
 )
-def test_several_workers_train_as_one(tmp_path, sampler, objective, num_workers):
-    content = runs.experiment(sampler, objective={"name": objective})
+def test_several_workers_train_as_one(tmp_path, sampler, objective, num_workers, epochs):
+    content = runs.experiment(sampler, objective={"name": objective}, train={"epochs": epochs, "batch_size": 16})
     torch.set_num_threads(1)
     losses, weights, rows = runs.run(World(), tmp_path / "one", content)
     ranks = gloo.run(runs.run, num_workers, str(tmp_path / "several"), content, timeout=240)
-    assert len(losses) == 22, "two epochs of 180 // 16 steps"
+    assert len(losses) == epochs * 11, "180 // 16 steps an epoch"
     for rank_losses, rank_weights, rank_rows in ranks:
         assert rank_losses == pytest.approx(losses, rel=1e-4)
         assert runs.largest_difference(rank_weights, weights) < 1e-4
-        for key in ("train/loss", "plan/loss", "plan/lift", "plan/coverage"):
+        for key in ("train/loss", "plan/loss", "plan/lift", "plan/coverage", "sogclr/u_age"):
             found, expected = ([row[key] for row in some] for some in (rank_rows, rows))
             assert found == (pytest.approx(expected, rel=1e-4) if None not in expected else expected)
     for _, rank_weights, _ in ranks[1:]:
