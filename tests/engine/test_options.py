@@ -76,9 +76,8 @@ def test_half_precision_trains_to_nearly_the_same_loss(tmp_path, precision):
     assert half != exact
     assert half[0] == pytest.approx(exact[0], rel=0.01)
     assert rows[-1]["train/loss"] == pytest.approx(sum(exact[11:]) / 11, rel=0.2)
-    assert [row["train/skipped_steps"] > 0 for row in rows] == [precision == "fp16", False], (
-        "the first scale is too large"
-    )
+    skipped = [row["train/skipped_steps"] for row in rows]
+    assert sum(skipped) == 0 if precision == "bf16" else 0 < skipped[0] < 11, "the first scale is too large"
 
 
 def test_validation_is_float32_whatever_the_training(tmp_path):
