@@ -52,11 +52,11 @@ def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
     notes: dict[str, None] = {}
     for setting in sorted(experiments):
         experiment = experiment_of(experiments[setting], source)
-        if loaded is None or loaded[0] != experiment.data:
-            loaded = experiment.data, _of_experiment(source, load_data, experiment.data, seed=experiment.seed)
-            built.clear()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            if loaded is None or loaded[0] != experiment.data:
+                loaded = experiment.data, _of_experiment(source, load_data, experiment.data, seed=experiment.seed)
+                built.clear()
             facts = _of_experiment(source, facts_of, experiment, loaded[1])
         notes.update(dict.fromkeys(str(warning.message) for warning in caught))
         sizes = getattr(experiment.build_sampler(), "pool_sizes", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console as Screen
@@ -162,6 +162,11 @@ def dry_run(
         screen.print(escape(f"note: {note}"), soft_wrap=True)
     count = f"{len(specs)} of {of} trials" if len(specs) < of else f"{of} trial{'s' if of > 1 else ''}"
     screen.print(escape(f"{count}{together}, into {location}; nothing was started"), soft_wrap=True)
+
+
+def busy(text: str, *, quiet: bool) -> AbstractContextManager[object]:
+    """A moving line on a terminal while something takes its time."""
+    return nullcontext() if quiet else Screen(stderr=True).status(text)
 
 
 def error(text: str) -> None:

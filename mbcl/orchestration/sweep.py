@@ -120,7 +120,8 @@ def _run(request: Request, write_report: WriteReport) -> int:
     _, todo = _open(request, file, trials, store)
     checked: Checked | None = None
     if request.address is None:
-        checked = check_data(distinct(list(todo.values())), str(file.path))
+        with consoles.busy("reading data, building models", quiet=request.quiet):
+            checked = check_data(distinct(list(todo.values())), str(file.path))
     if request.dry_run:
         notes = (*trials.notes, *(checked.notes if checked else ("the data are checked on the cluster",)))
         consoles.dry_run(list(todo.values()), len(trials.specs), fit, store.uri, notes)
