@@ -142,3 +142,22 @@ def test_a_batch_that_the_workers_cannot_share_is_refused(tmp_path):
 
     with pytest.raises(ConfigError, match="16 is not divisible by 3 workers"):
         Trainer(runs.experiment(), world=World(0, 3, torch.device("cpu")), store=LocalStore(tmp_path))
+
+
+@pytest.mark.parametrize(("mode", "views"), [("train", "augmented"), ("train", "clean"), ("eval", "augmented")])
+def test_embeddings_are_made_as_the_experiment_says(tmp_path, monkeypatch, mode, views):
+    from mbcl.engine import source
+
+    asked = []
+    embed = source.embed
+
+    def look(model, images, key, **rest):
+        asked.append((rest["mode"], key.augmented, rest["batch_size"]))
+        return embed(model, images, key, **rest)
+
+    monkeypatch.setattr(source, "embed", look)
+    content = runs.experiment("spectral", embeddings={"mode": mode, "views": views, "batch_size": 50})
+    _, _, rows = runs.run(World(), tmp_path, content)
+    assert asked[0] == (mode, views == "augmented", 50)
+    assert asked[1] == ("eval", True, 512), "validation"
+    assert all(row["plan/lift"] > 1 for row in rows)
