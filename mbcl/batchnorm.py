@@ -1,4 +1,4 @@
-"""What batch norm computes, without collectives: moments that merge, running statistics, normalisation.
+"""Batch norm whose batch is spread over chunks or ranks: moments that merge, normalisation, synchronised layers.
 
 Letters: B samples, C channels, R parts (chunks, ranks) of a batch.
 """
@@ -6,13 +6,19 @@ Letters: B samples, C channels, R parts (chunks, ranks) of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from mbcl import dist
+from mbcl.dist import World
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def moments(x: Tensor) -> Tensor:
@@ -150,3 +156,58 @@ class _Normalise(torch.autograd.Function):
             bias_gradient.to(mean.dtype) if needs_bias else None,
         )
         return x_gradient, None, None, None, *own, None, None
+
+
+# -- batch norm over all ranks, on CPUs ------------------------------------------------------------------------------
+
+
+class SyncBatchNorm1d(nn.BatchNorm1d):
+    """BatchNorm1d over the batches of all ranks, for CPU tensors; see :func:`convert_sync_batchnorm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C) or (B, C, L); the ranks may hold different B."""
+        return _sync_forward(self, x) if self.training and dist.current().size > 1 else super().forward(x)
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d over the batches of all ranks, for CPU tensors; see :func:`convert_sync_batchnorm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W); the ranks may hold different B."""
+        return _sync_forward(self, x) if self.training and dist.current().size > 1 else super().forward(x)
+
+
+def convert_sync_batchnorm(model: M, world: World) -> M:
+    """Make every batch norm of a model use the statistics of the global batch.
+
+    torch's own layer refuses CPU tensors, ours replaces it there. Parameters and buffers are the same objects under
+    the same names, so state dictionaries of one and of several workers interchange.
+
+    Args:
+        model: changed in place, but for a model that is itself a batch norm.
+        world: its device decides which layer is used.
+
+    Returns:
+        The converted model. In a world of one and in evaluation mode it computes what it did before.
+    """
+    if world.device.type == "cuda":
+        converted: M = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return converted
+    for name, child in list(model.named_children()):
+        setattr(model, name, convert_sync_batchnorm(child, world))
+    plain: nn.Module = model
+    for ordinary, synchronised in ((nn.BatchNorm1d, SyncBatchNorm1d), (nn.BatchNorm2d, SyncBatchNorm2d)):
+        if type(plain) is ordinary:
+            # The same object but for its forward: parameters, buffers, settings and hooks stay what they are.
+            twin = synchronised.__new__(synchronised)
+            twin.__dict__ = plain.__dict__
+            return cast(M, twin)
+    return model
+
+
+def _sync_forward(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
+    layer._check_input_dim(x)  # type: ignore[no-untyped-call]
+    world = dist.current()
+    mean, var, count = merge_moments(dist.stack(moments(x), world))
+    update_running(layer, mean, var, count)
+    return normalise(layer, x, mean, var, count, partial(dist.all_reduce_sum, world=world))

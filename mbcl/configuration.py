@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
 from mbcl.errors import ConfigError, nearest
@@ -207,3 +207,44 @@ def validate_parameters(
         path = ".".join(str(key) for key in first["loc"])
         text = _describe(model, first).removeprefix(f"{path}: ")
         raise PathConfigError(path, text) from error
+
+
+class Part(dict[str, Any]):
+    """A registered part with its parameters: ``{name: spectral, k: 4}``, resolved to canonical name and defaults."""
+
+    @property
+    def name(self) -> str:
+        """The canonical name of the part."""
+        return str(self["name"])
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the part, without its name."""
+        return {key: value for key, value in self.items() if key != "name"}
+
+
+Finder = Callable[[str], tuple[str, Callable[..., Any]]]
+"""The canonical name and the class or factory behind a name."""
+
+
+def _resolver(find: Finder, *provided: str) -> Callable[[Any], Part]:
+    """A validator that turns a block with a name into a :class:`Part`.
+
+    Args:
+        find: knows the parts of one kind.
+        provided: parameters that the experiment fills in itself.
+    """
+
+    def resolve(block: Any) -> Part:
+        if not isinstance(block, dict) or not isinstance(block.get("name"), str):
+            raise ConfigError(f"expected a block with a name, such as {{name: ...}}, found {block!r}")
+        name, factory = find(block["name"])
+        parameters = {key: value for key, value in block.items() if key != "name"}
+        return Part(name=name, **validate_parameters(factory, parameters, frozenset(provided)))
+
+    return resolve
+
+
+def part(find: Finder, *provided: str) -> Any:
+    """The type of a field that names a part; see :func:`_resolver`."""
+    return Annotated[Any, BeforeValidator(_resolver(find, *provided)), PlainSerializer(dict)]

@@ -10,19 +10,16 @@ import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as td
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mbcl import batchnorm, errors
+from mbcl import errors
 from mbcl.errors import MbclError
-
-M = TypeVar("M", bound=nn.Module)
 
 MEETING_SECONDS = 300
 """How long processes that meet at a file wait for each other."""
@@ -267,55 +264,3 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         start = ctx.world.rank * ctx.rows
         return all_reduce_sum(gradient, ctx.world)[start : start + ctx.rows], None
-
-
-class SyncBatchNorm1d(nn.BatchNorm1d):
-    """BatchNorm1d over the batches of all ranks, for CPU tensors; see :func:`convert_sync_batchnorm`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C) or (B, C, L); the ranks may hold different B."""
-        return _sync_forward(self, x) if self.training and current().size > 1 else super().forward(x)
-
-
-class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d over the batches of all ranks, for CPU tensors; see :func:`convert_sync_batchnorm`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W); the ranks may hold different B."""
-        return _sync_forward(self, x) if self.training and current().size > 1 else super().forward(x)
-
-
-def convert_sync_batchnorm(model: M, world: World) -> M:
-    """Make every batch norm of a model use the statistics of the global batch.
-
-    torch's own layer refuses CPU tensors, ours replaces it there. Parameters and buffers are the same objects under
-    the same names, so state dictionaries of one and of several workers interchange.
-
-    Args:
-        model: changed in place, but for a model that is itself a batch norm.
-        world: its device decides which layer is used.
-
-    Returns:
-        The converted model. In a world of one and in evaluation mode it computes what it did before.
-    """
-    if world.device.type == "cuda":
-        converted: M = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return converted
-    for name, child in list(model.named_children()):
-        setattr(model, name, convert_sync_batchnorm(child, world))
-    plain: nn.Module = model
-    for ordinary, synchronised in ((nn.BatchNorm1d, SyncBatchNorm1d), (nn.BatchNorm2d, SyncBatchNorm2d)):
-        if type(plain) is ordinary:
-            # The same object but for its forward: parameters, buffers, settings and hooks stay what they are.
-            twin = synchronised.__new__(synchronised)
-            twin.__dict__ = plain.__dict__
-            return cast(M, twin)
-    return model
-
-
-def _sync_forward(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
-    layer._check_input_dim(x)  # type: ignore[no-untyped-call]
-    world = current()
-    mean, var, count = batchnorm.merge_moments(stack(batchnorm.moments(x), world))
-    batchnorm.update_running(layer, mean, var, count)
-    return batchnorm.normalise(layer, x, mean, var, count, partial(all_reduce_sum, world=world))

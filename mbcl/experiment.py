@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import Field, model_validator
 
-from mbcl.configuration import PathConfigError, Section, read_yaml, validate_parameters
+from mbcl.configuration import Finder, Part, PathConfigError, Section, part, read_yaml
 from mbcl.data import DATASETS
 from mbcl.errors import ConfigError
 from mbcl.models import ENCODERS
@@ -23,46 +23,6 @@ from mbcl.optim import build as build_optimizer
 from mbcl.registry import Registry
 from mbcl.samplers import OSGD, SAMPLERS, Sampler
 from mbcl.samplers import build as build_sampler
-
-
-class Part(dict[str, Any]):
-    """A registered part with its parameters: ``{name: spectral, k: 4}``, resolved to canonical name and defaults."""
-
-    @property
-    def name(self) -> str:
-        """The canonical name of the part."""
-        return str(self["name"])
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The parameters of the part, without its name."""
-        return {key: value for key, value in self.items() if key != "name"}
-
-
-Finder = Callable[[str], tuple[str, Callable[..., Any]]]
-"""The canonical name and the class or factory behind a name."""
-
-
-def _resolver(find: Finder, *provided: str) -> Callable[[Any], Part]:
-    """A validator that turns a block with a name into a :class:`Part`.
-
-    Args:
-        find: knows the parts of one kind.
-        provided: parameters that the experiment fills in itself.
-    """
-
-    def resolve(block: Any) -> Part:
-        if not isinstance(block, dict) or not isinstance(block.get("name"), str):
-            raise ConfigError(f"expected a block with a name, such as {{name: ...}}, found {block!r}")
-        name, part = find(block["name"])
-        parameters = {key: value for key, value in block.items() if key != "name"}
-        return Part(name=name, **validate_parameters(part, parameters, frozenset(provided)))
-
-    return resolve
-
-
-def _part(find: Finder, *provided: str) -> Any:
-    return Annotated[Any, BeforeValidator(_resolver(find, *provided)), PlainSerializer(dict)]
 
 
 def _in(registry: Registry[Any]) -> Finder:
@@ -208,10 +168,10 @@ if TYPE_CHECKING:
     SamplerPart: TypeAlias = Part
     OptimizerPart: TypeAlias = Part
 else:
-    EncoderPart = _part(_in(ENCODERS), "in_channels", "architecture")
-    ObjectivePart = _part(_in(OBJECTIVES), "num_samples")
-    SamplerPart = _part(_in(SAMPLERS), "batch_size")
-    OptimizerPart = _part(_in(OPTIMIZERS), "params")
+    EncoderPart = part(_in(ENCODERS), "in_channels", "architecture")
+    ObjectivePart = part(_in(OBJECTIVES), "num_samples")
+    SamplerPart = part(_in(SAMPLERS), "batch_size")
+    OptimizerPart = part(_in(OPTIMIZERS), "params")
 
 
 def _default(name: str) -> Any:

@@ -1,33 +1,23 @@
-"""Collectives and synchronised batch norm on real gloo processes, against one process that holds the whole batch."""
+"""Collectives on real gloo processes."""
 
 from __future__ import annotations
 
-import copy
 import time
 
 import gloo
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from mbcl import dist, models
+from mbcl import dist
 from mbcl.dist import World
 from mbcl.errors import DataError, MbclError, TrainingError
-
-SHARES = {2: ([3, 3], [5, 2], [6, 0]), 4: ([2, 2, 2, 2], [1, 3, 0, 4])}
-WORLDS = [(size, shares) for size, options in SHARES.items() for shares in options]
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest entry."""
     assert found.shape == expected.shape
     return float((found - expected).abs().max() / expected.abs().max())
-
-
-def images(num: int) -> Tensor:
-    """(num, 1, 8, 8) with a mean far from zero, which naive sums of squares do not survive."""
-    return torch.randn(num, 1, 8, 8, generator=torch.Generator().manual_seed(1)) + 30
 
 
 # -- a world of one ------------------------------------------------------------------------------------------------
@@ -53,28 +43,6 @@ def test_all_reduce_returns_a_new_tensor():
     x = torch.zeros(2)
     dist.all_reduce_sum(x, World()).add_(1)
     assert torch.equal(x, torch.zeros(2))
-
-
-def test_conversion_keeps_names_objects_and_results():
-    model = models.build({"name": "resnet_small", "widths": [4, 8]}, in_channels=1, seed=0)
-    x = images(4)
-    for mode in (True, False):
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        twin = copy.deepcopy(model)
-        converted = dist.convert_sync_batchnorm(twin, World())
-        assert list(converted.state_dict()) == list(before)
-        assert {type(m) for m in converted.modules()} & {nn.BatchNorm1d, nn.BatchNorm2d} == set()
-        assert torch.equal(converted.train(mode)(x), model.train(mode)(x))
-        model.load_state_dict(converted.state_dict())
-
-
-def test_conversion_of_a_lone_layer_shares_its_tensors():
-    layer = nn.BatchNorm1d(3, momentum=None, affine=False).eval()
-    converted = dist.convert_sync_batchnorm(layer, World())
-    assert isinstance(converted, dist.SyncBatchNorm1d)
-    assert converted.running_mean is layer.running_mean
-    assert converted.momentum is None
-    assert not converted.training
 
 
 # -- collectives ---------------------------------------------------------------------------------------------------
@@ -174,161 +142,6 @@ def test_a_world_of_one_leaves_gradients_alone():
     alone = _sum_gradients(World())
     assert torch.equal(alone[0], torch.ones(2, 3))
     assert alone[2] is None
-
-
-# -- synchronised batch norm ---------------------------------------------------------------------------------------
-
-
-def _norm(dims: int, **settings) -> nn.Module:
-    layer = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)[dims](5, **settings)
-    if layer.affine:
-        with torch.no_grad():
-            layer.weight.copy_(torch.linspace(-1, 2, 5))
-            if layer.bias is not None:
-                layer.bias.copy_(torch.linspace(3, 1, 5))
-    return layer
-
-
-def _batch_norm(world: World, dims: int, settings: dict, x: Tensor, weights: Tensor, shares: list[int]) -> dict:
-    layer = dist.convert_sync_batchnorm(_norm(dims, **settings), world)
-    local = x.split(shares)[world.rank].clone().requires_grad_()
-    outputs = []
-    for factor in (1.0, 0.5):  # two passes, so that the running statistics are averaged
-        out = layer(local * factor)
-        (out * weights.split(shares)[world.rank]).sum().backward()
-        outputs.append(out.detach())
-    gradients = [p.grad for p in layer.parameters()]
-    evaluated = layer.eval()(local).detach()
-    return {
-        "out": outputs,
-        "eval": evaluated,
-        "input": local.grad,
-        "parameters": gradients,
-        "state": layer.state_dict(),
-    }
-
-
-@pytest.mark.dist
-@pytest.mark.parametrize("size, shares", WORLDS)
-@pytest.mark.parametrize(
-    "dims, settings",
-    [
-        (0, {}),
-        (0, {"bias": False}),
-        (1, {"affine": False}),
-        (2, {"momentum": None}),
-        (2, {"momentum": 0.3, "eps": 1e-3}),
-    ],
-)
-def test_batch_norm_equals_the_one_of_the_whole_batch(size, shares, dims, settings):
-    generator = torch.Generator().manual_seed(0)
-    shape = (sum(shares), 5, *(3, 4)[:dims])
-    x = torch.randn(shape, generator=generator) * 2 + 50
-    weights = torch.randn(shape, generator=generator)
-    found = gloo.run(_batch_norm, size, dims, settings, x, weights, shares)
-
-    layer = _norm(dims, **settings).double()  # the truth, in float64
-    whole = x.double().requires_grad_()
-    outputs = [layer(whole * factor) for factor in (1.0, 0.5)]
-    sum((out * weights).sum() for out in outputs).backward()
-    for index, out in enumerate(outputs):
-        assert relative(torch.cat([part["out"][index] for part in found]), out.detach()) < 3e-6
-    assert relative(torch.cat([part["input"] for part in found]), whole.grad) < 3e-6
-    for index, parameter in enumerate(layer.parameters()):
-        assert relative(sum(part["parameters"][index] for part in found), parameter.grad) < 3e-6
-    for name, value in layer.state_dict().items():
-        for part in found:
-            assert relative(part["state"][name].double(), value.double()) < 1e-6, name
-    evaluated = layer.eval()(whole).detach()
-    assert relative(torch.cat([part["eval"] for part in found]), evaluated) < 3e-6
-
-
-def _half(world: World) -> tuple[Tensor, Tensor, Tensor]:
-    layer = dist.convert_sync_batchnorm(_norm(2), world)
-    x = images(6).expand(-1, 5, -1, -1).bfloat16().chunk(world.size)[world.rank].clone().requires_grad_()
-    out = layer(x)
-    out.float().square().sum().backward()
-    assert out.dtype == x.grad.dtype == torch.bfloat16
-    return out.detach(), x.grad, layer.running_mean
-
-
-@pytest.mark.dist
-def test_batch_norm_of_half_precision_keeps_its_statistics_in_float32():
-    found = gloo.run(_half, 2)
-    out, _, running_mean = _half(World())
-    assert relative(torch.cat([part[0] for part in found]).float(), out.float()) < 0.02
-    assert all(relative(part[2], running_mean) < 1e-6 for part in found)
-
-
-def _one_value(world: World) -> str:
-    layer = dist.convert_sync_batchnorm(nn.BatchNorm1d(2), world)
-    try:
-        layer(torch.zeros(1 - world.rank, 2))
-    except ValueError as error:
-        return str(error)
-    return "no error"
-
-
-@pytest.mark.dist
-def test_batch_norm_of_one_value_is_refused_on_every_rank():
-    assert all("found 1" in text for text in gloo.run(_one_value, 2))
-
-
-def _untracked(world: World) -> bool:
-    layer = dist.convert_sync_batchnorm(nn.BatchNorm1d(2), world)
-    layer.track_running_stats = False
-    layer(torch.randn(3, 2))
-    return torch.equal(layer.running_mean, torch.zeros(2)) and int(layer.num_batches_tracked) == 0
-
-
-@pytest.mark.dist
-def test_running_statistics_rest_while_they_are_not_tracked():
-    assert gloo.run(_untracked, 2) == [True, True]
-
-
-# -- training ------------------------------------------------------------------------------------------------------
-
-
-def _objective(own: Tensor, everyone: Tensor, offset: int) -> Tensor:
-    """A loss of this rank's anchors against everyone, over the number of all anchors, as the training step's."""
-    own, everyone = (nn.functional.normalize(z, dim=1) for z in (own, everyone))
-    scores = own @ everyone.T / 0.5
-    hidden = torch.arange(len(own)) + offset
-    scores = scores.scatter(1, hidden[:, None], -1e9)
-    return (scores.logsumexp(1) - scores[torch.arange(len(own)), (hidden + 1) % len(everyone)]).sum() / len(everyone)
-
-
-def _train(world: World, steps: int, dtype: torch.dtype) -> tuple[list[float], dict[str, Tensor]]:
-    model = models.build({"name": "resnet_small", "widths": [8, 16]}, in_channels=1, seed=3)
-    network = nn.Sequential(model.encoder, model.projector).to(dtype)
-    trained: nn.Module = network
-    if world.size > 1:
-        trained = DistributedDataParallel(dist.convert_sync_batchnorm(network, world))
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    losses = []
-    for step in range(steps):
-        batch = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(step), dtype=dtype)
-        local = batch.chunk(world.size)[world.rank]
-        own = trained(local)
-        loss = _objective(own, dist.gather_with_grad(own, world), world.rank * len(local))
-        optimizer.zero_grad()
-        (loss * world.size).backward()
-        optimizer.step()
-        losses.append(float(dist.all_reduce_sum(loss, world)))
-    return losses, network.state_dict()
-
-
-@pytest.mark.dist
-@pytest.mark.parametrize("steps, dtype, tolerance", [(20, torch.float64, 1e-9), (5, torch.float32, 2e-5)])
-def test_two_and_four_workers_train_as_one_does(steps, dtype, tolerance):
-    """In float64, so that 20 steps show the algorithm: in float32 a ReLU at its kink may turn rounding into more."""
-    losses, state = _train(World(), steps, dtype)
-    for size in (2, 4):
-        for found_losses, found in gloo.run(_train, size, steps, dtype):
-            assert relative(torch.tensor(found_losses), torch.tensor(losses)) < tolerance
-            assert list(found) == list(state)
-            for name, value in state.items():
-                assert relative(found[name].double(), value.double()) < tolerance, (size, name)
 
 
 # -- the helper itself ---------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mbcl import __version__, dist
+from mbcl.batchnorm import convert_sync_batchnorm
 from mbcl.dist import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine import snapshot
@@ -82,7 +83,7 @@ def build_learner(experiment: Experiment, data: SplitData, model: ContrastiveMod
     train = experiment.train
     compute = Compute.of(train, world.device)
     if world.size > 1 and train.sync_batchnorm:
-        model = dist.convert_sync_batchnorm(model, world)
+        model = convert_sync_batchnorm(model, world)
     model = cast(ContrastiveModel, compute.place(model)).train()
     network = model if train.accumulation.mode == "cached" else wrap(model, world)
     return Learner(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mbcl import dist
+from mbcl.batchnorm import convert_sync_batchnorm
 from mbcl.dist import World
 from mbcl.engine.chunked import ChunkedEncoder, _Segment
 from mbcl.errors import ConfigError
@@ -371,7 +372,7 @@ def test_errors_leave_the_encoder_as_it_was():
 def _rank(world: World, name: str, dtype: torch.dtype, synchronised: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     encoder = build(name, dtype)
     if synchronised:
-        encoder = dist.convert_sync_batchnorm(encoder, world)
+        encoder = convert_sync_batchnorm(encoder, world)
     x, weights = batch(16, dtype), torch.linspace(-1, 2, 16, dtype=dtype)[:, None]
     mine, scale = x.chunk(world.size)[world.rank], weights.chunk(world.size)[world.rank]
     worker = ChunkedEncoder(encoder, world)
