@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as td
@@ -20,6 +20,8 @@ from torch.autograd.function import once_differentiable
 
 from mbcl import errors
 from mbcl.errors import MbclError
+
+R = TypeVar("R")
 
 MEETING_SECONDS = 300
 """How long processes that meet at a file wait for each other."""
@@ -144,6 +146,21 @@ def agree(error: MbclError | None, world: World) -> None:
     for rank, failure in enumerate(everyone):
         if failure is not None:
             raise (failure[0] or MbclError)(f"rank {rank}: {failure[1]}")
+
+
+def agreed(function: Callable[..., R], world: World, *arguments: Any) -> R:
+    """Call a function that may fail on one rank alone; then every rank raises, as :func:`agree` says.
+
+    Raises:
+        MbclError: on every rank alike.
+    """
+    error: MbclError | None = None
+    try:
+        result = function(*arguments)
+    except MbclError as caught:
+        error = caught
+    agree(error, world)
+    return result
 
 
 def _bytes(content: bytes) -> Tensor:

@@ -48,9 +48,8 @@ def export(store: Store, *, out: Store, checkpoint: str | None = None, best: boo
     """
     if best and checkpoint is not None:
         raise ConfigError(f"--best chooses among all checkpoints, found {checkpoint}: give the folder of the training")
-    there = [name for name in (ENCODER_FILE, MODEL_FILE, TORCH_FILE, RECORD_FILE) if out.exists(name)]
-    if there:
-        raise ConfigError(f"{out.uri}: holds an export already ({there[0]}); choose another --out")
+    if out.exists(RECORD_FILE):  # written last: without it there are at most the remains of an export that was cut
+        raise ConfigError(f"{out.uri}: holds an export already ({RECORD_FILE}); choose another --out")
     found = _checkpoint(store, checkpoint, best)
     experiment = validate(Experiment, found.meta["experiment"], f"{store.uri}: its checkpoint")
     weights: dict[str, Tensor] = found.state["model"]
@@ -132,7 +131,9 @@ def _checkpoint(store: Store, name: str | None, best: bool) -> checkpoints.Check
 def _input(experiment: Experiment) -> dict[str, Any]:
     """What the encoder was fed; the data set's normalisation is known where its files can be read."""
     try:
-        images = load_data(experiment.data.model_copy(update={"download": False}), seed=experiment.seed).train
+        # The constants are the set's own, whatever part of it is read.
+        few = experiment.data.model_copy(update={"download": False, "max_samples": 2})
+        images = load_data(few, seed=experiment.seed).train
     except ConfigError as error:
         size = experiment.data.image_size
         return {"image_size": size, "mean": None, "std": None, "note": f"the data could not be read: {error}"}

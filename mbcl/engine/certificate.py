@@ -16,10 +16,10 @@ from torch import Tensor
 from mbcl import dist
 from mbcl.configuration import validate
 from mbcl.dist import World
+from mbcl.engine.build import build_learner
 from mbcl.engine.embed import ViewKey, two_views
 from mbcl.engine.prepare import SplitData, load_data, model_of
 from mbcl.engine.step import Learner
-from mbcl.engine.trainer import build_learner
 from mbcl.experiment import Experiment
 from mbcl.models import ContrastiveModel
 from mbcl.objectives import Objective

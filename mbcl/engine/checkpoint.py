@@ -88,11 +88,12 @@ def save(
     _delete(store, name)
     buffer = io.BytesIO()
     torch.save(state, buffer)
+    meta = {**meta, "epoch": epoch, "step": step}
     files = {_STATE: buffer.getvalue(), _META: json.dumps(meta, sort_keys=True, allow_nan=False).encode()}
     manifest = {key: {"size": len(content), "sha256": _sha256(content)} for key, content in files.items()}
     for key, content in files.items():
         folder.write_bytes(key, content)
-    write_text(folder, _MANIFEST, json.dumps({"format": 1, "epoch": epoch, "files": manifest}, indent=1))
+    write_text(folder, _MANIFEST, json.dumps({"format": 1, "files": manifest}, indent=1))
     for old in _superfluous(names(store), name, keep, None if best is None else name_of(best)):
         _delete(store, old)
     return name
@@ -129,15 +130,17 @@ def load(store: Store, name: str) -> Checkpoint:
     """
     folder = store.child(f"{FOLDER}/{name}")
     try:
-        manifest = json.loads(read_text(folder, _MANIFEST))
+        manifest = json.loads(read_text(folder, _MANIFEST))["files"]
         contents = {}
-        for key, expected in manifest["files"].items():
+        for key in (_STATE, _META):
             contents[key] = folder.read_bytes(key)
-            if len(contents[key]) != expected["size"] or _sha256(contents[key]) != expected["sha256"]:
+            if len(contents[key]) != manifest[key]["size"] or _sha256(contents[key]) != manifest[key]["sha256"]:
                 raise CheckpointError(f"{folder.uri}/{key}: does not match its manifest")
         state = torch.load(io.BytesIO(contents[_STATE]), map_location="cpu", weights_only=True)
-        digest = manifest["files"][_STATE]["sha256"]
-        return Checkpoint(name, int(manifest["epoch"]), digest, state, json.loads(contents[_META]))
+        meta = json.loads(contents[_META])
+        if name != name_of(meta["epoch"], meta["step"]):
+            raise CheckpointError(f"{folder.uri}: holds the checkpoint {name_of(meta['epoch'], meta['step'])}")
+        return Checkpoint(name, meta["epoch"], manifest[_STATE]["sha256"], state, meta)
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder.uri}: incomplete, {error.filename or 'a file'} is missing") from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:

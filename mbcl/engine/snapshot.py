@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import asdict
 from typing import Any
 
 from mbcl import dist
@@ -10,10 +12,13 @@ from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.cache import EmbeddingCache
 from mbcl.engine.checkpoint import Checkpoint
 from mbcl.engine.epoch import EpochProgress
+from mbcl.engine.prepare import Facts
 from mbcl.engine.step import Learner
 from mbcl.errors import CheckpointError, MbclError
 from mbcl.experiment import Experiment
 from mbcl.storage import Store
+
+log = logging.getLogger(__name__)
 
 
 def state_of(learner: Learner, kept: dict[str, Any], progress: EpochProgress | None) -> dict[str, Any]:
@@ -45,31 +50,38 @@ def restore(state: dict[str, Any], learner: Learner, cache: EmbeddingCache | Non
     return EpochProgress.from_state(state["progress"]) if state["progress"] else None
 
 
-def newest(store: Store, experiment: Experiment, world: World) -> Checkpoint | None:
+def newest(store: Store, experiment: Experiment, facts: Facts, world: World) -> Checkpoint | None:
     """The newest whole checkpoint of this experiment, on every rank the same: rank 0 chooses, the others follow.
 
     Raises:
-        CheckpointError: on every rank alike, if it is another experiment's.
+        CheckpointError: on every rank alike, if it is another experiment's, or its data had another size.
     """
     found = checkpoints.latest(store) if world.rank == 0 else None
+    if world.rank == 0 and found is None and checkpoints.names(store):
+        log.warning("%s: no whole checkpoint is left; the training starts again", store.uri)
     name = dist.broadcast_object(found.name if found else "", world)
     error: MbclError | None = None
     try:
         if name and found is None:
             found = checkpoints.load(store, name)
         if found is not None:
-            _check_owner(store, found, experiment)
+            _check_owner(store, found, experiment, facts)
     except MbclError as caught:
         error = caught
     dist.agree(error, world)
     return found
 
 
-def _check_owner(store: Store, found: Checkpoint, experiment: Experiment) -> None:
+def _check_owner(store: Store, found: Checkpoint, experiment: Experiment, facts: Facts) -> None:
     wanted = experiment.model_dump(mode="json")
     stored = found.meta["experiment"]
     if stored != wanted:
         changed = sorted(key for key in wanted if stored.get(key) != wanted[key])
         raise CheckpointError(
             f"{store.uri}: its checkpoint {found.name} belongs to another experiment; different: {', '.join(changed)}"
+        )
+    if found.meta["facts"] != asdict(facts):
+        raise CheckpointError(
+            f"{store.uri}: its checkpoint {found.name} was made from {found.meta['facts']['num_train']} training "
+            f"samples, but the data have {facts.num_train} now"
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from mbcl import dist
 from mbcl.data import ImageSet
 from mbcl.engine.cache import EmbeddingCache
@@ -10,7 +13,7 @@ from mbcl.engine.embed import ViewKey, embed
 from mbcl.engine.epoch import EpochProgress, PlanFacts
 from mbcl.engine.protocols import PlanKey, PlanService
 from mbcl.engine.step import Learner, Stepped
-from mbcl.errors import MbclError, PlanError, TrainingError
+from mbcl.errors import PlanError, TrainingError
 from mbcl.experiment import Experiment
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers import Sampler
@@ -73,12 +76,7 @@ class PlanSource:
             shard = self._fresh(0)
             self.cache.record(shard.indices, shard.z1, shard.z2, time=0)
             return shard, 0.0
-        error: MbclError | None = None
-        try:
-            shard = self.cache.shard()
-        except PlanError as caught:
-            error = TrainingError(f"epoch {key.epoch + 1}: {caught}")
-        dist.agree(error, self._learner.world)
+        shard = dist.agreed(_finite, self._learner.world, self.cache.shard, key.epoch)
         return shard, self.cache.age(key.epoch)
 
     def _fresh(self, epoch: int) -> Embeddings:
@@ -116,12 +114,13 @@ def embed_share(
     Raises:
         TrainingError: on every rank alike.
     """
-    error: MbclError | None = None
+    made = partial(embed, learner.model, images, views, mode=mode, batch_size=batch_size, world=learner.world)
+    return dist.agreed(_finite, learner.world, partial(made, compute=compute), epoch)
+
+
+def _finite(make: Callable[[], Embeddings], epoch: int) -> Embeddings:
+    """Embeddings, or an error of training if they are not finite."""
     try:
-        shard = embed(
-            learner.model, images, views, mode=mode, batch_size=batch_size, world=learner.world, compute=compute
-        )
-    except PlanError as caught:
-        error = TrainingError(f"epoch {epoch + 1}: {caught}")
-    dist.agree(error, learner.world)
-    return shard
+        return make()
+    except PlanError as error:
+        raise TrainingError(f"epoch {epoch + 1}: {error}") from error

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mbcl import __version__, dist
-from mbcl.batchnorm import convert_sync_batchnorm
 from mbcl.dist import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine import snapshot
-from mbcl.engine.compute import Compute, compiled
+from mbcl.engine.build import build_learner, load_parts
+from mbcl.engine.compute import Compute
 from mbcl.engine.embed import ViewKey
 from mbcl.engine.epoch import EpochProgress
 from mbcl.engine.planning import LocalPlanService
-from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data
 from mbcl.engine.protocols import Observer, PlanService, Row
 from mbcl.engine.records import MetricsLog, write_config
 from mbcl.engine.source import PlanSource, embed_share
-from mbcl.engine.step import Learner, wrap
-from mbcl.errors import MbclError, TrainingError
+from mbcl.errors import TrainingError
 from mbcl.experiment import Experiment
 from mbcl.metrics import retrieval
-from mbcl.models import ContrastiveModel
 from mbcl.objectives import StatefulObjective
 from mbcl.optim import cosine_lr, scale_lr
 from mbcl.seeding import derive
@@ -53,50 +50,6 @@ class Outcome:
     epochs: int
     row: Row
     checkpoint: str
-
-
-def _load(experiment: Experiment, world: World) -> tuple[SplitData, Facts, ContrastiveModel]:
-    """The data, what their sizes decide, and the model; if they are missing on one node, every rank raises."""
-    error: MbclError | None = None
-    try:
-        data = load_data(experiment.data, seed=experiment.seed)
-        facts = facts_of(experiment, data)
-        model = check_model(experiment, data)
-    except MbclError as caught:
-        error = caught
-    dist.agree(error, world)
-    return data, facts, model
-
-
-def build_learner(experiment: Experiment, data: SplitData, model: ContrastiveModel, world: World) -> Learner:
-    """What an experiment trains on this rank, before the first step.
-
-    Args:
-        experiment: the configuration.
-        data: its images.
-        model: its model with initial weights, the same on every rank; changed in place.
-        world: this rank and the number of ranks.
-
-    Raises:
-        ConfigError: if the machine cannot compile a network that is to be compiled.
-    """
-    train = experiment.train
-    compute = Compute.of(train, world.device)
-    if world.size > 1 and train.sync_batchnorm:
-        model = convert_sync_batchnorm(model, world)
-    model = cast(ContrastiveModel, compute.place(model)).train()
-    network = model if train.accumulation.mode == "cached" else wrap(model, world)
-    return Learner(
-        model=model,
-        network=compiled(network, world.device) if train.compile else network,
-        objective=experiment.build_objective(len(data.train)).to(world.device),
-        optimizer=experiment.build_optimizer(model.parameters()),
-        images=data.train.to(world.device),
-        world=world,
-        seed=Learner.views_seed(experiment.seed),
-        compute=compute,
-        accumulation=train.accumulation,
-    )
 
 
 class Trainer:
@@ -127,9 +80,9 @@ class Trainer:
         self.observers = observers
         self.run_id = run_id
         experiment.train.check_workers(world.size)
-        data, self.facts, model = _load(experiment, world)
+        data, self.facts, model = dist.agreed(load_parts, world, experiment)
         self.validation = data.validation.to(world.device)
-        self.learner = build_learner(experiment, data, model, world)
+        self.learner = dist.agreed(build_learner, world, experiment, data, model, world)
         sampler = experiment.build_sampler()
         if sampler.needs_embeddings and plans is None:
             plans = LocalPlanService(sampler, num_samples=self.facts.num_train, seed=experiment.seed, world=world)
@@ -152,8 +105,7 @@ class Trainer:
             TrainingError: if the loss is not finite, on every rank alike.
         """
         try:
-            if self.world.rank == 0:
-                write_config(self.store, self.experiment, self.facts)
+            self._on_rank_0(lambda: write_config(self.store, self.experiment, self.facts))
             while self.epoch < self.experiment.train.epochs:
                 row = self._run_epoch()
                 for observer in self.observers:
@@ -189,6 +141,11 @@ class Trainer:
             self.source.keep(stepped, epoch=self.epoch, step=step)
             losses.append(stepped.loss)
             progress.skipped += stepped.skipped
+        if self.learner.scaler.get_scale() < 1:
+            raise TrainingError(
+                f"the gradients are not finite in fp16 at any scale of the loss (epoch {self.epoch + 1}, learning rate "
+                f"{rates[-1]:.4g})"
+            )
         together = dist.all_reduce_sum(torch.stack(losses), self.world).double().cpu()
         done = self.epoch * self.facts.steps_per_epoch + progress.step
         for offset, (loss, lr) in enumerate(zip(together.tolist(), rates, strict=True)):
@@ -222,8 +179,6 @@ class Trainer:
                 progress.validation = self._validate()
         progress.u_age = self._u_age()
         self.last_row = progress.row(lr=last_lr)
-        if self.world.rank == 0:
-            self.metrics.append(self.last_row)
         self._save(self.last_row)
         return self.last_row
 
@@ -257,23 +212,28 @@ class Trainer:
         """Write a checkpoint: at the end of an epoch, or with the progress of one that is not done."""
         cache = self.source.cache
         kept = cache.state_dict() if cache else {}  # gathered from all ranks
-        if self.world.rank == 0:
-            meta = {
-                "experiment": self.experiment.model_dump(mode="json"),
-                "row": dict(row),
-                "run_id": self.run_id,
-                "mbcl": __version__,
-            }
-            checkpoints.save(
-                self.store,
-                epoch=self.epoch,
-                step=progress.step if progress else 0,
-                state=snapshot.state_of(self.learner, kept, progress),
-                meta=meta,
-                keep=self.experiment.train.keep_checkpoints,
-                best=self.metrics.best_epoch(checkpoints.BEST_BY),
-            )
-        dist.barrier(self.world)
+        step = progress.step if progress else 0
+        self._on_rank_0(lambda: self._write(snapshot.state_of(self.learner, kept, progress), row, step))
+
+    def _write(self, state: dict[str, Any], row: Row, step: int) -> None:
+        if step == 0:
+            self.metrics.append(row)
+        meta = {
+            "experiment": self.experiment.model_dump(mode="json"),
+            "facts": asdict(self.facts),
+            "row": dict(row),
+            "run_id": self.run_id,
+            "mbcl": __version__,
+        }
+        checkpoints.save(
+            self.store,
+            epoch=self.epoch,
+            step=step,
+            state=state,
+            meta=meta,
+            keep=self.experiment.train.keep_checkpoints,
+            best=self.metrics.best_epoch(checkpoints.BEST_BY),
+        )
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one.
@@ -281,9 +241,8 @@ class Trainer:
         Raises:
             CheckpointError: on every rank alike, if it is another experiment's.
         """
-        found = snapshot.newest(self.store, self.experiment, self.world)
-        if self.world.rank == 0:
-            self.metrics.truncate(found.epoch if found else 0)
+        found = snapshot.newest(self.store, self.experiment, self.facts, self.world)
+        self._on_rank_0(lambda: self.metrics.truncate(found.epoch if found else 0))
         if found is None:
             return
         self.progress = snapshot.restore(found.state, self.learner, self.source.cache)
@@ -291,3 +250,20 @@ class Trainer:
         self.last_row = found.meta["row"]
         self.run_id = found.meta["run_id"] or self.run_id
         log.info("resuming from %s", found.name)
+
+    def _on_rank_0(self, write: Callable[[], None]) -> None:
+        """Write something on rank 0; if that fails (a full disk), every rank raises, none waits for ever.
+
+        Raises:
+            TrainingError: on every rank alike.
+        """
+
+        def guarded() -> None:
+            try:
+                if self.world.rank == 0:
+                    write()
+            except OSError as error:
+                where = error.filename or self.store.uri
+                raise TrainingError(f"{where}: cannot be written: {error.strerror or error}") from error
+
+        dist.agreed(guarded, self.world)

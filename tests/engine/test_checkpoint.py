@@ -26,7 +26,7 @@ def store(tmp_path):
 
 def test_what_was_saved_is_loaded(store):
     found = checkpoints.latest(store)
-    assert (found.name, found.epoch, found.meta) == ("epoch_000002", 2, {"row": {"epoch": 2}})
+    assert (found.name, found.epoch, found.meta) == ("epoch_000002", 2, {"row": {"epoch": 2}, "epoch": 2, "step": 0})
     assert torch.equal(found.state["model"]["w"], torch.full((3,), 2.0))
 
 
@@ -89,3 +89,39 @@ def test_a_state_that_would_run_code_is_refused(store):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="damaged"):
         checkpoints.load(store, "epoch_000002")
+
+
+def test_a_checkpoint_in_another_ones_folder_is_refused(store):
+    (store.folder / "checkpoints" / "epoch_000002").rename(store.folder / "checkpoints" / "epoch_000007")
+    with pytest.raises(CheckpointError, match="epoch_000007: holds the checkpoint epoch_000002"):
+        checkpoints.load(store, "epoch_000007")
+    assert checkpoints.latest(store).epoch == 1
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_damage_of_any_file_gives_another_content(store, data):
+    """A bit flipped, a cut or a hole anywhere: refused, or (a bit that means nothing) the same content."""
+    good = checkpoints.load(store, "epoch_000002")
+    path = (
+        store.folder
+        / "checkpoints"
+        / "epoch_000002"
+        / data.draw(st.sampled_from(["manifest.json", "meta.json", "state.pt"]))
+    )
+    content = path.read_bytes()
+    place = data.draw(st.integers(0, len(content) - 1))
+    bit, length = data.draw(st.integers(0, 7)), data.draw(st.integers(1, 20))
+    damaged = {
+        "flip": content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :],
+        "cut": content[:place],
+        "hole": content[:place] + content[place + length :],
+    }[data.draw(st.sampled_from(["flip", "cut", "hole"]))]
+    try:
+        path.write_bytes(damaged)
+        found = checkpoints.load(store, "epoch_000002")
+        assert (found.epoch, found.sha256, found.meta) == (good.epoch, good.sha256, good.meta)
+    except CheckpointError:
+        pass
+    finally:
+        path.write_bytes(content)

@@ -13,7 +13,7 @@ from mbcl.dist import World
 from mbcl.engine import Trainer
 from mbcl.engine.compute import Compute
 from mbcl.engine.embed import ViewKey
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, TrainingError
 from mbcl.functional import nt_xent
 from mbcl.storage import LocalStore
 
@@ -111,6 +111,13 @@ def test_fp16_scales_the_loss_and_skips_a_step_that_overflows(tmp_path):
     assert not all(torch.equal(before[key], x) for key, x in learner.model.named_parameters())
 
 
+def test_gradients_that_no_scale_makes_finite_end_the_training(tmp_path):
+    trainer = trainer_of(tmp_path, train={"precision": "fp16", "epochs": 9})
+    next(trainer.learner.model.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingError, match="the gradients are not finite in fp16 at any scale"):
+        trainer.run()
+
+
 def test_only_fp16_has_a_scaler():
     assert not Compute().scaler().is_enabled()
     assert not Compute(precision="bf16").scaler().is_enabled()
@@ -157,6 +164,30 @@ def test_a_machine_that_cannot_compile_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(ConfigError, match=r"train.compile: torch.compile does not work .*Failed to find C\+\+"):
         trainer_of(tmp_path, train={"compile": True})
+
+
+def _compile_where_one_rank_cannot(world):
+    import tempfile
+
+    def broken(*arguments, **options):
+        raise RuntimeError("Failed to find C++ compiler")
+
+    compile_, torch.compile = torch.compile, broken if world.rank else lambda network, **options: network
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer_of(folder, world, train={"compile": True})
+    except ConfigError as error:
+        return str(error)
+    finally:
+        torch.compile = compile_
+    return "no error"
+
+
+@pytest.mark.dist
+def test_one_rank_that_cannot_compile_ends_all():
+    first, second = gloo.run(_compile_where_one_rank_cannot, 2, timeout=60)
+    assert "Failed to find C++ compiler" in second
+    assert first == f"rank 1: {second}"
 
 
 # -- batch norm over the ranks -------------------------------------------------------------------------------------

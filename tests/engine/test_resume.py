@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -19,8 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mbcl.dist import World
+from mbcl.engine import build, train
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine import train
+from mbcl.errors import CheckpointError, TrainingError
 from mbcl.storage import LocalStore
 
 STEPS = {"epochs": 2, "batch_size": 16, "checkpoint_steps": 4}
@@ -189,3 +191,53 @@ def test_a_killed_process_goes_on_to_the_same_bits(undisturbed, tmp_path, wait_f
     done = subprocess.run([*line, "--resume"], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert runs.equal(state_of(folder), state_of(whole))
+
+
+def test_other_data_than_a_checkpoint_was_made_from_are_refused(tmp_path, monkeypatch):
+    runs.interrupt(tmp_path, setting("shuffle"), after_step=6)
+    load = build.load_data
+    monkeypatch.setattr(
+        build, "load_data", lambda data, seed: load(data.model_copy(update={"max_samples": 160}), seed=seed)
+    )
+    with pytest.raises(CheckpointError, match="was made from 180 training samples, but the data have 144 now"):
+        runs.run(World(), tmp_path, setting("shuffle"))
+
+
+def test_where_nothing_whole_is_left_it_says_that_it_starts_again(undisturbed, tmp_path, caplog):
+    whole, _ = undisturbed("shuffle")
+    runs.interrupt(tmp_path, setting("shuffle"), after_epoch=1)
+    for state in (tmp_path / "checkpoints").glob("*/state.pt"):
+        state.unlink()
+    with caplog.at_level(logging.WARNING):
+        losses, _, _ = runs.run(World(), tmp_path, setting("shuffle"))
+    assert "no whole checkpoint is left; the training starts again" in caplog.text
+    assert len(losses) == 22
+    assert runs.equal(state_of(tmp_path), state_of(whole))
+
+
+def _without_space(world, folder, content, full):
+    """Train while rank 0 cannot write one kind of file."""
+    write = LocalStore.write_bytes
+
+    def refuse(self, name, data):
+        if name == full:
+            raise OSError(errno.ENOSPC, "No space left on device", f"{self.folder}/{name}")
+        write(self, name, data)
+
+    LocalStore.write_bytes = refuse
+    try:
+        runs.run(world, folder, content)
+    except TrainingError as error:
+        return str(error)
+    finally:
+        LocalStore.write_bytes = write
+    return "no error"
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("full", ["config.yaml", "metrics.jsonl", "state.pt"])
+def test_a_full_disk_ends_every_rank(tmp_path, full):
+    """Only rank 0 writes; the others must not wait for it for ever."""
+    found = gloo.run(_without_space, 2, str(tmp_path), setting("shuffle"), full, timeout=60)
+    assert f"{full}: cannot be written: No space left on device" in found[0]
+    assert found[1] == f"rank 0: {found[0]}"

@@ -1,0 +1,54 @@
+"""From a configuration to what is trained."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from mbcl.batchnorm import convert_sync_batchnorm
+from mbcl.dist import World
+from mbcl.engine.compute import Compute, compiled
+from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data
+from mbcl.engine.step import Learner, wrap
+from mbcl.experiment import Experiment
+from mbcl.models import ContrastiveModel
+
+
+def load_parts(experiment: Experiment) -> tuple[SplitData, Facts, ContrastiveModel]:
+    """The data, what their sizes decide, and the model with its initial weights.
+
+    Raises:
+        ConfigError: if data are missing or do not fit the experiment.
+    """
+    data = load_data(experiment.data, seed=experiment.seed)
+    return data, facts_of(experiment, data), check_model(experiment, data)
+
+
+def build_learner(experiment: Experiment, data: SplitData, model: ContrastiveModel, world: World) -> Learner:
+    """What an experiment trains on this rank, before the first step.
+
+    Args:
+        experiment: the configuration.
+        data: its images.
+        model: its model with initial weights, the same on every rank; changed in place.
+        world: this rank and the number of ranks.
+
+    Raises:
+        ConfigError: if the machine cannot compile a network that is to be compiled.
+    """
+    train = experiment.train
+    compute = Compute.of(train, world.device)
+    if world.size > 1 and train.sync_batchnorm:
+        model = convert_sync_batchnorm(model, world)
+    model = cast(ContrastiveModel, compute.place(model)).train()
+    network = model if train.accumulation.mode == "cached" else wrap(model, world)
+    return Learner(
+        model=model,
+        network=compiled(network, world.device) if train.compile else network,
+        objective=experiment.build_objective(len(data.train)).to(world.device),
+        optimizer=experiment.build_optimizer(model.parameters()),
+        images=data.train.to(world.device),
+        world=world,
+        seed=Learner.views_seed(experiment.seed),
+        compute=compute,
+        accumulation=train.accumulation,
+    )
