@@ -207,8 +207,12 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, capsys):
     before = (tmp_path / "e" / "export.json").read_bytes()
     capsys.readouterr()
     assert main(["export", "--checkpoint", f"{tmp_path}/t", "--out", f"{tmp_path}/e"]) == 2
-    assert "e: holds an export already (encoder.safetensors); choose another --out\n" in capsys.readouterr().err
+    assert "e: holds an export already (export.json); choose another --out\n" in capsys.readouterr().err
     assert (tmp_path / "e" / "export.json").read_bytes() == before
+    (tmp_path / "e" / "export.json").unlink()  # written last: what an export that was cut leaves
+    (tmp_path / "e" / "encoder.safetensors").write_bytes(b"half")
+    assert main(["export", "--checkpoint", f"{tmp_path}/t", "--out", f"{tmp_path}/e"]) == 0
+    assert load_file(tmp_path / "e" / "encoder.safetensors")
 
 
 def test_a_folder_that_is_no_whole_export(tmp_path):
