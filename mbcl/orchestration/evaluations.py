@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mbcl.engine.records import KEYS
 from mbcl.errors import ConfigError
 from mbcl.evaluation import EVALUATION_FILE
 from mbcl.orchestration.jobs import Job, Metrics
@@ -17,8 +18,6 @@ from mbcl.storage import Store, read_text, write_text
 from mbcl.study import STUDY_FILE, StudyRecord, read_study, write_study
 
 CONFIG_FILE = "config.yaml"
-KEPT = ("train/", "plan/", "val/")
-"""The metrics that training measured; another evaluation leaves them."""
 
 
 def reopen_for_evaluation(store: Store, trials: Trials) -> tuple[StudyRecord, dict[str, TrialSpec]]:
@@ -74,7 +73,8 @@ def commit(
     for key, metrics in measured.items():
         store.write_bytes(f"{trial_folder(key)}/{EVALUATION_FILE}", written(jobs[key]).read_bytes(EVALUATION_FILE))
         record = study.trials[key]
-        kept = {name: value for name, value in record.metrics.items() if name.startswith(KEPT)}
+        # What training measured stays.
+        kept = {name: value for name, value in record.metrics.items() if name in KEYS}
         record.metrics = {**kept, **metrics}
     content = yaml.safe_load(read_text(store, SPACE_FILE))
     blocks: list[dict[str, Any]] = []

@@ -146,9 +146,15 @@ def spectral_embedding(log_w_MM: Array, num_clusters: int) -> Array:
     """
     num_rows = len(log_w_MM)
     n_MM, log_degree_M = normalised_affinity(log_w_MM)
-    _, q_MK = scipy.linalg.eigh(
-        n_MM, subset_by_index=(num_rows - num_clusters, num_rows - 1), overwrite_a=True, check_finite=False
-    )
+    wanted = (num_rows - num_clusters, num_rows - 1)
+    try:
+        _, q_MK = scipy.linalg.eigh(n_MM, subset_by_index=wanted, overwrite_a=True, check_finite=False)
+    except scipy.linalg.LinAlgError:
+        # On some processors LAPACK's method for a part of the spectrum gives up where many rows are equal; the one for
+        # the whole does not. The matrix was overwritten.
+        n_MM, _ = normalised_affinity(log_w_MM)
+        _, q_MK = scipy.linalg.eigh(n_MM, driver="evd", overwrite_a=True, check_finite=False)
+        q_MK = q_MK[:, -num_clusters:]
     return np.asarray(q_MK * np.exp((log_degree_M.min() - log_degree_M) / 2)[:, None])
 
 
