@@ -51,4 +51,5 @@ def build_learner(experiment: Experiment, data: SplitData, model: ContrastiveMod
         seed=Learner.views_seed(experiment.seed),
         compute=compute,
         accumulation=train.accumulation,
+        synchronised=train.sync_batchnorm,
     )

@@ -114,6 +114,8 @@ def embed_share(
     Raises:
         TrainingError: on every rank alike.
     """
+    if mode == "eval":
+        learner.share_statistics()
     made = partial(embed, learner.model, images, views, mode=mode, batch_size=batch_size, world=learner.world)
     return dist.agreed(_finite, learner.world, partial(made, compute=compute), epoch)
 

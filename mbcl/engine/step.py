@@ -55,7 +55,8 @@ class Learner:
     """Everything that a step changes, and what it needs to do so.
 
     ``network`` is the model as it is called in training: wrapped in DDP where there are several ranks, and compiled
-    if that is asked for. Cached accumulation calls encoder and projector of ``model`` itself.
+    if that is asked for. Cached accumulation calls encoder and projector of ``model`` itself. ``synchronised`` says
+    whether batch norms see the global batch.
     """
 
     model: ContrastiveModel
@@ -67,10 +68,19 @@ class Learner:
     seed: int
     compute: Compute = field(default_factory=Compute)
     accumulation: Accumulation = field(default_factory=Accumulation)
+    synchronised: bool = True
 
     def __post_init__(self) -> None:
         self.scaler = self.compute.scaler()
         self._chunked = ChunkedEncoder(self.model.encoder, self.world, autocast=self.compute.autocast)
+
+    def share_statistics(self) -> None:
+        """Give all ranks the same running statistics where batch norms are not synchronised: the ranks' mean.
+
+        Due before they are used or stored, which every rank does together.
+        """
+        if not self.synchronised:
+            dist.average_buffers(self.model, self.world)
 
     @staticmethod
     def views_seed(seed: int) -> int:

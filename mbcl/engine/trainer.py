@@ -171,8 +171,6 @@ class Trainer:
     def _finish_epoch(self, progress: EpochProgress) -> Row:
         last_lr = self._lr(progress.step - 1)
         self.epoch += 1
-        if self.world.size > 1 and not self.experiment.train.sync_batchnorm:
-            dist.average_buffers(self.learner.model, self.world)
         last = self.epoch == self.experiment.train.epochs
         if last or self.epoch % self.experiment.train.eval_every == 0:
             with progress.clock("eval"):
@@ -210,6 +208,7 @@ class Trainer:
 
     def _save(self, row: Row, progress: EpochProgress | None = None) -> None:
         """Write a checkpoint: at the end of an epoch, or with the progress of one that is not done."""
+        self.learner.share_statistics()
         cache = self.source.cache
         kept = cache.state_dict() if cache else {}  # gathered from all ranks
         step = progress.step if progress else 0

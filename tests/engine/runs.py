@@ -106,10 +106,10 @@ class _Stopper(Recorder):
             raise _Stop
 
 
-def interrupt(folder: Path | str, content: Experiment, **when: int) -> None:
+def interrupt(folder: Path | str, content: Experiment, world: World | None = None, **when: int) -> None:
     """Begin a training and break off, as a kill at that moment would leave it: ``after_step`` or ``after_epoch``."""
     try:
-        trainer = Trainer(content, world=World(), store=LocalStore(folder), observers=[_Stopper(**when)])
+        trainer = Trainer(content, world=world or World(), store=LocalStore(folder), observers=[_Stopper(**when)])
         trainer.resume()
         trainer.run()
     except _Stop:

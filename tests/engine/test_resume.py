@@ -241,3 +241,18 @@ def test_a_full_disk_ends_every_rank(tmp_path, full):
     found = gloo.run(_without_space, 2, str(tmp_path), setting("shuffle"), full, timeout=60)
     assert f"{full}: cannot be written: No space left on device" in found[0]
     assert found[1] == f"rank 0: {found[0]}"
+
+
+def _cut_and_whole(world, folder, content):
+    whole = runs.run(world, f"{folder}/whole", content)
+    runs.interrupt(f"{folder}/cut", content, world=world, after_step=13)
+    runs.run(world, f"{folder}/cut", content)
+    return whole[2]
+
+
+@pytest.mark.dist
+def test_ranks_whose_batch_norms_are_their_own_go_on_to_the_same_bits(tmp_path):
+    """Embeddings in evaluation mode use running statistics, which each rank moves by itself between two checkpoints."""
+    content = runs.experiment("osgd", embeddings={"mode": "eval"}, train={**STEPS, "sync_batchnorm": False})
+    gloo.run(_cut_and_whole, 2, str(tmp_path), content, timeout=120)
+    assert runs.equal(state_of(tmp_path / "cut"), state_of(tmp_path / "whole"))
