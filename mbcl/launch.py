@@ -5,14 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mbcl import dist
 from mbcl.dist import World
+from mbcl.errors import MbclError
 
 R = TypeVar("R")
+
+GRACE_SECONDS = 2.0
+"""How long the other ranks may take to tell their own reason once one has failed."""
 
 
 def launch(function: Callable[..., R], num_workers: int, *arguments: Any) -> list[R]:
@@ -25,6 +29,9 @@ def launch(function: Callable[..., R], num_workers: int, *arguments: Any) -> lis
 
     Returns:
         The results by rank.
+
+    Raises:
+        MbclError: if a rank raised one; otherwise what a failing rank raised first.
     """
     context = multiprocessing.get_context("spawn")
     with (
@@ -36,6 +43,12 @@ def launch(function: Callable[..., R], num_workers: int, *arguments: Any) -> lis
         ranks = [
             executor.submit(_rank, function, arguments, rank, num_workers, rendezvous) for rank in range(num_workers)
         ]
+        done, others = wait(ranks, return_when=FIRST_EXCEPTION)
+        done |= wait(others, timeout=GRACE_SECONDS).done
+        failures = [error for rank in done if (error := rank.exception()) is not None]
+        if failures:
+            # The others then fail for want of a peer; what users are meant to read comes first.
+            raise next((error for error in failures if isinstance(error, MbclError)), failures[0])
         return [rank.result() for rank in ranks]
 
 

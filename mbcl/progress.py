@@ -33,6 +33,9 @@ class EpochLines:
         if self._status:
             self._status.update(f"step {step + 1}  loss {loss:.4g}  learning rate {lr:.3g}")
 
+    def on_checkpoint(self) -> None:
+        """Nothing to say."""
+
     def on_epoch(self, row: Row) -> None:
         """Print the epoch's line."""
         self._console.print(epoch_line(row, self._epochs))

@@ -30,6 +30,8 @@ class _DType:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._order = _text(state[1])
+        if self._order not in ("<", ">", "=", "|"):
+            raise ValueError(f"an array of byte order {self._order!r}")
 
     def build(self) -> np.dtype[Any]:
         return np.dtype(self._order + self._code)
@@ -50,8 +52,13 @@ class _Array:
         self.values = np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C")
 
 
-def _reconstruct(*_: object) -> _Array:
-    return _Array()
+class _Reconstruct:
+    """Stands for NumPy's function of that name. A class without a place for attributes, which a pickle could set."""
+
+    __slots__ = ()
+
+    def __new__(cls, *_: object) -> _Array:  # type: ignore[misc]  # what is called makes an array
+        return _Array()
 
 
 def _text(word: str | bytes) -> str:
@@ -61,8 +68,8 @@ def _text(word: str | bytes) -> str:
 _KNOWN: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _DType,
     ("numpy", "ndarray"): _Array,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct,
     ("_codecs", "encode"): codecs.encode,  # how Python 3 writes bytes in protocol 2
 }
 

@@ -7,6 +7,7 @@ written down without any of that machinery. What differs beyond rounding is an e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -149,14 +150,16 @@ def _gradients(model: ContrastiveModel) -> dict[str, Tensor]:
 def _largest_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
     """Over all tensors; infinite if one is missing."""
     if list(found) != list(expected):
-        return float("inf")
+        return math.inf
     return max((relative_error(found[name], tensor) for name, tensor in expected.items()), default=0.0)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """The largest absolute difference, over the largest absolute entry of ``expected``.
 
-    0 where both are equal, infinite where ``expected`` alone is 0.
+    0 where both are equal; infinite where ``expected`` alone is 0, and where a number is not finite.
     """
+    if not (torch.isfinite(found).all() and torch.isfinite(expected).all()):
+        return math.inf
     difference = (found.double() - expected.double()).abs().max()
     return float(difference / expected.double().abs().max()) if difference > 0 else 0.0

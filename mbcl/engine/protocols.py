@@ -55,6 +55,9 @@ class Observer(Protocol):
     def on_step(self, step: int, loss: float, lr: float) -> None:
         """After every step: ``step`` counts from 0 over the whole training."""
 
+    def on_checkpoint(self) -> None:
+        """Before a checkpoint is written: what was told so far must outlive this process, for it is not told again."""
+
     def on_epoch(self, row: Row) -> None:
         """After every epoch, with the same row on every rank, its checkpoint already written."""
 

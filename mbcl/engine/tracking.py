@@ -43,6 +43,12 @@ class TensorBoardTracker:
         writer.add_scalar("step/loss", loss, step)
         writer.add_scalar("step/lr", lr, step)
 
+    def on_checkpoint(self) -> None:
+        """Make the steps so far part of the store."""
+        if self._writer is not None:
+            self._writer.flush()
+            self._store.publish(TENSORBOARD_FOLDER)
+
     def on_epoch(self, row: Row) -> None:
         """The row, by step, so that runs with other batch sizes compare on the same axis."""
         step = int(row["step"] or 0)
@@ -82,6 +88,9 @@ class WandbTracker:
 
     def on_step(self, step: int, loss: float, lr: float) -> None:
         """Steps are too many for a service; the rows carry their mean."""
+
+    def on_checkpoint(self) -> None:
+        """Nothing: W&B writes as it goes."""
 
     def on_epoch(self, row: Row) -> None:
         """The row, by step."""

@@ -208,6 +208,8 @@ class Trainer:
 
     def _save(self, row: Row, progress: EpochProgress | None = None) -> None:
         """Write a checkpoint: at the end of an epoch, or with the progress of one that is not done."""
+        for observer in self.observers:
+            observer.on_checkpoint()
         self.learner.share_statistics()
         cache = self.source.cache
         kept = cache.state_dict() if cache else {}  # gathered from all ranks

@@ -25,4 +25,5 @@ def build_activation(name: Activation) -> nn.Module:
     known = {"relu": nn.ReLU, "silu": nn.SiLU}
     if name not in known:
         raise ConfigError(f"unknown activation {name!r}; {nearest(name, known)}")
-    return known[name](inplace=True)
+    # Not in place: torch.compile cuts graphs at collectives, and the next piece must not change the last one's output.
+    return known[name](inplace=False)

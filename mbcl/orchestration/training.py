@@ -79,6 +79,9 @@ class RayReporter:
     def on_step(self, step: int, loss: float, lr: float) -> None:
         """Nothing: a report costs Ray up to a health-check interval."""
 
+    def on_checkpoint(self) -> None:
+        """Nothing: Ray keeps no checkpoints here."""
+
     def on_epoch(self, row: Row) -> None:
         """Report what was measured, as plain floats."""
         ray.train.report({key: float(value) for key, value in row.items() if value is not None})

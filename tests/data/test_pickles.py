@@ -61,3 +61,13 @@ def test_arrays_of_numbers_are_read_as_numpy_reads_them(dtype, order):
         found = read_pickled_mapping(pickled({b"x": array}, by), "file")["x"]
         assert found.dtype == array.dtype
         assert np.array_equal(found, array)
+
+
+def test_a_pickle_cannot_leave_anything_behind():
+    """BUILD sets attributes of what it finds: of a stand-in, for all files to come."""
+    content = b"cnumpy.core.multiarray\n_reconstruct\n}X\x08\x00\x00\x00pollutedK\x01sb0}."
+    with pytest.raises(DataError):
+        read_pickled_mapping(content, "evil")
+    from mbcl.data.pickles import _Reconstruct
+
+    assert not hasattr(_Reconstruct, "polluted")

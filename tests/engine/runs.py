@@ -47,11 +47,15 @@ class Recorder:
         self.rates: list[float] = []
         self.rows: list[dict[str, Any]] = []
         self.closed = 0
+        self.checkpoints = 0
 
     def on_step(self, step: int, loss: float, lr: float) -> None:
         self.steps.append(step)
         self.losses.append(loss)
         self.rates.append(lr)
+
+    def on_checkpoint(self) -> None:
+        self.checkpoints += 1
 
     def on_epoch(self, row: Any) -> None:
         self.rows.append(dict(row))
@@ -78,7 +82,9 @@ def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) ->
     worst = 0.0
     for key, tensor in expected.items():
         scale = float(tensor.abs().max()) or 1.0
-        worst = max(worst, float((found[key] - tensor).abs().max()) / scale)
+        difference = float((found[key] - tensor).abs().max()) / scale
+        assert difference == difference, f"{key} is not a number"
+        worst = max(worst, difference)
     return worst
 
 

@@ -84,6 +84,9 @@ def test_relative_error_by_hand():
     assert relative_error(torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0])) == 0.25
     assert relative_error(torch.zeros(2), torch.zeros(2)) == 0.0
     assert relative_error(torch.ones(2), torch.zeros(2)) == float("inf")
+    nan, one = torch.tensor([float("nan"), 1.0]), torch.ones(2)
+    for found, expected in ((nan, one), (one, nan), (nan, nan), (one / 0, one / 0)):
+        assert relative_error(found, expected) == float("inf")
 
 
 @pytest.mark.dist

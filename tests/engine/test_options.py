@@ -190,6 +190,15 @@ def test_one_rank_that_cannot_compile_ends_all():
     assert first == f"rank 1: {second}"
 
 
+@pytest.mark.dist
+def test_compiled_workers_train_as_one_does(tmp_path):
+    content = runs.experiment(train={"epochs": 1, "batch_size": 16, "compile": True})
+    expected, weights, _ = runs.run(World(), tmp_path / "eager", runs.experiment(train={"epochs": 1, "batch_size": 16}))
+    for losses, found, _ in gloo.run(runs.run, 2, str(tmp_path / "compiled"), content, timeout=400):
+        assert losses == pytest.approx(expected, rel=1e-3)
+        assert runs.largest_difference(found, weights) < 1e-3
+
+
 # -- batch norm over the ranks -------------------------------------------------------------------------------------
 
 

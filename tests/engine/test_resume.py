@@ -165,6 +165,12 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path):
     assert checkpoints.latest(LocalStore(tmp_path)).epoch == 5
 
 
+def test_observers_are_told_before_every_checkpoint(tmp_path):
+    recorder = runs.Recorder()
+    train(setting("shuffle"), world=World(), store=LocalStore(tmp_path), observers=[recorder])
+    assert recorder.checkpoints == 2 * 3, "after steps 4 and 8, and at the end, of each epoch"
+
+
 def test_trackers_keep_the_name_that_a_training_began_with(tmp_path):
     first = runs.experiment(train={"epochs": 1, "batch_size": 16})
     train(first, world=World(), store=LocalStore(tmp_path), run_id="003-abcd")

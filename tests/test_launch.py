@@ -1,0 +1,31 @@
+"""Local process groups."""
+
+from __future__ import annotations
+
+import pytest
+
+from mbcl import dist
+from mbcl.errors import ConfigError
+from mbcl.launch import launch
+
+
+def _place(world, number):
+    dist.barrier(world)
+    return world.rank, world.size, number
+
+
+def _one_fails(world):
+    if world.rank == 1:
+        raise ConfigError("the real reason")
+    dist.barrier(world)
+
+
+@pytest.mark.dist
+def test_results_come_by_rank():
+    assert launch(_place, 2, 7) == [(0, 2, 7), (1, 2, 7)]
+
+
+@pytest.mark.dist
+def test_the_reason_is_told_and_not_that_a_peer_was_lost():
+    with pytest.raises(ConfigError, match="the real reason"):
+        launch(_one_fails, 2)
