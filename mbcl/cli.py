@@ -8,6 +8,7 @@ import logging
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0, 1 failed, 2 bad input, 130 interrupted)."""
     parsed = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    warnings.formatwarning = lambda message, *place, **more: f"note: {message}\n"
     # A terminated run is an interrupted one: files are closed, the line that resumes it is printed.
     # A shell that starts it in the background tells it to ignore SIGINT; an interrupt is an interrupt all the same.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -99,7 +101,8 @@ def _train(arguments: argparse.Namespace) -> int:
         outcome = train(experiment, world=world, store=store, observers=observers, run_id=Path(arguments.out).name)
     except KeyboardInterrupt:
         if world.rank == 0:
-            line = shlex.join(["mbcl", "train", *_given(arguments), "--resume"])
+            start = ["torchrun", "--nproc-per-node", str(world.size), "-m"] if world.size > 1 else []
+            line = shlex.join([*start, "mbcl", "train", *_given(arguments), "--resume"])
             sys.stderr.write(f"interrupted; what is finished is kept. To go on:\n  {line}\n")
         return EXIT_INTERRUPTED
     finally:
@@ -237,7 +240,14 @@ def _add_doctor(commands: Any) -> None:
         "far loss, gradients and state are from those of a single process with the whole batch. Exit code 1 if an "
         "error is beyond its bound (1e-9 in float64, 1e-4 in float32). Takes a minute or two; no GPU needed.",
     )
-    doctor.add_argument("--workers", metavar="N", type=int, nargs="+", default=[1, 2, 4], help="default: 1 2 4")
+    doctor.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4],
+        help="numbers of processes that share a batch of 16, a chunk of 8 (default: 1 2 4)",
+    )
     doctor.add_argument("--objectives", metavar="NAME", nargs="+", help="default: all")
     doctor.add_argument("--dtypes", choices=("float64", "float32"), nargs="+", default=["float64", "float32"])
     doctor.add_argument("--accumulation", choices=("none", "cached"), nargs="+", default=["none", "cached"])

@@ -45,6 +45,7 @@ def examine(
     Raises:
         ConfigError: if a number of workers cannot share a batch or a chunk.
     """
+    store = None if out is None else open_store(out)
     shared = CHUNK_SIZE if "cached" in accumulations else BATCH_SIZE
     for size in workers:
         if size < 1 or shared % size:
@@ -53,8 +54,8 @@ def examine(
     console = Console(highlight=False)
     console.print(f"mbcl {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     console.print(
-        f"{steps} steps on batches of {BATCH_SIZE} (cached accumulation: chunks of {CHUNK_SIZE}), against one process\n"
-        "with whole batches: the largest error, relative to the largest entry of each tensor"
+        f"{steps} steps on batches of {BATCH_SIZE} (cached accumulation: chunks of {CHUNK_SIZE}) against one process\n"
+        "with whole batches: largest errors, relative to each tensor's largest entry"
     )
     console.print(_LINE.format(*_COLUMNS).rstrip())
     results = []
@@ -67,8 +68,8 @@ def examine(
             results.append({"workers": size, **asdict(case), **asdict(errors), "within": within})
     beyond = sum(not result["within"] for result in results)
     console.print(f"{len(results)} comparisons, {beyond} beyond their bounds" if beyond else "all within their bounds")
-    if out is not None:
-        write_text(open_store(out), FILE, json.dumps({"torch": torch.__version__, "results": results}, indent=1))
+    if store is not None:
+        write_text(store, FILE, json.dumps({"torch": torch.__version__, "results": results}, indent=1))
     return beyond == 0
 
 

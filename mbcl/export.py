@@ -50,6 +50,8 @@ def export(store: Store, *, out: Store, checkpoint: str | None = None, best: boo
         raise ConfigError(f"--best chooses among all checkpoints, found {checkpoint}: give the folder of the training")
     if out.exists(RECORD_FILE):  # written last: without it there are at most the remains of an export that was cut
         raise ConfigError(f"{out.uri}: holds an export already ({RECORD_FILE}); choose another --out")
+    if out.exists(checkpoints.FOLDER):
+        raise ConfigError(f"{out.uri}: is the folder of a training; choose another --out")
     found = _checkpoint(store, checkpoint, best)
     experiment = validate(Experiment, found.meta["experiment"], f"{store.uri}: its checkpoint")
     weights: dict[str, Tensor] = found.state["model"]

@@ -212,7 +212,15 @@ def open_store(location: str | Path) -> Store:
     """The store at a local path or a URI.
 
     Raises:
-        ConfigError: if no filesystem opens the URI.
+        ConfigError: if no filesystem opens the URI, the path is empty, or a file stands where a folder should be.
     """
     text = str(location)
-    return ArrowStore(text) if "://" in text else LocalStore(text)
+    if "://" in text:
+        return ArrowStore(text)
+    if not text:
+        raise ConfigError("found an empty path, expected a folder")
+    store = LocalStore(text)
+    for path in (store.folder, *store.folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path}: is a file, expected a folder")
+    return store

@@ -168,3 +168,12 @@ def test_an_experiment_is_read_from_a_space_file_or_from_its_block_alone(tmp_pat
     assert read_experiment(str(tmp_path / "space.yaml")) == read_experiment(str(tmp_path / "block.yaml")) == {"seed": 3}
     with pytest.raises(ConfigError, match="experiment: found int, expected a block"):
         read_experiment(str(tmp_path / "wrong.yaml"))
+
+
+@pytest.mark.parametrize("text, number", [("1e-4", 1e-4), ("-2E5", -2e5), ("1.0e-4", 1e-4), ("3", 3)])
+def test_numbers_are_numbers_with_or_without_a_point(text, number):
+    assert parse_yaml(f"x: {text}", "test") == {"x": number}
+
+
+def test_words_that_look_like_numbers_stay_words():
+    assert parse_yaml("[1e, e4, 0-abc1e4, 1e-4x]", "test") == ["1e", "e4", "0-abc1e4", "1e-4x"]

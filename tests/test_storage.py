@@ -68,3 +68,14 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path, monkeypat
 def test_a_uri_that_nothing_opens_is_bad_input():
     with pytest.raises(ConfigError, match="nosuch://bucket/x: cannot be opened"):
         open_store("nosuch://bucket/x")
+
+
+def test_an_empty_path_or_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for location, text in (
+        ("", "empty path"),
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "x", "is a file"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            open_store(location)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from mbcl.data import cifar, digits, fashion_mnist, tiny_imagenet
@@ -101,6 +102,11 @@ def load(
     for key, value in (("image_size", image_size), ("max_samples", max_samples)):
         if value is not None and value < 1:
             raise ConfigError(f"data: {key} must be at least 1, found {value}")
+    if dir is not None:
+        try:
+            Path(dir).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(f"dir: found {dir!r}, whose user has no home folder here") from error
     splits = DATASETS[name].read(dir=dir, download=download, max_samples=max_samples)
     train, test = splits.train, splits.test
     if max_samples is not None and max_samples < len(train):

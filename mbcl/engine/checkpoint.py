@@ -143,6 +143,8 @@ def load(store: Store, name: str) -> Checkpoint:
         return Checkpoint(name, meta["epoch"], manifest[_STATE]["sha256"], state, meta)
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder.uri}: incomplete, {error.filename or 'a file'} is missing") from error
+    except IsADirectoryError as error:
+        raise CheckpointError(f"{folder.uri}: damaged: {error.filename} is a folder") from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{folder.uri}: damaged: {str(error).splitlines()[0]}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
 
 import yaml
@@ -11,6 +12,8 @@ from mbcl.engine.prepare import Facts
 from mbcl.engine.protocols import Row
 from mbcl.experiment import Experiment
 from mbcl.storage import Store, read_text, write_text
+
+log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
@@ -82,4 +85,10 @@ def read_rows(store: Store) -> list[Row]:
     """The rows of a trial; empty if it has none yet."""
     if not store.exists(METRICS_FILE):
         return []
-    return [json.loads(line) for line in read_text(store, METRICS_FILE).splitlines()]
+    rows = []
+    for number, line in enumerate(read_text(store, METRICS_FILE).splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            log.warning("%s/%s: line %d is damaged and left out", store.uri, METRICS_FILE, number)
+    return rows

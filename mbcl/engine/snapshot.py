@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -72,13 +74,22 @@ def newest(store: Store, experiment: Experiment, facts: Facts, world: World) -> 
     return found
 
 
+def _differences(stored: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    """``train.epochs was 2, now 3`` for every key that differs."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in {**stored, **wanted}:
+            yield from _differences(stored.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+    elif stored != wanted:
+        yield f"{path} was {json.dumps(stored)}, now {json.dumps(wanted)}"
+
+
 def _check_owner(store: Store, found: Checkpoint, experiment: Experiment, facts: Facts) -> None:
     wanted = experiment.model_dump(mode="json")
     stored = found.meta["experiment"]
     if stored != wanted:
-        changed = sorted(key for key in wanted if stored.get(key) != wanted[key])
         raise CheckpointError(
-            f"{store.uri}: its checkpoint {found.name} belongs to another experiment; different: {', '.join(changed)}"
+            f"{store.uri}: its checkpoint {found.name} belongs to another experiment: "
+            f"{', '.join(_differences(stored, wanted))}; a training goes on with the configuration that it began with"
         )
     if found.meta["facts"] != asdict(facts):
         raise CheckpointError(

@@ -13,8 +13,8 @@ class HCL(StatelessObjective):
 
     Definition, numerics and reference: :func:`mbcl.functional.hcl`.
 
-    Meant for ``shuffle`` above all: it finds hard negatives inside a batch by weights, where ``osgd``, ``spectral``
-    and ``kmeans`` find them by choosing the batch. With those it is a second dose of the same, and its correction a
+    Meant for ``shuffle`` above all: it finds hard negatives inside a batch by weights, where ``osgd`` and
+    ``spectral`` find them by choosing the batch. With those it is a second dose of the same, and its correction a
     remedy for the samples of one class that they bring together. Where views are well separated at a temperature
     of 0.1 every anchor can sit on the floor of the correction, with a loss near 0 and hardly a gradient.
 

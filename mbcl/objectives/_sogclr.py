@@ -25,7 +25,7 @@ class SogCLR(StatefulObjective):
     Definition, numerics and reference: :func:`mbcl.functional.sogclr`.
 
     Meant for ``shuffle`` with small batches: u approaches the average over the whole data set only if a sample meets
-    other samples each time. Samplers that choose batches (``osgd``, ``spectral``, ``kmeans``) show a sample its
+    other samples each time. Samplers that choose batches (``osgd``, ``spectral``) show a sample its
     nearest ones, which makes u larger than that average; ``osgd`` cannot score with it, as it needs indices. With
     ``osgd`` a sample may not be met for long, and its u is then old (:meth:`age`).
 

@@ -177,3 +177,8 @@ def test_fractions_out_of_range(fraction):
 def test_one_sample_cannot_be_split():
     with pytest.raises(ConfigError, match="at least 2 samples, found 1"):
         data.split_validation(make(1), seed=0)
+
+
+def test_a_folder_of_nobody_is_one_line():
+    with pytest.raises(ConfigError, match="dir: found '~nobody_such/x', whose user has no home folder here"):
+        data.load("cifar100", dir="~nobody_such/x")

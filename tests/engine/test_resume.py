@@ -262,3 +262,15 @@ def test_ranks_whose_batch_norms_are_their_own_go_on_to_the_same_bits(tmp_path):
     content = runs.experiment("osgd", embeddings={"mode": "eval"}, train={**STEPS, "sync_batchnorm": False})
     gloo.run(_cut_and_whole, 2, str(tmp_path), content, timeout=120)
     assert runs.equal(state_of(tmp_path / "cut"), state_of(tmp_path / "whole"))
+
+
+def test_a_damaged_line_of_metrics_is_left_out_with_a_warning(tmp_path, caplog):
+    content = setting("shuffle")
+    runs.interrupt(tmp_path, content, after_epoch=1)
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"epoch": 2, gar')
+    with caplog.at_level(logging.WARNING):
+        runs.run(World(), tmp_path, content)
+    assert "metrics.jsonl: line 2 is damaged and left out" in caplog.text
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]

@@ -133,7 +133,7 @@ def test_clean_views_are_equal_and_augmented_ones_are_not():
 
 def test_a_checkpoint_of_another_experiment_is_refused(tmp_path):
     runs.run(World(), tmp_path, runs.experiment())
-    with pytest.raises(CheckpointError, match="belongs to another experiment; different: seed"):
+    with pytest.raises(CheckpointError, match="belongs to another experiment: seed was 0, now 7; a training goes on"):
         runs.run(World(), tmp_path, runs.experiment(seed=7))
 
 
