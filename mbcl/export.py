@@ -16,7 +16,7 @@ from mbcl import __version__
 from mbcl.configuration import validate
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.prepare import load_data, model_of
-from mbcl.errors import CheckpointError, ConfigError
+from mbcl.errors import ConfigError
 from mbcl.experiment import Experiment, Projector
 from mbcl.models import ContrastiveModel, VisionEncoder, build
 from mbcl.storage import Store, open_store, read_text, write_text
@@ -52,7 +52,7 @@ def export(store: Store, *, out: Store, checkpoint: str | None = None, best: boo
         raise ConfigError(f"{out.uri}: holds an export already ({RECORD_FILE}); choose another --out")
     if out.exists(checkpoints.FOLDER):
         raise ConfigError(f"{out.uri}: is the folder of a training; choose another --out")
-    found = _checkpoint(store, checkpoint, best)
+    found = checkpoints.choose(store, checkpoint, best_one=best)
     experiment = validate(Experiment, found.meta["experiment"], f"{store.uri}: its checkpoint")
     weights: dict[str, Tensor] = found.state["model"]
     in_channels = next(w.shape[1] for key, w in weights.items() if key.startswith("encoder.") and w.dim() == 4)
@@ -118,16 +118,6 @@ def how_to_load(record: dict[str, Any], folder: str) -> dict[str, list[str]]:
             f"network.set_submodule({torchvision['classifier']!r}, torch.nn.Identity())",
         ]
     return lines
-
-
-def _checkpoint(store: Store, name: str | None, best: bool) -> checkpoints.Checkpoint:
-    if name is not None:
-        return checkpoints.load(store, name)
-    found = checkpoints.best(store) if best else checkpoints.latest(store)
-    if found is None:
-        measured = " whose validation retrieval was measured" if best else ""
-        raise CheckpointError(f"{store.uri}: holds no whole checkpoint{measured}")
-    return found
 
 
 def _input(experiment: Experiment) -> dict[str, Any]:

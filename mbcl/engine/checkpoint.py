@@ -176,5 +176,20 @@ def best(store: Store) -> Checkpoint | None:
     return found
 
 
+def choose(store: Store, name: str | None = None, *, best_one: bool = False) -> Checkpoint:
+    """The checkpoint of this name; without one the newest whole one, or the best.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    if name is not None:
+        return load(store, name)
+    found = best(store) if best_one else latest(store)
+    if found is None:
+        measured = " whose validation retrieval was measured" if best_one else ""
+        raise CheckpointError(f"{store.uri}: holds no whole checkpoint{measured}")
+    return found
+
+
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()

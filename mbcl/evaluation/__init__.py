@@ -14,7 +14,7 @@ from mbcl.dist import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.embed import ViewKey, embed
 from mbcl.engine.prepare import load_data, model_of
-from mbcl.errors import CheckpointError, ConfigError
+from mbcl.errors import ConfigError
 from mbcl.experiment import Evaluation, Experiment
 from mbcl.metrics import retrieval
 from mbcl.seeding import derive
@@ -23,20 +23,15 @@ from mbcl.storage import Store, read_text, write_text
 EVALUATION_FILE = "evaluation.json"
 
 
-def _checkpoint(store: Store, name: str | None) -> checkpoints.Checkpoint:
-    found = checkpoints.latest(store) if name is None else checkpoints.load(store, name)
-    if found is None:
-        raise CheckpointError(f"{store.uri}: holds no whole checkpoint")
-    return found
-
-
 def experiment_of(store: Store, checkpoint: str | None = None) -> Experiment:
     """The experiment that a checkpoint belongs to.
 
     Raises:
         CheckpointError: if there is no whole checkpoint.
     """
-    return validate(Experiment, _checkpoint(store, checkpoint).meta["experiment"], f"{store.uri}: its checkpoint")
+    return validate(
+        Experiment, checkpoints.choose(store, checkpoint).meta["experiment"], f"{store.uri}: its checkpoint"
+    )
 
 
 def usable_device(name: str) -> torch.device:
@@ -83,7 +78,7 @@ def evaluate(
         CheckpointError: if the folder holds no whole checkpoint.
         DataError: if the data are missing.
     """
-    found = _checkpoint(store, checkpoint)
+    found = checkpoints.choose(store, checkpoint)
     experiment = validate(Experiment, found.meta["experiment"], f"{store.uri}: its checkpoint")
     settings = settings or experiment.evaluation
     asked = {
