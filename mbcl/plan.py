@@ -103,6 +103,8 @@ class BatchPlan:
         sampler: name of the sampler that made it.
         seed, epoch, round: what it was made for.
         scores: (S,) float64 CPU tensor, the loss by which the sampler ranked each batch, or None.
+        conflicts: pairs of a sample and one of its ``skip`` nearest that share a batch nevertheless; None where no
+            neighbours were to be kept apart.
     """
 
     batches: Tensor
@@ -111,6 +113,7 @@ class BatchPlan:
     epoch: int = 0
     round: int = 0
     scores: Tensor | None = None
+    conflicts: int | None = None
 
     def __post_init__(self) -> None:
         if self.batches.ndim != 2 or self.batches.dtype != torch.int64 or self.batches.device.type != "cpu":

@@ -28,10 +28,12 @@ class PoolPlan:
     Args:
         rows: (S_p, B) int64 row numbers within the pool.
         scores: (S_p,) float64, the losses by which the batches were ranked, or None.
+        neighbours: (M, skip) int32, of each row of the pool those that should not share a batch with it, or None.
     """
 
     rows: NDArray[np.int64]
     scores: NDArray[np.float64] | None = None
+    neighbours: NDArray[np.int32] | None = None
 
 
 PoolFunction = Callable[[FloatArray, FloatArray, int], PoolPlan]
@@ -59,12 +61,15 @@ class Sampler(Protocol):
 
     name: ClassVar[str]
     needs_embeddings: ClassVar[bool]
-    distinct: ClassVar[bool]
-    """Whether no sample is visited twice in one plan."""
 
     @property
     def batch_size(self) -> int:
         """B, the samples of a global batch."""
+        ...
+
+    @property
+    def distinct(self) -> bool:
+        """Whether no sample is visited twice in one plan."""
         ...
 
     @property

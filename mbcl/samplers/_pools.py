@@ -15,11 +15,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from mbcl.errors import PlanError
+from mbcl.functional import check_count, check_number
 from mbcl.plan import BatchPlan, Embeddings
+from mbcl.samplers._apart import conflicts, kept_apart, mixed, nearest
 from mbcl.samplers._base import FloatArray, PoolItem, PoolMap, PoolPlan, check_batch_size, check_num_samples, serial
+from mbcl.samplers._unit import unit
 from mbcl.seeding import derive, numpy_generator
+
+DEVICE_ELEMENTS = 2**28
+"""Pairs of samples of all pools that are planned in one batch on a device: 1 GiB for a float32 of each."""
+
+
+def even_pools(num_samples: int, batch_size: int, batches_a_pool: int | None) -> list[int]:
+    """M of every pool: ``batches_a_pool`` batches each, the last takes the rest with fewer; None for one pool.
+
+    Example:
+        >>> even_pools(3000, 32, 40)
+        [1280, 1280, 416]
+    """
+    num_batches = num_samples // batch_size
+    each = num_batches if batches_a_pool is None else min(batches_a_pool, num_batches)
+    sizes = [each * batch_size] * (num_batches // each)
+    rest = num_batches % each
+    return sizes + [rest * batch_size] * (rest > 0)
 
 
 @contextmanager
@@ -70,19 +91,36 @@ class PoolItems(Sequence[PoolItem]):
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSampler:
-    """Base of the samplers that plan random pools: cut, plan each, merge in pool order.
+    """Base of the samplers that plan with embeddings: cut pools, plan each, merge in pool order, soften.
 
-    A subclass names itself and gives ``check``, ``plan_length``, ``pool_sizes`` and ``plan_one``.
+    A subclass names itself and gives ``plan_length``, ``pool_sizes`` and ``plan_one``, if it has more to check
+    ``check``, and if it can plan many pools at once on a device ``plan_batched``.
+
+    Args:
+        batch_size: B, global.
+        mix: share of the places of each batch whose samples are permuted among all batches of the plan, in [0, 1].
+        skip: of every sample so many nearest of its pool are kept out of its batch where possible, as likely false
+            negatives. What could not be is counted (``BatchPlan.conflicts``).
     """
 
     name: ClassVar[str]
     needs_embeddings: ClassVar[bool] = True
-    distinct: ClassVar[bool] = True
+    batched: ClassVar[bool] = False
+    """Whether :meth:`plan_batched` exists: then embeddings that lie on a GPU are planned there."""
 
     batch_size: int
+    mix: float = 0.0
+    skip: int = 0
 
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size)
+        check_number("mix", self.mix, least=0.0, most=1.0)
+        check_count("skip", self.skip, least=0)
+
+    @property
+    def distinct(self) -> bool:
+        """Whether no sample is visited twice in one plan."""
+        return True
 
     @property
     def covers(self) -> bool:
@@ -93,17 +131,40 @@ class PoolSampler:
         """As :meth:`Sampler.check`."""
         check_num_samples(self.name, self.batch_size, num_samples)
 
-    @abstractmethod
     def plan_length(self, num_samples: int) -> int:
-        """S, the batches of one plan."""
+        """S, the batches of one plan: N // B."""
+        return num_samples // self.batch_size
 
     @abstractmethod
     def pool_sizes(self, num_samples: int) -> list[int]:
         """M of every pool; what their sum lacks to N is left out of the plan."""
 
+    def cut(self, embeddings: Embeddings, pool: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
+        """The pools that one random pool is planned as: itself, unless a sampler groups it first.
+
+        Args:
+            embeddings: row p holds data-set position p.
+            pool: (M,) data-set positions.
+            seed: of this pool.
+        """
+        return [pool]
+
     @abstractmethod
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
         """The batches of one pool, a pure function of the arguments, which may be read-only."""
+
+    def plan_batched(self, z1_PMD: Tensor, z2_PMD: Tensor, seeds: Sequence[int]) -> Tensor:
+        """The batches of P pools of one size, planned together on the device where the embeddings are.
+
+        Args:
+            z1_PMD: (P, M, D) float, un-normalised embeddings of view 1.
+            z2_PMD: (P, M, D), view 2.
+            seeds: one per pool.
+
+        Returns:
+            (P, M // B, B) int64 row numbers within each pool, on the same device.
+        """
+        raise NotImplementedError
 
     def plan_pool(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
         """The batches of one pool, planned with one thread, so that they are the same in every process.
@@ -118,11 +179,22 @@ class PoolSampler:
         """
         with one_thread():
             planned = self.plan_one(z1_MD, z2_MD, seed)
+            if self.skip:
+                # torch.tensor copies: the arrays may be read-only.
+                planned = self._separated(planned, torch.tensor(z1_MD), torch.tensor(z2_MD))
         if planned.rows.ndim != 2 or planned.rows.shape[1] != self.batch_size:
             raise PlanError(f"{self.name}: a pool's batches have shape {planned.rows.shape}")
         if planned.scores is not None and not np.isfinite(planned.scores).all():
             raise PlanError(f"{self.name}: the score of a batch is not finite")
         return planned
+
+    def _separated(self, planned: PoolPlan, z1_MD: Tensor, z2_MD: Tensor) -> PoolPlan:
+        """The pool's plan with neighbours kept apart, unless its maker already did."""
+        neighbours = planned.neighbours
+        if neighbours is None:
+            neighbours = nearest(z1_MD, z2_MD, self.skip)
+        x_MD = (unit(z1_MD) + unit(z2_MD)).cpu().numpy()
+        return PoolPlan(kept_apart(planned.rows, neighbours, x_MD), planned.scores, neighbours)
 
     def plan(
         self,
@@ -138,14 +210,18 @@ class PoolSampler:
         self.check(num_samples)
         if embeddings is None:
             raise PlanError(f"sampler {self.name!r} needs embeddings")
-        order = numpy_generator(seed, f"sampler/{self.name}/order", epoch, round).permutation(num_samples)
-        sizes = self.pool_sizes(num_samples)
-        pools = np.split(order[: sum(sizes)].astype(np.int64), np.cumsum(sizes)[:-1])
-        seeds = [derive(seed, f"sampler/{self.name}/pool", epoch, round, pool) for pool in range(len(pools))]
-        planned = map_pools(self.plan_pool, PoolItems(embeddings.ordered(num_samples), pools, seeds))
+        embeddings = embeddings.ordered(num_samples)
+        key = (epoch, round)
+        pools = self._pools(num_samples, embeddings, seed, key)
+        seeds = [derive(seed, f"sampler/{self.name}/pool", *key, pool) for pool in range(len(pools))]
+        if self.batched and embeddings.z1.device.type != "cpu":
+            planned: Sequence[PoolPlan] = self.plan_on_device(embeddings, pools, seeds)
+        else:
+            planned = map_pools(self.plan_pool, PoolItems(embeddings, pools, seeds))
         batches = np.concatenate([pool[plan.rows] for pool, plan in zip(pools, planned, strict=True)])
         if len(batches) != self.plan_length(num_samples):
             raise PlanError(f"{self.name}: {len(batches)} batches instead of {self.plan_length(num_samples)}")
+        batches = mixed(batches, self.mix, numpy_generator(seed, f"sampler/{self.name}/mix", *key))
         scores = [plan.scores for plan in planned if plan.scores is not None]
         merged = BatchPlan(
             torch.from_numpy(batches),
@@ -154,5 +230,55 @@ class PoolSampler:
             epoch,
             round,
             torch.from_numpy(np.concatenate(scores)) if scores else None,
+            _count_conflicts(batches, pools, planned, num_samples) if self.skip else None,
         )
         return merged.validate(num_samples, distinct=self.distinct)
+
+    def _pools(
+        self, num_samples: int, embeddings: Embeddings, seed: int, key: tuple[int, int]
+    ) -> list[NDArray[np.int64]]:
+        order = numpy_generator(seed, f"sampler/{self.name}/order", *key).permutation(num_samples)
+        sizes = self.pool_sizes(num_samples)
+        pools = np.split(order[: sum(sizes)].astype(np.int64), np.cumsum(sizes)[:-1])
+        with one_thread():
+            return [
+                part
+                for number, pool in enumerate(pools)
+                for part in self.cut(embeddings, pool, derive(seed, f"sampler/{self.name}/cut", *key, number))
+            ]
+
+    def plan_on_device(
+        self, embeddings: Embeddings, pools: Sequence[NDArray[np.int64]], seeds: Sequence[int]
+    ) -> list[PoolPlan]:
+        """The plans of all pools, those of one size together, on the device where the embeddings are."""
+        planned: dict[int, PoolPlan] = {}
+        by_size: dict[int, list[int]] = {}
+        for number, pool in enumerate(pools):
+            by_size.setdefault(len(pool), []).append(number)
+        for size, numbers in by_size.items():
+            together = max(1, DEVICE_ELEMENTS // size**2)
+            for start in range(0, len(numbers), together):
+                some = numbers[start : start + together]
+                rows_PM = torch.from_numpy(np.stack([pools[number] for number in some])).to(embeddings.z1.device)
+                z1_PMD, z2_PMD = embeddings.z1.detach()[rows_PM], embeddings.z2.detach()[rows_PM]
+                rows_PSB = self.plan_batched(z1_PMD, z2_PMD, [seeds[number] for number in some]).cpu().numpy()
+                for place, number in enumerate(some):
+                    plan = PoolPlan(rows_PSB[place])
+                    planned[number] = self._separated(plan, z1_PMD[place], z2_PMD[place]) if self.skip else plan
+        return [planned[number] for number in range(len(pools))]
+
+
+def _count_conflicts(
+    batches_SB: NDArray[np.int64],
+    pools: Sequence[NDArray[np.int64]],
+    planned: Sequence[PoolPlan],
+    num_samples: int,
+) -> int:
+    """Pairs (sample, neighbour of it) that share a batch of the final plan."""
+    batch_N = np.full(num_samples, -1)
+    batch_N[batches_SB.ravel()] = np.repeat(np.arange(len(batches_SB)), batches_SB.shape[1])
+    return sum(
+        conflicts(batch_N[pool], plan.neighbours)
+        for pool, plan in zip(pools, planned, strict=True)
+        if plan.neighbours is not None
+    )

@@ -19,12 +19,16 @@ class RandomSampler:
 
     name: ClassVar[str]
     needs_embeddings: ClassVar[bool] = False
-    distinct: ClassVar[bool] = True
 
     batch_size: int
 
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size)
+
+    @property
+    def distinct(self) -> bool:
+        """Whether no sample is visited twice in one plan."""
+        return True
 
     @property
     def covers(self) -> bool:

@@ -19,7 +19,7 @@ from scipy.spatial.distance import cdist
 from mbcl.errors import ConfigError
 from mbcl.functional import affinity, check_count, check_temperature
 from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
-from mbcl.samplers._pools import PoolSampler
+from mbcl.samplers._pools import PoolSampler, even_pools
 
 Array = NDArray[np.float64]
 
@@ -82,17 +82,9 @@ class Spectral(PoolSampler):
                 f"take; k may be at most {MAX_GROUP // self.batch_size} here"
             )
 
-    def plan_length(self, num_samples: int) -> int:
-        """N // B."""
-        return num_samples // self.batch_size
-
     def pool_sizes(self, num_samples: int) -> list[int]:
         """Groups of k·B samples; the last takes the rest."""
-        num_batches = num_samples // self.batch_size
-        k = num_batches if self.k is None else min(self.k, num_batches)
-        sizes = [k * self.batch_size] * (num_batches // k)
-        rest = num_batches % k
-        return sizes + [rest * self.batch_size] * (rest > 0)
+        return even_pools(num_samples, self.batch_size, self.k)
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
         """Cut one group; inside a batch rows ascend, batches are ordered by their first row."""

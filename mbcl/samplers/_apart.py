@@ -1,0 +1,167 @@
+"""``mix`` and ``skip``: what softens any plan that embeddings made, whoever made it.
+
+Letters: M samples of a pool, D dimensions, S batches, B samples a batch, P neighbours of a sample.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mbcl.samplers._unit import unit
+
+Rows = NDArray[np.int64]
+
+WINDOW = 64
+"""Batches among which samples are exchanged to keep neighbours apart: neighbouring ones, which look for the same."""
+PASSES = 8
+"""How often all samples are looked at; each exchange lowers the number of conflicts, so few passes are needed."""
+CHUNK_ELEMENTS = 2**22
+
+
+def mixed(batches_SB: Rows, share: float, rng: np.random.Generator) -> Rows:
+    """Permute some samples among all batches, so that every sample still occurs as often as before.
+
+    Args:
+        batches_SB: (S, B) int64 data-set positions; a position at most once in a row.
+        share: of the places of each batch that take part, in [0, 1]; rounded to whole places.
+        rng: draws the places and the permutation.
+
+    Returns:
+        (S, B) int64; places that take no part are unchanged, and no row holds a position twice.
+    """
+    num_batches, batch_size = batches_SB.shape
+    num_places = round(share * batch_size)
+    if num_places == 0:
+        return batches_SB
+    place_Sp = np.argsort(rng.random((num_batches, batch_size)), axis=1, kind="stable")[:, :num_places]
+    row_Sp = np.repeat(np.arange(num_batches)[:, None], num_places, axis=1)
+    place, row = place_Sp.ravel(), row_Sp.ravel()
+    result_SB = batches_SB.copy()
+    result_SB[row, place] = batches_SB[row, place][rng.permutation(len(row))]
+    return _without_repeats(result_SB, batches_SB)
+
+
+def _without_repeats(result_SB: Rows, before_SB: Rows) -> Rows:
+    """Undo the exchange of places in rows that hold a position twice; only plans that repeat samples have any.
+
+    Every position must occur as often as before, so all rows along which samples moved would have to be undone: in
+    that rare case the plan stays as it was.
+    """
+    rows_SB = np.sort(result_SB, axis=1)
+    return before_SB if (rows_SB[:, 1:] == rows_SB[:, :-1]).any() else result_SB
+
+
+def nearest(z1_MD: torch.Tensor, z2_MD: torch.Tensor, count: int) -> NDArray[np.int32]:
+    r"""Of each sample the ``count`` others of the pool that look most like it.
+
+    Alike is measured by :math:`(\hat u_i + \hat v_i) \cdot (\hat u_j + \hat v_j)`: the sum of the four
+    similarities between two samples' views.
+
+    Args:
+        z1_MD: (M, D) float, un-normalised embeddings of view 1, on any device.
+        z2_MD: (M, D), view 2.
+        count: P; at most M - 1 are returned.
+
+    Returns:
+        (M, min(P, M - 1)) int32, nearest first; of equal ones, any.
+    """
+    x_MD = unit(z1_MD) + unit(z2_MD)
+    num_rows = len(x_MD)
+    count = min(count, num_rows - 1)
+    found = []
+    for start in range(0, num_rows, max(1, CHUNK_ELEMENTS // num_rows)):
+        part_mD = x_MD[start : start + max(1, CHUNK_ELEMENTS // num_rows)]
+        similarity_mM = part_mD @ x_MD.T
+        own = torch.arange(start, start + len(part_mD), device=x_MD.device)
+        similarity_mM.scatter_(1, own[:, None], -torch.inf)
+        found.append(similarity_mM.topk(count, dim=1).indices)
+    return torch.cat(found).to(torch.int32).cpu().numpy()
+
+
+def conflicts(batch_M: NDArray[np.integer], neighbours_MP: NDArray[np.integer]) -> int:
+    """How many (sample, neighbour of it) share a batch; ``batch_M`` is -1 for samples that are in none."""
+    together_MP = batch_M[neighbours_MP] == batch_M[:, None]
+    return int((together_MP & (batch_M >= 0)[:, None]).sum())
+
+
+def kept_apart(rows_SB: Rows, neighbours_MP: NDArray[np.int32], x_MD: NDArray[np.floating]) -> Rows:
+    """Exchange samples between batches until as few neighbours as possible share one.
+
+    Every exchange is the one that lowers the number of conflicts most, of equal ones that which keeps similar samples
+    together most. Conflicts never increase; where batches have no room for better, some remain.
+
+    Args:
+        rows_SB: (S, B) int64 distinct row numbers in ``range(M)``.
+        neighbours_MP: (M, P) int32, as :func:`nearest`.
+        x_MD: (M, D) float, how samples are compared.
+
+    Returns:
+        (S, B) int64, a permutation of the same row numbers.
+    """
+    if neighbours_MP.shape[1] == 0 or len(rows_SB) < 2:
+        return rows_SB
+    # The last window takes the rest, so that none has a single batch.
+    windows = max(1, len(rows_SB) // WINDOW)
+    return np.concatenate([_one_window(part, neighbours_MP, x_MD) for part in np.array_split(rows_SB, windows)])
+
+
+def _one_window(rows_SB: Rows, neighbours_MP: NDArray[np.int32], x_MD: NDArray[np.floating]) -> Rows:
+    """:func:`kept_apart` within some batches, on row numbers that count only their samples."""
+    num_batches, batch_size = rows_SB.shape
+    ids_M = rows_SB.ravel()
+    local = np.full(len(x_MD), -1)
+    local[ids_M] = np.arange(len(ids_M))
+    pairs: list[set[int]] = [set(row[row >= 0].tolist()) for row in local[neighbours_MP[ids_M]]]
+    for sample, those in enumerate([tuple(others) for others in pairs]):
+        for other in those:
+            pairs[other].add(sample)
+    apart = [np.fromiter(others, dtype=np.int64, count=len(others)) for others in pairs]
+    x_MD = np.ascontiguousarray(x_MD[ids_M])
+    batch_M = np.repeat(np.arange(num_batches), batch_size)
+    count_MS = np.zeros((len(ids_M), num_batches), dtype=np.int64)
+    for sample, enemies in enumerate(apart):
+        np.add.at(count_MS[sample], batch_M[enemies], 1)
+    sum_SD = np.stack([x_MD[batch_M == batch].sum(axis=0) for batch in range(num_batches)])
+    everyone = np.arange(len(ids_M))
+    for _ in range(PASSES):
+        crowded = np.flatnonzero(count_MS[everyone, batch_M] > 0)
+        moved = False
+        for sample in crowded[np.argsort(-count_MS[crowded, batch_M[crowded]], kind="stable")]:
+            moved |= _exchange(int(sample), batch_M, count_MS, sum_SD, apart, x_MD)
+        if not moved:
+            break
+    return ids_M[np.argsort(batch_M, kind="stable")].reshape(num_batches, batch_size)
+
+
+def _exchange(
+    j: int,
+    batch_M: NDArray[np.int64],
+    count_MS: NDArray[np.int64],
+    sum_SD: NDArray[np.floating],
+    apart: list[NDArray[np.int64]],
+    x_MD: NDArray[np.floating],
+) -> bool:
+    """Exchange sample j with the best partner, if that lowers the number of conflicts."""
+    home = batch_M[j]
+    if count_MS[j, home] == 0:
+        return False
+    everyone = np.arange(len(batch_M))
+    change_M = count_MS[j, batch_M] + count_MS[:, home] - count_MS[j, home] - count_MS[everyone, batch_M]
+    change_M[apart[j]] -= 2  # the two leave each other's way
+    change_M[batch_M == home] = 1
+    best = change_M.min()
+    if best >= 0:
+        return False
+    ties = np.flatnonzero(change_M == best)
+    likeness = (sum_SD @ x_MD[j])[batch_M[ties]] + x_MD[ties] @ (sum_SD[home] - 2 * x_MD[j])
+    other = int(ties[np.argmax(likeness)])
+    away = batch_M[other]
+    for sample, source, target in ((j, home, away), (other, away, home)):
+        batch_M[sample] = target
+        count_MS[apart[sample], source] -= 1
+        count_MS[apart[sample], target] += 1
+        sum_SD[source] -= x_MD[sample]
+        sum_SD[target] += x_MD[sample]
+    return True

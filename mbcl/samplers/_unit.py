@@ -1,0 +1,25 @@
+"""Rows of length one for planning, whatever their size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mbcl.functional import normalize
+
+
+def unit(z_ND: Tensor) -> Tensor:
+    """Rows of length one as :func:`mbcl.functional.normalize`, also where a squared length is not representable.
+
+    Args:
+        z_ND: (..., N, D) float.
+
+    Returns:
+        (..., N, D); zero rows stay zero.
+
+    Example:
+        >>> unit(torch.tensor([[3e30, 4e30], [3e-30, 4e-30], [0.0, 0.0]])).tolist()
+        [[0.6000000238418579, 0.800000011920929], [0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    largest = z_ND.abs().amax(dim=-1, keepdim=True)
+    return normalize(z_ND / torch.where(largest > 0, largest, 1))
