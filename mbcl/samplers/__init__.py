@@ -15,6 +15,7 @@ from mbcl.samplers._base import (
     build,
     serial,
 )
+from mbcl.samplers._kmeans import KMeans, Refined
 from mbcl.samplers._osgd import OSGD
 from mbcl.samplers._pools import PoolItems, PoolSampler
 from mbcl.samplers._quality import quality
@@ -26,12 +27,14 @@ __all__ = [
     "SAMPLERS",
     "Fixed",
     "FloatArray",
+    "KMeans",
     "PoolFunction",
     "PoolItem",
     "PoolItems",
     "PoolMap",
     "PoolPlan",
     "PoolSampler",
+    "Refined",
     "Sampler",
     "Shuffle",
     "Spectral",

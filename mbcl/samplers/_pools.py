@@ -5,6 +5,8 @@ Letters: N samples of the data set, M samples of a pool, D dimensions, B samples
 
 from __future__ import annotations
 
+import functools
+import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +16,14 @@ from typing import ClassVar, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from mbcl.errors import PlanError
 from mbcl.functional import check_count, check_number
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers._apart import conflicts, kept_apart, mixed, nearest
+from mbcl.samplers._balanced import in_order
 from mbcl.samplers._base import FloatArray, PoolItem, PoolMap, PoolPlan, check_batch_size, check_num_samples, serial
 from mbcl.samplers._unit import unit
 from mbcl.seeding import derive, numpy_generator
@@ -43,6 +46,15 @@ def even_pools(num_samples: int, batch_size: int, batches_a_pool: int | None) ->
     return sizes + [rest * batch_size] * (rest > 0)
 
 
+@functools.lru_cache(maxsize=1)
+def _libraries(num_modules: int) -> ThreadpoolController:
+    """The loaded libraries that have threads.
+
+    To look for them costs as much as half a plan of 1,280 samples, and only the import of a module loads another.
+    """
+    return ThreadpoolController()
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """One thread for torch, BLAS and OpenMP inside; what was set before is restored.
@@ -51,7 +63,7 @@ def one_thread() -> Iterator[None]:
     a pool has the same plan wherever it is planned. The setting holds for the whole process while it lasts.
     """
     num_threads = torch.get_num_threads()
-    with threadpool_limits(limits=1):
+    with _libraries(len(sys.modules)).limit(limits=1):
         torch.set_num_threads(1)
         try:
             yield
@@ -263,7 +275,7 @@ class PoolSampler:
                 z1_PMD, z2_PMD = embeddings.z1.detach()[rows_PM], embeddings.z2.detach()[rows_PM]
                 rows_PSB = self.plan_batched(z1_PMD, z2_PMD, [seeds[number] for number in some]).cpu().numpy()
                 for place, number in enumerate(some):
-                    plan = PoolPlan(rows_PSB[place])
+                    plan = PoolPlan(in_order(rows_PSB[place]))
                     planned[number] = self._separated(plan, z1_PMD[place], z2_PMD[place]) if self.skip else plan
         return [planned[number] for number in range(len(pools))]
 

@@ -19,14 +19,22 @@ from mbcl.errors import ConfigError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers import SAMPLERS, PoolItem, PoolPlan, PoolSampler, Sampler
 
-SMALL: dict[str, dict[str, object]] = {"osgd": {"k": 4, "q": 2}, "spectral": {"k": 3}}
+SMALL: dict[str, dict[str, object]] = {
+    "osgd": {"k": 4, "q": 2},
+    "spectral": {"k": 3},
+    "kmeans": {"pool": 12},
+    "refined": {"pool": 12},
+}
 """Parameters that fit data sets of a few dozen samples."""
 
 each_sampler = pytest.mark.parametrize("name", list(SAMPLERS))
 
 
 def make(name: str, batch_size: int = 4) -> Sampler:
-    return mbcl.samplers.build(name, batch_size=batch_size, **SMALL.get(name, {}))
+    parameters = dict(SMALL.get(name, {}))
+    if "pool" in parameters:
+        parameters["pool"] = max(12, batch_size)
+    return mbcl.samplers.build(name, batch_size=batch_size, **parameters)
 
 
 def embeddings(num_samples: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Embeddings:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
 import mbcl
 from mbcl.errors import ConfigError
@@ -18,6 +19,7 @@ from mbcl.functional import affinity, nt_xent
 from mbcl.plan import Embeddings
 from mbcl.samplers import Spectral
 from mbcl.samplers._spectral import assign_evenly, normalised_affinity, spectral_embedding
+from mbcl.samplers._unit import unit
 
 STORED = np.load(Path(__file__).parents[1] / "golden" / "sc_even.npz")
 LARGE, SMALL = (0, 1, 2), (3, 4, 5)
@@ -45,7 +47,7 @@ def plan_as_published(get: dict[str, np.ndarray], seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("number", LARGE + SMALL)
 def test_golden_mean_loss(number: int) -> None:
-    """The mean of five k-means seeds within 3 % (small groups 5 %), every plan within 10 %, far above random."""
+    """The mean of five k-means seeds within 2 %, every plan within 10 %, far above random."""
     get = case(number)
     wanted = get["mean_losses_ninit10"].mean()
     losses = []
@@ -54,7 +56,7 @@ def test_golden_mean_loss(number: int) -> None:
         assert plan.shape == get["plan"].shape
         assert len(np.unique(plan)) == plan.size
         losses.append(mean_loss(plan, get).mean())
-    assert np.mean(losses) >= (1 - (0.05 if number in SMALL else 0.03)) * wanted
+    assert np.mean(losses) >= 0.98 * wanted
     assert np.min(losses) >= 0.9 * wanted
     random = get["random_mean_losses"]
     assert np.min(losses) > random.mean() + 10 * random.std()
@@ -67,14 +69,15 @@ def test_golden_plan_losses_and_eigenvalues(number: int) -> None:
     np.testing.assert_allclose(mean_loss(get["plan"], get, np.float32), get["plan_losses_f32"], rtol=1e-5)
     np.testing.assert_allclose(mean_loss(get["random_plan"], get), get["random_losses_f64"], rtol=1e-5)
     ids = get["idx"][: int(get["B"]) * int(get["k"])]
-    log_w = affinity(
-        *(torch.from_numpy(get[side][ids]).double() for side in "uv"),
+    n, _ = normalised_affinity(
+        *(unit(torch.from_numpy(get[side][ids]).double()) for side in "uv"),
         temperature=float(get["tau"]),
         batch_size=int(get["B"]),
     )
-    values = np.linalg.eigvalsh(normalised_affinity(log_w.numpy())[0])[::-1]
+    assert n.dtype == torch.float32
+    values = np.linalg.eigvalsh(n.double().numpy())[::-1]
     wanted = np.sort(get["eigvals_chunk0"])[::-1]
-    np.testing.assert_allclose(values[: len(wanted)], wanted, atol=1e-9)
+    np.testing.assert_allclose(values[: len(wanted)], wanted, atol=1e-6)
 
 
 def test_order_of_rows_and_batches() -> None:
@@ -107,7 +110,7 @@ def test_assignment_is_the_best_of_all(seed: int, clusters: int, capacity: int) 
     rng = np.random.default_rng(seed)
     x, centres = rng.normal(size=(clusters * capacity, 2)), rng.normal(size=(clusters, 2))
     distance = np.linalg.norm(x[:, None] - centres[None], axis=2)  # not squared
-    found = assign_evenly(x, centres, capacity)
+    found = assign_evenly(distance, capacity)
     assert np.bincount(found).tolist() == [capacity] * clusters
     slots = np.repeat(np.arange(clusters), capacity)
     best = min(sum(distance[i, c] for i, c in enumerate(order)) for order in itertools.permutations(slots))
@@ -122,14 +125,45 @@ def test_embedding_against_the_formula() -> None:
     np.fill_diagonal(w, 0)
     degree = w.sum(axis=1)
     normalised = w / np.sqrt(np.outer(degree, degree))
-    found, log_degree = normalised_affinity(log_w)
-    np.testing.assert_allclose(found, normalised, rtol=1e-12)
-    np.testing.assert_allclose(np.exp(log_degree), degree, rtol=1e-12)
-    x = spectral_embedding(log_w, 3)
+    u, v = unit(z[0]), unit(z[1])
+    found, log_degree = normalised_affinity(u, v, temperature=1.0, batch_size=4)
+    np.testing.assert_allclose(found, normalised, rtol=1e-6)
+    np.testing.assert_allclose(log_degree.exp(), degree, rtol=1e-12)
+    x = spectral_embedding(found.numpy(), log_degree.numpy(), 3)
     q = x * np.sqrt(degree / degree.min())[:, None]
-    np.testing.assert_allclose(q.T @ q, np.eye(3), atol=1e-10)
-    np.testing.assert_allclose(normalised @ q, q * np.linalg.eigvalsh(normalised)[-3:], atol=1e-10)
-    np.testing.assert_allclose(x[:, -1], x[0, -1], rtol=1e-9)  # the constant vector is kept
+    np.testing.assert_allclose(q.T @ q, np.eye(3), atol=1e-5)
+    np.testing.assert_allclose(normalised @ q, q * np.linalg.eigvalsh(normalised)[-3:], atol=1e-5)
+    np.testing.assert_allclose(x[:, -1], x[0, -1], rtol=1e-4)  # the constant vector is kept
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
+def test_product_and_log_domain_agree(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    u, v = (unit(z) for z in torch.randn(2, 40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    n, log_degree = normalised_affinity(u, v, temperature=temperature, batch_size=8)
+    monkeypatch.setattr("mbcl.samplers._spectral.LARGEST_EXPONENT", 0.0)
+    slow_n, slow_log_degree = normalised_affinity(u, v, temperature=temperature, batch_size=8)
+    np.testing.assert_allclose(n, slow_n, rtol=1e-6)
+    np.testing.assert_allclose(log_degree, slow_log_degree, rtol=1e-12)
+
+
+@given(seed=st.integers(0, 2**31), clusters=st.integers(1, 6), capacity=st.integers(1, 5), ties=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_transport_costs_what_scipy_finds(seed: int, clusters: int, capacity: int, ties: bool) -> None:
+    rng = np.random.default_rng(seed)
+    cost = rng.integers(0, 3 if ties else 1000, size=(clusters * capacity, clusters)).astype(float)
+    found = assign_evenly(cost, capacity)
+    assert np.bincount(found, minlength=clusters).tolist() == [capacity] * clusters
+    row, copy = linear_sum_assignment(np.repeat(cost, capacity, axis=1))
+    assert cost[np.arange(len(cost)), found].sum() == cost[row, copy // capacity].sum()
+
+
+def test_without_numba_the_assignment_costs_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    cost = np.random.default_rng(0).random((96, 8))
+    fast = assign_evenly(cost, 12)
+    monkeypatch.setattr("mbcl.samplers._spectral.available", lambda: False)
+    slow = assign_evenly(cost, 12)
+    everyone = np.arange(96)
+    assert cost[everyone, fast].sum() == pytest.approx(cost[everyone, slow].sum(), abs=1e-12)
 
 
 @pytest.mark.parametrize("temperature", [0.001, 0.01, 0.05, 0.1, 10.0])

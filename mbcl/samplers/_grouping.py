@@ -1,0 +1,110 @@
+"""Cutting many samples into blocks of similar ones, in near-linear time.
+
+Letters: N samples, D dimensions, C samples of a block, B samples a batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mbcl.plan import Embeddings
+from mbcl.samplers._balanced import balanced_kmeans
+from mbcl.samplers._unit import unit
+from mbcl.seeding import derive, torch_generator
+
+MOST_BLOCKS = 52
+"""Blocks that balanced k-means cuts at once: 66,560 samples in blocks of 1,280. It costs samples times blocks, so what
+is larger is halved first."""
+POWER_STEPS = 4
+POWER_ROWS = 4096
+CHUNK_ROWS = 65_536
+
+
+def grouped(
+    embeddings: Embeddings, positions: NDArray[np.int64], block: int, batch_size: int, seed: int
+) -> list[NDArray[np.int64]]:
+    """Blocks of similar samples: whole batches each, ``block`` samples but for what is left over.
+
+    Sets of more than :data:`MOST_BLOCKS` blocks are halved along their principal direction; then balanced k-means.
+    Memory: one float32 (N, D), the sum of both normalised views.
+
+    Args:
+        embeddings: row p holds data-set position p; on any device.
+        positions: (N,) int64, a multiple of ``batch_size``.
+        block: C, a multiple of ``batch_size``.
+        batch_size: B.
+        seed: of this cut.
+
+    Returns:
+        The positions of each block, which together are ``positions``.
+    """
+    x_ND = pair_sums(embeddings, positions)
+    blocks: list[NDArray[np.int64]] = []
+    waiting = [np.arange(len(positions))]
+    while waiting:
+        rows = waiting.pop()
+        if len(rows) > MOST_BLOCKS * block:
+            # Depth first: the first half next.
+            waiting += reversed(halves(x_ND, rows, block, derive(seed, "halves", len(blocks), len(waiting))))
+            continue
+        whole = len(rows) // block
+        rest = len(rows) - whole * block
+        if whole < 2:
+            parts = [rows] if rest == 0 or whole == 0 else _split(x_ND, rows, whole * block, seed)
+            blocks += parts
+            continue
+        if rest:
+            # Balanced k-means needs whole blocks: a block of what is left is cut from one end.
+            rows, last = _split(x_ND, rows, whole * block, seed)
+            blocks.append(last)
+        part_MD = x_ND[torch.from_numpy(rows).to(x_ND.device)]
+        cluster_M = balanced_kmeans(part_MD[None], whole, [derive(seed, "blocks", len(blocks))])[0].cpu().numpy()
+        blocks += list(rows[np.argsort(cluster_M, kind="stable")].reshape(whole, block))
+    return [np.sort(positions[rows]) for rows in blocks]
+
+
+def pair_sums(embeddings: Embeddings, positions: NDArray[np.int64]) -> Tensor:
+    """(N, D) float32: the sum of both normalised views, made in chunks."""
+    device = embeddings.z1.device
+    x_ND = torch.empty(len(positions), embeddings.z1.shape[1], dtype=torch.float32, device=device)
+    for start in range(0, len(positions), CHUNK_ROWS):
+        rows = torch.from_numpy(positions[start : start + CHUNK_ROWS]).to(device)
+        x_ND[start : start + len(rows)] = unit(embeddings.z1.detach()[rows]) + unit(embeddings.z2.detach()[rows])
+    return x_ND
+
+
+def halves(x_ND: Tensor, rows: NDArray[np.int64], unit_size: int, seed: int) -> list[NDArray[np.int64]]:
+    """Two halves along the principal direction, the first a multiple of ``unit_size``."""
+    units = -(-len(rows) // unit_size)
+    return _split(x_ND, rows, (units // 2) * unit_size, seed)
+
+
+def _split(x_ND: Tensor, rows: NDArray[np.int64], first: int, seed: int) -> list[NDArray[np.int64]]:
+    """The ``first`` rows along the principal direction, and the others."""
+    direction_D = principal_direction(x_ND, rows, seed)
+    along = np.concatenate(
+        [
+            (x_ND[torch.from_numpy(rows[start : start + CHUNK_ROWS]).to(x_ND.device)] @ direction_D).cpu().numpy()
+            for start in range(0, len(rows), CHUNK_ROWS)
+        ]
+    )
+    order = np.argsort(along, kind="stable")
+    return [np.sort(rows[order[:first]]), np.sort(rows[order[first:]])]
+
+
+def principal_direction(
+    x_ND: Tensor, rows: NDArray[np.int64], seed: int, *, power: int = POWER_STEPS, sample: int = POWER_ROWS
+) -> Tensor:
+    """(D,) unit vector near the first principal direction of some rows: power steps on a sample of them."""
+    generator = torch_generator(seed, "principal direction")
+    if len(rows) > sample:
+        rows = rows[torch.randperm(len(rows), generator=generator)[:sample].numpy()]
+    x_MD = x_ND[torch.from_numpy(rows).to(x_ND.device)]
+    x_MD = x_MD - x_MD.mean(dim=0)
+    direction_D = torch.randn(x_MD.shape[1], generator=generator).to(x_MD)
+    for _ in range(power):
+        direction_D = unit(x_MD.T @ (x_MD @ direction_D))
+    return direction_D

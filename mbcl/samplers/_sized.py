@@ -1,0 +1,51 @@
+"""Samplers whose pools are given by a number of samples.
+
+Letters: N samples of the data set, M samples of a pool, B samples a batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+from mbcl.errors import ConfigError
+from mbcl.functional import check_count
+from mbcl.samplers._pools import PoolSampler, even_pools
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizedPools(PoolSampler):
+    """Base of the samplers that plan random pools of about ``pool`` samples, or the whole data set as one pool.
+
+    A pool has ``pool // B`` batches, and the last takes the rest with fewer.
+
+    Args:
+        batch_size: B, global.
+        pool: samples of a pool, at least B; None for all samples in one. If it is above the data set there is one
+            pool, with a warning.
+    """
+
+    pool: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool is None:
+            return
+        check_count("pool", self.pool)
+        if self.pool < self.batch_size:
+            raise ConfigError(f"pool must be at least the batch_size {self.batch_size}, or null, found {self.pool}")
+
+    def check(self, num_samples: int) -> None:
+        """As :meth:`Sampler.check`; warns if ``pool`` is above the data set."""
+        super().check(num_samples)
+        if self.pool is not None and self.pool > num_samples:
+            warnings.warn(
+                f"sampler {self.name!r}: pool {self.pool} is above the {num_samples} samples of the data set; "
+                f"all are planned as one pool of {num_samples // self.batch_size} batches",
+                stacklevel=3,
+            )
+
+    def pool_sizes(self, num_samples: int) -> list[int]:
+        """Pools of ``pool // B`` batches; the last takes the rest."""
+        batches_a_pool = None if self.pool is None else self.pool // self.batch_size
+        return even_pools(num_samples, self.batch_size, batches_a_pool)

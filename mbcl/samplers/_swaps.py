@@ -1,0 +1,162 @@
+r"""Swaps between the batches of a pool that raise the true loss, until none is found: compiled loops.
+
+The mean NT-Xent of a partition is, but for terms that no partition changes, the mean of :math:`\log s_a` over the
+2M anchors a, where :math:`s_a` sums :math:`e^{\mathrm{sim}/\tau}` over a's positive and the other samples of its batch.
+A sample adds two terms to an anchor, one per view:
+
+.. math:: s_i = e^{u_i v_i/\tau} + \sum_{j \in S(i), j \ne i} A_{ij}, \qquad
+    A_{ij} = e^{u_i u_j/\tau} + e^{u_i v_j/\tau}
+
+for the anchor :math:`u_i`, and likewise :math:`t_i`, with :math:`C_{ij} = e^{v_i v_j/\tau} + e^{v_i u_j/\tau}`, for
+:math:`v_i`. Swaps are looked for with a table of what each sample would bring to each batch, and made only where the
+exact change of the sum of logarithms is positive: the loss never falls.
+
+Letters: M samples of the pool, K batches, B samples a batch, D dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Ints = NDArray[np.int64]
+
+MIN_GAIN = 1e-3
+"""Nats, summed over a pool's anchors, that a swap must bring: below it, float32 sums are not exact enough to trust."""
+TARGETS = 3
+"""Batches that a sample tries to move to: those that its table says most about."""
+PARTNERS = 4
+"""Samples of such a batch that it is exchanged with on trial."""
+SINGLE_RANGE = 40.0
+"""Up to this 1/temperature, sums and products of exponentials fit float32."""
+DOUBLE_RANGE = 350.0
+"""Above this 1/temperature they do not fit float64 either: plans are made at temperature 1/350 then."""
+
+
+class _Workspace(threading.local):
+    """Four (M, M) matrices of this thread, kept for the next pool of the same size.
+
+    To get 26 MiB anew from the system for every pool of 1,280 samples costs as much as half of the products.
+    """
+
+    KEPT = 2048
+    """Samples of a pool up to which memory is kept: at most 64 MiB, 128 in float64."""
+
+    held: Tensor | None = None
+
+    def get(self, num_rows: int, dtype: torch.dtype) -> Tensor:
+        """(4, M, M), not initialised."""
+        if self.held is not None and self.held.shape[1] == num_rows and self.held.dtype == dtype:
+            return self.held
+        self.held = None
+        space_4MM = torch.empty(4, num_rows, num_rows, dtype=dtype)
+        if num_rows <= self.KEPT:
+            self.held = space_4MM
+        return space_4MM
+
+
+_workspace = _Workspace()
+
+
+def exponentials(u_MD: Tensor, v_MD: Tensor, temperature: float) -> Tensor:
+    r"""The four matrices of :math:`e^{\mathrm{sim}/\tau}`: uu, uv, vu and vv.
+
+    Args:
+        u_MD: (M, D) float CPU tensor, rows of length one, view 1.
+        v_MD: (M, D), view 2.
+        temperature: :math:`\tau`.
+
+    Returns:
+        (4, M, M), float32 where that is wide enough for the temperature, else float64; valid until this thread's next
+        call.
+    """
+    inverse = min(1 / temperature, DOUBLE_RANGE)
+    dtype = torch.float32 if inverse <= SINGLE_RANGE else torch.float64
+    u_MD, v_MD = (z.to(dtype) * math.sqrt(inverse) for z in (u_MD, v_MD))
+    space_4MM = _workspace.get(len(u_MD), dtype)
+    uu, uv, vu, vv = space_4MM
+    _products(u_MD, uu)
+    _products(v_MD, vv)
+    torch.mm(u_MD, v_MD.T, out=uv).exp_()
+    vu.copy_(uv.T)
+    return space_4MM
+
+
+def _products(x_MD: Tensor, result_MM: Tensor, block: int = 320) -> None:
+    """exp(x xᵀ), computing each pair of blocks once."""
+    num_rows = len(x_MD)
+    for start in range(0, num_rows, block):
+        end = min(start + block, num_rows)
+        torch.mm(x_MD[start:end], x_MD[start:].T, out=result_MM[start:end, start:]).exp_()
+        result_MM[end:, start:end] = result_MM[start:end, end:].T
+
+
+def refine(
+    u_MD: Tensor,
+    v_MD: Tensor,
+    rows_KB: Ints,
+    *,
+    temperature: float,
+    sweeps: int,
+    targets: int = TARGETS,
+    partners: int = PARTNERS,
+    apart_MM: NDArray[np.bool_] | None = None,
+) -> Ints:
+    """Batches with a loss at least that of the given ones.
+
+    Args:
+        u_MD: (M, D) float CPU tensor, rows of length one, view 1.
+        v_MD: (M, D), view 2.
+        rows_KB: (K, B) int64, a partition of ``range(M)``.
+        temperature: of the loss.
+        sweeps: how often every sample looks for a better batch.
+        targets: batches that a sample tries.
+        partners: samples of each that it tries to change places with.
+        apart_MM: (M, M), symmetric: samples that should not share a batch; no swap makes more of them share one.
+
+    Returns:
+        (K, B) int64, a partition of ``range(M)``.
+    """
+    from mbcl.samplers.loops import swaps as loops
+
+    num_batches, batch_size = rows_KB.shape
+    order_M = rows_KB.ravel()
+    # In the order of the batches, so that the rows of one lie side by side.
+    u_MD, v_MD = u_MD[order_M], v_MD[order_M]
+    uu, uv, vu, vv = exponentials(u_MD, v_MD, temperature).numpy()
+    own_M = uv.diagonal().astype(np.float64)
+    apart = np.zeros((1, 1), dtype=np.bool_) if apart_MM is None else apart_MM[np.ix_(order_M, order_M)]
+    batch_M = np.repeat(np.arange(num_batches), batch_size)
+    members_KB = np.arange(len(order_M)).reshape(num_batches, batch_size).copy()
+    for _ in range(sweeps):
+        s_M, t_M = loops.denominators(uu, uv, vu, vv, members_KB, own_M)
+        gain_KM = loops.gain_table(uu, uv, vu, vv, members_KB, own_M, s_M, t_M)
+        leave_M = loops.leave_values(uu, uv, vu, vv, members_KB, s_M, t_M)
+        gain_KM[batch_M, np.arange(len(batch_M))] = -np.inf
+        keenest_M = np.argsort(leave_M - gain_KM.max(axis=0), kind="stable")
+        swaps = loops.sweep(
+            uu,
+            uv,
+            vu,
+            vv,
+            members_KB,
+            batch_M,
+            own_M,
+            s_M,
+            t_M,
+            gain_KM,
+            leave_M,
+            keenest_M,
+            targets,
+            partners,
+            MIN_GAIN,
+            apart,
+        )
+        if swaps == 0:
+            break
+    return np.asarray(order_M[members_KB])

@@ -1,0 +1,239 @@
+"""The loops of the swap search of :mod:`mbcl.samplers._swaps`, which explains the letters s, t, A and C.
+
+Letters: M samples of the pool, K batches, B samples a batch. ``uu``, ``uv``, ``vu`` and ``vv`` are (M, M), float32 or
+float64; sums are float64.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbcl.samplers.loops.compiler import compiled
+
+Floats = NDArray[np.floating]
+Ints = NDArray[np.int64]
+
+
+@compiled
+def denominators(
+    uu: Floats, uv: Floats, vu: Floats, vv: Floats, members_KB: Ints, own_M: Floats
+) -> tuple[Floats, Floats]:
+    """(M,) and (M,) float64: s and t of every sample in its own batch."""
+    s_M = own_M.copy()
+    t_M = own_M.copy()
+    for members in members_KB:
+        for j in members:
+            for i in members:
+                if i != j:
+                    s_M[j] += uu[j, i] + uv[j, i]
+                    t_M[j] += vv[j, i] + vu[j, i]
+    return s_M, t_M
+
+
+@compiled
+def gain_table(
+    uu: Floats, uv: Floats, vu: Floats, vv: Floats, members_KB: Ints, own_M: Floats, s_M: Floats, t_M: Floats
+) -> Floats:
+    """(K, M) float64: what every sample would bring to every batch; of its own batch it says nothing.
+
+    A product over the batch and one logarithm stand for a sum of logarithms. The inner loop runs along rows: it reads
+    memory in order, and adds no two numbers of one sum, so the compiler may use vectors.
+    """
+    num_rows, num_batches = len(own_M), len(members_KB)
+    gain_KM = np.empty((num_batches, num_rows))
+    sum_s_M = np.empty(num_rows, dtype=uu.dtype)
+    sum_t_M = np.empty(num_rows, dtype=uu.dtype)
+    for batch in range(num_batches):
+        product_M = gain_KM[batch]
+        product_M[:] = 1
+        sum_s_M[:] = 0
+        sum_t_M[:] = 0
+        for i in members_KB[batch]:
+            uu_M, uv_M, vu_M, vv_M = uu[i], uv[i], vu[i], vv[i]
+            inverse_s, inverse_t = uu.dtype.type(1 / s_M[i]), uu.dtype.type(1 / t_M[i])
+            one = uu.dtype.type(1)
+            for j in range(num_rows):
+                sum_s_M[j] += uu_M[j] + vu_M[j]
+                sum_t_M[j] += vv_M[j] + uv_M[j]
+                product_M[j] *= (one + (uu_M[j] + uv_M[j]) * inverse_s) * (one + (vv_M[j] + vu_M[j]) * inverse_t)
+        for j in range(num_rows):
+            product_M[j] = math.log(product_M[j] * (own_M[j] + sum_s_M[j]) * (own_M[j] + sum_t_M[j]))
+    return gain_KM
+
+
+@compiled
+def leave_values(uu: Floats, uv: Floats, vu: Floats, vv: Floats, members_KB: Ints, s_M: Floats, t_M: Floats) -> Floats:
+    """(M,) float64: what every sample brings to its own batch, that is, what would be lost without it."""
+    leave_M = np.empty(len(s_M))
+    for members in members_KB:
+        for j in members:
+            product = 1.0
+            for i in members:
+                if i != j:
+                    product *= (1 - (uu[j, i] + vu[j, i]) / s_M[i]) * (1 - (vv[j, i] + uv[j, i]) / t_M[i])
+            leave_M[j] = math.log(s_M[j]) + math.log(t_M[j]) - math.log(max(product, 1e-300))
+    return leave_M
+
+
+@compiled
+def change_of(
+    j: int,
+    other: int,
+    home: int,
+    target: int,
+    uu: Floats,
+    uv: Floats,
+    vu: Floats,
+    vv: Floats,
+    members_KB: Ints,
+    own_M: Floats,
+    s_M: Floats,
+    t_M: Floats,
+) -> float:
+    """The change of the sum of log s + log t if ``j`` of ``home`` and ``other`` of ``target`` change places."""
+    s_other, t_other = own_M[other], own_M[other]
+    s_j, t_j = own_M[j], own_M[j]
+    product_s, product_t = 1.0, 1.0
+    for i in members_KB[home]:
+        if i != j:
+            product_s *= 1 + ((uu[other, i] + vu[other, i]) - (uu[j, i] + vu[j, i])) / s_M[i]
+            product_t *= 1 + ((vv[other, i] + uv[other, i]) - (vv[j, i] + uv[j, i])) / t_M[i]
+            s_other += uu[other, i] + uv[other, i]
+            t_other += vv[other, i] + vu[other, i]
+    for i in members_KB[target]:
+        if i != other:
+            product_s *= 1 + ((uu[j, i] + vu[j, i]) - (uu[other, i] + vu[other, i])) / s_M[i]
+            product_t *= 1 + ((vv[j, i] + uv[j, i]) - (vv[other, i] + uv[other, i])) / t_M[i]
+            s_j += uu[j, i] + uv[j, i]
+            t_j += vv[j, i] + vu[j, i]
+    own = (s_other / s_M[other]) * (t_other / t_M[other]) * (s_j / s_M[j]) * (t_j / t_M[j])
+    return math.log(max(product_s, 1e-300)) + math.log(max(product_t, 1e-300)) + math.log(own)
+
+
+@compiled
+def swap(
+    j: int,
+    other: int,
+    home: int,
+    target: int,
+    uu: Floats,
+    uv: Floats,
+    vu: Floats,
+    vv: Floats,
+    members_KB: Ints,
+    batch_M: Ints,
+    own_M: Floats,
+    s_M: Floats,
+    t_M: Floats,
+) -> None:
+    """Let ``j`` of ``home`` and ``other`` of ``target`` change places, and bring all sums up to date."""
+    for place in range(members_KB.shape[1]):
+        if members_KB[home, place] == j:
+            members_KB[home, place] = other
+        if members_KB[target, place] == other:
+            members_KB[target, place] = j
+    batch_M[j], batch_M[other] = target, home
+    for i in members_KB[home]:
+        if i != other:
+            s_M[i] += (uu[other, i] + vu[other, i]) - (uu[j, i] + vu[j, i])
+            t_M[i] += (vv[other, i] + uv[other, i]) - (vv[j, i] + uv[j, i])
+    for i in members_KB[target]:
+        if i != j:
+            s_M[i] += (uu[j, i] + vu[j, i]) - (uu[other, i] + vu[other, i])
+            t_M[i] += (vv[j, i] + uv[j, i]) - (vv[other, i] + uv[other, i])
+    for a, batch in ((j, target), (other, home)):
+        s_M[a], t_M[a] = own_M[a], own_M[a]
+        for i in members_KB[batch]:
+            if i != a:
+                s_M[a] += uu[a, i] + uv[a, i]
+                t_M[a] += vv[a, i] + vu[a, i]
+
+
+@compiled
+def crowding(j: int, other: int, home: int, target: int, members_KB: Ints, apart_MM: NDArray[np.bool_]) -> int:
+    """How many more samples share a batch with one that they should not, if the two change places."""
+    change = 0
+    for i in members_KB[home]:
+        if i != j:
+            change += int(apart_MM[other, i]) - int(apart_MM[j, i])
+    for i in members_KB[target]:
+        if i != other:
+            change += int(apart_MM[j, i]) - int(apart_MM[other, i])
+    return change
+
+
+@compiled
+def sweep(
+    uu: Floats,
+    uv: Floats,
+    vu: Floats,
+    vv: Floats,
+    members_KB: Ints,
+    batch_M: Ints,
+    own_M: Floats,
+    s_M: Floats,
+    t_M: Floats,
+    gain_KM: Floats,
+    leave_M: Floats,
+    order_M: Ints,
+    targets: int,
+    partners: int,
+    min_gain: float,
+    apart_MM: NDArray[np.bool_],
+) -> int:
+    """Let every sample, in order, change places with the best of some partners, if that raises the loss.
+
+    The table picks whom to try; it is as old as the sweep, and takes no account of what the two are to each other.
+    What it says of a swap is nearly always too much, so that where it says too little nothing is tried. The exact
+    change decides. ``members_KB``, ``batch_M``, ``s_M``, ``t_M`` and ``leave_M`` are kept up to date.
+
+    Returns:
+        How many swaps were made.
+    """
+    num_batches, batch_size = members_KB.shape
+    constrained = len(apart_MM) == len(batch_M)
+    tried_T = np.empty(targets, dtype=np.int64)
+    swaps = 0
+    for j in order_M:
+        home = batch_M[j]
+        # The batches that j would bring most to.
+        num_tried = 0
+        for batch in range(num_batches):
+            if batch == home or gain_KM[batch, j] == -np.inf:
+                continue
+            place = num_tried
+            while place > 0 and gain_KM[tried_T[place - 1], j] < gain_KM[batch, j]:
+                if place < targets:
+                    tried_T[place] = tried_T[place - 1]
+                place -= 1
+            if place < targets:
+                tried_T[place] = batch
+                num_tried = min(num_tried + 1, targets)
+        best, partner = min_gain, -1
+        for target in tried_T[:num_tried]:
+            hope = gain_KM[target, j] - leave_M[j]
+            limit = np.inf
+            for _ in range(partners):
+                # The next best by the table among those not tried yet.
+                likely, other = min_gain - hope, -1
+                for i in members_KB[target]:
+                    promise = gain_KM[home, i] - leave_M[i]
+                    if likely < promise < limit:
+                        likely, other = promise, i
+                if other < 0:
+                    break
+                limit = likely
+                if constrained and crowding(j, other, home, target, members_KB, apart_MM) > 0:
+                    continue
+                change = change_of(j, other, home, target, uu, uv, vu, vv, members_KB, own_M, s_M, t_M)
+                if change > best:
+                    best, partner = change, other
+        if partner >= 0:
+            target = batch_M[partner]
+            swap(j, partner, home, target, uu, uv, vu, vv, members_KB, batch_M, own_M, s_M, t_M)
+            leave_M[j], leave_M[partner] = gain_KM[target, j], gain_KM[home, partner]
+            swaps += 1
+    return swaps

@@ -1,0 +1,247 @@
+"""``kmeans`` and ``refined``: the assignment, the swaps, cutting large pools, and the torch path beside the loops."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mbcl
+from mbcl.errors import ConfigError
+from mbcl.functional import nt_xent
+from mbcl.plan import BatchPlan, Embeddings
+from mbcl.samplers import KMeans, PoolItems, PoolSampler, Refined, Shuffle, quality
+from mbcl.samplers._apart import conflicts, nearest
+from mbcl.samplers._balanced import balanced_kmeans, fill_together, greedy_by_regret, plus_plus
+from mbcl.samplers._grouping import grouped
+from mbcl.samplers._swaps import refine
+from mbcl.samplers._swaps_batched import refine_batched
+from mbcl.samplers._unit import unit
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def held(num_samples: int, classes: int = 12, dim: int = 8, noise: float = 0.5) -> Embeddings:
+    centres = normal(classes, dim, seed=1)[torch.arange(num_samples) % classes]
+    views = normal(2, num_samples, dim, seed=2)
+    own = centres + noise * normal(num_samples, dim, seed=3)
+    return Embeddings(own + 0.3 * views[0], own + 0.3 * views[1])
+
+
+def mean_loss(u: torch.Tensor, v: torch.Tensor, rows: np.ndarray, temperature: float) -> float:
+    index = torch.from_numpy(np.ascontiguousarray(rows))
+    return float(nt_xent(u.double()[index], v.double()[index], temperature=temperature).mean())
+
+
+def slowly_by_regret(cost: np.ndarray, capacity: int) -> list[int]:
+    cheapest = np.sort(cost, axis=1)
+    order = sorted(range(len(cost)), key=lambda row: (cheapest[row, 0] - cheapest[row, 1], row))
+    room = [capacity] * cost.shape[1]
+    found = [-1] * len(cost)
+    for row in order:
+        found[row] = min((cost[row, c], c) for c in range(len(room)) if room[c])[1]
+        room[found[row]] -= 1
+    return found
+
+
+@given(clusters=st.integers(2, 6), capacity=st.integers(1, 6), ties=st.booleans(), seed=st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_greedy_assignment_in_loops_and_by_deferred_acceptance(
+    clusters: int, capacity: int, ties: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    size = (clusters * capacity, clusters)
+    cost = (rng.integers(0, 3, size) if ties else rng.normal(size=size)).astype(np.float32)
+    wanted = slowly_by_regret(cost, capacity)
+    both = torch.from_numpy(np.stack([cost, cost[::-1]]))
+    assert greedy_by_regret(both, capacity)[0].tolist() == wanted
+    cheapest = both.topk(2, dim=2, largest=False).values
+    order = (cheapest[:, :, 1] - cheapest[:, :, 0]).argsort(dim=1, descending=True, stable=True)
+    assert torch.equal(fill_together(both, order, capacity), greedy_by_regret(both, capacity))
+
+
+def test_balanced_clusters_are_planted_ones_and_of_equal_size() -> None:
+    centres = 5 * torch.eye(6).repeat_interleave(10, dim=0)
+    x = torch.stack([centres + 0.1 * normal(60, 6, seed=seed) for seed in range(3)])
+    found = balanced_kmeans(x, 6, [0, 1, 2])
+    for clusters in found:
+        assert len({tuple(group) for group in clusters.view(6, 10).tolist()}) == 6
+        assert all(len(set(group)) == 1 for group in clusters.view(6, 10).tolist())
+
+
+def test_pools_planned_together_are_those_planned_alone() -> None:
+    x = normal(3, 60, 4)
+    together = balanced_kmeans(x, 5, [7, 8, 9])
+    for pool, seed in enumerate((7, 8, 9)):
+        assert torch.equal(balanced_kmeans(x[pool : pool + 1], 5, [seed])[0], together[pool])
+
+
+def test_seeding_draws_rows_and_spreads() -> None:
+    x = torch.cat([torch.zeros(50, 2), torch.full((1, 2), 9.0), torch.full((1, 2), -9.0)])[None]
+    found = {tuple(row) for row in plus_plus(x, 3, [0])[0].tolist()}
+    assert found == {(0.0, 0.0), (9.0, 9.0), (-9.0, -9.0)}
+    assert plus_plus(torch.zeros(1, 5, 2), 3, [0]).shape == (1, 3, 2)
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
+@pytest.mark.parametrize("search", ["loops", "torch"])
+def test_every_sweep_raises_the_true_loss(search: str, temperature: float) -> None:
+    u, v = unit(normal(96, 5)), unit(normal(96, 5) + 0.5 * normal(96, 5, seed=5))
+    rows = np.random.default_rng(0).permutation(96).reshape(12, 8)
+    losses = [mean_loss(u, v, rows, temperature)]
+    for _ in range(4):
+        if search == "loops":
+            rows = refine(u, v, rows, temperature=temperature, sweeps=1)
+        else:
+            rows = refine_batched(u[None], v[None], torch.from_numpy(rows)[None], temperature=temperature, sweeps=1)[
+                0
+            ].numpy()
+        assert sorted(rows.ravel()) == list(range(96))
+        losses.append(mean_loss(u, v, rows, temperature))
+    assert all(later >= earlier - 1e-6 for earlier, later in zip(losses, losses[1:], strict=False))
+    assert losses[-1] > 1.1 * losses[0]
+
+
+def test_no_single_swap_is_left_after_enough_sweeps() -> None:
+    """With all targets and partners on trial the search ends where no swap raises the loss, by trying each."""
+    u, v = unit(normal(24, 3)), unit(normal(24, 3) + 0.3 * normal(24, 3, seed=5))
+    rows = refine(u, v, np.arange(24).reshape(4, 6), temperature=0.2, sweeps=50, targets=3, partners=6)
+    reached = mean_loss(u, v, rows, 0.2)
+    gains = []
+    for i in range(24):
+        for j in range(i):
+            swapped = rows.copy()
+            swapped[rows == i], swapped[rows == j] = j, i
+            gains.append((mean_loss(u, v, swapped, 0.2) - reached) * 48)
+    # The table prunes a few swaps that say too little of themselves; none of weight is missed.
+    assert max(gains) < 0.05
+
+
+def test_refined_is_at_least_kmeans_and_both_beat_random() -> None:
+    embeddings = held(600)
+    lifts = {
+        sampler.name: quality(sampler.plan(600, embeddings), embeddings)["lift"]
+        for sampler in (Shuffle(batch_size=10), KMeans(batch_size=10, pool=120), Refined(batch_size=10, pool=120))
+    }
+    assert lifts["refined"] > lifts["kmeans"] > 1.5 * lifts["shuffle"]
+    whole = quality(Refined(batch_size=10, pool=None).plan(600, embeddings), embeddings)["lift"]
+    assert whole > 1.1 * lifts["refined"]
+
+
+@given(
+    batches=st.integers(1, 40),
+    block_batches=st.integers(2, 9),
+    most=st.integers(2, 5),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_blocks_are_whole_batches_and_a_partition(batches: int, block_batches: int, most: int, seed: int) -> None:
+    embeddings = Embeddings(normal(200, 3), normal(200, 3, seed=1))
+    positions = np.random.default_rng(seed).permutation(200)[: batches * 4]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mbcl.samplers._grouping.MOST_BLOCKS", most)
+        blocks = grouped(embeddings, positions, block_batches * 4, 4, seed)
+    assert sorted(np.concatenate(blocks)) == sorted(positions)
+    assert all(len(block) % 4 == 0 and 0 < len(block) <= block_batches * 4 for block in blocks)
+    assert sum(len(block) < block_batches * 4 for block in blocks) <= 1
+
+
+def test_block_bounds_the_work_and_changes_little() -> None:
+    embeddings = held(800)
+    lifts = [
+        quality(Refined(batch_size=8, pool=None, block=block).plan(800, embeddings), embeddings)["lift"]
+        for block in (800, 200)
+    ]
+    assert lifts[1] > 0.8 * lifts[0]
+
+
+def test_skip_holds_in_refined_batches() -> None:
+    embeddings = held(240, classes=40)
+    plan = Refined(batch_size=8, pool=120, skip=3).plan(240, embeddings)
+    total = 0
+    for members in plan.batches.view(2, 120):
+        total += conflicts(np.repeat(np.arange(15), 8), nearest(embeddings.z1[members], embeddings.z2[members], 3))
+    assert plan.conflicts == total <= 12
+    assert quality(plan, embeddings)["lift"] > 1.05
+
+
+@pytest.mark.parametrize("name", ["kmeans", "refined", "spectral"])
+@pytest.mark.parametrize("skip", [0, 1])
+def test_pools_planned_together_on_a_device_are_as_good(name: str, skip: int) -> None:
+    """What a GPU runs, here on the CPU, beside the compiled loops: the same pools and seeds."""
+    embeddings = held(600)
+    sizes = {"k": 12} if name == "spectral" else {"pool": 120}
+    sampler = mbcl.samplers.build(name, batch_size=10, skip=skip, **sizes)
+    assert isinstance(sampler, PoolSampler)
+    pools = [np.arange(start, start + 120) for start in range(0, 600, 120)]
+    seeds = list(range(5))
+    together = sampler.plan_on_device(embeddings, pools, seeds)
+    alone = [sampler.plan_pool(*item) for item in PoolItems(embeddings, pools, seeds)]
+    losses = [
+        quality(
+            BatchPlan(torch.from_numpy(np.concatenate([p[q.rows] for p, q in zip(pools, plans, strict=True)])), name),
+            embeddings,
+        )["loss"]
+        for plans in (together, alone)
+    ]
+    # With neighbours to keep apart, a search of so few samples may end in another place, here a better one.
+    assert 0.99 * losses[1] <= losses[0] <= (1.05 if skip else 1.01) * losses[1]
+    if name == "kmeans":
+        assert all(
+            np.array_equal(np.sort(a.rows[:, 0]), np.sort(b.rows[:, 0])) for a, b in zip(together, alone, strict=True)
+        )
+
+
+def test_without_numba_plans_are_as_good_and_importing_needs_none() -> None:
+    code = (
+        "import sys\n"
+        "import importlib.util\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'numba' else find(name, *rest)\n"
+        "import torch\n"
+        "import mbcl\n"
+        "torch.manual_seed(0)\n"
+        "z = torch.randn(60, 6)\n"
+        "e = mbcl.Embeddings(z, z + 0.3 * torch.randn(60, 6))\n"
+        "for name in ('kmeans', 'refined', 'spectral'):\n"
+        "    sizes = {'k': 3} if name == 'spectral' else {'pool': 30}\n"
+        "    plan = mbcl.samplers.build(name, batch_size=10, **sizes).plan(60, e)\n"
+        "    print(mbcl.samplers.quality(plan, e)['loss'])\n"
+    )
+    without, with_ = (
+        [
+            float(line)
+            for line in subprocess.run(
+                [sys.executable, "-c", text], capture_output=True, text=True, check=True
+            ).stdout.split()
+        ]
+        for text in (code, "\n".join(code.splitlines()[4:]))
+    )
+    assert without[0] == with_[0]
+    assert without[1:] == pytest.approx(with_[1:], rel=0.02)
+
+
+def test_importing_mbcl_does_not_import_numba() -> None:
+    code = "import sys, mbcl; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_bad_values() -> None:
+    for name in ("kmeans", "refined"):
+        with pytest.raises(ConfigError, match="pool must be at least the batch_size 32, or null, found 31"):
+            mbcl.samplers.build(name, batch_size=32, pool=31)
+        with pytest.raises(ConfigError, match="block must be a whole number >= 1, found 0"):
+            mbcl.samplers.build(name, batch_size=32, block=0)
+    with pytest.raises(ConfigError, match="sweeps must be a whole number >= 0, found -1"):
+        mbcl.samplers.build("refined", batch_size=32, sweeps=-1)
+    with pytest.raises(ConfigError, match="blocks of 32768 samples are above the 20000"):
+        mbcl.samplers.build("refined", batch_size=16_384, pool=None)
+    with pytest.warns(UserWarning, match="pool 64 is above the 40 samples of the data set"):
+        KMeans(batch_size=4, pool=64).check(40)
