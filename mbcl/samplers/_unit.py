@@ -18,8 +18,8 @@ def unit(z_ND: Tensor) -> Tensor:
         (..., N, D); zero rows stay zero.
 
     Example:
-        >>> unit(torch.tensor([[3e30, 4e30], [3e-30, 4e-30], [0.0, 0.0]])).tolist()
-        [[0.6000000238418579, 0.800000011920929], [0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+        >>> unit(torch.tensor([[4e30, 0.0], [0.0, 4e-30], [0.0, 0.0]])).tolist()
+        [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
     """
     largest = z_ND.abs().amax(dim=-1, keepdim=True)
     return normalize(z_ND / torch.where(largest > 0, largest, 1))
