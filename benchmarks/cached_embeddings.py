@@ -39,7 +39,7 @@ def compare(seed: int, epochs: int, sampler: dict[str, object]) -> dict[int, tup
         planner, num_samples = experiment.build_sampler(), len(trainer.learner.images)
         request = trainer.plans.request
 
-        def look(key, shard):
+        def look(key, shard, sampler, *, ahead=False):
             if key.round == 0 and key.epoch:
                 start = time.perf_counter()
                 fresh = trainer.source._fresh(key.epoch)
@@ -47,7 +47,7 @@ def compare(seed: int, epochs: int, sampler: dict[str, object]) -> dict[int, tup
                 plans = (planner.plan(num_samples, e, seed=seed, epoch=key.epoch) for e in (shard, fresh))
                 kept, new = (quality(plan, fresh, seed=seed)["lift"] for plan in plans)
                 found[key.epoch] = kept, new, seconds
-            request(key, shard)
+            request(key, shard, sampler, ahead=ahead)
 
         trainer.plans.request = look
         trainer.run()

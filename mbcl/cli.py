@@ -15,7 +15,9 @@ from typing import Any
 
 from mbcl import __version__
 from mbcl.arguments import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Parser
+from mbcl.bench.command import add_bench
 from mbcl.errors import ConfigError, MbclError
+from mbcl.planning.command import add_plan
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,6 +29,8 @@ def parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_export(commands)
     _add_report(commands)
+    add_plan(commands)
+    add_bench(commands)
     _add_doctor(commands)
     _add_list(commands)
     completion = commands.add_parser("completion", help="print a shell completion script")
@@ -96,9 +100,16 @@ def _train(arguments: argparse.Namespace) -> int:
     if checkpoint.names(store) and not arguments.resume:
         raise ConfigError(f"{arguments.out}: holds a training already; add --resume, or choose another --out")
     world = dist.init_from_env()
-    observers = [] if arguments.quiet or world.rank else [EpochLines(experiment.train.epochs)]
+    lines = None if arguments.quiet or world.rank else EpochLines(experiment.train.epochs)
     try:
-        outcome = train(experiment, world=world, store=store, observers=observers, run_id=Path(arguments.out).name)
+        outcome = train(
+            experiment,
+            world=world,
+            store=store,
+            observers=[lines] if lines else [],
+            run_id=Path(arguments.out).name,
+            say=lines.say if lines else None,
+        )
     except KeyboardInterrupt:
         if world.rank == 0:
             start = ["torchrun", "--nproc-per-node", str(world.size), "-m"] if world.size > 1 else []

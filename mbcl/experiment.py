@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from mbcl.configuration import Finder, Part, PathConfigError, Section, part, read_yaml
+from mbcl.configuration import Finder, Part, PathConfigError, Section, part, read_yaml, validate_parameters
 from mbcl.data import DATASETS
 from mbcl.errors import ConfigError
 from mbcl.models import ENCODERS
@@ -66,9 +66,15 @@ class EmbeddingSource(Section):
 
     ``fresh``: a forward pass over all samples with the current weights. ``cached``: what the training steps of the
     epochs before computed anyway (the first plan of a training is fresh), so that planning costs no forward pass.
+
+    ``refresh`` matters to plans that are shorter than an epoch (``osgd``). ``round``: each of them is made from
+    embeddings of its own, as published. ``epoch``: all that an epoch needs are made at once from one set.
+
+    Samplers without embeddings ignore all of it, so that one base block serves a grid of samplers.
     """
 
     source: Literal["fresh", "cached"] = "fresh"
+    refresh: Literal["round", "epoch"] = "round"
     mode: Literal["train", "eval"] = "train"
     views: Literal["augmented", "clean"] = "augmented"
     batch_size: int = Field(default=256, ge=1)
@@ -81,11 +87,76 @@ class EmbeddingSource(Section):
         return self
 
 
+def _by_epoch(steps: Any) -> Any:
+    """Epochs as whole numbers in order: YAML's keys are numbers, those of JSON and of ``--set`` are words."""
+    if not isinstance(steps, dict):
+        raise ConfigError(f"expected values by epoch, such as {{0: 0.5, 20: 0.0}}, found {steps!r}")
+    found: dict[int, Any] = {}
+    for key, value in steps.items():
+        if not (str(key).isascii() and str(key).isdigit()):
+            raise ConfigError(f"found the epoch {key!r}, allowed are whole numbers from 0")
+        if int(key) in found:
+            raise ConfigError(f"epoch {int(key)} is given twice")
+        found[int(key)] = value
+    return dict(sorted(found.items()))
+
+
+Steps = Annotated[
+    dict[int, Any],
+    BeforeValidator(_by_epoch),
+    PlainSerializer(lambda steps: {str(epoch): value for epoch, value in steps.items()}),
+]
+"""A step function: from an epoch, counted from 0, on, the value; before the first one the sampler's own."""
+
+
+class PlannerSchedule(Section):
+    """Parameters of the sampler that change over the epochs, such as ``pool: {0: 1280, 50: 5120}``."""
+
+    mix: Steps = {}
+    pool: Steps = {}
+    k: Steps = {}
+
+    def steps(self) -> Iterator[tuple[str, int, Any]]:
+        """Every parameter, epoch and value."""
+        for parameter in type(self).model_fields:
+            for epoch, value in getattr(self, parameter).items():
+                yield parameter, epoch, value
+
+    def at(self, epoch: int) -> dict[str, Any]:
+        """The parameters that are scheduled in an epoch; the value of the last step counts."""
+        return {parameter: value for parameter, first, value in self.steps() if first <= epoch}
+
+
 class Planner(Section):
-    """Where batch plans are computed: Ray ``tasks``, or the training ``worker``, as always where there is no Ray."""
+    """Where and when batch plans are computed. Samplers without embeddings ignore all of it.
+
+    ``where``: in Ray ``tasks``, or in the training ``worker``, as always where there is no Ray.
+
+    ``overlap``: 0, training waits while a plan is made. 1, as soon as a plan is there the next one is requested, from
+    the embeddings of that moment, and made beside training. The first two plans come from the same embeddings.
+
+    ``warmup_epochs``: so many epochs are those of ``shuffle`` with the same seed, without embeddings. After them every
+    ``every``-th epoch is planned; the epochs between train on the last planned one's batches again.
+
+    ``schedule``: step functions over the epochs, counted from 0, for ``mix``, ``pool`` and ``k``. Where a sampler with
+    embeddings lacks a parameter, its schedule is not used, and a note says so: a grid may hold samplers of both kinds.
+    """
 
     where: Literal["tasks", "worker"] = "tasks"
-    overlap: Literal[0] = 0
+    overlap: Literal[0, 1] = 0
+    warmup_epochs: int = Field(default=0, ge=0)
+    every: int = Field(default=1, ge=1)
+    schedule: PlannerSchedule = PlannerSchedule()
+
+    def planned_in(self, epoch: int) -> int | None:
+        """The epoch whose plans an epoch trains on, itself or an earlier one; None in the warm-up.
+
+        Example:
+            >>> [Planner(warmup_epochs=1, every=2).planned_in(epoch) for epoch in range(5)]
+            [None, 1, 1, 3, 3]
+        """
+        since = epoch - self.warmup_epochs
+        return epoch - since % self.every if since >= 0 else None
 
 
 Precision = Literal["float32", "bf16", "fp16"]
@@ -207,18 +278,60 @@ class Experiment(Section):
                 build()
             except ConfigError as error:
                 raise PathConfigError(key, str(error)) from error
-        sampler = self.build_sampler()
-        if self.embeddings.source == "cached" and sampler.needs_embeddings and not sampler.covers:
-            raise PathConfigError(
-                "embeddings.source",
-                f"found cached, but {sampler.name} trains on a part of the samples, so the others' embeddings would "
-                f"never be renewed; allowed: fresh",
-            )
+        self._check_schedule()
+        for sampler in self.samplers().values():
+            if self.embeddings.source == "cached" and sampler.needs_embeddings and not sampler.covers:
+                raise PathConfigError(
+                    "embeddings.source",
+                    f"found cached, but {sampler.name} trains on a part of the samples, so the others' embeddings "
+                    f"would never be renewed; allowed: fresh",
+                )
         return self
 
-    def build_sampler(self) -> Sampler:
-        """The sampler of this experiment; one that scores with the objective is given it."""
-        sampler = build_sampler(self.sampler.name, batch_size=self.train.batch_size, **self.sampler.parameters)
+    def _check_schedule(self) -> None:
+        """Refuse a scheduled value that the sampler would refuse, by the name of its step."""
+        provided = frozenset({"batch_size"})
+        for parameter, epoch, value in self.planner.schedule.steps():
+            if parameter not in self.sampler.parameters:
+                continue  # not used; what the data are loaded with says so
+            changed = {**self.sampler.parameters, parameter: value}
+            try:
+                validate_parameters(SAMPLERS[self.sampler.name], changed, provided)
+                self._sampler_with(changed)
+            except ConfigError as error:
+                raise PathConfigError(f"planner.schedule.{parameter}.{epoch}", str(error)) from error
+
+    def unused_schedule(self) -> list[str]:
+        """A line for every scheduled parameter that the sampler, one with embeddings, does not have."""
+        if not self.build_sampler().needs_embeddings:
+            return []
+        own = sorted(set(PlannerSchedule.model_fields) & set(self.sampler.parameters))
+        scheduled = dict.fromkeys(parameter for parameter, _, _ in self.planner.schedule.steps())
+        return [
+            f"sampler {self.sampler.name!r} has no parameter {parameter!r}, so planner.schedule.{parameter} is not "
+            f"used; it can schedule: {', '.join(own)}"
+            for parameter in scheduled
+            if parameter not in own
+        ]
+
+    def samplers(self) -> dict[int, Sampler]:
+        """The samplers that the schedule makes of this experiment's, by the epoch from which on each is used.
+
+        The first is that of the first planned epoch.
+        """
+        first, end = min(self.planner.warmup_epochs, self.train.epochs - 1), self.train.epochs
+        steps = {epoch for _, epoch, _ in self.planner.schedule.steps() if first < epoch < end}
+        return {epoch: self.build_sampler(epoch) for epoch in sorted({first} | steps)}
+
+    def build_sampler(self, epoch: int = 0) -> Sampler:
+        """The sampler of this experiment in an epoch; one that scores with the objective is given it."""
+        own = self.sampler.parameters
+        return self._sampler_with(
+            own | {key: value for key, value in self.planner.schedule.at(epoch).items() if key in own}
+        )
+
+    def _sampler_with(self, parameters: dict[str, Any]) -> Sampler:
+        sampler = build_sampler(self.sampler.name, batch_size=self.train.batch_size, **parameters)
         if isinstance(sampler, OSGD) and sampler.score == "objective":
             objective = self.build_objective()
             if isinstance(objective, StatefulObjective):

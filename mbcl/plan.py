@@ -9,13 +9,20 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
+from typing import IO, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mbcl.errors import PlanError
+from mbcl.arrays import read_arrays
+from mbcl.errors import ConfigError, PlanError
+
+CHUNK_ELEMENTS = 2**22
+"""Numbers of an embedding that are looked at in one go, so that a check needs little memory of its own."""
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,7 @@ class Embeddings:
     """Two views' embeddings of some samples, un-normalised.
 
     Args:
-        z1: (M, D) float, view 1. float16 and bfloat16 are raised to float32; float64 stays.
+        z1: (M, D) float with D >= 1, view 1. float16 and bfloat16 are raised to float32; float64 stays.
         z2: (M, D) float, view 2, same dtype and device as ``z1``.
         indices: (M,) int64, the data-set position of each row; ``arange(M)`` if omitted.
 
@@ -40,7 +47,9 @@ class Embeddings:
             raise PlanError(
                 f"embeddings must be two (M, D) tensors, found {tuple(self.z1.shape)} and {tuple(self.z2.shape)}"
             )
-        if self.z1.dtype != self.z2.dtype or not self.z1.is_floating_point():
+        if self.z1.shape[1] == 0:
+            raise PlanError(f"embeddings must have at least one dimension, found {tuple(self.z1.shape)}")
+        if self.z1.dtype != self.z2.dtype or self.z1.dtype not in FLOATS:
             raise PlanError(f"embeddings must share one float dtype, found {self.z1.dtype} and {self.z2.dtype}")
         if self.z1.device != self.z2.device:
             raise PlanError(f"embeddings must be on one device, found {self.z1.device} and {self.z2.device}")
@@ -48,11 +57,11 @@ class Embeddings:
             object.__setattr__(self, "z1", self.z1.float())
             object.__setattr__(self, "z2", self.z2.float())
         for name in ("z1", "z2"):
-            finite = torch.isfinite(getattr(self, name)).all(dim=1)
-            if not bool(finite.all()):
-                bad = int((~finite).sum())
-                first = int((~finite).nonzero()[0, 0])
-                raise PlanError(f"embeddings {name}: {bad} of {len(finite)} rows are not finite, first row {first}")
+            bad = _rows_not_finite(getattr(self, name))
+            if len(bad):
+                raise PlanError(
+                    f"embeddings {name}: {len(bad)} of {len(self.z1)} rows are not finite, first row {int(bad[0])}"
+                )
         if self.indices is None:
             object.__setattr__(self, "indices", torch.arange(len(self.z1)))  # type: ignore[unreachable]
         if self.indices.shape != (len(self.z1),) or self.indices.dtype != torch.int64:
@@ -92,6 +101,12 @@ class Embeddings:
             torch.cat([part.z2 for part in parts]),
             torch.cat([part.indices for part in parts]),
         )
+
+
+def _rows_not_finite(z_MD: Tensor) -> Tensor:
+    """The ascending numbers of rows that hold NaN or an infinity."""
+    rows = max(1, CHUNK_ELEMENTS // z_MD.shape[1])
+    return (~torch.cat([torch.isfinite(part).all(dim=1) for part in z_MD.split(rows)])).nonzero().flatten()
 
 
 @dataclass(frozen=True)
@@ -157,25 +172,37 @@ class BatchPlan:
             raise PlanError(f"{self.sampler}: the plan visits a sample twice")
         return self
 
+    def to_bytes(self) -> bytes:
+        """The content of the file that :meth:`save` writes."""
+        stream = BytesIO()
+        self._write(stream)
+        return stream.getvalue()
+
     def save(self, path: Path | str) -> None:
         """Write the plan as ``.npz`` (batches as int32), whole or not at all."""
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        scores = np.zeros(0) if self.scores is None else self.scores.numpy()
-        with temporary.open("wb") as stream:
-            np.savez(
-                stream,
-                batches=self.batches.numpy().astype(np.int32),
-                sampler=np.array(self.sampler),
-                seed=np.array(self.seed),
-                epoch=np.array(self.epoch),
-                round=np.array(self.round),
-                scores=scores,
-                digest=np.array(self.digest),
-            )
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("wb") as stream:
+                self._write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _write(self, stream: IO[bytes]) -> None:
+        np.savez(
+            stream,
+            batches=self.batches.numpy().astype(np.int32),
+            sampler=np.array(self.sampler),
+            seed=np.array(self.seed),
+            epoch=np.array(self.epoch),
+            round=np.array(self.round),
+            scores=np.zeros(0) if self.scores is None else self.scores.numpy(),
+            digest=np.array(self.digest),
+        )
 
     @staticmethod
     def load(path: Path | str) -> BatchPlan:
@@ -185,18 +212,75 @@ class BatchPlan:
             PlanError: if the file is not a plan or its digest does not match its batches.
         """
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                plan = BatchPlan(
-                    batches=torch.from_numpy(stored["batches"].astype(np.int64)),
-                    sampler=str(stored["sampler"]),
-                    seed=int(stored["seed"]),
-                    epoch=int(stored["epoch"]),
-                    round=int(stored["round"]),
-                    scores=torch.from_numpy(stored["scores"]) if len(stored["scores"]) else None,
-                )
-                digest = str(stored["digest"])
-        except (OSError, KeyError, ValueError) as error:
-            raise PlanError(f"{path}: not a batch plan ({error})") from error
-        if digest != plan.digest:
+            stored = read_arrays(path, ("batches", "sampler", "seed", "epoch", "round", "scores", "digest"))
+        except ConfigError as error:
+            raise PlanError(f"not a batch plan: {error}") from error
+        batches, scores = stored["batches"], stored["scores"]
+        if batches.ndim != 2 or batches.dtype.kind != "i" or scores.ndim != 1 or scores.dtype != np.float64:
+            raise PlanError(
+                f"not a batch plan: {path}: batches are {batches.shape} {batches.dtype}, scores {scores.shape} "
+                f"{scores.dtype}; expected (S, B) int32 and (S,) float64"
+            )
+        try:
+            plan = BatchPlan(
+                batches=torch.from_numpy(batches.astype(np.int64)),
+                sampler=str(stored["sampler"]),
+                seed=int(stored["seed"]),
+                epoch=int(stored["epoch"]),
+                round=int(stored["round"]),
+                scores=torch.from_numpy(scores) if len(scores) else None,
+            )
+        except (TypeError, ValueError) as error:
+            raise PlanError(f"not a batch plan: {path}: seed, epoch and round must be whole numbers") from error
+        if str(stored["digest"]) != plan.digest:
             raise PlanError(f"{path}: the plan's digest does not match its batches")
         return plan
+
+
+class Promises(Protocol):
+    """What a sampler promises of its plans; all of :mod:`mbcl.samplers` do."""
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        ...
+
+    @property
+    def distinct(self) -> bool:
+        """Whether no sample is visited twice in one plan."""
+        ...
+
+    @property
+    def covers(self) -> bool:
+        """Whether a plan visits every sample but the few that fill no batch or pool."""
+        ...
+
+    def plan_length(self, num_samples: int) -> int:
+        """S, the batches of one plan."""
+        ...
+
+
+def examine(plan: BatchPlan, sampler: Promises, num_samples: int) -> BatchPlan:
+    """Return the plan itself if it is what its sampler promises: every plan passes here before anyone trains on it.
+
+    Args:
+        plan: of one round.
+        sampler: that made it.
+        num_samples: N.
+
+    Raises:
+        PlanError: if a position is out of range or repeated, a batch is missing, a score is not finite, or (a sampler
+            that covers) a sample is missing that fills a batch: S * B different ones must be visited.
+    """
+    plan.validate(num_samples, distinct=sampler.distinct)
+    expected = (sampler.plan_length(num_samples), sampler.batch_size)
+    if plan.batches.shape != expected:
+        raise PlanError(f"{plan.sampler}: {expected} batches were promised, found {tuple(plan.batches.shape)}")
+    if plan.scores is not None and (plan.scores.shape != expected[:1] or not bool(plan.scores.isfinite().all())):
+        raise PlanError(f"{plan.sampler}: scores must be {expected[0]} finite numbers")
+    visited = len(torch.unique(plan.batches))
+    if sampler.covers and visited != expected[0] * expected[1]:
+        raise PlanError(
+            f"{plan.sampler}: promises {expected[0] * expected[1]} of the {num_samples} samples, visits {visited}"
+        )
+    return plan

@@ -28,6 +28,10 @@ class EpochLines:
         if self._status:
             self._status.start()
 
+    def say(self, text: str) -> None:
+        """A line before or between the epochs'."""
+        self._console.print(text, soft_wrap=True, markup=False)
+
     def on_step(self, step: int, loss: float, lr: float) -> None:
         """Move the line."""
         if self._status:

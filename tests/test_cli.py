@@ -110,7 +110,8 @@ def test_list_names_every_part(capsys):
     out = capsys.readouterr().out
     for name in (
         "shuffle",
-        "osgd(k=1500, q=150",
+        "osgd(",
+        "k=1500, q=150",
         "also sc_even_kb_loose",
         "simclr(temperature=0.1)",
         "lars(",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,13 @@ from hypothesis import strategies as st
 from mbcl.configuration import apply_overrides, parse_yaml, read_yaml, set_path, validate
 from mbcl.errors import ConfigError
 from mbcl.experiment import Experiment, read_experiment
+
+
+def scheduled(sampler=None, embeddings=None, **schedule):
+    """An experiment whose planner has a schedule."""
+    sampler = sampler or {"name": "spectral", "k": 4}
+    return {"sampler": sampler, "embeddings": embeddings or {}, "planner": {"schedule": schedule}}
+
 
 WRONG = [
     ({"sampelr": {}}, "x: sampelr: unknown key; did you mean 'sampler'?"),
@@ -34,6 +43,24 @@ WRONG = [
     ({"encoder": {"name": "resnet_small", "widths": "wide"}}, "x: encoder.widths: "),
     ({"track": ["tensorbord"]}, "x: track.0: Input should be 'tensorboard' or 'wandb', found 'tensorbord'"),
     ({"evaluation": {"metrics": ["accuracy"]}}, "x: evaluation.metrics.0: "),
+    ({"embeddings": {"refresh": "step"}}, "x: embeddings.refresh: Input should be 'round' or 'epoch', found 'step'"),
+    ({"planner": {"overlap": 2}}, "x: planner.overlap: Input should be 0 or 1, found 2"),
+    ({"planner": {"every": 0}}, "x: planner.every: Input should be greater than or equal to 1, found 0"),
+    ({"planner": {"warmup_epochs": -1}}, "x: planner.warmup_epochs: "),
+    (scheduled(temperature={0: 1}), "x: planner.schedule.temperature: unknown key; known: k, mix, pool"),
+    (scheduled(mix=0.5), "x: planner.schedule.mix: expected values by epoch, such as {0: 0.5, 20: 0.0}, found 0.5"),
+    (scheduled(mix={-1: 0.5}), "x: planner.schedule.mix: found the epoch -1, allowed are whole numbers from 0"),
+    (scheduled(mix={True: 0.5}), "x: planner.schedule.mix: found the epoch True, "),
+    (scheduled(mix={1: 0.5, "1": 0.6}), "x: planner.schedule.mix: epoch 1 is given twice"),
+    (scheduled(mix={0: 0.5, 20: 2.0}), "x: planner.schedule.mix.20: mix must be >= 0 and <= 1, found 2.0"),
+    (scheduled(k={5: "many"}), "x: planner.schedule.k.5: Input should be a valid integer, found 'many'"),
+    (scheduled(k={5: 0}), "x: planner.schedule.k.5: k must be"),
+    (scheduled(pool={0: None, 50: -5}, sampler={"name": "kmeans"}), "x: planner.schedule.pool.50: "),
+    (scheduled(k={5: 4}, sampler={"name": "osgd"}), "x: planner.schedule.k.5: q must be at most k, found q = 150"),
+    (
+        scheduled(k={0: 4, 5: 8}, sampler={"name": "osgd", "q": 4}, embeddings={"source": "cached"}),
+        "x: embeddings.source: found cached, but osgd trains on a part of the samples",
+    ),
     ({"evaluation": {"metrics": []}}, "x: evaluation.metrics: "),
 ]
 
@@ -53,9 +80,38 @@ def test_several_mistakes_are_counted():
 
 def test_published_names_and_defaults_are_resolved():
     experiment = validate(Experiment, {"sampler": {"name": "sc_even_kb_loose"}, "objective": {"name": "sim"}}, "x")
-    assert experiment.sampler == {"name": "spectral", "k": 40, "temperature": 0.1}
+    assert experiment.sampler == {"name": "spectral", "k": 40, "temperature": 0.1, "mix": 0.0, "skip": 0}
     assert experiment.objective == {"name": "simclr", "temperature": 0.1}
     assert experiment.encoder["widths"] == [16, 32, 64]
+
+
+def test_a_schedule_is_a_step_function_that_survives_json():
+    pool = "{pool: {10: 320, 0: 1280, 3: null}, mix: {2: 0.5}}"
+    content = {"sampler": {"name": "kmeans", "pool": 640}, "planner": {"schedule": parse_yaml(pool, "y")}}
+    experiment = validate(Experiment, content, "x")
+    again = validate(Experiment, json.loads(json.dumps(experiment.model_dump(mode="json"))), "x")
+    assert again == experiment
+    assert again.digest == experiment.digest
+    used = [(sampler.pool, sampler.mix) for sampler in map(again.build_sampler, (0, 2, 3, 9, 10, 500))]
+    assert used == [(1280, 0.0), (1280, 0.5), (None, 0.5), (None, 0.5), (320, 0.5), (320, 0.5)]
+    assert {epoch: s.pool for epoch, s in again.samplers().items()} == {0: 1280, 2: 1280, 3: None, 10: 320}
+    late = validate(Experiment, content | {"planner": {"schedule": {"pool": {5: 1280}}, "warmup_epochs": 7}}, "x")
+    assert late.build_sampler(4).pool == 640, "before the first step the sampler's own"
+    assert list(late.samplers()) == [7], "what the warm-up hides is not used"
+
+
+def test_one_block_serves_samplers_that_lack_what_it_schedules():
+    """A grid has one ``planner`` block: what a sampler cannot use is said, not refused."""
+    for sampler, words in (
+        ({"name": "shuffle"}, []),
+        ({"name": "kmeans"}, []),
+        ({"name": "spectral"}, ["sampler 'spectral' has no parameter 'pool'", "it can schedule: k, mix"]),
+    ):
+        experiment = validate(Experiment, scheduled(sampler, mix={0: 0.5}, pool={1: 64}), "x")
+        lines = experiment.unused_schedule()
+        assert len(lines) == bool(words)
+        assert all(word in lines[0] for word in words)
+        assert experiment.build_sampler(1).batch_size == 32
 
 
 def test_the_digest_names_the_resolved_configuration_with_its_seed():

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbcl.errors import ConfigError, PlanError
-from mbcl.plan import BatchPlan, Embeddings
+from mbcl.plan import BatchPlan, Embeddings, examine
 from mbcl.registry import Registry
+from mbcl.samplers import OSGD, Shuffle
 from mbcl.seeding import derive, numpy_generator, torch_generator
 
 
@@ -50,6 +51,10 @@ def test_generators_of_one_purpose_are_equal_and_of_two_differ():
         (torch.zeros(3, 2), torch.zeros(2, 2), None, r"two \(M, D\) tensors"),
         (torch.zeros(3, 2), torch.zeros(3, 2).double(), None, "one float dtype"),
         (torch.zeros(3, 2).long(), torch.zeros(3, 2).long(), None, "one float dtype"),
+        (torch.zeros(3, 2).cfloat(), torch.zeros(3, 2).cfloat(), None, "one float dtype"),
+        (torch.zeros(3, 2).to(torch.float8_e5m2), torch.zeros(3, 2).to(torch.float8_e5m2), None, "one float dtype"),
+        (torch.zeros(3, 2, 2), torch.zeros(3, 2, 2), None, r"two \(M, D\) tensors"),
+        (torch.zeros(3, 0), torch.zeros(3, 0), None, "at least one dimension"),
         (torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64), r"indices must be \(3,\) int64"),
         (torch.tensor([[1.0], [float("nan")]]), torch.zeros(2, 1), None, "z1: 1 of 2 rows are not finite, first row 1"),
         (torch.zeros(2, 1), torch.tensor([[float("inf")], [0.0]]), None, "z2: 1 of 2 rows are not finite, first row 0"),
@@ -58,6 +63,16 @@ def test_generators_of_one_purpose_are_equal_and_of_two_differ():
 def test_embeddings_that_are_none(z1, z2, indices, expected):
     with pytest.raises(PlanError, match=expected):
         Embeddings(z1, z2, indices)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 7, 1000])
+def test_rows_that_are_not_finite_are_counted_in_every_chunk(chunk, monkeypatch):
+    monkeypatch.setattr("mbcl.plan.CHUNK_ELEMENTS", chunk)
+    z = torch.zeros(9, 2)
+    Embeddings(z, z)
+    z[[4, 5, 8], [0, 1, 1]] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    with pytest.raises(PlanError, match="z2: 3 of 9 rows are not finite, first row 4"):
+        Embeddings(torch.zeros(9, 2), z)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -133,16 +148,70 @@ def test_a_saved_plan_is_the_same_plan(tmp_path, scores):
     assert sorted(stored.files) == ["batches", "digest", "epoch", "round", "sampler", "scores", "seed"]
 
 
+def test_bytes_are_the_files_content_and_a_failed_save_leaves_nothing(tmp_path):
+    before = plan([[0, 1], [2, 3]], seed=3)
+    (tmp_path / "plan.npz").write_bytes(before.to_bytes())
+    assert BatchPlan.load(tmp_path / "plan.npz").digest == before.digest
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError):
+        before.save(tmp_path / "folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "plan.npz"]
+
+
 def test_damaged_plan_files(tmp_path):
     path = tmp_path / "plan.npz"
-    with pytest.raises(PlanError, match="not a batch plan"):
+    with pytest.raises(PlanError, match="not a batch plan: .*plan.npz: cannot be read: No such file"):
         BatchPlan.load(path)
     path.write_bytes(b"nonsense")
-    with pytest.raises(PlanError, match="not a batch plan"):
+    with pytest.raises(PlanError, match="not a batch plan: .*plan.npz: not an .npz file"):
         BatchPlan.load(path)
     plan([[0, 1]]).save(path)
     content = dict(np.load(path))
-    content["batches"] = np.array([[1, 0]], dtype=np.int32)
+    for key, value, expected in (
+        ("batches", np.array([[1, 0]], dtype=np.int32), "digest does not match"),
+        ("batches", np.array([0, 1], dtype=np.int32), r"batches are \(2,\) int32"),
+        ("batches", np.array([[0.0, 1.0]]), r"batches are \(1, 2\) float64"),
+        ("scores", np.array(0.5), r"scores \(\) float64"),
+        ("seed", np.array("x"), "whole numbers"),
+        ("seed", np.array([1, 2]), "whole numbers"),
+        ("sampler", np.array([{}], dtype=object), "'sampler' holds Python objects, which are not read"),
+    ):
+        np.savez(path, **{**content, key: value})
+        with pytest.raises(PlanError, match=expected):
+            BatchPlan.load(path)
+    del content["digest"]
     np.savez(path, **content)
-    with pytest.raises(PlanError, match="digest does not match"):
+    with pytest.raises(PlanError, match="holds no array 'digest'; it holds batches, epoch"):
         BatchPlan.load(path)
+
+
+def test_plans_that_keep_their_promise_pass_the_examination():
+    shuffle = Shuffle(batch_size=2)
+    sound = plan([[0, 1], [3, 2]])
+    assert examine(sound, shuffle, 5) is sound
+    scored = plan([[0, 1]], scores=torch.tensor([0.5], dtype=torch.float64))
+    assert examine(scored, OSGD(batch_size=2, k=2, q=1), 5) is scored, "half of the samples are promised"
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "expected"),
+    [
+        ([[0, 5], [1, 2]], {}, "must be in 0..4, found 0..5"),
+        ([[0, 1], [1, 2]], {}, "the plan visits a sample twice"),
+        ([[0, 1]], {}, r"\(2, 2\) batches were promised, found \(1, 2\)"),
+        ([[0, 1, 2, 3]], {}, r"\(2, 2\) batches were promised, found \(1, 4\)"),
+        ([[0, 1], [2, 3]], {"scores": torch.tensor([1.0, float("nan")])}, "scores must be 2 finite numbers"),
+        ([[0, 1], [2, 3]], {"scores": torch.tensor([1.0])}, "scores must be 2 finite numbers"),
+    ],
+)
+def test_plans_that_break_their_promise(rows, more, expected):
+    with pytest.raises(PlanError, match=expected):
+        examine(plan(rows, **more), Shuffle(batch_size=2), 5)
+
+
+def test_a_sampler_that_may_repeat_but_covers_must_cover():
+    class Loose(Shuffle):
+        distinct = False
+
+    with pytest.raises(PlanError, match="test: promises 4 of the 5 samples, visits 3"):
+        examine(plan([[0, 1], [1, 2]]), Loose(batch_size=2), 5)

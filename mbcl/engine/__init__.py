@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mbcl.dist import World
+from mbcl.engine.costs import planning_cost
 from mbcl.engine.planning import LocalPlanService, make_plan, share_plan
 from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data
 from mbcl.engine.protocols import Observer, PlanKey, PlannedBatches, PlanService, Row
@@ -28,6 +29,7 @@ __all__ = [
     "facts_of",
     "load_data",
     "make_plan",
+    "planning_cost",
     "share_plan",
     "train",
 ]
@@ -42,6 +44,7 @@ def train(
     observers: Sequence[Observer] = (),
     run_id: str = "",
     group: str = "",
+    say: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Train one experiment to its end, from its last good checkpoint if it has one.
 
@@ -53,6 +56,7 @@ def train(
         observers: told about every step and epoch, besides the trackers that the experiment names.
         run_id: what trackers call this run; one that goes on keeps the name that it began with.
         group: the study that it belongs to.
+        say: is told in a line what planning will cost, where it costs anything.
 
     Raises:
         ConfigError: if configuration and data do not fit.
@@ -61,6 +65,9 @@ def train(
     """
     trainer = Trainer(experiment, world=world, store=store, plans=plans, observers=observers, run_id=run_id)
     trainer.resume()
+    cost = planning_cost(experiment, trainer.facts.num_train)
+    if say is not None and cost:
+        say(cost)
     trackers = build_trackers(experiment, store, run_id=trainer.run_id, group=group) if world.rank == 0 else []
     trainer.observers = [*trackers, *observers]
     return trainer.run()

@@ -23,7 +23,7 @@ class EmbeddingCache:
     is out of date: then every sample is held once, by one rank, as plan services expect of shards.
 
     A row's age is counted in steps: fresh embeddings made before step s of the training are of time s, the step's own
-    of time s + 1.
+    of time s + 1. It begins with fresh embeddings of all samples.
 
     Args:
         num_samples: N.
@@ -38,6 +38,12 @@ class EmbeddingCache:
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
         """Positions, view 1, view 2 of what was made, oldest first."""
         self._times = torch.full((num_samples,), -1, dtype=torch.int64)
+        self._begun = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was kept."""
+        return bool(self._rows)
 
     def record(self, positions: Tensor, z1: Tensor, z2: Tensor, time: int) -> None:
         """Keep some rows, replacing what was held of the same samples.
@@ -48,6 +54,8 @@ class EmbeddingCache:
             z2: (m, D) of view 2.
             time: when they were made, the same number on every rank.
         """
+        if not self._rows:
+            self._begun = time
         self._times[positions] = time
         self._rows.append((positions, z1, z2))
 
@@ -77,20 +85,30 @@ class EmbeddingCache:
 
     def age(self, epoch: int) -> float:
         """How many epochs before ``epoch`` the newest rows were made, mean over the samples; all ranks call it."""
-        made_in = (self._newest() - 1).clamp(min=0) // self._steps_per_epoch
+        newest = self._newest()
+        made_in = torch.where(newest > self._begun, newest - 1, self._begun) // self._steps_per_epoch
         return float((epoch - made_in).double().mean())
 
     def _newest(self) -> Tensor:
         return dist.gather(self._times[None], self._world).max(dim=0).values
 
     def state_dict(self) -> dict[str, Any]:
-        """All ranks' rows by position, on the CPU: (N, D) twice and (N,) times. All ranks call it together."""
+        """All ranks' rows by position, on the CPU: (N, D) twice and (N,) times, and the time of the first.
+
+        All ranks call it together.
+        """
         if not self._rows:
             return {}
         positions, z1, z2 = (dist.gather(x.cpu(), self._world) for x in self._compact())
         order = torch.argsort(positions)
         times = self._newest()[positions[order]]
-        return {"positions": positions[order], "z1": z1[order], "z2": z2[order], "times": times}
+        return {
+            "positions": positions[order],
+            "z1": z1[order],
+            "z2": z2[order],
+            "times": times,
+            "begun": torch.tensor(self._begun),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take this rank's share of what :meth:`state_dict` gave, on any number of ranks."""
@@ -99,6 +117,7 @@ class EmbeddingCache:
         mine = torch.arange(len(state["positions"])).tensor_split(self._world.size)[self._world.rank]
         positions = state["positions"][mine]
         self._rows = [(positions, *(state[key][mine].to(self._world.device) for key in ("z1", "z2")))]
+        self._begun = int(state["begun"])
         self._times.fill_(-1)
         self._times[positions] = state["times"][mine]
 

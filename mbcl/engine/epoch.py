@@ -28,13 +28,33 @@ class PlanFacts:
         seconds: wall time of planning alone, without waiting or transport.
         loss: mean NT-Xent of the planned batches under the planner's embeddings.
         lift: ``loss`` over the mean of random batches on the same embeddings.
-        age: epochs since the embeddings were made, mean over the samples.
+        age: epochs from the making of the embeddings to the epoch that the plan is used in, mean over the samples.
+        conflicts: pairs of a sample and one of its nearest that share a batch against the sampler's ``skip``; None
+            where none are counted.
     """
 
     seconds: float
     loss: float
     lift: float
     age: float
+    conflicts: int | None = None
+
+
+def plan_state(plan: BatchPlan) -> dict[str, Any]:
+    """A plan for a checkpoint, as a tensor and plain values; scores are not kept."""
+    return {
+        "batches": plan.batches.int(),
+        "sampler": plan.sampler,
+        "seed": plan.seed,
+        "epoch": plan.epoch,
+        "round": plan.round,
+        "conflicts": plan.conflicts,
+    }
+
+
+def plan_of(state: dict[str, Any]) -> BatchPlan:
+    """What :func:`plan_state` took."""
+    return BatchPlan(**{**state, "batches": state["batches"].long()})
 
 
 @dataclass
@@ -133,6 +153,8 @@ class EpochProgress:
             for key in ("loss", "lift", "age"):
                 row[f"plan/{key}"] = sum(getattr(facts, key) for facts in self.facts) / len(self.facts)
             row["plan/coverage"] = float(self.visited.double().mean())
+            counted = [facts.conflicts for facts in self.facts if facts.conflicts is not None]
+            row["plan/conflicts"] = sum(counted) if counted else None
         for stage in STAGES:
             row[f"time/{stage}"] = self.seconds[stage]
         row["time/plan"] = row["plan/seconds"] or 0.0
@@ -147,9 +169,7 @@ class EpochProgress:
         assert self.plan is not None
         return {
             "epoch": self.epoch,
-            "batches": self.plan.batches.int(),
-            "sampler": self.plan.sampler,
-            "seed": self.plan.seed,
+            "plan": plan_state(self.plan),
             "cursor": self.cursor,
             "round": self.round,
             "facts": [asdict(facts) for facts in self.facts],
@@ -163,13 +183,12 @@ class EpochProgress:
     @staticmethod
     def from_state(state: dict[str, Any]) -> EpochProgress:
         """What :meth:`state_dict` gave."""
-        epoch, round_ = state["epoch"], state["round"]
         return EpochProgress(
-            epoch=epoch,
+            epoch=state["epoch"],
             num_train=len(state["visited"]),
-            plan=BatchPlan(state["batches"].long(), state["sampler"], state["seed"], epoch, round_),
+            plan=plan_of(state["plan"]),
             cursor=state["cursor"],
-            round=round_,
+            round=state["round"],
             facts=[PlanFacts(**facts) for facts in state["facts"]],
             losses=state["losses"],
             skipped=state["skipped"],

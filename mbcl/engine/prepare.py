@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ class SplitData:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the data's sizes decide about an experiment."""
+    """What the data's sizes decide about an experiment; ``plan_length`` is that of its first planned epoch."""
 
     num_train: int
     num_validation: int
@@ -61,14 +62,22 @@ def facts_of(experiment: Experiment, data: SplitData) -> Facts:
         raise ConfigError(
             f"train.batch_size: {batch_size} is above the {num_train} training samples of {experiment.data.name}"
         )
-    sampler = experiment.build_sampler()
-    sampler.check(num_train)
+    for line in experiment.unused_schedule():
+        warnings.warn(line, UserWarning, stacklevel=2)
+    samplers = experiment.samplers()
+    for epoch, sampler in samplers.items():
+        try:
+            sampler.check(num_train)
+        except ConfigError as error:
+            if epoch not in {first for _, first, _ in experiment.planner.schedule.steps()}:
+                raise
+            raise ConfigError(f"planner.schedule, from epoch {epoch} on: {error}") from error
     return Facts(
         num_train=num_train,
         num_validation=len(data.validation),
         num_test=len(data.test),
         steps_per_epoch=num_train // batch_size,
-        plan_length=sampler.plan_length(num_train),
+        plan_length=next(iter(samplers.values())).plan_length(num_train),
     )
 
 

@@ -10,16 +10,24 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mbcl.plan import BatchPlan, Embeddings
+from mbcl.samplers import Sampler
 
 Row = Mapping[str, float | int | None]
 
 
 @dataclass(frozen=True)
 class PlanKey:
-    """Which plan of an experiment: a plan is a pure function of the embeddings, the seed and this."""
+    """Which plan of an experiment: a plan is a pure function of the sampler, the embeddings, the seed and this.
+
+    Args:
+        epoch: counts from 0.
+        round: counts the plans of an epoch from 0.
+        rounds: how many plans, from ``round`` on, are made at once and joined to one.
+    """
 
     epoch: int
     round: int
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
@@ -40,13 +48,23 @@ class PlannedBatches:
 
 
 class PlanService(Protocol):
-    """Turns the embeddings that the ranks hold into one plan. Every rank calls it, in the same order."""
+    """Turns the embeddings that the ranks hold into plans. Every rank calls it, in the same order."""
 
-    def request(self, key: PlanKey, shard: Embeddings) -> None:
-        """Hand over this rank's shard of the embeddings; returns at once where planning runs elsewhere."""
+    def request(self, key: PlanKey, shard: Embeddings, sampler: Sampler, *, ahead: bool = False) -> None:
+        """Hand over this rank's shard of the embeddings; returns at once where planning runs elsewhere.
+
+        Args:
+            key: which plan; several may be on their way.
+            shard: this rank's rows.
+            sampler: who plans; a schedule may change it from epoch to epoch.
+            ahead: whether training goes on before the plan is received.
+        """
 
     def receive(self, key: PlanKey) -> PlannedBatches:
         """Wait for the plan of ``key``; every rank gets the same one."""
+
+    def close(self) -> None:
+        """Give back what is held; no plan is requested any more."""
 
 
 class Observer(Protocol):

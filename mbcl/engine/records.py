@@ -29,6 +29,7 @@ KEYS = (
     "plan/lift",
     "plan/age",
     "plan/coverage",
+    "plan/conflicts",
     "val/retrieval/top1",
     "sogclr/u_age",
     "time/train",

@@ -11,10 +11,10 @@ from typing import Any
 from mbcl import dist
 from mbcl.dist import World
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine.cache import EmbeddingCache
 from mbcl.engine.checkpoint import Checkpoint
 from mbcl.engine.epoch import EpochProgress
 from mbcl.engine.prepare import Facts
+from mbcl.engine.source import PlanSource
 from mbcl.engine.step import Learner
 from mbcl.errors import CheckpointError, MbclError
 from mbcl.experiment import Experiment
@@ -23,12 +23,15 @@ from mbcl.storage import Store
 log = logging.getLogger(__name__)
 
 
-def state_of(learner: Learner, kept: dict[str, Any], progress: EpochProgress | None) -> dict[str, Any]:
+def state_of(
+    learner: Learner, kept: dict[str, Any], plans: dict[str, Any], progress: EpochProgress | None
+) -> dict[str, Any]:
     """Everything that the coming steps depend on, besides the configuration.
 
     Args:
         learner: weights, optimiser, gradient scaler and the objective's state per sample.
         kept: the state of the embedding cache, empty without one.
+        plans: the plans that were made for later than now.
         progress: of an epoch that is not done: its plan and the place in it.
     """
     return {
@@ -37,18 +40,20 @@ def state_of(learner: Learner, kept: dict[str, Any], progress: EpochProgress | N
         "scaler": learner.scaler.state_dict(),
         "objective": learner.objective.state_dict(),
         "embeddings": kept,
+        "plans": plans,
         "progress": progress.state_dict() if progress else {},
     }
 
 
-def restore(state: dict[str, Any], learner: Learner, cache: EmbeddingCache | None) -> EpochProgress | None:
+def restore(state: dict[str, Any], learner: Learner, source: PlanSource) -> EpochProgress | None:
     """Put back what :func:`state_of` took; returns the progress of an epoch that is not done."""
     learner.model.load_state_dict(state["model"])
     learner.optimizer.load_state_dict(state["optimizer"])
     learner.scaler.load_state_dict(state["scaler"])
     learner.objective.load_state_dict(state["objective"])
-    if cache is not None:
-        cache.load_state_dict(state["embeddings"])
+    if source.cache is not None:
+        source.cache.load_state_dict(state["embeddings"])
+    source.load_state_dict(state["plans"])
     return EpochProgress.from_state(state["progress"]) if state["progress"] else None
 
 

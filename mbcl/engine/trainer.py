@@ -83,11 +83,8 @@ class Trainer:
         data, self.facts, model = dist.agreed(load_parts, world, experiment)
         self.validation = data.validation.to(world.device)
         self.learner = dist.agreed(build_learner, world, experiment, data, model, world)
-        sampler = experiment.build_sampler()
-        if sampler.needs_embeddings and plans is None:
-            plans = LocalPlanService(sampler, num_samples=self.facts.num_train, seed=experiment.seed, world=world)
-        self.plans = plans
-        self.source = PlanSource(experiment, sampler, self.learner, plans, steps_per_epoch=self.facts.steps_per_epoch)
+        self.plans = plans or LocalPlanService(num_samples=self.facts.num_train, seed=experiment.seed, world=world)
+        self.source = PlanSource(experiment, self.learner, self.plans, steps_per_epoch=self.facts.steps_per_epoch)
         self.base_lr = scale_lr(
             experiment.optimizer["lr"], batch_size=experiment.train.batch_size, rule=experiment.schedule.scale_lr
         )
@@ -111,6 +108,7 @@ class Trainer:
                 for observer in self.observers:
                     observer.on_epoch(row)
         finally:
+            self.plans.close()
             for observer in self.observers:
                 observer.close()
         return Outcome(self.epoch, self.last_row, checkpoints.name_of(self.epoch))
@@ -128,6 +126,7 @@ class Trainer:
                 losses = self._run_steps(batches, progress)
             progress.trained(batches, losses)
             if progress.step % every == 0 and progress.step < steps:
+                self.source.settle(progress)
                 self._save(self.last_row, progress)
         return self._finish_epoch(progress)
 
@@ -175,6 +174,7 @@ class Trainer:
         if last or self.epoch % self.experiment.train.eval_every == 0:
             with progress.clock("eval"):
                 progress.validation = self._validate()
+        self.source.settle(progress)  # after validation, which leaves planning more time
         progress.u_age = self._u_age()
         self.last_row = progress.row(lr=last_lr)
         self._save(self.last_row)
@@ -213,8 +213,9 @@ class Trainer:
         self.learner.share_statistics()
         cache = self.source.cache
         kept = cache.state_dict() if cache else {}  # gathered from all ranks
+        plans = self.source.state_dict()
         step = progress.step if progress else 0
-        self._on_rank_0(lambda: self._write(snapshot.state_of(self.learner, kept, progress), row, step))
+        self._on_rank_0(lambda: self._write(snapshot.state_of(self.learner, kept, plans, progress), row, step))
 
     def _write(self, state: dict[str, Any], row: Row, step: int) -> None:
         if step == 0:
@@ -246,7 +247,7 @@ class Trainer:
         self._on_rank_0(lambda: self.metrics.truncate(found.epoch if found else 0))
         if found is None:
             return
-        self.progress = snapshot.restore(found.state, self.learner, self.source.cache)
+        self.progress = snapshot.restore(found.state, self.learner, self.source)
         self.epoch = found.epoch
         self.last_row = found.meta["row"]
         self.run_id = found.meta["run_id"] or self.run_id

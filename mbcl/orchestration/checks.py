@@ -11,6 +11,7 @@ from typing import Any
 from mbcl.errors import ConfigError, MbclError
 from mbcl.orchestration.space import experiment_of
 from mbcl.orchestration.trials import TrialSpec
+from mbcl.samplers import PoolSampler
 from mbcl.storage import LocalStore, Store, open_store, write_text
 
 SHARED_FILE = ".shared"
@@ -21,11 +22,13 @@ class Checked:
     """What the data say about the settings.
 
     Args:
-        pools: by setting, how many pools a plan has; 0 for samplers without.
+        pools: by setting, how many pools a plan has at most; 0 for samplers without.
+        planning: by setting, what planning costs, in words; empty where it costs nothing.
         notes: what a user should know, one line each.
     """
 
     pools: dict[int, int]
+    planning: dict[int, str]
     notes: tuple[str, ...]
 
 
@@ -44,11 +47,12 @@ def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
     Raises:
         ConfigError: if data are missing, or an experiment does not fit them.
     """
-    from mbcl.engine import SplitData, check_model, facts_of, load_data
+    from mbcl.engine import SplitData, check_model, facts_of, load_data, planning_cost
 
     loaded: tuple[Any, SplitData] | None = None
     built: set[str] = set()
     pools: dict[int, int] = {}
+    planning: dict[int, str] = {}
     notes: dict[str, None] = {}
     for setting in sorted(experiments):
         experiment = experiment_of(experiments[setting], source)
@@ -59,13 +63,16 @@ def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
                 built.clear()
             facts = _of_experiment(source, facts_of, experiment, loaded[1])
         notes.update(dict.fromkeys(str(warning.message) for warning in caught))
-        sizes = getattr(experiment.build_sampler(), "pool_sizes", None)
-        pools[setting] = len(sizes(facts.num_train)) if sizes else 0
+        samplers = experiment.samplers().values()
+        pools[setting] = max(
+            len(sampler.pool_sizes(facts.num_train)) if isinstance(sampler, PoolSampler) else 0 for sampler in samplers
+        )
+        planning[setting] = planning_cost(experiment, facts.num_train)
         network = repr((experiment.encoder, experiment.projector))
         if network not in built:
             built.add(network)
             _of_experiment(source, check_model, experiment, loaded[1])
-    return Checked(pools, tuple(notes))
+    return Checked(pools, planning, tuple(notes))
 
 
 def _of_experiment(source: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -142,22 +142,30 @@ class Console:
 
 
 def dry_run(
-    specs: Sequence[TrialSpec], of: int, fit: tuple[Need, int] | None, location: str, notes: Sequence[str]
+    specs: Sequence[TrialSpec],
+    of: int,
+    fit: tuple[Need, int] | None,
+    location: str,
+    planning: Mapping[int, str],
+    notes: Sequence[str],
 ) -> None:
-    """List every trial that would run with its parameters and the resources that it needs.
+    """List every trial that would run with its parameters, the resources that it needs and what planning costs it.
 
     Args:
         specs: those that would run.
         of: how many trials the space has.
         fit: the need of one and how many run at a time; None where a cluster decides that.
         location: the results folder.
+        planning: by setting, what planning costs, as far as it is known and costs anything.
         notes: what a person should know about them.
     """
     screen = Screen(highlight=False)
     need, together = ("what the cluster gives", "") if fit is None else (str(fit[0]), f", {fit[1]} at a time")
     for spec in specs:
         parameters = ", ".join(f"{key} = {short(value)}" for key, value in spec.parameters.items())
-        screen.print(escape(f"{spec.trial_id}  seed {spec.seed}  {parameters}  [{need}]"), soft_wrap=True)
+        cost = planning.get(spec.setting)
+        line = f"{spec.trial_id}  seed {spec.seed}  {parameters}  [{need}]" + (f"  {cost}" if cost else "")
+        screen.print(escape(line), soft_wrap=True)
     for note in notes:
         screen.print(escape(f"note: {note}"), soft_wrap=True)
     count = f"{len(specs)} of {of} trials" if len(specs) < of else f"{of} trial{'s' if of > 1 else ''}"

@@ -3,15 +3,16 @@
 Protocol. Every rank puts its shard of the embeddings into the object store and deposits the reference; the ranks meet
 at a barrier; rank 0 asks for the plan. An actor that was killed and restarted in between has lost the references and
 says so instead of waiting; then every rank deposits again the reference that it still holds. A plan is a pure function
-of embeddings, seed, epoch and round, so the second attempt gives the same plan as the first would have.
+of sampler, embeddings, seed, epoch and round, so the second attempt gives the same plan as the first would have.
+
+A plan may be asked for long before it is received. Deposits are taken while the actor plans, so asking never waits.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -43,6 +44,10 @@ READY, WAITING, LOST = "ready", "waiting", "lost"
 """What rank 0 tells the others about a plan."""
 POOLS_A_TASK = 16
 """At most this many pools travel to a task together: a task costs 2 ms, a pool of 128 samples plans in about that."""
+GROUPS_A_TASK = 4
+"""How often each of the tasks gets pools at least, so that none is left with many while the others have none."""
+DEPOSITS = "deposits"
+"""The threads of the actor that take shards while its other one plans."""
 
 ANYWHERE = Placement()
 
@@ -78,54 +83,61 @@ class TaskMap:
     def __call__(self, function: PoolFunction, items: Sequence[PoolItem]) -> list[PoolPlan]:
         """``[function(*item) for item in items]``."""
         shared: Any = ray.put(function)
-        waiting: deque[ray.ObjectRef] = deque()
-        results: list[PoolPlan] = []
-        for group in self._groups(items):
-            if len(waiting) == self._num_tasks:
-                results.extend(ray.get(waiting.popleft()))
-            waiting.append(self._task.remote(shared, group))
-        for reference in waiting:
-            results.extend(ray.get(reference))
-        return results
+        running: dict[ray.ObjectRef, int] = {}
+        done: dict[int, list[PoolPlan]] = {}
 
-    def _groups(self, items: Sequence[PoolItem]) -> Iterator[list[PoolItem]]:
-        """Neighbouring pools that one task plans; a group is made when a task can take it."""
-        size = min(POOLS_A_TASK, -(-len(items) // self._num_tasks))
-        for start in range(0, len(items), max(1, size)):
-            yield [items[index] for index in range(start, min(start + size, len(items)))]
+        def collect() -> None:
+            """Take what is done, at least one group."""
+            ready, _ = ray.wait(list(running), num_returns=1)
+            for reference in ready:
+                done[running.pop(reference)] = ray.get(reference)
+
+        for start, group in self._groups(len(items)):
+            if len(running) == self._num_tasks:
+                collect()
+            # Pools are cut out of the embeddings only when a task can take them.
+            running[self._task.remote(shared, [items[index] for index in group])] = start
+        while running:
+            collect()
+        return [plan for start in sorted(done) for plan in done[start]]
+
+    def _groups(self, num_items: int) -> list[tuple[int, range]]:
+        """Neighbouring pools that one task plans, with the first of them."""
+        size = max(1, min(POOLS_A_TASK, -(-num_items // (GROUPS_A_TASK * self._num_tasks))))
+        return [(start, range(start, min(start + size, num_items))) for start in range(0, num_items, size)]
 
 
 class Planner:
     """Makes the plans of one trial. Holds the shards' references until their plan is made, and nothing else.
 
     Args:
-        sampler: one that needs embeddings.
         seed: the experiment's.
         num_ranks: how many shards make the data set.
         num_tasks: how many pools are planned at a time.
         placement: which nodes plan them.
     """
 
-    def __init__(
-        self, sampler: Sampler, seed: int, num_ranks: int, num_tasks: int, placement: Placement = ANYWHERE
-    ) -> None:
+    def __init__(self, seed: int, num_ranks: int, num_tasks: int, placement: Placement = ANYWHERE) -> None:
         mute_sampler_warnings()
-        self._sampler = sampler
         self._seed = seed
         self._num_ranks = num_ranks
         self._map = TaskMap(num_tasks, placement)
         self._map.warm_up()
         self._shards: dict[PlanKey, dict[int, ray.ObjectRef]] = {}
 
-    def deposit(self, key: PlanKey, rank: int, shard: list[ray.ObjectRef]) -> None:
-        """Remember where a rank's shard lies. Shards of earlier plans, which nobody will ask for, are dropped."""
-        for old in [held for held in self._shards if (held.epoch, held.round) < (key.epoch, key.round)]:
-            del self._shards[old]
+    @ray.method(concurrency_group=DEPOSITS)  # type: ignore[untyped-decorator]
+    def deposit(self, key: PlanKey, rank: int, shard: list[ray.ObjectRef], wanted: Sequence[PlanKey] = ()) -> None:
+        """Remember where a rank's shard lies. Its shards of other plans are dropped, but for those ``wanted``."""
+        for old in [held for held in self._shards if held not in (key, *wanted)]:
+            shards = self._shards[old]
+            shards.pop(rank, None)
+            if not shards:
+                del self._shards[old]
         self._shards.setdefault(key, {})[rank] = shard[0]
 
-    def plan(self, key: PlanKey) -> PlannedBatches | MbclError | None:
+    def plan(self, key: PlanKey, sampler: Sampler) -> PlannedBatches | MbclError | None:
         """The plan of ``key``, the reason why there cannot be one, or None if shards are missing."""
-        held = self._shards.get(key, {})
+        held = dict(self._shards.get(key, {}))
         if len(held) < self._num_ranks:
             return None
         try:
@@ -133,7 +145,7 @@ class Planner:
                 [Embeddings(*(torch.tensor(a) for a in ray.get(held[rank]))) for rank in sorted(held)]
             )
             planned = make_plan(
-                self._sampler,
+                sampler,
                 embeddings,
                 key,
                 num_samples=len(embeddings),
@@ -142,15 +154,17 @@ class Planner:
             )
         except MbclError as error:
             return error
-        del self._shards[key]
+        self._shards.pop(key, None)
         return planned
 
+    @ray.method(concurrency_group=DEPOSITS)  # type: ignore[untyped-decorator]
     def held(self) -> int:
         """How many shards are remembered."""
         return sum(len(shards) for shards in self._shards.values())
 
 
-PlannerActor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Planner)
+_actor: Any = ray.remote  # whose own types know no concurrency groups
+PlannerActor = _actor(num_cpus=0, max_restarts=-1, max_task_retries=-1, concurrency_groups={DEPOSITS: 1})(Planner)
 """A :class:`Planner` in a process of its own, started again whenever it dies, as long as its trial lives."""
 
 
@@ -159,23 +173,19 @@ class RayPlanService:
 
     Args:
         planner: the trial's :data:`PlannerActor`.
-        sampler: the sampler's name.
-        seed: the experiment's.
         world: this rank and the number of ranks.
     """
 
-    def __init__(self, planner: Any, *, sampler: str, seed: int, world: World) -> None:
+    def __init__(self, planner: Any, *, world: World) -> None:
         self._planner = planner
-        self._sampler = sampler
-        self._seed = seed
         self._world = world
-        self._held: dict[PlanKey, ray.ObjectRef] = {}
+        self._held: dict[PlanKey, tuple[ray.ObjectRef, Sampler]] = {}
         self._asked: dict[PlanKey, ray.ObjectRef] = {}
 
-    def request(self, key: PlanKey, shard: Embeddings) -> None:
+    def request(self, key: PlanKey, shard: Embeddings, sampler: Sampler, *, ahead: bool = False) -> None:
         """Put the shard into the object store, deposit it, and (rank 0, when all have) ask for the plan."""
         arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in (shard.z1, shard.z2, shard.indices)]
-        self._held[key] = ray.put(arrays)
+        self._held[key] = ray.put(arrays), sampler
         self._deposit(key)
 
     def receive(self, key: PlanKey) -> PlannedBatches:
@@ -203,13 +213,18 @@ class RayPlanService:
         else:
             planned = PlanError(f"the planner was lost {TRIES} times while it made the plan of epoch {key.epoch}")
         del self._held[key]
-        return share_plan(planned if self._world.rank == 0 else None, self._sampler, self._seed, key, self._world)
+        return share_plan(planned if self._world.rank == 0 else None, self._world)
+
+    def close(self) -> None:
+        """Nothing is held beyond a plan; the trial ends its planner itself."""
 
     def _deposit(self, key: PlanKey) -> None:
-        ray.get(self._planner.deposit.remote(key, self._world.rank, [self._held[key]]), timeout=ANSWER_SECONDS)
+        shard, sampler = self._held[key]
+        deposited = self._planner.deposit.remote(key, self._world.rank, [shard], tuple(self._held))
+        ray.get(deposited, timeout=ANSWER_SECONDS)
         dist.barrier(self._world)
         if self._world.rank == 0:
-            self._asked[key] = self._planner.plan.remote(key)
+            self._asked[key] = self._planner.plan.remote(key, sampler)
 
     def _answer(self, key: PlanKey, end: float) -> tuple[str, PlannedBatches | MbclError | None]:
         """What became of the plan within a round: READY with a plan or the reason for none, WAITING or LOST."""

@@ -124,7 +124,8 @@ def _run(request: Request, write_report: WriteReport) -> int:
             checked = check_data(distinct(list(todo.values())), str(file.path))
     if request.dry_run:
         notes = (*trials.notes, *(checked.notes if checked else ("the data are checked on the cluster",)))
-        consoles.dry_run(list(todo.values()), len(trials.specs), fit, store.uri, notes)
+        planning = checked.planning if checked else {}
+        consoles.dry_run(list(todo.values()), len(trials.specs), fit, store.uri, planning, notes)
         return EXIT_FINISHED
     with results.lock(store):
         study, todo = _open(request, file, trials, store)

@@ -135,7 +135,7 @@ def _train_on_worker(config: dict[str, Any]) -> Trained:
     experiment = Experiment.model_validate(job.experiment)
     plans = None
     if config["planner"] is not None:
-        plans = RayPlanService(config["planner"], sampler=experiment.sampler.name, seed=experiment.seed, world=world)
+        plans = RayPlanService(config["planner"], world=world)
     try:
         outcome = train(
             experiment,

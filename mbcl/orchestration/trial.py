@@ -62,11 +62,10 @@ def _run(job: Job, start: float) -> Answer:
 
 def _start_planner(job: Job, experiment: Experiment) -> Any | None:
     """The trial's planner, owned by this driver so that it ends with it; None where no planner is needed."""
-    sampler = experiment.build_sampler()
-    if not sampler.needs_embeddings or experiment.planner.where != "tasks":
+    if not experiment.build_sampler().needs_embeddings or experiment.planner.where != "tasks":
         return None
     planner = PlannerActor.options(resources=job.placement.for_driver)
-    return planner.remote(sampler, experiment.seed, job.need.workers, job.num_tasks, job.placement)
+    return planner.remote(experiment.seed, job.need.workers, job.num_tasks, job.placement)
 
 
 def submit_evaluation(job: Job, settings: dict[str, Any] | None = None) -> ray.ObjectRef:

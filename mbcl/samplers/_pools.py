@@ -22,7 +22,7 @@ from torch import Tensor
 from mbcl.errors import PlanError
 from mbcl.functional import check_count, check_number
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers._apart import conflicts, kept_apart, mixed, nearest
+from mbcl.samplers._apart import kept_apart, mixed, nearest
 from mbcl.samplers._balanced import in_order
 from mbcl.samplers._base import FloatArray, PoolItem, PoolMap, PoolPlan, check_batch_size, check_num_samples, serial
 from mbcl.samplers._unit import unit
@@ -165,6 +165,10 @@ class PoolSampler:
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
         """The batches of one pool, a pure function of the arguments, which may be read-only."""
 
+    def at_epoch(self, epoch: int) -> PoolSampler:
+        """The sampler whose :meth:`plan_pool` plans this epoch: itself, unless a parameter changes over the epochs."""
+        return self
+
     def plan_batched(self, z1_PMD: Tensor, z2_PMD: Tensor, seeds: Sequence[int]) -> Tensor:
         """The batches of P pools of one size, planned together on the device where the embeddings are.
 
@@ -229,7 +233,7 @@ class PoolSampler:
         if self.batched and embeddings.z1.device.type != "cpu":
             planned: Sequence[PoolPlan] = self.plan_on_device(embeddings, pools, seeds)
         else:
-            planned = map_pools(self.plan_pool, PoolItems(embeddings, pools, seeds))
+            planned = map_pools(self.at_epoch(epoch).plan_pool, PoolItems(embeddings, pools, seeds))
         batches = np.concatenate([pool[plan.rows] for pool, plan in zip(pools, planned, strict=True)])
         if len(batches) != self.plan_length(num_samples):
             raise PlanError(f"{self.name}: {len(batches)} batches instead of {self.plan_length(num_samples)}")
@@ -286,11 +290,18 @@ def _count_conflicts(
     planned: Sequence[PoolPlan],
     num_samples: int,
 ) -> int:
-    """Pairs (sample, neighbour of it) that share a batch of the final plan."""
-    batch_N = np.full(num_samples, -1)
-    batch_N[batches_SB.ravel()] = np.repeat(np.arange(len(batches_SB)), batches_SB.shape[1])
-    return sum(
-        conflicts(batch_N[pool], plan.neighbours)
-        for pool, plan in zip(pools, planned, strict=True)
-        if plan.neighbours is not None
-    )
+    """Pairs (sample, neighbour of it) that share a batch of the final plan, in which samples may be repeated."""
+    known = [
+        (pool, pool[plan.neighbours]) for pool, plan in zip(pools, planned, strict=True) if plan.neighbours is not None
+    ]
+    # Pools of fewer samples than `skip` have fewer neighbours: nobody's number fills their rows.
+    neighbours_NP = np.full((num_samples, max((near.shape[1] for _, near in known), default=0)), num_samples)
+    for pool, near in known:
+        neighbours_NP[pool, : near.shape[1]] = near
+    present_N = np.zeros(num_samples + 1, dtype=np.bool_)
+    count = 0
+    for batch_B in batches_SB:
+        present_N[batch_B] = True
+        count += int(present_N[neighbours_NP[batch_B]].sum())
+        present_N[batch_B] = False
+    return count

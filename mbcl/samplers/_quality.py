@@ -1,23 +1,36 @@
 """How good a plan is, under given embeddings.
 
-Letters: N samples, S batches of a plan, B samples a batch, D dimensions.
+Letters: N samples, S batches of a plan, B samples a batch, b anchors looked at together, D dimensions.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from mbcl.functional import nt_xent
+from mbcl.functional import check_choice, clip, nt_xent
 from mbcl.plan import BatchPlan, Embeddings
+from mbcl.samplers._unit import unit
 from mbcl.seeding import torch_generator
 
 CHUNK_ELEMENTS = 2**22
 NUM_RANDOM_BATCHES = 512
+LOSSES = {"nt_xent": nt_xent, "clip": clip}
 
 
-def quality(plan: BatchPlan, embeddings: Embeddings, *, temperature: float = 0.1, seed: int = 0) -> dict[str, float]:
-    r"""The mean NT-Xent of the planned batches, and how far it lies above that of random ones.
+def quality(
+    plan: BatchPlan,
+    embeddings: Embeddings,
+    *,
+    temperature: float = 0.1,
+    seed: int = 0,
+    loss: Literal["nt_xent", "clip"] = "nt_xent",
+) -> dict[str, float]:
+    r"""The mean loss of the planned batches, and how far it lies above that of random ones.
+
+    Rows of any finite length are normalised, also those whose squared length is not representable.
 
     Args:
         plan: (S, B) batches of the N samples.
@@ -25,13 +38,15 @@ def quality(plan: BatchPlan, embeddings: Embeddings, *, temperature: float = 0.1
         temperature: of the loss.
         seed: of the random batches: a partition of the data set, of which at most 512 batches are taken. The relative
             error of ``lift`` from that choice is about the spread of a random batch's loss divided by sqrt(512).
+        loss: :func:`mbcl.functional.nt_xent` or :func:`mbcl.functional.clip` (the sum of both directions).
 
     Returns:
-        ``loss``: mean NT-Xent of the planned batches, nats. ``lift``: that divided by the mean over random batches of
+        ``loss``: mean loss of the planned batches, nats. ``lift``: that divided by the mean over random batches of
         the same size on the same embeddings; NaN if that mean is 0. ``coverage``: share of the N samples visited.
 
     Raises:
         PlanError: if the embeddings do not hold each sample once or the plan does not fit them.
+        ConfigError: if there is no such loss.
 
     Example:
         >>> z = torch.eye(4)
@@ -39,6 +54,7 @@ def quality(plan: BatchPlan, embeddings: Embeddings, *, temperature: float = 0.1
         >>> {key: round(value, 6) for key, value in quality(plan, Embeddings(z, z), temperature=1.0).items()}
         {'loss': 0.551445, 'lift': 1.0, 'coverage': 1.0}
     """
+    check_choice("loss", loss, tuple(LOSSES))
     num_samples = len(embeddings)
     plan.validate(num_samples, distinct=False)
     ordered = embeddings.ordered(num_samples)
@@ -46,22 +62,33 @@ def quality(plan: BatchPlan, embeddings: Embeddings, *, temperature: float = 0.1
     order = torch.randperm(num_samples, generator=torch_generator(seed, "quality/random"))
     num_random = min(NUM_RANDOM_BATCHES, num_samples // batch_size)
     random_batches = order[: num_random * batch_size].view(num_random, batch_size)
-    loss = _mean_loss(plan.batches, ordered, temperature)
-    random_loss = _mean_loss(random_batches, ordered, temperature)
+    planned_loss = _mean_loss(plan.batches, ordered, temperature, loss)
+    random_loss = _mean_loss(random_batches, ordered, temperature, loss)
     return {
-        "loss": loss,
-        "lift": loss / random_loss if random_loss > 0 else float("nan"),
+        "loss": planned_loss,
+        "lift": planned_loss / random_loss if random_loss > 0 else float("nan"),
         "coverage": plan.coverage(num_samples),
     }
 
 
-def _mean_loss(batches_SB: Tensor, embeddings: Embeddings, temperature: float) -> float:
-    """Mean NT-Xent over batches, so many at a time that memory does not grow with S."""
+def _mean_loss(batches_SB: Tensor, embeddings: Embeddings, temperature: float, loss: str) -> float:
+    """Mean loss over batches, so many pairs at a time that memory does not grow with S, nor with the square of B."""
     batch_size = batches_SB.shape[1]
+    together = max(1, CHUNK_ELEMENTS // (2 * batch_size) ** 2)
+    anchors = min(batch_size, max(1, CHUNK_ELEMENTS // (4 * batch_size)))
     total = 0.0
     with torch.no_grad():
-        for part_sB in batches_SB.split(max(1, CHUNK_ELEMENTS // (2 * batch_size) ** 2)):
+        for part_sB in batches_SB.split(together):
             rows_sB = part_sB.to(embeddings.z1.device)
-            losses_s = nt_xent(embeddings.z1[rows_sB], embeddings.z2[rows_sB], temperature=temperature)
-            total += float(losses_s.double().sum())
+            z1_sBD, z2_sBD = unit(embeddings.z1[rows_sB]), unit(embeddings.z2[rows_sB])
+            for start in range(0, batch_size, anchors):
+                losses_s = LOSSES[loss](
+                    z1_sBD[:, start : start + anchors],
+                    z2_sBD[:, start : start + anchors],
+                    temperature=temperature,
+                    candidates1=z1_sBD,
+                    candidates2=z2_sBD,
+                    offset=start,
+                )
+                total += float(losses_s.double().sum())
     return total / len(batches_SB)

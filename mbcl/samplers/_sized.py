@@ -1,6 +1,6 @@
 """Samplers whose pools are given by a number of samples.
 
-Letters: N samples of the data set, M samples of a pool, B samples a batch.
+Letters: N samples of the data set, M samples of a pool, B samples a batch, D dimensions.
 """
 
 from __future__ import annotations
@@ -8,9 +8,16 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from mbcl.errors import ConfigError
 from mbcl.functional import check_count
+from mbcl.samplers._balanced import in_order
+from mbcl.samplers._base import FloatArray, PoolPlan
 from mbcl.samplers._pools import PoolSampler, even_pools
+from mbcl.samplers._unit import unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,3 +56,22 @@ class SizedPools(PoolSampler):
         """Pools of ``pool // B`` batches; the last takes the rest."""
         batches_a_pool = None if self.pool is None else self.pool // self.batch_size
         return even_pools(num_samples, self.batch_size, batches_a_pool)
+
+    def plan_pool(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
+        """As :meth:`PoolSampler.plan_pool`; inside a batch rows ascend, batches are ordered by their first row.
+
+        Rows of a pool are in random order, so batches are trained on in random order, too. ``plan_one`` may leave
+        similar batches beside each other, which is where ``skip`` looks for samples to exchange.
+        """
+        planned = super().plan_pool(z1_MD, z2_MD, seed)
+        return PoolPlan(in_order(planned.rows), None, planned.neighbours)
+
+
+def unit_rows(z_MD: FloatArray) -> NDArray[np.floating]:
+    """(M, D) rows of length one as :func:`mbcl.samplers._unit.unit`, of an array that may be read-only."""
+    return unit(torch.tensor(z_MD)).numpy()
+
+
+def pair_rows(z1_MD: FloatArray, z2_MD: FloatArray) -> NDArray[np.floating]:
+    """(M, D) sums of both views' unit rows: a product of two sums the four similarities between two samples' views."""
+    return np.asarray(unit_rows(z1_MD) + unit_rows(z2_MD))

@@ -42,6 +42,7 @@ _ENTRIES: tuple[tuple[str, int, str], ...] = (
     (r"plan/seconds", -1, "seconds that computing a batch plan took"),
     (r"plan/age", -1, "epochs since the embeddings that a plan was made from were computed, mean over samples"),
     (r"plan/coverage", 0, "share of the training samples that a plan contains"),
+    (r"plan/conflicts", 0, "pairs of a sample and one of its `skip` nearest that had to share a batch"),
     (
         r"train/loss",
         0,

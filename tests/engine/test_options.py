@@ -56,7 +56,9 @@ def test_autocast_reaches_the_network_and_nothing_else(tmp_path, monkeypatch, pr
     planned: list[torch.dtype] = []
     request = trainer.plans.request
     monkeypatch.setattr(
-        trainer.plans, "request", lambda key, shard: (planned.append(shard.z1.dtype), request(key, shard))
+        trainer.plans,
+        "request",
+        lambda key, shard, *rest, **more: (planned.append(shard.z1.dtype), request(key, shard, *rest, **more)),
     )
     stepped = learner.step(first_batch(trainer), epoch=0, lr=0.1)
     assert set(seen.outputs) == {half}

@@ -77,7 +77,7 @@ def _first_plan(world, content):
     learner = trainer.learner
     shard = embed(learner.model, learner.images, ViewKey(learner.seed), mode="train", batch_size=50, world=world)
     whole = Embeddings(*(dist.gather(part, world) for part in (shard.z1, shard.z2, shard.indices)))
-    trainer.plans.request(PlanKey(0, 0), shard)
+    trainer.plans.request(PlanKey(0, 0), shard, content.build_sampler())
     return whole.ordered(180), trainer.plans.receive(PlanKey(0, 0))
 
 

@@ -28,7 +28,7 @@ def test_dry_run_lists_everything_and_loads_no_ray(space_file, tmp_path):
     assert result.returncode == 0, result.stderr
     for spec in expand(read_space(space_file())).specs:
         assert spec.trial_id in result.stdout
-    assert "sampler = {name: spectral, k: 4, temperature: 0.1}" in result.stdout
+    assert "sampler = {name: spectral, mix: 0.0, skip: 0, k: 4, temperature: 0.1}" in result.stdout
     assert "2 trials, 1 at a time" in result.stdout
     assert "1 worker with" in result.stdout
     assert not (tmp_path / "out").exists(), "a dry run writes nothing"

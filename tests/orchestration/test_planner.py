@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -38,8 +39,8 @@ SPECTRAL = samplers.build("spectral", batch_size=16, k=8)
 
 
 def serial(sampler, embeddings, key=KEY, seed=5):
-    service = LocalPlanService(sampler, num_samples=len(embeddings), seed=seed, world=World())
-    service.request(key, embeddings)
+    service = LocalPlanService(num_samples=len(embeddings), seed=seed, world=World())
+    service.request(key, embeddings, sampler)
     return service.receive(key)
 
 
@@ -49,8 +50,8 @@ def start(local_ray):
 
     planners = []
 
-    def make(sampler=SPECTRAL, num_ranks=1, num_tasks=2):
-        planners.append(PlannerActor.remote(sampler, 5, num_ranks, num_tasks))
+    def make(num_ranks=1, num_tasks=2):
+        planners.append(PlannerActor.remote(5, num_ranks, num_tasks))
         return planners[-1]
 
     yield make
@@ -58,10 +59,10 @@ def start(local_ray):
         ray.kill(planner)
 
 
-def service_of(planner, sampler=SPECTRAL):
+def service_of(planner):
     from mbcl.orchestration.planner import RayPlanService
 
-    return RayPlanService(planner, sampler=sampler.name, seed=5, world=World())
+    return RayPlanService(planner, world=World())
 
 
 def kill_process(planner) -> int:
@@ -75,27 +76,50 @@ def shard(embeddings: Embeddings, rows: slice) -> list:
     return [ray.put(arrays)]
 
 
-@pytest.mark.parametrize("num_tasks", [1, 3])
-@pytest.mark.parametrize(
-    "sampler", [SPECTRAL, samplers.build("osgd", batch_size=16, k=50, q=5)], ids=lambda sampler: sampler.name
-)
-def test_tasks_make_the_serial_plan(start, embeddings, sampler, num_tasks):
-    service = service_of(start(sampler, num_tasks=num_tasks), sampler)
-    service.request(KEY, embeddings)
-    planned = service.receive(KEY)
-    expected = serial(sampler, embeddings)
-    assert torch.equal(planned.plan.batches, expected.plan.batches)
-    assert (planned.loss, planned.lift) == (expected.loss, expected.lift)
-    assert (planned.plan.epoch, planned.plan.round, planned.plan.seed) == (3, 1, 5)
-    assert planned.seconds > 0
+@pytest.mark.parametrize("num_tasks", [1, 2, 4])
+def test_tasks_make_the_serial_plan(start, embeddings, num_tasks):
+    """Both samplers with one planner, asked together: several plans may be on their way."""
+    service = service_of(start(num_tasks=num_tasks))
+    wanted = {
+        KEY: SPECTRAL,
+        PlanKey(3, 2, rounds=2): samplers.build("osgd", batch_size=16, k=50, q=5),
+        PlanKey(4, 0): samplers.build("spectral", batch_size=16, k=4, skip=2),
+    }
+    for key, sampler in wanted.items():
+        service.request(key, embeddings, sampler)
+    for key, sampler in reversed(wanted.items()):
+        planned, expected = service.receive(key), serial(sampler, embeddings, key)
+        assert torch.equal(planned.plan.batches, expected.plan.batches)
+        assert (planned.loss, planned.lift) == (expected.loss, expected.lift)
+        assert (planned.plan.epoch, planned.plan.round, planned.plan.seed) == (key.epoch, key.round, 5)
+        assert planned.plan.conflicts == expected.plan.conflicts
+        assert planned.seconds > 0
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 4, 50])
+@pytest.mark.parametrize("num_items", [0, 1, 5, 39, 500])
+def test_groups_of_pools_are_all_pools_in_order_and_even(num_items, num_tasks):
+    from mbcl.orchestration.planner import POOLS_A_TASK, TaskMap
+
+    groups = TaskMap(num_tasks)._groups(num_items)
+    assert [index for _, group in groups for index in group] == list(range(num_items))
+    sizes = [len(group) for _, group in groups]
+    assert all(start == group[0] for start, group in groups)
+    assert max(sizes, default=0) <= POOLS_A_TASK
+    # Handed out one by one to tasks of equal speed: how long the busiest is at it.
+    busy = [0] * num_tasks
+    for size in sizes:
+        busy[busy.index(min(busy))] += size
+    if (num_items, num_tasks) == (39, 2):
+        assert 39 / max(busy) >= 1.7
 
 
 def test_shards_of_two_ranks_in_any_order(start, embeddings):
     planner = start(num_ranks=2)
     ray.get(planner.deposit.remote(KEY, 1, shard(embeddings, slice(2500, None))))
-    assert ray.get(planner.plan.remote(KEY)) is None, "a shard is missing: the planner must not wait for it"
+    assert ray.get(planner.plan.remote(KEY, SPECTRAL)) is None, "a shard is missing: the planner must not wait for it"
     ray.get(planner.deposit.remote(KEY, 0, shard(embeddings, slice(0, 2500))))
-    planned = ray.get(planner.plan.remote(KEY))
+    planned = ray.get(planner.plan.remote(KEY, SPECTRAL))
     assert planned.plan.digest == serial(SPECTRAL, embeddings).plan.digest
     assert ray.get(planner.held.remote()) == 0, "the planner holds no more than it needs"
 
@@ -111,9 +135,11 @@ def test_killed_between_deposit_and_plan(start, embeddings):
     planner = start()
     ray.get(planner.deposit.remote(KEY, 0, shard(embeddings, slice(None))))
     kill_process(planner)
-    assert ray.get(planner.plan.remote(KEY), timeout=60) is None, "restarted: it says that the shards are gone"
+    assert ray.get(planner.plan.remote(KEY, SPECTRAL), timeout=60) is None, (
+        "restarted: it says that the shards are gone"
+    )
     service = service_of(planner)
-    service.request(KEY, embeddings)
+    service.request(KEY, embeddings, SPECTRAL)
     assert service.receive(KEY).plan.digest == serial(SPECTRAL, embeddings).plan.digest
 
 
@@ -157,16 +183,36 @@ def by_value() -> Iterator[None]:
 def test_killed_while_planning(start, embeddings, by_value):
     gate = ray.remote(num_cpus=0, max_concurrency=100)(Gate).remote()
     sampler = Gated(batch_size=16, k=8, gate=gate)
-    planner = start(sampler)
+    planner = start()
     first = ray.get(planner.__ray_call__.remote(lambda actor: os.getpid()))
-    service = service_of(planner, sampler)
-    service.request(KEY, embeddings)
+    service = service_of(planner)
+    service.request(KEY, embeddings, sampler)
     ray.get(gate.wait_for_arrival.remote(), timeout=60)
     os.kill(first, signal.SIGKILL)
     ray.get(gate.let_through.remote())
     planned = service.receive(KEY)
     assert planned.plan.digest == serial(SPECTRAL, embeddings).plan.digest
     assert ray.get(planner.__ray_call__.remote(lambda actor: os.getpid())) != first
+    ray.kill(gate)
+
+
+def test_killed_while_one_plan_is_made_and_another_waits(start, embeddings, by_value):
+    """As with overlap: plans asked for long before they are received, all of them lost with the planner."""
+    gate = ray.remote(num_cpus=0, max_concurrency=100)(Gate).remote()
+    planner, sampler, second = start(), Gated(batch_size=16, k=8, gate=gate), PlanKey(4, 0)
+    first_process = ray.get(planner.__ray_call__.remote(lambda actor: os.getpid()))
+    service = service_of(planner)
+    begun = time.monotonic()
+    service.request(KEY, embeddings, sampler)
+    ray.get(gate.wait_for_arrival.remote(), timeout=60)
+    service.request(second, embeddings, SPECTRAL)
+    assert ray.get(planner.held.remote(), timeout=60) == 2, "deposits are taken while a plan is made"
+    assert time.monotonic() - begun < 60, "asking waits for no plan"
+    os.kill(first_process, signal.SIGKILL)
+    ray.get(gate.let_through.remote())
+    for key in (KEY, second):
+        assert service.receive(key).plan.digest == serial(SPECTRAL, embeddings, key).plan.digest
+    assert ray.get(planner.held.remote()) == 0
     ray.kill(gate)
 
 
@@ -178,19 +224,19 @@ def test_a_plan_that_takes_longer_than_a_round(start, embeddings, monkeypatch):
     told = []
     broadcast = module.dist.broadcast_object
     monkeypatch.setattr(module.dist, "broadcast_object", lambda x, world: told.append(x) or broadcast(x, world))
-    service.request(KEY, embeddings)
+    service.request(KEY, embeddings, SPECTRAL)
     assert service.receive(KEY).plan.digest == serial(SPECTRAL, embeddings).plan.digest
     assert told.count("waiting") >= 1
     assert set(told) == {"waiting", "ready"}
     monkeypatch.setattr(module, "PLAN_SECONDS", 0.05)
-    service.request(KEY, embeddings)
+    service.request(KEY, embeddings, SPECTRAL)
     with pytest.raises(PlanError, match=r"no plan for epoch 3, round 1 within 0.05 s"):
         service.receive(KEY)
 
 
 def test_what_cannot_be_planned_is_an_error_not_a_retry(start, embeddings):
     sampler = samplers.build("osgd", batch_size=16, k=1000, q=1)
-    service = service_of(start(sampler), sampler)
-    service.request(KEY, embeddings)
+    service = service_of(start())
+    service.request(KEY, embeddings, sampler)
     with pytest.raises((PlanError, ValueError), match="k"):
         service.receive(KEY)

@@ -126,7 +126,13 @@ def test_expansion_in_order_with_stable_names(space_file):
     ]  # fmt: skip
     assert [spec.parameters["train.batch_size"] for spec in trials.specs] == [8, 8, 16, 16, 8, 8, 16, 16]
     assert trials.specs[0].parameters["sampler"] == {"name": "shuffle"}
-    assert trials.specs[4].parameters["sampler"] == {"name": "spectral", "k": 4, "temperature": 0.1}
+    assert trials.specs[4].parameters["sampler"] == {
+        "name": "spectral",
+        "k": 4,
+        "temperature": 0.1,
+        "mix": 0.0,
+        "skip": 0,
+    }
     assert list(trials.specs[0].parameters) == ["sampler", "train.batch_size"]
     for spec in trials.specs:
         assert spec.trial_id == f"{spec.ordinal:03d}-{spec.experiment.digest}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 
-from mbcl.errors import PlanError
-from mbcl.functional import nt_xent
+from mbcl.errors import ConfigError, PlanError
+from mbcl.functional import clip, nt_xent
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers import Shuffle, Spectral, quality
 
@@ -59,3 +60,29 @@ def test_no_loss_at_all_has_no_lift() -> None:
 def test_plan_of_other_samples_is_refused() -> None:
     with pytest.raises(PlanError, match=r"positions must be in 0\.\.19"):
         quality(Shuffle(batch_size=4).plan(30), held(20))
+
+
+def test_the_clip_loss() -> None:
+    embeddings, plan = held(30), Shuffle(batch_size=4).plan(30)
+    losses = [float(clip(embeddings.z1[row], embeddings.z2[row], temperature=0.2)) for row in plan.batches]
+    assert quality(plan, embeddings, temperature=0.2, loss="clip")["loss"] == pytest.approx(sum(losses) / 7, rel=1e-5)
+    with pytest.raises(ConfigError, match="loss must be 'nt_xent' or 'clip', found 'dcl'"):
+        quality(plan, embeddings, loss="dcl")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loss", ["nt_xent", "clip"])
+def test_one_batch_of_everything_is_looked_at_in_parts(
+    loss: Literal["nt_xent", "clip"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings, plan = held(31), Shuffle(batch_size=31).plan(31)
+    whole = quality(plan, embeddings, temperature=0.2, loss=loss)
+    monkeypatch.setattr("mbcl.samplers._quality.CHUNK_ELEMENTS", 4 * 31 * 7)
+    assert quality(plan, embeddings, temperature=0.2, loss=loss) == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_the_length_of_rows_does_not_matter_even_where_its_square_is_not_representable(scale: float) -> None:
+    embeddings, plan = held(30), Shuffle(batch_size=4).plan(30)
+    scales = torch.where(torch.arange(30) % 3 == 0, scale, 1.0)[:, None]
+    stretched = Embeddings(embeddings.z1 * scales, embeddings.z2 / scales)
+    assert quality(plan, stretched) == pytest.approx(quality(plan, embeddings), rel=1e-4)

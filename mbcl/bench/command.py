@@ -1,0 +1,69 @@
+"""The command line of ``mbcl bench``. What is measured is imported only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+DATA_SETS = ("mix_0.5", "mix_1", "mix_2", "digits", "fm_pca", "fm_simclr")
+SAMPLERS = ("spectral", "kmeans", "refined")
+WHOLE = 49_920
+"""39 pools of 1,280: what the published planner plans of 50,000 samples."""
+
+
+def add_bench(commands: Any) -> None:
+    """Add ``bench`` and what can be measured to the commands."""
+    bench = commands.add_parser("bench", help="measure parts of mbcl on this machine")
+    _add_planner(bench.add_subparsers(title="what is measured", metavar="WHAT", required=True))
+
+
+def _add_planner(kinds: Any) -> None:
+    planner = kinds.add_parser(
+        "planner",
+        help="samplers against the published planner: time and plan loss",
+        description="Plan the same random pools with the published planner, written plainly, and with samplers, in one "
+        "run on one thread, and print CPU time and plan loss side by side. A higher plan loss is not a better "
+        "training: see docs/benchmarks.md.",
+    )
+    planner.add_argument("--data-sets", metavar="NAME", nargs="+", default=DATA_SETS, help=f"of {', '.join(DATA_SETS)}")
+    planner.add_argument(
+        "--samplers",
+        metavar="SPEC",
+        nargs="+",
+        default=SAMPLERS,
+        help=f"NAME or NAME:KEY=VALUE,KEY=VALUE as `mbcl list samplers` has them (default: {' '.join(SAMPLERS)})",
+    )
+    planner.add_argument("--seeds", metavar="N", type=int, default=3, help="default: %(default)s")
+    planner.add_argument("--batch-size", metavar="B", type=int, default=32, help="default: %(default)s")
+    planner.add_argument("--pool", metavar="M", type=int, default=1280, help="samples of a pool (default: %(default)s)")
+    planner.add_argument("--pools", metavar="P", type=int, default=3, help="of each data set (default: %(default)s)")
+    planner.add_argument(
+        "--temperature", metavar="T", type=float, default=0.1, help="of the losses that are reported (%(default)s)"
+    )
+    planner.add_argument(
+        "--whole",
+        metavar="N",
+        type=int,
+        nargs="?",
+        const=WHOLE,
+        help=f"also plans of N samples as one pool ({WHOLE} if no number is given), of the data sets that have as many",
+    )
+    planner.add_argument(
+        "--growth", metavar="N", type=int, nargs="+", default=[], help="also plans of mix_1 with so many samples"
+    )
+    planner.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="where Fashion-MNIST's four files lie, for fm_pca and fm_simclr (default: where Debian puts them)",
+    )
+    planner.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the embeddings lie")
+    planner.add_argument("--out", metavar="DIR", help="write planner.json there, too")
+    planner.set_defaults(run=_planner)
+
+
+def _planner(arguments: argparse.Namespace) -> int:
+    from mbcl.bench.planner import Settings, bench_planner
+
+    settings = {key: value for key, value in vars(arguments).items() if key != "run"}
+    bench_planner(Settings(**settings))
+    return 0

@@ -1,0 +1,126 @@
+"""How time and memory of a whole-data plan grow with the number of samples, on the mixture of noise 1.
+
+Letters: N samples, S batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mbcl.bench.embeddings import DIMENSIONS, mixture
+from mbcl.bench.measure import clock_of, random_batches, timed_plan, worth
+from mbcl.bench.specs import Spec
+from mbcl.samplers._pools import one_thread
+from mbcl.seeding import numpy_generator
+
+NOISE = 1.0
+BATCHES_EXAMINED = 4000
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One plan to be made in a process of its own.
+
+    Args:
+        spec: the sampler.
+        num_samples: N.
+        warm_up: samples of the plan that is made before, not counted.
+        batch_size: B.
+        pool: samples of the plan with which compiled code is loaded before memory is looked at.
+        temperature: of the loss that is reported.
+        device: where the embeddings lie.
+    """
+
+    spec: Spec
+    num_samples: int
+    warm_up: int
+    batch_size: int
+    pool: int
+    temperature: float
+    device: str
+
+
+def grow(specs: Sequence[Spec], sizes: Sequence[int], **protocol: Any) -> Iterator[dict[str, Any]]:
+    """A row for every sampler and size, as they are measured; the last of a sampler has the exponent.
+
+    Args:
+        specs: the samplers.
+        sizes: N of each plan; the smallest is also that of the warm-up.
+        protocol: the other fields of :class:`Case`.
+    """
+    for spec in specs:
+        seconds: dict[int, float] = {}
+        for num_samples in sorted(sizes):
+            case = Case(spec, num_samples, min(sizes), **protocol)
+            # A process each, since the peak of memory never falls again.
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                row = pool.submit(measure, case).result()
+            seconds[num_samples] = row["seconds"]
+            if num_samples == max(sizes):
+                row["exponent"] = exponent(seconds)
+            yield row
+
+
+def exponent(seconds: dict[int, float]) -> float | None:
+    """Of time ~ N^a between the smallest and the largest N; None for a single one."""
+    first, last = min(seconds), max(seconds)
+    if first == last:
+        return None
+    return math.log(seconds[last] / seconds[first]) / math.log(last / first)
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Make the data and one plan, in this process.
+
+    ``extra_bytes`` is the peak above what the process held once code was loaded, less the inputs. It includes what
+    making the data takes, 12 MB, and what the warm-up leaves: a bound from above.
+    """
+    with one_thread():
+        clock = clock_of(case.device)
+        _, cold = timed_plan(
+            case.spec.in_pool(case.batch_size, case.pool), mixture(NOISE, case.pool, 1).to(case.device), clock, seed=0
+        )
+        before = _memory("VmRSS", case.device)
+        sampler = case.spec.whole(case.batch_size)
+        data = mixture(NOISE, case.num_samples, 0).to(case.device)
+        timed_plan(sampler, data.first(case.warm_up), clock, seed=0)
+        plan, seconds = timed_plan(sampler, data, clock, seed=0)
+        inputs = 2 * case.num_samples * DIMENSIONS * FLOAT_BYTES
+        extra = _memory("VmHWM", case.device) - before - inputs
+        examined = min(BATCHES_EXAMINED, len(plan))
+        chosen = numpy_generator(0, "bench/examined").permutation(len(plan))[:examined]
+        planned = worth(plan.batches[torch.from_numpy(chosen)], data, case.temperature)
+        chance = worth(random_batches(len(data), case.batch_size, 1, 0)[:examined], data, case.temperature)
+    return {
+        "method": case.spec.text,
+        "num_samples": case.num_samples,
+        "seconds": seconds,
+        "warm_up_seconds": cold,
+        "microseconds_a_sample": seconds / case.num_samples * 1e6,
+        "extra_bytes": extra,
+        "extra_of_inputs": extra / inputs,
+        "batches_examined": examined,
+        "ntxent_lift": planned.ntxent / chance.ntxent,
+        "clip_lift": planned.clip / chance.clip,
+        "coverage": plan.coverage(case.num_samples),
+    }
+
+
+def _memory(what: str, device: str) -> int:
+    """Bytes of this process now (``VmRSS``) or at its peak so far (``VmHWM``); on a GPU, of its allocations there.
+
+    ``ru_maxrss`` would not do: a started process begins with its parent's.
+    """
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() if what == "VmHWM" else torch.cuda.memory_allocated()
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,110 @@
+"""What a plan took and what it is worth.
+
+Letters: N samples, S batches of a plan, B samples a batch.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbcl.bench.embeddings import DataSet
+from mbcl.functional import clip, nt_xent
+from mbcl.plan import BatchPlan
+from mbcl.samplers import Sampler
+from mbcl.seeding import numpy_generator
+
+CHUNK_ELEMENTS = 2**22
+RANDOM_PARTITIONS = 8
+"""Random partitions of a pool whose mean loss counts as that of random batches."""
+LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "numba")
+
+Clock = Callable[[], float]
+
+
+def clock_of(device: str) -> Clock:
+    """Seconds: of this process's CPU time, or on a GPU of wall time after all of its work is done."""
+    return time.process_time if device == "cpu" else _gpu_clock
+
+
+def _gpu_clock() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def environment(device: str) -> dict[str, str]:
+    """Processor, GPU if one is used, and versions."""
+    processor = platform.processor() or platform.machine()
+    described = Path("/proc/cpuinfo")  # Linux only; elsewhere the platform's own words are all there is
+    if described.exists():
+        lines = described.read_text().splitlines()
+        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        processor = models[0] if models else processor
+    found = {"processor": processor, "python": platform.python_version()}
+    if device == "cuda":
+        found["gpu"] = torch.cuda.get_device_name()
+    return found | {library: version(library) for library in LIBRARIES}
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Means over the batches of a plan.
+
+    Args:
+        ntxent: NT-Xent, nats.
+        clip: CLIP loss, nats.
+        same_class: share of the pairs of different samples in a batch that have one class.
+        coverage: share of the samples that the plan visits.
+    """
+
+    ntxent: float
+    clip: float
+    same_class: float
+    coverage: float
+
+
+def worth(batches_SB: Tensor, data: DataSet, temperature: float) -> Worth:
+    """Examine batches, so many at a time that memory does not grow with S."""
+    batch_size = batches_SB.shape[1]
+    totals = torch.zeros(3, dtype=torch.float64)
+    for part_sB in batches_SB.split(max(1, CHUNK_ELEMENTS // (2 * batch_size) ** 2)):
+        rows_sB = part_sB.to(data.labels.device)
+        z1, z2 = data.embeddings.z1[rows_sB], data.embeddings.z2[rows_sB]
+        labels_sB = data.labels[rows_sB]
+        same_s = (labels_sB[:, :, None] == labels_sB[:, None, :]).double().sum(dim=(1, 2)) - batch_size
+        losses = (loss(z1, z2, temperature=temperature).double().sum() for loss in (nt_xent, clip))
+        totals += torch.stack([*losses, same_s.sum() / (batch_size * (batch_size - 1))]).cpu()
+    ntxent, clipped, same_class = (totals / len(batches_SB)).tolist()
+    return Worth(ntxent, clipped, same_class, len(torch.unique(batches_SB)) / len(data))
+
+
+def random_batches(num_samples: int, batch_size: int, partitions: int, seed: int) -> Tensor:
+    """(S * partitions, B) int64: random partitions, each without the N mod B samples that fill no batch."""
+    generator = numpy_generator(seed, "bench/random")
+    used = num_samples // batch_size * batch_size
+    orders = [generator.permutation(num_samples)[:used] for _ in range(partitions)]
+    return torch.from_numpy(np.concatenate(orders).reshape(-1, batch_size))
+
+
+def timed_plan(sampler: Sampler, data: DataSet, clock: Clock, *, seed: int, epoch: int = 0) -> tuple[BatchPlan, float]:
+    """A plan of the whole data set, and the seconds of making it."""
+    with warnings.catch_warnings():
+        # What a sampler has to say about its settings it said when they were checked.
+        warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)
+        start = clock()
+        plan = sampler.plan(len(data), data.embeddings, seed=seed, epoch=epoch)
+        return plan, clock() - start
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The geometric mean of numbers above 0."""
+    return float(np.exp(np.mean(np.log(values))))

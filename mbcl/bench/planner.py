@@ -1,0 +1,286 @@
+"""``mbcl bench planner``: tables of speed, loss and growth, against the published planner in the same run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from mbcl import __version__
+from mbcl.bench.embeddings import MAKERS, Library
+from mbcl.bench.growth import grow
+from mbcl.bench.measure import clock_of, environment, timed_plan
+from mbcl.bench.pools import PUBLISHED, RANDOM, Protocol, baseline, compare, geometric_means, pools_of
+from mbcl.bench.specs import Spec, parse_spec
+from mbcl.bench.whole import compare_whole
+from mbcl.errors import ConfigError, DataError, nearest
+from mbcl.functional import check_count, check_temperature
+from mbcl.samplers._pools import one_thread
+from mbcl.storage import Store, open_store, write_text
+
+FILE = "planner.json"
+
+Row = dict[str, Any]
+Column = tuple[str, Callable[[Row], str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured; see ``mbcl bench planner --help``."""
+
+    data_sets: Sequence[str]
+    samplers: Sequence[str]
+    seeds: int
+    batch_size: int
+    pool: int
+    pools: int
+    temperature: float
+    whole: int | None
+    growth: Sequence[int]
+    data_dir: str | None
+    device: str
+    out: str | None
+
+    def check(self) -> list[Spec]:
+        """Refuse what cannot be measured before anything is; returns the samplers' specifications.
+
+        Raises:
+            ConfigError: one line with what was found and what is allowed.
+        """
+        for name in self.data_sets:
+            if name not in MAKERS:
+                raise ConfigError(f"--data-sets: unknown {name!r}; {nearest(name, MAKERS)}")
+        for option, values in (("--data-sets", self.data_sets), ("--samplers", self.samplers)):
+            if len(set(values)) < len(values):
+                raise ConfigError(f"{option}: each once, found {' '.join(values)}")
+        for option, value in (("--seeds", self.seeds), ("--pools", self.pools)):
+            check_count(option, value)
+        check_count("--batch-size", self.batch_size, least=2)
+        check_temperature(self.temperature)
+        if self.pool % self.batch_size or self.pool < 2 * self.batch_size:
+            raise ConfigError(
+                f"--pool must be a multiple of the batch size {self.batch_size}, two batches at least, "
+                f"found {self.pool}"
+            )
+        whole = [] if self.whole is None else [self.whole]
+        for option, sizes in (("--whole", whole), ("--growth", self.growth)):
+            for size in sizes:
+                if size < self.pool:
+                    raise ConfigError(f"{option} must be at least --pool, {self.pool}, found {size}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("--device cuda: torch finds no GPU here; allowed is cpu")
+        specs = [parse_spec(text) for text in self.samplers]
+        for spec in specs:
+            spec.in_pool(self.batch_size, self.pool).check(self.pool)
+            for size in (*whole, *self.growth):
+                spec.whole(self.batch_size).check(size)
+        return specs
+
+
+def bench_planner(settings: Settings) -> None:
+    """Measure, print tables as they are found, and write ``planner.json`` if a folder is given."""
+    specs = settings.check()
+    store = None if settings.out is None else open_store(settings.out)
+    console = Console(highlight=False, soft_wrap=True)
+    described = environment(settings.device)
+    console.print(f"mbcl {__version__}, " + ", ".join(f"{name} {value}" for name, value in described.items()))
+    unit = "CPU seconds of one thread" if settings.device == "cpu" else "wall seconds, the baseline's on one CPU thread"
+    console.print(f"B = {settings.batch_size}, temperature {settings.temperature:g}; times are {unit}")
+    record: Row = {"mbcl": __version__, "environment": described, "time": unit, "settings": asdict(settings)}
+    with one_thread():
+        _measure(settings, specs, console, record, store)
+
+
+def _measure(settings: Settings, specs: Sequence[Spec], console: Console, record: Row, store: Store | None) -> None:
+    library = Library(settings.data_dir, settings.device)
+    protocol = Protocol(
+        settings.batch_size,
+        settings.pool,
+        settings.pools,
+        settings.seeds,
+        settings.temperature,
+        clock_of(settings.device),
+    )
+    names = _available(settings, library, console)
+    record["warm_up_seconds"] = _warm_up(names[0], library, specs, protocol, console)
+    _save(store, record)
+    record["pools"] = []
+    for name in names:
+        with console.status(f"{name}: {len(specs)} samplers and the published planner"):
+            record["pools"] += compare(name, library, specs, protocol)
+    record["geometric_means"] = geometric_means(record["pools"])
+    _print_pools(console, record, protocol)
+    _save(store, record)
+    if settings.whole is not None:
+        record["whole"] = _whole(settings, settings.whole, names, library, specs, protocol, console)
+        _save(store, record)
+    if settings.growth:
+        record["growth"] = _growth(settings, specs, console)
+        _save(store, record)
+
+
+def _save(store: Store | None, record: Row) -> None:
+    """After every table, so that an interrupted run leaves what it has."""
+    if store is not None:
+        write_text(store, FILE, json.dumps(record, indent=1))
+
+
+def _available(settings: Settings, library: Library, console: Console) -> list[str]:
+    """The data sets that can be made here; a line for each of the others.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    names = []
+    for name in settings.data_sets:
+        try:
+            with console.status(f"making {name}"):
+                found = len(library.get(name, settings.pool * settings.pools, 0))
+        except DataError as error:
+            if settings.data_dir is not None:
+                raise
+            console.print(f"{name} left out: --data-dir must name the folder of Fashion-MNIST's files: {error}")
+            continue
+        if found < settings.pool:
+            console.print(f"{name} left out: it has {found} samples, fewer than a pool of {settings.pool}")
+            continue
+        names.append(name)
+    if not names:
+        raise ConfigError(f"--data-sets: none of {' '.join(settings.data_sets)} can be measured, see above")
+    return names
+
+
+def _warm_up(
+    name: str, library: Library, specs: Sequence[Spec], protocol: Protocol, console: Console
+) -> dict[str, float]:
+    """One plan of one pool by each planner, not counted: imports, and compiled code made or loaded."""
+    _, data = next(pools_of(name, library, protocol, 0))
+    seconds = {PUBLISHED: baseline(data, protocol, 0).seconds}
+    for spec in specs:
+        sampler = spec.in_pool(protocol.batch_size, protocol.pool)
+        _, seconds[spec.text] = timed_plan(sampler, data, protocol.clock, seed=0)
+    console.print(
+        "first plan, not counted below: " + ", ".join(f"{method} {value:.2f} s" for method, value in seconds.items())
+    )
+    return seconds
+
+
+def _whole(
+    settings: Settings,
+    num_samples: int,
+    names: Sequence[str],
+    library: Library,
+    specs: Sequence[Spec],
+    protocol: Protocol,
+    console: Console,
+) -> list[Row]:
+    rows: list[Row] = []
+    for name in names:
+        data = library.get(name, num_samples, 0)
+        if len(data) < num_samples:
+            console.print(f"{name} has {len(data)} samples: not planned as a whole of {num_samples}")
+            continue
+        data = data.first(num_samples)
+        with console.status(f"{name}: plans of {num_samples} samples"):
+            rows += compare_whole(data, specs, protocol)
+    if rows:
+        planned, pools = min(settings.pools, num_samples // settings.pool), num_samples // settings.pool
+        console.print(
+            f"\nWhole data, {num_samples} samples, seeds: {settings.seeds}. The published planner: {planned} "
+            f"of its {pools} random pools of {settings.pool}, time x {pools / planned:g}"
+        )
+        _print_table(console, rows, [("seconds", _seconds), *_LOSS_COLUMNS])
+    return rows
+
+
+def _seconds(row: Row) -> str:
+    return "" if row["method"] == RANDOM else f"{row['seconds']:.2f}"
+
+
+def _growth(settings: Settings, specs: Sequence[Spec], console: Console) -> list[Row]:
+    rows = []
+    with console.status("growth"):
+        for row in grow(
+            specs,
+            settings.growth,
+            batch_size=settings.batch_size,
+            pool=settings.pool,
+            temperature=settings.temperature,
+            device=settings.device,
+        ):
+            rows.append(row)
+    console.print("\nGrowth on mix_1: memory is the peak above the inputs, and in multiples of both")
+    columns: list[Column] = [
+        ("samples", lambda row: str(row["num_samples"])),
+        ("seconds", lambda row: f"{row['seconds']:.2f}"),
+        ("us a sample", lambda row: f"{row['microseconds_a_sample']:.1f}"),
+        ("exponent", lambda row: f"{row['exponent']:.2f}" if row.get("exponent") is not None else ""),
+        ("memory", lambda row: f"{row['extra_bytes'] / 1e6:.0f} MB"),
+        ("of inputs", lambda row: f"{row['extra_of_inputs']:.2f}"),
+        ("coverage", lambda row: f"{row['coverage']:.2f}"),
+        ("lift", lambda row: f"{row['ntxent_lift']:.2f}"),
+        ("CLIP lift", lambda row: f"{row['clip_lift']:.2f}"),
+    ]
+    _print_table(console, rows, columns)
+    return rows
+
+
+# -- printing -----------------------------------------------------------------------------------------------------
+
+_LOSS_COLUMNS: list[Column] = [
+    ("NT-Xent", lambda row: f"{row['ntxent_ratio']:.3f}"),
+    ("CLIP", lambda row: f"{row['clip_ratio']:.3f}"),
+    ("lift", lambda row: f"{row['ntxent_lift']:.2f}"),
+    ("CLIP lift", lambda row: f"{row['clip_lift']:.2f}"),
+    ("same class", lambda row: f"{row['same_class']:.3f}"),
+    ("coverage", lambda row: f"{row['coverage']:.2f}"),
+]
+
+
+def _print_pools(console: Console, record: Row, protocol: Protocol) -> None:
+    console.print(
+        f"\nThe same random pools of {protocol.pool}, up to {protocol.num_pools} a data set and seed, seeds: "
+        f"{protocol.seeds}. NT-Xent and CLIP: plan loss over the published planner's; lift: over random batches'"
+    )
+    columns: list[Column] = [
+        ("ms a pool", lambda row: f"{1e3 * row['seconds']:.1f}" if row["method"] != RANDOM else ""),
+        ("speed", lambda row: f"{row['speedup']:.1f}x" if row["method"] != RANDOM else ""),
+        *_LOSS_COLUMNS,
+    ]
+    _print_table(console, record["pools"], columns)
+    console.print("\nGeometric means over data sets (least in brackets)")
+    means: list[Column] = [
+        ("speed", lambda row: f"{row['speedup']:.1f}x ({row['least_speedup']:.1f}x)"),
+        ("NT-Xent", lambda row: f"{row['ntxent_ratio']:.3f} ({row['least_ntxent_ratio']:.3f})"),
+        ("CLIP", lambda row: f"{row['clip_ratio']:.3f} ({row['least_clip_ratio']:.3f})"),
+    ]
+    _print_table(console, record["geometric_means"], means)
+    console.print("\nThe published planner by stage, ms a pool")
+    stages = [row for row in record["pools"] if row["method"] == PUBLISHED]
+    by_stage: list[Column] = [
+        (stage, lambda row, stage=stage: f"{1e3 * row['stages'][stage]:.0f}")  # type: ignore[misc]
+        for stage in stages[0]["stages"]
+    ]
+    _print_table(console, stages, [*by_stage, ("total", lambda row: f"{1e3 * row['seconds']:.0f}")])
+
+
+def _print_table(console: Console, rows: Sequence[Row], columns: Sequence[Column]) -> None:
+    """Names to the left, numbers to the right, each column as wide as it must be."""
+    names: list[Column] = [
+        (key.replace("_", " "), lambda row, key=key: str(row[key]))  # type: ignore[misc]
+        for key in ("data_set", "method")
+        if key in rows[0]
+    ]
+    lines = [[title for title, _ in [*names, *columns]]]
+    lines += [[show(row) for _, show in [*names, *columns]] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell.ljust(width) if place < len(names) else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        console.print("  ".join(cells).rstrip(), markup=False)

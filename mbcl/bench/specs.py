@@ -1,0 +1,73 @@
+"""Samplers as words on a command line: ``refined``, ``refined:sweeps=3``, ``gcbs:degree=13,mix=0.1``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import signature
+
+from mbcl.configuration import parse_yaml
+from mbcl.errors import ConfigError
+from mbcl.samplers import SAMPLERS, Sampler, build
+
+FORM = "NAME or NAME:KEY=VALUE,KEY=VALUE"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A sampler and the parameters that were given for it.
+
+    Args:
+        text: as given; how the sampler is called in tables.
+        name: registered name.
+        parameters: what was given.
+    """
+
+    text: str
+    name: str
+    parameters: Mapping[str, object]
+
+    def in_pool(self, batch_size: int, num_samples: int) -> Sampler:
+        """The sampler that plans one pool as a whole, as the published planner does; given parameters are kept.
+
+        ``osgd`` keeps a tenth of the pool's batches, its published share.
+        """
+        num_batches = num_samples // batch_size
+        fitting: dict[str, dict[str, object]] = {
+            "spectral": {"k": num_batches},
+            "osgd": {"k": num_batches, "q": max(1, num_batches // 10)},
+        }
+        return self._build(batch_size, fitting.get(self.name, self._pool(num_samples)))
+
+    def whole(self, batch_size: int) -> Sampler:
+        """The sampler for a whole data set: one pool unless ``pool`` was given."""
+        return self._build(batch_size, self._pool(None))
+
+    def _pool(self, value: int | None) -> dict[str, object]:
+        return {"pool": value} if "pool" in signature(SAMPLERS[self.name]).parameters else {}
+
+    def _build(self, batch_size: int, fitting: Mapping[str, object]) -> Sampler:
+        return build(self.name, batch_size=batch_size, **{**fitting, **self.parameters})
+
+
+def parse_spec(text: str) -> Spec:
+    """Read one specification.
+
+    Raises:
+        ConfigError: if it is not of the form, or there is no sampler of that name.
+
+    Example:
+        >>> parse_spec("osgd:k=20,criterion=min").parameters
+        {'k': 20, 'criterion': 'min'}
+    """
+    name, colon, rest = text.partition(":")
+    parameters: dict[str, object] = {}
+    for part in rest.split(",") if colon else ():
+        key, equals, value = part.partition("=")
+        if not (key and equals and value) or key in parameters:
+            raise ConfigError(f"--samplers {text}: expected {FORM}, each key once, found {part!r}")
+        parameters[key] = parse_yaml(value, f"--samplers {text}")
+    try:
+        return Spec(text, SAMPLERS.canonical(name), parameters)
+    except ConfigError as error:
+        raise ConfigError(f"--samplers {text}: {error}") from error

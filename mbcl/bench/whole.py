@@ -1,0 +1,63 @@
+"""Planners on whole data sets: what they reach where they are not held to pools of a thousand.
+
+Letters: N samples, M samples of a pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mbcl.bench.embeddings import DataSet
+from mbcl.bench.measure import Worth, random_batches, timed_plan, worth
+from mbcl.bench.pools import PUBLISHED, RANDOM, Measured, Protocol, baseline, pool_rows
+from mbcl.bench.specs import Spec
+
+PARTITIONS = 4
+"""Random partitions whose mean loss counts as that of random batches."""
+
+
+def compare_whole(data: DataSet, specs: Sequence[Spec], protocol: Protocol) -> list[dict[str, Any]]:
+    """One row for random batches, the published planner and every sampler.
+
+    The published planner takes random pools, of which ``protocol.num_pools`` are planned: their mean loss stands for
+    all, their mean seconds are multiplied by the number of pools.
+    """
+    pools = pool_rows(len(data), protocol.pool, protocol.num_pools, 0)
+    published = [baseline(data.take(rows_M), protocol, 0) for rows_M in pools]
+    chance = worth(random_batches(len(data), protocol.batch_size, PARTITIONS, 0), data, protocol.temperature)
+    rows = [_row(data, RANDOM, [Measured(0.0, chance)], published, chance)]
+    mean = _row(data, PUBLISHED, published, published, chance)
+    num_pools = len(data) // protocol.pool
+    rows.append(mean | {"seconds": mean["seconds"] * num_pools, "pools": num_pools, "pools_planned": len(pools)})
+    rows[-1]["coverage"] = num_pools * protocol.pool / len(data)
+    for spec in specs:
+        sampler = spec.whole(protocol.batch_size)
+        # Not counted: compiled code is loaded, and on a GPU memory is taken from the driver.
+        _, first_seconds = timed_plan(sampler, data, protocol.clock, seed=0)
+        plans = []
+        for seed in range(protocol.seeds):
+            plan, seconds = timed_plan(sampler, data, protocol.clock, seed=seed)
+            plans.append(Measured(seconds, worth(plan.batches, data, protocol.temperature)))
+        rows.append(_row(data, spec.text, plans, published, chance) | {"first_seconds": first_seconds})
+    return rows
+
+
+def _row(
+    data: DataSet, method: str, plans: Sequence[Measured], published: Sequence[Measured], chance: Worth
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "data_set": data.name,
+        "method": method,
+        "num_samples": len(data),
+        "plans": len(plans),
+        "seconds": float(np.mean([plan.seconds for plan in plans])),
+    }
+    for loss in ("ntxent", "clip"):
+        mean, of_published = (float(np.mean([getattr(plan.worth, loss) for plan in of])) for of in (plans, published))
+        row |= {loss: mean, f"{loss}_ratio": mean / of_published, f"{loss}_lift": mean / getattr(chance, loss)}
+    for share in ("same_class", "coverage"):
+        row[share] = float(np.mean([getattr(plan.worth, share) for plan in plans]))
+    return row

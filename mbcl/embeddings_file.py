@@ -1,0 +1,57 @@
+"""Files of embeddings: ``.npz`` with ``z1``, ``z2``, and optionally ``indices`` and ``labels``.
+
+Letters: N samples, D dimensions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbcl.arrays import read_arrays
+from mbcl.errors import ConfigError, PlanError
+from mbcl.plan import Embeddings
+
+FLOATS = ("float16", "float32", "float64")
+
+
+def read_embeddings(path: Path | str) -> tuple[Embeddings, Tensor | None]:
+    """The embeddings of a whole data set, and the samples' classes if the file has them.
+
+    Args:
+        path: an ``.npz`` file with ``z1`` and ``z2``, (N, D) float16, float32 or float64; ``indices``, (N,) integers,
+            the data-set position of each row, ``arange(N)`` if omitted; ``labels``, (N,) of any type that sorts.
+
+    Returns:
+        Embeddings with row p holding position p, float16 raised to float32; (N,) int64 classes, in the same order,
+        numbered from 0.
+
+    Raises:
+        ConfigError: if the file is not that; the text names the file, what was found and what is allowed.
+    """
+    arrays = read_arrays(path, ("z1", "z2"), ("indices", "labels"))
+    z1, z2 = arrays.pop("z1"), arrays.pop("z2")
+    for name, array in (("z1", z1), ("z2", z2)):
+        if array.dtype.name not in FLOATS:
+            raise ConfigError(f"{path}: {name} is {array.dtype}, expected {', '.join(FLOATS)}")
+    num_rows = len(z1) if z1.ndim else 0
+    indices, labels = arrays.get("indices"), arrays.get("labels")
+    if indices is not None and (indices.shape != (num_rows,) or indices.dtype.kind not in "iu"):
+        raise ConfigError(
+            f"{path}: indices are {indices.shape} {indices.dtype}, expected one integer for each of {num_rows} rows"
+        )
+    if labels is not None and labels.shape != (num_rows,):
+        raise ConfigError(f"{path}: labels are {labels.shape}, expected one for each of {num_rows} rows")
+    positions = np.arange(num_rows) if indices is None else indices.astype(np.int64)
+    try:
+        held = Embeddings(torch.from_numpy(z1), torch.from_numpy(z2), torch.from_numpy(positions))
+        ordered = held.ordered(num_rows)
+    except PlanError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if labels is None:
+        return ordered, None
+    classes = torch.from_numpy(np.unique(labels, return_inverse=True)[1].astype(np.int64))
+    return ordered, classes[torch.argsort(held.indices)]

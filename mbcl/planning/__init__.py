@@ -1,0 +1,1 @@
+"""Plans made outside training: ``mbcl plan``."""

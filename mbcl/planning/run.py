@@ -1,0 +1,177 @@
+"""From a file of embeddings to a file with a plan, and what is to be said about it."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mbcl.configuration import PathConfigError, apply_overrides, parse_yaml, validate_parameters
+from mbcl.embeddings_file import read_embeddings
+from mbcl.errors import ConfigError, PlanError
+from mbcl.functional import check_count, check_temperature
+from mbcl.plan import BatchPlan, Embeddings, examine
+from mbcl.planning.console import Stages, table
+from mbcl.planning.quality import measure
+from mbcl.samplers import SAMPLERS, Sampler, build
+from mbcl.storage import Store, open_store
+
+DEFAULT_TEMPERATURE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the command line asks for; see ``mbcl plan --help``."""
+
+    embeddings: str | None
+    num_samples: int | None
+    sampler: str
+    overrides: list[str]
+    batch_size: int
+    seed: int
+    epoch: int
+    round: int
+    temperature: float | None
+    compare: str | None
+    check: bool
+    json: bool
+    overwrite: bool
+    out: str
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What is known about the samples: N, and where a file was given (N, D) embeddings and (N,) classes."""
+
+    num_samples: int
+    embeddings: Embeddings | None = None
+    labels: torch.Tensor | None = None
+
+
+def run(request: Request) -> int:
+    """Plan, examine, measure, write, print; returns the exit code.
+
+    Raises:
+        ConfigError: if what was asked for cannot be; before anything long where the command line alone decides.
+        PlanError: if the plan is not sound, or with ``check`` another one the second time. Nothing is written then.
+    """
+    for name in ("seed", "epoch", "round"):
+        value = check_count(f"--{name}", getattr(request, name), least=0)
+        if value >= 2**63:
+            raise ConfigError(f"--{name} must be below 2^63, found {value}")
+    sampler = sampler_of(request)
+    temperature = getattr(sampler, "temperature", DEFAULT_TEMPERATURE)
+    if request.temperature is not None:
+        temperature = check_temperature(request.temperature)
+    store, name = _target(request)
+    other = _other_plan(request)
+    with Stages() as stages:
+        samples = _samples(request, sampler, stages)
+        _check_fits(other, samples.num_samples)
+        start = time.perf_counter()
+        plan = _plan(sampler, samples, request, stages, "planning")
+        seconds = time.perf_counter() - start
+        if request.check:
+            again = _plan(sampler, samples, request, stages, "planning again")
+            if again.digest != plan.digest:
+                raise PlanError(f"planned twice, the digests are {plan.digest} and {again.digest}; nothing is written")
+        facts = {
+            "sampler": sampler.name,
+            "parameters": repr(sampler),
+            "seconds": seconds,
+            "same_when_planned_again": True if request.check else None,
+            **measure(
+                plan,
+                num_samples=samples.num_samples,
+                embeddings=samples.embeddings,
+                labels=samples.labels,
+                other=other,
+                temperature=temperature,
+                seed=request.seed,
+                stage=stages.begin,
+            ),
+        }
+        store.write_bytes(name, plan.to_bytes())
+    facts["plan"] = f"{store.uri}/{name}"
+    if request.json:
+        finite = {key: None if isinstance(x, float) and math.isnan(x) else x for key, x in facts.items()}
+        sys.stdout.write(json.dumps(finite, indent=1) + "\n")
+    else:
+        table(facts)
+    return 0
+
+
+def sampler_of(request: Request) -> Sampler:
+    """The sampler that was named, with its parameters.
+
+    Raises:
+        ConfigError: if there is none of that name, or a parameter is unknown or out of range.
+    """
+    block = parse_yaml(request.sampler, "--sampler")
+    block = {"name": block} if isinstance(block, str) else block
+    if not isinstance(block, dict) or not isinstance(block.get("name"), str):
+        raise ConfigError(f"--sampler: expected a name or a block such as {{name: ...}}, found {request.sampler!r}")
+    apply_overrides(block, request.overrides)
+    name = SAMPLERS.canonical(block.pop("name"))
+    try:
+        parameters = validate_parameters(SAMPLERS[name], block, frozenset({"batch_size"}))
+    except PathConfigError as error:
+        raise ConfigError(f"sampler {name!r}: {error.path}: {error}") from error
+    return build(name, batch_size=request.batch_size, **parameters)
+
+
+def _target(request: Request) -> tuple[Store, str]:
+    """The folder and the file's name, refused where a plan is already."""
+    folder, name = request.out.rstrip("/"), "plan.npz"
+    if folder.endswith(".npz") and not Path(folder).is_dir():
+        folder, _, name = folder.rpartition("/")
+        folder = folder or ("/" if request.out.startswith("/") else ".")
+    store = open_store(folder or request.out)
+    if store.exists(name) and not request.overwrite:
+        raise ConfigError(f"{store.uri}/{name}: is there already; add --overwrite, or choose another --out")
+    return store, name
+
+
+def _samples(request: Request, sampler: Sampler, stages: Stages) -> Samples:
+    if (request.embeddings is None) == (request.num_samples is None):
+        raise ConfigError("give either --embeddings FILE or, for samplers without embeddings, --num-samples N")
+    if request.embeddings is not None:
+        stages.begin("reading embeddings")
+        embeddings, labels = read_embeddings(request.embeddings)
+        return Samples(len(embeddings), embeddings, labels)
+    if sampler.needs_embeddings:
+        raise ConfigError(f"sampler {sampler.name!r} plans from embeddings; give --embeddings FILE")
+    return Samples(check_count("--num-samples", request.num_samples))
+
+
+def _other_plan(request: Request) -> BatchPlan | None:
+    try:
+        return BatchPlan.load(request.compare) if request.compare is not None else None
+    except PlanError as error:
+        raise ConfigError(f"--compare: {error}") from error
+
+
+def _check_fits(other: BatchPlan | None, num_samples: int) -> None:
+    try:
+        if other is not None:
+            other.validate(num_samples, distinct=False)
+    except PlanError as error:
+        raise ConfigError(f"--compare: a plan of other samples: {error}") from error
+
+
+def _plan(sampler: Sampler, samples: Samples, request: Request, stages: Stages, words: str) -> BatchPlan:
+    stages.begin(words)
+    plan = sampler.plan(
+        samples.num_samples,
+        samples.embeddings,
+        seed=request.seed,
+        epoch=request.epoch,
+        round=request.round,
+        map_pools=stages.map_pools,
+    )
+    return examine(plan, sampler, samples.num_samples)

@@ -1,0 +1,229 @@
+"""What a plan is held against: the loss that no plan can pass, another plan, the samples' classes.
+
+Letters: N samples, S batches of a plan, B samples a batch, n samples whose anchors are looked at, a of them at a time,
+A = 2a anchors, C candidates at a time, D dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mbcl.errors import PlanError
+from mbcl.functional import check_temperature
+from mbcl.plan import BatchPlan, Embeddings
+from mbcl.samplers._unit import unit
+from mbcl.seeding import torch_generator
+
+CHUNK_ELEMENTS = 2**22
+"""Similarities held at once: 16 MiB in float32, of which there are about six."""
+ANCHORS = 512
+"""Samples whose anchors meet a block of candidates together."""
+EXACT_PAIRS = 2**24
+"""Up to so many pairs of samples all anchors are looked at: 4,096 samples, a second of one core."""
+SAMPLED_PAIRS = 2**26
+LEAST_SAMPLES = 256
+
+
+class Bound(NamedTuple):
+    """A mean over anchors.
+
+    Args:
+        value: the mean, nats.
+        num_anchors: so many were looked at.
+        standard_error: of ``value``, from the choice of anchors; 0 where all were looked at.
+    """
+
+    value: float
+    num_anchors: int
+    standard_error: float
+
+
+class Share(NamedTuple):
+    """A share of pairs, in [0, 1].
+
+    Args:
+        value: of the plan; NaN if no two samples share a batch.
+        expected: the mean of the same share over random batches.
+    """
+
+    value: float
+    expected: float
+
+
+@torch.no_grad()
+def upper_bound(
+    plan: BatchPlan,
+    embeddings: Embeddings,
+    *,
+    temperature: float = 0.1,
+    seed: int = 0,
+    num_samples: int | None = None,
+) -> Bound:
+    r"""A mean NT-Xent that no plan can exceed, if its batches are as large and it visits the same samples as often.
+
+    With S the similarities over the temperature of the normalised views, anchor a of sample i and p its other view:
+
+    .. math:: \ell_a = \log\Big(e^{S_{ap}} + \max_{J}\sum_{j\in J} \big(e^{S_{a j_1}} + e^{S_{a j_2}}\big)\Big) - S_{ap}
+
+    with J any B - 1 other samples of the data set: the B - 1 that raise the denominator most.
+
+    Proof: in any batch of B, the loss of anchor a is the same expression with J the B - 1 others of the batch, and the
+    logarithm grows with the sum; so it is at most :math:`\ell_a`. The loss of a plan is the mean over the anchors of
+    all its places, hence at most the mean of :math:`\ell_a` over them, whoever meets whom. For a partition of the
+    data set that is the mean over all 2N anchors, whatever the partition.
+
+    It is seldom reached: two samples need not be among each other's hardest.
+
+    Args:
+        plan: (S, B) batches; only its B and how often it visits a sample matter.
+        embeddings: of all N samples, rows in any order, on any device.
+        temperature: dimensionless, above 0.
+        seed: of the places that are looked at, where these are not all.
+        num_samples: so many places of the plan are looked at, drawn without repetition; if omitted, all where that are
+            at most 2^24 pairs, otherwise 2^26 / N of them, and at least 256. Both anchors of a place are taken.
+
+    Returns:
+        The mean, the number of anchors, and its standard error.
+
+    Raises:
+        PlanError: if the embeddings do not hold each sample once or the plan does not fit them.
+        ConfigError: if the temperature is not a finite number above 0.
+
+    Example:
+        >>> plan = BatchPlan(torch.tensor([[0, 1], [2, 3]]), "example")
+        >>> z = torch.eye(4)[[0, 1, 0, 1]]  # partitions reach log(1 + 2/e) = 0.5514 and log(3) = 1.0986
+        >>> round(upper_bound(plan, Embeddings(z, z), temperature=1.0).value, 4)
+        1.0986
+    """
+    check_temperature(temperature)
+    plan.validate(len(embeddings), distinct=False)
+    ordered = embeddings.ordered(len(embeddings))
+    places = plan.batches.flatten()
+    if num_samples is None:
+        exact = len(places) * len(embeddings) <= EXACT_PAIRS
+        num_samples = len(places) if exact else max(LEAST_SAMPLES, SAMPLED_PAIRS // len(embeddings))
+    num_samples = min(num_samples, len(places))
+    if num_samples < len(places):
+        order = torch.randperm(len(places), generator=torch_generator(seed, "quality/bound"))
+        places = places[order[:num_samples]]
+    num_others = plan.batches.shape[1] - 1
+    bound_n = torch.cat([_bounds(part, ordered, temperature, num_others) for part in places.split(ANCHORS)])
+    spread = float(bound_n.std()) if num_samples > 1 else float("nan")
+    unseen = 1 - num_samples / plan.batches.numel()
+    error = spread * (unseen / num_samples) ** 0.5 if unseen else 0.0
+    return Bound(float(bound_n.mean()), 2 * num_samples, error)
+
+
+def _bounds(rows_a: Tensor, embeddings: Embeddings, temperature: float, num_others: int) -> Tensor:
+    """(a,) float64 on the CPU: the mean of the bounds of both anchors of some samples."""
+    rows_a = rows_a.to(embeddings.z1.device)
+    u_aD, v_aD = unit(embeddings.z1[rows_a]), unit(embeddings.z2[rows_a])
+    anchor_AD = torch.cat([u_aD, v_aD]) / temperature
+    sample_A1 = rows_a.repeat(2)[:, None]
+    pos_A = (u_aD * v_aD).sum(dim=1).repeat(2) / temperature
+    log_sum_AK = anchor_AD.new_empty(len(anchor_AD), 0)
+    step = max(1, CHUNK_ELEMENTS // len(anchor_AD))
+    for start in range(0, len(embeddings), step):
+        s1_AC = anchor_AD @ unit(embeddings.z1[start : start + step]).T
+        s2_AC = anchor_AD @ unit(embeddings.z2[start : start + step]).T
+        own_A1 = sample_A1 - start
+        mine = ((own_A1 >= 0) & (own_A1 < s1_AC.shape[1])).squeeze(1)
+        for s_AC in (s1_AC, s2_AC):
+            s_AC[mine.nonzero().squeeze(1), own_A1[mine, 0]] = -torch.inf
+        # Relative to the row's largest, so that nothing overflows; what underflows is 10^38 times smaller than it.
+        # No similarity is below -1: only the row of a sample that is alone in its block is raised.
+        top_A1 = torch.maximum(s1_AC.amax(dim=1), s2_AC.amax(dim=1)).clamp(min=-2 / temperature)[:, None]
+        sum_AC = s1_AC.sub_(top_A1).exp_().add_(s2_AC.sub_(top_A1).exp_())
+        best_AK = sum_AC.topk(min(num_others, sum_AC.shape[1]), dim=1).values.log() + top_A1
+        log_sum_AK = torch.cat([log_sum_AK, best_AK], dim=1)
+        log_sum_AK = log_sum_AK.topk(min(num_others, log_sum_AK.shape[1]), dim=1).values
+    x_A = log_sum_AK.logsumexp(dim=1) - pos_A
+    return torch.logaddexp(x_A, torch.zeros_like(x_A)).double().view(2, -1).mean(dim=0).cpu()
+
+
+def overlap(plan: BatchPlan, other: BatchPlan, num_samples: int) -> Share:
+    """Of the pairs of samples that share a batch of ``plan``, the share that also shares a batch of ``other``.
+
+    Args:
+        plan: (S, B) batches of the N samples.
+        other: (S', B'), of the same samples.
+        num_samples: N.
+
+    Returns:
+        The share, and what it would be were the samples of ``other`` drawn at random: the share of all pairs that
+        share one of its batches.
+
+    Raises:
+        PlanError: if a plan does not fit the samples.
+
+    Example:
+        >>> first, second = (BatchPlan(torch.tensor(rows), "") for rows in ([[0, 1, 2]], [[1, 2], [3, 0]]))
+        >>> overlap(first, second, 4)
+        Share(value=0.3333333333333333, expected=0.3333333333333333)
+    """
+    for each in (plan, other):
+        each.validate(num_samples, distinct=False)
+    if all(len(torch.unique(each.batches)) == each.batches.numel() for each in (plan, other)):
+        # Samples that are nowhere in the other plan are alone in batches of their own.
+        batch_N = -1 - torch.arange(num_samples)
+        batch_N[other.batches] = torch.arange(len(other))[:, None]
+        num_both = _equal_pairs(batch_N[plan.batches])
+        num_plan, num_other = (each.batches.numel() * (each.batches.shape[1] - 1) // 2 for each in (plan, other))
+    else:
+        pairs, other_pairs = _pairs(plan, num_samples), _pairs(other, num_samples)
+        num_both = int(torch.isin(pairs, other_pairs, assume_unique=True).sum())
+        num_plan, num_other = len(pairs), len(other_pairs)
+    return Share(_ratio(num_both, num_plan), _ratio(num_other, num_samples * (num_samples - 1) // 2))
+
+
+def same_class_share(plan: BatchPlan, labels: Tensor) -> Share:
+    """The share of pairs within batches whose samples have the same class: false negatives, if classes matter.
+
+    Args:
+        plan: (S, B) batches of the N samples.
+        labels: (N,) integer, the class of each sample.
+
+    Returns:
+        The share, and that of all pairs of samples, which is what random batches have in the mean.
+
+    Raises:
+        PlanError: if labels are not one integer for each sample or the plan does not fit them.
+
+    Example:
+        >>> same_class_share(BatchPlan(torch.tensor([[0, 1], [2, 3]]), ""), torch.tensor([0, 0, 1, 1]))
+        Share(value=1.0, expected=0.3333333333333333)
+    """
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise PlanError(f"labels must be one integer for each sample, found {tuple(labels.shape)} {labels.dtype}")
+    plan.validate(len(labels), distinct=False)
+    labels = labels.cpu()
+    num_pairs = plan.batches.numel() * (plan.batches.shape[1] - 1) // 2
+    return Share(
+        _ratio(_equal_pairs(labels[plan.batches]), num_pairs),
+        _ratio(_equal_pairs(labels[None]), len(labels) * (len(labels) - 1) // 2),
+    )
+
+
+def _equal_pairs(x_SB: Tensor) -> int:
+    """How many pairs of equal entries the rows hold, in all."""
+    x_SB = x_SB.sort(dim=1).values
+    place_B = torch.arange(x_SB.shape[1])
+    first_SB = torch.cat([torch.ones(len(x_SB), 1, dtype=torch.bool), x_SB[:, 1:] != x_SB[:, :-1]], dim=1)
+    # The entry at place r of a run of equal ones makes r pairs with those before it.
+    start_SB = torch.where(first_SB, place_B, 0).cummax(dim=1).values
+    return int((place_B - start_SB).sum())
+
+
+def _pairs(plan: BatchPlan, num_samples: int) -> Tensor:
+    """The ascending numbers i * N + j of the pairs i < j that share a batch, each once."""
+    rows_SB = plan.batches.sort(dim=1).values
+    i, j = torch.triu_indices(rows_SB.shape[1], rows_SB.shape[1], offset=1)
+    pairs: Tensor = torch.unique(rows_SB[:, i] * num_samples + rows_SB[:, j])
+    return pairs
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")

@@ -1,0 +1,323 @@
+"""When plans are made: warm-up, every n-th epoch, schedules, rounds at once, and beside training."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+
+import gloo
+import pytest
+import torch
+from engine import runs
+
+from mbcl import samplers
+from mbcl.dist import World
+from mbcl.engine import LocalPlanService, PlanKey, Trainer, planning, source
+from mbcl.engine.background import BackgroundProcess
+from mbcl.engine.planning import make_plan
+from mbcl.engine.records import read_rows
+from mbcl.errors import PlanError
+from mbcl.plan import Embeddings
+from mbcl.storage import LocalStore
+
+EPOCHS = 5
+STEPS = 11
+CACHED = {"source": "cached", "batch_size": 64}
+
+
+def content(sampler="spectral", embeddings=None, *, epochs=EPOCHS, **planner):
+    return runs.experiment(
+        sampler,
+        embeddings={"batch_size": 64} | (embeddings or {}),
+        planner=planner,
+        train={"epochs": epochs, "batch_size": 16, "eval_every": epochs},
+    )
+
+
+class Shared(BackgroundProcess):
+    """The process that trainings of this module share: starting one takes seconds."""
+
+    def end(self):
+        super().close()
+
+    def close(self):
+        """Leave it to the next training."""
+
+
+@pytest.fixture(scope="module")
+def process():
+    shared = Shared()
+    yield shared
+    shared.end()
+
+
+@pytest.fixture
+def beside(process, monkeypatch):
+    monkeypatch.setattr(planning, "BackgroundProcess", lambda: process)
+
+
+class Watched(Trainer):
+    """A trainer that notes its batches, its requests and its embedding passes, with the step they happened at."""
+
+    def __init__(self, experiment, folder, monkeypatch):
+        super().__init__(experiment, world=World(), store=LocalStore(folder))
+        self.batches: list[list[int]] = []
+        self.requests: list[tuple[int, PlanKey]] = []
+        self.passes: list[tuple[int, int]] = []
+        step, request, embed = self.learner.step, self.plans.request, source.embed
+
+        def noted_step(batch, **rest):
+            self.batches.append(batch.tolist())
+            return step(batch, **rest)
+
+        def noted_request(key, *rest, **more):
+            self.requests.append((len(self.batches), key))
+            return request(key, *rest, **more)
+
+        def noted_embed(model, images, key, **rest):
+            if rest["mode"] == "train":  # validation's is not
+                self.passes.append((len(self.batches), key.epoch))
+            return embed(model, images, key, **rest)
+
+        self.learner.step, self.plans.request = noted_step, noted_request
+        monkeypatch.setattr(source, "embed", noted_embed)
+
+    def epoch_batches(self, epoch):
+        return self.batches[epoch * STEPS : (epoch + 1) * STEPS]
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch, beside):
+    def train(experiment):
+        recorder = runs.Recorder()
+        trainer = Watched(experiment, tmp_path, monkeypatch)
+        trainer.observers = [recorder]
+        trainer.run()
+        return trainer, recorder.rows
+
+    return train
+
+
+def shuffled(epoch, seed=0):
+    return samplers.build("shuffle", batch_size=16).plan(180, seed=seed, epoch=epoch).batches.tolist()
+
+
+# -- warm-up and every ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("embeddings", [None, CACHED], ids=["fresh", "cached"])
+def test_warm_up_epochs_are_those_of_shuffle(trained, embeddings):
+    trainer, rows = trained(content(embeddings=embeddings, warmup_epochs=2, epochs=4))
+    for epoch in (0, 1):
+        assert trainer.epoch_batches(epoch) == shuffled(epoch)
+        assert rows[epoch]["time/embed"] == rows[epoch]["time/plan"] == 0
+        assert {value for key, value in rows[epoch].items() if key.startswith("plan/")} == {None}
+    assert trainer.epoch_batches(2) != shuffled(2)
+    assert trainer.requests == [(22, PlanKey(2, 0)), (33, PlanKey(3, 0))]
+    assert trainer.passes == [(22, 2), (33, 3)][: 1 if embeddings else 2]
+    assert [row["plan/age"] for row in rows[2:]] == [0, 1 if embeddings else 0]
+
+
+def test_a_warm_up_that_never_ends_plans_nothing(trained):
+    trainer, _ = trained(content(warmup_epochs=2, epochs=2, overlap=1))
+    assert trainer.requests == trainer.passes == []
+
+
+def test_the_epochs_between_train_on_the_last_plans_again(trained):
+    trainer, rows = trained(content("osgd", warmup_epochs=1, every=2, epochs=5))
+    planned = [trainer.epoch_batches(epoch) for epoch in range(5)]
+    assert planned[1] == planned[2] != planned[3] == planned[4]
+    assert [key for _, key in trainer.requests] == [
+        PlanKey(e, r) for e in (1, 3) for r in range(len(trainer.requests) // 2)
+    ]
+    assert len(trainer.requests) > 4, "osgd needs several rounds an epoch, choose others"
+    assert [row["plan/age"] for row in rows] == [None, 0, 1, 0, 1]
+    for made, again in ((1, 2), (3, 4)):
+        assert rows[again]["time/plan"] == rows[again]["time/embed"] == rows[again]["plan/seconds"] == 0
+        assert rows[made]["time/plan"] > 0
+        for key in ("plan/loss", "plan/lift", "plan/coverage"):
+            assert rows[again][key] == rows[made][key]
+
+
+# -- schedules -----------------------------------------------------------------------------------------------------
+
+
+def test_a_schedule_changes_the_sampler_from_its_epochs_on(trained):
+    schedule = {"k": {0: 2, 2: 4}, "mix": {1: 1.0, 3: 0.0}}
+    trainer, _ = trained(content({"name": "spectral", "k": 11}, schedule=schedule, epochs=4))
+    used = [(s.k, s.mix) for s in map(trainer.experiment.build_sampler, range(4))]
+    assert used == [(2, 0.0), (2, 1.0), (4, 1.0), (4, 0.0)]
+    for epoch, batches in enumerate(map(trainer.epoch_batches, range(4))):
+        sampler = samplers.build("spectral", batch_size=16, k=used[epoch][0])
+        order = torch.cat(
+            [
+                torch.tensor(pool)
+                for pool in sampler._pools(180, Embeddings(torch.eye(180), torch.eye(180)), 0, (epoch, 0))
+            ]
+        )
+        pools = [set(part.tolist()) for part in order.split(16 * used[epoch][0])]
+        within = all(any(set(batch) <= pool for pool in pools) for batch in batches)
+        assert within == (used[epoch][1] == 0), "batches lie within pools of k batches unless mixed"
+
+
+def test_plans_may_change_their_length(trained):
+    trainer, rows = trained(content({"name": "osgd", "k": 11, "q": 1}, schedule={"k": {1: 2}}, epochs=2))
+    assert [key.epoch for _, key in trainer.requests] == [0] * 11 + [1] * 3
+    assert len(trainer.batches) == 22
+    assert [row["step"] for row in rows] == [11, 22]
+
+
+# -- rounds at once ------------------------------------------------------------------------------------------------
+
+
+def test_the_rounds_of_an_epoch_at_once_are_those_one_by_one(trained):
+    trainer, rows = trained(content("osgd", {"refresh": "epoch"}, epochs=2))
+    sampler = trainer.experiment.build_sampler()
+    rounds = -(-STEPS // sampler.plan_length(180))
+    assert rounds > 1
+    assert trainer.requests == [(0, PlanKey(0, 0, rounds)), (11, PlanKey(1, 0, rounds))]
+    assert trainer.passes == [(0, 0), (11, 1)]
+    z = torch.randn(180, 8, generator=torch.Generator().manual_seed(1))
+    both = Embeddings(z, z + 0.1)
+    joined = make_plan(sampler, both, PlanKey(3, 1, rounds), num_samples=180, seed=7).plan
+    single = [sampler.plan(180, both, seed=7, epoch=3, round=r) for r in range(1, 1 + rounds)]
+    assert torch.equal(joined.batches, torch.cat([plan.batches for plan in single]))
+    assert torch.equal(joined.scores, torch.cat([plan.scores for plan in single]))
+    assert (joined.epoch, joined.round) == (3, 1)
+    assert rows[0]["plan/age"] == rows[1]["plan/age"] == 0
+
+
+def test_conflicts_are_counted_over_the_plans_of_an_epoch(trained):
+    trainer, rows = trained(content({"name": "osgd", "k": 4, "q": 2, "skip": 20}, epochs=2, every=2))
+    assert rows[0]["plan/conflicts"] == rows[1]["plan/conflicts"] > 0
+    sampler = trainer.experiment.build_sampler()
+    z = torch.randn(180, 8, generator=torch.Generator().manual_seed(1))
+    both = Embeddings(z, z)
+    joined = make_plan(sampler, both, PlanKey(0, 0, 3), num_samples=180, seed=0).plan
+    assert joined.conflicts == sum(sampler.plan(180, both, seed=0, epoch=0, round=r).conflicts for r in range(3))
+
+
+# -- beside training -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "ages"), [(None, [0, 1, 1, 1]), (CACHED, [0, 1, 2, 2])], ids=["fresh", "cached"]
+)
+def test_the_next_plan_is_asked_for_when_a_plan_is_there(trained, embeddings, ages):
+    trainer, rows = trained(content(embeddings=embeddings, overlap=1, epochs=4))
+    assert trainer.requests == [(0, PlanKey(0, 0)), (0, PlanKey(1, 0)), (11, PlanKey(2, 0)), (22, PlanKey(3, 0))]
+    assert trainer.passes == [(0, 0)] if embeddings else [(0, 0), (11, 2), (22, 3)], "the first two share one"
+    assert [row["plan/age"] for row in rows] == pytest.approx(ages, abs=0.1)
+    assert [row["time/wait"] > 0 for row in rows] == [True] * 3 + [False], "nothing is asked for in the last epoch"
+
+
+def test_with_warm_up_and_every_the_plan_is_one_epoch_old(trained):
+    trainer, rows = trained(content(overlap=1, warmup_epochs=2, every=2, epochs=6))
+    assert trainer.requests == [(11, PlanKey(2, 0)), (33, PlanKey(4, 0))]
+    assert [row["plan/age"] for row in rows] == [None, None, 1, 2, 1, 2]
+
+
+def test_rounds_are_made_beside_the_round_before(trained):
+    trainer, rows = trained(content("osgd", overlap=1, epochs=2))
+    length = trainer.experiment.build_sampler().plan_length(180)
+    expected = [(0, PlanKey(0, 0))]
+    for epoch in range(2):
+        last = -(-STEPS // length) - 1
+        expected += [(epoch * STEPS + r * length, PlanKey(epoch, r + 1)) for r in range(last)]
+        expected += [(epoch * STEPS + last * length, PlanKey(1, 0))] if epoch == 0 else []
+    assert trainer.requests == expected
+    assert rows[0]["plan/age"] == 0
+    assert 0 < rows[1]["plan/age"] < 1, "its first plan is of the epoch before, the others are not"
+
+
+def test_the_background_process_makes_the_plan_of_this_one():
+    z = torch.randn(180, 8, generator=torch.Generator().manual_seed(1))
+    both, sampler = Embeddings(z, z + 0.1), samplers.build("spectral", batch_size=16, k=4, skip=3)
+    service = LocalPlanService(num_samples=180, seed=3, world=World())
+    keys = [PlanKey(2, 0), PlanKey(2, 1), PlanKey(3, 0, 2)]
+    for key in keys:
+        service.request(key, both, sampler, ahead=True)
+    pid = next(iter(service._background._pool._processes))
+    for key in keys[::-1]:
+        found, expected = service.receive(key), make_plan(sampler, both, key, num_samples=180, seed=3)
+        assert found.plan.digest == expected.plan.digest
+        assert (found.plan.epoch, found.plan.round, found.plan.seed) == (key.epoch, key.round, 3)
+        assert (found.loss, found.lift) == pytest.approx((expected.loss, expected.lift))
+        assert found.plan.conflicts == expected.plan.conflicts > 0
+    service.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_background_process_that_was_killed_is_replaced(caplog):
+    z = torch.randn(180, 8, generator=torch.Generator().manual_seed(1))
+    both, sampler = Embeddings(z, z + 0.1), samplers.build("spectral", batch_size=16, k=4)
+    expected = make_plan(sampler, both, PlanKey(0, 0), num_samples=180, seed=0).plan.digest
+    service = LocalPlanService(num_samples=180, seed=0, world=World())
+    service.request(PlanKey(0, 0), both, sampler, ahead=True)
+    os.kill(next(iter(service._background._pool._processes)), signal.SIGKILL)
+    assert service.receive(PlanKey(0, 0)).plan.digest == expected
+    assert "the process that planned epoch 0 was lost; the plan is made again here" in caplog.text
+    service.request(PlanKey(0, 0), both, sampler, ahead=True)
+    assert service.receive(PlanKey(0, 0)).plan.digest == expected
+    service.close()
+
+
+def test_what_cannot_be_planned_ahead_is_said_when_it_is_due():
+    service = LocalPlanService(num_samples=180, seed=0, world=World())
+    both = Embeddings(torch.eye(170), torch.eye(170))
+    service.request(PlanKey(0, 0), both, samplers.build("spectral", batch_size=16, k=4), ahead=True)
+    with pytest.raises(PlanError, match="each of the 180 samples once, found 170"):
+        service.receive(PlanKey(0, 0))
+    service.close()
+
+
+PLANNED = {
+    "ahead": ("spectral", {}, {"overlap": 1}),
+    "cached ahead": ("spectral", CACHED, {"overlap": 1}),
+    "rounds ahead": ("osgd", {}, {"overlap": 1}),
+    "cached rounds": ({"name": "osgd", "k": 4, "q": 4}, CACHED, {"overlap": 1, "warmup_epochs": 1}),
+    "again": ("osgd", {}, {"every": 2}),
+    "again ahead": ("osgd", {"refresh": "epoch"}, {"every": 2, "overlap": 1, "warmup_epochs": 1}),
+    "schedule": ("spectral", {}, {"overlap": 1, "schedule": {"k": {1: 4}, "mix": {0: 0.5}}}),
+}
+
+
+@pytest.mark.parametrize("name", list(PLANNED))
+def test_a_cut_training_ends_as_the_one_that_was_not(tmp_path, beside, name):
+    """Cut before, after and between checkpoints: while a plan is made ahead, and while one is used again."""
+    sampler, embeddings, planner = PLANNED[name]
+    steps = {"epochs": 4, "batch_size": 16, "checkpoint_steps": 4, "eval_every": 4}
+    wanted = runs.experiment(sampler, embeddings={"batch_size": 64, **embeddings}, planner=planner, train=steps)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    losses, weights, rows = runs.run(World(), tmp_path / "whole", wanted)
+    for cut in ({"after_epoch": 1}, {"after_step": 17}, {"after_epoch": 2}, {"after_step": 31}):
+        runs.interrupt(tmp_path / "cut", wanted, **cut)
+    rest, found, _ = runs.run(World(), tmp_path / "cut", wanted)
+    torch.set_num_threads(threads)
+    assert len(rest) == 44 - (22 + 8)
+    assert rest == losses[-len(rest) :]
+    assert runs.equal(found, weights)
+    for line, row in zip(read_rows(LocalStore(tmp_path / "cut")), rows, strict=True):
+        assert {key: line[key] for key in row if not key.startswith("time/") and key != "plan/seconds"} == {
+            key: value for key, value in row.items() if not key.startswith("time/") and key != "plan/seconds"
+        }
+
+
+def _with_children(*arguments):
+    multiprocessing.current_process()._config["daemon"] = False  # the test's own ranks are daemons
+    return runs.run(*arguments)
+
+
+@pytest.mark.dist
+def test_two_workers_plan_ahead_as_one_does(tmp_path):
+    one_thread = torch.get_num_threads()
+    torch.set_num_threads(1)
+    wanted = content("osgd", overlap=1, every=2, warmup_epochs=1, epochs=3)
+    losses, _, rows = runs.run(World(), tmp_path / "one", wanted)
+    for rank_losses, _, rank_rows in gloo.run(_with_children, 2, str(tmp_path / "two"), wanted, timeout=120):
+        assert rank_losses == pytest.approx(losses, rel=1e-2)
+        assert [row["plan/age"] for row in rank_rows] == [row["plan/age"] for row in rows]
+    torch.set_num_threads(one_thread)

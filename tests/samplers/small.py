@@ -1,0 +1,24 @@
+"""Every registered sampler at a size that fits a few dozen samples."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+
+from mbcl.plan import Embeddings
+from mbcl.samplers import SAMPLERS, Sampler, build
+from mbcl.seeding import torch_generator
+
+
+def build_small(name: str, batch_size: int) -> Sampler:
+    """Groups of a few batches, whatever the sampler calls them."""
+    known = inspect.signature(SAMPLERS[name]).parameters
+    small: dict[str, object] = {"pool": max(12, batch_size), "k": 4 if "q" in known else 3, "q": 2}
+    return build(name, batch_size=batch_size, **{key: value for key, value in small.items() if key in known})
+
+
+def embeddings(num_samples: int, seed: int = 0, dim: int = 5) -> Embeddings:
+    generator = torch_generator(seed, "embeddings")
+    z1 = torch.randn(num_samples, dim, generator=generator)
+    return Embeddings(z1, z1 + 0.5 * torch.randn(num_samples, dim, generator=generator))
