@@ -360,8 +360,9 @@ def test_every_sampler_by_name(
     name: str, batch_size: int, held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--embeddings", str(held), "--sampler", name, "--batch-size", str(batch_size), "--json"]
-    known = inspect.signature(SAMPLERS[name]).parameters
-    words += [word for key in ("k", "pool") if key in known for word in ("--set", f"{key}=null")]
+    known = inspect.signature(SAMPLERS[name], eval_str=True).parameters
+    whole = [key for key in ("k", "pool") if key in known and known[key].annotation == int | None]
+    words += [word for key in whole for word in ("--set", f"{key}=null")]
     assert plan(*words, "--out", str(tmp_path)) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["batches"] == N // batch_size

@@ -15,19 +15,29 @@ from mbcl.samplers._base import (
     build,
     serial,
 )
+from mbcl.samplers._bisection import Bisection
+from mbcl.samplers._diverse import Diverse
+from mbcl.samplers._gcbs import GCBS
 from mbcl.samplers._kmeans import KMeans, Refined
+from mbcl.samplers._metis import Metis
 from mbcl.samplers._osgd import OSGD
 from mbcl.samplers._pools import PoolItems, PoolSampler
 from mbcl.samplers._quality import quality
 from mbcl.samplers._random import Fixed, Shuffle
 from mbcl.samplers._spectral import Spectral
+from mbcl.samplers._strata import Strata
+from mbcl.samplers._walk import Walk
 
 __all__ = [
+    "GCBS",
     "OSGD",
     "SAMPLERS",
+    "Bisection",
+    "Diverse",
     "Fixed",
     "FloatArray",
     "KMeans",
+    "Metis",
     "PoolFunction",
     "PoolItem",
     "PoolItems",
@@ -38,6 +48,8 @@ __all__ = [
     "Sampler",
     "Shuffle",
     "Spectral",
+    "Strata",
+    "Walk",
     "build",
     "quality",
     "serial",

@@ -57,11 +57,19 @@ class SizedPools(PoolSampler):
         batches_a_pool = None if self.pool is None else self.pool // self.batch_size
         return even_pools(num_samples, self.batch_size, batches_a_pool)
 
+
+@dataclass(frozen=True, kw_only=True)
+class SortedPools(SizedPools):
+    """Base of the samplers whose ``plan_one`` gives batches in an order of its own, similar ones beside each other.
+
+    That order is of use to ``skip``, which exchanges samples between batches that are beside each other, but not to
+    training: a plan goes through a pool in random order.
+    """
+
     def plan_pool(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
         """As :meth:`PoolSampler.plan_pool`; inside a batch rows ascend, batches are ordered by their first row.
 
-        Rows of a pool are in random order, so batches are trained on in random order, too. ``plan_one`` may leave
-        similar batches beside each other, which is where ``skip`` looks for samples to exchange.
+        Rows of a pool are in random order, so that order of batches is random, too.
         """
         planned = super().plan_pool(z1_MD, z2_MD, seed)
         return PoolPlan(in_order(planned.rows), None, planned.neighbours)

@@ -1,0 +1,137 @@
+"""``gcbs``: a bandwidth-reducing order of the graph of the most similar pairs, cut into batches.
+
+Letters: M samples of a pool, D dimensions, B samples a batch, R sampled rows, C sampled columns, m rows of a chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import reverse_cuthill_mckee
+
+from mbcl.errors import ConfigError
+from mbcl.functional import check_count, check_number
+from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
+from mbcl.samplers._sized import SortedPools, unit_rows
+from mbcl.seeding import numpy_generator
+
+Array = NDArray[np.floating]
+
+PUBLISHED_QUANTILE = 0.999
+SAMPLE_SIDE = 2048
+"""Rows and columns of similarities from which the quantile is estimated; up to so many samples it is exact."""
+CHUNK_ELEMENTS = 2**23
+MAX_EDGES = 2**27
+"""Similarities that a pool may keep: the graph of so many takes some 2 GB."""
+
+
+@SAMPLERS.register("gcbs")
+@dataclass(frozen=True, kw_only=True)
+class GCBS(SortedPools):
+    r"""Global contrastive batch sampling: consecutive vertices of a graph of similar samples, reordered.
+
+    Samples i and j are joined where :math:`\hat u_i \cdot \hat v_j` or :math:`\hat u_j \cdot \hat v_i` lies above a
+    quantile of all similarities. The reverse Cuthill-McKee order of that graph brings joined samples near each other,
+    and every B consecutive ones are a batch. The time grows as N², the memory with the pairs that are kept.
+
+    The published quantile keeps N/1000 pairs a sample, too few in small pools, where most of them are a sample with
+    itself; there ``degree`` of 10 to 50 is better.
+
+    Args:
+        batch_size: B, global.
+        pool: samples of a random pool; None for the whole data set as one, as published.
+        quantile: share of the similarities that are dropped, in [0, 1); None for the published 0.999.
+        degree: instead of ``quantile``, similarities kept of a sample on average: a quantile of 1 - degree/M.
+        mix, skip: as for all samplers with embeddings.
+
+    Reference:
+        Sachidananda et al., Global Selection of Contrastive Batches via Optimization on Sample Permutations, ICML
+        2023, arXiv 2210.12874.
+
+    Example:
+        >>> GCBS(batch_size=32, degree=10).quantile_of(1000)
+        0.99
+    """
+
+    name: ClassVar[str] = "gcbs"
+
+    quantile: float | None = None
+    degree: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.quantile is not None and self.degree is not None:
+            raise ConfigError(
+                f"quantile and degree say the same: give one, found quantile {self.quantile} and degree {self.degree}"
+            )
+        if self.quantile is not None:
+            check_number("quantile", self.quantile, least=0.0, below=1.0)
+        if self.degree is not None:
+            check_count("degree", self.degree)
+
+    def quantile_of(self, num_samples: int) -> float:
+        """The share of the similarities of a pool of so many samples that are dropped."""
+        if self.degree is not None:
+            return 1 - min(self.degree, num_samples) / num_samples
+        return PUBLISHED_QUANTILE if self.quantile is None else self.quantile
+
+    def check(self, num_samples: int) -> None:
+        """As :meth:`Sampler.check`; refuses graphs that are too large."""
+        largest = self.pool_sizes(num_samples)[0] if num_samples >= self.batch_size else 0
+        if (1 - self.quantile_of(max(1, largest))) * largest**2 > MAX_EDGES:
+            raise ConfigError(
+                f"sampler 'gcbs': quantile {self.quantile_of(largest):g} keeps {1 - self.quantile_of(largest):.2g} of "
+                f"{largest}² similarities, above the {MAX_EDGES} that a pool can hold; allowed here: degree up to "
+                f"{MAX_EDGES // largest}"
+            )
+        super().check(num_samples)
+
+    def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
+        """Batches in the order of the graph."""
+        u_MD, v_MD = unit_rows(z1_MD), unit_rows(z2_MD)
+        rng = numpy_generator(seed, "gcbs/sample")
+        threshold = similarity_quantile(u_MD, v_MD, self.quantile_of(len(u_MD)), rng)
+        kept = similar_pairs(u_MD, v_MD, threshold)
+        order_M = reverse_cuthill_mckee(csr_array(kept + kept.T), symmetric_mode=True)
+        return PoolPlan(order_M.astype(np.int64).reshape(-1, self.batch_size))
+
+
+def similarity_quantile(u_MD: Array, v_MD: Array, quantile: float, rng: np.random.Generator) -> float:
+    """The quantile of all products of a row of ``u_MD`` and one of ``v_MD``, estimated where there are many.
+
+    Args:
+        u_MD: (M, D) float, rows of length one.
+        v_MD: (M, D) float, rows of length one.
+        quantile: in [0, 1).
+        rng: draws the rows of either side.
+    """
+    num_rows = len(u_MD)
+    if num_rows > SAMPLE_SIDE:
+        # Rows and columns apart from each other, so that samples meet themselves as rarely as among all pairs.
+        u_MD = u_MD[rng.choice(num_rows, SAMPLE_SIDE, replace=False)]
+        v_MD = v_MD[rng.choice(num_rows, SAMPLE_SIDE, replace=False)]
+    return float(np.quantile(u_MD @ v_MD.T, quantile))
+
+
+def similar_pairs(u_MD: Array, v_MD: Array, threshold: float) -> csr_array:
+    """(M, M) pattern of the products of rows that lie above a threshold by more than rounding.
+
+    Where many similarities are equal, a product can differ from the threshold in its last bits, which depend on the
+    shape of the matrix product: without the margin, all pairs of a collapsed data set might be kept.
+    """
+    num_rows, num_dims = u_MD.shape
+    threshold += 2 * math.sqrt(num_dims) * float(np.finfo(u_MD.dtype).eps)
+    rows, columns = [], []
+    chunk = max(1, CHUNK_ELEMENTS // num_rows)
+    for start in range(0, num_rows, chunk):
+        above = np.flatnonzero(u_MD[start : start + chunk] @ v_MD.T > threshold)
+        row, column = np.divmod(above, num_rows)
+        rows.append((row + start).astype(np.int32))
+        columns.append(column.astype(np.int32))
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    return csr_array((np.ones(len(row), dtype=np.int8), (row, column)), shape=(num_rows, num_rows))

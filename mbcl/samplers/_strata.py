@@ -1,0 +1,84 @@
+"""``strata``: every batch from one of a few clusters.
+
+Letters: M samples of a pool, D dimensions, B samples a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mbcl.functional import check_count
+from mbcl.samplers._balanced import lloyd, plus_plus
+from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
+from mbcl.samplers._sized import SortedPools, pair_rows
+from mbcl.seeding import derive, numpy_generator
+
+LLOYD = 25
+
+
+@SAMPLERS.register("strata")
+@dataclass(frozen=True, kw_only=True)
+class Strata(SortedPools):
+    """Stratified batches: k-means finds a few strata, and every batch is random within one of them.
+
+    Strata may have any size; what is left of each when whole batches are cut makes the last batches together. Samples
+    are compared by the sum of their views' normalised embeddings.
+
+    Args:
+        batch_size: B, global.
+        pool: samples of a random pool; None for the whole data set as one, as published.
+        k: strata; at most as many as a pool has samples are used.
+        mix, skip: as for all samplers with embeddings.
+
+    Reference:
+        Merrick, Embedding And Clustering Your Data Can Improve Contrastive Pretraining, arXiv 2407.18887.
+
+    Example:
+        >>> Strata(batch_size=32).k
+        10
+    """
+
+    name: ClassVar[str] = "strata"
+
+    k: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("k", self.k)
+
+    def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
+        """Batches stratum by stratum, those of leftovers last."""
+        stratum_M = strata(pair_rows(z1_MD, z2_MD), min(self.k, len(z1_MD)), derive(seed, "strata/k-means"))
+        return PoolPlan(stratified(stratum_M, self.batch_size, numpy_generator(seed, "strata/batches")))
+
+
+def strata(x_MD: NDArray[np.floating], k: int, seed: int) -> NDArray[np.int64]:
+    """(M,) int64, the cluster of each row by k-means from one start."""
+    x_PMD = torch.from_numpy(x_MD)[None]
+    _, _, cluster_PM = lloyd(x_PMD, plus_plus(x_PMD, k, [seed]), LLOYD)
+    return cluster_PM[0].numpy()
+
+
+def stratified(stratum_M: NDArray[np.int64], batch_size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Random batches within strata, then random batches of what is left of all.
+
+    Args:
+        stratum_M: (M,) int64, M a multiple of ``batch_size``.
+        batch_size: B.
+        rng: draws who meets whom.
+
+    Returns:
+        (M // B, B) int64 row numbers.
+    """
+    whole, left = [], []
+    for stratum in np.unique(stratum_M):
+        members = rng.permutation(np.flatnonzero(stratum_M == stratum))
+        end = len(members) // batch_size * batch_size
+        whole.append(members[:end])
+        left.append(members[end:])
+    return np.concatenate([*whole, rng.permutation(np.concatenate(left))]).reshape(-1, batch_size)

@@ -1,0 +1,471 @@
+"""The published peers and controls, each against its own definition written down slowly."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import reverse_cuthill_mckee
+
+from mbcl.errors import ConfigError
+from mbcl.plan import Embeddings, examine
+from mbcl.samplers import SAMPLERS, build, quality
+from mbcl.samplers._apart import nearest
+from mbcl.samplers._bisection import bisected, principal_direction
+from mbcl.samplers._diverse import Unseen, grow
+from mbcl.samplers._gcbs import similar_pairs, similarity_quantile
+from mbcl.samplers._metis import evened, mutual, partition, ranking
+from mbcl.samplers._sized import pair_rows, unit_rows
+from mbcl.samplers._strata import strata, stratified
+from mbcl.samplers._walk import NOBODY, ProximityGraph, both_ways, gather
+
+PEERS = {
+    "bisection": {},
+    "gcbs": {"degree": 8},
+    "metis": {"skip": 0, "width": 8},
+    "walk": {"candidates": 200, "neighbours": 7, "unique": True},
+    "strata": {"k": 24},
+    "diverse": {},
+}
+each_peer = pytest.mark.parametrize("name", list(PEERS))
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def planted(num_clusters: int = 24, size: int = 8, spread: float = 0.2, seed: int = 0) -> Embeddings:
+    """Tight clusters of equal size in random order; sample p is of cluster ``labels()[p]``."""
+    draw = rng(seed)
+    z = draw.standard_normal((num_clusters, 16))[labels(num_clusters, size)]
+    return Embeddings(*(torch.from_numpy(z + spread * draw.standard_normal(z.shape)) for _ in range(2)))
+
+
+def labels(num_clusters: int = 24, size: int = 8) -> NDArray[np.int64]:
+    return rng(99).permutation(np.repeat(np.arange(num_clusters), size))
+
+
+def same_share(batches: torch.Tensor) -> float:
+    """The share of the pairs in a batch that are of one planted cluster."""
+    of_SB = labels()[batches.numpy()]
+    same = of_SB[:, :, None] == of_SB[:, None, :]
+    batch_size = of_SB.shape[1]
+    return (same.sum() - of_SB.size) / (of_SB.size * (batch_size - 1))
+
+
+@pytest.mark.parametrize(
+    "name,least,most",
+    [
+        ("bisection", 0.6, 1.0),
+        ("gcbs", 0.6, 1.0),
+        ("metis", 0.9, 1.0),
+        ("walk", 0.3, 1.0),
+        ("strata", 0.9, 1.0),
+        ("diverse", 0.0, 0.02),
+    ],
+)
+def test_planted_clusters_of_one_batch_each(name: str, least: float, most: float) -> None:
+    """Random batches have 7 / 191 = 0.037."""
+    plan = build(name, batch_size=8, **PEERS[name]).plan(192, planted())
+    assert least <= same_share(plan.batches) <= most
+
+
+@each_peer
+def test_lift_on_the_side_where_it_belongs(name: str) -> None:
+    held = planted(spread=0.7)
+    lift = quality(build(name, batch_size=8, **PEERS[name]).plan(192, held), held)["lift"]
+    assert lift < 0.9 if name == "diverse" else lift > 1.3
+
+
+@each_peer
+@given(
+    num_samples=st.integers(8, 60),
+    batch_size=st.integers(2, 8),
+    pool=st.one_of(st.none(), st.integers(8, 30)),
+    dim=st.integers(1, 4),
+    kind=st.sampled_from(["normal", "equal", "zero", "duplicates", "huge", "tiny"]),
+    seed=st.integers(0, 20),
+)
+@settings(max_examples=25, deadline=None)
+@pytest.mark.filterwarnings("ignore:sampler:UserWarning")
+def test_any_input_has_a_sound_plan(
+    name: str, num_samples: int, batch_size: int, pool: int | None, dim: int, kind: str, seed: int
+) -> None:
+    z = torch.from_numpy(rng(seed).standard_normal((num_samples, dim)).astype(np.float32))
+    z = {
+        "normal": z,
+        "equal": torch.ones_like(z),
+        "zero": torch.zeros_like(z),
+        "duplicates": z[torch.arange(num_samples) // 7],
+        "huge": z * 1e30,
+        "tiny": z * 1e-30,
+    }[kind]
+    sampler = build(name, batch_size=batch_size, pool=pool, **PEERS[name])
+    plan = sampler.plan(num_samples, Embeddings(z, z.flip(0)), seed=seed)
+    examine(plan, sampler, num_samples)
+
+
+@each_peer
+def test_batches_are_trained_on_in_random_order(name: str) -> None:
+    """Neighbours in a tree or a graph must not follow each other in the plan."""
+    plan = build(name, batch_size=4, **PEERS[name]).plan(192, planted())
+    means = labels()[plan.batches.numpy()]
+    follows = np.mean([len(set(a) & set(b)) > 0 for a, b in zip(means[:-1], means[1:], strict=True)])
+    assert follows < 0.5
+
+
+@pytest.mark.parametrize("pool", [3, 0, 4.0, True])
+def test_pools_are_at_least_a_batch(pool: object) -> None:
+    for name in PEERS:
+        with pytest.raises(ConfigError, match=f"pool must be .*found {pool!r}"):
+            build(name, batch_size=4, pool=pool)
+
+
+def test_a_pool_above_the_data_set_is_said_once() -> None:
+    for name in PEERS:
+        sampler = build(name, batch_size=4, pool=30, **PEERS[name])
+        with pytest.warns(UserWarning, match=r"pool 30 is above the 21 samples .* one pool of 5 batches") as seen:
+            plan = sampler.plan(21, Embeddings(torch.randn(21, 3), torch.randn(21, 3)))
+        assert len(seen) == 1
+        assert len(plan) == 5
+
+
+@pytest.mark.parametrize(
+    "name,parameters,match",
+    [
+        ("bisection", {"power": 0}, "power must be a whole number >= 1"),
+        ("bisection", {"sample": 1}, "sample must be a whole number >= 2"),
+        ("gcbs", {"quantile": 1.0}, "quantile must be >= 0 and < 1, found 1.0"),
+        ("gcbs", {"degree": 0}, "degree must be a whole number"),
+        ("gcbs", {"degree": 5, "quantile": 0.9}, "give one, found quantile 0.9 and degree 5"),
+        ("metis", {"cluster": 3}, "allowed are 2, 4, 8 or null, found 3"),
+        ("metis", {"cluster": 1}, "cluster must be a whole number >= 2"),
+        ("metis", {"width": 0}, "width must be"),
+        ("walk", {"neighbours": 9, "candidates": 8}, "found neighbours 9 and candidates 8"),
+        ("walk", {"alpha": 1.5}, "alpha must be"),
+        ("walk", {"refresh": 0}, "refresh must be"),
+        ("walk", {"unique": 1}, "unique must be true or false, found 1"),
+        ("strata", {"k": 0}, "k must be"),
+        ("diverse", {"m": 1}, "m must be"),
+        ("diverse", {"rank_high": 1.5}, "rank_high must be > 0 and <= 1, found 1.5"),
+        ("diverse", {"rank_low": 0.6, "rank_high": 0.5}, "found rank_low 0.6 and rank_high 0.5"),
+    ],
+)
+def test_refusals(name: str, parameters: dict[str, object], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        build(name, batch_size=8, **parameters)
+
+
+# bisection
+
+
+def test_bisection_splits_at_the_projection_that_leaves_whole_batches() -> None:
+    """On a line, its order is the line's, from either end; 5 leaves are split as 2 and 3."""
+    x = rng().permutation(np.arange(20.0))[:, None]
+    order = x[bisected(x, 4, 4, 4096, rng()), 0]
+    leaves = [sorted(leaf) for leaf in order.reshape(5, 4)]
+    assert sorted(leaves) == [list(range(start, start + 4)) for start in range(0, 20, 4)]
+    first = sorted(order[:8])
+    assert first in (list(range(8)), list(range(12, 20)))
+
+
+def test_principal_direction_is_that_of_the_covariance() -> None:
+    x = rng().standard_normal((3000, 6)) * np.array([5.0, 2, 1, 1, 1, 1]) @ np.linalg.qr(rng(1).random((6, 6)))[0] + 7
+    wanted = np.linalg.eigh(np.cov(x.T))[1][:, -1]
+    for sample in (3000, 800):
+        assert abs(principal_direction(x, 6, sample, rng()) @ wanted) > 0.99
+    assert np.array_equal(principal_direction(np.ones((5, 2)), 4, 9, rng()), [0, 0])
+
+
+# gcbs
+
+
+@pytest.mark.parametrize("quantile", [0.9, 0.98])
+def test_gcbs_is_the_dense_definition(quantile: float) -> None:
+    held = planted(spread=0.6)
+    z1, z2 = held.z1.numpy(), held.z2.numpy()
+    u, v = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (z1, z2))
+    similarity = u @ v.T
+    kept = similarity > np.quantile(similarity, quantile)
+    order = reverse_cuthill_mckee(csr_array((kept | kept.T).astype(np.int8)), symmetric_mode=True)
+    wanted = {frozenset(batch) for batch in order.reshape(-1, 8).tolist()}
+    plan = build("gcbs", batch_size=8, quantile=quantile).plan_pool(z1, z2, seed=3)
+    assert {frozenset(batch) for batch in plan.rows.tolist()} == wanted
+
+
+def test_gcbs_in_chunks_and_with_an_estimated_quantile(monkeypatch: pytest.MonkeyPatch) -> None:
+    u, v = (unit_rows(rng(seed).standard_normal((700, 8))) for seed in (0, 1))
+    exact = similarity_quantile(u, v, 0.99, rng())
+    whole = similar_pairs(u, v, exact)
+    assert abs(whole.nnz - 4900) <= 1
+    monkeypatch.setattr("mbcl.samplers._gcbs.CHUNK_ELEMENTS", 5000)
+    monkeypatch.setattr("mbcl.samplers._gcbs.SAMPLE_SIDE", 300)
+    assert (similar_pairs(u, v, exact) != whole).nnz == 0
+    estimated = similarity_quantile(u, v, 0.99, rng())
+    assert estimated != exact
+    assert (u @ v.T > estimated).mean() == pytest.approx(0.01, rel=0.2)
+
+
+def test_gcbs_of_a_collapsed_data_set_keeps_no_pair() -> None:
+    z = unit_rows(np.repeat(rng().standard_normal((1, 50)).astype(np.float32), 3000, axis=0))
+    assert similar_pairs(z, z, similarity_quantile(z, z, 0.999, rng())).nnz == 0
+
+
+def test_gcbs_quantile_and_the_graph_that_is_too_large() -> None:
+    assert build("gcbs", batch_size=8).quantile_of(1280) == 0.999
+    assert build("gcbs", batch_size=8, degree=64).quantile_of(1280) == 0.95
+    assert build("gcbs", batch_size=8, degree=64).quantile_of(32) == 0
+    with pytest.raises(ConfigError, match=r"quantile 0.999 keeps .* allowed here: degree up to 134$"):
+        build("gcbs", batch_size=8).check(1_000_000)
+    build("gcbs", batch_size=8, degree=134).check(1_000_000)
+    build("gcbs", batch_size=8, pool=50_000).check(1_000_000)
+
+
+# metis
+
+
+def test_metis_ranks_are_the_graphs() -> None:
+    """Two are joined where each stands in the other's ranks p to p + m, counted without itself."""
+    u, v = (unit_rows(rng(seed).standard_normal((60, 5))) for seed in (0, 1))
+    similarity = u @ v.T
+    np.fill_diagonal(similarity, -np.inf)
+    rank = np.argsort(np.argsort(-similarity, axis=1), axis=1)
+    inside = (rank >= 3) & (rank < 3 + 10)
+    graph = mutual(ranking(torch.from_numpy(u), torch.from_numpy(v), 13)[:, 3:])
+    assert np.array_equal(graph.toarray().astype(bool), inside & inside.T)
+    assert graph.nnz > 0
+
+
+def test_metis_ranks_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    u, v = (torch.from_numpy(unit_rows(rng(seed).standard_normal((50, 5)))) for seed in (0, 1))
+    whole = ranking(u, v, 9)
+    monkeypatch.setattr("mbcl.samplers._metis.CHUNK_ELEMENTS", 50 * 7)
+    assert np.array_equal(ranking(u, v, 9), whole)
+    assert ranking(u, v, 99).shape == (50, 49)
+
+
+def test_metis_finds_planted_cliques_and_is_pure() -> None:
+    of = labels()
+    graph = csr_array((of[:, None] == of[None, :]) & ~np.eye(len(of), dtype=bool)).astype(np.int8)
+    part = partition(graph, 24, seed=5)
+    assert len({(a, b) for a, b in zip(of, part, strict=True)}) == 24
+    assert np.array_equal(part, partition(graph, 24, seed=5))
+
+
+def test_metis_evens_parts_by_moving_the_least_alike_to_the_nearest_short_one() -> None:
+    """Part 0 has a stray that belongs to part 1, which is short; part 2 keeps its own."""
+    x = np.array([[1.0, 0], [1, 0.1], [0.1, 1], [0, 1], [-1, 0], [-1, 0.1]])
+    assert evened(np.array([0, 0, 0, 1, 2, 2]), 3, x).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@given(parts=st.lists(st.integers(0, 4), min_size=15, max_size=15), seed=st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_metis_parts_are_exact_and_few_move(parts: list[int], seed: int) -> None:
+    before = np.array(parts)
+    after = evened(before, 5, rng(seed).standard_normal((15, 2)))
+    assert np.bincount(after, minlength=5).tolist() == [3] * 5
+    surplus = np.maximum(np.bincount(before, minlength=5) - 3, 0).sum()
+    assert (after != before).sum() == surplus
+
+
+def test_metis_batches_are_whole_communities() -> None:
+    sampler = build("metis", batch_size=16, cluster=8, skip=0, width=8)
+    plan = sampler.plan(192, planted(spread=0.1))
+    for batch in labels()[plan.batches.numpy()]:
+        assert sorted(np.unique(batch, return_counts=True)[1].tolist()) == [8, 8]
+
+
+def test_metis_leaves_out_the_first_ranks() -> None:
+    """All 7 others of a cluster are skipped, so batches hold different clusters, and nobody's skipped ones."""
+    plan = build("metis", batch_size=8, skip=7, width=30).plan(192, planted(spread=0.05))
+    assert same_share(plan.batches) == 0
+    assert plan.conflicts == 0
+
+
+def test_metis_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(UserWarning, match="skip 30 leaves no neighbours in pools of 28 samples.*skip below 27"):
+        build("metis", batch_size=4).check(30)
+    monkeypatch.setitem(sys.modules, "pymetis", None)
+    with pytest.raises(ConfigError, match=r"pymetis is not installed; pip install 'mbcl\[metis\]'"):
+        build("metis", batch_size=4, skip=2).check(30)
+
+
+# walk
+
+
+def test_walk_neighbours_are_the_nearest_of_random_candidates() -> None:
+    x = rng().standard_normal((40, 4))
+    similarity = x @ x.T
+    np.fill_diagonal(similarity, -np.inf)
+    everyone = ProximityGraph(x, 1000, 6, rng())
+    for row in range(40):
+        assert set(everyone.neighbours(row)) == set(np.argsort(-similarity[row])[:6])
+    # Of 12 of the 39 others, the 4 nearest: the candidates are what the same generator draws.
+    graph, again = ProximityGraph(x, 12, 4, rng(3)), rng(3)
+    for row in range(40):
+        drawn = again.choice(39, 12, replace=False, shuffle=False)
+        drawn += drawn >= row
+        assert row not in drawn
+        assert set(graph.neighbours(row)) == set(drawn[np.argsort(-similarity[row, drawn])[:4]])
+
+
+def test_walk_neighbours_stay_until_they_are_forgotten() -> None:
+    graph = ProximityGraph(rng().standard_normal((200, 4)), 20, 5, rng())
+    first = graph.neighbours(7)
+    graph.neighbours(8)
+    assert np.array_equal(graph.neighbours(7), first)
+    graph.forget()
+    assert not np.array_equal(graph.neighbours(7), first)
+
+
+def test_walk_meets_neighbours_of_its_start_more_the_more_it_restarts() -> None:
+    """On a ring where everybody knows the next three on either side: with a restart before each step, only those."""
+    angle = np.arange(100) * 2 * np.pi / 100
+    x = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    reach = {}
+    for alpha in (0.0, 0.7, 1.0):
+        draw = rng()
+        graph = ProximityGraph(x, 99, 6, draw)
+        batches = [gather(graph, np.ones(100, dtype=bool), [NOBODY] * 100, 5, alpha, draw) for _ in range(60)]
+        reach[alpha] = np.mean([np.abs((batch - batch[0] + 50) % 100 - 50).max() for batch in batches])
+    assert reach[1.0] <= 3 < reach[0.7] < reach[0.0]
+    assert len({int(batch[0]) for batch in batches}) > 30, "starts are random"
+
+
+def test_walk_that_leads_nowhere_new_is_filled_at_random() -> None:
+    """Two islands of three: a batch of five takes all of one, and who else is free."""
+    x = np.repeat(np.eye(2), 3, axis=0)
+    free = np.array([True] * 5 + [False])
+    batch = gather(ProximityGraph(x, 5, 2, rng()), free, [NOBODY] * 6, 5, 0.2, rng())
+    assert sorted(batch.tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_walk_restarts_less_and_less() -> None:
+    sampler = build("walk", batch_size=4, alpha=0.4, alpha_end=0.0, alpha_epochs=4, candidates=12, neighbours=3)
+    assert [sampler.at_epoch(epoch).alpha for epoch in (0, 1, 3, 4, 9)] == pytest.approx([0.4, 0.3, 0.1, 0.0, 0.0])
+    held = planted()
+    alone = build("walk", batch_size=4, alpha=0.1, alpha_end=0.1, candidates=12, neighbours=3)
+    planned = sampler.plan(192, held, epoch=3)
+    assert planned.digest == alone.plan(192, held, epoch=3).digest
+    assert planned.digest != sampler.at_epoch(0).plan(192, held, epoch=3).digest
+
+
+def test_walk_repeats_samples_across_batches_only_unless_told_otherwise() -> None:
+    held = planted()
+    for unique in (False, True):
+        sampler = build("walk", batch_size=8, unique=unique, candidates=100, neighbours=10)
+        plan = examine(sampler.plan(192, held), sampler, 192)
+        assert sampler.covers == sampler.distinct == unique
+        assert (plan.coverage(192) == 1) == unique
+        assert plan.coverage(192) > 0.4
+
+
+@pytest.mark.parametrize("unique", [False, True])
+def test_walk_skips_the_nearest_and_counts_those_it_could_not(unique: bool) -> None:
+    held = planted(spread=0.05)
+    sampler = build("walk", batch_size=8, skip=7, unique=unique, candidates=100, neighbours=10)
+    plan = sampler.plan(192, held)
+    assert same_share(plan.batches) == 0
+    near = nearest(held.z1, held.z2, 7)
+    counted = sum(len(set(near[row]) & set(batch)) for batch in plan.batches.tolist() for row in batch)
+    assert plan.conflicts == counted == 0
+    crowded = build("walk", batch_size=8, skip=40, unique=unique).plan(48, planted(6, 8))
+    near = nearest(planted(6, 8).z1, planted(6, 8).z2, 40)
+    counted = sum(len(set(near[row]) & set(batch)) for batch in crowded.batches.tolist() for row in batch)
+    assert crowded.conflicts == counted > 0
+
+
+def test_walk_both_ways() -> None:
+    assert [sorted(part.tolist()) for part in both_ways(np.array([[1], [2], [1]], dtype=np.int32))] == [
+        [1],
+        [0, 2],
+        [1],
+    ]
+
+
+# strata
+
+
+def test_strata_batches_lie_within_one_but_for_what_is_left() -> None:
+    stratum = np.array([0] * 10 + [1] * 7 + [2] * 3)
+    rows = stratified(rng(1).permutation(stratum), 4, rng())
+    shuffled = rng(1).permutation(stratum)
+    kinds = [set(shuffled[row]) for row in rows]
+    assert [len(kind) for kind in kinds[:3]] == [1, 1, 1]
+    assert sorted(kind.pop() for kind in kinds[:3]) == [0, 0, 1]
+    assert sorted(rows.ravel()) == list(range(20))
+
+
+def test_strata_are_those_of_kmeans() -> None:
+    """Every row is nearest to its own stratum's mean, and planted clusters far from each other are found."""
+    held = planted(3, 30, spread=0.05)
+    x = pair_rows(held.z1.numpy(), held.z2.numpy())
+    found = strata(x, 3, seed=0)
+    assert len({(a, b) for a, b in zip(labels(3, 30), found, strict=True)}) == 3
+    x = rng().standard_normal((60, 3))
+    found = strata(x, 4, seed=1)
+    means = np.stack([x[found == stratum].mean(axis=0) for stratum in range(4)])
+    assert np.array_equal(((x[:, None] - means) ** 2).sum(axis=2).argmin(axis=1), found)
+
+
+# diverse
+
+
+def participation(x: NDArray[np.floating]) -> float:
+    eigenvalues = np.linalg.eigvalsh(x @ x.T)
+    return eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
+
+
+@pytest.mark.parametrize("low,high", [(np.inf, np.inf), (np.inf, 4.0), (2.5, 4.0)])
+def test_diverse_takes_the_candidate_that_the_eigenvalues_say(low: float, high: float) -> None:
+    """All rows are candidates, so the choice does not hang on who is drawn; the batch is grown again, slowly."""
+    x = unit_rows(rng().standard_normal((30, 6)))
+    x[4] = 0
+    batch = grow(x, Unseen(30), 9, 29, low, high, rng(2)).tolist()
+    assert len(set(batch)) == 9
+    for size in range(1, 9):
+        others = [row for row in range(30) if row not in batch[:size]]
+        rank = {row: participation(x[[*batch[:size], row]]) for row in others}
+        chosen = rank[batch[size]]
+        allowed = [value for value in rank.values() if value <= high]
+        if not allowed:
+            assert chosen == pytest.approx(min(rank.values()))
+        elif participation(x[batch[:size]]) >= low and any(value >= low for value in allowed):
+            assert low - 1e-9 <= chosen <= high + 1e-9
+        else:
+            assert chosen == pytest.approx(max(allowed))
+
+
+@given(num_rows=st.integers(1, 30), counts=st.lists(st.integers(0, 9), max_size=8), seed=st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_diverse_draws_without_losing_anyone(num_rows: int, counts: list[int], seed: int) -> None:
+    left, draw, held = Unseen(num_rows), rng(seed), set(range(num_rows))
+    for number, count in enumerate(counts):
+        taken = left.take(count, draw)
+        assert len(taken) == min(count, len(held)) == len(set(taken.tolist()) & held)
+        held -= set(taken.tolist())
+        if number % 2:
+            left.give_back(taken)
+            held |= set(taken.tolist())
+    assert set(left.take(num_rows, draw).tolist()) == held
+
+
+def test_diverse_can_be_moderate() -> None:
+    held = planted(spread=0.7)
+    ranks = {}
+    for name, bounds in {"free": {}, "bounded": {"rank_low": 0.3, "rank_high": 0.4}}.items():
+        plan = build("diverse", batch_size=8, **bounds).plan(192, held)
+        x = unit_rows(pair_rows(held.z1.numpy(), held.z2.numpy()))
+        ranks[name] = np.array([participation(x[batch]) for batch in plan.batches.numpy()])
+    assert np.median(ranks["free"]) > 5
+    assert np.mean((ranks["bounded"] >= 0.3 * 8) & (ranks["bounded"] <= 0.4 * 8)) > 0.5
+
+
+def test_all_are_registered() -> None:
+    assert set(PEERS) <= set(SAMPLERS)
