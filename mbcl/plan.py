@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 import numpy as np
 import torch
@@ -235,52 +235,3 @@ class BatchPlan:
         if str(stored["digest"]) != plan.digest:
             raise PlanError(f"{path}: the plan's digest does not match its batches")
         return plan
-
-
-class Promises(Protocol):
-    """What a sampler promises of its plans; all of :mod:`mbcl.samplers` do."""
-
-    @property
-    def batch_size(self) -> int:
-        """B."""
-        ...
-
-    @property
-    def distinct(self) -> bool:
-        """Whether no sample is visited twice in one plan."""
-        ...
-
-    @property
-    def covers(self) -> bool:
-        """Whether a plan visits every sample but the few that fill no batch or pool."""
-        ...
-
-    def plan_length(self, num_samples: int) -> int:
-        """S, the batches of one plan."""
-        ...
-
-
-def examine(plan: BatchPlan, sampler: Promises, num_samples: int) -> BatchPlan:
-    """Return the plan itself if it is what its sampler promises: every plan passes here before anyone trains on it.
-
-    Args:
-        plan: of one round.
-        sampler: that made it.
-        num_samples: N.
-
-    Raises:
-        PlanError: if a position is out of range or repeated, a batch is missing, a score is not finite, or (a sampler
-            that covers) a sample is missing that fills a batch: S * B different ones must be visited.
-    """
-    plan.validate(num_samples, distinct=sampler.distinct)
-    expected = (sampler.plan_length(num_samples), sampler.batch_size)
-    if plan.batches.shape != expected:
-        raise PlanError(f"{plan.sampler}: {expected} batches were promised, found {tuple(plan.batches.shape)}")
-    if plan.scores is not None and (plan.scores.shape != expected[:1] or not bool(plan.scores.isfinite().all())):
-        raise PlanError(f"{plan.sampler}: scores must be {expected[0]} finite numbers")
-    visited = len(torch.unique(plan.batches))
-    if sampler.covers and visited != expected[0] * expected[1]:
-        raise PlanError(
-            f"{plan.sampler}: promises {expected[0] * expected[1]} of the {num_samples} samples, visits {visited}"
-        )
-    return plan

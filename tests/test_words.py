@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbcl.errors import ConfigError, PlanError
-from mbcl.plan import BatchPlan, Embeddings, examine
+from mbcl.plan import BatchPlan, Embeddings
 from mbcl.registry import Registry
-from mbcl.samplers import OSGD, Shuffle
+from mbcl.samplers import OSGD, Shuffle, examine
 from mbcl.seeding import derive, numpy_generator, torch_generator
 
 

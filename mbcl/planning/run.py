@@ -15,10 +15,10 @@ from mbcl.configuration import PathConfigError, apply_overrides, parse_yaml, val
 from mbcl.embeddings_file import read_embeddings
 from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import check_count, check_temperature
-from mbcl.plan import BatchPlan, Embeddings, examine
+from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planning.console import Stages, table
 from mbcl.planning.quality import measure
-from mbcl.samplers import SAMPLERS, Sampler, build
+from mbcl.samplers import SAMPLERS, Sampler, build, examine
 from mbcl.storage import Store, open_store
 
 DEFAULT_TEMPERATURE = 0.1

@@ -13,6 +13,7 @@ from mbcl.samplers._base import (
     PoolPlan,
     Sampler,
     build,
+    examine,
     serial,
 )
 from mbcl.samplers._bisection import Bisection
@@ -51,6 +52,7 @@ __all__ = [
     "Strata",
     "Walk",
     "build",
+    "examine",
     "quality",
     "serial",
 ]

@@ -1,6 +1,7 @@
 """``mix`` and ``skip``: what softens any plan that embeddings made, whoever made it.
 
-Letters: M samples of a pool, D dimensions, S batches, B samples a batch, P neighbours of a sample.
+Letters: M samples of a pool, D dimensions, S batches, B samples a batch, P neighbours of a sample,
+W of a ranking.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from mbcl.samplers._unit import unit
+from mbcl.samplers._unit import pair_sum
 
 Rows = NDArray[np.int64]
 
@@ -53,7 +55,7 @@ def _without_repeats(result_SB: Rows, before_SB: Rows) -> Rows:
     return before_SB if (rows_SB[:, 1:] == rows_SB[:, :-1]).any() else result_SB
 
 
-def nearest(z1_MD: torch.Tensor, z2_MD: torch.Tensor, count: int) -> NDArray[np.int32]:
+def nearest(z1_MD: Tensor, z2_MD: Tensor, count: int) -> NDArray[np.int32]:
     r"""Of each sample the ``count`` others of the pool that look most like it.
 
     Alike is measured by :math:`(\hat u_i + \hat v_i) \cdot (\hat u_j + \hat v_j)`: the sum of the four
@@ -67,23 +69,33 @@ def nearest(z1_MD: torch.Tensor, z2_MD: torch.Tensor, count: int) -> NDArray[np.
     Returns:
         (M, min(P, M - 1)) int32, nearest first; of equal ones, any.
     """
-    x_MD = unit(z1_MD) + unit(z2_MD)
-    num_rows = len(x_MD)
-    count = min(count, num_rows - 1)
-    found = []
-    for start in range(0, num_rows, max(1, CHUNK_ELEMENTS // num_rows)):
-        part_mD = x_MD[start : start + max(1, CHUNK_ELEMENTS // num_rows)]
-        similarity_mM = part_mD @ x_MD.T
-        own = torch.arange(start, start + len(part_mD), device=x_MD.device)
-        similarity_mM.scatter_(1, own[:, None], -torch.inf)
-        found.append(similarity_mM.topk(count, dim=1).indices)
-    return torch.cat(found).to(torch.int32).cpu().numpy()
+    x_MD = pair_sum(z1_MD, z2_MD)
+    return ranking(x_MD, x_MD, count)
 
 
-def conflicts(batch_M: NDArray[np.integer], neighbours_MP: NDArray[np.integer]) -> int:
-    """How many (sample, neighbour of it) share a batch; ``batch_M`` is -1 for samples that are in none."""
-    together_MP = batch_M[neighbours_MP] == batch_M[:, None]
-    return int((together_MP & (batch_M >= 0)[:, None]).sum())
+def ranking(u_MD: Tensor, v_MD: Tensor, count: int) -> NDArray[np.int32]:
+    """Of each row of ``u_MD`` the rows of ``v_MD`` with the largest products, without its own.
+
+    Args:
+        u_MD: (M, D) float, on any device.
+        v_MD: (M, D) float.
+        count: W; at most M - 1 are returned.
+
+    Returns:
+        (M, min(W, M - 1)) int32, largest first; of equal ones, any.
+    """
+    num_rows = len(u_MD)
+    count, chunk = min(count, num_rows - 1), max(1, CHUNK_ELEMENTS // num_rows)
+    # What is kept is allocated once: small arrays between large ones that come and go would tear memory to pieces.
+    ranked_MW = torch.empty(num_rows, count, dtype=torch.int32, device=u_MD.device)
+    product_mM = u_MD.new_empty(min(chunk, num_rows), num_rows)
+    for start in range(0, num_rows, chunk):
+        own_m = torch.arange(start, min(start + chunk, num_rows), device=u_MD.device)
+        part_mM = product_mM[: len(own_m)]
+        torch.mm(u_MD[own_m], v_MD.T, out=part_mM)
+        part_mM.scatter_(1, own_m[:, None], -torch.inf)
+        ranked_MW[own_m] = part_mM.topk(count, dim=1).indices.to(torch.int32)
+    return ranked_MW.cpu().numpy()
 
 
 def kept_apart(rows_SB: Rows, neighbours_MP: NDArray[np.int32], x_MD: NDArray[np.floating]) -> Rows:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import check_count
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.registry import Registry, construct
@@ -130,6 +131,32 @@ def build(name: str, *, batch_size: int, **parameters: object) -> Sampler:
         torch.Size([2, 2])
     """
     return construct("sampler", name, SAMPLERS[name], {"batch_size": batch_size, **parameters})
+
+
+def examine(plan: BatchPlan, sampler: Sampler, num_samples: int) -> BatchPlan:
+    """Return the plan itself if it is what its sampler promises: every plan passes here before anyone trains on it.
+
+    Args:
+        plan: of one round.
+        sampler: that made it.
+        num_samples: N.
+
+    Raises:
+        PlanError: if a position is out of range or repeated, a batch is missing, a score is not finite, or (a sampler
+            that covers) a sample is missing that fills a batch: S * B different ones must be visited.
+    """
+    plan.validate(num_samples, distinct=sampler.distinct)
+    expected = (sampler.plan_length(num_samples), sampler.batch_size)
+    if plan.batches.shape != expected:
+        raise PlanError(f"{plan.sampler}: {expected} batches were promised, found {tuple(plan.batches.shape)}")
+    if plan.scores is not None and (plan.scores.shape != expected[:1] or not bool(plan.scores.isfinite().all())):
+        raise PlanError(f"{plan.sampler}: scores must be {expected[0]} finite numbers")
+    visited = len(torch.unique(plan.batches))
+    if sampler.covers and visited != expected[0] * expected[1]:
+        raise PlanError(
+            f"{plan.sampler}: promises {expected[0] * expected[1]} of the {num_samples} samples, visits {visited}"
+        )
+    return plan
 
 
 def check_batch_size(batch_size: object) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mbcl.plan import Embeddings
 from mbcl.samplers._balanced import balanced_kmeans
-from mbcl.samplers._unit import unit
+from mbcl.samplers._unit import pair_sum, unit
 from mbcl.seeding import derive, torch_generator
 
 MOST_BLOCKS = 52
@@ -72,7 +72,7 @@ def pair_sums(embeddings: Embeddings, positions: NDArray[np.int64]) -> Tensor:
     x_ND = torch.empty(len(positions), embeddings.z1.shape[1], dtype=torch.float32, device=device)
     for start in range(0, len(positions), CHUNK_ROWS):
         rows = torch.from_numpy(positions[start : start + CHUNK_ROWS]).to(device)
-        x_ND[start : start + len(rows)] = unit(embeddings.z1.detach()[rows]) + unit(embeddings.z2.detach()[rows])
+        x_ND[start : start + len(rows)] = pair_sum(embeddings.z1.detach()[rows], embeddings.z2.detach()[rows])
     return x_ND
 
 
@@ -95,16 +95,14 @@ def _split(x_ND: Tensor, rows: NDArray[np.int64], first: int, seed: int) -> list
     return [np.sort(rows[order[:first]]), np.sort(rows[order[first:]])]
 
 
-def principal_direction(
-    x_ND: Tensor, rows: NDArray[np.int64], seed: int, *, power: int = POWER_STEPS, sample: int = POWER_ROWS
-) -> Tensor:
+def principal_direction(x_ND: Tensor, rows: NDArray[np.int64], seed: int) -> Tensor:
     """(D,) unit vector near the first principal direction of some rows: power steps on a sample of them."""
     generator = torch_generator(seed, "principal direction")
-    if len(rows) > sample:
-        rows = rows[torch.randperm(len(rows), generator=generator)[:sample].numpy()]
+    if len(rows) > POWER_ROWS:
+        rows = rows[torch.randperm(len(rows), generator=generator)[:POWER_ROWS].numpy()]
     x_MD = x_ND[torch.from_numpy(rows).to(x_ND.device)]
     x_MD = x_MD - x_MD.mean(dim=0)
     direction_D = torch.randn(x_MD.shape[1], generator=generator).to(x_MD)
-    for _ in range(power):
+    for _ in range(POWER_STEPS):
         direction_D = unit(x_MD.T @ (x_MD @ direction_D))
     return direction_D

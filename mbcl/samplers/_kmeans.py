@@ -79,8 +79,8 @@ class BlockSampler(SizedPools):
 class KMeans(BlockSampler):
     """Batches of similar samples: balanced k-means of the sum of a sample's two normalised views.
 
-    k-means++, Lloyd steps, then rounds of {greedy assignment with capacity B in order of regret; recentre}. About a
-    hundred times as fast as ``spectral`` as it was published, at a similar loss.
+    k-means++, Lloyd steps, then rounds of {greedy assignment with capacity B in order of regret; recentre}. Some
+    seventy to ninety times as fast as the published spectral planner (docs/benchmarks.md), at a similar loss.
 
     Args:
         batch_size: B, global.

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from torch import Tensor
 
 from mbcl.errors import ConfigError
 from mbcl.functional import check_count
+from mbcl.samplers._apart import CHUNK_ELEMENTS, ranking
 from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
 from mbcl.samplers._sized import SortedPools, pair_rows, unit_rows
 from mbcl.seeding import derive, numpy_generator
@@ -26,7 +26,6 @@ Array = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
 PUBLISHED_CLUSTER = 32
-CHUNK_ELEMENTS = 2**22
 
 
 @SAMPLERS.register("metis")
@@ -120,31 +119,6 @@ class Metis(SortedPools):
 def _divisors(number: int) -> list[int]:
     """The divisors of a number but 1, ascending."""
     return [divisor for divisor in range(2, number + 1) if number % divisor == 0]
-
-
-def ranking(u_MD: Tensor, v_MD: Tensor, count: int) -> NDArray[np.int32]:
-    """Of each row of ``u_MD`` the rows of ``v_MD`` with the largest products, without its own.
-
-    Args:
-        u_MD: (M, D) float, rows of length one.
-        v_MD: (M, D) float.
-        count: W; at most M - 1 are returned.
-
-    Returns:
-        (M, min(W, M - 1)) int32, largest first.
-    """
-    num_rows = len(u_MD)
-    count, chunk = min(count, num_rows - 1), max(1, CHUNK_ELEMENTS // num_rows)
-    # What is kept is allocated once: small arrays between large ones that come and go would tear memory to pieces.
-    ranked_MW = torch.empty(num_rows, count, dtype=torch.int32)
-    product_mM = u_MD.new_empty(min(chunk, num_rows), num_rows)
-    for start in range(0, num_rows, chunk):
-        own_m = torch.arange(start, min(start + chunk, num_rows))
-        part_mM = product_mM[: len(own_m)]
-        torch.mm(u_MD[own_m], v_MD.T, out=part_mM)
-        part_mM.scatter_(1, own_m[:, None], -torch.inf)
-        ranked_MW[own_m] = part_mM.topk(count, dim=1).indices.to(torch.int32)
-    return ranked_MW.numpy()
 
 
 def mutual(ranked_MW: NDArray[np.int32]) -> csr_array:

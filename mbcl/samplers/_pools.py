@@ -25,7 +25,7 @@ from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers._apart import kept_apart, mixed, nearest
 from mbcl.samplers._balanced import in_order
 from mbcl.samplers._base import FloatArray, PoolItem, PoolMap, PoolPlan, check_batch_size, check_num_samples, serial
-from mbcl.samplers._unit import unit
+from mbcl.samplers._unit import pair_sum
 from mbcl.seeding import derive, numpy_generator
 
 DEVICE_ELEMENTS = 2**28
@@ -205,11 +205,11 @@ class PoolSampler:
         return planned
 
     def _separated(self, planned: PoolPlan, z1_MD: Tensor, z2_MD: Tensor) -> PoolPlan:
-        """The pool's plan with neighbours kept apart, unless its maker already did."""
+        """The pool's plan with neighbours kept apart: those that its maker names, or the ``skip`` nearest."""
         neighbours = planned.neighbours
         if neighbours is None:
             neighbours = nearest(z1_MD, z2_MD, self.skip)
-        x_MD = (unit(z1_MD) + unit(z2_MD)).cpu().numpy()
+        x_MD = pair_sum(z1_MD, z2_MD).cpu().numpy()
         return PoolPlan(kept_apart(planned.rows, neighbours, x_MD), planned.scores, neighbours)
 
     def plan(

@@ -17,7 +17,7 @@ from mbcl.functional import check_count
 from mbcl.samplers._balanced import in_order
 from mbcl.samplers._base import FloatArray, PoolPlan
 from mbcl.samplers._pools import PoolSampler, even_pools
-from mbcl.samplers._unit import unit
+from mbcl.samplers._unit import pair_sum, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,5 +81,5 @@ def unit_rows(z_MD: FloatArray) -> NDArray[np.floating]:
 
 
 def pair_rows(z1_MD: FloatArray, z2_MD: FloatArray) -> NDArray[np.floating]:
-    """(M, D) sums of both views' unit rows: a product of two sums the four similarities between two samples' views."""
-    return np.asarray(unit_rows(z1_MD) + unit_rows(z2_MD))
+    """(M, D) float as :func:`mbcl.samplers._unit.pair_sum`, of arrays that may be read-only."""
+    return pair_sum(torch.tensor(z1_MD), torch.tensor(z2_MD)).numpy()

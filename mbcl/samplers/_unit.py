@@ -23,3 +23,8 @@ def unit(z_ND: Tensor) -> Tensor:
     """
     largest = z_ND.abs().amax(dim=-1, keepdim=True)
     return normalize(z_ND / torch.where(largest > 0, largest, 1))
+
+
+def pair_sum(z1_ND: Tensor, z2_ND: Tensor) -> Tensor:
+    """(..., N, D): the sum of both views' unit rows. A product of two is the sum of their views' four similarities."""
+    return unit(z1_ND) + unit(z2_ND)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mbcl.plan import Embeddings
 from mbcl.samplers import SAMPLERS, Sampler, build
@@ -22,3 +24,9 @@ def embeddings(num_samples: int, seed: int = 0, dim: int = 5) -> Embeddings:
     generator = torch_generator(seed, "embeddings")
     z1 = torch.randn(num_samples, dim, generator=generator)
     return Embeddings(z1, z1 + 0.5 * torch.randn(num_samples, dim, generator=generator))
+
+
+def conflicts(batch_M: NDArray[np.integer], neighbours_MP: NDArray[np.integer]) -> int:
+    """How many (sample, neighbour of it) share a batch; ``batch_M`` is -1 for samples that are in none."""
+    together_MP = batch_M[neighbours_MP] == batch_M[:, None]
+    return int((together_MP & (batch_M >= 0)[:, None]).sum())

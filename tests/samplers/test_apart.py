@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samplers.small import conflicts
 
 import mbcl
 from mbcl.errors import ConfigError
 from mbcl.plan import Embeddings
-from mbcl.samplers._apart import conflicts, kept_apart, mixed, nearest
+from mbcl.samplers._apart import kept_apart, mixed, nearest
 
 
 def rng(seed: int = 0) -> np.random.Generator:

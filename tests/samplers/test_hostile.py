@@ -11,8 +11,8 @@ import torch
 from samplers.small import build_small, embeddings
 
 from mbcl.errors import ConfigError, PlanError
-from mbcl.plan import Embeddings, examine
-from mbcl.samplers import SAMPLERS, Sampler, quality
+from mbcl.plan import Embeddings
+from mbcl.samplers import SAMPLERS, Sampler, examine, quality
 from mbcl.samplers._measures import upper_bound
 
 N = 41

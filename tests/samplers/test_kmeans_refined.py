@@ -10,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samplers.small import conflicts
 
 import mbcl
 from mbcl.errors import ConfigError
 from mbcl.functional import nt_xent
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers import KMeans, PoolItems, PoolSampler, Refined, Shuffle, quality
-from mbcl.samplers._apart import conflicts, nearest
+from mbcl.samplers._apart import nearest
 from mbcl.samplers._balanced import balanced_kmeans, fill_together, greedy_by_regret, plus_plus
 from mbcl.samplers._grouping import grouped
 from mbcl.samplers._swaps import refine

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from samplers.small import build_small, embeddings
 
-from mbcl.plan import examine
-from mbcl.samplers import SAMPLERS
+from mbcl.samplers import SAMPLERS, examine
 
 NUM_SAMPLES, BATCH_SIZE, EPOCHS = 19, 4, 80
 

@@ -14,13 +14,13 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from mbcl.errors import ConfigError
-from mbcl.plan import Embeddings, examine
-from mbcl.samplers import SAMPLERS, build, quality
-from mbcl.samplers._apart import nearest
+from mbcl.plan import Embeddings
+from mbcl.samplers import SAMPLERS, build, examine, quality
+from mbcl.samplers._apart import nearest, ranking
 from mbcl.samplers._bisection import bisected, principal_direction
 from mbcl.samplers._diverse import Unseen, grow
 from mbcl.samplers._gcbs import similar_pairs, similarity_quantile
-from mbcl.samplers._metis import evened, mutual, partition, ranking
+from mbcl.samplers._metis import evened, mutual, partition
 from mbcl.samplers._sized import pair_rows, unit_rows
 from mbcl.samplers._strata import strata, stratified
 from mbcl.samplers._walk import NOBODY, ProximityGraph, both_ways, gather
@@ -245,7 +245,7 @@ def test_metis_ranks_are_the_graphs() -> None:
 def test_metis_ranks_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     u, v = (torch.from_numpy(unit_rows(rng(seed).standard_normal((50, 5)))) for seed in (0, 1))
     whole = ranking(u, v, 9)
-    monkeypatch.setattr("mbcl.samplers._metis.CHUNK_ELEMENTS", 50 * 7)
+    monkeypatch.setattr("mbcl.samplers._apart.CHUNK_ELEMENTS", 50 * 7)
     assert np.array_equal(ranking(u, v, 9), whole)
     assert ranking(u, v, 99).shape == (50, 49)
 

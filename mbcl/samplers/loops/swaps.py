@@ -18,18 +18,28 @@ Ints = NDArray[np.int64]
 
 
 @compiled
+def sums_of(
+    j: int, members_B: Ints, uu: Floats, uv: Floats, vu: Floats, vv: Floats, own_M: Floats
+) -> tuple[float, float]:
+    """S and t of sample ``j`` among the members of a batch, of which it may be one."""
+    s, t = own_M[j], own_M[j]
+    for i in members_B:
+        if i != j:
+            s += uu[j, i] + uv[j, i]
+            t += vv[j, i] + vu[j, i]
+    return s, t
+
+
+@compiled
 def denominators(
     uu: Floats, uv: Floats, vu: Floats, vv: Floats, members_KB: Ints, own_M: Floats
 ) -> tuple[Floats, Floats]:
     """(M,) and (M,) float64: s and t of every sample in its own batch."""
-    s_M = own_M.copy()
-    t_M = own_M.copy()
+    s_M = np.empty(len(own_M))
+    t_M = np.empty(len(own_M))
     for members in members_KB:
         for j in members:
-            for i in members:
-                if i != j:
-                    s_M[j] += uu[j, i] + uv[j, i]
-                    t_M[j] += vv[j, i] + vu[j, i]
+            s_M[j], t_M[j] = sums_of(j, members, uu, uv, vu, vv, own_M)
     return s_M, t_M
 
 
@@ -94,23 +104,39 @@ def change_of(
     t_M: Floats,
 ) -> float:
     """The change of the sum of log s + log t if ``j`` of ``home`` and ``other`` of ``target`` change places."""
-    s_other, t_other = own_M[other], own_M[other]
-    s_j, t_j = own_M[j], own_M[j]
-    product_s, product_t = 1.0, 1.0
-    for i in members_KB[home]:
-        if i != j:
-            product_s *= 1 + ((uu[other, i] + vu[other, i]) - (uu[j, i] + vu[j, i])) / s_M[i]
-            product_t *= 1 + ((vv[other, i] + uv[other, i]) - (vv[j, i] + uv[j, i])) / t_M[i]
-            s_other += uu[other, i] + uv[other, i]
-            t_other += vv[other, i] + vu[other, i]
-    for i in members_KB[target]:
-        if i != other:
-            product_s *= 1 + ((uu[j, i] + vu[j, i]) - (uu[other, i] + vu[other, i])) / s_M[i]
-            product_t *= 1 + ((vv[j, i] + uv[j, i]) - (vv[other, i] + uv[other, i])) / t_M[i]
-            s_j += uu[j, i] + uv[j, i]
-            t_j += vv[j, i] + vu[j, i]
+    stay_s, stay_t, s_other, t_other = exchange(other, j, members_KB[home], uu, uv, vu, vv, own_M, s_M, t_M)
+    away_s, away_t, s_j, t_j = exchange(j, other, members_KB[target], uu, uv, vu, vv, own_M, s_M, t_M)
     own = (s_other / s_M[other]) * (t_other / t_M[other]) * (s_j / s_M[j]) * (t_j / t_M[j])
-    return math.log(max(product_s, 1e-300)) + math.log(max(product_t, 1e-300)) + math.log(own)
+    return math.log(max(stay_s * away_s, 1e-300)) + math.log(max(stay_t * away_t, 1e-300)) + math.log(own)
+
+
+@compiled
+def exchange(
+    comes: int,
+    goes: int,
+    members_B: Ints,
+    uu: Floats,
+    uv: Floats,
+    vu: Floats,
+    vv: Floats,
+    own_M: Floats,
+    s_M: Floats,
+    t_M: Floats,
+) -> tuple[float, float, float, float]:
+    """What becomes of a batch if ``comes`` takes the place of its member ``goes``.
+
+    Returns:
+        The factors by which the products of the others' s and of their t change; s and t of ``comes`` among them.
+    """
+    product_s, product_t = 1.0, 1.0
+    s, t = own_M[comes], own_M[comes]
+    for i in members_B:
+        if i != goes:
+            product_s *= 1 + ((uu[comes, i] + vu[comes, i]) - (uu[goes, i] + vu[goes, i])) / s_M[i]
+            product_t *= 1 + ((vv[comes, i] + uv[comes, i]) - (vv[goes, i] + uv[goes, i])) / t_M[i]
+            s += uu[comes, i] + uv[comes, i]
+            t += vv[comes, i] + vu[comes, i]
+    return product_s, product_t, s, t
 
 
 @compiled
@@ -136,20 +162,12 @@ def swap(
         if members_KB[target, place] == other:
             members_KB[target, place] = j
     batch_M[j], batch_M[other] = target, home
-    for i in members_KB[home]:
-        if i != other:
-            s_M[i] += (uu[other, i] + vu[other, i]) - (uu[j, i] + vu[j, i])
-            t_M[i] += (vv[other, i] + uv[other, i]) - (vv[j, i] + uv[j, i])
-    for i in members_KB[target]:
-        if i != j:
-            s_M[i] += (uu[j, i] + vu[j, i]) - (uu[other, i] + vu[other, i])
-            t_M[i] += (vv[j, i] + uv[j, i]) - (vv[other, i] + uv[other, i])
-    for a, batch in ((j, target), (other, home)):
-        s_M[a], t_M[a] = own_M[a], own_M[a]
+    for comes, goes, batch in ((other, j, home), (j, other, target)):
         for i in members_KB[batch]:
-            if i != a:
-                s_M[a] += uu[a, i] + uv[a, i]
-                t_M[a] += vv[a, i] + vu[a, i]
+            if i != comes:
+                s_M[i] += (uu[comes, i] + vu[comes, i]) - (uu[goes, i] + vu[goes, i])
+                t_M[i] += (vv[comes, i] + uv[comes, i]) - (vv[goes, i] + uv[goes, i])
+        s_M[comes], t_M[comes] = sums_of(comes, members_KB[batch], uu, uv, vu, vv, own_M)
 
 
 @compiled
