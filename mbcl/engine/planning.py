@@ -19,7 +19,7 @@ from mbcl.engine.background import BackgroundProcess
 from mbcl.engine.protocols import PlanKey, PlannedBatches
 from mbcl.errors import MbclError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers import PoolMap, Sampler, quality, serial
+from mbcl.samplers import PoolMap, Sampler, examine, quality, serial
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,11 @@ def make_plan(
     embeddings = embeddings.ordered(num_samples)
     plan = _joined(
         [
-            sampler.plan(
-                num_samples, embeddings, seed=seed, epoch=key.epoch, round=round_, map_pools=map_pools
-            ).validate(num_samples, distinct=sampler.distinct)
+            examine(
+                sampler.plan(num_samples, embeddings, seed=seed, epoch=key.epoch, round=round_, map_pools=map_pools),
+                sampler,
+                num_samples,
+            )
             for round_ in range(key.round, key.round + key.rounds)
         ]
     )

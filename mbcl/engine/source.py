@@ -18,7 +18,7 @@ from mbcl.engine.step import Learner, Stepped
 from mbcl.errors import PlanError, TrainingError
 from mbcl.experiment import Experiment
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers import Sampler, Shuffle
+from mbcl.samplers import Sampler, Shuffle, examine
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class PlanSource:
 
     def _derived(self, sampler: Sampler, epoch: int, round_: int) -> BatchPlan:
         plan = sampler.plan(self._num_train, seed=self._experiment.seed, epoch=epoch, round=round_)
-        return plan.validate(self._num_train, distinct=sampler.distinct)
+        return examine(plan, sampler, self._num_train)
 
     # -- which plan, and when ------------------------------------------------------------------------------------------
 

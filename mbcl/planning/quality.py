@@ -7,8 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers import quality
-from mbcl.samplers._measures import overlap, same_class_share, upper_bound
+from mbcl.samplers import overlap, quality, same_class_share, upper_bound
 
 Facts = dict[str, str | int | float | bool | None]
 

@@ -20,6 +20,7 @@ from mbcl.samplers._bisection import Bisection
 from mbcl.samplers._diverse import Diverse
 from mbcl.samplers._gcbs import GCBS
 from mbcl.samplers._kmeans import KMeans, Refined
+from mbcl.samplers._measures import overlap, same_class_share, upper_bound
 from mbcl.samplers._metis import Metis
 from mbcl.samplers._osgd import OSGD
 from mbcl.samplers._pools import PoolItems, PoolSampler
@@ -53,6 +54,9 @@ __all__ = [
     "Walk",
     "build",
     "examine",
+    "overlap",
     "quality",
+    "same_class_share",
     "serial",
+    "upper_bound",
 ]
