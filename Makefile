@@ -15,13 +15,14 @@ run: $(VENV)/.run            ## set up, then the main job on the embedded data s
 	exec $(BIN)/python run_ray.py --space tune_spaces/samplers.yaml --name $$name
 
 test: $(VENV)/.test lint types layers    ## set up, then everything that CI checks
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" --hypothesis-profile=ci
 
 test-fast: $(VENV)/.test     ## without Ray and without other processes
 	$(BIN)/python -m pytest -m "not slow and not gpu and not ray and not dist"
 
-test-slow: $(VENV)/.test     ## drills and long runs
+test-slow: $(VENV)/.test     ## drills, long runs, properties on new random cases
 	$(BIN)/python -m pytest -m slow --timeout 3600
+	$(BIN)/python -m pytest -m "not slow and not gpu and not ray and not dist" --hypothesis-profile=default
 
 lint: $(VENV)/.test          ## ruff and codespell
 	$(BIN)/ruff check .

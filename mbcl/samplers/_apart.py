@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from mbcl.samplers._unit import pair_sum
@@ -101,7 +102,8 @@ def ranking(u_MD: Tensor, v_MD: Tensor, count: int) -> NDArray[np.int32]:
 def kept_apart(rows_SB: Rows, neighbours_MP: NDArray[np.int32], x_MD: NDArray[np.floating]) -> Rows:
     """Exchange samples between batches until as few neighbours as possible share one.
 
-    Every exchange is the one that lowers the number of conflicts most, of equal ones that which keeps similar samples
+    A conflict is a sample and a neighbour of it in one batch: two that are each other's neighbours make two. Every
+    exchange is the one that lowers the number of conflicts most, of equal ones that which keeps similar samples
     together most. Conflicts never increase; where batches have no room for better, some remain.
 
     Args:
@@ -123,28 +125,37 @@ def _one_window(rows_SB: Rows, neighbours_MP: NDArray[np.int32], x_MD: NDArray[n
     """:func:`kept_apart` within some batches, on row numbers that count only their samples."""
     num_batches, batch_size = rows_SB.shape
     ids_M = rows_SB.ravel()
-    local = np.full(len(x_MD), -1)
-    local[ids_M] = np.arange(len(ids_M))
-    pairs: list[set[int]] = [set(row[row >= 0].tolist()) for row in local[neighbours_MP[ids_M]]]
-    for sample, those in enumerate([tuple(others) for others in pairs]):
-        for other in those:
-            pairs[other].add(sample)
-    apart = [np.fromiter(others, dtype=np.int64, count=len(others)) for others in pairs]
+    pairs = _conflicts_of_pairs(ids_M, neighbours_MP)
     x_MD = np.ascontiguousarray(x_MD[ids_M])
     batch_M = np.repeat(np.arange(num_batches), batch_size)
-    count_MS = np.zeros((len(ids_M), num_batches), dtype=np.int64)
-    for sample, enemies in enumerate(apart):
-        np.add.at(count_MS[sample], batch_M[enemies], 1)
-    sum_SD = np.stack([x_MD[batch_M == batch].sum(axis=0) for batch in range(num_batches)])
+    count_MS = pairs @ np.eye(num_batches, dtype=np.int64)[batch_M]
+    sum_SD = x_MD.reshape(num_batches, batch_size, -1).sum(axis=1)
     everyone = np.arange(len(ids_M))
     for _ in range(PASSES):
         crowded = np.flatnonzero(count_MS[everyone, batch_M] > 0)
         moved = False
         for sample in crowded[np.argsort(-count_MS[crowded, batch_M[crowded]], kind="stable")]:
-            moved |= _exchange(int(sample), batch_M, count_MS, sum_SD, apart, x_MD)
+            moved |= _exchange(int(sample), batch_M, count_MS, sum_SD, pairs, x_MD)
         if not moved:
             break
     return ids_M[np.argsort(batch_M, kind="stable")].reshape(num_batches, batch_size)
+
+
+def _conflicts_of_pairs(ids_M: Rows, neighbours_MP: NDArray[np.int32]) -> csr_array:
+    """(M, M) symmetric int64: 1 where one of two is a neighbour of the other, 2 where each is; M counts ``ids_M``."""
+    local = np.full(len(neighbours_MP), -1)
+    local[ids_M] = np.arange(len(ids_M))
+    near_MP = local[neighbours_MP[ids_M]]
+    row, place = np.nonzero(near_MP >= 0)
+    ones = np.ones(len(row), dtype=np.int64)
+    held = csr_array((ones, (row, near_MP[row, place])), shape=(len(ids_M), len(ids_M)))
+    return csr_array(held + held.T)
+
+
+def _row(pairs: csr_array, j: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Columns and entries of a row."""
+    entries = slice(pairs.indptr[j], pairs.indptr[j + 1])
+    return pairs.indices[entries], pairs.data[entries]
 
 
 def _exchange(
@@ -152,7 +163,7 @@ def _exchange(
     batch_M: NDArray[np.int64],
     count_MS: NDArray[np.int64],
     sum_SD: NDArray[np.floating],
-    apart: list[NDArray[np.int64]],
+    pairs: csr_array,
     x_MD: NDArray[np.floating],
 ) -> bool:
     """Exchange sample j with the best partner, if that lowers the number of conflicts."""
@@ -161,7 +172,8 @@ def _exchange(
         return False
     everyone = np.arange(len(batch_M))
     change_M = count_MS[j, batch_M] + count_MS[:, home] - count_MS[j, home] - count_MS[everyone, batch_M]
-    change_M[apart[j]] -= 2  # the two leave each other's way
+    others, conflicts = _row(pairs, j)
+    change_M[others] -= 2 * conflicts  # the two leave each other's way
     change_M[batch_M == home] = 1
     best = change_M.min()
     if best >= 0:
@@ -172,8 +184,9 @@ def _exchange(
     away = batch_M[other]
     for sample, source, target in ((j, home, away), (other, away, home)):
         batch_M[sample] = target
-        count_MS[apart[sample], source] -= 1
-        count_MS[apart[sample], target] += 1
+        others, conflicts = _row(pairs, sample)
+        count_MS[others, source] -= conflicts
+        count_MS[others, target] += conflicts
         sum_SD[source] -= x_MD[sample]
         sum_SD[target] += x_MD[sample]
     return True

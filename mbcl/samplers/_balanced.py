@@ -5,7 +5,6 @@ Letters: P pools, M rows of a pool, D dimensions, K clusters, C capacity: rows o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mbcl.samplers._lloyd import distances, lloyd, plus_plus, recentred
 from mbcl.samplers.loops import available
-from mbcl.seeding import numpy_generator
 
 LLOYD = 5
 ROUNDS = 4
@@ -47,72 +46,6 @@ def balanced_kmeans(x_PMD: Tensor, num_clusters: int, seeds: Sequence[int]) -> T
         if number < ROUNDS - 1:
             centre_PKD = recentred(x_PMD, cluster_PM, centre_PKD)
     return cluster_PM
-
-
-def distances(x_PMD: Tensor, centre_PKD: Tensor) -> Tensor:
-    """(P, M, K) squared Euclidean distances less the rows' own squared lengths, which do not matter to a choice."""
-    squared_PK = centre_PKD.square().sum(dim=2)
-    return torch.baddbmm(squared_PK[:, None, :], x_PMD, centre_PKD.mT, alpha=-2)
-
-
-def plus_plus(x_PMD: Tensor, num_clusters: int, seeds: Sequence[int]) -> Tensor:
-    """(P, K, D) rows drawn one after the other with a probability that grows with the distance to those before.
-
-    The greedy kind: of 2 + ln K drawn each time, the one that leaves the least sum of squared distances. Without it,
-    spectral plans lose 2 to 8 % of their loss.
-
-    Reference:
-        Arthur and Vassilvitskii, k-means++, SODA 2007; the greedy kind is that of its implementation and scikit-learn.
-    """
-    num_pools, num_rows, _ = x_PMD.shape
-    trials = 2 + int(math.log(num_clusters))
-    drawn = np.stack([numpy_generator(seed, "k-means++").random((num_clusters, trials)) for seed in seeds])
-    draw_KPT = torch.from_numpy(drawn).to(x_PMD).transpose(0, 1)
-    pools = torch.arange(num_pools, device=x_PMD.device)
-    squared_PM = x_PMD.square().sum(dim=2)
-    chosen_PK = torch.empty(num_pools, num_clusters, dtype=torch.int64, device=x_PMD.device)
-    tried_PT = (draw_KPT[0, :, :1] * num_rows).long().clamp_(max=num_rows - 1)
-    nearest_PM1 = torch.full_like(squared_PM[:, :, None], torch.inf)
-    for number in range(num_clusters):
-        if number:
-            total_PM = nearest_PM1[:, :, 0].cumsum(dim=1)
-            tried_PT = torch.searchsorted(total_PM, draw_KPT[number] * total_PM[:, -1:], right=True)
-            tried_PT.clamp_(max=num_rows - 1)
-        product_PMT = torch.bmm(x_PMD, x_PMD[pools[:, None], tried_PT].mT)
-        distance_PMT = product_PMT.mul_(-2).add_(squared_PM[:, :, None])
-        distance_PMT += squared_PM.gather(1, tried_PT)[:, None, :]
-        distance_PMT = torch.minimum(distance_PMT.clamp_(min=0), nearest_PM1)
-        best_P = distance_PMT.sum(dim=1).argmin(dim=1)
-        chosen_PK[:, number] = tried_PT[pools, best_P]
-        nearest_PM1 = distance_PMT[pools, :, best_P][:, :, None]
-    return x_PMD[pools[:, None], chosen_PK]
-
-
-def lloyd(x_PMD: Tensor, centre_PKD: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """At most so many Lloyd steps, fewer when nothing changes.
-
-    Returns:
-        (P, K, D) centres; (P,) inertia less the rows' own squared lengths, of the centres before the last step; (P, M)
-        the clusters of the last step.
-    """
-    before_PM = None
-    for _ in range(steps):
-        cost_PM, cluster_PM = distances(x_PMD, centre_PKD).min(dim=2)
-        if before_PM is not None and torch.equal(cluster_PM, before_PM):
-            break
-        before_PM = cluster_PM
-        centre_PKD = recentred(x_PMD, cluster_PM, centre_PKD)
-    return centre_PKD, cost_PM.sum(dim=1), cluster_PM
-
-
-def recentred(x_PMD: Tensor, cluster_PM: Tensor, before_PKD: Tensor) -> Tensor:
-    """(P, K, D) means of the clusters; an empty cluster keeps its centre."""
-    member_PMK = torch.zeros(*cluster_PM.shape, before_PKD.shape[1], dtype=x_PMD.dtype, device=x_PMD.device)
-    member_PMK.scatter_(2, cluster_PM[:, :, None], 1)
-    count_PK1 = member_PMK.sum(dim=1)[:, :, None]
-    # A product, not index_add: its sums have a fixed order on a GPU, too.
-    sum_PKD = torch.bmm(member_PMK.mT, x_PMD)
-    return torch.where(count_PK1 > 0, sum_PKD / count_PK1.clamp(min=1), before_PKD)
 
 
 def greedy_by_regret(cost_PMK: Tensor, capacity: int) -> Tensor:

@@ -18,7 +18,7 @@ from mbcl.functional import nt_xent
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers import KMeans, PoolItems, PoolSampler, Refined, Shuffle, quality
 from mbcl.samplers._apart import nearest
-from mbcl.samplers._balanced import balanced_kmeans, fill_together, greedy_by_regret, plus_plus
+from mbcl.samplers._balanced import balanced_kmeans, fill_together, greedy_by_regret
 from mbcl.samplers._grouping import grouped
 from mbcl.samplers._swaps import refine
 from mbcl.samplers._swaps_batched import refine_batched
@@ -82,13 +82,6 @@ def test_pools_planned_together_are_those_planned_alone() -> None:
     together = balanced_kmeans(x, 5, [7, 8, 9])
     for pool, seed in enumerate((7, 8, 9)):
         assert torch.equal(balanced_kmeans(x[pool : pool + 1], 5, [seed])[0], together[pool])
-
-
-def test_seeding_draws_rows_and_spreads() -> None:
-    x = torch.cat([torch.zeros(50, 2), torch.full((1, 2), 9.0), torch.full((1, 2), -9.0)])[None]
-    found = {tuple(row) for row in plus_plus(x, 3, [0])[0].tolist()}
-    assert found == {(0.0, 0.0), (9.0, 9.0), (-9.0, -9.0)}
-    assert plus_plus(torch.zeros(1, 5, 2), 3, [0]).shape == (1, 3, 2)
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
