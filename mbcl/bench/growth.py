@@ -18,7 +18,7 @@ import torch
 from mbcl.bench.embeddings import DIMENSIONS, mixture
 from mbcl.bench.measure import clock_of, random_batches, timed_plan, worth
 from mbcl.bench.specs import Spec
-from mbcl.samplers._pools import one_thread
+from mbcl.samplers._threads import one_thread
 from mbcl.seeding import numpy_generator
 
 NOISE = 1.0

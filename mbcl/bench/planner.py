@@ -19,7 +19,7 @@ from mbcl.bench.specs import Spec, parse_spec
 from mbcl.bench.whole import compare_whole
 from mbcl.errors import ConfigError, DataError, nearest
 from mbcl.functional import check_count, check_temperature
-from mbcl.samplers._pools import one_thread
+from mbcl.samplers._threads import one_thread
 from mbcl.storage import Store, open_store, write_text
 
 FILE = "planner.json"

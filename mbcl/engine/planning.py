@@ -19,7 +19,7 @@ from mbcl.engine.background import BackgroundProcess
 from mbcl.engine.protocols import PlanKey, PlannedBatches
 from mbcl.errors import MbclError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers import PoolMap, Sampler, examine, quality, serial
+from mbcl.samplers import PoolMap, PoolSampler, Sampler, examine, quality, serial
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +50,13 @@ def make_plan(
     """
     start = time.perf_counter()
     embeddings = embeddings.ordered(num_samples)
-    plan = _joined(
-        [
-            examine(
-                sampler.plan(num_samples, embeddings, seed=seed, epoch=key.epoch, round=round_, map_pools=map_pools),
-                sampler,
-                num_samples,
-            )
-            for round_ in range(key.round, key.round + key.rounds)
-        ]
-    )
+    rounds = range(key.round, key.round + key.rounds)
+    arguments: dict[str, Any] = {"seed": seed, "epoch": key.epoch, "map_pools": map_pools}
+    if isinstance(sampler, PoolSampler):
+        plans = sampler.plan_rounds(num_samples, embeddings, rounds=rounds, **arguments)
+    else:
+        plans = [sampler.plan(num_samples, embeddings, round=number, **arguments) for number in rounds]
+    plan = _joined([examine(plan, sampler, num_samples) for plan in plans])
     seconds = time.perf_counter() - start
     temperature = getattr(sampler, "temperature", DEFAULT_TEMPERATURE)
     scored = quality(plan, embeddings, temperature=temperature, seed=seed)

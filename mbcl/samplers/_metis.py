@@ -26,6 +26,7 @@ Array = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
 PUBLISHED_CLUSTER = 32
+PUBLISHED_SKIP = 30
 
 
 @SAMPLERS.register("metis")
@@ -38,14 +39,17 @@ class Metis(SortedPools):
     the graph into communities of about ``cluster`` samples. Surplus samples, those least like their community, move
     to the nearest one that is short, until all are equal. A batch is B / cluster random communities.
 
-    The neighbours that ``skip`` keeps out of a batch are those of that ranking, too. The time grows as N².
+    As published, ranks that are left out make no edges, and that is all: two such samples share a batch where others
+    join them. If ``skip`` is given they are kept apart in the end as with every sampler, those of this ranking; in
+    small pools many are, and little of the loss remains. The time grows as N².
 
     Needs the extra ``mbcl[metis]``.
 
     Args:
         batch_size: B, global.
         pool: samples of a random pool; None for the whole data set as one, as published.
-        skip: ranks that are left out at the top.
+        skip: ranks that are left out at the top, and kept out of a sample's batch where possible; None, as published,
+            for 30 that are left out only.
         width: ranks that are used after them.
         cluster: samples of a community, at least 2; must divide B. None for 32 where that divides B, otherwise for
             the largest divisor below; B itself where there is none.
@@ -62,7 +66,7 @@ class Metis(SortedPools):
 
     name: ClassVar[str] = "metis"
 
-    skip: int = 30
+    skip: int | None = None
     width: int = 100
     cluster: int | None = None
 
@@ -86,16 +90,21 @@ class Metis(SortedPools):
             return self.cluster
         return max((d for d in _divisors(self.batch_size) if d <= PUBLISHED_CLUSTER), default=self.batch_size)
 
+    @property
+    def first(self) -> int:
+        """The first rank that makes an edge."""
+        return PUBLISHED_SKIP if self.skip is None else self.skip
+
     def check(self, num_samples: int) -> None:
         """As :meth:`Sampler.check`; refuses where METIS is not installed, warns where no ranks are left to use."""
         super().check(num_samples)
         if importlib.util.find_spec("pymetis") is None:
             raise ConfigError("sampler 'metis': pymetis is not installed; pip install 'mbcl[metis]'")
         largest = self.pool_sizes(num_samples)[0]
-        if largest > self.batch_size and largest - 1 <= self.skip:
+        if largest > self.batch_size and largest - 1 <= self.first:
             warnings.warn(
-                f"sampler 'metis': skip {self.skip} leaves no neighbours in pools of {largest} samples, so batches are "
-                f"random; allowed here: skip below {largest - 1}",
+                f"sampler 'metis': skip {self.first} leaves no neighbours in pools of {largest} samples, so batches "
+                f"are random; allowed here: skip below {largest - 1}",
                 stacklevel=3,
             )
 
@@ -103,9 +112,9 @@ class Metis(SortedPools):
         """Batches of random communities."""
         num_rows = len(z1_MD)
         ranked_MW = ranking(
-            torch.from_numpy(unit_rows(z1_MD)), torch.from_numpy(unit_rows(z2_MD)), self.skip + self.width
+            torch.from_numpy(unit_rows(z1_MD)), torch.from_numpy(unit_rows(z2_MD)), self.first + self.width
         )
-        graph = mutual(ranked_MW[:, self.skip :])
+        graph = mutual(ranked_MW[:, self.first :])
         num_parts = num_rows // self.community
         part_M = partition(graph, num_parts, derive(seed, "metis/partition"))
         part_M = evened(part_M, num_parts, pair_rows(z1_MD, z2_MD))
@@ -113,7 +122,8 @@ class Metis(SortedPools):
         order_P = np.arange(num_parts)
         if self.community < self.batch_size:
             order_P = numpy_generator(seed, "metis/batches").permutation(num_parts)
-        return PoolPlan(rows_PK[order_P].reshape(-1, self.batch_size), None, ranked_MW[:, : self.skip])
+        neighbours_MP = None if self.skip is None else ranked_MW[:, : self.skip]
+        return PoolPlan(rows_PK[order_P].reshape(-1, self.batch_size), None, neighbours_MP)
 
 
 def _divisors(number: int) -> list[int]:

@@ -1,26 +1,29 @@
 """``osgd``: of every k random batches, the q with the highest loss.
 
-Letters: K candidate batches of a pool, B samples a batch, D dimensions.
+Letters: P pools, M samples of a pool or of several, K candidate batches among them, B samples a batch, D dimensions.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import check_count, check_temperature, nt_xent
-from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
+from mbcl.plan import Embeddings
+from mbcl.samplers._base import SAMPLERS, FloatArray, PoolMap, PoolPlan, serial
 from mbcl.samplers._pools import PoolSampler
 
 CHUNK_ELEMENTS = 2**22
-"""Similarities held at once while candidates are scored: 32 MiB in float64."""
+"""Similarities held at once while candidates are scored, 32 MiB in float64, and those of pools that are joined."""
 
 
 class BatchLoss(Protocol):
@@ -58,6 +61,7 @@ class OSGD(PoolSampler):
     """
 
     name: ClassVar[str] = "osgd"
+    batched: ClassVar[bool] = True
 
     k: int = 1500
     q: int = 150
@@ -114,28 +118,75 @@ class OSGD(PoolSampler):
         size = self.k * self.batch_size
         return [size] * (num_samples // size)
 
-    def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
-        """Score the pool's k consecutive blocks and keep q."""
-        losses_K = self._losses(z1_MD, z2_MD)
-        ascending_K = np.argsort(losses_K, kind="stable")
-        kept_q = ascending_K[-self.q :] if self.criterion == "max" else ascending_K[: self.q]
-        blocks_KB = np.arange(self.k * self.batch_size, dtype=np.int64).reshape(self.k, self.batch_size)
-        return PoolPlan(blocks_KB[kept_q], losses_K[kept_q])
+    def plan_pools(
+        self,
+        embeddings: Embeddings,
+        pools: Sequence[NDArray[np.int64]],
+        seeds: Sequence[int],
+        map_pools: PoolMap = serial,
+    ) -> Sequence[PoolPlan]:
+        """As :meth:`PoolSampler.plan_pools`: small pools are scored together, those of all rounds that are asked for.
 
-    def _losses(self, z1_MD: FloatArray, z2_MD: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """(K,) in float64, since the order of candidates hangs on differences of 1e-8."""
+        With ``skip`` each is planned by itself, since a sample's neighbours are those of its pool.
+        """
+        together = max(1, CHUNK_ELEMENTS // self._elements)
+        if self.skip or together == 1:
+            return super().plan_pools(embeddings, pools, seeds, map_pools)
+        starts = range(0, len(pools), together)
+        joined = [np.concatenate(pools[start : start + together]) for start in starts]
+        planned = super().plan_pools(embeddings, joined, [seeds[start] for start in starts], map_pools)
+        return [part for plan in planned for part in self._parts(plan)]
+
+    @property
+    def _elements(self) -> int:
+        """Similarities of a pool's candidates."""
+        return self.k * (2 * self.batch_size) ** 2
+
+    def _parts(self, planned: PoolPlan) -> list[PoolPlan]:
+        """The plans of the pools that were joined to one."""
+        assert planned.scores is not None
+        size = self.k * self.batch_size
+        rows, scores = planned.rows.reshape(-1, self.q, self.batch_size), planned.scores.reshape(-1, self.q)
+        return [PoolPlan(rows[pool] - pool * size, scores[pool]) for pool in range(len(rows))]
+
+    def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
+        """Score k consecutive blocks of each pool and keep q; M is a whole number of pools."""
+        # torch.tensor copies: the arrays may be read-only, and torch aligns its own memory the same in every process.
+        return self._kept(torch.tensor(z1_MD), torch.tensor(z2_MD))
+
+    def plan_on_device(
+        self, embeddings: Embeddings, pools: Sequence[NDArray[np.int64]], seeds: Sequence[int]
+    ) -> list[PoolPlan]:
+        """As :meth:`PoolSampler.plan_on_device`; only losses leave the device."""
+        plans = []
+        for pool in pools:
+            rows = torch.from_numpy(pool).to(embeddings.z1.device)
+            z1_MD, z2_MD = embeddings.z1.detach()[rows], embeddings.z2.detach()[rows]
+            plan = self._kept(z1_MD, z2_MD)
+            plans.append(self._separated(plan, z1_MD, z2_MD) if self.skip else plan)
+        return plans
+
+    def _kept(self, z1_MD: Tensor, z2_MD: Tensor) -> PoolPlan:
+        """The q batches of each pool, in ascending order of loss."""
+        losses_Pk = self._losses(z1_MD, z2_MD).reshape(-1, self.k)
+        ascending_Pk = np.argsort(losses_Pk, axis=1, kind="stable")
+        kept_Pq = ascending_Pk[:, -self.q :] if self.criterion == "max" else ascending_Pk[:, : self.q]
+        kept = (kept_Pq + self.k * np.arange(len(kept_Pq))[:, None]).ravel()
+        return PoolPlan(kept[:, None] * self.batch_size + np.arange(self.batch_size), losses_Pk.ravel()[kept])
+
+    def _losses(self, z1_MD: Tensor, z2_MD: Tensor) -> NDArray[np.float64]:
+        """(K,) of all blocks of B rows, in float64, since the order of candidates hangs on differences of 1e-8."""
         loss: BatchLoss = functools.partial(nt_xent, temperature=self.temperature)
         if self.score == "objective":
             assert self.objective is not None, "check() refuses this"
             loss = self.objective
-        # torch.tensor copies: the arrays may be read-only, and torch aligns its own memory the same in every process.
-        z1_KBD, z2_KBD = (
-            torch.tensor(z, dtype=torch.float64).view(self.k, self.batch_size, -1) for z in (z1_MD, z2_MD)
-        )
+        z1_KBD, z2_KBD = (z.view(-1, self.batch_size, z.shape[1]) for z in (z1_MD, z2_MD))
         chunk = max(1, CHUNK_ELEMENTS // (2 * self.batch_size) ** 2)
         with torch.no_grad():
-            losses = [loss(a, b) for a, b in zip(z1_KBD.split(chunk), z2_KBD.split(chunk), strict=True)]
+            losses = [
+                loss(a.double(), b.double()) for a, b in zip(z1_KBD.split(chunk), z2_KBD.split(chunk), strict=True)
+            ]
         losses_K = torch.cat([part.double().reshape(-1) for part in losses])
-        if len(losses_K) != self.k:
-            raise PlanError(f"osgd: the objective gave {len(losses_K)} losses for {self.k} batches")
-        return losses_K.numpy()
+        if len(losses_K) != len(z1_KBD):
+            raise PlanError(f"osgd: the objective gave {len(losses_K)} losses for {len(z1_KBD)} batches")
+        return losses_K.cpu().numpy()

@@ -5,18 +5,15 @@ Letters: N samples of the data set, M samples of a pool, D dimensions, B samples
 
 from __future__ import annotations
 
-import functools
-import sys
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from mbcl.errors import PlanError
@@ -25,6 +22,7 @@ from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers._apart import kept_apart, mixed, nearest
 from mbcl.samplers._balanced import in_order
 from mbcl.samplers._base import FloatArray, PoolItem, PoolMap, PoolPlan, check_batch_size, check_num_samples, serial
+from mbcl.samplers._threads import one_thread
 from mbcl.samplers._unit import pair_sum
 from mbcl.seeding import derive, numpy_generator
 
@@ -44,31 +42,6 @@ def even_pools(num_samples: int, batch_size: int, batches_a_pool: int | None) ->
     sizes = [each * batch_size] * (num_batches // each)
     rest = num_batches % each
     return sizes + [rest * batch_size] * (rest > 0)
-
-
-@functools.lru_cache(maxsize=1)
-def _libraries(num_modules: int) -> ThreadpoolController:
-    """The loaded libraries that have threads.
-
-    To look for them costs as much as half a plan of 1,280 samples, and only the import of a module loads another.
-    """
-    return ThreadpoolController()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for torch, BLAS and OpenMP inside; what was set before is restored.
-
-    The order of a sum depends on the number of threads, and so do the last bits of a pool's affinity. With one thread
-    a pool has the same plan wherever it is planned. The setting holds for the whole process while it lasts.
-    """
-    num_threads = torch.get_num_threads()
-    with _libraries(len(sys.modules)).limit(limits=1):
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(num_threads)
 
 
 class PoolItems(Sequence[PoolItem]):
@@ -112,7 +85,8 @@ class PoolSampler:
         batch_size: B, global.
         mix: share of the places of each batch whose samples are permuted among all batches of the plan, in [0, 1].
         skip: of every sample so many nearest of its pool are kept out of its batch where possible, as likely false
-            negatives. What could not be is counted (``BatchPlan.conflicts``).
+            negatives. What could not be is counted (``BatchPlan.conflicts``). None only for samplers with a way
+            of their own.
     """
 
     name: ClassVar[str]
@@ -122,12 +96,13 @@ class PoolSampler:
 
     batch_size: int
     mix: float = 0.0
-    skip: int = 0
+    skip: int | None = 0
 
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size)
         check_number("mix", self.mix, least=0.0, most=1.0)
-        check_count("skip", self.skip, least=0)
+        if self.skip is not None or type(self).skip is not None:
+            check_count("skip", self.skip, least=0)
 
     @property
     def distinct(self) -> bool:
@@ -208,7 +183,7 @@ class PoolSampler:
         """The pool's plan with neighbours kept apart: those that its maker names, or the ``skip`` nearest."""
         neighbours = planned.neighbours
         if neighbours is None:
-            neighbours = nearest(z1_MD, z2_MD, self.skip)
+            neighbours = nearest(z1_MD, z2_MD, self.skip or 0)
         x_MD = pair_sum(z1_MD, z2_MD).cpu().numpy()
         return PoolPlan(kept_apart(planned.rows, neighbours, x_MD), planned.scores, neighbours)
 
@@ -223,17 +198,69 @@ class PoolSampler:
         map_pools: PoolMap = serial,
     ) -> BatchPlan:
         """As :meth:`Sampler.plan`."""
+        rounds = range(round, round + 1)
+        return self.plan_rounds(num_samples, embeddings, seed=seed, epoch=epoch, rounds=rounds, map_pools=map_pools)[0]
+
+    def plan_rounds(
+        self,
+        num_samples: int,
+        embeddings: Embeddings | None = None,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        rounds: Sequence[int] = (0,),
+        map_pools: PoolMap = serial,
+    ) -> list[BatchPlan]:
+        """The plans that :meth:`plan` makes of several rounds of an epoch, the pools of all of them planned together.
+
+        Arguments are those of :meth:`plan`, but for the ``rounds`` of the epoch, each a number that counts from 0.
+        """
         self.check(num_samples)
         if embeddings is None:
             raise PlanError(f"sampler {self.name!r} needs embeddings")
         embeddings = embeddings.ordered(num_samples)
-        key = (epoch, round)
-        pools = self._pools(num_samples, embeddings, seed, key)
-        seeds = [derive(seed, f"sampler/{self.name}/pool", *key, pool) for pool in range(len(pools))]
+        keys = [(epoch, number) for number in rounds]
+        pools_of = [self._pools(num_samples, embeddings, seed, key) for key in keys]
+        seeds = [
+            derive(seed, f"sampler/{self.name}/pool", *key, pool)
+            for key, pools in zip(keys, pools_of, strict=True)
+            for pool in range(len(pools))
+        ]
+        together = [pool for pools in pools_of for pool in pools]
+        planned = iter(self.at_epoch(epoch).plan_pools(embeddings, together, seeds, map_pools))
+        return [
+            self._merged(num_samples, pools, list(islice(planned, len(pools))), seed, key)
+            for key, pools in zip(keys, pools_of, strict=True)
+        ]
+
+    def plan_pools(
+        self,
+        embeddings: Embeddings,
+        pools: Sequence[NDArray[np.int64]],
+        seeds: Sequence[int],
+        map_pools: PoolMap = serial,
+    ) -> Sequence[PoolPlan]:
+        """The plan of every pool: on the device where the embeddings are, if that is possible, or mapped on the host.
+
+        Args:
+            embeddings: row p holds data-set position p.
+            pools: the data-set positions of each pool.
+            seeds: one per pool.
+            map_pools: who plans them on the host.
+        """
         if self.batched and embeddings.z1.device.type != "cpu":
-            planned: Sequence[PoolPlan] = self.plan_on_device(embeddings, pools, seeds)
-        else:
-            planned = map_pools(self.at_epoch(epoch).plan_pool, PoolItems(embeddings, pools, seeds))
+            return self.plan_on_device(embeddings, pools, seeds)
+        return map_pools(self.plan_pool, PoolItems(embeddings, pools, seeds))
+
+    def _merged(
+        self,
+        num_samples: int,
+        pools: Sequence[NDArray[np.int64]],
+        planned: Sequence[PoolPlan],
+        seed: int,
+        key: tuple[int, int],
+    ) -> BatchPlan:
+        """The plan of a round from those of its pools, in their order, softened."""
         batches = np.concatenate([pool[plan.rows] for pool, plan in zip(pools, planned, strict=True)])
         if len(batches) != self.plan_length(num_samples):
             raise PlanError(f"{self.name}: {len(batches)} batches instead of {self.plan_length(num_samples)}")
@@ -243,8 +270,7 @@ class PoolSampler:
             torch.from_numpy(batches),
             self.name,
             seed,
-            epoch,
-            round,
+            *key,
             torch.from_numpy(np.concatenate(scores)) if scores else None,
             _count_conflicts(batches, pools, planned, num_samples) if self.skip else None,
         )

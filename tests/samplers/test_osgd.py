@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import mbcl
 from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import clip, nt_xent
 from mbcl.plan import Embeddings
-from mbcl.samplers import OSGD
+from mbcl.samplers import OSGD, PoolFunction, PoolItem, PoolPlan, serial
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -70,6 +71,39 @@ def test_scoring_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert whole.scores is not None
     assert parts.scores is not None
     np.testing.assert_allclose(whole.scores, parts.scores, rtol=1e-14)
+
+
+def test_pools_and_rounds_scored_together_are_those_scored_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pools are joined: whole rounds, some pools, none; on the host and as on a device."""
+    z1, z2 = torch.randn(2, 67, 4, generator=torch.Generator().manual_seed(0))
+    held = Embeddings(z1, z2)
+    sampler = OSGD(batch_size=4, k=3, q=2)  # five pools of 12, seven samples left out
+    items: list[int] = []
+
+    def spy(function: PoolFunction, pools: Sequence[PoolItem]) -> Sequence[PoolPlan]:
+        items.append(len(pools))
+        return serial(function, pools)
+
+    found = sampler.plan_rounds(67, held, seed=3, epoch=2, rounds=range(4), map_pools=spy)
+    assert items == [1], "one batched computation"
+    monkeypatch.setattr("mbcl.samplers._osgd.CHUNK_ELEMENTS", 2 * 3 * 64)
+    some = sampler.plan_rounds(67, held, seed=3, epoch=2, rounds=range(4), map_pools=spy)
+    assert items == [1, 10], "pairs of pools"
+    monkeypatch.setattr("mbcl.samplers._osgd.CHUNK_ELEMENTS", 1)
+    alone = [sampler.plan(67, held, seed=3, epoch=2, round=number) for number in range(4)]
+    for plan, pairs, single in zip(found, some, alone, strict=True):
+        assert plan.digest == pairs.digest == single.digest
+        assert (plan.epoch, plan.round) == (single.epoch, single.round)
+        torch.testing.assert_close(plan.scores, single.scores)
+        losses = nt_xent(z1.double()[plan.batches], z2.double()[plan.batches], temperature=0.1)
+        torch.testing.assert_close(plan.scores, losses)
+    assert len({plan.digest for plan in found}) == 4
+
+    pools = [np.arange(12), np.arange(12, 24)]
+    for there, here in zip(
+        sampler.plan_on_device(held, pools, [0, 0]), sampler.plan_pools(held, pools, [0, 0]), strict=True
+    ):
+        np.testing.assert_array_equal(there.rows, here.rows)
 
 
 def test_scored_by_the_objective() -> None:

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from mbcl.errors import ConfigError
 from mbcl.plan import Embeddings
-from mbcl.samplers import SAMPLERS, build, examine, quality
+from mbcl.samplers import SAMPLERS, build, examine, quality, same_class_share
 from mbcl.samplers._apart import nearest, ranking
 from mbcl.samplers._bisection import bisected, principal_direction
 from mbcl.samplers._diverse import Unseen, grow
@@ -286,6 +286,18 @@ def test_metis_leaves_out_the_first_ranks() -> None:
     plan = build("metis", batch_size=8, skip=7, width=30).plan(192, planted(spread=0.05))
     assert same_share(plan.batches) == 0
     assert plan.conflicts == 0
+
+
+def test_metis_by_default_leaves_ranks_out_of_the_graph_and_parts_nobody() -> None:
+    """Of 64 samples in a cluster 30 make no edges: the other 33 still join it. Kept apart, they cannot."""
+    embeddings, of = planted(6, 64, spread=0.3), torch.from_numpy(labels(6, 64))
+    default, parted = build("metis", batch_size=16, pool=None), build("metis", batch_size=16, skip=30)
+    plan, apart = default.plan(384, embeddings), parted.plan(384, embeddings)
+    assert (default.skip, plan.conflicts) == (None, None)
+    assert apart.conflicts is not None
+    ours, theirs = (same_class_share(found, of).value for found in (plan, apart))
+    assert ours > 0.4
+    assert theirs < 0.2, "chance is 0.16"
 
 
 def test_metis_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

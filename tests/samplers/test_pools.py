@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info
 from mbcl.errors import PlanError
 from mbcl.plan import Embeddings
 from mbcl.samplers import FloatArray, PoolFunction, PoolItems, PoolPlan, PoolSampler
-from mbcl.samplers._pools import one_thread
+from mbcl.samplers._threads import one_thread
 
 
 @dataclass(frozen=True, kw_only=True)
