@@ -20,7 +20,8 @@ MOST_BLOCKS = 52
 is larger is halved first."""
 POWER_STEPS = 4
 POWER_ROWS = 4096
-CHUNK_ROWS = 65_536
+CHUNK_ROWS = 8192
+"""Rows that are looked at in one go: several copies of them are held, which should be little beside the inputs."""
 
 
 def grouped(
@@ -60,7 +61,8 @@ def grouped(
             # Balanced k-means needs whole blocks: a block of what is left is cut from one end.
             rows, last = _split(x_ND, rows, whole * block, seed)
             blocks.append(last)
-        part_MD = x_ND[torch.from_numpy(rows).to(x_ND.device)]
+        # Rows stay in ascending order: all of them need no copy.
+        part_MD = x_ND if len(rows) == len(x_ND) else x_ND[torch.from_numpy(rows).to(x_ND.device)]
         cluster_M = balanced_kmeans(part_MD[None], whole, [derive(seed, "blocks", len(blocks))])[0].cpu().numpy()
         blocks += list(rows[np.argsort(cluster_M, kind="stable")].reshape(whole, block))
     return [np.sort(positions[rows]) for rows in blocks]
