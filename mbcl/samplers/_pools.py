@@ -5,6 +5,7 @@ Letters: N samples of the data set, M samples of a pool, D dimensions, B samples
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,8 +116,15 @@ class PoolSampler:
         return True
 
     def check(self, num_samples: int) -> None:
-        """As :meth:`Sampler.check`."""
+        """As :meth:`Sampler.check`; warns if pools of a single batch leave nothing to choose."""
         check_num_samples(self.name, self.batch_size, num_samples)
+        sizes = self.pool_sizes(num_samples)
+        if len(sizes) > 1 and max(sizes) == self.batch_size:
+            warnings.warn(
+                f"sampler {self.name!r}: every pool is a single batch of {self.batch_size} samples, so batches are "
+                "random",
+                stacklevel=4,
+            )
 
     def plan_length(self, num_samples: int) -> int:
         """S, the batches of one plan: N // B."""

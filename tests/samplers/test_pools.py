@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from threadpoolctl import threadpool_info
 
 from mbcl.errors import PlanError
 from mbcl.plan import Embeddings
-from mbcl.samplers import FloatArray, PoolFunction, PoolItems, PoolPlan, PoolSampler
+from mbcl.samplers import FloatArray, PoolFunction, PoolItems, PoolPlan, PoolSampler, build
 from mbcl.samplers._threads import one_thread
 
 
@@ -110,3 +111,15 @@ def test_one_thread_inside_and_the_old_number_afterwards() -> None:
     finally:
         torch.set_num_threads(before)
     assert len(pools_before) <= len(threadpool_info())
+
+
+@pytest.mark.parametrize(
+    "name,parameters", [("spectral", {"k": 1}), ("kmeans", {"pool": 9}), ("osgd", {"k": 1, "q": 1})]
+)
+def test_pools_of_one_batch_leave_nothing_to_choose(name: str, parameters: dict[str, int]) -> None:
+    sampler = build(name, batch_size=8, **parameters)
+    with pytest.warns(UserWarning, match=f"sampler '{name}': every pool is a single batch of 8 samples"):
+        sampler.check(24)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampler.check(15)  # one pool, one batch: there is no other
