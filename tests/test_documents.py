@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ from types import ModuleType
 import torch
 
 import mbcl
+from mbcl.cli import main
 from mbcl.samplers import SAMPLERS
 
 ROOT = Path(__file__).parent.parent
@@ -36,8 +38,16 @@ def test_the_sampler_that_contributing_adds_plans(monkeypatch):
     assert norms.flatten().tolist() == sorted(z.flatten().tolist())
 
 
-def test_the_readmes_python_runs():
+def test_the_readmes_python_runs_and_its_plan_is_made(monkeypatch, tmp_path, capsys):
+    """The plan that the README shows comes from embeddings that its Python writes; figures hang on the processor."""
+    monkeypatch.chdir(tmp_path)
     blocks = python_blocks("README.md")
     assert blocks
     for block in blocks:
         exec(block, {"__name__": "readme"})
+    shown = re.search(r"^\$ mbcl (plan .*)\n((?:[^$`].*\n)+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    assert shown is not None
+    assert main(shlex.split(shown[1])) == 0
+    names = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == [line.split("  ")[0] for line in shown[2].splitlines()]
+    assert "digest" in names

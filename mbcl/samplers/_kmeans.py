@@ -80,7 +80,7 @@ class KMeans(BlockSampler):
     """Batches of similar samples: balanced k-means of the sum of a sample's two normalised views.
 
     k-means++, Lloyd steps, then rounds of {greedy assignment with capacity B in order of regret; recentre}. Some
-    seventy to ninety times as fast as the published spectral planner (docs/benchmarks.md), at a similar loss.
+    hundred times as fast as the published spectral planner (docs/benchmarks.md), at a similar loss.
 
     Args:
         batch_size: B, global.
