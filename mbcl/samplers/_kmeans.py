@@ -101,8 +101,8 @@ class KMeans(BlockSampler):
 class Refined(BlockSampler):
     """``kmeans``, then swaps between its batches that raise the mean NT-Xent itself, until a number of sweeps is done.
 
-    Every swap's exact change of the loss is computed, so the loss is never below that of ``kmeans``; see
-    :mod:`mbcl.samplers._swaps`. With ``skip``, neighbours are parted first, and swaps keep them so.
+    Every swap's exact change of the loss is computed, so no swap lowers it; see :mod:`mbcl.samplers._swaps`. With
+    ``skip``, neighbours are parted first, and swaps keep them so.
 
     Args:
         batch_size: B, global.
@@ -110,7 +110,7 @@ class Refined(BlockSampler):
             batches are is a smooth function of it. The hardest batches are not the best to train on.
         block: larger pools are first cut into blocks of at most this many similar samples, and swaps stay within one.
         sweeps: how often every sample looks for a better batch; 0 for none.
-        temperature: of the loss; below 1/350, swaps are judged at 1/350.
+        temperature: of the loss; below 1/170, swaps are judged at 1/170.
         mix, skip: as for all samplers with embeddings.
 
     Example:

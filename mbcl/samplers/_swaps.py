@@ -32,10 +32,13 @@ TARGETS = 3
 """Batches that a sample tries to move to: those that its table says most about."""
 PARTNERS = 4
 """Samples of such a batch that it is exchanged with on trial."""
-SINGLE_RANGE = 40.0
-"""Up to this 1/temperature, sums and products of exponentials fit float32."""
-DOUBLE_RANGE = 350.0
-"""Above this 1/temperature they do not fit float64 either: plans are made at temperature 1/350 then."""
+SINGLE_RANGE = 20.0
+"""Up to this 1/temperature the product of two anchors' changes, each up to twice e^40, fits float32."""
+DOUBLE_RANGE = 170.0
+"""Above this 1/temperature the product of two anchors' changes, each up to twice e^340, does not fit float64 either:
+plans are made at temperature 1/170 then."""
+LARGEST_LOG = 700.0
+"""E^700 is below the largest float64."""
 
 
 class _Workspace(threading.local):
@@ -96,6 +99,11 @@ def _products(x_MD: Tensor, result_MM: Tensor, block: int = 320) -> None:
         result_MM[end:, start:end] = result_MM[start:end, end:].T
 
 
+def factors_a_product(temperature: float) -> int:
+    """Members of a batch whose two factors of a table's entry, each at most 1 + 2 e^(2/tau), float64 holds at once."""
+    return max(1, int(LARGEST_LOG / (2 * math.log1p(2 * math.exp(2 * min(1 / temperature, DOUBLE_RANGE))))))
+
+
 def refine(
     u_MD: Tensor,
     v_MD: Tensor,
@@ -133,9 +141,10 @@ def refine(
     apart = np.zeros((1, 1), dtype=np.bool_) if apart_MM is None else apart_MM[np.ix_(order_M, order_M)]
     batch_M = np.repeat(np.arange(num_batches), batch_size)
     members_KB = np.arange(len(order_M)).reshape(num_batches, batch_size).copy()
+    run = factors_a_product(temperature)
     for _ in range(sweeps):
         s_M, t_M = loops.denominators(uu, uv, vu, vv, members_KB, own_M)
-        gain_KM = loops.gain_table(uu, uv, vu, vv, members_KB, own_M, s_M, t_M)
+        gain_KM = loops.gain_table(uu, uv, vu, vv, members_KB, own_M, s_M, t_M, run)
         leave_M = loops.leave_values(uu, uv, vu, vv, members_KB, s_M, t_M)
         gain_KM[batch_M, np.arange(len(batch_M))] = -np.inf
         keenest_M = np.argsort(leave_M - gain_KM.max(axis=0), kind="stable")

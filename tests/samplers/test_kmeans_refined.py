@@ -20,7 +20,7 @@ from mbcl.samplers import KMeans, PoolItems, PoolSampler, Refined, Shuffle, qual
 from mbcl.samplers._apart import nearest
 from mbcl.samplers._balanced import balanced_kmeans, fill_together, greedy_by_regret
 from mbcl.samplers._grouping import grouped
-from mbcl.samplers._swaps import refine
+from mbcl.samplers._swaps import exponentials, factors_a_product, refine
 from mbcl.samplers._swaps_batched import refine_batched
 from mbcl.samplers._unit import unit
 
@@ -101,6 +101,54 @@ def test_every_sweep_raises_the_true_loss(search: str, temperature: float) -> No
         losses.append(mean_loss(u, v, rows, temperature))
     assert all(later >= earlier - 1e-6 for earlier, later in zip(losses, losses[1:], strict=False))
     assert losses[-1] > 1.1 * losses[0]
+
+
+def hostile_views(seed: int, num_rows: int, dim: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views with near and exact copies, opposite ones and hubs."""
+    draw = np.random.default_rng(seed)
+    u = torch.from_numpy(draw.normal(size=(num_rows, dim)))
+    v = u + 0.3 * torch.from_numpy(draw.normal(size=(num_rows, dim)))
+    copies = torch.from_numpy(draw.integers(0, num_rows, (2, num_rows // 4)))
+    u[copies[0]], v[copies[0]] = u[copies[1]], v[copies[1]]
+    v[: num_rows // 8] = -u[: num_rows // 8]
+    return unit(u), unit(v)
+
+
+@pytest.mark.parametrize("temperature", [0.006, 0.01, 0.02, 0.03, 0.1, 1.0])
+@pytest.mark.parametrize("batch_size", [4, 64, 512])
+def test_changes_are_those_of_the_loss(batch_size: int, temperature: float) -> None:
+    """Also where factors of a product span hundreds of orders of magnitude."""
+    from mbcl.samplers.loops import swaps as loops
+
+    u, v = hostile_views(batch_size, 2 * batch_size)
+    uu, uv, vu, vv = exponentials(u, v, temperature).numpy()
+    own = uv.diagonal().astype(np.float64)
+    members = np.arange(2 * batch_size).reshape(2, batch_size).copy()
+    s, t = loops.denominators(uu, uv, vu, vv, members, own)
+    before = mean_loss(u, v, members, temperature)
+    trials = np.random.default_rng(0).integers(0, batch_size, (20, 2))
+    for j, other in trials + [0, batch_size]:
+        swapped = members.copy()
+        swapped[members == j], swapped[members == other] = other, j
+        change = loops.change_of(j, other, 0, 1, uu, uv, vu, vv, members, own, s, t)
+        # The mean is over 2M anchors, whose positive does not change.
+        true = (mean_loss(u, v, swapped, temperature) - before) * 4 * batch_size
+        assert change == pytest.approx(true, rel=1e-5, abs=1e-4 if uu.dtype == np.float32 else 1e-9 * 4 * batch_size)
+    gain = loops.gain_table(uu, uv, vu, vv, members, own, s, t, factors_a_product(temperature))
+    assert np.isfinite(gain).all()
+
+
+@given(seed=st.integers(0, 10_000), temperature=st.sampled_from([0.006, 0.01, 0.03, 0.1]))
+@settings(max_examples=60, deadline=None)
+def test_no_sweep_lowers_the_loss_of_hostile_views(seed: int, temperature: float) -> None:
+    u, v = hostile_views(seed, 32)
+    rows = np.random.default_rng(seed).permutation(32).reshape(8, 4)
+    loss = mean_loss(u, v, rows, temperature)
+    for _ in range(3):
+        rows = refine(u, v, rows, temperature=temperature, sweeps=1)
+        later = mean_loss(u, v, rows, temperature)
+        assert later >= loss - 1e-9 * abs(loss)
+        loss = later
 
 
 def test_no_single_swap_is_left_after_enough_sweeps() -> None:

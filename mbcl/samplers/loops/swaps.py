@@ -1,5 +1,7 @@
 """The loops of the swap search of :mod:`mbcl.samplers._swaps`, which explains the letters s, t, A and C.
 
+Sums of logarithms are logarithms of products, taken before a product can leave float64's range.
+
 Letters: M samples of the pool, K batches, B samples a batch. ``uu``, ``uv``, ``vu`` and ``vv`` are (M, M), float32 or
 float64; sums are float64.
 """
@@ -16,6 +18,17 @@ from mbcl.samplers.loops.compiler import compiled
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
+LARGE, SMALL = 1e100, 1e-100
+"""Products outside are replaced by their logarithm. One more factor, below e^341, cannot overflow them."""
+CANCELLED = 1e-6
+"""A sum that falls to such a share of itself is formed anew: what is left of it by subtraction is rounding."""
+
+
+@compiled
+def both(first_MM: Floats, second_MM: Floats, row: int, column: int) -> float:
+    """An entry of the sum of two matrices, in float64."""
+    return float(first_MM[row, column]) + float(second_MM[row, column])
+
 
 @compiled
 def sums_of(
@@ -25,8 +38,8 @@ def sums_of(
     s, t = own_M[j], own_M[j]
     for i in members_B:
         if i != j:
-            s += uu[j, i] + uv[j, i]
-            t += vv[j, i] + vu[j, i]
+            s += both(uu, uv, j, i)
+            t += both(vv, vu, j, i)
     return s, t
 
 
@@ -45,23 +58,28 @@ def denominators(
 
 @compiled
 def gain_table(
-    uu: Floats, uv: Floats, vu: Floats, vv: Floats, members_KB: Ints, own_M: Floats, s_M: Floats, t_M: Floats
+    uu: Floats, uv: Floats, vu: Floats, vv: Floats, members_KB: Ints, own_M: Floats, s_M: Floats, t_M: Floats, run: int
 ) -> Floats:
     """(K, M) float64: what every sample would bring to every batch; of its own batch it says nothing.
 
-    A product over the batch and one logarithm stand for a sum of logarithms. The inner loop runs along rows: it reads
-    memory in order, and adds no two numbers of one sum, so the compiler may use vectors.
+    ``run`` is how many members' factors one product holds. The inner loop runs along rows: it reads memory in order,
+    and adds no two numbers of one sum, so the compiler may use vectors.
     """
     num_rows, num_batches = len(own_M), len(members_KB)
-    gain_KM = np.empty((num_batches, num_rows))
+    gain_KM = np.zeros((num_batches, num_rows))
+    product_M = np.empty(num_rows)
     sum_s_M = np.empty(num_rows, dtype=uu.dtype)
     sum_t_M = np.empty(num_rows, dtype=uu.dtype)
     for batch in range(num_batches):
-        product_M = gain_KM[batch]
+        gain_M = gain_KM[batch]
         product_M[:] = 1
         sum_s_M[:] = 0
         sum_t_M[:] = 0
-        for i in members_KB[batch]:
+        for place, i in enumerate(members_KB[batch]):
+            if place % run == 0 and place > 0:
+                for j in range(num_rows):
+                    gain_M[j] += math.log(product_M[j])
+                product_M[:] = 1
             uu_M, uv_M, vu_M, vv_M = uu[i], uv[i], vu[i], vv[i]
             inverse_s, inverse_t = uu.dtype.type(1 / s_M[i]), uu.dtype.type(1 / t_M[i])
             one = uu.dtype.type(1)
@@ -70,7 +88,7 @@ def gain_table(
                 sum_t_M[j] += vv_M[j] + uv_M[j]
                 product_M[j] *= (one + (uu_M[j] + uv_M[j]) * inverse_s) * (one + (vv_M[j] + vu_M[j]) * inverse_t)
         for j in range(num_rows):
-            product_M[j] = math.log(product_M[j] * (own_M[j] + sum_s_M[j]) * (own_M[j] + sum_t_M[j]))
+            gain_M[j] += math.log(product_M[j]) + math.log((own_M[j] + sum_s_M[j]) * (own_M[j] + sum_t_M[j]))
     return gain_KM
 
 
@@ -104,10 +122,11 @@ def change_of(
     t_M: Floats,
 ) -> float:
     """The change of the sum of log s + log t if ``j`` of ``home`` and ``other`` of ``target`` change places."""
-    stay_s, stay_t, s_other, t_other = exchange(other, j, members_KB[home], uu, uv, vu, vv, own_M, s_M, t_M)
-    away_s, away_t, s_j, t_j = exchange(j, other, members_KB[target], uu, uv, vu, vv, own_M, s_M, t_M)
-    own = (s_other / s_M[other]) * (t_other / t_M[other]) * (s_j / s_M[j]) * (t_j / t_M[j])
-    return math.log(max(stay_s * away_s, 1e-300)) + math.log(max(stay_t * away_t, 1e-300)) + math.log(own)
+    stay, s_other, t_other = exchange(other, j, members_KB[home], uu, uv, vu, vv, own_M, s_M, t_M)
+    away, s_j, t_j = exchange(j, other, members_KB[target], uu, uv, vu, vv, own_M, s_M, t_M)
+    own_s = math.log((s_other / s_M[other]) * (s_j / s_M[j]))
+    own_t = math.log((t_other / t_M[other]) * (t_j / t_M[j]))
+    return stay + away + own_s + own_t
 
 
 @compiled
@@ -122,21 +141,44 @@ def exchange(
     own_M: Floats,
     s_M: Floats,
     t_M: Floats,
-) -> tuple[float, float, float, float]:
+) -> tuple[float, float, float]:
     """What becomes of a batch if ``comes`` takes the place of its member ``goes``.
 
     Returns:
-        The factors by which the products of the others' s and of their t change; s and t of ``comes`` among them.
+        The change of the others' sum of log s + log t; s and t of ``comes`` among them.
     """
-    product_s, product_t = 1.0, 1.0
+    change, product_s, product_t = 0.0, 1.0, 1.0
     s, t = own_M[comes], own_M[comes]
     for i in members_B:
-        if i != goes:
-            product_s *= 1 + ((uu[comes, i] + vu[comes, i]) - (uu[goes, i] + vu[goes, i])) / s_M[i]
-            product_t *= 1 + ((vv[comes, i] + uv[comes, i]) - (vv[goes, i] + uv[goes, i])) / t_M[i]
-            s += uu[comes, i] + uv[comes, i]
-            t += vv[comes, i] + vu[comes, i]
-    return product_s, product_t, s, t
+        if i == goes:
+            continue
+        factor_s = 1 + (both(uu, vu, comes, i) - both(uu, vu, goes, i)) / s_M[i]
+        factor_t = 1 + (both(vv, uv, comes, i) - both(vv, uv, goes, i)) / t_M[i]
+        if factor_s < CANCELLED or factor_t < CANCELLED:
+            new_s, new_t = sums_after(i, comes, goes, members_B, uu, uv, vu, vv, own_M)
+            factor_s, factor_t = new_s / s_M[i], new_t / t_M[i]
+        product_s *= factor_s
+        product_t *= factor_t
+        if not (SMALL < product_s < LARGE and SMALL < product_t < LARGE):
+            change += math.log(product_s) + math.log(product_t)
+            product_s, product_t = 1.0, 1.0
+        s += both(uu, uv, comes, i)
+        t += both(vv, vu, comes, i)
+    return change + math.log(product_s * product_t), s, t
+
+
+@compiled
+def sums_after(
+    i: int, comes: int, goes: int, members_B: Ints, uu: Floats, uv: Floats, vu: Floats, vv: Floats, own_M: Floats
+) -> tuple[float, float]:
+    """S and t of member ``i`` of a batch once ``comes`` has taken the place of ``goes``."""
+    s = own_M[i] + both(uu, uv, i, comes)
+    t = own_M[i] + both(vv, vu, i, comes)
+    for other in members_B:
+        if other not in (i, goes):
+            s += both(uu, uv, i, other)
+            t += both(vv, vu, i, other)
+    return s, t
 
 
 @compiled
@@ -165,8 +207,11 @@ def swap(
     for comes, goes, batch in ((other, j, home), (j, other, target)):
         for i in members_KB[batch]:
             if i != comes:
-                s_M[i] += (uu[comes, i] + vu[comes, i]) - (uu[goes, i] + vu[goes, i])
-                t_M[i] += (vv[comes, i] + uv[comes, i]) - (vv[goes, i] + uv[goes, i])
+                s = s_M[i] + (both(uu, vu, comes, i) - both(uu, vu, goes, i))
+                t = t_M[i] + (both(vv, uv, comes, i) - both(vv, uv, goes, i))
+                if s < CANCELLED * s_M[i] or t < CANCELLED * t_M[i]:
+                    s, t = sums_of(i, members_KB[batch], uu, uv, vu, vv, own_M)
+                s_M[i], t_M[i] = s, t
         s_M[comes], t_M[comes] = sums_of(comes, members_KB[batch], uu, uv, vu, vv, own_M)
 
 
