@@ -25,7 +25,7 @@ CHUNK_ELEMENTS = 2**22
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Embeddings:
     """Two views' embeddings of some samples, un-normalised.
 
@@ -43,6 +43,10 @@ class Embeddings:
     indices: Tensor = field(default=None)  # type: ignore[assignment]  # filled below, never None afterwards
 
     def __post_init__(self) -> None:
+        for name in ("z1", "z2", "indices"):
+            found = getattr(self, name)
+            if not isinstance(found, Tensor) and not (name == "indices" and found is None):
+                raise PlanError(f"embeddings: {name} must be a torch tensor, found a {type(found).__name__}")
         if self.z1.ndim != 2 or self.z1.shape != self.z2.shape:
             raise PlanError(
                 f"embeddings must be two (M, D) tensors, found {tuple(self.z1.shape)} and {tuple(self.z2.shape)}"
@@ -109,7 +113,7 @@ def _rows_not_finite(z_MD: Tensor) -> Tensor:
     return (~torch.cat([torch.isfinite(part).all(dim=1) for part in z_MD.split(rows)])).nonzero().flatten()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchPlan:
     """Which samples meet in which step.
 

@@ -6,6 +6,8 @@ W of a ranking.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,6 +23,8 @@ WINDOW = 64
 PASSES = 8
 """How often all samples are looked at; each exchange lowers the number of conflicts, so few passes are needed."""
 CHUNK_ELEMENTS = 2**22
+ATTEMPTS = 200
+"""Random places that are tried for a sample which its new batch holds already."""
 
 
 def mixed(batches_SB: Rows, share: float, rng: np.random.Generator) -> Rows:
@@ -28,32 +32,49 @@ def mixed(batches_SB: Rows, share: float, rng: np.random.Generator) -> Rows:
 
     Args:
         batches_SB: (S, B) int64 data-set positions; a position at most once in a row.
-        share: of the places of each batch that take part, in [0, 1]; rounded to whole places.
+        share: of the places of each batch that take part, in [0, 1]. Of a place that is not whole, a share of the
+            batches has one more.
         rng: draws the places and the permutation.
 
     Returns:
         (S, B) int64; places that take no part are unchanged, and no row holds a position twice.
     """
     num_batches, batch_size = batches_SB.shape
-    num_places = round(share * batch_size)
-    if num_places == 0:
-        return batches_SB
-    place_Sp = np.argsort(rng.random((num_batches, batch_size)), axis=1, kind="stable")[:, :num_places]
-    row_Sp = np.repeat(np.arange(num_batches)[:, None], num_places, axis=1)
-    place, row = place_Sp.ravel(), row_Sp.ravel()
+    whole, rest = divmod(share * batch_size, 1)
+    num_S1 = int(whole) + (rng.random((num_batches, 1)) < rest)
+    row, rank = np.nonzero(np.arange(batch_size) < num_S1)
+    place = np.argsort(rng.random((num_batches, batch_size)), axis=1, kind="stable")[row, rank]
     result_SB = batches_SB.copy()
     result_SB[row, place] = batches_SB[row, place][rng.permutation(len(row))]
-    return _without_repeats(result_SB, batches_SB)
+    return _without_repeats(result_SB, batches_SB, row, place, rng)
 
 
-def _without_repeats(result_SB: Rows, before_SB: Rows) -> Rows:
-    """Undo the exchange of places in rows that hold a position twice; only plans that repeat samples have any.
+def _without_repeats(result_SB: Rows, before_SB: Rows, row: Rows, place: Rows, rng: np.random.Generator) -> Rows:
+    """Exchange samples that came to a batch which holds them with others that took part, until no row has any twice.
 
-    Every position must occur as often as before, so all rows along which samples moved would have to be undone: in
-    that rare case the plan stays as it was.
+    Only plans that repeat samples need it. Where chance finds no partner, which takes plans of few batches, all
+    exchanges are undone.
     """
     rows_SB = np.sort(result_SB, axis=1)
-    return before_SB if (rows_SB[:, 1:] == rows_SB[:, :-1]).any() else result_SB
+    if not (rows_SB[:, 1:] == rows_SB[:, :-1]).any():
+        return result_SB
+    held = [Counter(batch) for batch in result_SB.tolist()]
+    for entry in rng.permutation(len(row)):
+        batch, own = int(row[entry]), int(result_SB[row[entry], place[entry]])
+        if held[batch][own] == 1:
+            continue
+        for other in rng.integers(0, len(row), ATTEMPTS):
+            target, its = int(row[other]), int(result_SB[row[other], place[other]])
+            if held[target][own] == 0 and held[batch][its] == 0:
+                result_SB[batch, place[entry]], result_SB[target, place[other]] = its, own
+                held[batch][own] -= 1
+                held[batch][its] += 1
+                held[target][its] -= 1
+                held[target][own] += 1
+                break
+        else:
+            return before_SB
+    return result_SB
 
 
 def nearest(z1_MD: Tensor, z2_MD: Tensor, count: int) -> NDArray[np.int32]:

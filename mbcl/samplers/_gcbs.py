@@ -96,7 +96,7 @@ class GCBS(SortedPools):
         u_MD, v_MD = unit_rows(z1_MD), unit_rows(z2_MD)
         rng = numpy_generator(seed, "gcbs/sample")
         threshold = similarity_quantile(u_MD, v_MD, self.quantile_of(len(u_MD)), rng)
-        kept = similar_pairs(u_MD, v_MD, threshold)
+        kept = most_similar_pairs(u_MD, v_MD, threshold, (1 - self.quantile_of(len(u_MD))) * len(u_MD) ** 2)
         order_M = reverse_cuthill_mckee(csr_array(kept + kept.T), symmetric_mode=True)
         return PoolPlan(order_M.astype(np.int64).reshape(-1, self.batch_size))
 
@@ -118,18 +118,32 @@ def similarity_quantile(u_MD: Array, v_MD: Array, quantile: float, rng: np.rando
     return float(np.quantile(u_MD @ v_MD.T, quantile))
 
 
-def similar_pairs(u_MD: Array, v_MD: Array, threshold: float) -> csr_array:
-    """(M, M) pattern of the products of rows that lie above a threshold by more than rounding.
+def most_similar_pairs(u_MD: Array, v_MD: Array, threshold: float, expected: float) -> csr_array:
+    """(M, M) pattern of about so many products of rows, those above a threshold.
 
-    Where many similarities are equal, a product can differ from the threshold in its last bits, which depend on the
-    shape of the matrix product: without the margin, all pairs of a collapsed data set might be kept.
+    A product can differ from the threshold in its last bits, which depend on the shape of the matrix product. Those
+    that are equal to it up to rounding are left out, or all are kept where the others are too few: samples that occur
+    several times have the same largest similarity. Where all similarities are equal there may be too many to keep.
     """
-    num_rows, num_dims = u_MD.shape
-    threshold += 2 * math.sqrt(num_dims) * float(np.finfo(u_MD.dtype).eps)
-    rows, columns = [], []
+    rounding = 2 * math.sqrt(u_MD.shape[1]) * float(np.finfo(u_MD.dtype).eps)
+    above = similar_pairs(u_MD, v_MD, threshold + rounding, MAX_EDGES)
+    if above is not None and above.nnz >= expected / 2:
+        return above
+    equal_too = similar_pairs(u_MD, v_MD, threshold - rounding, MAX_EDGES)
+    chosen = above if equal_too is None else equal_too
+    return csr_array((len(u_MD), len(u_MD)), dtype=np.int8) if chosen is None else chosen
+
+
+def similar_pairs(u_MD: Array, v_MD: Array, threshold: float, most: int) -> csr_array | None:
+    """(M, M) pattern of the products of rows above a threshold; None if there are more than ``most``."""
+    num_rows = len(u_MD)
+    rows, columns, found = [], [], 0
     chunk = max(1, CHUNK_ELEMENTS // num_rows)
     for start in range(0, num_rows, chunk):
         above = np.flatnonzero(u_MD[start : start + chunk] @ v_MD.T > threshold)
+        found += len(above)
+        if found > most:
+            return None
         row, column = np.divmod(above, num_rows)
         rows.append((row + start).astype(np.int32))
         columns.append(column.astype(np.int32))

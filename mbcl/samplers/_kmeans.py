@@ -5,6 +5,7 @@ Letters: N samples of the data set, P pools, M samples of a pool, D dimensions, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,6 +32,10 @@ MAX_BLOCK = 20_000
 """Samples among which swaps can reasonably be searched: four matrices of 1.6 GB each."""
 
 
+MAX_DISTANCES = 2**28
+"""Of the samples of a block to the centres of its batches: 1 GiB, several times."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockSampler(SizedPools):
     """Base of the samplers that cut a pool into blocks of similar samples and plan each block by itself."""
@@ -43,6 +48,12 @@ class BlockSampler(SizedPools):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("block", self.block)
+        distances = self.block_size**2 // self.batch_size
+        if distances > MAX_DISTANCES:
+            raise ConfigError(
+                f"block {self.block} with batch_size {self.batch_size} needs {distances} distances to cluster centres, "
+                f"above {MAX_DISTANCES}; allowed: block up to {math.isqrt(MAX_DISTANCES * self.batch_size)}"
+            )
 
     @property
     def block_size(self) -> int:
@@ -86,7 +97,7 @@ class KMeans(BlockSampler):
         batch_size: B, global.
         pool: samples of a random pool; None for the whole data set as one, which gives the highest losses.
         block: larger pools are first cut into blocks of at most this many similar samples.
-        mix, skip: as for all samplers with embeddings.
+        mix, skip: as for all samplers with embeddings; the nearest are those of a sample's block.
 
     Example:
         >>> KMeans(batch_size=32).pool_sizes(3000)
@@ -111,7 +122,7 @@ class Refined(BlockSampler):
         block: larger pools are first cut into blocks of at most this many similar samples, and swaps stay within one.
         sweeps: how often every sample looks for a better batch; 0 for none.
         temperature: of the loss; below 1/170, swaps are judged at 1/170.
-        mix, skip: as for all samplers with embeddings.
+        mix, skip: as for all samplers with embeddings; the nearest are those of a sample's block.
 
     Example:
         >>> Refined(batch_size=32, pool=None).pool_sizes(3000)

@@ -6,6 +6,7 @@ Letters: M samples of a pool, D dimensions, B samples a batch, K samples a commu
 from __future__ import annotations
 
 import importlib.util
+import math
 import warnings
 from dataclasses import dataclass
 from typing import ClassVar
@@ -52,7 +53,7 @@ class Metis(SortedPools):
             for 30 that are left out only.
         width: ranks that are used after them.
         cluster: samples of a community, at least 2; must divide B. None for 32 where that divides B, otherwise for
-            the largest divisor below; B itself where there is none.
+            the divisor that is nearest in ratio.
         mix: as for all samplers with embeddings.
 
     Reference:
@@ -60,7 +61,7 @@ class Metis(SortedPools):
         2025, arXiv 2505.11293. Karypis and Kumar, METIS, SIAM Journal on Scientific Computing 20, 1998.
 
     Example:
-        >>> [Metis(batch_size=batch_size).community for batch_size in (16, 48, 64, 37)]
+        >>> [Metis(batch_size=batch_size).community for batch_size in (16, 48, 64, 74)]
         [16, 24, 32, 37]
     """
 
@@ -88,7 +89,7 @@ class Metis(SortedPools):
         """K, the samples of a community."""
         if self.cluster is not None:
             return self.cluster
-        return max((d for d in _divisors(self.batch_size) if d <= PUBLISHED_CLUSTER), default=self.batch_size)
+        return min(_divisors(self.batch_size), key=lambda divisor: abs(math.log(divisor / PUBLISHED_CLUSTER)))
 
     @property
     def first(self) -> int:

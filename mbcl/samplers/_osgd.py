@@ -6,7 +6,6 @@ Letters: P pools, M samples of a pool or of several, K candidate batches among t
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
@@ -21,6 +20,7 @@ from mbcl.functional import check_count, check_temperature, nt_xent
 from mbcl.plan import Embeddings
 from mbcl.samplers._base import SAMPLERS, FloatArray, PoolMap, PoolPlan, serial
 from mbcl.samplers._pools import PoolSampler
+from mbcl.samplers._unit import unit
 
 CHUNK_ELEMENTS = 2**22
 """Similarities held at once while candidates are scored, 32 MiB in float64, and those of pools that are joined."""
@@ -174,12 +174,17 @@ class OSGD(PoolSampler):
         kept = (kept_Pq + self.k * np.arange(len(kept_Pq))[:, None]).ravel()
         return PoolPlan(kept[:, None] * self.batch_size + np.arange(self.batch_size), losses_Pk.ravel()[kept])
 
+    def _nt_xent(self, z1_KBD: Tensor, z2_KBD: Tensor) -> Tensor:
+        """(K,) whatever the lengths of rows."""
+        return nt_xent(unit(z1_KBD), unit(z2_KBD), temperature=self.temperature)
+
     def _losses(self, z1_MD: Tensor, z2_MD: Tensor) -> NDArray[np.float64]:
         """(K,) of all blocks of B rows, in float64, since the order of candidates hangs on differences of 1e-8."""
-        loss: BatchLoss = functools.partial(nt_xent, temperature=self.temperature)
         if self.score == "objective":
             assert self.objective is not None, "check() refuses this"
             loss = self.objective
+        else:
+            loss = self._nt_xent
         z1_KBD, z2_KBD = (z.view(-1, self.batch_size, z.shape[1]) for z in (z1_MD, z2_MD))
         chunk = max(1, CHUNK_ELEMENTS // (2 * self.batch_size) ** 2)
         with torch.no_grad():

@@ -193,7 +193,8 @@ class PoolSampler:
         if neighbours is None:
             neighbours = nearest(z1_MD, z2_MD, self.skip or 0)
         x_MD = pair_sum(z1_MD, z2_MD).cpu().numpy()
-        return PoolPlan(kept_apart(planned.rows, neighbours, x_MD), planned.scores, neighbours)
+        # Scores were of other batches.
+        return PoolPlan(kept_apart(planned.rows, neighbours, x_MD), None, neighbours)
 
     def plan(
         self,
@@ -279,7 +280,7 @@ class PoolSampler:
             self.name,
             seed,
             *key,
-            torch.from_numpy(np.concatenate(scores)) if scores else None,
+            torch.from_numpy(np.concatenate(scores)) if scores and not self.mix else None,
             _count_conflicts(batches, pools, planned, num_samples) if self.skip else None,
         )
         return merged.validate(num_samples, distinct=self.distinct)

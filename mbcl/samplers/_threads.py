@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,17 +21,22 @@ def _libraries(num_modules: int) -> ThreadpoolController:
     return ThreadpoolController()
 
 
+_ONE_AT_A_TIME = threading.RLock()
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """One thread for torch, BLAS and OpenMP inside; what was set before is restored.
 
     The order of a sum depends on the number of threads, and so do the last bits of a pool's affinity. With one thread
-    a pool has the same plan wherever it is planned. The setting holds for the whole process while it lasts.
+    a pool has the same plan wherever it is planned. The setting holds for the whole process while it lasts, so that
+    several threads plan one after the other: planning in parallel takes processes.
     """
-    num_threads = torch.get_num_threads()
-    with _libraries(len(sys.modules)).limit(limits=1):
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(num_threads)
+    with _ONE_AT_A_TIME:
+        num_threads = torch.get_num_threads()
+        with _libraries(len(sys.modules)).limit(limits=1):
+            torch.set_num_threads(1)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(num_threads)

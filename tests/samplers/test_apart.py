@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,7 @@ def test_mixing_keeps_a_partition_and_moves_only_so_many_places(
     before = rng(seed).permutation(batches * size).reshape(batches, size)
     after = mixed(before, share, rng(seed))
     assert sorted(after.ravel()) == sorted(before.ravel())
-    assert ((after != before).sum(axis=1) <= round(share * size)).all()
+    assert ((after != before).sum(axis=1) <= math.ceil(share * size)).all()
 
 
 def test_mixing_everything_is_a_new_random_partition() -> None:
@@ -40,12 +42,36 @@ def test_mixing_everything_is_a_new_random_partition() -> None:
     assert abs((half != before).mean(axis=0) - 0.5).max() < 0.06
 
 
+def test_a_small_share_moves_that_share_on_average() -> None:
+    before = np.arange(32_000).reshape(1000, 32)
+    after = mixed(before, 0.01, rng())
+    assert 0.007 < (after != before).mean() < 0.0125
+    assert ((after != before).sum(axis=1) <= 1).all()
+
+
 def test_mixing_never_puts_a_sample_twice_into_a_batch() -> None:
     before = np.array([[0, 1], [0, 2], [0, 3]])  # a plan that repeats sample 0
     for seed in range(50):
         after = mixed(before, 1.0, rng(seed))
         assert all(len(set(row)) == 2 for row in after.tolist())
         assert sorted(after.ravel()) == sorted(before.ravel())
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_plans_that_repeat_samples_are_mixed_too(share: float) -> None:
+    """Of 2,000 samples half are drawn twice and more: chance puts some twice into a batch, and they are moved on."""
+    draw = rng()
+    before = np.stack([draw.choice(1000, 32, replace=False) for _ in range(62)])
+    after = mixed(before, share, rng(1))
+    assert all(len(set(row)) == 32 for row in after.tolist())
+    assert sorted(after.ravel()) == sorted(before.ravel())
+    assert 0.9 * share < (after != before).mean() <= share + 1 / 32
+
+
+def test_mix_of_walks_that_repeat_samples() -> None:
+    z = Embeddings(*torch.randn(2, 2000, 8, generator=torch.Generator().manual_seed(0)))
+    plain, mixing = (mbcl.samplers.build("walk", batch_size=32, mix=mix).plan(2000, z) for mix in (0.0, 0.5))
+    assert 0.4 < (plain.batches != mixing.batches).double().mean() <= 0.52
 
 
 def test_nearest_against_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,6 +270,20 @@ def test_without_numba_plans_are_as_good_and_importing_needs_none() -> None:
     assert without[1:] == pytest.approx(with_[1:], rel=0.02)
 
 
+def test_without_a_folder_for_compiled_loops_they_are_compiled_anew() -> None:
+    """As in a container with a read-only installation and no home."""
+    code = """
+import logging, numba.core.caching as caching, numpy as np
+caching.CacheImpl._locator_classes = []
+logging.basicConfig()
+from mbcl.samplers.loops.assignment import regrets
+print(regrets(np.array([[3.0, 1.0, 2.5]])))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[1.5]\n"
+    assert done.stderr.count("no folder for compiled loops can be written to") == 1
+
+
 def test_importing_mbcl_does_not_import_numba() -> None:
     code = "import sys, mbcl; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

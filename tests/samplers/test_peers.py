@@ -19,7 +19,7 @@ from mbcl.samplers import SAMPLERS, build, examine, quality, same_class_share
 from mbcl.samplers._apart import nearest, ranking
 from mbcl.samplers._bisection import bisected, principal_direction
 from mbcl.samplers._diverse import Unseen, grow
-from mbcl.samplers._gcbs import similar_pairs, similarity_quantile
+from mbcl.samplers._gcbs import most_similar_pairs, similarity_quantile
 from mbcl.samplers._metis import evened, mutual, partition
 from mbcl.samplers._sized import pair_rows, unit_rows
 from mbcl.samplers._strata import strata, stratified
@@ -202,19 +202,30 @@ def test_gcbs_is_the_dense_definition(quantile: float) -> None:
 def test_gcbs_in_chunks_and_with_an_estimated_quantile(monkeypatch: pytest.MonkeyPatch) -> None:
     u, v = (unit_rows(rng(seed).standard_normal((700, 8))) for seed in (0, 1))
     exact = similarity_quantile(u, v, 0.99, rng())
-    whole = similar_pairs(u, v, exact)
+    whole = most_similar_pairs(u, v, exact, 4900)
     assert abs(whole.nnz - 4900) <= 1
     monkeypatch.setattr("mbcl.samplers._gcbs.CHUNK_ELEMENTS", 5000)
     monkeypatch.setattr("mbcl.samplers._gcbs.SAMPLE_SIDE", 300)
-    assert (similar_pairs(u, v, exact) != whole).nnz == 0
+    assert (most_similar_pairs(u, v, exact, 4900) != whole).nnz == 0
     estimated = similarity_quantile(u, v, 0.99, rng())
     assert estimated != exact
     assert (u @ v.T > estimated).mean() == pytest.approx(0.01, rel=0.2)
 
 
-def test_gcbs_of_a_collapsed_data_set_keeps_no_pair() -> None:
-    z = unit_rows(np.repeat(rng().standard_normal((1, 50)).astype(np.float32), 3000, axis=0))
-    assert similar_pairs(z, z, similarity_quantile(z, z, 0.999, rng())).nnz == 0
+def test_gcbs_of_a_collapsed_data_set_is_no_larger_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = unit_rows(np.repeat(rng().standard_normal((1, 50)).astype(np.float32), 300, axis=0))
+    threshold = similarity_quantile(z, z, 0.999, rng())
+    assert most_similar_pairs(z, z, threshold, 90).nnz == 300**2
+    monkeypatch.setattr("mbcl.samplers._gcbs.MAX_EDGES", 1000)
+    assert most_similar_pairs(z, z, threshold, 90).nnz == 0
+
+
+@pytest.mark.parametrize("copies", [2, 10, 20])
+def test_gcbs_keeps_copies_together(copies: int) -> None:
+    """All copies have the largest similarity, in which the quantile lies."""
+    z = torch.from_numpy(np.repeat(rng().standard_normal((640 // copies, 8)), copies, axis=0)[rng(1).permutation(640)])
+    plan = build("gcbs", batch_size=40).plan(640, Embeddings(z, z))
+    assert quality(plan, Embeddings(z, z), temperature=0.1, seed=0)["lift"] > 1.5
 
 
 def test_gcbs_quantile_and_the_graph_that_is_too_large() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from mbcl.errors import PlanError
 from mbcl.plan import Embeddings
@@ -97,20 +100,50 @@ def test_faulty_plans_are_refused(fault: str, match: str) -> None:
         Blocks(batch_size=3, fault=fault).plan(20, held())
 
 
-def test_one_thread_inside_and_the_old_number_afterwards() -> None:
-    before, pools_before = torch.get_num_threads(), [pool["num_threads"] for pool in threadpool_info()]
-    torch.set_num_threads(2)
-    try:
+def numbers_of_threads() -> list[int]:
+    return [torch.get_num_threads(), *(pool["num_threads"] for pool in threadpool_info())]
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    with threadpool_limits(2):
+        torch.set_num_threads(2)
+        yield
+    torch.set_num_threads(before)
+
+
+def test_one_thread_inside_and_the_old_number_afterwards(two_threads: None) -> None:
+    before = numbers_of_threads()
+    assert 2 in before
+    with one_thread():
+        assert set(numbers_of_threads()) == {1}
         with one_thread():
-            assert torch.get_num_threads() == 1
-            assert all(pool["num_threads"] == 1 for pool in threadpool_info())
-        assert torch.get_num_threads() == 2
-        with pytest.raises(KeyError), one_thread():
-            raise KeyError
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-    assert len(pools_before) <= len(threadpool_info())
+            pass
+        assert set(numbers_of_threads()) == {1}
+    assert numbers_of_threads() == before
+    with pytest.raises(KeyError), one_thread():
+        raise KeyError
+    assert numbers_of_threads() == before
+
+
+def test_threads_that_plan_wait_for_each_other(two_threads: None) -> None:
+    """Whoever leaves first would otherwise give the other its threads back, and take them away for good."""
+    before = numbers_of_threads()
+    entered = threading.Event()
+
+    def second() -> int:
+        with one_thread():
+            entered.set()
+            return torch.get_num_threads()
+
+    with ThreadPoolExecutor(1) as pool:
+        with one_thread():
+            done = pool.submit(second)
+            assert not entered.wait(0.2)
+            assert set(numbers_of_threads()) == {1}
+        assert done.result(30) == 1
+    assert numbers_of_threads() == before
 
 
 @pytest.mark.parametrize(
