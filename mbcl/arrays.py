@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,8 +31,8 @@ def read_arrays(path: Path | str, required: Sequence[str], optional: Sequence[st
         # Opened here, since NumPy leaves a file open that turns out to be damaged.
         with Path(path).open("rb") as stream:
             return _arrays(stream, path, required, optional)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _arrays(
@@ -42,7 +40,9 @@ def _arrays(
 ) -> dict[str, NDArray[Any]]:
     try:
         archive = np.load(stream, allow_pickle=False)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes make zipfile and NumPy raise many kinds
         raise ConfigError(f"{path}: not an .npz file") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ConfigError(f"{path}: holds a single array, expected an .npz file with {', '.join(required)}")
@@ -62,7 +62,9 @@ def _read(archive: Any, path: Path | str, name: str) -> NDArray[Any]:
         raise ConfigError(f"{path}: array {name!r} {reason}") from error
     except MemoryError as error:
         raise ConfigError(f"{path}: array {name!r} is larger than the memory of this machine") from error
-    except (EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except OSError:
+        raise
+    except Exception as error:
         raise ConfigError(f"{path}: array {name!r} is damaged") from error
     if not isinstance(array, np.ndarray):
         raise ConfigError(f"{path}: {name!r} is not an array")

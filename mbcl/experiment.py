@@ -270,7 +270,7 @@ class Experiment(Section):
     def _parts_can_be_built(self) -> Experiment:
         """Range checks belong to the parts: building one runs them. Encoders are built with the data, in the engine."""
         for key, build in (
-            ("sampler", self.build_sampler),
+            ("sampler", lambda: self._sampler_with(self.sampler.parameters)),
             ("objective", self.build_objective),
             ("optimizer", lambda: self.build_optimizer([torch.nn.Parameter(torch.zeros(1))])),
         ):
@@ -301,27 +301,44 @@ class Experiment(Section):
             except ConfigError as error:
                 raise PathConfigError(f"planner.schedule.{parameter}.{epoch}", str(error)) from error
 
-    def unused_schedule(self) -> list[str]:
-        """A line for every scheduled parameter that the sampler, one with embeddings, does not have."""
+    def unused_planning(self) -> list[str]:
+        """A line for everything in ``planner`` that a sampler with embeddings will not use."""
         if not self.build_sampler().needs_embeddings:
             return []
+        epochs, planner = self.train.epochs, self.planner
+        if planner.warmup_epochs >= epochs:
+            return [
+                f"planner.warmup_epochs {planner.warmup_epochs} leaves none of the {epochs} epochs, so nothing is "
+                f"planned; allowed for a planned epoch: at most {epochs - 1}"
+            ]
         own = sorted(set(PlannerSchedule.model_fields) & set(self.sampler.parameters))
-        scheduled = dict.fromkeys(parameter for parameter, _, _ in self.planner.schedule.steps())
+        scheduled = dict.fromkeys(parameter for parameter, _, _ in planner.schedule.steps())
         return [
             f"sampler {self.sampler.name!r} has no parameter {parameter!r}, so planner.schedule.{parameter} is not "
             f"used; it can schedule: {', '.join(own)}"
             for parameter in scheduled
             if parameter not in own
+        ] + [
+            f"planner.schedule.{parameter}.{epoch}: there are {epochs} epochs, 0 to {epochs - 1}, so it is not used"
+            for parameter, epoch, _ in planner.schedule.steps()
+            if parameter in own and epoch >= epochs
         ]
 
     def samplers(self) -> dict[int, Sampler]:
-        """The samplers that the schedule makes of this experiment's, by the epoch from which on each is used.
+        """The samplers that the schedule makes of this experiment's, by the planned epoch from which on each is used.
 
         The first is that of the first planned epoch.
         """
-        first, end = min(self.planner.warmup_epochs, self.train.epochs - 1), self.train.epochs
-        steps = {epoch for _, epoch, _ in self.planner.schedule.steps() if first < epoch < end}
-        return {epoch: self.build_sampler(epoch) for epoch in sorted({first} | steps)}
+        first, end, every = (
+            min(self.planner.warmup_epochs, self.train.epochs - 1),
+            self.train.epochs,
+            self.planner.every,
+        )
+        # A step takes effect in the next epoch that is planned.
+        steps = {
+            first - (first - epoch) // every * every for _, epoch, _ in self.planner.schedule.steps() if epoch > first
+        }
+        return {epoch: self.build_sampler(epoch) for epoch in sorted({first} | steps) if epoch < end}
 
     def build_sampler(self, epoch: int = 0) -> Sampler:
         """The sampler of this experiment in an epoch; one that scores with the objective is given it."""

@@ -225,17 +225,17 @@ class BatchPlan:
                 f"not a batch plan: {path}: batches are {batches.shape} {batches.dtype}, scores {scores.shape} "
                 f"{scores.dtype}; expected (S, B) int32 and (S,) float64"
             )
-        try:
-            plan = BatchPlan(
-                batches=torch.from_numpy(batches.astype(np.int64)),
-                sampler=str(stored["sampler"]),
-                seed=int(stored["seed"]),
-                epoch=int(stored["epoch"]),
-                round=int(stored["round"]),
-                scores=torch.from_numpy(scores) if len(scores) else None,
-            )
-        except (TypeError, ValueError) as error:
-            raise PlanError(f"not a batch plan: {path}: seed, epoch and round must be whole numbers") from error
+        numbers = {name: stored[name] for name in ("seed", "epoch", "round")}
+        if any(array.ndim or array.dtype.kind not in "iu" for array in numbers.values()):
+            raise PlanError(f"not a batch plan: {path}: seed, epoch and round must be whole numbers")
+        if stored["sampler"].ndim or stored["sampler"].dtype.kind != "U" or not str(stored["sampler"]).isprintable():
+            raise PlanError(f"not a batch plan: {path}: sampler must be a name")
+        plan = BatchPlan(
+            batches=torch.from_numpy(batches.astype(np.int64)),
+            sampler=str(stored["sampler"]),
+            scores=torch.from_numpy(scores) if len(scores) else None,
+            **{name: int(array) for name, array in numbers.items()},
+        )
         if str(stored["digest"]) != plan.digest:
             raise PlanError(f"{path}: the plan's digest does not match its batches")
         return plan

@@ -108,7 +108,7 @@ def test_one_block_serves_samplers_that_lack_what_it_schedules():
         ({"name": "spectral"}, ["sampler 'spectral' has no parameter 'pool'", "it can schedule: k, mix"]),
     ):
         experiment = validate(Experiment, scheduled(sampler, mix={0: 0.5}, pool={1: 64}), "x")
-        lines = experiment.unused_schedule()
+        lines = experiment.unused_planning()
         assert len(lines) == bool(words)
         assert all(word in lines[0] for word in words)
         assert experiment.build_sampler(1).batch_size == 32
@@ -233,3 +233,33 @@ def test_numbers_are_numbers_with_or_without_a_point(text, number):
 
 def test_words_that_look_like_numbers_stay_words():
     assert parse_yaml("[1e, e4, 0-abc1e4, 1e-4x]", "test") == ["1e", "e4", "0-abc1e4", "1e-4x"]
+
+
+def test_what_no_epoch_will_use_is_said():
+    short = {"sampler": {"name": "spectral", "k": 4}, "train": {"epochs": 3}}
+    for planner, words in (
+        ({"warmup_epochs": 2}, None),
+        ({"warmup_epochs": 3}, "planner.warmup_epochs 3 leaves none of the 3 epochs"),
+        ({"schedule": {"k": {50: 2}}}, "planner.schedule.k.50: there are 3 epochs, 0 to 2"),
+    ):
+        lines = validate(Experiment, {**short, "planner": planner}, "x").unused_planning()
+        assert len(lines) == (words is not None)
+        assert words is None or words in lines[0]
+    assert validate(Experiment, {"planner": {"warmup_epochs": 99}}, "x").unused_planning() == [], (
+        "shuffle plans nothing"
+    )
+
+
+def test_a_scheduled_step_counts_from_the_next_planned_epoch():
+    planner = {"warmup_epochs": 1, "every": 3, "schedule": {"k": {2: 8, 3: 2, 5: 3, 9: 5}}}
+    content = {"sampler": {"name": "spectral", "k": 4}, "train": {"epochs": 10}, "planner": planner}
+    experiment = validate(Experiment, content, "x")
+    planned = {epoch for epoch in range(10) if experiment.planner.planned_in(epoch) == epoch}
+    assert planned == {1, 4, 7}
+    assert {epoch: sampler.k for epoch, sampler in experiment.samplers().items()} == {1: 4, 4: 2, 7: 3}
+
+
+def test_the_key_that_is_wrong_is_named():
+    content = {"sampler": {"name": "osgd", "k": 4, "q": 3}, "planner": {"schedule": {"k": {0: 2}}}}
+    with pytest.raises(ConfigError, match=r"planner\.schedule\.k\.0: q must be at most k, found q = 3 and k = 2"):
+        validate(Experiment, content, "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import json
@@ -15,7 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from mbcl.arrays import read_arrays
 from mbcl.cli import main
 from mbcl.embeddings_file import read_embeddings
 from mbcl.errors import ConfigError
@@ -115,6 +119,7 @@ def test_what_is_printed_is_what_the_library_measures(
         "clip_lift": clip["lift"],
         "overlap": shared.value,
         "overlap_of_random": shared.expected,
+        "coverage_of_other": 1.0,
         "same_class": same.value,
         "same_class_of_random": same.expected,
         "conflicts": again.conflicts,
@@ -413,3 +418,46 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     )
     assert found.returncode == 0, found.stderr
     assert "--embeddings" in found.stdout
+
+
+@pytest.mark.parametrize("option", ["--embeddings", "--compare"])
+def test_what_is_read_is_never_replaced(
+    option: str, held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.npz"
+    assert plan("--embeddings", str(held), "--sampler", "shuffle", "--out", str(other)) == 0
+    source = held if option == "--embeddings" else other
+    before = source.read_bytes()
+    words = ["--embeddings", str(held), "--compare", str(other), "--sampler", "shuffle"]
+    assert plan(*words, "--overwrite", "--out", str(source)) == 2
+    assert f"is what {option} names" in capsys.readouterr().err
+    assert source.read_bytes() == before
+
+
+def test_a_plan_that_cannot_be_written(held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = tmp_path / ("n" * 300 + ".npz")
+    assert plan("--embeddings", str(held), "--sampler", "shuffle", "--out", str(name)) == 2
+    assert "File name too long" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def stored() -> bytes:
+    stream = io.BytesIO()
+    z1, z2 = views()
+    np.savez_compressed(stream, z1=z1[:20], z2=z2[:20])
+    return stream.getvalue()
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_files_are_one_line(data: st.DataObject, stored: bytes, tmp_path: Path) -> None:
+    """Any byte of it, in the archive's directory too."""
+    damaged = bytearray(stored)
+    near_end = data.draw(st.booleans())
+    low = len(stored) - 200 if near_end else 0
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(low, len(stored) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "damaged.npz"
+    path.write_bytes(bytes(damaged))
+    with contextlib.suppress(ConfigError):
+        read_arrays(path, ("z1", "z2"))

@@ -58,6 +58,7 @@ def _add_planner(kinds: Any) -> None:
     )
     planner.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the embeddings lie")
     planner.add_argument("--out", metavar="DIR", help="write planner.json there, too")
+    planner.add_argument("--overwrite", action="store_true", help="replace a planner.json that is there already")
     planner.set_defaults(run=_planner)
 
 

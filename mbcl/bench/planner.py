@@ -44,6 +44,7 @@ class Settings:
     data_dir: str | None
     device: str
     out: str | None
+    overwrite: bool = False
 
     def check(self) -> list[Spec]:
         """Refuse what cannot be measured before anything is; returns the samplers' specifications.
@@ -85,6 +86,8 @@ def bench_planner(settings: Settings) -> None:
     """Measure, print tables as they are found, and write ``planner.json`` if a folder is given."""
     specs = settings.check()
     store = None if settings.out is None else open_store(settings.out)
+    if store is not None and store.exists(FILE) and not settings.overwrite:
+        raise ConfigError(f"{store.uri}/{FILE}: is there already; add --overwrite, or choose another --out")
     console = Console(highlight=False, soft_wrap=True)
     described = environment(settings.device)
     console.print(f"mbcl {__version__}, " + ", ".join(f"{name} {value}" for name, value in described.items()))

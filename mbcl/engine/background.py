@@ -34,18 +34,29 @@ class BackgroundProcess:
         # spawn: a fork would copy the locks of threads that it does not have, and CUDA does not survive one.
         spawn = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_begin)
-        return self._pool.submit(function, *arguments)
+        # The process inherits the mask, so that an interrupt during its imports is training's alone, too.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self._pool.submit(function, *arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def close(self) -> None:
-        """End the process, after the call that it is in."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+        """End the process at once, whatever it is at: nobody waits for its answer any more."""
+        if self._pool is None:
+            return
+        processes = list(self._pool._processes.values())  # what Python 3.14's terminate_workers does
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = None
+        for process in processes:
+            process.terminate()
+            process.join()
 
 
 def _begin() -> None:
     """How the process begins: it leaves interrupts to training, and ends when training is gone, however that went."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)  # training has said it
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -5,6 +5,7 @@ All of it goes into checkpoints, so that a training that was cut within an epoch
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +26,10 @@ class PlanFacts:
     """What is known about a plan that was made from embeddings.
 
     Args:
-        seconds: wall time of planning alone, without waiting or transport.
+        seconds: wall time from the embeddings to the plan with its loss, wherever it is made; with what it takes to
+            hand pools to tasks, without the way to the ranks.
         loss: mean NT-Xent of the planned batches under the planner's embeddings.
-        lift: ``loss`` over the mean of random batches on the same embeddings.
+        lift: ``loss`` over the mean of random batches on the same embeddings; NaN where that is 0.
         age: epochs from the making of the embeddings to the epoch that the plan is used in, mean over the samples.
         conflicts: pairs of a sample and one of its nearest that share a batch against the sampler's ``skip``; None
             where none are counted.
@@ -151,7 +153,8 @@ class EpochProgress:
         if self.facts:
             row["plan/seconds"] = sum(facts.seconds for facts in self.facts)
             for key in ("loss", "lift", "age"):
-                row[f"plan/{key}"] = sum(getattr(facts, key) for facts in self.facts) / len(self.facts)
+                mean = sum(getattr(facts, key) for facts in self.facts) / len(self.facts)
+                row[f"plan/{key}"] = mean if math.isfinite(mean) else None
             row["plan/coverage"] = float(self.visited.double().mean())
             counted = [facts.conflicts for facts in self.facts if facts.conflicts is not None]
             row["plan/conflicts"] = sum(counted) if counted else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
@@ -57,9 +58,11 @@ def make_plan(
     else:
         plans = [sampler.plan(num_samples, embeddings, round=number, **arguments) for number in rounds]
     plan = _joined([examine(plan, sampler, num_samples) for plan in plans])
-    seconds = time.perf_counter() - start
     temperature = getattr(sampler, "temperature", DEFAULT_TEMPERATURE)
     scored = quality(plan, embeddings, temperature=temperature, seed=seed)
+    if not math.isfinite(scored["loss"]):
+        raise PlanError(f"{sampler.name}: the loss of the plan is {scored['loss']}")
+    seconds = time.perf_counter() - start
     return PlannedBatches(plan, seconds, scored["loss"], scored["lift"])
 
 
@@ -135,6 +138,8 @@ class LocalPlanService:
             except BrokenProcessPool:
                 log.warning("the process that planned epoch %d was lost; the plan is made again here", key.epoch)
                 return make()
+            except Exception as error:  # what could not travel
+                return failure(error)
 
         return wait
 
@@ -153,11 +158,20 @@ class LocalPlanService:
 def _attempt(
     sampler: Sampler, embeddings: Embeddings, key: PlanKey, num_samples: int, seed: int
 ) -> PlannedBatches | MbclError:
-    """The plan, or why there is none."""
+    """The plan, or why there is none: other ranks wait for either."""
     try:
         return make_plan(sampler, embeddings, key, num_samples=num_samples, seed=seed)
-    except MbclError as error:
+    except Exception as error:
+        return failure(error)
+
+
+def failure(error: BaseException) -> MbclError:
+    """What all ranks are told: one line. What nobody expected goes to the log with its traceback."""
+    if isinstance(error, MbclError):
         return error
+    log.error("planning failed", exc_info=error)
+    reason = " ".join(str(error).split())
+    return PlanError(f"planning failed: {type(error).__name__}: {reason}")
 
 
 def _plan_apart(

@@ -62,7 +62,7 @@ def facts_of(experiment: Experiment, data: SplitData) -> Facts:
         raise ConfigError(
             f"train.batch_size: {batch_size} is above the {num_train} training samples of {experiment.data.name}"
         )
-    for line in experiment.unused_schedule():
+    for line in experiment.unused_planning():
         warnings.warn(line, UserWarning, stacklevel=2)
     samplers = experiment.samplers()
     for epoch, sampler in samplers.items():

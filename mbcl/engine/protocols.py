@@ -36,9 +36,10 @@ class PlannedBatches:
 
     Args:
         plan: the batches.
-        seconds: wall time of planning alone, without waiting or transport.
+        seconds: wall time from the embeddings to the plan with its loss, wherever it is made; with what it takes to
+            hand pools to tasks, without the way to the ranks.
         loss: mean NT-Xent of the planned batches under the planner's embeddings.
-        lift: ``loss`` over the mean of random batches on the same embeddings.
+        lift: ``loss`` over the mean of random batches on the same embeddings; NaN where that is 0.
     """
 
     plan: BatchPlan

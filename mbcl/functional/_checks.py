@@ -65,8 +65,11 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} must be {' or '.join(map(repr, choices))}, found {value!r}")
 
 
+SMALLEST_TEMPERATURE = 1e-6
+
+
 def check_temperature(value: object) -> float:
-    """Return ``value`` if it is a temperature: a finite number above 0.
+    """Return ``value`` if it is a temperature: a finite number above 0, and not so small that cosines over it overflow.
 
     Raises:
         ConfigError: if it is not; the text holds the value.
@@ -75,7 +78,7 @@ def check_temperature(value: object) -> float:
         >>> check_temperature(0.1)
         0.1
     """
-    return check_number("temperature", value, above=0.0)
+    return check_number("temperature", check_number("temperature", value, above=0.0), least=SMALLEST_TEMPERATURE)
 
 
 def check_views(

@@ -65,7 +65,7 @@ def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
         notes.update(dict.fromkeys(str(warning.message) for warning in caught))
         samplers = experiment.samplers().values()
         pools[setting] = max(
-            len(sampler.pool_sizes(facts.num_train)) if isinstance(sampler, PoolSampler) else 0 for sampler in samplers
+            sampler.planned_pools(facts.num_train) if isinstance(sampler, PoolSampler) else 0 for sampler in samplers
         )
         planning[setting] = planning_cost(experiment, facts.num_train)
         network = repr((experiment.encoder, experiment.projector))

@@ -20,7 +20,7 @@ import torch
 
 from mbcl import dist
 from mbcl.dist import World
-from mbcl.engine.planning import make_plan, share_plan
+from mbcl.engine.planning import failure, make_plan, share_plan
 from mbcl.engine.protocols import PlanKey, PlannedBatches
 from mbcl.errors import MbclError, PlanError
 from mbcl.orchestration.jobs import Placement, mute_sampler_warnings
@@ -90,7 +90,13 @@ class TaskMap:
             """Take what is done, at least one group."""
             ready, _ = ray.wait(list(running), num_returns=1)
             for reference in ready:
-                done[running.pop(reference)] = ray.get(reference)
+                start = running.pop(reference)
+                try:
+                    done[start] = ray.get(reference)
+                except ray.exceptions.RayError:
+                    for other in running:
+                        ray.cancel(other)
+                    raise
 
         for start, group in self._groups(len(items)):
             if len(running) == self._num_tasks:
@@ -128,11 +134,11 @@ class Planner:
     @ray.method(concurrency_group=DEPOSITS)  # type: ignore[untyped-decorator]
     def deposit(self, key: PlanKey, rank: int, shard: list[ray.ObjectRef], wanted: Sequence[PlanKey] = ()) -> None:
         """Remember where a rank's shard lies. Its shards of other plans are dropped, but for those ``wanted``."""
-        for old in [held for held in self._shards if held not in (key, *wanted)]:
-            shards = self._shards[old]
+        for old in [held for held in list(self._shards) if held not in (key, *wanted)]:
+            shards = self._shards.get(old, {})
             shards.pop(rank, None)
             if not shards:
-                del self._shards[old]
+                self._shards.pop(old, None)
         self._shards.setdefault(key, {})[rank] = shard[0]
 
     def plan(self, key: PlanKey, sampler: Sampler) -> PlannedBatches | MbclError | None:
@@ -152,15 +158,21 @@ class Planner:
                 seed=self._seed,
                 map_pools=self._map,
             )
-        except MbclError as error:
-            return error
-        self._shards.pop(key, None)
+        except Exception as error:
+            return failure(cause_of(error))
+        if self._shards.get(key) == held:  # not those of ranks that began anew meanwhile
+            del self._shards[key]
         return planned
 
     @ray.method(concurrency_group=DEPOSITS)  # type: ignore[untyped-decorator]
     def held(self) -> int:
         """How many shards are remembered."""
         return sum(len(shards) for shards in self._shards.values())
+
+
+def cause_of(error: Exception) -> BaseException:
+    """What was raised in a task, without what Ray adds to its text."""
+    return error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
 
 
 _actor: Any = ray.remote  # whose own types know no concurrency groups
@@ -239,5 +251,7 @@ class RayPlanService:
             # Only while the actor restarts and Ray has given up on this call: ask again.
             log.warning("the planner was lost: %s", str(error).splitlines()[0])
             answer = None
+        except ray.exceptions.RayError as error:
+            answer = failure(cause_of(error))
         del self._asked[key]
         return (LOST, None) if answer is None else (READY, answer)

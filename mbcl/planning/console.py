@@ -89,7 +89,8 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "bound", _bound(facts)
         yield "CLIP loss", f"{facts['clip_loss']:.4g}, {facts['clip_lift']:.4g} times random batches"
     if "overlap" in facts:
-        yield "overlap", f"{facts['overlap']:.3g} of the pairs; random plans {facts['overlap_of_random']:.3g}"
+        words = f"{facts['overlap']:.3g} of the pairs; random plans {facts['overlap_of_random']:.3g}"
+        yield "overlap", f"{words}; the other plan visits {facts['coverage_of_other']:.4%}"
     if "same_class" in facts:
         yield (
             "same class",

@@ -61,7 +61,11 @@ def measure(
     if other is not None:
         stage("comparing plans")
         shared = overlap(plan, other, num_samples)
-        facts |= {"overlap": shared.value, "overlap_of_random": shared.expected}
+        facts |= {
+            "overlap": shared.value,
+            "overlap_of_random": shared.expected,
+            "coverage_of_other": other.coverage(num_samples),
+        }
     if labels is not None:
         same = same_class_share(plan, labels)
         facts |= {"same_class": same.value, "same_class_of_random": same.expected}

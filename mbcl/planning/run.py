@@ -22,6 +22,7 @@ from mbcl.samplers import SAMPLERS, Sampler, build, examine
 from mbcl.storage import Store, open_store
 
 DEFAULT_TEMPERATURE = 0.1
+MOST_SAMPLES = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ def run(request: Request) -> int:
     temperature = getattr(sampler, "temperature", DEFAULT_TEMPERATURE)
     if request.temperature is not None:
         temperature = check_temperature(request.temperature)
-    store, name = _target(request)
+    store, name = _writable(request)
     other = _other_plan(request)
     with Stages() as stages:
         samples = _samples(request, sampler, stages)
@@ -96,7 +97,10 @@ def run(request: Request) -> int:
                 stage=stages.begin,
             ),
         }
-        store.write_bytes(name, plan.to_bytes())
+        try:
+            store.write_bytes(name, plan.to_bytes())
+        except OSError as error:
+            raise ConfigError(f"--out: {store.uri}/{name}: cannot be written: {error.strerror or error}") from error
     facts["plan"] = f"{store.uri}/{name}"
     if request.json:
         finite = {key: None if isinstance(x, float) and math.isnan(x) else x for key, x in facts.items()}
@@ -114,15 +118,27 @@ def sampler_of(request: Request) -> Sampler:
     """
     block = parse_yaml(request.sampler, "--sampler")
     block = {"name": block} if isinstance(block, str) else block
+    if isinstance(block, dict):
+        apply_overrides(block, request.overrides)
     if not isinstance(block, dict) or not isinstance(block.get("name"), str):
-        raise ConfigError(f"--sampler: expected a name or a block such as {{name: ...}}, found {request.sampler!r}")
-    apply_overrides(block, request.overrides)
+        found = block.get("name", request.sampler) if isinstance(block, dict) else request.sampler
+        raise ConfigError(f"--sampler: expected a name or a block such as {{name: ...}}, found {found!r}")
     name = SAMPLERS.canonical(block.pop("name"))
     try:
         parameters = validate_parameters(SAMPLERS[name], block, frozenset({"batch_size"}))
     except PathConfigError as error:
         raise ConfigError(f"sampler {name!r}: {error.path}: {error}") from error
     return build(name, batch_size=request.batch_size, **parameters)
+
+
+def _writable(request: Request) -> tuple[Store, str]:
+    """:func:`_target`, of which the file system may want to hear nothing."""
+    try:
+        return _target(request)
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--out: {request.out!r}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _target(request: Request) -> tuple[Store, str]:
@@ -132,6 +148,9 @@ def _target(request: Request) -> tuple[Store, str]:
         folder, _, name = folder.rpartition("/")
         folder = folder or ("/" if request.out.startswith("/") else ".")
     store = open_store(folder or request.out)
+    for option, source in (("--embeddings", request.embeddings), ("--compare", request.compare)):
+        if source is not None and Path(source).resolve() == Path(store.uri, name).resolve():
+            raise ConfigError(f"--out: {store.uri}/{name} is what {option} names; choose another")
     if store.exists(name) and not request.overwrite:
         raise ConfigError(f"{store.uri}/{name}: is there already; add --overwrite, or choose another --out")
     return store, name
@@ -146,7 +165,10 @@ def _samples(request: Request, sampler: Sampler, stages: Stages) -> Samples:
         return Samples(len(embeddings), embeddings, labels)
     if sampler.needs_embeddings:
         raise ConfigError(f"sampler {sampler.name!r} plans from embeddings; give --embeddings FILE")
-    return Samples(check_count("--num-samples", request.num_samples))
+    num_samples = check_count("--num-samples", request.num_samples)
+    if num_samples > MOST_SAMPLES:
+        raise ConfigError(f"--num-samples: a plan file holds positions below 2^31, found {num_samples}")
+    return Samples(num_samples)
 
 
 def _other_plan(request: Request) -> BatchPlan | None:

@@ -60,6 +60,10 @@ class BlockSampler(SizedPools):
         """Samples of a block: whole batches, at least two."""
         return max(2, self.block // self.batch_size) * self.batch_size
 
+    def planned_pools(self, num_samples: int) -> int:
+        """As :meth:`PoolSampler.planned_pools`: the blocks of all pools."""
+        return sum(-(-size // self.block_size) for size in self.pool_sizes(num_samples))
+
     def cut(self, embeddings: Embeddings, pool: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
         """Blocks of similar samples, on the device where the embeddings are."""
         if len(pool) <= self.block_size:

@@ -134,6 +134,10 @@ class PoolSampler:
     def pool_sizes(self, num_samples: int) -> list[int]:
         """M of every pool; what their sum lacks to N is left out of the plan."""
 
+    def planned_pools(self, num_samples: int) -> int:
+        """How many pools :meth:`plan_pools` plans apart from each other: what can be planned in parallel."""
+        return len(self.pool_sizes(num_samples))
+
     def cut(self, embeddings: Embeddings, pool: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
         """The pools that one random pool is planned as: itself, unless a sampler groups it first.
 

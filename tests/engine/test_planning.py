@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
+from concurrent.futures.process import BrokenProcessPool
 
 import gloo
 import pytest
@@ -120,7 +122,8 @@ def test_warm_up_epochs_are_those_of_shuffle(trained, embeddings):
 
 
 def test_a_warm_up_that_never_ends_plans_nothing(trained):
-    trainer, _ = trained(content(warmup_epochs=2, epochs=2, overlap=1))
+    with pytest.warns(UserWarning, match="planner.warmup_epochs 2 leaves none of the 2 epochs"):
+        trainer, _ = trained(content(warmup_epochs=2, epochs=2, overlap=1))
     assert trainer.requests == trainer.passes == []
 
 
@@ -321,3 +324,43 @@ def test_two_workers_plan_ahead_as_one_does(tmp_path):
         assert rank_losses == pytest.approx(losses, rel=1e-2)
         assert [row["plan/age"] for row in rank_rows] == [row["plan/age"] for row in rows]
     torch.set_num_threads(one_thread)
+
+
+def test_what_nobody_expected_is_one_line_for_all_ranks(caplog):
+    """Rank 0 alone plans: the others wait for what it says."""
+    embeddings = Embeddings(*torch.randn(2, 40, 4, generator=torch.Generator().manual_seed(0)))
+    service = LocalPlanService(num_samples=40, seed=0, world=World())
+
+    def out_of_memory(*arguments, **options):
+        raise MemoryError("so\nmuch")
+
+    sampler = samplers.build("kmeans", batch_size=8, pool=40)
+    object.__setattr__(sampler, "plan_rounds", out_of_memory)
+    service.request(PlanKey(0, 0), embeddings, sampler)
+    with pytest.raises(PlanError, match="^planning failed: MemoryError: so much$"):
+        service.receive(PlanKey(0, 0))
+    assert "out_of_memory" in caplog.text, "the log has the traceback"
+
+
+def test_a_background_process_ends_at_once_whatever_it_is_at():
+    background = BackgroundProcess()
+    pid = background.submit(os.getpid).result()
+    asleep = background.submit(time.sleep, 60)
+    start = time.monotonic()
+    background.close()
+    assert time.monotonic() - start < 20
+    assert isinstance(asleep.exception(timeout=20), BrokenProcessPool)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_lift_that_is_no_number_is_an_empty_place_in_the_row(trained):
+    """Batches of two clean views at a low temperature: random batches have no loss at all."""
+    experiment = runs.experiment(
+        {"name": "spectral", "k": 2, "temperature": 0.001},
+        embeddings={"batch_size": 64, "views": "clean"},
+        train={"epochs": 1, "batch_size": 2},
+    )
+    _, rows = trained(experiment)
+    assert rows[0]["plan/lift"] is None
+    assert rows[0]["plan/loss"] is not None

@@ -216,6 +216,35 @@ def test_killed_while_one_plan_is_made_and_another_waits(start, embeddings, by_v
     ray.kill(gate)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failing(Spectral):
+    """A sampler that fails in the process that plans a pool."""
+
+    expected: bool = True
+
+    def plan_one(self, z1_MD, z2_MD, seed):
+        raise PlanError("no such pool") if self.expected else ValueError("two\nlines")
+
+
+@pytest.mark.parametrize(
+    "expected,words", [(True, "^no such pool$"), (False, "^planning failed: ValueError: two lines$")]
+)
+def test_what_fails_in_a_pools_task_is_one_line_for_all_ranks(
+    start, embeddings, by_value, monkeypatch, expected, words
+):
+    """Rank 0 alone hears of it: it must tell the others that there is something to be told."""
+    from mbcl.orchestration import planner as module
+
+    told = []
+    broadcast = module.dist.broadcast_object
+    monkeypatch.setattr(module.dist, "broadcast_object", lambda x, world: told.append(x) or broadcast(x, world))
+    service = service_of(start())
+    service.request(KEY, embeddings, Failing(batch_size=16, k=8, expected=expected))
+    with pytest.raises(PlanError, match=words):
+        service.receive(KEY)
+    assert told == ["ready"]
+
+
 def test_a_plan_that_takes_longer_than_a_round(start, embeddings, monkeypatch):
     from mbcl.orchestration import planner as module
 
