@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mbcl.functional import check_count
 from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
+from mbcl.samplers._direction import principal_direction
 from mbcl.samplers._sized import SortedPools, pair_rows
 from mbcl.seeding import numpy_generator
 
@@ -65,16 +67,15 @@ def bisected(x_MD: Array, leaf: int, power: int, sample: int, rng: np.random.Gen
     """Row numbers in an order in which every part of the tree is consecutive.
 
     Args:
-        x_MD: (M, D) float, M a multiple of ``leaf``; not written to.
+        x_MD: (M, D) float, M a multiple of ``leaf``; brought into the order that is returned.
         leaf: rows of a part that is not split.
-        power: as :func:`principal_direction`.
-        sample: as :func:`principal_direction`.
+        power: steps for a direction.
+        sample: rows from which it is found.
         rng: draws samples and starting directions.
 
     Returns:
         (M,) int64; equal projections stay in order.
     """
-    x_MD = x_MD.copy()
     rows_M = np.arange(len(x_MD))
     # Parts counted in leaves. A stack, not recursion, so that memory is what a branch needs.
     parts = [(0, len(x_MD) // leaf)]
@@ -83,7 +84,7 @@ def bisected(x_MD: Array, leaf: int, power: int, sample: int, rng: np.random.Gen
         if stop - start < 2:
             continue
         part = slice(start * leaf, stop * leaf)
-        order_n = np.argsort(x_MD[part] @ principal_direction(x_MD[part], power, sample, rng), kind="stable")
+        order_n = np.argsort(x_MD[part] @ direction_of(x_MD[part], power, sample, rng), kind="stable")
         # Rows of a part lie together in memory, so the next products read them in a stream.
         x_MD[part] = x_MD[part][order_n]
         rows_M[part] = rows_M[part][order_n]
@@ -92,26 +93,9 @@ def bisected(x_MD: Array, leaf: int, power: int, sample: int, rng: np.random.Gen
     return rows_M
 
 
-def principal_direction(x_nD: Array, power: int, sample: int, rng: np.random.Generator) -> Array:
-    """The approximate direction of largest variance.
-
-    Args:
-        x_nD: (n, D) float.
-        power: steps of the power method from a random start.
-        sample: at most so many rows, drawn at random, are looked at.
-        rng: draws both.
-
-    Returns:
-        (D,) of length one; zero if no two of the rows looked at differ.
-    """
+def direction_of(x_nD: Array, power: int, sample: int, rng: np.random.Generator) -> Array:
+    """(D,) the principal direction of at most ``sample`` rows drawn at random, from a random start."""
     if len(x_nD) > sample:
         x_nD = x_nD[rng.choice(len(x_nD), sample, replace=False)]
-    x_nD = x_nD - x_nD.mean(axis=0)
-    direction_D: Array = rng.standard_normal((1, x_nD.shape[1]))[0].astype(x_nD.dtype)
-    for _ in range(power):
-        direction_D = (x_nD @ direction_D) @ x_nD
-        length = np.linalg.norm(direction_D)
-        if length == 0:
-            break
-        direction_D /= length
-    return direction_D
+    start_D = torch.from_numpy(rng.standard_normal(x_nD.shape[1]))
+    return principal_direction(torch.from_numpy(x_nD), start_D, power).numpy()

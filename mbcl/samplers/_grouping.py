@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mbcl.plan import Embeddings
 from mbcl.samplers._balanced import balanced_kmeans
-from mbcl.samplers._unit import pair_sum, unit
+from mbcl.samplers._direction import principal_direction
+from mbcl.samplers._unit import pair_sum
 from mbcl.seeding import derive, torch_generator
 
 MOST_BLOCKS = 52
@@ -86,7 +87,7 @@ def halves(x_ND: Tensor, rows: NDArray[np.int64], unit_size: int, seed: int) -> 
 
 def _split(x_ND: Tensor, rows: NDArray[np.int64], first: int, seed: int) -> list[NDArray[np.int64]]:
     """The ``first`` rows along the principal direction, and the others."""
-    direction_D = principal_direction(x_ND, rows, seed)
+    direction_D = _direction(x_ND, rows, seed)
     along = np.concatenate(
         [
             (x_ND[torch.from_numpy(rows[start : start + CHUNK_ROWS]).to(x_ND.device)] @ direction_D).cpu().numpy()
@@ -97,14 +98,10 @@ def _split(x_ND: Tensor, rows: NDArray[np.int64], first: int, seed: int) -> list
     return [np.sort(rows[order[:first]]), np.sort(rows[order[first:]])]
 
 
-def principal_direction(x_ND: Tensor, rows: NDArray[np.int64], seed: int) -> Tensor:
-    """(D,) unit vector near the first principal direction of some rows: power steps on a sample of them."""
+def _direction(x_ND: Tensor, rows: NDArray[np.int64], seed: int) -> Tensor:
+    """(D,) the principal direction of some rows, from a sample of them."""
     generator = torch_generator(seed, "principal direction")
     if len(rows) > POWER_ROWS:
         rows = rows[torch.randperm(len(rows), generator=generator)[:POWER_ROWS].numpy()]
-    x_MD = x_ND[torch.from_numpy(rows).to(x_ND.device)]
-    x_MD = x_MD - x_MD.mean(dim=0)
-    direction_D = torch.randn(x_MD.shape[1], generator=generator).to(x_MD)
-    for _ in range(POWER_STEPS):
-        direction_D = unit(x_MD.T @ (x_MD @ direction_D))
-    return direction_D
+    start_D = torch.randn(x_ND.shape[1], generator=generator)
+    return principal_direction(x_ND[torch.from_numpy(rows).to(x_ND.device)], start_D, POWER_STEPS)

@@ -123,8 +123,8 @@ def _chosen_together(x_PMD: Tensor, draw_PKT: Tensor) -> Tensor:
     nearest_PM1 = torch.full_like(squared_PM[:, :, None], torch.inf)
     for number in range(num_clusters):
         if number:
-            total_PM = nearest_PM1[:, :, 0].cumsum(dim=1, dtype=torch.float64)
-            tried_PT = torch.searchsorted(total_PM, draw_PKT[:, number] * total_PM[:, -1:], right=True)
+            total_PM = _running_total(nearest_PM1[:, :, 0])
+            tried_PT = torch.searchsorted(total_PM, (draw_PKT[:, number] * total_PM[:, -1:]).long(), right=True)
             tried_PT.clamp_(max=num_rows - 1)
         product_PMT = torch.bmm(x_PMD, x_PMD[pools[:, None], tried_PT].mT)
         distance_PMT = product_PMT.mul_(-2).add_(squared_PM[:, :, None])
@@ -134,3 +134,13 @@ def _chosen_together(x_PMD: Tensor, draw_PKT: Tensor) -> Tensor:
         chosen_PK[:, number] = tried_PT[pools, best_P]
         nearest_PM1 = distance_PMT[pools, :, best_P][:, :, None]
     return chosen_PK
+
+
+def _running_total(x_PM: Tensor) -> Tensor:
+    """(P, M) int64, the cumulative sums of numbers of at least 0 in 2^40 steps of each row's largest.
+
+    Whole numbers: the order in which a GPU adds others may differ from run to run.
+    """
+    largest_P1 = x_PM.double().amax(dim=1, keepdim=True)
+    steps_PM = (x_PM.double() / torch.where(largest_P1 > 0, largest_P1, 1) * 2**40).round().long()
+    return steps_PM.cumsum(dim=1)

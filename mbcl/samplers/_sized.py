@@ -6,11 +6,13 @@ Letters: N samples of the data set, M samples of a pool, B samples a batch, D di
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mbcl.errors import ConfigError
 from mbcl.functional import check_count
@@ -18,6 +20,8 @@ from mbcl.samplers._balanced import in_order
 from mbcl.samplers._base import FloatArray, PoolPlan
 from mbcl.samplers._pools import PoolSampler, even_pools
 from mbcl.samplers._unit import pair_sum, unit
+
+CHUNK_ROWS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +81,19 @@ class SortedPools(SizedPools):
 
 def unit_rows(z_MD: FloatArray) -> NDArray[np.floating]:
     """(M, D) rows of length one as :func:`mbcl.samplers._unit.unit`, of an array that may be read-only."""
-    return unit(torch.tensor(z_MD)).numpy()
+    return _in_chunks(unit, z_MD)
 
 
 def pair_rows(z1_MD: FloatArray, z2_MD: FloatArray) -> NDArray[np.floating]:
     """(M, D) float as :func:`mbcl.samplers._unit.pair_sum`, of arrays that may be read-only."""
-    return pair_sum(torch.tensor(z1_MD), torch.tensor(z2_MD)).numpy()
+    return _in_chunks(pair_sum, z1_MD, z2_MD)
+
+
+def _in_chunks(function: Callable[..., Tensor], *arrays_MD: FloatArray) -> NDArray[np.floating]:
+    """A function of rows, of a few thousand at a time: it makes copies, which are small then."""
+    result_MD = np.empty_like(arrays_MD[0])
+    for start in range(0, len(result_MD), CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        # torch.tensor copies: the arrays may be read-only.
+        result_MD[part] = function(*(torch.tensor(array_MD[part]) for array_MD in arrays_MD)).numpy()
+    return result_MD

@@ -224,7 +224,10 @@ def test_pools_planned_together_on_a_device_are_as_good(name: str, skip: int) ->
     assert isinstance(sampler, PoolSampler)
     pools = [np.arange(start, start + 120) for start in range(0, 600, 120)]
     seeds = list(range(5))
-    together = sampler.plan_on_device(embeddings, pools, seeds)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("_lloyd", "_balanced"):
+            patch.setattr(f"mbcl.samplers.{module}.available", lambda: False)
+        together = sampler.plan_on_device(embeddings, pools, seeds)
     alone = [sampler.plan_pool(*item) for item in PoolItems(embeddings, pools, seeds)]
     losses = [
         quality(
