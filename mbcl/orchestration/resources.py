@@ -48,7 +48,10 @@ class Need:
 
     @property
     def cpus(self) -> float:
-        """All CPUs of a trial: workers and driver. Planner and evaluation reserve none: they run while workers wait."""
+        """All CPUs of a trial: workers and driver. Evaluation and planner reserve none.
+
+        They run while workers wait; with ``planner.overlap`` the planner uses what training leaves, at least one.
+        """
         return (_milli(self.cpus_per_worker) * self.workers + _milli(DRIVER_CPUS)) / 1000
 
     @property

@@ -232,9 +232,9 @@ class Sweep:
                 checked = check_data_there(experiments, str(file.path), found.placement.for_task)
             from mbcl.orchestration.runner import run_trials
 
-            tasks = int(sum(node.cpus for node in found.nodes)) // concurrency
+            cpus = int(sum(node.cpus for node in found.nodes)) // concurrency
             jobs = {
-                key: self._job(key, spec, need, min(tasks, checked.pools[spec.setting]), found.placement)
+                key: self._job(key, spec, need, _planning_tasks(spec, need, cpus, checked), found.placement)
                 for key, spec in self._todo.items()
             }
             console.begin(len(jobs), need, concurrency, checked.notes)
@@ -272,7 +272,14 @@ class Sweep:
             scratch=results.scratch(self._store),
             need=need,
             group=self._study.name,
-            num_tasks=max(1, num_tasks),
+            num_tasks=num_tasks,
             placement=placement,
             verbose=self._request.verbose,
         )
+
+
+def _planning_tasks(spec: TrialSpec, need: Need, cpus: int, checked: Checked) -> int:
+    """How many pools of a trial are planned at a time, of ``cpus`` that it may use."""
+    if spec.experiment.planner.overlap:
+        cpus -= need.workers * need.threads  # these go on training meanwhile
+    return max(1, min(cpus, checked.pools[spec.setting]))

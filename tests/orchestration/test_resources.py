@@ -4,9 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mbcl.configuration import validate
 from mbcl.errors import ConfigError
-from mbcl.orchestration.resources import Node, concurrent_trials, resolve, usable_cpus
+from mbcl.experiment import Experiment
+from mbcl.orchestration.checks import Checked
+from mbcl.orchestration.resources import Need, Node, concurrent_trials, resolve, usable_cpus
 from mbcl.orchestration.space import Resources
+from mbcl.orchestration.sweep import _planning_tasks
+from mbcl.orchestration.trials import TrialSpec
 
 GPU_NODE = Node(8, 1)
 
@@ -90,3 +95,11 @@ def test_quotas_of_control_groups_count(tmp_path, monkeypatch, membership, files
 def test_without_control_groups_the_affinity_counts(tmp_path, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
     assert usable_cpus(tmp_path, tmp_path / "none") == 3
+
+
+@pytest.mark.parametrize("overlap,cpus,pools,tasks", [(0, 8, 39, 8), (0, 8, 3, 3), (1, 8, 39, 6), (1, 2, 39, 1)])
+def test_planning_beside_training_leaves_its_cores(overlap, cpus, pools, tasks):
+    experiment = validate(Experiment, {"planner": {"overlap": overlap}}, "x")
+    spec = TrialSpec("000-0", 0, 0, 0, {}, experiment)
+    need = Need(workers=2, cpus_per_worker=1.0, gpus_per_worker=0, threads=1)
+    assert _planning_tasks(spec, need, cpus, Checked({0: pools}, {}, ())) == tasks
