@@ -5,9 +5,8 @@ Letters: n rows, D dimensions.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
-
-from mbcl.samplers._unit import unit
 
 
 def principal_direction(x_nD: Tensor, start_D: Tensor, power: int) -> Tensor:
@@ -24,5 +23,8 @@ def principal_direction(x_nD: Tensor, start_D: Tensor, power: int) -> Tensor:
     x_nD = x_nD - x_nD.mean(dim=0)
     direction_D = start_D.to(x_nD)
     for _ in range(power):
-        direction_D = unit((x_nD @ direction_D) @ x_nD)
+        direction_D = (x_nD @ direction_D) @ x_nD
+        # Rows are at most two long: no need for more care, which would cost more than the products of small parts.
+        length = torch.linalg.vector_norm(direction_D)
+        direction_D /= torch.where(length > 0, length, 1)
     return direction_D
