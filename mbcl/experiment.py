@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from mbcl.configuration import Finder, Part, PathConfigError, Section, part, read_yaml, validate_parameters
 from mbcl.data import DATASETS
 from mbcl.errors import ConfigError
+from mbcl.evaluation_settings import Evaluation
 from mbcl.models import ENCODERS
 from mbcl.models.activation import Activation
 from mbcl.objectives import OBJECTIVES, Objective, StatefulObjective
@@ -222,15 +223,6 @@ class Train(Section):
         for key, size in (("batch_size", self.batch_size), ("accumulation.chunk_size", self.accumulation.chunk_size)):
             if size is not None and size % workers:
                 raise ConfigError(f"train.{key}: {size} is not divisible by {workers} workers")
-
-
-class Evaluation(Section):
-    """What is measured once, at the end."""
-
-    split: Literal["test", "validation", "train"] = "test"
-    metrics: list[Literal["retrieval"]] = Field(default=["retrieval"], min_length=1)
-    similarity: Literal["cosine", "dot"] = "cosine"
-    batch_size: int = Field(default=512, ge=1)
 
 
 if TYPE_CHECKING:
