@@ -1,11 +1,13 @@
 """Data sets in memory, their splits, and views of their images made on the device."""
 
 from mbcl.data.catalogue import DATASETS, Source, describe, load
+from mbcl.data.corruptions import CORRUPTIONS, corrupt
 from mbcl.data.images import ImageSet, Splits, split_validation
 from mbcl.data.recipe import IDENTITY, ViewRecipe
 from mbcl.data.views import augment, clean, clean_views, make_views
 
 __all__ = [
+    "CORRUPTIONS",
     "DATASETS",
     "IDENTITY",
     "ImageSet",
@@ -15,6 +17,7 @@ __all__ = [
     "augment",
     "clean",
     "clean_views",
+    "corrupt",
     "describe",
     "load",
     "make_views",
