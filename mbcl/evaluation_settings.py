@@ -18,6 +18,12 @@ BASELINES: tuple[Baseline, ...] = ("random", "pixels")
 _CLASS_METRICS = ("knn", "probe")
 
 
+def _refuse_twice(key: str, values: Sequence[object]) -> None:
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise PathConfigError(key, f"{value!r} is given twice")
+
+
 class Corrupted(Section):
     """Retrieval under corruption.
 
@@ -43,7 +49,9 @@ class Corrupted(Section):
             return self
         unknown = [name for name in self.corruptions if name not in CORRUPTIONS]
         if unknown and self.dir is None:
-            raise PathConfigError("corruptions", f"unknown corruption {unknown[0]!r}; {nearest(unknown[0], CORRUPTIONS)}")
+            raise PathConfigError(
+                "corruptions", f"unknown corruption {unknown[0]!r}; {nearest(unknown[0], CORRUPTIONS)}"
+            )
         if len(self.corruptions) < 2 and "within" in self.meanings:
             raise PathConfigError(
                 "corruptions", f"found only {self.corruptions[0]!r}, but meaning within tells corruptions apart"
@@ -60,7 +68,7 @@ class Neighbours(Section):
 
 
 class Probe(Section):
-    """The linear probe; see :func:`mbcl.metrics.choose_probe`.
+    """The linear probe, logistic regression; see :func:`mbcl.metrics.choose_probe`.
 
     ``penalties``: to choose from, by the accuracy on the share ``held_out`` of the training features.
     """
@@ -105,9 +113,3 @@ class Evaluation(Section):
                 "corrupted.dir", f"official corrupted sets are of the test images, but split is {self.split}"
             )
         return self
-
-
-def _refuse_twice(key: str, values: Sequence[object]) -> None:
-    for place, value in enumerate(values):
-        if value in values[:place]:
-            raise PathConfigError(key, f"{value!r} is given twice")

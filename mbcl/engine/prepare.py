@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mbcl.data import ImageSet, clean_views, load, split_validation
-from mbcl.errors import ConfigError
-from mbcl.experiment import Data, Experiment
+from mbcl.errors import CheckpointError, ConfigError
+from mbcl.experiment import Data, Evaluation, Experiment
 from mbcl.models import ContrastiveModel
 from mbcl.models import build as build_model
 
@@ -21,6 +25,10 @@ class SplitData:
     train: ImageSet
     validation: ImageSet
     test: ImageSet
+
+    def part(self, name: Literal["train", "validation", "test"]) -> ImageSet:
+        """One of them by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ def facts_of(experiment: Experiment, data: SplitData) -> Facts:
         )
     for line in experiment.unused_schedule():
         warnings.warn(line, UserWarning, stacklevel=2)
+    check_evaluation(experiment.evaluation, data, name=experiment.data.name)
     samplers = experiment.samplers()
     for epoch, sampler in samplers.items():
         try:
@@ -81,9 +90,64 @@ def facts_of(experiment: Experiment, data: SplitData) -> Facts:
     )
 
 
+def check_evaluation(settings: Evaluation, data: SplitData, *, name: str) -> None:
+    """Refuse an evaluation that these images cannot have.
+
+    Args:
+        settings: what is to be measured.
+        data: the images.
+        name: the data set's.
+
+    Raises:
+        ConfigError: naming the key, what was found and what is allowed.
+    """
+    num_train, metrics = len(data.train), settings.metrics
+    if "knn" in metrics and settings.knn.k > num_train:
+        raise ConfigError(f"evaluation.knn.k: {settings.knn.k} is above the {num_train} training images of {name}")
+    if "probe" in metrics and len(data.train.labels.unique()) < 2:
+        raise ConfigError(f"evaluation.metrics: probe needs 2 classes, but the training images of {name} have one")
+    if "repr" in metrics and len(data.part(settings.split)) < 2:
+        raise ConfigError(f"evaluation.metrics: repr needs 2 images, but the {settings.split} part of {name} has one")
+
+
 def model_of(experiment: Experiment, *, in_channels: int) -> ContrastiveModel:
     """The experiment's model with its initial weights."""
     return build_model(experiment.encoder, experiment.projector, in_channels=in_channels, seed=experiment.seed)
+
+
+def channels_of(weights: Mapping[str, Tensor]) -> int:
+    """Channels of the images that a model takes, by the first convolution of its state dict, in the modules' order.
+
+    Raises:
+        CheckpointError: if there is no convolution.
+    """
+    for key, weight in weights.items():
+        if key.startswith("encoder.") and weight.dim() == 4:
+            return weight.shape[1]
+    raise CheckpointError("these are not weights of an encoder: they have no convolution")
+
+
+def load_model(experiment: Experiment, weights: Mapping[str, Tensor], *, in_channels: int) -> ContrastiveModel:
+    """The experiment's model with stored weights, in training mode on the CPU.
+
+    Args:
+        experiment: whose model it is.
+        weights: its state dict.
+        in_channels: of its images.
+
+    Raises:
+        CheckpointError: if they are not weights of this model.
+    """
+    try:
+        model = model_of(experiment, in_channels=in_channels)
+        state = OrderedDict(weights)
+        # Versions of modules, which safetensors cannot hold and MNASNet asks for.
+        state._metadata = getattr(weights, "_metadata", model.state_dict()._metadata)  # type: ignore[attr-defined]
+        model.load_state_dict(state)
+    except (RuntimeError, AttributeError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"these are not weights of encoder {experiment.encoder.name}: {words}") from error
+    return model
 
 
 def check_model(experiment: Experiment, data: SplitData) -> ContrastiveModel:
