@@ -31,7 +31,11 @@ def _in(registry: Registry[Any]) -> Finder:
 
 
 class Data(Section):
-    """Which images, and how they are split."""
+    """Which images, and how they are split.
+
+    ``verify``: whether what is not official (checksums, counts), or has changed since it was packed, is a warning
+    (``warn``) or an error (``strict``).
+    """
 
     name: str = "digits"
     dir: str | None = None
@@ -39,6 +43,7 @@ class Data(Section):
     max_samples: int | None = Field(default=None, ge=2)
     validation: float = Field(default=0.1, gt=0, lt=1)
     download: bool = False
+    verify: Literal["warn", "strict"] = "warn"
 
     @model_validator(mode="after")
     def _known(self) -> Data:

@@ -50,7 +50,12 @@ def load_data(data: Data, *, seed: int) -> SplitData:
     """
     try:
         splits = load(
-            data.name, dir=data.dir, image_size=data.image_size, max_samples=data.max_samples, download=data.download
+            data.name,
+            dir=data.dir,
+            image_size=data.image_size,
+            max_samples=data.max_samples,
+            download=data.download,
+            verify=data.verify,
         )
     except ConfigError as error:
         raise type(error)(f"data: {error}") from error

@@ -13,6 +13,8 @@ import torch
 from mbcl import data
 from mbcl.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.filterwarnings("ignore:fashion_mnist.*not the official checksum:UserWarning")
+
 PARTS = {"train": 12, "t10k": 5}
 
 

@@ -47,7 +47,7 @@ def frost(x: Array, draws: Draws, *, ice: float) -> Array:
     patches = clouds(draws.normal(height, width), 2.2)
     cover = ice * (0.2 + 0.5 * patches + 0.6 * veins).clip(0, 1)[:, None]
     colour = np.array(_ICE if x.shape[1] == 3 else (1.0,))[:, None, None]
-    return (1 - cover) * x + cover * colour
+    return np.asarray((1 - cover) * x + cover * colour)
 
 
 def fog(x: Array, draws: Draws, *, density: float, decay: float) -> Array:
