@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol, get_args
 
 from mbcl.data import cifar, digits, fashion_mnist, image_folder, tiny_imagenet
+from mbcl.data.corrupted import CORRUPTED
 from mbcl.data.folder_sets import FolderSet
 from mbcl.data.images import ImageSet, Splits
 from mbcl.data.recipe import ViewRecipe
@@ -112,6 +113,11 @@ def load(
         ConfigError: if the name is unknown or a number is not positive.
     """
     request = request_of(dir=dir, image_size=image_size, max_samples=max_samples, download=download, verify=verify)
+    if name in CORRUPTED:
+        raise ConfigError(
+            f"{name} is a corrupted test set without training images: train on {CORRUPTED[name].clean}, and evaluate "
+            f"on {name}"
+        )
     splits = DATASETS[name].read(request)
     train = splits.train if max_samples is None else splits.train.first(max_samples)
     return Splits(_sized(train, image_size), _sized(splits.test, image_size))

@@ -74,17 +74,19 @@ def corrupt(images: Tensor, *, corruption: str, severity: int, seed: int, positi
         True
     """
     _check(images, corruption, severity, positions)
+    if len(images) == 0:
+        return images.clone()
     side = min(images.shape[2:])
     strengths = {key: strength.at(severity, side) for key, strength in STRENGTHS[corruption].items()}
     if corruption == "pixelate":
         strengths["severity"] = severity
     parts = []
-    size = max(1, _CHUNK_ELEMENTS // max(1, images[:1].numel()))
+    size = max(1, _CHUNK_ELEMENTS // images[0].numel())
     for part, places in zip(images.cpu().split(size), positions.cpu().split(size), strict=True):
         draws = Draws(seed, corruption, places.tolist())
         found = _BY_NAME[corruption](part.numpy() / 255, draws, **strengths)
         parts.append(torch.from_numpy(np.rint(found * 255).clip(0, 255).astype(np.uint8)))
-    return torch.cat(parts).to(images.device) if len(images) else images.clone()
+    return torch.cat(parts).to(images.device)
 
 
 def check_corruption(corruption: str) -> None:
