@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mbcl.data import ImageSet, clean_views, load, split_validation
 from mbcl.errors import CheckpointError, ConfigError
-from mbcl.experiment import Data, Evaluation, Experiment
+from mbcl.experiment import Data, Experiment
 from mbcl.models import ContrastiveModel
 from mbcl.models import build as build_model
 
@@ -77,7 +77,6 @@ def facts_of(experiment: Experiment, data: SplitData) -> Facts:
         )
     for line in experiment.unused_schedule():
         warnings.warn(line, UserWarning, stacklevel=2)
-    check_evaluation(experiment.evaluation, data, name=experiment.data.name)
     samplers = experiment.samplers()
     for epoch, sampler in samplers.items():
         try:
@@ -93,26 +92,6 @@ def facts_of(experiment: Experiment, data: SplitData) -> Facts:
         steps_per_epoch=num_train // batch_size,
         plan_length=next(iter(samplers.values())).plan_length(num_train),
     )
-
-
-def check_evaluation(settings: Evaluation, data: SplitData, *, name: str) -> None:
-    """Refuse an evaluation that these images cannot have.
-
-    Args:
-        settings: what is to be measured.
-        data: the images.
-        name: the data set's.
-
-    Raises:
-        ConfigError: naming the key, what was found and what is allowed.
-    """
-    num_train, metrics = len(data.train), settings.metrics
-    if "knn" in metrics and settings.knn.k > num_train:
-        raise ConfigError(f"evaluation.knn.k: {settings.knn.k} is above the {num_train} training images of {name}")
-    if "probe" in metrics and len(data.train.labels.unique()) < 2:
-        raise ConfigError(f"evaluation.metrics: probe needs 2 classes, but the training images of {name} have one")
-    if "repr" in metrics and len(data.part(settings.split)) < 2:
-        raise ConfigError(f"evaluation.metrics: repr needs 2 images, but the {settings.split} part of {name} has one")
 
 
 def model_of(experiment: Experiment, *, in_channels: int) -> ContrastiveModel:
@@ -168,7 +147,17 @@ def check_model(experiment: Experiment, data: SplitData) -> ContrastiveModel:
         model = model_of(experiment, in_channels=data.train.channels).eval()
     except ConfigError as error:
         raise ConfigError(f"encoder: {error}") from error
-    views = clean_views(data.train.images[:2], images=data.train)
+    check_takes(model, experiment, data.train)
+    return model
+
+
+def check_takes(model: ContrastiveModel, experiment: Experiment, images: ImageSet) -> None:
+    """Show two images to a model in evaluation mode, on the CPU.
+
+    Raises:
+        ConfigError: if its encoder cannot take images of this size.
+    """
+    views = clean_views(images.images[:2], images=images)
     try:
         with torch.no_grad():
             model(views)
@@ -176,4 +165,3 @@ def check_model(experiment: Experiment, data: SplitData) -> ContrastiveModel:
         shape = " x ".join(str(size) for size in views.shape[1:])
         words = " ".join(str(error).split())
         raise ConfigError(f"encoder: {experiment.encoder.name} cannot take images of {shape}: {words}") from error
-    return model

@@ -12,7 +12,8 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from mbcl.data import CORRUPTIONS, ImageSet, corrupt
+from mbcl.data import ImageSet, corrupt, load_corrupted
+from mbcl.engine.evaluable import corruptions_of
 from mbcl.evaluation.subject import Subject
 from mbcl.metrics import retrieval, retrieval_within
 from mbcl.seeding import derive
@@ -32,8 +33,7 @@ def measure(subject: Subject) -> dict[str, float]:
     within, clean = ("within" in settings.meanings), ("clean" in settings.meanings)
     originals = subject.clean(subject.representation, subject.images) if clean else None
     found: dict[str, float] = {}
-    for severity in settings.severities:
-        corruptions = settings.corruptions or CORRUPTIONS
+    for severity, corruptions in corruptions_of(settings, subject.data.name).items():
         pairs: list[tuple[Tensor, Tensor]] = []
         for corruption in corruptions:
             images = _corrupted(subject, corruption, severity)
@@ -63,8 +63,12 @@ def _found(subject: Subject, images: ImageSet, originals: Tensor) -> float:
 
 
 def _corrupted(subject: Subject, corruption: str, severity: int) -> ImageSet:
-    """The split's images under a corruption; noise is the same for every setting of one seed."""
-    images = subject.images
+    """The split's images under a corruption: the official ones, or made here, alike for every setting of one seed."""
+    images, data, official = subject.images, subject.data, subject.settings.corrupted.dir
+    if official is not None:
+        return load_corrupted(
+            data.name, dir=official, corruption=corruption, severity=severity, clean=images, verify=data.verify
+        )
     pixels = corrupt(
         images.images,
         corruption=corruption,

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
-from mbcl.engine.prepare import SplitData, check_evaluation, load_data
+from mbcl.engine.evaluable import check_evaluation
+from mbcl.engine.prepare import check_takes, load_data
 from mbcl.errors import ConfigError
 from mbcl.evaluation import classes, corrupted, diagnostics, retrieval
 from mbcl.evaluation.baselines import BASELINES, Kept, baseline
 from mbcl.evaluation.subject import Representation, Subject
 from mbcl.evaluation.weights import INITIAL, Weights, find_weights, initial_weights
 from mbcl.evaluation_settings import Metric
-from mbcl.experiment import Data, Evaluation, Experiment
+from mbcl.experiment import Data, Evaluation
 from mbcl.storage import Store, read_text, write_text
 
 EVALUATION_FILE = "evaluation.json"
@@ -110,10 +111,13 @@ def _measure(weights: Weights, settings: Evaluation, data: Data, *, device: str,
     images = load_data(data, seed=experiment.seed)
     check_evaluation(settings, images, name=data.name)
     in_channels = images.train.channels
-    model = weights.model(in_channels=in_channels).to(where)
+    model = weights.model(in_channels=in_channels)
+    check_takes(model, experiment, images.test)
+    model = model.to(where)
 
     def measured(representation: Representation) -> dict[str, float]:
-        return _metrics(representation, images, settings, experiment, name=data.name, device=where)
+        subject = Subject(representation, images, data=data, settings=settings, seed=experiment.seed, device=where)
+        return {key: value for metric in settings.metrics for key, value in _MEASURES[metric](subject).items()}
 
     metrics = measured(model)
     own = settings.model_dump(mode="json", exclude={"baselines"})
@@ -125,22 +129,6 @@ def _measure(weights: Weights, settings: Evaluation, data: Data, *, device: str,
             found = measured(baseline(kind, experiment, in_channels=in_channels, device=where))
             earlier.write(found)
         metrics |= {f"baseline/{kind}/{key}": value for key, value in found.items()}
-    return metrics
-
-
-def _metrics(
-    representation: Representation,
-    images: SplitData,
-    settings: Evaluation,
-    experiment: Experiment,
-    *,
-    name: str,
-    device: torch.device,
-) -> dict[str, float]:
-    subject = Subject(representation, images, settings=settings, seed=experiment.seed, name=name, device=device)
-    metrics: dict[str, float] = {}
-    for metric in settings.metrics:
-        metrics |= _MEASURES[metric](subject)
     return metrics
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from mbcl.data import ImageSet, clean_views
 from mbcl.engine.embed import ViewKey, two_views
 from mbcl.engine.prepare import SplitData
-from mbcl.experiment import Evaluation
+from mbcl.experiment import Data, Evaluation
 from mbcl.seeding import derive
 
 
@@ -34,29 +34,29 @@ class Subject:
 
     Args:
         representation: what is evaluated, on ``device``.
-        data: the images.
+        images: all parts of the data set.
+        data: which data set it is.
         settings: the evaluation block.
         seed: the experiment's: of views and corruptions.
-        name: the data set's.
         device: where to compute.
     """
 
     def __init__(
         self,
         representation: Representation,
-        data: SplitData,
+        images: SplitData,
         *,
+        data: Data,
         settings: Evaluation,
         seed: int,
-        name: str,
         device: torch.device,
     ) -> None:
         self.representation = representation
         self.settings = settings
         self.seed = seed
-        self.name = name
-        self.train = data.train.to(device)
-        self.images = data.part(settings.split).to(device)
+        self.data = data
+        self.train = images.train.to(device)
+        self.images = images.part(settings.split).to(device)
 
     def views_key(self, purpose: str) -> ViewKey:
         """Views of the split for one purpose.
