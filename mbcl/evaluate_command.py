@@ -74,6 +74,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     names = of_epochs(store, arguments.epochs) if arguments.epochs else [checkpoint]
     # All of them are read before the first is evaluated: a damaged one is refused at once.
     found = [find_weights(store, None if name == INITIAL else name) for name in names]
+    name_of_data, data_dir = _official(arguments)
     settings = _settings(found[0].experiment, arguments)
     results = {}
     for name, weights in zip(names, found, strict=True):
@@ -82,8 +83,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             checkpoint=name,
             settings=settings,
             device=arguments.device,
-            data=_data(weights.experiment, arguments.data),
-            data_dir=arguments.data_dir,
+            data=_data(weights.experiment, name_of_data),
+            data_dir=data_dir,
             out=out.child(f"{EVALUATIONS}/{name}") if arguments.epochs else out,
             baselines=out.child(BASELINES),
             force=arguments.force,
@@ -91,6 +92,19 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     shown = results if arguments.epochs else next(iter(results.values()))
     sys.stdout.write(json.dumps(shown, indent=1) + "\n")
     return 0
+
+
+def _official(arguments: argparse.Namespace) -> tuple[str | None, str | None]:
+    """Data set and folder; an official corrupted set stands for its clean one, and for ``--corrupted``."""
+    from mbcl.data import CORRUPTED
+
+    name, folder = arguments.data, arguments.data_dir
+    if name not in CORRUPTED:
+        return name, folder
+    if folder is None or arguments.corrupted_dir is not None:
+        raise ConfigError(f"--data {name}: its folder is given by --data-dir")
+    arguments.corrupted, arguments.corrupted_dir = True, folder
+    return CORRUPTED[name].clean, None
 
 
 def _settings(experiment: Experiment, arguments: argparse.Namespace) -> Evaluation:

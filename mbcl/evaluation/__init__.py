@@ -1,9 +1,11 @@
 """Evaluation: a checkpoint and settings in, metrics out. The same function for one checkpoint and for a sweep."""
 
+from mbcl.evaluation.baselines import BASELINES
 from mbcl.evaluation.run import EVALUATION_FILE, evaluate, usable_device
 from mbcl.evaluation.weights import INITIAL, Weights, find_weights, of_epochs
 
 __all__ = [
+    "BASELINES",
     "EVALUATION_FILE",
     "INITIAL",
     "Weights",
