@@ -15,6 +15,7 @@ from typing import Any
 from mbcl import __version__
 from mbcl.arguments import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Parser
 from mbcl.bench.command import add_bench
+from mbcl.data_command import add_data
 from mbcl.errors import ConfigError, MbclError
 from mbcl.evaluate_command import add_evaluate
 from mbcl.planning.command import add_plan
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     _add_export(commands)
     _add_report(commands)
+    add_data(commands)
     add_plan(commands)
     add_bench(commands)
     _add_doctor(commands)

@@ -1,6 +1,6 @@
 """Data sets in memory, their splits, and views of their images made on the device."""
 
-from mbcl.data.catalogue import DATASETS, Source, describe, load
+from mbcl.data.catalogue import DATASETS, Source, describe, load, request_of
 from mbcl.data.corrupted import CORRUPTED, corrupted_available, corrupted_of, load_corrupted
 from mbcl.data.corruptions import CORRUPTIONS, corrupt
 from mbcl.data.images import ImageSet, Splits, split_validation
@@ -26,5 +26,6 @@ __all__ = [
     "load",
     "load_corrupted",
     "make_views",
+    "request_of",
     "split_validation",
 ]

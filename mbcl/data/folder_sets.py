@@ -6,16 +6,29 @@ Letters: N images, S pixels a side.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mbcl.data.folders import Listing, Parts, decode
 from mbcl.data.images import ImageSet, Splits
-from mbcl.data.packs import Pack, open_pack
+from mbcl.data.packs import FOLDER, Pack, open_pack, write_pack
 from mbcl.data.recipe import ViewRecipe
 from mbcl.data.request import Request
+from mbcl.errors import DataError
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was packed, and whether it was now."""
+
+    path: Path
+    num_train: int
+    num_test: int
+    size: int
+    new: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +60,7 @@ class FolderSet:
             DataError: if a file is missing or damaged; if the pack is; if the files are no longer those that were
                 packed and ``request.verify`` is strict (otherwise that is a warning, and the files are read).
         """
-        parts = self.find(request)
-        pack = self._pack(request, parts)
+        pack, parts = self._pack(request, self.find(request))
         if pack is not None:
             splits = self._from_pack(pack)
             splits = Splits(splits.train.first(request.max_samples or len(splits.train)), splits.test)
@@ -68,23 +80,46 @@ class FolderSet:
         """What a pack of this set is called; those that are brought to a size have a pack for each."""
         return self.name if self.sized or image_size is None else f"{self.name}-{image_size}"
 
-    def _pack(self, request: Request, parts: Parts | None) -> Pack | None:
-        """The pack of the files, if there is one and it is theirs."""
-        if request.root is None:
-            return None
-        places = [request.root] + ([parts.root] if parts and parts.root != request.root else [])
+    def pack(self, request: Request, *, out: Path | None, force: bool, tell: Callable[[int, int], None]) -> Packed:
+        """Pack the files, unless a whole pack of them is there already.
+
+        Args:
+            request: where they are; ``image_size`` for sets that are brought to a size.
+            out: the pack's folder; ``mbcl-pack`` in the data set's own by default, where it is found by itself.
+            force: pack even if there is one.
+            tell: is told how many images of how many are done.
+
+        Raises:
+            DataError: if there are no such files, or one cannot be read.
+        """
+        parts = self.find(request)
+        if parts is None:
+            raise DataError(
+                f"{self.name}: {request.root} holds no folders of images to pack; expected train/CLASS/IMAGE"
+            )
+        folder, name = out or parts.root / FOLDER, self.pack_name(request.image_size)
+        new = force or not _is_whole(folder, name, parts)
+        path = write_pack(parts, folder, name, tell) if new else folder / f"{name}.json"
+        return Packed(path, len(parts.train), len(parts.test), parts.size, new)
+
+    def _pack(self, request: Request, parts: Parts | None) -> tuple[Pack | None, Parts | None]:
+        """The pack of the files, if there is one and it is theirs, and the files, which may lie elsewhere."""
+        places = [request.root] if request.root else []
+        if parts and parts.root not in places:
+            places.append(parts.root)
         packs = (open_pack(place, self.pack_name(request.image_size)) for place in places)
         pack = next((pack for pack in packs if pack), None)
-        if pack is None or parts is None:
-            return pack
-        difference = pack.difference(parts)
+        if pack is None:
+            return None, parts
+        parts = parts or self.find(replace(request, dir=pack.source))
+        difference = pack.difference(parts) if parts else None
         if difference is None:
-            return pack
+            return pack, parts
         request.object(
             f"{self.name}: {pack.path} is not used, the files have changed since they were packed: {difference}; "
             f"`mbcl data pack` packs them again"
         )
-        return None
+        return None, parts
 
     def _from_pack(self, pack: Pack) -> Splits:
         pixels = torch.from_numpy(pack.pixels())
@@ -109,3 +144,15 @@ class FolderSet:
             classes=tuple(classes),
             files=files,
         )
+
+
+def _is_whole(folder: Path, name: str, parts: Parts) -> bool:
+    """Whether a folder holds a pack of these files that is not damaged."""
+    try:
+        pack = open_pack(folder, name)
+        if pack is None or pack.difference(parts):
+            return False
+        pack.pixels()
+    except DataError:
+        return False
+    return True

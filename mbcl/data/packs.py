@@ -60,6 +60,7 @@ class Pack:
         train, test: what was packed.
         classes: their names by label.
         size: S.
+        source: the folder that the files lay in when they were packed.
         data: of the file of pixels: ``file``, ``bytes``, ``sha256``.
     """
 
@@ -68,6 +69,7 @@ class Pack:
     test: PackedPart
     classes: list[str]
     size: int
+    source: str
     data: dict[str, Any]
 
     def pixels(self) -> npt.NDArray[np.uint8]:
@@ -125,7 +127,7 @@ def open_pack(folder: Path, name: str) -> Pack | None:
     if not whole:
         raise DataError(f"{path}: damaged pack, or one of another version; {_AGAIN}")
     train, test = (PackedPart(_unfolded(content[part])) for part in ("train", "test"))
-    return Pack(path, train, test, content["classes"], content["shape"][2], content["data"])
+    return Pack(path, train, test, content["classes"], content["shape"][2], content["source"], content["data"])
 
 
 def write_pack(parts: Parts, folder: Path, name: str, tell: Callable[[int, int], None]) -> Path:

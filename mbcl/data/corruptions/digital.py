@@ -6,6 +6,7 @@ All take (N, C, H, W) float64 in [0, 1] and return the like, not clipped.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,7 @@ from mbcl.data.corruptions.filters import gaussian, sample
 
 Bytes = npt.NDArray[np.uint8]
 _SMALL = 16
+_FIRST = 0.4
 
 
 def contrast(x: Array, draws: Draws, *, keep: float) -> Array:
@@ -53,21 +55,24 @@ def elastic_transform(x: Array, draws: Draws, *, corners: float, wobble: float, 
 def pixelate(x: Array, draws: Draws, *, share: float, severity: int) -> Array:
     """Made smaller, to ``share`` of the side, and large again without interpolation, by Pillow; nothing is random.
 
-    Images below 16 pixels have too few sizes for that: every severity takes a pixel more away, and a pixel on the
-    border of two cells takes its parts of both.
+    Images below 16 pixels have too few sizes for that: there a severity takes at least one pixel more away than the one
+    before, the first a part of one, and a pixel on the border of two cells takes its parts of both.
     """
-    sizes = [max(1, min(round(share * side), side - severity)) for side in x.shape[2:]]
-    if min(x.shape[2:]) < _SMALL:
-        down, right = (_cells(side, size) for side, size in zip(x.shape[2:], sizes, strict=True))
-        return np.asarray(down @ x @ right.T)
-    return _through(lambda pixels: _coarse(pixels, sizes[0], sizes[1]), x)
+    sides = x.shape[2:]
+    if min(sides) >= _SMALL:
+        height, width = (min(round(share * side), side - severity) for side in sides)
+        return _through(lambda pixels: _coarse(pixels, height, width), x)
+    most = (side - max(severity - 1, _FIRST) for side in sides)
+    nums = (num if severity == 1 else min(round(share * side), num) for side, num in zip(sides, most, strict=True))
+    down, right = (_cells(side, max(1.0, num)) for side, num in zip(sides, nums, strict=True))
+    return np.asarray(down @ x @ right.T)
 
 
-def _cells(side: int, num: int) -> Array:
-    """(side, side): what each pixel takes of each other along one axis, for so many cells."""
-    edges = np.arange(num + 1) * side / num
+def _cells(side: int, num: float) -> Array:
+    """(side, side): what each pixel takes of each other along one axis, for so many cells, the last one a part."""
+    edges = np.minimum(np.arange(math.ceil(num) + 1) * side / num, side)
     pixels = np.arange(side)[:, None]
-    shares = (np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)).clip(0)  # (side, num)
+    shares = (np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)).clip(0)  # (side, cells)
     return np.asarray(shares @ (shares / shares.sum(axis=0)).T)
 
 
