@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import shlex
 import signal
@@ -16,7 +15,9 @@ from typing import Any
 from mbcl import __version__
 from mbcl.arguments import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Parser
 from mbcl.bench.command import add_bench
+from mbcl.data_command import add_data
 from mbcl.errors import ConfigError, MbclError
+from mbcl.evaluate_command import add_evaluate
 from mbcl.planning.command import add_plan
 
 
@@ -26,9 +27,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"mbcl {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_train(commands)
-    _add_evaluate(commands)
+    add_evaluate(commands)
     _add_export(commands)
     _add_report(commands)
+    add_data(commands)
     add_plan(commands)
     add_bench(commands)
     _add_doctor(commands)
@@ -129,61 +131,6 @@ def _given(arguments: argparse.Namespace) -> list[str]:
     return [*config, *overrides, "--out", arguments.out]
 
 
-# -- evaluate ---------------------------------------------------------------------------------------------------
-
-
-def _add_evaluate(commands: Any) -> None:
-    evaluate = commands.add_parser(
-        "evaluate",
-        help="evaluate a checkpoint",
-        description="Evaluate the last good checkpoint of a trained experiment and write evaluation.json beside it.",
-    )
-    evaluate.add_argument(
-        "--checkpoint",
-        metavar="DIR",
-        required=True,
-        help="the folder that training wrote (with checkpoints/ in it), or one checkpoint folder",
-    )
-    evaluate.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="e.g. split=validation")
-    evaluate.add_argument("--out", metavar="DIR", help="where evaluation.json goes (default: beside the checkpoints)")
-    evaluate.add_argument("--data-dir", metavar="DIR", help="where the data lie on this machine")
-    evaluate.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    evaluate.set_defaults(run=_evaluate)
-
-
-def _evaluate(arguments: argparse.Namespace) -> int:
-    from mbcl.configuration import apply_overrides, validate
-    from mbcl.evaluation import evaluate, experiment_of
-    from mbcl.experiment import Evaluation
-    from mbcl.storage import open_store
-
-    folder, name = _folder_and_checkpoint(arguments.checkpoint)
-    store = open_store(folder)
-    settings = experiment_of(store, name).evaluation.model_dump(mode="json")
-    apply_overrides(settings, arguments.set)
-    metrics = evaluate(
-        store,
-        checkpoint=name,
-        settings=validate(Evaluation, settings, "evaluation"),
-        device=arguments.device,
-        data_dir=arguments.data_dir,
-        out=open_store(arguments.out) if arguments.out else None,
-    )
-    sys.stdout.write(json.dumps(metrics, indent=1) + "\n")
-    return 0
-
-
-def _folder_and_checkpoint(given: str) -> tuple[str, str | None]:
-    """A training's folder, and the checkpoint's name where ``given`` is one checkpoint's folder."""
-    from mbcl.engine.checkpoint import FOLDER
-
-    folder = given.rstrip("/")
-    parent, _, last = folder.rpartition("/")
-    if parent.rpartition("/")[2] == FOLDER:
-        return parent.rpartition("/")[0] or ".", last
-    return folder, None
-
-
 # -- export -----------------------------------------------------------------------------------------------------
 
 
@@ -206,10 +153,11 @@ def _add_export(commands: Any) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from mbcl.engine.checkpoint import folder_and_checkpoint
     from mbcl.export import export, how_to_load
     from mbcl.storage import open_store
 
-    folder, name = _folder_and_checkpoint(arguments.checkpoint)
+    folder, name = folder_and_checkpoint(arguments.checkpoint)
     record = export(open_store(folder), out=open_store(arguments.out), checkpoint=name, best=arguments.best)
     encoder = record["build"]["encoder"]["name"]
     sys.stdout.write(

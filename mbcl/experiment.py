@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from mbcl.configuration import Finder, Part, PathConfigError, Section, part, read_yaml, validate_parameters
 from mbcl.data import DATASETS
 from mbcl.errors import ConfigError
+from mbcl.evaluation_settings import Evaluation
 from mbcl.models import ENCODERS
 from mbcl.models.activation import Activation
 from mbcl.objectives import OBJECTIVES, Objective, StatefulObjective
@@ -30,7 +31,11 @@ def _in(registry: Registry[Any]) -> Finder:
 
 
 class Data(Section):
-    """Which images, and how they are split."""
+    """Which images, and how they are split.
+
+    ``verify``: whether what is not official (checksums, counts), or has changed since it was packed, is a warning
+    (``warn``) or an error (``strict``).
+    """
 
     name: str = "digits"
     dir: str | None = None
@@ -38,6 +43,7 @@ class Data(Section):
     max_samples: int | None = Field(default=None, ge=2)
     validation: float = Field(default=0.1, gt=0, lt=1)
     download: bool = False
+    verify: Literal["warn", "strict"] = "warn"
 
     @model_validator(mode="after")
     def _known(self) -> Data:
@@ -222,15 +228,6 @@ class Train(Section):
         for key, size in (("batch_size", self.batch_size), ("accumulation.chunk_size", self.accumulation.chunk_size)):
             if size is not None and size % workers:
                 raise ConfigError(f"train.{key}: {size} is not divisible by {workers} workers")
-
-
-class Evaluation(Section):
-    """What is measured once, at the end."""
-
-    split: Literal["test", "validation", "train"] = "test"
-    metrics: list[Literal["retrieval"]] = Field(default=["retrieval"], min_length=1)
-    similarity: Literal["cosine", "dot"] = "cosine"
-    batch_size: int = Field(default=512, ge=1)
 
 
 if TYPE_CHECKING:

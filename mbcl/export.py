@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 from mbcl import __version__
 from mbcl.configuration import validate
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine.prepare import load_data, model_of
+from mbcl.engine.prepare import channels_of, load_data, load_model
 from mbcl.errors import ConfigError
-from mbcl.experiment import Experiment, Projector
-from mbcl.models import ContrastiveModel, VisionEncoder, build
+from mbcl.experiment import Experiment
+from mbcl.models import ContrastiveModel, VisionEncoder
 from mbcl.storage import Store, open_store, read_text, write_text
 
 ENCODER_FILE = "encoder.safetensors"
@@ -54,10 +55,8 @@ def export(store: Store, *, out: Store, checkpoint: str | None = None, best: boo
         raise ConfigError(f"{out.uri}: is the folder of a training; choose another --out")
     found = checkpoints.choose(store, checkpoint, best_one=best)
     experiment = validate(Experiment, found.meta["experiment"], f"{store.uri}: its checkpoint")
-    weights: dict[str, Tensor] = found.state["model"]
-    in_channels = next(w.shape[1] for key, w in weights.items() if key.startswith("encoder.") and w.dim() == 4)
-    model = model_of(experiment, in_channels=in_channels)
-    model.load_state_dict(weights)
+    in_channels = channels_of(found.state["model"])
+    model = load_model(experiment, found.state["model"], in_channels=in_channels)
     record = {
         "format": 1,
         "mbcl": __version__,
@@ -88,21 +87,48 @@ def load(location: str | Path) -> ContrastiveModel:
         ConfigError: if there is no whole export.
     """
     store = open_store(location)
+    exported = read(store)
+    return load_model(exported.experiment, exported.weights, in_channels=exported.in_channels).eval()
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export holds.
+
+    Args:
+        checkpoint: the name of the checkpoint that it was made from.
+        experiment: the checkpoint's.
+        weights: the model's state dict.
+        in_channels: of its images.
+        sha256: of the file of the weights.
+    """
+
+    checkpoint: str
+    experiment: Experiment
+    weights: dict[str, Tensor]
+    in_channels: int
+    sha256: str
+
+
+def read(store: Store) -> Exported:
+    """The weights of an export and the experiment that they belong to.
+
+    Raises:
+        ConfigError: if there is no whole export, or it is damaged.
+    """
     try:
         record = json.loads(read_text(store, RECORD_FILE))
-        parts = record["build"]
-        model = build(parts["encoder"], Projector(**parts["projector"]), in_channels=parts["in_channels"], seed=0)
-        weights = OrderedDict(safetensors.torch.load(store.read_bytes(MODEL_FILE)))
-        # Versions of modules, which safetensors cannot hold and MNASNet asks for.
-        weights._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
-        model.load_state_dict(weights)
+        content = store.read_bytes(MODEL_FILE)
+        weights = safetensors.torch.load(content)
+        name, in_channels = str(record["checkpoint"]["name"]), int(record["build"]["in_channels"])
+        experiment = validate(Experiment, record["experiment"], f"{store.uri}/{RECORD_FILE}")
     except FileNotFoundError as error:
         raise ConfigError(f"{store.uri}: holds no whole export, {error.filename or 'a file'} is missing") from error
     except (ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{store.uri}: its export is damaged: {str(error).splitlines()[0]}") from error
-    return model.eval()
+    return Exported(name, experiment, weights, in_channels, hashlib.sha256(content).hexdigest())
 
 
 def how_to_load(record: dict[str, Any], folder: str) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mbcl.data import fashion_mnist
+from mbcl.data.request import Request
 from mbcl.functional import nt_xent
 from mbcl.plan import Embeddings
 from mbcl.seeding import derive, numpy_generator
@@ -166,7 +167,7 @@ def train_encoder(images_NHW: NDArray[np.float32], seed: int, steps: int) -> nn.
 
 
 def _fashion(data_dir: str | None, num_samples: int) -> tuple[NDArray[np.float32], Tensor]:
-    train = fashion_mnist.read(dir=data_dir, download=False).train
+    train = fashion_mnist.read(Request(dir=data_dir)).train
     return (train.images[:num_samples, 0].float() / 255).numpy(), train.labels[:num_samples]
 
 

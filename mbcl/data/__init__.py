@@ -1,11 +1,15 @@
 """Data sets in memory, their splits, and views of their images made on the device."""
 
-from mbcl.data.catalogue import DATASETS, Source, describe, load
+from mbcl.data.catalogue import DATASETS, Source, describe, load, request_of
+from mbcl.data.corrupted import CORRUPTED, corrupted_available, corrupted_of, load_corrupted
+from mbcl.data.corruptions import CORRUPTIONS, corrupt
 from mbcl.data.images import ImageSet, Splits, split_validation
 from mbcl.data.recipe import IDENTITY, ViewRecipe
 from mbcl.data.views import augment, clean, clean_views, make_views
 
 __all__ = [
+    "CORRUPTED",
+    "CORRUPTIONS",
     "DATASETS",
     "IDENTITY",
     "ImageSet",
@@ -15,8 +19,13 @@ __all__ = [
     "augment",
     "clean",
     "clean_views",
+    "corrupt",
+    "corrupted_available",
+    "corrupted_of",
     "describe",
     "load",
+    "load_corrupted",
     "make_views",
+    "request_of",
     "split_validation",
 ]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
 
-from mbcl.data import cifar, digits, fashion_mnist, tiny_imagenet
+from mbcl.data import cifar, digits, fashion_mnist, image_folder, tiny_imagenet
+from mbcl.data.corrupted import CORRUPTED
+from mbcl.data.folder_sets import FolderSet
 from mbcl.data.images import ImageSet, Splits
 from mbcl.data.recipe import ViewRecipe
+from mbcl.data.request import Request, Verify
 from mbcl.errors import ConfigError
 from mbcl.registry import Registry
 
@@ -16,14 +19,8 @@ from mbcl.registry import Registry
 class Reader(Protocol):
     """Reads a data set's official files."""
 
-    def __call__(self, *, dir: str | None, download: bool, max_samples: int | None = None) -> Splits:
-        """The two parts, complete and checked.
-
-        Args:
-            dir: as the user gave it.
-            download: fetch missing files into it.
-            max_samples: only so many training images will be kept; a reader need not make more, but may.
-        """
+    def __call__(self, request: Request) -> Splits:
+        """The two parts, complete and checked."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +32,14 @@ class Source:
         summary: what it is, for people.
         files: what ``dir`` must hold and how to get it; empty if nothing is needed.
         recipe: the default strengths of its views.
+        folders: how it is read where its images are files of their own, which can be packed.
     """
 
     read: Reader
     summary: str
     files: str
     recipe: ViewRecipe
+    folders: FolderSet | None = None
 
 
 DATASETS: Registry[Source] = Registry("data set")
@@ -65,13 +64,23 @@ for _reader, _summary in (
     (cifar.CIFAR10, "50,000 + 10,000 photographs, 32 x 32 colour, 10 classes"),
     (cifar.CIFAR100, "50,000 + 10,000 photographs, 32 x 32 colour, 100 classes"),
 ):
-    DATASETS.register(_reader.name)(Source(_reader, _summary, _reader.how_to_get, cifar.RECIPE))
+    DATASETS.register(_reader.name)(Source(_reader, _summary, _reader.how_to_get, cifar.RECIPE, _reader.class_folders))
 DATASETS.register("tiny_imagenet")(
     Source(
         tiny_imagenet.read,
         "100,000 + 10,000 photographs, 64 x 64 colour, 200 classes; the official validation part is the test part",
         tiny_imagenet.HOW_TO_GET,
         tiny_imagenet.RECIPE,
+        tiny_imagenet.FILES,
+    )
+)
+DATASETS.register("image_folder")(
+    Source(
+        image_folder.read,
+        "any images in folders of classes, resized to data.image_size where they have other sizes",
+        image_folder.HOW_TO_GET,
+        image_folder.RECIPE,
+        image_folder.FILES,
     )
 )
 
@@ -83,21 +92,49 @@ def load(
     image_size: int | None = None,
     max_samples: int | None = None,
     download: bool = False,
+    verify: Verify = "warn",
 ) -> Splits:
     """Read a data set.
 
     Args:
         name: a name in ``DATASETS``.
         dir: the folder of its files; data sets that are embedded need none.
-        image_size: side of the views in pixels; the images' own if omitted.
+        image_size: side of the views in pixels; the images' own if omitted. Those of ``image_folder`` are brought to
+            it when they are read.
         max_samples: keep only the first so many training images, before a validation set is cut off. The test part
             stays whole: retrieval among fewer images is easier, so numbers would not compare. Folders of classes are
             read class by class, so the first images are those of the first classes, as with the published option.
         download: fetch missing files into ``dir``, where the data set can be downloaded.
+        verify: ``warn``: what is not official (checksums, counts) or has changed since it was packed is a warning;
+            ``strict``: an error.
 
     Raises:
         DataError: if files are missing or damaged.
         ConfigError: if the name is unknown or a number is not positive.
+    """
+    request = request_of(dir=dir, image_size=image_size, max_samples=max_samples, download=download, verify=verify)
+    if name in CORRUPTED:
+        raise ConfigError(
+            f"{name} is a corrupted test set without training images: train on {CORRUPTED[name].clean}, and evaluate "
+            f"on {name}"
+        )
+    splits = DATASETS[name].read(request)
+    train = splits.train if max_samples is None else splits.train.first(max_samples)
+    return Splits(_sized(train, image_size), _sized(splits.test, image_size))
+
+
+def request_of(
+    *,
+    dir: str | None,
+    image_size: int | None = None,
+    max_samples: int | None = None,
+    download: bool = False,
+    verify: Verify = "warn",
+) -> Request:
+    """What :func:`load` asks a reader for; its arguments.
+
+    Raises:
+        ConfigError: if a number is not positive or the folder is that of nobody.
     """
     for key, value in (("image_size", image_size), ("max_samples", max_samples)):
         if value is not None and value < 1:
@@ -107,11 +144,9 @@ def load(
             Path(dir).expanduser()
         except RuntimeError as error:
             raise ConfigError(f"dir: found {dir!r}, whose user has no home folder here") from error
-    splits = DATASETS[name].read(dir=dir, download=download, max_samples=max_samples)
-    train, test = splits.train, splits.test
-    if max_samples is not None and max_samples < len(train):
-        train = replace(train, images=train.images[:max_samples].clone(), labels=train.labels[:max_samples].clone())
-    return Splits(_sized(train, image_size), _sized(test, image_size))
+    if verify not in get_args(Verify):
+        raise ConfigError(f"verify: found {verify!r}, allowed: {', '.join(get_args(Verify))}")
+    return Request(dir=dir, image_size=image_size, max_samples=max_samples, download=download, verify=verify)
 
 
 def _sized(part: ImageSet, image_size: int | None) -> ImageSet:

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from mbcl.data.folders import decode, list_class_folders, train_classes
-from mbcl.data.images import ImageSet, Splits, warn_of_counts
+from mbcl.data.checksums import md5_differs, object_to_sums, official_md5
+from mbcl.data.folder_sets import FolderSet
+from mbcl.data.folders import Parts, list_class_folders, train_and_test, train_classes
+from mbcl.data.images import ImageSet, Splits
 from mbcl.data.pickles import read_pickled_mapping
 from mbcl.data.recipe import ViewRecipe
+from mbcl.data.request import Request
 from mbcl.errors import ConfigError, DataError
 
 SIZE = 32
@@ -30,10 +32,11 @@ RECIPE = ViewRecipe()
 
 @dataclass(frozen=True)
 class _Files:
-    """The content of the official files by name, and what an error line calls their folder."""
+    """The content of the official files by name, what an error line calls their folder, and the classes' file."""
 
     place: str
     content: dict[str, bytes]
+    meta: bytes | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,7 @@ class Cifar:
         folder: what the archive holds.
         train: the files of the training part, in order.
         test: the files of the test part.
+        meta: the file with the classes' names, and their key in it.
         label_key: of the labels in a file.
         num_classes: labels are 0..num_classes - 1.
         mean: of the training part, one number a channel, of pixels in [0, 1].
@@ -59,6 +63,7 @@ class Cifar:
     folder: str
     train: tuple[str, ...]
     test: tuple[str, ...]
+    meta: tuple[str, str]
     label_key: str
     num_classes: int
     mean: tuple[float, float, float]
@@ -72,65 +77,111 @@ class Cifar:
             f"train/CLASS/IMAGE and test/CLASS/IMAGE; `download: true` fetches it into data.dir with torchvision"
         )
 
-    def __call__(self, *, dir: str | None, download: bool, max_samples: int | None = None) -> Splits:
+    def __call__(self, request: Request) -> Splits:
         """Read both parts.
 
-        Args:
-            dir: the archive's extracted folder, or a folder that holds it, the archive, or folders of classes.
-            download: fetch the archive into ``dir`` with torchvision if none of that is there.
-            max_samples: decode no more training images than that, where images are files of their own.
+        The folder is the archive's extracted one, one that holds it, the archive, or folders of classes, or a pack of
+        them. If none of that is there the archive can be fetched with torchvision.
 
         Raises:
             DataError: if a file is missing or damaged, in one line that names it.
             ConfigError: if ``download`` is asked for without ``dir``.
         """
-        if dir is None:
-            asked = "download needs data.dir, the folder to download into" if download else "data.dir is not given"
-            raise (ConfigError if download else DataError)(f"{self.name}: {asked}; {self.how_to_get}")
-        root = Path(dir).expanduser()
-        found = self._read(root, max_samples)
-        if found is None and download:
+        root = request.root
+        if root is None:
+            asked = "download needs data.dir, the folder to download into"
+            kind, what = (ConfigError, asked) if request.download else (DataError, "data.dir is not given")
+            raise kind(f"{self.name}: {what}; {self.how_to_get}")
+        found = self._read(root, request)
+        if found is None and request.download:
             self._download(root)
-            found = self._read(root, max_samples)
+            found = self._read(root, request)
         if found is None:
             what = "holds none of the files" if root.is_dir() else "does not exist"
             raise DataError(f"{self.name}: {root} {what}; {self.how_to_get}")
         return found
 
-    def _read(self, root: Path, max_samples: int | None) -> Splits | None:
+    @property
+    def class_folders(self) -> FolderSet:
+        """The set as folders of classes."""
+        return FolderSet(
+            name=self.name,
+            find=self._find,
+            mean=self.mean,
+            std=self.std,
+            recipe=RECIPE,
+            official_counts=OFFICIAL_COUNTS,
+        )
+
+    def _find(self, request: Request) -> Parts | None:
+        found = None if request.root is None else train_and_test(request.root, self.name, self.how_to_get)
+        if found is None:
+            return None
+        train, test = found
+        classes = train_classes(train, self.num_classes)
+        return Parts(train.parent, list_class_folders(train, classes), list_class_folders(test, classes), classes, SIZE)
+
+    def _read(self, root: Path, request: Request) -> Splits | None:
         """What there is, official files first; None if there is nothing."""
         names = (*self.train, *self.test)
         for folder in (root / self.folder, root):
+            # CIFAR-100's files are called as folders of classes are.
             if any((folder / name).is_file() for name in names):
-                return self._from_files(_Files(f"{folder}/", {name: _content(folder / name) for name in names}))
+                content = {name: _content(folder / name) for name in names}
+                self._check([folder / name for name in names], request)
+                meta = _content(folder / self.meta[0]) if (folder / self.meta[0]).is_file() else None
+                return self._from_files(_Files(f"{folder}/", content, meta), request)
         archive = root / self.archive
         if archive.is_file():
-            content = _members(archive, self.folder, names)
+            content = _members(archive, self.folder, (*names, self.meta[0]))
             for name in names:
                 if name not in content:
                     raise DataError(f"{archive}: it lacks {self.folder}/{name}; {self.how_to_get}")
-            return self._from_files(_Files(f"{archive}: {self.folder}/", content))
-        if not (root / "train").is_dir():
-            return None
-        test = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
-        if test is None:
-            raise DataError(f"{self.name}: {root} has a folder train, but neither test nor val; {self.how_to_get}")
-        return self._from_class_folders(root / "train", test, max_samples)
+            self._check([archive], request)
+            return self._from_files(_Files(f"{archive}: {self.folder}/", content, content.get(self.meta[0])), request)
+        return self.class_folders.read(request)
 
-    def _from_files(self, files: _Files) -> Splits:
-        train, test = self._part(files, self.train), self._part(files, self.test)
-        warn_of_counts(f"{self.name}: {files.place}", (len(train), len(test)), OFFICIAL_COUNTS)
+    def _check(self, paths: Sequence[Path], request: Request) -> None:
+        known = official_md5(self.torchvision)
+        object_to_sums(self.name, [path for path in paths if md5_differs(path, known)], request)
+
+    def _from_files(self, files: _Files, request: Request) -> Splits:
+        classes = self._classes(files)
+        train, test = self._part(files, self.train, classes), self._part(files, self.test, classes)
+        request.object_to_counts(f"{self.name}: {files.place}", (len(train), len(test)), OFFICIAL_COUNTS)
         return Splits(train, test)
 
-    def _part(self, files: _Files, names: Sequence[str]) -> ImageSet:
+    def _classes(self, files: _Files) -> tuple[str, ...]:
+        """The classes' names, if the file that holds them is there."""
+        if files.meta is None:
+            return ()
+        source = files.place + self.meta[0]
+        names = _words(read_pickled_mapping(files.meta, source).get(self.meta[1]), self.num_classes)
+        if not names:
+            raise DataError(f"{source}: {self.meta[1]}: expected {self.num_classes} names of classes")
+        return names
+
+    def _part(self, files: _Files, names: Sequence[str], classes: tuple[str, ...]) -> ImageSet:
         pixels, labels = [], []
+        stems: list[str] = []
         for name in names:
             source = files.place + name
             batch = read_pickled_mapping(files.content[name], source)
             pixels.append(_pixels(batch.get("data"), source))
             labels.append(self._labels(batch.get(self.label_key), len(pixels[-1]), source))
+            stems += [Path(word).stem for word in _words(batch.get("filenames"), len(pixels[-1]))]
         images = torch.from_numpy(np.concatenate(pixels).reshape(-1, 3, SIZE, SIZE))
-        return self._image_set(images, torch.from_numpy(np.concatenate(labels)))
+        return ImageSet(
+            images,
+            torch.from_numpy(np.concatenate(labels)),
+            self.name,
+            RECIPE,
+            mean=self.mean,
+            std=self.std,
+            image_size=SIZE,
+            classes=classes,
+            files=tuple(stems) if len(stems) == len(images) else (),
+        )
 
     def _labels(self, found: Any, num: int, source: str) -> npt.NDArray[np.int64]:
         where = f"{source}: {self.label_key}"
@@ -145,17 +196,6 @@ class Cifar:
                     f"{where}: labels must be in 0..{self.num_classes - 1}, found {label} at position {position}"
                 )
         return np.asarray(found, dtype=np.int64)
-
-    def _from_class_folders(self, train: Path, test: Path, max_samples: int | None) -> Splits:
-        classes = train_classes(train, self.num_classes)
-        listings = list_class_folders(train, classes), list_class_folders(test, classes)
-        warn_of_counts(f"{self.name}: {train.parent}", (len(listings[0]), len(listings[1])), OFFICIAL_COUNTS)
-        chosen = listings[0].first(max_samples), listings[1]
-        first, second = (self._image_set(*decode(part, size=SIZE, name=self.name)) for part in chosen)
-        return Splits(first, second)
-
-    def _image_set(self, images: Tensor, labels: Tensor) -> ImageSet:
-        return ImageSet(images, labels, self.name, RECIPE, mean=self.mean, std=self.std, image_size=SIZE)
 
     def _download(self, root: Path) -> None:
         import torchvision
@@ -194,6 +234,13 @@ def _members(archive: Path, folder: str, names: Sequence[str]) -> dict[str, byte
     return found
 
 
+def _words(found: Any, num: int) -> tuple[str, ...]:
+    """So many words of a pickle; nothing if it is anything else."""
+    if not isinstance(found, list) or len(found) != num or not all(isinstance(word, bytes | str) for word in found):
+        return ()
+    return tuple(word.decode("latin1") if isinstance(word, bytes) else word for word in found)
+
+
 def _pixels(found: Any, source: str) -> npt.NDArray[np.uint8]:
     length = 3 * SIZE * SIZE
     if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.shape[1:] != (length,) or not len(found):
@@ -214,6 +261,7 @@ CIFAR10 = Cifar(
     folder="cifar-10-batches-py",
     train=tuple(f"data_batch_{number}" for number in range(1, 6)),
     test=("test_batch",),
+    meta=("batches.meta", "label_names"),
     label_key="labels",
     num_classes=10,
     mean=(0.4914, 0.4822, 0.4465),
@@ -226,6 +274,7 @@ CIFAR100 = Cifar(
     folder="cifar-100-python",
     train=("train",),
     test=("test",),
+    meta=("meta", "fine_label_names"),
     label_key="fine_labels",
     num_classes=100,
     mean=(0.5071, 0.4865, 0.4409),

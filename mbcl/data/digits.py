@@ -9,6 +9,7 @@ import torch
 
 from mbcl.data.images import ImageSet, Splits, stratified_split
 from mbcl.data.recipe import ViewRecipe
+from mbcl.data.request import Request
 
 RECIPE = ViewRecipe(
     crop_scale=(0.7, 1.0),
@@ -25,11 +26,11 @@ is about 0.45 after ten epochs: neither trivial nor impossible.
 """
 
 
-def read(*, dir: str | None, download: bool, max_samples: int | None = None) -> Splits:
+def read(request: Request) -> Splits:
     """Read the digits, always all of them; ``dir`` and ``download`` are not used, which a warning says."""
     from sklearn.datasets import load_digits
 
-    if dir is not None or download:
+    if request.dir is not None or request.download:
         warnings.warn("digits is embedded: data.dir and data.download are not used", UserWarning, stacklevel=2)
     stored = load_digits()
     # 17 grey levels, 0..16; rounded once here, so that all later arithmetic starts from bytes

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from mbcl.data.checksums import md5_differs, new_md5, object_to_sums, official_md5
 from mbcl.data.idx import read_idx
 from mbcl.data.images import ImageSet, Splits
 from mbcl.data.recipe import ViewRecipe
+from mbcl.data.request import Request
 from mbcl.errors import ConfigError, DataError
 
 NUM_CLASSES = 10
@@ -17,6 +20,13 @@ DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package ``dataset-fashion-mnist`` installs the files."""
 
 FILES = tuple(f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+CONTENT_MD5 = {
+    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+}
+"""Of the content, whatever it is compressed with; torchvision knows the sums of the published .gz files alone."""
 HOW_TO_GET = (
     f"expected {', '.join(FILES)}, plain or .gz; `apt-get install dataset-fashion-mnist` puts them into {DEBIAN_DIR}, "
     "`download: true` fetches them into data.dir with torchvision"
@@ -25,31 +35,29 @@ HOW_TO_GET = (
 RECIPE = ViewRecipe(crop_scale=(0.3, 1.0), grey_probability=0.0, blur_sigma=(0.1, 1.0), blur_probability=0.5)
 
 
-def read(*, dir: str | None, download: bool, max_samples: int | None = None) -> Splits:
-    """Read the four files.
+def read(request: Request) -> Splits:
+    """Read the four files, all images of them.
 
-    Args:
-        dir: a folder that holds them, itself or in ``FashionMNIST/raw`` or ``raw`` as torchvision lays them out; the
-            folder of Debian's package if omitted.
-        download: fetch them into ``dir`` with torchvision if they are not there.
-        max_samples: not used, all images are read.
+    The folder holds them itself or in ``FashionMNIST/raw`` or ``raw``, as torchvision lays them out; without one it is
+    that of Debian's package, whose files have the official content, but were compressed again.
 
     Raises:
-        DataError: if a file is missing or damaged, in one line that names it.
+        DataError: if a file is missing or damaged, in one line that names it; if ``verify`` is strict and the content
+            of one is not the official one.
         ConfigError: if ``download`` is asked for without ``dir``.
     """
-    if download and dir is None:
+    if request.download and request.root is None:
         raise ConfigError("fashion_mnist: download needs data.dir, the folder to download into")
-    root = DEBIAN_DIR if dir is None else Path(dir).expanduser()
+    root = request.root or DEBIAN_DIR
     folder = _folder(root)
-    if download and (folder is None or not all(_find(folder, name) for name in FILES)):
+    if request.download and (folder is None or not all(_find(folder, name) for name in FILES)):
         _download(root)
         folder = _folder(root)
     if folder is None:
         what = "does not exist" if not root.is_dir() else "holds none of the files"
-        given = " (data.dir is not given)" if dir is None else ""
+        given = " (data.dir is not given)" if request.dir is None else ""
         raise DataError(f"fashion_mnist: {root} {what}{given}; {HOW_TO_GET}")
-    train, test = _part(folder, "train"), _part(folder, "t10k")
+    train, test = _part(folder, "train", request), _part(folder, "t10k", request)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
             f"{folder}: training images are {tuple(train.images.shape[2:])}, test images "
@@ -71,14 +79,14 @@ def _find(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-def _part(folder: Path, part: str) -> ImageSet:
-    paths = {}
+def _part(folder: Path, part: str, request: Request) -> ImageSet:
+    paths = []
     for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
         path = _find(folder, f"{part}-{kind}")
         if path is None:
             raise DataError(f"fashion_mnist: {folder} lacks {part}-{kind}; {HOW_TO_GET}")
-        paths[kind] = path
-    image_path, label_path = paths.values()
+        paths.append(path)
+    image_path, label_path = paths
     images, labels = read_idx(image_path, 3), read_idx(label_path, 1)
     if len(images) != len(labels):
         raise DataError(f"{label_path}: {len(labels)} labels for the {len(images)} images of {image_path.name}")
@@ -87,6 +95,8 @@ def _part(folder: Path, part: str) -> ImageSet:
     if labels.max() >= NUM_CLASSES:
         row = int(np.argmax(labels >= NUM_CLASSES))
         raise DataError(f"{label_path}: labels must be in 0..{NUM_CLASSES - 1}, found {labels[row]} at position {row}")
+    pairs = (image_path, images), (label_path, labels)
+    object_to_sums("fashion_mnist", [path for path, content in pairs if not _is_official(path, content)], request)
     return ImageSet(
         torch.from_numpy(images.copy())[:, None],
         torch.from_numpy(labels.astype(np.int64)),
@@ -96,6 +106,16 @@ def _part(folder: Path, part: str) -> ImageSet:
         std=(0.3530,),
         image_size=images.shape[1],
     )
+
+
+def _is_official(path: Path, content: npt.NDArray[np.uint8]) -> bool:
+    """Whether the content or, compressed, the file has an official checksum."""
+    header = np.array([0x800 + content.ndim, *content.shape], dtype=">u4").tobytes()
+    sum_ = new_md5()
+    sum_.update(header + content.tobytes())
+    if sum_.hexdigest() == CONTENT_MD5[path.name.removesuffix(".gz")]:
+        return True
+    return path.suffix == ".gz" and not md5_differs(path, official_md5("FashionMNIST"))
 
 
 def _download(root: Path) -> None:

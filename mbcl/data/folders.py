@@ -8,16 +8,21 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mbcl.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,32 @@ class Listing:
     def first(self, num: int | None) -> Listing:
         """The first ``num`` images; all of them if None."""
         return Listing(self.paths[:num], self.labels[:num])
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files' names without their endings."""
+        return tuple(path.stem for path in self.paths)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The files of a data set.
+
+    Args:
+        root: the folder that they are below.
+        train: of the training part.
+        test: of the test part.
+        classes: by label.
+        size: S, what both sides of every image are, or become.
+        resize: whether images of other sizes are brought to it; otherwise they are refused.
+    """
+
+    root: Path
+    train: Listing
+    test: Listing
+    classes: Sequence[str]
+    size: int
+    resize: bool = False
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -99,6 +130,25 @@ def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
     return Listing(paths, labels)
 
 
+def train_and_test(root: Path, name: str, layout: str) -> tuple[Path, Path] | None:
+    """The folders ``train`` and ``test``, or ``val`` if there is no ``test``; None if there is no ``train``.
+
+    Args:
+        root: of the data set.
+        name: its name, for the error.
+        layout: what is expected, for the error.
+
+    Raises:
+        DataError: if there is no test part.
+    """
+    if not (root / "train").is_dir():
+        return None
+    test = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
+    if test is None:
+        raise DataError(f"{name}: {root} has a folder train, but neither test nor val; {layout}")
+    return root / "train", test
+
+
 def train_classes(folder: Path, most: int) -> list[str]:
     """The classes of a training part: its folders, sorted.
 
@@ -115,13 +165,17 @@ def train_classes(folder: Path, most: int) -> list[str]:
     return classes
 
 
-def decode(listing: Listing, *, size: int, name: str) -> tuple[Tensor, Tensor]:
+Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+
+
+def decode(listing: Listing, *, size: int, name: str, resize: bool = False) -> tuple[Tensor, Tensor]:
     """Read images into memory, several at a time; progress goes to the log.
 
     Args:
         listing: the files.
-        size: S, what both sides of every image must be.
+        size: S, what both sides of every image must be, or become.
         name: the data set's, for the log.
+        resize: see :func:`decoded`.
 
     Returns:
         (N, 3, S, S) uint8, RGB, grey images repeated; (N,) int64 labels.
@@ -129,37 +183,85 @@ def decode(listing: Listing, *, size: int, name: str) -> tuple[Tensor, Tensor]:
     Raises:
         DataError: for the first file that is no image of that size.
     """
-    from PIL import Image
-
-    Image.init()  # here: threads would all load the plugins
     pixels = np.empty((len(listing), 3, size, size), np.uint8)
-
-    def work(start: int) -> int:
-        chunk = listing.paths[start : start + _CHUNK]
-        for row, path in enumerate(chunk, start):
-            pixels[row] = _read_image(path, size).transpose(2, 0, 1)
-        return len(chunk)
-
     done, told = 0, time.monotonic()
-    with ThreadPoolExecutor(min(_MAX_THREADS, _usable_cpus()), thread_name_prefix="decode") as pool:
-        for num in pool.map(work, range(0, len(listing), _CHUNK)):
-            done += num
-            if time.monotonic() - told > _LOG_EVERY:
-                told = time.monotonic()
-                log.info("%s: %s of %s images decoded", name, f"{done:,}", f"{len(listing):,}")
+    for chunk in decoded(listing.paths, size=size, resize=resize):
+        pixels[done : done + len(chunk)] = chunk
+        done += len(chunk)
+        if time.monotonic() - told > _LOG_EVERY:
+            told = time.monotonic()
+            log.info("%s: %s of %s images decoded", name, f"{done:,}", f"{len(listing):,}")
     return torch.from_numpy(pixels), torch.tensor(listing.labels, dtype=torch.int64)
 
 
-def _read_image(path: Path, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def decoded(paths: Sequence[Path], *, size: int, resize: bool = False) -> Iterator[Pixels]:
+    """Images in order, some (M, 3, S, S) uint8 at a time, read by several threads.
+
+    Args:
+        paths: the files.
+        size: S, pixels.
+        resize: bring images of any size to S x S as evaluations usually do, the shorter side to S (bilinear,
+            antialiased), then the centre: torchvision's ``Resize(S)`` and ``CenterCrop(S)``.
+
+    Raises:
+        DataError: for the first file that is no image, or not of S x S pixels unless resized.
+    """
+    from PIL import Image
+
+    Image.init()  # here: threads would all load the plugins
+
+    def work(start: int) -> Pixels:
+        chunk = paths[start : start + _CHUNK]
+        return np.stack([_read_image(path, size, resize).transpose(2, 0, 1) for path in chunk])
+
+    with ThreadPoolExecutor(min(_MAX_THREADS, _usable_cpus()), thread_name_prefix="decode") as pool:
+        yield from pool.map(work, range(0, len(paths), _CHUNK))
+
+
+def image_dimensions(path: Path) -> tuple[int, int]:
+    """Width and height of an image file, pixels; only its header is read.
+
+    Raises:
+        DataError: if it is no image.
+    """
+    from PIL import Image
+
+    with _unreadable(path), Image.open(path, formats=_FORMATS) as image:
+        return image.size
+
+
+def _read_image(path: Path, size: int, resize: bool) -> Pixels:
     """(S, S, 3) uint8."""
     from PIL import Image
 
+    with _unreadable(path), Image.open(path, formats=_FORMATS) as image:
+        if image.size != (size, size) and not resize:
+            width, height = image.size
+            raise DataError(
+                f"{path}: expected {size} x {size} pixels, found {width} x {height}; the data set "
+                f"image_folder takes any with data.image_size"
+            )
+        return np.asarray(_centre(image.convert("RGB"), size))
+
+
+def _centre(image: Image.Image, size: int) -> Image.Image:
+    from PIL import Image
+
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    shorter = min(width, height)
+    width, height = (size * side // shorter for side in (width, height))
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+@contextmanager
+def _unreadable(path: Path) -> Iterator[None]:
+    """Whatever a decoder raises is one line that names the file."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
-            if image.size != (size, size):
-                width, height = image.size
-                raise DataError(f"{path}: expected {size} x {size} pixels, found {width} x {height}")
-            return np.asarray(image.convert("RGB"))
+        yield
     except DataError:
         raise
     except Exception as error:  # decoders raise many kinds for damaged files

@@ -5,7 +5,6 @@ Letters: N images, C channels, H and W pixels.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +27,8 @@ class ImageSet:
         recipe: the views' default strengths for this data set.
         mean, std: one number a channel, of pixels in [0, 1].
         image_size: side of the views and of the encoder's input, pixels.
+        classes: the classes' names by label, where the files tell them.
+        files: the name of every image's file without its ending, where images have files or the archive names them.
 
     Raises:
         DataError: if it holds no images, or shapes and dtypes do not fit.
@@ -40,6 +41,8 @@ class ImageSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_size: int
+    classes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != torch.uint8 or 0 in self.images.shape[1:]:
@@ -53,6 +56,8 @@ class ImageSet:
                 f"{self.name}: {len(self.images)} images need as many int64 labels, found "
                 f"{tuple(self.labels.shape)} {self.labels.dtype}"
             )
+        if self.files and len(self.files) != len(self.images):
+            raise DataError(f"{self.name}: {len(self.images)} images, but {len(self.files)} names of files")
         if not len(self.mean) == len(self.std) == self.channels:
             raise DataError(f"{self.name}: {self.channels} channels, but {len(self.mean)} means, {len(self.std)} stds")
 
@@ -66,7 +71,15 @@ class ImageSet:
 
     def subset(self, rows: Tensor) -> ImageSet:
         """The images at ``rows`` ((M,) int64), in that order; row ``rows[i]`` becomes position i."""
-        return replace(self, images=self.images[rows.to(self.images.device)], labels=self.labels[rows])
+        files = tuple(self.files[row] for row in rows.tolist()) if self.files else ()
+        return replace(self, images=self.images[rows.to(self.images.device)], labels=self.labels[rows], files=files)
+
+    def first(self, num: int) -> ImageSet:
+        """The first ``num`` images, which keep no others in memory; all of them if there are fewer."""
+        if num >= len(self):
+            return self
+        images, labels = self.images[:num].clone(), self.labels[:num].clone()
+        return replace(self, images=images, labels=labels, files=self.files[:num])
 
     def to(self, device: torch.device | str) -> ImageSet:
         """The same set with its images, still uint8, on ``device``."""
@@ -79,23 +92,6 @@ class Splits:
 
     train: ImageSet
     test: ImageSet
-
-
-def warn_of_counts(where: str, found: tuple[int, int], official: tuple[int, int]) -> None:
-    """Warn if a data set is not the whole official one.
-
-    Args:
-        where: what the warning begins with: data set and folder.
-        found: training and test images.
-        official: likewise.
-    """
-    if found != official:
-        warnings.warn(
-            f"{where} holds {found[0]:,} training and {found[1]:,} test images, the official set has {official[0]:,} "
-            f"and {official[1]:,}",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mbcl.data.folders import Listing, decode, image_files, list_class_folders, subfolders, train_classes
-from mbcl.data.images import ImageSet, Splits, warn_of_counts
+from mbcl.data.folder_sets import FolderSet
+from mbcl.data.folders import Listing, Parts, image_files, list_class_folders, subfolders, train_classes
+from mbcl.data.images import Splits
 from mbcl.data.recipe import ViewRecipe
+from mbcl.data.request import Request
 from mbcl.errors import ConfigError, DataError
 
 NUM_CLASSES = 200
@@ -27,31 +29,57 @@ HOW_TO_GET = (
 RECIPE = ViewRecipe()
 
 
-def read(*, dir: str | None, download: bool, max_samples: int | None = None) -> Splits:
-    """Read the training part and, as the test part, the official validation part.
+def find(request: Request) -> Parts | None:
+    """The training images and, as the test part, those of the official validation part.
 
-    Args:
-        dir: the extracted folder, one that holds it, or one of class folders.
-        download: must be false: torchvision has no download of this set.
-        max_samples: decode no more training images than that.
+    Raises:
+        DataError: if a file is missing, or lies where it does not belong, in one line that names it.
+    """
+    root = request.root
+    places = () if root is None else (root, root / FOLDER)
+    folder = next((place for place in places if (place / "train").is_dir()), None)
+    if folder is None:
+        return None
+    classes = _classes(folder)
+    train, test = list_class_folders(folder / "train", classes), _test_part(folder, classes)
+    _check_names(train, classes)
+    return Parts(folder, train, test, classes, SIZE)
+
+
+FILES = FolderSet(
+    name="tiny_imagenet",
+    find=find,
+    mean=(0.485, 0.456, 0.406),  # ImageNet's, as published
+    std=(0.229, 0.224, 0.225),
+    recipe=RECIPE,
+    official_counts=OFFICIAL_COUNTS,
+)
+
+
+def read(request: Request) -> Splits:
+    """Read both parts, from the extracted folder, one that holds it, or one of class folders.
 
     Raises:
         DataError: if a file is missing or damaged, in one line that names it.
-        ConfigError: if ``download`` is asked for.
+        ConfigError: if ``download`` is asked for: torchvision has none of this set.
     """
-    if download:
+    if request.download:
         raise ConfigError(f"tiny_imagenet: download: found true, but it cannot be fetched; {HOW_TO_GET}")
-    if dir is None:
+    if request.root is None:
         raise DataError(f"tiny_imagenet: data.dir is not given; {HOW_TO_GET}")
-    root = Path(dir).expanduser()
-    folder = next((place for place in (root, root / FOLDER) if (place / "train").is_dir()), None)
-    if folder is None:
-        what = "holds no folder train" if root.is_dir() else "does not exist"
-        raise DataError(f"tiny_imagenet: {root} {what}; {HOW_TO_GET}")
-    classes = _classes(folder)
-    train, test = list_class_folders(folder / "train", classes), _test_part(folder, classes)
-    warn_of_counts(f"tiny_imagenet: {folder}", (len(train), len(test)), OFFICIAL_COUNTS)
-    return Splits(_image_set(train.first(max_samples)), _image_set(test))
+    found = FILES.read(request)
+    if found is None:
+        what = "holds no folder train" if request.root.is_dir() else "does not exist"
+        raise DataError(f"tiny_imagenet: {request.root} {what}; {HOW_TO_GET}")
+    return found
+
+
+def _check_names(listing: Listing, classes: Sequence[str]) -> None:
+    """Official files are called WNID_NUMBER: one in another class's folder was put there by mistake."""
+    for path, label in zip(listing.paths, listing.labels, strict=True):
+        wnid = path.name.partition("_")[0]
+        if wnid != classes[label] and wnid in classes:
+            raise DataError(f"{path}: an image of {wnid} in the folder of {classes[label]}")
 
 
 def _classes(folder: Path) -> list[str]:
@@ -115,9 +143,3 @@ def _lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise DataError(f"{path}: cannot be read: {reason}") from error
-
-
-def _image_set(listing: Listing) -> ImageSet:
-    images, labels = decode(listing, size=SIZE, name="tiny_imagenet")
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as published
-    return ImageSet(images, labels, "tiny_imagenet", RECIPE, mean=mean, std=std, image_size=SIZE)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from mbcl.dist import World
 from mbcl.engine.costs import planning_cost
+from mbcl.engine.evaluable import check_evaluation
 from mbcl.engine.planning import LocalPlanService, make_plan, share_plan
 from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data
 from mbcl.engine.protocols import Observer, PlanKey, PlannedBatches, PlanService, Row
@@ -25,6 +26,7 @@ __all__ = [
     "Row",
     "SplitData",
     "Trainer",
+    "check_evaluation",
     "check_model",
     "facts_of",
     "load_data",

@@ -7,6 +7,7 @@ from typing import cast
 from mbcl.batchnorm import convert_sync_batchnorm
 from mbcl.dist import World
 from mbcl.engine.compute import Compute, compiled
+from mbcl.engine.evaluable import check_evaluation
 from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data
 from mbcl.engine.step import Learner, wrap
 from mbcl.experiment import Experiment
@@ -20,7 +21,9 @@ def load_parts(experiment: Experiment) -> tuple[SplitData, Facts, ContrastiveMod
         ConfigError: if data are missing or do not fit the experiment.
     """
     data = load_data(experiment.data, seed=experiment.seed)
-    return data, facts_of(experiment, data), check_model(experiment, data)
+    facts = facts_of(experiment, data)
+    check_evaluation(experiment.evaluation, data, name=experiment.data.name)
+    return data, facts, check_model(experiment, data)
 
 
 def build_learner(experiment: Experiment, data: SplitData, model: ContrastiveModel, world: World) -> Learner:

@@ -117,6 +117,15 @@ def _delete(store: Store, name: str) -> None:
     store.delete(f"{FOLDER}/{name}")
 
 
+def folder_and_checkpoint(given: str) -> tuple[str, str | None]:
+    """A training's folder, and the checkpoint's name where ``given`` is one checkpoint's folder."""
+    folder = given.rstrip("/")
+    parent, _, last = folder.rpartition("/")
+    if parent.rpartition("/")[2] == FOLDER:
+        return parent.rpartition("/")[0] or ".", last
+    return folder, None
+
+
 def names(store: Store) -> list[str]:
     """The names of all checkpoint folders, oldest first, complete or not."""
     return [name for name in store.list(FOLDER) if _NAME.fullmatch(name)]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mbcl.data import ImageSet, clean_views, load, split_validation
-from mbcl.errors import ConfigError
+from mbcl.errors import CheckpointError, ConfigError
 from mbcl.experiment import Data, Experiment
 from mbcl.models import ContrastiveModel
 from mbcl.models import build as build_model
@@ -21,6 +25,10 @@ class SplitData:
     train: ImageSet
     validation: ImageSet
     test: ImageSet
+
+    def part(self, name: Literal["train", "validation", "test"]) -> ImageSet:
+        """One of them by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}[name]
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,12 @@ def load_data(data: Data, *, seed: int) -> SplitData:
     """
     try:
         splits = load(
-            data.name, dir=data.dir, image_size=data.image_size, max_samples=data.max_samples, download=data.download
+            data.name,
+            dir=data.dir,
+            image_size=data.image_size,
+            max_samples=data.max_samples,
+            download=data.download,
+            verify=data.verify,
         )
     except ConfigError as error:
         raise type(error)(f"data: {error}") from error
@@ -86,6 +99,41 @@ def model_of(experiment: Experiment, *, in_channels: int) -> ContrastiveModel:
     return build_model(experiment.encoder, experiment.projector, in_channels=in_channels, seed=experiment.seed)
 
 
+def channels_of(weights: Mapping[str, Tensor]) -> int:
+    """Channels of the images that a model takes, by the first convolution of its state dict, in the modules' order.
+
+    Raises:
+        CheckpointError: if there is no convolution.
+    """
+    for key, weight in weights.items():
+        if key.startswith("encoder.") and weight.dim() == 4:
+            return weight.shape[1]
+    raise CheckpointError("these are not weights of an encoder: they have no convolution")
+
+
+def load_model(experiment: Experiment, weights: Mapping[str, Tensor], *, in_channels: int) -> ContrastiveModel:
+    """The experiment's model with stored weights, in training mode on the CPU.
+
+    Args:
+        experiment: whose model it is.
+        weights: its state dict.
+        in_channels: of its images.
+
+    Raises:
+        CheckpointError: if they are not weights of this model.
+    """
+    try:
+        model = model_of(experiment, in_channels=in_channels)
+        state = OrderedDict(weights)
+        # Versions of modules, which safetensors cannot hold and MNASNet asks for.
+        state._metadata = getattr(weights, "_metadata", model.state_dict()._metadata)  # type: ignore[attr-defined]
+        model.load_state_dict(state)
+    except (RuntimeError, AttributeError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"these are not weights of encoder {experiment.encoder.name}: {words}") from error
+    return model
+
+
 def check_model(experiment: Experiment, data: SplitData) -> ContrastiveModel:
     """Build the model and show it two images: some encoders find out only then that images are too small.
 
@@ -99,7 +147,17 @@ def check_model(experiment: Experiment, data: SplitData) -> ContrastiveModel:
         model = model_of(experiment, in_channels=data.train.channels).eval()
     except ConfigError as error:
         raise ConfigError(f"encoder: {error}") from error
-    views = clean_views(data.train.images[:2], images=data.train)
+    check_takes(model, experiment, data.train)
+    return model
+
+
+def check_takes(model: ContrastiveModel, experiment: Experiment, images: ImageSet) -> None:
+    """Show two images to a model in evaluation mode, on the CPU.
+
+    Raises:
+        ConfigError: if its encoder cannot take images of this size.
+    """
+    views = clean_views(images.images[:2], images=images)
     try:
         with torch.no_grad():
             model(views)
@@ -107,4 +165,3 @@ def check_model(experiment: Experiment, data: SplitData) -> ContrastiveModel:
         shape = " x ".join(str(size) for size in views.shape[1:])
         words = " ".join(str(error).split())
         raise ConfigError(f"encoder: {experiment.encoder.name} cannot take images of {shape}: {words}") from error
-    return model

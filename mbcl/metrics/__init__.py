@@ -1,5 +1,19 @@
 """Metrics: what a representation is judged by."""
 
-from mbcl.metrics._retrieval import ranks, retrieval
+from mbcl.metrics._diagnostics import alignment, effective_rank, uniformity
+from mbcl.metrics._neighbours import knn
+from mbcl.metrics._probe import LinearProbe, choose_probe, fit_probe
+from mbcl.metrics._retrieval import ranks, retrieval, retrieval_within
 
-__all__ = ["ranks", "retrieval"]
+__all__ = [
+    "LinearProbe",
+    "alignment",
+    "choose_probe",
+    "effective_rank",
+    "fit_probe",
+    "knn",
+    "ranks",
+    "retrieval",
+    "retrieval_within",
+    "uniformity",
+]

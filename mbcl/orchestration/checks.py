@@ -47,7 +47,7 @@ def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
     Raises:
         ConfigError: if data are missing, or an experiment does not fit them.
     """
-    from mbcl.engine import SplitData, check_model, facts_of, load_data, planning_cost
+    from mbcl.engine import SplitData, check_evaluation, check_model, facts_of, load_data, planning_cost
 
     loaded: tuple[Any, SplitData] | None = None
     built: set[str] = set()
@@ -62,6 +62,7 @@ def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
                 loaded = experiment.data, _of_experiment(source, load_data, experiment.data, seed=experiment.seed)
                 built.clear()
             facts = _of_experiment(source, facts_of, experiment, loaded[1])
+            _of_experiment(source, check_evaluation, experiment.evaluation, loaded[1], name=experiment.data.name)
         notes.update(dict.fromkeys(str(warning.message) for warning in caught))
         samplers = experiment.samplers().values()
         pools[setting] = max(

@@ -48,6 +48,7 @@ class Job:
         trial_id: its name.
         experiment: the resolved configuration as plain data.
         store: where its folder is, a path or URI that every node opens.
+        baselines: where the study's trials keep what baselines gave, for each other.
         scratch: where Ray may keep files of its own while the trial runs.
         need: what its workers get.
         group: the study that it belongs to.
@@ -59,6 +60,7 @@ class Job:
     trial_id: str
     experiment: dict[str, Any]
     store: str
+    baselines: str
     scratch: str
     need: Need
     group: str

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mbcl.errors import ConfigError, MbclError
+from mbcl.evaluation import BASELINES
 from mbcl.orchestration import console as consoles
 from mbcl.orchestration import results
 from mbcl.orchestration.checks import Checked, check_data, check_data_there, check_shared, distinct
@@ -269,6 +270,7 @@ class Sweep:
             trial_id=trial_id,
             experiment=spec.experiment.model_dump(mode="json"),
             store=self._store.child(results.trial_folder(trial_id)).uri,
+            baselines=self._store.child(BASELINES).uri,
             scratch=results.scratch(self._store),
             need=need,
             group=self._study.name,

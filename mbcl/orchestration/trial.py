@@ -87,10 +87,11 @@ def _evaluate(job: Job, settings: dict[str, Any] | None) -> dict[str, float]:
     torch.set_num_threads(job.need.threads)
     chosen = None if settings is None else Evaluation.model_validate(settings)
     device = "cuda" if job.need.gpus_per_worker else "cpu"
-    store = open_store(job.store)
+    store, baselines = open_store(job.store), open_store(job.baselines)
     if chosen is None:
-        return evaluate(store, device=device)
-    return evaluate(store, settings=chosen, device=device, out=evaluated_again(job), force=True)
+        return evaluate(store, device=device, baselines=baselines)
+    out = evaluated_again(job)
+    return evaluate(store, settings=chosen, device=device, baselines=baselines, out=out, force=True)
 
 
 def evaluated_again(job: Job) -> Store:

@@ -110,9 +110,10 @@ def _environment() -> Environment:
 
 
 def _side_metrics(study: StudyRecord, primary: list[str]) -> list[str]:
-    """Metrics that stand beside the primary ones: how hard the batches were, and the validation split."""
+    """Metrics that stand beside the primary ones: how hard batches were, the validation split, the classifiers."""
     measured = {key for trial in study.trials.values() for key in trial.metrics if value_of(trial, key) is not None}
-    return [metric for metric in ("plan/lift", "val/retrieval/top1") if metric in measured and metric not in primary]
+    beside = ("plan/lift", "val/retrieval/top1", "knn/top1", "probe/top1")
+    return [metric for metric in beside if metric in measured and metric not in primary]
 
 
 def _trial_rows(study: StudyRecord, summaries: list[SettingSummary], metrics: list[str]) -> list[dict[str, Any]]:

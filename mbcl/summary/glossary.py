@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_ORDER = ("retrieval", "val", "knn", "probe", "corrupted", "repr", "plan", "train", "sogclr", "time")
+_ORDER = ("retrieval", "val", "knn", "probe", "corrupted", "repr", "baseline", "plan", "train", "sogclr", "time")
 
 _ENTRIES: tuple[tuple[str, int, str], ...] = (
     # pattern, +1 higher is better, -1 lower is better, 0 neither; meaning
@@ -26,8 +26,20 @@ _ENTRIES: tuple[tuple[str, int, str], ...] = (
         1,
         "retrieval top-1 on the validation split, measured during training; search and schedulers see it alone",
     ),
-    (r"corrupted/.*", 1, "retrieval top-1 with corrupted views, by severity"),
-    (r"knn/top1", 1, "accuracy of a nearest-neighbour classifier on the frozen features"),
+    (
+        r"corrupted/within/(\d)/u2v/top1",
+        1,
+        "share of the corrupted versions of an image, severity {0}, whose second view is nearest of all versions' of "
+        "that image: whether corruptions are told apart, as published",
+    ),
+    (r"corrupted/within/(\d)/v2u/top1", 1, "the same the other way round, severity {0}"),
+    (
+        r"corrupted/clean/mean/(\d)/top1",
+        1,
+        "share of corrupted images, severity {0}, whose own original is nearest of all; mean over the corruptions",
+    ),
+    (r"corrupted/clean/(.*)/(\d)/top1", 1, "the same for {0} alone, severity {1}"),
+    (r"knn/top1", 1, "accuracy of a vote of the nearest training images, on the frozen features"),
     (r"probe/top1", 1, "accuracy of a linear classifier on the frozen features"),
     (r"repr/alignment", -1, "mean squared distance between the two views of an image, on the unit sphere"),
     (r"repr/uniformity", -1, "how evenly the representations fill the unit sphere; lower is more even"),
@@ -61,13 +73,27 @@ _ENTRIES: tuple[tuple[str, int, str], ...] = (
 )
 
 
+_BASELINES = {"random": "the untrained encoder", "pixels": "raw pixels"}
+
+
+def _of_baseline(metric: str) -> tuple[str, str]:
+    """Of what it is, empty for the trained encoder, and the metric itself."""
+    head, _, tail = metric.partition("/")
+    kind, _, inner = tail.partition("/")
+    return (_BASELINES[kind], inner) if head == "baseline" and kind in _BASELINES else ("", metric)
+
+
 def direction(metric: str) -> int:
     """1 if higher is better, -1 if lower is better, 0 if neither."""
+    _, metric = _of_baseline(metric)
     return next((sign for pattern, sign, _ in _ENTRIES if re.fullmatch(pattern, metric)), 0)
 
 
 def meaning(metric: str) -> str:
     """One line that explains a metric; empty for an unknown one."""
+    owner, inner = _of_baseline(metric)
+    if owner:
+        return f"{inner} of {owner}, in the same evaluation" if meaning(inner) else ""
     for pattern, _, text in _ENTRIES:
         if match := re.fullmatch(pattern, metric):
             return text.format(*match.groups())
@@ -78,6 +104,7 @@ def metric_order(metric: str) -> tuple[int, str, int, str]:
     """Sort key: the test split first, what training and planning report after it, time last; top5 before top10."""
     head, _, tail = metric.partition("/")
     rank = _ORDER.index(head) if head in _ORDER else len(_ORDER)
+    tail = tail.replace("clean/mean/", "clean/ mean/")  # before its parts
     digits = re.search(r"\d+$", tail)
     stem = tail[: digits.start()] if digits else tail
     parent, _, leaf = stem.rpartition("/")

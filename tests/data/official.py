@@ -127,3 +127,17 @@ def write_tiny_imagenet(root: Path, *, num_train: int = 4, num_val: int = 5) -> 
     (folder / "wnids.txt").write_text("\n".join(WNIDS) + "\n")
     (folder / "words.txt").write_text("n01443537\tgoldfish, Carassius auratus\n")
     return folder
+
+
+def write_corrupted_archive(
+    root: Path, images: np.ndarray, labels: np.ndarray, corruptions: tuple[str, ...] = ("fog", "snow")
+) -> None:
+    """CIFAR's corrupted set as published: (5N, 32, 32, 3) bytes a corruption, labels five times.
+
+    Severity s of a corruption is ``images`` plus 10 s + the place of the corruption, modulo 256.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    for place, corruption in enumerate(corruptions):
+        severities = [(images.astype(int) + 10 * s + place) % 256 for s in range(1, 6)]
+        np.save(root / f"{corruption}.npy", np.concatenate(severities).astype(np.uint8).transpose(0, 2, 3, 1))
+    np.save(root / "labels.npy", np.tile(labels, 5).astype(np.int64))

@@ -100,6 +100,7 @@ def test_other_counts_are_a_warning_with_both_numbers(tmp_path, recwarn):
 
 def test_the_official_counts_warn_of_nothing(tmp_path, monkeypatch, recwarn):
     monkeypatch.setattr("mbcl.data.cifar.OFFICIAL_COUNTS", (20, 8))
+    monkeypatch.setattr("mbcl.data.cifar.official_md5", lambda name: {})
     write_cifar(tmp_path)
     load(tmp_path)
     assert not recwarn.list
@@ -276,3 +277,55 @@ def test_a_failing_download(tmp_path, monkeypatch):
     refused(tmp_path, r"the download into .* failed \(no network\); expected cifar-100-python", download=True)
     with pytest.raises(ConfigError, match="download needs data.dir"):
         data.load("cifar100", download=True)
+
+
+# -- checksums and names ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_that_are_not_official_are_told_and_refused_if_asked(tmp_path, packed, monkeypatch):
+    import hashlib
+
+    write_cifar(tmp_path, "cifar10")
+    names = "data_batch_1, data_batch_2, data_batch_3, data_batch_4, data_batch_5, test_batch"
+    if packed:
+        names = pack_cifar(tmp_path, "cifar10").name
+    with pytest.warns(UserWarning, match=f"not the official checksum .MD5.: {names}"):
+        load(tmp_path, "cifar10")
+    refused(tmp_path, f"not the official checksum .*{names} .*data.verify: strict", "cifar10", verify="strict")
+    paths = [path for path in tmp_path.rglob("*") if path.is_file()]
+    sums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in paths}
+    monkeypatch.setattr("mbcl.data.cifar.official_md5", lambda name: sums)
+    monkeypatch.setattr("mbcl.data.cifar.OFFICIAL_COUNTS", (100, 8))
+    assert len(load(tmp_path, "cifar10", verify="strict").test) == 8
+
+
+def test_the_checksums_are_torchvisions():
+    from torchvision.datasets import CIFAR10
+
+    from mbcl.data.checksums import official_md5
+
+    known = official_md5("CIFAR10")
+    assert known["cifar-10-python.tar.gz"] == CIFAR10.tgz_md5
+    assert known["test_batch"] == CIFAR10.test_list[0][1]
+    assert len(official_md5("FashionMNIST")) == 4
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_names_of_classes_and_files(tmp_path, packed):
+    write_cifar(tmp_path)
+    if packed:
+        pack_cifar(tmp_path)
+    test = load(tmp_path).test
+    assert test.classes == tuple(f"class {label}" for label in range(100))
+    assert test.files == tuple(f"image_{row:06d}" for row in range(8))
+    assert test.subset(torch.tensor([3, 1])).files == ("image_000003", "image_000001")
+
+
+def test_the_file_with_the_names_of_classes_may_be_missing_but_not_damaged(tmp_path):
+    write_cifar(tmp_path)
+    meta = tmp_path / "cifar-100-python" / "meta"
+    meta.write_bytes(pickled({b"fine_label_names": [b"apple"]}))
+    refused(tmp_path, "meta: fine_label_names: expected 100 names of classes")
+    meta.unlink()
+    assert load(tmp_path).test.classes == ()

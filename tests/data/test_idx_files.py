@@ -13,6 +13,8 @@ import torch
 from mbcl import data
 from mbcl.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.filterwarnings("ignore:fashion_mnist.*not the official checksum:UserWarning")
+
 PARTS = {"train": 12, "t10k": 5}
 
 
@@ -166,3 +168,34 @@ def test_a_failing_download(tmp_path, monkeypatch):
         data.load("fashion_mnist", dir=str(tmp_path), download=True)
     with pytest.raises(ConfigError, match="download needs data.dir"):
         data.load("fashion_mnist", download=True)
+
+
+# -- checksums -----------------------------------------------------------------------------------------------------
+
+
+def test_files_that_are_not_official_are_told(tmp_path):
+    write(tmp_path)
+    with pytest.warns(UserWarning, match="not the official checksum") as caught:
+        data.load("fashion_mnist", dir=str(tmp_path))
+    assert [str(warning.message).rpartition(": ")[2] for warning in caught] == [
+        "train-images-idx3-ubyte, train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte",
+    ]
+    with pytest.raises(DataError, match=r"fashion_mnist: .*not the official checksum .* data.verify: strict"):
+        data.load("fashion_mnist", dir=str(tmp_path), verify="strict")
+    with pytest.raises(ConfigError, match="verify: found 'always', allowed: warn, strict"):
+        data.load("fashion_mnist", dir=str(tmp_path), verify="always")
+
+
+@pytest.mark.parametrize("gz", [False, True])
+def test_official_is_the_content_or_the_file_that_torchvision_knows(tmp_path, monkeypatch, gz):
+    import hashlib
+
+    arrays = write(tmp_path, gz=gz)
+    if gz:
+        found = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in tmp_path.iterdir()]
+        monkeypatch.setattr("torchvision.datasets.FashionMNIST.resources", found)
+    else:
+        sums = {name: hashlib.md5(idx(array)).hexdigest() for name, array in arrays.items()}
+        monkeypatch.setattr("mbcl.data.fashion_mnist.CONTENT_MD5", sums)
+    assert len(data.load("fashion_mnist", dir=str(tmp_path), verify="strict").train) == 12

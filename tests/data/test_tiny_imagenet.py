@@ -220,6 +220,13 @@ def test_classes_must_agree(folder):
     refused(folder, "train/n00000002: it holds no images; expected .jpg, .jpeg")
 
 
+def test_a_file_of_another_class_is_named(folder):
+    path = folder / image(WNIDS[0])
+    moved = folder / "train" / WNIDS[1] / "images" / path.name
+    path.rename(moved)
+    refused(folder, f"{moved}: an image of {WNIDS[0]} in the folder of {WNIDS[1]}")
+
+
 def test_a_test_part_with_other_classes(folder):
     as_class_folders(folder, "val")
     (folder / "val" / WNIDS[0]).rename(folder / "val" / "n00000003")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import mbcl
 from mbcl.errors import ConfigError
-from mbcl.metrics import ranks, retrieval
+from mbcl.metrics import ranks, retrieval, retrieval_within
 
 STORED = np.load(Path(__file__).parents[1] / "golden" / "retrieval.npz")
 
@@ -124,3 +124,39 @@ def test_bad_input() -> None:
 def test_overflow_does_not_flatter() -> None:
     u = torch.full((5, 2), 3e38) * torch.tensor([1.0, -1.0])
     assert retrieval(u, u.flip(1), similarity="dot")["u2v/top1"] == 0  # inf - inf, not a number
+
+
+@pytest.mark.parametrize("group", range(int(STORED["n_groups"])))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_golden_within_groups(group: int, dtype: torch.dtype) -> None:
+    u, v = (torch.tensor(STORED[f"g{group}_z{view}"], dtype=dtype) for view in (1, 2))
+    found = retrieval_within(u, v, similarity="dot")
+    assert found["u2v/top1"] == pytest.approx(float(STORED[f"g{group}_fwd_R1"]), rel=1e-12)
+    assert found["v2u/top1"] == pytest.approx(float(STORED[f"g{group}_bwd_R1"]), rel=1e-12)
+    alone = [retrieval_within(u[i : i + 1], v[i : i + 1], similarity="dot")["u2v/top1"] for i in range(len(u))]
+    assert alone == pytest.approx(STORED[f"g{group}_per_image_fwd_R1"].tolist())
+
+
+@given(seed=st.integers(0, 2**31), groups=st.integers(1, 4), members=st.integers(1, 5))
+@settings(max_examples=20, deadline=None)
+def test_within_groups_is_retrieval_of_each_group(seed: int, groups: int, members: int) -> None:
+    u, v = torch.randn(2, groups, members, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    each = [retrieval(a, b) for a, b in zip(u, v, strict=True)]
+    for direction, found in retrieval_within(u, v).items():
+        assert found == pytest.approx(np.mean([one[direction] for one in each]))
+
+
+def test_within_groups_of_equal_members_nothing_is_found() -> None:
+    assert retrieval_within(torch.ones(4, 3, 2), torch.ones(4, 3, 2)) == {"u2v/top1": 0.0, "v2u/top1": 0.0}
+    with pytest.raises(ValueError, match=r"two \(G, M, D\) tensors"):
+        retrieval_within(torch.ones(4, 2), torch.ones(4, 2))
+    broken = torch.ones(4, 3, 2)
+    broken[1, 2, 0] = torch.nan
+    with pytest.raises(ValueError, match="1 of 12 rows of u are not finite"):
+        retrieval_within(broken, torch.ones(4, 3, 2))
+
+
+def test_one_direction_is_that_part_of_both() -> None:
+    u, v = torch.randn(2, 30, 4, generator=torch.Generator().manual_seed(0))
+    both, one = retrieval(u, v), retrieval(u, v, directions=("u2v",))
+    assert one == {key: value for key, value in both.items() if key.startswith("u2v/")}

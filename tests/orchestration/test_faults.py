@@ -107,6 +107,7 @@ def run_one(
         trial_id="0-test",
         experiment=experiment.model_dump(mode="json"),
         store=store.child("trials/0-test").uri,
+        baselines=store.child("baselines").uri,
         scratch=str(store.local_folder(".ray")),
         need=resolve(Resources(workers=workers), [Node(CPUS)]),
         group="test",

@@ -177,6 +177,43 @@ def test_evaluation_alone(own_copy):
 
 
 @pytest.mark.ray
+def test_other_metrics_go_through_tables_and_report(own_copy):
+    space, study = own_copy
+    corrupted = "{severities: [2], corruptions: [fog, contrast]}"
+    chosen = [
+        "metrics=[retrieval, corrupted, knn, probe, repr]",
+        "baselines=[random, pixels]",
+        f"corrupted={corrupted}",
+    ]
+    overrides = [word for setting in chosen for word in ("--set", f"experiment.evaluation.{setting}")]
+    result = call(space, study.parent, "--eval-only", *overrides)
+    assert result.returncode == 0, result.stderr
+    expected = {"corrupted/within/2/u2v/top1", "corrupted/clean/fog/2/top1", "corrupted/clean/mean/2/top1"}
+    expected |= {"knn/top1", "probe/top1", "repr/alignment", "repr/uniformity", "repr/effective_rank"}
+    expected |= {f"baseline/{kind}/{metric}" for kind in ("random", "pixels") for metric in expected}
+    with (study / "results.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    with (study / "summary.csv").open() as stream:
+        settings = list(csv.DictReader(stream))
+    page = (study / "report.html").read_text()
+    for metric in expected:
+        assert all(row[metric] for row in rows), metric
+        assert [float(row[f"{metric}/mean"]) for row in settings] == [float(row[metric]) for row in rows]
+        assert metric in page
+    names = sorted(path.name.partition("-")[0] for path in (study / "baselines").iterdir())
+    assert names == ["pixels", "random"], "both trials have one seed and one model"
+    values = {row["baseline/random/knn/top1"] for row in rows}
+    assert len(values) == 1
+    for setting, text in (
+        ("knn={k: 5000}", "evaluation.knn.k: 5000 is above the 270"),
+        ("split=train", "knn is fitted"),
+    ):
+        bad = call(space, study.parent, "--eval-only", *overrides, "--set", f"experiment.evaluation.{setting}")
+        assert bad.returncode == 2
+        assert text in one_error_line(bad)
+
+
+@pytest.mark.ray
 def test_an_evaluation_that_fails_leaves_the_study_as_it_was(own_copy):
     space, study = own_copy
     kept = [study / "study.json", study / "space.yaml", *study.glob("trials/*/evaluation.json")]

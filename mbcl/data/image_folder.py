@@ -1,0 +1,68 @@
+"""Any images in folders of classes: ``train/CLASS/IMAGE`` and ``test/CLASS/IMAGE`` (or ``val``)."""
+
+from __future__ import annotations
+
+from mbcl.data.folder_sets import FolderSet
+from mbcl.data.folders import Parts, image_dimensions, list_class_folders, subfolders, train_and_test
+from mbcl.data.images import Splits
+from mbcl.data.recipe import ViewRecipe
+from mbcl.data.request import Request
+from mbcl.errors import ConfigError, DataError
+
+HOW_TO_GET = (
+    "expected folders train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE); images of other sizes than "
+    "data.image_size are resized, the shorter side to it, and the centre is taken; there is no download"
+)
+RECIPE = ViewRecipe()
+
+
+def find(request: Request) -> Parts | None:
+    """The images of both parts.
+
+    Without ``image_size`` all images must be squares of one size, that of the first.
+
+    Raises:
+        DataError: if there is no test part, a folder cannot be read, or the size cannot be told.
+    """
+    found = None if request.root is None else train_and_test(request.root, "image_folder", HOW_TO_GET)
+    if found is None:
+        return None
+    train, test = found
+    classes = subfolders(train)
+    listings = list_class_folders(train, classes), list_class_folders(test, classes)
+    size = request.image_size
+    if size is None:
+        first = listings[0].paths[0]
+        width, height = image_dimensions(first)
+        if width != height:
+            raise DataError(f"{first}: found {width} x {height} pixels, not a square; data.image_size says the side")
+        size = width
+    return Parts(train.parent, *listings, classes, size, resize=request.image_size is not None)
+
+
+FILES = FolderSet(
+    name="image_folder",
+    find=find,
+    mean=(0.485, 0.456, 0.406),  # ImageNet's
+    std=(0.229, 0.224, 0.225),
+    recipe=RECIPE,
+    sized=False,
+)
+
+
+def read(request: Request) -> Splits:
+    """Read both parts.
+
+    Raises:
+        DataError: if a file is missing or damaged, in one line that names it.
+        ConfigError: if ``download`` is asked for.
+    """
+    if request.download:
+        raise ConfigError(f"image_folder: download: found true, but there is nothing to fetch; {HOW_TO_GET}")
+    if request.root is None:
+        raise DataError(f"image_folder: data.dir is not given; {HOW_TO_GET}")
+    found = FILES.read(request)
+    if found is None:
+        what = "holds no folder train" if request.root.is_dir() else "does not exist"
+        raise DataError(f"image_folder: {request.root} {what}; {HOW_TO_GET}")
+    return found

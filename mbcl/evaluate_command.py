@@ -1,0 +1,142 @@
+"""``mbcl evaluate``: any checkpoint, an export, several checkpoints of a training. Heavy imports come when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from mbcl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mbcl.experiment import Data, Evaluation, Experiment
+
+EVALUATIONS = "evaluations"
+"""The folder that has one ``evaluation.json`` a checkpoint, where several are evaluated."""
+
+
+def add_evaluate(commands: Any) -> None:
+    """Add the command to a parser's sub-commands."""
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="evaluate a checkpoint",
+        description="Evaluate the last good checkpoint of a trained experiment, or exported weights, and write "
+        "evaluation.json beside them. What is there already for the same weights and settings is not done again. "
+        "Settings are those of the experiment's evaluation block, changed by these options.",
+    )
+    evaluate.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        required=True,
+        help="the folder that training wrote (with checkpoints/ in it), one checkpoint folder, or an export",
+    )
+    evaluate.add_argument(
+        "--epochs",
+        metavar="N",
+        type=int,
+        nargs="+",
+        help="the checkpoints after so many epochs each, into evaluations/NAME/; 0 or -1 for the initial weights",
+    )
+    evaluate.add_argument(
+        "--metrics", metavar="NAME", nargs="+", help="of retrieval, corrupted, knn, probe, repr (default: as trained)"
+    )
+    evaluate.add_argument("--corrupted", action="store_true", help="corrupted retrieval besides the other metrics")
+    evaluate.add_argument("--severity", metavar="N", type=int, nargs="+", help="of corruptions, 1 to 5 (default: all)")
+    evaluate.add_argument(
+        "--corrupted-dir", metavar="DIR", help="the data set's official corrupted version (default: made as needed)"
+    )
+    evaluate.add_argument("--baselines", metavar="NAME", nargs="+", help="beside them: random weights, raw pixels")
+    evaluate.add_argument("--split", metavar="NAME", help="test, validation, or train as published")
+    evaluate.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="e.g. knn.k=200")
+    evaluate.add_argument("--data", metavar="NAME", help="another data set than the one trained on")
+    evaluate.add_argument("--data-dir", metavar="DIR", help="where the data lie on this machine")
+    evaluate.add_argument("--out", metavar="DIR", help="where evaluation.json goes (default: beside the checkpoints)")
+    evaluate.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    evaluate.add_argument("--force", action="store_true", help="evaluate even if that was done already")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from mbcl.engine.checkpoint import folder_and_checkpoint
+    from mbcl.evaluation import evaluate, find_weights, of_epochs
+    from mbcl.evaluation.baselines import BASELINES
+    from mbcl.evaluation.weights import INITIAL
+    from mbcl.storage import open_store
+
+    folder, checkpoint = folder_and_checkpoint(arguments.checkpoint)
+    if arguments.epochs and checkpoint is not None:
+        raise ConfigError(
+            f"--epochs: chooses among all checkpoints, found {checkpoint}: give the folder of the training"
+        )
+    store = open_store(folder)
+    out = open_store(arguments.out or folder)
+    names = of_epochs(store, arguments.epochs) if arguments.epochs else [checkpoint]
+    # All of them are read before the first is evaluated: a damaged one is refused at once.
+    found = [find_weights(store, None if name == INITIAL else name) for name in names]
+    name_of_data, data_dir = _official(arguments)
+    settings = _settings(found[0].experiment, arguments)
+    results = {}
+    for name, weights in zip(names, found, strict=True):
+        results[name or weights.name] = evaluate(
+            store,
+            checkpoint=name,
+            settings=settings,
+            device=arguments.device,
+            data=_data(weights.experiment, name_of_data),
+            data_dir=data_dir,
+            out=out.child(f"{EVALUATIONS}/{name}") if arguments.epochs else out,
+            baselines=out.child(BASELINES),
+            force=arguments.force,
+        )
+    shown = results if arguments.epochs else next(iter(results.values()))
+    sys.stdout.write(json.dumps(shown, indent=1) + "\n")
+    return 0
+
+
+def _official(arguments: argparse.Namespace) -> tuple[str | None, str | None]:
+    """Data set and folder; an official corrupted set stands for its clean one, and for ``--corrupted``."""
+    from mbcl.data import CORRUPTED
+
+    name, folder = arguments.data, arguments.data_dir
+    if name not in CORRUPTED:
+        return name, folder
+    if folder is None or arguments.corrupted_dir is not None:
+        raise ConfigError(f"--data {name}: its folder is given by --data-dir")
+    arguments.corrupted, arguments.corrupted_dir = True, folder
+    return CORRUPTED[name].clean, None
+
+
+def _settings(experiment: Experiment, arguments: argparse.Namespace) -> Evaluation:
+    """The experiment's evaluation block, changed by the options; ``--set`` counts last."""
+    from mbcl.configuration import apply_overrides, validate
+    from mbcl.experiment import Evaluation
+
+    content = experiment.evaluation.model_dump(mode="json")
+    content |= {
+        key: value for key in ("metrics", "baselines", "split") if (value := getattr(arguments, key)) is not None
+    }
+    if arguments.corrupted and "corrupted" not in content["metrics"]:
+        content["metrics"] = [*content["metrics"], "corrupted"]
+    for option, key in (("severity", "severities"), ("corrupted_dir", "dir")):
+        value = getattr(arguments, option)
+        if value is not None:
+            content["corrupted"][key] = value
+            if "corrupted" not in content["metrics"]:
+                raise ConfigError(
+                    f"--{option.replace('_', '-')}: found {value}, but without --corrupted it is not used"
+                )
+    apply_overrides(content, arguments.set)
+    return validate(Evaluation, content, "evaluation")
+
+
+def _data(experiment: Experiment, name: str | None) -> Data | None:
+    """Another data set, whole; None for the one that was trained on."""
+    from mbcl.configuration import validate
+    from mbcl.data import DATASETS
+    from mbcl.experiment import Data
+
+    if name is None or DATASETS.canonical(name) == DATASETS.canonical(experiment.data.name):
+        return None
+    kept = experiment.data.model_dump(mode="json", include={"image_size", "validation"})
+    return validate(Data, {**kept, "name": name}, "--data")

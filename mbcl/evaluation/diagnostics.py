@@ -1,0 +1,19 @@
+"""Diagnostics of the features, without labels."""
+
+from __future__ import annotations
+
+from mbcl.evaluation.subject import Subject
+from mbcl.metrics import alignment, effective_rank, uniformity
+
+
+def measure(subject: Subject) -> dict[str, float]:
+    """``repr/alignment`` of two augmented views, ``repr/uniformity`` and ``repr/effective_rank`` of clean images.
+
+    See :func:`mbcl.metrics.alignment`, :func:`mbcl.metrics.uniformity` and :func:`mbcl.metrics.effective_rank`.
+    """
+    u, v = subject.pairs(subject.representation.features, subject.images, subject.views_key("evaluation views"))
+    return {
+        "repr/alignment": alignment(u, v),
+        "repr/uniformity": uniformity(subject.features),
+        "repr/effective_rank": effective_rank(subject.features),
+    }

@@ -1,0 +1,16 @@
+"""Retrieval of a split's images: of two augmented views each must find the other among those of all images."""
+
+from __future__ import annotations
+
+from mbcl.evaluation.subject import Subject
+from mbcl.metrics import retrieval
+
+
+def measure(subject: Subject) -> dict[str, float]:
+    """``retrieval/{u2v,v2u}/{top1,top5,top10,mrr,mean_rank,median_rank}``; see :func:`mbcl.metrics.retrieval`.
+
+    Views are projected in evaluation mode, as published.
+    """
+    u, v = subject.pairs(subject.representation, subject.images, subject.views_key("evaluation views"))
+    found = retrieval(u, v, similarity=subject.settings.similarity)
+    return {f"retrieval/{key}": value for key, value in found.items()}

@@ -1,0 +1,115 @@
+"""The ``evaluation`` block of an experiment: what is measured once, at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from mbcl.configuration import PathConfigError, Section
+from mbcl.data import CORRUPTIONS
+from mbcl.errors import nearest
+
+Metric = Literal["retrieval", "corrupted", "knn", "probe", "repr"]
+Baseline = Literal["random", "pixels"]
+METRICS: tuple[Metric, ...] = ("retrieval", "corrupted", "knn", "probe", "repr")
+BASELINES: tuple[Baseline, ...] = ("random", "pixels")
+_CLASS_METRICS = ("knn", "probe")
+
+
+def _refuse_twice(key: str, values: Sequence[object]) -> None:
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise PathConfigError(key, f"{value!r} is given twice")
+
+
+class Corrupted(Section):
+    """Retrieval under corruption.
+
+    ``meanings``: ``within``, as published: among the corrupted versions of one image, view 1 of a corruption must find
+    view 2 of the same one. ``clean``: a corrupted image must find its original among all images.
+
+    ``severities``: of 1 to 5. ``corruptions``: all by default.
+
+    ``dir``: the folder of the data set's official corrupted version, whose own corruptions are then all by default;
+    without it images are corrupted as they are needed.
+    """
+
+    meanings: list[Literal["within", "clean"]] = Field(default=["within", "clean"], min_length=1)
+    severities: list[Annotated[int, Field(ge=1, le=5)]] = Field(default=[1, 2, 3, 4, 5], min_length=1)
+    corruptions: list[str] | None = Field(default=None, min_length=1)
+    dir: str | None = None
+
+    @model_validator(mode="after")
+    def _corruptions_fit(self) -> Corrupted:
+        for key in ("meanings", "severities", "corruptions"):
+            _refuse_twice(key, getattr(self, key) or [])
+        if self.corruptions is None:
+            return self
+        unknown = [name for name in self.corruptions if name not in CORRUPTIONS]
+        if unknown and self.dir is None:
+            raise PathConfigError(
+                "corruptions", f"unknown corruption {unknown[0]!r}; {nearest(unknown[0], CORRUPTIONS)}"
+            )
+        if len(self.corruptions) < 2 and "within" in self.meanings:
+            raise PathConfigError(
+                "corruptions", f"found only {self.corruptions[0]!r}, but meaning within tells corruptions apart"
+            )
+        return self
+
+
+class Neighbours(Section):
+    """The k-nearest-neighbour vote; see :func:`mbcl.metrics.knn`."""
+
+    k: int = Field(default=20, ge=1)
+    weighting: Literal["similarity", "uniform"] = "similarity"
+    temperature: float = Field(default=0.07, gt=0)
+
+
+class Probe(Section):
+    """The linear probe, logistic regression; see :func:`mbcl.metrics.choose_probe`.
+
+    ``penalties``: to choose from, by the accuracy on the share ``held_out`` of the training features.
+    """
+
+    penalties: list[Annotated[float, Field(gt=0)]] = Field(default=[1.0, 0.1, 0.01, 0.001, 0.0001], min_length=1)
+    held_out: float = Field(default=0.2, gt=0, lt=1)
+
+
+class Evaluation(Section):
+    """What is measured once, at the end.
+
+    ``split``: the images that are measured; the published evaluation took the training images.
+
+    ``metrics``: ``retrieval``, ``corrupted``, ``knn``, ``probe``, ``repr``. The classifiers are fitted on the features
+    of the training images.
+
+    ``similarity``: of retrieval; ``dot`` as published.
+
+    ``baselines``: the same metrics of the ``random`` initial weights (published as epoch -1) and of raw ``pixels``.
+    """
+
+    split: Literal["test", "validation", "train"] = "test"
+    metrics: list[Metric] = Field(default=["retrieval"], min_length=1)
+    similarity: Literal["cosine", "dot"] = "cosine"
+    batch_size: int = Field(default=512, ge=1)
+    baselines: list[Baseline] = []
+    corrupted: Corrupted = Corrupted()
+    knn: Neighbours = Neighbours()
+    probe: Probe = Probe()
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Evaluation:
+        _refuse_twice("metrics", self.metrics)
+        _refuse_twice("baselines", self.baselines)
+        fitted = [metric for metric in self.metrics if metric in _CLASS_METRICS]
+        if fitted and self.split == "train":
+            raise PathConfigError(
+                "split", f"found train, the images that {fitted[0]} is fitted on; allowed with it: test, validation"
+            )
+        if "corrupted" in self.metrics and self.corrupted.dir is not None and self.split != "test":
+            raise PathConfigError(
+                "corrupted.dir", f"official corrupted sets are of the test images, but split is {self.split}"
+            )
+        return self

@@ -1,0 +1,85 @@
+"""Classification by nearest neighbours: do images of one class lie together?
+
+Letters: N bank, Q queries, F features, C classes, c rows of a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mbcl.errors import ConfigError
+from mbcl.functional import check_choice, check_count, check_temperature, normalize
+from mbcl.metrics._retrieval import chunk_rows
+
+Weighting = Literal["similarity", "uniform"]
+
+
+def knn(
+    bank: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    *,
+    k: int = 20,
+    weighting: Weighting = "similarity",
+    temperature: float = 0.07,
+    chunk_size: int | None = None,
+) -> Tensor:
+    r"""Class of each query by a vote of its k nearest in the bank, by cosine.
+
+    .. math:: \hat y_q = \arg\max_c \sum_{i \in \mathrm{kNN}(q),\; y_i = c} w_i, \qquad
+              w_i = \exp(\cos(q, x_i) / \tau) \;\text{or}\; 1
+
+    Args:
+        bank: (N, F) float features with known classes.
+        labels: (N,) int64, any whole numbers, on any device.
+        queries: (Q, F), same dtype and device as ``bank``.
+        k: neighbours that vote.
+        weighting: ``similarity``, weights as above; ``uniform``, one vote each.
+        temperature: tau of ``similarity``, > 0.
+        chunk_size: queries whose similarities to the bank are held at once; by default as many as fit 64 MiB.
+
+    Returns:
+        (Q,) int64 labels on the CPU. Of classes with equal votes the smallest label wins.
+
+    Raises:
+        ValueError: if shapes do not fit or an entry is not finite.
+        ConfigError: if a parameter is not possible, or k is above N.
+
+    Reference:
+        Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018, section 3.4;
+        k = 20 as in Caron et al., ICCV 2021.
+
+    Example:
+        >>> knn(torch.eye(2), torch.tensor([7, 3]), torch.tensor([[0.9, 0.1]]), k=1).tolist()
+        [7]
+    """
+    check_choice("weighting", weighting, ("similarity", "uniform"))
+    check_temperature(temperature)
+    if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1] or labels.shape != bank.shape[:1]:
+        raise ValueError(
+            f"knn: (N, F), (N,) and (Q, F) are needed; found {tuple(bank.shape)}, {tuple(labels.shape)} and "
+            f"{tuple(queries.shape)}"
+        )
+    if check_count("k", k) > len(bank):
+        raise ConfigError(f"k must be at most the {len(bank)} samples of the bank, found {k}")
+    if not bool(torch.isfinite(bank).all() and torch.isfinite(queries).all()):
+        raise ValueError("knn: features are not finite")
+    rows = chunk_rows(len(bank)) if chunk_size is None else check_count("chunk_size", chunk_size)
+    classes, members = labels.cpu().unique(return_inverse=True)
+    members = members.to(bank.device)
+    found = []
+    with torch.no_grad(), torch.autocast(device_type=bank.device.type, enabled=False):
+        bank = normalize(bank)
+        for part in queries.split(rows):
+            nearest_ck, index_ck = (normalize(part) @ bank.T).topk(k, dim=1)
+            # Relative to the nearest, which changes no comparison and cannot overflow.
+            weights_ck = ((nearest_ck - nearest_ck[:, :1]).double() / temperature).exp()
+            if weighting == "uniform":
+                weights_ck = torch.ones_like(weights_ck)
+            votes_cC = torch.zeros((len(part), len(classes)), dtype=torch.float64, device=bank.device)
+            votes_cC.scatter_add_(1, members[index_ck], weights_ck)
+            found.append(votes_cC.argmax(dim=1).cpu())  # the first of equal ones
+    return classes[torch.cat(found)] if found else torch.zeros(0, dtype=torch.int64)

@@ -1,0 +1,255 @@
+"""Corrupted test sets in their official formats: in the order of the clean images, or refused by name."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data.official import write_cifar, write_corrupted_archive, write_image, write_tiny_imagenet
+from PIL import Image
+
+from mbcl import data
+from mbcl.errors import ConfigError, DataError
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:cifar:UserWarning", "ignore:tiny_imagenet:UserWarning", "ignore:image_folder:UserWarning"
+)
+
+
+@pytest.fixture
+def clean(tmp_path) -> data.ImageSet:
+    """CIFAR-10's test part."""
+    write_cifar(tmp_path, "cifar10", num_test=12)
+    return data.load("cifar10", dir=str(tmp_path)).test
+
+
+@pytest.fixture
+def archive(tmp_path, clean) -> Path:
+    root = tmp_path / "CIFAR-10-C"
+    write_corrupted_archive(root, clean.images.numpy(), clean.labels.numpy())
+    return root
+
+
+def load(root: Path, clean: data.ImageSet, corruption: str = "snow", severity: int = 3, **options) -> data.ImageSet:
+    name = options.pop("name", "cifar10_c")
+    return data.load_corrupted(name, dir=str(root), corruption=corruption, severity=severity, clean=clean, **options)
+
+
+def refused(root: Path, clean: data.ImageSet, text: str, **options) -> None:
+    with pytest.raises(DataError, match=text) as caught:
+        load(root, clean, **options)
+    assert "\n" not in str(caught.value)
+
+
+# -- CIFAR's archives ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cifar10_c", "cifar10"])
+@pytest.mark.parametrize("place", ["itself", "its parent"])
+def test_reads_what_was_written(archive, clean, place, name):
+    root = archive if place == "itself" else archive.parent
+    assert data.corrupted_available(name, str(root)) == {"snow": [1, 2, 3, 4, 5], "fog": [1, 2, 3, 4, 5]}
+    for number, corruption in enumerate(("fog", "snow")):
+        for severity in (1, 5):
+            found = load(root, clean, corruption, severity, name=name)
+            assert torch.equal(found.images, ((clean.images.int() + 10 * severity + number) % 256).to(torch.uint8))
+            assert torch.equal(found.labels, clean.labels)
+            assert (found.mean, found.recipe, found.image_size) == (clean.mean, clean.recipe, clean.image_size)
+            assert found.name == "cifar10_c"
+
+
+def test_labels_may_stand_there_once(archive, clean):
+    np.save(archive / "labels.npy", clean.labels.numpy().astype(np.uint8))
+    assert len(load(archive, clean)) == 12
+
+
+def test_a_truncated_archive(archive, clean):
+    path = archive / "snow.npy"
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(archive, clean, "snow.npy: not a whole NumPy file of .* bytes")
+    path.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': ")
+    refused(archive, clean, "snow.npy: not a whole NumPy file of 20 bytes")
+    path.write_bytes(b"")
+    refused(archive, clean, "snow.npy: not a whole NumPy file of 0 bytes")
+
+
+class Evil:
+    def __reduce__(self):
+        return Path("touched").touch, ()
+
+
+@pytest.mark.parametrize("name", ["snow.npy", "labels.npy"])
+def test_nothing_is_unpickled(archive, clean, name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    np.save(archive / name, np.array([Evil()], dtype=object), allow_pickle=True)
+    refused(archive, clean, f"{name}: not a whole NumPy file")
+    (archive / name).write_bytes(pickle.dumps(Evil()))
+    refused(archive, clean, f"{name}: not a whole NumPy file")
+    assert not Path("touched").exists()
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, found",
+    [
+        ((48, 32, 32, 3), np.uint8, "uint8 48 x 32 x 32 x 3"),
+        ((60, 3, 32, 32), np.uint8, "uint8 60 x 3 x 32 x 32"),
+        ((60, 32, 32, 3), np.float32, "float32 60"),
+    ],
+)
+def test_other_shapes(archive, clean, shape, dtype, found):
+    np.save(archive / "snow.npy", np.zeros(shape, dtype))
+    refused(
+        archive, clean, f"expected uint8 60 x 32 x 32 x 3, five severities of the 12 clean test images, found {found}"
+    )
+
+
+def test_labels_of_other_images(archive, clean):
+    labels = np.tile(clean.labels.numpy(), 5)
+    labels[24 + 7] = (labels[24 + 7] + 1) % 10
+    np.save(archive / "labels.npy", labels)
+    assert len(load(archive, clean, severity=2)) == 12
+    refused(
+        archive,
+        clean,
+        f"1 labels are not those of the clean test images, first {labels[31]} at position 31",
+        severity=3,
+    )
+    np.save(archive / "labels.npy", labels[:-1])
+    refused(archive, clean, "expected 60 or 12 whole numbers, found int64 59")
+    np.save(archive / "labels.npy", labels.astype(float))
+    refused(archive, clean, "found float64 60")
+    (archive / "labels.npy").unlink()
+    refused(archive, clean, "labels.npy: missing")
+
+
+def test_what_is_not_there(archive, clean, tmp_path):
+    with pytest.raises(ConfigError, match="no corruption 'fogg' in .*; did you mean 'fog'"):
+        load(archive, clean, "fogg")
+    with pytest.raises(ConfigError, match="no corruption"):
+        load(archive, clean, "../snow")
+    with pytest.raises(ConfigError, match=r"1..5, found 6"):
+        load(archive, clean, severity=6)
+    with pytest.raises(ConfigError, match="no corrupted set of 'digits'"):
+        load(archive, clean, name="digits")
+    refused(
+        tmp_path / "nowhere", clean, r"nowhere does not exist; expected the extracted CIFAR-10-C.tar \(CORRUPTION.npy"
+    )
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", clean, "empty holds no corruptions; expected")
+
+
+def test_another_number_of_images_is_an_objection(archive, clean):
+    with pytest.warns(UserWarning, match="the official set has 10,000 images, the clean one has 12"):
+        load(archive, clean)
+    refused(archive, clean, "data.verify: strict", verify="strict")
+
+
+def test_a_corrupted_set_is_not_trained_on(archive):
+    with pytest.raises(ConfigError, match="cifar10_c is a corrupted test set .* train on cifar10"):
+        data.load("cifar10_c", dir=str(archive))
+
+
+# -- folders -------------------------------------------------------------------------------------------------------
+
+
+def png(path: Path, pixels: torch.Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+
+
+def as_folders(root: Path, clean: data.ImageSet, name_of, severity: int = 3, folder_of=None) -> None:
+    """CORRUPTION/SEVERITY/CLASS/IMAGE of the inverted images."""
+    for position, (image, label) in enumerate(zip(255 - clean.images, clean.labels.tolist(), strict=True)):
+        folder = folder_of(label) if folder_of else clean.classes[label]
+        png(root / "fog" / str(severity) / folder / name_of(position), image)
+
+
+NAMES = {
+    "that of the clean file": lambda clean: lambda position: f"{clean.files[position]}.png",
+    "the position": lambda clean: lambda position: f"{position:05d}.png",
+    "a number in the class": lambda clean: (
+        lambda position: f"img{int((clean.labels[:position] == clean.labels[position]).sum())}.png"
+    ),
+}
+
+
+@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize("folders", ["names", "numbers"])
+def test_folders_come_in_the_order_of_the_clean_images(tmp_path, names, folders):
+    write_cifar(tmp_path, "cifar10", num_test=60)
+    clean = data.load("cifar10", dir=str(tmp_path)).test
+    root = tmp_path / "C"
+    # the archive's names are equal in all our files, as its makers' never are
+    clean = data.ImageSet(**{**vars(clean), "files": tuple(f"x_s_{row:06d}" for row in range(60))})
+    as_folders(root, clean, NAMES[names](clean), folder_of=str if folders == "numbers" else None)
+    assert data.corrupted_available("cifar10_c", str(root)) == {"fog": [3]}
+    if names.startswith("a number"):
+        with pytest.warns(UserWarning, match="names do not tell which clean images"):
+            found = load(root, clean, "fog")
+        refused(root, clean, "data.verify: strict", corruption="fog", verify="strict")
+    else:
+        found = load(root, clean, "fog")
+    assert torch.equal(found.images, 255 - clean.images)
+    assert torch.equal(found.labels, clean.labels)
+
+
+@pytest.fixture
+def tiny(tmp_path) -> tuple[data.ImageSet, Path]:
+    folder = write_tiny_imagenet(tmp_path, num_val=7)
+    clean = data.load("tiny_imagenet", dir=str(folder)).test
+    root = tmp_path / "Tiny-ImageNet-C"
+    as_folders(root, clean, lambda position: f"{clean.files[position]}.PNG")
+    return clean, root
+
+
+def test_tiny_imagenet(tiny):
+    clean, root = tiny
+    assert torch.equal(load(root, clean, "fog", name="tiny_imagenet_c").images, 255 - clean.images)
+    assert torch.equal(load(root.parent, clean, "fog", name="tiny_imagenet").images, 255 - clean.images)
+    with pytest.raises(DataError, match=r"fog has no severity 5 in .*, found \[3\]"):
+        load(root, clean, "fog", 5, name="tiny_imagenet_c")
+
+
+def test_files_that_are_wrong_are_named(tiny):
+    clean, root = tiny
+    folder = root / "fog" / "3"
+    options = {"corruption": "fog", "name": "tiny_imagenet_c"}
+    path = folder / clean.classes[int(clean.labels[4])] / "val_4.PNG"
+    other = folder / clean.classes[int(clean.labels[5])] / path.name
+    shutil.copy(path, other)
+    refused(
+        root, clean, "a second file of this name|val_4.PNG: the clean test image of this name is of class", **options
+    )
+    path.unlink()
+    refused(root, clean, f"{other}: the clean test image of this name is of class {path.parent.name}", **options)
+    other.rename(path)
+    write_image(path.with_name("val_99.PNG"), 0)
+    refused(root, clean, "val_99.PNG: there is no clean test image of this name", **options)
+    path.with_name("val_99.PNG").rename(path)
+    assert len(load(root, clean, **options)) == 7
+    path.write_bytes(path.read_bytes()[:100])
+    refused(root, clean, "val_4.PNG: not a readable image", **options)
+    path.unlink()
+    refused(root, clean, r"lacks 1 of the 7 test images, first that at position 4 \(val_4\)", **options)
+    write_image(path, 0, size=32)
+    refused(root, clean, "expected 64 x 64 pixels, found 32 x 32", **options)
+    path.parent.rename(folder / "n00000001")
+    refused(root, clean, "n00000001: not one of the 3 classes of the clean test images", **options)
+
+
+def test_without_names_the_classes_must_have_as_many(tiny):
+    clean, root = tiny
+    unnamed = data.ImageSet(**{**vars(clean), "files": ()})
+    victim = next((root / "fog" / "3" / clean.classes[0]).iterdir())
+    victim.unlink()
+    refused(
+        root,
+        unnamed,
+        f"class {clean.classes[0]} has 1 images, the clean test part 2",
+        corruption="fog",
+        name="tiny_imagenet",
+    )

@@ -1,0 +1,189 @@
+"""Every evaluation of a real checkpoint, against slow obvious oracles."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from data.official import write_cifar, write_corrupted_archive
+from engine import runs
+from sklearn.neighbors import KNeighborsClassifier
+
+from mbcl.data import clean_views, corrupt
+from mbcl.dist import World
+from mbcl.engine.embed import ViewKey, two_views
+from mbcl.engine.prepare import load_data, model_of
+from mbcl.errors import ConfigError
+from mbcl.evaluation import INITIAL, evaluate, find_weights
+from mbcl.evaluation.baselines import Pixels
+from mbcl.experiment import Evaluation
+from mbcl.seeding import derive
+from mbcl.storage import LocalStore
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trial")
+    runs.run(World(), folder, runs.experiment())
+    return LocalStore(folder)
+
+
+@pytest.fixture(scope="module")
+def model(store):
+    return find_weights(store).model(in_channels=1)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data(runs.experiment().data, seed=0)
+
+
+def settings(*metrics: str, **more) -> Evaluation:
+    return Evaluation(metrics=list(metrics), **more)
+
+
+@torch.no_grad()
+def features(model, part):
+    return model.features(clean_views(part.images, images=part)).numpy()
+
+
+def test_neighbours_are_those_of_scikit_learn(store, model, data):
+    found = evaluate(store, settings=settings("knn", knn={"k": 5, "weighting": "uniform"}))
+    oracle = KNeighborsClassifier(5, metric="cosine").fit(features(model, data.train), data.train.labels)
+    assert found == {"knn/top1": pytest.approx(oracle.score(features(model, data.test), data.test.labels), abs=0.006)}
+
+
+def test_the_probe_reads_classes_that_pretraining_never_saw(store):
+    found = evaluate(store, settings=settings("probe"))
+    assert 0.4 < found["probe/top1"] <= 1, "four times chance"
+    assert evaluate(store, settings=settings("probe"), force=True) == found
+    one = evaluate(store, settings=settings("probe", probe={"penalties": [100.0]}))
+    assert one["probe/top1"] < found["probe/top1"]
+
+
+def test_diagnostics(store, model, data):
+    found = evaluate(store, settings=settings("repr"))
+    x = features(model, data.test)
+    sigma = np.linalg.svd(x.astype(np.float64), compute_uv=False)
+    p = sigma / sigma.sum()
+    assert found["repr/effective_rank"] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-3)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    squared = ((x[:, None] - x[None]) ** 2).sum(-1)[~np.eye(len(x), dtype=bool)]
+    assert found["repr/uniformity"] == pytest.approx(np.log(np.exp(-2 * squared).mean()), abs=1e-4)
+    assert 0 < found["repr/alignment"] < 2
+
+
+def loop_within(model, test, severity: int, corruptions: list[str]) -> float:
+    """One image at a time, in plain loops."""
+    positions = torch.arange(len(test))
+    seed = derive(0, "test corruptions")
+    views = []
+    for name in corruptions:
+        pixels = corrupt(test.images, corruption=name, severity=severity, seed=seed, positions=positions)
+        key = ViewKey(derive(0, f"test corrupted views of {name}"))
+        with torch.no_grad():
+            both = model(two_views(test.__class__(**{**vars(test), "images": pixels}), positions, key))
+        views.append((both / both.norm(dim=1, keepdim=True)).numpy().reshape(2, len(test), -1))
+    hits = []
+    for image in range(len(test)):
+        for mine in range(len(corruptions)):
+            scores = [views[mine][0, image] @ views[other][1, image] for other in range(len(corruptions))]
+            hits.append(int(np.argmax(scores)) == mine)
+    return float(np.mean(hits))
+
+
+def test_corrupted_within_one_image(store, model, data):
+    corruptions = ["gaussian_noise", "fog", "contrast", "pixelate"]
+    chosen = settings("corrupted", corrupted={"severities": [1, 4], "corruptions": corruptions, "meanings": ["within"]})
+    found = evaluate(store, settings=chosen)
+    assert set(found) == {f"corrupted/within/{s}/{d}/top1" for s in (1, 4) for d in ("u2v", "v2u")}
+    for severity in (1, 4):
+        expected = loop_within(model, data.test, severity, corruptions)
+        assert found[f"corrupted/within/{severity}/u2v/top1"] == pytest.approx(expected, abs=2e-3)
+
+
+def test_corrupted_against_clean(store, model, data):
+    block = {"severities": [3], "corruptions": ["fog", "shot_noise"], "meanings": ["clean"]}
+    chosen = settings("corrupted", corrupted=block)
+    found = evaluate(store, settings=chosen)
+    test, each = data.test, []
+    with torch.no_grad():
+        originals = model(clean_views(test.images, images=test)).numpy()
+        for name in ("fog", "shot_noise"):
+            pixels = corrupt(
+                test.images,
+                corruption=name,
+                severity=3,
+                seed=derive(0, "test corruptions"),
+                positions=torch.arange(len(test)),
+            )
+            queries = model(clean_views(pixels, images=test)).numpy()
+            cosine = (queries / np.linalg.norm(queries, axis=1, keepdims=True)) @ (
+                originals / np.linalg.norm(originals, axis=1, keepdims=True)
+            ).T
+            each.append(float((cosine.argmax(axis=1) == np.arange(len(test))).mean()))
+            assert found[f"corrupted/clean/{name}/3/top1"] == pytest.approx(each[-1], abs=0.006)
+    assert found["corrupted/clean/mean/3/top1"] == pytest.approx(np.mean(each), abs=0.006)
+    assert 0 < found["corrupted/clean/mean/3/top1"] < 1
+
+
+def test_official_corrupted_images_are_read(tmp_path):
+    write_cifar(tmp_path / "cifar", "cifar10")
+    content = runs.experiment(
+        data={"name": "cifar10", "dir": str(tmp_path / "cifar")}, train={"epochs": 1, "batch_size": 8}
+    )
+    with pytest.warns(UserWarning, match="the official set has"):
+        runs.run(World(), tmp_path / "run", content)
+    with pytest.warns(UserWarning, match="the official set has"):
+        test = load_data(content.data, seed=0).test
+    write_corrupted_archive(tmp_path / "c", test.images.numpy(), test.labels.numpy())
+    store = LocalStore(tmp_path / "run")
+    chosen = settings("corrupted", corrupted={"dir": str(tmp_path / "c"), "severities": [1, 5]})
+    with pytest.warns(UserWarning, match="the official set has"):
+        found = evaluate(store, settings=chosen)
+    clean = {f"corrupted/clean/{name}/{s}/top1" for name in ("fog", "snow", "mean") for s in (1, 5)}
+    assert set(found) == clean | {f"corrupted/within/{s}/{d}/top1" for s in (1, 5) for d in ("u2v", "v2u")}
+    missing = settings("corrupted", corrupted={"dir": str(tmp_path / "c"), "corruptions": ["fog", "frost"]})
+    with (
+        pytest.warns(UserWarning, match="the official set has"),
+        pytest.raises(ConfigError, match="has no 'frost' of severity 1; .*known: fog, snow"),
+    ):
+        evaluate(store, settings=missing)
+
+
+def test_baselines_stand_beside_and_are_kept(store, tmp_path):
+    kept, chosen = LocalStore(tmp_path / "kept"), settings("retrieval", "knn", baselines=["random", "pixels"])
+    found = evaluate(store, settings=chosen, out=LocalStore(tmp_path / "a"), baselines=kept)
+    own = evaluate(store, settings=settings("retrieval", "knn"))
+    initial = evaluate(store, checkpoint=INITIAL, settings=settings("retrieval", "knn"), out=LocalStore(tmp_path / "i"))
+    assert own == {key: value for key, value in found.items() if not key.startswith("baseline/")}
+    assert {f"baseline/random/{key}": value for key, value in initial.items()}.items() <= found.items()
+    assert found["baseline/pixels/knn/top1"] > 0.7
+    files = sorted((tmp_path / "kept").iterdir())
+    assert [file.name.partition("-")[0] for file in files] == ["pixels", "random"]
+    content = json.loads(files[0].read_text())
+    content["metrics"]["knn/top1"] = 17.0
+    files[0].write_text(json.dumps(content))
+    again = evaluate(store, settings=chosen, out=LocalStore(tmp_path / "b"), baselines=kept)
+    assert again == {**found, "baseline/pixels/knn/top1": 17.0}, "kept ones are not measured again"
+    files[0].write_text("{")
+    assert evaluate(store, settings=chosen, out=LocalStore(tmp_path / "c"), baselines=kept) == found
+    other = chosen.model_copy(update={"similarity": "dot"})
+    evaluate(store, settings=other, out=LocalStore(tmp_path / "d"), baselines=kept)
+    assert len(list((tmp_path / "kept").iterdir())) == 4, "other settings are other baselines"
+
+
+def test_raw_pixels_are_no_more_than_32_a_side():
+    x = torch.randn(3, 2, 224, 224)
+    assert Pixels()(x).shape == (3, 2 * 32 * 32)
+    assert torch.equal(Pixels()(x[..., :8, :8]), x[..., :8, :8].flatten(1))
+
+
+def test_the_split_decides_what_is_measured(store, data):
+    for split, part in (("validation", data.validation), ("train", data.train)):
+        found = evaluate(store, settings=settings("retrieval", split=split))
+        assert 1 <= found["retrieval/u2v/mean_rank"] <= len(part)
+    initial = model_of(runs.experiment(), in_channels=1)
+    assert not torch.equal(next(initial.parameters()), next(find_weights(store).model(in_channels=1).parameters()))

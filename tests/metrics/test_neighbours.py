@@ -1,0 +1,66 @@
+"""k nearest neighbours: scikit-learn, a slow loop, properties, bad input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
+
+from mbcl.errors import ConfigError
+from mbcl.metrics import knn
+
+
+def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    pixels, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(pixels) - pixels.mean(), torch.tensor(labels)
+    return x[:1200], y[:1200], x[1200:]
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+@pytest.mark.parametrize("weighting", ["uniform", "similarity"])
+def test_scikit_learn_says_the_same(k: int, weighting: str) -> None:
+    bank, labels, queries = digits()
+    weights = "uniform" if weighting == "uniform" else lambda distance: np.exp((1 - distance) / 0.07)
+    oracle = KNeighborsClassifier(k, weights=weights, metric="cosine", algorithm="brute").fit(bank, labels)
+    found = knn(bank, labels, queries, k=k, weighting=weighting)  # type: ignore[arg-type]
+    assert (found.numpy() == oracle.predict(queries)).mean() >= 0.998, "votes that tie are broken by rounding"
+
+
+@given(seed=st.integers(0, 2**31), k=st.integers(1, 6), chunk_size=st.integers(1, 9))
+@settings(max_examples=25, deadline=None)
+def test_a_slow_loop_says_the_same_in_any_order_and_chunks(seed: int, k: int, chunk_size: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    bank, queries = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (9, 5))
+    labels = torch.randint(-2, 2, (9,), generator=generator) * 10
+    expected = []
+    for query in queries.numpy():
+        cosines = [float(query @ x / np.linalg.norm(query) / np.linalg.norm(x)) for x in bank.numpy()]
+        votes: dict[int, float] = {}
+        for i in sorted(range(9), key=lambda i: -cosines[i])[:k]:
+            votes[int(labels[i])] = votes.get(int(labels[i]), 0.0) + float(np.exp(cosines[i] / 0.07))
+        expected.append(max(votes, key=lambda label: votes[label]))
+    assert knn(bank, labels, queries, k=k, chunk_size=chunk_size).tolist() == expected
+    order = torch.randperm(9, generator=generator)
+    assert knn(bank[order], labels[order], queries, k=k).tolist() == expected
+
+
+def test_equal_votes_go_to_the_smallest_label() -> None:
+    assert knn(torch.eye(3), torch.tensor([9, 4, 5]), torch.ones(1, 3), k=3, weighting="uniform").tolist() == [4]
+
+
+def test_bad_input() -> None:
+    eye, labels = torch.eye(3), torch.arange(3)
+    with pytest.raises(ConfigError, match="k must be at most the 3 samples of the bank, found 4"):
+        knn(eye, labels, eye, k=4)
+    with pytest.raises(ConfigError, match="weighting must be"):
+        knn(eye, labels, eye, k=1, weighting="distance")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="temperature"):
+        knn(eye, labels, eye, k=1, temperature=0.0)
+    with pytest.raises(ValueError, match=r"\(N, F\), \(N,\) and \(Q, F\)"):
+        knn(eye, labels[:2], eye, k=1)
+    with pytest.raises(ValueError, match="not finite"):
+        knn(eye, labels, eye / 0, k=1)

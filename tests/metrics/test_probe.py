@@ -1,0 +1,73 @@
+"""The linear probe against scikit-learn's logistic regression."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from mbcl.errors import ConfigError
+from mbcl.metrics import choose_probe, fit_probe
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    pixels, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(pixels, dtype=torch.float32), torch.tensor(labels)
+    return x[:700], y[:700], x[700:], y[700:]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 0.01])
+def test_scikit_learn_finds_the_same_minimum(digits, penalty: float) -> None:
+    x, y, others, _ = digits
+    scaler = StandardScaler().fit(x.double())
+    oracle = LogisticRegression(C=1 / (penalty * len(x)), tol=1e-8, max_iter=2000).fit(scaler.transform(x.double()), y)
+    found = fit_probe(x, y, penalty=penalty)
+    expected = oracle.predict_proba(scaler.transform(others.double()))
+    assert found.logits(others).softmax(dim=1).numpy() == pytest.approx(expected, abs=2e-4)
+    assert found.predict(others).tolist() == oracle.predict(scaler.transform(others.double())).tolist()
+
+
+def test_the_penalty_is_the_best_on_the_held_out_part(digits) -> None:
+    x, y, others, truth = digits
+    held_out = torch.arange(0, 700, 5)
+    rest = torch.tensor([row for row in range(700) if row % 5])
+    penalties = (1.0, 1e-2, 1e-4)
+    scores = [fit_probe(x[rest], y[rest], penalty=p).accuracy(x[held_out], y[held_out]) for p in penalties]
+    found = choose_probe(x, y, held_out, penalties=penalties[::-1])
+    assert found.penalty == penalties[int(np.argmax(scores))]
+    assert found.accuracy(others, truth) > 0.85
+    again = choose_probe(x, y, held_out, penalties=penalties)
+    assert torch.equal(found.weight, again.weight), "the same to the last bit"
+
+
+def test_order_of_samples_and_scale_of_features_do_not_matter(digits) -> None:
+    x, y, others, _ = digits
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    found = fit_probe(x, y, penalty=0.1).logits(others)
+    assert fit_probe(x[order], y[order], penalty=0.1).logits(others) == pytest.approx(found, abs=1e-3)
+    assert fit_probe(5 * x + 3, y, penalty=0.1).logits(5 * others + 3) == pytest.approx(found, abs=1e-3)
+
+
+def test_constant_features_and_labels_of_any_kind() -> None:
+    x = torch.tensor([[0.0, 0.1], [1.0, 0.1], [0.0, 0.1], [1.0, 0.1]])
+    found = fit_probe(x, torch.tensor([7, -3, 7, -3]))
+    assert found.predict(x).tolist() == [7, -3, 7, -3]
+    assert float(found.weight[1].abs().max()) == 0.0
+    assert found.accuracy(x, torch.tensor([7, -3, 7, 5])) == 0.75, "a class that was never seen"
+
+
+def test_bad_input() -> None:
+    x, y = torch.eye(3), torch.arange(3)
+    with pytest.raises(ConfigError, match="at least 2 classes are needed, found 1"):
+        fit_probe(x, y * 0)
+    with pytest.raises(ConfigError, match="penalty must be > 0, found 0"):
+        fit_probe(x, y, penalty=0.0)
+    with pytest.raises(ConfigError, match="penalties: at least one"):
+        choose_probe(x, y, y[:1], penalties=())
+    for features in (x[:2], x / 0):
+        with pytest.raises(ValueError, match=r"finite \(N, F\) features"):
+            fit_probe(features, y)
