@@ -58,8 +58,7 @@ def main() -> None:
     sheet(digits, 32).quantize(64).save(out / "corruptions_digits.png", optimize=True)
     part = Image.fromarray(load_sample_image("flower.jpg")[40:376, 130:466])
     flower = torch.from_numpy(np.array(part.resize((224, 224), Image.Resampling.BOX)))
-    photograph = sheet(flower.permute(2, 0, 1)[None], 84).quantize(96, dither=Image.Dither.NONE)
-    photograph.save(out / "corruptions_photograph.png", optimize=True)
+    sheet(flower.permute(2, 0, 1)[None], 60).save(out / "corruptions_photograph.png", optimize=True)
     for name in ("corruptions_digits.png", "corruptions_photograph.png"):
         print(f"{out / name}: {(out / name).stat().st_size:,} bytes")
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mbcl.data import DATASETS, describe
+from mbcl.data import CORRUPTED, DATASETS, describe
 from mbcl.models import ENCODERS
 from mbcl.objectives import OBJECTIVES
 from mbcl.optim import OPTIMIZERS
@@ -53,3 +53,6 @@ def lines(kind: str | None = None) -> Iterator[str]:
         yield "datasets:"
         for name in DATASETS:
             yield f"  {name}: {describe(name)}"
+        yield "corrupted test sets, for evaluation:"
+        for name in CORRUPTED:
+            yield f"  {name}: {CORRUPTED[name].how_to_get}"

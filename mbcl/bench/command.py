@@ -14,7 +14,9 @@ WHOLE = 49_920
 def add_bench(commands: Any) -> None:
     """Add ``bench`` and what can be measured to the commands."""
     bench = commands.add_parser("bench", help="measure parts of mbcl on this machine")
-    _add_planner(bench.add_subparsers(title="what is measured", metavar="WHAT", required=True))
+    kinds = bench.add_subparsers(title="what is measured", metavar="WHAT", required=True)
+    _add_planner(kinds)
+    _add_data(kinds)
 
 
 def _add_planner(kinds: Any) -> None:
@@ -67,4 +69,29 @@ def _planner(arguments: argparse.Namespace) -> int:
 
     settings = {key: value for key, value in vars(arguments).items() if key != "run"}
     bench_planner(Settings(**settings))
+    return 0
+
+
+def _add_data(kinds: Any) -> None:
+    data = kinds.add_parser(
+        "data",
+        help="augmented views a second, against the usual pipeline of one image at a time",
+        description="Make two augmented views of every image, whole batches at once as training does, and one image at "
+        "a time with torchvision on Pillow's images in a DataLoader with workers, and print views a second.",
+    )
+    data.add_argument("--sizes", metavar="S", type=int, nargs="+", default=[32, 64], help="pixels (default: 32 64)")
+    data.add_argument("--num", metavar="N", type=int, default=2048, help="images (default: %(default)s)")
+    data.add_argument("--batch-size", metavar="B", type=int, default=256, help="default: %(default)s")
+    data.add_argument("--workers", metavar="W", type=int, nargs="+", default=[0, 2], help="default: 0 2")
+    data.add_argument("--repeats", metavar="R", type=int, default=3, help="the best counts (default: %(default)s)")
+    data.add_argument("--threads", metavar="T", type=int, default=1, help="torch's (default: %(default)s)")
+    data.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where whole batches are made")
+    data.add_argument("--out", metavar="DIR", help="write data.json there, too")
+    data.set_defaults(run=_data)
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from mbcl.bench.data import Settings, bench_data
+
+    bench_data(Settings(**{key: value for key, value in vars(arguments).items() if key != "run"}))
     return 0

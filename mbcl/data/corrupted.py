@@ -46,7 +46,7 @@ class CorruptedSet:
     @property
     def how_to_get(self) -> str:
         """What ``dir`` must hold."""
-        folders = f"folders CORRUPTION/SEVERITY/CLASS/IMAGE, such as {CORRUPTIONS[0]}/1/…, severities 1 to 5"
+        folders = "folders CORRUPTION/SEVERITY/CLASS/IMAGE (severities 1 to 5)"
         arrays = f"the extracted {self.folder}.tar (CORRUPTION.npy of 5 x N images and labels.npy) or "
         return f"expected {arrays if self.archives else ''}{folders}, in the folder or in {self.folder}; no download"
 

@@ -5,6 +5,7 @@ Letters: N images, C channels, H and W pixels.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +30,7 @@ class ImageSet:
         image_size: side of the views and of the encoder's input, pixels.
         classes: the classes' names by label, where the files tell them.
         files: the name of every image's file without its ending, where images have files or the archive names them.
+        device: where :meth:`pixels` puts rows; where the images are if None.
 
     Raises:
         DataError: if it holds no images, or shapes and dtypes do not fit.
@@ -43,6 +45,7 @@ class ImageSet:
     image_size: int
     classes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    device: torch.device | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != torch.uint8 or 0 in self.images.shape[1:]:
@@ -82,8 +85,33 @@ class ImageSet:
         return replace(self, images=images, labels=labels, files=self.files[:num])
 
     def to(self, device: torch.device | str) -> ImageSet:
-        """The same set with its images, still uint8, on ``device``."""
-        return replace(self, images=self.images.to(device))
+        """The same set for work on ``device``.
+
+        Its images go there whole, still uint8, if they fit into half of the memory that is free; otherwise they stay
+        where they are, which a warning says, and :meth:`pixels` moves the rows that are asked for.
+        """
+        device = torch.device(device)
+        size = self.images.numel()
+        free = _free_memory(device)
+        if self.images.device != device and free is not None and size > free / 2:
+            warnings.warn(
+                f"{self.name}: {size / 1e9:.1f} GB of images do not fit into half of the {free / 1e9:.1f} GB that are "
+                f"free on {device}; they stay on {self.images.device}, and every batch is moved",
+                UserWarning,
+                stacklevel=2,
+            )
+            return replace(self, device=device)
+        return replace(self, images=self.images.to(device), device=device)
+
+    def pixels(self, positions: Tensor) -> Tensor:
+        """The images at ``positions`` ((B,) int64, on any device), (B, C, H, W) uint8 on the set's device."""
+        rows = self.images[positions.to(self.images.device)]
+        return rows if self.device is None else rows.to(self.device)
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None for the CPU, whose memory the images are in."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def two_views(images: ImageSet, positions: Tensor, key: ViewKey) -> Tensor:
     Returns:
         (2B, C, H, W) float32, all first views, then all second ones.
     """
-    pixels = images.images[positions.to(images.images.device)]
+    pixels = images.pixels(positions)
     if not key.augmented:
         view = clean_views(pixels, images=images)
         return torch.cat([view, view])

@@ -131,6 +131,29 @@ def test_sets_that_do_not_fit_are_refused(changes, text):
         make(3, **changes)
 
 
+def test_images_stay_where_they_are_if_the_device_has_no_room(monkeypatch):
+    images = make(5, images=torch.arange(80, dtype=torch.uint8).reshape(5, 1, 4, 4))
+    rows = torch.tensor([3, 1])
+    assert images.to("meta").images.device.type == "meta"
+    monkeypatch.setattr("mbcl.data.images._free_memory", lambda device: 159)
+    with pytest.warns(UserWarning, match="do not fit into half .* they stay on cpu, and every batch is moved"):
+        kept = images.to("meta")
+    assert kept.images.device.type == "cpu"
+    assert kept.pixels(rows).device.type == "meta"
+    assert torch.equal(images.to("cpu").pixels(rows), images.images[rows])
+    monkeypatch.setattr("mbcl.data.images._free_memory", lambda device: 160)
+    assert images.to("meta").images.device.type == "meta"
+
+
+def test_names_of_files_go_with_their_images():
+    images = make(3, files=("a", "b", "c"))
+    assert images.subset(torch.tensor([2, 0])).files == ("c", "a")
+    assert images.first(2).files == ("a", "b")
+    assert images.first(3) is images
+    with pytest.raises(DataError, match="3 images, but 1 names of files"):
+        make(3, files=("a",))
+
+
 # -- splits --------------------------------------------------------------------------------------------------------
 
 

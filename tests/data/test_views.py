@@ -257,6 +257,79 @@ def test_blur_of_images_smaller_than_its_kernel():
     assert torch.equal(blur(one, torch.tensor([2.0, 0.1]), 2.0), one)
 
 
+def with_parameters(images: Tensor, recipe: ViewRecipe, monkeypatch, out_size: int, **changes) -> Tensor:
+    """The view of images with some parameters given."""
+    made = dataclasses.replace(parameters(len(images), IDENTITY, *images.shape[2:]), **changes)
+    monkeypatch.setattr("mbcl.data.views.draw", lambda *_, **__: made)
+    channels = images.shape[1]
+    keys = {"mean": [0.0] * channels, "std": [1.0] * channels, "out_size": out_size}
+    return view_of(images, torch.arange(len(images)), recipe, **keys)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("top, left, tall, wide", [(0, 0, 20, 30), (3, 5, 9, 11), (10, 2, 6, 6)])
+def test_crops_and_flips_are_torchvisions(top, left, tall, wide, flip, monkeypatch):
+    import torchvision.transforms.functional as TF
+
+    images, out_size = pictures(2, 3, size=30)[:, :, :20], 24
+    across, down = wide / 30 * (-1 if flip else 1), tall / 20
+    centre = [2 * (left + wide / 2) / 30 - 1, 2 * (top + tall / 2) / 20 - 1]
+    theta = torch.tensor([[[across, 0, centre[0]], [0, down, centre[1]]]] * 2)
+    recipe = dataclasses.replace(IDENTITY, flip_probability=0.5)
+    found = with_parameters(images, recipe, monkeypatch, out_size, theta=theta)
+    size = [out_size, out_size]
+    expected = TF.resized_crop(images.float() / 255, top, left, tall, wide, size, antialias=False)
+    expected = TF.hflip(expected) if flip else expected
+    # At a crop's border torchvision repeats the crop's last pixel, ours sees the image beyond it.
+    edge = math.ceil(out_size / min(tall, wide) / 2)
+    inner = slice(edge, -edge)
+    torch.testing.assert_close(found[..., inner, inner], expected[..., inner, inner], atol=1e-4, rtol=0)
+
+
+def test_grey_is_torchvisions(monkeypatch):
+    import torchvision.transforms.functional as TF
+
+    images, grey = pictures(4, 3), torch.tensor([True, False, True, False])
+    recipe = dataclasses.replace(IDENTITY, grey_probability=0.5)
+    found = with_parameters(images, recipe, monkeypatch, 8, grey=grey)
+    x = images.float() / 255
+    expected = torch.where(grey[:, None, None, None], TF.rgb_to_grayscale(x, 3), x)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
+def test_whole_views_are_distributed_as_torchvisions_chain():
+    """Every step of the published chain at once, on many views of one picture: levels and spreads of the pixels."""
+    from torchvision.transforms import v2
+
+    recipe, num = ViewRecipe(), 1500
+    small = torch.randint(0, 256, (1, 3, 5, 5), generator=torch.Generator().manual_seed(3)).float()
+    image = torch.nn.functional.interpolate(small, size=(32, 32), mode="bicubic").clamp(0, 255).to(torch.uint8)
+    ours = view_of(image.expand(num, -1, -1, -1), torch.arange(num), recipe, mean=[0.0] * 3, std=[1.0] * 3)
+    chain = v2.Compose(
+        [
+            v2.RandomResizedCrop(32, scale=recipe.crop_scale, ratio=recipe.crop_ratio),
+            v2.RandomApply([v2.ColorJitter(*recipe.jitter)], p=recipe.jitter_probability),
+            v2.RandomGrayscale(recipe.grey_probability),
+            v2.GaussianBlur(13, sigma=recipe.blur_sigma),
+            v2.RandomHorizontalFlip(recipe.flip_probability),
+        ]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = torch.stack([chain(image[0].float() / 255) for _ in range(num)])
+    facts = {
+        "level": lambda views: views.mean(dim=(1, 2, 3)),
+        "spread": lambda views: views.std(dim=(1, 2, 3)),
+        "colour": lambda views: (views[:, 0] - views[:, 2]).mean(dim=(1, 2)),
+        "corner": lambda views: views[:, 1, 0, 0],
+        "centre": lambda views: views[:, 1, 16, 16],
+        "sharpness": lambda views: views.diff(dim=3).abs().mean(dim=(1, 2, 3)),
+    }
+    for name, fact in facts.items():
+        distance = stats.ks_2samp(fact(ours).numpy(), fact(theirs).numpy()).statistic
+        assert distance < 0.07, (name, distance)  # 0.0594 is the 99 % point of equal distributions
+
+
 def test_grey_images_have_equal_channels():
     recipe = dataclasses.replace(IDENTITY, grey_probability=1.0)
     view = view_of(pictures(4, 3), torch.arange(4), recipe)

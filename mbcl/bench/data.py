@@ -1,0 +1,196 @@
+"""``mbcl bench data``: views a second, whole batches at once against the usual pipeline of one image at a time.
+
+Letters: N images, B images of a batch, S pixels a side.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from mbcl import __version__
+from mbcl.bench.measure import environment
+from mbcl.data import ImageSet, ViewRecipe, make_views
+from mbcl.errors import ConfigError
+from mbcl.functional import check_count
+from mbcl.seeding import torch_generator
+from mbcl.storage import open_store, write_text
+
+FILE = "data.json"
+_MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+_LEAST_SIZE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured; see ``mbcl bench data --help``."""
+
+    sizes: Sequence[int]
+    num: int
+    batch_size: int
+    workers: Sequence[int]
+    repeats: int
+    threads: int
+    device: str
+    out: str | None
+
+    def check(self) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            ConfigError: one line with what was found and what is allowed.
+        """
+        for option, value in (("--repeats", self.repeats), ("--threads", self.threads)):
+            check_count(option, value)
+        check_count("--batch-size", self.batch_size, least=2)
+        check_count("--num", self.num, least=self.batch_size)
+        for size in self.sizes:
+            check_count("--sizes", size, least=_LEAST_SIZE)
+        for workers in self.workers:
+            check_count("--workers", workers, least=0)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("--device cuda: torch finds no GPU here; allowed is cpu")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pipeline on images of one size.
+
+    Args:
+        size: S.
+        pipeline: its name.
+        views: a second, the most of all repeats: other load only ever takes away.
+        least: of all repeats.
+    """
+
+    size: int
+    pipeline: str
+    views: float
+    least: float
+
+
+def bench_data(settings: Settings) -> list[Row]:
+    """Measure, print a table, and write ``data.json`` if asked.
+
+    Raises:
+        ConfigError: if a setting is out of range.
+    """
+    settings.check()
+    store = open_store(settings.out) if settings.out else None
+    console = Console(highlight=False)
+    rows: list[Row] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        for size in settings.sizes:
+            rows += _rows(images_of(settings.num, size), settings)
+    finally:
+        torch.set_num_threads(before)
+    console.print(_table(rows, settings))
+    if store:
+        content = {
+            "version": __version__,
+            "environment": environment(settings.device),
+            "settings": asdict(settings),
+            "rows": [asdict(row) for row in rows],
+        }
+        write_text(store, FILE, json.dumps(content, indent=1))
+        console.print(f"{store.uri}/{FILE}", soft_wrap=True, markup=False)
+    return rows
+
+
+def images_of(num: int, size: int) -> ImageSet:
+    """Random bytes as images, (N, 3, S, S): no step of a pipeline is quicker or slower for other content."""
+    generator = torch_generator(0, "bench/images")
+    pixels = torch.randint(0, 256, (num, 3, size, size), generator=generator, dtype=torch.uint8)
+    labels = torch.zeros(num, dtype=torch.int64)
+    return ImageSet(pixels, labels, "bench", ViewRecipe(), mean=_MEAN, std=_STD, image_size=size)
+
+
+def _rows(images: ImageSet, settings: Settings) -> Iterator[Row]:
+    pipelines: dict[str, Callable[[], int]] = {
+        f"whole batches, {settings.device}": lambda: whole_batches(images, settings.batch_size, settings.device)
+    }
+    for workers in settings.workers:
+        pipelines[f"one image at a time, {workers} workers"] = _usual(images, settings.batch_size, workers)
+    for name, run in pipelines.items():
+        run()  # libraries are loaded, workers' code is in the cache
+        rates = []
+        for _ in range(settings.repeats):
+            start = time.perf_counter()
+            num = run()
+            rates.append(num / (time.perf_counter() - start))
+        yield Row(images.image_size, name, max(rates), min(rates))
+
+
+def whole_batches(images: ImageSet, batch_size: int, device: str) -> int:
+    """Two views of every image with :func:`mbcl.data.make_views`; the bytes lie on the device. Returns their number."""
+    images, num = images.to(device), 0
+    for positions in torch.arange(len(images)).split(batch_size):
+        pixels = images.pixels(positions)
+        for view in (0, 1):
+            num += len(make_views(pixels, positions, images=images, seed=0, epoch=0, view=view))
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return num
+
+
+def _usual(images: ImageSet, batch_size: int, workers: int) -> Callable[[], int]:
+    def run() -> int:
+        loader = torch.utils.data.DataLoader(UsualViews(images), batch_size=batch_size, num_workers=workers)
+        return sum(len(first) + len(second) for first, second in loader)
+
+    return run
+
+
+class UsualViews(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """Two views of one image at a time by torchvision on Pillow's images: the published chain and strengths."""
+
+    def __init__(self, images: ImageSet) -> None:
+        from torchvision.transforms import v2
+
+        size, recipe = images.image_size, images.recipe
+        reach = max(1, min(round(3 * recipe.blur_sigma[1]), (size - 1) // 2))
+        self._pixels = images.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self._chain = v2.Compose(
+            [
+                v2.RandomResizedCrop(size, scale=recipe.crop_scale, ratio=recipe.crop_ratio),
+                v2.RandomApply([v2.ColorJitter(*recipe.jitter)], p=recipe.jitter_probability),
+                v2.RandomGrayscale(recipe.grey_probability),
+                v2.GaussianBlur(2 * reach + 1, sigma=recipe.blur_sigma),
+                v2.RandomHorizontalFlip(recipe.flip_probability),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(images.mean, images.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        """Both views, (3, S, S) float32."""
+        from PIL import Image
+
+        if row >= len(self):
+            raise IndexError(row)
+        picture = Image.fromarray(self._pixels[row])
+        return self._chain(picture), self._chain(picture)
+
+
+def _table(rows: Sequence[Row], settings: Settings) -> Table:
+    table = Table(title=f"views a second, best of {settings.repeats}; batches of {settings.batch_size}")
+    for column in ("size", "pipeline", "views a second", "of one at a time, 0 workers"):
+        table.add_column(column, justify="left" if column == "pipeline" else "right")
+    base = {row.size: row.views for row in rows if row.pipeline.endswith(" 0 workers")}
+    for row in rows:
+        times = f"{row.views / base[row.size]:.1f}" if row.size in base else "-"
+        table.add_row(str(row.size), row.pipeline, f"{row.views:,.0f}", times)
+    return table
