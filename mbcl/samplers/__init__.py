@@ -18,6 +18,7 @@ from mbcl.samplers._base import (
 )
 from mbcl.samplers._bisection import Bisection
 from mbcl.samplers._diverse import Diverse
+from mbcl.samplers._exhaustive import AllBatches, Full, OSGDExhaustive, combinations, count_batches, hardest_batches
 from mbcl.samplers._gcbs import GCBS
 from mbcl.samplers._kmeans import KMeans, Refined
 from mbcl.samplers._measures import overlap, same_class_share, upper_bound
@@ -34,12 +35,15 @@ __all__ = [
     "GCBS",
     "OSGD",
     "SAMPLERS",
+    "AllBatches",
     "Bisection",
     "Diverse",
     "Fixed",
     "FloatArray",
+    "Full",
     "KMeans",
     "Metis",
+    "OSGDExhaustive",
     "PoolFunction",
     "PoolItem",
     "PoolItems",
@@ -53,7 +57,10 @@ __all__ = [
     "Strata",
     "Walk",
     "build",
+    "combinations",
+    "count_batches",
     "examine",
+    "hardest_batches",
     "overlap",
     "quality",
     "same_class_share",
