@@ -113,10 +113,8 @@ def test_more_than_a_million_batches_are_refused(name: str, monkeypatch: pytest.
         sampler.check(1415)
     with pytest.raises(ConfigError, match=r"about 10\^\d+ batches of 64 of 4096 samples; allowed are"):
         build(name, batch_size=64).plan(4096, Embeddings(torch.ones(4096, 1), torch.ones(4096, 1)))
-    with pytest.raises(
-        ConfigError, match="its 999,000 batches of 1000 have 999,000,000 places; allowed are at most 100"
-    ):
-        monkeypatch.setattr("math.comb", lambda *_: 999_000)
+    monkeypatch.setattr("math.comb", lambda *_: 999_000)
+    with pytest.raises(ConfigError, match="its 999,000 batches of 1000 have 999,000,000 places; allowed are at most"):
         build(name, batch_size=1000).check(1002)
 
 
