@@ -15,7 +15,7 @@ from mbcl.bench.growth import exponent, grow
 from mbcl.bench.measure import geometric_mean, random_batches, worth
 from mbcl.bench.pools import geometric_means, pool_rows
 from mbcl.bench.published import plan_published
-from mbcl.bench.specs import parse_spec
+from mbcl.specs import parse_spec
 from mbcl.cli import main
 from mbcl.errors import ConfigError
 from mbcl.samplers import OSGD, Spectral
