@@ -103,12 +103,12 @@ def distance(z_RNN: Tensor, best: Optimum) -> Tensor:
     z_RNN = z_RNN.double()
     gram_NN = best.gram()
     if best.kind == "simplex":
-        return torch.linalg.matrix_norm(z_RNN - gram_NN)
+        return _frobenius(z_RNN - gram_NN)
     norms = []
     for z_NN in z_RNN.cpu():
         opposite_N = torch.from_numpy(opposites(z_NN.numpy()))
         eye_NN = torch.eye(len(z_NN), dtype=torch.float64)
-        norms.append(torch.linalg.matrix_norm(z_NN - eye_NN + eye_NN[opposite_N]))
+        norms.append(_frobenius(z_NN - eye_NN + eye_NN[opposite_N]))
     return torch.stack(norms)
 
 
@@ -192,4 +192,8 @@ def rearranged(z_RNN: Tensor, solution_NN: Tensor) -> Tensor:
 def rearranging_norm(z_RNN: Tensor, best: Optimum) -> Tensor:
     """(R,) the published distance: Frobenius norm of the :func:`rearranged` matrix less the solution."""
     solution_NN = best.gram()
-    return torch.linalg.matrix_norm(rearranged(z_RNN.double(), solution_NN) - solution_NN)
+    return _frobenius(rearranged(z_RNN.double(), solution_NN) - solution_NN)
+
+
+def _frobenius(x_RNN: Tensor) -> Tensor:
+    return x_RNN.square().sum(dim=(-2, -1)).sqrt()

@@ -24,7 +24,7 @@ def directions(x_2RND: Tensor) -> Tensor:
         >>> directions(torch.tensor([3.0, 4.0])).tolist()
         [0.6000000238418579, 0.800000011920929]
     """
-    return x_2RND / torch.linalg.vector_norm(x_2RND, dim=-1, keepdim=True)
+    return x_2RND.div(torch.linalg.vector_norm(x_2RND, dim=-1, keepdim=True))
 
 
 def similarities(x_2RND: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mbcl.samplers.loops.clustering import draw_rows, means, nearest_cluster, take_best
 from mbcl.samplers.loops.compiler import compiled
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 
 
 @compiled
@@ -32,7 +32,7 @@ def best_of_restarts(x_MD: Array, draw_RKT: Array, short_run: int, long_run: int
     least = np.inf
     for draw_KT in draw_RKT:
         nearest_M = np.full(num_rows, np.inf)
-        centre_KD = np.empty((num_clusters, x_MD.shape[1]))
+        centre_KD: Array = np.empty((num_clusters, x_MD.shape[1]))
         tried_T = np.minimum((draw_KT[0, :1] * num_rows).astype(np.int64), num_rows - 1)
         for number in range(num_clusters):
             if number:
