@@ -29,6 +29,7 @@ from mbcl.samplers._quality import quality
 from mbcl.samplers._random import Fixed, Shuffle
 from mbcl.samplers._spectral import Spectral
 from mbcl.samplers._strata import Strata
+from mbcl.samplers._threads import one_thread
 from mbcl.samplers._walk import Walk
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "count_batches",
     "examine",
     "hardest_batches",
+    "one_thread",
     "overlap",
     "quality",
     "same_class_share",
