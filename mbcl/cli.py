@@ -18,6 +18,7 @@ from mbcl.arguments import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Parser
 from mbcl.bench.command import add_bench
 from mbcl.errors import ConfigError, MbclError
 from mbcl.planning.command import add_plan
+from mbcl.synthetic.command import add_synthetic
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_report(commands)
     add_plan(commands)
+    add_synthetic(commands, _write_synthetic)
     add_bench(commands)
     _add_doctor(commands)
     _add_list(commands)
@@ -241,6 +243,12 @@ def _report(arguments: argparse.Namespace) -> int:
     write(store, read_study(store))
     sys.stdout.write(f"{arguments.results}/report.html\n")
     return 0
+
+
+def _write_synthetic(store: Any, outcome: Any) -> None:
+    from mbcl.report import synthetic
+
+    synthetic.write(store, outcome)
 
 
 def _add_doctor(commands: Any) -> None:

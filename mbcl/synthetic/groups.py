@@ -37,6 +37,20 @@ class State:
     samples: int
 
 
+@dataclass(frozen=True, eq=False)
+class Final:
+    """A method at the end.
+
+    Args:
+        x_2SND: (2, S, N, D) float, its points; a copy.
+        updates, samples: as those of :class:`State`.
+    """
+
+    x_2SND: Tensor
+    updates: int
+    samples: int
+
+
 class Group(Protocol):
     """Methods that share their steps."""
 
@@ -53,8 +67,8 @@ class Group(Protocol):
         """Each method's state after the last step, as it is logged."""
         ...
 
-    def finals(self) -> list[Tensor]:
-        """(2, S, N, D) each method's points after its last update."""
+    def finals(self) -> list[Final]:
+        """Each method after its last update."""
         ...
 
 
@@ -93,9 +107,9 @@ class OneUpdate:
         """As :meth:`Group.states`."""
         return [State(self._points.x_2RND.clone(), self._loss_S, self._updates, self._samples)]
 
-    def finals(self) -> list[Tensor]:
+    def finals(self) -> list[Final]:
         """As :meth:`Group.finals`."""
-        return [self._points.x_2RND.clone()]
+        return [Final(self._points.x_2RND.clone(), self._updates, self._samples)]
 
 
 class OneByOne:
@@ -171,9 +185,11 @@ class OneByOne:
             states.append(State(x_2SND, loss_S, updates, updates * self._size))
         return states
 
-    def finals(self) -> list[Tensor]:
+    def finals(self) -> list[Final]:
         """As :meth:`Group.finals`."""
-        return [self._points_of(place).clone() for place in range(len(self.methods))]
+        updates = self._steps * self._num_batches
+        places = range(len(self.methods))
+        return [Final(self._points_of(place).clone(), updates, updates * self._size) for place in places]
 
 
 def groups_of(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mbcl.seeding import numpy_generator
-from mbcl.synthetic.groups import State
+from mbcl.synthetic.groups import Final, State
 from mbcl.synthetic.losses import MeanLoss, mean_batch_loss
 from mbcl.synthetic.optima import Optimum, distance, rearranging_norm
 from mbcl.synthetic.points import CHUNK_ELEMENTS, clip_losses, similarities
@@ -70,6 +70,7 @@ class Curve:
         batch_loss: (S, L) float64, see :class:`~mbcl.synthetic.groups.State`.
         course: (S, L) each.
         x_2SND: (2, S, N, D) the points at the end.
+        total_updates, total_samples: at the end; more than at the last point where that is an earlier one.
         final: the measures there.
         mean_loss: over all batches of B, there.
     """
@@ -81,6 +82,8 @@ class Curve:
     batch_loss: Array
     course: Measured
     x_2SND: Tensor
+    total_updates: int
+    total_samples: int
     final: Measured
     mean_loss: MeanLoss
 
@@ -112,6 +115,7 @@ class Recorder:
     def __init__(self, method: Method) -> None:
         self.method = method
         self.x_2SND: Tensor | None = None
+        self.updates = self.samples = 0
         self._states: list[tuple[int, int, int]] = []
         self._batch_loss: list[Array] = []
         self._measured: list[Measured] = []
@@ -121,6 +125,10 @@ class Recorder:
         self._states.append((step, state.updates, state.samples))
         self._batch_loss.append(state.batch_loss_S.double().cpu().numpy())
         self._measured.append(measure(state.x_2SND, known))
+
+    def end(self, final: Final) -> None:
+        """Where it ended."""
+        self.x_2SND, self.updates, self.samples = final.x_2SND, final.updates, final.samples
 
     def curve(self, known: Optimum | None) -> Curve:
         """All of it, and what is measured at the end only."""
@@ -141,6 +149,8 @@ class Recorder:
             np.stack(self._batch_loss, axis=1),
             course,
             self.x_2SND,
+            self.updates,
+            self.samples,
             measure(self.x_2SND, known),
             mean_batch_loss(self.x_2SND, size, numpy_generator(0, "synthetic/sampled batches", size)),
         )

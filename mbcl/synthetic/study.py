@@ -110,8 +110,8 @@ def _take_steps(
                     recorders[id(method)].log(step, state, known)
         progress.count(step + 1, settings.steps)
     for group in groups:
-        for method, x_2SND in zip(group.methods, group.finals(), strict=True):
-            recorders[id(method)].x_2SND = x_2SND
+        for method, final in zip(group.methods, group.finals(), strict=True):
+            recorders[id(method)].end(final)
     return recorders
 
 
