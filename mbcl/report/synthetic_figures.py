@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ MOST_DRAWN = 512
 """Samples of a heat map; of more, the first so many are drawn."""
 MOST_CELLS = 32
 """Samples up to which the cells of a heat map are shapes; above they are one picture, which stays small."""
+FAR = 4
+"""A count of work that ends so many times later for one method than for another has a logarithmic axis."""
 COUNTS = (("steps", "steps"), ("updates", "gradient updates"), ("samples", "samples seen"))
 
 
@@ -88,9 +90,11 @@ def _curves(
         for place, (curve, value_SL) in enumerate(zip(outcome.curves, values, strict=True)):
             _draw(axes, getattr(curve, count) + (count == "steps"), value_SL, place, shorten(curve.method.label))
         if log:
-            axes.set_yscale("log")
+            _log_scale(axes, "y")
+        ends = [int(getattr(curve, count)[-1]) for curve in outcome.curves]
+        if max(ends) > FAR * min(ends):
+            _log_scale(axes, "x")
         axes.grid(axis="y", color=GRID, linewidth=0.8)
-        axes.set_xscale("log")
         axes.set_xlabel(words, color=INK)
     row[0].set_ylabel(label, color=INK)
     handles, names = row[0].get_legend_handles_labels()
@@ -107,6 +111,16 @@ def _curves(
         caption=f"{band} The same points against three counts of work.{note}",
         alt=f"{title}, at the end. " + "; ".join(means),
     )
+
+
+def _log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
+    """With ticks in plain numbers: the style of all figures reads no formulas."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _draw(axes: Axes, count_L: NDArray[np.int64], value_SL: Array, place: int, label: str) -> None:
