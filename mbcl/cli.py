@@ -19,6 +19,7 @@ from mbcl.data_command import add_data
 from mbcl.errors import ConfigError, MbclError
 from mbcl.evaluate_command import add_evaluate
 from mbcl.planning.command import add_plan
+from mbcl.synthetic.command import add_synthetic
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     _add_report(commands)
     add_data(commands)
     add_plan(commands)
+    add_synthetic(commands, _write_synthetic)
     add_bench(commands)
     _add_doctor(commands)
     _add_list(commands)
@@ -189,6 +191,12 @@ def _report(arguments: argparse.Namespace) -> int:
     write(store, read_study(store))
     sys.stdout.write(f"{arguments.results}/report.html\n")
     return 0
+
+
+def _write_synthetic(store: Any, outcome: Any) -> None:
+    from mbcl.report import synthetic
+
+    synthetic.write(store, outcome)
 
 
 def _add_doctor(commands: Any) -> None:

@@ -8,7 +8,7 @@ import pkgutil
 
 import pytest
 
-PACKAGES = ("functional", "objectives", "samplers", "metrics", "optim")
+PACKAGES = ("functional", "objectives", "samplers", "metrics", "optim", "synthetic")
 
 
 def modules() -> list[str]:

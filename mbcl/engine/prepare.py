@@ -16,6 +16,7 @@ from mbcl.errors import CheckpointError, ConfigError
 from mbcl.experiment import Data, Experiment
 from mbcl.models import ContrastiveModel
 from mbcl.models import build as build_model
+from mbcl.samplers import Sampler
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def facts_of(experiment: Experiment, data: SplitData) -> Facts:
             if epoch not in {first for _, first, _ in experiment.planner.schedule.steps()}:
                 raise
             raise ConfigError(f"planner.schedule, from epoch {epoch} on: {error}") from error
+        _check_shape(sampler, num_train)
     return Facts(
         num_train=num_train,
         num_validation=len(data.validation),
@@ -92,6 +94,21 @@ def facts_of(experiment: Experiment, data: SplitData) -> Facts:
         steps_per_epoch=num_train // batch_size,
         plan_length=next(iter(samplers.values())).plan_length(num_train),
     )
+
+
+def _check_shape(sampler: Sampler, num_train: int) -> None:
+    """Refuse plans that are made for the synthetic study: batches of another size, or more than an epoch has steps."""
+    width, steps = sampler.plan_width(num_train), num_train // sampler.batch_size
+    if width != sampler.batch_size:
+        raise ConfigError(
+            f"sampler {sampler.name!r}: its batches have {width} samples; train.batch_size is {sampler.batch_size}, "
+            f"allowed with it: {width}"
+        )
+    if sampler.plan_length(num_train) > steps:
+        raise ConfigError(
+            f"sampler {sampler.name!r}: its {sampler.plan_length(num_train):,} batches are more than the {steps} steps "
+            f"of an epoch, so most would never be trained on; it is for `mbcl synthetic`"
+        )
 
 
 def model_of(experiment: Experiment, *, in_channels: int) -> ContrastiveModel:

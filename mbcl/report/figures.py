@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mbcl.report.curves import Curve, History, curve, stage_seconds
-from mbcl.report.pictures import GRID, INK, MUTED, SERIES, Picture, new_axes, render, shorten, style
+from mbcl.report.pictures import GRID, INK, LINES, MUTED, SERIES, Picture, new_axes, render, shorten, style
 from mbcl.report.tables import STAGES
 from mbcl.report.wording import listed, number
 from mbcl.study import StudyRecord
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 CURVES = ("val/retrieval/top1", "train/loss", "plan/lift", "plan/loss")
 MOST_SETTINGS = 24
 """More settings than that cannot be told apart in a figure; the tables have them all."""
-_LINES = ("-", "--", ":")
 _CURVE_NOTES = {
     "train/loss": "Samplers that choose hard batches raise the training loss, so lower is not better here.",
     "plan/lift": "At 1 (dashed) a planned batch is as hard as a random one; above 1 it is harder.",
@@ -121,7 +120,7 @@ def _curves(
 
     figure, axes = new_axes(4.7, 2.9 + 0.16 * (len(found) // 2))
     for i, setting, line in found:
-        _draw_curve(axes, line, colours[setting.id], _LINES[i // len(SERIES) % len(_LINES)])
+        _draw_curve(axes, line, colours[setting.id], LINES[i // len(SERIES) % len(LINES)])
     if metric == "plan/lift":
         axes.axhline(1, color=MUTED, linewidth=1, linestyle="--", zorder=1)
     axes.grid(axis="y", color=GRID, linewidth=0.8)

@@ -84,14 +84,16 @@ def page(
         "commands": _commands(study, folder),
         "report_command": f"mbcl report --results DIR/{shlex.quote(folder)}",
     }
-    return _environment().from_string(_resource("report.html")).render(context, css=Markup(_resource("report.css")))
+    return environment().from_string(resource("report.html")).render(context, css=Markup(resource("report.css")))
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """The text of a template or style sheet."""
     return resources.files("mbcl.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates that escape what users wrote, and know how numbers are shown."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,

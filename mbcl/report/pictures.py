@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 INK, MUTED, GRID = "#1f2329", "#68707b", "#d9dde2"
 SERIES = ("#3a73c2", "#d97f1e", "#2b9c78", "#b0549f", "#c4473d", "#8a7a2e", "#4aa8c7", "#7d828c")
+LINES = ("-", "--", ":")
+"""Of the first, second and third time that a colour is used."""
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {c: f"--series-{i}" for i, c in enumerate(SERIES)}
 _RC: dict[str, Any] = {
     "svg.fonttype": "none",  # real text: it can be selected, searched and read aloud
@@ -36,7 +38,7 @@ _LONGEST = 42
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure of the report."""
+    """One figure of the report: ``svg`` for the page that it stands in, ``svg_file`` as a file of its own."""
 
     name: str
     title: str
@@ -44,6 +46,7 @@ class Picture:
     alt: str
     svg: str
     png: bytes
+    svg_file: str = ""
 
 
 def shorten(text: str) -> str:
@@ -68,13 +71,24 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
+    return figure, _plain(figure.add_subplot())
+
+
+def new_row(width: float, height: float, count: int) -> tuple[Figure, list[Axes]]:
+    """An empty figure with plain pairs of axes beside each other, one scale up; inside :func:`style` only."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, [_plain(axes) for axes in figure.subplots(1, count, sharey=True)]
+
+
+def _plain(axes: Axes) -> Axes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
     axes.tick_params(colors=MUTED, labelcolor=INK, length=3)
     axes.set_facecolor("none")
     axes.set_axisbelow(True)
-    return figure, axes
+    return axes
 
 
 def render(figure: Figure, name: str, *, title: str, caption: str, alt: str) -> Picture:
@@ -82,7 +96,7 @@ def render(figure: Figure, name: str, *, title: str, caption: str, alt: str) -> 
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    return Picture(name, title, caption, alt, _for_page(svg.getvalue(), name), png.getvalue())
+    return Picture(name, title, caption, alt, _for_page(svg.getvalue(), name), png.getvalue(), svg.getvalue())
 
 
 def _for_page(svg: str, name: str) -> str:
@@ -91,7 +105,7 @@ def _for_page(svg: str, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg)
     svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r'\b(id|href)="(#?)', rf'\1="\g<2>{name}-', svg)
+    svg = re.sub(r'\b(id="|href="#)', rf"\g<1>{name}-", svg)
     svg = svg.replace("url(#", f"url(#{name}-")
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
     for colour, variable in _VARIABLES.items():

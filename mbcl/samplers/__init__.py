@@ -18,6 +18,7 @@ from mbcl.samplers._base import (
 )
 from mbcl.samplers._bisection import Bisection
 from mbcl.samplers._diverse import Diverse
+from mbcl.samplers._exhaustive import AllBatches, Full, OSGDExhaustive, combinations, count_batches, hardest_batches
 from mbcl.samplers._gcbs import GCBS
 from mbcl.samplers._kmeans import KMeans, Refined
 from mbcl.samplers._measures import overlap, same_class_share, upper_bound
@@ -28,18 +29,22 @@ from mbcl.samplers._quality import quality
 from mbcl.samplers._random import Fixed, Shuffle
 from mbcl.samplers._spectral import Spectral
 from mbcl.samplers._strata import Strata
+from mbcl.samplers._threads import one_thread
 from mbcl.samplers._walk import Walk
 
 __all__ = [
     "GCBS",
     "OSGD",
     "SAMPLERS",
+    "AllBatches",
     "Bisection",
     "Diverse",
     "Fixed",
     "FloatArray",
+    "Full",
     "KMeans",
     "Metis",
+    "OSGDExhaustive",
     "PoolFunction",
     "PoolItem",
     "PoolItems",
@@ -53,7 +58,11 @@ __all__ = [
     "Strata",
     "Walk",
     "build",
+    "combinations",
+    "count_batches",
     "examine",
+    "hardest_batches",
+    "one_thread",
     "overlap",
     "quality",
     "same_class_share",

@@ -90,6 +90,10 @@ class Sampler(Protocol):
         """S, the batches of one plan."""
         ...
 
+    def plan_width(self, num_samples: int) -> int:
+        """The samples of each batch of a plan: B, but for ``full``."""
+        ...
+
     def plan(
         self,
         num_samples: int,
@@ -143,19 +147,18 @@ def examine(plan: BatchPlan, sampler: Sampler, num_samples: int) -> BatchPlan:
 
     Raises:
         PlanError: if a position is out of range or repeated, a batch is missing, a score is not finite, or (a sampler
-            that covers) a sample is missing that fills a batch: S * B different ones must be visited.
+            that covers) a sample is missing that fills a batch: S * B different ones must be visited, or all N.
     """
     plan.validate(num_samples, distinct=sampler.distinct)
-    expected = (sampler.plan_length(num_samples), sampler.batch_size)
+    expected = (sampler.plan_length(num_samples), sampler.plan_width(num_samples))
     if plan.batches.shape != expected:
         raise PlanError(f"{plan.sampler}: {expected} batches were promised, found {tuple(plan.batches.shape)}")
     if plan.scores is not None and (plan.scores.shape != expected[:1] or not bool(plan.scores.isfinite().all())):
         raise PlanError(f"{plan.sampler}: scores must be {expected[0]} finite numbers")
     visited = len(torch.unique(plan.batches))
-    if sampler.covers and visited != expected[0] * expected[1]:
-        raise PlanError(
-            f"{plan.sampler}: promises {expected[0] * expected[1]} of the {num_samples} samples, visits {visited}"
-        )
+    promised = min(expected[0] * expected[1], num_samples)
+    if sampler.covers and visited != promised:
+        raise PlanError(f"{plan.sampler}: promises {promised} of the {num_samples} samples, visits {visited}")
     return plan
 
 

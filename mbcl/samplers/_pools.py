@@ -130,6 +130,10 @@ class PoolSampler:
         """S, the batches of one plan: N // B."""
         return num_samples // self.batch_size
 
+    def plan_width(self, num_samples: int) -> int:
+        """B."""
+        return self.batch_size
+
     @abstractmethod
     def pool_sizes(self, num_samples: int) -> list[int]:
         """M of every pool; what their sum lacks to N is left out of the plan."""

@@ -47,6 +47,10 @@ class RandomSampler:
         """N // B."""
         return num_samples // self.batch_size
 
+    def plan_width(self, num_samples: int) -> int:
+        """B."""
+        return self.batch_size
+
     def plan(
         self,
         num_samples: int,

@@ -27,7 +27,7 @@ from mbcl.samplers._lloyd import lloyd, plus_plus
 from mbcl.samplers._pools import PoolSampler, even_pools
 from mbcl.samplers._unit import unit
 from mbcl.samplers.loops import available
-from mbcl.seeding import derive
+from mbcl.seeding import derive, numpy_generator
 
 Array = NDArray[np.float64]
 
@@ -37,6 +37,8 @@ RESTARTS = (10, 6)
 Measured on the golden cases, means of 5 seeds: at least 0.99 of the published loss on every one; with 3, down to 0.97.
 """
 MANY_ROWS = 512
+FEW_ROWS = 64
+"""Up to so many rows, pools are embedded together and clustered in one compiled call each."""
 SHORT_RUN = 6
 """Lloyd steps after which restarts are compared."""
 LONG_RUN = 30
@@ -124,13 +126,14 @@ class Spectral(PoolSampler):
             return torch.arange(self.batch_size, device=z1_PMD.device).expand(len(z1_PMD), 1, -1)
         u_PMD, v_PMD = unit(z1_PMD), unit(z2_PMD)
         embedded = []
-        for u_MD, v_MD in zip(u_PMD, v_PMD, strict=True):
-            n_MM, log_degree_M = normalised_affinity(
-                u_MD, v_MD, temperature=self.temperature, batch_size=self.batch_size
+        together = len(u_PMD) if u_PMD.shape[1] <= FEW_ROWS else 1
+        for u_pMD, v_pMD in zip(u_PMD.split(together), v_PMD.split(together), strict=True):
+            n_pMM, log_degree_pM = normalised_affinity(
+                u_pMD, v_pMD, temperature=self.temperature, batch_size=self.batch_size
             )
-            _, q_MK = torch.linalg.eigh(n_MM)
-            embedded.append(_unscaled(q_MK[:, -num_batches:], log_degree_M))
-        x_PMK = torch.stack(embedded)
+            _, q_pMK = torch.linalg.eigh(n_pMM)
+            embedded.append(_unscaled(q_pMK[..., -num_batches:], log_degree_pM))
+        x_PMK = torch.cat(embedded)
         distance_PMK = torch.cdist(x_PMK, kmeans_centres(x_PMK, num_batches, seeds))
         # The exact assignment goes from chain to chain: the distances, not the embeddings, are copied to the host.
         clusters = [assign_evenly(distance_MK, self.batch_size) for distance_MK in distance_PMK.double().cpu().numpy()]
@@ -145,16 +148,21 @@ def normalised_affinity(u_MD: Tensor, v_MD: Tensor, *, temperature: float, batch
     exponential.
 
     Args:
-        u_MD: (M, D) float, rows of length one, view 1.
-        v_MD: (M, D), view 2.
+        u_MD: (..., M, D) float, rows of length one, view 1. Leading dimensions are separate pools.
+        v_MD: (..., M, D), view 2.
         temperature: of the affinity.
         batch_size: B, at least 2.
 
     Returns:
-        (M, M) float32, entries in [0, 1]: what eigenvectors are taken of; (M,) float64.
+        (..., M, M) float32, entries in [0, 1]: what eigenvectors are taken of; (..., M) float64.
     """
     if 4 / temperature + 2 * math.log(batch_size) < LARGEST_EXPONENT:
         return _by_product(u_MD, v_MD, temperature, batch_size)
+    if u_MD.ndim > 2:
+        pools = zip(u_MD, v_MD, strict=True)
+        each = [normalised_affinity(u, v, temperature=temperature, batch_size=batch_size) for u, v in pools]
+        n_MM, log_degree_M = (torch.stack(parts) for parts in zip(*each, strict=True))
+        return n_MM, log_degree_M
     log_w_MM = affinity(u_MD, v_MD, temperature=temperature, batch_size=batch_size)
     log_w_MM.fill_diagonal_(-math.inf)
     log_degree_M = log_w_MM.logsumexp(dim=1)
@@ -167,17 +175,18 @@ def _by_product(u_MD: Tensor, v_MD: Tensor, temperature: float, batch_size: int)
 
     With h_ij that product, W_ij = h_ij h_ji. Each row of h is divided by its largest entry, so that W fits, too.
     """
-    e_MM = (u_MD @ v_MD.T).float().div_(temperature).exp_()
-    scale_M = (batch_size - 1) / e_MM.diagonal()
-    half_MM = (e_MM * scale_M[:, None]).add_(1).mul_(e_MM.mul_(scale_M).add_(1))
-    largest_M = half_MM.amax(dim=1)
-    half_MM.div_(largest_M[:, None])
-    w_MM = torch.mul(half_MM, half_MM.T, out=e_MM)
-    w_MM.fill_diagonal_(0)
+    e_MM = (u_MD @ v_MD.mT).float().div_(temperature).exp_()
+    scale_M = (batch_size - 1) / e_MM.diagonal(dim1=-2, dim2=-1)
+    half_MM = (e_MM * scale_M[..., :, None]).add_(1).mul_(e_MM.mul_(scale_M[..., None, :]).add_(1))
+    largest_M = half_MM.amax(dim=-1)
+    half_MM.div_(largest_M[..., :, None])
+    w_MM = torch.mul(half_MM, half_MM.mT, out=e_MM)
+    w_MM.diagonal(dim1=-2, dim2=-1).zero_()
     # Of W over both rows' largest entries: the degree is `largest_M` times this.
-    sum_M = w_MM @ largest_M
+    sum_M = (w_MM @ largest_M[..., None])[..., 0]
     root_M = (largest_M / sum_M).sqrt_()
-    return w_MM.mul_(root_M[:, None]).mul_(root_M), sum_M.double().log() + largest_M.double().log()
+    w_MM.mul_(root_M[..., :, None]).mul_(root_M[..., None, :])
+    return w_MM, sum_M.double().log() + largest_M.double().log()
 
 
 def spectral_embedding(n_MM: NDArray[np.float32], log_degree_M: Array, num_clusters: int) -> NDArray[np.float32]:
@@ -209,7 +218,8 @@ def spectral_embedding(n_MM: NDArray[np.float32], log_degree_M: Array, num_clust
 
 def _unscaled(q_MK: Tensor, log_degree_M: Tensor) -> Tensor:
     """Eigenvectors' rows divided by the roots of the degrees, the largest factor being 1."""
-    return q_MK * ((log_degree_M.min() - log_degree_M) / 2).exp().to(q_MK.dtype)[:, None]
+    lowest = log_degree_M.amin(dim=-1, keepdim=True)
+    return q_MK * ((lowest - log_degree_M) / 2).exp().to(q_MK.dtype)[..., None]
 
 
 def kmeans_centres(x_PMK: Tensor, num_clusters: int, seeds: Sequence[int]) -> Tensor:
@@ -224,6 +234,8 @@ def kmeans_centres(x_PMK: Tensor, num_clusters: int, seeds: Sequence[int]) -> Te
     """
     num_pools, num_rows, num_columns = x_PMK.shape
     restarts = RESTARTS[num_rows >= MANY_ROWS]
+    if num_rows <= FEW_ROWS and x_PMK.device.type == "cpu" and available():
+        return _centres_of_few(x_PMK, num_clusters, seeds, restarts)
     streams = [derive(seed, "restart", restart) for seed in seeds for restart in range(restarts)]
     x_RMK = x_PMK.repeat_interleave(restarts, dim=0)
     centre_RCK, inertia_R, _ = lloyd(x_RMK, plus_plus(x_RMK, num_clusters, streams), SHORT_RUN)
@@ -231,6 +243,17 @@ def kmeans_centres(x_PMK: Tensor, num_clusters: int, seeds: Sequence[int]) -> Te
     pools = torch.arange(num_pools, device=x_PMK.device)
     best_PCK = centre_RCK.view(num_pools, restarts, num_clusters, num_columns)[pools, best_P]
     return lloyd(x_PMK, best_PCK, LONG_RUN)[0]
+
+
+def _centres_of_few(x_PMK: Tensor, num_clusters: int, seeds: Sequence[int], restarts: int) -> Tensor:
+    """:func:`kmeans_centres` of small pools, in one compiled call each."""
+    from mbcl.samplers.loops.restarts import best_of_restarts
+
+    shape = (restarts, num_clusters, 2 + int(math.log(num_clusters)))
+    draws = [numpy_generator(seed, "k-means++ of all restarts").random(shape) for seed in seeds]
+    pools = zip(x_PMK.double().numpy(), draws, strict=True)
+    centres = [best_of_restarts(np.ascontiguousarray(x_MK), draw, SHORT_RUN, LONG_RUN) for x_MK, draw in pools]
+    return torch.from_numpy(np.stack(centres)).to(x_PMK.dtype)
 
 
 def assign_evenly(cost_MC: Array, capacity: int) -> NDArray[np.int64]:

@@ -62,7 +62,7 @@ def test_a_sound_plan_whose_quality_is_known(name: str, case: str, second_view: 
     z1 = HOSTILE[case]
     before = z1.clone()
     held = Embeddings(z1, z1 if second_view == "the same" else -z1)
-    sampler = build_small(name, 4)
+    sampler = build_small(name, 2 if name == "all_batches" else 4)  # 101,270 batches of 4 would only take longer
     plan = examine(sampler.plan(N, held), sampler, N)
     assert torch.equal(z1, before), "embeddings are only read"
     assert sampler.plan(N, held).digest == plan.digest

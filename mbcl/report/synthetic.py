@@ -1,0 +1,173 @@
+"""Writes what a synthetic study found.
+
+synthetic.json  what was asked for
+table.csv       one row a method, against the optimum
+curves.csv      one row a method, seed and point
+points.npz      starts, ends and Gram matrices
+plots/*.png, plots/*.svg
+report.html
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from mbcl import __version__
+from mbcl.report.page import environment, resource
+from mbcl.report.pictures import Picture
+from mbcl.report.synthetic_figures import draw
+from mbcl.report.wording import listed
+from mbcl.storage import Store, write_text
+from mbcl.synthetic.command import RECORD
+from mbcl.synthetic.records import Outcome
+from mbcl.synthetic.table import Row, Spread, reference_in_words, rows_of
+
+MOST_STORED = 1024
+"""Samples up to which Gram matrices are stored: they follow from the points, which always are."""
+
+
+def write(store: Store, outcome: Outcome) -> None:
+    """Write tables, points, figures and page.
+
+    Args:
+        store: the folder.
+        outcome: of :func:`mbcl.synthetic.study.run`.
+    """
+    # First, so that a folder in which writing was interrupted is known for what it is.
+    write_text(store, RECORD, json.dumps({"version": __version__, **asdict(outcome.settings)}, indent=1) + "\n")
+    rows = rows_of(outcome)
+    write_text(store, "table.csv", table_csv(rows))
+    write_text(store, "curves.csv", curves_csv(outcome))
+    store.write_bytes("points.npz", _points(outcome))
+    pictures = draw(outcome)
+    for picture in pictures:
+        store.write_bytes(f"plots/{picture.name}.png", picture.png)
+        write_text(store, f"plots/{picture.name}.svg", picture.svg_file)
+    write_text(store, "report.html", page(outcome, rows, pictures))
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)
+
+
+def _csv(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    return stream.getvalue()
+
+
+def table_csv(rows: list[Row]) -> str:
+    """``table.csv``: of every measure mean, lowest and highest seed; empty where it is not measured."""
+    header: list[str] = []
+    for field in fields(Row):
+        spread = field.type == "Spread"
+        header += [f"{field.name}/{part}" for part in ("mean", "low", "high")] if spread else [field.name]
+    lines = []
+    for row in rows:
+        cells: list[object] = []
+        for field in fields(Row):
+            value = getattr(row, field.name)
+            if isinstance(value, Spread):
+                cells += [_number(part) for part in (value.mean, value.low, value.high)]
+            else:
+                cells.append(_number(value) if isinstance(value, float) else value)
+        lines.append(cells)
+    return _csv(header, lines)
+
+
+def curves_csv(outcome: Outcome) -> str:
+    """``curves.csv``: one row a method, seed and point."""
+    measures = ("true_loss", "distance", "rearranging")
+    lines = [
+        [
+            curve.method.label,
+            curve.method.name,
+            curve.method.batch_size,
+            seed,
+            *(int(count[point]) for count in (curve.steps, curve.updates, curve.samples)),
+            _number(float(curve.batch_loss[place, point])),
+            *(_number(float(getattr(curve.course, measure)[place, point])) for measure in measures),
+        ]
+        for curve in outcome.curves
+        for place, seed in enumerate(outcome.settings.seeds)
+        for point in range(len(curve.steps))
+    ]
+    header = ["label", "sampler", "batch_size", "seed", "step", "updates", "samples", "batch_loss", *measures]
+    return _csv(header, lines)
+
+
+def _points(outcome: Outcome) -> bytes:
+    """``points.npz``: ``start`` and by method ``x`` (2, S, N, D) and ``z`` (S, N, N), u v^T; ``optimum`` (N, N)."""
+    arrays: dict[str, Any] = {
+        "start": outcome.start_2SND.numpy(),
+        "seeds": np.array(outcome.settings.seeds),
+        "labels": np.array([curve.method.label for curve in outcome.curves]),
+    }
+    store_gram = outcome.settings.n <= MOST_STORED
+    for number, curve in enumerate(outcome.curves):
+        arrays[f"x{number}"] = curve.x_2SND.numpy()
+        if store_gram:
+            arrays[f"z{number}"] = curve.gram().numpy()
+    if outcome.reference.known is not None and store_gram:
+        arrays["optimum"] = outcome.reference.known.gram().numpy()
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    return stream.getvalue()
+
+
+def headline(outcome: Outcome, rows: list[Row]) -> str:
+    """What the study shows, in a sentence that its numbers carry."""
+    if not rows[0].excess.known:
+        nearest = min(rows, key=lambda row: row.true_loss.mean)
+        return f"The least mean loss of everything is that of {nearest.label}, {nearest.true_loss.mean:.5f}."
+    ranked = sorted(rows, key=lambda row: row.excess.mean)
+    words = [f"{row.label} {row.excess.mean:.2g}" for row in ranked]
+    above = "the optimum" if outcome.reference.known else "the least loss known"
+    return f"Mean loss above {above} after {outcome.settings.steps:,} steps: {listed(words)}."
+
+
+def command_of(outcome: Outcome) -> str:
+    """The line that runs the study again."""
+    settings = outcome.settings
+    words = ["mbcl", "synthetic", "--n", settings.n, "--dim", settings.dim, "--batch-size", *settings.batch_sizes]
+    words += ["--steps", settings.steps, "--samplers", *settings.samplers, "--seeds", len(settings.seeds)]
+    words += ["--first-seed", settings.seeds[0]] * (settings.seeds[0] != 0) + ["--lr", settings.lr]
+    words += ["--accumulate", settings.accumulate] if settings.accumulate else []
+    words += ["--equal-init"] * settings.equal_init + ["--log-every", settings.log_every]
+    words += ["--published-points"] * settings.published_points + ["--restarts", settings.restarts]
+    return shlex.join([*map(str, words), "--out", "DIR"])
+
+
+def page(outcome: Outcome, rows: list[Row], pictures: list[Picture]) -> str:
+    """``report.html``, which needs nothing beside itself."""
+    settings = outcome.settings
+    context = {
+        "settings": settings,
+        "rows": rows,
+        "headline": headline(outcome, rows),
+        "reference": reference_in_words(outcome),
+        "known": outcome.reference.known,
+        "estimated": any(row.mean_loss_error for row in rows),
+        "curves": [picture for picture in pictures if picture.name.startswith("curve")],
+        "maps": [picture for picture in pictures if picture.name.endswith("_bar")],
+        "kept": [
+            curve.method.label
+            for curve in outcome.curves
+            if settings.accumulate and (curve.method.one_update or curve.method.exhaustive)
+        ],
+        "command": command_of(outcome),
+    }
+    template = environment().from_string(resource("synthetic.html"))
+    return template.render(context, css=Markup(resource("report.css")))

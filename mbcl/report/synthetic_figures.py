@@ -1,0 +1,190 @@
+"""The figures of a synthetic study: curves against three counts of work, and Gram matrices as heat maps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mbcl.report.pictures import GRID, INK, LINES, MUTED, SERIES, Picture, new_axes, new_row, render, shorten, style
+from mbcl.report.wording import number
+from mbcl.synthetic.optima import opposites
+from mbcl.synthetic.records import Curve, Outcome
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+
+Array = NDArray[np.float64]
+
+MOST_DRAWN = 512
+"""Samples of a heat map; of more, the first so many are drawn."""
+MOST_CELLS = 32
+"""Samples up to which the cells of a heat map are shapes; above they are one picture, which stays small."""
+FAR = 4
+"""A count of work that ends so many times later for one method than for another has a logarithmic axis."""
+COUNTS = (("steps", "steps"), ("updates", "gradient updates"), ("samples", "samples seen"))
+
+
+def draw(outcome: Outcome) -> list[Picture]:
+    """Every figure that there is something to draw for."""
+    with style():
+        pictures: list[Picture | None] = [_true_loss(outcome), _batch_loss(outcome)]
+        if outcome.reference.known is not None:
+            pictures += [_distance(outcome, "distance"), _distance(outcome, "rearranging")]
+        pictures += _maps(outcome)
+        return [picture for picture in pictures if picture is not None]
+
+
+def _true_loss(outcome: Outcome) -> Picture:
+    least = outcome.reference.full_loss
+    words = "the optimum" if outcome.reference.known else "the least loss known"
+    values = [curve.course.true_loss - (least or 0.0) for curve in outcome.curves]
+    return _curves(
+        outcome,
+        "curve_true_loss",
+        values,
+        title="Loss of everything" if least is None else f"Loss of everything, above {words}",
+        label="true loss" if least is None else "excess of true loss",
+        log=least is not None,
+    )
+
+
+def _batch_loss(outcome: Outcome) -> Picture:
+    return _curves(
+        outcome,
+        "curve_batch_loss",
+        [curve.batch_loss for curve in outcome.curves],
+        title="Loss of the last batch of a step, before its update",
+        label="batch loss",
+        log=False,
+        note=" It says how hard the batches are; batches of different sizes do not compare.",
+    )
+
+
+def _distance(outcome: Outcome, key: str) -> Picture | None:
+    values = [getattr(curve.course, key) for curve in outcome.curves]
+    if np.isnan(values[0]).all():
+        return None
+    titles = {
+        "distance": "Distance to the optimum",
+        "rearranging": "The published norm, after rearranging each row",
+    }
+    notes = {
+        "distance": " Frobenius norm, the least over rotations and namings of the samples.",
+        "rearranging": " It does not see positives that are matched wrongly; it is shown for comparison.",
+    }
+    return _curves(outcome, f"curve_{key}", values, title=titles[key], label=key, log=True, note=notes[key])
+
+
+def _curves(
+    outcome: Outcome, name: str, values: Sequence[Array], *, title: str, label: str, log: bool, note: str = ""
+) -> Picture:
+    """One measure against each of the three counts."""
+    figure, row = new_row(10.2, 3.2 + 0.17 * (len(outcome.curves) // 4), len(COUNTS))
+    for axes, (count, words) in zip(row, COUNTS, strict=True):
+        for place, (curve, value_SL) in enumerate(zip(outcome.curves, values, strict=True)):
+            _draw(axes, getattr(curve, count) + (count == "steps"), value_SL, place, shorten(curve.method.label))
+        if log:
+            _log_scale(axes, "y")
+        ends = [int(getattr(curve, count)[-1]) for curve in outcome.curves]
+        if max(ends) > FAR * min(ends):
+            _log_scale(axes, "x")
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
+        axes.set_xlabel(words, color=INK)
+    row[0].set_ylabel(label, color=INK)
+    handles, names = row[0].get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside upper left", ncols=4, frameon=False, labelcolor=INK, handlelength=1.4, fontsize=8.5
+    )
+    several = len(outcome.settings.seeds) > 1
+    band = "Mean over the seeds; the band reaches from the lowest to the highest." if several else "One seed."
+    means = [f"{c.method.label}: {number(float(v[:, -1].mean()))}" for c, v in zip(outcome.curves, values, strict=True)]
+    return render(
+        figure,
+        name,
+        title=title,
+        caption=f"{band} The same points against three counts of work.{note}",
+        alt=f"{title}, at the end. " + "; ".join(means),
+    )
+
+
+def _log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
+    """With ticks in plain numbers: the style of all figures reads no formulas."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _draw(axes: Axes, count_L: NDArray[np.int64], value_SL: Array, place: int, label: str) -> None:
+    colour, dashes = SERIES[place % len(SERIES)], LINES[place // len(SERIES) % len(LINES)]
+    if len(value_SL) > 1:
+        axes.fill_between(count_L, value_SL.min(axis=0), value_SL.max(axis=0), color=colour, alpha=0.16, linewidth=0)
+    dot = "o" if len(count_L) == 1 else None
+    axes.plot(count_L, value_SL.mean(axis=0), dashes, color=colour, linewidth=1.7, marker=dot, label=label)
+
+
+def _maps(outcome: Outcome) -> list[Picture]:
+    """Heat maps of the first seed's Gram matrices, and of the optimum, without and with a colour bar."""
+    seed = outcome.settings.seeds[0]
+    pictures = []
+    if outcome.reference.known is not None:
+        pictures += _map("gram_optimum", outcome.reference.known.gram().numpy(), "the optimum", "")
+    for number_, curve in enumerate(outcome.curves):
+        slug = re.sub(r"[^a-z0-9]+", "_", curve.method.label.lower()).strip("_")
+        z_NN, note = _ordered(curve, outcome)
+        pictures += _map(f"gram_{number_}_{slug}", z_NN, f"{curve.method.label}, seed {seed}", note)
+    return pictures
+
+
+def _ordered(curve: Curve, outcome: Outcome) -> tuple[Array, str]:
+    """The Gram matrix of the first seed; for the cross-polytope, opposites stand beside each other."""
+    z_NN = curve.gram()[0].numpy()
+    known = outcome.reference.known
+    if known is None or known.kind == "simplex":
+        return z_NN, ""
+    partner_N = opposites(z_NN)
+    order = np.array([place for a, b in enumerate(partner_N) if a < b for place in (a, b)])
+    return z_NN[np.ix_(order, order)], " Samples are ordered so that opposites stand beside each other."
+
+
+def _map(name: str, z_NN: Array, title: str, note: str) -> list[Picture]:
+    """One matrix in two files."""
+    if len(z_NN) > MOST_DRAWN:
+        note += f" The first {MOST_DRAWN} of {len(z_NN)} samples."
+        z_NN = z_NN[:MOST_DRAWN, :MOST_DRAWN]
+    diagonal = torch.from_numpy(z_NN).diagonal()
+    off = z_NN[~np.eye(len(z_NN), dtype=bool)]
+    pictures = []
+    for bar in (False, True):
+        figure, axes = new_axes(3.6 if bar else 3.0, 3.0)
+        image: ScalarMappable
+        if len(z_NN) <= MOST_CELLS:
+            image = axes.pcolormesh(z_NN, cmap="RdBu_r", vmin=-1, vmax=1)
+            axes.invert_yaxis()
+        else:
+            image = axes.imshow(z_NN, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="none")
+        axes.set_aspect("equal")
+        axes.set_axis_off()
+        if bar:
+            scale = figure.colorbar(image, ax=axes, shrink=0.85)
+            scale.outline.set_visible(False)  # type: ignore[operator]  # matplotlib's stubs take it for a class
+            scale.ax.tick_params(colors=MUTED, labelcolor=INK, length=3)
+        pictures.append(
+            render(
+                figure,
+                name + "_bar" * bar,
+                title=title,
+                caption=f"u vᵀ at the end: a row for each u, a column for each v.{note}",
+                alt=f"Gram matrix of {title}: diagonal {number(float(diagonal.mean()))} on average, "
+                f"elsewhere {number(float(off.min()))} to {number(float(off.max()))}",
+            )
+        )
+    return pictures

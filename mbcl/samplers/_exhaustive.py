@@ -1,0 +1,279 @@
+"""The samplers of the synthetic study: ``full``, ``all_batches`` and ``osgd_exhaustive``. They draw nothing.
+
+Letters: N samples of the data set, C batches, B samples a batch, D dimensions, R runs with embeddings of their own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbcl.errors import ConfigError, PlanError
+from mbcl.functional import check_temperature, cosine_similarity
+from mbcl.plan import BatchPlan, Embeddings
+from mbcl.samplers._base import SAMPLERS, PoolMap, check_batch_size, check_num_samples, serial
+
+MOST_BATCHES = 10**6
+"""Of C(N, B): more than that are refused."""
+MOST_PLACES = 10**8
+"""Of C(N, B) * B: 0.8 GB of positions. Few large batches that leave out a handful of samples could be more."""
+CHUNK_ELEMENTS = 2**21
+"""Similarities held at once while batches are scored, 16 MiB in float64."""
+SAFE_EXPONENT = 75.0
+"""e^75 is representable in float32, and so are sums of it."""
+TIE = 1e-12
+"""Losses that differ by less are one: the same terms in another order differ in their last bits."""
+
+
+def count_batches(name: str, num_samples: int, batch_size: int) -> int:
+    """C(N, B).
+
+    Raises:
+        ConfigError: if it is above :data:`MOST_BATCHES`, or C(N, B) * B above :data:`MOST_PLACES`.
+
+    Example:
+        >>> count_batches("all_batches", 8, 2)
+        28
+    """
+    count = math.comb(num_samples, batch_size)
+    if count > MOST_BATCHES:
+        shown = f"{count:,}" if count < 10**12 else f"about 10^{int(math.log10(count))}"
+        raise ConfigError(
+            f"sampler {name!r}: there are {shown} batches of {batch_size} of {num_samples} samples; allowed are at "
+            f"most {MOST_BATCHES:,}"
+        )
+    if count * batch_size > MOST_PLACES:
+        raise ConfigError(
+            f"sampler {name!r}: its {count:,} batches of {batch_size} have {count * batch_size:,} places; allowed are "
+            f"at most {MOST_PLACES:,}"
+        )
+    return count
+
+
+@lru_cache(maxsize=4)
+def combinations(num_samples: int, batch_size: int) -> Tensor:
+    """(C, B) int64, all batches of B of N samples in lexicographic order; kept, so not to be written to.
+
+    Example:
+        >>> combinations(3, 2).tolist()
+        [[0, 1], [0, 2], [1, 2]]
+    """
+    count = math.comb(num_samples, batch_size) * batch_size
+    positions = chain.from_iterable(itertools.combinations(range(num_samples), batch_size))
+    return torch.from_numpy(np.fromiter(positions, dtype=np.int64, count=count)).view(-1, batch_size)
+
+
+def hardest_batches(similarity_RNN: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    r"""Of all C(N, B) batches the one with the highest CLIP loss, for each of R runs.
+
+    Of equal losses (to :data:`TIE`) the first in lexicographic order is taken, as published.
+
+    Args:
+        similarity_RNN: (R, N, N) float, cosines of view 1 and view 2 over the temperature; float64 where near-ties
+            matter. Batches are scored where it lies.
+        batch_size: B.
+
+    Returns:
+        (R, B) int64 ascending positions; (R,) their losses, :math:`L(u, v) + L(v, u)` of :func:`mbcl.functional.clip`.
+
+    Reference:
+        Cho et al., Mini-Batch Optimization of Contrastive Loss, arXiv 2307.05906, section 5 (OSGD on all batches).
+
+    Example:
+        >>> hardest_batches(torch.tensor([[[1.0, 0.0, 0.9], [0.0, 1.0, 0.0], [0.9, 0.0, 1.0]]]), 2)[0]
+        tensor([[0, 2]])
+    """
+    num_runs, num_samples, _ = similarity_RNN.shape
+    batches_CB = combinations(num_samples, batch_size).to(similarity_RNN.device)
+    similarity_RN = similarity_RNN.reshape(num_runs, -1)
+    positive_RN = similarity_RNN.diagonal(dim1=1, dim2=2)
+    # One exponential a cell, not one a cell of a batch, where the sums of all batches are representable.
+    in_range = float(similarity_RN.abs().amax()) < SAFE_EXPONENT
+    source_RN = similarity_RN.exp() if in_range else similarity_RN
+    chunk = max(1, CHUNK_ELEMENTS // (num_runs * batch_size**2))
+    losses = []
+    for some_CB in batches_CB.split(chunk):
+        cells = (some_CB[:, :, None] * num_samples + some_CB[:, None, :]).flatten()
+        x_RCBB = source_RN[:, cells].view(num_runs, len(some_CB), batch_size, batch_size)
+        if in_range:
+            total_RC = (x_RCBB.sum(dim=3).log_() + x_RCBB.sum(dim=2).log_()).sum(dim=2)
+        else:
+            total_RC = (x_RCBB.logsumexp(dim=3) + x_RCBB.logsumexp(dim=2)).sum(dim=2)
+        losses.append((total_RC - 2 * positive_RN[:, some_CB].sum(dim=2)) / batch_size)
+    loss_RC = torch.cat(losses, dim=1)
+    highest_R1 = loss_RC.amax(dim=1, keepdim=True)
+    first_R = (loss_RC >= highest_R1 - TIE).to(torch.uint8).argmax(dim=1)
+    return batches_CB[first_R], loss_RC.gather(1, first_R[:, None])[:, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhaustive:
+    """Base of the samplers that leave nothing to chance: the plan depends on N, B and the embeddings alone."""
+
+    name: ClassVar[str]
+    needs_embeddings: ClassVar[bool] = False
+
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
+
+    @property
+    def distinct(self) -> bool:
+        """Whether no sample is visited twice in one plan."""
+        return True
+
+    @property
+    def covers(self) -> bool:
+        """Whether a plan visits every sample."""
+        return True
+
+    def check(self, num_samples: int) -> None:
+        """As :meth:`Sampler.check`."""
+        check_num_samples(self.name, self.batch_size, num_samples)
+
+    def plan_length(self, num_samples: int) -> int:
+        """1."""
+        return 1
+
+    def plan_width(self, num_samples: int) -> int:
+        """B."""
+        return self.batch_size
+
+    @abstractmethod
+    def rows(self, num_samples: int, embeddings: Embeddings | None) -> tuple[Tensor, Tensor | None]:
+        """(S, B) int64 batches, and (S,) float64 scores if there are any."""
+
+    def plan(
+        self,
+        num_samples: int,
+        embeddings: Embeddings | None = None,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        round: int = 0,
+        map_pools: PoolMap = serial,
+    ) -> BatchPlan:
+        """As :meth:`Sampler.plan`; the same for every seed, epoch and round."""
+        self.check(num_samples)
+        batches, scores = self.rows(num_samples, embeddings)
+        return BatchPlan(batches, self.name, seed, epoch, round, scores).validate(num_samples, distinct=self.distinct)
+
+
+@SAMPLERS.register("full")
+@dataclass(frozen=True, kw_only=True)
+class Full(Exhaustive):
+    """One batch of everything: the loss that the others only approach.
+
+    Args:
+        batch_size: B, global; not used. Training with this sampler needs a batch size of all training samples.
+
+    Example:
+        >>> Full(batch_size=2).plan(5).batches
+        tensor([[0, 1, 2, 3, 4]])
+    """
+
+    name: ClassVar[str] = "full"
+
+    def plan_width(self, num_samples: int) -> int:
+        """N."""
+        return num_samples
+
+    def rows(self, num_samples: int, embeddings: Embeddings | None) -> tuple[Tensor, Tensor | None]:
+        """Everything."""
+        return torch.arange(num_samples)[None], None
+
+
+@SAMPLERS.register("all_batches", aliases=("NcB",))
+@dataclass(frozen=True, kw_only=True)
+class AllBatches(Exhaustive):
+    """All C(N, B) batches in lexicographic order, refused above 1,000,000.
+
+    Minimising their mean loss is minimising the loss of the whole data set (where the optimum is known).
+
+    Args:
+        batch_size: B, global.
+
+    Reference:
+        Cho et al., Mini-Batch Optimization of Contrastive Loss, arXiv 2307.05906, section 4.
+
+    Example:
+        >>> AllBatches(batch_size=2).plan(3).batches.tolist()
+        [[0, 1], [0, 2], [1, 2]]
+    """
+
+    name: ClassVar[str] = "all_batches"
+
+    @property
+    def distinct(self) -> bool:
+        """No: a sample is in C(N - 1, B - 1) batches."""
+        return False
+
+    def check(self, num_samples: int) -> None:
+        """As :meth:`Sampler.check`: at most 1,000,000 batches."""
+        super().check(num_samples)
+        count_batches(self.name, num_samples, self.batch_size)
+
+    def plan_length(self, num_samples: int) -> int:
+        """C(N, B)."""
+        return math.comb(num_samples, self.batch_size)
+
+    def rows(self, num_samples: int, embeddings: Embeddings | None) -> tuple[Tensor, Tensor | None]:
+        """Every batch."""
+        return combinations(num_samples, self.batch_size).clone(), None
+
+
+@SAMPLERS.register("osgd_exhaustive", aliases=("osgd_NcB",))
+@dataclass(frozen=True, kw_only=True)
+class OSGDExhaustive(Exhaustive):
+    """The one batch of all C(N, B) with the highest CLIP loss, refused above 1,000,000; of equals the first.
+
+    Args:
+        batch_size: B, global. (The published search takes batches of 2, whatever the batch size.)
+        temperature: of the loss; 1, as the synthetic study has none.
+
+    Reference:
+        Cho et al., Mini-Batch Optimization of Contrastive Loss, arXiv 2307.05906, section 5.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]])
+        >>> OSGDExhaustive(batch_size=2).plan(3, Embeddings(z, z)).batches.tolist()
+        [[0, 2]]
+    """
+
+    name: ClassVar[str] = "osgd_exhaustive"
+    needs_embeddings: ClassVar[bool] = True
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_temperature(self.temperature)
+
+    @property
+    def covers(self) -> bool:
+        """No: one batch is a part of the samples."""
+        return False
+
+    def check(self, num_samples: int) -> None:
+        """As :meth:`Sampler.check`: at most 1,000,000 batches."""
+        super().check(num_samples)
+        count_batches(self.name, num_samples, self.batch_size)
+
+    def rows(self, num_samples: int, embeddings: Embeddings | None) -> tuple[Tensor, Tensor | None]:
+        """The hardest batch, scored in float64 on the device where the embeddings are."""
+        if embeddings is None:
+            raise PlanError(f"sampler {self.name!r} needs embeddings")
+        held = embeddings.ordered(num_samples)
+        z1_ND, z2_ND = held.z1.detach().double(), held.z2.detach().double()
+        batch_1B, loss_1 = hardest_batches(cosine_similarity(z1_ND, z2_ND)[None] / self.temperature, self.batch_size)
+        return batch_1B.cpu(), loss_1.cpu()

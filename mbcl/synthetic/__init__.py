@@ -1,0 +1,1 @@
+"""The synthetic study: N points on a sphere, moved directly by SGD on the batches that a sampler chose."""

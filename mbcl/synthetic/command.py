@@ -1,0 +1,116 @@
+"""The command line of ``mbcl synthetic``. What computes is imported only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mbcl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mbcl.storage import Store
+    from mbcl.synthetic.records import Outcome
+
+WriteReport = Callable[["Store", "Outcome"], None]
+SAMPLERS = ("fixed", "shuffle", "full", "all_batches", "osgd_exhaustive", "spectral")
+RECORD = "synthetic.json"
+"""Says that a folder holds a synthetic study."""
+
+
+def add_synthetic(commands: Any, write_report: WriteReport) -> None:
+    """Add ``synthetic`` to the commands.
+
+    Args:
+        commands: argparse's subparsers.
+        write_report: writes what was found into a folder; it stands in a layer above.
+    """
+    synthetic = commands.add_parser(
+        "synthetic",
+        help="points on a sphere, moved directly: samplers against the optimum that theory knows",
+        description="Move N points on a sphere by plain SGD on the CLIP loss (no temperature) of the batches that "
+        "samplers choose, all from the same starts, and compare them with the optimum: curves against steps, updates "
+        "and samples seen, final Gram matrices, a table, and a page with all of it.",
+    )
+    add = synthetic.add_argument
+    add("--n", metavar="N", type=int, default=8, help="samples (default: %(default)s)")
+    add("--dim", metavar="D", type=int, help="dimensions (default: 2 N; the published study has 2 N and N / 2)")
+    add("--batch-size", metavar="B", type=int, nargs="+", default=[2], help="one or several (default: 2)")
+    add("--steps", metavar="N", type=int, default=2000, help="of every method (default: %(default)s)")
+    add(
+        "--samplers",
+        metavar="SPEC",
+        nargs="+",
+        default=list(SAMPLERS),
+        help="NAME or NAME:KEY=VALUE,KEY=VALUE as `mbcl list samplers` has them, or published names: f s full NcB "
+        f"osgd_NcB sc_even (default: {' '.join(SAMPLERS)})",
+    )
+    add("--seeds", metavar="N", type=int, default=5, help="how many (default: %(default)s)")
+    add("--first-seed", metavar="N", type=int, default=0, help="seeds count from here (default: %(default)s)")
+    add("--lr", metavar="RATE", type=float, default=0.5, help="of SGD (default: %(default)s)")
+    add("--accumulate", choices=("sum", "mean"), help="one update a step, on the sum or mean of its batches' losses")
+    add("--equal-init", action="store_true", help="u and v of a sample start at the same point")
+    add(
+        "--log-every", metavar="N", type=int, default=100, help="steps between points of a curve (default: %(default)s)"
+    )
+    add(
+        "--published-points",
+        action="store_true",
+        help="log osgd_exhaustive after the first update of a step, as the published program does, not after the last",
+    )
+    add(
+        "--restarts",
+        metavar="N",
+        type=int,
+        default=16,
+        help="where no optimum is known: random starts from which the least loss is looked for (default: %(default)s)",
+    )
+    add("--overwrite", action="store_true", help="replace a synthetic study that is in DIR already")
+    add("--out", metavar="DIR", default="results/synthetic", help="where to write (default: %(default)s)")
+    synthetic.set_defaults(run=lambda arguments: _synthetic(arguments, write_report))
+
+
+def _synthetic(arguments: argparse.Namespace, write_report: WriteReport) -> int:
+    from mbcl.functional import check_count
+    from mbcl.stages import Stages
+    from mbcl.storage import open_store
+    from mbcl.synthetic.settings import Settings
+    from mbcl.synthetic.study import run
+    from mbcl.synthetic.table import show
+
+    first = check_count("--first-seed", arguments.first_seed, least=0)
+    settings = Settings(
+        n=arguments.n,
+        dim=2 * arguments.n if arguments.dim is None else arguments.dim,
+        batch_sizes=tuple(arguments.batch_size),
+        steps=arguments.steps,
+        samplers=tuple(arguments.samplers),
+        seeds=tuple(range(first, first + check_count("--seeds", arguments.seeds))),
+        lr=arguments.lr,
+        accumulate=arguments.accumulate,
+        equal_init=arguments.equal_init,
+        log_every=arguments.log_every,
+        published_points=arguments.published_points,
+        restarts=arguments.restarts,
+    )
+    store = open_store(arguments.out)
+    _check_free(store, arguments.overwrite)
+    with Stages() as stages:
+        outcome = run(settings, progress=stages)
+        stages.begin("writing")
+        if arguments.overwrite:
+            store.delete("plots")  # figures of methods that are no longer there
+        write_report(store, outcome)
+    show(outcome)
+    sys.stdout.write(f"page: {store.uri}/report.html\n")
+    return 0
+
+
+def _check_free(store: Store, overwrite: bool) -> None:
+    """Refuse a folder that holds something, unless it is a synthetic study that may be replaced."""
+    held = store.list()
+    if RECORD in held and not overwrite:
+        raise ConfigError(f"{store.uri}: holds a synthetic study already; add --overwrite, or choose another --out")
+    if held and RECORD not in held:
+        raise ConfigError(f"{store.uri}: holds other files ({held[0]}); choose another --out")

@@ -1,0 +1,199 @@
+"""Where the loss is least, as far as that is known, and how far points are from it.
+
+Two optima are known. For d >= N - 1 it is the simplex equiangular tight frame: u_i = v_i, and all samples at the same
+angle. For d = N / 2 it is the cross-polytope: u_i = v_i, samples in pairs of opposite directions, the pairs orthogonal.
+
+Letters: R runs, N samples, B samples a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The optimum of N samples in d dimensions.
+
+    Args:
+        kind: ``simplex`` or ``cross_polytope``.
+        num_samples: N.
+
+    Reference:
+        Cho et al., Mini-Batch Optimization of Contrastive Loss, arXiv 2307.05906, section 4.
+    """
+
+    kind: Literal["simplex", "cross_polytope"]
+    num_samples: int
+
+    def batch_loss(self, batch_size: int) -> float:
+        """The mean loss over all C(N, B) batches; with B = N the loss of everything.
+
+        An anchor of a cross-polytope has its opposite in its batch with probability (B - 1) / (N - 1).
+
+        Example:
+            >>> round(Optimum("simplex", 8).batch_loss(8), 7), round(Optimum("cross_polytope", 8).batch_loss(8), 7)
+            (2.3464163, 2.413505)
+        """
+        n, b = self.num_samples, batch_size
+        if self.kind == "simplex":
+            return 2 * math.log1p((b - 1) * math.exp(-n / (n - 1)))
+        together = (b - 1) / (n - 1)
+        with_opposite = math.log(math.e + 1 / math.e + b - 2) - 1
+        without = math.log(math.e + b - 1) - 1
+        return 2 * (together * with_opposite + (1 - together) * without)
+
+    @property
+    def full_loss(self) -> float:
+        """The loss of all samples as one batch."""
+        return self.batch_loss(self.num_samples)
+
+    def gram(self) -> Tensor:
+        """(N, N) float64, u v^T at the optimum, opposites being the samples 2m and 2m + 1, as published."""
+        if self.kind == "simplex":
+            gram_NN = torch.full((self.num_samples, self.num_samples), -1 / (self.num_samples - 1), dtype=torch.float64)
+            return gram_NN.fill_diagonal_(1)
+        opposite_N = torch.arange(self.num_samples) ^ 1
+        eye_NN = torch.eye(self.num_samples, dtype=torch.float64)
+        return eye_NN - eye_NN[opposite_N]
+
+
+def optimum(num_samples: int, dim: int) -> Optimum | None:
+    """The known optimum, or None.
+
+    Example:
+        >>> optimum(8, 16).kind, optimum(8, 7).kind, optimum(8, 4).kind, optimum(8, 5)
+        ('simplex', 'simplex', 'cross_polytope', None)
+    """
+    if dim >= num_samples - 1:
+        return Optimum("simplex", num_samples)
+    if 2 * dim == num_samples:
+        return Optimum("cross_polytope", num_samples)
+    return None
+
+
+def distance(z_RNN: Tensor, best: Optimum) -> Tensor:
+    r"""How far points are from the optimum: the least Frobenius norm of :math:`u v^T - Z^*`.
+
+    A rotation of all points does not change :math:`u v^T`. The simplex is the same for any naming of the samples. For
+    the cross-polytope, the least is taken over all ways to pair the samples as opposites, exactly. Positives that are
+    matched wrongly, u_i with v_j, show: the diagonal of :math:`Z^*` is 1.
+
+    Args:
+        z_RNN: (R, N, N) float, cosines of u and v.
+        best: the optimum.
+
+    Returns:
+        (R,) float64, 0 at the optimum only.
+
+    Example:
+        >>> distance(torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]]), Optimum("simplex", 2))
+        tensor([0.], dtype=torch.float64)
+    """
+    z_RNN = z_RNN.double()
+    gram_NN = best.gram()
+    if best.kind == "simplex":
+        return _frobenius(z_RNN - gram_NN)
+    norms = []
+    for z_NN in z_RNN.cpu():
+        opposite_N = torch.from_numpy(opposites(z_NN.numpy()))
+        eye_NN = torch.eye(len(z_NN), dtype=torch.float64)
+        norms.append(_frobenius(z_NN - eye_NN + eye_NN[opposite_N]))
+    return torch.stack(norms)
+
+
+def opposites(z_NN: Array) -> NDArray[np.int64]:
+    """The pairing of samples whose similarities, in both directions, have the least sum.
+
+    An assignment of every sample to another is a relaxation of it. Its cycles of even length are pairings as they
+    stand; near the optimum there are no others. Only cycles of odd length need the search for a matching in a graph.
+
+    Args:
+        z_NN: (N, N) float64, N even.
+
+    Returns:
+        (N,) int64, the partner of each sample.
+
+    Reference:
+        Edmonds, Maximum matching and a polyhedron with 0,1-vertices, 1965.
+
+    Example:
+        >>> opposites(np.array([[1, 0, -1, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, -1, 0, 1.0]])).tolist()
+        [2, 3, 0, 1]
+    """
+    cost_NN = z_NN + z_NN.T
+    barred_NN = cost_NN.copy()
+    np.fill_diagonal(barred_NN, 4.0 * len(z_NN) * (1 + np.abs(cost_NN).max()))
+    _, next_N = linear_sum_assignment(barred_NN)
+    partner_N = np.full(len(z_NN), -1, dtype=np.int64)
+    for start in range(len(z_NN)):
+        if partner_N[start] >= 0:
+            continue
+        cycle = [start]
+        while next_N[cycle[-1]] != start:
+            cycle.append(int(next_N[cycle[-1]]))
+        if len(cycle) % 2:
+            return _matching(cost_NN)
+        ways = [list(zip(cycle[shift::2], cycle[1 + shift :: 2] + cycle[:shift], strict=True)) for shift in (0, 1)]
+        for a, b in min(ways, key=lambda pairs: sum(cost_NN[a, b] for a, b in pairs)):
+            partner_N[a], partner_N[b] = b, a
+    return partner_N
+
+
+def _matching(cost_NN: Array) -> NDArray[np.int64]:
+    """The perfect matching of least cost in the complete graph."""
+    import networkx
+
+    graph = networkx.Graph()
+    rows, columns = np.triu_indices(len(cost_NN), 1)
+    graph.add_weighted_edges_from((int(a), int(b), float(-cost_NN[a, b])) for a, b in zip(rows, columns, strict=True))
+    partner_N = np.empty(len(cost_NN), dtype=np.int64)
+    for a, b in networkx.max_weight_matching(graph, maxcardinality=True):
+        partner_N[a], partner_N[b] = b, a
+    return partner_N
+
+
+def rearranged(z_RNN: Tensor, solution_NN: Tensor) -> Tensor:
+    """The published rearrangement: each row's values moved, independently of other rows, towards the solution's.
+
+    In every row, entries of the solution are gone through from left to right, and each takes the closest value that is
+    not used yet. It is not a permutation of the samples: it is blind to wrongly matched positives, and not the least
+    over permutations either. Kept for comparison; :func:`distance` has neither fault.
+
+    Args:
+        z_RNN: (R, N, N) float.
+        solution_NN: (N, N) float.
+
+    Returns:
+        (R, N, N), the same values.
+
+    Example:
+        >>> rearranged(torch.tensor([[[0.1, 0.9], [1.0, 0.0]]]), torch.eye(2)).tolist()
+        [[[0.8999999761581421, 0.10000000149011612], [0.0, 1.0]]]
+    """
+    left_RNN, out = z_RNN.clone(), []
+    for target_N in solution_NN.to(z_RNN).T:
+        place_RN1 = (left_RNN - target_N[:, None]).abs_().argmin(dim=2, keepdim=True)
+        out.append(left_RNN.gather(2, place_RN1))
+        left_RNN.scatter_(2, place_RN1, torch.inf)
+    return torch.cat(out, dim=2)
+
+
+def rearranging_norm(z_RNN: Tensor, best: Optimum) -> Tensor:
+    """(R,) the published distance: Frobenius norm of the :func:`rearranged` matrix less the solution."""
+    solution_NN = best.gram()
+    return _frobenius(rearranged(z_RNN.double(), solution_NN) - solution_NN)
+
+
+def _frobenius(x_RNN: Tensor) -> Tensor:
+    return x_RNN.square().sum(dim=(-2, -1)).sqrt()

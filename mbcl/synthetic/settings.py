@@ -1,0 +1,74 @@
+"""What a synthetic study is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mbcl.errors import ConfigError
+from mbcl.functional import check_choice, check_count, check_number
+from mbcl.synthetic.groups import Accumulate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is asked for; see ``mbcl synthetic --help``.
+
+    Args:
+        n: samples.
+        dim: of the points.
+        batch_sizes: B, each once.
+        steps: of every method.
+        samplers: specifications, each once.
+        seeds: one run each.
+        lr: learning rate of SGD.
+        accumulate: one update a step on the sum or mean of its batches' losses; None for one update a batch.
+        equal_init: u and v of a sample start at the same point.
+        log_every: steps between two points of a curve; the last step is one, too.
+        published_points: ``osgd_exhaustive`` is logged after the first update of a step, as published.
+        restarts: where no optimum is known, random starts from which the least loss is looked for.
+
+    Raises:
+        ConfigError: naming the option, what was found and what is allowed.
+    """
+
+    n: int = 8
+    dim: int = 16
+    batch_sizes: tuple[int, ...] = (2,)
+    steps: int = 2000
+    samplers: tuple[str, ...] = ("fixed", "shuffle", "full", "all_batches", "osgd_exhaustive", "spectral")
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    lr: float = 0.5
+    accumulate: Accumulate | None = None
+    equal_init: bool = False
+    log_every: int = 100
+    published_points: bool = False
+    restarts: int = 16
+
+    def __post_init__(self) -> None:
+        check_count("--n", self.n, least=2)
+        for name in ("dim", "steps", "log_every", "restarts"):
+            check_count(f"--{name.replace('_', '-')}", getattr(self, name))
+        check_number("--lr", self.lr, above=0.0)
+        if self.accumulate is not None:
+            check_choice("--accumulate", self.accumulate, ("sum", "mean"))
+        for option, values, least in (("--batch-size", self.batch_sizes, 2), ("--seeds", self.seeds, 0)):
+            if not values:
+                raise ConfigError(f"{option}: at least one is needed")
+            for value in values:
+                check_count(option, value, least=least)
+                if values.count(value) > 1:
+                    raise ConfigError(f"{option}: {value} is given twice")
+        if not self.samplers:
+            raise ConfigError("--samplers: at least one is needed")
+        for batch_size in self.batch_sizes:
+            if batch_size > self.n:
+                raise ConfigError(f"--batch-size {batch_size}: above --n {self.n}")
+
+    def logged(self) -> list[int]:
+        """The steps after which curves have a point.
+
+        Example:
+            >>> Settings(steps=250).logged()
+            [0, 100, 200, 249]
+        """
+        return sorted({*range(0, self.steps, self.log_every), self.steps - 1})

@@ -1,0 +1,146 @@
+"""The study: methods from the same starts, their curves, and what is known about the optimum.
+
+Letters: 2 the views u and v, S seeds, N samples, D dimensions, L points of a curve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mbcl.errors import ConfigError
+from mbcl.samplers import combinations, one_thread
+from mbcl.synthetic.groups import State, groups_of
+from mbcl.synthetic.losses import least_of_restarts, starting_points
+from mbcl.synthetic.optima import Optimum, optimum
+from mbcl.synthetic.points import clip_losses, similarities
+from mbcl.synthetic.records import Curve, Outcome, Recorder, Reference
+from mbcl.synthetic.selections import Method, methods_of
+from mbcl.synthetic.settings import Settings
+
+MOST_MINIMISED = 128
+"""Samples up to which restarts look for the least loss where no optimum is known."""
+MOST_BATCHES_MINIMISED = 2000
+"""C(N, B) up to which the mean over all batches is minimised, too."""
+
+
+class Progress(Protocol):
+    """Who is told how far the study is."""
+
+    def begin(self, words: str) -> None:
+        """A stage begins."""
+
+    def count(self, done: int, total: int) -> None:
+        """So much of the stage is done."""
+
+
+class Silent:
+    """Nobody."""
+
+    def begin(self, words: str) -> None:
+        """Nothing."""
+
+    def count(self, done: int, total: int) -> None:
+        """Nothing."""
+
+
+def starts(settings: Settings) -> Tensor:
+    """(2, S, N, D) float64, where the runs begin: standard normal, a function of the seed alone."""
+    start_2SND = torch.stack([starting_points(settings.n, settings.dim, seed) for seed in settings.seeds], dim=1)
+    if settings.equal_init:
+        start_2SND[1] = start_2SND[0]
+    return start_2SND
+
+
+def run(
+    settings: Settings,
+    *,
+    progress: Progress | None = None,
+    start_2SND: Tensor | None = None,
+    methods: Sequence[Method] | None = None,
+) -> Outcome:
+    """Run the study.
+
+    Args:
+        settings: what is asked for.
+        progress: who is told.
+        start_2SND: (2, S, N, D) float, other starting points, for example stored ones.
+        methods: other methods, for example with stored batches.
+
+    Raises:
+        ConfigError: if a sampler does not fit.
+    """
+    progress = progress or Silent()
+    methods = methods or methods_of(settings.samplers, settings.batch_sizes, settings.n)
+    start_2SND = starts(settings) if start_2SND is None else start_2SND
+    known = optimum(settings.n, settings.dim)
+    # Small matrices are slower on two threads than on one, and with one the numbers are the same everywhere.
+    with torch.no_grad(), one_thread():
+        recorders = _take_steps(settings, methods, start_2SND, known, progress)
+        progress.begin("measuring")
+        curves = [recorders[id(method)].curve(known) for method in methods]
+        reference = _reference(settings, known, curves, progress)
+    return Outcome(settings, start_2SND, curves, reference)
+
+
+def _take_steps(
+    settings: Settings, methods: Sequence[Method], start_2SND: Tensor, known: Optimum | None, progress: Progress
+) -> dict[int, Recorder]:
+    groups = groups_of(
+        methods,
+        start_2SND,
+        settings.seeds,
+        lr=settings.lr,
+        accumulate=settings.accumulate,
+        published_points=settings.published_points,
+    )
+    recorders = {id(method): Recorder(method) for method in methods}
+    logged = set(settings.logged())
+    progress.begin(f"{settings.steps} steps")
+    for step in range(settings.steps):
+        for group in groups:
+            group.step(step)
+            if step in logged:
+                for method, state in zip(group.methods, group.states(), strict=True):
+                    _check_finite(method, state, step)
+                    recorders[id(method)].log(step, state, known)
+        progress.count(step + 1, settings.steps)
+    for group in groups:
+        for method, final in zip(group.methods, group.finals(), strict=True):
+            recorders[id(method)].end(final)
+    return recorders
+
+
+def _check_finite(method: Method, state: State, step: int) -> None:
+    if not bool(state.x_2SND.isfinite().all()):
+        raise ConfigError(f"{method.label}: points are not finite after step {step}; a smaller --lr may help")
+
+
+def _reference(settings: Settings, known: Optimum | None, curves: list[Curve], progress: Progress) -> Reference:
+    if known is not None:
+        return Reference(known, known.full_loss)
+    if settings.n > MOST_MINIMISED:
+        return Reference(None, None)
+    sizes = [size for size in settings.batch_sizes if math.comb(settings.n, size) <= MOST_BATCHES_MINIMISED]
+    progress.begin("looking for the least loss")
+    total = settings.restarts * (1 + len(sizes))
+    ticks: Iterator[int] = iter(range(1, total + 1))
+
+    def least(batches_KB: Tensor) -> Tensor:
+        found = least_of_restarts(
+            batches_KB,
+            num_samples=settings.n,
+            dim=settings.dim,
+            restarts=settings.restarts,
+            done=lambda: progress.count(next(ticks), total),
+        )
+        return clip_losses(similarities(found.x_2ND[:, None]))[0]
+
+    loss = float(least(torch.arange(settings.n)[None]))
+    loss = min([loss, *(float(curve.final.true_loss.min()) for curve in curves)])
+    others = {size: float(least(combinations(settings.n, size))) - loss for size in sizes}
+    return Reference(None, loss, settings.restarts, others)

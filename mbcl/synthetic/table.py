@@ -1,0 +1,161 @@
+"""The methods of a study against the optimum, as rows."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbcl.synthetic.records import Curve, Outcome
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A measure over the seeds.
+
+    Args:
+        mean, low, high: over the seeds; NaN where it is not measured.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(values_S: Array) -> Spread:
+        """Of one value a seed."""
+        return Spread(float(values_S.mean()), float(values_S.min()), float(values_S.max()))
+
+    @property
+    def known(self) -> bool:
+        """Whether it was measured."""
+        return not math.isnan(self.mean)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at the end of the study.
+
+    Args:
+        label, sampler, batch_size: which; ``full`` has all samples as its batch.
+        updates, samples: what it took.
+        true_loss: of everything.
+        excess: of that above the optimum, or above the least loss known.
+        distance: to the known optimum.
+        rearranging: the published norm.
+        mean_loss: over all batches of this size.
+        mean_loss_error: the largest standard error of it over the seeds; 0 if exact.
+        optimal_mean_loss: that of the known optimum, NaN without one.
+    """
+
+    label: str
+    sampler: str
+    batch_size: int
+    updates: int
+    samples: int
+    true_loss: Spread
+    excess: Spread
+    distance: Spread
+    rearranging: Spread
+    mean_loss: Spread
+    mean_loss_error: float
+    optimal_mean_loss: float
+
+
+def rows_of(outcome: Outcome) -> list[Row]:
+    """One row a method, in the order that was asked for."""
+    return [_row(curve, outcome) for curve in outcome.curves]
+
+
+def _row(curve: Curve, outcome: Outcome) -> Row:
+    reference = outcome.reference
+    full = reference.full_loss
+    size = outcome.settings.n if curve.method.name == "full" else curve.method.batch_size
+    return Row(
+        label=curve.method.label,
+        sampler=curve.method.name,
+        batch_size=size,
+        updates=curve.total_updates,
+        samples=curve.total_samples,
+        true_loss=Spread.of(curve.final.true_loss),
+        excess=Spread.of(curve.final.true_loss - (math.nan if full is None else full)),
+        distance=Spread.of(curve.final.distance),
+        rearranging=Spread.of(curve.final.rearranging),
+        mean_loss=Spread.of(curve.mean_loss.mean_R.double().numpy()),
+        mean_loss_error=float(curve.mean_loss.error_R.max()),
+        optimal_mean_loss=math.nan if reference.known is None else reference.known.batch_loss(size),
+    )
+
+
+def reference_in_words(outcome: Outcome) -> list[str]:
+    """What the losses are compared with, in sentences."""
+    settings, reference = outcome.settings, outcome.reference
+    if reference.known is not None:
+        kind = {"simplex": "the simplex", "cross_polytope": "the cross-polytope"}[reference.known.kind]
+        where = f"{settings.n} samples in {settings.dim} dimensions"
+        return [f"The optimum of {where} is {kind}: loss {reference.full_loss:.7f}."]
+    where = f"For {settings.n} samples in {settings.dim} dimensions no optimum is known in closed form"
+    if reference.full_loss is None:
+        return [f"{where}, and there are too many samples to look for it: no excess is reported."]
+    found = [
+        f"{where}. Excess is above {reference.full_loss:.7f}, the least loss that {reference.restarts} restarts of "
+        "L-BFGS and all runs found: an upper bound of the optimum, so a lower bound of the excess."
+    ]
+    for size, gap in reference.other_minimisers.items():
+        same = abs(gap) < 1e-6
+        found.append(
+            f"The best minimiser found of the mean over all batches of {size} "
+            + (
+                "has the same loss of everything: no difference between the two minimisers is seen."
+                if same
+                else f"has a loss of everything {gap:.2e} above it: the two minimisers differ."
+            )
+        )
+    return found
+
+
+def show(outcome: Outcome) -> None:
+    """Print the table."""
+    rows = rows_of(outcome)
+    header = [
+        "",
+        "batch",
+        "updates",
+        "samples",
+        "true loss",
+        "[min, max]",
+        "excess",
+        "distance",
+        "rearranging",
+        "mean loss of all batches",
+    ]
+    lines = [header] + [
+        [
+            row.label,
+            str(row.batch_size),
+            f"{row.updates:,}",
+            f"{row.samples:,}",
+            f"{row.true_loss.mean:.5f}",
+            f"[{row.true_loss.low:.5f}, {row.true_loss.high:.5f}]",
+            f"{row.excess.mean:.5f}" if row.excess.known else "-",
+            f"{row.distance.mean:.4f}" if row.distance.known else "-",
+            f"{row.rearranging.mean:.4f}" if row.rearranging.known else "-",
+            f"{row.mean_loss.mean:.5f}"
+            + (f" (estimated, standard error {row.mean_loss_error:.1e})" if row.mean_loss_error else ""),
+        ]
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for line in lines:
+        cells = [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+        ]
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+    for sentence in reference_in_words(outcome):
+        sys.stdout.write(sentence + "\n")

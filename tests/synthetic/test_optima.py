@@ -1,0 +1,190 @@
+"""The optima: geometry, closed forms, what the distance sees and does not see, and the theorems."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mbcl.samplers import combinations
+from mbcl.synthetic.losses import least_of_restarts
+from mbcl.synthetic.optima import Optimum, distance, opposites, optimum, rearranged, rearranging_norm
+from mbcl.synthetic.points import Points, clip_losses, similarities
+
+evens = st.integers(1, 6).map(lambda half: 2 * half)
+
+
+def turned(x: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    dim = x.shape[-1]
+    return x @ torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=generator))[0]
+
+
+def simplex(n: int) -> Tensor:
+    """(n, n - 1) vertices of a regular simplex, from the centred identity."""
+    centred = torch.eye(n, dtype=torch.float64) - 1 / n
+    vectors = torch.linalg.svd(centred)[0][:, : n - 1] * math.sqrt(n / (n - 1))
+    return vectors / vectors.norm(dim=1, keepdim=True)
+
+
+def cross_polytope(n: int) -> Tensor:
+    eye = torch.eye(n // 2, dtype=torch.float64)
+    return torch.stack([eye, -eye], dim=1).reshape(n, n // 2)
+
+
+def named_anew(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def pairings(items: list[int]):
+    """All perfect matchings."""
+    if not items:
+        yield []
+        return
+    first, *rest = items
+    for other in rest:
+        left = [item for item in rest if item != other]
+        for pairs in pairings(left):
+            yield [(first, other), *pairs]
+
+
+@given(st.integers(2, 12), st.integers(1, 30))
+def test_which_optimum_is_known(n: int, dim: int) -> None:
+    found = optimum(n, dim)
+    if dim >= n - 1:
+        assert found == Optimum("simplex", n)
+    elif 2 * dim == n:
+        assert found == Optimum("cross_polytope", n)
+    else:
+        assert found is None
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 7, 8, 12])
+@pytest.mark.parametrize("kind", ["simplex", "cross_polytope"])
+def test_grams_and_closed_forms_are_those_of_points(n: int, kind: str) -> None:
+    if kind == "cross_polytope" and n % 2:
+        return
+    best = Optimum(kind, n)
+    x = simplex(n) if kind == "simplex" else cross_polytope(n)
+    z = x @ x.T
+    torch.testing.assert_close(best.gram(), z, rtol=0, atol=1e-12)
+    assert best.full_loss == pytest.approx(float(clip_losses(z)), rel=1e-12)
+    for size in range(2, n + 1):
+        batches = combinations(n, size)
+        each = clip_losses(z[batches[:, :, None], batches[:, None, :]])
+        assert best.batch_loss(size) == pytest.approx(float(each.mean()), rel=1e-11)
+    points = torch.stack([x, x])[:, None]
+    _, gradient = Points(points).gradient(torch.arange(n)[None, None])
+    assert gradient.abs().max() < 1e-12, "nothing moves at the optimum"
+
+
+@given(st.integers(2, 12), st.integers(0, 5), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_the_distance_is_blind_to_rotation_and_names(n: int, more: int, seed: int) -> None:
+    kinds = [("simplex", torch.cat([simplex(n), torch.zeros(n, more, dtype=torch.float64)], dim=1))]
+    if n % 2 == 0:
+        kinds.append(("cross_polytope", cross_polytope(n)))
+    for kind, x in kinds:
+        u = turned(x, seed)[named_anew(n, seed)]
+        assert float(distance((u @ u.T)[None], Optimum(kind, n))) < 1e-11
+
+
+@given(st.integers(2, 5).map(lambda half: 2 * half), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_the_distance_is_the_least_over_all_pairings(n: int, seed: int) -> None:
+    """Against every pairing, for points that are nowhere near the optimum, so that odd cycles occur, too."""
+    generator = torch.Generator().manual_seed(seed)
+    z = similarities(torch.randn(2, 1, n, 3, dtype=torch.float64, generator=generator))
+    norms = []
+    for pairs in pairings(list(range(n))):
+        target = torch.eye(n, dtype=torch.float64)
+        for a, b in pairs:
+            target[a, b] = target[b, a] = -1
+        norms.append(float((z[0] - target).norm()))
+    assert float(distance(z, Optimum("cross_polytope", n))) == pytest.approx(min(norms), rel=1e-12)
+
+
+def test_odd_cycles_need_the_matching() -> None:
+    """Two triangles that attract: the assignment goes round each, a pairing has to cross."""
+    z = np.ones((6, 6))
+    for triangle in ((0, 1, 2), (3, 4, 5)):
+        for a, b in itertools.permutations(triangle, 2):
+            z[a, b] = -1.0
+    z[2, 3] = z[3, 2] = -0.5
+    assert opposites(z).tolist() == [1, 0, 3, 2, 5, 4]
+
+
+@pytest.mark.parametrize("n", [4, 6, 8])
+def test_the_distance_sees_wrongly_matched_positives_and_the_published_norm_does_not(n: int) -> None:
+    for kind, x in (("simplex", simplex(n)), ("cross_polytope", cross_polytope(n))):
+        best = Optimum(kind, n)
+        z = (x @ x.roll(2, dims=0).T)[None]
+        assert float(rearranging_norm(z, best)) < 1e-11
+        assert float(distance(z, best)) > 1
+        assert float(clip_losses(z)) > best.full_loss + 0.1
+
+
+def rearranged_in_words(z: np.ndarray, solution: np.ndarray) -> np.ndarray:
+    """The oracle: row by row, target by target."""
+    out = np.empty_like(z)
+    for i, row in enumerate(z):
+        left = list(row)
+        for j, target in enumerate(solution[i]):
+            nearest = min(range(len(left)), key=lambda place: abs(left[place] - target))
+            out[i, j] = left.pop(nearest)
+    return out
+
+
+@given(st.integers(2, 7), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_rearranging_goes_greedily_through_each_row(n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    z, solution = rng.uniform(-1, 1, (3, n, n)), rng.uniform(-1, 1, (n, n))
+    found = rearranged(torch.from_numpy(z), torch.from_numpy(solution)).numpy()
+    np.testing.assert_array_equal(found, np.stack([rearranged_in_words(one, solution) for one in z]))
+
+
+# -- theorems -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "dim"), [(4, 3), (5, 8), (6, 3), (8, 4), (8, 7), (8, 16)])
+@pytest.mark.parametrize("size", [2, 3])
+def test_minimisers_of_everything_and_of_all_batches_coincide(n: int, dim: int, size: int) -> None:
+    """Both reach the closed form, and the minimiser of one is at the other's optimum."""
+    best = optimum(n, dim)
+    assert best is not None
+    full = least_of_restarts(torch.arange(n)[None], num_samples=n, dim=dim, restarts=3)
+    every = least_of_restarts(combinations(n, size), num_samples=n, dim=dim, restarts=3)
+    assert full.loss == pytest.approx(best.full_loss, abs=1e-9)
+    assert every.loss == pytest.approx(best.batch_loss(size), abs=1e-9)
+    for found in (full, every):
+        z = similarities(found.x_2ND[:, None])
+        assert float(distance(z, best)) < 1e-4
+        assert float(clip_losses(z)) == pytest.approx(best.full_loss, abs=1e-8)
+
+
+@pytest.mark.parametrize(("n", "dim"), [(8, 16), (8, 4)])
+def test_minimisers_of_a_part_of_the_batches_do_not(n: int, dim: int) -> None:
+    """A fixed partition, and all pairs but those of one sample with all but one other."""
+    best = optimum(n, dim)
+    assert best is not None
+    partition = torch.arange(n).view(-1, 2)
+    most = torch.tensor([pair for pair in itertools.combinations(range(n), 2) if pair[0] > 0 or pair[1] == 1])
+    for batches in (partition, most):
+        found = least_of_restarts(batches, num_samples=n, dim=dim, restarts=3)
+        z = similarities(found.x_2ND[:, None])
+        assert float(clip_losses(z)) > best.full_loss + 1e-3
+        assert float(distance(z, best)) > 0.1
+
+
+def test_elsewhere_they_may_differ() -> None:
+    """8 samples in 3 dimensions, where no theorem speaks: reported, and they do."""
+    full = least_of_restarts(torch.arange(8)[None], num_samples=8, dim=3, restarts=8)
+    every = least_of_restarts(combinations(8, 2), num_samples=8, dim=3, restarts=8)
+    assert float(clip_losses(similarities(every.x_2ND[:, None]))) > full.loss + 1e-4

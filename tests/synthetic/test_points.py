@@ -1,0 +1,134 @@
+"""Losses, gradients and updates against autograd, the library's loss and a plain loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mbcl.functional import clip
+from mbcl.samplers import combinations
+from mbcl.synthetic import losses, points
+from mbcl.synthetic.losses import least_of_restarts, mean_batch_loss, starting_points
+from mbcl.synthetic.points import Points, clip_losses, similarities
+
+runs = st.integers(1, 3)
+sizes = st.tuples(st.integers(2, 7), st.integers(1, 5))
+
+
+def start(num_runs: int, num_samples: int, dim: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, num_runs, num_samples, dim, dtype=torch.float64, generator=generator)
+
+
+def batches_of(num_runs: int, num_batches: int, num_samples: int, size: int, seed: int) -> Tensor:
+    rng = np.random.default_rng(seed)
+    rows = [rng.permutation(num_samples)[:size] for _ in range(num_runs * num_batches)]
+    return torch.from_numpy(np.stack(rows)).view(num_runs, num_batches, size)
+
+
+def loss_by_autograd(x_2ND: Tensor, batches_KB: Tensor) -> Tensor:
+    """The oracle: the library's own loss, batch by batch."""
+    return torch.stack([clip(x_2ND[0, rows], x_2ND[1, rows], temperature=1.0) for rows in batches_KB])
+
+
+@given(runs, sizes, st.integers(2, 7), st.integers(1, 4), st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_gradients_are_those_of_autograd(
+    num_runs: int, shape: tuple[int, int], size: int, num_batches: int, seed: int
+) -> None:
+    num_samples, dim = shape
+    batches = batches_of(num_runs, num_batches, num_samples, min(size, num_samples), seed)
+    x = start(num_runs, num_samples, dim, seed)
+    loss, gradient = Points(x).gradient(batches)
+    for run in range(num_runs):
+        leaf = x[:, run].clone().requires_grad_()
+        each = loss_by_autograd(leaf, batches[run])
+        each.mean().backward()
+        torch.testing.assert_close(loss[run], each.mean().detach(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(gradient[:, run], leaf.grad, rtol=1e-9, atol=1e-11)
+
+
+@given(runs, sizes, st.integers(1, 4), st.sampled_from([0.01, 0.5, 3.0]), st.booleans(), st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_updates_are_those_of_torchs_sgd(
+    num_runs: int, shape: tuple[int, int], num_batches: int, lr: float, mean: bool, seed: int
+) -> None:
+    """Three steps; samples may be in several batches of a step; runs do not touch each other."""
+    num_samples, dim = shape
+    x = start(num_runs, num_samples, dim, seed)
+    moved, before = Points(x), x.clone()
+    leaves = [x[:, run].clone().requires_grad_() for run in range(num_runs)]
+    optimizers = [torch.optim.SGD([leaf], lr=lr) for leaf in leaves]
+    for step in range(3):
+        batches = batches_of(num_runs, num_batches, num_samples, 2, seed + step)
+        found = moved.update(batches, lr=lr, scale=1 / num_batches if mean else 1.0)
+        for run, (leaf, optimizer) in enumerate(zip(leaves, optimizers, strict=True)):
+            optimizer.zero_grad()
+            each = loss_by_autograd(leaf, batches[run])
+            (each.mean() if mean else each.sum()).backward()
+            optimizer.step()
+            torch.testing.assert_close(found[run], each.detach(), rtol=1e-9, atol=1e-10)
+            torch.testing.assert_close(moved.x_2RND[:, run], leaf.detach(), rtol=1e-8, atol=1e-9)
+    assert torch.equal(x, before), "the starting points are copied"
+
+
+def test_many_batches_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, batches = start(2, 8, 3, 0), combinations(8, 3).expand(2, -1, -1)
+    whole, pieces = Points(x), Points(x)
+    losses_of_whole = whole.update(batches, lr=0.5, scale=0.1)
+    monkeypatch.setattr(points, "CHUNK_ELEMENTS", 500)
+    torch.testing.assert_close(pieces.update(batches, lr=0.5, scale=0.1), losses_of_whole, rtol=1e-14, atol=0)
+    torch.testing.assert_close(pieces.x_2RND, whole.x_2RND, rtol=1e-12, atol=1e-13)
+
+
+@given(sizes, st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_losses_do_not_hang_on_rotations_lengths_or_names(shape: tuple[int, int], seed: int) -> None:
+    num_samples, dim = shape
+    x = start(1, num_samples, dim, seed)
+    loss = clip_losses(similarities(x))
+    rotation = torch.linalg.qr(start(1, dim, dim, seed + 1)[0, 0])[0]
+    names = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed))
+    lengths = start(1, num_samples, 1, seed + 2).abs() + 0.1
+    for other in (x @ rotation, x[:, :, names], x * lengths, x.flip(0)):
+        torch.testing.assert_close(clip_losses(similarities(other)), loss, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("num_samples", "size"), [(9, 2), (9, 4), (12, 3)])
+def test_the_estimated_mean_has_no_bias(num_samples: int, size: int) -> None:
+    """The mean of 200 estimates lies where their own spread says it should, and so does their standard error."""
+    x = start(1, num_samples, 3, 0)
+    exact = mean_batch_loss(x, size, np.random.default_rng(0))
+    assert exact.num_batches == len(combinations(num_samples, size))
+    rng = np.random.default_rng(1)
+    found = [mean_batch_loss(x, size, rng, exact=0, sampled=50) for _ in range(200)]
+    means, errors = np.array([[float(f.mean_R), float(f.error_R)] for f in found]).T
+    assert abs(means.mean() - float(exact.mean_R)) < 4 * means.std() / np.sqrt(200)
+    assert errors.mean() == pytest.approx(means.std(), rel=0.2)
+
+
+def test_an_estimate_where_nobody_can_count_the_batches() -> None:
+    """C(4096, 64) has 141 digits. Of random points in many dimensions, the mean is near that of a bound."""
+    x = starting_points(512, 64, 0)[:, None].repeat(1, 2, 1, 1)
+    found = mean_batch_loss(x, 64, np.random.default_rng(0), sampled=200)
+    assert found.num_batches == 200
+    assert float(found.mean_R[0]) == float(found.mean_R[1]), "the same batches for every run"
+    assert 0 < float(found.error_R[0]) < 0.02 * float(found.mean_R[0])
+
+
+def test_restarts_keep_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything, ticks = torch.arange(5)[None], []
+    few = least_of_restarts(everything, num_samples=5, dim=2, restarts=1)
+    more = least_of_restarts(everything, num_samples=5, dim=2, restarts=4, done=lambda: ticks.append(1))
+    assert more.loss <= few.loss
+    assert (len(ticks), more.restarts) == (4, 4)
+    x = more.x_2ND[:, None]
+    assert more.loss == pytest.approx(float(clip_losses(similarities(x))), rel=1e-12)
+    _, gradient = Points(x).gradient(everything[None])
+    assert gradient.abs().max() < 1e-6
+    monkeypatch.setattr(losses, "STEPS", 1)
+    assert least_of_restarts(everything, num_samples=5, dim=2, restarts=1).loss > more.loss
