@@ -40,8 +40,8 @@ def colour_digits(monkeypatch):
         images = part.images.repeat(1, 3, 1, 1)
         return dataclasses.replace(part, images=images, mean=(0.3, 0.31, 0.32), std=(0.37, 0.38, 0.39))
 
-    def read(**settings):
-        splits = source.read(**settings)
+    def read(request):
+        splits = source.read(request)
         return dataclasses.replace(splits, train=coloured(splits.train), test=coloured(splits.test))
 
     monkeypatch.setitem(DATASETS._parts, "digits", dataclasses.replace(source, read=read))

@@ -12,6 +12,8 @@ from mbcl.bench.embeddings import Library, digits, fashion_pca, mixture, train_e
 from mbcl.errors import DataError
 from mbcl.functional import nt_xent
 
+pytestmark = pytest.mark.filterwarnings("ignore:fashion_mnist.*not the official checksum:UserWarning")
+
 
 @pytest.fixture
 def data_dir(tmp_path):
