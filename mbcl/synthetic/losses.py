@@ -21,7 +21,7 @@ from mbcl.synthetic.points import CHUNK_ELEMENTS, Points, clip_losses, similarit
 
 EXACT_BATCHES = 20_000
 """Up to so many batches the mean over all of them is computed, above it is estimated."""
-SAMPLED_BATCHES = 20_000
+SAMPLED_BATCHES = 2000
 STEPS = 2000
 """Of L-BFGS; from random starts it takes some hundred."""
 
