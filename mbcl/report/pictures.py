@@ -95,6 +95,7 @@ def render(figure: Figure, name: str, *, title: str, caption: str, alt: str) -> 
     """Save a figure in both forms; inside :func:`style` only."""
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    figure.set_layout_engine("none")  # what was laid out for one form holds for the other
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     return Picture(name, title, caption, alt, _for_page(svg.getvalue(), name), png.getvalue(), svg.getvalue())
 

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-from mbcl.samplers import combinations
+from mbcl.samplers import combinations, one_thread
 from mbcl.seeding import numpy_generator
 from mbcl.synthetic.points import CHUNK_ELEMENTS, Points, clip_losses, similarities
 
 EXACT_BATCHES = 20_000
 """Up to so many batches the mean over all of them is computed, above it is estimated."""
-SAMPLED_BATCHES = 20_000
+SAMPLED_BATCHES = 2000
 STEPS = 2000
 """Of L-BFGS; from random starts it takes some hundred."""
 
@@ -131,10 +131,15 @@ def least_of_restarts(
     best: Least | None = None
     for restart in range(restarts):
         start = numpy_generator(seed, "synthetic/restart", restart).standard_normal((2, num_samples, dim))
-        found = minimize(
-            _value, start.ravel(), args=(batches_KB, num_samples), jac=True, method="L-BFGS-B",
-            options={"maxiter": STEPS, "maxfun": 2 * STEPS, "ftol": 0.0, "gtol": 1e-9},
-        )  # fmt: skip
+        with one_thread():
+            found = minimize(
+                _value,
+                start.ravel(),
+                args=(batches_KB, num_samples),
+                jac=True,
+                method="L-BFGS-B",
+                options={"maxiter": STEPS, "maxfun": 2 * STEPS, "ftol": 0.0, "gtol": 1e-9},
+            )
         if best is None or found.fun < best.loss:
             best = Least(float(found.fun), torch.from_numpy(found.x).view(2, num_samples, dim), restarts)
         done()

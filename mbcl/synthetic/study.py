@@ -106,7 +106,7 @@ def _take_steps(
             group.step(step)
             if step in logged:
                 for method, state in zip(group.methods, group.states(), strict=True):
-                    _check_finite(method, state, step)
+                    _check_directions(method, state, step)
                     recorders[id(method)].log(step, state, known)
         progress.count(step + 1, settings.steps)
     for group in groups:
@@ -115,9 +115,10 @@ def _take_steps(
     return recorders
 
 
-def _check_finite(method: Method, state: State, step: int) -> None:
-    if not bool(state.x_2SND.isfinite().all()):
-        raise ConfigError(f"{method.label}: points are not finite after step {step}; a smaller --lr may help")
+def _check_directions(method: Method, state: State, step: int) -> None:
+    length_2SN = torch.linalg.vector_norm(state.x_2SND, dim=-1)
+    if not bool((length_2SN.isfinite() & (length_2SN > 0)).all()):
+        raise ConfigError(f"{method.label}: points have no direction after step {step}; a smaller --lr may help")
 
 
 def _reference(settings: Settings, known: Optimum | None, curves: list[Curve], progress: Progress) -> Reference:

@@ -1,0 +1,275 @@
+"""``mbcl synthetic`` as a user meets it: files, page, options, one line for every mistake."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mbcl.cli import main
+from mbcl.synthetic.points import clip_losses
+
+SMALL = ["--n", "6", "--dim", "5", "--steps", "40", "--log-every", "10", "--seeds", "2"]
+
+
+def synthetic(*words: object) -> int:
+    try:
+        return main(["synthetic", *map(str, words)])
+    except SystemExit as exited:
+        return int(exited.code or 0)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one line that says why not."""
+    assert synthetic(*words) == 2
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.startswith("error: ")
+    assert found.err.count("\n") == 1
+    return found.err
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+class Balanced(HTMLParser):
+    """Whether every tag is closed where it was opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study") / "out"
+    assert synthetic(*SMALL, "--samplers", "f", "s", "full", "NcB", "osgd_NcB", "sc_even", "--out", out) == 0
+    return out
+
+
+def test_files(written: Path) -> None:
+    assert sorted(path.name for path in written.iterdir()) == [
+        "curves.csv", "plots", "points.npz", "report.html", "synthetic.json", "table.csv",
+    ]  # fmt: skip
+    plots = sorted(path.stem for path in (written / "plots").glob("*.png"))
+    assert plots == sorted(path.stem for path in (written / "plots").glob("*.svg"))
+    maps = ["optimum", "0_f", "1_s", "2_full", "3_ncb", "4_osgd_ncb", "5_sc_even"]
+    curves = [f"curve_{name}" for name in ("batch_loss", "distance", "rearranging", "true_loss")]
+    assert plots == sorted([*curves, *(f"gram_{name}{bar}" for name in maps for bar in ("", "_bar"))])
+    for path in (written / "plots").iterdir():
+        if path.suffix == ".svg":
+            assert ElementTree.parse(path).getroot().tag.endswith("svg")
+        else:
+            assert path.read_bytes().startswith(b"\x89PNG")
+    assert json.loads((written / "synthetic.json").read_text())["samplers"][0] == "f"
+
+
+def test_table_and_curves_agree_with_the_points(written: Path) -> None:
+    table, curves = rows(written / "table.csv"), rows(written / "curves.csv")
+    points = np.load(written / "points.npz")
+    assert [row["sampler"] for row in table] == [
+        "fixed", "shuffle", "full", "all_batches", "osgd_exhaustive", "spectral",
+    ]  # fmt: skip
+    optimum = float(clip_losses(torch.from_numpy(points["optimum"])))
+    for number, row in enumerate(table):
+        losses = clip_losses(torch.from_numpy(points[f"z{number}"])).numpy()
+        assert float(row["true_loss/mean"]) == pytest.approx(losses.mean(), rel=1e-12)
+        assert float(row["excess/high"]) == pytest.approx(losses.max() - optimum, abs=1e-12)
+        own = [line for line in curves if line["label"] == row["label"]]
+        assert [int(line["step"]) for line in own] == [0, 10, 20, 30, 39] * 2
+        last = [line for line in own if line["step"] == "39"]
+        assert [float(line["true_loss"]) for line in last] == pytest.approx(losses, rel=1e-12)
+        assert int(last[0]["updates"]) == int(row["updates"])
+        assert int(last[0]["samples"]) == int(row["samples"])
+        norms = np.linalg.norm(points[f"z{number}"] - points["optimum"], axis=(1, 2))
+        assert float(row["distance/mean"]) == pytest.approx(norms.mean(), rel=1e-10)
+    work = {row["sampler"]: (int(row["updates"]), int(row["samples"])) for row in table}
+    assert work["full"] == (40, 240)
+    assert work["all_batches"] == (40, 40 * 15 * 2)
+    assert work["shuffle"] == work["osgd_exhaustive"] == (120, 240)
+
+
+def test_the_page_stands_alone(written: Path) -> None:
+    page = (written / "report.html").read_text()
+    checked = Balanced()
+    checked.feed(page)
+    assert checked.open == []
+    assert not re.search(r'(src|href)="(?!#|data:)', page)
+    assert not re.search(r"https?://", page)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    for used in re.findall(r'(?:href="#|url\(#)([^")]+)', page):
+        assert used in ids
+    assert page.count("<svg") == 4 + 7
+    for words in ("osgd_NcB", "the simplex", "samples seen", "mbcl synthetic --n 6"):
+        assert words in page
+
+
+def test_the_line_that_reproduces_does(written: Path, tmp_path: Path) -> None:
+    page = (written / "report.html").read_text()
+    (line,) = re.findall(r"<pre>mbcl synthetic (.*) --out DIR</pre>", page)
+    assert synthetic(*line.split(), "--out", tmp_path / "again") == 0
+    for name in ("table.csv", "curves.csv"):
+        assert (tmp_path / "again" / name).read_text() == (written / name).read_text()
+
+
+def test_the_table_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert synthetic(*SMALL, "--samplers", "shuffle", "full", "--out", tmp_path / "out") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["shuffle", "full"]
+    assert lines[-2].startswith("The optimum of 6 samples in 5 dimensions is the simplex: loss ")
+    assert lines[-1] == f"page: {tmp_path}/out/report.html"
+
+
+def test_methods_begin_at_the_same_points_and_do_not_hang_on_each_other(tmp_path: Path) -> None:
+    assert synthetic(*SMALL, "--samplers", "shuffle", "spectral", "--out", tmp_path / "both") == 0
+    assert synthetic(*SMALL, "--samplers", "spectral", "--batch-size", 2, 3, "--out", tmp_path / "one") == 0
+    both, one = (np.load(tmp_path / name / "points.npz") for name in ("both", "one"))
+    assert np.array_equal(both["start"], one["start"])
+    np.testing.assert_allclose(both["x1"], one["x0"], rtol=1e-9, atol=1e-10)
+    assert one["labels"].tolist() == ["spectral, B = 2", "spectral, B = 3"]
+    seeds = np.load(tmp_path / "one" / "points.npz")["start"][:, 1]
+    words = ["--samplers", "full", "--first-seed", 1, "--out", tmp_path / "seed"]
+    assert synthetic(*SMALL[:-2], "--seeds", 1, *words) == 0
+    assert np.array_equal(np.load(tmp_path / "seed" / "points.npz")["start"][:, 0], seeds)
+
+
+def test_several_batch_sizes_and_full_once(tmp_path: Path) -> None:
+    words = ["--samplers", "full", "all_batches", "shuffle", "--batch-size", 2, 3, 5, "--out", tmp_path / "out"]
+    assert synthetic(*SMALL, *words) == 0
+    table = rows(tmp_path / "out" / "table.csv")
+    assert [(row["sampler"], int(row["batch_size"])) for row in table] == [
+        ("full", 6), *(("all_batches", size) for size in (2, 3, 5)), *(("shuffle", size) for size in (2, 3, 5)),
+    ]  # fmt: skip
+    updates = {row["label"]: int(row["updates"]) for row in table}
+    assert updates["shuffle, B = 5"] == 40
+    assert updates["shuffle, B = 2"] == 120
+
+
+def test_equal_init_and_accumulation(tmp_path: Path) -> None:
+    words = ["--samplers", "shuffle", "full", "osgd_exhaustive", "--equal-init"]
+    for how in ("sum", "mean"):
+        assert synthetic(*SMALL, *words, "--accumulate", how, "--out", tmp_path / how) == 0
+    found = {how: np.load(tmp_path / how / "points.npz") for how in ("sum", "mean")}
+    assert np.array_equal(*found["sum"]["start"])
+    assert not np.allclose(found["sum"]["x0"], found["mean"]["x0"])
+    for unchanged in ("x1", "x2"):
+        assert np.array_equal(found["sum"][unchanged], found["mean"][unchanged])
+    assert [int(row["updates"]) for row in rows(tmp_path / "sum" / "table.csv")] == [40, 40, 120]
+    assert "full, osgd_exhaustive as without" in (tmp_path / "sum" / "report.html").read_text()
+
+
+def test_one_accumulated_step_is_one_of_the_sum_or_the_mean(tmp_path: Path) -> None:
+    """With the rate divided by the number of batches, the sum is the mean."""
+    base = ["--n", 6, "--dim", 3, "--steps", 15, "--seeds", 1, "--samplers", "shuffle"]
+    assert synthetic(*base, "--accumulate", "mean", "--lr", 0.3, "--out", tmp_path / "mean") == 0
+    assert synthetic(*base, "--accumulate", "sum", "--lr", 0.1, "--out", tmp_path / "sum") == 0
+    ends = [np.load(tmp_path / how / "points.npz")["x0"] for how in ("mean", "sum")]
+    np.testing.assert_allclose(*ends, rtol=1e-9)
+
+
+def test_no_optimum_is_known_and_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--n", 6, "--dim", 4, "--steps", 300, "--seeds", 2, "--restarts", 4, "--out", tmp_path / "out"]
+    assert synthetic(*words) == 0
+    text = capsys.readouterr().out
+    assert "no optimum is known in closed form" in text
+    assert "4 restarts of L-BFGS" in text
+    assert "The best minimiser found of the mean over all batches of 2" in text
+    table = rows(tmp_path / "out" / "table.csv")
+    assert all(row["distance/mean"] == row["rearranging/mean"] == "" for row in table)
+    assert all(float(row["excess/low"]) >= 0 for row in table)
+    assert not list((tmp_path / "out" / "plots").glob("*optimum*"))
+
+
+def test_samplers_with_parameters_of_all_kinds(tmp_path: Path) -> None:
+    specs = ["osgd", "osgd:k=3,q=2,score=objective", "kmeans", "refined:sweeps=1", "spectral:k=2", "walk", "strata:k=2"]
+    assert (
+        synthetic("--n", 12, "--dim", 6, "--steps", 4, "--seeds", 2, "--samplers", *specs, "--out", tmp_path / "o") == 0
+    )
+    table = rows(tmp_path / "o" / "table.csv")
+    assert [row["label"] for row in table] == specs
+    assert {int(row["updates"]) for row in table} == {24}
+    assert all(math.isfinite(float(row["true_loss/mean"])) for row in table)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--n", "1"], "--n must be a whole number >= 2, found 1"),
+        (["--dim", "0"], "--dim must be a whole number >= 1, found 0"),
+        (["--steps", "0"], "--steps must be a whole number >= 1"),
+        (["--seeds", "0"], "--seeds must be a whole number >= 1"),
+        (["--lr", "0"], "--lr must be > 0, found 0.0"),
+        (["--lr", "nan"], "--lr must be a number > 0, found nan"),
+        (["--batch-size", "9"], "--batch-size 9: above --n 8"),
+        (["--batch-size", "1"], "--batch-size must be a whole number >= 2, found 1"),
+        (["--batch-size", "2", "2"], "--batch-size: 2 is given twice"),
+        (["--samplers", "spektral"], "--samplers spektral: unknown sampler 'spektral'; did you mean 'spectral'"),
+        (["--samplers", "s", "shuffle"], "--samplers shuffle: the same as s; give each once"),
+        (["--samplers", "spectral:kk=2"], "unknown parameter 'kk'; did you mean 'k'"),
+        (["--n", "2000", "--samplers", "NcB"], "--samplers NcB: sampler 'all_batches': there are 1,999,000 batches"),
+        (["--n", "64", "--batch-size", "32", "--samplers", "osgd_NcB"], "there are about 10^18 batches of 32"),
+        (["--accumulate", "median"], "invalid choice: 'median'"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in refused(capsys, *words, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rate_that_diverges_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--lr", "1e200", "--steps", 5, "--log-every", 1, "--samplers", "full", "--out", tmp_path / "out"]
+    assert "full: points have no direction after step" in refused(capsys, *words)
+
+
+def test_nothing_is_overwritten_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*SMALL, "--samplers", "full", "--out", tmp_path / "out"]
+    assert synthetic(*words) == 0
+    capsys.readouterr()
+    assert "holds a synthetic study already; add --overwrite" in refused(capsys, *words)
+    (tmp_path / "out" / "plots" / "gram_9_gone.png").touch()
+    assert synthetic(*words, "--overwrite") == 0
+    assert not (tmp_path / "out" / "plots" / "gram_9_gone.png").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    capsys.readouterr()
+    line = refused(capsys, *words[:-1], tmp_path / "other", "--overwrite")
+    assert "holds other files (notes.txt); choose another --out" in line
+
+
+def test_an_interrupted_study_writes_nothing(tmp_path: Path) -> None:
+    words = ["synthetic", "--steps", "100000000", "--log-every", "100000000", "--out", str(tmp_path / "out")]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "mbcl", *words], stderr=subprocess.PIPE, cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    time.sleep(5)
+    running.send_signal(signal.SIGINT)
+    _, error = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert error.decode().endswith("interrupted\n")
+    assert not (tmp_path / "out").exists()
