@@ -121,7 +121,10 @@ def test_the_published_settings(name):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", [pytest.param("kq", marks=pytest.mark.slow), *SHORT[1:]])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in ("kq", "paper_tiny_imagenet") else ()) for name in SHORT],
+)
 def test_the_shrunk_space_runs(name, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
