@@ -44,7 +44,8 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def _bound(facts: Facts) -> str:
-    share = f"loss is {facts['loss_of_bound']:.1%} of {facts['bound']:.4g}, which no plan that visits the same samples as often, B at a time, can exceed"
+    limit = "which no plan that visits the same samples as often, B at a time, can exceed"
+    share = f"loss is {facts['loss_of_bound']:.1%} of {facts['bound']:.4g}, {limit}"
     if not facts["bound_standard_error"]:
         return share
     return f"{share} (± {facts['bound_standard_error']:.2g}, from {facts['bound_anchors']} anchors)"
