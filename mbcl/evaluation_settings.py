@@ -13,8 +13,6 @@ from mbcl.errors import nearest
 
 Metric = Literal["retrieval", "corrupted", "knn", "probe", "repr"]
 Baseline = Literal["random", "pixels"]
-METRICS: tuple[Metric, ...] = ("retrieval", "corrupted", "knn", "probe", "repr")
-BASELINES: tuple[Baseline, ...] = ("random", "pixels")
 _CLASS_METRICS = ("knn", "probe")
 
 

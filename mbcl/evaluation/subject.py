@@ -77,8 +77,10 @@ class Subject:
 
     def clean(self, function: Callable[[Tensor], Tensor], images: ImageSet) -> Tensor:
         """A function of all images as they are, (N, F)."""
-        look = lambda positions: clean_views(images.images[positions.to(images.images.device)], images=images)  # noqa: E731
-        return torch.cat(self._batches(function, look, len(images)))
+        views = self._batches(
+            function, lambda positions: clean_views(images.pixels(positions), images=images), len(images)
+        )
+        return torch.cat(views)
 
     def pairs(self, function: Callable[[Tensor], Tensor], images: ImageSet, key: ViewKey) -> tuple[Tensor, Tensor]:
         """A function of both augmented views of all images, two of (N, F)."""

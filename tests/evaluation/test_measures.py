@@ -11,13 +11,14 @@ from data.official import write_cifar, write_corrupted_archive
 from engine import runs
 from sklearn.neighbors import KNeighborsClassifier
 
-from mbcl.data import clean_views, corrupt
+from mbcl.data import ImageSet, clean_views, corrupt
 from mbcl.dist import World
 from mbcl.engine.embed import ViewKey, two_views
 from mbcl.engine.prepare import load_data, model_of
 from mbcl.errors import ConfigError
 from mbcl.evaluation import INITIAL, evaluate, find_weights
 from mbcl.evaluation.baselines import Pixels
+from mbcl.evaluation.subject import Subject
 from mbcl.experiment import Evaluation
 from mbcl.seeding import derive
 from mbcl.storage import LocalStore
@@ -187,3 +188,12 @@ def test_the_split_decides_what_is_measured(store, data):
         assert 1 <= found["retrieval/u2v/mean_rank"] <= len(part)
     initial = model_of(runs.experiment(), in_channels=1)
     assert not torch.equal(next(initial.parameters()), next(find_weights(store).model(in_channels=1).parameters()))
+
+
+def test_clean_images_are_asked_of_the_set_which_knows_where_they_go(data, monkeypatch):
+    """Where they do not fit on the device they stay on the host, and every batch is moved."""
+    asked, pixels = [], ImageSet.pixels
+    monkeypatch.setattr(ImageSet, "pixels", lambda self, rows: asked.append(len(rows)) or pixels(self, rows))
+    config, host = runs.experiment().data, torch.device("cpu")
+    subject = Subject(Pixels(), data, data=config, settings=settings("knn"), seed=0, device=host)
+    assert len(subject.features) == sum(asked) == len(data.test)
