@@ -17,7 +17,7 @@ from mbcl.data.images import ImageSet, Splits
 from mbcl.data.packs import FOLDER, Pack, open_pack, write_pack
 from mbcl.data.recipe import ViewRecipe
 from mbcl.data.request import Request
-from mbcl.errors import DataError
+from mbcl.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,28 @@ class FolderSet:
             where = parts.root if parts else pack and pack.path
             request.object_to_counts(f"{self.name}: {where}", counts, self.official_counts)
         return splits
+
+    def demanded(self, request: Request, *, layout: str, no_download: str) -> Splits:
+        """Both parts of a set that has no other files than these, and no download.
+
+        Args:
+            request: what is asked for.
+            layout: what the folder must hold.
+            no_download: why it cannot be downloaded.
+
+        Raises:
+            DataError: as :meth:`read`, and if there is nothing to read.
+            ConfigError: if ``download`` is asked for.
+        """
+        if request.download:
+            raise ConfigError(f"{self.name}: download: found true, but {no_download}; {layout}")
+        if request.root is None:
+            raise DataError(f"{self.name}: data.dir is not given; {layout}")
+        found = self.read(request)
+        if found is None:
+            what = "holds no folder train" if request.root.is_dir() else "does not exist"
+            raise DataError(f"{self.name}: {request.root} {what}; {layout}")
+        return found
 
     def pack_name(self, image_size: int | None) -> str:
         """What a pack of this set is called; those that are brought to a size have a pack for each."""

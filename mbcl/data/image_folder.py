@@ -7,7 +7,7 @@ from mbcl.data.folders import Parts, image_dimensions, list_class_folders, subfo
 from mbcl.data.images import Splits
 from mbcl.data.recipe import ViewRecipe
 from mbcl.data.request import Request
-from mbcl.errors import ConfigError, DataError
+from mbcl.errors import DataError
 
 HOW_TO_GET = (
     "expected folders train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE); images of other sizes than "
@@ -57,12 +57,4 @@ def read(request: Request) -> Splits:
         DataError: if a file is missing or damaged, in one line that names it.
         ConfigError: if ``download`` is asked for.
     """
-    if request.download:
-        raise ConfigError(f"image_folder: download: found true, but there is nothing to fetch; {HOW_TO_GET}")
-    if request.root is None:
-        raise DataError(f"image_folder: data.dir is not given; {HOW_TO_GET}")
-    found = FILES.read(request)
-    if found is None:
-        what = "holds no folder train" if request.root.is_dir() else "does not exist"
-        raise DataError(f"image_folder: {request.root} {what}; {HOW_TO_GET}")
-    return found
+    return FILES.demanded(request, layout=HOW_TO_GET, no_download="there is nothing to fetch")

@@ -15,7 +15,7 @@ from mbcl.data.folders import Listing, Parts, image_files, list_class_folders, s
 from mbcl.data.images import Splits
 from mbcl.data.recipe import ViewRecipe
 from mbcl.data.request import Request
-from mbcl.errors import ConfigError, DataError
+from mbcl.errors import DataError
 
 NUM_CLASSES = 200
 SIZE = 64
@@ -63,15 +63,7 @@ def read(request: Request) -> Splits:
         DataError: if a file is missing or damaged, in one line that names it.
         ConfigError: if ``download`` is asked for: torchvision has none of this set.
     """
-    if request.download:
-        raise ConfigError(f"tiny_imagenet: download: found true, but it cannot be fetched; {HOW_TO_GET}")
-    if request.root is None:
-        raise DataError(f"tiny_imagenet: data.dir is not given; {HOW_TO_GET}")
-    found = FILES.read(request)
-    if found is None:
-        what = "holds no folder train" if request.root.is_dir() else "does not exist"
-        raise DataError(f"tiny_imagenet: {request.root} {what}; {HOW_TO_GET}")
-    return found
+    return FILES.demanded(request, layout=HOW_TO_GET, no_download="it cannot be fetched")
 
 
 def _check_names(listing: Listing, classes: Sequence[str]) -> None:
