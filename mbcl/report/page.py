@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from mbcl.report import wording
@@ -84,7 +84,7 @@ def page(
         "commands": _commands(study, folder),
         "report_command": f"mbcl report --results DIR/{shlex.quote(folder)}",
     }
-    return environment().from_string(resource("report.html")).render(context, css=Markup(resource("report.css")))
+    return environment().get_template("report.html").render(context, css=Markup(resource("report.css")))
 
 
 def resource(name: str) -> str:
@@ -95,6 +95,7 @@ def resource(name: str) -> str:
 def environment() -> Environment:
     """Templates that escape what users wrote, and know how numbers are shown."""
     environment = Environment(
+        loader=FunctionLoader(resource),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

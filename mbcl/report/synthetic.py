@@ -169,5 +169,5 @@ def page(outcome: Outcome, rows: list[Row], pictures: list[Picture]) -> str:
         ],
         "command": command_of(outcome),
     }
-    template = environment().from_string(resource("synthetic.html"))
+    template = environment().get_template("synthetic.html")
     return template.render(context, css=Markup(resource("report.css")))
