@@ -121,6 +121,45 @@ class Sampler(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class BaseSampler:
+    """What most samplers have in common: batches of B, no sample twice, and none left out that fills a batch.
+
+    Args:
+        batch_size: B, global.
+    """
+
+    name: ClassVar[str]
+    needs_embeddings: ClassVar[bool] = False
+
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
+
+    @property
+    def distinct(self) -> bool:
+        """Whether no sample is visited twice in one plan."""
+        return True
+
+    @property
+    def covers(self) -> bool:
+        """Whether a plan visits every sample but the few that fill no batch or pool."""
+        return True
+
+    def check(self, num_samples: int) -> None:
+        """As :meth:`Sampler.check`: one batch must be filled."""
+        check_num_samples(self.name, self.batch_size, num_samples)
+
+    def plan_length(self, num_samples: int) -> int:
+        """S, the batches of one plan: N // B."""
+        return num_samples // self.batch_size
+
+    def plan_width(self, num_samples: int) -> int:
+        """B."""
+        return self.batch_size
+
+
 SAMPLERS: Registry[type[Sampler]] = Registry("sampler")
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import check_temperature, cosine_similarity
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers._base import SAMPLERS, PoolMap, check_batch_size, check_num_samples, serial
+from mbcl.samplers._base import SAMPLERS, BaseSampler, PoolMap, serial
 
 MOST_BATCHES = 10**6
 """Of C(N, B): more than that are refused."""
@@ -116,38 +116,12 @@ def hardest_batches(similarity_RNN: Tensor, batch_size: int) -> tuple[Tensor, Te
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exhaustive:
+class Exhaustive(BaseSampler):
     """Base of the samplers that leave nothing to chance: the plan depends on N, B and the embeddings alone."""
-
-    name: ClassVar[str]
-    needs_embeddings: ClassVar[bool] = False
-
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        check_batch_size(self.batch_size)
-
-    @property
-    def distinct(self) -> bool:
-        """Whether no sample is visited twice in one plan."""
-        return True
-
-    @property
-    def covers(self) -> bool:
-        """Whether a plan visits every sample."""
-        return True
-
-    def check(self, num_samples: int) -> None:
-        """As :meth:`Sampler.check`."""
-        check_num_samples(self.name, self.batch_size, num_samples)
 
     def plan_length(self, num_samples: int) -> int:
         """1."""
         return 1
-
-    def plan_width(self, num_samples: int) -> int:
-        """B."""
-        return self.batch_size
 
     @abstractmethod
     def rows(self, num_samples: int, embeddings: Embeddings | None) -> tuple[Tensor, Tensor | None]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from mbcl.plan import Embeddings
 from mbcl.samplers._balanced import balanced_kmeans
 from mbcl.samplers._direction import principal_direction
-from mbcl.samplers._unit import pair_sum
+from mbcl.samplers._unit import CHUNK_ROWS, pair_sum
 from mbcl.seeding import derive, torch_generator
 
 MOST_BLOCKS = 52
@@ -21,8 +21,6 @@ MOST_BLOCKS = 52
 is larger is halved first."""
 POWER_STEPS = 4
 POWER_ROWS = 4096
-CHUNK_ROWS = 8192
-"""Rows that are looked at in one go: several copies of them are held, which should be little beside the inputs."""
 
 
 def grouped(

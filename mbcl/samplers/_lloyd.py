@@ -23,6 +23,11 @@ def distances(x_PMD: Tensor, centre_PKD: Tensor) -> Tensor:
     return torch.baddbmm(squared_PK[:, None, :], x_PMD, centre_PKD.mT, alpha=-2)
 
 
+def tried_rows(num_clusters: int) -> int:
+    """T, the rows that greedy k-means++ tries each time: 2 + ln K."""
+    return 2 + int(math.log(num_clusters))
+
+
 def plus_plus(x_PMD: Tensor, num_clusters: int, seeds: Sequence[int]) -> Tensor:
     """(P, K, D) rows drawn one after the other with a probability that grows with the distance to those before.
 
@@ -32,8 +37,8 @@ def plus_plus(x_PMD: Tensor, num_clusters: int, seeds: Sequence[int]) -> Tensor:
     Reference:
         Arthur and Vassilvitskii, k-means++, SODA 2007; the greedy kind is that of its implementation and scikit-learn.
     """
-    trials = 2 + int(math.log(num_clusters))
-    draw_PKT = np.stack([numpy_generator(seed, "k-means++").random((num_clusters, trials)) for seed in seeds])
+    shape = num_clusters, tried_rows(num_clusters)
+    draw_PKT = np.stack([numpy_generator(seed, "k-means++").random(shape) for seed in seeds])
     if _in_loops(x_PMD):
         pools = zip(x_PMD.numpy(), draw_PKT, strict=True)
         return torch.from_numpy(np.stack([x_MD[_chosen_in_loops(x_MD, draw_KT)] for x_MD, draw_KT in pools]))

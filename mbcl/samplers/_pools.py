@@ -22,7 +22,7 @@ from mbcl.functional import check_count, check_number
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers._apart import kept_apart, mixed, nearest
 from mbcl.samplers._balanced import in_order
-from mbcl.samplers._base import FloatArray, PoolItem, PoolMap, PoolPlan, check_batch_size, check_num_samples, serial
+from mbcl.samplers._base import BaseSampler, FloatArray, PoolItem, PoolMap, PoolPlan, serial
 from mbcl.samplers._threads import one_thread
 from mbcl.samplers._unit import pair_sum
 from mbcl.seeding import derive, numpy_generator
@@ -43,6 +43,14 @@ def even_pools(num_samples: int, batch_size: int, batches_a_pool: int | None) ->
     sizes = [each * batch_size] * (num_batches // each)
     rest = num_batches % each
     return sizes + [rest * batch_size] * (rest > 0)
+
+
+def _no_flags_of_blas() -> np.errstate:
+    """Products of a few rows may compute on what lies beyond them, too, and say that it is invalid.
+
+    Embeddings are finite, what is planned of them is examined.
+    """
+    return np.errstate(invalid="ignore")
 
 
 class PoolItems(Sequence[PoolItem]):
@@ -76,7 +84,7 @@ class PoolItems(Sequence[PoolItem]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolSampler:
+class PoolSampler(BaseSampler):
     """Base of the samplers that plan with embeddings: cut pools, plan each, merge in pool order, soften.
 
     A subclass names itself and gives ``plan_length``, ``pool_sizes`` and ``plan_one``, if it has more to check
@@ -90,34 +98,22 @@ class PoolSampler:
             of their own.
     """
 
-    name: ClassVar[str]
     needs_embeddings: ClassVar[bool] = True
     batched: ClassVar[bool] = False
     """Whether :meth:`plan_batched` exists: then embeddings that lie on a GPU are planned there."""
 
-    batch_size: int
     mix: float = 0.0
     skip: int | None = 0
 
     def __post_init__(self) -> None:
-        check_batch_size(self.batch_size)
+        super().__post_init__()
         check_number("mix", self.mix, least=0.0, most=1.0)
         if self.skip is not None or type(self).skip is not None:
             check_count("skip", self.skip, least=0)
 
-    @property
-    def distinct(self) -> bool:
-        """Whether no sample is visited twice in one plan."""
-        return True
-
-    @property
-    def covers(self) -> bool:
-        """Whether a plan visits every sample but the few that fill no batch or pool."""
-        return True
-
     def check(self, num_samples: int) -> None:
         """As :meth:`Sampler.check`; warns if pools of a single batch leave nothing to choose."""
-        check_num_samples(self.name, self.batch_size, num_samples)
+        super().check(num_samples)
         sizes = self.pool_sizes(num_samples)
         if len(sizes) > 1 and max(sizes) == self.batch_size:
             warnings.warn(
@@ -125,14 +121,6 @@ class PoolSampler:
                 "random",
                 stacklevel=4,
             )
-
-    def plan_length(self, num_samples: int) -> int:
-        """S, the batches of one plan: N // B."""
-        return num_samples // self.batch_size
-
-    def plan_width(self, num_samples: int) -> int:
-        """B."""
-        return self.batch_size
 
     @abstractmethod
     def pool_sizes(self, num_samples: int) -> list[int]:
@@ -184,7 +172,7 @@ class PoolSampler:
         Raises:
             PlanError: if a batch is not one, which is a bug of the sampler.
         """
-        with one_thread():
+        with one_thread(), _no_flags_of_blas():
             planned = self.plan_one(z1_MD, z2_MD, seed)
             if self.skip:
                 # torch.tensor copies: the arrays may be read-only.
@@ -299,7 +287,7 @@ class PoolSampler:
         order = numpy_generator(seed, f"sampler/{self.name}/order", *key).permutation(num_samples)
         sizes = self.pool_sizes(num_samples)
         pools = np.split(order[: sum(sizes)].astype(np.int64), np.cumsum(sizes)[:-1])
-        with one_thread():
+        with one_thread(), _no_flags_of_blas():
             return [
                 part
                 for number, pool in enumerate(pools)

@@ -9,47 +9,17 @@ from typing import ClassVar
 import torch
 
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers._base import SAMPLERS, PoolMap, check_batch_size, check_num_samples, serial
+from mbcl.samplers._base import SAMPLERS, BaseSampler, PoolMap, serial
 from mbcl.seeding import numpy_generator
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomSampler:
+class RandomSampler(BaseSampler):
     """Base of the samplers whose batches are a random partition: rows of a permutation, its N mod B last left out."""
-
-    name: ClassVar[str]
-    needs_embeddings: ClassVar[bool] = False
-
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        check_batch_size(self.batch_size)
-
-    @property
-    def distinct(self) -> bool:
-        """Whether no sample is visited twice in one plan."""
-        return True
-
-    @property
-    def covers(self) -> bool:
-        """Whether a plan visits every sample but the few that fill no batch."""
-        return True
 
     @abstractmethod
     def stream(self, epoch: int, round: int) -> tuple[int, int]:
         """The epoch and the round whose random numbers are used."""
-
-    def check(self, num_samples: int) -> None:
-        """As :meth:`Sampler.check`."""
-        check_num_samples(self.name, self.batch_size, num_samples)
-
-    def plan_length(self, num_samples: int) -> int:
-        """N // B."""
-        return num_samples // self.batch_size
-
-    def plan_width(self, num_samples: int) -> int:
-        """B."""
-        return self.batch_size
 
     def plan(
         self,

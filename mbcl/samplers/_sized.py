@@ -19,9 +19,7 @@ from mbcl.functional import check_count
 from mbcl.samplers._balanced import in_order
 from mbcl.samplers._base import FloatArray, PoolPlan
 from mbcl.samplers._pools import PoolSampler, even_pools
-from mbcl.samplers._unit import pair_sum, unit
-
-CHUNK_ROWS = 8192
+from mbcl.samplers._unit import CHUNK_ROWS, pair_sum, unit
 
 
 @dataclass(frozen=True, kw_only=True)

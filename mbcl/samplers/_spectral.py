@@ -23,7 +23,7 @@ from mbcl.errors import ConfigError
 from mbcl.functional import affinity, check_count, check_temperature
 from mbcl.samplers._balanced import in_order, rows_of
 from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
-from mbcl.samplers._lloyd import lloyd, plus_plus
+from mbcl.samplers._lloyd import lloyd, plus_plus, tried_rows
 from mbcl.samplers._pools import PoolSampler, even_pools
 from mbcl.samplers._unit import unit
 from mbcl.samplers.loops import available
@@ -249,7 +249,7 @@ def _centres_of_few(x_PMK: Tensor, num_clusters: int, seeds: Sequence[int], rest
     """:func:`kmeans_centres` of small pools, in one compiled call each."""
     from mbcl.samplers.loops.restarts import best_of_restarts
 
-    shape = (restarts, num_clusters, 2 + int(math.log(num_clusters)))
+    shape = restarts, num_clusters, tried_rows(num_clusters)
     draws = [numpy_generator(seed, "k-means++ of all restarts").random(shape) for seed in seeds]
     pools = zip(x_PMK.double().numpy(), draws, strict=True)
     centres = [best_of_restarts(np.ascontiguousarray(x_MK), draw, SHORT_RUN, LONG_RUN) for x_MK, draw in pools]

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from mbcl.functional import normalize
 
+CHUNK_ROWS = 8192
+"""Rows that are looked at in one go: several copies of them are held, which should be little beside the inputs."""
+
 
 def unit(z_ND: Tensor) -> Tensor:
     """Rows of length one as :func:`mbcl.functional.normalize`, also where a squared length is not representable.
