@@ -265,7 +265,7 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode[0] in "IF":
-        raise DataError(f"{path}: pixels of mode {image.mode}, whose range is not known; expected 8 or 16 bits a channel")
+        raise DataError(f"{path}: pixels of mode {image.mode}, whose range is not known; expected 8 or 16 bits")
     return image
 
 
