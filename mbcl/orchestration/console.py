@@ -18,10 +18,11 @@ from mbcl.orchestration.results import trial_folder
 from mbcl.orchestration.trials import Trials, TrialSpec
 from mbcl.storage import Store
 from mbcl.study import StudyRecord
-from mbcl.summary import Estimate, summarise
+from mbcl.summary import Estimate, primary_metrics, summarise
+from mbcl.summary.statistics import final_metrics
 
 METRICS_FILE = "metrics.jsonl"
-TABLE_METRICS = ("retrieval/u2v/top1", "plan/lift")
+TABLE_METRICS = ("retrieval/u2v/top1", "knn/top1", "probe/top1")
 PLAIN_WIDTH = 160
 """Columns where the output is not a terminal: nothing there wraps a table."""
 
@@ -131,7 +132,9 @@ class Console:
 
     def table(self) -> None:
         """The final table: one row a setting, over its finished seeds."""
-        metrics = [self._study.metric, *(name for name in TABLE_METRICS if name != self._study.metric)]
+        shown = final_metrics(self._study)
+        evaluated = [name for name in TABLE_METRICS if name in shown] or primary_metrics(self._study)[:1]
+        metrics = list(dict.fromkeys([self._study.metric, *evaluated, "plan/lift"]))
         table = Table("setting", "seeds", *metrics, title=f"{self._study.name}: mean [95 % interval]")
         for setting in summarise(self._study):
             cells = [_interval(setting.metrics.get(metric)) for metric in metrics]
