@@ -16,7 +16,7 @@ from mbcl.summary.settings import Setting, baseline_for, baselines, settings_of
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
-PRIMARY = ("retrieval/u2v/top1", "retrieval/v2u/top1")
+PRIMARY = ("retrieval/u2v/top1", "retrieval/v2u/top1", "synthetic/distance", "synthetic/excess")
 _ROUNDING = 1e-12
 
 
@@ -122,7 +122,10 @@ def final_metrics(study: StudyRecord) -> list[str]:
 
 
 def primary_metrics(study: StudyRecord) -> list[str]:
-    """What the report is about: top-1 retrieval, otherwise the metric of the search, otherwise the first there is."""
+    """What the report is about, the headline's metric first.
+
+    Top-1 retrieval, or the distance to the optimum; otherwise the metric of the search, otherwise the first there is.
+    """
     measured = [
         metric
         for metric in final_metrics(study)
@@ -130,7 +133,7 @@ def primary_metrics(study: StudyRecord) -> list[str]:
     ]
     found = [metric for metric in PRIMARY if metric in measured]
     if found:
-        return found
+        return sorted(found, key=lambda metric: metric != study.metric)
     fallback = [metric for metric in (study.metric, *measured) if metric in measured]
     return fallback[:1]
 
