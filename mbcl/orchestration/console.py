@@ -12,10 +12,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from mbcl.orchestration.domains import short
 from mbcl.orchestration.kinds import Kind
 from mbcl.orchestration.resources import Need
 from mbcl.orchestration.results import trial_folder
-from mbcl.orchestration.trials import Trials, TrialSpec, short
+from mbcl.orchestration.trials import Trials, TrialSpec
 from mbcl.storage import Store
 from mbcl.study import StudyRecord
 from mbcl.summary import Estimate, summarise

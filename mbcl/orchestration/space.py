@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,12 +13,12 @@ from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, create_
 
 from mbcl.configuration import PathConfigError, Section, apply_overrides, read_yaml, validate
 from mbcl.errors import ConfigError, nearest
+from mbcl.orchestration.domains import parse, plain
 from mbcl.orchestration.kinds import PRETRAINING, SYNTHETIC, VALIDATION_METRIC, AnyExperiment, Kind, kind_of
+from mbcl.orchestration.parts import check_conditional
 from mbcl.summary.glossary import direction
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-DOMAINS = ("grid", "choice")
-PLANNED_DOMAINS = ("uniform", "loguniform", "randint")
 
 
 def check_name(name: str, key: str) -> str:
@@ -32,35 +32,6 @@ def check_name(name: str, key: str) -> str:
             f"{key}: found {name!r}, allowed are at most 100 letters, digits, '.', '_', '-', first a letter or digit"
         )
     return name
-
-
-@dataclass(frozen=True)
-class Domain:
-    """The values that one key takes.
-
-    Args:
-        kind: ``grid`` (every value) or ``choice`` (one value a draw).
-        values: what is allowed, in the order of the file.
-    """
-
-    kind: str
-    values: tuple[Any, ...]
-
-
-def _domain(block: Any) -> Domain:
-    if isinstance(block, Domain):
-        return block
-    example = "{grid: [1, 2]}"
-    if not isinstance(block, Mapping) or len(block) != 1:
-        raise ConfigError(f"expected a block with one domain ({', '.join(DOMAINS)}) such as {example}, found {block!r}")
-    kind, values = next(iter(block.items()))
-    if kind in PLANNED_DOMAINS:
-        raise ConfigError(f"domain {kind!r} is not available in this version; allowed: {', '.join(DOMAINS)}")
-    if kind not in DOMAINS:
-        raise ConfigError(f"unknown domain {kind!r}; {nearest(str(kind), DOMAINS)}")
-    if not isinstance(values, list) or not values:
-        raise ConfigError(f"{kind}: expected a list of at least one value, found {values!r}")
-    return Domain(kind, tuple(values))
 
 
 def _one_of(*allowed: Any, number: type | None = None, least: float = 0) -> BeforeValidator:
@@ -136,7 +107,7 @@ class Space(Section):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     baseline: dict[str, Any] = Field(default_factory=dict)
     experiment: dict[str, Any] = Field(default_factory=dict)
-    space: dict[str, Annotated[Any, BeforeValidator(_domain), PlainSerializer(lambda d: {d.kind: list(d.values)})]]
+    space: dict[str, Annotated[Any, BeforeValidator(parse), PlainSerializer(plain)]]
     search: Search = Search()
     scheduler: Scheduler = Scheduler()
     resources: Resources = Resources()
@@ -169,6 +140,7 @@ class Space(Section):
             raise ConfigError("space: it is empty; give at least one key such as sampler: {grid: [{name: shuffle}]}")
         for key in self.space:
             _check_key(key, self.kind)
+        check_conditional(self.space)
         self.search.check(self.kind.metrics)
         swept = sorted({key.split(".")[0] for key in self.space} & {"sampler", "objective"})
         if swept and self.search.metric.startswith(("train/", "plan/")):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,20 +11,11 @@ from typing import Any
 
 from mbcl.configuration import set_path
 from mbcl.errors import ConfigError
-from mbcl.objectives import OBJECTIVES
-from mbcl.optim import OPTIMIZERS
+from mbcl.orchestration import domains
+from mbcl.orchestration.domains import short
 from mbcl.orchestration.kinds import AnyExperiment
+from mbcl.orchestration.parts import PARTS, applies, canonical
 from mbcl.orchestration.space import Space, SpaceFile, experiment_of
-from mbcl.registry import Registry
-from mbcl.samplers import SAMPLERS
-from mbcl.seeding import numpy_generator
-
-PARTS: dict[str, Registry[Any] | None] = {
-    "sampler": SAMPLERS,
-    "objective": OBJECTIVES,
-    "optimizer": OPTIMIZERS,
-    "encoder": None,  # torchvision's names, too
-}
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ class Trials:
 
 
 def expand(file: SpaceFile) -> Trials:
-    """The trials of a space: grids x draws of the choices x seeds.
+    """The trials of a space: grids x draws x seeds.
 
     Raises:
         ConfigError: if a setting is not a valid experiment, is given twice, does not fit the number of workers, or if
@@ -79,7 +69,7 @@ def expand(file: SpaceFile) -> Trials:
     seen: dict[str, int] = {}
     repeated = 0
     base = experiment_of(space.experiment, source).model_dump(mode="json")
-    random = any(domain.kind == "choice" for domain in space.space.values())
+    random = any(domains.is_drawn(domain) for domain in space.space.values())
     for chosen in _chosen(space, source):
         experiment = _experiment(base, chosen, space, source)
         identity = json.dumps(experiment.resolved(), sort_keys=True)
@@ -100,21 +90,15 @@ def expand(file: SpaceFile) -> Trials:
 
 def _chosen(space: Space, source: str) -> Iterator[dict[str, Any]]:
     """The values of the swept keys, setting by setting. Every grid point gets the same draws, so that they pair."""
-    grids = [[(key, value) for value in domain.values] for key, domain in space.space.items() if domain.kind == "grid"]
-    choices = {key: domain.values for key, domain in space.space.items() if domain.kind == "choice"}
-    if space.search.num_samples > 1 and not choices:
+    points = list(domains.points(space.space, applies))
+    if space.search.num_samples > 1 and not any(domains.is_drawn(point) for point in points):
         raise ConfigError(
             f"{source}: search.num_samples: found {space.search.num_samples}, but the space has only grids, so every "
             f"draw would be the same; allowed: 1 (for replicates give more `seeds`)"
         )
-    for draw in range(space.search.num_samples):
-        drawn = {
-            key: values[int(numpy_generator(space.search.seed, f"search:{key}", draw).integers(len(values)))]
-            for key, values in choices.items()
-        }
-        for point in itertools.product(*grids):
-            chosen = {**dict(point), **drawn}
-            yield {key: chosen[key] for key in space.space}
+    for number in range(space.search.num_samples):
+        for point in points:
+            yield domains.fill(point, applies, domains.drawn_from(space.search.seed, number))
 
 
 def _experiment(base: dict[str, Any], chosen: Mapping[str, Any], space: Space, source: str) -> AnyExperiment:
@@ -122,6 +106,9 @@ def _experiment(base: dict[str, Any], chosen: Mapping[str, Any], space: Space, s
     where = f"{source}: space ({_words(chosen)})"
     # Whole blocks first: a key inside one of them is meant for the new block.
     for key in sorted(chosen, key=lambda key: key.count(".")):
+        part, _, parameter = key.partition(".")
+        if part in PARTS and parameter == "name" and canonical(part, chosen[key]) != content[part].get("name"):
+            content[part] = {}  # the base's parameters are those of another part
         try:
             set_path(content, key, copy.deepcopy(chosen[key]))
         except ConfigError as error:
@@ -136,17 +123,6 @@ def _experiment(base: dict[str, Any], chosen: Mapping[str, Any], space: Space, s
 
 def _words(chosen: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} = {short(value)}" for key, value in chosen.items())
-
-
-def short(value: Any) -> str:
-    """A value of a space as one would type it: ``{name: osgd, k: 20}``."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {short(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(short(inner) for inner in value) + "]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
 
 
 def _resolved(experiment: AnyExperiment, chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,9 +153,8 @@ def resolved_baseline(space: Space) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, wanted in space.baseline.items():
         block = {"name": wanted} if key in PARTS and isinstance(wanted, str) else wanted
-        registry = PARTS.get(key)
-        if registry is not None and isinstance(block, Mapping) and "name" in block:
-            block = {**block, "name": registry.canonical(str(block["name"]))}
+        if key in PARTS and isinstance(block, Mapping) and "name" in block:
+            block = {**block, "name": PARTS[key].canonical(str(block["name"]))}
         result[key] = block
     return result
 
