@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from mbcl.configuration import Finder, Part, PathConfigError, Section, part, read_yaml, validate_parameters
 from mbcl.data import DATASETS
+from mbcl.data.request import LARGEST_SIZE, LEAST_SIZE
 from mbcl.errors import ConfigError
 from mbcl.evaluation_settings import Evaluation
 from mbcl.models import ENCODERS
@@ -39,7 +40,7 @@ class Data(Section):
 
     name: str = "digits"
     dir: str | None = None
-    image_size: int | None = Field(default=None, ge=4, le=1024)
+    image_size: int | None = Field(default=None, ge=LEAST_SIZE, le=LARGEST_SIZE)
     max_samples: int | None = Field(default=None, ge=2)
     validation: float = Field(default=0.1, gt=0, lt=1)
     download: bool = False

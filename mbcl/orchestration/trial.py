@@ -80,7 +80,7 @@ def submit_evaluation(job: Job, settings: dict[str, Any] | None = None) -> ray.O
 
     Args:
         job: the trial.
-        settings: the evaluation block as plain data, for an evaluation even where there is one already, whose file
+        settings: the evaluation block as plain data, for another evaluation beside the one that is there, whose file
             goes into :func:`evaluated_again`; the experiment's own by default.
     """
     options = _evaluate.options(
@@ -98,7 +98,7 @@ def _evaluate(job: Job, settings: dict[str, Any] | None) -> dict[str, float]:
     if chosen is None:
         return evaluate(store, device=device, baselines=baselines)
     out = evaluated_again(job)
-    return evaluate(store, settings=chosen, device=device, baselines=baselines, out=out, force=True)
+    return evaluate(store, settings=chosen, device=device, baselines=baselines, out=out, earlier=store)
 
 
 def evaluated_again(job: Job) -> Store:
