@@ -264,6 +264,16 @@ class Experiment(Section):
     evaluation: Evaluation = Evaluation()
     track: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_pretraining(cls, content: Any) -> Any:
+        if isinstance(content, dict) and "synthetic" in content:
+            raise PathConfigError(
+                "synthetic",
+                "a synthetic study pretrains nothing; `mbcl synthetic` runs one, run_ray.py a space of them",
+            )
+        return content
+
     @model_validator(mode="after")
     def _parts_can_be_built(self) -> Experiment:
         """Range checks belong to the parts: building one runs them. Encoders are built with the data, in the engine."""
@@ -373,8 +383,16 @@ class Experiment(Section):
     @property
     def digest(self) -> str:
         """8 hexadecimal digits that name the resolved configuration with its seed."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        return digest_of(self.resolved())
+
+    def resolved(self) -> dict[str, Any]:
+        """It as plain data, with all defaults."""
+        return self.model_dump(mode="json")
+
+
+def digest_of(content: dict[str, Any]) -> str:
+    """8 hexadecimal digits that name plain data."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 def read_experiment(path: str) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from mbcl.configuration import set_path
 from mbcl.errors import ConfigError
-from mbcl.experiment import Experiment
 from mbcl.orchestration import domains
 from mbcl.orchestration.domains import short
+from mbcl.orchestration.kinds import AnyExperiment
 from mbcl.orchestration.parts import PARTS, applies, canonical
 from mbcl.orchestration.space import Space, SpaceFile, experiment_of
 
@@ -36,7 +36,7 @@ class TrialSpec:
     setting: int
     seed: int
     parameters: dict[str, Any]
-    experiment: Experiment
+    experiment: AnyExperiment
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ def expand(file: SpaceFile) -> Trials:
             the baseline is none of them.
     """
     space, source = file.space, str(file.path)
-    settings: list[tuple[dict[str, Any], Experiment]] = []
+    settings: list[tuple[dict[str, Any], AnyExperiment]] = []
     seen: dict[str, int] = {}
     repeated = 0
     base = experiment_of(space.experiment, source).model_dump(mode="json")
     random = any(domains.is_drawn(domain) for domain in space.space.values())
     for chosen in _chosen(space, source):
         experiment = _experiment(base, chosen, space, source)
-        identity = json.dumps(experiment.model_dump(mode="json"), sort_keys=True)
+        identity = json.dumps(experiment.resolved(), sort_keys=True)
         if identity in seen and not random:
             raise ConfigError(
                 f"{source}: space: setting {len(settings)} ({_words(chosen)}) is the same experiment as setting "
@@ -101,7 +101,7 @@ def _chosen(space: Space, source: str) -> Iterator[dict[str, Any]]:
             yield domains.fill(point, applies, domains.drawn_from(space.search.seed, number))
 
 
-def _experiment(base: dict[str, Any], chosen: Mapping[str, Any], space: Space, source: str) -> Experiment:
+def _experiment(base: dict[str, Any], chosen: Mapping[str, Any], space: Space, source: str) -> AnyExperiment:
     content = copy.deepcopy(base)
     where = f"{source}: space ({_words(chosen)})"
     # Whole blocks first: a key inside one of them is meant for the new block.
@@ -115,11 +115,9 @@ def _experiment(base: dict[str, Any], chosen: Mapping[str, Any], space: Space, s
             raise ConfigError(f"{where}: {error}") from error
     experiment = experiment_of(content, where)
     try:
-        experiment.train.check_workers(space.resources.workers)
+        space.kind.check_resources(experiment, space.resources)
     except ConfigError as error:
-        raise ConfigError(
-            f"{source}: resources.workers: found {space.resources.workers}, but experiment.{error}"
-        ) from error
+        raise ConfigError(f"{source}: {error}") from error
     return experiment
 
 
@@ -127,7 +125,7 @@ def _words(chosen: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} = {short(value)}" for key, value in chosen.items())
 
 
-def _resolved(experiment: Experiment, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def _resolved(experiment: AnyExperiment, chosen: Mapping[str, Any]) -> dict[str, Any]:
     dump = experiment.model_dump(mode="json")
     return {key: _get(dump, key) for key in chosen}
 
@@ -139,7 +137,7 @@ def _get(dump: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _specs(space: Space, settings: list[tuple[dict[str, Any], Experiment]]) -> Iterator[TrialSpec]:
+def _specs(space: Space, settings: list[tuple[dict[str, Any], AnyExperiment]]) -> Iterator[TrialSpec]:
     total = len(settings) * len(space.seeds)
     width = max(3, len(str(total - 1)))
     for setting, (parameters, base) in enumerate(settings):
@@ -170,7 +168,7 @@ def matches(found: Any, wanted: Any) -> bool:
     return bool(found == wanted)
 
 
-def _check_baseline(space: Space, experiments: list[Experiment], source: str) -> None:
+def _check_baseline(space: Space, experiments: list[AnyExperiment], source: str) -> None:
     try:
         baseline = resolved_baseline(space)
     except ConfigError as error:

@@ -118,9 +118,9 @@ def environment() -> Environment:
 
 
 def _side_metrics(study: StudyRecord, primary: list[str]) -> list[str]:
-    """Metrics that stand beside the primary ones: how hard batches were, the validation split, the classifiers."""
+    """Metrics that stand beside the primary ones: how hard batches were, the validation split, classifiers, work."""
     measured = {key for trial in study.trials.values() for key in trial.metrics if value_of(trial, key) is not None}
-    beside = ("plan/lift", "val/retrieval/top1", *CLASSIFIERS)
+    beside = ("plan/lift", "val/retrieval/top1", *CLASSIFIERS, "synthetic/updates", "synthetic/samples")
     return [metric for metric in beside if metric in measured and metric not in primary]
 
 

@@ -17,7 +17,7 @@ from mbcl.summary.settings import Setting, baseline_for, baselines, settings_of
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
-PRIMARY = ("retrieval/u2v/top1", "retrieval/v2u/top1")
+PRIMARY = ("retrieval/u2v/top1", "retrieval/v2u/top1", "synthetic/distance", "synthetic/excess")
 SUMMING_UP = (r"(knn|probe)/top1", r"corrupted/clean/mean/\d/top1", r"corrupted/within/\d/u2v/top1")
 _EVALUATED = r"(retrieval|knn|probe|corrupted|repr)/.*"
 """Patterns of metrics: of the report, of what sums other evaluations up, and of all that an evaluation measures."""
@@ -131,14 +131,16 @@ def _measured(study: StudyRecord) -> list[str]:
 
 
 def primary_metrics(study: StudyRecord) -> list[str]:
-    """What the report is about: top-1 retrieval, otherwise what else sums the evaluation up.
+    """What the report is about, the headline's metric first.
 
-    Without an evaluation it is the metric of the search, otherwise the first there is.
+    Top-1 retrieval, or the distance to the optimum; otherwise what else sums an evaluation up. Without an evaluation it
+    is the metric of the search, otherwise the first there is.
     """
     measured = _measured(study)
     for patterns in (PRIMARY, SUMMING_UP, (_EVALUATED,)):
         found = [metric for metric in measured if any(re.fullmatch(pattern, metric) for pattern in patterns)]
         if found:
+            found.sort(key=lambda metric: metric != study.metric)
             return found[:1] if patterns == (_EVALUATED,) else found
     fallback = [metric for metric in (study.metric, *measured) if metric in measured]
     return fallback[:1]
