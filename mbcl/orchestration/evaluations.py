@@ -12,6 +12,7 @@ from mbcl.engine.records import KEYS
 from mbcl.errors import ConfigError
 from mbcl.evaluation import EVALUATION_FILE
 from mbcl.orchestration.jobs import Job, Metrics
+from mbcl.orchestration.kinds import Kind
 from mbcl.orchestration.results import SPACE_FILE, trial_folder, versions
 from mbcl.orchestration.trials import Trials, TrialSpec
 from mbcl.storage import Store, read_text, write_text
@@ -52,9 +53,9 @@ def reopen_for_evaluation(store: Store, trials: Trials) -> tuple[StudyRecord, di
     return study, chosen
 
 
-def settings_of(study: StudyRecord, trials: Trials) -> dict[str, dict[str, Any]]:
+def settings_of(study: StudyRecord, trials: Trials, kind: Kind) -> dict[str, dict[str, Any]]:
     """By stored trial, finished or not, the evaluation block that the space asks for, as plain data."""
-    by_ordinal = {spec.ordinal: spec.experiment.evaluation.model_dump(mode="json") for spec in trials.specs}
+    by_ordinal = {spec.ordinal: kind.evaluation(spec.experiment) for spec in trials.specs}
     return {key: by_ordinal[record.ordinal] for key, record in study.trials.items() if record.ordinal in by_ordinal}
 
 

@@ -19,8 +19,9 @@ import yaml
 
 import mbcl
 from mbcl.errors import ConfigError
+from mbcl.orchestration.domains import short
 from mbcl.orchestration.space import SpaceFile
-from mbcl.orchestration.trials import Trials, resolved_baseline, short, space_digest
+from mbcl.orchestration.trials import Trials, resolved_baseline, space_digest
 from mbcl.storage import LocalStore, Store, write_text
 from mbcl.study import STUDY_FILE, StudyRecord, TrialRecord, read_study, write_study
 

@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from mbcl.orchestration import interrupts
 from mbcl.orchestration.janitor import remove_orphans
 from mbcl.orchestration.jobs import Answer, Job, Metrics, one_line
-from mbcl.orchestration.resources import DRIVER_CPUS
+from mbcl.orchestration.kinds import kind_of
 from mbcl.orchestration.trial import ANSWER, root, run_trial, submit_evaluation
 from mbcl.storage import Store
 from mbcl.study import StudyRecord, write_study
@@ -111,11 +111,10 @@ def run_trials(
         concurrency: how many run at a time.
         watcher: is told how they go.
     """
-    placement = next(iter(jobs.values())).placement
+    first = next(iter(jobs.values()))
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, jobs=dict(jobs)),
-        # A head may have no CPUs at all.
-        ray.tune.PlacementGroupFactory([placement.for_driver or {"CPU": DRIVER_CPUS}]),
+        ray.tune.PlacementGroupFactory([kind_of(first.experiment).driver(first.need, first.placement)]),
     )
     tuner = ray.tune.Tuner(
         trainable,

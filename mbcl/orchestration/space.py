@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, create_model, model_validator
 
-from mbcl.configuration import Section, apply_overrides, read_yaml, validate
+from mbcl.configuration import PathConfigError, Section, apply_overrides, read_yaml, validate
 from mbcl.errors import ConfigError, nearest
-from mbcl.experiment import Experiment
+from mbcl.orchestration.domains import parse, plain
+from mbcl.orchestration.kinds import PRETRAINING, SYNTHETIC, VALIDATION_METRIC, AnyExperiment, Kind, kind_of
+from mbcl.orchestration.parts import check_conditional
+from mbcl.summary.glossary import direction
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-DOMAINS = ("grid", "choice")
-PLANNED_DOMAINS = ("uniform", "loguniform", "randint")
-VALIDATION_METRIC = "val/retrieval/top1"
-SEARCHABLE = (VALIDATION_METRIC, "train/loss", "plan/loss", "plan/lift", "plan/coverage")
 
 
 def check_name(name: str, key: str) -> str:
@@ -33,35 +32,6 @@ def check_name(name: str, key: str) -> str:
             f"{key}: found {name!r}, allowed are at most 100 letters, digits, '.', '_', '-', first a letter or digit"
         )
     return name
-
-
-@dataclass(frozen=True)
-class Domain:
-    """The values that one key takes.
-
-    Args:
-        kind: ``grid`` (every value) or ``choice`` (one value a draw).
-        values: what is allowed, in the order of the file.
-    """
-
-    kind: str
-    values: tuple[Any, ...]
-
-
-def _domain(block: Any) -> Domain:
-    if isinstance(block, Domain):
-        return block
-    example = "{grid: [1, 2]}"
-    if not isinstance(block, Mapping) or len(block) != 1:
-        raise ConfigError(f"expected a block with one domain ({', '.join(DOMAINS)}) such as {example}, found {block!r}")
-    kind, values = next(iter(block.items()))
-    if kind in PLANNED_DOMAINS:
-        raise ConfigError(f"domain {kind!r} is not available in this version; allowed: {', '.join(DOMAINS)}")
-    if kind not in DOMAINS:
-        raise ConfigError(f"unknown domain {kind!r}; {nearest(str(kind), DOMAINS)}")
-    if not isinstance(values, list) or not values:
-        raise ConfigError(f"{kind}: expected a list of at least one value, found {values!r}")
-    return Domain(kind, tuple(values))
 
 
 def _one_of(*allowed: Any, number: type | None = None, least: float = 0) -> BeforeValidator:
@@ -84,19 +54,28 @@ def _one_of(*allowed: Any, number: type | None = None, least: float = 0) -> Befo
 
 
 class Search(Section):
-    """How settings are drawn, and what "best" means."""
+    """How settings are drawn, and what "best" means; a space fills in the metric of its kind of trials."""
 
     num_samples: int = Field(default=1, ge=1)
     metric: str = VALIDATION_METRIC
     mode: Literal["min", "max"] = "max"
     seed: int = Field(default=0, ge=0)
 
-    @model_validator(mode="after")
-    def _known_metric(self) -> Search:
-        if self.metric not in SEARCHABLE:
+    def check(self, searchable: Sequence[str]) -> None:
+        """Refuse a metric that is not one of these, or the worse end of it.
+
+        Raises:
+            PathConfigError: if it is.
+        """
+        if self.metric not in searchable:
             why = " (the test split is read once, at the end)" if self.metric.startswith("retrieval/") else ""
-            raise ConfigError(f"metric {self.metric!r} cannot be searched on{why}; {nearest(self.metric, SEARCHABLE)}")
-        return self
+            raise PathConfigError(
+                "search", f"metric {self.metric!r} cannot be searched on{why}; {nearest(self.metric, searchable)}"
+            )
+        if self.mode == "max" and direction(self.metric) < 0:
+            raise PathConfigError(
+                "search.mode", f"found 'max', but {self.metric} is better the lower it is; allowed: min"
+            )
 
 
 def _scheduler_name(name: Any) -> str:
@@ -120,12 +99,6 @@ class Resources(Section):
     max_concurrent_trials: Annotated[Any, _one_of("auto", number=int, least=1)] = "auto"
 
 
-class _ExperimentBlock(Section):
-    """Only for error lines that begin with ``experiment.``."""
-
-    experiment: Experiment = Experiment()
-
-
 class Space(Section):
     """One study: a question, a base experiment, and what varies."""
 
@@ -134,10 +107,26 @@ class Space(Section):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     baseline: dict[str, Any] = Field(default_factory=dict)
     experiment: dict[str, Any] = Field(default_factory=dict)
-    space: dict[str, Annotated[Any, BeforeValidator(_domain), PlainSerializer(lambda d: {d.kind: list(d.values)})]]
+    space: dict[str, Annotated[Any, BeforeValidator(parse), PlainSerializer(plain)]]
     search: Search = Search()
     scheduler: Scheduler = Scheduler()
     resources: Resources = Resources()
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of its trials."""
+        return kind_of(self.experiment)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _search_of_the_kind(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        experiment, search = content.get("experiment"), content.get("search", {})
+        if not isinstance(search, dict):
+            return content
+        kind = kind_of(experiment if isinstance(experiment, dict) else {})
+        return {**content, "search": {"metric": kind.metrics[0], "mode": kind.mode, **search}}
 
     @model_validator(mode="after")
     def _consistent(self) -> Space:
@@ -150,7 +139,9 @@ class Space(Section):
         if not self.space:
             raise ConfigError("space: it is empty; give at least one key such as sampler: {grid: [{name: shuffle}]}")
         for key in self.space:
-            _check_key(key)
+            _check_key(key, self.kind)
+        check_conditional(self.space)
+        self.search.check(self.kind.metrics)
         swept = sorted({key.split(".")[0] for key in self.space} & {"sampler", "objective"})
         if swept and self.search.metric.startswith(("train/", "plan/")):
             raise ConfigError(
@@ -160,26 +151,34 @@ class Space(Section):
         return self
 
 
-def _check_key(key: str) -> None:
+def _check_key(key: str, kind: Kind) -> None:
     """Refuse a swept key that is not in an experiment, as far as the sections alone can tell."""
-    model: Any = Experiment
-    walked: list[str] = []
+    if kind is PRETRAINING and key.split(".")[0] == "synthetic":
+        raise ConfigError(f"space.{key}: the base is no synthetic study; give experiment.synthetic, which may be {{}}")
+    model: Any = kind.model
     for part in key.split("."):
         if part not in model.model_fields:
             raise ConfigError(f"space.{key}: unknown key {part!r}; {nearest(part, model.model_fields)}")
-        walked.append(part)
         model = model.model_fields[part].annotation
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return  # a plain value, or a part whose own parameters are checked when it is built
 
 
-def experiment_of(content: dict[str, Any], source: str) -> Experiment:
+_BLOCKS: dict[Kind, type[Section]] = {
+    kind: create_model("Block", __base__=Section, experiment=(kind.model, ...)) for kind in (PRETRAINING, SYNTHETIC)
+}
+"""Only for error lines that begin with ``experiment.``."""
+
+
+def experiment_of(content: dict[str, Any], source: str) -> AnyExperiment:
     """Validate an ``experiment`` block; error lines begin with the source and ``experiment.``.
 
     Raises:
         ConfigError: for the first wrong key or value.
     """
-    return validate(_ExperimentBlock, {"experiment": content}, source).experiment
+    block: Any = validate(_BLOCKS[kind_of(content)], {"experiment": content}, source)
+    experiment: AnyExperiment = block.experiment
+    return experiment
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One trial as Ray Tune runs it: planner, training, evaluation, answer. What is done already is not done again."""
+"""One trial as Ray Tune runs it. A pretraining: planner, training, evaluation; what is done is not done again."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mbcl.evaluation import evaluate
 from mbcl.experiment import Evaluation, Experiment
 from mbcl.orchestration.janitor import remove_orphans
 from mbcl.orchestration.jobs import Answer, Job, final_metrics, one_line
+from mbcl.orchestration.kinds import kind_of
 from mbcl.orchestration.planner import PlannerActor
 from mbcl.orchestration.training import run_training
 from mbcl.storage import Store, open_store
@@ -36,13 +37,19 @@ def run_trial(config: dict[str, Any], jobs: Mapping[str, Job]) -> None:
     start = time.time()
     remove_orphans()  # what an attempt before this one, whose driver was killed, had reserved
     try:
-        answer = _run(job, start)
+        answer = kind_of(job.experiment).run(job, start)
     except Exception as error:  # whatever went wrong belongs to this trial alone
         answer = Answer(one_line(root(error)), seconds={"total": time.time() - start})
     ray.tune.report({ANSWER: asdict(answer)})
 
 
-def _run(job: Job, start: float) -> Answer:
+def pretrain(job: Job, start: float) -> Answer:
+    """Train, then evaluate.
+
+    Args:
+        job: the trial.
+        start: when its driver entered, in seconds since the epoch.
+    """
     experiment = Experiment.model_validate(job.experiment)
     planner = _start_planner(job, experiment)
     try:
@@ -74,7 +81,7 @@ def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
 
     Args:
         job: the trial.
-        again: whether to evaluate even where that was done already, with a file that goes into
+        again: whether it is another evaluation beside the one that is there, with a file that goes into
             :func:`evaluated_again`.
     """
     options = _evaluate.options(
@@ -86,15 +93,16 @@ def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
 @ray.remote(num_cpus=0)
 def _evaluate(job: Job, again: bool) -> dict[str, float]:
     torch.set_num_threads(job.need.threads)
+    store = open_store(job.store)
     return evaluate(
-        open_store(job.store),
+        store,
         settings=Evaluation.model_validate(job.evaluation) if job.evaluation else None,
         device="cuda" if job.need.gpus_per_worker else "cpu",
         baselines=open_store(job.baselines),
         # The last one of a finished trial, not the one before if that is damaged.
         checkpoint=name_of(job.experiment["train"]["epochs"]) if again else None,
         out=evaluated_again(job) if again else None,
-        force=again,
+        earlier=store if again else None,
     )
 
 

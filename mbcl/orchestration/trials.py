@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,20 +11,11 @@ from typing import Any
 
 from mbcl.configuration import set_path
 from mbcl.errors import ConfigError
-from mbcl.experiment import Experiment
-from mbcl.objectives import OBJECTIVES
-from mbcl.optim import OPTIMIZERS
+from mbcl.orchestration import domains
+from mbcl.orchestration.domains import short
+from mbcl.orchestration.kinds import AnyExperiment
+from mbcl.orchestration.parts import PARTS, applies, canonical
 from mbcl.orchestration.space import Space, SpaceFile, experiment_of
-from mbcl.registry import Registry
-from mbcl.samplers import SAMPLERS
-from mbcl.seeding import numpy_generator
-
-PARTS: dict[str, Registry[Any] | None] = {
-    "sampler": SAMPLERS,
-    "objective": OBJECTIVES,
-    "optimizer": OPTIMIZERS,
-    "encoder": None,  # torchvision's names, too
-}
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,7 @@ class TrialSpec:
     setting: int
     seed: int
     parameters: dict[str, Any]
-    experiment: Experiment
+    experiment: AnyExperiment
 
 
 @dataclass(frozen=True)
@@ -68,21 +58,21 @@ class Trials:
 
 
 def expand(file: SpaceFile) -> Trials:
-    """The trials of a space: grids x draws of the choices x seeds.
+    """The trials of a space: grids x draws x seeds.
 
     Raises:
         ConfigError: if a setting is not a valid experiment, is given twice, does not fit the number of workers, or if
             the baseline is none of them.
     """
     space, source = file.space, str(file.path)
-    settings: list[tuple[dict[str, Any], Experiment]] = []
+    settings: list[tuple[dict[str, Any], AnyExperiment]] = []
     seen: dict[str, int] = {}
     repeated = 0
     base = experiment_of(space.experiment, source).model_dump(mode="json")
-    random = any(domain.kind == "choice" for domain in space.space.values())
+    random = any(domains.is_drawn(domain) for domain in space.space.values())
     for chosen in _chosen(space, source):
         experiment = _experiment(base, chosen, space, source)
-        identity = json.dumps(experiment.model_dump(mode="json"), sort_keys=True)
+        identity = json.dumps(experiment.resolved(), sort_keys=True)
         if identity in seen and not random:
             raise ConfigError(
                 f"{source}: space: setting {len(settings)} ({_words(chosen)}) is the same experiment as setting "
@@ -100,39 +90,34 @@ def expand(file: SpaceFile) -> Trials:
 
 def _chosen(space: Space, source: str) -> Iterator[dict[str, Any]]:
     """The values of the swept keys, setting by setting. Every grid point gets the same draws, so that they pair."""
-    grids = [[(key, value) for value in domain.values] for key, domain in space.space.items() if domain.kind == "grid"]
-    choices = {key: domain.values for key, domain in space.space.items() if domain.kind == "choice"}
-    if space.search.num_samples > 1 and not choices:
+    points = list(domains.points(space.space, applies))
+    if space.search.num_samples > 1 and not any(domains.is_drawn(point) for point in points):
         raise ConfigError(
             f"{source}: search.num_samples: found {space.search.num_samples}, but the space has only grids, so every "
             f"draw would be the same; allowed: 1 (for replicates give more `seeds`)"
         )
-    for draw in range(space.search.num_samples):
-        drawn = {
-            key: values[int(numpy_generator(space.search.seed, f"search:{key}", draw).integers(len(values)))]
-            for key, values in choices.items()
-        }
-        for point in itertools.product(*grids):
-            chosen = {**dict(point), **drawn}
-            yield {key: chosen[key] for key in space.space}
+    for number in range(space.search.num_samples):
+        for point in points:
+            yield domains.fill(point, applies, domains.drawn_from(space.search.seed, number))
 
 
-def _experiment(base: dict[str, Any], chosen: Mapping[str, Any], space: Space, source: str) -> Experiment:
+def _experiment(base: dict[str, Any], chosen: Mapping[str, Any], space: Space, source: str) -> AnyExperiment:
     content = copy.deepcopy(base)
     where = f"{source}: space ({_words(chosen)})"
     # Whole blocks first: a key inside one of them is meant for the new block.
     for key in sorted(chosen, key=lambda key: key.count(".")):
+        part, _, parameter = key.partition(".")
+        if part in PARTS and parameter == "name" and canonical(part, chosen[key]) != content[part].get("name"):
+            content[part] = {}  # the base's parameters are those of another part
         try:
             set_path(content, key, copy.deepcopy(chosen[key]))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
     experiment = experiment_of(content, where)
     try:
-        experiment.train.check_workers(space.resources.workers)
+        space.kind.check_resources(experiment, space.resources)
     except ConfigError as error:
-        raise ConfigError(
-            f"{source}: resources.workers: found {space.resources.workers}, but experiment.{error}"
-        ) from error
+        raise ConfigError(f"{source}: {error}") from error
     return experiment
 
 
@@ -140,18 +125,7 @@ def _words(chosen: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} = {short(value)}" for key, value in chosen.items())
 
 
-def short(value: Any) -> str:
-    """A value of a space as one would type it: ``{name: osgd, k: 20}``."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {short(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(short(inner) for inner in value) + "]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
-
-
-def _resolved(experiment: Experiment, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def _resolved(experiment: AnyExperiment, chosen: Mapping[str, Any]) -> dict[str, Any]:
     dump = experiment.model_dump(mode="json")
     return {key: _get(dump, key) for key in chosen}
 
@@ -163,7 +137,7 @@ def _get(dump: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _specs(space: Space, settings: list[tuple[dict[str, Any], Experiment]]) -> Iterator[TrialSpec]:
+def _specs(space: Space, settings: list[tuple[dict[str, Any], AnyExperiment]]) -> Iterator[TrialSpec]:
     total = len(settings) * len(space.seeds)
     width = max(3, len(str(total - 1)))
     for setting, (parameters, base) in enumerate(settings):
@@ -179,9 +153,8 @@ def resolved_baseline(space: Space) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, wanted in space.baseline.items():
         block = {"name": wanted} if key in PARTS and isinstance(wanted, str) else wanted
-        registry = PARTS.get(key)
-        if registry is not None and isinstance(block, Mapping) and "name" in block:
-            block = {**block, "name": registry.canonical(str(block["name"]))}
+        if key in PARTS and isinstance(block, Mapping) and "name" in block:
+            block = {**block, "name": PARTS[key].canonical(str(block["name"]))}
         result[key] = block
     return result
 
@@ -195,7 +168,7 @@ def matches(found: Any, wanted: Any) -> bool:
     return bool(found == wanted)
 
 
-def _check_baseline(space: Space, experiments: list[Experiment], source: str) -> None:
+def _check_baseline(space: Space, experiments: list[AnyExperiment], source: str) -> None:
     try:
         baseline = resolved_baseline(space)
     except ConfigError as error:

@@ -231,8 +231,9 @@ def test_other_metrics_go_through_tables_and_report(own_copy):
         assert all(row[metric] for row in rows), metric
         assert [float(row[f"{metric}/mean"]) for row in settings] == [float(row[metric]) for row in rows]
         assert metric in page
-    names = sorted(path.name.partition("-")[0] for path in (study / "baselines").iterdir())
-    assert names == ["pixels", "random"], "both trials have one seed and one model"
+    names = sorted(path.name.rpartition("-")[0] for path in (study / "baselines").iterdir())
+    metrics = ("corrupted", "knn", "probe", "repr", "retrieval")
+    assert names == [f"{kind}-{metric}" for kind in ("pixels", "random") for metric in metrics], "one seed, one model"
     values = {row["baseline/random/knn/top1"] for row in rows}
     assert len(values) == 1
     for setting, text in (

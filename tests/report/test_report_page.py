@@ -1,3 +1,4 @@
+import csv
 import re
 import subprocess
 import sys
@@ -5,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report.studies import FULL, OSGD, SHUFFLE, SPECTRAL, TOP1, grid, partial, study, trial, write_histories
+from report.studies import BACK, FULL, OSGD, SHUFFLE, SPECTRAL, TOP1, grid, partial, study, trial, write_histories
 
 from mbcl.report import write
 from mbcl.report.answer import answer, second_opinion
@@ -125,6 +126,25 @@ def test_the_same_study_gives_the_same_files(full: Path, tmp_path: Path) -> None
     written(folder, grid(FULL))
     for name in ("results.csv", "summary.csv", "comparison.csv", "report.html", "plots/time.png"):
         assert (folder / name).read_bytes() == (full / name).read_bytes()
+
+
+def test_every_evaluation_that_was_made_is_compared(tmp_path: Path) -> None:
+    record = grid(FULL)
+    for each in record.trials.values():
+        value = each.metrics[TOP1] or 0.0
+        each.metrics |= {"knn/top1": value / 3, "corrupted/clean/fog/3/top1": value / 4, "val/retrieval/top1": value}
+    written(tmp_path / "study", record)
+    with (tmp_path / "study" / "comparison.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    compared = dict.fromkeys(row["metric"] for row in rows)
+    other = ["retrieval/u2v/median_rank", "knn/top1", "corrupted/clean/fog/3/top1"]
+    assert list(compared) == [TOP1, BACK, *other]
+    by_knn = [row for row in rows if row["metric"] == "knn/top1" and row["setting"] == "2"]
+    assert float(by_knn[0]["difference"]) == pytest.approx((0.05 + 0.06 + 0.05) / 9)
+    assert (by_knn[0]["verdict"], by_knn[0]["comparisons"]) == ("better", "2")
+    page = Page((tmp_path / "study" / "report.html").read_text(encoding="utf-8")).text
+    assert re.search(r"On knn/top1: osgd.* no difference shown \(n=3\); spectral.* better", page)
+    assert "On all other metrics of the evaluation" in page
 
 
 def test_a_partial_study(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""Swept parts of an experiment, and the swept parameters that only some of their choices have."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mbcl.errors import ConfigError, nearest
+from mbcl.models import ENCODERS
+from mbcl.objectives import OBJECTIVES
+from mbcl.optim import OPTIMIZERS
+from mbcl.orchestration.domains import Domain
+from mbcl.registry import Registry
+from mbcl.samplers import SAMPLERS
+
+PARTS: dict[str, Registry[Any]] = {
+    "sampler": SAMPLERS,
+    "objective": OBJECTIVES,
+    "optimizer": OPTIMIZERS,
+    "encoder": ENCODERS,
+}
+
+
+def canonical(part: str, name: str) -> str:
+    """Our name behind a published one; a name that nobody knows as it is, to be refused where it is used."""
+    try:
+        return PARTS[part].canonical(name)
+    except ConfigError:
+        return name
+
+
+def _parameters(part: str, name: str) -> set[str] | None:
+    """The parameters of a part of that name; None if there is no such part."""
+    try:
+        factory = PARTS[part][name]
+    except ConfigError:
+        return None
+    found = inspect.signature(factory).parameters.values()
+    return {parameter.name for parameter in found if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def applies(key: str, chosen: Mapping[str, Any]) -> bool:
+    """Whether a swept key means anything: the parameter of a swept part does only where that part has it.
+
+    Args:
+        key: dotted.
+        chosen: values of the keys that were chosen before; one that is not drawn yet decides nothing.
+    """
+    part, _, parameter = key.partition(".")
+    if part not in PARTS or not parameter or parameter == "name":
+        return True
+    block = chosen.get(part)
+    name = chosen.get(f"{part}.name", block.get("name") if isinstance(block, Mapping) else None)
+    known = _parameters(part, name) if isinstance(name, str) else None
+    return known is None or parameter.partition(".")[0] in known
+
+
+def check_conditional(domains: Mapping[str, Domain]) -> None:
+    """Refuse a swept parameter that none of a swept part's choices has.
+
+    Raises:
+        ConfigError: naming the key and the parameters that there are.
+    """
+    for key in domains:
+        part, _, parameter = key.partition(".")
+        swept = [domains[above] for above in (part, f"{part}.name") if above in domains]
+        if part not in PARTS or parameter in ("", "name") or not swept:
+            continue
+        names = dict.fromkeys(name for domain in swept for name in _names(domain))
+        known = [_parameters(part, name) for name in names]
+        if None in known or any(parameter.partition(".")[0] in (found or ()) for found in known):
+            continue
+        everything = set().union(*(found or () for found in known))
+        raise ConfigError(
+            f"space.{key}: none of {', '.join(names)} has this parameter; {nearest(parameter, everything)}"
+        )
+
+
+def _names(value: Any) -> Iterator[str]:
+    """The names that a part may take in a domain."""
+    if isinstance(value, Domain):
+        for inner in value.values:
+            yield from _names(inner)
+    elif isinstance(value, Mapping):
+        yield from _names(value.get("name"))
+    elif isinstance(value, str):
+        yield value
