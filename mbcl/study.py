@@ -19,7 +19,8 @@ class TrialRecord(BaseModel):
     """One trial: a setting with one seed.
 
     ``parameters`` holds the swept keys with their resolved values, in the order of the space file;
-    ``metrics`` the final ones by their contract names; ``seconds`` the wall time by stage.
+    ``metrics`` the final ones by their contract names; ``seconds`` the wall time by stage; ``evaluation`` the block
+    that ``--eval-only`` put in the place of the experiment's own, empty if none did.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -35,6 +36,7 @@ class TrialRecord(BaseModel):
     attempts: int = 0
     metrics: dict[str, float | int | None] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
+    evaluation: dict[str, Any] = Field(default_factory=dict)
 
 
 class StudyRecord(BaseModel):

@@ -11,6 +11,7 @@ import ray
 import ray.tune
 from ray.tune.experiment import Trial
 
+from mbcl.orchestration import interrupts
 from mbcl.orchestration.janitor import remove_orphans
 from mbcl.orchestration.jobs import Answer, Job, Metrics, one_line
 from mbcl.orchestration.kinds import kind_of
@@ -78,6 +79,7 @@ class _Recorder(ray.tune.Callback):
             self.end(trial.config["trial_id"], Answer("the process of the trial's driver was lost"))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        interrupts.check()
         if self._running and time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
             remove_orphans()
@@ -137,13 +139,12 @@ def run_trials(
 
 
 def run_evaluations(
-    jobs: Mapping[str, Job], settings: Mapping[str, dict[str, Any]], *, concurrency: int, watcher: Watcher
+    jobs: Mapping[str, Job], *, concurrency: int, watcher: Watcher
 ) -> tuple[dict[str, Metrics], dict[str, str]]:
     """Evaluate finished trials again, so many at a time. Nothing is recorded.
 
     Args:
-        jobs: the trials.
-        settings: by trial, the evaluation block as plain data.
+        jobs: the trials, with the evaluation to make.
         concurrency: how many run at a time.
         watcher: is told how they go.
 
@@ -157,7 +158,7 @@ def run_evaluations(
     while todo or running:
         while todo and len(running) < concurrency:
             key = todo.pop(0)
-            running[submit_evaluation(jobs[key], settings[key])] = key
+            running[submit_evaluation(jobs[key], again=True)] = key
             watcher.started(key)
         done, _ = ray.wait(list(running), num_returns=1)
         key = running.pop(done[0])

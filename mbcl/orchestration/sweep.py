@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 import shlex
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mbcl.errors import ConfigError, MbclError
 from mbcl.evaluation import BASELINES
 from mbcl.orchestration import console as consoles
-from mbcl.orchestration import results
+from mbcl.orchestration import interrupts, results
 from mbcl.orchestration.checks import Checked, check_data_there, check_shared, distinct
 from mbcl.orchestration.console import Console
-from mbcl.orchestration.evaluations import commit, reopen_for_evaluation
+from mbcl.orchestration.evaluations import commit, reopen_for_evaluation, settings_of
 from mbcl.orchestration.jobs import Job, Placement, one_line
 from mbcl.orchestration.resources import Need, Node, concurrent_trials, this_machine
 from mbcl.orchestration.space import SpaceFile, check_name, read_space
@@ -69,9 +67,7 @@ def run(request: Request, write_report: WriteReport) -> int:
     Returns:
         The exit code of the contract: 0, 1, 2 or 130.
     """
-    # Explicitly: a shell that starts the run in the background tells it to ignore SIGINT.
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupts.listen(anew=True)
     try:
         return _run(request, write_report)
     except ConfigError as error:
@@ -91,17 +87,6 @@ def run(request: Request, write_report: WriteReport) -> int:
     except KeyboardInterrupt:
         consoles.error("interrupted before anything was started; the same command starts it")
         return EXIT_INTERRUPTED
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    """SIGTERM is an interrupt, like SIGINT."""
-    raise KeyboardInterrupt
-
-
-def _no_more_interrupts() -> None:
-    """From here on what is begun is ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _run(request: Request, write_report: WriteReport) -> int:
@@ -133,7 +118,8 @@ def _run(request: Request, write_report: WriteReport) -> int:
         study, todo = _open(request, file, trials, store)
         sweep = Sweep(request, file, trials, store, study, todo, nodes, checked)
         if not (request.resume or request.eval_only):
-            results.begin(store, file, trials, study)
+            with interrupts.held():
+                results.begin(store, file, trials, study)
         return sweep.run(write_report)
 
 
@@ -176,6 +162,7 @@ class Sweep:
     ) -> None:
         self._request = request
         self._file = file
+        self._trials = trials
         self._store = store
         self._study = study
         self._todo = todo
@@ -198,7 +185,7 @@ class Sweep:
             if not (self._begun or self._request.resume or self._request.eval_only):
                 results.withdraw(self._store)
             raise
-        _no_more_interrupts()  # a second signal would only lose the report
+        interrupts.ignore()  # a second signal would only lose the report
         results.tidy(self._store, self._study)
         write_report(self._store, self._study)
         self._console.table()
@@ -225,7 +212,7 @@ class Sweep:
 
         request, file, kind, console = self._request, self._file, self._file.space.kind, self._console
         with cluster(request.address, self._nodes, verbose=request.verbose, say=console.say) as found:
-            signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own there
+            interrupts.listen()  # Ray has put its own handler there
             need = kind.need(file.space.resources, found.nodes)
             concurrency = concurrent_trials(need, found.nodes, file.space.resources)
             if request.address is not None:
@@ -247,7 +234,7 @@ class Sweep:
                 )
                 for key, spec in self._todo.items()
             }
-            console.begin(len(jobs), need, concurrency, checked.notes)
+            console.begin(len(jobs), need, concurrency, (*self._resuming_notes(), *checked.notes))
             self._begun = True
             with console.progress(len(jobs)):
                 if request.eval_only:
@@ -262,19 +249,30 @@ class Sweep:
                 )
         return {}
 
+    def _resuming_notes(self) -> list[str]:
+        """What a person should know about a study that goes on."""
+        kind, asked = self._file.space.kind, {key: self._study.trials[key].evaluation for key in self._todo}
+        later = [key for key, block in asked.items() if block and block != kind.evaluation(self._todo[key].experiment)]
+        if not later or self._request.eval_only:
+            return []
+        return ["trials are evaluated as the last --eval-only asked, like those that it found finished"]
+
     def _evaluate(self, jobs: dict[str, Job], concurrency: int) -> dict[str, str]:
         """Evaluate again; all new metrics become the study's together, or none of them."""
         from mbcl.orchestration.runner import run_evaluations
         from mbcl.orchestration.trial import evaluated_again
 
-        settings = {key: self._file.space.kind.evaluation(spec.experiment) for key, spec in self._todo.items()}
-        measured, failures = run_evaluations(jobs, settings, concurrency=concurrency, watcher=self._console)
+        measured, failures = run_evaluations(jobs, concurrency=concurrency, watcher=self._console)
         if not failures:
-            _no_more_interrupts()  # half of it would be neither the old study nor the new one
+            interrupts.ignore()  # half of it would be neither the old study nor the new one
+            settings = settings_of(self._study, self._trials, self._file.space.kind)
             commit(self._store, self._study, jobs, settings, measured, evaluated_again)
         return failures
 
     def _job(self, trial_id: str, spec: TrialSpec, need: Need, num_tasks: int, placement: Placement) -> Job:
+        evaluation = self._study.trials[trial_id].evaluation
+        if self._request.eval_only:
+            evaluation = self._file.space.kind.evaluation(spec.experiment)
         return Job(
             trial_id=trial_id,
             experiment=spec.experiment.model_dump(mode="json"),
@@ -285,5 +283,6 @@ class Sweep:
             group=self._study.name,
             num_tasks=num_tasks,
             placement=placement,
+            evaluation=evaluation,
             verbose=self._request.verbose,
         )

@@ -11,6 +11,7 @@ import ray
 import ray.tune
 import torch
 
+from mbcl.engine.checkpoint import name_of
 from mbcl.evaluation import evaluate
 from mbcl.experiment import Evaluation, Experiment
 from mbcl.orchestration.janitor import remove_orphans
@@ -75,30 +76,34 @@ def _start_planner(job: Job, experiment: Experiment) -> Any | None:
     return planner.remote(experiment.seed, job.need.workers, job.num_tasks, job.placement)
 
 
-def submit_evaluation(job: Job, settings: dict[str, Any] | None = None) -> ray.ObjectRef:
+def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
     """Evaluate a trial's last checkpoint in a Ray task of its own. A task whose process dies is started again.
 
     Args:
         job: the trial.
-        settings: the evaluation block as plain data, for another evaluation beside the one that is there, whose file
-            goes into :func:`evaluated_again`; the experiment's own by default.
+        again: whether it is another evaluation beside the one that is there, with a file that goes into
+            :func:`evaluated_again`.
     """
     options = _evaluate.options(
         num_gpus=min(1, job.need.gpus_per_worker), max_retries=EVALUATION_RETRIES, resources=job.placement.for_task
     )
-    return options.remote(job, settings)
+    return options.remote(job, again)
 
 
 @ray.remote(num_cpus=0)
-def _evaluate(job: Job, settings: dict[str, Any] | None) -> dict[str, float]:
+def _evaluate(job: Job, again: bool) -> dict[str, float]:
     torch.set_num_threads(job.need.threads)
-    chosen = None if settings is None else Evaluation.model_validate(settings)
-    device = "cuda" if job.need.gpus_per_worker else "cpu"
-    store, baselines = open_store(job.store), open_store(job.baselines)
-    if chosen is None:
-        return evaluate(store, device=device, baselines=baselines)
-    out = evaluated_again(job)
-    return evaluate(store, settings=chosen, device=device, baselines=baselines, out=out, earlier=store)
+    store = open_store(job.store)
+    return evaluate(
+        store,
+        settings=Evaluation.model_validate(job.evaluation) if job.evaluation else None,
+        device="cuda" if job.need.gpus_per_worker else "cpu",
+        baselines=open_store(job.baselines),
+        # The last one of a finished trial, not the one before if that is damaged.
+        checkpoint=name_of(job.experiment["train"]["epochs"]) if again else None,
+        out=evaluated_again(job) if again else None,
+        earlier=store if again else None,
+    )
 
 
 def evaluated_again(job: Job) -> Store:
