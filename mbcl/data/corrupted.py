@@ -8,6 +8,7 @@ Letters: N test images, S pixels a side.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mbcl.data.clean_order import clean_order
+from mbcl.data.corrupted_folders import pack_folders, read_folder, severities_in
 from mbcl.data.corruptions import CORRUPTIONS, SEVERITIES, check_severity
-from mbcl.data.folders import decode, subfolders
+from mbcl.data.folder_sets import Packed
 from mbcl.data.images import ImageSet
 from mbcl.data.request import Request, Verify
 from mbcl.errors import ConfigError, DataError, nearest
@@ -83,10 +84,7 @@ def corrupted_available(name: str, dir: str) -> dict[str, list[int]]:
     root = _root(source, dir)
     found = {path.stem: list(SEVERITIES) for path in root.glob("*.npy")} if source.archives else {}
     found.pop(_LABELS, None)
-    for corruption in subfolders(root):
-        severities = sorted(int(name) for name in subfolders(root / corruption) if name in map(str, SEVERITIES))
-        if severities and corruption not in found:
-            found[corruption] = severities
+    found = {**severities_in(root, SEVERITIES), **found}
     if not found:
         raise DataError(f"{source.name}: {root} holds no corruptions; {source.how_to_get}")
     order = [known for known in CORRUPTIONS if known in found] + sorted(set(found) - set(CORRUPTIONS))
@@ -131,9 +129,28 @@ def load_corrupted(
     if source.archives and archive.is_file():
         images = _from_archive(archive, severity, clean)
     else:
-        listing = clean_order(root / corruption / str(severity), clean, request)
-        images, _ = decode(listing, size=clean.images.shape[-1], name=f"{source.name} {corruption} {severity}")
+        images = read_folder(root, corruption, severity, clean, request, f"{source.name} {corruption} {severity}")
     return replace(clean, images=images.to(clean.images.device), name=source.name)
+
+
+def pack_corrupted(
+    name: str, *, dir: str, out: Path | None, force: bool, tell: Callable[[int, int], None]
+) -> Iterator[Packed]:
+    """Pack every corruption and severity that is a folder; see :func:`mbcl.data.corrupted_folders.pack_folders`.
+
+    Raises:
+        DataError: if the folder holds none, or an image cannot be read.
+    """
+    source, available = _source(name), corrupted_available(name, dir)
+    root = _root(source, dir)
+    folders = {
+        corruption: severities
+        for corruption, severities in available.items()
+        if (root / corruption).is_dir() and not (root / f"{corruption}.npy").is_file()
+    }
+    if not folders:
+        raise DataError(f"{source.name}: {root} holds no folders of images to pack; its archives are read as they are")
+    yield from pack_folders(root, folders, out=out, force=force, tell=tell)
 
 
 def _source(name: str) -> CorruptedSet:
