@@ -27,7 +27,8 @@ def add_data(commands: Any) -> None:
         help="decode the images of folders once, into one file",
         description="Decode the images of a data set in folders once, into one file of bytes that is mapped into "
         "memory; training, sweeps and evaluation then read no JPEG. It lies in the folder mbcl-pack of the data set "
-        "and is used by itself. If a file of the folder changes, a warning says so and the folder is read.",
+        "and is used by itself. If a file of the folder changes, a warning says so and the folder is read. A corrupted "
+        "set in folders gets one such file for each corruption and severity.",
     )
     _add_place(pack)
     pack.add_argument("--out", metavar="DIR", help="the pack's folder, to be given as data.dir (default: see above)")
