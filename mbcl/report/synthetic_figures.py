@@ -25,7 +25,7 @@ from mbcl.report.pictures import (
     style,
 )
 from mbcl.report.wording import number
-from mbcl.synthetic.optima import opposites
+from mbcl.synthetic.pairing import opposites
 from mbcl.synthetic.records import Curve, Outcome
 
 if TYPE_CHECKING:
