@@ -287,11 +287,11 @@ def test_a_study_that_is_at_its_optimum_is_drawn(tmp_path: Path, capsys: pytest.
 def test_plans_of_all_seeds_are_examined(wrong: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample twice, one out of range, a batch too few: nobody trains on it."""
     rows = torch.tensor([[0, 1, 2, 3][: len(wrong)], wrong]).view(2, -1, 2)
-    method = method_of("spectral", {}, 2, 5)
-    assert method.selection.batches(torch.randn(2, 2, 5, 4), [0, 1], 0).shape == (2, 2, 2)
+    method = method_of("spectral", {}, 2, 4)
+    assert method.selection.batches(torch.randn(2, 2, 4, 3), [0, 1], 0).shape == (2, 2, 2)
     monkeypatch.setattr(type(method.sampler), "plan_batched", lambda *given: rows)
     with pytest.raises(PlanError, match="batches of different samples were promised"):
-        method.selection.batches(torch.randn(2, 2, 5, 4), [0, 1], 0)
+        method.selection.batches(torch.randn(2, 2, 4, 3), [0, 1], 0)
 
 
 def test_what_a_sampler_warns_of_is_said_once(tmp_path: Path) -> None:
