@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mbcl.data.corrupted_folders import pack_folders, read_folder, severities_in
+from mbcl.data.corrupted_folders import folder_reader, pack_folders, severities_in
 from mbcl.data.corruptions import CORRUPTIONS, SEVERITIES, check_severity
 from mbcl.data.folder_sets import Packed
 from mbcl.data.images import ImageSet
@@ -112,6 +112,25 @@ def load_corrupted(
             image or class than where it lies.
         ConfigError: if there is no such set, corruption or severity.
     """
+    read = _reader(name, dir, corruption, severity, clean, verify)
+    return replace(clean, images=read().to(clean.images.device), name=_source(name).name)
+
+
+def check_corrupted(
+    name: str, *, dir: str, corruption: str, severity: int, clean: ImageSet, verify: Verify = "warn"
+) -> None:
+    """Refuse what :func:`load_corrupted` would refuse, as far as it shows without reading images; its arguments.
+
+    Raises:
+        DataError, ConfigError: as :func:`load_corrupted`.
+    """
+    _reader(name, dir, corruption, severity, clean, verify)
+
+
+def _reader(
+    name: str, dir: str, corruption: str, severity: int, clean: ImageSet, verify: Verify
+) -> Callable[[], torch.Tensor]:
+    """What reads the images, (N, 3, S, S) uint8; all that the files' names, sizes and labels tell is checked before."""
     source = _source(name)
     check_severity(severity)
     available = corrupted_available(name, dir)
@@ -127,10 +146,8 @@ def load_corrupted(
     root = _root(source, dir)
     archive = root / f"{corruption}.npy"
     if source.archives and archive.is_file():
-        images = _from_archive(archive, severity, clean)
-    else:
-        images = read_folder(root, corruption, severity, clean, request, f"{source.name} {corruption} {severity}")
-    return replace(clean, images=images.to(clean.images.device), name=source.name)
+        return _archive_reader(archive, severity, clean)
+    return folder_reader(root, corruption, severity, clean, request, f"{source.name} {corruption} {severity}")
 
 
 def pack_corrupted(
@@ -168,8 +185,8 @@ def _root(source: CorruptedSet, dir: str) -> Path:
     return inner if inner.is_dir() else root
 
 
-def _from_archive(path: Path, severity: int, clean: ImageSet) -> torch.Tensor:
-    """The rows of one severity, (N, 3, S, S) uint8, after checks of shapes and labels."""
+def _archive_reader(path: Path, severity: int, clean: ImageSet) -> Callable[[], torch.Tensor]:
+    """What reads the rows of one severity, (N, 3, S, S) uint8; shapes and labels are checked before."""
     num, size = len(clean), clean.images.shape[-1]
     images = _mapped(path)
     expected = (len(SEVERITIES) * num, size, size, 3)
@@ -180,7 +197,7 @@ def _from_archive(path: Path, severity: int, clean: ImageSet) -> torch.Tensor:
         )
     rows = slice((severity - 1) * num, severity * num)
     _check_labels(path.with_name(f"{_LABELS}.npy"), rows, clean)
-    return torch.from_numpy(np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2)))
+    return lambda: torch.from_numpy(np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2)))
 
 
 def _check_labels(path: Path, rows: slice, clean: ImageSet) -> None:

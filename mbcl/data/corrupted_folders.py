@@ -57,30 +57,34 @@ def pack_folders(
                 )
 
 
-def read_folder(root: Path, corruption: str, severity: int, clean: ImageSet, request: Request, name: str) -> Tensor:
-    """The images of one corruption and severity, (N, 3, S, S) uint8, in the order of the clean ones.
+def folder_reader(
+    root: Path, corruption: str, severity: int, clean: ImageSet, request: Request, name: str
+) -> Callable[[], Tensor]:
+    """What reads the images of one corruption and severity, (N, 3, S, S) uint8, in the order of the clean ones.
 
     Args:
         root: of the corrupted set.
         corruption: its folder.
         severity: likewise.
-        clean: the N clean test images.
+        clean: the N clean test images, with whose names and labels the files are compared at once.
         request: how to say what is not certain.
         name: of the set, for messages.
 
     Raises:
-        DataError: as :func:`mbcl.data.clean_order.clean_order`; if an image cannot be read; if a pack is damaged.
+        DataError: as :func:`mbcl.data.clean_order.clean_order`; if a pack is damaged. What is returned: if an image
+            cannot be read.
     """
     folder, size = root / corruption / str(severity), clean.images.shape[-1]
     pack = _usable_pack(root, corruption, severity, request, name)
     if pack is None:
-        return decode(clean_order(folder, _class_files(folder), clean, request), size=size, name=name)[0]
+        listing = clean_order(folder, _class_files(folder), clean, request)
+        return lambda: decode(listing, size=size, name=name)[0]
     if pack.size != size:
         raise DataError(f"{pack.path}: holds images of {pack.size} pixels, the clean ones have {size}")
     places = {root / record[0]: row for row, record in enumerate(pack.test.records)}
     files = [(path, pack.classes[record[1]]) for path, record in zip(places, pack.test.records, strict=True)]
     rows = [places[path] for path in clean_order(folder, files, clean, request).paths]
-    return torch.from_numpy(np.ascontiguousarray(pack.pixels()[rows]))
+    return lambda: torch.from_numpy(np.ascontiguousarray(pack.pixels()[rows]))
 
 
 def _usable_pack(root: Path, corruption: str, severity: int, request: Request, name: str) -> Pack | None:

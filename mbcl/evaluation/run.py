@@ -196,7 +196,7 @@ class _Run:
     @cached_property
     def _images(self) -> SplitData:
         images = self._load(self._data, seed=self._experiment.seed)
-        check_evaluation(self._settings, images, name=self._data.name)
+        check_evaluation(self._settings, images, name=self._data.name, verify=self._data.verify)
         return images
 
     def _trained(self) -> Representation:
