@@ -202,7 +202,7 @@ def test_the_final_table_within_the_spread_of_the_seeds(dim: int, name: str, key
 
 
 def test_the_pairs_of_the_published_search_lead_to_its_end() -> None:
-    """In 16 dimensions. In 4, fixed pairs correct no rounding error: float32 from the same start ends elsewhere, too."""
+    """In 16 dimensions. In 4, fixed pairs correct no rounding error: float32 from that start ends elsewhere, too."""
     dim = 16
     curve = from_the_stored_starts(dim)["pairs"]
     for place, seed in enumerate(dict(RUNS)[dim]):
