@@ -15,11 +15,36 @@ STUDY_FILE = "study.json"
 Status = Literal["pending", "running", "finished", "stopped", "failed"]
 
 
+class Stopped(BaseModel):
+    """Where a scheduler stopped a trial, and why.
+
+    ``by`` is the scheduler, ``epoch`` how many of ``of`` epochs it had seen, 0 if the trial never began because its
+    setting had been stopped with ``first_seed``; ``metric`` and ``value`` are what it judged by.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    by: str
+    epoch: int
+    of: int
+    metric: str
+    value: float | None = None
+    first_seed: int
+
+    def words(self) -> str:
+        """One line for people."""
+        if self.epoch == 0:
+            return f"not begun: {self.by} stopped this setting with seed {self.first_seed}"
+        value = "" if self.value is None else f" ({self.metric} {self.value:.4f})"
+        return f"stopped by {self.by} after {self.epoch} of {self.of} epochs{value}"
+
+
 class TrialRecord(BaseModel):
     """One trial: a setting with one seed.
 
     ``parameters`` holds the swept keys with their resolved values, in the order of the space file;
-    ``metrics`` the final ones by their contract names; ``seconds`` the wall time by stage.
+    ``metrics`` the final ones by their contract names; ``seconds`` the wall time by stage; ``draws`` what a search
+    drew, by the paths of the domains; ``stopped`` where a scheduler stopped it, whose last values are no final metrics.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -35,6 +60,8 @@ class TrialRecord(BaseModel):
     attempts: int = 0
     metrics: dict[str, float | int | None] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
+    draws: dict[str, Any] = Field(default_factory=dict)
+    stopped: Stopped | None = None
 
 
 class StudyRecord(BaseModel):

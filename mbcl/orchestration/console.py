@@ -107,6 +107,8 @@ class Console:
         words = self._words(trial_id)
         if record.status == "failed":
             self.say(f"FAILED    {words}  {record.error}")
+        elif record.stopped:
+            self.say(f"stopped   {words}  {record.stopped.words()}")
         else:
             metric = self._study.metric
             seconds = record.seconds.get("total")
@@ -135,7 +137,10 @@ class Console:
         table = Table("setting", "seeds", *metrics, title=f"{self._study.name}: mean [95 % interval]")
         for setting in summarise(self._study):
             cells = [_interval(setting.metrics.get(metric)) for metric in metrics]
-            table.add_row(escape(setting.label), f"{setting.n}/{sum(setting.statuses.values())}", *map(escape, cells))
+            seeds = (
+                f"{setting.n}/{sum(setting.statuses.values())}{' stopped' if setting.statuses.get('stopped') else ''}"
+            )
+            table.add_row(escape(setting.label), seeds, *map(escape, cells))
         self._screen.print(table)
         for trial_id, record in self._study.trials.items():
             if record.status == "failed":

@@ -54,6 +54,7 @@ class Job:
         group: the study that it belongs to.
         num_tasks: how many pools are planned at a time.
         placement: which nodes its small processes run on.
+        watched: the metric that a scheduler decides by while the trial trains; empty if none does.
         verbose: whether Ray may talk.
     """
 
@@ -66,6 +67,7 @@ class Job:
     group: str
     num_tasks: int
     placement: Placement = Placement()
+    watched: str = ""
     verbose: bool = False
 
 

@@ -11,13 +11,16 @@ import ray
 import ray.tune
 from ray.tune.experiment import Trial
 
+from mbcl.orchestration.course import Course
+from mbcl.orchestration.feed import Feed, Stops
 from mbcl.orchestration.janitor import remove_orphans
-from mbcl.orchestration.jobs import Answer, Job, Metrics, one_line
+from mbcl.orchestration.jobs import Answer, Job, Metrics, Placement, one_line
 from mbcl.orchestration.resources import DRIVER_CPUS
 from mbcl.orchestration.trial import ANSWER, root, run_trial, submit_evaluation
 from mbcl.storage import Store
 from mbcl.study import StudyRecord, write_study
 
+ANYWHERE = Placement()
 DRIVER_RESTARTS = 2
 """How often a trial whose driver process died is started again."""
 LOOK_SECONDS = 1.0
@@ -43,11 +46,12 @@ class Watcher(Protocol):
 class _Recorder(ray.tune.Callback):
     """Writes ``study.json`` when a trial starts or ends, and tells the watcher."""
 
-    def __init__(self, store: Store, study: StudyRecord, watcher: Watcher) -> None:
+    def __init__(self, store: Store, study: StudyRecord, course: Course, watcher: Watcher) -> None:
         self._store = store
         self._study = study
+        self._course = course
         self._watcher = watcher
-        self._running: dict[str, None] = {}
+        self._running: dict[str, float] = {}
         self._looked = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,15 +66,18 @@ class _Recorder(ray.tune.Callback):
         record = self._study.trials[key]
         record.status, record.error = "running", ""
         record.attempts += 1
-        self._running[key] = None
+        self._running.setdefault(key, time.monotonic())
         write_study(self._store, self._study)
         self._watcher.started(key)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         remove_orphans()
+        key = trial.config["trial_id"]
         found = (trial.last_result or {}).get(ANSWER)
-        answer = Answer(**found) if found else Answer("the trial's driver ended without an answer")
-        self.end(trial.config["trial_id"], answer)
+        if found is None and self._course.where_stopped(key):
+            self._stop(key)
+        else:
+            self.end(key, Answer(**found) if found else Answer("the trial's driver ended without an answer"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         remove_orphans()
@@ -78,7 +85,7 @@ class _Recorder(ray.tune.Callback):
             self.end(trial.config["trial_id"], Answer("the process of the trial's driver was lost"))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        if self._running and time.monotonic() - self._looked > LOOK_SECONDS:
+        if time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
             remove_orphans()
             self._watcher.look(list(self._running))
@@ -91,38 +98,62 @@ class _Recorder(ray.tune.Callback):
         record.seconds = {key: round(value, 3) for key, value in answer.seconds.items()}
         if not answer.error:
             record.metrics = answer.metrics
+        self._ended(trial_id)
+
+    def _stop(self, trial_id: str) -> None:
+        """Record that a trial was stopped. What it measured last is no final metric."""
+        record = self._study.trials[trial_id]
+        record.status, record.error = "stopped", ""
+        record.stopped = self._course.where_stopped(trial_id)
+        record.seconds = {"total": round(time.monotonic() - self._running[trial_id], 3)}
+        self._ended(trial_id)
+
+    def _ended(self, trial_id: str) -> None:
         self._running.pop(trial_id, None)
+        self._course.ended(trial_id)
         write_study(self._store, self._study)
         self._watcher.ended(trial_id)
 
 
 def run_trials(
-    jobs: Mapping[str, Job], *, store: Store, scratch: str, study: StudyRecord, concurrency: int, watcher: Watcher
+    jobs: Mapping[str, Job],
+    *,
+    store: Store,
+    scratch: str,
+    study: StudyRecord,
+    concurrency: int,
+    watcher: Watcher,
+    course: Course | None = None,
+    placement: Placement = ANYWHERE,
 ) -> None:
     """Run trials through Ray Tune until each has ended.
 
     Args:
-        jobs: the trials to run, in order, by name.
+        jobs: the trials to run, in order, by name; those that the course adds later are found here, too.
         store: the results folder.
         scratch: where Ray Tune may keep files of its own.
         study: the record, changed in place and written after every trial.
         concurrency: how many run at a time.
         watcher: is told how they go.
+        course: decides which trial comes next; by default all of ``jobs`` in order.
+        placement: which nodes the trials' drivers run on.
     """
-    placement = next(iter(jobs.values())).placement
+    course = course or Course(study, jobs, concurrency=concurrency)
     trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(run_trial, jobs=dict(jobs)),
+        run_trial,
         # A head may have no CPUs at all.
         ray.tune.PlacementGroupFactory([placement.for_driver or {"CPU": DRIVER_CPUS}]),
     )
     tuner = ray.tune.Tuner(
         trainable,
-        param_space={"trial_id": ray.tune.grid_search(list(jobs))},
         tune_config=ray.tune.TuneConfig(
+            search_alg=Feed(course, jobs),
+            scheduler=Stops(course),
+            num_samples=-1,
             max_concurrent_trials=concurrency,
-            # A driver process imports for 5 s; the next trial takes over the last one's. Sound as long as no
-            # scheduler stops trials early.
-            reuse_actors=True,
+            # A driver process imports for 5 s; the next trial takes over the last one's. A trial that is stopped early
+            # takes its driver along.
+            reuse_actors=not course.races,
             trial_name_creator=lambda trial: trial.config["trial_id"],
             trial_dirname_creator=lambda trial: trial.config["trial_id"],
         ),
@@ -131,7 +162,7 @@ def run_trials(
             storage_path=scratch,
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=DRIVER_RESTARTS),
-            callbacks=[_Recorder(store, study, watcher)],
+            callbacks=[_Recorder(store, study, course, watcher)],
         ),
     )
     tuner.fit()

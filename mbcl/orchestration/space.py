@@ -6,18 +6,22 @@ import copy
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, model_validator
 
-from mbcl.configuration import Section, apply_overrides, read_yaml, validate
+from mbcl.configuration import Part, PathConfigError, Section, apply_overrides, part, read_yaml, validate
 from mbcl.errors import ConfigError, nearest
 from mbcl.experiment import Experiment
-from mbcl.orchestration.domains import parse, plain
+from mbcl.orchestration.domains import parse, plain, short
 from mbcl.orchestration.parts import check_conditional
+from mbcl.orchestration.schedulers import SCHEDULERS
+from mbcl.orchestration.schedulers import build as build_scheduler
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 VALIDATION_METRIC = "val/retrieval/top1"
+SAMPLER_OPTIONS = ("n_startup_trials", "n_ei_candidates", "multivariate", "group", "constant_liar")
+"""Parameters of Optuna's TPE sampler that a space file may give."""
 SEARCHABLE = (VALIDATION_METRIC, "train/loss", "plan/loss", "plan/lift", "plan/coverage")
 
 
@@ -54,31 +58,44 @@ def _one_of(*allowed: Any, number: type | None = None, least: float = 0) -> Befo
 
 
 class Search(Section):
-    """How settings are drawn, and what "best" means."""
+    """How settings are drawn, and what "best" means.
 
+    ``name``: ``random`` draws independently; ``optuna`` lets its TPE sampler propose what earlier settings suggest, for
+    every point of the grids by itself. The keys after ``seed`` are that sampler's own, null for its defaults.
+    """
+
+    name: Literal["random", "optuna"] = "random"
     num_samples: int = Field(default=1, ge=1)
     metric: str = VALIDATION_METRIC
     mode: Literal["min", "max"] = "max"
     seed: int = Field(default=0, ge=0)
+    n_startup_trials: int | None = Field(default=None, ge=0)
+    n_ei_candidates: int | None = Field(default=None, ge=1)
+    multivariate: bool | None = None
+    group: bool | None = None
+    constant_liar: bool | None = None
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether settings follow from the results of earlier ones."""
+        return self.name != "random"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What was given for the search's own sampler."""
+        return {key: value for key in SAMPLER_OPTIONS if (value := getattr(self, key)) is not None}
 
     @model_validator(mode="after")
     def _known_metric(self) -> Search:
         if self.metric not in SEARCHABLE:
             why = " (the test split is read once, at the end)" if self.metric.startswith("retrieval/") else ""
             raise ConfigError(f"metric {self.metric!r} cannot be searched on{why}; {nearest(self.metric, SEARCHABLE)}")
+        if not self.adaptive and self.options:
+            key, value = next(iter(self.options.items()))
+            raise ConfigError(f"{key}: found {short(value)}, which only name: optuna has, not name: {self.name}")
+        if self.group and not self.multivariate:
+            raise ConfigError("group: found true, which needs multivariate: true")
         return self
-
-
-def _scheduler_name(name: Any) -> str:
-    if name != "fifo":
-        raise ConfigError(f"found {name!r}, this version knows only 'fifo'")
-    return str(name)
-
-
-class Scheduler(Section):
-    """Who decides which trials go on."""
-
-    name: Annotated[str, BeforeValidator(_scheduler_name)] = "fifo"
 
 
 class Resources(Section):
@@ -88,6 +105,12 @@ class Resources(Section):
     gpu: Annotated[Any, _one_of("auto", True, False)] = "auto"
     cpus_per_worker: Annotated[Any, _one_of("auto", number=float, least=0.1)] = "auto"
     max_concurrent_trials: Annotated[Any, _one_of("auto", number=int, least=1)] = "auto"
+
+
+if TYPE_CHECKING:
+    SchedulerPart: TypeAlias = Part
+else:
+    SchedulerPart = part(lambda name: (SCHEDULERS.canonical(name), SCHEDULERS[name]))
 
 
 class _ExperimentBlock(Section):
@@ -106,7 +129,7 @@ class Space(Section):
     experiment: dict[str, Any] = Field(default_factory=dict)
     space: dict[str, Annotated[Any, BeforeValidator(parse), PlainSerializer(plain)]]
     search: Search = Search()
-    scheduler: Scheduler = Scheduler()
+    scheduler: SchedulerPart = Field(default={"name": "fifo"}, validate_default=True)
     resources: Resources = Resources()
 
     @model_validator(mode="after")
@@ -122,6 +145,10 @@ class Space(Section):
         for key in self.space:
             _check_key(key)
         check_conditional(self.space)
+        try:
+            build_scheduler(self.scheduler)
+        except ConfigError as error:
+            raise PathConfigError("scheduler", str(error)) from error
         swept = sorted({key.split(".")[0] for key in self.space} & {"sampler", "objective"})
         if swept and self.search.metric.startswith(("train/", "plan/")):
             raise ConfigError(
@@ -135,11 +162,11 @@ def _check_key(key: str) -> None:
     """Refuse a swept key that is not in an experiment, as far as the sections alone can tell."""
     model: Any = Experiment
     walked: list[str] = []
-    for part in key.split("."):
-        if part not in model.model_fields:
-            raise ConfigError(f"space.{key}: unknown key {part!r}; {nearest(part, model.model_fields)}")
-        walked.append(part)
-        model = model.model_fields[part].annotation
+    for word in key.split("."):
+        if word not in model.model_fields:
+            raise ConfigError(f"space.{key}: unknown key {word!r}; {nearest(word, model.model_fields)}")
+        walked.append(word)
+        model = model.model_fields[word].annotation
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return  # a plain value, or a part whose own parameters are checked when it is built
 

@@ -16,9 +16,11 @@ from mbcl.orchestration import console as consoles
 from mbcl.orchestration import results
 from mbcl.orchestration.checks import Checked, check_data, check_data_there, check_shared, distinct
 from mbcl.orchestration.console import Console
+from mbcl.orchestration.course import Course
 from mbcl.orchestration.evaluations import commit, reopen_for_evaluation
 from mbcl.orchestration.jobs import Job, Placement, one_line
 from mbcl.orchestration.resources import Need, Node, concurrent_trials, resolve, this_machine
+from mbcl.orchestration.schedulers import build as build_scheduler
 from mbcl.orchestration.space import SpaceFile, check_name, read_space
 from mbcl.orchestration.trials import Trials, TrialSpec, expand
 from mbcl.storage import Store, open_store
@@ -174,6 +176,7 @@ class Sweep:
     ) -> None:
         self._request = request
         self._file = file
+        self._trials = trials
         self._store = store
         self._study = study
         self._todo = todo
@@ -232,6 +235,7 @@ class Sweep:
                 experiments = distinct(list(self._todo.values()))
                 checked = check_data_there(experiments, str(file.path), found.placement.for_task)
             from mbcl.orchestration.runner import run_trials
+            from mbcl.orchestration.stopping import race
 
             cpus = int(sum(node.cpus for node in found.nodes)) // concurrency
             jobs = {
@@ -243,6 +247,7 @@ class Sweep:
             with console.progress(len(jobs)):
                 if request.eval_only:
                     return self._evaluate(jobs, concurrency)
+                rule = race(file.space, self._study, self._trials.by_id, self._store)
                 run_trials(
                     jobs,
                     store=self._store,
@@ -250,6 +255,8 @@ class Sweep:
                     study=self._study,
                     concurrency=concurrency,
                     watcher=console,
+                    course=Course(self._study, jobs, concurrency=concurrency, race=rule),
+                    placement=found.placement,
                 )
         return {}
 
@@ -276,6 +283,7 @@ class Sweep:
             group=self._study.name,
             num_tasks=num_tasks,
             placement=placement,
+            watched=self._study.metric if build_scheduler(self._file.space.scheduler).stops else "",
             verbose=self._request.verbose,
         )
 

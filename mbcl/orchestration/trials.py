@@ -170,6 +170,13 @@ def matches(found: Any, wanted: Any) -> bool:
     return bool(found == wanted)
 
 
+def is_baseline(spec: TrialSpec, space: Space) -> bool:
+    """Whether a trial belongs to what others are compared with."""
+    dump = spec.experiment.model_dump(mode="json")
+    baseline = resolved_baseline(space)
+    return bool(baseline) and all(matches(_get(dump, key), wanted) for key, wanted in baseline.items())
+
+
 def _check_baseline(space: Space, experiments: list[Experiment], source: str) -> None:
     try:
         baseline = resolved_baseline(space)
