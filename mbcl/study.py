@@ -39,12 +39,23 @@ class Stopped(BaseModel):
         return f"stopped by {self.by} after {self.epoch} of {self.of} epochs{value}"
 
 
+class Drawn(BaseModel):
+    """What an adaptive search drew for a setting: the ``number``-th draw for a ``point`` of the grids."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    point: int
+    number: int
+    values: dict[str, Any]
+
+
 class TrialRecord(BaseModel):
     """One trial: a setting with one seed.
 
     ``parameters`` holds the swept keys with their resolved values, in the order of the space file;
-    ``metrics`` the final ones by their contract names; ``seconds`` the wall time by stage; ``draws`` what a search
-    drew, by the paths of the domains; ``stopped`` where a scheduler stopped it, whose last values are no final metrics.
+    ``metrics`` the final ones by their contract names; ``seconds`` the wall time by stage; ``drawn`` what an adaptive
+    search drew, by the paths of the domains; ``stopped`` where a scheduler stopped it, whose last values are no final
+    metrics.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -60,7 +71,7 @@ class TrialRecord(BaseModel):
     attempts: int = 0
     metrics: dict[str, float | int | None] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
-    draws: dict[str, Any] = Field(default_factory=dict)
+    drawn: Drawn | None = None
     stopped: Stopped | None = None
 
 

@@ -21,9 +21,9 @@ import mbcl
 from mbcl.errors import ConfigError
 from mbcl.orchestration.domains import short
 from mbcl.orchestration.space import SpaceFile
-from mbcl.orchestration.trials import Trials, resolved_baseline, space_digest
+from mbcl.orchestration.trials import Trials, record_of, resolved_baseline, space_digest
 from mbcl.storage import LocalStore, Store, write_text
-from mbcl.study import STUDY_FILE, StudyRecord, TrialRecord, read_study, write_study
+from mbcl.study import STUDY_FILE, StudyRecord, read_study, write_study
 
 SPACE_FILE = "space.yaml"
 LOCK_FILE = ".lock"
@@ -74,17 +74,7 @@ def new_study(file: SpaceFile, trials: Trials, title: str) -> StudyRecord:
         mode=file.space.search.mode,
         versions=versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        trials={
-            spec.trial_id: TrialRecord(
-                ordinal=spec.ordinal,
-                setting=spec.setting,
-                seed=spec.seed,
-                sampler=spec.experiment.sampler.name,
-                objective=spec.experiment.objective.name,
-                parameters=spec.parameters,
-            )
-            for spec in trials.specs
-        },
+        trials={spec.trial_id: record_of(spec) for spec in trials.specs},
     )
 
 
