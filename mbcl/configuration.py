@@ -234,12 +234,13 @@ Finder = Callable[[str], tuple[str, Callable[..., Any]]]
 """The canonical name and the class or factory behind a name."""
 
 
-def _resolver(find: Finder, *provided: str) -> Callable[[Any], Part]:
+def _resolver(find: Finder, *provided: str, fill: bool) -> Callable[[Any], Part]:
     """A validator that turns a block with a name into a :class:`Part`.
 
     Args:
         find: knows the parts of one kind.
         provided: parameters that the experiment fills in itself.
+        fill: whether parameters that are not given get their defaults; if not, the part has those that are given.
     """
 
     def resolve(block: Any) -> Part:
@@ -247,11 +248,12 @@ def _resolver(find: Finder, *provided: str) -> Callable[[Any], Part]:
             raise ConfigError(f"expected a block with a name, such as {{name: ...}}, found {block!r}")
         name, factory = find(block["name"])
         parameters = {key: value for key, value in block.items() if key != "name"}
-        return Part(name=name, **validate_parameters(factory, parameters, frozenset(provided)))
+        checked = validate_parameters(factory, parameters, frozenset(provided))
+        return Part(name=name, **{key: value for key, value in checked.items() if fill or key in parameters})
 
     return resolve
 
 
-def part(find: Finder, *provided: str) -> Any:
+def part(find: Finder, *provided: str, fill: bool = True) -> Any:
     """The type of a field that names a part; see :func:`_resolver`."""
-    return Annotated[Any, BeforeValidator(_resolver(find, *provided)), PlainSerializer(dict)]
+    return Annotated[Any, BeforeValidator(_resolver(find, *provided, fill=fill)), PlainSerializer(dict)]

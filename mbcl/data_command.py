@@ -66,12 +66,16 @@ def _pack(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--data-dir is not given; {DATASETS[arguments.data].files}")
     start = time.perf_counter()
     with _progress() as tell:
-        packed = folders.pack(
-            request_of(dir=arguments.data_dir, image_size=arguments.image_size),
-            out=Path(arguments.out).expanduser() if arguments.out else None,
-            force=arguments.force,
-            tell=tell,
-        )
+        try:
+            packed = folders.pack(
+                request_of(dir=arguments.data_dir, image_size=arguments.image_size),
+                out=Path(arguments.out).expanduser() if arguments.out else None,
+                force=arguments.force,
+                tell=tell,
+            )
+        except OSError as error:
+            what = f"{error.filename}: the pack cannot be written: {error.strerror}"
+            raise ConfigError(f"{what}; --out chooses another folder") from error
     if not packed.new:
         sys.stdout.write(f"{packed.path}: a whole pack of these files is there already; --force packs them again\n")
         return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mbcl.errors import ConfigError
@@ -59,6 +60,7 @@ def add_evaluate(commands: Any) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from mbcl.engine.checkpoint import folder_and_checkpoint
+    from mbcl.engine.prepare import load_data
     from mbcl.evaluation import evaluate, find_weights, of_epochs
     from mbcl.evaluation.baselines import BASELINES
     from mbcl.evaluation.weights import INITIAL
@@ -72,23 +74,28 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     store = open_store(folder)
     out = open_store(arguments.out or folder)
     names = of_epochs(store, arguments.epochs) if arguments.epochs else [checkpoint]
-    # All of them are read before the first is evaluated: a damaged one is refused at once.
-    found = [find_weights(store, None if name == INITIAL else name) for name in names]
+    experiments: dict[str, Experiment] = {}
+    for name in names:  # all are read before the first is evaluated: a damaged one is refused at once
+        weights = find_weights(store, None if name == INITIAL else name)
+        experiments[name or weights.name] = weights.experiment
     name_of_data, data_dir = _official(arguments)
-    settings = _settings(found[0].experiment, arguments)
-    results = {}
-    for name, weights in zip(names, found, strict=True):
-        results[name or weights.name] = evaluate(
+    settings = _settings(next(iter(experiments.values())), arguments)
+    load = lru_cache(maxsize=1)(load_data)  # once for all checkpoints
+    results = {
+        name: evaluate(
             store,
-            checkpoint=name,
+            checkpoint=name if arguments.epochs else checkpoint,
             settings=settings,
             device=arguments.device,
-            data=_data(weights.experiment, name_of_data),
-            data_dir=data_dir,
+            data=_data(experiment, name_of_data, data_dir),
             out=out.child(f"{EVALUATIONS}/{name}") if arguments.epochs else out,
             baselines=out.child(BASELINES),
             force=arguments.force,
+            load=load,
+            say=lambda line: sys.stderr.write(f"{line}\n"),
         )
+        for name, experiment in experiments.items()
+    }
     shown = results if arguments.epochs else next(iter(results.values()))
     sys.stdout.write(json.dumps(shown, indent=1) + "\n")
     return 0
@@ -130,13 +137,13 @@ def _settings(experiment: Experiment, arguments: argparse.Namespace) -> Evaluati
     return validate(Evaluation, content, "evaluation")
 
 
-def _data(experiment: Experiment, name: str | None) -> Data | None:
-    """Another data set, whole; None for the one that was trained on."""
+def _data(experiment: Experiment, name: str | None, folder: str | None) -> Data:
+    """The images: those that were trained on, in another folder if one is given, or another data set, whole."""
     from mbcl.configuration import validate
     from mbcl.data import DATASETS
     from mbcl.experiment import Data
 
-    if name is None or DATASETS.canonical(name) == DATASETS.canonical(experiment.data.name):
-        return None
-    kept = experiment.data.model_dump(mode="json", include={"image_size", "validation"})
-    return validate(Data, {**kept, "name": name}, "--data")
+    content = experiment.data.model_dump(mode="json")
+    if name is not None and DATASETS.canonical(name) != DATASETS.canonical(experiment.data.name):
+        content = {"name": name, **{key: content[key] for key in ("image_size", "validation")}}
+    return validate(Data, content if folder is None else {**content, "dir": folder}, "--data")

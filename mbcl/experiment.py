@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from mbcl.configuration import Finder, Part, PathConfigError, Section, part, read_yaml, validate_parameters
 from mbcl.data import DATASETS
+from mbcl.data.request import LARGEST_SIZE, LEAST_SIZE
 from mbcl.errors import ConfigError
 from mbcl.evaluation_settings import Evaluation
 from mbcl.models import ENCODERS
@@ -39,7 +40,7 @@ class Data(Section):
 
     name: str = "digits"
     dir: str | None = None
-    image_size: int | None = Field(default=None, ge=4, le=1024)
+    image_size: int | None = Field(default=None, ge=LEAST_SIZE, le=LARGEST_SIZE)
     max_samples: int | None = Field(default=None, ge=2)
     validation: float = Field(default=0.1, gt=0, lt=1)
     download: bool = False
@@ -263,6 +264,16 @@ class Experiment(Section):
     evaluation: Evaluation = Evaluation()
     track: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_pretraining(cls, content: Any) -> Any:
+        if isinstance(content, dict) and "synthetic" in content:
+            raise PathConfigError(
+                "synthetic",
+                "a synthetic study pretrains nothing; `mbcl synthetic` runs one, run_ray.py a space of them",
+            )
+        return content
+
     @model_validator(mode="after")
     def _parts_can_be_built(self) -> Experiment:
         """Range checks belong to the parts: building one runs them. Encoders are built with the data, in the engine."""
@@ -372,8 +383,16 @@ class Experiment(Section):
     @property
     def digest(self) -> str:
         """8 hexadecimal digits that name the resolved configuration with its seed."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        return digest_of(self.resolved())
+
+    def resolved(self) -> dict[str, Any]:
+        """It as plain data, with all defaults."""
+        return self.model_dump(mode="json")
+
+
+def digest_of(content: dict[str, Any]) -> str:
+    """8 hexadecimal digits that name plain data."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 def read_experiment(path: str) -> dict[str, Any]:

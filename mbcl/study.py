@@ -53,9 +53,9 @@ class TrialRecord(BaseModel):
     """One trial: a setting with one seed.
 
     ``parameters`` holds the swept keys with their resolved values, in the order of the space file;
-    ``metrics`` the final ones by their contract names; ``seconds`` the wall time by stage; ``drawn`` what an adaptive
-    search drew, by the paths of the domains; ``stopped`` where a scheduler stopped it, whose last values are no final
-    metrics.
+    ``metrics`` the final ones by their contract names; ``seconds`` the wall time by stage; ``evaluation`` the block
+    that ``--eval-only`` put in the place of the experiment's own, empty if none did; ``drawn`` what an adaptive search
+    drew, by the paths of the domains; ``stopped`` where a scheduler stopped it, whose last values are no final metrics.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -71,6 +71,7 @@ class TrialRecord(BaseModel):
     attempts: int = 0
     metrics: dict[str, float | int | None] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
+    evaluation: dict[str, Any] = Field(default_factory=dict)
     drawn: Drawn | None = None
     stopped: Stopped | None = None
 

@@ -11,7 +11,7 @@ from mbcl.data.corrupted import CORRUPTED
 from mbcl.data.folder_sets import FolderSet
 from mbcl.data.images import ImageSet, Splits
 from mbcl.data.recipe import ViewRecipe
-from mbcl.data.request import Request, Verify
+from mbcl.data.request import LARGEST_SIZE, LEAST_SIZE, Request, Verify
 from mbcl.errors import ConfigError
 from mbcl.registry import Registry
 
@@ -136,9 +136,10 @@ def request_of(
     Raises:
         ConfigError: if a number is not positive or the folder is that of nobody.
     """
-    for key, value in (("image_size", image_size), ("max_samples", max_samples)):
-        if value is not None and value < 1:
-            raise ConfigError(f"data: {key} must be at least 1, found {value}")
+    if image_size is not None and not LEAST_SIZE <= image_size <= LARGEST_SIZE:
+        raise ConfigError(f"data: image_size must be in {LEAST_SIZE}..{LARGEST_SIZE}, found {image_size}")
+    if max_samples is not None and max_samples < 1:
+        raise ConfigError(f"data: max_samples must be at least 1, found {max_samples}")
     if dir is not None:
         try:
             Path(dir).expanduser()

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
-from mbcl.data.folders import Listing, image_files, subfolders
+from mbcl.data.folders import Listing, class_images, subfolders
 from mbcl.data.images import ImageSet
 from mbcl.data.request import Request
 from mbcl.errors import DataError
@@ -52,12 +52,11 @@ def _files(folder: Path, clean: ImageSet) -> list[tuple[Path, int]]:
     labels = {name: label for label, name in enumerate(clean.classes)}
     found = []
     for name in subfolders(folder):
-        if name not in labels and not (name.isdigit() and int(name) <= int(clean.labels.max())):
+        if name not in labels and not (name.isdecimal() and int(name) <= int(clean.labels.max())):
             known = f"one of the {len(labels)} classes" if labels else "a number of a class"
             raise DataError(f"{folder / name}: not {known} of the clean test images")
         label = labels[name] if name in labels else int(name)
-        inner = folder / name / "images"
-        found += [(path, label) for path in image_files(inner if inner.is_dir() else folder / name)]
+        found += [(path, label) for path in class_images(folder / name)]
     return found
 
 
@@ -104,4 +103,4 @@ def _by_rank(folder: Path, clean: ImageSet, files: list[tuple[Path, int]], reque
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sorts numbers in a name by value: img2 before img10."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.stem)]
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.stem)]

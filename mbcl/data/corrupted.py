@@ -190,7 +190,9 @@ def _check_labels(path: Path, rows: slice, clean: ImageSet) -> None:
 def _mapped(path: Path) -> npt.NDArray[np.generic]:
     """A NumPy file, mapped into memory; Python objects in it are refused."""
     try:
-        found: npt.NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            raise ValueError("an archive of arrays (.npz)")
     except (OSError, ValueError, EOFError, SyntaxError) as error:  # a damaged header can raise all of them
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: not a whole NumPy file of {path.stat().st_size} bytes: {reason}") from error

@@ -101,6 +101,21 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
+def class_images(folder: Path) -> list[Path]:
+    """The image files of one class: those in its folder, or in the folder ``images`` in it; sorted by name.
+
+    Raises:
+        DataError: if it cannot be read, or there are images elsewhere below it, which would be passed over.
+    """
+    inner = folder / "images"
+    chosen = inner if inner.is_dir() else folder
+    below = [folder / name for name in subfolders(folder) if folder / name != inner]
+    for other in [*below, *([folder] if chosen == inner else [])]:
+        if passed := image_files(other):
+            raise DataError(f"{passed[0]}: not where images are expected, {chosen}/IMAGE")
+    return image_files(chosen)
+
+
 def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
     """The images of ``folder/CLASS/IMAGE`` or ``folder/CLASS/images/IMAGE``, class by class, each sorted by name.
 
@@ -119,8 +134,7 @@ def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
             if not _entries(folder / name):
                 continue
             raise DataError(f"{folder / name}: not one of the {len(classes)} classes of the training part")
-        inner = folder / name / "images"
-        files = image_files(inner if inner.is_dir() else folder / name)
+        files = class_images(folder / name)
         if not files:
             raise DataError(f"{folder / name}: it holds no images; expected {', '.join(SUFFIXES)}")
         paths += files
@@ -241,7 +255,18 @@ def _read_image(path: Path, size: int, resize: bool) -> Pixels:
                 f"{path}: expected {size} x {size} pixels, found {width} x {height}; the data set "
                 f"image_folder takes any with data.image_size"
             )
-        return np.asarray(_centre(image.convert("RGB"), size))
+        return np.asarray(_centre(_eight_bits(image, path).convert("RGB"), size))
+
+
+def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """The image with 8 bits a channel: Pillow would cut the values of others off at 255, without a word."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode[0] in "IF":
+        raise DataError(f"{path}: pixels of mode {image.mode}, whose range is not known; expected 8 or 16 bits")
+    return image
 
 
 def _centre(image: Image.Image, size: int) -> Image.Image:

@@ -6,7 +6,6 @@ are refused: NumPy's own would trust the file, and build an array of object poin
 
 from __future__ import annotations
 
-import codecs
 import io
 import math
 import pickle
@@ -52,13 +51,27 @@ class _Array:
         self.values = np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C")
 
 
-class _Reconstruct:
-    """Stands for NumPy's function of that name. A class without a place for attributes, which a pickle could set."""
+class _Function:
+    """Stands for a function. A class, whose ``__setstate__`` keeps a pickle from setting its attributes."""
 
-    __slots__ = ()
+    def __setstate__(self, state: object) -> None:
+        raise ValueError("a function with attributes")
+
+
+class _Reconstruct(_Function):
+    """Stands for NumPy's function of that name."""
 
     def __new__(cls, *_: object) -> _Array:  # type: ignore[misc]  # what is called makes an array
         return _Array()
+
+
+class _Encode(_Function):
+    """Stands for ``codecs.encode``, which would look for any codec by its name."""
+
+    def __new__(cls, text: str, encoding: str) -> bytes:  # type: ignore[misc]  # what is called makes bytes
+        if encoding != "latin1":
+            raise ValueError(f"bytes written by the codec {encoding!r}")
+        return text.encode("latin1")
 
 
 def _text(word: str | bytes) -> str:
@@ -70,7 +83,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Array,
     ("numpy.core.multiarray", "_reconstruct"): _Reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _Reconstruct,
-    ("_codecs", "encode"): codecs.encode,  # how Python 3 writes bytes in protocol 2
+    ("_codecs", "encode"): _Encode,  # how Python 3 writes bytes in protocol 2
 }
 
 

@@ -10,6 +10,8 @@ from typing import Literal
 from mbcl.errors import DataError
 
 Verify = Literal["warn", "strict"]
+LEAST_SIZE, LARGEST_SIZE = 4, 1024
+"""Sides of views that can be asked for, pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)

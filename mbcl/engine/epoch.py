@@ -161,10 +161,11 @@ class EpochProgress:
         for stage in STAGES:
             row[f"time/{stage}"] = self.seconds[stage]
         row["time/plan"] = row["plan/seconds"] or 0.0
-        row["time/total"] = self._elapsed()
+        row["time/total"] = self.elapsed()
         return row
 
-    def _elapsed(self) -> float:
+    def elapsed(self) -> float:
+        """Wall seconds of this epoch so far, over all attempts at it."""
         return self.total + time.perf_counter() - self._start
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,7 +181,7 @@ class EpochProgress:
             "skipped": self.skipped,
             "visited": self.visited,
             "seconds": dict(self.seconds),
-            "total": self._elapsed(),
+            "total": self.elapsed(),
         }
 
     @staticmethod

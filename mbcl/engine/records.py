@@ -62,10 +62,17 @@ class MetricsLog:
         self._store = store
         self._rows: list[Row] = []
 
-    def truncate(self, epoch: int) -> None:
-        """Keep the rows of the first ``epoch`` epochs: those that the checkpoint to go on from has seen."""
+    def go_on(self, epoch: int, last: Row) -> None:
+        """Keep the rows of the first ``epoch`` epochs: those that the checkpoint to go on from has seen.
+
+        Args:
+            epoch: how many epochs it has completed.
+            last: the row of the last of them, as the checkpoint knows it; the line may have been lost.
+        """
         self._rows = [row for row in read_rows(self._store) if (row.get("epoch") or 0) <= epoch]
-        if self._store.exists(METRICS_FILE):
+        if epoch and all(row.get("epoch") != epoch for row in self._rows):
+            self._rows.append(last)
+        if self._rows or self._store.exists(METRICS_FILE):
             self._write()
 
     def best_epoch(self, key: str) -> int | None:
@@ -73,9 +80,13 @@ class MetricsLog:
         measured = [(row[key], -int(row["epoch"] or 0)) for row in self._rows if row.get(key) is not None]
         return -max(measured)[1] if measured else None  # type: ignore[type-var]  # None is left out
 
-    def append(self, row: Row) -> None:
-        """Add a row."""
+    def add(self, row: Row) -> None:
+        """Know a row that :meth:`write` will write when its checkpoint is there."""
         self._rows.append(row)
+
+    def write(self, row: Row) -> None:
+        """Write the file; ``row`` takes the place of the last one that was added."""
+        self._rows[-1] = row
         self._write()
 
     def _write(self) -> None:

@@ -177,7 +177,10 @@ class Trainer:
         self.source.settle(progress)  # after validation, which leaves planning more time
         progress.u_age = self._u_age()
         self.last_row = progress.row(lr=last_lr)
+        self.metrics.add(self.last_row)
         self._save(self.last_row)
+        self.last_row = {**self.last_row, "time/total": progress.elapsed()}  # with what the checkpoint took
+        self._on_rank_0(lambda: self.metrics.write(self.last_row))
         return self.last_row
 
     def _validate(self) -> float:
@@ -218,8 +221,6 @@ class Trainer:
         self._on_rank_0(lambda: self._write(snapshot.state_of(self.learner, kept, plans, progress), row, step))
 
     def _write(self, state: dict[str, Any], row: Row, step: int) -> None:
-        if step == 0:
-            self.metrics.append(row)
         meta = {
             "experiment": self.experiment.model_dump(mode="json"),
             "facts": asdict(self.facts),
@@ -244,7 +245,7 @@ class Trainer:
             CheckpointError: on every rank alike, if it is another experiment's.
         """
         found = snapshot.newest(self.store, self.experiment, self.facts, self.world)
-        self._on_rank_0(lambda: self.metrics.truncate(found.epoch if found else 0))
+        self._on_rank_0(lambda: self.metrics.go_on(found.epoch if found else 0, found.meta["row"] if found else {}))
         if found is None:
             return
         self.progress = snapshot.restore(found.state, self.learner, self.source)

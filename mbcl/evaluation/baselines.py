@@ -30,9 +30,9 @@ class Pixels:
         height, width = (min(side, _PIXEL_SIDE) for side in x.shape[-2:])
         return F.adaptive_avg_pool2d(x, (height, width)).flatten(1)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def project(self, features: Tensor) -> Tensor:
         """The same."""
-        return self.features(x)
+        return features
 
 
 def baseline(kind: Baseline, experiment: Experiment, *, in_channels: int, device: torch.device) -> Representation:
@@ -43,23 +43,28 @@ def baseline(kind: Baseline, experiment: Experiment, *, in_channels: int, device
 
 
 class Kept:
-    """Metrics of one baseline, kept in a store under everything that they follow from.
+    """Metrics of one piece of a baseline's evaluation, kept in a store under everything that they follow from.
 
     Args:
         store: the folder; trials of a study share one.
         kind: which baseline.
         experiment: whose: its seed, and for ``random`` its model, count.
-        asked: what else they follow from: data, settings, device.
+        piece: what is measured, and its settings.
+        more: what else they follow from: data, device.
     """
 
-    def __init__(self, store: Store, kind: Baseline, experiment: Experiment, asked: dict[str, Any]) -> None:
+    def __init__(
+        self, store: Store, kind: Baseline, experiment: Experiment, piece: dict[str, Any], **more: Any
+    ) -> None:
         self._store = store
         dump = experiment.model_dump(mode="json")
         model = {key: dump[key] for key in ("encoder", "projector")} if kind == "random" else None
         versions = {"mbcl": mbcl.__version__, "torch": torch.__version__}
-        self._asked = {"baseline": kind, "seed": experiment.seed, "model": model, "versions": versions, **asked}
+        self._asked = {"baseline": kind, "seed": experiment.seed, "model": model, "versions": versions}
+        self._asked |= {"piece": piece, **more}
         text = json.dumps(self._asked, sort_keys=True)
-        self._file = f"{kind}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}.json"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        self._file = f"{kind}-{piece['metric']}-{digest}.json"
 
     def read(self) -> dict[str, float] | None:
         """What was kept; None if there is nothing, or it is damaged."""

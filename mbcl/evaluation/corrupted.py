@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from mbcl.data import ImageSet, corrupt, load_corrupted
-from mbcl.engine.evaluable import corruptions_of
 from mbcl.evaluation.subject import Subject
 from mbcl.metrics import retrieval, retrieval_within
 from mbcl.seeding import derive
 
+_BLOCK = 1024
 
-def measure(subject: Subject) -> dict[str, float]:
-    """Both meanings of corrupted retrieval, by severity.
+
+def measure(subject: Subject, severity: int, corruptions: Sequence[str]) -> dict[str, float]:
+    """Both meanings of corrupted retrieval, at one severity.
 
     ``corrupted/within/SEVERITY/{u2v,v2u}/top1``, as published: one image at a time, among its own corrupted versions,
     view 1 of a corruption must find view 2 of the same corruption; the mean over images. Augmented views, each
@@ -29,35 +30,35 @@ def measure(subject: Subject) -> dict[str, float]:
     ``corrupted/clean/{CORRUPTION,mean}/SEVERITY/top1``: a corrupted image must find its original among the originals
     of all images. No augmentation; ``mean`` is over the corruptions.
     """
-    settings = subject.settings.corrupted
-    within, clean = ("within" in settings.meanings), ("clean" in settings.meanings)
-    originals = subject.clean(subject.representation, subject.images) if clean else None
-    found: dict[str, float] = {}
-    for severity, corruptions in corruptions_of(settings, subject.data.name).items():
-        pairs: list[tuple[Tensor, Tensor]] = []
-        for corruption in corruptions:
-            images = _corrupted(subject, corruption, severity)
-            if within:
-                key = subject.views_key(f"corrupted views of {corruption}")
-                pairs.append(subject.pairs(subject.representation, images, key))
-            if originals is not None:
-                found[f"corrupted/clean/{corruption}/{severity}/top1"] = _found(subject, images, originals)
-        if within:
-            found |= _within(subject, pairs, severity)
+    meanings, each = subject.settings.corrupted.meanings, {}
+    originals = subject.projected(subject.features) if "clean" in meanings else None
+    views: list[tuple[Tensor, Tensor]] = []
+    for corruption in corruptions:
+        images = _corrupted(subject, corruption, severity)
+        if "within" in meanings:
+            views.append(subject.projection_pairs(images, subject.views_key(f"corrupted views of {corruption}")))
         if originals is not None:
-            each = [found[f"corrupted/clean/{corruption}/{severity}/top1"] for corruption in corruptions]
-            found[f"corrupted/clean/mean/{severity}/top1"] = fmean(each)
+            each[corruption] = _found(subject, images, originals)
+    found = {f"corrupted/clean/{corruption}/{severity}/top1": value for corruption, value in each.items()}
+    if views:
+        found |= _within(subject, views, severity)
+    if each:
+        found[f"corrupted/clean/mean/{severity}/top1"] = fmean(each.values())
     return found
 
 
 def _within(subject: Subject, pairs: Sequence[tuple[Tensor, Tensor]], severity: int) -> dict[str, float]:
-    u_NMD, v_NMD = (torch.stack(views, dim=1) for views in zip(*pairs, strict=True))
-    each = retrieval_within(u_NMD, v_NMD, similarity=subject.settings.similarity)
-    return {f"corrupted/within/{severity}/{key}": value for key, value in each.items()}
+    """In blocks of images, so that all views lie in memory once."""
+    parts, sizes = [], []
+    for block in torch.arange(len(subject.images)).split(_BLOCK):
+        u_NMD, v_NMD = (torch.stack([each[block] for each in views], dim=1) for views in zip(*pairs, strict=True))
+        parts.append(retrieval_within(u_NMD, v_NMD, similarity=subject.settings.similarity))
+        sizes.append(len(block))
+    return {f"corrupted/within/{severity}/{key}": fmean([part[key] for part in parts], sizes) for key in parts[0]}
 
 
 def _found(subject: Subject, images: ImageSet, originals: Tensor) -> float:
-    queries = subject.clean(subject.representation, images)
+    queries = subject.projections(images)
     each = retrieval(queries, originals, ks=(1,), similarity=subject.settings.similarity, directions=("u2v",))
     return each["u2v/top1"]
 

@@ -11,9 +11,8 @@ def measure(subject: Subject) -> dict[str, float]:
 
     See :func:`mbcl.metrics.alignment`, :func:`mbcl.metrics.uniformity` and :func:`mbcl.metrics.effective_rank`.
     """
-    u, v = subject.pairs(subject.representation.features, subject.images, subject.views_key("evaluation views"))
     return {
-        "repr/alignment": alignment(u, v),
+        "repr/alignment": alignment(*subject.view_features),
         "repr/uniformity": uniformity(subject.features),
         "repr/effective_rank": effective_rank(subject.features),
     }

@@ -11,6 +11,6 @@ def measure(subject: Subject) -> dict[str, float]:
 
     Views are projected in evaluation mode, as published.
     """
-    u, v = subject.pairs(subject.representation, subject.images, subject.views_key("evaluation views"))
+    u, v = (subject.projected(features) for features in subject.view_features)
     found = retrieval(u, v, similarity=subject.settings.similarity)
     return {f"retrieval/{key}": value for key, value in found.items()}

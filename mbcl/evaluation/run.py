@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property
+from typing import Any, Protocol
 
 import torch
 
+import mbcl
 from mbcl.engine.evaluable import check_evaluation
-from mbcl.engine.prepare import check_takes, load_data
-from mbcl.errors import ConfigError
-from mbcl.evaluation import classes, corrupted, diagnostics, retrieval
+from mbcl.engine.prepare import SplitData, check_takes, load_data
+from mbcl.errors import CheckpointError, ConfigError
 from mbcl.evaluation.baselines import BASELINES, Kept, baseline
+from mbcl.evaluation.pieces import Piece, pieces_of
 from mbcl.evaluation.subject import Representation, Subject
 from mbcl.evaluation.weights import INITIAL, Weights, find_weights, initial_weights
-from mbcl.evaluation_settings import Metric
+from mbcl.evaluation_settings import Baseline
 from mbcl.experiment import Data, Evaluation
 from mbcl.storage import Store, read_text, write_text
 
 EVALUATION_FILE = "evaluation.json"
 
-_MEASURES: Mapping[Metric, Callable[[Subject], dict[str, float]]] = {
-    "retrieval": retrieval.measure,
-    "corrupted": corrupted.measure,
-    "knn": classes.measure_knn,
-    "probe": classes.measure_probe,
-    "repr": diagnostics.measure,
-}
+Record = dict[str, Any]
+"""A piece that was measured: what was ``asked``, and its ``metrics``."""
+
+
+class LoadData(Protocol):
+    """Reads a data set and splits it; :func:`mbcl.engine.prepare.load_data`."""
+
+    def __call__(self, data: Data, *, seed: int) -> SplitData:
+        """All parts of it."""
 
 
 def usable_device(name: str) -> torch.device:
@@ -52,14 +56,17 @@ def evaluate(
     settings: Evaluation | None = None,
     device: str = "cpu",
     data: Data | None = None,
-    data_dir: str | None = None,
     out: Store | None = None,
+    earlier: Store | None = None,
     baselines: Store | None = None,
     force: bool = False,
+    load: LoadData = load_data,
+    say: Callable[[str], object] | None = None,
 ) -> dict[str, float]:
     """Evaluate weights and write ``evaluation.json``.
 
-    Returns at once what that file holds if it was made from the same weights with the same settings.
+    What such a file holds already of the same weights, data and versions is not measured again: each metric by itself,
+    and each severity of the corrupted ones.
 
     Args:
         store: the folder of a training or of an export.
@@ -67,75 +74,152 @@ def evaluate(
         settings: what to measure; the experiment's own by default.
         device: where to compute.
         data: the images, if others than those of training.
-        data_dir: where the data lie on this machine; as in training by default.
         out: where ``evaluation.json`` goes; ``store`` by default.
+        earlier: whose ``evaluation.json`` may hold some of it; ``out`` by default.
         baselines: where metrics of baselines are kept for others; a folder in ``out`` by default.
-        force: evaluate even if that was done already.
+        force: measure all of it again, baselines too.
+        load: reads data sets.
+        say: is told what was measured, a line each.
 
     Returns:
         Metrics by their contract names, for example ``retrieval/u2v/top1``; those of baselines under
         ``baseline/KIND/``.
 
     Raises:
-        CheckpointError: if the folder holds no whole checkpoint.
+        CheckpointError: if the folder holds no whole checkpoint, or embeddings are not finite.
         DataError: if the data are missing.
         ConfigError: if settings and data do not go together.
     """
     weights = initial_weights(store) if checkpoint == INITIAL else find_weights(store, checkpoint)
-    experiment = weights.experiment
-    settings = settings or experiment.evaluation
+    settings = settings or weights.experiment.evaluation
+    data = data or weights.experiment.data
     asked = {
         "checkpoint": weights.name,
         "sha256": weights.sha256,
-        "experiment": experiment.digest,
+        "experiment": weights.experiment.digest,
+        "data": data.model_dump(mode="json"),
+        "versions": {"mbcl": mbcl.__version__, "torch": torch.__version__},
         "settings": settings.model_dump(mode="json"),
-        "data": None if data is None else data.model_dump(mode="json"),
-        "data_dir": data_dir,
     }
     out = out or store
-    done = None if force else _read(out)
-    if done is not None and done.get("asked") == asked:
+    place = earlier or out
+    done = {} if force else _read(place)
+    if done.get("asked") == asked and place is out:
         return dict(done["metrics"])
     start = time.perf_counter()
-    chosen = data or experiment.data
-    chosen = chosen if data_dir is None else chosen.model_copy(update={"dir": data_dir})
-    metrics = _measure(weights, settings, chosen, device=device, kept=baselines or out.child(BASELINES))
-    content = {"asked": asked, "metrics": metrics, "seconds": time.perf_counter() - start}
+    run = _Run(weights, settings, data, usable_device(device), load, say or (lambda line: None))
+    kept = baselines or out.child(BASELINES)
+    try:
+        pieces, others = run.pieces(done["pieces"] if done and _same_but_settings(done["asked"], asked) else [])
+        metrics = {key: value for record in pieces for key, value in record["metrics"].items()}
+        for kind in settings.baselines:
+            found = run.baseline(kind, kept, force=force)
+            metrics |= {f"baseline/{kind}/{key}": value for key, value in found.items()}
+    except CheckpointError as error:
+        raise CheckpointError(f"{store.uri}: {weights.name}: {error}") from error
+    content = {"asked": asked, "metrics": metrics, "seconds": time.perf_counter() - start, "pieces": pieces + others}
     write_text(out, EVALUATION_FILE, json.dumps(content, indent=1, allow_nan=False))
     return metrics
 
 
-def _measure(weights: Weights, settings: Evaluation, data: Data, *, device: str, kept: Store) -> dict[str, float]:
-    """Metrics of the weights, then of the baselines."""
-    where, experiment = usable_device(device), weights.experiment
-    images = load_data(data, seed=experiment.seed)
-    check_evaluation(settings, images, name=data.name)
-    in_channels = images.train.channels
-    model = weights.model(in_channels=in_channels)
-    check_takes(model, experiment, images.test)
-    model = model.to(where)
+class _Run:
+    """One evaluation of weights: images and models are made when a piece needs them.
 
-    def measured(representation: Representation) -> dict[str, float]:
-        subject = Subject(representation, images, data=data, settings=settings, seed=experiment.seed, device=where)
-        return {key: value for metric in settings.metrics for key, value in _MEASURES[metric](subject).items()}
+    Args:
+        weights: what is evaluated.
+        settings: what is measured.
+        data: the data set.
+        device: where to compute.
+        load: reads it.
+        say: is told what was measured.
+    """
 
-    metrics = measured(model)
-    own = settings.model_dump(mode="json", exclude={"baselines"})
-    asked = {"data": data.model_dump(mode="json"), "settings": own, "device": where.type}
-    for kind in settings.baselines:
-        earlier = Kept(kept, kind, experiment, asked)
-        found = earlier.read()
-        if found is None:
-            found = measured(baseline(kind, experiment, in_channels=in_channels, device=where))
-            earlier.write(found)
-        metrics |= {f"baseline/{kind}/{key}": value for key, value in found.items()}
-    return metrics
+    def __init__(
+        self,
+        weights: Weights,
+        settings: Evaluation,
+        data: Data,
+        device: torch.device,
+        load: LoadData,
+        say: Callable[[str], object],
+    ) -> None:
+        self._weights = weights
+        self._experiment = weights.experiment
+        self._settings = settings
+        self._data = data
+        self._device = device
+        self._load = load
+        self._say = say
+        self._pieces = pieces_of(settings, data.name)
+
+    def pieces(self, done: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+        """Records of what is asked for, those in ``done`` taken from there, and what else is in ``done``."""
+        earlier = {_key(record["asked"]): record for record in done}
+        subject = cache(lambda: self._subject(self._trained()))
+        found = []
+        for piece in self._pieces:
+            record = earlier.pop(_key(piece.asked), None)
+            found.append(record or {"asked": piece.asked, "metrics": self._measured(piece, subject, "")})
+        return found, list(earlier.values())
+
+    def baseline(self, kind: Baseline, kept: Store, *, force: bool) -> dict[str, float]:
+        """Metrics of a baseline, those that are kept already taken from there unless ``force``."""
+        subject = cache(lambda: self._subject(self._baseline(kind)))
+        data, metrics = self._data.model_dump(mode="json"), dict[str, float]()
+        for piece in self._pieces:
+            place = Kept(kept, kind, self._experiment, piece.asked, data=data, device=self._device.type)
+            found = None if force else place.read()
+            if found is None:
+                found = self._measured(piece, subject, f" of {kind}")
+                place.write(found)
+            metrics |= found
+        return metrics
+
+    def _measured(self, piece: Piece, subject: Callable[[], Subject], owner: str) -> dict[str, float]:
+        start = time.perf_counter()
+        metrics = piece.measure(subject())
+        self._say(f"{self._weights.name}: {piece.title}{owner}: {time.perf_counter() - start:.1f} s")
+        return metrics
+
+    def _subject(self, representation: Representation) -> Subject:
+        return Subject(
+            representation,
+            self._images,
+            data=self._data,
+            settings=self._settings,
+            seed=self._experiment.seed,
+            device=self._device,
+        )
+
+    @cached_property
+    def _images(self) -> SplitData:
+        images = self._load(self._data, seed=self._experiment.seed)
+        check_evaluation(self._settings, images, name=self._data.name)
+        return images
+
+    def _trained(self) -> Representation:
+        model = self._weights.model(in_channels=self._images.train.channels)
+        check_takes(model, self._experiment, self._images.test)
+        return model.to(self._device)
+
+    def _baseline(self, kind: Baseline) -> Representation:
+        return baseline(kind, self._experiment, in_channels=self._images.train.channels, device=self._device)
 
 
-def _read(store: Store) -> dict[str, Any] | None:
-    """What an earlier evaluation left; None if there is none or it is damaged, and is then made again."""
+def _key(asked: Mapping[str, Any]) -> str:
+    return json.dumps(asked, sort_keys=True)
+
+
+def _same_but_settings(earlier: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    return {**earlier, "settings": None} == {**asked, "settings": None}
+
+
+def _read(store: Store) -> dict[str, Any]:
+    """What an earlier evaluation left; nothing if there is none or it is damaged, and is then made again."""
     try:
         content = json.loads(read_text(store, EVALUATION_FILE))
-    except (FileNotFoundError, ValueError):
-        return None
-    return content if isinstance(content, dict) and isinstance(content.get("metrics"), dict) else None
+        whole = isinstance(content["metrics"], dict) and isinstance(content["asked"], dict)
+        whole = whole and all(isinstance(record["metrics"], dict) and record["asked"] for record in content["pieces"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}
+    return dict(content) if whole else {}

@@ -5,7 +5,7 @@ Letters: N images, F features, D dimensions of the projections.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -15,18 +15,19 @@ from torch import Tensor
 from mbcl.data import ImageSet, clean_views
 from mbcl.engine.embed import ViewKey, two_views
 from mbcl.engine.prepare import SplitData
+from mbcl.errors import CheckpointError
 from mbcl.experiment import Data, Evaluation
 from mbcl.seeding import derive
 
 
 class Representation(Protocol):
-    """Images to features and to projections, without state: a model in evaluation mode, or what stands for one."""
+    """Images to features to projections, without state: a model in evaluation mode, or what stands for one."""
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) normalised images to (B, F) features, which class evaluations read."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) normalised images to (B, D) projections, which retrieval compares."""
+    def project(self, features: Tensor) -> Tensor:
+        """(B, F) features to (B, D) projections, which retrieval compares."""
 
 
 class Subject:
@@ -68,29 +69,63 @@ class Subject:
     @cached_property
     def train_features(self) -> Tensor:
         """(N, F) features of the training images as they are."""
-        return self.clean(self.representation.features, self.train)
+        return self._clean(self.representation.features, self.train)
 
     @cached_property
     def features(self) -> Tensor:
         """(N, F) features of the split's images as they are."""
-        return self.clean(self.representation.features, self.images)
+        return self._clean(self.representation.features, self.images)
 
-    def clean(self, function: Callable[[Tensor], Tensor], images: ImageSet) -> Tensor:
-        """A function of all images as they are, (N, F)."""
-        views = self._batches(
-            function, lambda positions: clean_views(images.pixels(positions), images=images), len(images)
-        )
-        return torch.cat(views)
+    @cached_property
+    def view_features(self) -> tuple[Tensor, Tensor]:
+        """Features of both augmented views of the split's images, two of (N, F)."""
+        return self._pairs(self.representation.features, self.images, self.views_key("evaluation views"))
 
-    def pairs(self, function: Callable[[Tensor], Tensor], images: ImageSet, key: ViewKey) -> tuple[Tensor, Tensor]:
-        """A function of both augmented views of all images, two of (N, F)."""
+    def projected(self, features: Tensor) -> Tensor:
+        """Projections of features, (N, F) to (N, D)."""
+        rows = features.split(self.settings.batch_size)
+        return self._whole([self._computed(self.representation.project, part) for part in rows])
+
+    def projections(self, images: ImageSet) -> Tensor:
+        """Projections of images as they are, (N, D)."""
+        return self._clean(self._images_to_projections, images)
+
+    def projection_pairs(self, images: ImageSet, key: ViewKey) -> tuple[Tensor, Tensor]:
+        """Projections of both augmented views of images, two of (N, D)."""
+        return self._pairs(self._images_to_projections, images, key)
+
+    def _images_to_projections(self, x: Tensor) -> Tensor:
+        return self.representation.project(self.representation.features(x))
+
+    def _clean(self, function: Callable[[Tensor], Tensor], images: ImageSet) -> Tensor:
+        def look(positions: Tensor) -> Tensor:
+            return clean_views(images.pixels(positions), images=images)
+
+        return self._whole(self._batches(function, look, len(images)))
+
+    def _pairs(self, function: Callable[[Tensor], Tensor], images: ImageSet, key: ViewKey) -> tuple[Tensor, Tensor]:
         found = self._batches(function, lambda positions: two_views(images, positions, key), len(images))
         views_1, views_2 = zip(*(both.chunk(2) for both in found), strict=True)
-        return torch.cat(views_1), torch.cat(views_2)
+        return self._whole(views_1), self._whole(views_2)
 
-    @torch.no_grad()
     def _batches(
         self, function: Callable[[Tensor], Tensor], look: Callable[[Tensor], Tensor], num_images: int
     ) -> list[Tensor]:
         chunks = torch.arange(num_images).tensor_split(-(-num_images // self.settings.batch_size))
-        return [function(look(positions)) for positions in chunks]
+        return [self._computed(function, look(positions)) for positions in chunks]
+
+    @torch.no_grad()
+    def _computed(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return function(x)
+
+    def _whole(self, parts: Sequence[Tensor]) -> Tensor:
+        """The rows of all parts.
+
+        Raises:
+            CheckpointError: if an entry is not finite, which no metric has a meaning for.
+        """
+        found = torch.cat(list(parts))
+        finite = torch.isfinite(found).all(dim=1)
+        if not bool(finite.all()):
+            raise CheckpointError(f"its embeddings of {int((~finite).sum())} of {len(found)} images are not finite")
+        return found

@@ -32,6 +32,10 @@ class ContrastiveModel(nn.Module):
         """(B, C, H, W) float images to (B, F) features, what class evaluations read; float32 under autocast too."""
         return raise_half(self.encoder(x))
 
+    def project(self, features: Tensor) -> Tensor:
+        """(B, F) features to (B, D) projections, un-normalised; float32 under autocast too."""
+        return raise_half(self.projector(features))
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) float images to (B, D) projections, un-normalised; float32 under autocast too."""
         return raise_half(self.projector(self.encoder(x)))

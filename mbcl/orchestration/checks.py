@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbcl.errors import ConfigError, MbclError
-from mbcl.orchestration.space import experiment_of
+from mbcl.experiment import Experiment
 from mbcl.orchestration.trials import TrialSpec
 from mbcl.samplers import PoolSampler
 from mbcl.storage import LocalStore, Store, open_store, write_text
@@ -55,7 +55,7 @@ def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
     planning: dict[int, str] = {}
     notes: dict[str, None] = {}
     for setting in sorted(experiments):
-        experiment = experiment_of(experiments[setting], source)
+        experiment = Experiment.model_validate(experiments[setting])
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if loaded is None or loaded[0] != experiment.data:

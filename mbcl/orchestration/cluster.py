@@ -97,6 +97,29 @@ def cluster(
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
+    try:
+        _connect(address, nodes, verbose=verbose, level=level)
+    except BaseException as error:
+        ray.shutdown()
+        if isinstance(error, SystemExit):  # by Ray's own handler of SIGTERM, which is there before ours is put back
+            raise KeyboardInterrupt from None
+        raise
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield Found(nodes) if address is None else _joined(say)
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None, nodes: list[Node], *, verbose: bool, level: int) -> None:
+    """Start a local Ray with these nodes' resources, or join the one at the address.
+
+    Raises:
+        ConfigError: if no cluster answers there.
+    """
+    import ray
+
     common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
     if address is None:
         # Without an address Ray would join a cluster that RAY_ADDRESS names or that runs on this machine by chance.
@@ -113,12 +136,6 @@ def cluster(
             ray.init(address=address, runtime_env={"env_vars": COMMON | JOINED}, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"--address {address}: no Ray cluster answers: {str(error).splitlines()[0]}") from error
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(level)
-    try:
-        yield Found(nodes) if address is None else _joined(say)
-    finally:
-        ray.shutdown()
 
 
 def _check_answers(address: str) -> None:

@@ -13,15 +13,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from mbcl.orchestration.domains import short
+from mbcl.orchestration.kinds import Kind
 from mbcl.orchestration.resources import Need
 from mbcl.orchestration.results import trial_folder
 from mbcl.orchestration.trials import Trials, TrialSpec
 from mbcl.storage import Store
 from mbcl.study import StudyRecord
-from mbcl.summary import Estimate, summarise
+from mbcl.summary import Estimate, primary_metrics, summarise
 
 METRICS_FILE = "metrics.jsonl"
-TABLE_METRICS = ("retrieval/u2v/top1", "plan/lift")
+TABLE_METRICS = ("retrieval/u2v/top1", "knn/top1", "probe/top1", "plan/lift", "synthetic/excess")
+"""Beside the metric of the search and the first primary one, those of them that were measured."""
 PLAIN_WIDTH = 160
 """Columns where the output is not a terminal: nothing there wraps a table."""
 
@@ -32,13 +34,14 @@ class Console:
     Args:
         quiet: only the last lines.
         trials: the whole space.
+        kind: of its trials.
         store: the results folder.
         study: its record.
     """
 
-    def __init__(self, trials: Trials, store: Store, study: StudyRecord, *, quiet: bool) -> None:
+    def __init__(self, trials: Trials, kind: Kind, store: Store, study: StudyRecord, *, quiet: bool) -> None:
         self._trials = trials
-        self._epochs = {spec.trial_id: spec.experiment.train.epochs for spec in trials.specs}
+        self._epochs = {spec.trial_id: kind.length(spec.experiment) for spec in trials.specs}
         self._store = store
         self._study = study
         self._labels = {setting.setting: setting.label for setting in summarise(study)}
@@ -133,9 +136,12 @@ class Console:
 
     def table(self) -> None:
         """The final table: one row a setting, over its finished seeds."""
-        metrics = [self._study.metric, *(name for name in TABLE_METRICS if name != self._study.metric)]
+        settings = summarise(self._study)
+        measured = {metric for setting in settings for metric in setting.metrics}
+        beside = (name for name in TABLE_METRICS if name in measured)
+        metrics = list(dict.fromkeys([self._study.metric, *primary_metrics(self._study)[:1], *beside]))
         table = Table("setting", "seeds", *metrics, title=f"{self._study.name}: mean [95 % interval]")
-        for setting in summarise(self._study):
+        for setting in settings:
             cells = [_interval(setting.metrics.get(metric)) for metric in metrics]
             seeds = (
                 f"{setting.n}/{sum(setting.statuses.values())}{' stopped' if setting.statuses.get('stopped') else ''}"
@@ -197,7 +203,9 @@ def _last_row(store: Store, trial_id: str) -> dict[str, Any] | None:
 
 
 def _number(value: Any) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if abs(value) >= 0.001 or not value else f"{value:.2e}"
 
 
 def _interval(found: Estimate | None) -> str:
@@ -205,5 +213,7 @@ def _interval(found: Estimate | None) -> str:
     if found is None:
         return "-"
     if found.ci_low is None:
-        return f"{found.mean:.4f}"
+        return _number(found.mean)
+    if abs(found.mean) < 0.001:
+        return f"{found.mean:.2e} [{found.ci_low:.1e}, {found.ci_high:.1e}]"
     return f"{found.mean:.4f} [{found.ci_low:.3f}, {found.ci_high:.3f}]"

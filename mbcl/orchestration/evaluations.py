@@ -12,6 +12,7 @@ from mbcl.engine.records import KEYS
 from mbcl.errors import ConfigError
 from mbcl.evaluation import EVALUATION_FILE
 from mbcl.orchestration.jobs import Job, Metrics
+from mbcl.orchestration.kinds import Kind
 from mbcl.orchestration.results import SPACE_FILE, trial_folder, versions
 from mbcl.orchestration.trials import Trials, TrialSpec
 from mbcl.storage import Store, read_text, write_text
@@ -52,6 +53,12 @@ def reopen_for_evaluation(store: Store, trials: Trials) -> tuple[StudyRecord, di
     return study, chosen
 
 
+def settings_of(study: StudyRecord, trials: Trials, kind: Kind) -> dict[str, dict[str, Any]]:
+    """By stored trial, finished or not, the evaluation block that the space asks for, as plain data."""
+    by_ordinal = {spec.ordinal: kind.evaluation(spec.experiment) for spec in trials.specs}
+    return {key: by_ordinal[record.ordinal] for key, record in study.trials.items() if record.ordinal in by_ordinal}
+
+
 def commit(
     store: Store,
     study: StudyRecord,
@@ -66,7 +73,7 @@ def commit(
         store: the results folder.
         study: the record, changed in place.
         jobs: the trials.
-        settings: by trial, the evaluation block.
+        settings: by trial, the evaluation block; trials that are not finished will be evaluated so, too, when they are.
         measured: by trial, what it gave.
         written: where a trial's new ``evaluation.json`` waits.
     """
@@ -76,9 +83,11 @@ def commit(
         # What training measured stays.
         kept = {name: value for name, value in record.metrics.items() if name in KEYS}
         record.metrics = {**kept, **metrics}
+    for key, asked in settings.items():
+        study.trials[key].evaluation = asked
     content = yaml.safe_load(read_text(store, SPACE_FILE))
     blocks: list[dict[str, Any]] = []
-    for key in measured:
+    for key in settings:
         block = next((block for block in blocks if block["settings"] == settings[key]), None)
         if block is None:
             blocks.append(block := {"settings": settings[key], "trials": []})

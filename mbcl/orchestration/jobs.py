@@ -55,6 +55,7 @@ class Job:
         num_tasks: how many pools are planned at a time.
         placement: which nodes its small processes run on.
         watched: the metric that a scheduler decides by while the trial trains; empty if none does.
+        evaluation: the evaluation block that takes the place of the experiment's own, as plain data; empty for that.
         verbose: whether Ray may talk.
     """
 
@@ -68,6 +69,7 @@ class Job:
     num_tasks: int
     placement: Placement = Placement()
     watched: str = ""
+    evaluation: dict[str, Any] = field(default_factory=dict)
     verbose: bool = False
 
 

@@ -20,7 +20,7 @@ import torch
 
 from mbcl import dist
 from mbcl.dist import World
-from mbcl.engine.planning import failure, make_plan, share_plan
+from mbcl.engine.planning import ROUND_SECONDS, failure, make_plan, share_plan
 from mbcl.engine.protocols import PlanKey, PlannedBatches
 from mbcl.errors import MbclError, PlanError
 from mbcl.orchestration.jobs import Placement, mute_sampler_warnings
@@ -36,8 +36,6 @@ ANSWER_SECONDS = 120.0
 """How long a restarting planner may take to take a shard."""
 PLAN_SECONDS = 3600.0
 """How long one plan may take."""
-ROUND_SECONDS = 60.0
-"""How long rank 0 waits for a plan before it tells the others: well below what a collective may take."""
 TASK_RETRIES = 5
 """How often pools are planned again after their process died."""
 READY, WAITING, LOST = "ready", "waiting", "lost"

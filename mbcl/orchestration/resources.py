@@ -112,8 +112,13 @@ def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
                 continue
 
 
-def resolve(asked: Resources, nodes: Sequence[Node]) -> Need:
+def resolve(asked: Resources, nodes: Sequence[Node], *, cpus_a_worker: int = CPUS_A_WORKER) -> Need:
     """Decide what ``auto`` means on these nodes.
+
+    Args:
+        asked: the resources block.
+        nodes: what there is.
+        cpus_a_worker: the most that ``auto`` reserves for a worker.
 
     Raises:
         ConfigError: if it cannot be decided within what the nodes have; the text holds the numbers.
@@ -127,7 +132,7 @@ def resolve(asked: Resources, nodes: Sequence[Node]) -> Need:
             f"{' (resources.gpu: false trains on CPUs)' if asked.gpu == 'auto' else ''}"
         )
     explicit = asked.cpus_per_worker != "auto"
-    per_worker = float(asked.cpus_per_worker) if explicit else _auto_cpus(asked, cpus)
+    per_worker = float(asked.cpus_per_worker) if explicit else _auto_cpus(asked, cpus, cpus_a_worker)
     if not explicit and per_worker < LEAST_CPUS:
         raise ConfigError(
             f"resources.workers: {asked.workers} workers need at least {asked.workers * LEAST_CPUS:g} CPUs, there are "
@@ -138,10 +143,10 @@ def resolve(asked: Resources, nodes: Sequence[Node]) -> Need:
     return Need(asked.workers, per_worker, int(use_gpu), max(1, int(per_worker)) if explicit else 1)
 
 
-def _auto_cpus(asked: Resources, cpus: float) -> float:
-    """A trial's even share of the CPUs, at most ``CPUS_A_WORKER`` a worker, rounded down to what Ray counts."""
+def _auto_cpus(asked: Resources, cpus: float, cpus_a_worker: int) -> float:
+    """A trial's even share of the CPUs, at most ``cpus_a_worker`` a worker, rounded down to what Ray counts."""
     trials = 1 if asked.max_concurrent_trials == "auto" else asked.max_concurrent_trials
-    total = min(_milli(CPUS_A_WORKER) * asked.workers, _milli(cpus) // trials)
+    total = min(_milli(cpus_a_worker) * asked.workers, _milli(cpus) // trials)
     return max(0, total - _milli(DRIVER_CPUS)) // asked.workers / 1000
 
 

@@ -89,7 +89,8 @@ def check_new(store: Store, name: str) -> None:
             f"--name {name}: {store.uri} already holds results; --resume runs what is missing there, "
             f"--name OTHER starts anew elsewhere"
         )
-    foreign = [found for found in store.list() if found != LOCK_FILE]
+    # A sweep that was killed while it began has left these.
+    foreign = [found for found in store.list() if found not in (LOCK_FILE, SPACE_FILE)]
     if foreign:
         raise ConfigError(
             f"--name {name}: {store.uri} holds files of something else ({foreign[0]}); choose another --name"
@@ -97,8 +98,7 @@ def check_new(store: Store, name: str) -> None:
 
 
 def begin(store: Store, file: SpaceFile, trials: Trials, study: StudyRecord) -> None:
-    """Write ``study.json`` and ``space.yaml`` of a new study."""
-    write_study(store, study)
+    """Write ``space.yaml`` and ``study.json`` of a new study, in this order: with the second there is a study."""
     content = {
         "given": file.given,
         "set": list(file.overrides),
@@ -108,6 +108,7 @@ def begin(store: Store, file: SpaceFile, trials: Trials, study: StudyRecord) -> 
         "trials": [spec.trial_id for spec in trials.specs],
     }
     write_text(store, SPACE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_study(store, study)
 
 
 def withdraw(store: Store) -> None:

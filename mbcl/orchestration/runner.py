@@ -11,16 +11,16 @@ import ray
 import ray.tune
 from ray.tune.experiment import Trial
 
+from mbcl.orchestration import interrupts
 from mbcl.orchestration.course import Course
 from mbcl.orchestration.feed import Feed, Stops
 from mbcl.orchestration.janitor import remove_orphans
-from mbcl.orchestration.jobs import Answer, Job, Metrics, Placement, one_line
-from mbcl.orchestration.resources import DRIVER_CPUS
+from mbcl.orchestration.jobs import Answer, Job, Metrics, one_line
+from mbcl.orchestration.kinds import kind_of
 from mbcl.orchestration.trial import ANSWER, root, run_trial, submit_evaluation
 from mbcl.storage import Store
 from mbcl.study import StudyRecord, write_study
 
-ANYWHERE = Placement()
 DRIVER_RESTARTS = 2
 """How often a trial whose driver process died is started again."""
 LOOK_SECONDS = 1.0
@@ -85,6 +85,7 @@ class _Recorder(ray.tune.Callback):
             self.end(trial.config["trial_id"], Answer("the process of the trial's driver was lost"))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        interrupts.check()
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
             remove_orphans()
@@ -124,7 +125,7 @@ def run_trials(
     concurrency: int,
     watcher: Watcher,
     course: Course | None = None,
-    placement: Placement = ANYWHERE,
+    driver: dict[str, float] | None = None,
 ) -> None:
     """Run trials through Ray Tune until each has ended.
 
@@ -136,13 +137,15 @@ def run_trials(
         concurrency: how many run at a time.
         watcher: is told how they go.
         course: decides which trial comes next; by default all of ``jobs`` in order.
-        placement: which nodes the trials' drivers run on.
+        driver: what Ray reserves for a trial's driver; by default what the first of ``jobs`` needs.
     """
     course = course or Course(study, jobs, concurrency=concurrency)
+    if driver is None:
+        first = next(iter(jobs.values()))
+        driver = kind_of(first.experiment).driver(first.need, first.placement)
     trainable = ray.tune.with_resources(
         run_trial,
-        # A head may have no CPUs at all.
-        ray.tune.PlacementGroupFactory([placement.for_driver or {"CPU": DRIVER_CPUS}]),
+        ray.tune.PlacementGroupFactory([driver]),
     )
     tuner = ray.tune.Tuner(
         trainable,
@@ -169,13 +172,12 @@ def run_trials(
 
 
 def run_evaluations(
-    jobs: Mapping[str, Job], settings: Mapping[str, dict[str, Any]], *, concurrency: int, watcher: Watcher
+    jobs: Mapping[str, Job], *, concurrency: int, watcher: Watcher
 ) -> tuple[dict[str, Metrics], dict[str, str]]:
     """Evaluate finished trials again, so many at a time. Nothing is recorded.
 
     Args:
-        jobs: the trials.
-        settings: by trial, the evaluation block as plain data.
+        jobs: the trials, with the evaluation to make.
         concurrency: how many run at a time.
         watcher: is told how they go.
 
@@ -189,7 +191,7 @@ def run_evaluations(
     while todo or running:
         while todo and len(running) < concurrency:
             key = todo.pop(0)
-            running[submit_evaluation(jobs[key], settings[key])] = key
+            running[submit_evaluation(jobs[key], again=True)] = key
             watcher.started(key)
         done, _ = ray.wait(list(running), num_returns=1)
         key = running.pop(done[0])

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, create_model, model_validator
 
 from mbcl.configuration import Part, PathConfigError, Section, apply_overrides, part, read_yaml, validate
 from mbcl.errors import ConfigError, nearest
-from mbcl.experiment import Experiment
 from mbcl.orchestration.domains import parse, plain, short
+from mbcl.orchestration.kinds import PRETRAINING, SYNTHETIC, VALIDATION_METRIC, AnyExperiment, Kind, kind_of
 from mbcl.orchestration.parts import check_conditional
 from mbcl.orchestration.schedulers import SCHEDULERS
 from mbcl.orchestration.schedulers import build as build_scheduler
+from mbcl.summary.glossary import direction
 
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-VALIDATION_METRIC = "val/retrieval/top1"
 SAMPLER_OPTIONS = ("n_startup_trials", "n_ei_candidates", "multivariate", "group", "constant_liar")
 """Parameters of Optuna's TPE sampler that a space file may give."""
-SEARCHABLE = (VALIDATION_METRIC, "train/loss", "plan/loss", "plan/lift", "plan/coverage")
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def check_name(name: str, key: str) -> str:
@@ -58,7 +58,7 @@ def _one_of(*allowed: Any, number: type | None = None, least: float = 0) -> Befo
 
 
 class Search(Section):
-    """How settings are drawn, and what "best" means.
+    """How settings are drawn, and what "best" means; a space fills in the metric of its kind of trials.
 
     ``name``: ``random`` draws independently; ``optuna`` lets its TPE sampler propose what earlier settings suggest, for
     every point of the grids by itself. The keys after ``seed`` are that sampler's own, null for its defaults.
@@ -86,16 +86,29 @@ class Search(Section):
         return {key: value for key in SAMPLER_OPTIONS if (value := getattr(self, key)) is not None}
 
     @model_validator(mode="after")
-    def _known_metric(self) -> Search:
-        if self.metric not in SEARCHABLE:
-            why = " (the test split is read once, at the end)" if self.metric.startswith("retrieval/") else ""
-            raise ConfigError(f"metric {self.metric!r} cannot be searched on{why}; {nearest(self.metric, SEARCHABLE)}")
+    def _options_are_used(self) -> Search:
         if not self.adaptive and self.options:
             key, value = next(iter(self.options.items()))
-            raise ConfigError(f"{key}: found {short(value)}, which only name: optuna has, not name: {self.name}")
+            raise PathConfigError(key, f"found {short(value)}, which only name: optuna has, not name: {self.name}")
         if self.group and not self.multivariate:
-            raise ConfigError("group: found true, which needs multivariate: true")
+            raise PathConfigError("group", "found true, which needs multivariate: true")
         return self
+
+    def check(self, searchable: Sequence[str]) -> None:
+        """Refuse a metric that is not one of these, or the worse end of it.
+
+        Raises:
+            PathConfigError: if it is.
+        """
+        if self.metric not in searchable:
+            why = " (the test split is read once, at the end)" if self.metric.startswith("retrieval/") else ""
+            raise PathConfigError(
+                "search", f"metric {self.metric!r} cannot be searched on{why}; {nearest(self.metric, searchable)}"
+            )
+        if self.mode == "max" and direction(self.metric) < 0:
+            raise PathConfigError(
+                "search.mode", f"found 'max', but {self.metric} is better the lower it is; allowed: min"
+            )
 
 
 class Resources(Section):
@@ -113,12 +126,6 @@ else:
     SchedulerPart = part(lambda name: (SCHEDULERS.canonical(name), SCHEDULERS[name]))
 
 
-class _ExperimentBlock(Section):
-    """Only for error lines that begin with ``experiment.``."""
-
-    experiment: Experiment = Experiment()
-
-
 class Space(Section):
     """One study: a question, a base experiment, and what varies."""
 
@@ -132,6 +139,22 @@ class Space(Section):
     scheduler: SchedulerPart = Field(default={"name": "fifo"}, validate_default=True)
     resources: Resources = Resources()
 
+    @property
+    def kind(self) -> Kind:
+        """The kind of its trials."""
+        return kind_of(self.experiment)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _search_of_the_kind(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        experiment, search = content.get("experiment"), content.get("search", {})
+        if not isinstance(search, dict):
+            return content
+        kind = kind_of(experiment if isinstance(experiment, dict) else {})
+        return {**content, "search": {"metric": kind.metrics[0], "mode": kind.mode, **search}}
+
     @model_validator(mode="after")
     def _consistent(self) -> Space:
         if self.name is not None:
@@ -143,12 +166,17 @@ class Space(Section):
         if not self.space:
             raise ConfigError("space: it is empty; give at least one key such as sampler: {grid: [{name: shuffle}]}")
         for key in self.space:
-            _check_key(key)
+            _check_key(key, self.kind)
         check_conditional(self.space)
+        self.search.check(self.kind.metrics)
         try:
-            build_scheduler(self.scheduler)
+            rule = build_scheduler(self.scheduler)
         except ConfigError as error:
             raise PathConfigError("scheduler", str(error)) from error
+        if rule.stops and not self.kind.races:
+            raise PathConfigError(
+                "scheduler.name", f"found {self.scheduler.name}, but these trials measure nothing before their end"
+            )
         swept = sorted({key.split(".")[0] for key in self.space} & {"sampler", "objective"})
         if swept and self.search.metric.startswith(("train/", "plan/")):
             raise ConfigError(
@@ -158,26 +186,34 @@ class Space(Section):
         return self
 
 
-def _check_key(key: str) -> None:
+def _check_key(key: str, kind: Kind) -> None:
     """Refuse a swept key that is not in an experiment, as far as the sections alone can tell."""
-    model: Any = Experiment
-    walked: list[str] = []
+    if kind is PRETRAINING and key.split(".")[0] == "synthetic":
+        raise ConfigError(f"space.{key}: the base is no synthetic study; give experiment.synthetic, which may be {{}}")
+    model: Any = kind.model
     for word in key.split("."):
         if word not in model.model_fields:
             raise ConfigError(f"space.{key}: unknown key {word!r}; {nearest(word, model.model_fields)}")
-        walked.append(word)
         model = model.model_fields[word].annotation
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return  # a plain value, or a part whose own parameters are checked when it is built
 
 
-def experiment_of(content: dict[str, Any], source: str) -> Experiment:
+_BLOCKS: dict[Kind, type[Section]] = {
+    kind: create_model("Block", __base__=Section, experiment=(kind.model, ...)) for kind in (PRETRAINING, SYNTHETIC)
+}
+"""Only for error lines that begin with ``experiment.``."""
+
+
+def experiment_of(content: dict[str, Any], source: str) -> AnyExperiment:
     """Validate an ``experiment`` block; error lines begin with the source and ``experiment.``.
 
     Raises:
         ConfigError: for the first wrong key or value.
     """
-    return validate(_ExperimentBlock, {"experiment": content}, source).experiment
+    block: Any = validate(_BLOCKS[kind_of(content)], {"experiment": content}, source)
+    experiment: AnyExperiment = block.experiment
+    return experiment
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def race(space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store
     return Race(
         stopper=stopper,
         by=space.scheduler.name,
-        epochs=lambda key: specs[key].experiment.train.epochs,
+        epochs=lambda key: space.kind.length(specs[key].experiment),
         end=rule.end,
         # Settings of an adaptive search have no counterparts to be compared with one by one.
         protected=frozenset(

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 import shlex
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mbcl.errors import ConfigError, MbclError
 from mbcl.evaluation import BASELINES
 from mbcl.orchestration import console as consoles
-from mbcl.orchestration import results
-from mbcl.orchestration.checks import Checked, check_data, check_data_there, check_shared, distinct
+from mbcl.orchestration import interrupts, results
+from mbcl.orchestration.checks import Checked, check_data_there, check_shared, distinct
 from mbcl.orchestration.console import Console
 from mbcl.orchestration.course import Course
-from mbcl.orchestration.evaluations import commit, reopen_for_evaluation
+from mbcl.orchestration.evaluations import commit, reopen_for_evaluation, settings_of
 from mbcl.orchestration.jobs import Job, Placement, one_line
-from mbcl.orchestration.resources import Need, Node, concurrent_trials, resolve, this_machine
+from mbcl.orchestration.resources import Need, Node, concurrent_trials, this_machine
 from mbcl.orchestration.schedulers import build as build_scheduler
 from mbcl.orchestration.space import SpaceFile, check_name, read_space
 from mbcl.orchestration.trials import Trials, TrialSpec, expand
@@ -71,9 +69,7 @@ def run(request: Request, write_report: WriteReport) -> int:
     Returns:
         The exit code of the contract: 0, 1, 2 or 130.
     """
-    # Explicitly: a shell that starts the run in the background tells it to ignore SIGINT.
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupts.listen(anew=True)
     try:
         return _run(request, write_report)
     except ConfigError as error:
@@ -95,17 +91,6 @@ def run(request: Request, write_report: WriteReport) -> int:
         return EXIT_INTERRUPTED
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    """SIGTERM is an interrupt, like SIGINT."""
-    raise KeyboardInterrupt
-
-
-def _no_more_interrupts() -> None:
-    """From here on what is begun is ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 def _run(request: Request, write_report: WriteReport) -> int:
     if request.resume and request.eval_only:
         raise ConfigError("--resume and --eval-only: choose one; --resume evaluates what it runs")
@@ -114,17 +99,18 @@ def _run(request: Request, write_report: WriteReport) -> int:
     trials = expand(file)
     check_name(request.folder, "--name" if request.name else "the space file's stem (give --name)")
     nodes = this_machine()
+    kind = file.space.kind
     fit: tuple[Need, int] | None = None
     if request.address is None:
-        need = resolve(file.space.resources, nodes)
+        need = kind.need(file.space.resources, nodes)
         fit = need, concurrent_trials(need, nodes, file.space.resources)
     store = open_store(request.results_dir).child(request.folder)
     # A first look, before data are read and anything is written; the one that counts is taken under the lock.
     _, todo = _open(request, file, trials, store)
     checked: Checked | None = None
-    if request.address is None:
+    if request.address is None or not kind.reads_data:
         with consoles.busy("reading data, building models", quiet=request.quiet):
-            checked = check_data(distinct(list(todo.values())), str(file.path))
+            checked = kind.check(distinct(list(todo.values())), str(file.path))
     if request.dry_run:
         notes = (*trials.notes, *(checked.notes if checked else ("the data are checked on the cluster",)))
         planning = checked.planning if checked else {}
@@ -134,13 +120,15 @@ def _run(request: Request, write_report: WriteReport) -> int:
         study, todo = _open(request, file, trials, store)
         sweep = Sweep(request, file, trials, store, study, todo, nodes, checked)
         if not (request.resume or request.eval_only):
-            results.begin(store, file, trials, study)
+            with interrupts.held():
+                results.begin(store, file, trials, study)
         return sweep.run(write_report)
 
 
 def _open(request: Request, file: SpaceFile, trials: Trials, store: Store) -> tuple[StudyRecord, dict[str, TrialSpec]]:
     """The study's record, new or found, and the trials to run by their stored names. Writes nothing."""
     if request.eval_only:
+        file.space.kind.evaluation(trials.specs[0].experiment)
         return reopen_for_evaluation(store, trials)
     if request.resume:
         study = results.reopen(store, file, trials)
@@ -182,7 +170,7 @@ class Sweep:
         self._todo = todo
         self._nodes = nodes
         self._checked = checked
-        self._console = Console(trials, store, study, quiet=request.quiet)
+        self._console = Console(trials, file.space.kind, store, study, quiet=request.quiet)
         self._begun = False
 
     def run(self, write_report: WriteReport) -> int:
@@ -199,7 +187,7 @@ class Sweep:
             if not (self._begun or self._request.resume or self._request.eval_only):
                 results.withdraw(self._store)
             raise
-        _no_more_interrupts()  # a second signal would only lose the report
+        interrupts.ignore()  # a second signal would only lose the report
         results.tidy(self._store, self._study)
         write_report(self._store, self._study)
         self._console.table()
@@ -224,14 +212,15 @@ class Sweep:
         """Start or join Ray and run the trials; in ``--eval-only`` return why evaluations failed."""
         from mbcl.orchestration.cluster import cluster
 
-        request, file, console = self._request, self._file, self._console
+        request, file, kind, console = self._request, self._file, self._file.space.kind, self._console
         with cluster(request.address, self._nodes, verbose=request.verbose, say=console.say) as found:
-            signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own there
-            need = resolve(file.space.resources, found.nodes)
+            interrupts.listen()  # Ray has put its own handler there
+            need = kind.need(file.space.resources, found.nodes)
             concurrency = concurrent_trials(need, found.nodes, file.space.resources)
+            if request.address is not None:
+                check_shared(self._store)
             checked = self._checked
             if checked is None:
-                check_shared(self._store)
                 experiments = distinct(list(self._todo.values()))
                 checked = check_data_there(experiments, str(file.path), found.placement.for_task)
             from mbcl.orchestration.runner import run_trials
@@ -239,10 +228,16 @@ class Sweep:
 
             cpus = int(sum(node.cpus for node in found.nodes)) // concurrency
             jobs = {
-                key: self._job(key, spec, need, _planning_tasks(spec, need, cpus, checked), found.placement)
+                key: self._job(
+                    key,
+                    spec,
+                    need,
+                    kind.planning_tasks(spec.experiment, need, cpus, checked.pools[spec.setting]),
+                    found.placement,
+                )
                 for key, spec in self._todo.items()
             }
-            console.begin(len(jobs), need, concurrency, checked.notes)
+            console.begin(len(jobs), need, concurrency, (*self._resuming_notes(), *checked.notes))
             self._begun = True
             with console.progress(len(jobs)):
                 if request.eval_only:
@@ -256,23 +251,34 @@ class Sweep:
                     concurrency=concurrency,
                     watcher=console,
                     course=Course(self._study, jobs, concurrency=concurrency, race=rule),
-                    placement=found.placement,
+                    driver=kind.driver(need, found.placement),
                 )
         return {}
+
+    def _resuming_notes(self) -> list[str]:
+        """What a person should know about a study that goes on."""
+        kind, asked = self._file.space.kind, {key: self._study.trials[key].evaluation for key in self._todo}
+        later = [key for key, block in asked.items() if block and block != kind.evaluation(self._todo[key].experiment)]
+        if not later or self._request.eval_only:
+            return []
+        return ["trials are evaluated as the last --eval-only asked, like those that it found finished"]
 
     def _evaluate(self, jobs: dict[str, Job], concurrency: int) -> dict[str, str]:
         """Evaluate again; all new metrics become the study's together, or none of them."""
         from mbcl.orchestration.runner import run_evaluations
         from mbcl.orchestration.trial import evaluated_again
 
-        settings = {key: spec.experiment.evaluation.model_dump(mode="json") for key, spec in self._todo.items()}
-        measured, failures = run_evaluations(jobs, settings, concurrency=concurrency, watcher=self._console)
+        measured, failures = run_evaluations(jobs, concurrency=concurrency, watcher=self._console)
         if not failures:
-            _no_more_interrupts()  # half of it would be neither the old study nor the new one
+            interrupts.ignore()  # half of it would be neither the old study nor the new one
+            settings = settings_of(self._study, self._trials, self._file.space.kind)
             commit(self._store, self._study, jobs, settings, measured, evaluated_again)
         return failures
 
     def _job(self, trial_id: str, spec: TrialSpec, need: Need, num_tasks: int, placement: Placement) -> Job:
+        evaluation = self._study.trials[trial_id].evaluation
+        if self._request.eval_only:
+            evaluation = self._file.space.kind.evaluation(spec.experiment)
         return Job(
             trial_id=trial_id,
             experiment=spec.experiment.model_dump(mode="json"),
@@ -284,12 +290,6 @@ class Sweep:
             num_tasks=num_tasks,
             placement=placement,
             watched=self._study.metric if build_scheduler(self._file.space.scheduler).stops else "",
+            evaluation=evaluation,
             verbose=self._request.verbose,
         )
-
-
-def _planning_tasks(spec: TrialSpec, need: Need, cpus: int, checked: Checked) -> int:
-    """How many pools of a trial are planned at a time, of ``cpus`` that it may use."""
-    if spec.experiment.planner.overlap:
-        cpus -= need.workers * need.threads  # these go on training meanwhile
-    return max(1, min(cpus, checked.pools[spec.setting]))

@@ -1,4 +1,4 @@
-"""One trial as Ray Tune runs it: planner, training, evaluation, answer. What is done already is not done again."""
+"""One trial as Ray Tune runs it. A pretraining: planner, training, evaluation; what is done is not done again."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import ray
 import ray.tune
 import torch
 
+from mbcl.engine.checkpoint import name_of
 from mbcl.evaluation import evaluate
 from mbcl.experiment import Evaluation, Experiment
 from mbcl.orchestration.janitor import remove_orphans
 from mbcl.orchestration.jobs import Answer, Job, final_metrics, one_line
+from mbcl.orchestration.kinds import kind_of
 from mbcl.orchestration.planner import PlannerActor
 from mbcl.orchestration.training import run_training
 from mbcl.orchestration.watch import reporting
@@ -34,13 +36,19 @@ def run_trial(config: dict[str, Any]) -> None:
     start = time.time()
     remove_orphans()  # what an attempt before this one, whose driver was killed, had reserved
     try:
-        answer = _run(job, start)
+        answer = kind_of(job.experiment).run(job, start)
     except Exception as error:  # whatever went wrong belongs to this trial alone
         answer = Answer(one_line(root(error)), seconds={"total": time.time() - start})
     ray.tune.report({ANSWER: asdict(answer)})
 
 
-def _run(job: Job, start: float) -> Answer:
+def pretrain(job: Job, start: float) -> Answer:
+    """Train, then evaluate.
+
+    Args:
+        job: the trial.
+        start: when its driver entered, in seconds since the epoch.
+    """
     experiment = Experiment.model_validate(job.experiment)
     planner = _start_planner(job, experiment)
     try:
@@ -68,30 +76,34 @@ def _start_planner(job: Job, experiment: Experiment) -> Any | None:
     return planner.remote(experiment.seed, job.need.workers, job.num_tasks, job.placement)
 
 
-def submit_evaluation(job: Job, settings: dict[str, Any] | None = None) -> ray.ObjectRef:
+def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
     """Evaluate a trial's last checkpoint in a Ray task of its own. A task whose process dies is started again.
 
     Args:
         job: the trial.
-        settings: the evaluation block as plain data, for an evaluation even where there is one already, whose file
-            goes into :func:`evaluated_again`; the experiment's own by default.
+        again: whether it is another evaluation beside the one that is there, with a file that goes into
+            :func:`evaluated_again`.
     """
     options = _evaluate.options(
         num_gpus=min(1, job.need.gpus_per_worker), max_retries=EVALUATION_RETRIES, resources=job.placement.for_task
     )
-    return options.remote(job, settings)
+    return options.remote(job, again)
 
 
 @ray.remote(num_cpus=0)
-def _evaluate(job: Job, settings: dict[str, Any] | None) -> dict[str, float]:
+def _evaluate(job: Job, again: bool) -> dict[str, float]:
     torch.set_num_threads(job.need.threads)
-    chosen = None if settings is None else Evaluation.model_validate(settings)
-    device = "cuda" if job.need.gpus_per_worker else "cpu"
-    store, baselines = open_store(job.store), open_store(job.baselines)
-    if chosen is None:
-        return evaluate(store, device=device, baselines=baselines)
-    out = evaluated_again(job)
-    return evaluate(store, settings=chosen, device=device, baselines=baselines, out=out, force=True)
+    store = open_store(job.store)
+    return evaluate(
+        store,
+        settings=Evaluation.model_validate(job.evaluation) if job.evaluation else None,
+        device="cuda" if job.need.gpus_per_worker else "cpu",
+        baselines=open_store(job.baselines),
+        # The last one of a finished trial, not the one before if that is damaged.
+        checkpoint=name_of(job.experiment["train"]["epochs"]) if again else None,
+        out=evaluated_again(job) if again else None,
+        earlier=store if again else None,
+    )
 
 
 def evaluated_again(job: Job) -> Store:

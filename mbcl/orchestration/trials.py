@@ -11,9 +11,9 @@ from typing import Any
 
 from mbcl.configuration import set_path
 from mbcl.errors import ConfigError
-from mbcl.experiment import Experiment
 from mbcl.orchestration import domains
 from mbcl.orchestration.domains import short
+from mbcl.orchestration.kinds import AnyExperiment
 from mbcl.orchestration.parts import PARTS, applies, canonical
 from mbcl.orchestration.space import Space, SpaceFile, experiment_of
 from mbcl.study import Drawn, TrialRecord
@@ -40,7 +40,7 @@ class TrialSpec:
     setting: int
     seed: int
     parameters: dict[str, Any]
-    experiment: Experiment
+    experiment: AnyExperiment
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def expand(file: SpaceFile) -> Trials:
     if file.space.search.adaptive:
         return _adaptive(file)
     space, source = file.space, str(file.path)
-    settings: list[tuple[dict[str, Any], Experiment]] = []
+    settings: list[tuple[dict[str, Any], AnyExperiment]] = []
     seen: dict[str, int] = {}
     repeated = 0
     base = base_of(space, source)
@@ -152,7 +152,7 @@ def base_of(space: Space, source: str) -> dict[str, Any]:
     return experiment_of(space.experiment, source).model_dump(mode="json")
 
 
-def experiment_with(base: dict[str, Any], chosen: Mapping[str, Any], space: Space, source: str) -> Experiment:
+def experiment_with(base: dict[str, Any], chosen: Mapping[str, Any], space: Space, source: str) -> AnyExperiment:
     """A base with the values of a setting.
 
     Raises:
@@ -171,11 +171,9 @@ def experiment_with(base: dict[str, Any], chosen: Mapping[str, Any], space: Spac
             raise ConfigError(f"{where}: {error}") from error
     experiment = experiment_of(content, where)
     try:
-        experiment.train.check_workers(space.resources.workers)
+        space.kind.check_resources(experiment, space.resources)
     except ConfigError as error:
-        raise ConfigError(
-            f"{source}: resources.workers: found {space.resources.workers}, but experiment.{error}"
-        ) from error
+        raise ConfigError(f"{source}: {error}") from error
     return experiment
 
 
@@ -183,12 +181,12 @@ def _words(chosen: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} = {short(value)}" for key, value in chosen.items())
 
 
-def identity_of(experiment: Experiment) -> str:
+def identity_of(experiment: AnyExperiment) -> str:
     """What two experiments have in common if they are the same."""
-    return json.dumps(experiment.model_dump(mode="json"), sort_keys=True)
+    return json.dumps(experiment.resolved(), sort_keys=True)
 
 
-def resolved(experiment: Experiment, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def resolved(experiment: AnyExperiment, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The swept keys of a setting with the values that the experiment has for them."""
     dump = experiment.model_dump(mode="json")
     return {key: _get(dump, key) for key in chosen}
@@ -202,7 +200,7 @@ def _get(dump: Mapping[str, Any], key: str) -> Any:
 
 
 def replicate(
-    space: Space, setting: int, parameters: dict[str, Any], experiment: Experiment, total: int
+    space: Space, setting: int, parameters: dict[str, Any], experiment: AnyExperiment, total: int
 ) -> Iterator[TrialSpec]:
     """The trials of a setting, one a seed.
 
@@ -261,7 +259,7 @@ def is_baseline(spec: TrialSpec, space: Space) -> bool:
     return bool(baseline) and all(matches(_get(dump, key), wanted) for key, wanted in baseline.items())
 
 
-def check_baseline(space: Space, experiments: list[Experiment], source: str) -> None:
+def check_baseline(space: Space, experiments: list[AnyExperiment], source: str) -> None:
     """Refuse a baseline that is none of the settings.
 
     Raises:

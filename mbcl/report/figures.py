@@ -6,23 +6,26 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mbcl.report.curves import Curve, History, curve, stage_seconds
-from mbcl.report.pictures import GRID, INK, LINES, MUTED, SERIES, Picture, new_axes, render, shorten, style
+from mbcl.report.pictures import GRID, INK, LINES, MUTED, SERIES, Picture, log_scale, new_axes, render, shorten, style
 from mbcl.report.tables import STAGES
 from mbcl.report.wording import listed, number
 from mbcl.study import StudyRecord
+from mbcl.summary.glossary import direction
 from mbcl.summary.settings import Setting, baselines, settings_of
 from mbcl.summary.statistics import Estimate, estimate, primary_metrics, value_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CURVES = ("val/retrieval/top1", "train/loss", "plan/lift", "plan/loss")
+CURVES = ("val/retrieval/top1", "train/loss", "plan/lift", "plan/loss", "synthetic/distance", "synthetic/excess")
 MOST_SETTINGS = 24
 """More settings than that cannot be told apart in a figure; the tables have them all."""
 _CURVE_NOTES = {
     "train/loss": "Samplers that choose hard batches raise the training loss, so lower is not better here.",
     "plan/lift": "At 1 (dashed) a planned batch is as hard as a random one; above 1 it is harder.",
     "plan/loss": "Loss of the planned batches under the embeddings that the planner had.",
+    "synthetic/distance": "A step is not the same work for every sampler: updates and samples stand in the tables.",
+    "synthetic/excess": "Where no optimum is known, above the least loss that restarts found.",
     "val/retrieval/top1": "Measured on the validation split, never on the test split.",
 }
 
@@ -47,9 +50,11 @@ def _chosen(study: StudyRecord) -> tuple[list[Setting], str]:
     metric = next(iter(primary_metrics(study)), "")
     means = {s.id: found.mean for s in settings if (found := estimate([v for _, v in _values(s, metric)]))}
     always = {s.id for s in baselines(study, settings)}
-    ranked = sorted(settings, key=lambda s: (s.id not in always, s.id not in means, -means.get(s.id, 0.0)))
+    sign = direction(metric) or 1
+    ranked = sorted(settings, key=lambda s: (s.id not in always, s.id not in means, -sign * means.get(s.id, 0.0)))
     kept = {s.id for s in ranked[:MOST_SETTINGS]}
-    note = f" Shown: the baseline and the highest means, {MOST_SETTINGS} of {len(settings)} settings."
+    best = "highest" if sign > 0 else "lowest"
+    note = f" Shown: the baseline and the {best} means, {MOST_SETTINGS} of {len(settings)} settings."
     return [s for s in settings if s.id in kept], note
 
 
@@ -124,7 +129,10 @@ def _curves(
     if metric == "plan/lift":
         axes.axhline(1, color=MUTED, linewidth=1, linestyle="--", zorder=1)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_xlabel("epoch", color=INK)
+    steps = metric.startswith("synthetic/")
+    if steps and all(low > 0 for _, _, line in found for low in line.low):
+        log_scale(axes, "y")
+    axes.set_xlabel("step" if steps else "epoch", color=INK)
     axes.set_ylabel(metric, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, handlelength=1.4, fontsize=8.5)
@@ -141,9 +149,9 @@ def _curves(
     return render(
         figure,
         _file_name("curve", metric),
-        title=f"{metric} over the epochs",
+        title=f"{metric} over the {'steps' if steps else 'epochs'}",
         caption=f"{band} {_CURVE_NOTES[metric]}{note}",
-        alt=f"{metric} by epoch. "
+        alt=f"{metric} by {'step' if steps else 'epoch'}. "
         + "; ".join(f"{s.label}: from {number(line.mean[0])} to {number(line.mean[-1])}" for _, s, line in found),
     )
 

@@ -28,6 +28,8 @@ from mbcl.summary.statistics import (
     value_of,
 )
 
+CLASSIFIERS = ("knn/top1", "probe/top1")
+
 
 @dataclass(frozen=True)
 class TimeTable:
@@ -53,7 +55,7 @@ def page(
     Args:
         study: the study.
         summaries: its settings.
-        comparisons: with the baseline, on every primary metric.
+        comparisons: with the baseline, on every primary metric and all others of the evaluation.
         pictures: the figures.
         histories: what the trials measured by epoch, by ordinal.
         space: the text of ``space.yaml``; empty if there is none.
@@ -64,7 +66,10 @@ def page(
     context: dict[str, Any] = {
         "study": study,
         "answer": answer(study, summaries, first, metrics[0] if metrics else None),
-        "further": [second_opinion([c for c in comparisons if c.metric == metric]) for metric in metrics[1:]],
+        "further": [
+            second_opinion([c for c in comparisons if c.metric == metric])
+            for metric in [*metrics[1:], *(side for side in _side_metrics(study, metrics) if side in CLASSIFIERS)]
+        ],
         "counts": status_counts(study),
         "metrics": metrics,
         "side_metrics": _side_metrics(study, metrics),
@@ -113,9 +118,9 @@ def environment() -> Environment:
 
 
 def _side_metrics(study: StudyRecord, primary: list[str]) -> list[str]:
-    """Metrics that stand beside the primary ones: how hard batches were, the validation split, the classifiers."""
+    """Metrics that stand beside the primary ones: how hard batches were, the validation split, classifiers, work."""
     measured = {key for trial in study.trials.values() for key in trial.metrics if value_of(trial, key) is not None}
-    beside = ("plan/lift", "val/retrieval/top1", "knn/top1", "probe/top1")
+    beside = ("plan/lift", "val/retrieval/top1", *CLASSIFIERS, "synthetic/updates", "synthetic/samples")
     return [metric for metric in beside if metric in measured and metric not in primary]
 
 

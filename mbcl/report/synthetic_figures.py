@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mbcl.report.pictures import GRID, INK, LINES, MUTED, SERIES, Picture, new_axes, new_row, render, shorten, style
+from mbcl.report.pictures import (
+    GRID,
+    INK,
+    LINES,
+    MUTED,
+    SERIES,
+    Picture,
+    log_scale,
+    new_axes,
+    new_row,
+    render,
+    shorten,
+    style,
+)
 from mbcl.report.wording import number
 from mbcl.synthetic.optima import opposites
 from mbcl.synthetic.records import Curve, Outcome
@@ -90,10 +103,10 @@ def _curves(
         for place, (curve, value_SL) in enumerate(zip(outcome.curves, values, strict=True)):
             _draw(axes, getattr(curve, count) + (count == "steps"), value_SL, place, shorten(curve.method.label))
         if log:
-            _log_scale(axes, "y")
+            log_scale(axes, "y")
         ends = [int(getattr(curve, count)[-1]) for curve in outcome.curves]
         if max(ends) > FAR * min(ends):
-            _log_scale(axes, "x")
+            log_scale(axes, "x")
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.set_xlabel(words, color=INK)
     row[0].set_ylabel(label, color=INK)
@@ -111,16 +124,6 @@ def _curves(
         caption=f"{band} The same points against three counts of work.{note}",
         alt=f"{title}, at the end. " + "; ".join(means),
     )
-
-
-def _log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
-    """With ticks in plain numbers: the style of all figures reads no formulas."""
-    from matplotlib.ticker import FuncFormatter, NullLocator
-
-    axes.set(**{f"{which}scale": "log"})
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
 
 
 def _draw(axes: Axes, count_L: NDArray[np.int64], value_SL: Array, place: int, label: str) -> None:

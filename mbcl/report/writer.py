@@ -8,7 +8,7 @@ from mbcl.report.page import page
 from mbcl.report.tables import comparison_csv, results_csv, summary_csv
 from mbcl.storage import Store, write_text
 from mbcl.study import StudyRecord
-from mbcl.summary.statistics import compare, primary_metrics, summarise
+from mbcl.summary.statistics import compare, compared_metrics, summarise
 
 
 def write(store: Store, study: StudyRecord) -> None:
@@ -19,7 +19,7 @@ def write(store: Store, study: StudyRecord) -> None:
         study: what was asked and what is done.
     """
     summaries = summarise(study)
-    comparisons = [comparison for metric in primary_metrics(study) for comparison in compare(study, metric)]
+    comparisons = [comparison for metric in compared_metrics(study) for comparison in compare(study, metric)]
     # The tables first: they are what a script waits for, and they need nothing but the study.
     write_text(store, "results.csv", results_csv(study))
     write_text(store, "summary.csv", summary_csv(study, summaries))

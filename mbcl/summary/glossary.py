@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import re
 
-_ORDER = ("retrieval", "val", "knn", "probe", "corrupted", "repr", "baseline", "plan", "train", "sogclr", "time")
+_ORDER = (
+    "retrieval",
+    "synthetic",
+    "val",
+    "knn",
+    "probe",
+    "corrupted",
+    "repr",
+    "baseline",
+    "plan",
+    "train",
+    "sogclr",
+    "time",
+)
 
 _ENTRIES: tuple[tuple[str, int, str], ...] = (
     # pattern, +1 higher is better, -1 lower is better, 0 neither; meaning
@@ -67,6 +80,25 @@ _ENTRIES: tuple[tuple[str, int, str], ...] = (
         "steps of the last epoch whose fp16 gradients were not finite, so that weights stayed",
     ),
     (r"sogclr/u_age", -1, "epochs since SogCLR's moving average was updated, mean over samples"),
+    (
+        r"synthetic/distance",
+        -1,
+        "Frobenius norm of u vᵀ less the known optimum, the least over rotations and namings of the samples",
+    ),
+    (
+        r"synthetic/excess",
+        -1,
+        "loss of all samples as one batch, above the optimum; where none is known, above the least that restarts "
+        "found, which it can be below",
+    ),
+    (r"synthetic/true_loss", -1, "loss of all samples as one batch"),
+    (r"synthetic/mean_loss", -1, "mean loss over all batches of this size, or an estimate without bias"),
+    (r"synthetic/mean_loss_error", 0, "standard error of that estimate; 0 where the mean is exact"),
+    (r"synthetic/rearranging", -1, "the published norm: it is blind to wrongly matched positives"),
+    (r"synthetic/batch_loss", 0, "loss of the last batch of a step, before its update"),
+    (r"synthetic/updates", 0, "gradient updates made"),
+    (r"synthetic/samples", 0, "samples seen, once for every batch that a sample was in"),
+    (r"synthetic/steps", 0, "steps; what a step does differs between samplers"),
     (r"time/plan", -1, "seconds that the planner computed, whether training waited or not"),
     (r"time/wait", -1, "seconds that training stood still for a plan, transport included"),
     (r"time/.*", -1, "seconds spent in a stage"),

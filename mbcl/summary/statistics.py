@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,10 @@ from mbcl.summary.settings import Setting, baseline_for, baselines, settings_of
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
-PRIMARY = ("retrieval/u2v/top1", "retrieval/v2u/top1")
+PRIMARY = ("retrieval/u2v/top1", "retrieval/v2u/top1", "synthetic/distance", "synthetic/excess")
+SUMMING_UP = (r"(knn|probe)/top1", r"corrupted/clean/mean/\d/top1", r"corrupted/within/\d/u2v/top1")
+_EVALUATED = r"(retrieval|knn|probe|corrupted|repr)/.*"
+"""Patterns of metrics: of the report, of what sums other evaluations up, and of all that an evaluation measures."""
 _ROUNDING = 1e-12
 
 
@@ -121,18 +125,32 @@ def final_metrics(study: StudyRecord) -> list[str]:
     return sorted({key for trial in study.trials.values() for key in trial.metrics}, key=metric_order)
 
 
+def _measured(study: StudyRecord) -> list[str]:
+    finished = [trial for trial in study.trials.values() if trial.status == "finished"]
+    return [metric for metric in final_metrics(study) if any(value_of(t, metric) is not None for t in finished)]
+
+
 def primary_metrics(study: StudyRecord) -> list[str]:
-    """What the report is about: top-1 retrieval, otherwise the metric of the search, otherwise the first there is."""
-    measured = [
-        metric
-        for metric in final_metrics(study)
-        if any(t.status == "finished" and value_of(t, metric) is not None for t in study.trials.values())
-    ]
-    found = [metric for metric in PRIMARY if metric in measured]
-    if found:
-        return found
+    """What the report is about, the headline's metric first.
+
+    Top-1 retrieval, or the distance to the optimum; otherwise what else sums an evaluation up. Without an evaluation it
+    is the metric of the search, otherwise the first there is.
+    """
+    measured = _measured(study)
+    for patterns in (PRIMARY, SUMMING_UP, (_EVALUATED,)):
+        found = [metric for metric in measured if any(re.fullmatch(pattern, metric) for pattern in patterns)]
+        if found:
+            found.sort(key=lambda metric: metric != study.metric)
+            return found[:1] if patterns == (_EVALUATED,) else found
     fallback = [metric for metric in (study.metric, *measured) if metric in measured]
     return fallback[:1]
+
+
+def compared_metrics(study: StudyRecord) -> list[str]:
+    """The metrics on which settings are compared: the primary ones, then all others of the evaluation."""
+    primary = primary_metrics(study)
+    others = [metric for metric in _measured(study) if re.fullmatch(_EVALUATED, metric)]
+    return [*primary, *(metric for metric in others if metric not in primary)]
 
 
 def _summary(setting: Setting, metrics: Sequence[str]) -> SettingSummary:

@@ -50,6 +50,8 @@ class Reference:
         full_loss: the least loss of everything that is known: the optimum's, or the least that restarts or runs found;
             None where N is too large to look for it.
         restarts: how many there were; 0 with a known optimum.
+        restarted_loss: the least that the restarts alone found, which is the same for every study of this N and d; None
+            without restarts.
         other_minimisers: without a known optimum, by B, the loss of everything at the best minimiser of the mean of all
             batches, less ``full_loss``: 0 if both have the same minimisers, as they have at the known optima.
     """
@@ -57,6 +59,7 @@ class Reference:
     known: Optimum | None
     full_loss: float | None
     restarts: int = 0
+    restarted_loss: float | None = None
     other_minimisers: dict[int, float] = field(default_factory=dict)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from mbcl.functional import clip
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers import OSGD, SAMPLERS, AllBatches, Fixed, Full, OSGDExhaustive, PoolSampler, Sampler, build, examine
 from mbcl.seeding import derive
-from mbcl.specs import Spec, parse_spec
+from mbcl.specs import parse_spec
 
 ONE_GROUP = 1280
 """Up to so many samples, samplers that can plan everything as one group or pool do, unless told otherwise."""
@@ -153,21 +153,35 @@ def methods_of(samplers: Sequence[str], batch_sizes: Sequence[int], num_samples:
         seen[identity] = text
         for batch_size in batch_sizes[:1] if spec.name == "full" else batch_sizes:
             several = len(batch_sizes) > 1 and spec.name != "full"
-            methods.append(_method(spec, batch_size, num_samples, f"{text}, B = {batch_size}" if several else text))
+            label = f"{text}, B = {batch_size}" if several else text
+            try:
+                methods.append(method_of(spec.name, spec.parameters, batch_size, num_samples, label))
+            except ConfigError as error:
+                raise ConfigError(f"--samplers {spec.text}: {error}") from error
     return methods
 
 
-def _method(spec: Spec, batch_size: int, num_samples: int, label: str) -> Method:
-    try:
-        parameters = {**fitting(spec.name, batch_size, num_samples), **spec.parameters}
-        sampler = build(spec.name, batch_size=batch_size, **parameters)
-        if isinstance(sampler, OSGD) and sampler.score == "objective":
-            sampler = sampler.with_objective(functools.partial(clip, temperature=1.0))
-        sampler.check(num_samples)
-    except ConfigError as error:
-        raise ConfigError(f"--samplers {spec.text}: {error}") from error
-    selection: Selection = Whole(sampler) if spec.name in ("full", "all_batches") else Planned(sampler)
-    return Method(label, spec.name, batch_size, sampler, selection)
+def method_of(
+    name: str, parameters: Mapping[str, object], batch_size: int, num_samples: int, label: str | None = None
+) -> Method:
+    """One sampler with one batch size.
+
+    Args:
+        name: registered name.
+        parameters: those that are given; the others are :func:`fitting`.
+        batch_size: B.
+        num_samples: N.
+        label: how it is called; by default its name.
+
+    Raises:
+        ConfigError: if the parameters are none of the sampler's, or do not fit N and B.
+    """
+    sampler = build(name, batch_size=batch_size, **{**fitting(name, batch_size, num_samples), **parameters})
+    if isinstance(sampler, OSGD) and sampler.score == "objective":
+        sampler = sampler.with_objective(functools.partial(clip, temperature=1.0))
+    sampler.check(num_samples)
+    selection: Selection = Whole(sampler) if name in ("full", "all_batches") else Planned(sampler)
+    return Method(label or name, name, batch_size, sampler, selection)
 
 
 def fitting(name: str, batch_size: int, num_samples: int) -> dict[str, object]:

@@ -62,6 +62,7 @@ def run(
     progress: Progress | None = None,
     start_2SND: Tensor | None = None,
     methods: Sequence[Method] | None = None,
+    other_minimisers: bool = True,
 ) -> Outcome:
     """Run the study.
 
@@ -70,6 +71,7 @@ def run(
         progress: who is told.
         start_2SND: (2, S, N, D) float, other starting points, for example stored ones.
         methods: other methods, for example with stored batches.
+        other_minimisers: whether, where no optimum is known, the mean over all batches is minimised, too.
 
     Raises:
         ConfigError: if a sampler does not fit.
@@ -83,7 +85,7 @@ def run(
         recorders = _take_steps(settings, methods, start_2SND, known, progress)
         progress.begin("measuring")
         curves = [recorders[id(method)].curve(known) for method in methods]
-        reference = _reference(settings, known, curves, progress)
+        reference = _reference(settings, known, curves, progress, other_minimisers=other_minimisers)
     return Outcome(settings, start_2SND, curves, reference)
 
 
@@ -121,12 +123,15 @@ def _check_directions(method: Method, state: State, step: int) -> None:
         raise ConfigError(f"{method.label}: points have no direction after step {step}; a smaller --lr may help")
 
 
-def _reference(settings: Settings, known: Optimum | None, curves: list[Curve], progress: Progress) -> Reference:
+def _reference(
+    settings: Settings, known: Optimum | None, curves: list[Curve], progress: Progress, *, other_minimisers: bool
+) -> Reference:
     if known is not None:
         return Reference(known, known.full_loss)
     if settings.n > MOST_MINIMISED:
         return Reference(None, None)
     sizes = [size for size in settings.batch_sizes if math.comb(settings.n, size) <= MOST_BATCHES_MINIMISED]
+    sizes = sizes if other_minimisers else []
     progress.begin("looking for the least loss")
     total = settings.restarts * (1 + len(sizes))
     ticks: Iterator[int] = iter(range(1, total + 1))
@@ -141,7 +146,7 @@ def _reference(settings: Settings, known: Optimum | None, curves: list[Curve], p
         )
         return clip_losses(similarities(found.x_2ND[:, None]))[0]
 
-    loss = float(least(torch.arange(settings.n)[None]))
-    loss = min([loss, *(float(curve.final.true_loss.min()) for curve in curves)])
+    restarted = float(least(torch.arange(settings.n)[None]))
+    loss = min([restarted, *(float(curve.final.true_loss.min()) for curve in curves)])
     others = {size: float(least(combinations(settings.n, size))) - loss for size in sizes}
-    return Reference(None, loss, settings.restarts, others)
+    return Reference(None, loss, settings.restarts, restarted, others)

@@ -75,6 +75,9 @@ def test_a_truncated_archive(archive, clean):
     refused(archive, clean, "snow.npy: not a whole NumPy file of 20 bytes")
     path.write_bytes(b"")
     refused(archive, clean, "snow.npy: not a whole NumPy file of 0 bytes")
+    with path.open("wb") as stream:
+        np.savez(stream, clean.images.numpy())
+    refused(archive, clean, "snow.npy: not a whole NumPy file of .* an archive of arrays")
 
 
 class Evil:

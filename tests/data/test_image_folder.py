@@ -71,6 +71,31 @@ def test_every_mode_becomes_three_channels(tmp_path, mode):
     assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(picture.convert("RGB")))
 
 
+def test_16_bits_become_8_as_in_colour(tmp_path):
+    """Pillow converts a value above 255 to 255."""
+    write(tmp_path, [(28, 28)])
+    path = tmp_path / "train" / "cat" / "0.png"
+    values = np.arange(28 * 28, dtype=np.uint16).reshape(28, 28) * 83
+    Image.fromarray(values).save(path)
+    assert np.array_equal(load(tmp_path).train.images[0, 0].numpy(), values >> 8)
+    path.unlink()
+    for mode, dtype in (("F", np.float32), ("I", np.int32)):
+        Image.fromarray(values.astype(dtype)).save(path.with_suffix(".tif"))
+        with pytest.raises(DataError, match=f"0.tif: pixels of mode {mode}, whose range is not known"):
+            load(tmp_path)
+
+
+def test_images_deeper_in_a_class_are_not_passed_over(tmp_path):
+    write(tmp_path)
+    deep = tmp_path / "train" / "cat" / "old" / "9.png"
+    write_image(deep, 0)
+    with pytest.raises(DataError, match=f"{deep}: not where images are expected, .*/cat/IMAGE"):
+        load(tmp_path, image_size=16)
+    deep.parent.rename(deep.parent.with_name("images"))
+    with pytest.raises(DataError, match="cat/0.png: not where images are expected, .*/cat/images/IMAGE"):
+        load(tmp_path, image_size=16)
+
+
 def test_max_samples(tmp_path):
     write(tmp_path)
     whole, few = load(tmp_path, image_size=16), load(tmp_path, image_size=16, max_samples=3)

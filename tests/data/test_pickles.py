@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import pickle
 
 import numpy as np
 import pytest
 from data.official import pickled
 
-from mbcl.data.pickles import read_pickled_mapping
+from mbcl.data.pickles import _KNOWN, read_pickled_mapping
 from mbcl.errors import DataError
 
 
@@ -65,9 +66,15 @@ def test_arrays_of_numbers_are_read_as_numpy_reads_them(dtype, order):
 
 def test_a_pickle_cannot_leave_anything_behind():
     """BUILD sets attributes of what it finds: of a stand-in, for all files to come."""
-    content = b"cnumpy.core.multiarray\n_reconstruct\n}X\x08\x00\x00\x00pollutedK\x01sb0}."
-    with pytest.raises(DataError):
-        read_pickled_mapping(content, "evil")
-    from mbcl.data.pickles import _Reconstruct
+    attributes = b"}X\x08\x00\x00\x00pollutedK\x01s"
+    for (module, name), stand_in in _KNOWN.items():
+        for state in (attributes, b"(N" + attributes + b"t"):  # as an object's dictionary, as its slots
+            with pytest.raises(DataError):
+                read_pickled_mapping(f"c{module}\n{name}\n".encode() + state + b"b0}.", "evil")
+            assert not hasattr(stand_in, "polluted")
 
-    assert not hasattr(_Reconstruct, "polluted")
+
+def test_bytes_are_decoded_by_no_other_codec():
+    content = pickle.dumps({"x": Names(codecs.encode, "abc", "rot13")}, protocol=2)
+    with pytest.raises(DataError, match="bytes written by the codec 'rot13'"):
+        read_pickled_mapping(content, "file")

@@ -105,9 +105,9 @@ def test_image_size_is_the_views(digits):
     assert digits.train.image_size == 8
 
 
-@pytest.mark.parametrize("key", ["max_samples", "image_size"])
-def test_numbers_must_be_positive(key):
-    with pytest.raises(ConfigError, match=f"{key} must be at least 1, found 0"):
+@pytest.mark.parametrize(("key", "text"), [("max_samples", "at least 1"), ("image_size", r"in 4\.\.1024")])
+def test_numbers_out_of_range(key, text):
+    with pytest.raises(ConfigError, match=f"{key} must be {text}, found 0"):
         data.load("digits", **{key: 0})
 
 

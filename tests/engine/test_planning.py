@@ -7,10 +7,12 @@ import os
 import signal
 import time
 from concurrent.futures.process import BrokenProcessPool
+from datetime import timedelta
 
 import gloo
 import pytest
 import torch
+import torch.distributed as td
 from engine import runs
 
 from mbcl import samplers
@@ -340,6 +342,40 @@ def test_what_nobody_expected_is_one_line_for_all_ranks(caplog):
     with pytest.raises(PlanError, match="^planning failed: MemoryError: so much$"):
         service.receive(PlanKey(0, 0))
     assert "out_of_memory" in caplog.text, "the log has the traceback"
+
+
+class Slow(samplers.Spectral):
+    """Plans as its base does, but takes its time."""
+
+    seconds = 3.0
+
+    def plan_rounds(self, *arguments, **options):
+        time.sleep(self.seconds)
+        return super().plan_rounds(*arguments, **options)
+
+
+def _a_plan_longer_than_a_collective(world):
+    internals = td.distributed_c10d
+    group = internals._get_default_group()
+    set_timeout = getattr(internals, "set_timeout", None) or internals._set_pg_timeout  # the name before torch 2.13
+    set_timeout(timedelta(seconds=1), group)
+    planning.ROUND_SECONDS, before = 0.3, planning.ROUND_SECONDS
+    try:
+        service = LocalPlanService(num_samples=64, seed=0, world=world)
+        z1, z2 = torch.randn(2, 64, 4, generator=torch.Generator().manual_seed(0))
+        mine = torch.arange(world.rank, 64, world.size)
+        service.request(PlanKey(0, 0), Embeddings(z1[mine], z2[mine], mine), Slow(batch_size=8, k=2))
+        return service.receive(PlanKey(0, 0)).plan.digest
+    finally:
+        planning.ROUND_SECONDS = before
+        set_timeout(timedelta(seconds=120), group)
+
+
+@pytest.mark.dist
+def test_a_plan_may_take_longer_than_a_collective():
+    """Rank 0 alone plans here, and the others must not run into the process group's time limit meanwhile."""
+    one, other = gloo.run(_a_plan_longer_than_a_collective, 2, timeout=60)
+    assert one == other
 
 
 def test_a_background_process_ends_at_once_whatever_it_is_at():

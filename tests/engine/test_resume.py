@@ -274,3 +274,27 @@ def test_a_damaged_line_of_metrics_is_left_out_with_a_warning(tmp_path, caplog):
     assert "metrics.jsonl: line 2 is damaged and left out" in caplog.text
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
+
+
+def test_a_row_that_was_lost_after_its_checkpoint_is_written_again(tmp_path):
+    """The checkpoint is written first, so that ``time/total`` holds what it took."""
+    content = setting("shuffle")
+    runs.interrupt(tmp_path, content, after_epoch=1)
+    (tmp_path / "metrics.jsonl").unlink()
+    _, _, rows = runs.run(World(), tmp_path, content)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[1] == rows[0]
+
+
+def test_the_time_of_an_epoch_holds_its_checkpoint(tmp_path, monkeypatch):
+    save = checkpoints.save
+
+    def slow(*arguments, **options):
+        time.sleep(2)
+        return save(*arguments, **options)
+
+    monkeypatch.setattr(checkpoints, "save", slow)
+    _, _, rows = runs.run(World(), tmp_path, setting("shuffle", epochs=1, checkpoint_steps=None))
+    assert rows[0]["time/total"] > 2
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["time/total"] == rows[0]["time/total"]

@@ -56,6 +56,58 @@ def test_other_settings_are_evaluated_anew(store):
     assert small == pytest.approx(cosine, abs=0.02)
 
 
+def test_only_what_is_new_is_measured(store, tmp_path):
+    out, told = LocalStore(tmp_path), []
+
+    def measured(force=False, earlier=None, **block):
+        told.clear()
+        into = LocalStore(tmp_path / "elsewhere") if earlier else out
+        settings = Evaluation.model_validate(block)
+        found = evaluate(store, settings=settings, out=into, earlier=earlier, force=force, say=told.append)
+        return found, [line.partition(": ")[2].rpartition(": ")[0] for line in told]
+
+    corrupted = {"corruptions": ["fog", "contrast"]}
+    first, names = measured(metrics=["knn", "corrupted"], corrupted={**corrupted, "severities": [2, 1]})
+    assert names == ["knn", "corrupted, severity 2", "corrupted, severity 1"]
+    more = {"metrics": ["repr", "corrupted", "knn"], "corrupted": {**corrupted, "severities": [1, 3]}}
+    found, names = measured(**more)
+    assert names == ["repr", "corrupted, severity 3"]
+    assert found["knn/top1"] == first["knn/top1"]
+    assert not [key for key in found if "/2/" in key]
+    assert measured(**more) == (found, [])
+    back, names = measured(metrics=["knn", "corrupted"], corrupted={**corrupted, "severities": [2, 1]})
+    assert (back, names) == (first, []), "what is not asked for meanwhile is kept"
+    assert list(back) == list(first)
+    assert measured(metrics=["knn"], knn={"k": 3})[1] == ["knn"]
+    assert measured(metrics=["knn"], split="validation")[1] == ["knn"]
+    there, names = measured(earlier=out, **more)
+    assert (there, names) == (found, [])
+    assert json.loads((tmp_path / "elsewhere" / "evaluation.json").read_text())["metrics"] == found
+    assert measured(force=True, **more) == (found, ["repr", "corrupted, severity 1", "corrupted, severity 3", "knn"])
+    path = tmp_path / "evaluation.json"
+    path.write_text(path.read_text().replace('"torch": "', '"torch": "0.'))
+    assert measured(**more)[1] == ["repr", "corrupted, severity 1", "corrupted, severity 3", "knn"]
+
+
+def test_views_are_embedded_once(store, tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr("mbcl.evaluation.subject.two_views", lambda *a: looked.append(a) or two_views(*a))
+    evaluate(store, settings=Evaluation(metrics=["retrieval", "repr"]), out=LocalStore(tmp_path))
+    assert len(looked) == 1, "the 359 images are one batch"
+
+
+def test_weights_that_give_no_numbers_are_refused(store, tmp_path):
+    found = checkpoints.latest(store)
+    model = dict(found.state["model"])
+    model["encoder.bn1.weight"] = torch.full_like(model["encoder.bn1.weight"], float("nan"))
+    trial = LocalStore(tmp_path)
+    checkpoints.save(trial, epoch=found.epoch, state={**found.state, "model": model}, meta=found.meta, keep=1)
+    for metric in ("retrieval", "corrupted", "knn", "probe", "repr"):
+        with pytest.raises(CheckpointError, match=f"{found.name}: its embeddings of .* images are not finite"):
+            evaluate(trial, settings=Evaluation(metrics=[metric]))
+    assert not (tmp_path / "evaluation.json").exists()
+
+
 def test_another_model_under_the_same_name_is_evaluated_anew(tmp_path):
     """What counts is the checkpoint's content, not its name."""
     runs.run(World(), tmp_path, runs.experiment())

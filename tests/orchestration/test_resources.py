@@ -7,11 +7,9 @@ from hypothesis import strategies as st
 from mbcl.configuration import validate
 from mbcl.errors import ConfigError
 from mbcl.experiment import Experiment
-from mbcl.orchestration.checks import Checked
+from mbcl.orchestration.kinds import PRETRAINING
 from mbcl.orchestration.resources import Need, Node, concurrent_trials, resolve, usable_cpus
 from mbcl.orchestration.space import Resources
-from mbcl.orchestration.sweep import _planning_tasks
-from mbcl.orchestration.trials import TrialSpec
 
 GPU_NODE = Node(8, 1)
 
@@ -100,6 +98,5 @@ def test_without_control_groups_the_affinity_counts(tmp_path, monkeypatch):
 @pytest.mark.parametrize("overlap,cpus,pools,tasks", [(0, 8, 39, 8), (0, 8, 3, 3), (1, 8, 39, 6), (1, 2, 39, 1)])
 def test_planning_beside_training_leaves_its_cores(overlap, cpus, pools, tasks):
     experiment = validate(Experiment, {"planner": {"overlap": overlap}}, "x")
-    spec = TrialSpec("000-0", 0, 0, 0, {}, experiment)
     need = Need(workers=2, cpus_per_worker=1.0, gpus_per_worker=0, threads=1)
-    assert _planning_tasks(spec, need, cpus, Checked({0: pools}, {}, ())) == tasks
+    assert PRETRAINING.planning_tasks(experiment, need, cpus, pools) == tasks

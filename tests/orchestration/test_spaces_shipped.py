@@ -29,6 +29,7 @@ TRIALS = {
     "paper_cifar100": 18,
     "paper_tiny_imagenet": 18,
     "samplers": 9,
+    "synthetic": 200,
 }
 SHORT = ("kq", "objectives", "paper_cifar100", "paper_tiny_imagenet")
 """The header of each has a command that shrinks it to one trial."""

@@ -176,6 +176,37 @@ def test_evaluation_alone(own_copy):
     assert evaluation["when"] > after["created"]
 
 
+def _fail_the_second(study: Path) -> tuple[str, str]:
+    """Make the second trial one that failed in its evaluation; the names of both."""
+    record = json.loads((study / "study.json").read_text())
+    first, second = record["trials"]
+    record["trials"][second] |= {"status": "failed", "error": "lost", "metrics": {}, "seconds": {}}
+    (study / "study.json").write_text(json.dumps(record))
+    (study / "trials" / second / "evaluation.json").unlink()
+    return first, second
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_is_resumed_after_another_evaluation_is_evaluated_as_the_others(own_copy):
+    """Otherwise one table would hold figures that were measured in two ways."""
+    space, study = own_copy
+    first, second = _fail_the_second(study)
+    result = call(space, study.parent, "--eval-only", "--set", "experiment.evaluation.similarity=dot")
+    assert result.returncode == 1, "a trial is still missing"
+    record = json.loads((study / "study.json").read_text())["trials"]
+    assert [record[key]["evaluation"]["similarity"] for key in (first, second)] == ["dot", "dot"]
+    assert record[first]["status"] == "finished"
+    result = call(space, study.parent, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert "note: trials are evaluated as the last --eval-only asked" in result.stdout
+    for key in (first, second):
+        measured = json.loads((study / "trials" / key / "evaluation.json").read_text())
+        assert measured["asked"]["settings"]["similarity"] == "dot"
+        metrics = json.loads((study / "study.json").read_text())["trials"][key]["metrics"]
+        assert measured["metrics"].items() <= metrics.items()
+
+
 @pytest.mark.ray
 def test_other_metrics_go_through_tables_and_report(own_copy):
     space, study = own_copy
@@ -200,8 +231,9 @@ def test_other_metrics_go_through_tables_and_report(own_copy):
         assert all(row[metric] for row in rows), metric
         assert [float(row[f"{metric}/mean"]) for row in settings] == [float(row[metric]) for row in rows]
         assert metric in page
-    names = sorted(path.name.partition("-")[0] for path in (study / "baselines").iterdir())
-    assert names == ["pixels", "random"], "both trials have one seed and one model"
+    names = sorted(path.name.rpartition("-")[0] for path in (study / "baselines").iterdir())
+    metrics = ("corrupted", "knn", "probe", "repr", "retrieval")
+    assert names == [f"{kind}-{metric}" for kind in ("pixels", "random") for metric in metrics], "one seed, one model"
     values = {row["baseline/random/knn/top1"] for row in rows}
     assert len(values) == 1
     for setting, text in (

@@ -1,3 +1,4 @@
+import csv
 import re
 import subprocess
 import sys
@@ -5,7 +6,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report.studies import FULL, OSGD, SHUFFLE, SPECTRAL, TOP1, grid, partial, raced, study, trial, write_histories
+from report.studies import (
+    BACK,
+    FULL,
+    OSGD,
+    SHUFFLE,
+    SPECTRAL,
+    TOP1,
+    grid,
+    partial,
+    raced,
+    study,
+    trial,
+    write_histories,
+)
 
 from mbcl.report import write
 from mbcl.report.answer import answer, second_opinion
@@ -125,6 +139,25 @@ def test_the_same_study_gives_the_same_files(full: Path, tmp_path: Path) -> None
     written(folder, grid(FULL))
     for name in ("results.csv", "summary.csv", "comparison.csv", "report.html", "plots/time.png"):
         assert (folder / name).read_bytes() == (full / name).read_bytes()
+
+
+def test_every_evaluation_that_was_made_is_compared(tmp_path: Path) -> None:
+    record = grid(FULL)
+    for each in record.trials.values():
+        value = each.metrics[TOP1] or 0.0
+        each.metrics |= {"knn/top1": value / 3, "corrupted/clean/fog/3/top1": value / 4, "val/retrieval/top1": value}
+    written(tmp_path / "study", record)
+    with (tmp_path / "study" / "comparison.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    compared = dict.fromkeys(row["metric"] for row in rows)
+    other = ["retrieval/u2v/median_rank", "knn/top1", "corrupted/clean/fog/3/top1"]
+    assert list(compared) == [TOP1, BACK, *other]
+    by_knn = [row for row in rows if row["metric"] == "knn/top1" and row["setting"] == "2"]
+    assert float(by_knn[0]["difference"]) == pytest.approx((0.05 + 0.06 + 0.05) / 9)
+    assert (by_knn[0]["verdict"], by_knn[0]["comparisons"]) == ("better", "2")
+    page = Page((tmp_path / "study" / "report.html").read_text(encoding="utf-8")).text
+    assert re.search(r"On knn/top1: osgd.* no difference shown \(n=3\); spectral.* better", page)
+    assert "On all other metrics of the evaluation" in page
 
 
 def test_a_partial_study(tmp_path: Path) -> None:
@@ -265,3 +298,40 @@ def test_drawing_leaves_no_settings_behind(tmp_path: Path) -> None:
     write(LocalStore(tmp_path), grid({"shuffle": [0.5]}))
     assert dict(matplotlib.rcParams) == before
     assert Gcf.get_all_fig_managers() == []
+
+
+def test_many_settings_are_counted_not_named() -> None:
+    """A study of forty settings has an answer that can be read; the tables have the rest."""
+    rows = [trial(seed, 0, seed, SHUFFLE, 0.5 + seed / 1000) for seed in range(3)]
+    for k in range(1, 31):
+        block = {"name": "spectral", "k": k}
+        jitter = (0.0, 0.002, 0.001) if k < 3 else (0.0, 0.02, 0.1)
+        rows += [trial(3 * k + seed, k, seed, block, 0.6 + jitter[seed]) for seed in range(3)]
+    record = study(rows)
+    comparisons = compare(record, TOP1)
+    found = answer(record, summarise(record), comparisons, TOP1)
+    assert "spectral (k=1)" in found.headline
+    assert "spectral (k=2)" in found.headline
+    assert any("28 settings" in detail for detail in found.details)
+    assert len(" ".join(found.details)) < 400
+    rows = [
+        row.model_copy(update={"metrics": {TOP1: 0.6 + row.setting / 100 + row.seed / 1e4}}) if row.setting else row
+        for row in rows
+    ]
+    headline = answer(study(rows), summarise(study(rows)), compare(study(rows), TOP1), TOP1).headline
+    assert headline.startswith("Better than shuffle on retrieval/u2v/top1: spectral (k=30) by ")
+    assert headline.endswith(" and 27 others by less.")
+    second = second_opinion(comparisons)
+    assert second.endswith("; no difference shown for 28 others.")
+    assert second.count("better") == 2
+
+
+def test_the_lowest_is_best_where_lower_is_better() -> None:
+    record = study([trial(i, i, 0, SHUFFLE, 0.0) for i in range(2)])
+    for i, found in enumerate(record.trials.values()):
+        found.metrics = {"synthetic/excess": 0.1 + i}
+    record.baseline = {}
+    assert primary_metrics(record) == ["synthetic/excess"]
+    assert answer(record, summarise(record), [], "synthetic/excess").headline.startswith(
+        "The lowest mean synthetic/excess is 0.1000"
+    )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from report.studies import BACK, FULL, OSGD, SHUFFLE, SPECTRAL, TOP1, grid, partial, study, trial
 from scipy import stats
 
-from mbcl.summary import compare, estimate, primary_metrics, summarise
+from mbcl.summary import compare, compared_metrics, estimate, primary_metrics, summarise
 from mbcl.summary.statistics import holm
 
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)
@@ -175,7 +175,17 @@ def test_baseline_is_matched_by_alias_by_part_and_by_agreeing_in_the_rest() -> N
 def test_primary_metrics_fall_back() -> None:
     assert primary_metrics(grid(FULL)) == [TOP1, BACK]
     other = study([trial(0, 0, 0, OSGD, 0.5, metrics={"knn/top1": 0.4, "val/retrieval/top1": 0.3})])
-    assert primary_metrics(other) == ["val/retrieval/top1"]
+    assert primary_metrics(other) == ["knn/top1"], "the test split decides"
+    values = {"corrupted/clean/mean/3/top1": 0.1, "corrupted/clean/fog/3/top1": 0.1, "probe/top1": 0.2, "knn/top1": 0.3}
+    values |= {"repr/alignment": 1.0, "val/retrieval/top1": 0.5, "baseline/pixels/knn/top1": 0.9, "plan/lift": 1.0}
+    summing_up = ["knn/top1", "probe/top1", "corrupted/clean/mean/3/top1"]
+    everything = study([trial(0, 0, 0, OSGD, 0.5, metrics=values)])
+    assert primary_metrics(everything) == summing_up
+    assert compared_metrics(everything) == [*summing_up, "corrupted/clean/fog/3/top1", "repr/alignment"]
+    repr_alone = {"repr/uniformity": -1.0, "repr/alignment": 1.0, "val/retrieval/top1": 0.5}
+    assert primary_metrics(study([trial(0, 0, 0, OSGD, 0.5, metrics=repr_alone)])) == ["repr/alignment"]
+    validation = study([trial(0, 0, 0, OSGD, 0.5, metrics={"a": 1.0, "val/retrieval/top1": 0.3})])
+    assert primary_metrics(validation) == compared_metrics(validation) == ["val/retrieval/top1"]
     assert primary_metrics(study([trial(0, 0, 0, OSGD, 0.5, metrics={"knn/top1": 0.4, "a": 1.0})])) == ["knn/top1"]
     assert primary_metrics(study([])) == []
     assert primary_metrics(study([trial(0, 0, 0, OSGD)])) == []

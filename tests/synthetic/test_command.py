@@ -8,9 +8,6 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,6 +17,7 @@ import pytest
 import torch
 
 from mbcl.cli import main
+from mbcl.stages import Stages
 from mbcl.synthetic.points import clip_losses
 
 SMALL = ["--n", "6", "--dim", "5", "--steps", "40", "--log-every", "10", "--seeds", "2"]
@@ -261,15 +259,17 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path, capsys: pytest.Capt
     assert "holds other files (notes.txt); choose another --out" in line
 
 
-def test_an_interrupted_study_writes_nothing(tmp_path: Path) -> None:
-    words = ["synthetic", "--steps", "100000000", "--log-every", "100000000", "--out", str(tmp_path / "out")]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "mbcl", *words], stderr=subprocess.PIPE, cwd=Path(__file__).parents[2],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
-    time.sleep(5)
-    running.send_signal(signal.SIGINT)
-    _, error = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert error.decode().endswith("interrupted\n")
+def test_an_interrupted_study_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a real signal, once it has taken a step."""
+    count = Stages.count
+
+    def interrupt(self: Stages, done: int, total: int) -> None:
+        count(self, done, total)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Stages, "count", interrupt)
+    assert synthetic("--steps", 100_000_000, "--log-every", 100_000_000, "--out", tmp_path / "out") == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,229 @@
+"""The kinds of trials: a pretraining with its evaluation, or a synthetic study. A space has trials of one kind.
+
+Everything else in the orchestration is the same for all kinds and asks these few questions. What answers them is
+imported when it is asked, so that a dry run loads no Ray.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from mbcl.configuration import Section
+from mbcl.errors import ConfigError
+from mbcl.experiment import Experiment
+from mbcl.synthetic.experiment import SyntheticExperiment
+
+if TYPE_CHECKING:
+    from mbcl.orchestration.checks import Checked
+    from mbcl.orchestration.jobs import Answer, Job, Placement
+    from mbcl.orchestration.resources import Need, Node
+    from mbcl.orchestration.space import Resources
+
+AnyExperiment: TypeAlias = Experiment | SyntheticExperiment
+VALIDATION_METRIC = "val/retrieval/top1"
+CPUS_A_STUDY = 1
+"""What ``auto`` reserves for a synthetic study, which computes on one thread."""
+
+
+class Kind(Protocol):
+    """What differs between kinds of trials."""
+
+    @property
+    def model(self) -> type[Section]:
+        """The schema of the ``experiment`` block."""
+        ...
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What a search may go by; the first is the default."""
+        ...
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Which way the default is better."""
+        ...
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether only nodes that train can check an experiment."""
+        ...
+
+    @property
+    def races(self) -> bool:
+        """Whether a trial measures on its way what a scheduler may stop it for."""
+        ...
+
+    def check_resources(self, experiment: Any, asked: Resources) -> None:
+        """Refuse resources that a trial cannot use.
+
+        Raises:
+            ConfigError: naming the key.
+        """
+        ...
+
+    def check(self, experiments: dict[int, dict[str, Any]], source: str) -> Checked:
+        """Check everything that the file alone does not tell; as :func:`mbcl.orchestration.checks.check_data`."""
+        ...
+
+    def evaluation(self, experiment: Any) -> dict[str, Any]:
+        """The evaluation block as plain data.
+
+        Raises:
+            ConfigError: if there is nothing to evaluate.
+        """
+        ...
+
+    def length(self, experiment: Any) -> int:
+        """How many epochs a trial has, as its last row of metrics counts them."""
+        ...
+
+    def need(self, asked: Resources, nodes: Sequence[Node]) -> Need:
+        """What a trial needs; as :func:`mbcl.orchestration.resources.resolve`."""
+        ...
+
+    def planning_tasks(self, experiment: Any, need: Need, cpus: int, pools: int) -> int:
+        """How many of a trial's pools are planned at a time, of ``cpus`` that it may use."""
+        ...
+
+    def driver(self, need: Need, placement: Placement) -> dict[str, float]:
+        """What Ray reserves for the process that :meth:`run` runs in."""
+        ...
+
+    def run(self, job: Job, start: float) -> Answer:
+        """Run a trial in its driver's process, which entered at ``start``, in seconds since the epoch."""
+        ...
+
+
+class Pretraining:
+    """An encoder is trained by workers of its own, on plans of a planner, and evaluated in a task."""
+
+    model = Experiment
+    metrics = (VALIDATION_METRIC, "train/loss", "plan/loss", "plan/lift", "plan/coverage")
+    mode: Literal["min", "max"] = "max"
+    reads_data = True
+    races = True
+
+    def check_resources(self, experiment: Experiment, asked: Resources) -> None:
+        """As :meth:`Kind.check_resources`: workers share a batch evenly."""
+        try:
+            experiment.train.check_workers(asked.workers)
+        except ConfigError as error:
+            raise ConfigError(f"resources.workers: found {asked.workers}, but experiment.{error}") from error
+
+    def check(self, experiments: dict[int, dict[str, Any]], source: str) -> Checked:
+        """As :meth:`Kind.check`: data are read, models are built."""
+        from mbcl.orchestration.checks import check_data
+
+        return check_data(experiments, source)
+
+    def evaluation(self, experiment: Experiment) -> dict[str, Any]:
+        """As :meth:`Kind.evaluation`."""
+        return experiment.evaluation.model_dump(mode="json")
+
+    def length(self, experiment: Experiment) -> int:
+        """As :meth:`Kind.length`: epochs."""
+        return experiment.train.epochs
+
+    def need(self, asked: Resources, nodes: Sequence[Node]) -> Need:
+        """As :meth:`Kind.need`."""
+        from mbcl.orchestration.resources import resolve
+
+        return resolve(asked, nodes)
+
+    def planning_tasks(self, experiment: Experiment, need: Need, cpus: int, pools: int) -> int:
+        """As :meth:`Kind.planning_tasks`."""
+        if experiment.planner.overlap:
+            cpus -= need.workers * need.threads  # these go on training meanwhile
+        return max(1, min(cpus, pools))
+
+    def driver(self, need: Need, placement: Placement) -> dict[str, float]:
+        """As :meth:`Kind.driver`: next to nothing, it only waits. A head may have no CPUs at all."""
+        from mbcl.orchestration.resources import DRIVER_CPUS
+
+        return placement.for_driver or {"CPU": DRIVER_CPUS}
+
+    def run(self, job: Job, start: float) -> Answer:
+        """As :meth:`Kind.run`."""
+        from mbcl.orchestration.trial import pretrain
+
+        return pretrain(job, start)
+
+
+class SyntheticStudy:
+    """Points are moved in the driver's own process, on one CPU."""
+
+    model = SyntheticExperiment
+    metrics = ("synthetic/distance", "synthetic/excess", "synthetic/true_loss", "synthetic/mean_loss")
+    mode: Literal["min", "max"] = "min"
+    reads_data = False
+    races = False
+
+    def check_resources(self, experiment: SyntheticExperiment, asked: Resources) -> None:
+        """As :meth:`Kind.check_resources`: it is one process without a GPU."""
+        if asked.workers != 1:
+            raise ConfigError(f"resources.workers: found {asked.workers}, but a synthetic study is one process")
+        if asked.gpu is True:
+            raise ConfigError("resources.gpu: found true, but a synthetic study runs on a CPU")
+
+    def check(self, experiments: dict[int, dict[str, Any]], source: str) -> Checked:
+        """As :meth:`Kind.check`: samplers fit N and B."""
+        from mbcl.orchestration.checks import Checked
+        from mbcl.synthetic.trial import unknown_optimum
+
+        notes: dict[str, None] = {}
+        for setting in sorted(experiments):
+            experiment = SyntheticExperiment.model_validate(experiments[setting])
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                try:
+                    experiment.build_method()
+                except ConfigError as error:
+                    raise ConfigError(f"{source}: experiment.{error}") from error
+            notes.update(dict.fromkeys(str(warning.message) for warning in caught))
+            notes.update(dict.fromkeys(filter(None, [unknown_optimum(experiment)])))
+        return Checked(dict.fromkeys(experiments, 0), {}, tuple(notes))
+
+    def evaluation(self, experiment: SyntheticExperiment) -> dict[str, Any]:
+        """As :meth:`Kind.evaluation`: there is none."""
+        raise ConfigError("--eval-only: a synthetic study has no evaluation of its own")
+
+    def length(self, experiment: SyntheticExperiment) -> int:
+        """As :meth:`Kind.length`: steps, whose rows are written at the end."""
+        return experiment.synthetic.steps
+
+    def need(self, asked: Resources, nodes: Sequence[Node]) -> Need:
+        """As :meth:`Kind.need`: one CPU."""
+        from mbcl.orchestration.resources import resolve
+
+        return resolve(asked.model_copy(update={"gpu": False}), nodes, cpus_a_worker=CPUS_A_STUDY)
+
+    def planning_tasks(self, experiment: SyntheticExperiment, need: Need, cpus: int, pools: int) -> int:
+        """As :meth:`Kind.planning_tasks`: it plans by itself."""
+        return 1
+
+    def driver(self, need: Need, placement: Placement) -> dict[str, float]:
+        """As :meth:`Kind.driver`: all that the trial has, on a node that works."""
+        return {"CPU": need.cpus, **placement.for_task}
+
+    def run(self, job: Job, start: float) -> Answer:
+        """As :meth:`Kind.run`."""
+        import time
+
+        from mbcl.orchestration.jobs import Answer, mute_sampler_warnings
+        from mbcl.storage import open_store
+        from mbcl.synthetic.trial import run_trial
+
+        mute_sampler_warnings()
+        metrics = run_trial(SyntheticExperiment.model_validate(job.experiment), open_store(job.store))
+        seconds = time.time() - start
+        return Answer(metrics=metrics, seconds={"training": seconds, "total": seconds})
+
+
+PRETRAINING, SYNTHETIC = Pretraining(), SyntheticStudy()
+
+
+def kind_of(experiment: Mapping[str, Any]) -> Kind:
+    """The kind of trial that an ``experiment`` block asks for."""
+    return SYNTHETIC if "synthetic" in experiment else PRETRAINING

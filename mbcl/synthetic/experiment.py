@@ -1,0 +1,97 @@
+"""One synthetic study as the configuration of a trial: the ``experiment`` block that holds a ``synthetic`` block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+
+from mbcl.configuration import Part, PathConfigError, Section, part, validate_parameters
+from mbcl.errors import ConfigError
+from mbcl.experiment import Experiment, digest_of
+from mbcl.samplers import SAMPLERS
+from mbcl.synthetic.selections import Method, fitting, method_of
+from mbcl.synthetic.settings import Settings
+
+if TYPE_CHECKING:
+    GivenSampler: TypeAlias = Part
+else:
+    # Defaults follow from N and B, which a sweep may change after the sampler is read.
+    GivenSampler = part(lambda name: (SAMPLERS.canonical(name), SAMPLERS[name]), "batch_size", fill=False)
+
+
+class Synthetic(Section):
+    """N points in ``dim`` dimensions (2 N if null), moved by SGD on batches of B; see :class:`Settings`."""
+
+    n: int = Field(default=Settings.n, ge=2)
+    dim: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=2, ge=2)
+    steps: int = Field(default=Settings.steps, ge=1)
+    lr: float = Field(default=Settings.lr, gt=0)
+    accumulate: Literal["sum", "mean"] | None = None
+    equal_init: bool = Settings.equal_init
+    log_every: int = Field(default=Settings.log_every, ge=1)
+    published_points: bool = Settings.published_points
+    restarts: int = Field(default=Settings.restarts, ge=1)
+
+    @model_validator(mode="after")
+    def _a_batch_can_be_filled(self) -> Synthetic:
+        if self.batch_size > self.n:
+            raise PathConfigError("batch_size", f"found {self.batch_size}, which is above n {self.n}")
+        return self
+
+
+class SyntheticExperiment(Section):
+    """A synthetic study of one sampler with one seed. Its loss is ``clip`` without temperature."""
+
+    seed: int = Field(default=0, ge=0)
+    sampler: GivenSampler = Field(default={"name": "shuffle"}, validate_default=True)
+    synthetic: Synthetic = Synthetic()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pretrains_nothing(cls, content: Any) -> Any:
+        for key in content if isinstance(content, dict) else ():
+            if key in Experiment.model_fields and key not in cls.model_fields:
+                raise PathConfigError(key, "a synthetic study does not use it; beside synthetic it has a sampler alone")
+        return content
+
+    @property
+    def objective(self) -> Part:
+        """What is minimised."""
+        return Part(name="clip", temperature=1.0)
+
+    @property
+    def digest(self) -> str:
+        """8 hexadecimal digits that name the resolved configuration with its seed."""
+        return digest_of(self.resolved())
+
+    def resolved(self) -> dict[str, Any]:
+        """It as plain data, with what N and B decide filled in."""
+        name, block = self.sampler.name, self.synthetic
+        parameters = {**fitting(name, block.batch_size, block.n), **self.sampler.parameters}
+        filled = validate_parameters(SAMPLERS[name], parameters, frozenset({"batch_size"}))
+        content = self.model_dump(mode="json")
+        content["sampler"] = {"name": name, **filled}
+        content["synthetic"]["dim"] = self.settings.dim
+        return content
+
+    @property
+    def settings(self) -> Settings:
+        """The study that ``mbcl synthetic`` would run."""
+        given = self.synthetic.model_dump(exclude={"batch_size", "dim"})
+        dim = 2 * self.synthetic.n if self.synthetic.dim is None else self.synthetic.dim
+        sizes = (self.synthetic.batch_size,)
+        return Settings(**given, dim=dim, batch_sizes=sizes, samplers=(self.sampler.name,), seeds=(self.seed,))
+
+    def build_method(self) -> Method:
+        """The sampler with the parameters that N and B decide.
+
+        Raises:
+            ConfigError: if it does not fit N and B, for example because C(N, B) is too large.
+        """
+        block = self.synthetic
+        try:
+            return method_of(self.sampler.name, self.sampler.parameters, block.batch_size, block.n)
+        except ConfigError as error:
+            raise ConfigError(f"sampler: {error}") from error
