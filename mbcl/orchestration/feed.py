@@ -14,7 +14,17 @@ from mbcl.orchestration.jobs import Job
 from mbcl.orchestration.watch import EPOCH, VALUE
 
 
-class Feed(Searcher):
+class _Unpickled:
+    """Nothing to pickle: the snapshots that Ray Tune makes of its searcher and scheduler are never read."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+
+class Feed(_Unpickled, Searcher):
     """Hands the trials of a course to Ray Tune, one whenever it asks.
 
     Args:
@@ -56,7 +66,7 @@ class Feed(Searcher):
         raise NotImplementedError
 
 
-class Stops(FIFOScheduler):
+class Stops(_Unpickled, FIFOScheduler):
     """Stops a trial where its course says so.
 
     Args:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mbcl.errors import ConfigError
@@ -20,6 +21,7 @@ from mbcl.orchestration.domains import Domain, Draw
 from mbcl.orchestration.parts import applies
 from mbcl.orchestration.space import Search, Space, SpaceFile
 from mbcl.orchestration.trials import (
+    Trials,
     TrialSpec,
     base_of,
     experiment_with,
@@ -54,13 +56,15 @@ def check_installed(search: Search) -> None:
             ) from error
 
 
-def drawn_trials(file: SpaceFile, study: StudyRecord, total: int) -> list[TrialSpec]:
-    """The trials that an adaptive search has drawn so far, made again from its record.
+def known(file: SpaceFile, trials: Trials, study: StudyRecord) -> Trials:
+    """The trials of a space with those that an adaptive search has drawn so far, made again from its record.
 
     Raises:
         ConfigError: if the record does not belong to the space.
     """
     space, source = file.space, str(file.path)
+    if not space.search.adaptive:
+        return trials
     base, grid = base_of(space, source), points(space)
     found: list[TrialSpec] = []
     for setting, records in study.settings().items():
@@ -74,8 +78,8 @@ def drawn_trials(file: SpaceFile, study: StudyRecord, total: int) -> list[TrialS
         except (KeyError, IndexError, TypeError) as error:
             raise ConfigError(f"{source}: setting {setting} was drawn from another space: {error}") from error
         experiment = experiment_with(base, chosen, space, source)
-        found += replicate(space, setting, resolved(experiment, chosen), experiment, total)
-    return found
+        found += replicate(space, setting, resolved(experiment, chosen), experiment, trials.total)
+    return replace(trials, specs=tuple(found))
 
 
 class Proposals:
@@ -131,6 +135,11 @@ class Proposals:
             if all(record.status in ENDED for record in records):
                 self.tell(setting)
         return done
+
+    @property
+    def left(self) -> int:
+        """How many trials may still be drawn."""
+        return len(self._slots) * len(self._space.seeds)
 
     def propose(self) -> list[str]:
         """The trials of a new setting, which the study now has; empty if all have been drawn."""

@@ -118,7 +118,7 @@ def _adaptive(file: SpaceFile) -> Trials:
     check_baseline(space, experiments, source)
     total = sum(samples_of(space, point) for point in found) * len(space.seeds)
     probes = [
-        next(replicate(space, number, resolved(experiment, values), experiment, total))
+        next(replicate(space, total + number, resolved(experiment, values), experiment, total))
         for number, (values, experiment) in enumerate(zip(chosen, experiments, strict=True))
     ]
     return Trials((), (), total, tuple(probes))

@@ -9,7 +9,7 @@ import pytest
 from mbcl.errors import ConfigError
 from mbcl.orchestration.course import Course
 from mbcl.orchestration.results import new_study
-from mbcl.orchestration.search import Proposals, drawn_trials
+from mbcl.orchestration.search import Proposals, known
 from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand, space_digest
 from mbcl.study import Stopped, StudyRecord
@@ -41,7 +41,7 @@ class Run:
         trials = expand(self.file)
         self.study = study or new_study(self.file, trials, "test")
         self.said: list[str] = []
-        self.specs = {spec.trial_id: spec for spec in drawn_trials(self.file, self.study, trials.total)}
+        self.specs = {spec.trial_id: spec for spec in known(self.file, trials, self.study).specs}
         assert set(self.specs) == set(self.study.trials), "a record gives its trials' names again"
         self.source = Proposals(self.file, self.study, trials.total, added=self.add, say=self.said.append)
 
