@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from mbcl.orchestration.results import trial_folder
 from mbcl.orchestration.schedulers import Asha, Median, build
 from mbcl.orchestration.space import Space
 from mbcl.orchestration.trials import TrialSpec, is_baseline
-from mbcl.seeding import derive
+from mbcl.seeding import numpy_generator
 from mbcl.storage import Store
 from mbcl.study import StudyRecord
 
@@ -76,24 +75,22 @@ class RayStopper:
         trial = _Named(trial_id)
         if trial not in self._trials:
             self._trials.add(trial)
-            with _global_generator(derive(self._seed, f"bracket:{trial_id}")):
-                self._rule.on_trial_add(None, trial)
+            self._rule.on_trial_add(None, trial)
+            if isinstance(self._rule, AsyncHyperBandScheduler):
+                self._choose_bracket(trial_id)
         found = self._rule.on_trial_result(None, trial, {EPOCH: epoch, VALUE: value})
         if isinstance(self._rule, MedianStoppingRule):
             # It takes nothing in from a trial that it has stopped; the baseline goes on all the same.
             self._rule._stopped_trials.discard(trial)
         return bool(found == TrialScheduler.STOP)
 
-
-@contextmanager
-def _global_generator(seed: int) -> Iterator[None]:
-    """NumPy's global generator, from which ASHA draws a bracket, from a seed for a moment."""
-    state = np.random.get_state()  # noqa: NPY002
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
+    def _choose_bracket(self, trial_id: str) -> None:
+        """As Ray draws it, by the number of rungs, but not from a global generator."""
+        brackets = self._rule._brackets
+        rungs = np.array([len(bracket._rungs) for bracket in brackets])
+        weights = np.exp(rungs - rungs.max())
+        drawn = numpy_generator(self._seed, f"bracket:{trial_id}").choice(len(brackets), p=weights / weights.sum())
+        self._rule._trial_info[trial_id] = brackets[int(drawn)]
 
 
 def race(space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store: Store) -> Race | None:
