@@ -57,7 +57,23 @@ def answer(
             f"Of {counted(len(study.trials), 'trial')}, {listed(missing)}; only finished trials count here"
             + (", so the answer may still change." if counts.get("pending") else ".")
         )
+    found.details += _selection(study)
     return found
+
+
+def _selection(study: StudyRecord) -> list[str]:
+    """What early stopping did to the finished settings: nothing is known of the others, and these were picked."""
+    stopped = {trial.setting: trial.stopped for trial in study.trials.values() if trial.stopped}
+    if not stopped:
+        return []
+    rule = next(iter(stopped.values()))
+    several = len({trial.seed for trial in study.trials.values()}) > 1
+    seed = f"seed {rule.first_seed}" if several else "their only seed"
+    return [
+        f"{rule.by} stopped {counted(len(stopped), 'setting')} early, which have no final metrics and stand in no mean "
+        f"and no comparison. The finished ones were picked by {rule.metric} on {seed}, so what they reach there is "
+        f"flattered{'; their other seeds took no part in the choice' if several else ''}."
+    ]
 
 
 def _reference(comparisons: list[Comparison]) -> str:
