@@ -22,7 +22,7 @@ from mbcl.orchestration.schedulers import build as build_scheduler
 from mbcl.orchestration.search import Proposals, check_installed
 from mbcl.orchestration.space import SpaceFile, check_name, read_space
 from mbcl.orchestration.trials import Trials, TrialSpec, expand
-from mbcl.storage import Store, open_store
+from mbcl.storage import Store, check_writable, open_store
 from mbcl.study import StudyRecord
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -107,6 +107,7 @@ def _run(request: Request, write_report: WriteReport) -> int:
         need = kind.need(file.space.resources, nodes)
         here = need, fit(need, nodes, file.space.resources)
     store = open_store(request.results_dir).child(request.folder)
+    check_writable(store, "--results-dir")
     # A first look, before data are read and anything is written; the one that counts is taken under the lock.
     _, todo, trials = _open(request, file, trials, store)
     checked: Checked | None = None
