@@ -1,4 +1,4 @@
-"""The code that the nodes of a cluster run: that of the process which starts the study, whatever they have installed."""
+"""The code that the nodes of a cluster run: that of the process which starts the study."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 @contextmanager
 def code_of_this_process() -> Iterator[dict[str, str]]:
-    """What brings this very source to every node, as entries of a Ray runtime environment; for the time of ``ray.init``.
+    """What brings this very source to every node, as entries of a Ray runtime environment, while ``ray.init`` runs.
 
     It is the working directory of Ray's processes, not one of ``py_modules``: these come behind the folder that the
     study is started in, and a node may have an older revision at the same place.

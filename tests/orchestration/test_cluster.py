@@ -103,9 +103,7 @@ def test_a_joined_cluster(tmp_path, space_file):
     assert seen["booting"] == 3
     assert seen["said"] == ["waiting for nodes: 1 can train, 3 are booting, 0 s so far"]
     assert (seen["driver"], seen["task"]) == (0, 2), "drivers on the head, tasks on the workers"
-    assert "working_dir_files" in seen["code"], (
-        "nodes run the code of the process that joined, not what they have installed"
-    )
+    assert "working_dir_files" in seen["code"], "nodes run the code of the process that joined"
     assert "does not see /not/here" in seen["error"]
     assert "--results-dir" in seen["error"]
     assert not list(tmp_path.glob(".*"))
