@@ -54,6 +54,7 @@ class Job:
         group: the study that it belongs to.
         num_tasks: how many pools are planned at a time.
         placement: which nodes its small processes run on.
+        watched: the metric that a scheduler decides by while the trial trains; empty if none does.
         evaluation: the evaluation block that takes the place of the experiment's own, as plain data; empty for that.
         verbose: whether Ray may talk.
     """
@@ -67,6 +68,7 @@ class Job:
     group: str
     num_tasks: int
     placement: Placement = Placement()
+    watched: str = ""
     evaluation: dict[str, Any] = field(default_factory=dict)
     verbose: bool = False
 

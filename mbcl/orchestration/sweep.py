@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,15 @@ from mbcl.orchestration import console as consoles
 from mbcl.orchestration import interrupts, results
 from mbcl.orchestration.checks import Checked, check_data_there, check_shared, distinct
 from mbcl.orchestration.console import Console
+from mbcl.orchestration.course import Course
 from mbcl.orchestration.evaluations import commit, reopen_for_evaluation, settings_of
 from mbcl.orchestration.jobs import Job, Placement, one_line
-from mbcl.orchestration.resources import Need, Node, concurrent_trials, this_machine
+from mbcl.orchestration.resources import Fit, Need, Node, fit, this_machine
+from mbcl.orchestration.schedulers import build as build_scheduler
+from mbcl.orchestration.search import Proposals, check_installed
 from mbcl.orchestration.space import SpaceFile, check_name, read_space
 from mbcl.orchestration.trials import Trials, TrialSpec, expand
-from mbcl.storage import Store, open_store
+from mbcl.storage import Store, check_writable, open_store
 from mbcl.study import StudyRecord
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -95,27 +98,27 @@ def _run(request: Request, write_report: WriteReport) -> int:
     logging.basicConfig(level=logging.INFO if request.verbose else logging.WARNING, format="%(message)s")
     file = read_space(request.space, list(request.overrides))
     trials = expand(file)
+    check_installed(file.space.search)
     check_name(request.folder, "--name" if request.name else "the space file's stem (give --name)")
     nodes = this_machine()
     kind = file.space.kind
-    fit: tuple[Need, int] | None = None
+    here: tuple[Need, Fit] | None = None
     if request.address is None:
         need = kind.need(file.space.resources, nodes)
-        fit = need, concurrent_trials(need, nodes, file.space.resources)
+        here = need, fit(need, nodes, file.space.resources)
     store = open_store(request.results_dir).child(request.folder)
+    check_writable(store, "--results-dir")
     # A first look, before data are read and anything is written; the one that counts is taken under the lock.
-    _, todo = _open(request, file, trials, store)
+    _, todo, trials = _open(request, file, trials, store)
     checked: Checked | None = None
     if request.address is None or not kind.reads_data:
         with consoles.busy("reading data, building models", quiet=request.quiet):
-            checked = kind.check(distinct(list(todo.values())), str(file.path))
+            checked = kind.check(distinct([*todo.values(), *trials.probes]), str(file.path))
     if request.dry_run:
-        notes = (*trials.notes, *(checked.notes if checked else ("the data are checked on the cluster",)))
-        planning = checked.planning if checked else {}
-        consoles.dry_run(list(todo.values()), len(trials.specs), fit, store.uri, planning, notes)
+        consoles.dry_run(list(todo.values()), trials, file.space, here, store.uri, checked)
         return EXIT_FINISHED
     with results.lock(store):
-        study, todo = _open(request, file, trials, store)
+        study, todo, trials = _open(request, file, trials, store)
         sweep = Sweep(request, file, trials, store, study, todo, nodes, checked)
         if not (request.resume or request.eval_only):
             with interrupts.held():
@@ -123,16 +126,19 @@ def _run(request: Request, write_report: WriteReport) -> int:
         return sweep.run(write_report)
 
 
-def _open(request: Request, file: SpaceFile, trials: Trials, store: Store) -> tuple[StudyRecord, dict[str, TrialSpec]]:
-    """The study's record, new or found, and the trials to run by their stored names. Writes nothing."""
+def _open(
+    request: Request, file: SpaceFile, trials: Trials, store: Store
+) -> tuple[StudyRecord, dict[str, TrialSpec], Trials]:
+    """The study's record, new or found, the trials to run by their stored names, and all. Writes nothing."""
     if request.eval_only:
-        file.space.kind.evaluation(trials.specs[0].experiment)
-        return reopen_for_evaluation(store, trials)
+        file.space.kind.evaluation((*trials.specs, *trials.probes)[0].experiment)
+        return reopen_for_evaluation(store, file, trials)
     if request.resume:
-        study = results.reopen(store, file, trials)
-        return study, {key: trials.by_id[key] for key in study.unfinished()}
+        study, trials = results.reopen(store, file, trials)
+        return study, {key: trials.by_id[key] for key in study.unfinished()}, trials
     results.check_new(store, request.folder)
-    return results.new_study(file, trials, request.name or file.space.name or request.folder), trials.by_id
+    study = results.new_study(file, trials, request.name or file.space.name or request.folder)
+    return study, trials.by_id, trials
 
 
 class Sweep:
@@ -168,15 +174,33 @@ class Sweep:
         self._todo = todo
         self._nodes = nodes
         self._checked = checked
-        self._console = Console(trials, file.space.kind, store, study, quiet=request.quiet)
+        self._console = Console(trials, file.space, store, study, quiet=request.quiet)
+        self._specs = trials.by_id
+        self._jobs: dict[str, Job] = {}
+        self._make_job: Callable[[str, TrialSpec], Job] | None = None
+        self._proposals: Proposals | None = None
+        if file.space.search.adaptive and not request.eval_only:
+            self._proposals = Proposals(file, study, trials.total, added=self._add, say=self._console.say)
         self._begun = False
+
+    @property
+    def _undrawn(self) -> int:
+        """How many trials an adaptive search may still draw."""
+        return self._proposals.left if self._proposals else 0
+
+    def _add(self, specs: Sequence[TrialSpec]) -> None:
+        """Take in trials that a search has drawn."""
+        assert self._make_job is not None
+        self._specs |= {spec.trial_id: spec for spec in specs}
+        self._jobs |= {spec.trial_id: self._make_job(spec.trial_id, spec) for spec in specs}
+        self._console.add(specs)
 
     def run(self, write_report: WriteReport) -> int:
         """Run to the end; returns the exit code."""
         interrupted = False
         failures: dict[str, str] = {}
         try:
-            if self._todo:
+            if self._todo or self._undrawn:
                 failures = self._with_ray()
         except KeyboardInterrupt:
             interrupted = True
@@ -193,7 +217,7 @@ class Sweep:
         return self._exit_code(interrupted, failures)
 
     def _exit_code(self, interrupted: bool, failures: dict[str, str]) -> int:
-        request, left = self._request, len(self._study.unfinished())
+        request, left = self._request, len(self._study.unfinished()) + self._undrawn
         for trial_id, reason in failures.items():
             consoles.error(f"{trial_id}: evaluation failed: {reason}")
         if interrupted and request.eval_only:
@@ -208,37 +232,42 @@ class Sweep:
 
     def _with_ray(self) -> dict[str, str]:
         """Start or join Ray and run the trials; in ``--eval-only`` return why evaluations failed."""
-        from mbcl.orchestration.cluster import cluster
+        from mbcl.orchestration.cluster import await_node, cluster
 
         request, file, kind, console = self._request, self._file, self._file.space.kind, self._console
         with cluster(request.address, self._nodes, verbose=request.verbose, say=console.say) as found:
             interrupts.listen()  # Ray has put its own handler there
             need = kind.need(file.space.resources, found.nodes)
-            concurrency = concurrent_trials(need, found.nodes, file.space.resources)
+            fitting = fit(need, found.nodes, file.space.resources, drivers=found.drivers)
+            concurrency = fitting.trials
             if request.address is not None:
                 check_shared(self._store)
             checked = self._checked
             if checked is None:
-                experiments = distinct(list(self._todo.values()))
+                experiments = distinct([*self._todo.values(), *self._trials.probes])
+                await_node(found.placement.for_task, console.say)
                 checked = check_data_there(experiments, str(file.path), found.placement.for_task)
             from mbcl.orchestration.runner import run_trials
+            from mbcl.orchestration.stopping import race
 
             cpus = int(sum(node.cpus for node in found.nodes)) // concurrency
-            jobs = {
-                key: self._job(
-                    key,
-                    spec,
-                    need,
-                    kind.planning_tasks(spec.experiment, need, cpus, checked.pools[spec.setting]),
-                    found.placement,
-                )
-                for key, spec in self._todo.items()
-            }
-            console.begin(len(jobs), need, concurrency, (*self._resuming_notes(), *checked.notes))
+            most_pools = max(checked.pools.values(), default=0)
+
+            def make(key: str, spec: TrialSpec) -> Job:
+                pools = checked.pools.get(spec.setting, most_pools)
+                num_tasks = kind.planning_tasks(spec.experiment, need, cpus, pools)
+                return self._job(key, spec, need, num_tasks, found.placement)
+
+            self._make_job = make
+            jobs = self._jobs
+            jobs |= {key: make(key, spec) for key, spec in self._todo.items()}
+            num_todo = len(jobs) + self._undrawn
+            console.begin(num_todo, need, fitting, (*self._resuming_notes(), *checked.notes))
             self._begun = True
-            with console.progress(len(jobs)):
+            with console.progress(num_todo):
                 if request.eval_only:
                     return self._evaluate(jobs, concurrency)
+                rule = race(file.space, self._study, self._specs, self._store)
                 run_trials(
                     jobs,
                     store=self._store,
@@ -246,6 +275,8 @@ class Sweep:
                     study=self._study,
                     concurrency=concurrency,
                     watcher=console,
+                    course=Course(self._study, list(jobs), concurrency=concurrency, race=rule, source=self._proposals),
+                    driver=kind.driver(need, found.placement),
                 )
         return {}
 
@@ -283,6 +314,7 @@ class Sweep:
             group=self._study.name,
             num_tasks=num_tasks,
             placement=placement,
+            watched=self._study.metric if build_scheduler(self._file.space.scheduler).stops else "",
             evaluation=evaluation,
             verbose=self._request.verbose,
         )

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from mbcl.report.wording import counted, interval, listed, number
 from mbcl.study import StudyRecord
 from mbcl.summary.glossary import direction
+from mbcl.summary.settings import settings_of
 from mbcl.summary.statistics import ALPHA, Comparison, SettingSummary, shown_status
+from mbcl.summary.tuned import best_of
 
 _CLAIMS = ("better", "worse", "higher", "lower")
 MOST_NAMED = 8
@@ -57,7 +59,28 @@ def answer(
             f"Of {counted(len(study.trials), 'trial')}, {listed(missing)}; only finished trials count here"
             + (", so the answer may still change." if counts.get("pending") else ".")
         )
+    if any(c.chosen for c in comparisons):
+        found.details.append(
+            f"Compared are the best settings of each sampler and objective by {study.metric}, chosen alike for the "
+            f"baseline; {metric} took no part in the choice."
+        )
+    found.details += _selection(study)
     return found
+
+
+def _selection(study: StudyRecord) -> list[str]:
+    """What early stopping did to the finished settings: nothing is known of the others, and these were picked."""
+    stopped = {trial.setting: trial.stopped for trial in study.trials.values() if trial.stopped}
+    if not stopped:
+        return []
+    rule = next(iter(stopped.values()))
+    several = len({trial.seed for trial in study.trials.values()}) > 1
+    seed = f"seed {rule.first_seed}" if several else "their only seed"
+    return [
+        f"{rule.by} stopped {counted(len(stopped), 'setting')} early, which have no final metrics and stand in no mean "
+        f"and no comparison. The finished ones were picked by {rule.metric} on {seed}, so what they reach there is "
+        f"flattered{'; their other seeds took no part in the choice' if several else ''}."
+    ]
 
 
 def _reference(comparisons: list[Comparison]) -> str:
@@ -79,7 +102,7 @@ def _holds(comparison: Comparison) -> bool:
 
 
 def _not_shown(comparison: Comparison) -> str:
-    return f"no difference shown (n={comparison.n})"
+    return f"no interval (n={comparison.n})" if comparison.n == 1 else f"no difference shown (n={comparison.n})"
 
 
 def _compared(comparisons: list[Comparison], metric: str) -> Answer:
@@ -164,8 +187,10 @@ def _claim(comparisons: list[Comparison], word: str, reference: str, metric: str
 
 def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str) -> Answer:
     measured = [summary for summary in summaries if metric in summary.metrics]
+    chosen = best_of(study, settings_of(study)) if metric != study.metric else None
     lowest = direction(metric) < 0 or (study.mode == "min" and study.metric == metric)
     best = (min if lowest else max)(measured, key=lambda summary: summary.metrics[metric].mean)
+    best = next((summary for summary in measured if chosen and summary.setting == chosen.id), best)
     found = best.metrics[metric]
     spread = f"95 % interval {interval(found)}, n={found.n}" if found.n > 1 else "one seed, so no interval"
     if len(summaries) == 1:
@@ -177,6 +202,9 @@ def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str
         if study.baseline
         else "The study names no baseline"
     )
-    which = "lowest" if lowest else "highest"
-    headline = f"The {which} mean {metric} is {number(found.mean)}, for {best.label} ({spread})."
+    if chosen and best.setting == chosen.id:
+        headline = f"The best setting by {study.metric} is {best.label}: {metric} {number(found.mean)} ({spread})."
+    else:
+        which = "lowest" if lowest else "highest"
+        headline = f"The {which} mean {metric} is {number(found.mean)}, for {best.label} ({spread})."
     return Answer(headline, [f"{reason}, so no difference between settings is tested here."])

@@ -6,7 +6,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report.studies import BACK, FULL, OSGD, SHUFFLE, SPECTRAL, TOP1, grid, partial, study, trial, write_histories
+from report.studies import (
+    BACK,
+    FULL,
+    OSGD,
+    SHUFFLE,
+    SPECTRAL,
+    TOP1,
+    grid,
+    partial,
+    raced,
+    study,
+    trial,
+    write_histories,
+)
 
 from mbcl.report import write
 from mbcl.report.answer import answer, second_opinion
@@ -154,6 +167,18 @@ def test_a_partial_study(tmp_path: Path) -> None:
     assert "the loss is nan" in page.text
     assert f"--name {tmp_path.name} --resume" in page.text
     assert " is better than" not in page.text
+
+
+def test_a_study_that_stopped_trials_says_so(tmp_path: Path) -> None:
+    write_histories(LocalStore(tmp_path), raced(), epochs=2)
+    page = check_self_contained(written(tmp_path, raced()))
+    assert "Of 9 trials, 3 stopped; only finished trials count here." in page.text
+    assert "asha stopped 1 setting early, which have no final metrics" in page.text
+    assert "picked by val/retrieval/top1 on seed 0, so what they reach there is flattered" in page.text
+    assert "stopped by asha after 2 of 4 epochs (val/retrieval/top1 0.2500)" in page.text
+    assert page.text.count("not begun: asha stopped this setting with seed 0") == 2
+    assert "Stopped early, where the line ends: osgd" in page.text
+    assert "--resume" not in page.text, "a stopped trial is not missing"
 
 
 def test_stale_plots_are_removed(tmp_path: Path) -> None:
