@@ -20,7 +20,7 @@ ray = pytest.importorskip("ray")
 
 TITLES = ("ray::RayTrainWorker", "ray::Planner", "ray::TrainController", "ray::ImplicitFunc")
 GONE_SECONDS = 60.0
-EPOCHS = 6
+EPOCHS = 3
 
 
 def of_trials() -> set[int]:
