@@ -208,6 +208,11 @@ class ArrowStore:
             self.write_bytes(f"{name}/{relative}".lstrip("/"), path.read_bytes())
 
 
+def is_remote(location: str) -> bool:
+    """Whether a location is a URI rather than a path."""
+    return "://" in location
+
+
 def open_store(location: str | Path) -> Store:
     """The store at a local path or a URI.
 
@@ -215,7 +220,7 @@ def open_store(location: str | Path) -> Store:
         ConfigError: if no filesystem opens the URI, the path is empty, or a file stands where a folder should be.
     """
     text = str(location)
-    if "://" in text:
+    if is_remote(text):
         return ArrowStore(text)
     if not text:
         raise ConfigError("found an empty path, expected a folder")

@@ -73,7 +73,7 @@ def _start_planner(job: Job, experiment: Experiment) -> Any | None:
     if not experiment.build_sampler().needs_embeddings or experiment.planner.where != "tasks":
         return None
     planner = PlannerActor.options(resources=job.placement.for_driver)
-    return planner.remote(experiment.seed, job.need.workers, job.num_tasks, job.placement)
+    return planner.remote(experiment.seed, job.num_tasks, job.placement)
 
 
 def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
@@ -93,12 +93,12 @@ def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
 @ray.remote(num_cpus=0)
 def _evaluate(job: Job, again: bool) -> dict[str, float]:
     torch.set_num_threads(job.need.threads)
-    store = open_store(job.store)
+    store = job.open(job.store)
     return evaluate(
         store,
         settings=Evaluation.model_validate(job.evaluation) if job.evaluation else None,
         device="cuda" if job.need.gpus_per_worker else "cpu",
-        baselines=open_store(job.baselines),
+        baselines=job.open(job.baselines),
         # The last one of a finished trial, not the one before if that is damaged.
         checkpoint=name_of(job.experiment["train"]["epochs"]) if again else None,
         out=evaluated_again(job) if again else None,
