@@ -24,6 +24,8 @@ from mbcl.storage import Store, open_store
 ANSWER = "answer"
 """The key of Ray Tune's result that holds the answer."""
 EVALUATION_RETRIES = 3
+OUTSIDE = "DEFAULT"
+"""Not within the placement group of the trial's driver, which holds just what that driver has for itself."""
 
 
 def run_trial(config: dict[str, Any], jobs: Mapping[str, Job]) -> None:
@@ -72,7 +74,7 @@ def _start_planner(job: Job, experiment: Experiment) -> Any | None:
     """The trial's planner, owned by this driver so that it ends with it; None where no planner is needed."""
     if not experiment.build_sampler().needs_embeddings or experiment.planner.where != "tasks":
         return None
-    planner = PlannerActor.options(resources=job.placement.for_driver)
+    planner = PlannerActor.options(resources=job.placement.for_driver, scheduling_strategy=OUTSIDE)
     return planner.remote(experiment.seed, job.num_tasks, job.placement)
 
 
@@ -85,7 +87,10 @@ def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
             :func:`evaluated_again`.
     """
     options = _evaluate.options(
-        num_gpus=min(1, job.need.gpus_per_worker), max_retries=EVALUATION_RETRIES, resources=job.placement.for_task
+        num_gpus=min(1, job.need.gpus_per_worker),
+        max_retries=EVALUATION_RETRIES,
+        resources=job.placement.for_task,
+        scheduling_strategy=OUTSIDE,
     )
     return options.remote(job, again)
 
