@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -56,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(parsed)
     except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun all processes of a machine read the same input
+            sys.stderr.write(f"error: {error}\n")
         return EXIT_BAD_INPUT
     except MbclError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -95,12 +97,14 @@ def _train(arguments: argparse.Namespace) -> int:
     from mbcl.engine import checkpoint, train
     from mbcl.experiment import Experiment, read_experiment
     from mbcl.progress import EpochLines
-    from mbcl.storage import open_store
+    from mbcl.storage import check_writable, open_store
 
     content = read_experiment(arguments.config) if arguments.config else {}
     apply_overrides(content, arguments.set)
-    experiment = validate(Experiment, content, arguments.config or "the experiment")
+    source = " with ".join([arguments.config or "the experiment", *(f"--set {override}" for override in arguments.set)])
+    experiment = validate(Experiment, content, source)
     store = open_store(arguments.out)
+    check_writable(store, "--out")
     if checkpoint.names(store) and not arguments.resume:
         raise ConfigError(f"{arguments.out}: holds a training already; add --resume, or choose another --out")
     world = dist.init_from_env()
@@ -244,12 +248,16 @@ def _add_list(commands: Any) -> None:
     listing.add_argument(
         "kind", nargs="?", choices=("samplers", "objectives", "optimizers", "encoders", "datasets"), help="only these"
     )
+    listing.add_argument("name", nargs="?", help="only this one, with all that its documentation says of it")
     listing.set_defaults(run=_list)
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from mbcl.listing import lines
+    from mbcl.listing import about, lines
 
+    if arguments.name is not None:
+        sys.stdout.write(about(arguments.kind, arguments.name) + "\n")
+        return 0
     sys.stdout.write("\n".join(lines(arguments.kind)) + "\n")
     return 0
 

@@ -137,6 +137,8 @@ def _describe(model: type[BaseModel] | None, error: ErrorDetails) -> str:
         return f"{'.'.join(part for part in (path, dotted) if part)}: {inner}" if path or dotted else inner
     if error["type"] == "extra_forbidden":
         known = _known_keys(model, error["loc"])
+        if not known:
+            return f"{path}: unknown key; there is none that could be given here"
         return f"{path}: unknown key; {nearest(str(error['loc'][-1]), known)}"
     if error["type"] == "missing":
         return f"{path}: this key is missing"

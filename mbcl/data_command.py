@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mbcl.data import ImageSet, Splits
+    from mbcl.data.folder_sets import Packed
 
 _SHARE = 0.1  # progress where nobody looks on: a line for every tenth
 
@@ -27,7 +27,8 @@ def add_data(commands: Any) -> None:
         help="decode the images of folders once, into one file",
         description="Decode the images of a data set in folders once, into one file of bytes that is mapped into "
         "memory; training, sweeps and evaluation then read no JPEG. It lies in the folder mbcl-pack of the data set "
-        "and is used by itself. If a file of the folder changes, a warning says so and the folder is read.",
+        "and is used by itself. If a file of the folder changes, a warning says so and the folder is read. A corrupted "
+        "set in folders gets one such file for each corruption and severity.",
     )
     _add_place(pack)
     pack.add_argument("--out", metavar="DIR", help="the pack's folder, to be given as data.dir (default: see above)")
@@ -55,38 +56,44 @@ def _add_place(command: argparse.ArgumentParser) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from mbcl.data import DATASETS, request_of
+    from mbcl.data import CORRUPTED, DATASETS, pack_corrupted, request_of
     from mbcl.errors import ConfigError
 
-    folders = DATASETS[arguments.data].folders
-    if folders is None:
-        packable = [name for name in DATASETS if DATASETS[name].folders]
+    out = Path(arguments.out).expanduser() if arguments.out else None
+    corrupted = arguments.data in CORRUPTED
+    folders = None if corrupted else DATASETS[arguments.data].folders
+    if folders is None and not corrupted:
+        packable = [*(name for name in DATASETS if DATASETS[name].folders), *CORRUPTED]
         raise ConfigError(f"--data: {arguments.data} has no image files to pack; allowed: {', '.join(packable)}")
     if arguments.data_dir is None:
-        raise ConfigError(f"--data-dir is not given; {DATASETS[arguments.data].files}")
-    start = time.perf_counter()
-    with _progress() as tell:
-        try:
-            packed = folders.pack(
-                request_of(dir=arguments.data_dir, image_size=arguments.image_size),
-                out=Path(arguments.out).expanduser() if arguments.out else None,
-                force=arguments.force,
-                tell=tell,
-            )
-        except OSError as error:
-            what = f"{error.filename}: the pack cannot be written: {error.strerror}"
-            raise ConfigError(f"{what}; --out chooses another folder") from error
+        files = CORRUPTED[arguments.data].how_to_get if corrupted else DATASETS[arguments.data].files
+        raise ConfigError(f"--data-dir is not given; {files}")
+    request = request_of(dir=arguments.data_dir, image_size=arguments.image_size)
+    options = {"out": out, "force": arguments.force}
+    try:
+        with _progress() as tell:
+            if folders is None:
+                for packed in pack_corrupted(arguments.data, dir=arguments.data_dir, tell=tell, **options):
+                    _say_packed(packed)
+            else:
+                _say_packed(folders.pack(request, tell=tell, **options))
+    except OSError as error:
+        what = f"{error.filename}: the pack cannot be written: {error.strerror}"
+        raise ConfigError(f"{what}; --out chooses another folder") from error
+    return 0
+
+
+def _say_packed(packed: Packed) -> None:
     if not packed.new:
         sys.stdout.write(f"{packed.path}: a whole pack of these files is there already; --force packs them again\n")
-        return 0
-    num = packed.num_train + packed.num_test
-    raw = num * 3 * packed.size**2
+        return
+    raw = (packed.num_train + packed.num_test) * 3 * packed.size**2
     size = sum(path.stat().st_size for path in packed.path.parent.glob(f"{packed.path.stem}[.-]*"))
+    train = f"{packed.num_train:,} training and " if packed.num_train else ""
     sys.stdout.write(
-        f"{packed.path}: {packed.num_train:,} training and {packed.num_test:,} test images of {packed.size} x "
-        f"{packed.size}; {size:,} bytes, {size / raw:.3f} of the raw pixels; {time.perf_counter() - start:.1f} s\n"
+        f"{packed.path}: {train}{packed.num_test:,} test images of {packed.size} x {packed.size}; {size:,} bytes, "
+        f"{size / raw:.3f} of the raw pixels; {packed.seconds:.1f} s\n"
     )
-    return 0
 
 
 @contextmanager

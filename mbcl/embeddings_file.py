@@ -53,5 +53,8 @@ def read_embeddings(path: Path | str) -> tuple[Embeddings, Tensor | None]:
         raise ConfigError(f"{path}: {error}") from error
     if labels is None:
         return ordered, None
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        bad = np.flatnonzero(~np.isfinite(labels))
+        raise ConfigError(f"{path}: labels: {len(bad)} of {num_rows} are not finite, the first in row {bad[0]}")
     classes = torch.from_numpy(np.unique(labels, return_inverse=True)[1].astype(np.int64))
     return ordered, classes[torch.argsort(held.indices)]

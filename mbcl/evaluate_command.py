@@ -16,15 +16,37 @@ if TYPE_CHECKING:
 EVALUATIONS = "evaluations"
 """The folder that has one ``evaluation.json`` a checkpoint, where several are evaluated."""
 
+_DESCRIPTION = """\
+Evaluate the last good checkpoint of a trained experiment, or exported weights, and write evaluation.json beside them.
+Settings are those of the experiment's evaluation block, changed by these options. What an evaluation.json there holds
+already of the same weights, data and settings is not measured again, each metric by itself."""
+
+_KEYS = """\
+keys for --set:
+  similarity=cosine             of retrieval; dot as published
+  batch_size=512                images of a forward pass
+  corrupted.meanings=[within, clean]
+                                within one image, as published; against the clean originals
+  corrupted.corruptions=[fog, snow]
+                                all fifteen by default, or all that an official set holds
+  knn.k=20, knn.weighting=similarity, knn.temperature=0.07
+  probe.penalties=[1.0, 0.1, 0.01, 0.001, 0.0001], probe.held_out=0.2
+
+examples:
+  mbcl evaluate --checkpoint /tmp/run --metrics retrieval knn probe repr --baselines random pixels
+  mbcl evaluate --checkpoint /tmp/run --corrupted --severity 1 3 5
+  mbcl evaluate --checkpoint /tmp/run --epochs -1 9 10 --metrics knn
+  mbcl evaluate --checkpoint /tmp/run --split train --set similarity=dot"""
+
 
 def add_evaluate(commands: Any) -> None:
     """Add the command to a parser's sub-commands."""
     evaluate = commands.add_parser(
         "evaluate",
         help="evaluate a checkpoint",
-        description="Evaluate the last good checkpoint of a trained experiment, or exported weights, and write "
-        "evaluation.json beside them. What is there already for the same weights and settings is not done again. "
-        "Settings are those of the experiment's evaluation block, changed by these options.",
+        description=_DESCRIPTION,
+        epilog=_KEYS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     evaluate.add_argument(
         "--checkpoint",
@@ -49,7 +71,9 @@ def add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("--baselines", metavar="NAME", nargs="+", help="beside them: random weights, raw pixels")
     evaluate.add_argument("--split", metavar="NAME", help="test, validation, or train as published")
-    evaluate.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="e.g. knn.k=200")
+    evaluate.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="a key of the evaluation block"
+    )
     evaluate.add_argument("--data", metavar="NAME", help="another data set than the one trained on")
     evaluate.add_argument("--data-dir", metavar="DIR", help="where the data lie on this machine")
     evaluate.add_argument("--out", metavar="DIR", help="where evaluation.json goes (default: beside the checkpoints)")

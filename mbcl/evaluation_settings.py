@@ -78,7 +78,8 @@ class Probe(Section):
 class Evaluation(Section):
     """What is measured once, at the end.
 
-    ``split``: the images that are measured; the published evaluation took the training images.
+    ``split``: the images that are measured; the published evaluation took all training images, ``train`` are those
+    without the validation split.
 
     ``metrics``: ``retrieval``, ``corrupted``, ``knn``, ``probe``, ``repr``. The classifiers are fitted on the features
     of the training images.

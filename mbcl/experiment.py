@@ -116,6 +116,13 @@ Steps = Annotated[
 """A step function: from an epoch, counted from 0, on, the value; before the first one the sampler's own."""
 
 
+def _no_word(value: object) -> object:
+    """``true`` is no number, though Python takes it for 1."""
+    if isinstance(value, bool):
+        raise ConfigError(f"expected 0 or 1, found {str(value).lower()}")
+    return value
+
+
 class PlannerSchedule(Section):
     """Parameters of the sampler that change over the epochs, such as ``pool: {0: 1280, 50: 5120}``."""
 
@@ -150,7 +157,7 @@ class Planner(Section):
     """
 
     where: Literal["tasks", "worker"] = "tasks"
-    overlap: Literal[0, 1] = 0
+    overlap: Annotated[Literal[0, 1], BeforeValidator(_no_word)] = 0
     warmup_epochs: int = Field(default=0, ge=0)
     every: int = Field(default=1, ge=1)
     schedule: PlannerSchedule = PlannerSchedule()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mbcl.data import CORRUPTED, DATASETS, describe
+from mbcl.errors import ConfigError
 from mbcl.models import ENCODERS
 from mbcl.objectives import OBJECTIVES
 from mbcl.optim import OPTIMIZERS
@@ -32,19 +33,35 @@ def _parts(kind: str, registry: Registry[Any]) -> Iterator[str]:
         yield f"      {summary}"
 
 
+REGISTRIES: dict[str, Registry[Any]] = {
+    "samplers": SAMPLERS,
+    "objectives": OBJECTIVES,
+    "optimizers": OPTIMIZERS,
+    "encoders": ENCODERS,
+}
+
+
+def about(kind: str, name: str) -> str:
+    """What ``mbcl list KIND NAME`` says: the names, the parameters with their defaults, and what each means.
+
+    Raises:
+        ConfigError: if nothing of that kind is called so, or its kind has no parameters to explain.
+    """
+    if kind not in REGISTRIES:
+        raise ConfigError(f"mbcl list {kind}: says all there is; names are explained of {', '.join(REGISTRIES)}")
+    registry = REGISTRIES[kind]
+    name = registry.canonical(name)
+    aliases = f" (also {', '.join(registry.aliases(name))})" if registry.aliases(name) else ""
+    return f"{name}({_signature(registry[name])}){aliases}\n\n{inspect.getdoc(registry[name]) or ''}"
+
+
 def lines(kind: str | None = None) -> Iterator[str]:
     """The lines of ``mbcl list``.
 
     Args:
         kind: samplers, objectives, optimizers, encoders or datasets; all if None.
     """
-    registries: dict[str, Registry[Any]] = {
-        "samplers": SAMPLERS,
-        "objectives": OBJECTIVES,
-        "optimizers": OPTIMIZERS,
-        "encoders": ENCODERS,
-    }
-    for name, registry in registries.items():
+    for name, registry in REGISTRIES.items():
         if kind in (None, name):
             yield from _parts(name, registry)
     if kind in (None, "encoders"):

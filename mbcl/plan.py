@@ -85,9 +85,10 @@ class Embeddings:
         positions = self.indices.cpu()
         in_range = len(positions) == 0 or bool((positions.min() >= 0) & (positions.max() < num_samples))
         if len(positions) != num_samples or not in_range or len(torch.unique(positions)) != num_samples:
+            span = f", at positions {positions.min()} to {positions.max()}" if len(positions) else ""
             raise PlanError(
                 f"embeddings must hold each of the {num_samples} samples once, found {len(positions)} rows "
-                f"of {len(torch.unique(positions))} samples"
+                f"of {len(torch.unique(positions))} samples{span}; allowed are 0 to {num_samples - 1}"
             )
         expected = torch.arange(num_samples)
         if torch.equal(positions, expected):

@@ -14,6 +14,8 @@ def epoch_line(row: Row, epochs: int) -> str:
         value = row.get(key)
         if value is not None:
             parts.append(f"{words} {value:.3g}")
+    if row.get("plan/age"):  # the lift is that of embeddings so many epochs old
+        parts.append(f"plan age {row['plan/age']:.2g}")
     parts.append(f"{row['time/total']:.1f} s")
     return "  ".join(parts)
 

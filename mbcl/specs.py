@@ -66,6 +66,8 @@ def parse_spec(text: str) -> Spec:
         key, equals, value = part.partition("=")
         if not (key and equals and value) or key in parameters:
             raise ConfigError(f"--samplers {text}: expected {FORM}, each key once, found {part!r}")
+        if key == "batch_size":
+            raise ConfigError(f"--samplers {text}: batch_size is an option of its own, --batch-size")
         parameters[key] = parse_yaml(value, f"--samplers {text}")
     try:
         return Spec(text, SAMPLERS.canonical(name), parameters)

@@ -57,6 +57,28 @@ def write_text(store: Store, name: str, text: str) -> None:
     store.write_bytes(name, text.encode("utf-8"))
 
 
+def check_writable(store: Store, option: str) -> None:
+    """Refuse a local folder that cannot be made or written; nothing is left behind.
+
+    Args:
+        store: where results would go. Only a write shows whether an object store takes them.
+        option: what the user gave it with.
+
+    Raises:
+        ConfigError: with the folder and the system's reason.
+    """
+    if not isinstance(store, LocalStore):
+        return
+    place = store.folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".mbcl-"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{option}: {store.uri} cannot be written: {place}: {error.strerror or error}") from error
+
+
 class LocalStore:
     """A store on this machine's disk."""
 

@@ -15,12 +15,47 @@ STUDY_FILE = "study.json"
 Status = Literal["pending", "running", "finished", "stopped", "failed"]
 
 
+class Stopped(BaseModel):
+    """Where a scheduler stopped a trial, and why.
+
+    ``by`` is the scheduler, ``epoch`` how many of ``of`` epochs it had seen, 0 if the trial never began because its
+    setting had been stopped with ``first_seed``; ``metric`` and ``value`` are what it judged by.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    by: str
+    epoch: int
+    of: int
+    metric: str
+    value: float | None = None
+    first_seed: int
+
+    def words(self) -> str:
+        """One line for people."""
+        if self.epoch == 0:
+            return f"not begun: {self.by} stopped this setting with seed {self.first_seed}"
+        value = "" if self.value is None else f" ({self.metric} {self.value:.4f})"
+        return f"stopped by {self.by} after {self.epoch} of {self.of} epochs{value}"
+
+
+class Drawn(BaseModel):
+    """What an adaptive search drew for a setting: the ``number``-th draw for a ``point`` of the grids."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    point: int
+    number: int
+    values: dict[str, Any]
+
+
 class TrialRecord(BaseModel):
     """One trial: a setting with one seed.
 
     ``parameters`` holds the swept keys with their resolved values, in the order of the space file;
     ``metrics`` the final ones by their contract names; ``seconds`` the wall time by stage; ``evaluation`` the block
-    that ``--eval-only`` put in the place of the experiment's own, empty if none did.
+    that ``--eval-only`` put in the place of the experiment's own, empty if none did; ``drawn`` what an adaptive search
+    drew, by the paths of the domains; ``stopped`` where a scheduler stopped it, whose last values are no final metrics.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -37,6 +72,8 @@ class TrialRecord(BaseModel):
     metrics: dict[str, float | int | None] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
     evaluation: dict[str, Any] = Field(default_factory=dict)
+    drawn: Drawn | None = None
+    stopped: Stopped | None = None
 
 
 class StudyRecord(BaseModel):

@@ -93,7 +93,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, capsys, tmp_
     except SystemExit as exited:
         code = exited.code
     err = capsys.readouterr().err
-    assert code == (1 if "/proc/nowhere" in arguments else 2)
+    assert code == 2
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert expected in err
@@ -120,6 +120,29 @@ def test_list_names_every_part(capsys):
         assert name in out
     assert main(["list", "samplers"]) == 0
     assert "simclr" not in capsys.readouterr().out
+
+
+def test_list_explains_the_parameters_of_one(capsys):
+    assert main(["list", "samplers", "sc_even_kb_loose"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("spectral(")
+    assert "    k: " in out
+    for wrong in (["list", "samplers", "spektral"], ["list", "datasets", "digits"]):
+        assert main(wrong) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_mistake_names_the_option_and_is_said_once_a_machine(tmp_path, capsys, monkeypatch):
+    for words, said in (
+        (["--set", "planner.overlap=true"], "with --set planner.overlap=true: planner.overlap: expected 0 or 1"),
+        (["--set", "sampler={name: full, k: 2}"], "sampler.k: unknown key; there is none"),
+        (["--out", "/proc/nowhere"], "--out: /proc/nowhere cannot be written"),
+    ):
+        assert main(["train", *TINY, "--out", str(tmp_path / "t"), *words]) == 2
+        assert said in capsys.readouterr().err
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main(["train", "--set", "planner.overlap=true"]) == 2
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("signal_sent", [signal.SIGINT, signal.SIGTERM])

@@ -463,3 +463,34 @@ def test_damaged_files_are_one_line(data: st.DataObject, stored: bytes, tmp_path
     path.write_bytes(bytes(damaged))
     with contextlib.suppress(ConfigError):
         read_arrays(path, ("z1", "z2"))
+
+
+def test_indices_labels_and_temperatures_that_mean_nothing_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    z1, z2 = views()
+    shifted, unlabelled = tmp_path / "shifted.npz", tmp_path / "unlabelled.npz"
+    np.savez(shifted, z1=z1, z2=z2, indices=np.arange(N) - 1)
+    np.savez(unlabelled, z1=z1, z2=z2, labels=np.where(np.arange(N) < 3, np.nan, 1.0))
+    for words, said in (
+        (
+            ["--embeddings", str(shifted)],
+            f"found {N} rows of {N} samples, at positions -1 to {N - 2}; allowed",
+        ),
+        (["--embeddings", str(unlabelled)], f"labels: 3 of {N} are not finite, the first in row 0"),
+        (["--num-samples", "100", "--temperature", "0.2"], "--temperature: losses are measured on embeddings"),
+        (["--num-samples", "100", "--set", "k=0"], "sampler 'osgd': k must be a whole number >= 1, found 0"),
+    ):
+        sampler = "osgd" if "k=0" in words else "shuffle"
+        assert plan(*words, "--sampler", sampler, "--batch-size", "10", "--out", str(tmp_path / "p.npz")) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_conflicts_are_told_with_their_share(held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--sampler", "kmeans", "--set", "skip=129", "--batch-size", "10", "--out", str(tmp_path / "p.npz")]
+    with pytest.warns(UserWarning, match="neighbours must share batches"):
+        assert plan("--embeddings", str(held), *words) == 0
+    # All others are neighbours, so all pairs of 13 batches are conflicts.
+    assert f"{13 * 10 * 9} pairs of a sample and one of its nearest could not be kept apart, 1 of all" in (
+        capsys.readouterr().out
+    )

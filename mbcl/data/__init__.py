@@ -1,7 +1,14 @@
 """Data sets in memory, their splits, and views of their images made on the device."""
 
 from mbcl.data.catalogue import DATASETS, Source, describe, load, request_of
-from mbcl.data.corrupted import CORRUPTED, corrupted_available, corrupted_of, load_corrupted
+from mbcl.data.corrupted import (
+    CORRUPTED,
+    check_corrupted,
+    corrupted_available,
+    corrupted_of,
+    load_corrupted,
+    pack_corrupted,
+)
 from mbcl.data.corruptions import CORRUPTIONS, corrupt
 from mbcl.data.images import ImageSet, Splits, split_validation
 from mbcl.data.recipe import IDENTITY, ViewRecipe
@@ -17,6 +24,7 @@ __all__ = [
     "Splits",
     "ViewRecipe",
     "augment",
+    "check_corrupted",
     "clean",
     "clean_views",
     "corrupt",
@@ -26,6 +34,7 @@ __all__ = [
     "load",
     "load_corrupted",
     "make_views",
+    "pack_corrupted",
     "request_of",
     "split_validation",
 ]

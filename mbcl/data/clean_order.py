@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
-from mbcl.data.folders import Listing, class_images, subfolders
+from mbcl.data.folders import Listing
 from mbcl.data.images import ImageSet
 from mbcl.data.request import Request
 from mbcl.errors import DataError
 
 
-def clean_order(folder: Path, clean: ImageSet, request: Request) -> Listing:
+def clean_order(folder: Path, found: Sequence[tuple[Path, str]], clean: ImageSet, request: Request) -> Listing:
     """The images of ``folder/CLASS/IMAGE``, one for each clean image, in their order.
 
     A file belongs to the clean image whose file has its name (endings aside), or whose position its name is. If the
@@ -22,6 +22,7 @@ def clean_order(folder: Path, clean: ImageSet, request: Request) -> Listing:
 
     Args:
         folder: of one corruption and severity.
+        found: its images, with the names of their folders of classes.
         clean: the clean images.
         request: how to say what is not certain.
 
@@ -29,7 +30,7 @@ def clean_order(folder: Path, clean: ImageSet, request: Request) -> Listing:
         DataError: if a class is unknown, an image is missing or there is one too many, or one lies in the folder of
             another class.
     """
-    files = _files(folder, clean)
+    files = _labelled(folder, found, clean)
     for names, keys in _schemes(clean, files):
         places = {name: position for position, name in enumerate(names)}
         if len(places) == len(names) and sum(key in places for key in keys) > len(keys) / 2:
@@ -47,17 +48,14 @@ def _schemes(clean: ImageSet, files: list[tuple[Path, int]]) -> Iterator[tuple[S
         yield range(len(clean)), numbers
 
 
-def _files(folder: Path, clean: ImageSet) -> list[tuple[Path, int]]:
-    """All images with the labels that their folders say."""
+def _labelled(folder: Path, found: Sequence[tuple[Path, str]], clean: ImageSet) -> list[tuple[Path, int]]:
+    """The images with the labels that their folders say."""
     labels = {name: label for label, name in enumerate(clean.classes)}
-    found = []
-    for name in subfolders(folder):
+    for name in dict.fromkeys(name for _, name in found):
         if name not in labels and not (name.isdecimal() and int(name) <= int(clean.labels.max())):
             known = f"one of the {len(labels)} classes" if labels else "a number of a class"
             raise DataError(f"{folder / name}: not {known} of the clean test images")
-        label = labels[name] if name in labels else int(name)
-        found += [(path, label) for path in class_images(folder / name)]
-    return found
+    return [(path, labels[name] if name in labels else int(name)) for path, name in found]
 
 
 def _by_name(folder: Path, clean: ImageSet, files: list[tuple[Path, int]], positions: list[int | None]) -> Listing:

@@ -8,6 +8,7 @@ Letters: N test images, S pixels a side.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mbcl.data.clean_order import clean_order
+from mbcl.data.corrupted_folders import folder_reader, pack_folders, severities_in
 from mbcl.data.corruptions import CORRUPTIONS, SEVERITIES, check_severity
-from mbcl.data.folders import decode, subfolders
+from mbcl.data.folder_sets import Packed
 from mbcl.data.images import ImageSet
 from mbcl.data.request import Request, Verify
 from mbcl.errors import ConfigError, DataError, nearest
@@ -83,10 +84,7 @@ def corrupted_available(name: str, dir: str) -> dict[str, list[int]]:
     root = _root(source, dir)
     found = {path.stem: list(SEVERITIES) for path in root.glob("*.npy")} if source.archives else {}
     found.pop(_LABELS, None)
-    for corruption in subfolders(root):
-        severities = sorted(int(name) for name in subfolders(root / corruption) if name in map(str, SEVERITIES))
-        if severities and corruption not in found:
-            found[corruption] = severities
+    found = {**severities_in(root, SEVERITIES), **found}
     if not found:
         raise DataError(f"{source.name}: {root} holds no corruptions; {source.how_to_get}")
     order = [known for known in CORRUPTIONS if known in found] + sorted(set(found) - set(CORRUPTIONS))
@@ -114,6 +112,25 @@ def load_corrupted(
             image or class than where it lies.
         ConfigError: if there is no such set, corruption or severity.
     """
+    read = _reader(name, dir, corruption, severity, clean, verify)
+    return replace(clean, images=read().to(clean.images.device), name=_source(name).name)
+
+
+def check_corrupted(
+    name: str, *, dir: str, corruption: str, severity: int, clean: ImageSet, verify: Verify = "warn"
+) -> None:
+    """Refuse what :func:`load_corrupted` would refuse, as far as it shows without reading images; its arguments.
+
+    Raises:
+        DataError, ConfigError: as :func:`load_corrupted`.
+    """
+    _reader(name, dir, corruption, severity, clean, verify)
+
+
+def _reader(
+    name: str, dir: str, corruption: str, severity: int, clean: ImageSet, verify: Verify
+) -> Callable[[], torch.Tensor]:
+    """What reads the images, (N, 3, S, S) uint8; all that the files' names, sizes and labels tell is checked before."""
     source = _source(name)
     check_severity(severity)
     available = corrupted_available(name, dir)
@@ -129,11 +146,28 @@ def load_corrupted(
     root = _root(source, dir)
     archive = root / f"{corruption}.npy"
     if source.archives and archive.is_file():
-        images = _from_archive(archive, severity, clean)
-    else:
-        listing = clean_order(root / corruption / str(severity), clean, request)
-        images, _ = decode(listing, size=clean.images.shape[-1], name=f"{source.name} {corruption} {severity}")
-    return replace(clean, images=images.to(clean.images.device), name=source.name)
+        return _archive_reader(archive, severity, clean)
+    return folder_reader(root, corruption, severity, clean, request, f"{source.name} {corruption} {severity}")
+
+
+def pack_corrupted(
+    name: str, *, dir: str, out: Path | None, force: bool, tell: Callable[[int, int], None]
+) -> Iterator[Packed]:
+    """Pack every corruption and severity that is a folder; see :func:`mbcl.data.corrupted_folders.pack_folders`.
+
+    Raises:
+        DataError: if the folder holds none, or an image cannot be read.
+    """
+    source, available = _source(name), corrupted_available(name, dir)
+    root = _root(source, dir)
+    folders = {
+        corruption: severities
+        for corruption, severities in available.items()
+        if (root / corruption).is_dir() and not (root / f"{corruption}.npy").is_file()
+    }
+    if not folders:
+        raise DataError(f"{source.name}: {root} holds no folders of images to pack; its archives are read as they are")
+    yield from pack_folders(root, folders, out=out, force=force, tell=tell)
 
 
 def _source(name: str) -> CorruptedSet:
@@ -151,8 +185,8 @@ def _root(source: CorruptedSet, dir: str) -> Path:
     return inner if inner.is_dir() else root
 
 
-def _from_archive(path: Path, severity: int, clean: ImageSet) -> torch.Tensor:
-    """The rows of one severity, (N, 3, S, S) uint8, after checks of shapes and labels."""
+def _archive_reader(path: Path, severity: int, clean: ImageSet) -> Callable[[], torch.Tensor]:
+    """What reads the rows of one severity, (N, 3, S, S) uint8; shapes and labels are checked before."""
     num, size = len(clean), clean.images.shape[-1]
     images = _mapped(path)
     expected = (len(SEVERITIES) * num, size, size, 3)
@@ -163,7 +197,7 @@ def _from_archive(path: Path, severity: int, clean: ImageSet) -> torch.Tensor:
         )
     rows = slice((severity - 1) * num, severity * num)
     _check_labels(path.with_name(f"{_LABELS}.npy"), rows, clean)
-    return torch.from_numpy(np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2)))
+    return lambda: torch.from_numpy(np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2)))
 
 
 def _check_labels(path: Path, rows: slice, clean: ImageSet) -> None:

@@ -5,6 +5,7 @@ Letters: N images, S pixels a side.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,13 +23,14 @@ from mbcl.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Packed:
-    """What was packed, and whether it was now."""
+    """What was packed, whether it was now, and how many seconds that took."""
 
     path: Path
     num_train: int
     num_test: int
     size: int
     new: bool
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +121,7 @@ class FolderSet:
             raise DataError(
                 f"{self.name}: {request.root} holds no folders of images to pack; expected train/CLASS/IMAGE"
             )
-        folder, name = out or parts.root / FOLDER, self.pack_name(request.image_size)
-        new = force or not _is_whole(folder, name, parts)
-        path = write_pack(parts, folder, name, tell) if new else folder / f"{name}.json"
-        return Packed(path, len(parts.train), len(parts.test), parts.size, new)
+        return pack_parts(parts, out or parts.root / FOLDER, self.pack_name(request.image_size), force, tell)
 
     def _pack(self, request: Request, parts: Parts | None) -> tuple[Pack | None, Parts | None]:
         """The pack of the files, if there is one and it is theirs, and the files, which may lie elsewhere."""
@@ -166,6 +165,18 @@ class FolderSet:
             classes=tuple(classes),
             files=files,
         )
+
+
+def pack_parts(parts: Parts, folder: Path, name: str, force: bool, tell: Callable[[int, int], None]) -> Packed:
+    """Pack files, unless a whole pack of them is there already; the arguments of :func:`mbcl.data.packs.write_pack`.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
+    start = time.perf_counter()
+    new = force or not _is_whole(folder, name, parts)
+    path = write_pack(parts, folder, name, tell) if new else folder / f"{name}.json"
+    return Packed(path, len(parts.train), len(parts.test), parts.size, new, time.perf_counter() - start)
 
 
 def _is_whole(folder: Path, name: str, parts: Parts) -> bool:

@@ -131,33 +131,73 @@ def clean(images: Tensor, *, mean: Sequence[float], std: Sequence[float], out_si
 def jitter(x: Tensor, parameters: ViewParameters) -> Tensor:
     """Brightness, contrast, saturation and hue, in each sample's own random order, as torchvision's ColorJitter.
 
+    At every step the samples that do the same are changed together, and no others are touched.
+
     Args:
         x: (B, C, H, W) float32 in [0, 1]; C = 3, or anything else without saturation and hue.
         parameters: their ``factors`` and ``order`` are used.
-
-    Three of the steps are one blend, f·x + (1 - f)·reference, whose reference is black (brightness), the image's mean
-    grey (contrast) or its grey pixels (saturation): a step of the whole batch costs one blend whatever its order.
     """
-    colour = x.shape[1] == 3
-    references = (BRIGHTNESS, CONTRAST, SATURATION) if colour else (BRIGHTNESS, CONTRAST)
-    factors = parameters.factors.gather(1, parameters.order)
-    for step in range(4):
-        kind = parameters.order[:, step]
-        factor = factors[:, step]
-        blended = torch.isin(kind, torch.tensor(references, device=kind.device)) & (factor != 1)
-        weight = torch.where(blended, factor, 1.0).to(x.device, non_blocking=True)[:, None, None, None]
-        contrast = (kind == CONTRAST).to(x.device, non_blocking=True)[:, None, None, None]
-        grey = _luma(x) if colour else x
-        # float64, so that the mean does not depend on how a batch of this size is summed
-        level = grey.mean(dim=(1, 2, 3), keepdim=True, dtype=torch.float64).float()
-        reference = torch.where(contrast, level, 0.0)
-        if colour:
-            saturation = (kind == SATURATION).to(x.device, non_blocking=True)[:, None, None, None]
-            reference = torch.where(saturation, grey, reference)
-        x = (weight * x + (1 - weight) * reference).clamp(0, 1)
-        if colour:
-            x = _shift_hue(x, (kind == HUE) & (factor != 0), factor)
+    kinds = (BRIGHTNESS, CONTRAST, SATURATION, HUE) if x.shape[1] == 3 else (BRIGHTNESS, CONTRAST)
+    x = x.clone()
+    for step in range(parameters.order.shape[1]):
+        for kind in kinds:
+            factors = parameters.factors[:, kind]
+            chosen = (parameters.order[:, step] == kind) & (factors != (0 if kind == HUE else 1))
+            rows = chosen.nonzero()[:, 0]
+            if len(rows):
+                here = rows.to(x.device, non_blocking=True)
+                factor = factors[rows].to(x.device, non_blocking=True)[:, None, None, None]
+                x.index_copy_(0, here, _CHANGES[kind](x.index_select(0, here), factor))
     return x
+
+
+def _change_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return (factor * x).clamp_(0, 1)
+
+
+def _change_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    grey = _luma(x) if x.shape[1] == 3 else x
+    # float64, so that the mean does not depend on how a batch of this size is summed
+    level = grey.mean(dim=(1, 2, 3), keepdim=True, dtype=torch.float64).float()
+    return (factor * x).add_((1 - factor) * level).clamp_(0, 1)
+
+
+def _change_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    return (factor * x).add_((1 - factor) * _luma(x)).clamp_(0, 1)
+
+
+def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
+    r"""Turn the hue of HSV; its value V and chroma C stay.
+
+    Back in RGB a channel is :math:`V - C\,\mathrm{clip}(2 - 6d, 0, 1)` with d the distance on the circle, in turns,
+    between the hue and that of the channel's complement (1/2 for red, 5/6 for green, 1/6 for blue): one formula
+    instead of six cases.
+
+    Args:
+        x: (B, 3, H, W).
+        turns: (B, 1, 1, 1).
+    """
+    red, green, blue = x.unbind(1)
+    value, low = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
+    chroma = value - low
+    scale = (6 * chroma).clamp_(min=1e-12).reciprocal_()  # grey pixels, whose hue says nothing, have no chroma
+    hue = torch.where(
+        value == red,
+        (green - blue).mul_(scale),
+        torch.where(value == green, (blue - red).mul_(scale).add_(1 / 3), (red - green).mul_(scale).add_(2 / 3)),
+    )
+    complements = torch.tensor([1 / 2, 5 / 6, 1 / 6], device=x.device)[:, None, None]
+    distance = hue.add_(turns[:, 0])[:, None] - complements
+    distance.sub_(distance.round()).abs_()
+    return torch.addcmul(value[:, None], distance.mul_(-6).add_(2).clamp_(0, 1), chroma[:, None], value=-1)
+
+
+_CHANGES = {
+    BRIGHTNESS: _change_brightness,
+    CONTRAST: _change_contrast,
+    SATURATION: _change_saturation,
+    HUE: _turn_hue,
+}
 
 
 def blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
@@ -190,19 +230,6 @@ def _gaussian_kernels(sigma: Tensor, reach: int) -> Tensor:
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64, device=sigma.device)
     weights = torch.exp(-0.5 * (offsets / sigma.double().clamp(min=1e-3)[:, None]).square())
     return (weights / weights.sum(dim=1, keepdim=True)).float()
-
-
-def _shift_hue(x: Tensor, chosen: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of the chosen samples, (B,) bool, by ``turns``, (B,) float."""
-    from kornia.enhance import adjust_hue
-
-    rows = chosen.nonzero()[:, 0]
-    if len(rows) == 0:
-        return x
-    angles = (turns[rows] * 2 * math.pi).to(x.device)
-    rows = rows.to(x.device)
-    turned: Tensor = adjust_hue(x[rows], angles)
-    return x.index_copy(0, rows, turned)
 
 
 def _luma(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def load_parts(experiment: Experiment) -> tuple[SplitData, Facts, ContrastiveMod
     """
     data = load_data(experiment.data, seed=experiment.seed)
     facts = facts_of(experiment, data)
-    check_evaluation(experiment.evaluation, data, name=experiment.data.name)
+    check_evaluation(experiment.evaluation, data, name=experiment.data.name, verify=experiment.data.verify)
     return data, facts, check_model(experiment, data)
 
 

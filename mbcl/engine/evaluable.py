@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from mbcl.data import CORRUPTIONS, corrupted_available
+from mbcl.data import CORRUPTIONS, ImageSet, check_corrupted, corrupted_available
+from mbcl.data.request import Verify
 from mbcl.engine.prepare import SplitData
 from mbcl.errors import ConfigError, nearest
 from mbcl.evaluation_settings import Corrupted, Evaluation
 
 
-def check_evaluation(settings: Evaluation, data: SplitData, *, name: str) -> None:
+def check_evaluation(settings: Evaluation, data: SplitData, *, name: str, verify: Verify = "warn") -> None:
     """Refuse an evaluation that these images cannot have.
 
     Args:
         settings: what is to be measured.
         data: the images.
         name: the data set's.
+        verify: what is not official of a corrupted set is a warning, or an error.
 
     Raises:
         ConfigError: naming the key, what was found and what is allowed.
+        DataError: if files of a corrupted set are missing or damaged, or are not of these images.
     """
     num_train, metrics = len(data.train), settings.metrics
     if "knn" in metrics and settings.knn.k > num_train:
@@ -27,7 +30,21 @@ def check_evaluation(settings: Evaluation, data: SplitData, *, name: str) -> Non
     if "repr" in metrics and len(data.part(settings.split)) < 2:
         raise ConfigError(f"evaluation.metrics: repr needs 2 images, but the {settings.split} part of {name} has one")
     if "corrupted" in metrics:
-        corruptions_of(settings.corrupted, name)
+        _check_corrupted(settings.corrupted, data.test, name=name, verify=verify)
+
+
+def _check_corrupted(settings: Corrupted, clean: ImageSet, *, name: str, verify: Verify) -> None:
+    wanted = corruptions_of(settings, name)
+    if settings.dir is None:
+        return
+    for severity, corruptions in wanted.items():
+        for corruption in corruptions:
+            try:
+                check_corrupted(
+                    name, dir=settings.dir, corruption=corruption, severity=severity, clean=clean, verify=verify
+                )
+            except ConfigError as error:
+                raise type(error)(f"evaluation.corrupted.dir: {error}") from error
 
 
 def corruptions_of(settings: Corrupted, name: str) -> dict[int, list[str]]:

@@ -46,6 +46,8 @@ def usable_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r} cannot be used here; allowed: cpu, cuda, cuda:N")
     return device
 
 
@@ -194,7 +196,7 @@ class _Run:
     @cached_property
     def _images(self) -> SplitData:
         images = self._load(self._data, seed=self._experiment.seed)
-        check_evaluation(self._settings, images, name=self._data.name)
+        check_evaluation(self._settings, images, name=self._data.name, verify=self._data.verify)
         return images
 
     def _trained(self) -> Representation:

@@ -56,8 +56,8 @@ class Subject:
         self.settings = settings
         self.seed = seed
         self.data = data
-        self.train = images.train.to(device)
         self.images = images.part(settings.split).to(device)
+        self._train, self._device = images.train, device
 
     def views_key(self, purpose: str) -> ViewKey:
         """Views of the split for one purpose.
@@ -65,6 +65,11 @@ class Subject:
         They are not those of training or validation, and the same for every setting of one seed, so that they pair.
         """
         return ViewKey(derive(self.seed, f"{self.settings.split} {purpose}"))
+
+    @cached_property
+    def train(self) -> ImageSet:
+        """The training images, which go to the device when they are first asked for."""
+        return self._train.to(self._device)
 
     @cached_property
     def train_features(self) -> Tensor:

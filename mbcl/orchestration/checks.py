@@ -51,6 +51,7 @@ def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
 
     loaded: tuple[Any, SplitData] | None = None
     built: set[str] = set()
+    evaluable: list[Any] = []
     pools: dict[int, int] = {}
     planning: dict[int, str] = {}
     notes: dict[str, None] = {}
@@ -61,8 +62,12 @@ def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
             if loaded is None or loaded[0] != experiment.data:
                 loaded = experiment.data, _of_experiment(source, load_data, experiment.data, seed=experiment.seed)
                 built.clear()
+                evaluable.clear()
             facts = _of_experiment(source, facts_of, experiment, loaded[1])
-            _of_experiment(source, check_evaluation, experiment.evaluation, loaded[1], name=experiment.data.name)
+            if experiment.evaluation not in evaluable:
+                evaluable.append(experiment.evaluation)
+                facts_of_data = {"name": experiment.data.name, "verify": experiment.data.verify}
+                _of_experiment(source, check_evaluation, experiment.evaluation, loaded[1], **facts_of_data)
         notes.update(dict.fromkeys(str(warning.message) for warning in caught))
         samplers = experiment.samplers().values()
         pools[setting] = max(

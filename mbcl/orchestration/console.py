@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -12,10 +12,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from mbcl.orchestration.asked import domain_lines, plan_lines
+from mbcl.orchestration.checks import Checked
 from mbcl.orchestration.domains import short
-from mbcl.orchestration.kinds import Kind
 from mbcl.orchestration.resources import Need
 from mbcl.orchestration.results import trial_folder
+from mbcl.orchestration.space import Space
 from mbcl.orchestration.trials import Trials, TrialSpec
 from mbcl.storage import Store
 from mbcl.study import StudyRecord
@@ -34,17 +36,19 @@ class Console:
     Args:
         quiet: only the last lines.
         trials: the whole space.
-        kind: of its trials.
+        space: what was asked for.
         store: the results folder.
         study: its record.
     """
 
-    def __init__(self, trials: Trials, kind: Kind, store: Store, study: StudyRecord, *, quiet: bool) -> None:
+    def __init__(self, trials: Trials, space: Space, store: Store, study: StudyRecord, *, quiet: bool) -> None:
         self._trials = trials
-        self._epochs = {spec.trial_id: kind.length(spec.experiment) for spec in trials.specs}
+        self._space = space
+        self._epochs: dict[str, int] = {}
+        self.add(trials.specs)
         self._store = store
         self._study = study
-        self._labels = {setting.setting: setting.label for setting in summarise(study)}
+        self._labels: dict[int, str] = {}
         self._quiet = quiet
         self._screen = Screen(highlight=False)
         if not self._screen.is_terminal:
@@ -52,6 +56,10 @@ class Console:
         self._progress: Progress | None = None
         self._all: TaskID | None = None
         self._tasks: dict[str, TaskID] = {}
+
+    def add(self, specs: Sequence[TrialSpec]) -> None:
+        """These trials may be told of."""
+        self._epochs |= {spec.trial_id: self._space.kind.length(spec.experiment) for spec in specs}
 
     def say(self, text: str) -> None:
         """One line, unless quiet."""
@@ -64,11 +72,14 @@ class Console:
 
     def begin(self, num_todo: int, need: Need, concurrency: int, notes: Sequence[str]) -> None:
         """Say what is about to happen, and what a person should know about it."""
-        total, settings = len(self._trials.specs), len({spec.setting for spec in self._trials.specs})
-        seeds = total // max(1, settings)
+        total, seeds = self._trials.total, len(self._space.seeds)
         self.say(f"{self._study.name}: {self._study.question}" if self._study.question else self._study.name)
+        most = "at most " if self._trials.probes else ""
         done = f", {total - num_todo} of them done" if num_todo < total else ""
-        self.say(f"{total} trials{done}: {settings} settings x {seeds} seeds; {concurrency} at a time, each {need}")
+        counts = f"{most}{total} trials{done}: {total // seeds} settings x {seeds} seeds"
+        self.say(f"{counts}; {concurrency} at a time, each {need}")
+        for line in plan_lines(self._space):
+            self.say(line)
         for note in (*self._trials.notes, *notes):
             self.say(f"note: {note}")
 
@@ -110,6 +121,8 @@ class Console:
         words = self._words(trial_id)
         if record.status == "failed":
             self.say(f"FAILED    {words}  {record.error}")
+        elif record.stopped:
+            self.say(f"stopped   {words}  {record.stopped.words()}")
         else:
             metric = self._study.metric
             seconds = record.seconds.get("total")
@@ -130,6 +143,8 @@ class Console:
 
     def _words(self, trial_id: str) -> str:
         record = self._study.trials[trial_id]
+        if record.setting not in self._labels:
+            self._labels = {setting.setting: setting.label for setting in summarise(self._study)}
         return f"{trial_id}  {self._labels[record.setting]}, seed {record.seed}"
 
     def table(self) -> None:
@@ -141,7 +156,9 @@ class Console:
         table = Table("setting", "seeds", *metrics, title=f"{self._study.name}: mean [95 % interval]")
         for setting in settings:
             cells = [_interval(setting.metrics.get(metric)) for metric in metrics]
-            table.add_row(escape(setting.label), f"{setting.n}/{sum(setting.statuses.values())}", *map(escape, cells))
+            stopped = " stopped" if setting.statuses.get("stopped") else ""
+            seeds = f"{setting.n}/{sum(setting.statuses.values())}{stopped}"
+            table.add_row(escape(setting.label), seeds, *map(escape, cells))
         self._screen.print(table)
         for trial_id, record in self._study.trials.items():
             if record.status == "failed":
@@ -150,33 +167,44 @@ class Console:
 
 def dry_run(
     specs: Sequence[TrialSpec],
-    of: int,
+    trials: Trials,
+    space: Space,
     fit: tuple[Need, int] | None,
     location: str,
-    planning: Mapping[int, str],
-    notes: Sequence[str],
+    checked: Checked | None,
 ) -> None:
     """List every trial that would run with its parameters, the resources that it needs and what planning costs it.
 
     Args:
-        specs: those that would run.
-        of: how many trials the space has.
+        specs: those that would run, as far as they are known.
+        trials: all of the space.
+        space: what is asked for.
         fit: the need of one and how many run at a time; None where a cluster decides that.
         location: the results folder.
-        planning: by setting, what planning costs, as far as it is known and costs anything.
-        notes: what a person should know about them.
+        checked: what the data say; None where only a cluster can read them.
     """
     screen = Screen(highlight=False)
+
+    def say(text: str) -> None:
+        screen.print(escape(text), soft_wrap=True)
+
     need, together = ("what the cluster gives", "") if fit is None else (str(fit[0]), f", {fit[1]} at a time")
+    for line in (*domain_lines(space), *plan_lines(space)):
+        say(line)
     for spec in specs:
         parameters = ", ".join(f"{key} = {short(value)}" for key, value in spec.parameters.items())
-        cost = planning.get(spec.setting)
-        line = f"{spec.trial_id}  seed {spec.seed}  {parameters}  [{need}]" + (f"  {cost}" if cost else "")
-        screen.print(escape(line), soft_wrap=True)
-    for note in notes:
-        screen.print(escape(f"note: {note}"), soft_wrap=True)
-    count = f"{len(specs)} of {of} trials" if len(specs) < of else f"{of} trial{'s' if of > 1 else ''}"
-    screen.print(escape(f"{count}{together}, into {location}; nothing was started"), soft_wrap=True)
+        cost = checked.planning.get(spec.setting) if checked else None
+        say(f"{spec.trial_id}  seed {spec.seed}  {parameters}  [{need}]" + (f"  {cost}" if cost else ""))
+    for note in (*trials.notes, *(checked.notes if checked else ("the data are checked on the cluster",))):
+        say(f"note: {note}")
+    if trials.probes:
+        say(f"each [{need}]; {len(trials.probes)} settings at the ends of the domains were checked")
+        drawn = f" ({len(trials.specs)} are drawn, of which {len(specs)} are to run)" if trials.specs else ""
+        count = f"at most {trials.total} trials{drawn}"
+    else:
+        of = trials.total
+        count = f"{len(specs)} of {of} trials" if len(specs) < of else f"{of} trial{'s' if of > 1 else ''}"
+    say(f"{count}{together}, into {location}; nothing was started")
 
 
 def busy(text: str, *, quiet: bool) -> AbstractContextManager[object]:

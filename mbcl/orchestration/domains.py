@@ -238,6 +238,23 @@ def extremes(point: Mapping[str, Any], applies: Applies) -> Iterator[dict[str, A
         script = _Script([*before, last + 1])
 
 
+def probes(point: Mapping[str, Any], applies: Applies, most: int) -> list[dict[str, Any]]:
+    """All extremes of a point, or ``most`` of them at random if there are more."""
+    found = list(itertools.islice(extremes(point, applies), most + 1))
+    return found if len(found) <= most else [fill(point, applies, _end_from(number)) for number in range(most)]
+
+
+def _end_from(number: int) -> Draw:
+    def draw(path: str, domain: Domain) -> Any:
+        rng = numpy_generator(0, f"probe:{path}", number)
+        if domain.kind == "choice":
+            return int(rng.integers(len(domain.values)))
+        ends = _ends(domain)
+        return ends[int(rng.integers(len(ends)))]
+
+    return draw
+
+
 def _ends(domain: Domain) -> list[Any]:
     low, high = domain.values
     if domain.kind == "randint":

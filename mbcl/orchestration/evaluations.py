@@ -14,6 +14,8 @@ from mbcl.evaluation import EVALUATION_FILE
 from mbcl.orchestration.jobs import Job, Metrics
 from mbcl.orchestration.kinds import Kind
 from mbcl.orchestration.results import SPACE_FILE, trial_folder, versions
+from mbcl.orchestration.search import known
+from mbcl.orchestration.space import SpaceFile
 from mbcl.orchestration.trials import Trials, TrialSpec
 from mbcl.storage import Store, read_text, write_text
 from mbcl.study import STUDY_FILE, StudyRecord, read_study, write_study
@@ -21,11 +23,13 @@ from mbcl.study import STUDY_FILE, StudyRecord, read_study, write_study
 CONFIG_FILE = "config.yaml"
 
 
-def reopen_for_evaluation(store: Store, trials: Trials) -> tuple[StudyRecord, dict[str, TrialSpec]]:
+def reopen_for_evaluation(
+    store: Store, file: SpaceFile, trials: Trials
+) -> tuple[StudyRecord, dict[str, TrialSpec], Trials]:
     """A study's record and its finished trials, if the space differs from theirs in the evaluation at most.
 
     Returns:
-        The record, and by the stored trial's name the space's trial, whose evaluation block counts.
+        The record, by the stored trial's name the space's trial, whose evaluation block counts, and all trials.
 
     Raises:
         ConfigError: if the folder holds no study, nothing is finished, or the space is another one.
@@ -36,6 +40,7 @@ def reopen_for_evaluation(store: Store, trials: Trials) -> tuple[StudyRecord, di
     finished = {key: record for key, record in study.trials.items() if record.status == "finished"}
     if not finished:
         raise ConfigError(f"--eval-only: {store.uri} has no finished trial")
+    trials = known(file, trials, study)
     by_ordinal = {spec.ordinal: spec for spec in trials.specs}
     chosen = {}
     for key, record in finished.items():
@@ -50,7 +55,7 @@ def reopen_for_evaluation(store: Store, trials: Trials) -> tuple[StudyRecord, di
                 f"only experiment.evaluation may change"
             )
         chosen[key] = spec
-    return study, chosen
+    return study, chosen, trials
 
 
 def settings_of(study: StudyRecord, trials: Trials, kind: Kind) -> dict[str, dict[str, Any]]:

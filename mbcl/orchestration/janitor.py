@@ -17,22 +17,33 @@ DEAD = "DEAD"
 """How Ray's table of actors calls one that will not come back."""
 
 
-def remove_orphans() -> int:
-    """Remove the placement groups of this job, waiting ones too, that an actor made which has died.
+def groups_of_actors() -> list[PlacementGroupTableData]:
+    """The placement groups of this job, waiting ones too, that an actor made, dead or alive.
 
-    May be called at any time, in any process of the job, and any number of times. Groups that the sweep's process made
-    (Ray Tune's, for the drivers) have no actor as their maker and stay.
+    Groups that the sweep's process made (Ray Tune's, for the drivers) have no actor as their maker.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    table = state._connect_and_get_accessor().get_placement_group_table()
+    return [
+        found
+        for found in map(PlacementGroupTableData.FromString, table)
+        if found.state != PlacementGroupTableData.REMOVED
+        and found.creator_job_id.hex() == job
+        and not ray.ActorID(found.creator_actor_id).is_nil()
+    ]
+
+
+def remove_orphans() -> int:
+    """Remove the placement groups of this job whose maker, an actor, has died.
+
+    May be called at any time, in any process of the job, and any number of times.
 
     Returns:
         How many were removed.
     """
-    job = ray.get_runtime_context().get_job_id()
     removed = 0
-    for content in state._connect_and_get_accessor().get_placement_group_table():
-        found = PlacementGroupTableData.FromString(content)
+    for found in groups_of_actors():
         maker = ray.ActorID(found.creator_actor_id)
-        if found.state == PlacementGroupTableData.REMOVED or found.creator_job_id.hex() != job or maker.is_nil():
-            continue
         # A controller that is being killed sees its workers die first, and may still make a group for new ones: after
         # its own death was noted, so that the group's mark alone would not tell.
         if found.creator_actor_dead or state.actor_table(maker.hex()).get("State") == DEAD:

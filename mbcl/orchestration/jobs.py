@@ -58,6 +58,7 @@ class Job:
         placement: which nodes its small processes run on.
         sizes: with how many workers it may begin, ascending; empty for ``need.workers`` alone.
         fence: the claim on the results folder that everything of this trial is written under; None for no such care.
+        watched: the metric that a scheduler decides by while the trial trains; empty if none does.
         evaluation: the evaluation block that takes the place of the experiment's own, as plain data; empty for that.
         verbose: whether Ray may talk.
     """
@@ -73,6 +74,7 @@ class Job:
     placement: Placement = Placement()
     sizes: tuple[int, ...] = ()
     fence: Fence | None = None
+    watched: str = ""
     evaluation: dict[str, Any] = field(default_factory=dict)
     verbose: bool = False
 

@@ -51,6 +51,11 @@ class Kind(Protocol):
         """Whether only nodes that train can check an experiment."""
         ...
 
+    @property
+    def races(self) -> bool:
+        """Whether a trial measures on its way what a scheduler may stop it for."""
+        ...
+
     def check_resources(self, experiment: Any, asked: Resources) -> None:
         """Refuse resources that a trial cannot use.
 
@@ -107,6 +112,7 @@ class Pretraining:
     metrics = (VALIDATION_METRIC, "train/loss", "plan/loss", "plan/lift", "plan/coverage")
     mode: Literal["min", "max"] = "max"
     reads_data = True
+    races = True
 
     def check_resources(self, experiment: Experiment, asked: Resources) -> None:
         """As :meth:`Kind.check_resources`: workers share a batch evenly."""
@@ -178,6 +184,7 @@ class SyntheticStudy:
     metrics = ("synthetic/distance", "synthetic/excess", "synthetic/true_loss", "synthetic/mean_loss")
     mode: Literal["min", "max"] = "min"
     reads_data = False
+    races = False
 
     def check_resources(self, experiment: SyntheticExperiment, asked: Resources) -> None:
         """As :meth:`Kind.check_resources`: it is one process without a GPU."""

@@ -21,26 +21,30 @@ DAMAGED_FILE = f"{STUDY_FILE}.damaged"
 """What was found in the place of a record that cannot be read."""
 
 
-def recover(store: Store, file: SpaceFile, trials: Trials, title: str) -> tuple[StudyRecord, list[str]]:
+def recover(store: Store, file: SpaceFile, trials: Trials, title: str) -> tuple[StudyRecord, Trials, list[str]]:
     """The study in a folder. Where its record is lost it is made again: trials find what they did in their folders.
 
     Args:
         store: the results folder.
         file: the space.
-        trials: all of its trials.
+        trials: its trials, as far as the file alone tells.
         title: the study's name, where the record that tells it is lost.
 
     Returns:
-        The record, and what a person should know about it. Nothing is written.
+        The record, all trials that it knows, and what a person should know about it. Nothing is written.
 
     Raises:
-        ConfigError: if there is no study, or the folder is another space's.
+        ConfigError: if there is no study, or the folder is another space's; if the record of an adaptive search is
+            lost, which alone knows the settings that were drawn.
     """
     try:
         read_study(store)
     except ConfigError as error:
-        return _made_again(store, file, trials, title, error)
-    return reopen(store, file, trials), []
+        if file.space.search.adaptive:
+            raise
+        study, notes = _made_again(store, file, trials, title, error)
+        return study, trials, notes
+    return *reopen(store, file, trials), []
 
 
 def _made_again(

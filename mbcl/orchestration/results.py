@@ -19,10 +19,11 @@ from mbcl.errors import ConfigError
 from mbcl.fencing import OWNER_FILE
 from mbcl.orchestration.domains import short
 from mbcl.orchestration.lease import BEAT_FILE, LEASE_FILE, LOCK_FILE
+from mbcl.orchestration.search import known
 from mbcl.orchestration.space import SpaceFile
-from mbcl.orchestration.trials import Trials, resolved_baseline, space_digest
+from mbcl.orchestration.trials import Trials, record_of, resolved_baseline, space_digest
 from mbcl.storage import Store, is_remote, write_text
-from mbcl.study import STUDY_FILE, StudyRecord, TrialRecord, read_study, write_study
+from mbcl.study import STUDY_FILE, StudyRecord, read_study, write_study
 
 SPACE_FILE = "space.yaml"
 SCRATCH = ".ray"
@@ -73,17 +74,7 @@ def new_study(file: SpaceFile, trials: Trials, title: str) -> StudyRecord:
         mode=file.space.search.mode,
         versions=versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        trials={
-            spec.trial_id: TrialRecord(
-                ordinal=spec.ordinal,
-                setting=spec.setting,
-                seed=spec.seed,
-                sampler=spec.experiment.sampler.name,
-                objective=spec.experiment.objective.name,
-                parameters=spec.parameters,
-            )
-            for spec in trials.specs
-        },
+        trials={spec.trial_id: record_of(spec) for spec in trials.specs},
     )
 
 
@@ -150,8 +141,8 @@ def clear(store: Store) -> None:
             time.sleep(TIDY_SECONDS)
 
 
-def reopen(store: Store, file: SpaceFile, trials: Trials) -> StudyRecord:
-    """The study in a folder, if the space still asks for the same.
+def reopen(store: Store, file: SpaceFile, trials: Trials) -> tuple[StudyRecord, Trials]:
+    """The study in a folder and its trials, if the space still asks for the same.
 
     Raises:
         ConfigError: if there is none, it cannot be read, or the first thing in which the two spaces differ.
@@ -162,13 +153,14 @@ def reopen(store: Store, file: SpaceFile, trials: Trials) -> StudyRecord:
             f"--resume: {store.uri} was made from another space: {_difference(store, file)}; "
             f"--name OTHER starts a new study"
         )
+    trials = known(file, trials, study)
     wrong = sorted(set(study.trials) ^ set(trials.by_id))
     if wrong:
         raise ConfigError(
             f"--resume: {store.uri}/{STUDY_FILE} is damaged: it has {len(study.trials)} trials, the space asks for "
             f"{len(trials.by_id)}; they differ in {wrong[0]}"
         )
-    return study
+    return study, trials
 
 
 def _difference(store: Store, file: SpaceFile) -> str:

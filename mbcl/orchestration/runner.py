@@ -12,7 +12,9 @@ import ray.tune
 from ray.tune.experiment import Trial
 
 from mbcl.orchestration import interrupts
-from mbcl.orchestration.janitor import remove_orphans
+from mbcl.orchestration.course import Course
+from mbcl.orchestration.feed import Feed, Stops
+from mbcl.orchestration.janitor import groups_of_actors, remove_orphans
 from mbcl.orchestration.jobs import Answer, Job, Metrics, one_line
 from mbcl.orchestration.kinds import kind_of
 from mbcl.orchestration.trial import ANSWER, root, run_trial, submit_evaluation
@@ -23,6 +25,9 @@ DRIVER_RESTARTS = 2
 """How often a trial whose driver process died is started again."""
 LOOK_SECONDS = 1.0
 """How often the progress of running trials is looked up."""
+
+DYING_SECONDS = 10.0
+"""How long the processes of a trial that was stopped last may take to be gone."""
 
 
 class Watcher(Protocol):
@@ -44,11 +49,12 @@ class Watcher(Protocol):
 class _Recorder(ray.tune.Callback):
     """Writes ``study.json`` when a trial starts or ends, and tells the watcher."""
 
-    def __init__(self, store: Store, study: StudyRecord, watcher: Watcher) -> None:
+    def __init__(self, store: Store, study: StudyRecord, course: Course, watcher: Watcher) -> None:
         self._store = store
         self._study = study
+        self._course = course
         self._watcher = watcher
-        self._running: dict[str, None] = {}
+        self._running: dict[str, float] = {}
         self._looked = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,15 +69,18 @@ class _Recorder(ray.tune.Callback):
         record = self._study.trials[key]
         record.status, record.error = "running", ""
         record.attempts += 1
-        self._running[key] = None
+        self._running.setdefault(key, time.monotonic())
         write_study(self._store, self._study)
         self._watcher.started(key)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         remove_orphans()
+        key = trial.config["trial_id"]
         found = (trial.last_result or {}).get(ANSWER)
-        answer = Answer(**found) if found else Answer("the trial's driver ended without an answer")
-        self.end(trial.config["trial_id"], answer)
+        if found is None and self._course.where_stopped(key):
+            self._stop(key)
+        else:
+            self.end(key, Answer(**found) if found else Answer("the trial's driver ended without an answer"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         remove_orphans()
@@ -80,7 +89,7 @@ class _Recorder(ray.tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         interrupts.check()
-        if self._running and time.monotonic() - self._looked > LOOK_SECONDS:
+        if time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
             remove_orphans()
             self._watcher.look(list(self._running))
@@ -93,37 +102,64 @@ class _Recorder(ray.tune.Callback):
         record.seconds = {key: round(value, 3) for key, value in answer.seconds.items()}
         if not answer.error:
             record.metrics = answer.metrics
+        self._ended(trial_id)
+
+    def _stop(self, trial_id: str) -> None:
+        """Record that a trial was stopped. What it measured last is no final metric."""
+        record = self._study.trials[trial_id]
+        record.status, record.error = "stopped", ""
+        record.stopped = self._course.where_stopped(trial_id)
+        record.seconds = {"total": round(time.monotonic() - self._running[trial_id], 3)}
+        self._ended(trial_id)
+
+    def _ended(self, trial_id: str) -> None:
         self._running.pop(trial_id, None)
+        self._course.ended(trial_id)
         write_study(self._store, self._study)
         self._watcher.ended(trial_id)
 
 
 def run_trials(
-    jobs: Mapping[str, Job], *, store: Store, scratch: str, study: StudyRecord, concurrency: int, watcher: Watcher
+    jobs: Mapping[str, Job],
+    *,
+    store: Store,
+    scratch: str,
+    study: StudyRecord,
+    concurrency: int,
+    watcher: Watcher,
+    course: Course | None = None,
+    driver: dict[str, float] | None = None,
 ) -> None:
     """Run trials through Ray Tune until each has ended.
 
     Args:
-        jobs: the trials to run, in order, by name.
+        jobs: the trials to run, in order, by name; those that the course adds later are found here, too.
         store: the results folder.
         scratch: where Ray Tune may keep files of its own.
         study: the record, changed in place and written after every trial.
         concurrency: how many run at a time.
         watcher: is told how they go.
+        course: decides which trial comes next; by default all of ``jobs`` in order.
+        driver: what Ray reserves for a trial's driver; by default what the first of ``jobs`` needs.
     """
-    first = next(iter(jobs.values()))
+    course = course or Course(study, jobs, concurrency=concurrency)
+    if driver is None:
+        first = next(iter(jobs.values()))
+        driver = kind_of(first.experiment).driver(first.need, first.placement)
     trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(run_trial, jobs=dict(jobs)),
-        ray.tune.PlacementGroupFactory([kind_of(first.experiment).driver(first.need, first.placement)]),
+        run_trial,
+        ray.tune.PlacementGroupFactory([driver]),
     )
     tuner = ray.tune.Tuner(
         trainable,
-        param_space={"trial_id": ray.tune.grid_search(list(jobs))},
         tune_config=ray.tune.TuneConfig(
+            search_alg=Feed(course, jobs),
+            scheduler=Stops(course),
+            num_samples=-1,
             max_concurrent_trials=concurrency,
-            # A driver process imports for 5 s; the next trial takes over the last one's. Sound as long as no
-            # scheduler stops trials early.
-            reuse_actors=True,
+            # A driver process imports for 5 s; the next trial takes over the last one's. A trial that is stopped early
+            # takes its driver along.
+            reuse_actors=not course.races,
             trial_name_creator=lambda trial: trial.config["trial_id"],
             trial_dirname_creator=lambda trial: trial.config["trial_id"],
         ),
@@ -132,10 +168,20 @@ def run_trials(
             storage_path=scratch,
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=DRIVER_RESTARTS),
-            callbacks=[_Recorder(store, study, watcher)],
+            callbacks=[_Recorder(store, study, course, watcher)],
         ),
     )
     tuner.fit()
+    if course.races:
+        _see_out()
+
+
+def _see_out() -> None:
+    """Give back what the trials that were stopped last held, as soon as their processes are gone."""
+    end = time.monotonic() + DYING_SECONDS
+    while groups_of_actors() and time.monotonic() < end:
+        remove_orphans()
+        time.sleep(0.1)
 
 
 def run_evaluations(

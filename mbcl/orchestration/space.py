@@ -7,17 +7,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, create_model, model_validator
 
-from mbcl.configuration import PathConfigError, Section, apply_overrides, read_yaml, validate
+from mbcl.configuration import Part, PathConfigError, Section, apply_overrides, part, read_yaml, validate
 from mbcl.errors import ConfigError, nearest
-from mbcl.orchestration.domains import parse, plain
+from mbcl.orchestration.domains import parse, plain, short
 from mbcl.orchestration.kinds import PRETRAINING, SYNTHETIC, VALIDATION_METRIC, AnyExperiment, Kind, kind_of
 from mbcl.orchestration.parts import check_conditional
+from mbcl.orchestration.schedulers import SCHEDULERS
+from mbcl.orchestration.schedulers import build as build_scheduler
 from mbcl.summary.glossary import direction
 
+SAMPLER_OPTIONS = ("n_startup_trials", "n_ei_candidates", "multivariate", "group", "constant_liar")
+"""Parameters of Optuna's TPE sampler that a space file may give."""
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -54,12 +58,41 @@ def _one_of(*allowed: Any, number: type | None = None, least: float = 0) -> Befo
 
 
 class Search(Section):
-    """How settings are drawn, and what "best" means; a space fills in the metric of its kind of trials."""
+    """How settings are drawn, and what "best" means; a space fills in the metric of its kind of trials.
 
+    ``name``: ``random`` draws independently; ``optuna`` lets its TPE sampler propose what earlier settings suggest, for
+    every point of the grids by itself. The keys after ``seed`` are that sampler's own, null for its defaults.
+    """
+
+    name: Literal["random", "optuna"] = "random"
     num_samples: int = Field(default=1, ge=1)
     metric: str = VALIDATION_METRIC
     mode: Literal["min", "max"] = "max"
     seed: int = Field(default=0, ge=0)
+    n_startup_trials: int | None = Field(default=None, ge=0)
+    n_ei_candidates: int | None = Field(default=None, ge=1)
+    multivariate: bool | None = None
+    group: bool | None = None
+    constant_liar: bool | None = None
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether settings follow from the results of earlier ones."""
+        return self.name != "random"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What was given for the search's own sampler."""
+        return {key: value for key in SAMPLER_OPTIONS if (value := getattr(self, key)) is not None}
+
+    @model_validator(mode="after")
+    def _options_are_used(self) -> Search:
+        if not self.adaptive and self.options:
+            key, value = next(iter(self.options.items()))
+            raise PathConfigError(key, f"found {short(value)}, which only name: optuna has, not name: {self.name}")
+        if self.group and not self.multivariate:
+            raise PathConfigError("group", "found true, which needs multivariate: true")
+        return self
 
     def check(self, searchable: Sequence[str]) -> None:
         """Refuse a metric that is not one of these, or the worse end of it.
@@ -76,18 +109,6 @@ class Search(Section):
             raise PathConfigError(
                 "search.mode", f"found 'max', but {self.metric} is better the lower it is; allowed: min"
             )
-
-
-def _scheduler_name(name: Any) -> str:
-    if name != "fifo":
-        raise ConfigError(f"found {name!r}, this version knows only 'fifo'")
-    return str(name)
-
-
-class Scheduler(Section):
-    """Who decides which trials go on."""
-
-    name: Annotated[str, BeforeValidator(_scheduler_name)] = "fifo"
 
 
 def _workers(value: Any) -> Any:
@@ -123,6 +144,12 @@ class Resources(Section):
         return range(min(ends), max(ends) + 1)
 
 
+if TYPE_CHECKING:
+    SchedulerPart: TypeAlias = Part
+else:
+    SchedulerPart = part(lambda name: (SCHEDULERS.canonical(name), SCHEDULERS[name]))
+
+
 class Space(Section):
     """One study: a question, a base experiment, and what varies."""
 
@@ -133,7 +160,7 @@ class Space(Section):
     experiment: dict[str, Any] = Field(default_factory=dict)
     space: dict[str, Annotated[Any, BeforeValidator(parse), PlainSerializer(plain)]]
     search: Search = Search()
-    scheduler: Scheduler = Scheduler()
+    scheduler: SchedulerPart = Field(default={"name": "fifo"}, validate_default=True)
     resources: Resources = Resources()
 
     @property
@@ -166,6 +193,14 @@ class Space(Section):
             _check_key(key, self.kind)
         check_conditional(self.space)
         self.search.check(self.kind.metrics)
+        try:
+            rule = build_scheduler(self.scheduler)
+        except ConfigError as error:
+            raise PathConfigError("scheduler", str(error)) from error
+        if rule.stops and not self.kind.races:
+            raise PathConfigError(
+                "scheduler.name", f"found {self.scheduler.name}, but these trials measure nothing before their end"
+            )
         swept = sorted({key.split(".")[0] for key in self.space} & {"sampler", "objective"})
         if swept and self.search.metric.startswith(("train/", "plan/")):
             raise ConfigError(
@@ -180,10 +215,10 @@ def _check_key(key: str, kind: Kind) -> None:
     if kind is PRETRAINING and key.split(".")[0] == "synthetic":
         raise ConfigError(f"space.{key}: the base is no synthetic study; give experiment.synthetic, which may be {{}}")
     model: Any = kind.model
-    for part in key.split("."):
-        if part not in model.model_fields:
-            raise ConfigError(f"space.{key}: unknown key {part!r}; {nearest(part, model.model_fields)}")
-        model = model.model_fields[part].annotation
+    for word in key.split("."):
+        if word not in model.model_fields:
+            raise ConfigError(f"space.{key}: unknown key {word!r}; {nearest(word, model.model_fields)}")
+        model = model.model_fields[word].annotation
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return  # a plain value, or a part whose own parameters are checked when it is built
 

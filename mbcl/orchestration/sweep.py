@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mbcl.errors import ConfigError, MbclError
@@ -13,11 +13,14 @@ from mbcl.orchestration import console as consoles
 from mbcl.orchestration import interrupts, recovery, results
 from mbcl.orchestration.checks import Checked, check_data_there, check_shared, distinct
 from mbcl.orchestration.console import Console
+from mbcl.orchestration.course import Course
 from mbcl.orchestration.evaluations import commit, reopen_for_evaluation, settings_of
 from mbcl.orchestration.jobs import Job, Placement, one_line
 from mbcl.orchestration.lease import hold
 from mbcl.orchestration.request import Request
 from mbcl.orchestration.resources import Need, Node, concurrent_trials, this_machine
+from mbcl.orchestration.schedulers import build as build_scheduler
+from mbcl.orchestration.search import Proposals, check_installed
 from mbcl.orchestration.space import SpaceFile, check_name, read_space
 from mbcl.orchestration.trials import Trials, TrialSpec, expand
 from mbcl.storage import Store, open_store
@@ -68,6 +71,7 @@ def _run(request: Request, write_report: WriteReport) -> int:
     logging.basicConfig(level=logging.INFO if request.verbose else logging.WARNING, format="%(message)s")
     file = read_space(request.space, list(request.overrides))
     trials = expand(file)
+    check_installed(file.space.search)
     check_name(request.folder, "--name" if request.name else "the space file's stem (give --name)")
     nodes = this_machine()
     kind = file.space.kind
@@ -77,19 +81,18 @@ def _run(request: Request, write_report: WriteReport) -> int:
         fit = need, concurrent_trials(need, nodes, file.space.resources)
     store = open_store(request.results_dir).child(request.folder)
     # A first look, before data are read and anything is written; the one that counts is taken under the lock.
-    todo = _open(request, file, trials, store).todo
+    opened = _open(request, file, trials, store)
+    todo, trials = opened.todo, opened.trials
     checked: Checked | None = None
     if request.address is None or not kind.reads_data:
         with consoles.busy("reading data, building models", quiet=request.quiet):
-            checked = kind.check(distinct(list(todo.values())), str(file.path))
+            checked = kind.check(distinct([*todo.values(), *trials.probes]), str(file.path))
     if request.dry_run:
-        notes = (*trials.notes, *(checked.notes if checked else ("the data are checked on the cluster",)))
-        planning = checked.planning if checked else {}
-        consoles.dry_run(list(todo.values()), len(trials.specs), fit, store.uri, planning, notes)
+        consoles.dry_run(list(todo.values()), trials, file.space, fit, store.uri, checked)
         return EXIT_FINISHED
     with hold(store, consoles.hint) as fence:
         opened = _open(request, file, trials, store)
-        return Sweep(request, file, trials, store, fence, opened, nodes, checked).run(write_report)
+        return Sweep(request, file, store, fence, opened, nodes, checked).run(write_report)
 
 
 @dataclass
@@ -98,11 +101,13 @@ class Opened:
 
     Args:
         study: its record.
-        todo: the trials to run, by their stored names.
+        trials: all of its trials.
+        todo: those to run, by their stored names.
         notes: what a person should know about it.
     """
 
     study: StudyRecord
+    trials: Trials
     todo: dict[str, TrialSpec]
     notes: list[str] = field(default_factory=list)
 
@@ -111,12 +116,14 @@ def _open(request: Request, file: SpaceFile, trials: Trials, store: Store) -> Op
     """The study that is asked for. Writes nothing."""
     title = request.name or file.space.name or request.folder
     if request.eval_only:
-        return Opened(*reopen_for_evaluation(store, trials))
+        file.space.kind.evaluation((*trials.specs, *trials.probes)[0].experiment)
+        study, todo, trials = reopen_for_evaluation(store, file, trials)
+        return Opened(study, trials, todo)
     if request.resume:
-        study, notes = recovery.recover(store, file, trials, title)
-        return Opened(study, {key: trials.by_id[key] for key in study.unfinished()}, notes)
+        study, trials, notes = recovery.recover(store, file, trials, title)
+        return Opened(study, trials, {key: trials.by_id[key] for key in study.unfinished()}, notes)
     results.check_new(store, request.folder)
-    return Opened(results.new_study(file, trials, title), trials.by_id)
+    return Opened(results.new_study(file, trials, title), trials, trials.by_id)
 
 
 class Sweep:
@@ -125,7 +132,6 @@ class Sweep:
     Args:
         request: what is asked for.
         file: the space.
-        trials: all of its trials.
         store: the results folder.
         fence: the claim on it that all processes of this sweep write under.
         opened: the study; its record changes as trials end.
@@ -137,7 +143,6 @@ class Sweep:
         self,
         request: Request,
         file: SpaceFile,
-        trials: Trials,
         store: Store,
         fence: Fence,
         opened: Opened,
@@ -146,14 +151,31 @@ class Sweep:
     ) -> None:
         self._request = request
         self._file = file
-        self._trials = trials
         self._store = FencedStore(store, [fence])
         self._fence = fence
-        self._study, self._todo, self._notes = opened.study, opened.todo, opened.notes
+        self._study, self._trials, self._todo, self._notes = opened.study, opened.trials, opened.todo, opened.notes
         self._nodes = nodes
         self._checked = checked
-        self._console = Console(trials, file.space.kind, self._store, self._study, quiet=request.quiet)
+        self._console = Console(self._trials, file.space, self._store, self._study, quiet=request.quiet)
+        self._specs = self._trials.by_id
+        self._jobs: dict[str, Job] = {}
+        self._make_job: Callable[[str, TrialSpec], Job] | None = None
+        self._proposals: Proposals | None = None
+        if file.space.search.adaptive and not request.eval_only:
+            self._proposals = Proposals(file, self._study, self._trials.total, added=self._add, say=self._console.say)
         self._begun = False
+
+    @property
+    def _undrawn(self) -> int:
+        """How many trials an adaptive search may still draw."""
+        return self._proposals.left if self._proposals else 0
+
+    def _add(self, specs: Sequence[TrialSpec]) -> None:
+        """Take in trials that a search has drawn."""
+        assert self._make_job is not None
+        self._specs |= {spec.trial_id: spec for spec in specs}
+        self._jobs |= {spec.trial_id: self._make_job(spec.trial_id, spec) for spec in specs}
+        self._console.add(specs)
 
     def run(self, write_report: WriteReport) -> int:
         """Run to the end; returns the exit code.
@@ -174,7 +196,7 @@ class Sweep:
         try:
             with interrupts.held():
                 self._begin()
-            if self._todo:
+            if self._todo or self._undrawn:
                 failures = self._with_ray()
         except KeyboardInterrupt:
             interrupted = True
@@ -205,7 +227,7 @@ class Sweep:
             self._notes += recovery.notes_of(self._study, asked)
 
     def _exit_code(self, interrupted: bool, failures: dict[str, str]) -> int:
-        request, left = self._request, len(self._study.unfinished())
+        request, left = self._request, len(self._study.unfinished()) + self._undrawn
         for trial_id, reason in failures.items():
             consoles.error(f"{trial_id}: evaluation failed: {reason}")
         if interrupted and request.eval_only:
@@ -231,26 +253,29 @@ class Sweep:
                 check_shared(self._store)
             checked = self._checked
             if checked is None:
-                experiments = distinct(list(self._todo.values()))
+                experiments = distinct([*self._todo.values(), *self._trials.probes])
                 checked = check_data_there(experiments, str(file.path), found.placement.for_task)
             from mbcl.orchestration.runner import run_trials
+            from mbcl.orchestration.stopping import race
 
             cpus = int(sum(node.cpus for node in found.nodes)) // concurrency
-            jobs = {
-                key: self._job(
-                    key,
-                    spec,
-                    need,
-                    kind.planning_tasks(spec.experiment, need, cpus, checked.pools[spec.setting]),
-                    found.placement,
-                )
-                for key, spec in self._todo.items()
-            }
-            console.begin(len(jobs), need, concurrency, (*self._notes, *checked.notes))
+            most_pools = max(checked.pools.values(), default=0)
+
+            def make(key: str, spec: TrialSpec) -> Job:
+                pools = checked.pools.get(spec.setting, most_pools)
+                num_tasks = kind.planning_tasks(spec.experiment, need, cpus, pools)
+                return self._job(key, spec, need, num_tasks, found.placement)
+
+            self._make_job = make
+            jobs = self._jobs
+            jobs |= {key: make(key, spec) for key, spec in self._todo.items()}
+            num_todo = len(jobs) + self._undrawn
+            console.begin(num_todo, need, concurrency, (*self._notes, *checked.notes))
             self._begun = True
-            with console.progress(len(jobs)):
+            with console.progress(num_todo):
                 if request.eval_only:
                     return self._evaluate(jobs, concurrency)
+                rule = race(file.space, self._study, self._specs, self._store)
                 run_trials(
                     jobs,
                     store=self._store,
@@ -258,6 +283,8 @@ class Sweep:
                     study=self._study,
                     concurrency=concurrency,
                     watcher=console,
+                    course=Course(self._study, list(jobs), concurrency=concurrency, race=rule, source=self._proposals),
+                    driver=kind.driver(need, found.placement),
                 )
         return {}
 
@@ -288,6 +315,7 @@ class Sweep:
             num_tasks=num_tasks,
             placement=placement,
             sizes=self._file.space.kind.numbers_of_workers(spec.experiment, self._file.space.resources, need.workers),
+            watched=self._study.metric if build_scheduler(self._file.space.scheduler).stops else "",
             evaluation=evaluation,
             fence=self._fence,
             verbose=self._request.verbose,

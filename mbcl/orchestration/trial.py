@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +18,7 @@ from mbcl.orchestration.jobs import Answer, Job, final_metrics, one_line
 from mbcl.orchestration.kinds import kind_of
 from mbcl.orchestration.planner import PlannerActor
 from mbcl.orchestration.training import run_training
+from mbcl.orchestration.watch import reporting
 from mbcl.storage import Store, open_store
 
 ANSWER = "answer"
@@ -28,14 +28,13 @@ OUTSIDE = "DEFAULT"
 """Not within the placement group of the trial's driver, which holds just what that driver has for itself."""
 
 
-def run_trial(config: dict[str, Any], jobs: Mapping[str, Job]) -> None:
+def run_trial(config: dict[str, Any]) -> None:
     """The function that Ray Tune calls for every trial. It never raises: a failure is an answer, too.
 
     Args:
-        config: holds the ``trial_id``.
-        jobs: all trials of the sweep.
+        config: holds the ``job``.
     """
-    job = jobs[config["trial_id"]]
+    job: Job = config["job"]
     start = time.time()
     remove_orphans()  # what an attempt before this one, whose driver was killed, had reserved
     try:
@@ -55,7 +54,8 @@ def pretrain(job: Job, start: float) -> Answer:
     experiment = Experiment.model_validate(job.experiment)
     planner = _start_planner(job, experiment)
     try:
-        trained = run_training(job, planner)
+        with reporting(open_store(job.store), job.watched):
+            trained = run_training(job, planner)
     finally:
         if planner is not None:
             ray.kill(planner)

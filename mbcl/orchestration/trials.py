@@ -16,6 +16,10 @@ from mbcl.orchestration.domains import short
 from mbcl.orchestration.kinds import AnyExperiment
 from mbcl.orchestration.parts import PARTS, applies, canonical
 from mbcl.orchestration.space import Space, SpaceFile, experiment_of
+from mbcl.study import Drawn, TrialRecord
+
+PROBES = 200
+"""About how many extreme settings of an adaptive search are checked before it starts."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,16 @@ class Trials:
     """All trials of a space.
 
     Args:
-        specs: in order; the seeds of a setting stand together.
+        specs: in order; the seeds of a setting stand together. Of an adaptive search, those that are known.
         notes: what the user should know about them, one line each.
+        total: how many there will be; of an adaptive search, at most.
+        probes: settings at the ends of an adaptive search's domains, to be checked in place of those to come.
     """
 
     specs: tuple[TrialSpec, ...]
     notes: tuple[str, ...]
+    total: int
+    probes: tuple[TrialSpec, ...] = ()
 
     @property
     def by_id(self) -> dict[str, TrialSpec]:
@@ -64,15 +72,17 @@ def expand(file: SpaceFile) -> Trials:
         ConfigError: if a setting is not a valid experiment, is given twice, does not fit the number of workers, or if
             the baseline is none of them.
     """
+    if file.space.search.adaptive:
+        return _adaptive(file)
     space, source = file.space, str(file.path)
     settings: list[tuple[dict[str, Any], AnyExperiment]] = []
     seen: dict[str, int] = {}
     repeated = 0
-    base = experiment_of(space.experiment, source).model_dump(mode="json")
+    base = base_of(space, source)
     random = any(domains.is_drawn(domain) for domain in space.space.values())
     for chosen in _chosen(space, source):
-        experiment = _experiment(base, chosen, space, source)
-        identity = json.dumps(experiment.resolved(), sort_keys=True)
+        experiment = experiment_with(base, chosen, space, source)
+        identity = identity_of(experiment)
         if identity in seen and not random:
             raise ConfigError(
                 f"{source}: space: setting {len(settings)} ({_words(chosen)}) is the same experiment as setting "
@@ -82,26 +92,72 @@ def expand(file: SpaceFile) -> Trials:
             repeated += 1
             continue
         seen[identity] = len(settings)
-        settings.append((_resolved(experiment, chosen), experiment))
-    _check_baseline(space, [experiment for _, experiment in settings], source)
+        settings.append((resolved(experiment, chosen), experiment))
+    check_baseline(space, [experiment for _, experiment in settings], source)
     notes = (f"{repeated} draws repeat an earlier setting and are left out",) if repeated else ()
-    return Trials(tuple(_specs(space, settings)), notes)
+    total = len(settings) * len(space.seeds)
+    specs = [
+        spec
+        for setting, (parameters, experiment) in enumerate(settings)
+        for spec in replicate(space, setting, parameters, experiment, total)
+    ]
+    return Trials(tuple(specs), notes, total)
+
+
+def _adaptive(file: SpaceFile) -> Trials:
+    """What is known of an adaptive search beforehand: its size, and that the ends of its domains are experiments."""
+    space, source = file.space, str(file.path)
+    found, base = points(space), base_of(space, source)
+    if not any(domains.is_drawn(point) for point in found):
+        raise ConfigError(
+            f"{source}: search.name: found {space.search.name}, but the space has only grids, so there is nothing to "
+            f"draw; allowed: random, or a domain such as {{loguniform: [0.01, 1.0]}}"
+        )
+    chosen = [values for point in found for values in domains.probes(point, applies, max(8, PROBES // len(found)))]
+    experiments = [experiment_with(base, values, space, source) for values in chosen]
+    check_baseline(space, experiments, source)
+    total = sum(samples_of(space, point) for point in found) * len(space.seeds)
+    probes = [
+        next(replicate(space, total + number, resolved(experiment, values), experiment, total))
+        for number, (values, experiment) in enumerate(zip(chosen, experiments, strict=True))
+    ]
+    return Trials((), (), total, tuple(probes))
+
+
+def samples_of(space: Space, point: Mapping[str, Any]) -> int:
+    """How many settings are drawn for a point of the grids."""
+    return space.search.num_samples if domains.is_drawn(point) else 1
 
 
 def _chosen(space: Space, source: str) -> Iterator[dict[str, Any]]:
     """The values of the swept keys, setting by setting. Every grid point gets the same draws, so that they pair."""
-    points = list(domains.points(space.space, applies))
-    if space.search.num_samples > 1 and not any(domains.is_drawn(point) for point in points):
+    found = points(space)
+    if space.search.num_samples > 1 and not any(domains.is_drawn(point) for point in found):
         raise ConfigError(
             f"{source}: search.num_samples: found {space.search.num_samples}, but the space has only grids, so every "
             f"draw would be the same; allowed: 1 (for replicates give more `seeds`)"
         )
     for number in range(space.search.num_samples):
-        for point in points:
+        for point in found:
             yield domains.fill(point, applies, domains.drawn_from(space.search.seed, number))
 
 
-def _experiment(base: dict[str, Any], chosen: Mapping[str, Any], space: Space, source: str) -> AnyExperiment:
+def points(space: Space) -> list[dict[str, Any]]:
+    """The points of a space's grids, in which only what is drawn is a domain."""
+    return list(domains.points(space.space, applies))
+
+
+def base_of(space: Space, source: str) -> dict[str, Any]:
+    """The experiment that every setting starts from, resolved, as plain data."""
+    return experiment_of(space.experiment, source).model_dump(mode="json")
+
+
+def experiment_with(base: dict[str, Any], chosen: Mapping[str, Any], space: Space, source: str) -> AnyExperiment:
+    """A base with the values of a setting.
+
+    Raises:
+        ConfigError: if that is no valid experiment; the text names the values.
+    """
     content = copy.deepcopy(base)
     where = f"{source}: space ({_words(chosen)})"
     # Whole blocks first: a key inside one of them is meant for the new block.
@@ -125,7 +181,13 @@ def _words(chosen: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} = {short(value)}" for key, value in chosen.items())
 
 
-def _resolved(experiment: AnyExperiment, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def identity_of(experiment: AnyExperiment) -> str:
+    """What two experiments have in common if they are the same."""
+    return json.dumps(experiment.resolved(), sort_keys=True)
+
+
+def resolved(experiment: AnyExperiment, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The swept keys of a setting with the values that the experiment has for them."""
     dump = experiment.model_dump(mode="json")
     return {key: _get(dump, key) for key in chosen}
 
@@ -137,15 +199,37 @@ def _get(dump: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _specs(space: Space, settings: list[tuple[dict[str, Any], AnyExperiment]]) -> Iterator[TrialSpec]:
-    total = len(settings) * len(space.seeds)
+def replicate(
+    space: Space, setting: int, parameters: dict[str, Any], experiment: AnyExperiment, total: int
+) -> Iterator[TrialSpec]:
+    """The trials of a setting, one a seed.
+
+    Args:
+        space: has the seeds.
+        setting: its number.
+        parameters: its swept keys.
+        experiment: with any seed.
+        total: how many trials the study has at most: names sort in their order.
+    """
     width = max(3, len(str(total - 1)))
-    for setting, (parameters, base) in enumerate(settings):
-        for position, seed in enumerate(space.seeds):
-            ordinal = setting * len(space.seeds) + position
-            experiment = base.model_copy(update={"seed": seed})
-            trial_id = f"{ordinal:0{width}d}-{experiment.digest}"
-            yield TrialSpec(trial_id, ordinal, setting, seed, parameters, experiment)
+    for position, seed in enumerate(space.seeds):
+        ordinal = setting * len(space.seeds) + position
+        seeded = experiment.model_copy(update={"seed": seed})
+        trial_id = f"{ordinal:0{width}d}-{seeded.digest}"
+        yield TrialSpec(trial_id, ordinal, setting, seed, parameters, seeded)
+
+
+def record_of(spec: TrialSpec, drawn: Drawn | None = None) -> TrialRecord:
+    """The record of a trial of which nothing is done yet."""
+    return TrialRecord(
+        ordinal=spec.ordinal,
+        setting=spec.setting,
+        seed=spec.seed,
+        sampler=spec.experiment.sampler.name,
+        objective=spec.experiment.objective.name,
+        parameters=spec.parameters,
+        drawn=drawn,
+    )
 
 
 def resolved_baseline(space: Space) -> dict[str, Any]:
@@ -168,7 +252,19 @@ def matches(found: Any, wanted: Any) -> bool:
     return bool(found == wanted)
 
 
-def _check_baseline(space: Space, experiments: list[AnyExperiment], source: str) -> None:
+def is_baseline(spec: TrialSpec, space: Space) -> bool:
+    """Whether a trial belongs to what others are compared with."""
+    dump = spec.experiment.model_dump(mode="json")
+    baseline = resolved_baseline(space)
+    return bool(baseline) and all(matches(_get(dump, key), wanted) for key, wanted in baseline.items())
+
+
+def check_baseline(space: Space, experiments: list[AnyExperiment], source: str) -> None:
+    """Refuse a baseline that is none of the settings.
+
+    Raises:
+        ConfigError: naming what is missing and what there is.
+    """
     try:
         baseline = resolved_baseline(space)
     except ConfigError as error:
@@ -190,5 +286,9 @@ def space_digest(trials: Trials, space: Space) -> str:
 
     Resources and wording are left out: a study may be resumed on another machine, or with a better question.
     """
-    asked = [[spec.trial_id for spec in trials.specs], space.search.metric, space.search.mode, resolved_baseline(space)]
+    what: list[Any] = [spec.trial_id for spec in trials.specs]
+    if space.search.adaptive:
+        given = space.model_dump(mode="json", include={"space", "search", "seeds"})
+        what = [base_of(space, ""), given, list(space.space)]
+    asked = [what, space.search.metric, space.search.mode, resolved_baseline(space)]
     return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8).hexdigest()

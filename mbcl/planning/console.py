@@ -36,11 +36,18 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
             f"{facts['same_class']:.3g} of the pairs; random batches {facts['same_class_of_random']:.3g}",
         )
     if "conflicts" in facts:
-        yield "conflicts", f"{facts['conflicts']} pairs of neighbours that could not be kept apart"
+        yield "conflicts", _conflicts(facts)
     if facts["same_when_planned_again"]:
         yield "check", "planned again, the same plan"
     yield "digest", str(facts["digest"])
     yield "plan", str(facts["plan"])
+
+
+def _conflicts(facts: Facts) -> str:
+    batches, batch_size, conflicts = (int(facts[key] or 0) for key in ("batches", "batch_size", "conflicts"))
+    pairs = batches * batch_size * (batch_size - 1)
+    share = f", {conflicts / pairs:.3g} of all pairs that share a batch" if pairs else ""
+    return f"{conflicts} pairs of a sample and one of its nearest could not be kept apart{share}"
 
 
 def _bound(facts: Facts) -> str:

@@ -129,7 +129,10 @@ def sampler_of(request: Request) -> Sampler:
         parameters = validate_parameters(SAMPLERS[name], block, frozenset({"batch_size"}))
     except PathConfigError as error:
         raise ConfigError(f"sampler {name!r}: {error.path}: {error}") from error
-    return build(name, batch_size=request.batch_size, **parameters)
+    try:
+        return build(name, batch_size=request.batch_size, **parameters)
+    except ConfigError as error:
+        raise error if str(error).startswith("sampler ") else ConfigError(f"sampler {name!r}: {error}") from error
 
 
 def _writable(request: Request) -> tuple[Store, str]:
@@ -164,6 +167,8 @@ def _samples(request: Request, sampler: Sampler, stages: Stages) -> Samples:
         stages.begin("reading embeddings")
         embeddings, labels = read_embeddings(request.embeddings)
         return Samples(len(embeddings), embeddings, labels)
+    if request.temperature is not None:
+        raise ConfigError("--temperature: losses are measured on embeddings; give --embeddings FILE")
     if sampler.needs_embeddings:
         raise ConfigError(f"sampler {sampler.name!r} plans from embeddings; give --embeddings FILE")
     num_samples = check_count("--num-samples", request.num_samples)

@@ -7,9 +7,14 @@ from dataclasses import dataclass, field
 
 from mbcl.report.wording import counted, interval, listed, number
 from mbcl.study import StudyRecord
+from mbcl.summary.glossary import direction
 from mbcl.summary.statistics import ALPHA, Comparison, SettingSummary, shown_status
 
 _CLAIMS = ("better", "worse", "higher", "lower")
+MOST_NAMED = 8
+"""Of more settings than that only the number is said; the tables name them."""
+MOST_EXAMPLES = 3
+"""Of more claims than can be named, the largest so many are."""
 
 
 @dataclass
@@ -52,7 +57,23 @@ def answer(
             f"Of {counted(len(study.trials), 'trial')}, {listed(missing)}; only finished trials count here"
             + (", so the answer may still change." if counts.get("pending") else ".")
         )
+    found.details += _selection(study)
     return found
+
+
+def _selection(study: StudyRecord) -> list[str]:
+    """What early stopping did to the finished settings: nothing is known of the others, and these were picked."""
+    stopped = {trial.setting: trial.stopped for trial in study.trials.values() if trial.stopped}
+    if not stopped:
+        return []
+    rule = next(iter(stopped.values()))
+    several = len({trial.seed for trial in study.trials.values()}) > 1
+    seed = f"seed {rule.first_seed}" if several else "their only seed"
+    return [
+        f"{rule.by} stopped {counted(len(stopped), 'setting')} early, which have no final metrics and stand in no mean "
+        f"and no comparison. The finished ones were picked by {rule.metric} on {seed}, so what they reach there is "
+        f"flattered{'; their other seeds took no part in the choice' if several else ''}."
+    ]
 
 
 def _reference(comparisons: list[Comparison]) -> str:
@@ -94,8 +115,8 @@ def _compared(comparisons: list[Comparison], metric: str) -> Answer:
     if hints:
         names = listed([f"{c.label} ({c.verdict})" for c in hints])
         details.append(
-            f"{names}: the interval excludes 0 taken alone, but not after Holm's correction for "
-            f"{counted(hints[0].comparisons, 'comparison')}. That is a hint, not a result."
+            f"{_named_or_counted(hints, names)}: the interval excludes 0 taken alone, but not after Holm's correction "
+            f"for {counted(hints[0].comparisons, 'comparison')}. That is a hint, not a result."
         )
     if constant:
         names = listed([f"{c.label} ({number(c.difference or 0.0, signed=True)}, n={c.n})" for c in constant])
@@ -103,8 +124,22 @@ def _compared(comparisons: list[Comparison], metric: str) -> Answer:
     undecided = [_undecided(c) for c in comparisons if not c.excludes_zero]
     if undecided and any(c.n > 1 for c in comparisons):
         start = f"No difference from {reference} is shown for" if holds or hints else "Differences measured:"
-        details.append(f"{start} {listed(undecided)}.")
+        details.append(f"{start} {_some(undecided)}.")
     return Answer(headline, details)
+
+
+def _named_or_counted(comparisons: list[Comparison], names: str) -> str:
+    """The names of few settings; of many how many there are of each verdict."""
+    if len(comparisons) <= MOST_NAMED:
+        return names
+    counts = Counter(c.verdict for c in comparisons)
+    verdicts = listed([f"{count} {verdict}" for verdict, count in counts.items()])
+    return f"{len(comparisons)} settings ({verdicts})"
+
+
+def _some(words: list[str]) -> str:
+    """All of a few; of many their number."""
+    return listed(words) if len(words) <= MOST_NAMED else f"{len(words)} settings"
 
 
 def _undecided(comparison: Comparison) -> str:
@@ -120,7 +155,10 @@ def _undecided(comparison: Comparison) -> str:
 
 def second_opinion(comparisons: list[Comparison]) -> str:
     """One sentence on what a further metric says; empty without comparisons."""
-    verdicts = [f"{c.label} {c.verdict if _holds(c) else _not_shown(c)}" for c in comparisons]
+    shown = [c for c in comparisons if len(comparisons) <= MOST_NAMED or _holds(c)]
+    verdicts = [f"{c.label} {c.verdict if _holds(c) else _not_shown(c)}" for c in shown]
+    if left := len(comparisons) - len(shown):
+        verdicts.append(f"no difference shown for {left}{' others' if shown else ' settings'}")
     return f"On {comparisons[0].metric}: {'; '.join(verdicts)}." if verdicts else ""
 
 
@@ -131,6 +169,9 @@ def _claim(comparisons: list[Comparison], word: str, reference: str, metric: str
         f"{c.label} by {number(abs(c.difference or 0.0))} (95 % interval {interval(c, signed=True)}, n={c.n})"
         for c in comparisons
     ]
+    if len(parts) > MOST_NAMED:
+        largest = sorted(zip(comparisons, parts, strict=True), key=lambda pair: -abs(pair[0].difference or 0.0))
+        parts = [*(part for _, part in largest[:MOST_EXAMPLES]), f"{len(parts) - MOST_EXAMPLES} others by less"]
     if len(parts) == 1:
         label = comparisons[0].label
         return f"{label} is {word} than {reference} on {metric}{parts[0].removeprefix(label)}."
@@ -139,9 +180,8 @@ def _claim(comparisons: list[Comparison], word: str, reference: str, metric: str
 
 def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str) -> Answer:
     measured = [summary for summary in summaries if metric in summary.metrics]
-    best = (min if study.mode == "min" and study.metric == metric else max)(
-        measured, key=lambda summary: summary.metrics[metric].mean
-    )
+    lowest = direction(metric) < 0 or (study.mode == "min" and study.metric == metric)
+    best = (min if lowest else max)(measured, key=lambda summary: summary.metrics[metric].mean)
     found = best.metrics[metric]
     spread = f"95 % interval {interval(found)}, n={found.n}" if found.n > 1 else "one seed, so no interval"
     if len(summaries) == 1:
@@ -153,7 +193,6 @@ def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str
         if study.baseline
         else "The study names no baseline"
     )
-    headline = f"The highest mean {metric} is {number(found.mean)}, for {best.label} ({spread})."
-    if study.mode == "min" and study.metric == metric:
-        headline = headline.replace("The highest", "The lowest", 1)
+    which = "lowest" if lowest else "highest"
+    headline = f"The {which} mean {metric} is {number(found.mean)}, for {best.label} ({spread})."
     return Answer(headline, [f"{reason}, so no difference between settings is tested here."])

@@ -137,8 +137,14 @@ def _curves(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, handlelength=1.4, fontsize=8.5)
     seeds = max(line.seeds for _, _, line in found)
-    early = [shorten(s.label) for _, s, _ in found if all(trial.status != "finished" for trial in s.trials)]
-    note = f" No trial has finished yet for {listed(early)}; shown is what there is.{note}" if early else note
+    early = [s for _, s, _ in found if all(trial.status != "finished" for trial in s.trials)]
+    stopped = [s for s in early if any(trial.stopped for trial in s.trials)]
+    for words, settings_ in (
+        ("Stopped early, where the line ends: {}.", stopped),
+        ("No trial has finished yet for {}; shown is what there is.", [s for s in early if s not in stopped]),
+    ):
+        if settings_:
+            note = f" {words.format(listed([shorten(s.label) for s in settings_]))}{note}"
     band = "Mean over the seeds; the band reaches from the lowest to the highest seed." if seeds > 1 else "One seed."
     return render(
         figure,

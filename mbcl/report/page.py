@@ -133,6 +133,7 @@ def _trial_rows(study: StudyRecord, summaries: list[SettingSummary], metrics: li
             "seed": trial.seed,
             "status": shown_status(trial),
             "error": trial.error,
+            "stopped": trial.stopped.words() if trial.stopped else "",
             "attempts": trial.attempts,
             "values": [value_of(trial, metric) for metric in metrics],
             "seconds": trial.seconds.get("total"),

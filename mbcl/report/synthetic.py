@@ -26,7 +26,7 @@ from mbcl import __version__
 from mbcl.report.page import environment, resource
 from mbcl.report.pictures import Picture
 from mbcl.report.synthetic_figures import draw
-from mbcl.report.wording import listed
+from mbcl.report.wording import listed, number
 from mbcl.storage import Store, write_text
 from mbcl.synthetic.command import RECORD
 from mbcl.synthetic.records import Outcome
@@ -116,10 +116,10 @@ def _points(outcome: Outcome) -> bytes:
         "labels": np.array([curve.method.label for curve in outcome.curves]),
     }
     store_gram = outcome.settings.n <= MOST_STORED
-    for number, curve in enumerate(outcome.curves):
-        arrays[f"x{number}"] = curve.x_2SND.numpy()
+    for place, curve in enumerate(outcome.curves):
+        arrays[f"x{place}"] = curve.x_2SND.numpy()
         if store_gram:
-            arrays[f"z{number}"] = curve.gram().numpy()
+            arrays[f"z{place}"] = curve.gram().numpy()
     if outcome.reference.known is not None and store_gram:
         arrays["optimum"] = outcome.reference.known.gram().numpy()
     stream = io.BytesIO()
@@ -133,7 +133,7 @@ def headline(outcome: Outcome, rows: list[Row]) -> str:
         nearest = min(rows, key=lambda row: row.true_loss.mean)
         return f"The least mean loss of everything is that of {nearest.label}, {nearest.true_loss.mean:.5f}."
     ranked = sorted(rows, key=lambda row: row.excess.mean)
-    words = [f"{row.label} {row.excess.mean:.2g}" for row in ranked]
+    words = [f"{row.label} {number(row.excess.mean)}" for row in ranked]
     above = "the optimum" if outcome.reference.known else "the least loss known"
     return f"Mean loss above {above} after {outcome.settings.steps:,} steps: {listed(words)}."
 

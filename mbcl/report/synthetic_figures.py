@@ -25,7 +25,7 @@ from mbcl.report.pictures import (
     style,
 )
 from mbcl.report.wording import number
-from mbcl.synthetic.optima import opposites
+from mbcl.synthetic.pairing import opposites
 from mbcl.synthetic.records import Curve, Outcome
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _curves(
     for axes, (count, words) in zip(row, COUNTS, strict=True):
         for place, (curve, value_SL) in enumerate(zip(outcome.curves, values, strict=True)):
             _draw(axes, getattr(curve, count) + (count == "steps"), value_SL, place, shorten(curve.method.label))
-        if log:
+        if log and any((value_SL > 0).any() for value_SL in values):
             log_scale(axes, "y")
         ends = [int(getattr(curve, count)[-1]) for curve in outcome.curves]
         if max(ends) > FAR * min(ends):

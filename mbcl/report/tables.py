@@ -15,6 +15,8 @@ from mbcl.summary.statistics import Comparison, SettingSummary, final_metrics, s
 STAGES = ("train", "embed", "plan", "wait", "eval")
 """What an epoch spends its time on, as ``time/STAGE``."""
 _STAGE_ORDER = ("startup", *STAGES, "training", "evaluation", "ray", "total")
+_STOPPED = ("stopped/by", "stopped/epoch", "stopped/value")
+"""Where a scheduler stopped a trial; epoch 0 if its setting had been stopped before it began."""
 _ESTIMATE = ("mean", "sd", "n", "ci_low", "ci_high")
 _COMPARISON = (
     "metric",
@@ -69,7 +71,10 @@ def _csv(columns: list[str], rows: Iterable[Mapping[str, str]]) -> str:
 
 
 def results_csv(study: StudyRecord) -> str:
-    """``results.csv``: one row a trial, in the order of the study."""
+    """``results.csv``: one row a trial, in the order of the study.
+
+    A trial that was stopped has no final metrics: what it had measured by then stands in columns of its own.
+    """
     swept, metrics, stages = swept_columns(study), final_metrics(study), stages_of(study)
     rows = []
     for key, trial in ordered_trials(study).items():
@@ -85,8 +90,12 @@ def results_csv(study: StudyRecord) -> str:
         row |= {column: _cell(flat[column]) for column in swept if column in flat}
         row |= {metric: _number(trial.metrics.get(metric)) for metric in metrics if metric not in row}
         row |= {f"seconds/{stage}": _number(trial.seconds.get(stage)) for stage in stages}
+        if trial.stopped is not None:
+            found = trial.stopped
+            row |= dict(zip(_STOPPED, (found.by, str(found.epoch), _number(found.value)), strict=True))
         rows.append(row)
-    columns = ["trial_id", "status", "error", "sampler", "objective", "seed", *swept, *metrics]
+    stopped = _STOPPED if any(trial.stopped for trial in study.trials.values()) else ()
+    columns = ["trial_id", "status", "error", "sampler", "objective", "seed", *swept, *metrics, *stopped]
     return _csv(list(dict.fromkeys([*columns, *(f"seconds/{stage}" for stage in stages)])), rows)
 
 

@@ -31,9 +31,11 @@ def number(value: float | int | None, *, signed: bool = False) -> str:
     elif size == 0:
         text = "0"
     elif size < 0.001 or size >= 1e6:
-        text = f"{size:.2e}"
+        text = f"{size:.2e}".replace("-", MINUS)  # where a line never breaks
     else:
-        text = f"{size:,.{1 if size >= 100 else 2 if size >= 10 else 3 if size >= 1 else 4}f}"
+        whole = size >= 1000 and size == round(size)  # a mean of counts
+        digits = 0 if whole else 1 if size >= 100 else 2 if size >= 10 else 3 if size >= 1 else 4
+        text = f"{size:,.{digits}f}"
     return (MINUS if value < 0 else "+" if signed and value > 0 else "") + text
 
 

@@ -6,6 +6,7 @@ Letters: M samples of a pool, D dimensions, B samples a batch, R sampled rows, C
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -90,6 +91,12 @@ class GCBS(SortedPools):
                 f"{MAX_EDGES // largest}"
             )
         super().check(num_samples)
+        if self.degree is not None and self.degree >= largest:
+            warnings.warn(
+                f"sampler 'gcbs': degree {self.degree} keeps all similarities of a pool of {largest} samples, so the "
+                f"graph orders nothing; meant are 10 to 50",
+                stacklevel=3,
+            )
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
         """Batches in the order of the graph."""

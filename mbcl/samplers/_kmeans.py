@@ -64,6 +64,10 @@ class BlockSampler(SizedPools):
         """As :meth:`PoolSampler.planned_pools`: the blocks of all pools."""
         return sum(-(-size // self.block_size) for size in self.pool_sizes(num_samples))
 
+    def apart_within(self, num_samples: int) -> int:
+        """As :meth:`PoolSampler.apart_within`: a block."""
+        return min(super().apart_within(num_samples), self.block_size)
+
     def cut(self, embeddings: Embeddings, pool: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
         """Blocks of similar samples, on the device where the embeddings are."""
         if len(pool) <= self.block_size:

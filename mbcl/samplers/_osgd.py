@@ -104,7 +104,8 @@ class OSGD(PoolSampler):
         if self.k * self.batch_size > num_samples:
             raise ConfigError(
                 f"sampler 'osgd': k * batch_size = {self.k} * {self.batch_size} = {self.k * self.batch_size} "
-                f"is above the {num_samples} samples of the data set; k may be at most {num_samples // self.batch_size}"
+                f"is above the {num_samples} samples of the data set; k may be at most "
+                f"{num_samples // self.batch_size}, and q at most k"
             )
         if self.score == "objective" and self.objective is None:
             raise ConfigError("sampler 'osgd': score 'objective' needs an objective without state per sample")

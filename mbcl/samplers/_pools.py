@@ -121,10 +121,23 @@ class PoolSampler(BaseSampler):
                 "random",
                 stacklevel=4,
             )
+        within = self.apart_within(num_samples)
+        possible = within - self.batch_size
+        if self.skip and self.skip > possible > 0:
+            warnings.warn(
+                f"sampler {self.name!r}: skip {self.skip} names so many of the {within} samples planned together that "
+                f"neighbours must share batches; allowed here for parting all: at most {possible}, and in practice far "
+                "less",
+                stacklevel=4,
+            )
 
     @abstractmethod
     def pool_sizes(self, num_samples: int) -> list[int]:
         """M of every pool; what their sum lacks to N is left out of the plan."""
+
+    def apart_within(self, num_samples: int) -> int:
+        """How many samples :meth:`plan_pool` gets at most: among them it finds a sample's ``skip`` nearest."""
+        return max(self.pool_sizes(num_samples), default=0)
 
     def planned_pools(self, num_samples: int) -> int:
         """How many pools :meth:`plan_pools` plans apart from each other: what can be planned in parallel."""

@@ -48,9 +48,10 @@ class SizedPools(PoolSampler):
         """As :meth:`Sampler.check`; warns if ``pool`` is above the data set."""
         super().check(num_samples)
         if self.pool is not None and self.pool > num_samples:
+            num_batches = num_samples // self.batch_size
             warnings.warn(
                 f"sampler {self.name!r}: pool {self.pool} is above the {num_samples} samples of the data set; "
-                f"all are planned as one pool of {num_samples // self.batch_size} batches",
+                f"all are planned as one pool of {num_batches} {'batch' if num_batches == 1 else 'batches'}",
                 stacklevel=3,
             )
 

@@ -5,6 +5,7 @@ Letters: M samples of a pool, D dimensions, B samples a batch.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -50,6 +51,17 @@ class Strata(SortedPools):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("k", self.k)
+
+    def check(self, num_samples: int) -> None:
+        """As :meth:`Sampler.check`; warns where there are more strata than batches could be of one."""
+        super().check(num_samples)
+        largest = max(self.pool_sizes(num_samples))
+        if self.k > largest:
+            warnings.warn(
+                f"sampler 'strata': k {self.k} is above the {largest} samples of a pool, so every sample is a stratum "
+                "and batches are random",
+                stacklevel=3,
+            )
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
         """Batches stratum by stratum, those of leftovers last."""

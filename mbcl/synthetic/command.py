@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,7 @@ def add_synthetic(commands: Any, write_report: WriteReport) -> None:
         help="where no optimum is known: random starts from which the least loss is looked for (default: %(default)s)",
     )
     add("--overwrite", action="store_true", help="replace a synthetic study that is in DIR already")
-    add("--out", metavar="DIR", default="results/synthetic", help="where to write (default: %(default)s)")
+    add("--out", metavar="DIR", default="results/synthetic-study", help="where to write (default: %(default)s)")
     synthetic.set_defaults(run=lambda arguments: _synthetic(arguments, write_report))
 
 
@@ -75,18 +76,20 @@ def _synthetic(arguments: argparse.Namespace, write_report: WriteReport) -> int:
     from mbcl.functional import check_count
     from mbcl.stages import Stages
     from mbcl.storage import open_store
-    from mbcl.synthetic.settings import Settings
+    from mbcl.synthetic.settings import MOST_SEEDS, Settings
     from mbcl.synthetic.study import run
     from mbcl.synthetic.table import show
 
     first = check_count("--first-seed", arguments.first_seed, least=0)
+    if check_count("--seeds", arguments.seeds) > MOST_SEEDS:
+        raise ConfigError(f"--seeds {arguments.seeds}: allowed are at most {MOST_SEEDS:,}")
     settings = Settings(
         n=arguments.n,
         dim=2 * arguments.n if arguments.dim is None else arguments.dim,
         batch_sizes=tuple(arguments.batch_size),
         steps=arguments.steps,
         samplers=tuple(arguments.samplers),
-        seeds=tuple(range(first, first + check_count("--seeds", arguments.seeds))),
+        seeds=tuple(range(first, first + arguments.seeds)),
         lr=arguments.lr,
         accumulate=arguments.accumulate,
         equal_init=arguments.equal_init,
@@ -96,6 +99,7 @@ def _synthetic(arguments: argparse.Namespace, write_report: WriteReport) -> int:
     )
     store = open_store(arguments.out)
     _check_free(store, arguments.overwrite)
+    _check_writable(store)
     with Stages() as stages:
         outcome = run(settings, progress=stages)
         stages.begin("writing")
@@ -105,6 +109,16 @@ def _synthetic(arguments: argparse.Namespace, write_report: WriteReport) -> int:
     show(outcome)
     sys.stdout.write(f"page: {store.uri}/report.html\n")
     return 0
+
+
+def _check_writable(store: Store) -> None:
+    """Refuse a folder of this machine that cannot be written, before hours are spent on what belongs there."""
+    from mbcl.storage import LocalStore
+
+    if isinstance(store, LocalStore):
+        there = next(folder for folder in (store.folder, *store.folder.parents) if folder.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError(f"{store.uri}: cannot be written; choose another --out")
 
 
 def _check_free(store: Store, overwrite: bool) -> None:

@@ -12,13 +12,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-Array = NDArray[np.float64]
+from mbcl.synthetic.pairing import opposites
 
 
 @dataclass(frozen=True)
@@ -110,57 +107,6 @@ def distance(z_RNN: Tensor, best: Optimum) -> Tensor:
         eye_NN = torch.eye(len(z_NN), dtype=torch.float64)
         norms.append(_frobenius(z_NN - eye_NN + eye_NN[opposite_N]))
     return torch.stack(norms)
-
-
-def opposites(z_NN: Array) -> NDArray[np.int64]:
-    """The pairing of samples whose similarities, in both directions, have the least sum.
-
-    An assignment of every sample to another is a relaxation of it. Its cycles of even length are pairings as they
-    stand; near the optimum there are no others. Only cycles of odd length need the search for a matching in a graph.
-
-    Args:
-        z_NN: (N, N) float64, N even.
-
-    Returns:
-        (N,) int64, the partner of each sample.
-
-    Reference:
-        Edmonds, Maximum matching and a polyhedron with 0,1-vertices, 1965.
-
-    Example:
-        >>> opposites(np.array([[1, 0, -1, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, -1, 0, 1.0]])).tolist()
-        [2, 3, 0, 1]
-    """
-    cost_NN = z_NN + z_NN.T
-    barred_NN = cost_NN.copy()
-    np.fill_diagonal(barred_NN, 4.0 * len(z_NN) * (1 + np.abs(cost_NN).max()))
-    _, next_N = linear_sum_assignment(barred_NN)
-    partner_N = np.full(len(z_NN), -1, dtype=np.int64)
-    for start in range(len(z_NN)):
-        if partner_N[start] >= 0:
-            continue
-        cycle = [start]
-        while next_N[cycle[-1]] != start:
-            cycle.append(int(next_N[cycle[-1]]))
-        if len(cycle) % 2:
-            return _matching(cost_NN)
-        ways = [list(zip(cycle[shift::2], cycle[1 + shift :: 2] + cycle[:shift], strict=True)) for shift in (0, 1)]
-        for a, b in min(ways, key=lambda pairs: sum(cost_NN[a, b] for a, b in pairs)):
-            partner_N[a], partner_N[b] = b, a
-    return partner_N
-
-
-def _matching(cost_NN: Array) -> NDArray[np.int64]:
-    """The perfect matching of least cost in the complete graph."""
-    import networkx
-
-    graph = networkx.Graph()
-    rows, columns = np.triu_indices(len(cost_NN), 1)
-    graph.add_weighted_edges_from((int(a), int(b), float(-cost_NN[a, b])) for a, b in zip(rows, columns, strict=True))
-    partner_N = np.empty(len(cost_NN), dtype=np.int64)
-    for a, b in networkx.max_weight_matching(graph, maxcardinality=True):
-        partner_N[a], partner_N[b] = b, a
-    return partner_N
 
 
 def rearranged(z_RNN: Tensor, solution_NN: Tensor) -> Tensor:

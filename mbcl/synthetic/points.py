@@ -105,29 +105,39 @@ class Points:
             (R, K) the losses of the batches before the step.
         """
         num_runs, num_batches, size = batches_RKB.shape
-        chunk = max(1, CHUNK_ELEMENTS // (num_runs * size * (2 * self._rows.shape[2] + size)))
+        elements = size * (2 * self._rows.shape[2] + size)
+        chunk = max(1, CHUNK_ELEMENTS // (num_runs * elements))
+        if num_batches == 1 and num_runs * elements > CHUNK_ELEMENTS:
+            # Runs share no rows, so a few of them may move before the others.
+            few = max(1, CHUNK_ELEMENTS // elements)
+            parts = zip(batches_RKB.split(few), self._first_row_R11.split(few), strict=True)
+            return torch.cat([self._move(some_RKB, first_R11, lr * scale) for some_RKB, first_R11 in parts])
         if num_batches <= chunk:
-            rows, loss_RK, gradient = self._gradient(batches_RKB)
-            self._rows.index_add_(1, rows, gradient, alpha=-lr * scale)
-            return loss_RK
+            return self._move(batches_RKB, self._first_row_R11, lr * scale)
         total, losses = torch.zeros_like(self._rows), []
         for some_RKB in batches_RKB.split(chunk, dim=1):
-            rows, loss_RK, gradient = self._gradient(some_RKB)
+            rows, loss_RK, gradient = self._gradient(some_RKB, self._first_row_R11)
             total.index_add_(1, rows, gradient)
             losses.append(loss_RK)
         self._rows.sub_(total, alpha=lr * scale)
         return torch.cat(losses, dim=1)
 
+    def _move(self, batches_RKB: Tensor, first_row_R11: Tensor, rate: float) -> Tensor:
+        """Move the runs whose first rows are given; (R, K) the losses before."""
+        rows, loss_RK, gradient = self._gradient(batches_RKB, first_row_R11)
+        self._rows.index_add_(1, rows, gradient, alpha=-rate)
+        return loss_RK
+
     def gradient(self, batches_RKB: Tensor) -> tuple[Tensor, Tensor]:
         """(R,) the mean loss of each run's batches, and (2, R, N, D) its gradient."""
-        rows, loss_RK, gradient = self._gradient(batches_RKB)
+        rows, loss_RK, gradient = self._gradient(batches_RKB, self._first_row_R11)
         total = torch.zeros_like(self._rows).index_add_(1, rows, gradient, alpha=1 / batches_RKB.shape[1])
         return loss_RK.mean(dim=1), total.view_as(self.x_2RND)
 
-    def _gradient(self, batches_RKB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _gradient(self, batches_RKB: Tensor, first_row_R11: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The places of rows, (R, K) losses, and (2, places, D) their gradients with respect to the raw rows."""
         num_runs, num_batches, size = batches_RKB.shape
-        rows = (batches_RKB + self._first_row_R11).flatten()
+        rows = (batches_RKB + first_row_R11).flatten()
         x = self._rows.index_select(1, rows)
         length = torch.linalg.vector_norm(x, dim=2, keepdim=True)
         unit = x / length

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import clip
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers import OSGD, SAMPLERS, AllBatches, Fixed, Full, OSGDExhaustive, PoolSampler, Sampler, build, examine
@@ -58,6 +58,7 @@ class Planned:
         if isinstance(sampler, PoolSampler) and _plans_together(sampler, num_samples):
             streams = [derive(seed, f"synthetic/{sampler.name}", step) for seed in seeds]
             rows_SKB = sampler.plan_batched(x_2SND[0], x_2SND[1], streams)
+            _examine_together(rows_SKB, sampler, num_samples)
             # As in every plan, batches stand in the order of their first sample.
             return rows_SKB.take_along_dim(rows_SKB[:, :, :1].argsort(dim=1), dim=1)
         return torch.stack([self._of_seed(x_2SND[:, place], seed, step) for place, seed in enumerate(seeds)])
@@ -70,6 +71,15 @@ class Planned:
             plan = sampler.plan(num_samples, embeddings, seed=seed, epoch=step, round=len(parts))
             parts.append(examine(plan, sampler, num_samples))
         return torch.cat([plan.batches for plan in parts])[:wanted]
+
+
+def _examine_together(rows_SKB: Tensor, sampler: PoolSampler, num_samples: int) -> None:
+    """What :func:`examine` asks of one plan, of those of all seeds: as many batches as promised, no sample twice."""
+    promised = (sampler.plan_length(num_samples), sampler.batch_size)
+    sorted_SM = rows_SKB.flatten(1).sort(dim=1)[0]
+    distinct = bool((sorted_SM.diff(dim=1) > 0).all())
+    if rows_SKB.shape[1:] != promised or not distinct or sorted_SM[:, 0].min() < 0 or sorted_SM.max() >= num_samples:
+        raise PlanError(f"{sampler.name}: {promised} batches of different samples were promised, found others")
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,6 +8,12 @@ from mbcl.errors import ConfigError
 from mbcl.functional import check_choice, check_count, check_number
 from mbcl.synthetic.groups import Accumulate
 
+MOST_SAMPLES = 10_000
+"""N: the loss of everything compares every pair, 0.8 GB of cosines."""
+MOST_SEEDS = 10_000
+MOST_COORDINATES = 2**27
+"""Of all points of all runs, 1 GiB."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -46,6 +52,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_count("--n", self.n, least=2)
+        if self.n > MOST_SAMPLES:
+            raise ConfigError(f"--n {self.n}: every pair of samples is compared; allowed are at most {MOST_SAMPLES:,}")
         for name in ("dim", "steps", "log_every", "restarts"):
             check_count(f"--{name.replace('_', '-')}", getattr(self, name))
         check_number("--lr", self.lr, above=0.0)
@@ -56,13 +64,20 @@ class Settings:
                 raise ConfigError(f"{option}: at least one is needed")
             for value in values:
                 check_count(option, value, least=least)
-                if values.count(value) > 1:
-                    raise ConfigError(f"{option}: {value} is given twice")
+            if len(set(values)) < len(values):
+                twice = next(value for value in values if values.count(value) > 1)
+                raise ConfigError(f"{option}: {twice} is given twice")
         if not self.samplers:
             raise ConfigError("--samplers: at least one is needed")
         for batch_size in self.batch_sizes:
             if batch_size > self.n:
                 raise ConfigError(f"--batch-size {batch_size}: above --n {self.n}")
+        runs = len(self.seeds) * len(self.samplers) * len(self.batch_sizes)
+        if (count := 2 * self.n * self.dim * runs) > MOST_COORDINATES:
+            raise ConfigError(
+                f"--n {self.n}, --dim {self.dim}: the two views of {runs} runs have {count:,} coordinates; allowed are "
+                f"at most {MOST_COORDINATES:,}"
+            )
 
     def logged(self) -> list[int]:
         """The steps after which curves have a point.

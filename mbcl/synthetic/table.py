@@ -95,15 +95,15 @@ def _row(curve: Curve, outcome: Outcome) -> Row:
 def reference_in_words(outcome: Outcome) -> list[str]:
     """What the losses are compared with, in sentences."""
     settings, reference = outcome.settings, outcome.reference
+    where = f"{settings.n} samples in {settings.dim} dimension{'s' * (settings.dim > 1)}"
     if reference.known is not None:
         kind = {"simplex": "the simplex", "cross_polytope": "the cross-polytope"}[reference.known.kind]
-        where = f"{settings.n} samples in {settings.dim} dimensions"
         return [f"The optimum of {where} is {kind}: loss {reference.full_loss:.7f}."]
-    where = f"For {settings.n} samples in {settings.dim} dimensions no optimum is known in closed form"
+    unknown = f"For {where} no optimum is known in closed form"
     if reference.full_loss is None:
-        return [f"{where}, and there are too many samples to look for it: no excess is reported."]
+        return [f"{unknown}, and there are too many samples to look for it: no excess is reported."]
     found = [
-        f"{where}. Excess is above {reference.full_loss:.7f}, the least loss that {reference.restarts} restarts of "
+        f"{unknown}. Excess is above {reference.full_loss:.7f}, the least loss that {reference.restarts} restarts of "
         "L-BFGS and all runs found: an upper bound of the optimum, so a lower bound of the excess."
     ]
     for size, gap in reference.other_minimisers.items():
@@ -113,7 +113,7 @@ def reference_in_words(outcome: Outcome) -> list[str]:
             + (
                 "has the same loss of everything: no difference between the two minimisers is seen."
                 if same
-                else f"has a loss of everything {gap:.2e} above it: the two minimisers differ."
+                else f"has a loss of everything {gap:.2e} above it: as far as restarts show, the two minimisers differ."
             )
         )
     return found

@@ -65,7 +65,8 @@ def unknown_optimum(experiment: SyntheticExperiment) -> str:
     settings = experiment.settings
     if optimum(settings.n, settings.dim) is not None:
         return ""
-    where = f"no optimum of {settings.n} samples in {settings.dim} dimensions is known in closed form, so there is no"
+    dimensions = f"{settings.dim} dimension{'s' * (settings.dim > 1)}"
+    where = f"no optimum of {settings.n} samples in {dimensions} is known in closed form, so there is no"
     if settings.n > MOST_MINIMISED:
         return f"{where} {DISTANCE}, and above {MOST_MINIMISED} samples no {EXCESS}"
     return f"{where} {DISTANCE}, and {EXCESS} is above the least loss of {settings.restarts} restarts"

@@ -13,6 +13,8 @@ from data.official import write_cifar, write_corrupted_archive, write_image, wri
 from PIL import Image
 
 from mbcl import data
+from mbcl.cli import main
+from mbcl.data import folders
 from mbcl.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -256,3 +258,67 @@ def test_without_names_the_classes_must_have_as_many(tiny):
         corruption="fog",
         name="tiny_imagenet",
     )
+
+
+# -- packs ---------------------------------------------------------------------------------------------------------
+
+
+def pack(root: Path, *more: str) -> int:
+    return main(["data", "pack", "--data", "tiny_imagenet_c", "--data-dir", str(root), *more])
+
+
+def test_a_pack_of_each_corruption_and_severity_is_the_same_images(tiny, tmp_path, monkeypatch, capsys):
+    clean, root = tiny
+    as_folders(root, clean, lambda position: f"{clean.files[position]}.PNG", severity=5)
+    expected = {severity: load(root, clean, "fog", severity, name="tiny_imagenet_c").images for severity in (3, 5)}
+    assert pack(root, "--out", str(tmp_path / "out")) == 0
+    assert pack(root.parent) == 0
+    out = capsys.readouterr().out
+    assert f"{root}/mbcl-pack/fog-3.json: 7 test images of 64 x 64; " in out
+    sizes = [path.stat().st_size for path in (root / "mbcl-pack").iterdir()]
+    assert len(sizes) == 4
+    assert sum(sizes) <= 1.1 * 2 * 7 * 3 * 64 * 64
+    assert pack(root) == 0
+    assert capsys.readouterr().out.count("is there already; --force packs them again") == 2
+    monkeypatch.setattr(folders, "_read_image", None)
+
+    def same(place: Path) -> None:
+        assert data.corrupted_available("tiny_imagenet_c", str(place)) == {"fog": [3, 5]}
+        for severity, images in expected.items():
+            assert torch.equal(load(place, clean, "fog", severity, name="tiny_imagenet_c").images, images)
+
+    for place in (root, root.parent, tmp_path / "out"):
+        same(place)
+    shutil.rmtree(root / "fog")
+    same(root)
+    other = data.ImageSet(**{**vars(clean), "labels": clean.labels.roll(1)})
+    refused(root, other, "the clean test image of this name is of class", corruption="fog", name="tiny_imagenet_c")
+
+
+def test_a_pack_whose_files_have_changed_is_not_used(tiny, monkeypatch):
+    clean, root = tiny
+    monkeypatch.setattr("mbcl.data.corrupted._OFFICIAL", 7)
+    options = {"corruption": "fog", "name": "tiny_imagenet_c"}
+    assert pack(root) == 0
+    path = next((root / "fog" / "3" / clean.classes[0]).iterdir())
+    write_image(path, 5)
+    with pytest.warns(UserWarning, match="fog-3.json is not used, the files have changed .*: 1 files, first fog/3/"):
+        found = load(root, clean, **options).images
+    refused(root, clean, "have changed .*data.verify: strict", verify="strict", **options)
+    assert pack(root) == 0
+    assert torch.equal(load(root, clean, verify="strict", **options).images, found)
+    pixels = next((root / "mbcl-pack").glob("*.npy"))
+    pixels.write_bytes(pixels.read_bytes()[:-1])
+    refused(root, clean, f"{pixels}: damaged pack", **options)
+
+
+def test_what_cannot_be_packed(archive, tiny, capsys):
+    assert main(["data", "pack", "--data", "cifar10_c", "--data-dir", str(archive)]) == 2
+    assert "holds no folders of images to pack; its archives are read as they are" in capsys.readouterr().err
+    clean, root = tiny
+    path = next((root / "fog" / "3" / clean.classes[1]).iterdir())
+    path.write_bytes(path.read_bytes()[:50])
+    assert pack(root) == 2
+    assert f"error: {path}: not a readable image" in capsys.readouterr().err
+    assert main(["data", "pack", "--data", "tiny_imagenet_c"]) == 2
+    assert "--data-dir is not given; expected folders CORRUPTION/SEVERITY" in capsys.readouterr().err

@@ -128,9 +128,8 @@ def test_what_is_printed(folder, capsys):
 
 def test_sets_without_files_are_not_packed(tmp_path, capsys):
     assert pack(tmp_path, name="digits") == 2
-    assert "digits has no image files to pack; allowed: cifar10, cifar100, tiny_imagenet, image_folder" in (
-        capsys.readouterr().err
-    )
+    allowed = "cifar10, cifar100, tiny_imagenet, image_folder, cifar10_c, cifar100_c, tiny_imagenet_c"
+    assert f"digits has no image files to pack; allowed: {allowed}" in capsys.readouterr().err
     assert pack(tmp_path, name="cifar10") == 2
     assert "holds no folders of images to pack" in capsys.readouterr().err
     assert main(["data", "pack", "--data", "cifar10"]) == 2

@@ -128,9 +128,10 @@ def test_force_evaluates_again(store):
     assert path.stat().st_mtime_ns != before
 
 
-def test_a_device_that_is_not_there(store):
-    with pytest.raises(ConfigError, match="device 'nonsense' cannot be used here"):
-        evaluate(store, device="nonsense", force=True)
+@pytest.mark.parametrize("device", ["nonsense", "meta"])
+def test_a_device_that_is_not_there(store, device):
+    with pytest.raises(ConfigError, match=f"device '{device}' cannot be used here"):
+        evaluate(store, device=device, force=True)
 
 
 def test_a_damaged_evaluation_is_made_again(store):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from engine import runs
 
 from mbcl.cli import main
+from mbcl.configuration import apply_overrides, validate
 from mbcl.dist import World
+from mbcl.evaluation_settings import Corrupted, Evaluation, Neighbours, Probe
 from mbcl.storage import LocalStore
 
 
@@ -120,3 +123,19 @@ def test_another_data_set_needs_the_same_channels(trained, tmp_path, capsys):
     with pytest.warns(UserWarning, match="the official set has"):
         assert main(["evaluate", "--checkpoint", str(trained), *words]) == 2
     assert "found images of 3 channels, but checkpoint epoch_000003 was trained on 1" in capsys.readouterr().err
+
+
+def test_the_keys_that_help_names_are_those_that_there_are(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    out = capsys.readouterr().out
+    keys = out[out.index("keys for --set:") : out.index("examples:")]
+    words = re.findall(r"([a-z_.]+)=(\[[^]]*\]|[^\s,]+)", keys)
+    overrides = [f"{key}={value}" for key, value in words]
+    content: dict = {}
+    apply_overrides(content, overrides)
+    assert validate(Evaluation, content, "help") == Evaluation(corrupted={"corruptions": ["fog", "snow"]})
+    named = {key for key, _ in words} | {"split", "metrics", "baselines", "corrupted.severities", "corrupted.dir"}
+    blocks = {"corrupted": Corrupted, "knn": Neighbours, "probe": Probe}
+    there = {key for key in Evaluation.model_fields if key not in blocks}
+    assert named == there | {f"{name}.{key}" for name, block in blocks.items() for key in block.model_fields}

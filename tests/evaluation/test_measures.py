@@ -15,7 +15,7 @@ from mbcl.data import ImageSet, clean_views, corrupt
 from mbcl.dist import World
 from mbcl.engine.embed import ViewKey, two_views
 from mbcl.engine.prepare import load_data, model_of
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, DataError
 from mbcl.evaluation import INITIAL, evaluate, find_weights
 from mbcl.evaluation.baselines import Pixels
 from mbcl.evaluation.subject import Subject
@@ -146,6 +146,17 @@ def test_official_corrupted_images_are_read(tmp_path):
         found = evaluate(store, settings=chosen)
     clean = {f"corrupted/clean/{name}/{s}/top1" for name in ("fog", "snow", "mean") for s in (1, 5)}
     assert set(found) == clean | {f"corrupted/within/{s}/{d}/top1" for s in (1, 5) for d in ("u2v", "v2u")}
+    labels = np.load(tmp_path / "c" / "labels.npy")
+    np.save(tmp_path / "c" / "labels.npy", (labels + 1) % 10)
+    measured = []
+    with (
+        pytest.warns(UserWarning, match="the official set has"),
+        pytest.raises(DataError, match="evaluation.corrupted.dir: .*labels.npy: 8 labels are not those of the clean"),
+    ):
+        evaluate(
+            store, settings=settings("knn", "corrupted", corrupted=chosen.corrupted), force=True, say=measured.append
+        )
+    assert measured == [], "refused before anything is measured"
     missing = settings("corrupted", corrupted={"dir": str(tmp_path / "c"), "corruptions": ["fog", "frost"]})
     with pytest.raises(ConfigError, match="has no 'frost' of severity 1; .*known: fog, snow"):
         evaluate(store, settings=missing)

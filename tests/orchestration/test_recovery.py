@@ -38,7 +38,7 @@ def test_a_damaged_record_is_made_again(begun, damage):
         path.write_bytes(
             {"cut": content[:-20], "empty": b"", "binary": b"\xff\xfe", "other fields": b'{"format": 1}'}[damage]
         )
-    study, notes = recovery.recover(store, file, trials, "study")
+    study, _, notes = recovery.recover(store, file, trials, "study")
     assert study.unfinished() == list(trials.by_id)
     assert "the record is made again, and every trial goes on from what its folder holds" in notes[0]
     assert "study.json" in notes[0]
@@ -67,7 +67,7 @@ def test_another_evaluation_survives_the_record(begun):
     space["evaluation"] = {"evaluated": [{"settings": {"similarity": "dot"}, "trials": [first]}]}
     (store.folder / "space.yaml").write_text(yaml.safe_dump(space))
     (store.folder / "study.json").unlink()
-    study, _ = recovery.recover(store, file, trials, "study")
+    study, _, _ = recovery.recover(store, file, trials, "study")
     assert [record.evaluation for record in study.trials.values()] == [{"similarity": "dot"}, {}]
     asked = {key: spec.experiment.evaluation.model_dump(mode="json") for key, spec in trials.by_id.items()}
     assert recovery.notes_of(study, asked)[0].startswith("trials are evaluated as the last --eval-only asked")

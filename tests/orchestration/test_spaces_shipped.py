@@ -29,10 +29,13 @@ TRIALS = {
     "paper_cifar100": 18,
     "paper_tiny_imagenet": 18,
     "samplers": 9,
-    "synthetic": 120,
+    "search": 54,
+    "synthetic": 200,
 }
-SHORT = ("kq", "objectives", "paper_cifar100", "paper_tiny_imagenet")
+SHORT = ("kq", "objectives", "paper_cifar100", "paper_tiny_imagenet", "search")
 """The header of each has a command that shrinks it to one trial."""
+LONG = ("kq", "objectives", "paper_tiny_imagenet")
+"""Whose shrunk form shows nothing that another does not."""
 PAPER = {"paper_cifar100": 49_000, "paper_tiny_imagenet": 98_000}
 """Training images after the validation split."""
 
@@ -81,15 +84,16 @@ def test_a_space_says_what_it_is_for_and_expands(name):
     file = read_space(path)
     assert file.space.name == name
     assert file.space.question.endswith("?")
-    assert len(expand(file).specs) == TRIALS[name]
+    assert expand(file).total == TRIALS[name]
 
 
 @pytest.mark.parametrize("name", SHORT)
 def test_the_header_tells_the_cost_and_shrinks_the_space(name):
     assert "GPU: not measured" in (SPACES / f"{name}.yaml").read_text()
     overrides = [word for word in short(name) if word != "--set"]
-    (spec,) = expand(read_space(SPACES / f"{name}.yaml", overrides)).specs
-    assert spec.experiment.train.epochs == 1
+    trials = expand(read_space(SPACES / f"{name}.yaml", overrides))
+    assert trials.total == 1
+    assert {spec.experiment.train.epochs for spec in (*trials.specs, *trials.probes)} == {1}
 
 
 @pytest.mark.parametrize("name", TRIALS)
@@ -124,7 +128,10 @@ def test_the_published_settings(name):
 @pytest.mark.ray
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if name in ("kq", "paper_tiny_imagenet") else ()) for name in SHORT],
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("kq", "objectives", "paper_tiny_imagenet") else ())
+        for name in SHORT
+    ],
 )
 def test_the_shrunk_space_runs(name, tmp_path):
     data = tmp_path / "data"

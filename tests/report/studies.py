@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from mbcl.storage import LocalStore
-from mbcl.study import StudyRecord, TrialRecord
+from mbcl.study import Stopped, StudyRecord, TrialRecord
 
 SHUFFLE = {"name": "shuffle"}
 OSGD = {"name": "osgd", "k": 20, "q": 5, "criterion": "max", "score": "ntxent", "temperature": 0.1}
@@ -92,3 +92,19 @@ def write_histories(store: LocalStore, record: StudyRecord, epochs: int = 3) -> 
             for epoch in range(1, epochs + 1)
         ]
         store.write_bytes(f"trials/{key}/metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def raced() -> StudyRecord:
+    """``osgd`` was stopped on its first seed after two of four epochs; shuffle and spectral have all seeds."""
+    found = grid({"shuffle": FULL["shuffle"], "osgd": [None] * 3, "spectral": FULL["spectral"]})
+    for seed, key in enumerate(list(found.trials)[3:6]):
+        stopped = Stopped(
+            by="asha",
+            epoch=0 if seed else 2,
+            of=4,
+            metric="val/retrieval/top1",
+            value=None if seed else 0.25,
+            first_seed=0,
+        )
+        found.trials[key] = trial(3 + seed, 1, seed, OSGD, status="stopped", stopped=stopped)
+    return found

@@ -58,7 +58,7 @@ def test_glossary() -> None:
 
 
 def test_wording() -> None:
-    assert [number(v) for v in (0.12345, 1.5, 12.345, 0, 0.0, 1, 12345.6, None)] == [
+    assert [number(v) for v in (0.12345, 1.5, 12.345, 0, 0.0, 1, 12345.6, 8000.0, None)] == [
         "0.1235",
         "1.500",
         "12.35",
@@ -66,9 +66,10 @@ def test_wording() -> None:
         "0",
         "1",
         "12,345.6",
+        "8,000",
         "–",
     ]
-    assert (number(-0.5, signed=True), number(0.5, signed=True), number(1e-5)) == ("−0.5000", "+0.5000", "1.00e-05")
+    assert (number(-0.5, signed=True), number(0.5, signed=True), number(1e-5)) == ("−0.5000", "+0.5000", "1.00e−05")
     assert (p_value(0.0), p_value(0.0314), p_value(None)) == ("< 0.001", "0.031", "–")
     assert (seconds(3.14), seconds(600.0), seconds(10800.0)) == ("3.1 s", "10.0 min", "3.0 h")
     assert (listed([]), listed(["a"]), listed(["a", "b", "c"])) == ("", "a", "a, b and c")

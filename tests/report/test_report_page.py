@@ -6,7 +6,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report.studies import BACK, FULL, OSGD, SHUFFLE, SPECTRAL, TOP1, grid, partial, study, trial, write_histories
+from report.studies import (
+    BACK,
+    FULL,
+    OSGD,
+    SHUFFLE,
+    SPECTRAL,
+    TOP1,
+    grid,
+    partial,
+    raced,
+    study,
+    trial,
+    write_histories,
+)
 
 from mbcl.report import write
 from mbcl.report.answer import answer, second_opinion
@@ -156,6 +169,18 @@ def test_a_partial_study(tmp_path: Path) -> None:
     assert " is better than" not in page.text
 
 
+def test_a_study_that_stopped_trials_says_so(tmp_path: Path) -> None:
+    write_histories(LocalStore(tmp_path), raced(), epochs=2)
+    page = check_self_contained(written(tmp_path, raced()))
+    assert "Of 9 trials, 3 stopped; only finished trials count here." in page.text
+    assert "asha stopped 1 setting early, which have no final metrics" in page.text
+    assert "picked by val/retrieval/top1 on seed 0, so what they reach there is flattered" in page.text
+    assert "stopped by asha after 2 of 4 epochs (val/retrieval/top1 0.2500)" in page.text
+    assert page.text.count("not begun: asha stopped this setting with seed 0") == 2
+    assert "Stopped early, where the line ends: osgd" in page.text
+    assert "--resume" not in page.text, "a stopped trial is not missing"
+
+
 def test_stale_plots_are_removed(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     store.write_bytes("plots/final_old.png", b"old")
@@ -273,3 +298,40 @@ def test_drawing_leaves_no_settings_behind(tmp_path: Path) -> None:
     write(LocalStore(tmp_path), grid({"shuffle": [0.5]}))
     assert dict(matplotlib.rcParams) == before
     assert Gcf.get_all_fig_managers() == []
+
+
+def test_many_settings_are_counted_not_named() -> None:
+    """A study of forty settings has an answer that can be read; the tables have the rest."""
+    rows = [trial(seed, 0, seed, SHUFFLE, 0.5 + seed / 1000) for seed in range(3)]
+    for k in range(1, 31):
+        block = {"name": "spectral", "k": k}
+        jitter = (0.0, 0.002, 0.001) if k < 3 else (0.0, 0.02, 0.1)
+        rows += [trial(3 * k + seed, k, seed, block, 0.6 + jitter[seed]) for seed in range(3)]
+    record = study(rows)
+    comparisons = compare(record, TOP1)
+    found = answer(record, summarise(record), comparisons, TOP1)
+    assert "spectral (k=1)" in found.headline
+    assert "spectral (k=2)" in found.headline
+    assert any("28 settings" in detail for detail in found.details)
+    assert len(" ".join(found.details)) < 400
+    rows = [
+        row.model_copy(update={"metrics": {TOP1: 0.6 + row.setting / 100 + row.seed / 1e4}}) if row.setting else row
+        for row in rows
+    ]
+    headline = answer(study(rows), summarise(study(rows)), compare(study(rows), TOP1), TOP1).headline
+    assert headline.startswith("Better than shuffle on retrieval/u2v/top1: spectral (k=30) by ")
+    assert headline.endswith(" and 27 others by less.")
+    second = second_opinion(comparisons)
+    assert second.endswith("; no difference shown for 28 others.")
+    assert second.count("better") == 2
+
+
+def test_the_lowest_is_best_where_lower_is_better() -> None:
+    record = study([trial(i, i, 0, SHUFFLE, 0.0) for i in range(2)])
+    for i, found in enumerate(record.trials.values()):
+        found.metrics = {"synthetic/excess": 0.1 + i}
+    record.baseline = {}
+    assert primary_metrics(record) == ["synthetic/excess"]
+    assert answer(record, summarise(record), [], "synthetic/excess").headline.startswith(
+        "The lowest mean synthetic/excess is 0.1000"
+    )

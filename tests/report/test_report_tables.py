@@ -3,7 +3,7 @@ import io
 import math
 
 import pytest
-from report.studies import FULL, OSGD, SHUFFLE, TOP1, grid, partial, study, trial
+from report.studies import FULL, OSGD, SHUFFLE, TOP1, grid, partial, raced, study, trial
 
 from mbcl.report.tables import comparison_csv, results_csv, summary_csv
 from mbcl.study import StudyRecord
@@ -36,6 +36,21 @@ def test_results_have_a_row_a_trial_in_the_order_of_the_study() -> None:
     assert len(header) == len(set(header))
     assert (found[0]["sampler.k"], found[3]["sampler.k"], found[3]["sampler.criterion"]) == ("", "20", "max")
     assert (found[0]["plan/lift"], found[5][TOP1]) == ("", "")
+
+
+def test_a_stopped_trial_has_no_final_metrics_and_says_where_it_was_stopped() -> None:
+    record = raced()
+    found = rows(results_csv(record))
+    assert [row["status"] for row in found] == ["finished"] * 3 + ["stopped"] * 3 + ["finished"] * 3
+    assert [row["stopped/epoch"] for row in found] == [""] * 3 + ["2", "0", "0"] + [""] * 3
+    assert [row["stopped/value"] for row in found[3:6]] == ["0.25", "", ""]
+    assert {row["stopped/by"] for row in found[3:6]} == {"asha"}
+    assert {row[TOP1] for row in found[3:6]} == {""}
+    assert [row[f"{TOP1}/n"] for row in rows(summary_csv(record, summarise(record)))] == ["3", "0", "3"]
+    osgd, spectral = compare(record, TOP1)
+    assert (osgd.verdict, osgd.difference) == ("not comparable (no seed finished in both)", None)
+    assert (spectral.n, spectral.comparisons) == (3, 1)
+    assert "stopped/epoch" not in results_csv(grid(FULL))
 
 
 def test_results_do_not_depend_on_the_order_of_mappings() -> None:

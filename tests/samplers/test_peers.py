@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,7 +130,8 @@ def test_pools_are_at_least_a_batch(pool: object) -> None:
 
 def test_a_pool_above_the_data_set_is_said_once() -> None:
     for name in PEERS:
-        sampler = build(name, batch_size=4, pool=30, **PEERS[name])
+        few = {"k": 3} if name == "strata" else {}
+        sampler = build(name, batch_size=4, pool=30, **{**PEERS[name], **few})
         with pytest.warns(UserWarning, match=r"pool 30 is above the 21 samples .* one pool of 5 batches") as seen:
             plan = sampler.plan(21, Embeddings(torch.randn(21, 3), torch.randn(21, 3)))
         assert len(seen) == 1
@@ -492,3 +494,18 @@ def test_diverse_can_be_moderate() -> None:
 
 def test_all_are_registered() -> None:
     assert set(PEERS) <= set(SAMPLERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "said"),
+    [
+        ("kmeans", {"skip": 30}, "skip 30 names so many of the 32 samples .* at most 28"),
+        ("kmeans", {"skip": 6, "block": 8}, "skip 6 names so many of the 8 samples .* at most 4"),
+        ("strata", {"k": 33}, "k 33 is above the 32 samples of a pool"),
+        ("gcbs", {"degree": 32}, "degree 32 keeps all similarities of a pool of 32 samples"),
+    ],
+)
+def test_numbers_that_a_pool_cannot_give_are_said(name: str, parameters: dict[str, Any], said: str) -> None:
+    sampler = build(name, batch_size=4, **{"pool": None, **parameters})
+    with pytest.warns(UserWarning, match=said):
+        sampler.check(32)

@@ -8,9 +8,7 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
+import warnings
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,7 +18,10 @@ import pytest
 import torch
 
 from mbcl.cli import main
+from mbcl.errors import PlanError
+from mbcl.stages import Stages
 from mbcl.synthetic.points import clip_losses
+from mbcl.synthetic.selections import method_of
 
 SMALL = ["--n", "6", "--dim", "5", "--steps", "40", "--log-every", "10", "--seeds", "2"]
 
@@ -218,6 +219,10 @@ def test_samplers_with_parameters_of_all_kinds(tmp_path: Path) -> None:
     ("words", "expected"),
     [
         (["--n", "1"], "--n must be a whole number >= 2, found 1"),
+        (["--n", "100000000"], "--n 100000000: every pair of samples is compared; allowed are at most 10,000"),
+        (["--dim", "100000000"], "--n 8, --dim 100000000: the two views of 30 runs have 48,000,000,000 coordinates"),
+        (["--seeds", "1000000000"], "--seeds 1000000000: allowed are at most 10,000"),
+        (["--samplers", "spectral:batch_size=4"], "batch_size is an option of its own, --batch-size"),
         (["--dim", "0"], "--dim must be a whole number >= 1, found 0"),
         (["--steps", "0"], "--steps must be a whole number >= 1"),
         (["--seeds", "0"], "--seeds must be a whole number >= 1"),
@@ -261,15 +266,52 @@ def test_nothing_is_overwritten_unless_asked(tmp_path: Path, capsys: pytest.Capt
     assert "holds other files (notes.txt); choose another --out" in line
 
 
-def test_an_interrupted_study_writes_nothing(tmp_path: Path) -> None:
-    words = ["synthetic", "--steps", "100000000", "--log-every", "100000000", "--out", str(tmp_path / "out")]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "mbcl", *words], stderr=subprocess.PIPE, cwd=Path(__file__).parents[2],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
-    time.sleep(5)
-    running.send_signal(signal.SIGINT)
-    _, error = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert error.decode().endswith("interrupted\n")
+def test_a_folder_that_cannot_be_written_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
+    line = refused(capsys, "--steps", 100_000_000, "--out", tmp_path / "deep" / "out")
+    assert line == f"error: {tmp_path}/deep/out: cannot be written; choose another --out\n"
+
+
+def test_a_study_that_is_at_its_optimum_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two samples in one dimension start where nothing moves: no value is above 0, and no axis is logarithmic."""
+    words = ["--n", 2, "--dim", 1, "--samplers", "shuffle", "--seeds", 1, "--steps", 3, "--equal-init"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert synthetic(*words, "--out", tmp_path / "out") == 0
+    assert "The optimum of 2 samples in 1 dimension is the simplex" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [[0, 1, 2, 2], [0, 1, 2, 6], [-1, 1, 2, 3], [0, 1]])
+def test_plans_of_all_seeds_are_examined(wrong: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample twice, one out of range, a batch too few: nobody trains on it."""
+    rows = torch.tensor([[0, 1, 2, 3][: len(wrong)], wrong]).view(2, -1, 2)
+    method = method_of("spectral", {}, 2, 4)
+    assert method.selection.batches(torch.randn(2, 2, 4, 3), [0, 1], 0).shape == (2, 2, 2)
+    monkeypatch.setattr(type(method.sampler), "plan_batched", lambda *given: rows)
+    with pytest.raises(PlanError, match="batches of different samples were promised"):
+        method.selection.batches(torch.randn(2, 2, 4, 3), [0, 1], 0)
+
+
+def test_what_a_sampler_warns_of_is_said_once(tmp_path: Path) -> None:
+    words = ["--n", 12, "--samplers", "refined:pool=4", "--seeds", 2, "--steps", 3, "--batch-size", 4]
+    with pytest.warns(UserWarning, match="every pool is a single batch") as caught:
+        assert synthetic(*words, "--out", tmp_path / "out") == 0
+    assert len(caught) == 1
+
+
+def test_an_interrupted_study_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a real signal, once it has taken a step."""
+    count = Stages.count
+
+    def interrupt(self: Stages, done: int, total: int) -> None:
+        count(self, done, total)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Stages, "count", interrupt)
+    assert synthetic("--steps", 100_000_000, "--log-every", 100_000_000, "--out", tmp_path / "out") == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
     assert not (tmp_path / "out").exists()

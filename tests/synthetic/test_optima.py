@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mbcl.samplers import combinations
+from mbcl.synthetic import pairing
 from mbcl.synthetic.losses import least_of_restarts
-from mbcl.synthetic.optima import Optimum, distance, opposites, optimum, rearranged, rearranging_norm
+from mbcl.synthetic.optima import Optimum, distance, optimum, rearranged, rearranging_norm
+from mbcl.synthetic.pairing import opposites
 from mbcl.synthetic.points import Points, clip_losses, similarities
 
 evens = st.integers(1, 6).map(lambda half: 2 * half)
@@ -118,6 +120,28 @@ def test_odd_cycles_need_the_matching() -> None:
             z[a, b] = -1.0
     z[2, 3] = z[3, 2] = -0.5
     assert opposites(z).tolist() == [1, 0, 3, 2, 5, 4]
+
+
+@pytest.mark.parametrize("first", [1, 8])
+def test_pairings_of_many_samples_are_those_of_a_blossom_algorithm(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting with many admitted pairs, and with so few that there is no matching among them."""
+    networkx = pytest.importorskip("networkx")
+    monkeypatch.setattr(pairing, "PAIRS_A_SAMPLE", first)
+    searches = []
+    program = pairing._integer_program
+    monkeypatch.setattr(pairing, "_integer_program", lambda *given: searches.append(1) or program(*given))
+    for seed in range(12):
+        n = 30 + 2 * seed
+        z = similarities(torch.randn(2, 1, n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
+        cost = z[0].numpy() + z[0].numpy().T
+        graph = networkx.Graph()
+        graph.add_weighted_edges_from((a, b, -cost[a, b]) for a, b in itertools.combinations(range(n), 2))
+        least = sum(cost[a, b] for a, b in networkx.max_weight_matching(graph, maxcardinality=True))
+        partner = opposites(z[0].numpy())
+        assert np.array_equal(partner[partner], np.arange(n))
+        assert np.all(partner != np.arange(n))
+        assert cost[np.arange(n), partner].sum() / 2 == pytest.approx(least, abs=1e-9)
+    assert len(searches) > 3
 
 
 @pytest.mark.parametrize("n", [4, 6, 8])

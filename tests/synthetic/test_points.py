@@ -85,6 +85,16 @@ def test_many_batches_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(pieces.x_2RND, whole.x_2RND, rtol=1e-12, atol=1e-13)
 
 
+def test_many_runs_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One large batch of each run: no more are in memory than fit."""
+    x, batches = start(5, 8, 3, 0), torch.arange(8).expand(5, 1, -1)
+    whole, pieces = Points(x), Points(x)
+    losses_of_whole = whole.update(batches, lr=0.5)
+    monkeypatch.setattr(points, "CHUNK_ELEMENTS", 250)  # 8 x (2 x 3 + 8) for each run: two runs at a time
+    torch.testing.assert_close(pieces.update(batches, lr=0.5), losses_of_whole, rtol=1e-14, atol=0)
+    torch.testing.assert_close(pieces.x_2RND, whole.x_2RND, rtol=1e-12, atol=1e-13)
+
+
 @given(sizes, st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
 def test_losses_do_not_hang_on_rotations_lengths_or_names(shape: tuple[int, int], seed: int) -> None:

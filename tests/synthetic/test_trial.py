@@ -103,6 +103,8 @@ def test_a_training_refuses_the_block_in_one_line(tmp_path: Path, capsys: pytest
         ({"synthetic": None}, "synthetic: Input should be a valid dictionary"),
         ({"synthetic": {"n": 1}}, "synthetic.n: Input should be greater than or equal to 2, found 1"),
         ({"synthetic": {"n": 8.5}}, "synthetic.n: Input should be a valid integer"),
+        ({"synthetic": {"n": 10_001}}, "synthetic.n: Input should be less than or equal to 10000"),
+        ({"synthetic": {"n": 10_000, "dim": 6711}}, "synthetic.dim: found 6711, allowed with n 10000 are at most"),
         ({"synthetic": {"dims": 4}}, "synthetic.dims: unknown key; did you mean 'dim'?"),
         ({"synthetic": {"lr": 0}}, "synthetic.lr: Input should be greater than 0"),
         ({"synthetic": {"lr": float("nan")}}, "synthetic.lr: Input should be a finite number"),

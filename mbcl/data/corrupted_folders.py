@@ -1,0 +1,121 @@
+"""Corrupted sets as folders ``CORRUPTION/SEVERITY/CLASS/IMAGE``, and packs of them: one a corruption and severity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbcl.data.clean_order import clean_order
+from mbcl.data.folder_sets import Packed, pack_parts
+from mbcl.data.folders import Listing, Parts, class_images, decode, image_dimensions, subfolders
+from mbcl.data.images import ImageSet
+from mbcl.data.packs import FOLDER, Pack, open_pack
+from mbcl.data.request import Request
+from mbcl.errors import DataError
+
+_NONE = Listing([], [])
+
+
+def severities_in(root: Path, severities: tuple[int, ...]) -> dict[str, list[int]]:
+    """By corruption, the severities that there are as folders or as packs."""
+    found: dict[str, set[int]] = {}
+    for corruption in subfolders(root):
+        names = set(subfolders(root / corruption))
+        found[corruption] = {severity for severity in severities if str(severity) in names}
+    for folder in (root / FOLDER, root):
+        for path in folder.glob("*-?.json"):
+            corruption, _, severity = path.stem.rpartition("-")
+            if severity in map(str, severities):
+                found.setdefault(corruption, set()).add(int(severity))
+    return {corruption: sorted(there) for corruption, there in found.items() if there}
+
+
+def pack_folders(
+    root: Path, available: dict[str, list[int]], *, out: Path | None, force: bool, tell: Callable[[int, int], None]
+) -> Iterator[Packed]:
+    """Pack the folder of each corruption and severity, unless there is a whole pack of it already.
+
+    Args:
+        root: of the corrupted set.
+        available: severities by corruption; those without a folder are left out.
+        out: the packs' folder; ``mbcl-pack`` in the set's own by default, where they are found by themselves.
+        force: pack even what is packed.
+        tell: is told how many images of how many of a pack are done.
+
+    Raises:
+        DataError: if an image cannot be read, or has another size than the first.
+    """
+    for corruption, severities in available.items():
+        for severity in severities:
+            if (root / corruption / str(severity)).is_dir():
+                yield pack_parts(
+                    _parts(root, corruption, severity), out or root / FOLDER, f"{corruption}-{severity}", force, tell
+                )
+
+
+def folder_reader(
+    root: Path, corruption: str, severity: int, clean: ImageSet, request: Request, name: str
+) -> Callable[[], Tensor]:
+    """What reads the images of one corruption and severity, (N, 3, S, S) uint8, in the order of the clean ones.
+
+    Args:
+        root: of the corrupted set.
+        corruption: its folder.
+        severity: likewise.
+        clean: the N clean test images, with whose names and labels the files are compared at once.
+        request: how to say what is not certain.
+        name: of the set, for messages.
+
+    Raises:
+        DataError: as :func:`mbcl.data.clean_order.clean_order`; if a pack is damaged. What is returned: if an image
+            cannot be read.
+    """
+    folder, size = root / corruption / str(severity), clean.images.shape[-1]
+    pack = _usable_pack(root, corruption, severity, request, name)
+    if pack is None:
+        listing = clean_order(folder, _class_files(folder), clean, request)
+        return lambda: decode(listing, size=size, name=name)[0]
+    if pack.size != size:
+        raise DataError(f"{pack.path}: holds images of {pack.size} pixels, the clean ones have {size}")
+    places = {root / record[0]: row for row, record in enumerate(pack.test.records)}
+    files = [(path, pack.classes[record[1]]) for path, record in zip(places, pack.test.records, strict=True)]
+    rows = [places[path] for path in clean_order(folder, files, clean, request).paths]
+    return lambda: torch.from_numpy(np.ascontiguousarray(pack.pixels()[rows]))
+
+
+def _usable_pack(root: Path, corruption: str, severity: int, request: Request, name: str) -> Pack | None:
+    """The pack, if there is one and it is that of the files, or they are gone."""
+    pack = open_pack(root, f"{corruption}-{severity}")
+    if pack is None or not (root / corruption / str(severity)).is_dir():
+        return pack
+    difference = pack.difference(_parts(root, corruption, severity))
+    if difference is None:
+        return pack
+    request.object(
+        f"{name}: {pack.path} is not used, the files have changed since they were packed: {difference}; "
+        f"`mbcl data pack` packs them again"
+    )
+    return None
+
+
+def _class_files(folder: Path) -> list[tuple[Path, str]]:
+    """All images of ``folder/CLASS/IMAGE``, with the names of their classes."""
+    return [(path, name) for name in subfolders(folder) for path in class_images(folder / name)]
+
+
+def _parts(root: Path, corruption: str, severity: int) -> Parts:
+    """One folder as a test part without a training part."""
+    folder = root / corruption / str(severity)
+    classes = subfolders(folder)
+    files = _class_files(folder)
+    if not files:
+        raise DataError(f"{folder}: it holds no folders of classes with images")
+    listing = Listing([path for path, _ in files], [classes.index(name) for _, name in files])
+    width, height = image_dimensions(files[0][0])
+    if width != height:
+        raise DataError(f"{files[0][0]}: found {width} x {height} pixels, not a square")
+    return Parts(root, _NONE, listing, classes, width)

@@ -1,0 +1,38 @@
+"""What a space asks for, in lines for people: its domains, how they are searched, and who stops trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mbcl.orchestration import domains
+from mbcl.orchestration.schedulers import build
+from mbcl.orchestration.space import Space
+from mbcl.orchestration.trials import points, samples_of
+
+
+def domain_lines(space: Space) -> Iterator[str]:
+    """A line a swept key, if anything is drawn."""
+    if any(domains.is_drawn(domain) for domain in space.space.values()):
+        for key, domain in space.space.items():
+            yield f"{key}: {domains.words(domain)}"
+
+
+def plan_lines(space: Space) -> Iterator[str]:
+    """How settings are drawn, where they are, and who stops trials, where anybody does."""
+    search, found = space.search, points(space)
+    drawn = [point for point in found if domains.is_drawn(point)]
+    if drawn:
+        where = f" for each of {len(drawn)} points of the grids" if len(drawn) > 1 else ""
+        verb = "proposes" if search.adaptive else "draws"
+        by = f" by {search.metric} ({search.mode}), the mean over the seeds" if search.adaptive else ""
+        settings = sum(samples_of(space, point) for point in found)
+        yield (
+            f"search: {search.name} {verb} {search.num_samples} settings{where}{by}; {settings} settings x "
+            f"{len(space.seeds)} seeds"
+        )
+    rule = build(space.scheduler)
+    if rule.stops:
+        yield f"scheduler: {rule.words(search.metric)}"
+        others = f"; who survives runs seeds {', '.join(map(str, space.seeds[1:]))}, too" if space.seeds[1:] else ""
+        spared = "; the baseline is never stopped" if space.baseline and not search.adaptive else ""
+        yield f"scheduler: settings race on seed {space.seeds[0]}{others}{spared}"

@@ -1,0 +1,126 @@
+"""Rules of early stopping: Ray Tune's schedulers, asked about one value at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
+
+from mbcl.engine.records import read_rows
+from mbcl.orchestration.course import Race
+from mbcl.orchestration.results import trial_folder
+from mbcl.orchestration.schedulers import Asha, Median, build
+from mbcl.orchestration.space import Space
+from mbcl.orchestration.trials import TrialSpec, is_baseline
+from mbcl.seeding import numpy_generator
+from mbcl.storage import Store
+from mbcl.study import StudyRecord
+
+EPOCH, VALUE = "epoch", "value"
+NEVER = 2**31
+"""More epochs than anybody trains."""
+
+
+@dataclass(frozen=True)
+class _Named:
+    """All that Ray's rules look at of a trial."""
+
+    trial_id: str
+
+
+class RayStopper:
+    """A :class:`~mbcl.orchestration.course.Stopper` that asks a scheduler of Ray Tune.
+
+    The rules need a trial's name alone, none of Tune's own trials, so that what earlier sweeps of a study saw can be
+    told again.
+
+    Args:
+        block: the space file's block.
+        mode: ``min`` or ``max``.
+        seed: for rules that draw.
+    """
+
+    def __init__(self, block: Mapping[str, Any], *, mode: str, seed: int) -> None:
+        self._seed = seed
+        self._trials: set[_Named] = set()
+        settings = build(block)
+        common: dict[str, Any] = {"time_attr": EPOCH, "metric": VALUE, "mode": mode}
+        self._rule: Any
+        if isinstance(settings, Asha):
+            self._rule = AsyncHyperBandScheduler(
+                **common,
+                max_t=settings.max_t or NEVER,  # a trial that has reached its own end has not been stopped
+                grace_period=settings.grace_period,
+                reduction_factor=settings.reduction_factor,
+                brackets=settings.brackets,
+            )
+        else:
+            assert isinstance(settings, Median)
+            self._rule = MedianStoppingRule(
+                **common,
+                grace_period=settings.grace_period,
+                min_samples_required=settings.min_samples_required,
+                # It would pause a trial for others, and a paused one loses its workers.
+                min_time_slice=math.inf,  # type: ignore[arg-type]  # any number will do
+            )
+
+    def observe(self, trial_id: str, epoch: int, value: float) -> bool:
+        """Take a value in; whether the trial shall stop here. A value that is not finite decides nothing."""
+        if not math.isfinite(value):
+            return False
+        trial = _Named(trial_id)
+        if trial not in self._trials:
+            self._trials.add(trial)
+            self._rule.on_trial_add(None, trial)
+            if isinstance(self._rule, AsyncHyperBandScheduler):
+                self._choose_bracket(trial_id)
+        found = self._rule.on_trial_result(None, trial, {EPOCH: epoch, VALUE: value})
+        if isinstance(self._rule, MedianStoppingRule):
+            # It takes nothing in from a trial that it has stopped; the baseline goes on all the same.
+            self._rule._stopped_trials.discard(trial)
+        return bool(found == TrialScheduler.STOP)
+
+    def _choose_bracket(self, trial_id: str) -> None:
+        """As Ray draws it, by the number of rungs, but not from a global generator."""
+        brackets = self._rule._brackets
+        rungs = np.array([len(bracket._rungs) for bracket in brackets])
+        weights = np.exp(rungs - rungs.max())
+        drawn = numpy_generator(self._seed, f"bracket:{trial_id}").choice(len(brackets), p=weights / weights.sum())
+        self._rule._trial_info[trial_id] = brackets[int(drawn)]
+
+
+def race(space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store: Store) -> Race | None:
+    """The race of a study's settings, with all that its trials have measured so far; None if nothing is stopped.
+
+    Args:
+        space: what is asked for.
+        study: what is done.
+        specs: all trials by name; those of settings that are proposed later are found here, too.
+        store: the results folder.
+    """
+    rule = build(space.scheduler)
+    if not rule.stops:
+        return None
+    stopper = RayStopper(space.scheduler, mode=study.mode, seed=space.search.seed)
+    first: dict[int, str] = {}
+    for key, record in study.trials.items():
+        if first.setdefault(record.setting, key) == key:
+            end = record.stopped.epoch if record.stopped else math.inf
+            for row in read_rows(store.child(trial_folder(key))):
+                epoch, value = row.get("epoch") or 0, row.get(study.metric)
+                if value is not None and epoch <= end:
+                    stopper.observe(key, int(epoch), float(value))
+    return Race(
+        stopper=stopper,
+        by=space.scheduler.name,
+        epochs=lambda key: space.kind.length(specs[key].experiment),
+        end=rule.end,
+        # Settings of an adaptive search have no counterparts to be compared with one by one.
+        protected=frozenset(
+            spec.setting for spec in specs.values() if not space.search.adaptive and is_baseline(spec, space)
+        ),
+    )

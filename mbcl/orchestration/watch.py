@@ -1,0 +1,78 @@
+"""Tells Ray Tune what a trial measures while it trains: a thread of its driver that reads the rows it writes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import ray.tune
+
+from mbcl.engine.protocols import Row
+from mbcl.engine.records import read_rows
+from mbcl.storage import LocalStore, Store
+
+EPOCH, VALUE = "mbcl_epoch", "mbcl_value"
+LOCAL_SECONDS, REMOTE_SECONDS = 0.3, 3.0
+"""How often rows are looked for in a folder, and in an object store."""
+
+
+@contextmanager
+def reporting(store: Store, metric: str) -> Iterator[None]:
+    """Report every row that appears during the block, in order, with the last one before the block ends.
+
+    Ray Tune takes one report at a time, and a trial that it stops ends in the middle of one.
+
+    Args:
+        store: the trial's folder.
+        metric: what counts; epochs without it are not reported. Nothing is reported if it is empty.
+    """
+    if not metric:
+        yield
+        return
+    done = threading.Event()
+    # What is there already was reported, or told to the scheduler, before.
+    reporter = _Reporter(store, metric, after=_last_epoch(store))
+    thread = threading.Thread(target=_watch, args=(reporter, store, done), daemon=True, name="rows to Ray Tune")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _watch(report: Callable[[], None], store: Store, done: threading.Event) -> None:
+    seconds = LOCAL_SECONDS if isinstance(store, LocalStore) else REMOTE_SECONDS
+    while not done.wait(seconds):
+        report()
+    report()
+
+
+def _last_epoch(store: Store) -> int:
+    return max((_epoch(row) for row in read_rows(store)), default=0)
+
+
+def _epoch(row: Row) -> int:
+    return int(row.get("epoch") or 0)
+
+
+class _Reporter:
+    """Reports rows that are new since the last call."""
+
+    def __init__(self, store: Store, metric: str, after: int) -> None:
+        self._store = store
+        self._metric = metric
+        self._reported = after
+
+    def __call__(self) -> None:
+        try:
+            rows = read_rows(self._store)
+        except OSError:
+            return  # the next look will find it
+        for row in rows:
+            value = row.get(self._metric)
+            if _epoch(row) > self._reported:
+                self._reported = _epoch(row)
+                if value is not None:
+                    ray.tune.report({EPOCH: self._reported, VALUE: float(value)})

@@ -1,0 +1,238 @@
+"""The course of a study: order, races on the first seed, stopping; without Ray but for its rules."""
+
+from __future__ import annotations
+
+import pytest
+
+from mbcl.errors import ConfigError
+from mbcl.orchestration.course import Course, Race
+from mbcl.orchestration.schedulers import build
+from mbcl.study import StudyRecord, TrialRecord
+
+EPOCHS = 8
+
+
+class Below:
+    """Stops what is below a line, from an epoch on."""
+
+    def __init__(self, line: float, epoch: int = 1) -> None:
+        self.line = line
+        self.epoch = epoch
+        self.seen: list[tuple[str, int]] = []
+
+    def observe(self, trial_id: str, epoch: int, value: float) -> bool:
+        self.seen.append((trial_id, epoch))
+        return epoch >= self.epoch and value < self.line
+
+
+def study_of(num_settings: int, seeds: int = 1) -> StudyRecord:
+    trials = {
+        f"{setting * seeds + i}": TrialRecord(
+            ordinal=setting * seeds + i, setting=setting, seed=i + 7, sampler="", objective="", parameters={}
+        )
+        for setting in range(num_settings)
+        for i in range(seeds)
+    }
+    return StudyRecord(name="t", space_digest="", metric="val/retrieval/top1", mode="max", created="", trials=trials)
+
+
+def run(study: StudyRecord, course: Course, values: dict[int, float]) -> list[str]:
+    """Play the trials of a study, side by side, an epoch each in turn; returns the order in which they started."""
+    order: list[str] = []
+    running: dict[str, int] = {}
+    while True:
+        while (key := course.next()) is not None:
+            order.append(key)
+            running[key] = 0
+        if not running:
+            assert course.exhausted
+            return order
+        for key in list(running):
+            running[key] += 1
+            record = study.trials[key]
+            if course.row(key, running[key], values[record.setting]):
+                record.status, record.stopped = "stopped", course.where_stopped(key)
+            elif running[key] == EPOCHS:
+                record.status = "finished"
+            else:
+                continue
+            del running[key]
+            course.ended(key)
+
+
+def race(stopper, **options) -> Race:
+    return Race(stopper=stopper, by="below", epochs=lambda key: EPOCHS, **options)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 5])
+def test_without_a_race_all_run_in_order(concurrency):
+    study = study_of(3, 2)
+    course = Course(study, study.trials, concurrency=concurrency)
+    assert [course.next() for _ in range(concurrency + 1)] == [*list(study.trials)[:concurrency], None]
+    study = study_of(3, 2)
+    assert run(study, Course(study, study.trials, concurrency=concurrency), dict.fromkeys(range(3), 0.5)) == list(
+        "012345"
+    )
+    assert {record.status for record in study.trials.values()} == {"finished"}
+
+
+def test_only_what_is_to_do_runs():
+    study = study_of(3)
+    assert run(study, Course(study, ["2", "0"], concurrency=1), dict.fromkeys(range(3), 0.5)) == ["2", "0"]
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 3])
+def test_settings_race_on_their_first_seed_alone(concurrency):
+    study = study_of(3, 3)
+    stopper = Below(0.5, epoch=2)
+    values = {0: 0.9, 1: 0.1, 2: 0.6}
+    order = run(study, Course(study, study.trials, concurrency=concurrency, race=race(stopper)), values)
+    assert sorted(order) == ["0", "1", "2", "3", "6", "7", "8"], "the stopped setting's other seeds never begin"
+    assert {key for key, _ in stopper.seen} == {"0", "3", "6"}, "other seeds are not even looked at"
+    by_setting = [[record.status for record in records] for records in study.settings().values()]
+    assert by_setting == [["finished"] * 3, ["stopped"] * 3, ["finished"] * 3]
+    where = [study.trials[key].stopped for key in "345"]
+    assert [(found.epoch, found.of, found.value, found.first_seed) for found in where] == [
+        (2, EPOCHS, 0.1, 7), (0, EPOCHS, None, 7), (0, EPOCHS, None, 7)
+    ]  # fmt: skip
+    assert where[0].words() == "stopped by below after 2 of 8 epochs (val/retrieval/top1 0.1000)"
+    assert where[1].words() == "not begun: below stopped this setting with seed 7"
+
+
+def test_another_seed_waits_for_the_race():
+    study = study_of(2, 2)
+    course = Course(study, study.trials, concurrency=4, race=race(Below(0.5)))
+    assert [course.next() for _ in range(3)] == ["0", "2", None]
+    assert not course.exhausted
+    study.trials["2"].status = "finished"
+    course.ended("2")
+    assert [course.next(), course.next()] == ["3", None]
+
+
+def test_a_failed_first_seed_decides_nothing():
+    study = study_of(1, 2)
+    course = Course(study, study.trials, concurrency=1, race=race(Below(0.5)))
+    assert course.next() == "0"
+    study.trials["0"].status = "failed"
+    course.ended("0")
+    assert course.next() == "1"
+
+
+def test_the_baseline_is_seen_but_never_stopped():
+    study = study_of(2)
+    stopper = Below(2.0)
+    run(study, Course(study, study.trials, concurrency=1, race=race(stopper, protected=frozenset({0}))), {0: 1, 1: 1})
+    assert [record.status for record in study.trials.values()] == ["finished", "stopped"]
+    assert [epoch for key, epoch in stopper.seen if key == "0"] == list(range(1, EPOCHS + 1))
+
+
+def test_who_has_trained_to_the_end_is_not_stopped():
+    study = study_of(1)
+    run(study, Course(study, study.trials, concurrency=1, race=race(Below(2.0, epoch=EPOCHS))), {0: 1})
+    assert study.trials["0"].status == "finished"
+
+
+def test_a_limit_below_the_epochs_stops_all(monkeypatch):
+    study = study_of(2, 2)
+    limited = race(Below(0.5), end=build({"name": "asha", "max_t": 3}).end, protected=frozenset({0}))
+    run(study, Course(study, study.trials, concurrency=2, race=limited), {0: 0.9, 1: 0.9})
+    assert [record.stopped.epoch for record in study.trials.values()] == [3, 0, 3, 0]
+
+
+def test_resuming_a_stopped_setting_runs_none_of_its_seeds():
+    study = study_of(2, 2)
+    run(study, Course(study, ["0"], concurrency=1, race=race(Below(0.5))), {0: 0.1, 1: 0.9})
+    assert run(study, Course(study, study.unfinished(), concurrency=1, race=race(Below(0.5))), {1: 0.9}) == ["2", "3"]
+    assert study.unfinished() == []
+    assert study.trials["1"].stopped.epoch == 0
+
+
+class Three:
+    """Proposes three settings of two seeds."""
+
+    def __init__(self, study: StudyRecord) -> None:
+        self.study = study
+        self.told: list[int] = []
+
+    def propose(self) -> list[str]:
+        setting = len(self.study.trials) // 2
+        if setting == 3:
+            return []
+        fresh = study_of(setting + 1, 2).trials
+        keys = list(fresh)[-2:]
+        self.study.trials.update({key: fresh[key] for key in keys})
+        return keys
+
+    def tell(self, setting: int) -> None:
+        self.told.append(setting)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+@pytest.mark.parametrize("races", [False, True])
+def test_settings_that_are_proposed(concurrency, races):
+    study = study_of(0)
+    source = Three(study)
+    course = Course(study, (), concurrency=concurrency, race=race(Below(0.5)) if races else None, source=source)
+    assert not course.exhausted
+    order = run(study, course, {0: 0.9, 1: 0.1, 2: 0.9})
+    assert sorted(order) == [key for key in "012345" if key != "3" or not races]
+    assert sorted(source.told) == [0, 1, 2], "each once, when all its seeds have ended"
+
+
+def stopper_of(**block):
+    pytest.importorskip("ray")
+    from mbcl.orchestration.stopping import RayStopper
+
+    return RayStopper(block, mode="max", seed=0)
+
+
+def test_asha_keeps_the_best_at_its_rungs():
+    stopper = stopper_of(name="asha", grace_period=2, reduction_factor=2)
+    assert not stopper.observe("a", 1, 0.0), "before the grace period"
+    assert not stopper.observe("a", 2, 0.5), "the first at a rung"
+    assert stopper.observe("b", 2, 0.4), "worse than the median of those before"
+    assert not stopper.observe("c", 2, 0.6)
+    assert not stopper.observe("c", 3, 0.0), "between rungs"
+    assert not stopper.observe("c", 4, 0.7)
+    assert stopper.observe("a", 4, 0.6)
+    assert not stopper.observe("a", 5, float("nan"))
+    assert not stopper.observe("a", 6, 0.1)
+    assert not stopper.observe("a", 2**20, 0.7), "the best one is never cut at its end"
+
+
+def test_asha_for_a_smaller_value_and_with_brackets():
+    from mbcl.orchestration.stopping import RayStopper
+
+    stopper = RayStopper({"name": "asha", "reduction_factor": 2}, mode="min", seed=0)
+    assert not stopper.observe("a", 1, 0.5)
+    assert stopper.observe("b", 1, 0.6)
+    assert not stopper.observe("c", 1, 0.4)
+
+    def decisions() -> list[bool]:
+        rule = RayStopper({"name": "asha", "reduction_factor": 2, "brackets": 3}, mode="max", seed=1)
+        return [rule.observe(str(i), 1, -float(i)) for i in range(40)]
+
+    assert decisions() == decisions(), "brackets are drawn from the seed"
+    assert 0 < sum(decisions()) < 39, "some begin at a later rung"
+
+
+def test_median_needs_samples_and_never_pauses():
+    stopper = stopper_of(name="median", grace_period=2, min_samples_required=2)
+    for name, value in (("a", 0.5), ("b", 0.6)):
+        assert not any(stopper.observe(name, epoch, value) for epoch in range(1, 5)), "nobody to compare with"
+    assert not stopper.observe("c", 1, 0.1), "before the grace period"
+    assert stopper.observe("c", 2, 0.1)
+    assert stopper.observe("c", 3, 0.1), "a baseline that goes on is asked about again"
+    assert not stopper.observe("d", 2, 0.7)
+
+
+@pytest.mark.parametrize(
+    "block", [{"name": "asha"}, {"name": "median_stopping_rule"}, {"name": "async_hyperband", "brackets": 2}]
+)
+def test_schedulers_say_what_they_do(block):
+    rule = build(block)
+    assert rule.stops
+    assert "val/x" in rule.words("val/x")
+    assert not build({"name": "fifo"}).stops
+    with pytest.raises(ConfigError, match="unknown parameter 'x'"):
+        build({**block, "x": 1})

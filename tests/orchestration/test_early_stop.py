@@ -1,0 +1,157 @@
+"""Early stopping on a real Ray: what a stopped trial held is given back, and the next one starts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mbcl.experiment import Experiment
+from mbcl.storage import LocalStore
+from mbcl.study import StudyRecord, TrialRecord, read_study
+
+from .conftest import SPACE
+from .test_faults import CPUS, children, free_cpus
+
+pytestmark = pytest.mark.ray
+ray = pytest.importorskip("ray")
+
+TITLES = ("ray::RayTrainWorker", "ray::Planner", "ray::TrainController", "ray::ImplicitFunc")
+GONE_SECONDS = 60.0
+EPOCHS = 6
+
+
+def of_trials() -> set[int]:
+    """The processes of this test's own Ray that belong to a running trial."""
+    import os
+
+    found = set()
+    for pid in children(os.getpid()):
+        try:
+            if (Path("/proc") / str(pid) / "cmdline").read_text().startswith(TITLES):
+                found.add(pid)
+        except OSError:
+            continue
+    return found
+
+
+def groups() -> set[str]:
+    """The placement groups that trials have made for their workers and not given back."""
+    from mbcl.orchestration.janitor import groups_of_actors
+
+    return {found.placement_group_id.hex() for found in groups_of_actors()}
+
+
+class Undertaker:
+    """A watcher that measures how long after a stop what the trial held is gone. One trial runs at a time."""
+
+    def __init__(self, study: StudyRecord) -> None:
+        self.study = study
+        self.seconds: dict[str, float] = {}
+        self.threads: list[threading.Thread] = []
+
+    def started(self, trial_id: str) -> None: ...
+
+    def look(self, trial_ids) -> None: ...
+
+    def evaluated(self, trial_id: str, error: str) -> None: ...
+
+    def ended(self, trial_id: str) -> None:
+        if self.study.trials[trial_id].status == "stopped" and self.study.trials[trial_id].attempts:
+            pids, held = of_trials(), groups()
+            assert len(pids) >= 4, "driver, controller, worker and planner"
+            assert len(held) == 1
+            thread = threading.Thread(target=self._measure, args=(trial_id, pids, held))
+            thread.start()
+            self.threads.append(thread)
+
+    def _measure(self, trial_id: str, pids: set[int], held: set[str]) -> None:
+        start = time.monotonic()
+        while time.monotonic() - start < GONE_SECONDS:
+            if not (pids & of_trials() or held & groups()):
+                self.seconds[trial_id] = time.monotonic() - start
+                return
+            time.sleep(0.1)
+
+
+def raced(folder: Path, rates: list[float], seeds: int) -> tuple[StudyRecord, Undertaker]:
+    """A race of learning rates, one trial at a time; all but the first are too small to learn anything."""
+    from mbcl.orchestration.course import Course, Race
+    from mbcl.orchestration.jobs import Job
+    from mbcl.orchestration.resources import Node, resolve
+    from mbcl.orchestration.runner import run_trials
+    from mbcl.orchestration.space import Resources
+    from mbcl.orchestration.stopping import RayStopper
+
+    store = LocalStore(folder)
+    study = StudyRecord(name="test", space_digest="", metric="val/retrieval/top1", mode="max", created="", trials={})
+    jobs: dict[str, Job] = {}
+    for setting, lr in enumerate(rates):
+        for seed in range(seeds):
+            experiment = Experiment.model_validate(
+                SPACE["experiment"]
+                | {
+                    "seed": seed,
+                    "sampler": {"name": "spectral", "k": 4},
+                    "optimizer": {"name": "lars", "lr": lr},
+                    "train": {"epochs": EPOCHS, "batch_size": 16},
+                }
+            )
+            key = f"{len(jobs)}-test"
+            study.trials[key] = TrialRecord(
+                ordinal=len(jobs), setting=setting, seed=seed, sampler="", objective="", parameters={"lr": lr}
+            )
+            jobs[key] = Job(
+                trial_id=key,
+                experiment=experiment.model_dump(mode="json"),
+                store=store.child(f"trials/{key}").uri,
+                baselines=store.child("baselines").uri,
+                scratch=str(store.local_folder(".ray")),
+                need=resolve(Resources(), [Node(CPUS)]),
+                group="test",
+                num_tasks=2,
+                watched=study.metric,
+            )
+    rule = {"name": "asha", "grace_period": 1, "reduction_factor": 10}
+    race = Race(RayStopper(rule, mode="max", seed=0), "asha", lambda key: EPOCHS)
+    watcher = Undertaker(study)
+    course = Course(study, jobs, concurrency=1, race=race)
+    run_trials(
+        jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=1, watcher=watcher, course=course
+    )
+    for thread in watcher.threads:
+        thread.join()
+    return study, watcher
+
+
+def check(study: StudyRecord, watcher: Undertaker, folder: Path, seeds: int) -> None:
+    assert read_study(LocalStore(folder)) == study, "study.json is what happened"
+    first, *others = study.settings().values()
+    assert [record.status for record in first] == ["finished"] * seeds
+    for records in others:
+        assert {record.status for record in records} == {"stopped"}
+        assert 1 <= records[0].stopped.epoch < EPOCHS
+        assert [(record.stopped.epoch, record.attempts) for record in records[1:]] == [(0, 0)] * (seeds - 1)
+        assert all(record.metrics == {} for record in records)
+    assert len(watcher.seconds) == len(others), "everything that a stopped trial held is gone"
+    assert free_cpus() == CPUS
+
+
+def test_a_stopped_trial_gives_back_what_it_held(local_ray, tmp_path):
+    study, watcher = raced(tmp_path, [0.1, 1e-4, 2e-4], seeds=1)
+    check(study, watcher, tmp_path, seeds=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dashboard", [False, True])
+def test_many_more_trials_than_fit(tmp_path, dashboard, capsys):
+    from mbcl.orchestration.cluster import cluster
+    from mbcl.orchestration.resources import Node
+
+    with cluster(None, [Node(CPUS)], verbose=False, dashboard=dashboard):
+        study, watcher = raced(tmp_path, [0.1, *(i * 1e-4 for i in range(1, 13))], seeds=2)
+        check(study, watcher, tmp_path, seeds=2)
+    with capsys.disabled():
+        print(f"dashboard {dashboard}: gone after {sorted(round(value, 1) for value in watcher.seconds.values())} s")

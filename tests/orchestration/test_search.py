@@ -1,0 +1,189 @@
+"""Adaptive search: what is drawn, told and told again; Optuna itself, trials that are made up."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from mbcl.errors import ConfigError
+from mbcl.orchestration.course import Course
+from mbcl.orchestration.results import new_study
+from mbcl.orchestration.search import Proposals, known
+from mbcl.orchestration.space import read_space
+from mbcl.orchestration.trials import expand, space_digest
+from mbcl.study import Stopped, StudyRecord
+
+optuna = pytest.importorskip("optuna")
+
+METRIC = "val/retrieval/top1"
+SEARCH = {
+    "baseline": {"sampler": "shuffle"},
+    "seeds": [3, 4],
+    "space": {
+        "sampler": {"grid": [{"name": "shuffle"}, {"name": "osgd", "k": {"randint": [8, 15]}, "q": 2}]},
+        "optimizer.lr": {"loguniform": [0.001, 10.0]},
+    },
+    "search": {"name": "optuna", "num_samples": 12, "n_startup_trials": 4},
+}
+
+
+def value_of(parameters: dict, seed: int) -> float:
+    """Best at a learning rate of 0.1; a seed moves all settings alike."""
+    return 1 - abs(math.log10(parameters["optimizer.lr"]) + 1) / 4 + seed / 1000
+
+
+class Run:
+    """A search that is played through, a trial at a time, from a record on."""
+
+    def __init__(self, space, study: StudyRecord | None = None) -> None:
+        self.file = read_space(space)
+        trials = expand(self.file)
+        self.study = study or new_study(self.file, trials, "test")
+        self.said: list[str] = []
+        self.specs = {spec.trial_id: spec for spec in known(self.file, trials, self.study).specs}
+        assert set(self.specs) == set(self.study.trials), "a record gives its trials' names again"
+        self.source = Proposals(self.file, self.study, trials.total, added=self.add, say=self.said.append)
+
+    def add(self, specs) -> None:
+        self.specs |= {spec.trial_id: spec for spec in specs}
+
+    def play(self, most: int = 10**6, concurrency: int = 1, fails=(), stops=()) -> Run:
+        course = Course(self.study, self.study.unfinished(), concurrency=concurrency, source=self.source)
+        running: list[str] = []
+        while most > 0:
+            while (key := course.next()) is not None:
+                running.append(key)
+            if not running:
+                assert course.exhausted
+                break
+            key, most = running.pop(0), most - 1
+            record = self.study.trials[key]
+            value = value_of(record.parameters, record.seed)
+            if record.setting in fails:
+                record.status = "failed"
+            elif record.setting in stops:
+                record.status = "stopped"
+                record.stopped = Stopped(by="asha", epoch=1, of=9, metric=METRIC, value=value / 2, first_seed=3)
+            else:
+                record.status, record.metrics = "finished", {METRIC: value}
+            course.ended(key)
+        return self
+
+    def told(self, point: int) -> list[tuple[str, float | None]]:
+        trials = self.source._tuners[point]._study.get_trials()
+        return [(trial.state.name, trial.value) for trial in trials]
+
+
+@pytest.fixture
+def space(space_file):
+    return space_file(SEARCH)
+
+
+def test_a_search_draws_for_every_point_of_the_grid_and_replicates_every_setting(space):
+    run = Run(space).play()
+    settings = run.study.settings()
+    assert len(settings) == 24
+    assert [[record.seed for record in records] for records in settings.values()] == [[3, 4]] * 24
+    assert all(records[0].parameters == records[1].parameters for records in settings.values())
+    assert [records[0].sampler for records in settings.values()] == ["shuffle", "osgd"] * 12
+    for key, record in run.study.trials.items():
+        spec = run.specs[key]
+        assert key == f"{spec.ordinal:03d}-{spec.experiment.digest}"
+        assert 0.001 <= record.parameters["optimizer.lr"] <= 10
+        assert record.sampler == "shuffle" or 8 <= record.parameters["sampler"]["k"] < 15
+        assert set(record.drawn.values) == {"optimizer.lr"} | ({"sampler.k"} if record.sampler == "osgd" else set())
+
+
+def test_it_learns_from_the_mean_over_seeds(space_file):
+    run = Run(space_file({**SEARCH, "search": {**SEARCH["search"], "num_samples": 30}})).play()
+    for point in (0, 1):
+        told = run.told(point)
+        assert len(told) == 30
+        records = [r for r in run.study.trials.values() if r.drawn.point == point and r.seed == 3]
+        for (state, value), record in zip(told, records, strict=True):
+            assert state == "COMPLETE"
+            assert value == pytest.approx(value_of(record.parameters, 3.5))
+        off = [abs(math.log10(record.parameters["optimizer.lr"]) + 1) for record in records]
+        assert sum(off[10:]) / 20 < 0.8, "1 on average where draws are random"
+
+
+@pytest.mark.parametrize("cut", [1, 2, 9, 30])
+def test_a_search_that_was_cut_draws_what_an_uncut_one_draws(space, cut):
+    whole = Run(space).play().study
+    first = Run(space).play(cut).study
+    again = Run(space, StudyRecord.model_validate_json(first.model_dump_json())).play()
+    assert again.study.trials == whole.trials
+    assert sum(state == "COMPLETE" for state, _ in again.told(0)) == 12
+
+
+def test_several_at_a_time(space):
+    run = Run(space).play(concurrency=5)
+    assert len(run.study.trials) == 48
+    assert {record.status for record in run.study.trials.values()} == {"finished"}
+
+
+def test_failed_and_stopped_settings_are_told_as_such(space):
+    run = Run(space).play(fails={0}, stops={2, 3})
+    assert [state for state, _ in run.told(0)] == ["FAIL", "PRUNED"] + ["COMPLETE"] * 10
+    assert [state for state, _ in run.told(1)] == ["COMPLETE", "PRUNED"] + ["COMPLETE"] * 10
+    pruned = run.source._tuners[0]._study.get_trials()[1]
+    assert list(pruned.intermediate_values) == [1]
+
+
+def test_a_repeated_draw_is_not_run_again(space_file):
+    changes = {
+        **SEARCH,
+        "baseline": {},
+        "space": {
+            "sampler": {"choice": [{"name": "shuffle"}, {"name": "spectral", "k": 4}]},
+            "optimizer.lr": {"grid": [0.1]},
+        },
+        "search": {"name": "optuna", "num_samples": 6},
+    }
+    run = Run(space_file(changes)).play()
+    assert len(run.study.settings()) == 2
+    assert len(run.said) == 4
+    assert "repeats setting" in run.said[0]
+    assert [state for state, _ in run.told(0)].count("COMPLETE") == 6
+
+
+def test_only_parameters_that_a_draw_has_are_drawn(space_file):
+    changes = {
+        **SEARCH,
+        "seeds": [0],
+        "space": {
+            "sampler": {"choice": [{"name": "shuffle"}, {"name": "osgd", "k": 9}, {"name": "spectral"}]},
+            "sampler.q": {"randint": [1, 9]},
+            "optimizer.lr": {"uniform": [0.1, 0.2]},
+        },
+        "search": {"name": "optuna", "num_samples": 20},
+    }
+    run = Run(space_file(changes)).play()
+    assert {record.sampler for record in run.study.trials.values()} == {"shuffle", "osgd", "spectral"}
+    for record in run.study.trials.values():
+        assert ("sampler.q" in record.parameters) == (record.sampler == "osgd") == ("sampler.q" in record.drawn.values)
+
+
+def test_the_ends_of_the_domains_are_checked_beforehand(space_file):
+    osgd = {"name": "osgd", "k": {"randint": [4, 9]}, "q": {"randint": [2, 6]}}
+    changes = {**SEARCH, "space": {"sampler": {"grid": [{"name": "shuffle"}, osgd]}}}
+    with pytest.raises(ConfigError, match=r"k: 4, q: 5.*q must be at most k, found q = 5 and k = 4"):
+        expand(read_space(space_file(changes)))
+    with pytest.raises(ConfigError, match="only grids, so there is nothing to draw"):
+        expand(read_space(space_file({"search": {"name": "optuna", "num_samples": 3}})))
+    with pytest.raises(ConfigError, match="baseline.sampler: found fixed, which is none of the settings"):
+        expand(read_space(space_file({**SEARCH, "baseline": {"sampler": "fixed"}})))
+    trials = expand(read_space(space_file(SEARCH)))
+    assert (trials.specs, trials.total) == ((), 48)
+    assert [spec.parameters["optimizer.lr"] for spec in trials.probes[:2]] == [0.001, 10.0]
+    assert {spec.parameters["sampler"].get("k") for spec in trials.probes} == {None, 8, 14}
+
+
+def test_another_search_is_another_study(space_file):
+    def digest(**changes):
+        file = read_space(space_file({**SEARCH, "search": {**SEARCH["search"], **changes}}))
+        return space_digest(expand(file), file.space)
+
+    assert digest() == digest()
+    assert len({digest(), digest(seed=1), digest(num_samples=13), digest(n_startup_trials=5)}) == 4
