@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from json import loads
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
 log = logging.getLogger(__name__)
@@ -63,19 +62,29 @@ def _ask(url: str, headers: dict[str, str], method: str = "GET") -> str | None:
         raise
 
 
-def drain(seconds: float, *options: str) -> None:
+def drain(seconds: float, node: str = "") -> None:
     """Tell Ray that a node will be gone in so many seconds.
 
     Args:
         seconds: from now.
-        options: of ``ray drain-node``; without any it is this node.
+        node: its name in Ray; this node by default.
 
     Raises:
-        subprocess.CalledProcessError: if Ray does not take it.
+        ConnectionError: if no Ray answers here, or it does not take the notice.
     """
-    words = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the spot market takes this node"]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words]
-    subprocess.run([*command, "--deadline-remaining-seconds", str(int(seconds)), *options], check=True)
+    import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
+
+    if not ray.is_initialized():
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
+    context = ray.get_runtime_context()
+    deadline = int((time.time() + seconds) * 1000)
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    client = GcsClient(address=context.gcs_address)
+    taken, why = client.drain_node(node or context.get_node_id(), reason, "the node is taken away", deadline)
+    if not taken:
+        raise ConnectionError(f"Ray does not take the notice: {why}")
 
 
 def watch(look: Callable[[], float | None], tell: Callable[[float], None], *, poll: float = POLL_SECONDS) -> None:
@@ -88,7 +97,7 @@ def watch(look: Callable[[], float | None], tell: Callable[[float], None], *, po
                 log.warning("this node goes in %.0f s", seconds)
                 tell(seconds)
                 told = True
-        except (URLError, OSError, ValueError, KeyError, subprocess.CalledProcessError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             log.warning("no word of this node's end could be had or passed on: %s", error)
         if not told:
             time.sleep(poll)

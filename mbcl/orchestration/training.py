@@ -94,11 +94,16 @@ class Notice:
 
     def __init__(self) -> None:
         self._saved = float("-inf")
+        self._heard = False
         self._told = get_internal_train_context().preemption_context
 
     def __call__(self) -> bool:
         """Whether a checkpoint is due."""
-        return self._told.preemption_info is not None and time.monotonic() - self._saved > NOTICE_SECONDS
+        if self._told.preemption_info is None:
+            return False
+        if not self._heard:  # what was saved before, however lately, does not count
+            self._heard, self._saved = True, float("-inf")
+        return time.monotonic() - self._saved > NOTICE_SECONDS
 
     def on_step(self, step: int, loss: float, lr: float) -> None:
         """Nothing."""

@@ -28,13 +28,13 @@ from .conftest import ROOT, SPACE
 pytest.importorskip("ray")
 
 EXPERIMENT = Experiment.model_validate(
-    SPACE["experiment"] | {"data": {"name": "digits"}, "train": {"epochs": 4, "batch_size": 16, "keep_checkpoints": 9}}
+    SPACE["experiment"] | {"data": {"name": "digits"}, "train": {"epochs": 6, "batch_size": 16, "keep_checkpoints": 9}}
 )
 TRIAL = "0-test"
 SOON = {
     # Ray notices a lost node after half a minute, and looks every five seconds for one that will go.
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "5",
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
 }
@@ -76,7 +76,7 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
     def within_the_second_epoch() -> None:
         wait_for(lambda: trial.exists("checkpoints/epoch_000001/manifest.json"))
         if announced:
-            spot.drain(30, "--address", nodes.address, "--node-id", workers[0].node_id)
+            spot.drain(30, workers[0].node_id)
             begun = folder / "trials" / TRIAL / "checkpoints"
             within = wait_for(lambda: list(begun.glob("*_step_*/manifest.json")))
             seen["within"] = json.loads((within[0].parent / "meta.json").read_text())
@@ -131,7 +131,7 @@ def test_a_trial_goes_on_with_the_workers_that_still_fit(tmp_path, announced):
     assert metrics["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-3)
     assert metrics["retrieval/u2v/mrr"] == pytest.approx(expected["retrieval/u2v/mrr"], abs=0.01)
     rows = [json.loads(line) for line in (store.folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
 
 
 class Metadata(BaseHTTPRequestHandler):
@@ -184,7 +184,7 @@ def test_the_notice_of_a_cloud_is_passed_on_once_ray_takes_it(metadata, cloud, s
     def tell(left: float) -> None:
         told.append(left)
         if len(told) == 1:
-            raise subprocess.CalledProcessError(1, "ray drain-node")
+            raise ConnectionError("no Ray yet")
 
     spot.watch(lambda: cloud(address), tell, poll=0.01)
     assert len(told) == 2
