@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     add_data(commands)
     add_plan(commands)
     add_synthetic(commands, _write_synthetic)
-    add_bench(commands)
+    add_bench(commands, _bench_ray)
     _add_doctor(commands)
     _add_list(commands)
     completion = commands.add_parser("completion", help="print a shell completion script")
@@ -201,6 +201,17 @@ def _write_synthetic(store: Any, outcome: Any) -> None:
     from mbcl.report import synthetic
 
     synthetic.write(store, outcome)
+
+
+def _bench_ray(arguments: argparse.Namespace) -> int:
+    try:
+        from mbcl.orchestration.bench import Settings, bench_ray
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is not installed; pip install 'mbcl[ray]'") from error
+    from mbcl import report
+
+    settings = {key: value for key, value in vars(arguments).items() if key != "run"}
+    return bench_ray(Settings(**settings), report.write)
 
 
 def _add_doctor(commands: Any) -> None:

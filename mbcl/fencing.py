@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from mbcl.errors import MbclError, OwnershipError
-from mbcl.storage import LocalStore, Store, is_remote, open_store, read_text, write_text
+from mbcl.storage import LocalStore, Store, is_uri, open_store, read_text, write_text
 
 OWNER_FILE = ".owner"
 CLAIM_SECONDS = 60.0
@@ -59,7 +59,7 @@ class Fence:
         Raises:
             OwnershipError: if another one has claimed the folder since.
         """
-        if is_remote(self.location):
+        if is_uri(self.location):
             self._compare(_read(open_store(self.location)))
             yield
             return

@@ -6,13 +6,18 @@ Every write is whole or not at all, so that a reader never meets half a file.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from mbcl.errors import ConfigError
+
+PIECE_BYTES = 8 * 2**20
+"""How much of a large file is read at a time."""
 
 
 class Store(Protocol):
@@ -151,6 +156,7 @@ class ArrowStore:
     """A store behind a pyarrow filesystem. Object stores show a file only when it is complete."""
 
     def __init__(self, uri: str) -> None:
+        check_uri(uri)
         try:
             from pyarrow import ArrowInvalid
             from pyarrow.fs import FileSystem
@@ -171,10 +177,25 @@ class ArrowStore:
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}".rstrip("/")
 
+    def _open(self, name: str) -> Any:
+        # By default pyarrow would decompress what ends in .gz.
+        return self._filesystem.open_input_stream(self._path(name), compression=None)
+
     def read_bytes(self, name: str) -> bytes:
         """The content of a file. Raises FileNotFoundError."""
-        with self._filesystem.open_input_stream(self._path(name)) as stream:
+        with self._open(name) as stream:
             return bytes(stream.read())
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The content of a file piece by piece, so that a large one never lies in memory. Raises FileNotFoundError."""
+        with self._open(name) as stream:
+            while piece := stream.read(PIECE_BYTES):
+                yield bytes(piece)
+
+    def facts(self, name: str) -> tuple[int, int] | None:
+        """Size in bytes and time of modification in nanoseconds of a file; None if there is no such file."""
+        info = self._filesystem.get_file_info(self._path(name))
+        return (info.size, info.mtime_ns or 0) if info.is_file else None
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write beside and move: atomic on object stores' puts and on mounted filesystems' renames."""
@@ -230,9 +251,24 @@ class ArrowStore:
             self.write_bytes(f"{name}/{relative}".lstrip("/"), path.read_bytes())
 
 
-def is_remote(location: str) -> bool:
-    """Whether a location is a URI rather than a path."""
-    return "://" in location
+def is_uri(location: str | Path) -> bool:
+    """Whether a location is a URI and not a local path."""
+    return "://" in str(location)
+
+
+def check_uri(uri: str) -> None:
+    """Refuse a URI with a password or key in it: it would stand in configurations, results and logs.
+
+    Raises:
+        ConfigError: without the secret.
+    """
+    # Keys of AWS may hold a slash; a port is none.
+    found = re.match(r"([^:/]*)://[^/@]*:(?!\d+/)[^@]*@([^/@]*)", uri)
+    if found:
+        raise ConfigError(
+            f"found a URI {found[1]}://…@{found[2]} with a password or key in it, which would stand in results and "
+            f"logs; the environment or the machine's own role gives it instead"
+        )
 
 
 def open_store(location: str | Path) -> Store:
@@ -242,7 +278,7 @@ def open_store(location: str | Path) -> Store:
         ConfigError: if no filesystem opens the URI, the path is empty, or a file stands where a folder should be.
     """
     text = str(location)
-    if is_remote(text):
+    if is_uri(text):
         return ArrowStore(text)
     if not text:
         raise ConfigError("found an empty path, expected a folder")

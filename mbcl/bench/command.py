@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 DATA_SETS = ("mix_0.5", "mix_1", "mix_2", "digits", "fm_pca", "fm_simclr")
@@ -11,12 +12,18 @@ WHOLE = 49_920
 """39 pools of 1,280: what the published planner plans of 50,000 samples."""
 
 
-def add_bench(commands: Any) -> None:
-    """Add ``bench`` and what can be measured to the commands."""
+def add_bench(commands: Any, run_ray: Callable[[argparse.Namespace], int]) -> None:
+    """Add ``bench`` and what can be measured to the commands.
+
+    Args:
+        commands: of the command line.
+        run_ray: measures a study on Ray, which nothing in this layer imports.
+    """
     bench = commands.add_parser("bench", help="measure parts of mbcl on this machine")
     kinds = bench.add_subparsers(title="what is measured", metavar="WHAT", required=True)
     _add_planner(kinds)
     _add_data(kinds)
+    _add_ray(kinds, run_ray)
 
 
 def _add_planner(kinds: Any) -> None:
@@ -95,3 +102,22 @@ def _data(arguments: argparse.Namespace) -> int:
 
     bench_data(Settings(**{key: value for key, value in vars(arguments).items() if key != "run"}))
     return 0
+
+
+def _add_ray(kinds: Any, run_ray: Callable[[argparse.Namespace], int]) -> None:
+    ray = kinds.add_parser(
+        "ray",
+        help="what Ray costs a trial: seconds to the first step, and beyond training",
+        description="Run a study of tiny trials (one epoch on 300 digits) on a local Ray, one trial at a time, and "
+        "print where the seconds went. Some ten seconds a trial.",
+    )
+    ray.add_argument("--trials", metavar="N", type=int, default=12, help="default: %(default)s")
+    ray.add_argument(
+        "--sampler",
+        choices=("shuffle", "spectral"),
+        default="shuffle",
+        help="spectral starts a planner, too (%(default)s)",
+    )
+    ray.add_argument("--out", metavar="DIR", help="write ray.json there, too")
+    ray.add_argument("--overwrite", action="store_true", help="replace a ray.json that is there already")
+    ray.set_defaults(run=run_ray)

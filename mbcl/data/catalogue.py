@@ -10,10 +10,12 @@ from mbcl.data import cifar, digits, fashion_mnist, image_folder, tiny_imagenet
 from mbcl.data.corrupted import CORRUPTED
 from mbcl.data.folder_sets import FolderSet
 from mbcl.data.images import ImageSet, Splits
+from mbcl.data.node_cache import local_copy
 from mbcl.data.recipe import ViewRecipe
 from mbcl.data.request import LARGEST_SIZE, LEAST_SIZE, Request, Verify
 from mbcl.errors import ConfigError
 from mbcl.registry import Registry
+from mbcl.storage import check_uri, is_uri
 
 
 class Reader(Protocol):
@@ -33,6 +35,7 @@ class Source:
         files: what ``dir`` must hold and how to get it; empty if nothing is needed.
         recipe: the default strengths of its views.
         folders: how it is read where its images are files of their own, which can be packed.
+        official: the names of official files that are read as they are, and so can be copied from a URI.
     """
 
     read: Reader
@@ -40,6 +43,7 @@ class Source:
     files: str
     recipe: ViewRecipe
     folders: FolderSet | None = None
+    official: tuple[str, ...] = ()
 
 
 DATASETS: Registry[Source] = Registry("data set")
@@ -58,13 +62,16 @@ DATASETS.register("fashion_mnist")(
         "60,000 + 10,000 photographs of clothes, 28 x 28 grey, 10 classes",
         fashion_mnist.HOW_TO_GET,
         fashion_mnist.RECIPE,
+        official=tuple(f"{file}{ending}" for file in fashion_mnist.FILES for ending in ("", ".gz")),
     )
 )
 for _reader, _summary in (
     (cifar.CIFAR10, "50,000 + 10,000 photographs, 32 x 32 colour, 10 classes"),
     (cifar.CIFAR100, "50,000 + 10,000 photographs, 32 x 32 colour, 100 classes"),
 ):
-    DATASETS.register(_reader.name)(Source(_reader, _summary, _reader.how_to_get, cifar.RECIPE, _reader.class_folders))
+    DATASETS.register(_reader.name)(
+        Source(_reader, _summary, _reader.how_to_get, cifar.RECIPE, _reader.class_folders, (_reader.archive,))
+    )
 DATASETS.register("tiny_imagenet")(
     Source(
         tiny_imagenet.read,
@@ -98,7 +105,9 @@ def load(
 
     Args:
         name: a name in ``DATASETS``.
-        dir: the folder of its files; data sets that are embedded need none.
+        dir: the folder of its files; data sets that are embedded need none. A URI such as ``s3://bucket/folder`` is
+            one that holds a pack, or official files that are read as they are: they are copied to this machine once
+            (:mod:`mbcl.data.node_cache`).
         image_size: side of the views in pixels; the images' own if omitted. Those of ``image_folder`` are brought to
             it when they are read.
         max_samples: keep only the first so many training images, before a validation set is cut off. The test part
@@ -118,9 +127,21 @@ def load(
             f"{name} is a corrupted test set without training images: train on {CORRUPTED[name].clean}, and evaluate "
             f"on {name}"
         )
-    splits = DATASETS[name].read(request)
+    splits = DATASETS[name].read(_local(name, request))
     train = splits.train if max_samples is None else splits.train.first(max_samples)
     return Splits(_sized(train, image_size), _sized(splits.test, image_size))
+
+
+def _local(name: str, request: Request) -> Request:
+    """The request with this machine's copy in place of a URI."""
+    source = DATASETS[name]
+    if request.dir is None or not is_uri(request.dir) or not source.files:
+        return request
+    if request.download:
+        raise ConfigError(f"download: found true, but dir is the URI {request.dir}; what it holds is copied by itself")
+    pack_name = source.folders.pack_name(request.image_size) if source.folders else None
+    folder = local_copy(request.dir, DATASETS.canonical(name), pack_name, source.official)
+    return replace(request, dir=str(folder), copied=True)
 
 
 def request_of(
@@ -140,7 +161,12 @@ def request_of(
         raise ConfigError(f"data: image_size must be in {LEAST_SIZE}..{LARGEST_SIZE}, found {image_size}")
     if max_samples is not None and max_samples < 1:
         raise ConfigError(f"data: max_samples must be at least 1, found {max_samples}")
-    if dir is not None:
+    if dir is not None and is_uri(dir):
+        try:
+            check_uri(dir)
+        except ConfigError as error:
+            raise ConfigError(f"dir: {error}") from error
+    elif dir is not None:
         try:
             Path(dir).expanduser()
         except RuntimeError as error:

@@ -23,6 +23,7 @@ from mbcl.data.images import ImageSet
 from mbcl.data.request import Request, Verify
 from mbcl.errors import ConfigError, DataError, nearest
 from mbcl.registry import Registry
+from mbcl.storage import is_uri
 
 _LABELS = "labels"
 _OFFICIAL = 10_000  # test images of each
@@ -178,6 +179,10 @@ def _source(name: str) -> CorruptedSet:
 
 
 def _root(source: CorruptedSet, dir: str) -> Path:
+    if is_uri(dir):
+        raise ConfigError(
+            f"{source.name}: found {dir}, a URI; corrupted sets are read from a folder that all nodes have"
+        )
     root = Path(dir).expanduser()
     if not root.is_dir():
         raise DataError(f"{source.name}: {root} does not exist; {source.how_to_get}")

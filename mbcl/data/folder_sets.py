@@ -132,7 +132,8 @@ class FolderSet:
         pack = next((pack for pack in packs if pack), None)
         if pack is None:
             return None, parts
-        parts = parts or self.find(replace(request, dir=pack.source))
+        if parts is None and not request.copied:
+            parts = self.find(replace(request, dir=pack.source))
         difference = pack.difference(parts) if parts else None
         if difference is None:
             return pack, parts

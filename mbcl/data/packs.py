@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,9 +121,29 @@ def open_pack(folder: Path, name: str) -> Pack | None:
     if path is None:
         return None
     try:
-        content = json.loads(path.read_bytes())
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: damaged pack: cannot be read: {error.strerror}; {_AGAIN}") from error
+    return read_pack(content, path, name)
+
+
+def read_pack(written: bytes, path: Path, name: str) -> Pack:
+    """A pack by the content of its ``NAME.json``.
+
+    Args:
+        written: the content.
+        path: where it lies, or will lie beside its pixels.
+        name: of the pack.
+
+    Raises:
+        DataError: if it is damaged, or its file of pixels would lie elsewhere.
+    """
+    try:
+        content = json.loads(written)
         whole = content["format"] == _FORMAT and content.pop("digest") == _digest(content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # The digest tells damage, not who wrote it: a name from somewhere else must not lead out of the folder.
+        whole = whole and re.fullmatch(re.escape(name) + r"-[0-9a-f]{16}\.npy", content["data"]["file"]) is not None
+    except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise DataError(f"{path}: damaged pack, or one of another version; {_AGAIN}")

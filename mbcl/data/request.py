@@ -24,6 +24,8 @@ class Request:
         max_samples: only so many training images will be kept; a reader need not make more, but may.
         image_size: side of the views, pixels; only sets whose images have no size of their own need it to read.
         verify: whether what is not official, or no longer as it was packed, is a warning or an error.
+        copied: the folder is this node's copy of what a URI holds. A pack in it is the data set: the folder that it was
+            made from may exist on some nodes and not on others, so it is not looked for.
     """
 
     dir: str | None = None
@@ -31,6 +33,7 @@ class Request:
     max_samples: int | None = None
     image_size: int | None = None
     verify: Verify = "warn"
+    copied: bool = False
 
     @property
     def root(self) -> Path | None:

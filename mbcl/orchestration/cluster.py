@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +39,8 @@ JOINED = {
 }
 BOOT_SECONDS = 900.0
 """How long nodes that an autoscaler has asked for may take to boot."""
-FIRST_SECONDS = 60.0
-"""How long a cluster without a node that can train may take to ask for one."""
+FIRST_SECONDS = 20.0
+"""How long an autoscaler may take to ask for the first node that can train."""
 TELL_SECONDS = 30.0
 """How often a person is told what is waited for."""
 POLL_SECONDS = 2.0
@@ -62,17 +61,24 @@ class Found:
     """A Ray that runs.
 
     Args:
-        nodes: those that trials can use.
+        nodes: those that trials can use; of a cluster that grows, those that it can have.
         placement: which nodes the small processes of trials run on.
+        drivers: how much there is of the custom resource ``driver``; None if nobody offers it.
     """
 
     nodes: list[Node]
     placement: Placement = Placement()
+    drivers: float | None = None
 
 
 @contextmanager
 def cluster(
-    address: str | None, nodes: list[Node], *, verbose: bool, say: Callable[[str], None] = lambda text: None
+    address: str | None,
+    nodes: list[Node],
+    *,
+    verbose: bool,
+    say: Callable[[str], None] = lambda text: None,
+    dashboard: bool = False,
 ) -> Iterator[Found]:
     """A Ray for the time of the block: a local one that ends with it, or the one at ``address``.
 
@@ -81,6 +87,7 @@ def cluster(
         nodes: what a local Ray may use.
         verbose: whether Ray may talk.
         say: is told in a line what is waited for.
+        dashboard: whether a local Ray starts one; nothing here needs it.
 
     Yields:
         What it has.
@@ -98,7 +105,7 @@ def cluster(
     import ray
 
     try:
-        _connect(address, nodes, verbose=verbose, level=level)
+        _connect(address, nodes, verbose=verbose, level=level, dashboard=dashboard)
     except BaseException as error:
         ray.shutdown()
         if isinstance(error, SystemExit):  # by Ray's own handler of SIGTERM, which is there before ours is put back
@@ -112,7 +119,7 @@ def cluster(
         ray.shutdown()
 
 
-def _connect(address: str | None, nodes: list[Node], *, verbose: bool, level: int) -> None:
+def _connect(address: str | None, nodes: list[Node], *, verbose: bool, level: int, dashboard: bool) -> None:
     """Start a local Ray with these nodes' resources, or join the one at the address.
 
     Raises:
@@ -127,7 +134,7 @@ def _connect(address: str | None, nodes: list[Node], *, verbose: bool, level: in
             address="local",
             num_cpus=int(nodes[0].cpus),
             num_gpus=int(nodes[0].gpus),
-            include_dashboard=False,
+            include_dashboard=dashboard,
             **common,
         )
     else:
@@ -154,49 +161,80 @@ def _check_answers(address: str) -> None:
 
 
 def _joined(say: Callable[[str], None]) -> Found:
-    """What the joined cluster has, after the nodes that are booting now have come up.
+    """What the joined cluster has, or can have if that is known; otherwise after what is booting has come up.
 
-    Nodes that come later may take over from lost ones; how many trials run at a time is decided now.
+    How many trials run at a time is decided now. Nodes that come later take in waiting trials.
     """
     import ray
+
+    from mbcl.orchestration import autoscaler
+
+    at_most = autoscaler.at_most()
+    up = _nodes()
+    if at_most is None:
+        up = _when_up(say)
+    possible = _of_trials(at_most or [])
+    offered = ray.cluster_resources()
+    for resources in at_most or []:
+        offered |= {key: offered.get(key, 0) or value for key, value in resources.items()}
+    # Nodes may have joined by hand.
+    nodes = possible if len(possible) > len(up) else up
+    if len(nodes) > len(up):
+        say(f"the cluster can have {len(nodes)} nodes that train; {len(up)} are up, others boot when trials need them")
+    return Found(nodes, Placement(driver="driver" in offered, task="task" in offered), offered.get("driver"))
+
+
+def _when_up(say: Callable[[str], None]) -> list[Node]:
+    """The nodes that can train when none is booting any more."""
+    from mbcl.orchestration import autoscaler
 
     start = time.monotonic()
     told = -math.inf
     while True:
-        nodes, booting, waited = _nodes(), _booting(), time.monotonic() - start
+        nodes, booting, waited = _nodes(), autoscaler.booting(), time.monotonic() - start
         # Right after `ray up` the autoscaler has not asked for its first nodes yet.
-        if not booting and (nodes or waited > FIRST_SECONDS):
-            break
+        if not booting and (nodes or waited > FIRST_SECONDS or not autoscaler.is_there()):
+            return nodes
         if waited > BOOT_SECONDS:
             say(f"note: {booting} nodes have not come up within {BOOT_SECONDS:g} s; the study uses {len(nodes)}")
-            break
+            return nodes
         if waited - told > TELL_SECONDS:
             told = waited
             say(f"waiting for nodes: {len(nodes)} can train, {booting} are booting, {waited:.0f} s so far")
         time.sleep(POLL_SECONDS)
-    offered = ray.cluster_resources()
-    return Found(nodes, Placement(driver="driver" in offered, task="task" in offered))
 
 
-def _booting() -> int:
-    """How many nodes the cluster's autoscaler, of either kind, has asked for that are not up yet; 0 without one."""
+def await_node(resources: dict[str, float], say: Callable[[str], None]) -> None:
+    """Wait until a node that trains takes a task.
+
+    Args:
+        resources: the custom resources of such nodes.
+        say: is told in a line what is waited for.
+
+    Raises:
+        ConfigError: if none does.
+    """
     import ray
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.autoscaler.v2.sdk import get_cluster_status
-    from ray.autoscaler.v2.utils import is_autoscaler_v2
-    from ray.experimental.internal_kv import _internal_kv_get
 
-    if is_autoscaler_v2():
-        status = get_cluster_status(ray.get_runtime_context().gcs_address)
-        return len(status.pending_nodes) + sum(launch.count for launch in status.pending_launches)
-    content = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
-    report = (json.loads(content) if content else {}).get("autoscaler_report") or {}
-    return len(report.get("pending_nodes", ())) + sum(report.get("pending_launches", {}).values())
+    start = time.monotonic()
+    probe = ray.remote(num_cpus=1)(lambda: None).options(resources=resources).remote()
+    while not ray.wait([probe], timeout=TELL_SECONDS)[0]:
+        waited = time.monotonic() - start
+        if waited > BOOT_SECONDS:
+            ray.cancel(probe)
+            has = ", ".join(f"{count:g} {name}" for name, count in sorted(ray.available_resources().items()))
+            raise ConfigError(
+                f"--address: no node has had a free CPU for {BOOT_SECONDS:g} s; free are: {has or 'none'}"
+            )
+        say(f"waiting for a node with a free CPU, {waited:.0f} s so far")
 
 
 def _nodes() -> list[Node]:
     """The living nodes of the joined cluster that have CPUs for trials."""
     import ray
 
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(found.get("CPU", 0), found.get("GPU", 0)) for found in alive if found.get("CPU", 0) > 0]
+    return _of_trials(node["Resources"] for node in ray.nodes() if node["Alive"])
+
+
+def _of_trials(resources: Iterable[Mapping[str, float]]) -> list[Node]:
+    return [Node(found.get("CPU", 0), found.get("GPU", 0)) for found in resources if found.get("CPU", 0) > 0]

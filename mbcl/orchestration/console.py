@@ -15,7 +15,7 @@ from rich.table import Table
 from mbcl.orchestration.asked import domain_lines, plan_lines
 from mbcl.orchestration.checks import Checked
 from mbcl.orchestration.domains import short
-from mbcl.orchestration.resources import Need
+from mbcl.orchestration.resources import Fit, Need
 from mbcl.orchestration.results import trial_folder
 from mbcl.orchestration.space import Space
 from mbcl.orchestration.trials import Trials, TrialSpec
@@ -70,14 +70,14 @@ class Console:
         """One of the last lines, which are printed always."""
         self._screen.print(escape(text), soft_wrap=True)
 
-    def begin(self, num_todo: int, need: Need, concurrency: int, notes: Sequence[str]) -> None:
+    def begin(self, num_todo: int, need: Need, fit: Fit, notes: Sequence[str]) -> None:
         """Say what is about to happen, and what a person should know about it."""
         total, seeds = self._trials.total, len(self._space.seeds)
         self.say(f"{self._study.name}: {self._study.question}" if self._study.question else self._study.name)
         most = "at most " if self._trials.probes else ""
         done = f", {total - num_todo} of them done" if num_todo < total else ""
         counts = f"{most}{total} trials{done}: {total // seeds} settings x {seeds} seeds"
-        self.say(f"{counts}; {concurrency} at a time, each {need}")
+        self.say(f"{counts}; {fit}, each {need}")
         for line in plan_lines(self._space):
             self.say(line)
         for note in (*self._trials.notes, *notes):
@@ -169,7 +169,7 @@ def dry_run(
     specs: Sequence[TrialSpec],
     trials: Trials,
     space: Space,
-    fit: tuple[Need, int] | None,
+    fit: tuple[Need, Fit] | None,
     location: str,
     checked: Checked | None,
 ) -> None:
@@ -188,7 +188,7 @@ def dry_run(
     def say(text: str) -> None:
         screen.print(escape(text), soft_wrap=True)
 
-    need, together = ("what the cluster gives", "") if fit is None else (str(fit[0]), f", {fit[1]} at a time")
+    need, together = ("what the cluster gives", "") if fit is None else (str(fit[0]), f", {fit[1]}")
     for line in (*domain_lines(space), *plan_lines(space)):
         say(line)
     for spec in specs:

@@ -88,7 +88,7 @@ class Kind(Protocol):
         """How many epochs a trial has, as its last row of metrics counts them."""
         ...
 
-    def need(self, asked: Resources, nodes: Sequence[Node]) -> Need:
+    def need(self, asked: Resources, nodes: Sequence[Node], drivers: float | None = None) -> Need:
         """What a trial needs; as :func:`mbcl.orchestration.resources.resolve`."""
         ...
 
@@ -152,11 +152,11 @@ class Pretraining:
         """As :meth:`Kind.length`: epochs."""
         return experiment.train.epochs
 
-    def need(self, asked: Resources, nodes: Sequence[Node]) -> Need:
+    def need(self, asked: Resources, nodes: Sequence[Node], drivers: float | None = None) -> Need:
         """As :meth:`Kind.need`."""
         from mbcl.orchestration.resources import resolve
 
-        return resolve(asked, nodes)
+        return resolve(asked, nodes, drivers=drivers)
 
     def planning_tasks(self, experiment: Experiment, need: Need, cpus: int, pools: int) -> int:
         """As :meth:`Kind.planning_tasks`."""
@@ -223,7 +223,7 @@ class SyntheticStudy:
         """As :meth:`Kind.length`: steps, whose rows are written at the end."""
         return experiment.synthetic.steps
 
-    def need(self, asked: Resources, nodes: Sequence[Node]) -> Need:
+    def need(self, asked: Resources, nodes: Sequence[Node], drivers: float | None = None) -> Need:
         """As :meth:`Kind.need`: one CPU."""
         from mbcl.orchestration.resources import resolve
 

@@ -99,10 +99,11 @@ class TaskMap:
                     raise
 
         for start, group in self._groups(len(items)):
+            # Pools are cut out of the embeddings one group ahead: no task waits for it, and no more of them lie about.
+            next_: Any = ray.put([items[index] for index in group])
             if len(running) == self._num_tasks:
                 collect()
-            # Pools are cut out of the embeddings only when a task can take them.
-            running[self._task.remote(shared, [items[index] for index in group])] = start
+            running[self._task.remote(shared, next_)] = start
         while running:
             collect()
         return [plan for start in sorted(done) for plan in done[start]]

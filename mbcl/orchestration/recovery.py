@@ -14,7 +14,7 @@ from mbcl.errors import ConfigError
 from mbcl.orchestration.results import SPACE_FILE, new_study, reopen, trial_folder
 from mbcl.orchestration.space import SpaceFile
 from mbcl.orchestration.trials import Trials
-from mbcl.storage import Store, is_remote, read_text
+from mbcl.storage import Store, is_uri, read_text
 from mbcl.study import STUDY_FILE, StudyRecord, read_study
 
 DAMAGED_FILE = f"{STUDY_FILE}.damaged"
@@ -78,7 +78,7 @@ def keep_damaged(store: Store) -> None:
 
 def remove_temporaries(store: Store) -> None:
     """Remove what writes have left that a kill has cut. Nobody else writes there any more."""
-    if is_remote(store.uri):
+    if is_uri(store.uri):
         return  # an object appears when it is complete
     folder = Path(store.uri)
     for pattern in (".*.tmp", "trials/*/.*.tmp", "baselines/*/.*.tmp"):

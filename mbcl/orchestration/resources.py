@@ -16,6 +16,8 @@ from mbcl.orchestration.space import Resources
 
 DRIVER_CPUS = 0.001
 """Ray Tune refuses a trial driver with no resources at all; it only waits for others."""
+DRIVER_SLOTS = 2
+"""How much of the custom resource ``driver`` a trial takes where a cluster has it: its driver and its planner."""
 CPUS_A_WORKER = 2
 """What ``auto`` reserves for a worker: one CPU for its training thread, one for the planner and Ray's own processes."""
 LEAST_CPUS = 0.45
@@ -112,13 +114,16 @@ def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
                 continue
 
 
-def resolve(asked: Resources, nodes: Sequence[Node], *, cpus_a_worker: int = CPUS_A_WORKER) -> Need:
+def resolve(
+    asked: Resources, nodes: Sequence[Node], *, cpus_a_worker: int = CPUS_A_WORKER, drivers: float | None = None
+) -> Need:
     """Decide what ``auto`` means on these nodes, and of a range of workers the most that fit.
 
     Args:
         asked: the resources block.
         nodes: what there is.
         cpus_a_worker: the most that ``auto`` reserves for a worker.
+        drivers: as :func:`fit` takes it.
 
     Raises:
         ConfigError: if it cannot be decided within what the nodes have; the text holds the numbers.
@@ -127,7 +132,7 @@ def resolve(asked: Resources, nodes: Sequence[Node], *, cpus_a_worker: int = CPU
     for workers in more:
         try:
             need = _resolve(asked, workers, nodes, cpus_a_worker)
-            concurrent_trials(need, nodes, asked)
+            fit(need, nodes, asked, drivers=drivers)
         except ConfigError:
             continue
         return need
@@ -144,7 +149,7 @@ def _resolve(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_worke
             f"{' (resources.gpu: false trains on CPUs)' if asked.gpu == 'auto' else ''}"
         )
     explicit = asked.cpus_per_worker != "auto"
-    per_worker = float(asked.cpus_per_worker) if explicit else _auto_cpus(asked, workers, cpus, cpus_a_worker)
+    per_worker = float(asked.cpus_per_worker) if explicit else _auto_cpus(asked, workers, nodes, cpus_a_worker)
     if not explicit and per_worker < LEAST_CPUS:
         raise ConfigError(
             f"resources.workers: {workers} workers need at least {workers * LEAST_CPUS:g} CPUs, there are "
@@ -155,39 +160,79 @@ def _resolve(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_worke
     return Need(workers, per_worker, int(use_gpu), max(1, int(per_worker)) if explicit else 1)
 
 
-def _auto_cpus(asked: Resources, workers: int, cpus: float, cpus_a_worker: int) -> float:
+def _auto_cpus(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_worker: int) -> float:
     """A trial's even share of the CPUs, at most ``cpus_a_worker`` a worker, rounded down to what Ray counts."""
+    cpus = sum(node.cpus for node in nodes)
     trials = 1 if asked.max_concurrent_trials == "auto" else asked.max_concurrent_trials
     total = min(_milli(cpus_a_worker) * workers, _milli(cpus) // trials)
-    return max(0, total - _milli(DRIVER_CPUS)) // workers / 1000
+    # On several nodes the drivers of all trials may lie on one, where they must not take a worker's place.
+    drivers = 1 if len(nodes) == 1 else max(1, _milli(cpus) // max(1, total))
+    return max(0, total - drivers * _milli(DRIVER_CPUS)) // workers / 1000
 
 
-def concurrent_trials(need: Need, nodes: Sequence[Node], asked: Resources) -> int:
+@dataclass(frozen=True)
+class Fit:
+    """How many trials run at a time.
+
+    Args:
+        trials: so many.
+        limit: what does not allow more, with numbers.
+    """
+
+    trials: int
+    limit: str
+
+    def __str__(self) -> str:
+        return f"{self.trials} at a time ({self.limit})"
+
+
+def fit(need: Need, nodes: Sequence[Node], asked: Resources, *, drivers: float | None = None) -> Fit:
     """How many trials run at a time, from the scarcest resource.
+
+    Args:
+        need: what one needs.
+        nodes: what there is, or can be.
+        asked: the resources block.
+        drivers: how much there is of the custom resource ``driver``, if drivers and planners ask for it.
 
     Raises:
         ConfigError: if not even one fits, or fewer than ``resources.max_concurrent_trials``.
     """
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    places = sum(_places(need, node) for node in nodes)
-    fitting = min(places // need.workers, _milli(cpus) // _milli(need.cpus))
-    if fitting < 1:
-        raise ConfigError(
-            f"resources: a trial needs {need}{f' and {need.gpus} GPU' if need.gpus else ''}, but there are {cpus:g} "
-            f"CPUs and {gpus:g} GPUs on {len(nodes)} node{'s' if len(nodes) > 1 else ''}, with room for {places} of "
-            f"{need.workers} workers"
+    # Drivers that ask for `driver` take no CPUs.
+    each = need.cpus if drivers is None else need.cpus - DRIVER_CPUS
+    limits = [Fit(_milli(cpus) // _milli(each), f"{cpus:g} CPUs, of which a trial takes {each:g}")]
+    if need.gpus:
+        limits.append(Fit(int(gpus) // need.gpus, f"{gpus:g} GPUs, of which a trial takes {need.gpus}"))
+    # Other drivers may lie on any node, and all of them on one.
+    beside = max(1, limits[0].trials) if drivers is None else 0
+    places = sum(_places(need, node, beside) for node in nodes)
+    limits.append(
+        Fit(
+            places // need.workers,
+            f"room for {places} workers on {len(nodes)} node{'s' if len(nodes) != 1 else ''}, of which a trial has "
+            f"{need.workers}",
         )
-    if asked.max_concurrent_trials == "auto":
-        return fitting
-    if asked.max_concurrent_trials > fitting:
+    )
+    if drivers is not None:
+        text = f"{drivers:g} of the resource 'driver', of which a trial takes {DRIVER_SLOTS}"
+        limits.append(Fit(int(drivers) // DRIVER_SLOTS, text))
+    scarcest = min(limits, key=lambda found: found.trials)
+    if scarcest.trials < 1:
+        missing = "; ".join(found.limit for found in limits if found.trials < 1)
+        raise ConfigError(f"resources: not one trial fits: it needs {need}; there are {missing}")
+    wanted = asked.max_concurrent_trials
+    if wanted == "auto":
+        return scarcest
+    if wanted > scarcest.trials:
         raise ConfigError(
-            f"resources.max_concurrent_trials: found {asked.max_concurrent_trials}, but only {fitting} fit: a trial "
-            f"needs {need}, there are {cpus:g} CPUs and {gpus:g} GPUs"
+            f"resources.max_concurrent_trials: found {wanted}, but only {scarcest.trials} fit: there are "
+            f"{scarcest.limit}; a trial needs {need}"
         )
-    return int(asked.max_concurrent_trials)
+    return Fit(wanted, "resources.max_concurrent_trials")
 
 
-def _places(need: Need, node: Node) -> int:
-    """How many workers fit on one node."""
-    places = _milli(node.cpus) // max(1, _milli(need.cpus_per_worker))
+def _places(need: Need, node: Node, drivers: int) -> int:
+    """How many workers fit on one node, beside so many drivers."""
+    places = max(0, _milli(node.cpus) - drivers * _milli(DRIVER_CPUS)) // max(1, _milli(need.cpus_per_worker))
     return min(places, int(node.gpus)) if need.gpus_per_worker else places

@@ -22,7 +22,7 @@ from mbcl.orchestration.lease import BEAT_FILE, LEASE_FILE, LOCK_FILE
 from mbcl.orchestration.search import known
 from mbcl.orchestration.space import SpaceFile
 from mbcl.orchestration.trials import Trials, record_of, resolved_baseline, space_digest
-from mbcl.storage import Store, is_remote, write_text
+from mbcl.storage import Store, is_uri, write_text
 from mbcl.study import STUDY_FILE, StudyRecord, read_study, write_study
 
 SPACE_FILE = "space.yaml"
@@ -119,7 +119,7 @@ def withdraw(store: Store) -> None:
 
 def scratch(store: Store) -> str:
     """Ray's own files: a folder in the results folder that goes when the sweep ends."""
-    return f"{store.uri}/{SCRATCH}" if is_remote(store.uri) else str(store.local_folder(SCRATCH))
+    return f"{store.uri}/{SCRATCH}" if is_uri(store.uri) else str(store.local_folder(SCRATCH))
 
 
 def tidy(store: Store, study: StudyRecord) -> None:

@@ -18,12 +18,12 @@ from mbcl.orchestration.evaluations import commit, reopen_for_evaluation, settin
 from mbcl.orchestration.jobs import Job, Placement, one_line
 from mbcl.orchestration.lease import hold
 from mbcl.orchestration.request import Request
-from mbcl.orchestration.resources import Need, Node, concurrent_trials, this_machine
+from mbcl.orchestration.resources import Fit, Need, Node, fit, this_machine
 from mbcl.orchestration.schedulers import build as build_scheduler
 from mbcl.orchestration.search import Proposals, check_installed
 from mbcl.orchestration.space import SpaceFile, check_name, read_space
 from mbcl.orchestration.trials import Trials, TrialSpec, expand
-from mbcl.storage import Store, open_store
+from mbcl.storage import Store, check_writable, open_store
 from mbcl.study import StudyRecord
 
 __all__ = ["Request", "run"]
@@ -75,11 +75,12 @@ def _run(request: Request, write_report: WriteReport) -> int:
     check_name(request.folder, "--name" if request.name else "the space file's stem (give --name)")
     nodes = this_machine()
     kind = file.space.kind
-    fit: tuple[Need, int] | None = None
+    here: tuple[Need, Fit] | None = None
     if request.address is None:
         need = kind.need(file.space.resources, nodes)
-        fit = need, concurrent_trials(need, nodes, file.space.resources)
+        here = need, fit(need, nodes, file.space.resources)
     store = open_store(request.results_dir).child(request.folder)
+    check_writable(store, "--results-dir")
     # A first look, before data are read and anything is written; the one that counts is taken under the lock.
     opened = _open(request, file, trials, store)
     todo, trials = opened.todo, opened.trials
@@ -88,7 +89,7 @@ def _run(request: Request, write_report: WriteReport) -> int:
         with consoles.busy("reading data, building models", quiet=request.quiet):
             checked = kind.check(distinct([*todo.values(), *trials.probes]), str(file.path))
     if request.dry_run:
-        consoles.dry_run(list(todo.values()), trials, file.space, fit, store.uri, checked)
+        consoles.dry_run(list(todo.values()), trials, file.space, here, store.uri, checked)
         return EXIT_FINISHED
     with hold(store, consoles.hint) as fence:
         opened = _open(request, file, trials, store)
@@ -242,18 +243,20 @@ class Sweep:
 
     def _with_ray(self) -> dict[str, str]:
         """Start or join Ray and run the trials; in ``--eval-only`` return why evaluations failed."""
-        from mbcl.orchestration.cluster import cluster
+        from mbcl.orchestration.cluster import await_node, cluster
 
         request, file, kind, console = self._request, self._file, self._file.space.kind, self._console
         with cluster(request.address, self._nodes, verbose=request.verbose, say=console.say) as found:
             interrupts.listen()  # Ray has put its own handler there
-            need = kind.need(file.space.resources, found.nodes)
-            concurrency = concurrent_trials(need, found.nodes, file.space.resources)
+            need = kind.need(file.space.resources, found.nodes, found.drivers)
+            fitting = fit(need, found.nodes, file.space.resources, drivers=found.drivers)
+            concurrency = fitting.trials
             if request.address is not None:
                 check_shared(self._store)
             checked = self._checked
             if checked is None:
                 experiments = distinct([*self._todo.values(), *self._trials.probes])
+                await_node(found.placement.for_task, console.say)
                 checked = check_data_there(experiments, str(file.path), found.placement.for_task)
             from mbcl.orchestration.runner import run_trials
             from mbcl.orchestration.stopping import race
@@ -270,7 +273,7 @@ class Sweep:
             jobs = self._jobs
             jobs |= {key: make(key, spec) for key, spec in self._todo.items()}
             num_todo = len(jobs) + self._undrawn
-            console.begin(num_todo, need, concurrency, (*self._notes, *checked.notes))
+            console.begin(num_todo, need, fitting, (*self._notes, *checked.notes))
             self._begun = True
             with console.progress(num_todo):
                 if request.eval_only:

@@ -95,7 +95,7 @@ def _holds(comparison: Comparison) -> bool:
 
 
 def _not_shown(comparison: Comparison) -> str:
-    return f"no difference shown (n={comparison.n})"
+    return f"no interval (n={comparison.n})" if comparison.n == 1 else f"no difference shown (n={comparison.n})"
 
 
 def _compared(comparisons: list[Comparison], metric: str) -> Answer:

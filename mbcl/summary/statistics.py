@@ -219,7 +219,9 @@ def _p_value(found: Estimate) -> float:
 def _verdict(metric: str, found: Estimate | None) -> str:
     if found is None:
         return "not comparable (no seed finished in both)"
-    if found.ci_low is None or found.ci_high is None or found.ci_low <= 0 <= found.ci_high:
+    if found.ci_low is None or found.ci_high is None:
+        return f"no interval (n={found.n})"
+    if found.ci_low <= 0 <= found.ci_high:
         return f"no difference shown (n={found.n})"
     sign = 1 if found.mean > 0 else -1
     words: Mapping[int, str] = {1: "better", -1: "worse"}

@@ -44,6 +44,13 @@ def test_a_dry_run_checks_what_a_run_checks(space_file, tmp_path, what, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_a_dry_run_refuses_a_folder_that_the_run_could_not_make(space_file, capsys):
+    import run_ray
+
+    assert run_ray.main(["--space", str(space_file()), "--results-dir", "/proc/nowhere", "--dry-run"]) == 2
+    assert "--results-dir: /proc/nowhere/study cannot be written" in capsys.readouterr().err
+
+
 def test_a_dry_run_refuses_a_name_with_results_and_lists_what_would_be_resumed(space_file, tmp_path, capsys):
     import run_ray
     from mbcl.orchestration.results import begin, new_study

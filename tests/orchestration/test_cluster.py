@@ -14,7 +14,7 @@ from mbcl.errors import ConfigError
 from mbcl.orchestration.checks import check_shared
 from mbcl.storage import LocalStore
 
-from .conftest import ROOT
+from .conftest import ROOT, command
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
@@ -28,13 +28,25 @@ class Unshared(LocalStore):
         return "/not/here"
 
 
-def look(folder: Path) -> dict[str, Any]:
+def impossible(space: Path, folder: Path, address: str) -> dict[str, Any]:
+    """A sweep on the cluster that asks for more than it has."""
+    options = ["--address", address, "--set", "resources.workers=8", "--set", "resources.cpus_per_worker=1"]
+    result = subprocess.run(command(space, folder, *options), cwd=ROOT, capture_output=True, text=True)
+    return {
+        "code": result.returncode,
+        "stderr": result.stderr,
+        "files": sorted(path.name for path in folder.rglob("*")),
+    }
+
+
+def look(folder: Path, space: Path) -> dict[str, Any]:
     """What is seen in a cluster as ``cluster.yaml`` shapes it; runs in a process of its own."""
     import ray
     from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
     from ray.cluster_utils import Cluster
     from ray.experimental.internal_kv import _internal_kv_put
 
+    from mbcl.orchestration import autoscaler
     from mbcl.orchestration import cluster as module
 
     module.POLL_SECONDS = 0.1
@@ -58,7 +70,7 @@ def look(folder: Path) -> dict[str, Any]:
             seen["placement"] = [found.placement.driver, found.placement.task]
             status = {"autoscaler_report": {"pending_nodes": [["1.2.3.4", "w", "up"]], "pending_launches": {"w": 2}}}
             _internal_kv_put(DEBUG_AUTOSCALING_STATUS, json.dumps(status), overwrite=True)
-            seen["booting"] = module._booting()
+            seen["booting"] = autoscaler.booting()
             module._joined(say)
             seen["said"] = said
             check_shared(LocalStore(folder))
@@ -70,13 +82,17 @@ def look(folder: Path) -> dict[str, Any]:
                 where = ray.remote(num_cpus=0)(lambda: ray.get_runtime_context().get_node_id())
                 node = ray.get(where.options(resources=resources).remote())
                 seen[kind] = next(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["NodeID"] == node)
+        seen["impossible"] = impossible(space, folder / "results", nodes.address)
     finally:
         nodes.shutdown()
     return seen
 
 
-def test_a_joined_cluster(tmp_path):
-    code = f"import json; from tests.orchestration.test_cluster import look; print(json.dumps(look({str(tmp_path)!r})))"
+def test_a_joined_cluster(tmp_path, space_file):
+    code = (
+        "import json, pathlib; from tests.orchestration.test_cluster import look; "
+        f"print(json.dumps(look(pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(space_file())!r}))))"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout.splitlines()[-1])
@@ -87,4 +103,10 @@ def test_a_joined_cluster(tmp_path):
     assert (seen["driver"], seen["task"]) == (0, 2), "drivers on the head, tasks on the workers"
     assert "does not see /not/here" in seen["error"]
     assert "--results-dir" in seen["error"]
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob(".*"))
+    refused = seen["impossible"]
+    assert refused["code"] == 2
+    assert refused["stderr"].startswith("error: resources: not one trial fits: it needs 8 workers with 1 CPU each")
+    assert "there are 2 CPUs, of which a trial takes 8" in refused["stderr"]
+    assert refused["stderr"].count("\n") == 1
+    assert refused["files"] == [".lock", "study"], "nothing is left behind"

@@ -92,7 +92,7 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
                 store=trial.uri,
                 baselines=store.child("baselines").uri,
                 scratch=str(store.local_folder(".ray")),
-                need=resolve(asked, found.nodes),
+                need=resolve(asked, found.nodes, drivers=found.drivers),
                 group="test",
                 num_tasks=1,
                 placement=found.placement,

@@ -8,7 +8,7 @@ from mbcl.configuration import validate
 from mbcl.errors import ConfigError
 from mbcl.experiment import Experiment
 from mbcl.orchestration.kinds import PRETRAINING
-from mbcl.orchestration.resources import Need, Node, concurrent_trials, resolve, usable_cpus
+from mbcl.orchestration.resources import Need, Node, fit, resolve, usable_cpus
 from mbcl.orchestration.space import Resources
 
 GPU_NODE = Node(8, 1)
@@ -25,8 +25,8 @@ GPU_NODE = Node(8, 1)
         ({"max_concurrent_trials": 2}, [Node(2)], 0.999, 0, 1, 2),
         ({"max_concurrent_trials": 1}, [Node(8)], 1.999, 0, 1, 1),
         ({"cpus_per_worker": 4}, [Node(9)], 4.0, 0, 4, 2),
-        ({}, [GPU_NODE, GPU_NODE], 1.999, 1, 1, 2),
-        ({"workers": 2}, [GPU_NODE, GPU_NODE, GPU_NODE], 1.999, 1, 1, 1),
+        ({}, [GPU_NODE, GPU_NODE], 1.992, 1, 1, 2),
+        ({"workers": 2}, [GPU_NODE, GPU_NODE, GPU_NODE], 1.997, 1, 1, 1),
         ({"gpu": False}, [GPU_NODE], 1.999, 0, 1, 4),
         ({"workers": {"min": 1, "max": 4}}, [Node(2)], 0.499, 0, 1, 1),
         ({"workers": {"min": 1, "max": 8}}, [GPU_NODE, GPU_NODE], 1.999, 1, 1, 1),
@@ -36,7 +36,7 @@ def test_auto(asked, nodes, cpus, gpus, threads, concurrency):
     resources = Resources(**asked)
     need = resolve(resources, nodes)
     assert (need.cpus_per_worker, need.gpus_per_worker, need.threads) == (cpus, gpus, threads)
-    assert concurrent_trials(need, nodes, resources) == concurrency
+    assert fit(need, nodes, resources).trials == concurrency
 
 
 @pytest.mark.parametrize(
@@ -45,16 +45,53 @@ def test_auto(asked, nodes, cpus, gpus, threads, concurrency):
         ({"workers": 8}, [Node(2)], "resources.workers: 8 workers need at least 3.6 CPUs, there are 2"),
         ({"gpu": True}, [Node(2)], "found gpu: true and workers: 1, which need 1 GPUs; there are 0"),
         ({"workers": 4}, [GPU_NODE, GPU_NODE], "which need 4 GPUs; there are 2 (resources.gpu: false trains on CPUs)"),
-        ({"cpus_per_worker": 4}, [Node(2)], "a trial needs 1 worker with 4 CPU each"),
-        ({"cpus_per_worker": 3, "workers": 2}, [Node(4), Node(2)], "with room for 1 of 2 workers"),
+        (
+            {"cpus_per_worker": 4},
+            [Node(2)],
+            "it needs 1 worker with 4 CPU each; 4.001 CPU in all; there are 2 CPUs, of which",
+        ),
+        (
+            {"cpus_per_worker": 3, "workers": 2},
+            [Node(4), Node(2)],
+            "room for 1 workers on 2 nodes, of which a trial",
+        ),
         ({"max_concurrent_trials": 4, "cpus_per_worker": 1}, [Node(2)], "found 4, but only 1 fit"),
     ],
 )
 def test_what_can_never_fit_is_said_with_numbers(asked, nodes, words):
     resources = Resources(**asked)
     with pytest.raises(ConfigError) as caught:
-        concurrent_trials(resolve(resources, nodes), nodes, resources)
+        fit(resolve(resources, nodes), nodes, resources)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "drivers", "trials", "words"),
+    [
+        ({}, [Node(4)], None, 2, "4 CPUs, of which a trial takes 2"),
+        ({}, [GPU_NODE] * 3, None, 3, "3 GPUs, of which a trial takes 1"),
+        ({"cpus_per_worker": 3, "gpu": False}, [Node(5)] * 3, None, 3, "room for 3 workers on 3 nodes, of which"),
+        ({"max_concurrent_trials": 2}, [Node(8)], None, 2, "resources.max_concurrent_trials"),
+        ({"gpu": False, "cpus_per_worker": 1}, [Node(8)], 5, 2, "5 of the resource 'driver', of which a trial takes 2"),
+        ({"cpus_per_worker": 8}, [Node(8)], 1000, 1, "8 CPUs, of which a trial takes 8"),
+    ],
+)
+def test_the_scarcest_resource_is_named(asked, nodes, drivers, trials, words):
+    resources = Resources(**asked)
+    found = fit(resolve(resources, nodes), nodes, resources, drivers=drivers)
+    assert found.trials == trials
+    assert words in found.limit
+    assert str(found).startswith(f"{trials} at a time (")
+
+
+def test_drivers_never_take_the_place_of_a_worker():
+    """A driver on the first node would leave 1.999 CPUs there, and the second worker would wait for ever."""
+    nodes, resources = [Node(2), Node(2), Node(1)], Resources(workers=2, cpus_per_worker=2)
+    with pytest.raises(ConfigError, match="room for 0 workers on 3 nodes"):
+        fit(resolve(resources, nodes), nodes, resources)
+    assert fit(resolve(resources, nodes), nodes, resources, drivers=1000).trials == 1
+    with pytest.raises(ConfigError, match="1 of the resource 'driver', of which a trial takes 2"):
+        fit(resolve(resources, nodes), nodes, resources, drivers=1)
 
 
 @given(st.integers(1, 8), st.lists(st.integers(1, 64), min_size=1, max_size=3), st.integers(1, 4))
@@ -63,7 +100,7 @@ def test_what_is_started_together_fits_together(workers, cpus, limit):
     resources = Resources(workers=workers, max_concurrent_trials=limit)
     try:
         need = resolve(resources, nodes)
-        together = concurrent_trials(need, nodes, resources)
+        together = fit(need, nodes, resources).trials
     except ConfigError:
         return
     assert together == limit

@@ -138,7 +138,7 @@ def test_pairs_are_the_seeds_that_finished_in_both() -> None:
     assert (none.n, none.difference, none.p, none.p_holm) == (0, None, None, None)
     assert none.verdict == "not comparable (no seed finished in both)"
     (one,) = compare(grid({"shuffle": [0.1], "spectral": [0.9]}), TOP1)
-    assert (one.ci_low, one.p, one.verdict) == (None, None, "no difference shown (n=1)")
+    assert (one.ci_low, one.p, one.verdict) == (None, None, "no interval (n=1)")
 
 
 def test_rounding_is_no_effect() -> None:

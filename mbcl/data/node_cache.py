@@ -1,0 +1,140 @@
+"""Data sets behind a URI: each machine copies what it reads once, into a folder of its own.
+
+The first process of a machine that asks takes a lock, copies and checks; the others wait for it and find the copy. The
+lock ends with the process that holds it, however that ends, and a copy gets its name when it is whole, so that after a
+kill the next process copies again.
+
+A copy is called by what it is a copy of: a pack by the digest of its ``NAME.json``, an official file by URI, size and
+time of modification. What changes behind the URI is copied anew; nothing is ever removed here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from mbcl.data.packs import FOLDER, read_pack
+from mbcl.errors import DataError
+from mbcl.storage import ArrowStore
+
+CACHE_VARIABLE = "MBCL_CACHE"
+"""The environment variable that says where a machine keeps its copies."""
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps copies: ``$MBCL_CACHE``, or else ``mbcl`` in the user's cache folder."""
+    given = os.environ.get(CACHE_VARIABLE)
+    if given:
+        return Path(given).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "mbcl"
+
+
+def local_copy(uri: str, name: str, pack_name: str | None, official: Sequence[str]) -> Path:
+    """This machine's copy of a data set, made now if it is not there.
+
+    Args:
+        uri: of the folder of a pack, of one with a pack in ``mbcl-pack``, or of one with official files.
+        name: of the data set.
+        pack_name: of its pack; None where the set is never packed.
+        official: names of official files, of which there may be any.
+
+    Returns:
+        A local folder for the set's reader.
+
+    Raises:
+        DataError: if the URI holds neither, cannot be read, or what was copied is not what its pack says; if the copy
+            cannot be written.
+        ConfigError: if no filesystem opens the URI.
+    """
+    store = ArrowStore(uri)
+    try:
+        for place in (f"{FOLDER}/", "") if pack_name else ():
+            if store.facts(f"{place}{pack_name}.json") is not None:
+                assert pack_name is not None
+                return _copy_pack(store, place, pack_name)
+        files = {file: facts for file in official if (facts := store.facts(file)) is not None}
+        if files:
+            return _copy_files(store, name, files)
+    except OSError as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{name}: {uri} cannot be copied to {cache_folder()}: {reason}") from error
+    expected = [f"a pack ({pack_name}.json, made by `mbcl data pack`)"] if pack_name else []
+    expected += [f"official files ({', '.join(official)})"] if official else []
+    raise DataError(f"{name}: {uri} holds no data to copy; expected {', or '.join(expected)}")
+
+
+def _copy_pack(store: ArrowStore, place: str, name: str) -> Path:
+    written = store.read_bytes(f"{place}{name}.json")
+    folder = cache_folder() / "packs" / f"{name}-{hashlib.sha256(written).hexdigest()[:16]}"
+    pack = read_pack(written, folder / f"{name}.json", name)
+    with _locked(folder):
+        data = pack.path.with_name(pack.data["file"])
+        if not (pack.path.is_file() and data.is_file() and data.stat().st_size == pack.data["bytes"]):
+            found = _copy(store, f"{place}{data.name}", data, pack.data["sha256"])
+            if found != pack.data["sha256"]:
+                raise DataError(
+                    f"{store.uri}/{place}{data.name}: damaged, or another pack's: expected SHA-256 "
+                    f"{pack.data['sha256']}, found {found}; nothing of it is kept"
+                )
+            _write(pack.path, iter([written]))
+    return folder
+
+
+def _copy_files(store: ArrowStore, name: str, files: dict[str, tuple[int, int]]) -> Path:
+    key = hashlib.sha256(repr((store.uri, sorted(files.items()))).encode()).hexdigest()[:16]
+    folder = cache_folder() / "files" / f"{name}-{key}"
+    with _locked(folder):
+        for file, (size, _) in files.items():
+            path = folder / file
+            if path.is_file() and path.stat().st_size == size:
+                continue
+            _copy(store, file, path)
+            if path.stat().st_size != size:
+                path.unlink()
+                raise DataError(f"{store.uri}/{file}: it changed while it was copied; nothing of it is kept")
+    return folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process is making this folder's copy; then it is this one's turn to look."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        folder.mkdir(exist_ok=True)
+        for left in folder.glob(".*.tmp"):  # by a process that was killed
+            left.unlink(missing_ok=True)
+        yield
+
+
+def _copy(store: ArrowStore, source: str, path: Path, sha256: str | None = None) -> str:
+    """Copy a file and return its SHA-256; with another than the one that is expected it does not get its name."""
+    digest = hashlib.sha256()
+
+    def pieces() -> Iterator[bytes]:
+        for piece in store.pieces(source):
+            digest.update(piece)
+            yield piece
+
+    _write(path, pieces(), keep=lambda: sha256 in (None, digest.hexdigest()))
+    return digest.hexdigest()
+
+
+def _write(path: Path, pieces: Iterator[bytes], keep: Callable[[], bool] = lambda: True) -> None:
+    """Write a file whole, if it is to be kept, or not at all."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            for piece in pieces:
+                stream.write(piece)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if keep():
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,174 @@
+"""``mbcl bench ray``: what Ray costs a study of small trials, from the command to the first step and trial by trial."""
+
+from __future__ import annotations
+
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from mbcl import __version__
+from mbcl.bench.measure import environment
+from mbcl.engine.records import read_rows
+from mbcl.errors import ConfigError, TrainingError
+from mbcl.functional import check_count
+from mbcl.orchestration.sweep import EXIT_FINISHED, EXIT_INTERRUPTED, Request, WriteReport, run
+from mbcl.storage import LocalStore, open_store, write_text
+from mbcl.study import TrialRecord, read_study
+
+FILE = "ray.json"
+NAME = "bench"
+STAGES = {
+    "startup": "from Tune's call to the training function: planner, controller and worker start",
+    "prepare": "from there to the first step: data, model, the rest of the training function",
+    "epochs": "training, with validation and checkpoints",
+    "evaluation": "the evaluation task",
+    "other": "between these: workers end, answers travel",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured; see ``mbcl bench ray --help``."""
+
+    trials: int
+    sampler: str
+    out: str | None
+    overwrite: bool
+
+    def check(self) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            ConfigError: one line with what was found and what is allowed.
+        """
+        check_count("--trials", self.trials)
+        if self.out and open_store(self.out).exists(FILE) and not self.overwrite:
+            raise ConfigError(f"{self.out}/{FILE}: is there already; add --overwrite, or choose another --out")
+
+
+def space_of(settings: Settings) -> dict[str, Any]:
+    """A study of so many seeds of one epoch each on 300 digits."""
+    sampler = {"name": settings.sampler} | ({"k": 4} if settings.sampler == "spectral" else {})
+    return {
+        "seeds": list(range(settings.trials)),
+        "experiment": {
+            "data": {"name": "digits", "max_samples": 300},
+            "projector": {"hidden": 64, "dim": 16},
+            "schedule": {"warmup_epochs": 0},
+            "train": {"epochs": 1, "batch_size": 16},
+            "track": [],
+        },
+        "space": {"sampler": {"grid": [sampler]}},
+    }
+
+
+def stages_of(record: TrialRecord, epochs: float) -> dict[str, float]:
+    """Seconds of a trial by :data:`STAGES`, in order; their sum is the trial's.
+
+    Args:
+        record: of a finished trial.
+        epochs: seconds of its epochs, validation and checkpoints included.
+    """
+    told = record.seconds
+    known = {
+        "startup": told["startup"],
+        "prepare": told["training"] - epochs,
+        "epochs": epochs,
+        "evaluation": told["evaluation"],
+    }
+    return known | {"other": told["total"] - sum(known.values())}
+
+
+def bench_ray(settings: Settings, write_report: WriteReport) -> int:
+    """Run a study of tiny trials on a local Ray of this machine, print a table, and write ``ray.json`` if asked.
+
+    Returns:
+        The exit code of the study, 0 or 130.
+
+    Raises:
+        ConfigError: if a setting is out of range.
+        TrainingError: if a trial failed.
+    """
+    settings.check()
+    with tempfile.TemporaryDirectory() as folder:
+        space = Path(folder) / f"{NAME}.yaml"
+        space.write_text(yaml.safe_dump(space_of(settings)))
+        start = time.perf_counter()
+        code = run(Request(space, results_dir=folder), write_report)
+        wall = time.perf_counter() - start
+        if code == EXIT_INTERRUPTED:
+            return code
+        if code != EXIT_FINISHED:
+            raise TrainingError("the study that is measured failed, for the reason above")
+        store = LocalStore(Path(folder) / NAME)
+        trials = [
+            stages_of(record, sum(float(row["time/total"] or 0) for row in read_rows(store.child(f"trials/{key}"))))
+            for key, record in read_study(store).trials.items()
+        ]
+    found = facts(trials, wall)
+    console = Console(highlight=False)
+    console.print(_table(trials, found))
+    for words in (
+        f"the study took {wall:.1f} s; outside its trials {found['outside']:.1f} s: starting and stopping Ray, "
+        "checking the data, the report",
+        f"a trial after the first costs {found['overhead']:.1f} s beyond its epochs and its evaluation",
+        f"this process held {found['memory_mib']:.0f} MiB at most",
+    ):
+        console.print(words, soft_wrap=True)
+    if settings.out:
+        content = {"version": __version__, "environment": environment("cpu"), "settings": asdict(settings)}
+        write_text(open_store(settings.out), FILE, json.dumps(content | found | {"trials": trials}, indent=1))
+        console.print(f"{settings.out}/{FILE}", soft_wrap=True, markup=False)
+    return EXIT_FINISHED
+
+
+def facts(trials: Sequence[dict[str, float]], wall: float) -> dict[str, float]:
+    """What follows from the seconds of all trials, one after the other, and of the study.
+
+    Args:
+        trials: as :func:`stages_of`, in the order they ran.
+        wall: seconds of the study.
+
+    Example:
+        >>> one = {"startup": 5.0, "prepare": 1.0, "epochs": 3.0, "evaluation": 1.0, "other": 2.0}
+        >>> facts([one, {**one, "startup": 3.0}], 30.0)["overhead"]
+        6.0
+    """
+    later = list(trials[1:]) or list(trials)
+    return {
+        "wall": wall,
+        "outside": wall - sum(sum(stages.values()) for stages in trials),
+        "first_step": trials[0]["startup"] + trials[0]["prepare"],
+        "first_step_later": mean(stages["startup"] + stages["prepare"] for stages in later),
+        "overhead": mean(sum(stages.values()) - stages["epochs"] - stages["evaluation"] for stages in later),
+        "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def _table(trials: Sequence[dict[str, float]], found: dict[str, float]) -> Table:
+    later = list(trials[1:])
+    table = Table(title=f"seconds of a trial, {len(trials)} trials, one at a time")
+    for column in ("stage", "first trial", "later, mean", "what it is"):
+        table.add_column(column, justify="left" if column in ("stage", "what it is") else "right")
+
+    def of_later(values: list[float]) -> str:
+        return f"{mean(values):.2f}" if values else "-"
+
+    for stage, words in STAGES.items():
+        table.add_row(stage, f"{trials[0][stage]:.2f}", of_later([stages[stage] for stages in later]), words)
+    table.add_section()
+    first_steps = [stages["startup"] + stages["prepare"] for stages in later]
+    table.add_row("to the first step", f"{found['first_step']:.2f}", of_later(first_steps), "startup and prepare")
+    totals = [sum(stages.values()) for stages in later]
+    table.add_row("a trial", f"{sum(trials[0].values()):.2f}", of_later(totals), "all of it")
+    return table

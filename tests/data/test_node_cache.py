@@ -1,0 +1,214 @@
+"""Data behind a URI: copied once a machine, checked, by one process while the others wait."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from data.official import pack_cifar, write_cifar, write_image
+
+from mbcl import data, storage
+from mbcl.cli import main
+from mbcl.data import node_cache
+from mbcl.errors import ConfigError, DataError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("MBCL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def packed(tmp_path) -> Path:
+    for number in range(6):
+        write_image(tmp_path / f"images/train/{'ab'[number % 2]}/{number}.png", number, size=8)
+        write_image(tmp_path / f"images/test/{'ab'[number % 2]}/{number}.png", 10 + number, size=8)
+    assert main(["data", "pack", "--data", "image_folder", "--data-dir", str(tmp_path / "images")]) == 0
+    return tmp_path / "images"
+
+
+def load(folder: Path, **options) -> data.Splits:
+    return data.load(options.pop("name", "image_folder"), dir=f"file://{folder}", **options)
+
+
+def files(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock")
+
+
+def count_reads(monkeypatch) -> list[str]:
+    """The large files that are read from a URI from now on, slowly."""
+    read: list[str] = []
+    pieces = storage.ArrowStore.pieces
+
+    def slow(self, name):
+        read.append(name)
+        time.sleep(0.3)
+        yield from pieces(self, name)
+
+    monkeypatch.setattr(storage.ArrowStore, "pieces", slow)
+    return read
+
+
+def test_a_pack_is_copied_once_and_is_the_same_images(packed, cache, monkeypatch):
+    expected = data.load("image_folder", dir=str(packed))
+    read = count_reads(monkeypatch)
+    for place in (packed, packed, packed / "mbcl-pack"):
+        found = load(place)
+        for a, b in ((expected.train, found.train), (expected.test, found.test)):
+            assert torch.equal(a.images, b.images)
+            assert torch.equal(a.labels, b.labels)
+            assert (a.files, a.classes) == (b.files, b.classes)
+    assert len(read) == 1
+    assert files(cache) == sorted(path.name for path in (packed / "mbcl-pack").iterdir())
+    assert len(load(packed, max_samples=3).train) == 3
+
+
+def test_the_pack_is_the_data_whatever_became_of_its_source_here(packed):
+    expected = load(packed)
+    write_image(packed / "train/a/new.png", 99, size=8)
+    with pytest.warns(UserWarning, match="the files have changed"):
+        assert len(data.load("image_folder", dir=str(packed)).train) == 7
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(load(packed, verify="strict").train.images, expected.train.images)
+
+
+def test_one_copies_and_the_others_wait(packed, monkeypatch):
+    read = count_reads(monkeypatch)
+    found: list[data.Splits] = []
+    threads = [threading.Thread(target=lambda: found.append(load(packed))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(read) == 1
+    assert all(torch.equal(splits.train.images, found[0].train.images) for splits in found)
+    assert len(found) == 6
+
+
+COPY_AND_HANG = """
+import sys, time
+from mbcl import data, storage
+def pieces(self, name):
+    yield b"half"
+    print("copying", flush=True)
+    time.sleep(600)
+storage.ArrowStore.pieces = pieces
+data.load("image_folder", dir=sys.argv[1])
+"""
+
+
+def test_a_process_that_is_killed_while_it_copies_leaves_nothing_that_matters(packed, cache):
+    uri = f"file://{packed}"
+    process = subprocess.Popen([sys.executable, "-c", COPY_AND_HANG, uri], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process:
+        assert process.stdout.readline() == "copying\n"
+        waiting = threading.Thread(target=lambda: load(packed))
+        waiting.start()
+        assert any(name.endswith(".tmp") for name in files(cache))
+        os.kill(process.pid, signal.SIGKILL)
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert len(files(cache)) == 2
+    assert len(load(packed).train) == 6
+
+
+def test_a_new_pack_is_copied_anew(packed, cache):
+    load(packed)
+    write_image(packed / "train/a/new.png", 99, size=8)
+    assert main(["data", "pack", "--data", "image_folder", "--data-dir", str(packed)]) == 0
+    assert len(load(packed).train) == 7
+    assert len(list((cache / "packs").glob("*/"))) == 2
+
+
+@pytest.mark.parametrize("damage", [b"\x00", b""])
+def test_other_bytes_than_the_packs_are_refused_and_not_kept(packed, cache, damage):
+    pixels = next((packed / "mbcl-pack").glob("*.npy"))
+    content = pixels.read_bytes()
+    pixels.write_bytes(content[:-1] + damage)
+    with pytest.raises(DataError, match="expected SHA-256 [0-9a-f]{64}, found [0-9a-f]{64}; nothing of it is kept"):
+        load(packed)
+    assert files(cache) == []
+    pixels.write_bytes(content)
+    assert len(load(packed).train) == 6
+
+
+def test_a_pack_cannot_name_a_file_elsewhere(packed, cache, tmp_path):
+    from mbcl.data import packs
+
+    path = packed / "mbcl-pack" / "image_folder.json"
+    content = json.loads(path.read_text())
+    content.pop("digest")
+    content["data"]["file"] = "../../../stolen.npy"
+    path.write_text(json.dumps(content | {"digest": packs._digest(content)}))
+    with pytest.raises(DataError, match="damaged pack"):
+        load(packed)
+    assert files(cache) == []
+    with pytest.raises(DataError, match="damaged pack"):
+        data.load("image_folder", dir=str(packed))
+
+
+@pytest.mark.filterwarnings("ignore:.*official:UserWarning")
+def test_official_files_are_copied(tmp_path, cache, monkeypatch):
+    write_cifar(tmp_path / "bucket")
+    archive = pack_cifar(tmp_path / "bucket")
+    expected = data.load("cifar100", dir=str(tmp_path / "bucket"))
+    read = count_reads(monkeypatch)
+    for _ in range(2):
+        found = load(tmp_path / "bucket", name="cifar100")
+        assert torch.equal(found.train.images, expected.train.images)
+    assert read == [archive.name]
+    assert files(cache) == [archive.name]
+    archive.write_bytes(archive.read_bytes()[:-100])
+    with pytest.raises(DataError, match="damaged archive"):
+        load(tmp_path / "bucket", name="cifar100")
+
+
+def test_what_cannot_be_copied_is_one_line(tmp_path, packed, monkeypatch):
+    with pytest.raises(DataError, match=r"tiny_imagenet: file:///\S+ holds no data to copy; expected a pack \(tiny_im"):
+        load(packed, name="tiny_imagenet")
+    with pytest.raises(DataError, match="expected official files .*train-images-idx3-ubyte"):
+        load(packed, name="fashion_mnist")
+    with pytest.raises(DataError, match=r"cifar10: .* holds no data .* or official files \(cifar-10-python.tar.gz\)"):
+        load(tmp_path / "nothing", name="cifar10")
+    with pytest.raises(ConfigError, match="nosuch://bucket/x: cannot be opened"):
+        data.load("cifar10", dir="nosuch://bucket/x")
+    with pytest.raises(ConfigError, match="download: found true, but dir is the URI"):
+        load(packed, download=True)
+    with pytest.raises(ConfigError, match="corrupted sets are read from a folder that all nodes have"):
+        data.corrupted_available("cifar10", "s3://bucket/CIFAR-10-C")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MBCL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=f"cannot be copied to {tmp_path}/file: .*Not a directory"):
+        load(packed)
+
+
+def test_a_key_in_a_uri_is_refused_and_not_repeated():
+    for uri in ("s3://AKIAKEY:se/cret@bucket/x", "s3://AKIAKEY:sEcret@bucket/x", "abfs://:sEcret@account/x"):
+        with pytest.raises(ConfigError, match="key") as caught:
+            data.load("cifar10", dir=uri)
+        assert "cret" not in str(caught.value)
+        with pytest.raises(ConfigError) as caught:
+            storage.open_store(uri)
+        assert "cret" not in str(caught.value)
+    for uri in ("hdfs://host:9000/user/a@b", "gs://anonymous@bucket/x", "file:///a:b@c"):
+        storage.check_uri(uri)
+
+
+def test_the_cache_is_the_users_unless_told(monkeypatch, tmp_path):
+    monkeypatch.delenv("MBCL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert node_cache.cache_folder() == tmp_path / "mbcl"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert node_cache.cache_folder() == Path("~/.cache/mbcl").expanduser()
