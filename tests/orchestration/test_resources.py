@@ -29,7 +29,7 @@ GPU_NODE = Node(8, 1)
         ({"workers": 2}, [GPU_NODE, GPU_NODE, GPU_NODE], 1.997, 1, 1, 1),
         ({"gpu": False}, [GPU_NODE], 1.999, 0, 1, 4),
         ({"workers": {"min": 1, "max": 4}}, [Node(2)], 0.499, 0, 1, 1),
-        ({"workers": {"min": 1, "max": 8}}, [GPU_NODE, GPU_NODE], 1.999, 1, 1, 1),
+        ({"workers": {"min": 1, "max": 8}}, [GPU_NODE, GPU_NODE], 1.998, 1, 1, 1),
     ],
 )
 def test_auto(asked, nodes, cpus, gpus, threads, concurrency):
