@@ -16,6 +16,7 @@ from typing import Any
 from mbcl.errors import ConfigError
 from mbcl.orchestration.jobs import Placement
 from mbcl.orchestration.resources import Node
+from mbcl.orchestration.shipped import code_of_this_process
 
 COMMON = {
     # An epoch is reported at most this late, and a training run ends this much sooner than with the default of 2 s.
@@ -140,7 +141,8 @@ def _connect(address: str | None, nodes: list[Node], *, verbose: bool, level: in
     else:
         _check_answers(address)
         try:
-            ray.init(address=address, runtime_env={"env_vars": COMMON | JOINED}, **common)
+            with code_of_this_process() as code:
+                ray.init(address=address, runtime_env={"env_vars": COMMON | JOINED, **code}, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"--address {address}: no Ray cluster answers: {str(error).splitlines()[0]}") from error
 

@@ -82,6 +82,8 @@ def look(folder: Path, space: Path) -> dict[str, Any]:
                 where = ray.remote(num_cpus=0)(lambda: ray.get_runtime_context().get_node_id())
                 node = ray.get(where.options(resources=resources).remote())
                 seen[kind] = next(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["NodeID"] == node)
+            code = ray.remote(num_cpus=0)(lambda: __import__("mbcl").__file__)
+            seen["code"] = ray.get(code.options(resources=found.placement.for_task).remote())
         seen["impossible"] = impossible(space, folder / "results", nodes.address)
     finally:
         nodes.shutdown()
@@ -101,6 +103,7 @@ def test_a_joined_cluster(tmp_path, space_file):
     assert seen["booting"] == 3
     assert seen["said"] == ["waiting for nodes: 1 can train, 3 are booting, 0 s so far"]
     assert (seen["driver"], seen["task"]) == (0, 2), "drivers on the head, tasks on the workers"
+    assert "working_dir_files" in seen["code"], "nodes run the code of the process that joined"
     assert "does not see /not/here" in seen["error"]
     assert "--results-dir" in seen["error"]
     assert not list(tmp_path.glob(".*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import tomllib
 
 import pytest
 import yaml
@@ -20,7 +21,11 @@ def test_rays_validator():
 def test_versions_are_the_projects():
     constraints = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
     assert CLUSTER["docker"]["image"].startswith(f"rayproject/ray:{constraints['ray']}-py311")
-    assert any(f"ray[default,train,tune]=={constraints['ray']}" in line for line in CLUSTER["setup_commands"])
+    (install,) = CLUSTER["setup_commands"]
+    assert install == 'pip install -c /home/ray/mbcl/constraints.txt -e "/home/ray/mbcl[cluster]"'
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert f"ray[default,train,tune]=={constraints['ray']}" in extras["cluster"]
+    assert any(requirement.startswith("boto3") for requirement in extras["cluster"])
 
 
 def test_head_trains_nothing_and_is_not_spot():
@@ -34,7 +39,7 @@ def test_workers_are_spot_gpus_within_the_cap():
     assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert worker["resources"]["GPU"] == 1
     assert worker["resources"]["task"] == worker["resources"]["CPU"]
-    assert 0 <= worker["min_workers"] <= worker["max_workers"] <= CLUSTER["max_workers"]
+    assert 0 == worker["min_workers"] < worker["max_workers"] <= CLUSTER["max_workers"]
     for kind in CLUSTER["available_node_types"].values():
         assert {"InstanceType", "ImageId", "IamInstanceProfile"} <= set(kind["node_config"])
     assert CLUSTER["provider"]["cache_stopped_nodes"] is False

@@ -1,0 +1,42 @@
+"""The code that the nodes of a cluster run: that of the process which starts the study."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mbcl
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where Ray tells the process of a submitted job how it was submitted."""
+
+
+@contextmanager
+def code_of_this_process() -> Iterator[dict[str, str]]:
+    """What brings this very source to every node, as entries of a Ray runtime environment, while ``ray.init`` runs.
+
+    It is the working directory of Ray's processes, not one of ``py_modules``: these come behind the folder that the
+    study is started in, and a node may have an older revision at the same place.
+
+    Nothing is brought where the study is a job that Ray has given a working directory, for it is that code which runs.
+    """
+    if _is_brought():
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="mbcl-") as folder:
+        package = Path(mbcl.__file__).parent
+        shutil.copytree(package, Path(folder) / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+        yield {"working_dir": folder}
+
+
+def _is_brought() -> bool:
+    try:
+        job = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
+        return bool((job.get("runtime_env") or {}).get("working_dir"))
+    except (ValueError, AttributeError):
+        return False

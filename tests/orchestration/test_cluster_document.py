@@ -1,0 +1,92 @@
+"""docs/cluster.md: commands with options that exist, blocks that Ray accepts."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import click
+import pytest
+import yaml
+
+import run_ray
+from mbcl.configuration import parse_yaml
+from mbcl.orchestration.space import read_space
+
+from .conftest import ROOT
+
+pytest.importorskip("ray")
+TEXT = (ROOT / "docs" / "cluster.md").read_text()
+
+
+def blocks(kind: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, flags=re.DOTALL | re.MULTILINE)
+    return [content for name, content in found if name == kind]
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("") for line in block.splitlines() if line]
+    lines += [line for block in blocks("bash") for line in block.replace("\\\n", "").splitlines()]
+    split = [shlex.split(line, comments=True) for line in lines]
+    inner = [shlex.split(word) for words in split for word in words if "run_ray.py" in word and " " in word]
+    return split + inner
+
+
+def study_lines() -> list[list[str]]:
+    """What stands behind `run_ray.py`, wherever it stands."""
+    found = [words[words.index("run_ray.py") + 1 :] for words in commands() if "run_ray.py" in words]
+    return [[word for word in words if word != "&"] for words in found]
+
+
+def test_the_studys_options_and_spaces_exist():
+    lines = study_lines()
+    assert len(lines) == 6
+    for line in lines:
+        options = run_ray.parser().parse_args(line)
+        read_space(ROOT / options.space, options.overrides)
+
+
+def ray_commands() -> list[list[str]]:
+    starts = [words[words.index("ray") :] for words in commands() if "ray" in words[:2]]
+    words = [words[: words.index("--")] if "--" in words else words for words in starts]
+    inline = re.findall(r"`(ray (?:up|down|exec|attach|rsync-up|get-auth-token|dashboard|status)[^`]*)`", TEXT)
+    return [*words, *(shlex.split(line) for line in inline)]
+
+
+def test_rays_commands_and_options_exist():
+    from ray.scripts.scripts import cli
+
+    found = ray_commands()
+    assert {words[1] for words in found} >= {"up", "exec", "attach", "dashboard", "down", "job", "symmetric-run"}
+    for words in found:
+        command: click.Command = cli
+        rest = words[1:]
+        while isinstance(command, click.Group):
+            inner = command.get_command(click.Context(command), rest[0])
+            assert inner is not None, words
+            command, rest = inner, rest[1:]
+        known = {option for parameter in command.params for option in parameter.opts}
+        if words[1] == "symmetric-run":
+            known |= {option for parameter in cli.commands["start"].params for option in parameter.opts}
+        options = {word.split("=")[0] for word in rest if word.startswith("-") and len(word) > 1}
+        assert options <= known, words
+
+
+def test_the_blocks_for_gcp_are_valid():
+    util = pytest.importorskip("ray.autoscaler._private.util")
+    (block,) = blocks("yaml")
+    config = {**yaml.safe_load((ROOT / "cluster.yaml").read_text()), **parse_yaml(block, "docs/cluster.md")}
+    util.validate_config(util.prepare_config(config))
+    worker, head = config["available_node_types"]["gpu_worker"], config["available_node_types"]["head"]
+    assert {"preemptible": True} in worker["node_config"]["scheduling"]
+    assert "scheduling" not in head["node_config"]
+    aws = yaml.safe_load((ROOT / "cluster.yaml").read_text())["available_node_types"]
+    assert {name: kind["resources"] for name, kind in aws.items()} == {
+        name: kind["resources"] for name, kind in config["available_node_types"].items()
+    }
+
+
+def test_the_image_has_the_projects_ray():
+    image = re.search(r"FROM (\S+)", TEXT)
+    assert image is not None
+    assert image[1] == yaml.safe_load((ROOT / "cluster.yaml").read_text())["docker"]["image"]
