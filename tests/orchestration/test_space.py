@@ -78,7 +78,7 @@ BROKEN = [
     ({"scheduler": {"name": "ahsa"}}, "scheduler: unknown scheduler 'ahsa'; did you mean 'asha'?"),
     ({"scheduler": {"name": "pbt"}}, "scheduler: unknown scheduler 'pbt'; known: asha, fifo, median"),
     ({"scheduler": "asha"}, "scheduler: expected a block with a name"),
-    ({"scheduler": {"name": "fifo", "max_t": 3}}, "scheduler.max_t: unknown key; known: "),
+    ({"scheduler": {"name": "fifo", "max_t": 3}}, "scheduler.max_t: unknown key; there is none that could be given"),
     (
         {"scheduler": {"name": "asha", "reduction_facto": 3}},
         "scheduler.reduction_facto: unknown key; did you mean 'reduction_factor'?",
