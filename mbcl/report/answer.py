@@ -139,9 +139,12 @@ def _named_or_counted(comparisons: list[Comparison], names: str) -> str:
     """The names of few settings; of many how many there are of each verdict."""
     if len(comparisons) <= MOST_NAMED:
         return names
-    counts = Counter(c.verdict for c in comparisons)
-    verdicts = listed([f"{count} {verdict}" for verdict, count in counts.items()])
+    verdicts = listed([f"{count} {verdict}" for verdict, count in _counts(comparisons)])
     return f"{len(comparisons)} settings ({verdicts})"
+
+
+def _counts(comparisons: list[Comparison]) -> list[tuple[str, int]]:
+    return Counter(c.verdict for c in comparisons).most_common()
 
 
 def _some(words: list[str]) -> str:
@@ -164,6 +167,8 @@ def second_opinion(comparisons: list[Comparison]) -> str:
     """One sentence on what a further metric says; empty without comparisons."""
     shown = [c for c in comparisons if len(comparisons) <= MOST_NAMED or _holds(c)]
     verdicts = [f"{c.label} {c.verdict if _holds(c) else _not_shown(c)}" for c in shown]
+    if len(shown) > MOST_NAMED:
+        verdicts = [f"{counted(count, 'setting')} {verdict}" for verdict, count in _counts(shown)]
     if left := len(comparisons) - len(shown):
         verdicts.append(f"no difference shown for {left}{' others' if shown else ' settings'}")
     return f"On {comparisons[0].metric}: {'; '.join(verdicts)}." if verdicts else ""

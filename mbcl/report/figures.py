@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 CURVES = ("val/retrieval/top1", "train/loss", "plan/lift", "plan/loss", "synthetic/distance", "synthetic/excess")
 MOST_SETTINGS = 24
 """More settings than that cannot be told apart in a figure; the tables have them all."""
+HALF_A_LEGEND = 26
+"""Characters of a label that leave room for another one beside it."""
 _CURVE_NOTES = {
     "train/loss": "Samplers that choose hard batches raise the training loss, so lower is not better here.",
     "plan/lift": "At 1 (dashed) a planned batch is as hard as a random one; above 1 it is harder.",
@@ -123,7 +125,8 @@ def _curves(
         return None
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = new_axes(4.7, 2.9 + 0.16 * (len(found) // 2))
+    columns = 2 if max(len(shorten(s.label)) for _, s, _ in found) <= HALF_A_LEGEND else 1
+    figure, axes = new_axes(4.7, 2.9 + 0.16 * (len(found) // columns))
     for i, setting, line in found:
         _draw_curve(axes, line, colours[setting.id], LINES[i // len(SERIES) % len(LINES)])
     if metric == "plan/lift":
@@ -135,7 +138,9 @@ def _curves(
     axes.set_xlabel("step" if steps else "epoch", color=INK)
     axes.set_ylabel(metric, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, handlelength=1.4, fontsize=8.5)
+    figure.legend(
+        loc="outside upper left", ncols=columns, frameon=False, labelcolor=INK, handlelength=1.4, fontsize=8.5
+    )
     seeds = max(line.seeds for _, _, line in found)
     early = [s for _, s, _ in found if all(trial.status != "finished" for trial in s.trials)]
     stopped = [s for s in early if any(trial.stopped for trial in s.trials)]

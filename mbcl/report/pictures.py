@@ -33,7 +33,7 @@ _RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
 }
-_LONGEST = 42
+_LONGEST = 48
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,21 @@ def test_a_dry_run_shows_the_search(space_file, tmp_path, capsys):
     assert " at a time (" in out
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "words"),
+    [
+        ({"name": "asha", "max_t": 1}, "max_t 1 is below the 2 epochs: all end there, none finishes"),
+        ({"name": "median", "grace_period": 2}, "grace_period 2 is no less than the 2 epochs: nobody is stopped"),
+    ],
+)
+def test_a_scheduler_that_may_not_be_meant_so_is_noted(space_file, tmp_path, scheduler, words, capsys):
+    import run_ray
+
+    space = space_file({"scheduler": scheduler})
+    assert run_ray.main(["--space", str(space), "--results-dir", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert words in capsys.readouterr().out
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_name_with_results_is_refused(space_file, tmp_path, capsys):
     import run_ray

@@ -324,6 +324,7 @@ def test_many_settings_are_counted_not_named() -> None:
     second = second_opinion(comparisons)
     assert second.endswith("; no difference shown for 28 others.")
     assert second.count("better") == 2
+    assert second_opinion(compare(study(rows), TOP1)) == "On retrieval/u2v/top1: 30 settings better."
 
 
 def test_the_lowest_is_best_where_lower_is_better() -> None:
