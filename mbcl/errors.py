@@ -26,6 +26,10 @@ class TrainingError(MbclError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
+class OwnershipError(MbclError):
+    """Another run has taken the folder over that this one writes to."""
+
+
 class CheckpointError(ConfigError):
     """A checkpoint is missing, damaged or another experiment's. Commands end with exit code 2."""
 

@@ -114,7 +114,7 @@ def load_corrupted(
         ConfigError: if there is no such set, corruption or severity.
     """
     read = _reader(name, dir, corruption, severity, clean, verify)
-    return replace(clean, images=read().to(clean.images.device), name=_source(name).name)
+    return replace(clean, images=read().to(clean.images.device), rows=None, name=_source(name).name)
 
 
 def check_corrupted(

@@ -16,13 +16,16 @@ from mbcl.data.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError
 from mbcl.seeding import numpy_generator
 
+_MOVED = 4096
+"""Images that are moved to a device at once."""
+
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images with labels; position p of a batch plan is row p.
+    """Images with labels; position p of a batch plan is image p, which :meth:`pixels` gives.
 
     Args:
-        images: (N, C, H, W) uint8, on any device.
+        images: (N, C, H, W) uint8, on any device; more of them if ``rows`` says which they are.
         labels: (N,) int64, on the CPU. Pretraining never reads them.
         name: which data set, for messages.
         recipe: the views' default strengths for this data set.
@@ -31,6 +34,8 @@ class ImageSet:
         classes: the classes' names by label, where the files tell them.
         files: the name of every image's file without its ending, where images have files or the archive names them.
         device: where :meth:`pixels` puts rows; where the images are if None.
+        rows: (N,) int64 on the CPU, where the set's images lie in ``images``; in their order if None. So parts of a
+            set share its memory, and those of a mapped file stay in the file.
 
     Raises:
         DataError: if it holds no images, or shapes and dtypes do not fit.
@@ -46,43 +51,49 @@ class ImageSet:
     classes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     device: torch.device | None = None
+    rows: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != torch.uint8 or 0 in self.images.shape[1:]:
             raise DataError(
                 f"{self.name}: images must be (N, C, H, W) uint8, found {tuple(self.images.shape)} {self.images.dtype}"
             )
-        if len(self.images) == 0:
+        if len(self) == 0:
             raise DataError(f"{self.name}: it holds no images")
-        if self.labels.shape != (len(self.images),) or self.labels.dtype != torch.int64:
+        if self.labels.shape != (len(self),) or self.labels.dtype != torch.int64:
             raise DataError(
-                f"{self.name}: {len(self.images)} images need as many int64 labels, found "
+                f"{self.name}: {len(self)} images need as many int64 labels, found "
                 f"{tuple(self.labels.shape)} {self.labels.dtype}"
             )
-        if self.files and len(self.files) != len(self.images):
-            raise DataError(f"{self.name}: {len(self.images)} images, but {len(self.files)} names of files")
+        if self.files and len(self.files) != len(self):
+            raise DataError(f"{self.name}: {len(self)} images, but {len(self.files)} names of files")
         if not len(self.mean) == len(self.std) == self.channels:
             raise DataError(f"{self.name}: {self.channels} channels, but {len(self.mean)} means, {len(self.std)} stds")
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.images if self.rows is None else self.rows)
 
     @property
     def channels(self) -> int:
         """C."""
         return self.images.shape[1]
 
-    def subset(self, rows: Tensor) -> ImageSet:
-        """The images at ``rows`` ((M,) int64), in that order; row ``rows[i]`` becomes position i."""
-        files = tuple(self.files[row] for row in rows.tolist()) if self.files else ()
-        return replace(self, images=self.images[rows.to(self.images.device)], labels=self.labels[rows], files=files)
+    def part(self, positions: Tensor) -> ImageSet:
+        """The images at ``positions`` ((M,) int64), in that order, in the memory of this set.
+
+        ``positions[i]`` becomes position i.
+        """
+        files = tuple(self.files[position] for position in positions.tolist()) if self.files else ()
+        rows = positions if self.rows is None else self.rows[positions]
+        return replace(self, rows=rows, labels=self.labels[positions], files=files)
+
+    def subset(self, positions: Tensor) -> ImageSet:
+        """As :meth:`part`, with memory of its own."""
+        return replace(self.part(positions), images=self._taken(positions), rows=None)
 
     def first(self, num: int) -> ImageSet:
         """The first ``num`` images, which keep no others in memory; all of them if there are fewer."""
-        if num >= len(self):
-            return self
-        images, labels = self.images[:num].clone(), self.labels[:num].clone()
-        return replace(self, images=images, labels=labels, files=self.files[:num])
+        return self if num >= len(self) else self.subset(torch.arange(num))
 
     def to(self, device: torch.device | str) -> ImageSet:
         """The same set for work on ``device``.
@@ -91,9 +102,10 @@ class ImageSet:
         where they are, which a warning says, and :meth:`pixels` moves the rows that are asked for.
         """
         device = torch.device(device)
-        size = self.images.numel()
-        free = _free_memory(device)
-        if self.images.device != device and free is not None and size > free / 2:
+        if self.images.device == device:
+            return replace(self, device=device)
+        size, free = len(self) * self.images[0].numel(), _free_memory(device)
+        if free is not None and size > free / 2:
             warnings.warn(
                 f"{self.name}: {size / 1e9:.1f} GB of images do not fit into half of the {free / 1e9:.1f} GB that are "
                 f"free on {device}; they stay on {self.images.device}, and every batch is moved",
@@ -101,12 +113,19 @@ class ImageSet:
                 stacklevel=2,
             )
             return replace(self, device=device)
-        return replace(self, images=self.images.to(device), device=device)
+        there = torch.empty((len(self), *self.images.shape[1:]), dtype=torch.uint8, device=device)
+        for positions in torch.arange(len(self)).split(_MOVED):
+            there[positions[0] : positions[-1] + 1] = self._taken(positions)
+        return replace(self, images=there, rows=None, device=device)
 
     def pixels(self, positions: Tensor) -> Tensor:
         """The images at ``positions`` ((B,) int64, on any device), (B, C, H, W) uint8 on the set's device."""
-        rows = self.images[positions.to(self.images.device)]
-        return rows if self.device is None else rows.to(self.device)
+        taken = self._taken(positions)
+        return taken if self.device is None else taken.to(self.device)
+
+    def _taken(self, positions: Tensor) -> Tensor:
+        rows = positions if self.rows is None else self.rows[positions.to(self.rows.device)]
+        return self.images[rows.to(self.images.device)]
 
 
 def _free_memory(device: torch.device) -> int | None:
@@ -166,4 +185,4 @@ def split_validation(train: ImageSet, fraction: float = 0.1, *, seed: int) -> tu
         ConfigError: if the fraction is not in (0, 1), or there are fewer than two samples.
     """
     kept, held_out = stratified_split(train.labels, fraction, seed, "validation")
-    return train.subset(kept), train.subset(held_out)
+    return train.part(kept), train.part(held_out)

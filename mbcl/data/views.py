@@ -27,7 +27,7 @@ def make_views(pixels: Tensor, positions: Tensor, *, images: ImageSet, seed: int
     """One augmented, normalised view of each sample, with the strengths and the size of its data set.
 
     Args:
-        pixels: (B, C, H, W) uint8, rows of ``images.images``.
+        pixels: (B, C, H, W) uint8, ``images.pixels(positions)``.
         positions: (B,) int64, their data-set positions.
         images: the data set: recipe, normalisation, size.
         seed: what the view depends on besides position, epoch and view.

@@ -47,6 +47,7 @@ def train(
     run_id: str = "",
     group: str = "",
     say: Callable[[str], None] | None = None,
+    notice: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Train one experiment to its end, from its last good checkpoint if it has one.
 
@@ -59,17 +60,20 @@ def train(
         run_id: what trackers call this run; one that goes on keeps the name that it began with.
         group: the study that it belongs to.
         say: is told in a line what planning will cost, where it costs anything.
+        notice: whether this rank's machine is about to go and no checkpoint was written since; see :class:`Trainer`.
 
     Raises:
         ConfigError: if configuration and data do not fit.
         CheckpointError: if the folder's checkpoint belongs to another experiment.
         TrainingError: if the loss is not finite.
     """
-    trainer = Trainer(experiment, world=world, store=store, plans=plans, observers=observers, run_id=run_id)
+    trainer = Trainer(
+        experiment, world=world, store=store, plans=plans, observers=observers, run_id=run_id, notice=notice
+    )
     trainer.resume()
     cost = planning_cost(experiment, trainer.facts.num_train)
     if say is not None and cost:
         say(cost)
     trackers = build_trackers(experiment, store, run_id=trainer.run_id, group=group) if world.rank == 0 else []
-    trainer.observers = [*trackers, *observers]
+    trainer.observers = [*observers, *trackers]
     return trainer.run()

@@ -150,6 +150,8 @@ def load(store: Store, name: str) -> Checkpoint:
         if name != name_of(meta["epoch"], meta["step"]):
             raise CheckpointError(f"{folder.uri}: holds the checkpoint {name_of(meta['epoch'], meta['step'])}")
         return Checkpoint(name, meta["epoch"], manifest[_STATE]["sha256"], state, meta)
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder.uri}: incomplete, {error.filename or 'a file'} is missing") from error
     except IsADirectoryError as error:
@@ -158,14 +160,23 @@ def load(store: Store, name: str) -> Checkpoint:
         raise CheckpointError(f"{folder.uri}: damaged: {str(error).splitlines()[0]}") from error
 
 
-def latest(store: Store) -> Checkpoint | None:
-    """The newest checkpoint that is whole; damaged ones are passed over with a warning. None if there is none."""
+def look_over(store: Store) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint, and what is wrong with those after it, newest first."""
+    wrong: list[str] = []
     for name in reversed(names(store)):
         try:
-            return load(store, name)
+            return load(store, name), wrong
         except CheckpointError as error:
-            log.warning("%s; trying the one before", error)
-    return None
+            wrong.append(str(error))
+    return None, wrong
+
+
+def latest(store: Store) -> Checkpoint | None:
+    """The newest checkpoint that is whole; damaged ones are passed over with a warning. None if there is none."""
+    found, wrong = look_over(store)
+    for line in wrong:
+        log.warning("%s; trying the one before", line)
+    return found
 
 
 def best(store: Store) -> Checkpoint | None:

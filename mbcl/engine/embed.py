@@ -106,7 +106,7 @@ def embed(
         Embeddings in float32 or better whose ``indices`` are the data-set positions of this rank's rows; a rank may
         have none.
     """
-    num_samples = len(images.images)
+    num_samples = len(images)
     chunks = torch.arange(num_samples).tensor_split(-(-num_samples // batch_size))
     mine = chunks[world.rank :: world.size]
     compute = compute or Compute(world.device)

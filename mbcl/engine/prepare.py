@@ -174,7 +174,7 @@ def check_takes(model: ContrastiveModel, experiment: Experiment, images: ImageSe
     Raises:
         ConfigError: if its encoder cannot take images of this size.
     """
-    views = clean_views(images.images[:2], images=images)
+    views = clean_views(images.pixels(torch.arange(min(2, len(images)))).cpu(), images=images)
     try:
         with torch.no_grad():
             model(views)

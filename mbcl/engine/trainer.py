@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,7 +35,9 @@ from mbcl.storage import Store
 log = logging.getLogger(__name__)
 
 CHECK_EVERY = 25
-"""Steps between two looks at the loss: a look waits for the device and for all ranks."""
+"""Steps between two looks, at most: a look waits for the device and for all ranks."""
+LOOK_SECONDS = 10.0
+"""Seconds between two looks where steps are slow: a machine that will be taken away says so 30 to 120 s before."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Trainer:
         plans: who plans, for samplers that need embeddings; planned in this process if None.
         observers: told about every step and epoch.
         run_id: what trackers call this run; a training that goes on keeps the name that it began with.
+        notice: whether this rank's machine is about to go and no checkpoint was written since; asked at every look. If
+            any rank says so, all write one.
     """
 
     def __init__(
@@ -73,12 +78,16 @@ class Trainer:
         plans: PlanService | None = None,
         observers: Sequence[Observer] = (),
         run_id: str = "",
+        notice: Callable[[], bool] = lambda: False,
     ) -> None:
         self.experiment = experiment
         self.world = world
         self.store = store
         self.observers = observers
         self.run_id = run_id
+        self.notice = notice
+        self._noticed = False
+        self._look, self._seconds_a_step = 1, 0.0
         experiment.train.check_workers(world.size)
         data, self.facts, model = dist.agreed(load_parts, world, experiment)
         self.validation = data.validation.to(world.device)
@@ -121,17 +130,18 @@ class Trainer:
             if (due := progress.next_round) is not None:
                 progress.begin(*self.source.next(due, progress))
             # Up to the next look, the end of the epoch, or the next checkpoint.
-            batches = progress.batches(min(CHECK_EVERY, steps - progress.step, every - progress.step % every))
+            batches = progress.batches(min(self._look, steps - progress.step, every - progress.step % every))
             with progress.clock("train"):
                 losses = self._run_steps(batches, progress)
             progress.trained(batches, losses)
-            if progress.step % every == 0 and progress.step < steps:
+            if (self._noticed or progress.step % every == 0) and progress.step < steps:
                 self.source.settle(progress)
                 self._save(self.last_row, progress)
         return self._finish_epoch(progress)
 
     def _run_steps(self, batches: Tensor, progress: EpochProgress) -> Tensor:
         """Some steps, then one look at their losses, (n,) float64, which every rank takes together."""
+        start = time.perf_counter()
         rates = []
         losses = []
         for step, batch in enumerate(batches, progress.step):
@@ -145,7 +155,8 @@ class Trainer:
                 f"the gradients are not finite in fp16 at any scale of the loss (epoch {self.epoch + 1}, learning rate "
                 f"{rates[-1]:.4g})"
             )
-        together = dist.all_reduce_sum(torch.stack(losses), self.world).double().cpu()
+        together = self._look_at(torch.stack(losses))
+        self._seconds_a_step = (time.perf_counter() - start) / len(losses)
         done = self.epoch * self.facts.steps_per_epoch + progress.step
         for offset, (loss, lr) in enumerate(zip(together.tolist(), rates, strict=True)):
             if not math.isfinite(loss):
@@ -155,6 +166,16 @@ class Trainer:
             for observer in self.observers:
                 observer.on_step(done + offset, loss, lr)
         return together
+
+    def _look_at(self, losses: Tensor) -> Tensor:
+        """The losses of some steps over all ranks, (n,) float64 on the CPU, and what else all ranks must know alike."""
+        told = torch.tensor([self.notice(), self._seconds_a_step], dtype=losses.dtype, device=losses.device)
+        together = dist.all_reduce_sum(torch.cat([losses, told]), self.world).double().cpu()
+        *_, noticed, seconds = together.tolist()
+        self._noticed = noticed > 0
+        if seconds > 0:
+            self._look = int(min(max(1.0, LOOK_SECONDS * self.world.size / seconds), CHECK_EVERY))
+        return together[:-2]
 
     def _lr(self, step: int) -> float:
         schedule = self.experiment.schedule
@@ -226,6 +247,7 @@ class Trainer:
             "facts": asdict(self.facts),
             "row": dict(row),
             "run_id": self.run_id,
+            "workers": self.world.size,
             "mbcl": __version__,
         }
         checkpoints.save(

@@ -70,11 +70,12 @@ def _corrupted(subject: Subject, corruption: str, severity: int) -> ImageSet:
         return load_corrupted(
             data.name, dir=official, corruption=corruption, severity=severity, clean=images, verify=data.verify
         )
+    positions = torch.arange(len(images))
     pixels = corrupt(
-        images.images,
+        images.pixels(positions),
         corruption=corruption,
         severity=severity,
         seed=derive(subject.seed, f"{subject.settings.split} corruptions"),
-        positions=torch.arange(len(images)),
+        positions=positions,
     )
-    return replace(images, images=pixels)
+    return replace(images, images=pixels, rows=None)

@@ -12,7 +12,7 @@ from mbcl.errors import ConfigError, MbclError
 from mbcl.experiment import Experiment
 from mbcl.orchestration.trials import TrialSpec
 from mbcl.samplers import PoolSampler
-from mbcl.storage import LocalStore, Store, open_store, write_text
+from mbcl.storage import Store, is_uri, open_store, write_text
 
 SHARED_FILE = ".shared"
 
@@ -122,7 +122,7 @@ def check_shared(store: Store) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if not isinstance(store, LocalStore):
+    if is_uri(store.uri):
         return
     here = ray.get_runtime_context().get_node_id()
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]

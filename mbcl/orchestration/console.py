@@ -212,6 +212,11 @@ def busy(text: str, *, quiet: bool) -> AbstractContextManager[object]:
     return nullcontext() if quiet else Screen(stderr=True).status(text)
 
 
+def hint(text: str) -> None:
+    """A line on stderr about something that takes its time."""
+    Screen(stderr=True, highlight=False).print(escape(text), soft_wrap=True)
+
+
 def error(text: str) -> None:
     """The one line on stderr that every error ends in."""
     Screen(stderr=True, highlight=False).print(escape(f"error: {' '.join(text.split())}"), soft_wrap=True)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from ray.exceptions import RayError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from mbcl.engine import checkpoint as checkpoints
+from mbcl.storage import open_store
 
 LOST_WORDS = ("connection", "gloo", "nccl", "timed out", "timeout", "socket", "broken pipe", "peer", "store")
 """In the text of an exception that a worker raises because *another* one, or the network, went away."""
@@ -24,8 +28,34 @@ def comes_again(error: BaseException) -> bool:
 class LostOnly(DefaultFailurePolicy):
     """Ray Train's failure policy, but an exception that would come again ends the trial at once.
 
-    Where a process was lost its peers fail in their collectives; those errors never decide alone.
+    Where a process was lost its peers fail in their collectives; those errors never decide alone. Only losses without a
+    new checkpoint in between add up to the limit: on spot nodes a long training meets more of them than any limit.
+
+    Args:
+        failure_config: how often a worker group is started again.
+        location: the trial's folder, whose checkpoints are looked at; empty for not looking.
     """
+
+    def __init__(self, failure_config: FailureConfig, location: str = "") -> None:
+        super().__init__(failure_config)
+        self._location = location
+        self._newest: str | None = None
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Whether the worker group is started again."""
+        newest = self._look()
+        if newest is not None and newest != self._newest:
+            self._newest, self._worker_group_failures = newest, 0
+        return super().make_decision(training_failed_error)
+
+    def _look(self) -> str | None:
+        """The name of the newest checkpoint, None where that is not known."""
+        if not self._location:
+            return None
+        try:
+            return max(checkpoints.names(open_store(self._location)), default=None)
+        except OSError:
+            return None
 
     def _is_retryable_error(self, training_failed_error: TrainingFailedError) -> bool:
         if isinstance(training_failed_error, WorkerGroupError):

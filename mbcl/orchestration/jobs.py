@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mbcl.fencing import Fence, FencedStore
 from mbcl.orchestration.resources import Need
+from mbcl.storage import Store, open_store
 
 Metrics = dict[str, float | int | None]
 
@@ -54,6 +56,8 @@ class Job:
         group: the study that it belongs to.
         num_tasks: how many pools are planned at a time.
         placement: which nodes its small processes run on.
+        sizes: with how many workers it may begin, ascending; empty for ``need.workers`` alone.
+        fence: the claim on the results folder that everything of this trial is written under; None for no such care.
         watched: the metric that a scheduler decides by while the trial trains; empty if none does.
         evaluation: the evaluation block that takes the place of the experiment's own, as plain data; empty for that.
         verbose: whether Ray may talk.
@@ -68,9 +72,20 @@ class Job:
     group: str
     num_tasks: int
     placement: Placement = Placement()
+    sizes: tuple[int, ...] = ()
+    fence: Fence | None = None
     watched: str = ""
     evaluation: dict[str, Any] = field(default_factory=dict)
     verbose: bool = False
+
+    @property
+    def fences(self) -> tuple[Fence, ...]:
+        """The claims that this trial is written under."""
+        return (self.fence,) if self.fence else ()
+
+    def open(self, location: str) -> Store:
+        """The store at a location, for writing under the sweep's claim."""
+        return FencedStore(open_store(location), self.fences)
 
 
 @dataclass(frozen=True)

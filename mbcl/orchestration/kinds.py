@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from mbcl.configuration import Section
 from mbcl.errors import ConfigError
 from mbcl.experiment import Experiment
+from mbcl.orchestration.domains import short
 from mbcl.synthetic.experiment import SyntheticExperiment
 
 if TYPE_CHECKING:
@@ -63,6 +64,14 @@ class Kind(Protocol):
         """
         ...
 
+    def numbers_of_workers(self, experiment: Any, asked: Resources, most: int) -> tuple[int, ...]:
+        """With how many workers a trial may begin, ascending, where ``most`` fit.
+
+        Raises:
+            ConfigError: if there is no such number.
+        """
+        ...
+
     def check(self, experiments: dict[int, dict[str, Any]], source: str) -> Checked:
         """Check everything that the file alone does not tell; as :func:`mbcl.orchestration.checks.check_data`."""
         ...
@@ -79,7 +88,7 @@ class Kind(Protocol):
         """How many epochs a trial has, as its last row of metrics counts them."""
         ...
 
-    def need(self, asked: Resources, nodes: Sequence[Node]) -> Need:
+    def need(self, asked: Resources, nodes: Sequence[Node], drivers: float | None = None) -> Need:
         """What a trial needs; as :func:`mbcl.orchestration.resources.resolve`."""
         ...
 
@@ -107,10 +116,27 @@ class Pretraining:
 
     def check_resources(self, experiment: Experiment, asked: Resources) -> None:
         """As :meth:`Kind.check_resources`: workers share a batch evenly."""
-        try:
-            experiment.train.check_workers(asked.workers)
-        except ConfigError as error:
-            raise ConfigError(f"resources.workers: found {asked.workers}, but experiment.{error}") from error
+        self.numbers_of_workers(experiment, asked, max(asked.numbers_of_workers))
+
+    def numbers_of_workers(self, experiment: Experiment, asked: Resources, most: int) -> tuple[int, ...]:
+        """As :meth:`Kind.numbers_of_workers`."""
+        error: ConfigError | None = None
+        fitting = []
+        for number in asked.numbers_of_workers:
+            try:
+                experiment.train.check_workers(number)
+                fitting.append(number)
+            except ConfigError as caught:
+                error = caught
+        if error is not None and not fitting:
+            raise ConfigError(f"resources.workers: found {short(asked.workers)}, but experiment.{error}")
+        fitting = [number for number in fitting if number <= most]
+        if not fitting:
+            raise ConfigError(
+                f"resources.workers: found {short(asked.workers)}, of which {most} fit, but no such number of workers "
+                f"shares a batch of {experiment.train.batch_size} evenly"
+            )
+        return tuple(fitting)
 
     def check(self, experiments: dict[int, dict[str, Any]], source: str) -> Checked:
         """As :meth:`Kind.check`: data are read, models are built."""
@@ -126,11 +152,11 @@ class Pretraining:
         """As :meth:`Kind.length`: epochs."""
         return experiment.train.epochs
 
-    def need(self, asked: Resources, nodes: Sequence[Node]) -> Need:
+    def need(self, asked: Resources, nodes: Sequence[Node], drivers: float | None = None) -> Need:
         """As :meth:`Kind.need`."""
         from mbcl.orchestration.resources import resolve
 
-        return resolve(asked, nodes)
+        return resolve(asked, nodes, drivers=drivers)
 
     def planning_tasks(self, experiment: Experiment, need: Need, cpus: int, pools: int) -> int:
         """As :meth:`Kind.planning_tasks`."""
@@ -163,9 +189,13 @@ class SyntheticStudy:
     def check_resources(self, experiment: SyntheticExperiment, asked: Resources) -> None:
         """As :meth:`Kind.check_resources`: it is one process without a GPU."""
         if asked.workers != 1:
-            raise ConfigError(f"resources.workers: found {asked.workers}, but a synthetic study is one process")
+            raise ConfigError(f"resources.workers: found {short(asked.workers)}, but a synthetic study is one process")
         if asked.gpu is True:
             raise ConfigError("resources.gpu: found true, but a synthetic study runs on a CPU")
+
+    def numbers_of_workers(self, experiment: SyntheticExperiment, asked: Resources, most: int) -> tuple[int, ...]:
+        """As :meth:`Kind.numbers_of_workers`."""
+        return (1,)
 
     def check(self, experiments: dict[int, dict[str, Any]], source: str) -> Checked:
         """As :meth:`Kind.check`: samplers fit N and B."""
@@ -193,7 +223,7 @@ class SyntheticStudy:
         """As :meth:`Kind.length`: steps, whose rows are written at the end."""
         return experiment.synthetic.steps
 
-    def need(self, asked: Resources, nodes: Sequence[Node]) -> Need:
+    def need(self, asked: Resources, nodes: Sequence[Node], drivers: float | None = None) -> Need:
         """As :meth:`Kind.need`: one CPU."""
         from mbcl.orchestration.resources import resolve
 
@@ -212,11 +242,10 @@ class SyntheticStudy:
         import time
 
         from mbcl.orchestration.jobs import Answer, mute_sampler_warnings
-        from mbcl.storage import open_store
         from mbcl.synthetic.trial import run_trial
 
         mute_sampler_warnings()
-        metrics = run_trial(SyntheticExperiment.model_validate(job.experiment), open_store(job.store))
+        metrics = run_trial(SyntheticExperiment.model_validate(job.experiment), job.open(job.store))
         seconds = time.time() - start
         return Answer(metrics=metrics, seconds={"training": seconds, "total": seconds})
 

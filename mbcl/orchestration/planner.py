@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -112,27 +114,46 @@ class TaskMap:
         return [(start, range(start, min(start + size, num_items))) for start in range(0, num_items, size)]
 
 
+@dataclass(frozen=True)
+class Group:
+    """Workers that train together, until one of them is lost; those that go on may be fewer.
+
+    Args:
+        name: unlike that of any other group.
+        size: how many shards make the data set.
+    """
+
+    name: str
+    size: int
+
+
 class Planner:
     """Makes the plans of one trial. Holds the shards' references until their plan is made, and nothing else.
 
     Args:
         seed: the experiment's.
-        num_ranks: how many shards make the data set.
         num_tasks: how many pools are planned at a time.
         placement: which nodes plan them.
     """
 
-    def __init__(self, seed: int, num_ranks: int, num_tasks: int, placement: Placement = ANYWHERE) -> None:
+    def __init__(self, seed: int, num_tasks: int, placement: Placement = ANYWHERE) -> None:
         mute_sampler_warnings()
         self._seed = seed
-        self._num_ranks = num_ranks
+        self._group = Group("", 0)
         self._map = TaskMap(num_tasks, placement)
         self._map.warm_up()
         self._shards: dict[PlanKey, dict[int, ray.ObjectRef]] = {}
 
     @ray.method(concurrency_group=DEPOSITS)  # type: ignore[untyped-decorator]
-    def deposit(self, key: PlanKey, rank: int, shard: list[ray.ObjectRef], wanted: Sequence[PlanKey] = ()) -> None:
-        """Remember where a rank's shard lies. Its shards of other plans are dropped, but for those ``wanted``."""
+    def deposit(
+        self, group: Group, key: PlanKey, rank: int, shard: list[ray.ObjectRef], wanted: Sequence[PlanKey] = ()
+    ) -> None:
+        """Remember where a rank's shard lies.
+
+        Its shards of other plans are dropped, but for those ``wanted``, and all those of other groups of workers.
+        """
+        if group != self._group:
+            self._group, self._shards = group, {}
         for old in [held for held in list(self._shards) if held not in (key, *wanted)]:
             shards = self._shards.get(old, {})
             shards.pop(rank, None)
@@ -140,10 +161,10 @@ class Planner:
                 self._shards.pop(old, None)
         self._shards.setdefault(key, {})[rank] = shard[0]
 
-    def plan(self, key: PlanKey, sampler: Sampler) -> PlannedBatches | MbclError | None:
-        """The plan of ``key``, the reason why there cannot be one, or None if shards are missing."""
+    def plan(self, group: Group, key: PlanKey, sampler: Sampler) -> PlannedBatches | MbclError | None:
+        """The plan of ``key``, the reason why there cannot be one, or None if the group's shards are missing."""
         held = dict(self._shards.get(key, {}))
-        if len(held) < self._num_ranks:
+        if group != self._group or len(held) < group.size:
             return None
         try:
             embeddings = Embeddings.concatenate(
@@ -190,6 +211,7 @@ class RayPlanService:
     def __init__(self, planner: Any, *, world: World) -> None:
         self._planner = planner
         self._world = world
+        self._group = Group(dist.broadcast_object(uuid.uuid4().hex, world), world.size)
         self._held: dict[PlanKey, tuple[ray.ObjectRef, Sampler]] = {}
         self._asked: dict[PlanKey, ray.ObjectRef] = {}
 
@@ -231,11 +253,11 @@ class RayPlanService:
 
     def _deposit(self, key: PlanKey) -> None:
         shard, sampler = self._held[key]
-        deposited = self._planner.deposit.remote(key, self._world.rank, [shard], tuple(self._held))
+        deposited = self._planner.deposit.remote(self._group, key, self._world.rank, [shard], tuple(self._held))
         ray.get(deposited, timeout=ANSWER_SECONDS)
         dist.barrier(self._world)
         if self._world.rank == 0:
-            self._asked[key] = self._planner.plan.remote(key, sampler)
+            self._asked[key] = self._planner.plan.remote(self._group, key, sampler)
 
     def _answer(self, key: PlanKey, end: float) -> tuple[str, PlannedBatches | MbclError | None]:
         """What became of the plan within a round: READY with a plan or the reason for none, WAITING or LOST."""

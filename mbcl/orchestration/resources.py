@@ -114,45 +114,60 @@ def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
                 continue
 
 
-def resolve(asked: Resources, nodes: Sequence[Node], *, cpus_a_worker: int = CPUS_A_WORKER) -> Need:
-    """Decide what ``auto`` means on these nodes.
+def resolve(
+    asked: Resources, nodes: Sequence[Node], *, cpus_a_worker: int = CPUS_A_WORKER, drivers: float | None = None
+) -> Need:
+    """Decide what ``auto`` means on these nodes, and of a range of workers the most that fit.
 
     Args:
         asked: the resources block.
         nodes: what there is.
         cpus_a_worker: the most that ``auto`` reserves for a worker.
+        drivers: as :func:`fit` takes it.
 
     Raises:
         ConfigError: if it cannot be decided within what the nodes have; the text holds the numbers.
     """
+    *more, least = reversed(asked.numbers_of_workers)
+    for workers in more:
+        try:
+            need = _resolve(asked, workers, nodes, cpus_a_worker)
+            fit(need, nodes, asked, drivers=drivers)
+        except ConfigError:
+            continue
+        return need
+    return _resolve(asked, least, nodes, cpus_a_worker)
+
+
+def _resolve(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_worker: int) -> Need:
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     use_gpu = gpus >= 1 if asked.gpu == "auto" else bool(asked.gpu)
-    if use_gpu and gpus < asked.workers:
+    if use_gpu and gpus < workers:
         raise ConfigError(
-            f"resources: found gpu: {str(asked.gpu).lower()} and workers: {asked.workers}, which need {asked.workers} "
+            f"resources: found gpu: {str(asked.gpu).lower()} and workers: {workers}, which need {workers} "
             f"GPUs; there are {gpus:g}"
             f"{' (resources.gpu: false trains on CPUs)' if asked.gpu == 'auto' else ''}"
         )
     explicit = asked.cpus_per_worker != "auto"
-    per_worker = float(asked.cpus_per_worker) if explicit else _auto_cpus(asked, nodes, cpus_a_worker)
+    per_worker = float(asked.cpus_per_worker) if explicit else _auto_cpus(asked, workers, nodes, cpus_a_worker)
     if not explicit and per_worker < LEAST_CPUS:
         raise ConfigError(
-            f"resources.workers: {asked.workers} workers need at least {asked.workers * LEAST_CPUS:g} CPUs, there are "
+            f"resources.workers: {workers} workers need at least {workers * LEAST_CPUS:g} CPUs, there are "
             f"{cpus:g} (resources.cpus_per_worker sets a smaller share)"
         )
     # One thread unless more is asked for: on busy cores two threads of a small network wait for each other, which made
     # an epoch six times as long, and the last bits of a sum depend on the number of threads.
-    return Need(asked.workers, per_worker, int(use_gpu), max(1, int(per_worker)) if explicit else 1)
+    return Need(workers, per_worker, int(use_gpu), max(1, int(per_worker)) if explicit else 1)
 
 
-def _auto_cpus(asked: Resources, nodes: Sequence[Node], cpus_a_worker: int) -> float:
+def _auto_cpus(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_worker: int) -> float:
     """A trial's even share of the CPUs, at most ``cpus_a_worker`` a worker, rounded down to what Ray counts."""
     cpus = sum(node.cpus for node in nodes)
     trials = 1 if asked.max_concurrent_trials == "auto" else asked.max_concurrent_trials
-    total = min(_milli(cpus_a_worker) * asked.workers, _milli(cpus) // trials)
+    total = min(_milli(cpus_a_worker) * workers, _milli(cpus) // trials)
     # On several nodes the drivers of all trials may lie on one, where they must not take a worker's place.
     drivers = 1 if len(nodes) == 1 else max(1, _milli(cpus) // max(1, total))
-    return max(0, total - drivers * _milli(DRIVER_CPUS)) // asked.workers / 1000
+    return max(0, total - drivers * _milli(DRIVER_CPUS)) // workers / 1000
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import platform
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,16 +16,18 @@ import yaml
 
 import mbcl
 from mbcl.errors import ConfigError
+from mbcl.fencing import OWNER_FILE
 from mbcl.orchestration.domains import short
+from mbcl.orchestration.lease import BEAT_FILE, LEASE_FILE, LOCK_FILE
 from mbcl.orchestration.search import known
 from mbcl.orchestration.space import SpaceFile
 from mbcl.orchestration.trials import Trials, record_of, resolved_baseline, space_digest
-from mbcl.storage import LocalStore, Store, write_text
+from mbcl.storage import Store, is_uri, write_text
 from mbcl.study import STUDY_FILE, StudyRecord, read_study, write_study
 
 SPACE_FILE = "space.yaml"
-LOCK_FILE = ".lock"
 SCRATCH = ".ray"
+OWN_FILES = (LOCK_FILE, LEASE_FILE, BEAT_FILE, OWNER_FILE, SPACE_FILE, SCRATCH)
 TIDY_TRIES, TIDY_SECONDS = 5, 0.5
 PACKAGES = ("torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn")
 
@@ -90,8 +89,8 @@ def check_new(store: Store, name: str) -> None:
             f"--name {name}: {store.uri} already holds results; --resume runs what is missing there, "
             f"--name OTHER starts anew elsewhere"
         )
-    # A sweep that was killed while it began has left these.
-    foreign = [found for found in store.list() if found not in (LOCK_FILE, SPACE_FILE)]
+    # A sweep that was killed while it began may have left files of its own.
+    foreign = [found for found in store.list() if found not in OWN_FILES]
     if foreign:
         raise ConfigError(
             f"--name {name}: {store.uri} holds files of something else ({foreign[0]}); choose another --name"
@@ -120,16 +119,20 @@ def withdraw(store: Store) -> None:
 
 def scratch(store: Store) -> str:
     """Ray's own files: a folder in the results folder that goes when the sweep ends."""
-    return str(store.local_folder(SCRATCH)) if isinstance(store, LocalStore) else f"{store.uri}/{SCRATCH}"
+    return f"{store.uri}/{SCRATCH}" if is_uri(store.uri) else str(store.local_folder(SCRATCH))
 
 
 def tidy(store: Store, study: StudyRecord) -> None:
-    """At the end of a sweep: nothing runs any more, and Ray's own files go."""
+    """At the end of a sweep: Ray's own files go, and nothing runs any more."""
+    clear(store)  # first: on a full disk there is room for the record then
     for record in study.trials.values():
         if record.status == "running":
             record.status = "pending"
     write_study(store, study)
-    # A worker that is about to end may still write; what is left goes with the next sweep.
+
+
+def clear(store: Store) -> None:
+    """Remove Ray's own files, of whichever sweep. A worker that is about to end may still write some."""
     for _ in range(TIDY_TRIES):
         try:
             store.delete(SCRATCH)
@@ -142,10 +145,8 @@ def reopen(store: Store, file: SpaceFile, trials: Trials) -> tuple[StudyRecord, 
     """The study in a folder and its trials, if the space still asks for the same.
 
     Raises:
-        ConfigError: if there is none, or the first thing in which the two spaces differ.
+        ConfigError: if there is none, it cannot be read, or the first thing in which the two spaces differ.
     """
-    if not store.exists(STUDY_FILE):
-        raise ConfigError(f"--resume: {store.uri} holds no {STUDY_FILE}; without --resume a new study starts there")
     study = read_study(store)
     if study.space_digest != space_digest(trials, file.space):
         raise ConfigError(
@@ -180,32 +181,3 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]
             yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
     elif json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):
         yield path, old, new
-
-
-@contextmanager
-def lock(store: Store) -> Iterator[None]:
-    """Hold a local results folder for one sweep at a time. The lock ends with the process, however it ends.
-
-    Raises:
-        ConfigError: if another sweep holds it, or the folder cannot be written.
-    """
-    if not isinstance(store, LocalStore):
-        yield
-        return
-    path = store.folder / LOCK_FILE
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a+")
-    except OSError as error:
-        raise ConfigError(f"--results-dir: {store.uri} cannot be written: {error.strerror}") from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            stream.seek(0)
-            holder = stream.read().strip() or "unknown"
-            raise ConfigError(f"{store.uri}: another sweep is at work there (process {holder})") from error
-        stream.truncate(0)
-        stream.write(f"{os.getpid()}\n")
-        stream.flush()
-        yield

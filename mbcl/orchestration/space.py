@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -111,13 +111,37 @@ class Search(Section):
             )
 
 
-class Resources(Section):
-    """What one trial gets. ``auto`` is decided by the machine or cluster, see :mod:`.resources`."""
+def _workers(value: Any) -> Any:
+    """A whole number, or a block with the least and the most."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if key not in ("min", "max"):
+                raise ConfigError(f"unknown key {key!r}; {nearest(str(key), ('min', 'max'))}")
+    ends: list[Any] = [value.get("min"), value.get("max")] if isinstance(value, Mapping) else [value, value]
+    if not all(type(end) is int and end >= 1 for end in ends) or ends[0] > ends[1]:
+        raise ConfigError(
+            f"found {value!r}, allowed: a whole number of at least 1, or a range such as {{min: 1, max: 4}}"
+        )
+    return value
 
-    workers: int = Field(default=1, ge=1)
+
+class Resources(Section):
+    """What one trial gets. ``auto`` is decided by the machine or cluster, see :mod:`.resources`.
+
+    With a range of ``workers`` a trial begins, and begins again after a loss, with as many as fit at that moment and
+    share its batch evenly.
+    """
+
+    workers: Annotated[Any, BeforeValidator(_workers)] = 1
     gpu: Annotated[Any, _one_of("auto", True, False)] = "auto"
     cpus_per_worker: Annotated[Any, _one_of("auto", number=float, least=0.1)] = "auto"
     max_concurrent_trials: Annotated[Any, _one_of("auto", number=int, least=1)] = "auto"
+
+    @property
+    def numbers_of_workers(self) -> range:
+        """Those that a trial may have, ascending."""
+        ends = self.workers.values() if isinstance(self.workers, Mapping) else [self.workers]
+        return range(min(ends), max(ends) + 1)
 
 
 if TYPE_CHECKING:

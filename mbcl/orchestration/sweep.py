@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from mbcl.errors import ConfigError, MbclError
 from mbcl.evaluation import BASELINES
+from mbcl.fencing import Fence, FencedStore
 from mbcl.orchestration import console as consoles
-from mbcl.orchestration import interrupts, results
+from mbcl.orchestration import interrupts, recovery, results
 from mbcl.orchestration.checks import Checked, check_data_there, check_shared, distinct
 from mbcl.orchestration.console import Console
 from mbcl.orchestration.course import Course
 from mbcl.orchestration.evaluations import commit, reopen_for_evaluation, settings_of
 from mbcl.orchestration.jobs import Job, Placement, one_line
+from mbcl.orchestration.lease import hold
+from mbcl.orchestration.request import Request
 from mbcl.orchestration.resources import Fit, Need, Node, fit, this_machine
 from mbcl.orchestration.schedulers import build as build_scheduler
 from mbcl.orchestration.search import Proposals, check_installed
@@ -25,39 +26,11 @@ from mbcl.orchestration.trials import Trials, TrialSpec, expand
 from mbcl.storage import Store, check_writable, open_store
 from mbcl.study import StudyRecord
 
+__all__ = ["Request", "run"]
+
 EXIT_FINISHED, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 WriteReport = Callable[[Store, StudyRecord], None]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for; see ``run_ray.py --help``."""
-
-    space: Path
-    name: str | None = None
-    results_dir: str = "results"
-    overrides: tuple[str, ...] = ()
-    resume: bool = False
-    eval_only: bool = False
-    dry_run: bool = False
-    address: str | None = None
-    quiet: bool = False
-    verbose: bool = False
-
-    @property
-    def folder(self) -> str:
-        """The results folder's name."""
-        return self.name or self.space.stem
-
-    def resuming(self) -> str:
-        """The command that goes on where this one stops."""
-        words = ["python", "run_ray.py", "--space", str(self.space)]
-        words += ["--name", self.name] if self.name else []
-        words += ["--results-dir", self.results_dir] if self.results_dir != "results" else []
-        words += [word for override in self.overrides for word in ("--set", override)]
-        words += ["--address", self.address] if self.address else []
-        return shlex.join([*words, "--eval-only" if self.eval_only else "--resume"])
 
 
 def run(request: Request, write_report: WriteReport) -> int:
@@ -109,7 +82,8 @@ def _run(request: Request, write_report: WriteReport) -> int:
     store = open_store(request.results_dir).child(request.folder)
     check_writable(store, "--results-dir")
     # A first look, before data are read and anything is written; the one that counts is taken under the lock.
-    _, todo, trials = _open(request, file, trials, store)
+    opened = _open(request, file, trials, store)
+    todo, trials = opened.todo, opened.trials
     checked: Checked | None = None
     if request.address is None or not kind.reads_data:
         with consoles.busy("reading data, building models", quiet=request.quiet):
@@ -117,28 +91,40 @@ def _run(request: Request, write_report: WriteReport) -> int:
     if request.dry_run:
         consoles.dry_run(list(todo.values()), trials, file.space, here, store.uri, checked)
         return EXIT_FINISHED
-    with results.lock(store):
-        study, todo, trials = _open(request, file, trials, store)
-        sweep = Sweep(request, file, trials, store, study, todo, nodes, checked)
-        if not (request.resume or request.eval_only):
-            with interrupts.held():
-                results.begin(store, file, trials, study)
-        return sweep.run(write_report)
+    with hold(store, consoles.hint) as fence:
+        opened = _open(request, file, trials, store)
+        return Sweep(request, file, store, fence, opened, nodes, checked).run(write_report)
 
 
-def _open(
-    request: Request, file: SpaceFile, trials: Trials, store: Store
-) -> tuple[StudyRecord, dict[str, TrialSpec], Trials]:
-    """The study's record, new or found, the trials to run by their stored names, and all. Writes nothing."""
+@dataclass
+class Opened:
+    """A study, new or found.
+
+    Args:
+        study: its record.
+        trials: all of its trials.
+        todo: those to run, by their stored names.
+        notes: what a person should know about it.
+    """
+
+    study: StudyRecord
+    trials: Trials
+    todo: dict[str, TrialSpec]
+    notes: list[str] = field(default_factory=list)
+
+
+def _open(request: Request, file: SpaceFile, trials: Trials, store: Store) -> Opened:
+    """The study that is asked for. Writes nothing."""
+    title = request.name or file.space.name or request.folder
     if request.eval_only:
         file.space.kind.evaluation((*trials.specs, *trials.probes)[0].experiment)
-        return reopen_for_evaluation(store, file, trials)
+        study, todo, trials = reopen_for_evaluation(store, file, trials)
+        return Opened(study, trials, todo)
     if request.resume:
-        study, trials = results.reopen(store, file, trials)
-        return study, {key: trials.by_id[key] for key in study.unfinished()}, trials
+        study, trials, notes = recovery.recover(store, file, trials, title)
+        return Opened(study, trials, {key: trials.by_id[key] for key in study.unfinished()}, notes)
     results.check_new(store, request.folder)
-    study = results.new_study(file, trials, request.name or file.space.name or request.folder)
-    return study, trials.by_id, trials
+    return Opened(results.new_study(file, trials, title), trials, trials.by_id)
 
 
 class Sweep:
@@ -147,10 +133,9 @@ class Sweep:
     Args:
         request: what is asked for.
         file: the space.
-        trials: all of its trials.
         store: the results folder.
-        study: its record, changed as trials end.
-        todo: the trials to run, by their stored names.
+        fence: the claim on it that all processes of this sweep write under.
+        opened: the study; its record changes as trials end.
         nodes: this machine.
         checked: what the data say; None where only the cluster can read them.
     """
@@ -159,28 +144,26 @@ class Sweep:
         self,
         request: Request,
         file: SpaceFile,
-        trials: Trials,
         store: Store,
-        study: StudyRecord,
-        todo: dict[str, TrialSpec],
+        fence: Fence,
+        opened: Opened,
         nodes: list[Node],
         checked: Checked | None,
     ) -> None:
         self._request = request
         self._file = file
-        self._trials = trials
-        self._store = store
-        self._study = study
-        self._todo = todo
+        self._store = FencedStore(store, [fence])
+        self._fence = fence
+        self._study, self._trials, self._todo, self._notes = opened.study, opened.trials, opened.todo, opened.notes
         self._nodes = nodes
         self._checked = checked
-        self._console = Console(trials, file.space, store, study, quiet=request.quiet)
-        self._specs = trials.by_id
+        self._console = Console(self._trials, file.space, self._store, self._study, quiet=request.quiet)
+        self._specs = self._trials.by_id
         self._jobs: dict[str, Job] = {}
         self._make_job: Callable[[str, TrialSpec], Job] | None = None
         self._proposals: Proposals | None = None
         if file.space.search.adaptive and not request.eval_only:
-            self._proposals = Proposals(file, study, trials.total, added=self._add, say=self._console.say)
+            self._proposals = Proposals(file, self._study, self._trials.total, added=self._add, say=self._console.say)
         self._begun = False
 
     @property
@@ -196,10 +179,24 @@ class Sweep:
         self._console.add(specs)
 
     def run(self, write_report: WriteReport) -> int:
-        """Run to the end; returns the exit code."""
+        """Run to the end; returns the exit code.
+
+        Raises:
+            MbclError: if the results folder cannot be written any more; what was finished before is kept.
+        """
+        try:
+            return self._run(write_report)
+        except OSError as error:
+            where = f"{error.filename or self._store.uri}: {error.strerror or error}"
+            go_on = self._request.resuming()
+            raise MbclError(f"{where}; what is finished is kept, when that is mended go on with: {go_on}") from error
+
+    def _run(self, write_report: WriteReport) -> int:
         interrupted = False
         failures: dict[str, str] = {}
         try:
+            with interrupts.held():
+                self._begin()
             if self._todo or self._undrawn:
                 failures = self._with_ray()
         except KeyboardInterrupt:
@@ -215,6 +212,20 @@ class Sweep:
         self._console.table()
         self._console.conclude(f"report: {self._store.uri}/report.html")
         return self._exit_code(interrupted, failures)
+
+    def _begin(self) -> None:
+        """Put the results folder in order, and write what a new study begins with."""
+        results.clear(self._store)
+        recovery.remove_temporaries(self._store)
+        if not (self._request.resume or self._request.eval_only):
+            results.begin(self._store, self._file, self._trials, self._study)
+        elif self._notes:
+            recovery.keep_damaged(self._store)
+        if self._request.resume and self._file.space.kind.reads_data:
+            self._notes += recovery.checkpoint_notes(self._store, self._todo)
+            kind = self._file.space.kind
+            asked = {key: kind.evaluation(spec.experiment) for key, spec in self._todo.items()}
+            self._notes += recovery.notes_of(self._study, asked)
 
     def _exit_code(self, interrupted: bool, failures: dict[str, str]) -> int:
         request, left = self._request, len(self._study.unfinished()) + self._undrawn
@@ -237,7 +248,7 @@ class Sweep:
         request, file, kind, console = self._request, self._file, self._file.space.kind, self._console
         with cluster(request.address, self._nodes, verbose=request.verbose, say=console.say) as found:
             interrupts.listen()  # Ray has put its own handler there
-            need = kind.need(file.space.resources, found.nodes)
+            need = kind.need(file.space.resources, found.nodes, found.drivers)
             fitting = fit(need, found.nodes, file.space.resources, drivers=found.drivers)
             concurrency = fitting.trials
             if request.address is not None:
@@ -262,7 +273,7 @@ class Sweep:
             jobs = self._jobs
             jobs |= {key: make(key, spec) for key, spec in self._todo.items()}
             num_todo = len(jobs) + self._undrawn
-            console.begin(num_todo, need, fitting, (*self._resuming_notes(), *checked.notes))
+            console.begin(num_todo, need, fitting, (*self._notes, *checked.notes))
             self._begun = True
             with console.progress(num_todo):
                 if request.eval_only:
@@ -279,14 +290,6 @@ class Sweep:
                     driver=kind.driver(need, found.placement),
                 )
         return {}
-
-    def _resuming_notes(self) -> list[str]:
-        """What a person should know about a study that goes on."""
-        kind, asked = self._file.space.kind, {key: self._study.trials[key].evaluation for key in self._todo}
-        later = [key for key, block in asked.items() if block and block != kind.evaluation(self._todo[key].experiment)]
-        if not later or self._request.eval_only:
-            return []
-        return ["trials are evaluated as the last --eval-only asked, like those that it found finished"]
 
     def _evaluate(self, jobs: dict[str, Job], concurrency: int) -> dict[str, str]:
         """Evaluate again; all new metrics become the study's together, or none of them."""
@@ -314,7 +317,9 @@ class Sweep:
             group=self._study.name,
             num_tasks=num_tasks,
             placement=placement,
+            sizes=self._file.space.kind.numbers_of_workers(spec.experiment, self._file.space.resources, need.workers),
             watched=self._study.metric if build_scheduler(self._file.space.scheduler).stops else "",
             evaluation=evaluation,
+            fence=self._fence,
             verbose=self._request.verbose,
         )

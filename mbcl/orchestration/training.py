@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,17 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, get_device
+from ray.train.v2._internal.execution.context import get_train_context as get_internal_train_context
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
+from mbcl import dist
 from mbcl.dist import World
 from mbcl.engine import Row, train
 from mbcl.errors import MbclError
 from mbcl.experiment import Experiment
+from mbcl.fencing import Fence, FencedStore, claim
+from mbcl.orchestration.elastic import LargestFitting
 from mbcl.orchestration.failures import LostOnly
 from mbcl.orchestration.jobs import Job, mute_sampler_warnings, one_line
 from mbcl.orchestration.planner import RayPlanService
@@ -29,10 +34,14 @@ from mbcl.storage import open_store
 COLLECTIVE_SECONDS = 600
 """How long a rank waits for another: longer than any validation, shorter than a night."""
 MAX_FAILURES = 2
-"""How often a trial's workers are started again after one was lost."""
+"""How often a trial's workers are started again after one was lost and before a new checkpoint was written."""
 START_FAILURES = 3
 """How often starting the workers is tried; Ray's own default is for ever."""
 FAILURES = FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=START_FAILURES)
+NOTICE_SECONDS = 15.0
+"""How much training at most is lost with a node that was announced to go."""
+OWNER_SECONDS = 1.0
+"""How often a worker looks whether its folder is still its own."""
 DISPENSABLE = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
 
@@ -60,6 +69,9 @@ class LeanTorchTrainer(TorchTrainer):
     :func:`~mbcl.orchestration.janitor.remove_orphans`, for which the sweep's process looks every second.
     """
 
+    policies: dict[str, Any]
+    """What takes the place of Ray Train's own policies, by the names that it gives them."""
+
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         names = {type(callback).__name__ for callback in callbacks}
@@ -68,9 +80,43 @@ class LeanTorchTrainer(TorchTrainer):
         return [callback for callback in callbacks if type(callback).__name__ not in DISPENSABLE]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
-        assert "failure_policy" in options, "this version of Ray Train has no failure policy; mbcl is made for ray 2.60"
-        options["failure_policy"] = LostOnly(FAILURES)
+        for name, policy in self.policies.items():
+            assert name in options, f"this version of Ray Train has no {name}; mbcl is made for ray 2.60"
+            options[name] = policy
         return super()._initialize_and_run_controller(**options)
+
+
+class Notice:
+    """Tells the engine that a node of this worker group will be taken away: as an observer, it knows of checkpoints.
+
+    One is due at once and, as long as the node stays, every so many seconds again.
+    """
+
+    def __init__(self) -> None:
+        self._saved = float("-inf")
+        self._heard = False
+        self._told = get_internal_train_context().preemption_context
+
+    def __call__(self) -> bool:
+        """Whether a checkpoint is due."""
+        if self._told.preemption_info is None:
+            return False
+        if not self._heard:  # what was saved before, however lately, does not count
+            self._heard, self._saved = True, float("-inf")
+        return time.monotonic() - self._saved > NOTICE_SECONDS
+
+    def on_step(self, step: int, loss: float, lr: float) -> None:
+        """Nothing."""
+
+    def on_checkpoint(self) -> None:
+        """Remember when."""
+        self._saved = time.monotonic()
+
+    def on_epoch(self, row: Row) -> None:
+        """Nothing: its checkpoint was told."""
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class RayReporter:
@@ -90,6 +136,49 @@ class RayReporter:
         """Nothing is held."""
 
 
+class Owner:
+    """Ends a training whose folder another run has taken over, as soon as that is seen.
+
+    Args:
+        fences: the claims that must stand.
+    """
+
+    def __init__(self, fences: Sequence[Fence]) -> None:
+        self._fences = fences
+        self._looked = time.monotonic()
+
+    def on_step(self, step: int, loss: float, lr: float) -> None:
+        """Look, about once a second."""
+        if time.monotonic() - self._looked > OWNER_SECONDS:
+            self.on_checkpoint()
+
+    def on_checkpoint(self) -> None:
+        """Look."""
+        self._looked = time.monotonic()
+        for fence in self._fences:
+            fence.check()
+
+    def on_epoch(self, row: Row) -> None:
+        """Look."""
+        self.on_checkpoint()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _claim(job: Job, world: World) -> tuple[Fence, ...]:
+    """The claims to write under: the sweep's, and on rank 0, which writes, this worker group's on the trial.
+
+    Raises:
+        OwnershipError: on every rank alike, if another sweep has the results folder since.
+    """
+    if world.rank == 0 and job.fence is not None:
+        own = dist.agreed(lambda: claim(open_store(job.store), under=job.fences), world)
+        return (*job.fences, own)
+    dist.agreed(lambda: None, world)
+    return job.fences
+
+
 def run_training(job: Job, planner: Any | None) -> Trained:
     """Train a trial's experiment to its end.
 
@@ -101,16 +190,17 @@ def run_training(job: Job, planner: Any | None) -> Trained:
         Exception: what Ray raises when workers cannot be started, or were lost too often.
     """
     need = job.need
+    scaling = ScalingConfig(
+        num_workers=max(job.sizes, default=need.workers),
+        use_gpu=bool(need.gpus_per_worker),
+        resources_per_worker={"CPU": need.cpus_per_worker}
+        | ({"GPU": need.gpus_per_worker} if need.gpus_per_worker else {}),
+    )
     trainer = LeanTorchTrainer(
         _train_on_worker,
         train_loop_config={"job": job, "planner": planner},
         torch_config=TorchConfig(backend=None if need.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_SECONDS),
-        scaling_config=ScalingConfig(
-            num_workers=need.workers,
-            use_gpu=bool(need.gpus_per_worker),
-            resources_per_worker={"CPU": need.cpus_per_worker}
-            | ({"GPU": need.gpus_per_worker} if need.gpus_per_worker else {}),
-        ),
+        scaling_config=scaling,
         run_config=RunConfig(
             # A name of its own for every attempt: Ray takes an old name for a run to go on with.
             name=f"{job.trial_id}-{uuid.uuid4().hex[:8]}",
@@ -119,6 +209,9 @@ def run_training(job: Job, planner: Any | None) -> Trained:
             logging_config=LoggingConfig(log_level="INFO" if job.verbose else "ERROR"),
         ),
     )
+    trainer.policies = {"failure_policy": LostOnly(FAILURES, job.store)}
+    if len(job.sizes) > 1:
+        trainer.policies["scaling_policy"] = LargestFitting(scaling, job.sizes)
     result: Any = trainer.fit()
     trained: Trained = result.return_value
     return trained
@@ -137,14 +230,16 @@ def _train_on_worker(config: dict[str, Any]) -> Trained:
     if config["planner"] is not None:
         plans = RayPlanService(config["planner"], world=world)
     try:
+        fences, notice = _claim(job, world), Notice()
         outcome = train(
             experiment,
             world=world,
-            store=open_store(job.store),
+            store=FencedStore(open_store(job.store), fences),
             plans=plans,
-            observers=[RayReporter()],
+            observers=[Owner(fences), notice, RayReporter()],
             run_id=job.trial_id,
             group=job.group,
+            notice=notice,
         )
     except MbclError as error:
         # It would fail the same way again. The engine raises these on all ranks alike, so all of them answer.

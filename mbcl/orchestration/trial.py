@@ -24,8 +24,8 @@ from mbcl.storage import Store, open_store
 ANSWER = "answer"
 """The key of Ray Tune's result that holds the answer."""
 EVALUATION_RETRIES = 3
-ANYWHERE = "DEFAULT"
-"""Not in the placement group that Ray Tune made for the driver, which would take all that the driver starts."""
+OUTSIDE = "DEFAULT"
+"""Not within the placement group of the trial's driver, which holds just what that driver has for itself."""
 
 
 def run_trial(config: dict[str, Any]) -> None:
@@ -74,8 +74,8 @@ def _start_planner(job: Job, experiment: Experiment) -> Any | None:
     """The trial's planner, owned by this driver so that it ends with it; None where no planner is needed."""
     if not experiment.build_sampler().needs_embeddings or experiment.planner.where != "tasks":
         return None
-    planner = PlannerActor.options(resources=job.placement.for_driver, scheduling_strategy=ANYWHERE)
-    return planner.remote(experiment.seed, job.need.workers, job.num_tasks, job.placement)
+    planner = PlannerActor.options(resources=job.placement.for_driver, scheduling_strategy=OUTSIDE)
+    return planner.remote(experiment.seed, job.num_tasks, job.placement)
 
 
 def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
@@ -90,7 +90,7 @@ def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
         num_gpus=min(1, job.need.gpus_per_worker),
         max_retries=EVALUATION_RETRIES,
         resources=job.placement.for_task,
-        scheduling_strategy=ANYWHERE,
+        scheduling_strategy=OUTSIDE,
     )
     return options.remote(job, again)
 
@@ -98,12 +98,12 @@ def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
 @ray.remote(num_cpus=0)
 def _evaluate(job: Job, again: bool) -> dict[str, float]:
     torch.set_num_threads(job.need.threads)
-    store = open_store(job.store)
+    store = job.open(job.store)
     return evaluate(
         store,
         settings=Evaluation.model_validate(job.evaluation) if job.evaluation else None,
         device="cuda" if job.need.gpus_per_worker else "cpu",
-        baselines=open_store(job.baselines),
+        baselines=job.open(job.baselines),
         # The last one of a finished trial, not the one before if that is damaged.
         checkpoint=name_of(job.experiment["train"]["epochs"]) if again else None,
         out=evaluated_again(job) if again else None,

@@ -154,6 +154,21 @@ def test_names_of_files_go_with_their_images():
         make(3, files=("a",))
 
 
+def test_a_part_shares_memory_and_a_subset_does_not(monkeypatch):
+    images = make(6, files=tuple("abcdef"))
+    part = images.part(torch.tensor([4, 1, 5])).part(torch.tensor([2, 0]))
+    assert part.images is images.images
+    assert (part.files, part.labels.tolist()) == (("f", "e"), images.labels[[5, 4]].tolist())
+    expected = images.images[[5, 4]]
+    for same in (part, part.subset(torch.arange(2)), part.first(9), part.to("cpu")):
+        assert torch.equal(same.pixels(torch.tensor([0, 1])), expected)
+        assert len(same) == 2
+    assert torch.equal(part.first(1).images, expected[:1])
+    monkeypatch.setattr("mbcl.data.images._free_memory", lambda device: 10**6)
+    assert part.to("meta").images.shape == expected.shape
+    assert part.to("meta").rows is None
+
+
 # -- splits --------------------------------------------------------------------------------------------------------
 
 
@@ -177,14 +192,15 @@ def test_splits_are_disjoint_complete_and_stratified(labels, fraction, seed):
 
 
 def _pairs(part: data.ImageSet):
-    return zip(part.images.numpy(), part.labels.tolist(), strict=True)
+    return zip(part.pixels(torch.arange(len(part))).numpy(), part.labels.tolist(), strict=True)
 
 
 def test_the_validation_split_depends_on_the_seed_and_keeps_pixels_with_labels(digits):
     train, validation = data.split_validation(digits.train, 0.1, seed=0)
     assert (len(train), len(validation)) == (1294, 144)
     other = data.split_validation(digits.train, 0.1, seed=1)[1]
-    assert not torch.equal(other.images, validation.images)
+    assert not torch.equal(other.rows, validation.rows)
+    assert train.images is validation.images is digits.train.images, "no copies"
     rows = {bytes(image): int(label) for image, label in _pairs(digits.train)}
     for part in (train, validation):
         assert all(rows[bytes(image)] == int(label) for image, label in _pairs(part))

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mbcl.dist import World
-from mbcl.engine import build, train
+from mbcl.engine import build, train, trainer
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.errors import CheckpointError, TrainingError
 from mbcl.storage import LocalStore
@@ -298,3 +298,40 @@ def test_the_time_of_an_epoch_holds_its_checkpoint(tmp_path, monkeypatch):
     _, _, rows = runs.run(World(), tmp_path, setting("shuffle", epochs=1, checkpoint_steps=None))
     assert rows[0]["time/total"] > 2
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["time/total"] == rows[0]["time/total"]
+
+
+class _Notice(runs.Recorder):
+    """From a step on this rank's machine is about to go; notes after which steps checkpoints were written."""
+
+    def __init__(self, rank: int, told: int) -> None:
+        super().__init__()
+        self.due = False
+        self.written: list[int] = []
+        self._told = told if rank == 1 else 10**6
+
+    def on_step(self, step, loss, lr):
+        super().on_step(step, loss, lr)
+        self.due |= step == self._told
+
+    def on_checkpoint(self):
+        self.written.append(len(self.steps))
+        self.due = False
+
+
+def _trained_with_a_notice(world, folder, content, told):
+    notice = _Notice(world.rank, told)
+    trainer.LOOK_SECONDS, before = 1e-9, trainer.LOOK_SECONDS  # a look after every step, as where steps are slow
+    try:
+        train(content, world=world, store=LocalStore(folder), observers=[notice], notice=lambda: notice.due)
+    finally:
+        trainer.LOOK_SECONDS = before
+    return notice.written
+
+
+@pytest.mark.dist
+def test_a_machine_that_will_go_makes_a_checkpoint_due_on_all_ranks(tmp_path):
+    """One rank is told at step 3: all write one after the next look, and go on."""
+    content = setting("osgd", checkpoint_steps=None)
+    told = gloo.run(_trained_with_a_notice, 2, str(tmp_path), content, 3, timeout=60)
+    assert told == [[5, 11, 22], [5, 11, 22]]
+    assert checkpoints.names(LocalStore(tmp_path)) == ["epoch_000001", "epoch_000002"]

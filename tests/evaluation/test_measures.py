@@ -47,7 +47,7 @@ def settings(*metrics: str, **more) -> Evaluation:
 
 @torch.no_grad()
 def features(model, part):
-    return model.features(clean_views(part.images, images=part)).numpy()
+    return model.features(clean_views(part.pixels(torch.arange(len(part))), images=part)).numpy()
 
 
 def test_neighbours_are_those_of_scikit_learn(store, model, data):

@@ -68,3 +68,32 @@ def local_ray() -> Iterator[None]:
 
     with cluster(None, [Node(2)], verbose=False):
         yield
+
+
+def children(pid: int) -> list[int]:
+    """A process's descendants."""
+    parents: dict[int, list[int]] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        parents.setdefault(int(fields[1]), []).append(int(status.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        found.extend(more := parents.get(todo.pop(), []))
+        todo.extend(more)
+    return found
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those of them that have not ended."""
+    found = []
+    for pid in pids:
+        try:
+            state = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z":
+            found.append(pid)
+    return found

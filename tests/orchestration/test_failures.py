@@ -46,3 +46,14 @@ def test_only_what_another_try_can_mend(failures, again):
     decisions = [policy.make_decision(error) for _ in range(3)]
     retry, stop = FailureDecision.RETRY, FailureDecision.RAISE
     assert decisions == ([retry, retry, stop] if again else [stop, stop, stop])
+
+
+def test_only_losses_without_a_new_checkpoint_add_up(tmp_path):
+    policy = LostOnly(FailureConfig(max_failures=2), str(tmp_path))
+    error = WorkerGroupError("words", {0: DEAD})
+    decisions = []
+    for epoch in (1, 2, 3, 4):
+        (tmp_path / "checkpoints" / f"epoch_{epoch:06d}").mkdir(parents=True)
+        decisions += [policy.make_decision(error) for _ in range(2)]
+    assert set(decisions) == {FailureDecision.RETRY}
+    assert policy.make_decision(error) == FailureDecision.RAISE

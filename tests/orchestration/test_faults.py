@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import resource
 import signal
+import threading
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -17,16 +24,24 @@ from mbcl.experiment import Experiment
 from mbcl.storage import LocalStore
 from mbcl.study import StudyRecord, TrialRecord
 
-from .conftest import SPACE
+from .conftest import SPACE, children
 
 pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray")
 
 CPUS = 2
+TRIAL = "0-test"
 EXPERIMENT = Experiment.model_validate(
-    SPACE["experiment"] | {"sampler": {"name": "spectral", "k": 4}, "train": {"epochs": 12, "batch_size": 16}}
+    SPACE["experiment"]
+    | {
+        "sampler": {"name": "spectral", "k": 4},
+        "train": {"epochs": 12, "batch_size": 16},
+        # It takes a moment, so that its process can be killed meanwhile.
+        "evaluation": {"metrics": ["retrieval", "knn", "probe"]},
+    }
 )
-COMPARED = ("train/loss", "val/retrieval/top1", "plan/lift", "retrieval/u2v/top1")
+COMPARED = ("train/loss", "val/retrieval/top1", "plan/lift", "retrieval/u2v/top1", "probe/top1")
+DRIVER, PLANNER, WORKER, EVALUATION = "ray::ImplicitFunc", "ray::Planner", "ray::RayTrainWorker", "ray::_evaluate"
 
 
 def alone(experiment: Experiment, folder: Path) -> dict[str, float]:
@@ -44,116 +59,175 @@ def undisturbed(tmp_path_factory) -> dict[str, float]:
     return alone(EXPERIMENT, tmp_path_factory.mktemp("undisturbed"))
 
 
-def children(pid: int) -> list[int]:
-    """A process's descendants."""
-    parents: dict[int, list[int]] = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended
-        parents.setdefault(int(fields[1]), []).append(int(status.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        found.extend(more := parents.get(todo.pop(), []))
-        todo.extend(more)
+def processes(title: str) -> list[int]:
+    """The processes of this test's own Ray with that title."""
+    found = []
+    for pid in children(os.getpid()):
+        with suppress(OSError):
+            if title in (Path("/proc") / str(pid) / "cmdline").read_text():
+                found.append(pid)
     return found
 
 
-def kill(title: str) -> int:
-    """Kill the processes of this test's own Ray with that title; returns how many."""
-    killed = 0
-    for pid in children(os.getpid()):
-        try:
-            if title in (Path("/proc") / str(pid) / "cmdline").read_text():
-                os.kill(pid, signal.SIGKILL)
-                killed += 1
-        except OSError:
-            continue
-    return killed
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
 
 
-class Killer:
-    """A watcher that kills a process as soon as the trial has some epochs behind it."""
-
-    def __init__(self, metrics: Path, title: str) -> None:
-        self.metrics = metrics
-        self.title = title
-        self.killed = 0
-        self.killed_at = 0
+class Quiet:
+    """A watcher that nobody listens to."""
 
     def started(self, trial_id: str) -> None: ...
+
+    def look(self, trial_ids: Sequence[str]) -> None: ...
 
     def ended(self, trial_id: str) -> None: ...
 
     def evaluated(self, trial_id: str, error: str) -> None: ...
 
-    def look(self, trial_ids) -> None:
-        if self.title and not self.killed and self.metrics.exists():
-            self.killed_at = len(self.metrics.read_text().splitlines())
-            self.killed = kill(self.title) if self.killed_at >= 2 else 0
+
+class Attack(threading.Thread):
+    """Does something to processes of a trial, one after the other, each when so many epochs are done.
+
+    Args:
+        folder: the trial's.
+        plan: after how many epochs the processes of which title are attacked.
+        how: what is done to a process; it is killed by default.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: Sequence[tuple[int, str]],
+        how: Callable[[int], object] = kill,
+    ) -> None:
+        super().__init__(daemon=True)
+        self.metrics = folder / "metrics.jsonl"
+        self.plan = list(plan)
+        self.how = how
+        self.done: list[tuple[int, str]] = []
+        self.rows: list[str] = []
+        """The rows that were there before the last attack."""
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while self.plan and not self.over.is_set():
+            after, title = self.plan[0]
+            rows = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+            hit = False
+            for pid in processes(title) if len(rows) >= after else []:
+                with suppress(ProcessLookupError):
+                    self.how(pid)
+                    hit = True
+            if hit:
+                self.rows = rows
+                self.done.append((len(rows), title))
+                self.plan.pop(0)
+            time.sleep(0.01)
 
 
 def run_one(
-    tmp_path: Path, title: str, workers: int = 1, experiment: Experiment = EXPERIMENT
-) -> tuple[StudyRecord, Killer]:
+    tmp_path: Path, attack: Attack | None = None, workers: int = 1, experiment: Experiment = EXPERIMENT
+) -> TrialRecord:
+    """Run one trial as a sweep does, in this process's Ray."""
     from mbcl.orchestration.jobs import Job
+    from mbcl.orchestration.lease import hold
     from mbcl.orchestration.resources import Node, resolve
     from mbcl.orchestration.runner import run_trials
     from mbcl.orchestration.space import Resources
 
     store = LocalStore(tmp_path)
-    job = Job(
-        trial_id="0-test",
-        experiment=experiment.model_dump(mode="json"),
-        store=store.child("trials/0-test").uri,
-        baselines=store.child("baselines").uri,
-        scratch=str(store.local_folder(".ray")),
-        need=resolve(Resources(workers=workers), [Node(CPUS)]),
-        group="test",
-        num_tasks=2,
-    )
     record = TrialRecord(ordinal=0, setting=0, seed=0, sampler="spectral", objective="simclr", parameters={})
     study = StudyRecord(
-        name="test", space_digest="", metric="val/retrieval/top1", mode="max", created="", trials={"0-test": record}
+        name="test", space_digest="", metric="val/retrieval/top1", mode="max", created="", trials={TRIAL: record}
     )
-    watcher = Killer(tmp_path / "trials" / "0-test" / "metrics.jsonl", title)
-    run_trials({"0-test": job}, store=store, scratch=job.scratch, study=study, concurrency=1, watcher=watcher)
-    return study, watcher
+    with hold(store) as fence:
+        job = Job(
+            trial_id=TRIAL,
+            experiment=experiment.model_dump(mode="json"),
+            store=store.child(f"trials/{TRIAL}").uri,
+            baselines=store.child("baselines").uri,
+            scratch=str(store.local_folder(".ray")),
+            need=resolve(Resources(workers=workers), [Node(CPUS)]),
+            group="test",
+            num_tasks=2,
+            fence=fence,
+        )
+        if attack:
+            attack.start()
+        run_trials({TRIAL: job}, store=store, scratch=job.scratch, study=study, concurrency=1, watcher=Quiet())
+    if attack:
+        attack.over.set()
+        attack.join()
+        assert not attack.plan, f"the trial was over before {attack.plan}, after {attack.done}"
+    return record
+
+
+def rows_of(tmp_path: Path) -> list[str]:
+    return (tmp_path / "trials" / TRIAL / "metrics.jsonl").read_text().splitlines()
+
+
+def check(record: TrialRecord, tmp_path: Path, undisturbed: dict[str, float]) -> None:
+    """It ended as if nothing had happened, once, and gave back what it held."""
+    assert (record.status, record.error) == ("finished", "")
+    for name in COMPARED:
+        assert record.metrics[name] == pytest.approx(undisturbed[name], rel=1e-6), name
+    assert [json.loads(row)["epoch"] for row in rows_of(tmp_path)] == list(range(1, EXPERIMENT.train.epochs + 1))
+    end = time.monotonic() + 20
+    while free_cpus() < CPUS and time.monotonic() < end:
+        time.sleep(0.2)
+    assert free_cpus() == CPUS, "what a killed process had reserved is lost for the rest of the sweep"
 
 
 def free_cpus() -> float:
     return ray.available_resources().get("CPU", 0)
 
 
-@pytest.mark.parametrize(
-    ("title", "attempts"),
-    [
-        ("ray::ImplicitFunc", 2),
-        ("ray::Planner", 1),
-        pytest.param("ray::RayTrainWorker", 1, marks=pytest.mark.slow),
-    ],
-)
-def test_a_killed_process_changes_nothing(local_ray, undisturbed, tmp_path, title, attempts):
-    study, watcher = run_one(tmp_path, title)
-    assert watcher.killed >= 1
-    assert watcher.killed_at < EXPERIMENT.train.epochs, "it was killed after the training: use more epochs"
-    record = study.trials["0-test"]
-    assert (record.status, record.error) == ("finished", "")
-    assert record.attempts == attempts
-    for name in COMPARED:
-        assert record.metrics[name] == pytest.approx(undisturbed[name], rel=1e-6), name
-    end = time.monotonic() + 20
-    while free_cpus() < CPUS and time.monotonic() < end:
-        time.sleep(0.2)
-    assert free_cpus() == CPUS, "what the killed driver had reserved is lost for the rest of the sweep"
+def test_killed_processes_change_nothing(local_ray, undisturbed, tmp_path):
+    """Planner, training worker, trial driver and evaluation of one trial, one after the other."""
+    attack = Attack(tmp_path / "trials" / TRIAL, [(2, PLANNER), (4, WORKER), (7, DRIVER), (12, EVALUATION)])
+    record = run_one(tmp_path, attack)
+    check(record, tmp_path, undisturbed)
+    assert record.attempts == 2, "a driver was lost once"
+    assert rows_of(tmp_path)[: len(attack.rows)] == attack.rows, "epochs that were done are not trained again"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_processes_killed_at_random_moments_change_nothing(local_ray, undisturbed, tmp_path, seed):
+    random = Random(seed)
+    titles = [PLANNER, WORKER, DRIVER, EVALUATION, random.choice([PLANNER, WORKER])]
+    plan = [(12 if title == EVALUATION else random.randrange(12), title) for title in titles]
+    delays = iter([random.random() for _ in range(100)])
+
+    def later(pid: int) -> None:
+        time.sleep(next(delays) / 4)  # anywhere within an epoch
+        kill(pid)
+
+    attack = Attack(tmp_path / "trials" / TRIAL, sorted(plan), later)
+    check(run_one(tmp_path, attack), tmp_path, undisturbed)
+
+
+def no_large_files(pid: int) -> None:
+    """As a full disk: no process can keep what is larger than a record."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_is_a_row_that_is_resumed(local_ray, undisturbed, tmp_path):
+    attack = Attack(tmp_path / "trials" / TRIAL, [(3, WORKER)], no_large_files)
+    record = run_one(tmp_path, attack)
+    assert record.status == "failed"
+    assert re.fullmatch(r"/.*/trials/0-test: cannot be written: File too large", record.error)
+    before = rows_of(tmp_path)
+    assert len(before) >= 3
+    check(run_one(tmp_path), tmp_path, undisturbed)
+    assert rows_of(tmp_path)[: len(before)] == before, "epochs that were done are not trained again"
 
 
 def test_two_workers_give_what_one_gives(local_ray, tmp_path):
     # Not spectral: rounding of two workers' gradients may change a plan, and with it everything after it.
     experiment = Experiment.model_validate(SPACE["experiment"])
-    study, _ = run_one(tmp_path / "two", "", workers=2, experiment=experiment)
-    record, expected = study.trials["0-test"], alone(experiment, tmp_path / "one")
+    record = run_one(tmp_path / "two", workers=2, experiment=experiment)
+    expected = alone(experiment, tmp_path / "one")
     assert (record.status, record.error) == ("finished", "")
     assert record.metrics["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-4)
     assert record.metrics["val/retrieval/top1"] == pytest.approx(expected["val/retrieval/top1"], abs=0.05)

@@ -50,8 +50,8 @@ def start(local_ray):
 
     planners = []
 
-    def make(num_ranks=1, num_tasks=2):
-        planners.append(PlannerActor.remote(5, num_ranks, num_tasks))
+    def make(num_tasks=2):
+        planners.append(PlannerActor.remote(5, num_tasks))
         return planners[-1]
 
     yield make
@@ -114,30 +114,50 @@ def test_groups_of_pools_are_all_pools_in_order_and_even(num_items, num_tasks):
         assert 39 / max(busy) >= 1.7
 
 
+def group(size, name="first"):
+    from mbcl.orchestration.planner import Group
+
+    return Group(name, size)
+
+
 def test_shards_of_two_ranks_in_any_order(start, embeddings):
-    planner = start(num_ranks=2)
-    ray.get(planner.deposit.remote(KEY, 1, shard(embeddings, slice(2500, None))))
-    assert ray.get(planner.plan.remote(KEY, SPECTRAL)) is None, "a shard is missing: the planner must not wait for it"
-    ray.get(planner.deposit.remote(KEY, 0, shard(embeddings, slice(0, 2500))))
-    planned = ray.get(planner.plan.remote(KEY, SPECTRAL))
+    planner, two = start(), group(2)
+    ray.get(planner.deposit.remote(two, KEY, 1, shard(embeddings, slice(2500, None))))
+    missing = ray.get(planner.plan.remote(two, KEY, SPECTRAL))
+    assert missing is None, "a shard is missing: the planner must not wait for it"
+    ray.get(planner.deposit.remote(two, KEY, 0, shard(embeddings, slice(0, 2500))))
+    planned = ray.get(planner.plan.remote(two, KEY, SPECTRAL))
     assert planned.plan.digest == serial(SPECTRAL, embeddings).plan.digest
     assert ray.get(planner.held.remote()) == 0, "the planner holds no more than it needs"
 
 
+def test_shards_of_a_lost_group_are_not_those_of_a_smaller_one(start, embeddings):
+    """After the loss of a node a trial goes on with fewer workers, and a late deposit of the others may still come."""
+    planner, two, one = start(), group(2), group(1, "second")
+    ray.get(planner.deposit.remote(two, KEY, 1, shard(embeddings, slice(2500, None))))
+    ray.get(planner.deposit.remote(one, KEY, 0, shard(embeddings, slice(None))))
+    assert ray.get(planner.plan.remote(two, KEY, SPECTRAL)) is None
+    late = planner.deposit.remote(two, KEY, 0, shard(embeddings, slice(0, 2500)))
+    ray.get(late)
+    assert ray.get(planner.plan.remote(one, KEY, SPECTRAL)) is None, "it is asked for again"
+    ray.get(planner.deposit.remote(one, KEY, 0, shard(embeddings, slice(None))))
+    planned = ray.get(planner.plan.remote(one, KEY, SPECTRAL))
+    assert planned.plan.digest == serial(SPECTRAL, embeddings).plan.digest
+
+
 def test_shards_of_a_lost_epoch_are_dropped(start, embeddings):
-    planner = start(num_ranks=2)
+    planner = start()
     for epoch in range(4):
-        ray.get(planner.deposit.remote(PlanKey(epoch, 0), 0, shard(embeddings, slice(0, 10))))
+        ray.get(planner.deposit.remote(group(2), PlanKey(epoch, 0), 0, shard(embeddings, slice(0, 10))))
     assert ray.get(planner.held.remote()) == 1
 
 
 def test_killed_between_deposit_and_plan(start, embeddings):
     planner = start()
-    ray.get(planner.deposit.remote(KEY, 0, shard(embeddings, slice(None))))
+    ray.get(planner.deposit.remote(group(1), KEY, 0, shard(embeddings, slice(None))))
     kill_process(planner)
-    assert ray.get(planner.plan.remote(KEY, SPECTRAL), timeout=60) is None, (
-        "restarted: it says that the shards are gone"
-    )
+    answer = ray.get(planner.plan.remote(group(1), KEY, SPECTRAL), timeout=60)
+    assert answer is None, "restarted: it says that the shards are gone"
     service = service_of(planner)
     service.request(KEY, embeddings, SPECTRAL)
     assert service.receive(KEY).plan.digest == serial(SPECTRAL, embeddings).plan.digest
@@ -236,9 +256,9 @@ def test_what_fails_in_a_pools_task_is_one_line_for_all_ranks(
     from mbcl.orchestration import planner as module
 
     told = []
+    service = service_of(start())
     broadcast = module.dist.broadcast_object
     monkeypatch.setattr(module.dist, "broadcast_object", lambda x, world: told.append(x) or broadcast(x, world))
-    service = service_of(start())
     service.request(KEY, embeddings, Failing(batch_size=16, k=8, expected=expected))
     with pytest.raises(PlanError, match=words):
         service.receive(KEY)

@@ -28,6 +28,8 @@ GPU_NODE = Node(8, 1)
         ({}, [GPU_NODE, GPU_NODE], 1.992, 1, 1, 2),
         ({"workers": 2}, [GPU_NODE, GPU_NODE, GPU_NODE], 1.997, 1, 1, 1),
         ({"gpu": False}, [GPU_NODE], 1.999, 0, 1, 4),
+        ({"workers": {"min": 1, "max": 4}}, [Node(2)], 0.499, 0, 1, 1),
+        ({"workers": {"min": 1, "max": 8}}, [GPU_NODE, GPU_NODE], 1.998, 1, 1, 1),
     ],
 )
 def test_auto(asked, nodes, cpus, gpus, threads, concurrency):
@@ -137,3 +139,36 @@ def test_planning_beside_training_leaves_its_cores(overlap, cpus, pools, tasks):
     experiment = validate(Experiment, {"planner": {"overlap": overlap}}, "x")
     need = Need(workers=2, cpus_per_worker=1.0, gpus_per_worker=0, threads=1)
     assert PRETRAINING.planning_tasks(experiment, need, cpus, pools) == tasks
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "workers"),
+    [
+        ([GPU_NODE] * 6, {"min": 1, "max": 4}, 4),
+        ([GPU_NODE] * 3, {"min": 1, "max": 4}, 3),
+        ([GPU_NODE], {"min": 1, "max": 4}, 1),
+        ([Node(1)], {"min": 1, "max": 4}, 2),
+    ],
+)
+def test_a_range_gives_the_most_that_fit(nodes, asked, workers):
+    assert resolve(Resources(workers=asked), nodes).workers == workers
+
+
+def test_a_range_of_which_none_fits_is_refused_by_its_least():
+    with pytest.raises(ConfigError, match="workers: 2, which need 2 GPUs; there are 1"):
+        resolve(Resources(workers={"min": 2, "max": 4}, gpu=True), [GPU_NODE])
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "most", "sizes"), [(16, 4, (1, 2, 4)), (16, 3, (1, 2)), (12, 4, (1, 2, 3, 4)), (17, 4, (1,))]
+)
+def test_the_workers_of_a_range_share_a_batch_evenly(batch_size, most, sizes):
+    experiment = validate(Experiment, {"train": {"batch_size": batch_size}}, "test")
+    asked = Resources(workers={"min": 1, "max": 4})
+    assert PRETRAINING.numbers_of_workers(experiment, asked, most) == sizes
+
+
+def test_where_fewer_workers_fit_than_can_share_a_batch_it_says_so():
+    experiment = validate(Experiment, {"train": {"batch_size": 15}}, "test")
+    with pytest.raises(ConfigError, match=r"found \{min: 2, max: 4\}, of which 2 fit, but no .* batch of 15"):
+        PRETRAINING.numbers_of_workers(experiment, Resources(workers={"min": 2, "max": 4}), 2)

@@ -78,7 +78,7 @@ BROKEN = [
     ({"scheduler": {"name": "ahsa"}}, "scheduler: unknown scheduler 'ahsa'; did you mean 'asha'?"),
     ({"scheduler": {"name": "pbt"}}, "scheduler: unknown scheduler 'pbt'; known: asha, fifo, median"),
     ({"scheduler": "asha"}, "scheduler: expected a block with a name"),
-    ({"scheduler": {"name": "fifo", "max_t": 3}}, "scheduler.max_t: unknown key; known: "),
+    ({"scheduler": {"name": "fifo", "max_t": 3}}, "scheduler.max_t: unknown key; there is none that could be given"),
     (
         {"scheduler": {"name": "asha", "reduction_facto": 3}},
         "scheduler.reduction_facto: unknown key; did you mean 'reduction_factor'?",
@@ -100,7 +100,16 @@ BROKEN = [
     ({"search": {"mode": "best"}}, "search.mode: Input should be 'min' or 'max', found 'best'"),
     ({"search": {"num_samples": 3}}, "search.num_samples: found 3, but the space has only grids"),
     ({"resources": {"workers": 3}}, "resources.workers: found 3, but experiment.train.batch_size: 16 is not divisible"),
-    ({"resources": {"workers": 0}}, "resources.workers: Input should be greater than or equal to 1, found 0"),
+    ({"resources": {"workers": 0}}, "resources.workers: found 0, allowed: a whole number of at least 1, or a range"),
+    (
+        {"resources": {"workers": {"min": 2, "max": 1}}},
+        "workers: found {'min': 2, 'max': 1}, allowed",
+    ),
+    ({"resources": {"workers": {"min": 1, "most": 2}}}, "resources.workers: unknown key 'most'; known: max, min"),
+    (
+        {"resources": {"workers": {"min": 5, "max": 7}}},
+        "found {min: 5, max: 7}, but experiment.train.batch",
+    ),
     ({"resources": {"gpu": "yes"}}, "resources.gpu: found 'yes', allowed: auto, true, false"),
     (
         {"resources": {"cpus_per_worker": "all"}},

@@ -21,7 +21,7 @@ from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand
 from mbcl.storage import LocalStore
 
-from .conftest import ROOT, SPACE, call, command
+from .conftest import ROOT, SPACE, alive, call, children, command
 
 pytest.importorskip("ray")
 
@@ -49,9 +49,21 @@ def one_error_line(result: subprocess.CompletedProcess[str]) -> str:
     return result.stderr
 
 
+def damage(study: Path) -> str:
+    """What a kill, a machine or a disk may leave: returns the checkpoint that is not whole any more."""
+    (study / ".study.json.0123.tmp").write_text('{"trials": {')
+    snapshots = [path for path in (study / ".ray").rglob("*") if path.is_file()]
+    assert snapshots, "Ray keeps snapshots of its own there"
+    for path in snapshots:
+        path.write_bytes(b"\x80garbage")
+    newest = max(study.glob("trials/001-*/checkpoints/*/manifest.json")).parent
+    (newest / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:-100])
+    return newest.name
+
+
 @pytest.fixture(scope="module")
 def killed_and_resumed(tmp_path_factory):
-    """A sweep killed as a whole while its second trial ran, then resumed to its end."""
+    """A sweep killed as a whole while its second trial ran, its files damaged, then resumed to its end."""
     folder = tmp_path_factory.mktemp("sweep")
     space = folder / "study.yaml"
     space.write_text(yaml.safe_dump(SPACE, sort_keys=False))
@@ -59,14 +71,20 @@ def killed_and_resumed(tmp_path_factory):
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command(space, folder / "results"), cwd=ROOT, stdout=log, stderr=log)
         try:
-            wait_for(lambda: process.poll() is not None or statuses(study) == ["finished", "running"], 200)
+            begun = "trials/001-*/checkpoints/epoch_000001/manifest.json"
+            wait_for(lambda: process.poll() is not None or list(study.glob(begun)), 200)
         finally:
+            left = children(process.pid)
             process.kill()
             process.wait()
     assert statuses(study) == ["finished", "running"], (folder / "log").read_text()
     before = json.loads((study / "study.json").read_text())
+    wait_for(lambda: not alive(left))  # until then workers write checkpoints that are whole
+    damaged = damage(study)
     result = call(space, folder / "results", "--resume")
     assert result.returncode == 0, result.stdout + result.stderr
+    wrong = f"{damaged}/state.pt: does not match its manifest; the trial goes on from "
+    assert wrong + ("epoch_000001" if damaged == "epoch_000002" else "its beginning") in result.stdout
     return space, study, before, result
 
 
@@ -76,6 +94,7 @@ def test_results_folder(killed_and_resumed):
     present = {path.name for path in study.iterdir()}
     assert {"study.json", "space.yaml", "results.csv", "summary.csv", "report.html", "plots", "trials"} <= present
     assert ".ray" not in present, "Ray's own files go when the sweep ends"
+    assert not list(study.rglob("*.tmp"))
     record = json.loads((study / "study.json").read_text())
     for trial_id, trial in record["trials"].items():
         assert trial["status"] == "finished"

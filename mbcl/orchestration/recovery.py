@@ -1,0 +1,114 @@
+"""What ``--resume`` finds in a results folder that a sweep, a machine or a disk has left in disorder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mbcl.engine import checkpoint as checkpoints
+from mbcl.engine.records import read_rows
+from mbcl.errors import ConfigError
+from mbcl.orchestration.results import SPACE_FILE, new_study, reopen, trial_folder
+from mbcl.orchestration.space import SpaceFile
+from mbcl.orchestration.trials import Trials
+from mbcl.storage import Store, is_uri, read_text
+from mbcl.study import STUDY_FILE, StudyRecord, read_study
+
+DAMAGED_FILE = f"{STUDY_FILE}.damaged"
+"""What was found in the place of a record that cannot be read."""
+
+
+def recover(store: Store, file: SpaceFile, trials: Trials, title: str) -> tuple[StudyRecord, Trials, list[str]]:
+    """The study in a folder. Where its record is lost it is made again: trials find what they did in their folders.
+
+    Args:
+        store: the results folder.
+        file: the space.
+        trials: its trials, as far as the file alone tells.
+        title: the study's name, where the record that tells it is lost.
+
+    Returns:
+        The record, all trials that it knows, and what a person should know about it. Nothing is written.
+
+    Raises:
+        ConfigError: if there is no study, or the folder is another space's; if the record of an adaptive search is
+            lost, which alone knows the settings that were drawn.
+    """
+    try:
+        read_study(store)
+    except ConfigError as error:
+        if file.space.search.adaptive:
+            raise
+        study, notes = _made_again(store, file, trials, title, error)
+        return study, trials, notes
+    return *reopen(store, file, trials), []
+
+
+def _made_again(
+    store: Store, file: SpaceFile, trials: Trials, title: str, error: ConfigError
+) -> tuple[StudyRecord, list[str]]:
+    try:
+        stored = yaml.safe_load(read_text(store, SPACE_FILE))
+        known, later = list(stored["trials"]), stored.get("evaluation", {}).get("evaluated", [])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        known, later = store.list("trials"), []
+    if not known:
+        raise ConfigError(f"--resume: {error}; without --resume a new study starts there") from error
+    if not set(known) <= set(trials.by_id):
+        raise ConfigError(f"--resume: {error}, and its trials are not those of {file.path}") from error
+    study = new_study(file, trials, title)
+    for block in later:
+        for key in block["trials"]:
+            if key in study.trials:
+                study.trials[key].evaluation = block["settings"]
+    note = f"{error}; the record is made again, and every trial goes on from what its folder holds"
+    return study, [note]
+
+
+def keep_damaged(store: Store) -> None:
+    """Put a record that cannot be read aside, before the new one takes its place."""
+    try:
+        store.write_bytes(DAMAGED_FILE, store.read_bytes(STUDY_FILE))
+    except FileNotFoundError:
+        return
+
+
+def remove_temporaries(store: Store) -> None:
+    """Remove what writes have left that a kill has cut. Nobody else writes there any more."""
+    if is_uri(store.uri):
+        return  # an object appears when it is complete
+    folder = Path(store.uri)
+    for pattern in (".*.tmp", "trials/*/.*.tmp", "baselines/*/.*.tmp"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def checkpoint_notes(store: Store, trial_ids: Iterable[str]) -> list[str]:
+    """What is wrong with the newest checkpoints of trials that go on, a line for each such trial."""
+    notes = []
+    for key in trial_ids:
+        trial = store.child(trial_folder(key))
+        found, wrong = checkpoints.look_over(trial)
+        epochs = [int(row["epoch"] or 0) for row in read_rows(trial)]
+        last, done = max(epochs, default=0), found.epoch if found else 0
+        if not wrong and last > done:
+            wrong = [f"{trial.uri}: the checkpoint of epoch {last} is gone"]
+        if wrong:
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            where = f"from {found.name}" if found else "from its beginning"
+            notes.append(f"{key}: {wrong[0]}{more}; the trial goes on {where}")
+    return notes
+
+
+def notes_of(study: StudyRecord, asked: dict[str, dict[str, Any]]) -> list[str]:
+    """What a person should know of evaluations that differ from those of the space file.
+
+    Args:
+        study: the record.
+        asked: by trial that goes on, its experiment's own evaluation block.
+    """
+    later = [key for key, block in asked.items() if study.trials[key].evaluation not in ({}, block)]
+    return ["trials are evaluated as the last --eval-only asked, like those that it found finished"] if later else []

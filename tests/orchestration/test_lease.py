@@ -1,0 +1,108 @@
+"""One sweep at a time on a results folder; one that has died holds nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from mbcl.errors import ConfigError, OwnershipError
+from mbcl.fencing import FencedStore
+from mbcl.orchestration import lease
+from mbcl.orchestration.lease import hold
+from mbcl.storage import open_store
+
+pytest.importorskip("pyarrow")
+
+
+@pytest.fixture(params=["path", "uri"])
+def location(request, tmp_path):
+    return str(tmp_path) if request.param == "path" else f"file://{tmp_path}"
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    for name, seconds in (("SETTLE_SECONDS", 0.1), ("POLL_SECONDS", 0.1), ("WATCH_SECONDS", 2.0)):
+        monkeypatch.setattr(lease, name, seconds)
+
+
+def _hold_for_ever(location, pipe, machine, beat_seconds):
+    lease.SETTLE_SECONDS, lease.BEAT_SECONDS = 0.1, beat_seconds
+    if machine:
+        lease._machine = lambda: machine
+    with hold(open_store(location)) as fence:
+        pipe.send(fence)
+        time.sleep(600)
+
+
+@pytest.fixture
+def holder(location):
+    """Starts a process that holds the folder; it and its claim."""
+    processes = []
+
+    def start(machine="", beat_seconds=600.0):
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_hold_for_ever, args=(location, theirs, machine, beat_seconds), daemon=True)
+        process.start()
+        processes.append(process)
+        assert ours.poll(60)
+        return process, ours.recv()
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+def test_a_living_sweep_is_named_and_a_killed_one_holds_nothing(location, holder):
+    process, fence = holder()
+    with (
+        pytest.raises(ConfigError, match=rf"another sweep is at work there \(process {process.pid}"),
+        hold(open_store(location)),
+    ):
+        pass
+    FencedStore(open_store(location), [fence]).write_bytes("a", b"1")
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    said = []
+    with hold(open_store(location), said.append):
+        with pytest.raises(OwnershipError):
+            FencedStore(open_store(location), [fence]).write_bytes("a", b"2")
+    assert said == [], "nothing is waited for"
+
+
+def test_a_folder_that_was_given_back_is_free(location):
+    for _ in range(2):
+        with hold(open_store(location)) as fence:
+            FencedStore(open_store(location), [fence]).write_bytes("a", b"1")
+    assert open_store(location).read_bytes("a") == b"1"
+
+
+def test_a_lease_of_another_machine_stands_as_long_as_its_heart_beats(tmp_path, holder, request):
+    location = f"file://{tmp_path}"
+    if request.node.callspec.params["location"] == "path":
+        pytest.skip("a lock needs no heartbeat")
+    process, fence = holder(machine="elsewhere boot", beat_seconds=0.3)
+    said = []
+    with pytest.raises(ConfigError, match=r"\(process \d+ on elsewhere\)"), hold(open_store(location), said.append):
+        pass
+    assert "watching for 2 s whether that still lives" in said[0]
+    os.kill(process.pid, signal.SIGSTOP)  # as a machine that is paused: it will go on later
+    with hold(open_store(location)) as mine:
+        os.kill(process.pid, signal.SIGCONT)
+        time.sleep(1)
+        mine.check()
+        with pytest.raises(OwnershipError):
+            fence.check()
+        assert lease._read(open_store(location))["process"] == os.getpid()
+
+
+def test_a_folder_that_cannot_be_written_is_said_so():
+    with (
+        pytest.raises(ConfigError, match="--results-dir: /proc/nobody/study cannot be written"),
+        hold(open_store("/proc/nobody/study")),
+    ):
+        pass

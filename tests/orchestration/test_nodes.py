@@ -1,0 +1,202 @@
+"""Nodes that are announced to go, and go: on a cluster of three nodes, all on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mbcl.dist import World
+from mbcl.engine import checkpoint as checkpoints
+from mbcl.engine import train
+from mbcl.evaluation import evaluate
+from mbcl.experiment import Experiment
+from mbcl.orchestration import spot
+from mbcl.storage import LocalStore
+
+from .conftest import ROOT, SPACE
+
+pytest.importorskip("ray")
+
+EXPERIMENT = Experiment.model_validate(
+    SPACE["experiment"] | {"data": {"name": "digits"}, "train": {"epochs": 6, "batch_size": 16, "keep_checkpoints": 9}}
+)
+TRIAL = "0-test"
+SOON = {
+    # Ray notices a lost node after half a minute, and looks every five seconds for one that will go.
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+}
+
+
+def wait_for(condition: Any, timeout: float = 120) -> Any:
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in time")
+
+
+def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
+    """Run a trial on two nodes of one worker each, one of which goes within the second epoch; in its own process."""
+    os.environ.update(SOON)
+    from ray.cluster_utils import Cluster
+
+    from mbcl.orchestration import cluster as module
+    from mbcl.orchestration.jobs import Job
+    from mbcl.orchestration.resources import resolve
+    from mbcl.orchestration.runner import run_trials
+    from mbcl.orchestration.space import Resources
+    from mbcl.study import StudyRecord, TrialRecord
+
+    from .test_faults import Quiet
+
+    store = LocalStore(folder)
+    trial = store.child(f"trials/{TRIAL}")
+    seen: dict[str, Any] = {}
+    nodes = Cluster(
+        initialize_head=True,
+        connect=False,
+        head_node_args={"num_cpus": 0, "resources": {"driver": 1000}, "include_dashboard": False},
+    )
+    workers = [nodes.add_node(num_cpus=2, resources={"task": 2}) for _ in range(2)]
+
+    def within_the_second_epoch() -> None:
+        wait_for(lambda: trial.exists("checkpoints/epoch_000001/manifest.json"))
+        if announced:
+            spot.drain(30, workers[0].node_id)
+            begun = folder / "trials" / TRIAL / "checkpoints"
+            within = wait_for(lambda: list(begun.glob("*_step_*/manifest.json")))
+            seen["within"] = json.loads((within[0].parent / "meta.json").read_text())
+        nodes.remove_node(workers[0], allow_graceful=False)
+
+    attack = threading.Thread(target=within_the_second_epoch, daemon=True)
+    try:
+        with module.cluster(nodes.address, [], verbose=False) as found:
+            asked = Resources(workers={"min": 1, "max": 2}, cpus_per_worker=1.5)
+            job = Job(
+                trial_id=TRIAL,
+                experiment=EXPERIMENT.model_dump(mode="json"),
+                store=trial.uri,
+                baselines=store.child("baselines").uri,
+                scratch=str(store.local_folder(".ray")),
+                need=resolve(asked, found.nodes, drivers=found.drivers),
+                group="test",
+                num_tasks=1,
+                placement=found.placement,
+                sizes=(1, 2),
+            )
+            record = TrialRecord(ordinal=0, setting=0, seed=0, sampler="shuffle", objective="simclr", parameters={})
+            study = StudyRecord(name="", space_digest="", metric="", mode="max", created="", trials={TRIAL: record})
+            attack.start()
+            run_trials({TRIAL: job}, store=store, scratch=job.scratch, study=study, concurrency=1, watcher=Quiet())
+        attack.join()
+    finally:
+        nodes.shutdown()
+    return seen | {"record": record.model_dump(mode="json"), "need": job.need.workers}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("announced", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_trial_goes_on_with_the_workers_that_still_fit(tmp_path, announced):
+    code = (
+        "import json; from pathlib import Path; from tests.orchestration.test_nodes import lose_a_node; "
+        f"print(json.dumps(lose_a_node(Path({str(tmp_path / 'cluster')!r}), announced={announced})))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    seen = json.loads(result.stdout.splitlines()[-1])
+    assert seen["need"] == 2
+    assert (seen["record"]["status"], seen["record"]["error"]) == ("finished", "")
+    store = LocalStore(tmp_path / "cluster" / "trials" / TRIAL)
+    assert checkpoints.load(store, "epoch_000001").meta["workers"] == 2
+    assert checkpoints.latest(store).meta["workers"] == 1
+    if announced:
+        assert (seen["within"]["workers"], seen["within"]["epoch"]) == (2, 1), "the notice led to a checkpoint"
+    alone = LocalStore(tmp_path / "alone")
+    expected = train(EXPERIMENT, world=World(), store=alone).row | evaluate(alone)
+    metrics = seen["record"]["metrics"]
+    assert metrics["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-3)
+    assert metrics["retrieval/u2v/mrr"] == pytest.approx(expected["retrieval/u2v/mrr"], abs=0.01)
+    rows = [json.loads(line) for line in (store.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+class Metadata(BaseHTTPRequestHandler):
+    """The address at which a cloud tells a machine about itself."""
+
+    going = False
+
+    def do_PUT(self) -> None:
+        assert self.path == "/latest/api/token"
+        assert self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
+        self._answer("a-token")
+
+    def do_GET(self) -> None:
+        if self.path == "/latest/meta-data/spot/instance-action":
+            assert self.headers["X-aws-ec2-metadata-token"] == "a-token"
+            when = datetime.now(UTC) + timedelta(seconds=100)
+            text = json.dumps({"action": "terminate", "time": f"{when:%Y-%m-%dT%H:%M:%SZ}"})
+            self._answer(text if self.going else None)
+        elif self.path == "/computeMetadata/v1/instance/preempted":
+            assert self.headers["Metadata-Flavor"] == "Google"
+            self._answer("TRUE" if self.going else "FALSE")
+
+    def _answer(self, text: str | None) -> None:
+        self.send_response(200 if text is not None else 404)
+        self.end_headers()
+        self.wfile.write((text or "").encode())
+
+    def log_message(self, *arguments: Any) -> None: ...
+
+
+@pytest.fixture
+def metadata():
+    class Own(Metadata): ...
+
+    server = HTTPServer(("127.0.0.1", 0), Own)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield Own, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("cloud", "seconds"), [(spot.aws, 100), (spot.google, 30)])
+def test_the_notice_of_a_cloud_is_passed_on_once_ray_takes_it(metadata, cloud, seconds):
+    handler, address = metadata
+    assert cloud(address) is None
+    handler.going = True
+    told: list[float] = []
+
+    def tell(left: float) -> None:
+        told.append(left)
+        if len(told) == 1:
+            raise ConnectionError("no Ray yet")
+
+    spot.watch(lambda: cloud(address), tell, poll=0.01)
+    assert len(told) == 2
+    assert seconds - 10 <= told[0] <= seconds
+
+
+def test_a_machine_without_such_an_address_is_asked_again(metadata):
+    looks = []
+
+    def look() -> float | None:
+        looks.append(1)
+        return spot.aws("http://127.0.0.1:1") if len(looks) < 3 else 5.0
+
+    spot.watch(look, looks.append, poll=0.01)
+    assert looks == [1, 1, 1, 5.0]

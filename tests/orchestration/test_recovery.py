@@ -1,0 +1,103 @@
+"""What --resume does about records and checkpoints that are damaged or gone; without Ray."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from mbcl.dist import World
+from mbcl.engine import train
+from mbcl.errors import ConfigError
+from mbcl.orchestration import recovery, results
+from mbcl.orchestration.space import read_space
+from mbcl.orchestration.trials import expand
+from mbcl.storage import LocalStore
+
+
+@pytest.fixture
+def begun(space_file, tmp_path):
+    """A study of two trials of which nothing is done: its store, its space and its trials."""
+    file = read_space(space_file())
+    trials = expand(file)
+    store = LocalStore(tmp_path / "results" / "study")
+    results.begin(store, file, trials, results.new_study(file, trials, "study"))
+    return store, file, trials
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "binary", "gone", "other fields"])
+def test_a_damaged_record_is_made_again(begun, damage):
+    store, file, trials = begun
+    path = store.folder / "study.json"
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(
+            {"cut": content[:-20], "empty": b"", "binary": b"\xff\xfe", "other fields": b'{"format": 1}'}[damage]
+        )
+    study, _, notes = recovery.recover(store, file, trials, "study")
+    assert study.unfinished() == list(trials.by_id)
+    assert "the record is made again, and every trial goes on from what its folder holds" in notes[0]
+    assert "study.json" in notes[0]
+    recovery.keep_damaged(store)
+    assert store.exists(recovery.DAMAGED_FILE) == (damage != "gone")
+    assert not (damage != "gone" and store.read_bytes(recovery.DAMAGED_FILE) == content)
+
+
+def test_where_space_yaml_is_lost_too_the_folders_of_the_trials_tell(begun):
+    store, file, trials = begun
+    (store.folder / "study.json").write_bytes(b"")
+    (store.folder / "space.yaml").write_bytes(b"{")
+    with pytest.raises(ConfigError, match=r"damaged: .*; without --resume a new study starts there"):
+        recovery.recover(store, file, trials, "study")
+    (store.folder / "trials" / list(trials.by_id)[1]).mkdir(parents=True)
+    assert len(recovery.recover(store, file, trials, "study")[0].trials) == 2
+    (store.folder / "trials" / "007-of-another").mkdir()
+    with pytest.raises(ConfigError, match="its trials are not those of"):
+        recovery.recover(store, file, trials, "study")
+
+
+def test_another_evaluation_survives_the_record(begun):
+    store, file, trials = begun
+    first = next(iter(trials.by_id))
+    space = yaml.safe_load((store.folder / "space.yaml").read_text())
+    space["evaluation"] = {"evaluated": [{"settings": {"similarity": "dot"}, "trials": [first]}]}
+    (store.folder / "space.yaml").write_text(yaml.safe_dump(space))
+    (store.folder / "study.json").unlink()
+    study, _, _ = recovery.recover(store, file, trials, "study")
+    assert [record.evaluation for record in study.trials.values()] == [{"similarity": "dot"}, {}]
+    asked = {key: spec.experiment.evaluation.model_dump(mode="json") for key, spec in trials.by_id.items()}
+    assert recovery.notes_of(study, asked)[0].startswith("trials are evaluated as the last --eval-only asked")
+    assert recovery.notes_of(study, {key: block for key, block in asked.items() if key != first}) == []
+
+
+def test_temporaries_of_a_kill_go_and_nothing_else(begun):
+    store, _, trials = begun
+    trial = f"trials/{next(iter(trials.by_id))}"
+    store.write_bytes(f"{trial}/metrics.jsonl", b"")
+    kept = sorted(path for path in store.folder.rglob("*") if path.is_file())
+    for name in (".study.json.0f.tmp", f"{trial}/.metrics.jsonl.0f.tmp"):
+        (store.folder / name).write_bytes(b"{")
+    recovery.remove_temporaries(store)
+    assert sorted(path for path in store.folder.rglob("*") if path.is_file()) == kept
+
+
+def test_what_is_wrong_with_checkpoints_is_said(begun):
+    store, _, trials = begun
+    first, second = trials.by_id
+    train(trials.by_id[first].experiment, world=World(), store=store.child(f"trials/{first}"))
+    checkpoints = store.folder / "trials" / first / "checkpoints"
+    assert recovery.checkpoint_notes(store, [first, second]) == []
+    state = checkpoints / "epoch_000002" / "state.pt"
+    state.write_bytes(state.read_bytes()[:-1])
+    (said,) = recovery.checkpoint_notes(store, [first, second])
+    assert said == f"{first}: {state}: does not match its manifest; the trial goes on from epoch_000001"
+    shutil.rmtree(checkpoints / "epoch_000002")
+    (said,) = recovery.checkpoint_notes(store, [first, second])
+    assert said.endswith("the checkpoint of epoch 2 is gone; the trial goes on from epoch_000001")
+    (checkpoints / "epoch_000001" / "meta.json").write_text(json.dumps({}))
+    (said,) = recovery.checkpoint_notes(store, [first, second])
+    assert said.endswith("meta.json: does not match its manifest; the trial goes on from its beginning")
