@@ -12,7 +12,6 @@ import pytest
 
 from mbcl.errors import ConfigError
 from mbcl.orchestration.checks import check_shared
-from mbcl.orchestration.jobs import Placement
 from mbcl.storage import LocalStore
 
 from .conftest import ROOT, command
@@ -38,35 +37,6 @@ def impossible(space: Path, folder: Path, address: str) -> dict[str, Any]:
         "stderr": result.stderr,
         "files": sorted(path.name for path in folder.rglob("*")),
     }
-
-
-def from_a_driver(folder: Path, placement: Placement) -> str:
-    """What becomes of a trial's planner and evaluation that are started where Ray Tune puts its driver."""
-    import ray
-    from ray.util.placement_group import placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    from mbcl.experiment import Experiment
-    from mbcl.orchestration.jobs import Job
-    from mbcl.orchestration.resources import Need
-
-    experiment = {"sampler": {"name": "spectral"}, "train": {"epochs": 1}}
-    job = Job("t", experiment, str(folder / "none"), str(folder), "", Need(1, 1.0, 0, 1), "g", 1, placement)
-
-    def drive() -> str:
-        from mbcl.orchestration.trial import _start_planner, submit_evaluation
-
-        planner = _start_planner(job, Experiment.model_validate(experiment))
-        ray.get(planner.__ray_ready__.remote())
-        try:
-            return str(ray.get(submit_evaluation(job)))
-        except ray.exceptions.RayTaskError as error:
-            return f"{type(error.cause).__name__}: {error.cause}"
-
-    group = placement_group([placement.for_driver])
-    strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
-    driver = ray.remote(num_cpus=0)(drive).options(resources=placement.for_driver, scheduling_strategy=strategy)
-    return str(ray.get(driver.remote(), timeout=60))
 
 
 def look(folder: Path, space: Path) -> dict[str, Any]:
@@ -108,7 +78,6 @@ def look(folder: Path, space: Path) -> dict[str, Any]:
                 check_shared(Unshared(folder))
             except ConfigError as error:
                 seen["error"] = str(error)
-            seen["evaluation"] = from_a_driver(folder, found.placement)
             for kind, resources in (("driver", found.placement.for_driver), ("task", found.placement.for_task)):
                 where = ray.remote(num_cpus=0)(lambda: ray.get_runtime_context().get_node_id())
                 node = ray.get(where.options(resources=resources).remote())
@@ -135,7 +104,6 @@ def test_a_joined_cluster(tmp_path, space_file):
     assert seen["said"] == ["waiting for nodes: 1 can train, 3 are booting, 0 s so far"]
     assert (seen["driver"], seen["task"]) == (0, 2), "drivers on the head, tasks on the workers"
     assert "working_dir_files" in seen["code"], "nodes run the code of the process that joined"
-    assert seen["evaluation"].startswith("CheckpointError"), "it ran, and found nothing to evaluate"
     assert "does not see /not/here" in seen["error"]
     assert "--results-dir" in seen["error"]
     assert not list(tmp_path.glob(".*"))
