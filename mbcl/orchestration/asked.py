@@ -35,7 +35,8 @@ def plan_lines(space: Space) -> Iterator[str]:
         yield f"scheduler: {rule.words(search.metric)}"
         others = f"; who survives runs seeds {', '.join(map(str, space.seeds[1:]))}, too" if space.seeds[1:] else ""
         spared = "; the baseline is never stopped" if space.baseline and not search.adaptive else ""
-        yield f"scheduler: settings race on seed {space.seeds[0]}{others}{spared}"
+        apart = ", those of each point of the grids by themselves" if search.adaptive and len(found) > 1 else ""
+        yield f"scheduler: settings race on seed {space.seeds[0]}{apart}{others}{spared}"
         yield from _pitfalls(rule, space.kind.length(experiment_of(space.experiment, "")))
 
 

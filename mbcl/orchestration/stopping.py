@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,28 @@ class RayStopper:
         self._rule._trial_info[trial_id] = brackets[int(drawn)]
 
 
+class ByPoint:
+    """A stopper for every point of the grids, so that what is tuned apart races apart.
+
+    Args:
+        study: says to which point a trial belongs.
+        make: makes one.
+    """
+
+    def __init__(self, study: StudyRecord, make: Callable[[], RayStopper]) -> None:
+        self._study = study
+        self._make = make
+        self._stoppers: dict[int, RayStopper] = {}
+
+    def observe(self, trial_id: str, epoch: int, value: float) -> bool:
+        """As :meth:`RayStopper.observe`, among the trials of the same point."""
+        drawn = self._study.trials[trial_id].drawn
+        point = drawn.point if drawn else 0
+        if point not in self._stoppers:
+            self._stoppers[point] = self._make()
+        return self._stoppers[point].observe(trial_id, epoch, value)
+
+
 def race(space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store: Store) -> Race | None:
     """The race of a study's settings, with all that its trials have measured so far; None if nothing is stopped.
 
@@ -105,7 +127,8 @@ def race(space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store
     rule = build(space.scheduler)
     if not rule.stops:
         return None
-    stopper = RayStopper(space.scheduler, mode=study.mode, seed=space.search.seed)
+    # Settings of an adaptive search are drawn for each point of the grids by itself; others for all points alike.
+    stopper = ByPoint(study, lambda: RayStopper(space.scheduler, mode=study.mode, seed=space.search.seed))
     first: dict[int, str] = {}
     for key, record in study.trials.items():
         if first.setdefault(record.setting, key) == key:
@@ -119,7 +142,7 @@ def race(space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store
         by=space.scheduler.name,
         epochs=lambda key: space.kind.length(specs[key].experiment),
         end=rule.end,
-        # Settings of an adaptive search have no counterparts to be compared with one by one.
+        # Those of an adaptive search have no counterparts to be compared with one by one.
         protected=frozenset(
             spec.setting for spec in specs.values() if not space.search.adaptive and is_baseline(spec, space)
         ),

@@ -183,7 +183,7 @@ def test_a_dry_run_shows_the_search(space_file, tmp_path, capsys):
     assert (
         "median: from epoch 1 on, who is below the median of at least 4 others by val/retrieval/top1 is stopped" in out
     )
-    assert "settings race on seed 0; who survives runs seeds 1, too" in out
+    assert "race on seed 0, those of each point of the grids by themselves; who survives runs seeds 1, too" in out
     assert "each [1 worker with" in out
     assert "at most 20 trials, " in out
     assert " at a time (" in out

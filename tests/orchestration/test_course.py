@@ -216,6 +216,20 @@ def test_asha_for_a_smaller_value_and_with_brackets():
     assert 0 < sum(decisions()) < 39, "some begin at a later rung"
 
 
+def test_what_is_tuned_apart_races_apart():
+    pytest.importorskip("ray")
+    from mbcl.orchestration.stopping import ByPoint
+    from mbcl.study import Drawn
+
+    study = study_of(3)
+    for record, point in zip(study.trials.values(), (0, 1, 1), strict=True):
+        record.drawn = Drawn(point=point, number=0, values={})
+    stopper = ByPoint(study, lambda: stopper_of(name="asha", reduction_factor=2))
+    assert not stopper.observe("0", 1, 0.9)
+    assert not stopper.observe("1", 1, 0.5), "worse than another point's"
+    assert stopper.observe("2", 1, 0.4), "worse than its own point's"
+
+
 def test_median_needs_samples_and_never_pauses():
     stopper = stopper_of(name="median", grace_period=2, min_samples_required=2)
     for name, value in (("a", 0.5), ("b", 0.6)):

@@ -128,22 +128,27 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
     return study, watcher
 
 
-def check(study: StudyRecord, watcher: Undertaker, folder: Path, seeds: int) -> None:
+def check(study: StudyRecord, watcher: Undertaker, folder: Path, *, seeds: int, least: int) -> None:
+    """All went as it should, and at least so many settings were stopped."""
     assert read_study(LocalStore(folder)) == study, "study.json is what happened"
     first, *others = study.settings().values()
     assert [record.status for record in first] == ["finished"] * seeds
+    stopped = 0
     for records in others:
-        assert {record.status for record in records} == {"stopped"}
-        assert 1 <= records[0].stopped.epoch < EPOCHS
-        assert [(record.stopped.epoch, record.attempts) for record in records[1:]] == [(0, 0)] * (seeds - 1)
-        assert all(record.metrics == {} for record in records)
-    assert len(watcher.seconds) == len(others), "everything that a stopped trial held is gone"
+        assert {record.status for record in records} in ({"finished"}, {"stopped"})
+        if records[0].status == "stopped":
+            stopped += 1
+            assert 1 <= records[0].stopped.epoch < EPOCHS
+            assert [(record.stopped.epoch, record.attempts) for record in records[1:]] == [(0, 0)] * (seeds - 1)
+            assert all(record.metrics == {} for record in records)
+    assert stopped >= least
+    assert len(watcher.seconds) == stopped, "everything that a stopped trial held is gone"
     assert free_cpus() == CPUS
 
 
 def test_a_stopped_trial_gives_back_what_it_held(local_ray, tmp_path):
     study, watcher = raced(tmp_path, [0.1, 1e-4, 2e-4], seeds=1)
-    check(study, watcher, tmp_path, seeds=1)
+    check(study, watcher, tmp_path, seeds=1, least=2)
 
 
 @pytest.mark.slow
@@ -154,6 +159,7 @@ def test_many_more_trials_than_fit(tmp_path, dashboard, rule, capsys):
 
     with cluster(None, [Node(CPUS)], verbose=False, dashboard=dashboard):
         study, watcher = raced(tmp_path, [0.1, *(i * 1e-4 for i in range(1, 9))], seeds=2, rule=rule)
-        check(study, watcher, tmp_path, seeds=2)
-    with capsys.disabled():
-        print(f"dashboard {dashboard}, {rule['name']}: gone after {sorted(watcher.seconds.values())} s")
+        with capsys.disabled():
+            seconds = ", ".join(f"{value:.1f}" for value in sorted(watcher.seconds.values()))
+            print(f"dashboard {dashboard}, {rule['name']}: gone {seconds} s after the stop")
+        check(study, watcher, tmp_path, seeds=2, least=4)
