@@ -112,4 +112,4 @@ def test_a_joined_cluster(tmp_path, space_file):
     assert refused["stderr"].startswith("error: resources: not one trial fits: it needs 8 workers with 1 CPU each")
     assert "there are 2 CPUs, of which a trial takes 8" in refused["stderr"]
     assert refused["stderr"].count("\n") == 1
-    assert refused["files"] == [".lock", "study"], "nothing is left behind"
+    assert refused["files"] == [".lock", ".owner", "study"], "nothing is left behind"

@@ -212,6 +212,7 @@ def no_large_files(pid: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_row_that_is_resumed(local_ray, undisturbed, tmp_path):
     attack = Attack(tmp_path / "trials" / TRIAL, [(3, WORKER)], no_large_files)
     record = run_one(tmp_path, attack)

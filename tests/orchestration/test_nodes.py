@@ -108,6 +108,7 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
     return seen | {"record": record.model_dump(mode="json"), "need": job.need.workers}
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("announced", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_trial_goes_on_with_the_workers_that_still_fit(tmp_path, announced):

@@ -155,6 +155,7 @@ def untimed(folder: Path) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if not key.startswith(clocks)} for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_trials_side_by_side_give_what_they_give_one_by_one(killed_and_resumed, tmp_path):
     space, study, _, _ = killed_and_resumed
@@ -333,6 +334,7 @@ def test_an_evaluation_that_fails_leaves_the_study_as_it_was(own_copy):
     assert {path: path.read_bytes() for path in kept} == before
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_failing_trial_is_a_row_and_the_others_stay(space_file, tmp_path):
     space = space_file({"space": {"optimizer.lr": {"grid": [1e38, 0.075]}}, "baseline": {}})
