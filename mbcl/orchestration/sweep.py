@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from mbcl.storage import Store, check_writable, open_store
 from mbcl.study import StudyRecord
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+REHEARSAL_VARIABLE = "MBCL_REHEARSAL"
+"""The environment variable that lets trials reserve GPUs, which nodes only claim to have, and compute on CPUs."""
 
 WriteReport = Callable[[Store, StudyRecord], None]
 
@@ -317,4 +321,5 @@ class Sweep:
             watched=self._study.metric if build_scheduler(self._file.space.scheduler).stops else "",
             evaluation=evaluation,
             verbose=self._request.verbose,
+            rehearsal=bool(os.environ.get(REHEARSAL_VARIABLE)),
         )

@@ -24,6 +24,9 @@ from mbcl.storage import Store, open_store
 ANSWER = "answer"
 """The key of Ray Tune's result that holds the answer."""
 EVALUATION_RETRIES = 3
+ELSEWHERE = "DEFAULT"
+"""Outside of the placement group of the trial's driver, which has nothing but the driver's own share: no GPU, no node
+that trains. Ray puts what a driver starts into that group unless told."""
 
 
 def run_trial(config: dict[str, Any]) -> None:
@@ -72,7 +75,7 @@ def _start_planner(job: Job, experiment: Experiment) -> Any | None:
     """The trial's planner, owned by this driver so that it ends with it; None where no planner is needed."""
     if not experiment.build_sampler().needs_embeddings or experiment.planner.where != "tasks":
         return None
-    planner = PlannerActor.options(resources=job.placement.for_driver)
+    planner = PlannerActor.options(resources=job.placement.for_driver, scheduling_strategy=ELSEWHERE)
     return planner.remote(experiment.seed, job.need.workers, job.num_tasks, job.placement)
 
 
@@ -85,7 +88,10 @@ def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
             :func:`evaluated_again`.
     """
     options = _evaluate.options(
-        num_gpus=min(1, job.need.gpus_per_worker), max_retries=EVALUATION_RETRIES, resources=job.placement.for_task
+        num_gpus=min(1, job.need.gpus_per_worker),
+        max_retries=EVALUATION_RETRIES,
+        resources=job.placement.for_task,
+        scheduling_strategy=ELSEWHERE,
     )
     return options.remote(job, again)
 
@@ -97,7 +103,7 @@ def _evaluate(job: Job, again: bool) -> dict[str, float]:
     return evaluate(
         store,
         settings=Evaluation.model_validate(job.evaluation) if job.evaluation else None,
-        device="cuda" if job.need.gpus_per_worker else "cpu",
+        device="cuda" if job.on_gpu else "cpu",
         baselines=open_store(job.baselines),
         # The last one of a finished trial, not the one before if that is damaged.
         checkpoint=name_of(job.experiment["train"]["epochs"]) if again else None,
