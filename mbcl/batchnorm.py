@@ -205,7 +205,6 @@ def convert_sync_batchnorm(model: M, world: World) -> M:
     return model
 
 
-@torch.compiler.disable
 def _sync_forward(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     layer._check_input_dim(x)  # type: ignore[no-untyped-call]
     world = dist.current()

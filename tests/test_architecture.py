@@ -46,6 +46,12 @@ def test_the_package_and_its_methods_load_nothing_heavy():
     assert found.returncode == 0, found.stderr
 
 
+def test_the_processes_of_a_trial_load_no_compiler():
+    """torch._dynamo takes a second of CPU, and a trial has four processes."""
+    found = run_python("import sys, mbcl.cli, mbcl.engine, mbcl.evaluation; assert 'torch._dynamo' not in sys.modules")
+    assert found.returncode == 0, found.stderr
+
+
 def test_training_and_evaluating_load_no_ray(tmp_path):
     arguments = (
         f"['train', '--set', 'data.max_samples=80', '--set', 'train.epochs=1', '--quiet', '--out', {str(tmp_path)!r}]"

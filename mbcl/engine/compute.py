@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mbcl.batchnorm import SyncBatchNorm1d, SyncBatchNorm2d
 from mbcl.errors import ConfigError
 from mbcl.experiment import Precision, Train
 
@@ -71,6 +72,11 @@ def compiled(network: nn.Module, device: torch.device) -> nn.Module:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         raise ConfigError(f"train.compile: torch.compile does not work on this machine: {reason}") from error
+    for module in network.modules():
+        if isinstance(module, SyncBatchNorm1d | SyncBatchNorm2d):
+            # Collectives stay outside of graphs. Said here and not at the function: it imports the compiler, for a
+            # second in every process.
+            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
     return cast(nn.Module, torch.compile(network))
 
 

@@ -23,6 +23,8 @@ from mbcl.experiment import Data, Evaluation
 from mbcl.storage import Store, read_text, write_text
 
 EVALUATION_FILE = "evaluation.json"
+PART_FILE = "evaluation.part.json"
+"""What is measured of an evaluation that goes on, or was interrupted."""
 
 Record = dict[str, Any]
 """A piece that was measured: what was ``asked``, and its ``metrics``."""
@@ -105,22 +107,24 @@ def evaluate(
     }
     out = out or store
     place = earlier or out
-    done = {} if force else _read(place)
+    done = {} if force else _read(place, EVALUATION_FILE)
     if done.get("asked") == asked and place is out:
         return dict(done["metrics"])
     start = time.perf_counter()
     run = _Run(weights, settings, data, usable_device(device), load, say or (lambda line: None))
     kept = baselines or out.child(BASELINES)
+    begun = {} if force else _read(out, PART_FILE)
     try:
-        pieces, others = run.pieces(done["pieces"] if done and _same_but_settings(done["asked"], asked) else [])
+        known = [record for each in (begun, done) if _same_but_settings(each, asked) for record in each["pieces"]]
+        pieces, others = run.pieces(known, lambda records: _write(out, PART_FILE, asked, {}, records))
         metrics = {key: value for record in pieces for key, value in record["metrics"].items()}
         for kind in settings.baselines:
             found = run.baseline(kind, kept, force=force)
             metrics |= {f"baseline/{kind}/{key}": value for key, value in found.items()}
     except CheckpointError as error:
         raise CheckpointError(f"{store.uri}: {weights.name}: {error}") from error
-    content = {"asked": asked, "metrics": metrics, "seconds": time.perf_counter() - start, "pieces": pieces + others}
-    write_text(out, EVALUATION_FILE, json.dumps(content, indent=1, allow_nan=False))
+    _write(out, EVALUATION_FILE, asked, metrics, pieces + others, seconds=time.perf_counter() - start)
+    out.delete(PART_FILE)
     return metrics
 
 
@@ -154,15 +158,19 @@ class _Run:
         self._say = say
         self._pieces = pieces_of(settings, data.name)
 
-    def pieces(self, done: Sequence[Record]) -> tuple[list[Record], list[Record]]:
-        """Records of what is asked for, those in ``done`` taken from there, and what else is in ``done``."""
-        earlier = {_key(record["asked"]): record for record in done}
+    def pieces(self, done: Sequence[Record], keep: Callable[[list[Record]], None]) -> tuple[list[Record], list[Record]]:
+        """Records of what is asked for, those in ``done`` taken from there, and what else is in ``done``.
+
+        What is measured is kept at once, with all that was known before.
+        """
+        known = {_key(record["asked"]): record for record in done}
         subject = cache(lambda: self._subject(self._trained()))
-        found = []
         for piece in self._pieces:
-            record = earlier.pop(_key(piece.asked), None)
-            found.append(record or {"asked": piece.asked, "metrics": self._measured(piece, subject, "")})
-        return found, list(earlier.values())
+            if _key(piece.asked) not in known:
+                known[_key(piece.asked)] = {"asked": piece.asked, "metrics": self._measured(piece, subject, "")}
+                keep(list(known.values()))
+        found = [known.pop(_key(piece.asked)) for piece in self._pieces]
+        return found, list(known.values())
 
     def baseline(self, kind: Baseline, kept: Store, *, force: bool) -> dict[str, float]:
         """Metrics of a baseline, those that are kept already taken from there unless ``force``."""
@@ -213,13 +221,25 @@ def _key(asked: Mapping[str, Any]) -> str:
 
 
 def _same_but_settings(earlier: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    return {**earlier, "settings": None} == {**asked, "settings": None}
+    return bool(earlier) and {**earlier["asked"], "settings": None} == {**asked, "settings": None}
 
 
-def _read(store: Store) -> dict[str, Any]:
+def _write(
+    store: Store,
+    name: str,
+    asked: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    pieces: Sequence[Record],
+    **more: float,
+) -> None:
+    content = {"asked": asked, "metrics": metrics, **more, "pieces": pieces}
+    write_text(store, name, json.dumps(content, indent=1, allow_nan=False))
+
+
+def _read(store: Store, name: str) -> dict[str, Any]:
     """What an earlier evaluation left; nothing if there is none or it is damaged, and is then made again."""
     try:
-        content = json.loads(read_text(store, EVALUATION_FILE))
+        content = json.loads(read_text(store, name))
         whole = isinstance(content["metrics"], dict) and isinstance(content["asked"], dict)
         whole = whole and all(isinstance(record["metrics"], dict) and record["asked"] for record in content["pieces"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):

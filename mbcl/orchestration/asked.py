@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mbcl.orchestration import domains
-from mbcl.orchestration.schedulers import build
-from mbcl.orchestration.space import Space
+from mbcl.orchestration.schedulers import Scheduler, build
+from mbcl.orchestration.space import Space, experiment_of
 from mbcl.orchestration.trials import points, samples_of
 
 
@@ -36,3 +36,12 @@ def plan_lines(space: Space) -> Iterator[str]:
         others = f"; who survives runs seeds {', '.join(map(str, space.seeds[1:]))}, too" if space.seeds[1:] else ""
         spared = "; the baseline is never stopped" if space.baseline and not search.adaptive else ""
         yield f"scheduler: settings race on seed {space.seeds[0]}{others}{spared}"
+        yield from _pitfalls(rule, space.kind.length(experiment_of(space.experiment, "")))
+
+
+def _pitfalls(rule: Scheduler, epochs: int) -> Iterator[str]:
+    """What a person may not have meant."""
+    if rule.end(epochs) < epochs:
+        yield f"note: scheduler.max_t {rule.end(epochs)} is below the {epochs} epochs: all end there, none finishes"
+    elif rule.grace_period >= epochs:
+        yield f"note: scheduler.grace_period {rule.grace_period} is no less than the {epochs} epochs: nobody is stopped"

@@ -20,6 +20,10 @@ class Scheduler(Protocol):
     def stops(self) -> bool:
         """Whether it ever stops a trial."""
 
+    @property
+    def grace_period(self) -> int:
+        """Before so many epochs it stops nobody."""
+
     def end(self, epochs: int) -> int:
         """After how many epochs a trial of so many ends at the latest."""
 
@@ -39,6 +43,11 @@ class Fifo:
     def stops(self) -> bool:
         """Never."""
         return False
+
+    @property
+    def grace_period(self) -> int:
+        """Nobody is stopped at all."""
+        return 0
 
     def end(self, epochs: int) -> int:
         """All of them."""

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from mbcl.report.wording import counted, interval, listed, number
 from mbcl.study import StudyRecord
 from mbcl.summary.glossary import direction
+from mbcl.summary.settings import settings_of
 from mbcl.summary.statistics import ALPHA, Comparison, SettingSummary, shown_status
+from mbcl.summary.tuned import best_of
 
 _CLAIMS = ("better", "worse", "higher", "lower")
 MOST_NAMED = 8
@@ -56,6 +58,11 @@ def answer(
         found.details.append(
             f"Of {counted(len(study.trials), 'trial')}, {listed(missing)}; only finished trials count here"
             + (", so the answer may still change." if counts.get("pending") else ".")
+        )
+    if any(c.chosen for c in comparisons):
+        found.details.append(
+            f"Compared are the best settings of each sampler and objective by {study.metric}, chosen alike for the "
+            f"baseline; {metric} took no part in the choice."
         )
     found.details += _selection(study)
     return found
@@ -180,8 +187,10 @@ def _claim(comparisons: list[Comparison], word: str, reference: str, metric: str
 
 def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str) -> Answer:
     measured = [summary for summary in summaries if metric in summary.metrics]
+    chosen = best_of(study, settings_of(study)) if metric != study.metric else None
     lowest = direction(metric) < 0 or (study.mode == "min" and study.metric == metric)
     best = (min if lowest else max)(measured, key=lambda summary: summary.metrics[metric].mean)
+    best = next((summary for summary in measured if chosen and summary.setting == chosen.id), best)
     found = best.metrics[metric]
     spread = f"95 % interval {interval(found)}, n={found.n}" if found.n > 1 else "one seed, so no interval"
     if len(summaries) == 1:
@@ -193,6 +202,9 @@ def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str
         if study.baseline
         else "The study names no baseline"
     )
-    which = "lowest" if lowest else "highest"
-    headline = f"The {which} mean {metric} is {number(found.mean)}, for {best.label} ({spread})."
+    if chosen and best.setting == chosen.id:
+        headline = f"The best setting by {study.metric} is {best.label}: {metric} {number(found.mean)} ({spread})."
+    else:
+        which = "lowest" if lowest else "highest"
+        headline = f"The {which} mean {metric} is {number(found.mean)}, for {best.label} ({spread})."
     return Answer(headline, [f"{reason}, so no difference between settings is tested here."])

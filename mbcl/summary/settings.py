@@ -17,6 +17,9 @@ from mbcl.study import StudyRecord, TrialRecord
 FIXED_COLUMNS = ("trial_id", "status", "error", "sampler", "objective", "seed")
 """What every row of ``results.csv`` starts with; a swept key of the same name adds no second column."""
 
+MOST_DIGITS = 8
+"""A float of more characters was not typed by anybody."""
+
 _REGISTRIES = {
     "sampler": ("mbcl.samplers", "SAMPLERS"),
     "objective": ("mbcl.objectives", "OBJECTIVES"),
@@ -70,6 +73,12 @@ def text_of(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)
     return json.dumps(value, ensure_ascii=False)
+
+
+def _in_label(value: Any) -> str:
+    """A value in a label: a float that was drawn with four digits, the tables have all."""
+    text = text_of(value)
+    return f"{value:.4g}" if isinstance(value, float) and len(text) > MOST_DIGITS else text
 
 
 def swept_columns(study: StudyRecord) -> list[str]:
@@ -178,10 +187,10 @@ def _label(columns: dict[str, Any], keys: list[str], short: dict[str, str]) -> s
     for part in ("sampler", "objective"):
         inner = [key for key in rest if key.startswith(f"{part}.")]
         if part in rest or inner:
-            details = ", ".join(f"{key.rpartition('.')[2]}={text_of(columns[key])}" for key in inner)
+            details = ", ".join(f"{key.rpartition('.')[2]}={_in_label(columns[key])}" for key in inner)
             words.append(f"{columns[part]} ({details})" if details else str(columns[part]))
             rest = [key for key in rest if key != part and key not in inner]
-    words += [f"{short[key]}={text_of(columns[key])}" for key in rest]
+    words += [f"{short[key]}={_in_label(columns[key])}" for key in rest]
     return ", ".join(words) or str(columns["sampler"])
 
 

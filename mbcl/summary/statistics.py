@@ -14,6 +14,7 @@ from scipy import stats
 from mbcl.study import StudyRecord, TrialRecord
 from mbcl.summary.glossary import direction, metric_order
 from mbcl.summary.settings import Setting, baseline_for, baselines, settings_of
+from mbcl.summary.tuned import champions
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
@@ -76,6 +77,8 @@ class Comparison:
     p_holm: float | None
     comparisons: int
     verdict: str
+    chosen: bool = False
+    """Whether both were chosen, each as the best of its kind by the metric of the search."""
 
     @property
     def excludes_zero(self) -> bool:
@@ -236,7 +239,9 @@ def compare(study: StudyRecord, metric: str) -> list[Comparison]:
         metric: a final metric.
 
     Returns:
-        One comparison for each setting that has a baseline, in the order of the study; empty without a baseline.
+        One comparison for each setting that has a baseline, in the order of the study; empty without a baseline. Where
+        several settings are baselines and none has a counterpart among them, as after a search that drew other values
+        for each, the best of every kind by the metric of the search is compared with the best baseline.
     """
     settings = settings_of(study)
     candidates = baselines(study, settings)
@@ -245,6 +250,8 @@ def compare(study: StudyRecord, metric: str) -> list[Comparison]:
         reference = baseline_for(study, setting, candidates)
         if reference is not None:
             found.append(_pair(metric, setting, reference))
+    if not found and len(candidates) > 1:
+        found = [replace(_pair(metric, *pair), chosen=True) for pair in champions(study, settings, candidates)]
     tested = [i for i, comparison in enumerate(found) if comparison.p is not None]
     adjusted = dict(zip(tested, holm([found[i].p or 0.0 for i in tested]), strict=True))
     return [replace(c, p_holm=adjusted.get(i), comparisons=len(tested)) for i, c in enumerate(found)]

@@ -89,6 +89,25 @@ def test_only_what_is_new_is_measured(store, tmp_path):
     assert measured(**more)[1] == ["repr", "corrupted, severity 1", "corrupted, severity 3", "knn"]
 
 
+def test_what_was_measured_before_an_interrupt_is_kept(store, tmp_path):
+    out, told = LocalStore(tmp_path), []
+
+    def interrupt(line: str) -> None:
+        told.append(line)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    settings = Evaluation(metrics=["knn", "repr", "probe"])
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(store, settings=settings, out=out, say=interrupt)
+    assert out.list() == ["evaluation.part.json"], "half an evaluation is none"
+    told.clear()
+    found = evaluate(store, settings=settings, out=out, say=told.append)
+    assert [line.partition(": ")[2].partition(":")[0] for line in told] == ["probe"]
+    assert found == evaluate(store, settings=settings, out=LocalStore(tmp_path / "whole"))
+    assert out.list() == ["evaluation.json", "whole"]
+
+
 def test_views_are_embedded_once(store, tmp_path, monkeypatch):
     looked = []
     monkeypatch.setattr("mbcl.evaluation.subject.two_views", lambda *a: looked.append(a) or two_views(*a))

@@ -31,6 +31,23 @@ def test_scikit_learn_finds_the_same_minimum(digits, penalty: float) -> None:
     assert found.predict(others).tolist() == oracle.predict(scaler.transform(others.double())).tolist()
 
 
+def test_strongly_correlated_features_converge_too() -> None:
+    """Their Hessian has a condition of 10^6: as with pixels, or features that have nearly collapsed."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 30)) * np.logspace(0, -3, 30) @ rng.normal(size=(30, 30))
+    y = (x @ rng.normal(size=(30, 4))).argmax(axis=1)
+    scaled = StandardScaler().fit_transform(x)
+    oracle = LogisticRegression(C=1 / (1e-4 * 400), solver="newton-cg", tol=1e-10, max_iter=1000).fit(scaled, y)
+    found = fit_probe(torch.tensor(x), torch.tensor(y), penalty=1e-4)
+
+    def objective(weight: np.ndarray, bias: np.ndarray) -> float:
+        logits = torch.tensor(scaled @ weight + bias)
+        return float(torch.nn.functional.cross_entropy(logits, torch.tensor(y))) + 5e-5 * float((weight**2).sum())
+
+    least = objective(oracle.coef_.T, oracle.intercept_)
+    assert objective(found.weight.numpy(), found.bias.numpy()) == pytest.approx(least, rel=1e-4)
+
+
 def test_the_penalty_is_the_best_on_the_held_out_part(digits) -> None:
     x, y, others, truth = digits
     held_out = torch.arange(0, 700, 5)

@@ -120,6 +120,19 @@ BAD = {
     "small images": ({"experiment/encoder": {"name": "vgg11"}}, [], "vgg11 cannot take images of 1 x 8 x 8"),
     "workers": ({"resources": {"workers": 16}}, [], "resources.workers: 16 workers need"),
     "gpu": ({"resources": {"gpu": True}}, [], "GPU"),
+    "scheduler": ({"scheduler": {"name": "asha", "grace": 2}}, [], "scheduler.grace: unknown key; did you mean"),
+    "searcher": ({"search": {"name": "optuna", "sampler": "tpe"}}, [], "search.sampler: unknown key"),
+    "nothing to draw": ({"search": {"name": "optuna", "num_samples": 4}}, [], "there is nothing to draw"),
+    "an end of a domain": (
+        {
+            "space/sampler": {"grid": [{"name": "osgd", "k": {"randint": [4, 200]}, "q": 2}]},
+            "search": {"name": "optuna"},
+            "baseline": {},
+        },
+        [],
+        "k * batch_size",
+    ),
+    "drawn": ({"space/optimizer.lr": {"loguniform": [0, 1]}}, [], "loguniform: expected [a, b] with a above 0"),
     "nothing to resume": ({}, ["--resume"], "--resume"),
     "nothing to evaluate": ({}, ["--eval-only"], "--eval-only"),
 }
@@ -140,6 +153,55 @@ def test_bad_input_is_one_line_before_ray(space_file, tmp_path, what, monkeypatc
     assert captured.err.count("\n") == 1
     assert words in captured.err
     assert captured.out == ""
+
+
+def test_a_search_without_its_package_is_one_line(space_file, tmp_path, monkeypatch, capsys):
+    import run_ray
+
+    changes = {"space/optimizer.lr": {"uniform": [0.1, 0.2]}, "search": {"name": "optuna", "num_samples": 2}}
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    arguments = ["--space", str(space_file(changes)), "--results-dir", str(tmp_path / "out"), "--dry-run"]
+    assert run_ray.main(arguments) == 2
+    assert "optuna needs the package optuna, which is not installed: pip install 'mbcl[ray]'" in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_the_search(space_file, tmp_path, capsys):
+    import run_ray
+
+    changes = {
+        "seeds": [0, 1],
+        "space/optimizer.lr": {"loguniform": [0.01, 1.0]},
+        "search": {"name": "optuna", "num_samples": 5},
+        "scheduler": {"name": "median_stopping_rule", "min_samples_required": 4},
+    }
+    arguments = ["--space", str(space_file(changes)), "--results-dir", str(tmp_path / "out"), "--dry-run"]
+    assert run_ray.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "sampler: each of {name: shuffle}, {" in out
+    assert "optimizer.lr: 0.01 to 1, evenly in its logarithm" in out
+    assert "optuna proposes 5 settings for each of 2 points of the grids by val/retrieval/top1 (max)" in out
+    assert (
+        "median: from epoch 1 on, who is below the median of at least 4 others by val/retrieval/top1 is stopped" in out
+    )
+    assert "settings race on seed 0; who survives runs seeds 1, too" in out
+    assert "each [1 worker with" in out
+    assert "at most 20 trials, " in out
+    assert " at a time (" in out
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "words"),
+    [
+        ({"name": "asha", "max_t": 1}, "max_t 1 is below the 2 epochs: all end there, none finishes"),
+        ({"name": "median", "grace_period": 2}, "grace_period 2 is no less than the 2 epochs: nobody is stopped"),
+    ],
+)
+def test_a_scheduler_that_may_not_be_meant_so_is_noted(space_file, tmp_path, scheduler, words, capsys):
+    import run_ray
+
+    space = space_file({"scheduler": scheduler})
+    assert run_ray.main(["--space", str(space), "--results-dir", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert words in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,9 @@ ray = pytest.importorskip("ray")
 
 TITLES = ("ray::RayTrainWorker", "ray::Planner", "ray::TrainController", "ray::ImplicitFunc")
 GONE_SECONDS = 60.0
-EPOCHS = 6
+EPOCHS = 3
+ASHA = {"name": "asha", "grace_period": 1, "reduction_factor": 10}
+MEDIAN = {"name": "median", "grace_period": 1, "min_samples_required": 1}
 
 
 def of_trials() -> set[int]:
@@ -76,7 +79,7 @@ class Undertaker:
             time.sleep(0.1)
 
 
-def raced(folder: Path, rates: list[float], seeds: int) -> tuple[StudyRecord, Undertaker]:
+def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = ASHA) -> tuple[StudyRecord, Undertaker]:
     """A race of learning rates, one trial at a time; all but the first are too small to learn anything."""
     from mbcl.orchestration.course import Course, Race
     from mbcl.orchestration.jobs import Job
@@ -114,8 +117,7 @@ def raced(folder: Path, rates: list[float], seeds: int) -> tuple[StudyRecord, Un
                 num_tasks=2,
                 watched=study.metric,
             )
-    rule = {"name": "asha", "grace_period": 1, "reduction_factor": 10}
-    race = Race(RayStopper(rule, mode="max", seed=0), "asha", lambda key: EPOCHS)
+    race = Race(RayStopper(rule, mode="max", seed=0), rule["name"], lambda key: EPOCHS)
     watcher = Undertaker(study)
     course = Course(study, jobs, concurrency=1, race=race)
     run_trials(
@@ -145,13 +147,13 @@ def test_a_stopped_trial_gives_back_what_it_held(local_ray, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dashboard", [False, True])
-def test_many_more_trials_than_fit(tmp_path, dashboard, capsys):
+@pytest.mark.parametrize(("dashboard", "rule"), [(False, ASHA), (True, ASHA), (False, MEDIAN)])
+def test_many_more_trials_than_fit(tmp_path, dashboard, rule, capsys):
     from mbcl.orchestration.cluster import cluster
     from mbcl.orchestration.resources import Node
 
     with cluster(None, [Node(CPUS)], verbose=False, dashboard=dashboard):
-        study, watcher = raced(tmp_path, [0.1, *(i * 1e-4 for i in range(1, 13))], seeds=2)
+        study, watcher = raced(tmp_path, [0.1, *(i * 1e-4 for i in range(1, 9))], seeds=2, rule=rule)
         check(study, watcher, tmp_path, seeds=2)
     with capsys.disabled():
-        print(f"dashboard {dashboard}: gone after {sorted(round(value, 1) for value in watcher.seconds.values())} s")
+        print(f"dashboard {dashboard}, {rule['name']}: gone after {sorted(watcher.seconds.values())} s")

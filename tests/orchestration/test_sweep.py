@@ -128,6 +128,60 @@ def test_the_sweep_gives_what_training_alone_gives(killed_and_resumed, tmp_path)
         torch.set_num_threads(threads)
 
 
+def untimed(folder: Path) -> list[dict[str, str]]:
+    """The rows of ``results.csv`` without what depends on how busy the machine was."""
+    with (folder / "results.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    clocks = ("seconds/", "time/", "plan/seconds")
+    return [{key: value for key, value in row.items() if not key.startswith(clocks)} for row in rows]
+
+
+@pytest.mark.ray
+def test_trials_side_by_side_give_what_they_give_one_by_one(killed_and_resumed, tmp_path):
+    space, study, _, _ = killed_and_resumed
+    result = call(space, tmp_path / "out", "--set", "resources.max_concurrent_trials=2")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2 at a time (resources.max_concurrent_trials), each 1 worker with 0.999 CPU" in result.stdout
+    rows = untimed(tmp_path / "out" / "study")
+    assert len(rows) == 2
+    assert {"train/loss", "plan/lift", "retrieval/u2v/mrr"} < set(rows[0])
+    assert rows == untimed(study)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_concurrency_and_order_change_no_result(space_file, tmp_path):
+    """Every sampler with embeddings, drawn rates, two seeds: one by one, two at a time, and cut and resumed."""
+    changes = {
+        "seeds": [0, 1],
+        "space/sampler": {
+            "grid": [
+                {"name": "shuffle"},
+                {"name": "osgd", "k": 8, "q": 4},
+                {"name": "spectral", "k": 4},
+                {"name": "refined"},
+            ]
+        },
+        "space/optimizer.lr": {"loguniform": [0.01, 0.2]},
+        "search/num_samples": 2,
+    }
+    space, two = space_file(changes), ("--set", "resources.max_concurrent_trials=2")
+    for name, options in (("one", ()), ("two", two)):
+        result = call(space, tmp_path, "--name", name, *options, timeout=900)
+        assert result.returncode == 0, result.stdout + result.stderr
+    process = subprocess.Popen([*command(space, tmp_path, "--name", "cut"), *two], cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: process.poll() is not None or statuses(tmp_path / "cut").count("finished") >= 5, 600)
+    finally:
+        process.kill()
+        process.wait()
+    assert call(space, tmp_path, "--name", "cut", "--resume", timeout=900).returncode == 0
+    rows = untimed(tmp_path / "one")
+    assert len(rows) == 16
+    assert rows == untimed(tmp_path / "two")
+    assert rows == untimed(tmp_path / "cut")
+
+
 @pytest.mark.ray
 def test_after_the_end_only_what_is_asked_for_runs(killed_and_resumed):
     space, study, _, _ = killed_and_resumed
