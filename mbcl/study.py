@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mbcl.errors import ConfigError
 from mbcl.storage import Store, read_text, write_text
 
 STUDY_FILE = "study.json"
+
+TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a trial may be called: a folder's name that leads nowhere else."""
 
 Status = Literal["pending", "running", "finished", "stopped", "failed"]
 
@@ -91,6 +95,15 @@ class StudyRecord(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
     created: str
     trials: dict[str, TrialRecord]
+
+    @field_validator("trials")
+    @classmethod
+    def _stay_inside(cls, trials: dict[str, TrialRecord]) -> dict[str, TrialRecord]:
+        """A trial's name is a folder's, and the file may be anybody's."""
+        for name in trials:
+            if not TRIAL_ID.fullmatch(name):
+                raise ValueError(f"{name!r} is no trial's name")
+        return trials
 
     def unfinished(self) -> list[str]:
         """The trials that ``--resume`` runs: all that are neither finished nor stopped by a scheduler."""

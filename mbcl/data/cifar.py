@@ -199,10 +199,12 @@ class Cifar:
 
     def _download(self, root: Path) -> None:
         import torchvision
+        from torchvision.datasets.utils import download_url
 
+        source = getattr(torchvision.datasets, self.torchvision)
         try:
-            # torchvision unpickles what it has fetched, but only files of the official checksum
-            getattr(torchvision.datasets, self.torchvision)(root=str(root), download=True)
+            # Not by torchvision's class, which also unpickles what it has fetched.
+            download_url(source.url, str(root), filename=self.archive, md5=source.tgz_md5)
         except (OSError, RuntimeError) as error:  # no network, no permission, a checksum that does not match
             reason = " ".join(str(error).split())
             raise DataError(f"{self.name}: the download into {root} failed ({reason}); {self.how_to_get}") from error

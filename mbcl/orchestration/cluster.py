@@ -103,6 +103,8 @@ def cluster(
         # A token that only this user can read; without it any user of this machine could run code as this one. Ray does
         # so by itself, but warns; and it reads the mode once, when it is imported.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # Ray's services then listen on the loopback alone, as they do on other systems than Linux.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     try:

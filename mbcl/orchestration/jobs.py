@@ -61,6 +61,7 @@ class Job:
         watched: the metric that a scheduler decides by while the trial trains; empty if none does.
         evaluation: the evaluation block that takes the place of the experiment's own, as plain data; empty for that.
         verbose: whether Ray may talk.
+        rehearsal: whether everything is computed on CPUs, although GPUs are reserved.
     """
 
     trial_id: str
@@ -77,6 +78,12 @@ class Job:
     watched: str = ""
     evaluation: dict[str, Any] = field(default_factory=dict)
     verbose: bool = False
+    rehearsal: bool = False
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a worker, and the evaluation, compute on a GPU."""
+        return bool(self.need.gpus_per_worker) and not self.rehearsal
 
     @property
     def fences(self) -> tuple[Fence, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -29,6 +30,9 @@ from mbcl.study import StudyRecord
 __all__ = ["Request", "run"]
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+REHEARSAL_VARIABLE = "MBCL_REHEARSAL"
+"""The environment variable that lets trials reserve GPUs, which nodes only claim to have, and compute on CPUs."""
 
 WriteReport = Callable[[Store, StudyRecord], None]
 
@@ -322,4 +326,5 @@ class Sweep:
             evaluation=evaluation,
             fence=self._fence,
             verbose=self._request.verbose,
+            rehearsal=bool(os.environ.get(REHEARSAL_VARIABLE)),
         )

@@ -199,7 +199,7 @@ def run_training(job: Job, planner: Any | None) -> Trained:
     trainer = LeanTorchTrainer(
         _train_on_worker,
         train_loop_config={"job": job, "planner": planner},
-        torch_config=TorchConfig(backend=None if need.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_SECONDS),
+        torch_config=TorchConfig(backend=None if job.on_gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),
         scaling_config=scaling,
         run_config=RunConfig(
             # A name of its own for every attempt: Ray takes an old name for a run to go on with.
@@ -222,7 +222,8 @@ def _train_on_worker(config: dict[str, Any]) -> Trained:
     entered, start = time.time(), time.perf_counter()
     job: Job = config["job"]
     context = ray.train.get_context()
-    world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=get_device())
+    device = get_device() if job.on_gpu else torch.device("cpu")
+    world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=device)
     torch.set_num_threads(job.need.threads)
     mute_sampler_warnings()
     experiment = Experiment.model_validate(job.experiment)

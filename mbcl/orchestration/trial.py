@@ -102,7 +102,7 @@ def _evaluate(job: Job, again: bool) -> dict[str, float]:
     return evaluate(
         store,
         settings=Evaluation.model_validate(job.evaluation) if job.evaluation else None,
-        device="cuda" if job.need.gpus_per_worker else "cpu",
+        device="cuda" if job.on_gpu else "cpu",
         baselines=job.open(job.baselines),
         # The last one of a finished trial, not the one before if that is damaged.
         checkpoint=name_of(job.experiment["train"]["epochs"]) if again else None,

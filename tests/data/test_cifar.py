@@ -259,21 +259,27 @@ def test_folders_that_do_not_fit(tmp_path):
 
 @pytest.mark.parametrize("name", CIFAR)
 def test_download_is_asked_of_torchvision_only_where_files_are_missing(tmp_path, name, monkeypatch):
-    def fetch(self, root, download):
-        assert download
+    def fetch(url, root, filename, md5):
+        assert url.endswith(f"/{CIFAR[name][1]}")
+        assert len(md5) == 32
         write_cifar(Path(root), name)
+        assert pack_cifar(Path(root), name).name == filename
 
-    monkeypatch.setattr(f"torchvision.datasets.{name.upper()}.__init__", fetch)
+    def unpickle(*_):
+        raise AssertionError("torchvision's class was asked, which unpickles")
+
+    monkeypatch.setattr(f"torchvision.datasets.{name.upper()}.__init__", unpickle)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fetch)
     assert len(load(tmp_path, name, download=True).test) == 8
-    monkeypatch.setattr(f"torchvision.datasets.{name.upper()}.__init__", None)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", None)
     assert len(load(tmp_path, name, download=True).test) == 8
 
 
 def test_a_failing_download(tmp_path, monkeypatch):
-    def fail(self, root, download):
+    def fail(url, root, filename, md5):
         raise RuntimeError("no\nnetwork")
 
-    monkeypatch.setattr("torchvision.datasets.CIFAR100.__init__", fail)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fail)
     refused(tmp_path, r"the download into .* failed \(no network\); expected cifar-100-python", download=True)
     with pytest.raises(ConfigError, match="download needs data.dir"):
         data.load("cifar100", download=True)

@@ -1,0 +1,75 @@
+"""The Ray that a study starts for itself: nobody else can reach it."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import ROOT
+
+pytestmark = pytest.mark.ray
+
+LISTENING = "0A"
+
+
+def listening(pids: list[int]) -> dict[str, str]:
+    """What the processes listen at: address by the process's title."""
+    sockets: dict[str, str] = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == LISTENING:
+                sockets[f"socket:[{words[9]}]"] = _address(words[1])
+    found = {}
+    for pid in pids:
+        for descriptor in (Path("/proc") / str(pid) / "fd").iterdir():
+            address = sockets.get(os.readlink(descriptor)) if descriptor.is_symlink() else None
+            if address:
+                title = (Path("/proc") / str(pid) / "cmdline").read_text().split("\0")[0]
+                found[f"{Path(title).name} {address}"] = address.rpartition(" ")[0]
+    return found
+
+
+def _address(text: str) -> str:
+    """``IP PORT`` out of the kernel's words: the bytes of every 32 bits are the other way round."""
+    host, port = text.split(":")
+    words = [bytes.fromhex(host[i : i + 8])[::-1] for i in range(0, len(host), 8)]
+    return f"{ipaddress.ip_address(b''.join(words))} {int(port, 16)}"
+
+
+def look() -> dict[str, Any]:
+    """In a process that has not imported Ray before, like that of the main job."""
+    from mbcl.orchestration.cluster import cluster
+    from mbcl.orchestration.resources import Node
+
+    with cluster(None, [Node(1)], verbose=False):
+        import ray
+
+        assert ray.get(ray.remote(num_cpus=0)(lambda: 1).remote()) == 1
+        from .test_faults import children
+
+        pids = [os.getpid(), *children(os.getpid())]
+        return {"listening": listening(pids), "mode": os.environ["RAY_AUTH_MODE"], "processes": len(pids)}
+
+
+def test_it_listens_on_the_loopback_and_asks_for_a_token():
+    pytest.importorskip("ray")
+    code = "import json; from tests.orchestration.test_local_ray import look; print(json.dumps(look()))"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    seen = json.loads(result.stdout.splitlines()[-1])
+    assert seen["mode"] == "token"
+    assert len(seen["listening"]) >= 3, seen
+    hosts = {name: ipaddress.ip_address(host) for name, host in seen["listening"].items()}
+    public = [name for name, host in hosts.items() if not (getattr(host, "ipv4_mapped", None) or host).is_loopback]
+    assert public == []
