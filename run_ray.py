@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mbcl.arguments import Parser
+from mbcl.orchestration import interrupts
 
 DESCRIPTION = """\
 Run a study of batch samplers. A space file names a base experiment and what varies in it; every setting is trained
@@ -66,9 +67,14 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parser().parse_args(arguments)
-    from mbcl import report
-    from mbcl.orchestration.sweep import Request, run
-
+    interrupts.listen(anew=True)
+    try:
+        # These take seconds, in which an interrupt is one line, too.
+        from mbcl import report
+        from mbcl.orchestration.sweep import Request, run
+    except KeyboardInterrupt:
+        sys.stderr.write(f"error: {interrupts.BEFORE}\n")
+        return interrupts.EXIT_INTERRUPTED
     request = Request(**{**vars(options), "overrides": tuple(options.overrides)})
     return run(request, report.write)
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+EXIT_INTERRUPTED = 130
+BEFORE = "interrupted before anything was started; the same command starts it"
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 TOGETHER_SECONDS = 3.0
 """Signals that follow each other sooner are one interrupt: a script, a terminal and a service manager may all send."""

@@ -16,6 +16,7 @@ from mbcl.orchestration.checks import Checked, check_data_there, check_shared, d
 from mbcl.orchestration.console import Console
 from mbcl.orchestration.course import Course
 from mbcl.orchestration.evaluations import commit, reopen_for_evaluation, settings_of
+from mbcl.orchestration.interrupts import EXIT_INTERRUPTED
 from mbcl.orchestration.jobs import Job, Placement, one_line
 from mbcl.orchestration.lease import hold
 from mbcl.orchestration.request import Request
@@ -27,9 +28,9 @@ from mbcl.orchestration.trials import Trials, TrialSpec, expand
 from mbcl.storage import Store, check_writable, open_store
 from mbcl.study import StudyRecord
 
-__all__ = ["Request", "run"]
+__all__ = ["EXIT_INTERRUPTED", "Request", "run"]
 
-EXIT_FINISHED, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_FINISHED, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
 REHEARSAL_VARIABLE = "MBCL_REHEARSAL"
 """The environment variable that lets trials reserve GPUs, which nodes only claim to have, and compute on CPUs."""
@@ -47,7 +48,7 @@ def run(request: Request, write_report: WriteReport) -> int:
     Returns:
         The exit code of the contract: 0, 1, 2 or 130.
     """
-    interrupts.listen(anew=True)
+    interrupts.listen()
     try:
         return _run(request, write_report)
     except ConfigError as error:
@@ -65,7 +66,7 @@ def run(request: Request, write_report: WriteReport) -> int:
         consoles.error(f"Ray was lost: {one_line(error)}; go on with: {request.resuming()}")
         return EXIT_FAILED
     except KeyboardInterrupt:
-        consoles.error("interrupted before anything was started; the same command starts it")
+        consoles.error(interrupts.BEFORE)
         return EXIT_INTERRUPTED
 
 

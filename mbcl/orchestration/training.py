@@ -29,7 +29,7 @@ from mbcl.orchestration.elastic import LargestFitting
 from mbcl.orchestration.failures import LostOnly
 from mbcl.orchestration.jobs import Job, mute_sampler_warnings, one_line
 from mbcl.orchestration.planner import RayPlanService
-from mbcl.storage import open_store
+from mbcl.storage import is_uri, open_store
 
 COLLECTIVE_SECONDS = 600
 """How long a rank waits for another: longer than any validation, shorter than a night."""
@@ -40,8 +40,8 @@ START_FAILURES = 3
 FAILURES = FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=START_FAILURES)
 NOTICE_SECONDS = 15.0
 """How much training at most is lost with a node that was announced to go."""
-OWNER_SECONDS = 1.0
-"""How often a worker looks whether its folder is still its own."""
+OWNER_SECONDS, OWNER_SECONDS_AWAY = 1.0, 10.0
+"""How often a worker looks whether its folder is still its own: on a disk, and where that takes a request."""
 DISPENSABLE = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
 
@@ -145,11 +145,12 @@ class Owner:
 
     def __init__(self, fences: Sequence[Fence]) -> None:
         self._fences = fences
+        self._every = OWNER_SECONDS_AWAY if any(is_uri(fence.location) for fence in fences) else OWNER_SECONDS
         self._looked = time.monotonic()
 
     def on_step(self, step: int, loss: float, lr: float) -> None:
-        """Look, about once a second."""
-        if time.monotonic() - self._looked > OWNER_SECONDS:
+        """Look, if the last time is long ago."""
+        if time.monotonic() - self._looked > self._every:
             self.on_checkpoint()
 
     def on_checkpoint(self) -> None:
