@@ -8,11 +8,8 @@ from typing import Any
 
 from mbcl.data import CORRUPTED, DATASETS, describe
 from mbcl.errors import ConfigError
-from mbcl.models import ENCODERS
-from mbcl.objectives import OBJECTIVES
-from mbcl.optim import OPTIMIZERS
+from mbcl.parts import PARTS, registry_of
 from mbcl.registry import Registry
-from mbcl.samplers import SAMPLERS
 
 _PROVIDED = {"batch_size", "num_samples", "in_channels", "architecture", "params"}
 
@@ -33,12 +30,8 @@ def _parts(kind: str, registry: Registry[Any]) -> Iterator[str]:
         yield f"      {summary}"
 
 
-REGISTRIES: dict[str, Registry[Any]] = {
-    "samplers": SAMPLERS,
-    "objectives": OBJECTIVES,
-    "optimizers": OPTIMIZERS,
-    "encoders": ENCODERS,
-}
+KINDS = {f"{part}s": part for part in PARTS}
+"""What ``mbcl list`` calls them."""
 
 
 def about(kind: str, name: str) -> str:
@@ -47,9 +40,9 @@ def about(kind: str, name: str) -> str:
     Raises:
         ConfigError: if nothing of that kind is called so, or its kind has no parameters to explain.
     """
-    if kind not in REGISTRIES:
-        raise ConfigError(f"mbcl list {kind}: says all there is; names are explained of {', '.join(REGISTRIES)}")
-    registry = REGISTRIES[kind]
+    if kind not in KINDS:
+        raise ConfigError(f"mbcl list {kind}: says all there is; names are explained of {', '.join(KINDS)}")
+    registry = registry_of(KINDS[kind])
     name = registry.canonical(name)
     aliases = f" (also {', '.join(registry.aliases(name))})" if registry.aliases(name) else ""
     return f"{name}({_signature(registry[name])}){aliases}\n\n{inspect.getdoc(registry[name]) or ''}"
@@ -61,9 +54,9 @@ def lines(kind: str | None = None) -> Iterator[str]:
     Args:
         kind: samplers, objectives, optimizers, encoders or datasets; all if None.
     """
-    for name, registry in REGISTRIES.items():
+    for name, part in KINDS.items():
         if kind in (None, name):
-            yield from _parts(name, registry)
+            yield from _parts(name, registry_of(part))
     if kind in (None, "encoders"):
         yield "  and every classification architecture of torchvision, for example resnet18(stem='imagenet')"
     if kind in (None, "datasets"):

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from mbcl.errors import ConfigError
 from mbcl.orchestration import domains
+from mbcl.orchestration.conditional import applies
 from mbcl.orchestration.domains import Domain, Draw
-from mbcl.orchestration.parts import applies
 from mbcl.orchestration.space import Search, Space, SpaceFile
 from mbcl.orchestration.trials import (
     Trials,

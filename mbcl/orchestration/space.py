@@ -13,9 +13,9 @@ from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, create_
 
 from mbcl.configuration import Part, PathConfigError, Section, apply_overrides, part, read_yaml, validate
 from mbcl.errors import ConfigError, nearest
+from mbcl.orchestration.conditional import check_conditional
 from mbcl.orchestration.domains import parse, plain, short
 from mbcl.orchestration.kinds import PRETRAINING, SYNTHETIC, VALIDATION_METRIC, AnyExperiment, Kind, kind_of
-from mbcl.orchestration.parts import check_conditional
 from mbcl.orchestration.schedulers import SCHEDULERS
 from mbcl.orchestration.schedulers import build as build_scheduler
 from mbcl.summary.glossary import direction

@@ -12,10 +12,11 @@ from typing import Any
 from mbcl.configuration import set_path
 from mbcl.errors import ConfigError
 from mbcl.orchestration import domains
+from mbcl.orchestration.conditional import applies
 from mbcl.orchestration.domains import short
 from mbcl.orchestration.kinds import AnyExperiment
-from mbcl.orchestration.parts import PARTS, applies, canonical
 from mbcl.orchestration.space import Space, SpaceFile, experiment_of
+from mbcl.parts import PARTS, canonical, registry_of
 from mbcl.study import Drawn, TrialRecord
 
 PROBES = 200
@@ -238,7 +239,7 @@ def resolved_baseline(space: Space) -> dict[str, Any]:
     for key, wanted in space.baseline.items():
         block = {"name": wanted} if key in PARTS and isinstance(wanted, str) else wanted
         if key in PARTS and isinstance(block, Mapping) and "name" in block:
-            block = {**block, "name": PARTS[key].canonical(str(block["name"]))}
+            block = {**block, "name": registry_of(key).canonical(str(block["name"]))}
         result[key] = block
     return result
 

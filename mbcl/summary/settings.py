@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mbcl.errors import ConfigError
-from mbcl.registry import Registry
+from mbcl import parts
 from mbcl.study import StudyRecord, TrialRecord
 
 FIXED_COLUMNS = ("trial_id", "status", "error", "sampler", "objective", "seed")
@@ -19,13 +16,6 @@ FIXED_COLUMNS = ("trial_id", "status", "error", "sampler", "objective", "seed")
 
 MOST_DIGITS = 8
 """A float of more characters was not typed by anybody."""
-
-_REGISTRIES = {
-    "sampler": ("mbcl.samplers", "SAMPLERS"),
-    "objective": ("mbcl.objectives", "OBJECTIVES"),
-    "optimizer": ("mbcl.optim", "OPTIMIZERS"),
-    "encoder": ("mbcl.models", "ENCODERS"),
-}
 
 
 @dataclass(frozen=True)
@@ -111,37 +101,19 @@ def _columns(trial: TrialRecord) -> dict[str, Any]:
     return own | {key: value for key, value in flatten(trial.parameters).items() if key not in FIXED_COLUMNS}
 
 
-def _registry(part: str) -> Registry[Any] | None:
-    """The registry of a kind of part; imported late because it brings torch along."""
-    if part not in _REGISTRIES:
-        return None
-    module, name = _REGISTRIES[part]
-    registry: Registry[Any] = getattr(importlib.import_module(module), name)
-    return registry
-
-
 def canonical(column: str, value: Any) -> Any:
     """The canonical name behind a published alias; anything else as it is."""
-    registry = _registry(column)
-    if registry is None or not isinstance(value, str):
-        return value
-    try:
-        return registry.canonical(value)
-    except ConfigError:  # an old study may name a part that is gone
-        return value
+    return parts.canonical(column, value) if column in parts.PARTS and isinstance(value, str) else value
 
 
 def _is_default(column: str, columns: Mapping[str, Any]) -> bool:
     """Whether a parameter of a registered part has the value that it has when a user gives none."""
     part, _, parameter = column.partition(".")
-    registry = _registry(part)
-    if registry is None or part not in columns:
+    if part not in parts.PARTS or part not in columns:
         return False
-    try:
-        signature = inspect.signature(registry[str(columns[part])]).parameters
-    except (ConfigError, TypeError, ValueError):
-        return False
-    return parameter in signature and bool(signature[parameter].default == columns[column])
+    # An old study may name a part that is gone.
+    known = parts.defaults(part, str(columns[part])) or {}
+    return parameter in known and bool(known[parameter] == columns[column])
 
 
 def labels(settings: list[dict[str, Any]]) -> list[str]:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mbcl.orchestration.conditional import applies
 from mbcl.orchestration.domains import drawn_from, extremes, fill, parse, plain, points, words
-from mbcl.orchestration.parts import applies
 from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand
 

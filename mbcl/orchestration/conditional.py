@@ -1,43 +1,13 @@
-"""Swept parts of an experiment, and the swept parameters that only some of their choices have."""
+"""Swept parameters that only some choices of a swept part have: k and q of samplers, for example."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mbcl.errors import ConfigError, nearest
-from mbcl.models import ENCODERS
-from mbcl.objectives import OBJECTIVES
-from mbcl.optim import OPTIMIZERS
 from mbcl.orchestration.domains import Domain
-from mbcl.registry import Registry
-from mbcl.samplers import SAMPLERS
-
-PARTS: dict[str, Registry[Any]] = {
-    "sampler": SAMPLERS,
-    "objective": OBJECTIVES,
-    "optimizer": OPTIMIZERS,
-    "encoder": ENCODERS,
-}
-
-
-def canonical(part: str, name: str) -> str:
-    """Our name behind a published one; a name that nobody knows as it is, to be refused where it is used."""
-    try:
-        return PARTS[part].canonical(name)
-    except ConfigError:
-        return name
-
-
-def _parameters(part: str, name: str) -> set[str] | None:
-    """The parameters of a part of that name; None if there is no such part."""
-    try:
-        factory = PARTS[part][name]
-    except ConfigError:
-        return None
-    found = inspect.signature(factory).parameters.values()
-    return {parameter.name for parameter in found if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
+from mbcl.parts import PARTS, defaults
 
 
 def applies(key: str, chosen: Mapping[str, Any]) -> bool:
@@ -52,7 +22,7 @@ def applies(key: str, chosen: Mapping[str, Any]) -> bool:
         return True
     block = chosen.get(part)
     name = chosen.get(f"{part}.name", block.get("name") if isinstance(block, Mapping) else None)
-    known = _parameters(part, name) if isinstance(name, str) else None
+    known = defaults(part, name) if isinstance(name, str) else None
     return known is None or parameter.partition(".")[0] in known
 
 
@@ -68,10 +38,10 @@ def check_conditional(domains: Mapping[str, Domain]) -> None:
         if part not in PARTS or parameter in ("", "name") or not swept:
             continue
         names = dict.fromkeys(name for domain in swept for name in _names(domain))
-        known = [_parameters(part, name) for name in names]
+        known = [defaults(part, name) for name in names]
         if None in known or any(parameter.partition(".")[0] in (found or ()) for found in known):
             continue
-        everything = set().union(*(found or () for found in known))
+        everything = {parameter for found in known for parameter in found or ()}
         raise ConfigError(
             f"space.{key}: none of {', '.join(names)} has this parameter; {nearest(parameter, everything)}"
         )
