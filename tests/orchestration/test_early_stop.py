@@ -143,10 +143,12 @@ def check(study: StudyRecord, watcher: Undertaker, folder: Path, *, seeds: int, 
             assert all(record.metrics == {} for record in records)
     assert stopped >= least
     assert len(watcher.seconds) == stopped, "everything that a stopped trial held is gone"
+    end = time.monotonic() + GONE_SECONDS
+    while free_cpus() != CPUS and time.monotonic() < end:  # Ray's books are a moment late
+        time.sleep(0.1)
     assert free_cpus() == CPUS
 
 
-@pytest.mark.slow
 def test_a_stopped_trial_gives_back_what_it_held(local_ray, tmp_path):
     study, watcher = raced(tmp_path, [0.1, 1e-4, 2e-4], seeds=1)
     check(study, watcher, tmp_path, seeds=1, least=2)
