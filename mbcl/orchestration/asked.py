@@ -17,6 +17,11 @@ def domain_lines(space: Space) -> Iterator[str]:
             yield f"{key}: {domains.words(domain)}"
 
 
+def by_seeds(settings: int, seeds: int) -> str:
+    """So many settings, each with so many seeds."""
+    return f"{settings} setting{'s' * (settings != 1)} x {seeds} seed{'s' * (seeds != 1)}"
+
+
 def plan_lines(space: Space) -> Iterator[str]:
     """How settings are drawn, where they are, and who stops trials, where anybody does."""
     search, found = space.search, points(space)
@@ -26,10 +31,8 @@ def plan_lines(space: Space) -> Iterator[str]:
         verb = "proposes" if search.adaptive else "draws"
         by = f" by {search.metric} ({search.mode}), the mean over the seeds" if search.adaptive else ""
         settings = sum(samples_of(space, point) for point in found)
-        yield (
-            f"search: {search.name} {verb} {search.num_samples} settings{where}{by}; {settings} settings x "
-            f"{len(space.seeds)} seeds"
-        )
+        each = by_seeds(settings, len(space.seeds))
+        yield f"search: {search.name} {verb} {search.num_samples} settings{where}{by}; {each}"
     rule = build(space.scheduler)
     if rule.stops:
         yield f"scheduler: {rule.words(search.metric)}"

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mbcl.orchestration.asked import domain_lines, plan_lines
+from mbcl.orchestration.asked import by_seeds, domain_lines, plan_lines
 from mbcl.orchestration.checks import Checked
 from mbcl.orchestration.domains import short
 from mbcl.orchestration.resources import Fit, Need
@@ -76,7 +76,7 @@ class Console:
         self.say(f"{self._study.name}: {self._study.question}" if self._study.question else self._study.name)
         most = "at most " if self._trials.probes else ""
         done = f", {total - num_todo} of them done" if num_todo < total else ""
-        counts = f"{most}{total} trials{done}: {total // seeds} settings x {seeds} seeds"
+        counts = f"{most}{total} trials{done}: {by_seeds(total // seeds, seeds)}"
         self.say(f"{counts}; {fit}, each {need}")
         for line in plan_lines(self._space):
             self.say(line)

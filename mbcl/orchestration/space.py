@@ -199,7 +199,9 @@ class Space(Section):
             raise PathConfigError("scheduler", str(error)) from error
         if rule.stops and not self.kind.races:
             raise PathConfigError(
-                "scheduler.name", f"found {self.scheduler.name}, but these trials measure nothing before their end"
+                "scheduler.name",
+                f"found {self.scheduler.name}, but trials of a synthetic study take seconds and measure nothing before "
+                "their end that they could be stopped for; use fifo",
             )
         swept = sorted({key.split(".")[0] for key in self.space} & {"sampler", "objective"})
         if swept and self.search.metric.startswith(("train/", "plan/")):
