@@ -20,7 +20,7 @@ test: $(VENV)/.test lint types layers    ## set up, then everything that CI chec
 test-fast: $(VENV)/.test     ## without Ray and without other processes
 	$(BIN)/python -m pytest -m "not slow and not gpu and not ray and not dist"
 
-test-slow: $(VENV)/.test     ## drills, long runs, properties on new random cases
+test-slow: $(VENV)/.test-slow     ## drills, long runs, properties on new random cases
 	$(BIN)/python -m pytest -m slow --timeout 3600
 	$(BIN)/python -m pytest -m "not slow and not gpu and not ray and not dist" --hypothesis-profile=default
 
@@ -56,4 +56,9 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.run
 	$(PIP) --editable '.[ray,wandb,test]' --constraint constraints.txt
+	@touch $@
+
+# Some drills run beside Ray's dashboard.
+$(VENV)/.test-slow: $(VENV)/.test
+	$(PIP) --editable '.[cluster,wandb,test]' --constraint constraints.txt
 	@touch $@

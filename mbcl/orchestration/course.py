@@ -159,7 +159,12 @@ class Course:
     def ended(self, key: str) -> None:
         """A trial has ended; its record says how."""
         self._running.discard(key)
-        self._end_setting(self._study.trials[key].setting)
+        setting = self._study.trials[key].setting
+        # At once, so that the record that is written now says what became of them.
+        for other in [other for other in self._waiting if self._study.trials[other].setting == setting]:
+            if self._lost_race(other):
+                del self._waiting[other]
+        self._end_setting(setting)
 
     def _end_setting(self, setting: int) -> None:
         left = (self._study.trials[key].setting == setting for key in (*self._waiting, *self._running))

@@ -99,6 +99,17 @@ def test_settings_race_on_their_first_seed_alone(concurrency):
     assert where[1].words() == "not begun: below stopped this setting with seed 7"
 
 
+def test_the_record_says_at_once_what_a_stop_means_for_the_other_seeds():
+    study = study_of(2, 2)
+    course = Course(study, study.trials, concurrency=1, race=race(Below(0.5)))
+    assert course.next() == "0"
+    assert course.row("0", 1, 0.1)
+    study.trials["0"].status, study.trials["0"].stopped = "stopped", course.where_stopped("0")
+    course.ended("0")
+    assert [record.status for record in study.trials.values()] == ["stopped", "stopped", "pending", "pending"]
+    assert course.next() == "2"
+
+
 def test_another_seed_waits_for_the_race():
     study = study_of(2, 2)
     course = Course(study, study.trials, concurrency=4, race=race(Below(0.5)))
