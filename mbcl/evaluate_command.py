@@ -70,7 +70,11 @@ def add_evaluate(commands: Any) -> None:
         "--corrupted-dir", metavar="DIR", help="the data set's official corrupted version (default: made as needed)"
     )
     evaluate.add_argument("--baselines", metavar="NAME", nargs="+", help="beside them: random weights, raw pixels")
-    evaluate.add_argument("--split", metavar="NAME", help="test, validation, or train as published")
+    evaluate.add_argument(
+        "--split",
+        metavar="NAME",
+        help="test, validation, or train: the images trained on, as published but without the validation split's",
+    )
     evaluate.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="a key of the evaluation block"
     )
