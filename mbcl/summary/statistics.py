@@ -77,8 +77,18 @@ class Comparison:
     p_holm: float | None
     comparisons: int
     verdict: str
-    chosen: bool = False
-    """Whether both were chosen, each as the best of its kind by the metric of the search."""
+    chosen_by: str = ""
+    """The metric of the search by which both were chosen, each as the best of its kind; empty if all are compared."""
+
+    @property
+    def chosen(self) -> bool:
+        """Whether both were chosen, each as the best of its kind."""
+        return bool(self.chosen_by)
+
+    @property
+    def circular(self) -> bool:
+        """Whether both were chosen by the very metric on which they are compared, so that it flatters them."""
+        return self.chosen_by == self.metric
 
     @property
     def excludes_zero(self) -> bool:
@@ -251,7 +261,8 @@ def compare(study: StudyRecord, metric: str) -> list[Comparison]:
         if reference is not None:
             found.append(_pair(metric, setting, reference))
     if not found and len(candidates) > 1:
-        found = [replace(_pair(metric, *pair), chosen=True) for pair in champions(study, settings, candidates)]
+        pairs = champions(study, settings, candidates)
+        found = [replace(_pair(metric, *pair), chosen_by=study.metric) for pair in pairs]
     tested = [i for i, comparison in enumerate(found) if comparison.p is not None]
     adjusted = dict(zip(tested, holm([found[i].p or 0.0 for i in tested]), strict=True))
     return [replace(c, p_holm=adjusted.get(i), comparisons=len(tested)) for i, c in enumerate(found)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from report.studies import SHUFFLE, TOP1, study, trial
 
-from mbcl.report.answer import answer
+from mbcl.report.answer import answer, second_opinion
 from mbcl.study import StudyRecord
 from mbcl.summary import compare, labels, summarise
 
@@ -62,6 +62,22 @@ def test_the_answer_says_how_they_were_chosen():
     found = answer(record, summarise(record), compare(record, TOP1), TOP1)
     assert any(f"best settings of each sampler and objective by {VAL}" in sentence for sentence in found.details)
     assert any(f"{TOP1} took no part in the choice" in sentence for sentence in found.details)
+
+
+def test_no_difference_is_claimed_in_what_the_settings_were_chosen_by():
+    record = tuned(metric=TOP1)
+    for trial in record.trials.values():  # a clear difference, with some spread
+        trial.metrics[TOP1] += (trial.sampler == "spectral") * trial.seed / 1000
+    comparisons = compare(record, TOP1)
+    assert all(c.excludes_zero and c.circular and not c.constant and c.p_holm < 0.05 for c in comparisons)
+    found = answer(record, summarise(record), comparisons, TOP1)
+    assert found.headline == f"No setting is shown to differ from shuffle, lr=0.1 on {TOP1}."
+    text = " ".join(found.details)
+    assert f"since {TOP1} is what they were chosen by, it flatters them" in text
+    assert "took no part" not in text
+    assert "Holm" not in text
+    assert "Differences measured: spectral (k=4), lr=0.12" in text
+    assert "better" not in second_opinion(comparisons)
 
 
 def test_without_a_baseline_the_best_goes_by_validation():
