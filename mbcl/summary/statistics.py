@@ -250,13 +250,15 @@ def compare(study: StudyRecord, metric: str) -> list[Comparison]:
 
     Returns:
         One comparison for each setting that has a baseline, in the order of the study; empty without a baseline. Where
-        several settings are baselines and none has a counterpart among them, as after a search that drew other values
+        several settings are baselines and none has a counterpart among them, or an adaptive search drew other values
         for each, the best of every kind by the metric of the search is compared with the best baseline.
     """
     settings = settings_of(study)
     candidates = baselines(study, settings)
+    # Two draws of an adaptive search that agree do so by chance, which must not decide what is compared.
+    drawn = len(candidates) > 1 and any(trial.drawn for trial in study.trials.values())
     found = []
-    for setting in settings:
+    for setting in settings if not drawn else ():
         reference = baseline_for(study, setting, candidates)
         if reference is not None:
             found.append(_pair(metric, setting, reference))

@@ -6,7 +6,7 @@ import pytest
 from report.studies import SHUFFLE, TOP1, study, trial
 
 from mbcl.report.answer import answer, second_opinion
-from mbcl.study import StudyRecord
+from mbcl.study import Drawn, StudyRecord
 from mbcl.summary import compare, labels, summarise
 
 VAL = "val/retrieval/top1"
@@ -40,6 +40,17 @@ def test_the_best_of_each_kind_by_validation_are_compared():
     assert comparison.n == 2
     (lowest,) = compare(tuned(mode="min"), TOP1)
     assert (lowest.setting, lowest.baseline) == (2, 0)
+
+
+def test_drawn_values_that_agree_by_chance_do_not_decide_what_is_compared():
+    record = tuned()
+    for trial in record.trials.values():
+        trial.drawn = Drawn(point=0, number=0, values={})
+        if trial.setting == 2:
+            trial.parameters["optimizer.lr"] = 0.1  # as setting 0
+    (comparison,) = compare(record, TOP1)
+    assert comparison.chosen
+    assert (comparison.setting, comparison.baseline) == (3, 1)
 
 
 def test_each_objective_has_its_own_baseline():
