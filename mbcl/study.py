@@ -83,8 +83,8 @@ class TrialRecord(BaseModel):
 class StudyRecord(BaseModel):
     """A whole study.
 
-    ``trials`` is in the order of the space, by ``trial_id``; ``left_out`` the draws of an adaptive search that became no
-    setting: repeats, and what is no experiment.
+    ``trials`` is in the order of the space, by ``trial_id``; ``left_out`` has the draws of an adaptive search that
+    became no setting: repeats, and what is no experiment.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -97,8 +97,8 @@ def _reference(comparisons: list[Comparison]) -> str:
 def _holds(comparison: Comparison) -> bool:
     """Whether a difference may be claimed: its interval excludes 0, Holm's correction agrees, and it has a spread.
 
-    Seeds that all differ by exactly the same amount tell of the metric's coarseness, not of certainty; and what settings
-    were chosen by is no test of them.
+    Seeds that all differ by exactly the same amount tell of the metric's coarseness, not of certainty; and what
+    settings were chosen by is no test of them.
     """
     return (
         comparison.excludes_zero

@@ -181,7 +181,7 @@ def test_draws_that_were_left_out_are_not_drawn_again(space_file):
 def test_a_record_without_its_left_out_draws_gives_no_slot_back(space_file):
     space = space_file(CHOICES)
     whole = Run(space).play()
-    last = max((record.drawn.number for record in whole.study.trials.values()))
+    last = max(record.drawn.number for record in whole.study.trials.values())
     old = stored(whole.study.model_copy(update={"left_out": []}))
     assert Run(space, old).source.left == 11 - last
 

@@ -44,10 +44,10 @@ def test_the_best_of_each_kind_by_validation_are_compared():
 
 def test_drawn_values_that_agree_by_chance_do_not_decide_what_is_compared():
     record = tuned()
-    for trial in record.trials.values():
-        trial.drawn = Drawn(point=0, number=0, values={})
-        if trial.setting == 2:
-            trial.parameters["optimizer.lr"] = 0.1  # as setting 0
+    for found in record.trials.values():
+        found.drawn = Drawn(point=0, number=0, values={})
+        if found.setting == 2:
+            found.parameters["optimizer.lr"] = 0.1  # as setting 0
     (comparison,) = compare(record, TOP1)
     assert comparison.chosen
     assert (comparison.setting, comparison.baseline) == (3, 1)
@@ -77,8 +77,8 @@ def test_the_answer_says_how_they_were_chosen():
 
 def test_no_difference_is_claimed_in_what_the_settings_were_chosen_by():
     record = tuned(metric=TOP1)
-    for trial in record.trials.values():  # a clear difference, with some spread
-        trial.metrics[TOP1] += (trial.sampler == "spectral") * trial.seed / 1000
+    for each in record.trials.values():  # a clear difference, with some spread
+        each.metrics[TOP1] += (each.sampler == "spectral") * each.seed / 1000
     comparisons = compare(record, TOP1)
     assert all(c.excludes_zero and c.circular and not c.constant and c.p_holm < 0.05 for c in comparisons)
     found = answer(record, summarise(record), comparisons, TOP1)
