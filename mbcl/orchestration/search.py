@@ -129,9 +129,9 @@ class Proposals:
     def _restore(self) -> tuple[int, int]:
         """Tell Optuna what the study has drawn and measured, in the same order; returns the number of the last draw."""
         draws: list[tuple[Drawn, int | None]] = [(drawn, None) for drawn in self._study.left_out]
-        for setting, records in self._study.settings().items():
+        for known, records in self._study.settings().items():
             assert records[0].drawn is not None
-            draws.append((records[0].drawn, setting))
+            draws.append((records[0].drawn, known))
         draws.sort(key=lambda found: _slot(found[0]))
         for drawn, setting in draws:
             tuner = self._tuners[drawn.point]
