@@ -81,7 +81,11 @@ class TrialRecord(BaseModel):
 
 
 class StudyRecord(BaseModel):
-    """A whole study. ``trials`` is in the order of the space, by ``trial_id``."""
+    """A whole study.
+
+    ``trials`` is in the order of the space, by ``trial_id``; ``left_out`` has the draws of an adaptive search that
+    became no setting: repeats, and what is no experiment.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -95,6 +99,7 @@ class StudyRecord(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
     created: str
     trials: dict[str, TrialRecord]
+    left_out: list[Drawn] = Field(default_factory=list)
 
     @field_validator("trials")
     @classmethod

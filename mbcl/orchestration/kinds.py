@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from mbcl.configuration import Section
 from mbcl.errors import ConfigError
@@ -39,11 +39,6 @@ class Kind(Protocol):
     @property
     def metrics(self) -> tuple[str, ...]:
         """What a search may go by; the first is the default."""
-        ...
-
-    @property
-    def mode(self) -> Literal["min", "max"]:
-        """Which way the default is better."""
         ...
 
     @property
@@ -110,7 +105,6 @@ class Pretraining:
 
     model = Experiment
     metrics = (VALIDATION_METRIC, "train/loss", "plan/loss", "plan/lift", "plan/coverage")
-    mode: Literal["min", "max"] = "max"
     reads_data = True
     races = True
 
@@ -182,7 +176,6 @@ class SyntheticStudy:
 
     model = SyntheticExperiment
     metrics = ("synthetic/distance", "synthetic/excess", "synthetic/true_loss", "synthetic/mean_loss")
-    mode: Literal["min", "max"] = "min"
     reads_data = False
     races = False
 

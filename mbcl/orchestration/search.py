@@ -68,18 +68,22 @@ def known(file: SpaceFile, trials: Trials, study: StudyRecord) -> Trials:
     base, grid = base_of(space, source), points(space)
     found: list[TrialSpec] = []
     for setting, records in study.settings().items():
-        drawn = records[0].drawn
-        if drawn is None or not 0 <= drawn.point < len(grid):
-            raise ConfigError(
-                f"{source}: setting {setting} of the study has no draw of this space; study.json is damaged"
-            )
-        try:
-            chosen = domains.fill(grid[drawn.point], applies, _replaying(drawn.values))
-        except (KeyError, IndexError, TypeError) as error:
-            raise ConfigError(f"{source}: setting {setting} was drawn from another space: {error}") from error
+        chosen = _replayed(grid, records[0].drawn, f"{source}: setting {setting}")
         experiment = experiment_with(base, chosen, space, source)
         found += replicate(space, setting, resolved(experiment, chosen), experiment, trials.total)
+    for number, drawn in enumerate(study.left_out):
+        _replayed(grid, drawn, f"{source}: draw {number} that was left out")
     return replace(trials, specs=tuple(found))
+
+
+def _replayed(grid: list[dict[str, Any]], drawn: Drawn | None, what: str) -> dict[str, Any]:
+    """The values of the swept keys that a record has."""
+    if drawn is None or not 0 <= drawn.point < len(grid):
+        raise ConfigError(f"{what} of the study has no draw of this space; study.json is damaged")
+    try:
+        return domains.fill(grid[drawn.point], applies, _replaying(drawn.values))
+    except (KeyError, IndexError, TypeError) as error:
+        raise ConfigError(f"{what} was drawn from another space: {error}") from error
 
 
 class Proposals:
@@ -111,30 +115,35 @@ class Proposals:
         self._points = points(self._space)
         self._tuners = [_Tuner(self._space, number, point) for number, point in enumerate(self._points)]
         self._open: dict[int, tuple[_Tuner, optuna.Trial]] = {}
+        self._repeats: dict[int, list[tuple[_Tuner, optuna.Trial]]] = {}
         self._seen: dict[str, int] = {}
+        last = self._restore()
         most = max(samples_of(self._space, point) for point in self._points)
-        done = self._restore()
         self._slots = [
             (number, point)
             for number in range(most)
             for point in range(len(self._points))
-            if number < samples_of(self._space, self._points[point]) and (number, point) not in done
+            if number < samples_of(self._space, self._points[point]) and (number, point) > last
         ]
 
-    def _restore(self) -> set[tuple[int, int]]:
-        """Tell Optuna what the study has drawn and measured; returns which draws these were."""
-        done = set()
-        for setting, records in self._study.settings().items():
-            drawn = records[0].drawn
-            assert drawn is not None
+    def _restore(self) -> tuple[int, int]:
+        """Tell Optuna what the study has drawn and measured, in the same order; returns the number of the last draw."""
+        draws: list[tuple[Drawn, int | None]] = [(drawn, None) for drawn in self._study.left_out]
+        for known, records in self._study.settings().items():
+            assert records[0].drawn is not None
+            draws.append((records[0].drawn, known))
+        draws.sort(key=lambda found: _slot(found[0]))
+        for drawn, setting in draws:
             tuner = self._tuners[drawn.point]
             trial, chosen = tuner.ask(drawn.number, drawn.values)
+            if setting is None:
+                self._leave_out(tuner, trial, chosen)
+                continue
             self._open[setting] = tuner, trial
             self._seen[identity_of(experiment_with(self._base, chosen, self._space, self._source))] = setting
-            done.add((drawn.number, drawn.point))
-            if all(record.status in ENDED for record in records):
+            if all(record.status in ENDED for record in self._study.settings()[setting]):
                 self.tell(setting)
-        return done
+        return _slot(draws[-1][0]) if draws else (-1, -1)
 
     @property
     def left(self) -> int:
@@ -147,23 +156,32 @@ class Proposals:
             number, point = self._slots.pop(0)
             tuner = self._tuners[point]
             trial, chosen = tuner.ask(number)
-            try:
-                experiment = experiment_with(self._base, chosen, self._space, self._source)
-            except ConfigError as error:
-                self._say(f"note: a draw is left out: {error}")
-                tuner.tell_failure(trial)
+            drawn = Drawn(point=point, number=number, values=trial.params)
+            why = self._leave_out(tuner, trial, chosen)
+            if why:
+                self._study.left_out.append(drawn)
+                self._say(f"note: draw {number} of point {point} {why} and is left out")
                 continue
-            known = self._seen.get(identity_of(experiment))
-            if known is not None:
-                self._say(f"note: draw {number} of point {point} repeats setting {known} and is left out")
-                self._tell(tuner, trial, self._study.settings()[known])
-                continue
-            return self._begin(tuner, trial, chosen, experiment, Drawn(point=point, number=number, values=trial.params))
+            return self._begin(tuner, trial, chosen, drawn)
         return []
 
-    def _begin(
-        self, tuner: _Tuner, trial: optuna.Trial, chosen: Mapping[str, Any], experiment: Any, drawn: Drawn
-    ) -> list[str]:
+    def _leave_out(self, tuner: _Tuner, trial: optuna.Trial, chosen: Mapping[str, Any]) -> str:
+        """Tell Optuna of a draw that becomes no setting; why it does not, empty if it does."""
+        try:
+            known = self._seen.get(identity_of(experiment_with(self._base, chosen, self._space, self._source)))
+        except ConfigError as error:
+            tuner.tell_failure(trial)
+            return f"is no experiment ({error})"
+        if known is None:
+            return ""
+        if known in self._open:
+            self._repeats.setdefault(known, []).append((tuner, trial))
+        else:
+            self._tell(tuner, trial, self._study.settings()[known])
+        return f"repeats setting {known}"
+
+    def _begin(self, tuner: _Tuner, trial: optuna.Trial, chosen: Mapping[str, Any], drawn: Drawn) -> list[str]:
+        experiment = experiment_with(self._base, chosen, self._space, self._source)
         setting = max((record.setting for record in self._study.trials.values()), default=-1) + 1
         self._seen[identity_of(experiment)] = setting
         self._open[setting] = tuner, trial
@@ -174,8 +192,10 @@ class Proposals:
         return [spec.trial_id for spec in specs]
 
     def tell(self, setting: int) -> None:
-        """All trials of a setting have ended."""
-        self._tell(*self._open.pop(setting), self._study.settings()[setting])
+        """All trials of a setting have ended: of it, and of the draws that repeated it meanwhile."""
+        records = self._study.settings()[setting]
+        for tuner, trial in (self._open.pop(setting), *self._repeats.pop(setting, ())):
+            self._tell(tuner, trial, records)
 
     def _tell(self, tuner: _Tuner, trial: optuna.Trial, records: list[TrialRecord]) -> None:
         metric = self._study.metric
@@ -244,6 +264,11 @@ class _Tuner:
         import optuna
 
         self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+
+def _slot(drawn: Drawn) -> tuple[int, int]:
+    """Its place in the order of draws: each point once in turn."""
+    return drawn.number, drawn.point
 
 
 def _replaying(values: Mapping[str, Any]) -> Draw:

@@ -22,6 +22,8 @@ from mbcl.summary.glossary import direction
 
 SAMPLER_OPTIONS = ("n_startup_trials", "n_ei_candidates", "multivariate", "group", "constant_liar")
 """Parameters of Optuna's TPE sampler that a space file may give."""
+MODES = {1: "max", -1: "min"}
+"""By the direction in which a metric is better."""
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -95,7 +97,7 @@ class Search(Section):
         return self
 
     def check(self, searchable: Sequence[str]) -> None:
-        """Refuse a metric that is not one of these, or the worse end of it.
+        """Refuse a metric that is not one of these, the worse end of it, or none where either could be meant.
 
         Raises:
             PathConfigError: if it is.
@@ -105,9 +107,16 @@ class Search(Section):
             raise PathConfigError(
                 "search", f"metric {self.metric!r} cannot be searched on{why}; {nearest(self.metric, searchable)}"
             )
-        if self.mode == "max" and direction(self.metric) < 0:
+        better = direction(self.metric)
+        if not better and "mode" not in self.model_fields_set:
             raise PathConfigError(
-                "search.mode", f"found 'max', but {self.metric} is better the lower it is; allowed: min"
+                "search.mode", f"this key is missing, and {self.metric} has no better end of its own; allowed: min, max"
+            )
+        if better and self.mode != MODES[better]:
+            which = "higher" if better > 0 else "lower"
+            raise PathConfigError(
+                "search.mode",
+                f"found {self.mode!r}, but {self.metric} is better the {which} it is; allowed: {MODES[better]}",
             )
 
 
@@ -177,7 +186,9 @@ class Space(Section):
         if not isinstance(search, dict):
             return content
         kind = kind_of(experiment if isinstance(experiment, dict) else {})
-        return {**content, "search": {"metric": kind.metrics[0], "mode": kind.mode, **search}}
+        search = {"metric": kind.metrics[0], **search}
+        better = direction(search["metric"]) if isinstance(search["metric"], str) else 0
+        return {**content, "search": ({"mode": MODES[better]} if better else {}) | search}
 
     @model_validator(mode="after")
     def _consistent(self) -> Space:
@@ -192,6 +203,12 @@ class Space(Section):
         for key in self.space:
             _check_key(key, self.kind)
         check_conditional(self.space)
+        swept = sorted({key.split(".")[0] for key in self.space} & {"sampler", "objective"})
+        if swept and self.search.metric.startswith(("train/", "plan/")):
+            raise ConfigError(
+                f"search.metric: {self.search.metric} is what {' and '.join(swept)} change, so it cannot rank them; "
+                f"allowed: {VALIDATION_METRIC}"
+            )
         self.search.check(self.kind.metrics)
         try:
             rule = build_scheduler(self.scheduler)
@@ -202,12 +219,6 @@ class Space(Section):
                 "scheduler.name",
                 f"found {self.scheduler.name}, but trials of a synthetic study take seconds and measure nothing before "
                 "their end that they could be stopped for; use fifo",
-            )
-        swept = sorted({key.split(".")[0] for key in self.space} & {"sampler", "objective"})
-        if swept and self.search.metric.startswith(("train/", "plan/")):
-            raise ConfigError(
-                f"search.metric: {self.search.metric} is what {' and '.join(swept)} change, so it cannot rank them; "
-                f"allowed: {VALIDATION_METRIC}"
             )
         return self
 

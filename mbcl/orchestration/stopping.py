@@ -57,6 +57,9 @@ class RayStopper:
                 grace_period=settings.grace_period,
                 reduction_factor=settings.reduction_factor,
                 brackets=settings.brackets,
+                # Or a trial would be judged again on the rungs below the one that it has passed. What ends at max_t
+                # ends by the course.
+                stop_last_trials=False,
             )
         else:
             assert isinstance(settings, Median)

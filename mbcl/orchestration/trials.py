@@ -161,8 +161,8 @@ def experiment_with(base: dict[str, Any], chosen: Mapping[str, Any], space: Spac
     """
     content = copy.deepcopy(base)
     where = f"{source}: space ({_words(chosen)})"
-    # Whole blocks first: a key inside one of them is meant for the new block.
-    for key in sorted(chosen, key=lambda key: key.count(".")):
+    # Whole blocks first, then the names in them: a key inside one of them is meant for the new block.
+    for key in sorted(chosen, key=lambda key: (key.count("."), not key.endswith(".name"))):
         part, _, parameter = key.partition(".")
         if part in PARTS and parameter == "name" and canonical(part, chosen[key]) != content[part].get("name"):
             content[part] = {}  # the base's parameters are those of another part

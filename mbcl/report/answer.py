@@ -62,10 +62,16 @@ def answer(
     if any(c.chosen for c in comparisons):
         found.details.append(
             f"Compared are the best settings of each sampler and objective by {study.metric}, chosen alike for the "
-            f"baseline; {metric} took no part in the choice."
+            f"baseline; {_part_in_the_choice(comparisons, metric)}."
         )
     found.details += _selection(study)
     return found
+
+
+def _part_in_the_choice(comparisons: list[Comparison], metric: str) -> str:
+    if any(c.circular for c in comparisons):
+        return f"since {metric} is what they were chosen by, it flatters them, and no difference in it is claimed"
+    return f"{metric} took no part in the choice"
 
 
 def _selection(study: StudyRecord) -> list[str]:
@@ -91,11 +97,13 @@ def _reference(comparisons: list[Comparison]) -> str:
 def _holds(comparison: Comparison) -> bool:
     """Whether a difference may be claimed: its interval excludes 0, Holm's correction agrees, and it has a spread.
 
-    Seeds that all differ by exactly the same amount tell of the metric's coarseness, not of certainty.
+    Seeds that all differ by exactly the same amount tell of the metric's coarseness, not of certainty; and what
+    settings were chosen by is no test of them.
     """
     return (
         comparison.excludes_zero
         and not comparison.constant
+        and not comparison.circular
         and comparison.p_holm is not None
         and comparison.p_holm < ALPHA
     )
@@ -109,7 +117,7 @@ def _compared(comparisons: list[Comparison], metric: str) -> Answer:
     reference = _reference(comparisons)
     holds = [c for c in comparisons if _holds(c)]
     constant = [c for c in comparisons if c.excludes_zero and c.constant]
-    hints = [c for c in comparisons if c.excludes_zero and c not in holds and c not in constant]
+    hints = [c for c in comparisons if c.excludes_zero and not c.circular and c not in holds and c not in constant]
     details = []
     if holds:
         sentences = [_claim([c for c in holds if c.verdict == word], word, reference, metric) for word in _CLAIMS]
@@ -128,7 +136,7 @@ def _compared(comparisons: list[Comparison], metric: str) -> Answer:
     if constant:
         names = listed([f"{c.label} ({number(c.difference or 0.0, signed=True)}, n={c.n})" for c in constant])
         details.append(f"{names}: every seed differs by exactly the same amount, so there is no spread to judge it by.")
-    undecided = [_undecided(c) for c in comparisons if not c.excludes_zero]
+    undecided = [_undecided(c) for c in comparisons if not c.excludes_zero or (c.circular and not c.constant)]
     if undecided and any(c.n > 1 for c in comparisons):
         start = f"No difference from {reference} is shown for" if holds or hints else "Differences measured:"
         details.append(f"{start} {_some(undecided)}.")

@@ -181,17 +181,22 @@ def baselines(study: StudyRecord, settings: list[Setting]) -> list[Setting]:
 def baseline_for(study: StudyRecord, setting: Setting, candidates: list[Setting]) -> Setting | None:
     """The baseline that a setting is compared with.
 
-    Where several settings match (a sampler swept together with a batch size), it is the one that agrees in every
-    other swept key. None if that does not single one out, or if the setting is a baseline itself.
+    Where several settings match (a sampler swept together with a batch size), it is the one that agrees in every swept
+    key that the baseline does not name; the parameters of a part of another name need not. None if that does not single
+    one out, or if the setting is a baseline itself.
     """
     if any(candidate.id == setting.id for candidate in candidates):
         return None
     if len(candidates) == 1:
         return candidates[0]
-    blocks = {key.partition(".")[0] for key in study.baseline}
-    agreeing = [c for c in candidates if _others(c, blocks) == _others(setting, blocks)]
+    named = set(flatten(study.baseline))
+    agreeing = [c for c in candidates if _agree(setting.columns, c.columns, named)]
     return agreeing[0] if len(agreeing) == 1 else None
 
 
-def _others(setting: Setting, blocks: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in setting.columns.items() if key.partition(".")[0] not in blocks}
+def _agree(ours: Mapping[str, Any], theirs: Mapping[str, Any], named: set[str]) -> bool:
+    """Whether two settings differ in nothing but what a baseline names."""
+    # What other parts have for parameters cannot be the same.
+    others = {part for part in {key.partition(".")[0] for key in named} if ours.get(part) != theirs.get(part)}
+    compared = [key for key in {**ours, **theirs} if key not in named and key.partition(".")[0] not in others]
+    return all(key in ours and key in theirs and ours[key] == theirs[key] for key in compared)

@@ -77,8 +77,18 @@ class Comparison:
     p_holm: float | None
     comparisons: int
     verdict: str
-    chosen: bool = False
-    """Whether both were chosen, each as the best of its kind by the metric of the search."""
+    chosen_by: str = ""
+    """The metric of the search by which both were chosen, each as the best of its kind; empty if all are compared."""
+
+    @property
+    def chosen(self) -> bool:
+        """Whether both were chosen, each as the best of its kind."""
+        return bool(self.chosen_by)
+
+    @property
+    def circular(self) -> bool:
+        """Whether both were chosen by the very metric on which they are compared, so that it flatters them."""
+        return self.chosen_by == self.metric
 
     @property
     def excludes_zero(self) -> bool:
@@ -240,18 +250,21 @@ def compare(study: StudyRecord, metric: str) -> list[Comparison]:
 
     Returns:
         One comparison for each setting that has a baseline, in the order of the study; empty without a baseline. Where
-        several settings are baselines and none has a counterpart among them, as after a search that drew other values
+        several settings are baselines and none has a counterpart among them, or an adaptive search drew other values
         for each, the best of every kind by the metric of the search is compared with the best baseline.
     """
     settings = settings_of(study)
     candidates = baselines(study, settings)
+    # Two draws of an adaptive search that agree do so by chance, which must not decide what is compared.
+    drawn = len(candidates) > 1 and any(trial.drawn for trial in study.trials.values())
     found = []
-    for setting in settings:
+    for setting in settings if not drawn else ():
         reference = baseline_for(study, setting, candidates)
         if reference is not None:
             found.append(_pair(metric, setting, reference))
     if not found and len(candidates) > 1:
-        found = [replace(_pair(metric, *pair), chosen=True) for pair in champions(study, settings, candidates)]
+        pairs = champions(study, settings, candidates)
+        found = [replace(_pair(metric, *pair), chosen_by=study.metric) for pair in pairs]
     tested = [i for i, comparison in enumerate(found) if comparison.p is not None]
     adjusted = dict(zip(tested, holm([found[i].p or 0.0 for i in tested]), strict=True))
     return [replace(c, p_holm=adjusted.get(i), comparisons=len(tested)) for i, c in enumerate(found)]

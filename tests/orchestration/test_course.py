@@ -211,6 +211,24 @@ def test_asha_keeps_the_best_at_its_rungs():
     assert not stopper.observe("a", 2**20, 0.7), "the best one is never cut at its end"
 
 
+def test_asha_does_not_judge_again_on_lower_rungs_what_is_measured_rarely():
+    stopper = stopper_of(name="asha", grace_period=1, reduction_factor=4)
+    names = "abcdefgh"
+    assert not any(stopper.observe(name, 5, 1.0) for name in names), "all pass the rung of epoch 4"
+    values = [5, 4, 3, 2, 1, 6, 0, 7]
+    assert not any(stopper.observe(name, 10, value) for name, value in zip(names, values, strict=True))
+    found = [stopper.observe(name, 16, value) for name, value in zip(names, values, strict=True)]
+    assert found == [False, True, True, True, True, False, True, False], "the next rung decides"
+
+
+def test_asha_with_a_limit_ends_all_there():
+    study = study_of(3)
+    rule = {"name": "asha", "grace_period": 1, "reduction_factor": 4, "max_t": 5}
+    limited = race(stopper_of(**rule), end=build(rule).end)
+    run(study, Course(study, study.trials, concurrency=3, race=limited), {0: 0.9, 1: 0.9, 2: 0.1})
+    assert [record.stopped.epoch for record in study.trials.values()] == [5, 5, 1]
+
+
 def test_asha_for_a_smaller_value_and_with_brackets():
     from mbcl.orchestration.stopping import RayStopper
 

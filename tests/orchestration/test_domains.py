@@ -149,6 +149,17 @@ def test_a_name_alone_may_be_swept(space_file):
     assert osgd.parameters["sampler.k"] == spectral.parameters["sampler.k"], "the same draw, so that they pair"
 
 
+def test_a_parameter_may_stand_before_its_parts_name(space_file):
+    changes = {
+        "space": {"sampler.k": {"randint": [4, 9]}, "sampler.name": {"grid": ["spectral", "osgd"]}},
+        "experiment/sampler": {"name": "osgd", "q": 2},
+        "baseline": {},
+    }
+    found = expand(read_space(space_file(changes))).specs
+    assert [spec.experiment.sampler["name"] for spec in found] == ["spectral", "osgd"]
+    assert all(4 <= spec.experiment.sampler["k"] < 9 for spec in found)
+
+
 def test_equal_domains_of_grid_points_pair(space_file):
     changes = {"space/optimizer.lr": {"loguniform": [0.01, 1]}, "search": {"num_samples": 4}}
     by_sampler: dict[str, list[float]] = {}

@@ -148,6 +148,59 @@ def test_a_repeated_draw_is_not_run_again(space_file):
     assert [state for state, _ in run.told(0)].count("COMPLETE") == 6
 
 
+CHOICES = {
+    **SEARCH,
+    "seeds": [0],
+    "baseline": {},
+    "space": {
+        "sampler": {"choice": [{"name": "shuffle"}, *({"name": "spectral", "k": k} for k in (2, 4, 8))]},
+        "optimizer.lr": {"choice": [0.01, 0.03, 0.1, 0.3]},
+    },
+}
+"""So few settings that draws repeat them."""
+
+
+def stored(study: StudyRecord) -> StudyRecord:
+    return StudyRecord.model_validate_json(study.model_dump_json())
+
+
+def test_draws_that_were_left_out_are_not_drawn_again(space_file):
+    space = space_file(CHOICES)
+    whole = Run(space).play()
+    assert len(whole.said) == len(whole.study.left_out) == 12 - len(whole.study.trials) > 1
+    assert whole.source.left == 0
+    again = Run(space, stored(whole.study))
+    assert again.source.left == 0, "a finished study has nothing left"
+    assert again.told(0) == whole.told(0)
+    assert again.play().study == whole.study
+    for cut in range(1, len(whole.study.trials)):
+        first = Run(space).play(cut).study
+        assert Run(space, stored(first)).play().study == whole.study.model_copy(update={"created": first.created})
+
+
+def test_a_record_without_its_left_out_draws_gives_no_slot_back(space_file):
+    space = space_file(CHOICES)
+    whole = Run(space).play()
+    last = max(record.drawn.number for record in whole.study.trials.values())
+    old = stored(whole.study.model_copy(update={"left_out": []}))
+    assert Run(space, old).source.left == 11 - last
+
+
+def test_left_out_draws_of_another_space_are_damage(space_file):
+    study = Run(space_file(CHOICES)).play().study
+    study.left_out[0].point = 3
+    with pytest.raises(ConfigError, match="draw 0 that was left out of the study has no draw of this space"):
+        Run(space_file(CHOICES), study)
+
+
+def test_a_draw_that_repeats_a_running_setting_learns_what_that_reaches(space_file):
+    for concurrency in (4, 12):
+        run = Run(space_file(CHOICES)).play(concurrency=concurrency)
+        assert run.said
+        assert {state for state, _ in run.told(0)} == {"COMPLETE"}
+        assert Run(space_file(CHOICES), stored(run.study)).told(0) == run.told(0)
+
+
 def test_only_parameters_that_a_draw_has_are_drawn(space_file):
     changes = {
         **SEARCH,

@@ -97,6 +97,11 @@ BROKEN = [
     ({"search": {"name": "optuna", "group": True}}, "search.group: found true, which needs multivariate: true"),
     ({"search": {"metric": "train/loss"}}, "search.metric: train/loss is what sampler change"),
     ({"search": {"metric": "retrieval/u2v/top1"}}, "the test split is read once, at the end"),
+    (
+        {"search": {"metric": "train/loss"}, "space": {"optimizer.lr": {"grid": [0.1]}}},
+        "search.mode: this key is missing, and train/loss has no better end of its own; allowed: min, max",
+    ),
+    ({"search": {"mode": "min"}}, "search.mode: found 'min', but val/retrieval/top1 is better the higher it is; allow"),
     ({"search": {"mode": "best"}}, "search.mode: Input should be 'min' or 'max', found 'best'"),
     ({"search": {"num_samples": 3}}, "search.num_samples: found 3, but the space has only grids"),
     ({"resources": {"workers": 3}}, "resources.workers: found 3, but experiment.train.batch_size: 16 is not divisible"),
@@ -260,7 +265,10 @@ def test_digest_is_of_the_question_asked_not_of_the_machine(space_file):
         return space_digest(expand(file), file.space)
 
     assert digest() == digest({"resources": {"workers": 2}, "question": "Why?", "name": "other"})
-    assert len({digest(), digest({"seeds": [1]}), digest({"baseline": {}}), digest({"search": {"mode": "min"}})}) == 4
+    assert len({digest(), digest({"seeds": [1]}), digest({"baseline": {}})}) == 3
+    rates = {"space": {"optimizer.lr": {"grid": [0.1, 0.2]}}, "baseline": {}}
+    by_loss = [{**rates, "search": {"metric": "train/loss", "mode": mode}} for mode in ("min", "max")]
+    assert len({digest(changes) for changes in (rates, *by_loss)}) == 3
 
 
 @given(st.text(max_size=12))

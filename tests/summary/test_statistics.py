@@ -172,6 +172,30 @@ def test_baseline_is_matched_by_alias_by_part_and_by_agreeing_in_the_rest() -> N
     ]
 
 
+def pairs_of(parameters: list[dict], baseline: dict) -> list[tuple[int, int]]:
+    """Which settings are compared with which, where each has those swept keys."""
+    trials = [
+        trial(2 * i + seed, i, seed, p.get("sampler", SHUFFLE), 0.5 + i / 10 + seed / 100, parameters=p)
+        for i, p in enumerate(parameters)
+        for seed in range(2)
+    ]
+    found = compare(study(trials, baseline=baseline), TOP1)
+    assert not any(c.chosen for c in found)
+    return [(c.setting, c.baseline) for c in found]
+
+
+def test_only_what_the_baseline_names_may_differ_in_a_pair() -> None:
+    rates = [{"optimizer.lr": lr, "optimizer.momentum": m} for lr in (0.1, 0.2) for m in (0.8, 0.9)]
+    assert pairs_of(rates, {"optimizer.lr": 0.1}) == [(2, 0), (3, 1)]
+    rates = [{"optimizer": {"name": "sgd", **{k.partition(".")[2]: v for k, v in p.items()}}} for p in rates]
+    assert pairs_of(rates, {"optimizer": {"lr": 0.1}}) == [(2, 0), (3, 1)]
+    assert pairs_of(rates, {"optimizer": {"lr": 0.1, "momentum": 0.8}}) == [(1, 0), (2, 0), (3, 0)]
+    sizes = [{"train.batch_size": b, "train.epochs": e} for b in (16, 32) for e in (1, 2)]
+    assert pairs_of(sizes, {"train.batch_size": 16}) == [(2, 0), (3, 1)]
+    blocks = [{"sampler": block, "train.epochs": e} for block in (SHUFFLE, SPECTRAL) for e in (1, 2)]
+    assert pairs_of(blocks, {"sampler": {"k": 4}}) == [(0, 2), (1, 3)], "shuffle has no k that could agree"
+
+
 def test_primary_metrics_fall_back() -> None:
     assert primary_metrics(grid(FULL)) == [TOP1, BACK]
     other = study([trial(0, 0, 0, OSGD, 0.5, metrics={"knn/top1": 0.4, "val/retrieval/top1": 0.3})])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from report.studies import SHUFFLE, TOP1, study, trial
 
-from mbcl.report.answer import answer
-from mbcl.study import StudyRecord
+from mbcl.report.answer import answer, second_opinion
+from mbcl.study import Drawn, StudyRecord
 from mbcl.summary import compare, labels, summarise
 
 VAL = "val/retrieval/top1"
@@ -42,6 +42,17 @@ def test_the_best_of_each_kind_by_validation_are_compared():
     assert (lowest.setting, lowest.baseline) == (2, 0)
 
 
+def test_drawn_values_that_agree_by_chance_do_not_decide_what_is_compared():
+    record = tuned()
+    for found in record.trials.values():
+        found.drawn = Drawn(point=0, number=0, values={})
+        if found.setting == 2:
+            found.parameters["optimizer.lr"] = 0.1  # as setting 0
+    (comparison,) = compare(record, TOP1)
+    assert comparison.chosen
+    assert (comparison.setting, comparison.baseline) == (3, 1)
+
+
 def test_each_objective_has_its_own_baseline():
     pairs = {(c.setting, c.baseline) for c in compare(tuned(("simclr", "dcl")), TOP1)}
     assert pairs == {(3, 1), (7, 5)}
@@ -62,6 +73,22 @@ def test_the_answer_says_how_they_were_chosen():
     found = answer(record, summarise(record), compare(record, TOP1), TOP1)
     assert any(f"best settings of each sampler and objective by {VAL}" in sentence for sentence in found.details)
     assert any(f"{TOP1} took no part in the choice" in sentence for sentence in found.details)
+
+
+def test_no_difference_is_claimed_in_what_the_settings_were_chosen_by():
+    record = tuned(metric=TOP1)
+    for each in record.trials.values():  # a clear difference, with some spread
+        each.metrics[TOP1] += (each.sampler == "spectral") * each.seed / 1000
+    comparisons = compare(record, TOP1)
+    assert all(c.excludes_zero and c.circular and not c.constant and c.p_holm < 0.05 for c in comparisons)
+    found = answer(record, summarise(record), comparisons, TOP1)
+    assert found.headline == f"No setting is shown to differ from shuffle, lr=0.1 on {TOP1}."
+    text = " ".join(found.details)
+    assert f"since {TOP1} is what they were chosen by, it flatters them" in text
+    assert "took no part" not in text
+    assert "Holm" not in text
+    assert "Differences measured: spectral (k=4), lr=0.12" in text
+    assert "better" not in second_opinion(comparisons)
 
 
 def test_without_a_baseline_the_best_goes_by_validation():
