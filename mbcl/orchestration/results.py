@@ -27,6 +27,7 @@ from mbcl.study import STUDY_FILE, StudyRecord, read_study, write_study
 
 SPACE_FILE = "space.yaml"
 SCRATCH = ".ray"
+TRIALS = "trials"
 OWN_FILES = (LOCK_FILE, LEASE_FILE, BEAT_FILE, OWNER_FILE, SPACE_FILE, SCRATCH)
 TIDY_TRIES, TIDY_SECONDS = 5, 0.5
 PACKAGES = ("torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn")
@@ -34,7 +35,7 @@ PACKAGES = ("torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn")
 
 def trial_folder(trial_id: str) -> str:
     """Where a trial's files lie in the results folder."""
-    return f"trials/{trial_id}"
+    return f"{TRIALS}/{trial_id}"
 
 
 def versions() -> dict[str, str]:
