@@ -197,7 +197,7 @@ def test_stale_plots_are_removed(tmp_path: Path) -> None:
         (grid({"shuffle": [0.5], "spectral": [0.9]}), "Nothing can be concluded yet"),
         (grid({"shuffle": [0.5]}), "shuffle reaches retrieval/u2v/top1 0.5000 (one seed, so no interval)"),
         (grid(FULL, baseline={}), "The study names no baseline"),
-        (grid(FULL, baseline={"sampler": "gone"}), "matches no setting"),
+        (grid(FULL, baseline={"sampler": "gone"}), "singles out no setting"),
         (study([trial(0, 0, 0, SHUFFLE, 0.5, metrics={})]), "measured no final metric"),
     ],
     ids=["empty", "pending", "failed", "one seed", "one trial", "no baseline", "lost baseline", "no metric"],
