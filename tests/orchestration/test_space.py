@@ -83,7 +83,7 @@ BROKEN = [
     ({"baseline": {"sampler.name": "fixt"}}, "baseline: unknown sampler 'fixt'; did you mean 'fixed'?"),
     (
         {"baseline": {"sampler.k": 40}, "space": {"sampler.name": {"grid": ["shuffle", "spectral"]}}},
-        "baseline: found {sampler.k: 40}, which settings have by what is not swept; allowed: swept keys, which are samp",
+        "baseline: found {sampler.k: 40}, which settings have by what is not swept; allowed: swept keys",
     ),
     ({"baseline": {"sampler": "fixt"}}, "baseline: unknown sampler 'fixt'; did you mean 'fixed'?"),
     ({"scheduler": {"name": "ahsa"}}, "scheduler: unknown scheduler 'ahsa'; did you mean 'asha'?"),
