@@ -255,6 +255,18 @@ def test_a_claim_needs_to_survive_holms_correction() -> None:
     assert "a hint, not a result" in found.details[0]
 
 
+def test_a_constant_difference_makes_no_claim_of_another_hint() -> None:
+    values = {"shuffle": [0.5, 0.5, 0.5], "osgd": [0.625, 0.625, 0.625], "spectral": [0.6, 0.7, 0.65]}
+    record = grid(values)
+    comparisons = compare(record, TOP1)
+    assert comparisons[0].constant
+    assert comparisons[0].p_holm == 1.0
+    assert comparisons[1].p_holm == pytest.approx(2 * (comparisons[1].p or 0))
+    assert (comparisons[1].p_holm or 0) > 0.05
+    found = answer(record, summarise(record), comparisons, TOP1)
+    assert found.headline == "No setting is shown to differ from shuffle on retrieval/u2v/top1."
+
+
 def test_several_claims_in_one_answer() -> None:
     values = {"shuffle": [0.5, 0.5, 0.5], "osgd": [0.2, 0.21, 0.2], "spectral": [0.8, 0.81, 0.8]}
     record = grid(values, baseline={"sampler": "shuffle"})
