@@ -47,7 +47,7 @@ class Fence:
         """Compare tokens.
 
         Raises:
-            OwnershipError: if another one has claimed the folder since.
+            OwnershipError: if another one has claimed the folder since, or it is not there.
         """
         with self.held():
             pass
@@ -57,7 +57,7 @@ class Fence:
         """For a write: the claim stands from the beginning of the block to its end.
 
         Raises:
-            OwnershipError: if another one has claimed the folder since.
+            OwnershipError: if another one has claimed the folder since, or it is not there.
         """
         if is_uri(self.location):
             self._compare(_read(open_store(self.location)))
@@ -66,13 +66,17 @@ class Fence:
         try:
             stream = (Path(self.location) / OWNER_FILE).open("rb")
         except (FileNotFoundError, NotADirectoryError):
-            self._compare("")
+            self._compare(None)
         with stream:
             _flock(stream, fcntl.LOCK_SH)
             self._compare(stream.read().decode(errors="replace"))
             yield
 
-    def _compare(self, found: str) -> None:
+    def _compare(self, found: str | None) -> None:
+        if found is None:
+            raise OwnershipError(
+                f"{self.location}: has no {OWNER_FILE}: it was removed, or this machine does not see the results folder"
+            )
         if found != self.token:
             raise OwnershipError(f"{self.location}: another run works there since, this one may not write any more")
 
@@ -139,11 +143,11 @@ def _flock(stream: IO[bytes], how: int) -> bool:
     return True
 
 
-def _read(store: Store) -> str:
+def _read(store: Store) -> str | None:
     try:
         return read_text(store, OWNER_FILE)
     except FileNotFoundError:
-        return ""
+        return None
 
 
 class FencedStore:

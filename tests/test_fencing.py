@@ -48,9 +48,9 @@ def test_a_folder_that_was_given_back_belongs_to_nobody(store):
         fenced.write_bytes("a", b"1")
 
 
-def test_a_claim_without_a_folder_has_fallen(tmp_path):
-    with pytest.raises(OwnershipError):
-        Fence(str(tmp_path / "gone"), "token").check()
+def test_a_claim_without_a_folder_has_fallen_and_nobody_is_blamed(store):
+    with pytest.raises(OwnershipError, match=r"gone: has no \.owner: .* or this machine does not see"):
+        Fence(store.child("gone").uri, "token").check()
 
 
 def test_a_claim_under_one_that_has_fallen_is_refused(store):

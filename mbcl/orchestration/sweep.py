@@ -257,11 +257,12 @@ class Sweep:
             fitting = fit(need, found.nodes, file.space.resources, drivers=found.drivers)
             concurrency = fitting.trials
             if request.address is not None:
+                # Of a cluster that grows the head may be alone so far, which sees its own disk.
+                await_node(found.placement.for_task, console.say)
                 check_shared(self._store)
             checked = self._checked
             if checked is None:
                 experiments = distinct([*self._todo.values(), *self._trials.probes])
-                await_node(found.placement.for_task, console.say)
                 checked = check_data_there(experiments, str(file.path), found.placement.for_task)
             from mbcl.orchestration.runner import run_trials
             from mbcl.orchestration.stopping import race

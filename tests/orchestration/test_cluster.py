@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from mbcl.errors import ConfigError
 from mbcl.orchestration.checks import check_shared
 from mbcl.storage import LocalStore
 
+from .autoscaled import autoscaled
 from .conftest import ROOT, command
 
 pytestmark = pytest.mark.ray
@@ -113,3 +115,29 @@ def test_a_joined_cluster(tmp_path, space_file):
     assert "there are 2 CPUs, of which a trial takes 8" in refused["stderr"]
     assert refused["stderr"].count("\n") == 1
     assert refused["files"] == [".lock", ".owner", "study"], "nothing is left behind"
+
+
+def alone_at_first(folder: Path, space: Path) -> dict[str, Any]:
+    """A sweep into a folder that each process has to itself, on a cluster whose only worker boots when it is needed."""
+    call = command(space, Path("/proc/self/cwd/results"))
+    call[1] = str(ROOT / call[1])
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with autoscaled(folder, {"CPU": 2}, max_workers=1) as address:
+        result = subprocess.run(
+            [*call, "--address", address], cwd=folder, env=environment, capture_output=True, text=True, timeout=200
+        )
+    return {"code": result.returncode, "said": result.stdout + result.stderr}
+
+
+def test_a_local_folder_is_refused_though_the_head_is_alone_at_first(tmp_path, space_file):
+    code = (
+        "import json, pathlib; from tests.orchestration.test_cluster import alone_at_first; "
+        f"print(json.dumps(alone_at_first(pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(space_file())!r}))))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    seen = json.loads(result.stdout.splitlines()[-1])
+    assert seen["code"] == 2, seen["said"]
+    assert "the cluster can have 1 nodes that train; 0 are up" in seen["said"]
+    assert "does not see /proc/self/cwd/results/study" in seen["said"]
+    assert not (tmp_path / "results" / "study" / "study.json").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 
@@ -84,6 +85,40 @@ def test_the_blocks_for_gcp_are_valid():
     assert {name: kind["resources"] for name, kind in aws.items()} == {
         name: kind["resources"] for name, kind in config["available_node_types"].items()
     }
+
+
+def test_a_node_of_gcp_listens_for_its_own_clouds_notice():
+    """Everything else that workers start with is AWS's."""
+    (block,) = blocks("yaml")
+    aws = yaml.safe_load((ROOT / "cluster.yaml").read_text())["worker_start_ray_commands"]
+    gcp = parse_yaml(block, "docs/cluster.md")["worker_start_ray_commands"]
+    assert sum("mbcl.orchestration.spot aws " in command for command in aws) == 1
+    assert gcp == [command.replace("orchestration.spot aws ", "orchestration.spot gcp ") for command in aws]
+
+
+def test_the_heads_policy_lets_the_autoscaler_work():
+    bucket, head = (json.loads(block)["Statement"] for block in blocks("json"))
+    assert all(action.startswith("s3:") for statement in bucket for action in statement["Action"])
+    allowed = {action: statement for statement in head for action in [statement["Action"]] if isinstance(action, str)}
+    others = [action for statement in head for action in statement["Action"] if isinstance(statement["Action"], list)]
+    # What Ray's provider of AWS nodes calls, and what starting a machine with a profile takes.
+    assert set(others) == {"ec2:Describe*", "ec2:RunInstances", "ec2:CreateTags"}
+    assert set(allowed) == {"ec2:TerminateInstances", "iam:PassRole"}
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    tag = {"aws:ResourceTag/ray-cluster-name": cluster["cluster_name"]}
+    assert allowed["ec2:TerminateInstances"]["Condition"] == {"StringEquals": tag}
+    worker = cluster["available_node_types"]["gpu_worker"]["node_config"]["IamInstanceProfile"]["Name"]
+    assert allowed["iam:PassRole"]["Resource"].endswith(f":role/{worker}")
+
+
+def test_the_security_group_is_made_before_the_cluster():
+    rules = [line for line in blocks("")[0].splitlines() if "authorize-security-group-ingress" in line]
+    assert [line.split("--protocol ")[1] for line in rules] == [
+        "tcp --port 22 --cidr YOUR-ADDRESS/32",
+        "all --source-group $GROUP",
+    ]
+    assert TEXT.index("create-security-group") < TEXT.index("ray up -y cluster.yaml")
+    assert "0.0.0.0" not in TEXT
 
 
 def test_the_image_has_the_projects_ray():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
+import copy
 import tomllib
 
 import pytest
@@ -53,12 +53,29 @@ def test_nothing_listens_in_public():
         assert "RAY_AUTH_MODE=token" in command
     assert "--env RAY_AUTH_MODE=token" in CLUSTER["docker"]["run_options"], "drivers, too"
     assert CLUSTER["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
-    permissions = CLUSTER["provider"]["security_group"]["IpPermissions"]
-    assert [(p["FromPort"], p["ToPort"]) for p in permissions] == [(22, 22)]
-    for permission in permissions:
-        for block in permission["IpRanges"]:
-            assert ipaddress.ip_network(block["CidrIp"]).num_addresses == 1
     assert CLUSTER["auth"]["ssh_user"]
+
+
+def test_ray_makes_no_security_group():
+    """To the rules of a group that Ray fills it adds SSH from everywhere, whatever else is asked for."""
+    assert "security_group" not in CLUSTER["provider"]
+    groups = [kind["node_config"]["SecurityGroupIds"] for kind in CLUSTER["available_node_types"].values()]
+    assert len(groups) == 2
+    assert all(len(ids) == 1 and ids == groups[0] for ids in groups), "one group, within which all is open"
+    assert (ROOT / "cluster.yaml").read_text().count(groups[0][0]) == 2, "as docs/cluster.md says"
+
+
+def test_ray_takes_the_groups_as_they_are():
+    aws = pytest.importorskip("ray.autoscaler._private.aws.config", exc_type=ImportError)
+    asked = aws._configure_security_group(copy.deepcopy(CLUSTER))  # would ask AWS, which nobody has keys for here
+    assert asked["available_node_types"] == CLUSTER["available_node_types"]
+
+
+def test_only_the_head_may_start_machines():
+    profiles = {
+        name: kind["node_config"]["IamInstanceProfile"] for name, kind in CLUSTER["available_node_types"].items()
+    }
+    assert profiles == {"head": {"Name": "mbcl-ray-head"}, "gpu_worker": {"Name": "mbcl-ray-worker"}}
 
 
 def test_the_header_names_commands_that_work():
