@@ -145,12 +145,18 @@ class Course:
         stop = epoch >= race.end(epochs) < epochs
         if key == self._first_of(key):
             lost = race.stopper.observe(key, epoch, value)
-            stop = stop or (lost and epoch < epochs and record.setting not in race.protected)
+            # A first seed that failed and runs again: its setting is in the study's means by then.
+            spared = record.setting in race.protected or self._finished(record.setting)
+            stop = stop or (lost and epoch < epochs and not spared)
         if stop:
             self._stopped[key] = Stopped(
                 by=race.by, epoch=epoch, of=epochs, metric=self._study.metric, value=value, first_seed=record.seed
             )
         return stop
+
+    def _finished(self, setting: int) -> bool:
+        """Whether any trial of a setting has finished."""
+        return any(r.status == "finished" for r in self._study.trials.values() if r.setting == setting)
 
     def where_stopped(self, key: str) -> Stopped | None:
         """Where a trial was stopped; None if it was not."""

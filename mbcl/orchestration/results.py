@@ -120,7 +120,7 @@ def withdraw(store: Store) -> None:
 
 def scratch(store: Store) -> str:
     """Ray's own files: a folder in the results folder that goes when the sweep ends."""
-    return f"{store.uri}/{SCRATCH}" if is_uri(store.uri) else str(store.local_folder(SCRATCH))
+    return store.child(SCRATCH).uri if is_uri(store.uri) else str(store.local_folder(SCRATCH))
 
 
 def tidy(store: Store, study: StudyRecord) -> None:

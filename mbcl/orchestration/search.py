@@ -202,7 +202,7 @@ class Proposals:
         values = [record.metrics.get(metric) for record in records if record.status == "finished"]
         measured = [float(value) for value in values if value is not None]
         stopped = records[0].stopped
-        if measured:
+        if len(measured) == len(records):  # the mean over some seeds is no measure beside that over others
             tuner.tell(trial, statistics.fmean(measured))
         elif stopped is not None and stopped.value is not None:
             tuner.tell_stopped(trial, stopped.epoch, stopped.value)

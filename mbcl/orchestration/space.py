@@ -201,7 +201,7 @@ class Space(Section):
         if not self.space:
             raise ConfigError("space: it is empty; give at least one key such as sampler: {grid: [{name: shuffle}]}")
         for key in self.space:
-            _check_key(key, self.kind)
+            check_key(key, self.kind)
         check_conditional(self.space)
         swept = sorted({key.split(".")[0] for key in self.space} & {"sampler", "objective"})
         if swept and self.search.metric.startswith(("train/", "plan/")):
@@ -223,14 +223,20 @@ class Space(Section):
         return self
 
 
-def _check_key(key: str, kind: Kind) -> None:
-    """Refuse a swept key that is not in an experiment, as far as the sections alone can tell."""
+def check_key(key: str, kind: Kind, where: str = "space") -> None:
+    """Refuse a key that is not in an experiment, as far as the sections alone can tell.
+
+    Raises:
+        ConfigError: beginning with ``where``.
+    """
     if kind is PRETRAINING and key.split(".")[0] == "synthetic":
-        raise ConfigError(f"space.{key}: the base is no synthetic study; give experiment.synthetic, which may be {{}}")
+        raise ConfigError(
+            f"{where}.{key}: the base is no synthetic study; give experiment.synthetic, which may be {{}}"
+        )
     model: Any = kind.model
     for word in key.split("."):
         if word not in model.model_fields:
-            raise ConfigError(f"space.{key}: unknown key {word!r}; {nearest(word, model.model_fields)}")
+            raise ConfigError(f"{where}.{key}: unknown key {word!r}; {nearest(word, model.model_fields)}")
         model = model.model_fields[word].annotation
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return  # a plain value, or a part whose own parameters are checked when it is built

@@ -15,10 +15,11 @@ from mbcl.orchestration.course import Race
 from mbcl.orchestration.results import trial_folder
 from mbcl.orchestration.schedulers import Asha, Median, build
 from mbcl.orchestration.space import Space
-from mbcl.orchestration.trials import TrialSpec, is_baseline
+from mbcl.orchestration.trials import TrialSpec
 from mbcl.seeding import numpy_generator
 from mbcl.storage import Store
 from mbcl.study import StudyRecord
+from mbcl.summary.settings import baselines, settings_of
 
 EPOCH, VALUE = "epoch", "value"
 NEVER = 2**31
@@ -147,6 +148,6 @@ def race(space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store
         end=rule.end,
         # Those of an adaptive search have no counterparts to be compared with one by one.
         protected=frozenset(
-            spec.setting for spec in specs.values() if not space.search.adaptive and is_baseline(spec, space)
+            () if space.search.adaptive else (found.id for found in baselines(study, settings_of(study)))
         ),
     )

@@ -15,9 +15,10 @@ from mbcl.orchestration import domains
 from mbcl.orchestration.conditional import applies
 from mbcl.orchestration.domains import short
 from mbcl.orchestration.kinds import AnyExperiment
-from mbcl.orchestration.space import Space, SpaceFile, experiment_of
+from mbcl.orchestration.space import Space, SpaceFile, check_key, experiment_of
 from mbcl.parts import PARTS, canonical, registry_of
 from mbcl.study import Drawn, TrialRecord
+from mbcl.summary.settings import columns_of, fits, flatten, singled_out
 
 PROBES = 200
 """About how many extreme settings of an adaptive search are checked before it starts."""
@@ -94,15 +95,15 @@ def expand(file: SpaceFile) -> Trials:
             continue
         seen[identity] = len(settings)
         settings.append((resolved(experiment, chosen), experiment))
-    check_baseline(space, [experiment for _, experiment in settings], source)
-    notes = (f"{repeated} draws repeat an earlier setting and are left out",) if repeated else ()
+    note = check_baseline(space, [found for _, found in settings], [parameters for parameters, _ in settings], source)
+    left_out = f"{repeated} draws repeat an earlier setting and are left out" if repeated else ""
     total = len(settings) * len(space.seeds)
     specs = [
         spec
         for setting, (parameters, experiment) in enumerate(settings)
         for spec in replicate(space, setting, parameters, experiment, total)
     ]
-    return Trials(tuple(specs), notes, total)
+    return Trials(tuple(specs), tuple(filter(None, (left_out, note))), total)
 
 
 def _adaptive(file: SpaceFile) -> Trials:
@@ -116,13 +117,14 @@ def _adaptive(file: SpaceFile) -> Trials:
         )
     chosen = [values for point in found for values in domains.probes(point, applies, max(8, PROBES // len(found)))]
     experiments = [experiment_with(base, values, space, source) for values in chosen]
-    check_baseline(space, experiments, source)
+    parameters = [resolved(experiment, values) for experiment, values in zip(experiments, chosen, strict=True)]
+    note = check_baseline(space, experiments, parameters, source)
     total = sum(samples_of(space, point) for point in found) * len(space.seeds)
     probes = [
-        next(replicate(space, total + number, resolved(experiment, values), experiment, total))
-        for number, (values, experiment) in enumerate(zip(chosen, experiments, strict=True))
+        next(replicate(space, total + number, swept, experiment, total))
+        for number, (swept, experiment) in enumerate(zip(parameters, experiments, strict=True))
     ]
-    return Trials((), (), total, tuple(probes))
+    return Trials((), (note,) if note else (), total, tuple(probes))
 
 
 def samples_of(space: Space, point: Mapping[str, Any]) -> int:
@@ -237,6 +239,10 @@ def resolved_baseline(space: Space) -> dict[str, Any]:
     """The baseline with published names replaced by ours: ``{sampler: {name: shuffle}}``."""
     result: dict[str, Any] = {}
     for key, wanted in space.baseline.items():
+        part, _, parameter = key.partition(".")
+        if part in PARTS and parameter == "name" and isinstance(wanted, str):
+            result[key] = registry_of(part).canonical(wanted)
+            continue
         block = {"name": wanted} if key in PARTS and isinstance(wanted, str) else wanted
         if key in PARTS and isinstance(block, Mapping) and "name" in block:
             block = {**block, "name": registry_of(key).canonical(str(block["name"]))}
@@ -244,24 +250,19 @@ def resolved_baseline(space: Space) -> dict[str, Any]:
     return result
 
 
-def matches(found: Any, wanted: Any) -> bool:
-    """Whether a resolved value is what a baseline asks for; a block may name only some of its keys."""
-    if isinstance(wanted, Mapping):
-        return isinstance(found, Mapping) and all(
-            key in found and matches(found[key], inner) for key, inner in wanted.items()
-        )
-    return bool(found == wanted)
-
-
-def is_baseline(spec: TrialSpec, space: Space) -> bool:
-    """Whether a trial belongs to what others are compared with."""
-    dump = spec.experiment.model_dump(mode="json")
-    baseline = resolved_baseline(space)
-    return bool(baseline) and all(matches(_get(dump, key), wanted) for key, wanted in baseline.items())
-
-
-def check_baseline(space: Space, experiments: list[AnyExperiment], source: str) -> None:
+def check_baseline(
+    space: Space, experiments: list[AnyExperiment], parameters: list[dict[str, Any]], source: str
+) -> str:
     """Refuse a baseline that is none of the settings.
+
+    Args:
+        space: has the baseline.
+        experiments: those of the settings.
+        parameters: the swept keys of each.
+        source: what an error line begins with.
+
+    Returns:
+        What a person should know about it, if anything.
 
     Raises:
         ConfigError: naming what is missing and what there is.
@@ -271,15 +272,29 @@ def check_baseline(space: Space, experiments: list[AnyExperiment], source: str) 
     except ConfigError as error:
         raise ConfigError(f"{source}: baseline: {error}") from error
     dumps = [experiment.model_dump(mode="json") for experiment in experiments]
+    full = [flatten(dump) for dump in dumps]
     for key, wanted in baseline.items():
-        found = [short(_get(dump, key)) for dump in dumps]
-        if not any(matches(_get(dump, key), wanted) for dump in dumps):
+        check_key(key, space.kind, f"{source}: baseline")
+        if not any(fits(columns, {key: wanted}) for columns in full):
+            found = [short(_get(dump, key)) for dump in dumps]
             raise ConfigError(
                 f"{source}: baseline.{key}: found {short(space.baseline[key])}, which is none of the settings: "
                 f"{', '.join(dict.fromkeys(found))}"
             )
-    if not any(all(matches(_get(dump, key), wanted) for key, wanted in baseline.items()) for dump in dumps):
+    matching = [fits(columns, baseline) for columns in full]
+    if not any(matching):
         raise ConfigError(f"{source}: baseline: no setting matches all of {short(space.baseline)}")
+    if baseline and all(matching) and len(matching) > 1:
+        return f"baseline {short(space.baseline)} is every setting, so nothing is compared with it and none is spared"
+    # The report has the swept keys alone.
+    pairs = zip(experiments, parameters, strict=True)
+    columns = [columns_of(found.sampler.name, found.objective.name, swept) for found, swept in pairs]
+    if baseline and len(matching) > 1 and singled_out(columns, baseline) != matching:
+        raise ConfigError(
+            f"{source}: baseline: found {short(space.baseline)}, which settings have by what is not swept; "
+            f"allowed: swept keys, which are {', '.join(space.space)}"
+        )
+    return ""
 
 
 def space_digest(trials: Trials, space: Space) -> str:

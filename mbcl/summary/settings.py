@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,16 +89,18 @@ def settings_of(study: StudyRecord) -> list[Setting]:
     groups: dict[int, list[TrialRecord]] = {}
     for trial in ordered_trials(study).values():
         groups.setdefault(trial.setting, []).append(trial)
-    columns = [_columns(trials[0]) for trials in groups.values()]
+    first = [trials[0] for trials in groups.values()]
+    columns = [columns_of(trial.sampler, trial.objective, trial.parameters) for trial in first]
     return [
         Setting(number, label, flat, tuple(trials))
         for (number, trials), label, flat in zip(groups.items(), labels(columns), columns, strict=True)
     ]
 
 
-def _columns(trial: TrialRecord) -> dict[str, Any]:
-    own = {"sampler": trial.sampler, "objective": trial.objective}
-    return own | {key: value for key, value in flatten(trial.parameters).items() if key not in FIXED_COLUMNS}
+def columns_of(sampler: str, objective: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a setting with these swept keys."""
+    own = {"sampler": sampler, "objective": objective}
+    return own | {key: value for key, value in flatten(parameters).items() if key not in FIXED_COLUMNS}
 
 
 def canonical(column: str, value: Any) -> Any:
@@ -166,16 +168,39 @@ def _label(columns: dict[str, Any], keys: list[str], short: dict[str, str]) -> s
     return ", ".join(words) or str(columns["sampler"])
 
 
-def baselines(study: StudyRecord, settings: list[Setting]) -> list[Setting]:
-    """The settings that the study's ``baseline`` block matches; aliases and partial blocks are understood.
+def by_part(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat columns with the name of a block under the block's own key, and our names behind published ones.
 
-    What no setting sweeps is the same for all of them and does not decide.
+    Example:
+        >>> by_part({"sampler.name": "s", "sampler.k": 4})
+        {'sampler': 'shuffle', 'sampler.k': 4}
     """
-    swept = {key for setting in settings for key in setting.columns}
-    wanted = {key: canonical(key, value) for key, value in flatten(study.baseline).items() if key in swept}
-    if not wanted:
-        return []
-    return [s for s in settings if all(key in s.columns and s.columns[key] == wanted[key] for key in wanted)]
+    own = {key.removesuffix(".name"): value for key, value in columns.items()}
+    return {key: canonical(key, value) for key, value in own.items()}
+
+
+def fits(columns: Mapping[str, Any], baseline: Mapping[str, Any]) -> bool:
+    """Whether flat columns are what a baseline asks for; a block of it may name only some of its keys."""
+    found = by_part(columns)
+    return all(key in found and found[key] == wanted for key, wanted in by_part(flatten(baseline)).items())
+
+
+def singled_out(settings: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any]) -> list[bool]:
+    """Which settings are the baseline, by their flat columns.
+
+    What no setting sweeps is the same for all of them and does not decide; a baseline that is every one of several
+    settings singles none out.
+    """
+    swept = {key for columns in settings for key in by_part(columns)}
+    wanted = {key: value for key, value in by_part(flatten(baseline)).items() if key in swept}
+    found = [bool(wanted) and fits(columns, wanted) for columns in settings]
+    return [False] * len(found) if len(found) > 1 and all(found) else found
+
+
+def baselines(study: StudyRecord, settings: list[Setting]) -> list[Setting]:
+    """The settings that are the study's baseline; see :func:`singled_out`."""
+    found = singled_out([setting.columns for setting in settings], study.baseline)
+    return [setting for setting, is_one in zip(settings, found, strict=True) if is_one]
 
 
 def baseline_for(study: StudyRecord, setting: Setting, candidates: list[Setting]) -> Setting | None:
@@ -189,8 +214,8 @@ def baseline_for(study: StudyRecord, setting: Setting, candidates: list[Setting]
         return None
     if len(candidates) == 1:
         return candidates[0]
-    named = set(flatten(study.baseline))
-    agreeing = [c for c in candidates if _agree(setting.columns, c.columns, named)]
+    named = set(by_part(flatten(study.baseline)))
+    agreeing = [c for c in candidates if _agree(by_part(setting.columns), by_part(c.columns), named)]
     return agreeing[0] if len(agreeing) == 1 else None
 
 

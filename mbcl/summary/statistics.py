@@ -266,7 +266,9 @@ def compare(study: StudyRecord, metric: str) -> list[Comparison]:
         pairs = champions(study, settings, candidates)
         found = [replace(_pair(metric, *pair), chosen_by=study.metric) for pair in pairs]
     tested = [i for i, comparison in enumerate(found) if comparison.p is not None]
-    adjusted = dict(zip(tested, holm([found[i].p or 0.0 for i in tested]), strict=True))
+    # A difference without spread has a p of 0 and is no rejection that lets the next ones off more lightly.
+    p_values = [1.0 if found[i].constant else found[i].p or 0.0 for i in tested]
+    adjusted = dict(zip(tested, holm(p_values), strict=True))
     return [replace(c, p_holm=adjusted.get(i), comparisons=len(tested)) for i, c in enumerate(found)]
 
 

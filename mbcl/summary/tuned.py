@@ -9,20 +9,28 @@ from mbcl.study import StudyRecord
 from mbcl.summary.settings import Setting
 
 
-def reached(study: StudyRecord, setting: Setting) -> float | None:
-    """What a setting reaches by the metric of the search: the mean over its finished seeds; None if nothing."""
+def reached(study: StudyRecord, setting: Setting) -> list[float]:
+    """What the finished seeds of a setting reach by the metric of the search."""
     found = [trial.metrics.get(study.metric) for trial in setting.trials if trial.status == "finished"]
-    values = [float(value) for value in found if value is not None and math.isfinite(value)]
-    return statistics.fmean(values) if values else None
+    return [float(value) for value in found if value is not None and math.isfinite(value)]
 
 
 def best_of(study: StudyRecord, settings: list[Setting]) -> Setting | None:
-    """The setting that is best by the metric of the search, the first of equal ones; None if none has finished."""
-    measured = [(value, s) for s in settings if (value := reached(study, s)) is not None]
+    """The setting whose mean over seeds is best by the metric of the search, the first of equal ones.
+
+    Of settings with more and with fewer finished seeds only those with the most are ranked: a mean over few is as good
+    by luck more easily.
+
+    Returns:
+        None if none has finished.
+    """
+    measured = [(values, s) for s in settings if (values := reached(study, s))]
     if not measured:
         return None
+    most = max(len(values) for values, _ in measured)
     sign = -1 if study.mode == "max" else 1
-    return min(measured, key=lambda found: sign * found[0])[1]
+    ranked = [(sign * statistics.fmean(values), s) for values, s in measured if len(values) == most]
+    return min(ranked, key=lambda found: found[0])[1]
 
 
 def champions(study: StudyRecord, settings: list[Setting], candidates: list[Setting]) -> list[tuple[Setting, Setting]]:

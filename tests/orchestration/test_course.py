@@ -129,6 +129,19 @@ def test_a_failed_first_seed_decides_nothing():
     assert course.next() == "1"
 
 
+def test_a_setting_with_a_finished_seed_is_not_stopped_on_another():
+    study = study_of(2, 3)
+    course = Course(study, study.trials, concurrency=1, race=race(Below(0.0)))
+    assert course.next() == "0"
+    study.trials["0"].status = "failed"
+    course.ended("0")
+    assert run(study, course, {0: 0.1, 1: 0.1}) == ["1", "2", "3", "4", "5"]
+    stopper = Below(0.5)
+    assert run(study, Course(study, study.unfinished(), concurrency=1, race=race(stopper)), {0: 0.1}) == ["0"]
+    assert stopper.seen[-1] == ("0", EPOCHS), "it is seen all the same"
+    assert {record.status for record in study.trials.values()} == {"finished"}
+
+
 def test_the_baseline_is_seen_but_never_stopped():
     study = study_of(2)
     stopper = Below(2.0)

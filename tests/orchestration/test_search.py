@@ -131,6 +131,15 @@ def test_failed_and_stopped_settings_are_told_as_such(space):
     assert list(pruned.intermediate_values) == [1]
 
 
+def test_a_mean_over_some_of_the_seeds_is_not_told(space):
+    run = Run(space)
+    first, second = run.source.propose()
+    run.study.trials[first].status, run.study.trials[first].metrics = "finished", {METRIC: 0.9}
+    run.study.trials[second].status = "failed"
+    run.source.tell(0)
+    assert run.told(0) == [("FAIL", None)]
+
+
 def test_a_repeated_draw_is_not_run_again(space_file):
     changes = {
         **SEARCH,

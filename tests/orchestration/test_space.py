@@ -5,8 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbcl.errors import ConfigError
+from mbcl.orchestration.results import new_study
 from mbcl.orchestration.space import check_name, read_space
-from mbcl.orchestration.trials import expand, matches, space_digest
+from mbcl.orchestration.trials import expand, space_digest
+from mbcl.storage import LocalStore
+from mbcl.summary.settings import baselines, settings_of
 
 
 def trials_of(file, *overrides):
@@ -73,6 +76,14 @@ BROKEN = [
     (
         {"baseline": {"sampler": "fixed"}},
         "baseline.sampler: found fixed, which is none of the settings: {name: shuffle}",
+    ),
+    ({"baseline": {"samplr": None}}, "baseline.samplr: unknown key 'samplr'; did you mean 'sampler'?"),
+    ({"baseline": {"nonsense.key": None}}, "baseline.nonsense.key: unknown key 'nonsense'; known: "),
+    ({"baseline": {"sampler.kk": None}}, "baseline.sampler.kk: found null, which is none of the settings"),
+    ({"baseline": {"sampler.name": "fixt"}}, "baseline: unknown sampler 'fixt'; did you mean 'fixed'?"),
+    (
+        {"baseline": {"sampler.k": 40}, "space": {"sampler.name": {"grid": ["shuffle", "spectral"]}}},
+        "baseline: found {sampler.k: 40}, which settings have by what is not swept; allowed: swept keys",
     ),
     ({"baseline": {"sampler": "fixt"}}, "baseline: unknown sampler 'fixt'; did you mean 'fixed'?"),
     ({"scheduler": {"name": "ahsa"}}, "scheduler: unknown scheduler 'ahsa'; did you mean 'asha'?"),
@@ -245,9 +256,51 @@ def test_overrides(space_file):
 def test_baseline_takes_aliases_and_parts_of_blocks(space_file):
     for baseline in ({"sampler": "s"}, {"sampler": {"name": "spectral"}}, {"sampler": {"k": 4}}, {}):
         trials_of(space_file({"baseline": baseline}))
-    assert matches({"name": "osgd", "k": 3}, {"name": "osgd"})
-    assert not matches({"name": "osgd", "k": 3}, {"name": "osgd", "k": 4})
-    assert not matches("x", {"name": "osgd"})
+
+
+def spared(file) -> set[int]:
+    """The settings that a race never stops, which are those that a report compares with."""
+    pytest.importorskip("ray")
+    from mbcl.orchestration.stopping import race
+
+    found, trials = read_space(file), trials_of(file)
+    study = new_study(found, trials, "test")
+    rule = race(found.space, study, trials.by_id, LocalStore(file.parent))
+    assert rule.protected == {setting.id for setting in baselines(study, settings_of(study))}
+    return set(rule.protected)
+
+
+NAMES = {"sampler.name": {"grid": ["shuffle", "spectral"]}}
+BLOCKS = {"sampler": {"grid": [{"name": "s"}, {"name": "spectral", "k": 4}]}}
+
+
+@pytest.mark.parametrize(
+    ("space", "baseline", "expected"),
+    [
+        (BLOCKS, {"sampler.name": "shuffle"}, {0}),
+        (BLOCKS, {"sampler.name": "s"}, {0}),
+        (BLOCKS, {"sampler": {"k": 4}}, {1}),
+        (BLOCKS, {"sampler.k": 4}, {1}),
+        (BLOCKS, {"sampler": "shuffle", "train.epochs": 2, "data.name": "digits"}, {0}),
+        (NAMES, {"sampler": "s"}, {0}),
+        (NAMES, {"sampler.name": "sc_even"}, {1}),
+        ({"encoder.name": {"grid": ["resnet_small", "resnet18"]}}, {"encoder": "resnet18"}, {1}),
+        (BLOCKS, {"train.epochs": 2}, set()),
+        (BLOCKS, {"planner.schedule": {}}, set()),
+        (BLOCKS, {}, set()),
+    ],
+)
+def test_the_race_and_the_report_have_the_same_baseline(space_file, space, baseline, expected):
+    assert spared(space_file({"space": space, "baseline": baseline, "scheduler": {"name": "asha"}})) == expected
+
+
+def test_a_baseline_that_is_every_setting_is_said_to_be_none(space_file):
+    for search in ({}, {"search": {"name": "optuna", "num_samples": 2}}):
+        changes = {"space": {**BLOCKS, "optimizer.lr": {"uniform": [0.1, 1.0]}}, **search}
+        (note,) = trials_of(space_file({**changes, "baseline": {"train.epochs": 2}})).notes
+        assert note == "baseline {train.epochs: 2} is every setting, so nothing is compared with it and none is spared"
+        assert trials_of(space_file({**changes, "baseline": {"sampler": "s"}})).notes == ()
+    assert trials_of(space_file({"space": {"train.epochs": {"grid": [2]}}})).notes == (), "the only setting"
 
 
 def test_a_whole_block_and_a_key_inside_it(space_file):

@@ -197,7 +197,7 @@ def test_stale_plots_are_removed(tmp_path: Path) -> None:
         (grid({"shuffle": [0.5], "spectral": [0.9]}), "Nothing can be concluded yet"),
         (grid({"shuffle": [0.5]}), "shuffle reaches retrieval/u2v/top1 0.5000 (one seed, so no interval)"),
         (grid(FULL, baseline={}), "The study names no baseline"),
-        (grid(FULL, baseline={"sampler": "gone"}), "matches no setting"),
+        (grid(FULL, baseline={"sampler": "gone"}), "singles out no setting"),
         (study([trial(0, 0, 0, SHUFFLE, 0.5, metrics={})]), "measured no final metric"),
     ],
     ids=["empty", "pending", "failed", "one seed", "one trial", "no baseline", "lost baseline", "no metric"],
@@ -253,6 +253,18 @@ def test_a_claim_needs_to_survive_holms_correction() -> None:
     found = answer(record, summarise(record), comparisons, primary_metrics(record)[0])
     assert found.headline == "No setting is shown to differ from shuffle on retrieval/u2v/top1."
     assert "a hint, not a result" in found.details[0]
+
+
+def test_a_constant_difference_makes_no_claim_of_another_hint() -> None:
+    values = {"shuffle": [0.5, 0.5, 0.5], "osgd": [0.625, 0.625, 0.625], "spectral": [0.6, 0.7, 0.65]}
+    record = grid(values)
+    comparisons = compare(record, TOP1)
+    assert comparisons[0].constant
+    assert comparisons[0].p_holm == 1.0
+    assert comparisons[1].p_holm == pytest.approx(2 * (comparisons[1].p or 0))
+    assert (comparisons[1].p_holm or 0) > 0.05
+    found = answer(record, summarise(record), comparisons, TOP1)
+    assert found.headline == "No setting is shown to differ from shuffle on retrieval/u2v/top1."
 
 
 def test_several_claims_in_one_answer() -> None:

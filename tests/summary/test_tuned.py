@@ -68,6 +68,14 @@ def test_what_has_not_finished_is_not_chosen():
     assert compare(record, TOP1) == []
 
 
+def test_one_lucky_seed_does_not_beat_a_mean_over_all():
+    record = tuned()
+    lucky, unlucky = list(record.trials)[6:8]
+    record.trials[lucky].metrics[VAL] = 0.99
+    record.trials[unlucky] = record.trials[unlucky].model_copy(update={"status": "failed", "metrics": {}})
+    assert [(c.setting, c.baseline) for c in compare(record, TOP1)] == [(2, 1)]
+
+
 def test_the_answer_says_how_they_were_chosen():
     record = tuned()
     found = answer(record, summarise(record), compare(record, TOP1), TOP1)
