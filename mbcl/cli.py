@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add_bench(commands, _bench_ray)
     _add_doctor(commands)
     _add_list(commands)
+    _add_explain(commands)
     completion = commands.add_parser("completion", help="print a shell completion script")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     completion.set_defaults(run=_completion)
@@ -259,7 +260,11 @@ def _add_list(commands: Any) -> None:
     listing.add_argument(
         "kind", nargs="?", choices=("samplers", "objectives", "optimizers", "encoders", "datasets"), help="only these"
     )
-    listing.add_argument("name", nargs="?", help="only this one, with all that its documentation says of it")
+    listing.add_argument(
+        "name",
+        nargs="?",
+        help="only this sampler, objective, optimizer or encoder, with all that its documentation says of it",
+    )
     listing.set_defaults(run=_list)
 
 
@@ -270,6 +275,24 @@ def _list(arguments: argparse.Namespace) -> int:
         sys.stdout.write(about(arguments.kind, arguments.name) + "\n")
         return 0
     sys.stdout.write("\n".join(lines(arguments.kind)) + "\n")
+    return 0
+
+
+def _add_explain(commands: Any) -> None:
+    explain = commands.add_parser(
+        "explain",
+        help="what one sampler, objective, optimizer or encoder is, with parameters and defaults",
+        description="Say what a sampler, objective, optimizer or encoder is, and what each of its parameters means. "
+        "`mbcl list` shows the names; published ones and torchvision's architectures work, too.",
+    )
+    explain.add_argument("name", help="e.g. spectral, sogclr, lars, resnet18")
+    explain.set_defaults(run=_explain)
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from mbcl.listing import explain
+
+    sys.stdout.write(explain(arguments.name) + "\n")
     return 0
 
 

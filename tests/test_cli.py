@@ -132,6 +132,37 @@ def test_list_explains_the_parameters_of_one(capsys):
         assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "canonical"),
+    [
+        ("sc_even_kb_loose", "sampler", "spectral"),
+        ("sog", "objective", "sogclr"),
+        ("lars", "optimizer", "lars"),
+        ("resnet_small", "encoder", "resnet_small"),
+        ("resnet18", "encoder", "resnet18"),
+    ],
+)
+def test_explain_says_of_a_name_what_list_says_of_its_kind(name, kind, canonical, capsys):
+    assert main(["list", f"{kind}s", name]) == 0
+    listed = capsys.readouterr().out
+    assert main(["explain", name]) == 0
+    assert capsys.readouterr().out == f"{kind} {listed}"
+    assert listed.startswith(f"{canonical}(")
+
+
+def test_explain_refuses_what_is_no_part_with_the_nearest(capsys):
+    assert main(["explain", "spektral"]) == 2
+    err = capsys.readouterr().err
+    assert "did you mean 'spectral'?" in err
+    assert err.count("\n") == 1
+
+
+def test_help_of_list_says_which_kinds_have_names_to_explain(capsys):
+    with pytest.raises(SystemExit):
+        main(["list", "--help"])
+    assert "only this sampler, objective, optimizer or encoder" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_mistake_names_the_option_and_is_said_once_a_machine(tmp_path, capsys, monkeypatch):
     for words, said in (
         (["--set", "planner.overlap=true"], "with --set planner.overlap=true: planner.overlap: expected 0 or 1"),
@@ -171,7 +202,7 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path, signal_sent):
 
 
 def test_help_of_every_command(capsys):
-    for command in ([], ["train"], ["evaluate"], ["report"], ["list"], ["completion"]):
+    for command in ([], ["train"], ["evaluate"], ["report"], ["list"], ["explain"], ["completion"]):
         with pytest.raises(SystemExit) as exited:
             main([*command, "--help"])
         assert exited.value.code == 0
