@@ -162,10 +162,12 @@ def _add_export(commands: Any) -> None:
 def _export(arguments: argparse.Namespace) -> int:
     from mbcl.engine.checkpoint import folder_and_checkpoint
     from mbcl.export import export, how_to_load
-    from mbcl.storage import open_store
+    from mbcl.storage import check_writable, open_store
 
     folder, name = folder_and_checkpoint(arguments.checkpoint)
-    record = export(open_store(folder), out=open_store(arguments.out), checkpoint=name, best=arguments.best)
+    out = open_store(arguments.out)
+    check_writable(out, "--out")
+    record = export(open_store(folder), out=out, checkpoint=name, best=arguments.best)
     encoder = record["build"]["encoder"]["name"]
     sys.stdout.write(
         f"{arguments.out}: {encoder}, {record['out_features']} features, of checkpoint {record['checkpoint']['name']}\n"

@@ -59,6 +59,11 @@ def test_evaluate_takes_one_checkpoint_and_other_settings(trained, capsys):
     assert asked["settings"]["split"] == "validation"
 
 
+def test_an_export_that_cannot_be_written_is_refused(trained, capsys):
+    assert main(["export", "--checkpoint", str(trained), "--out", "/proc/nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("error: --out: /proc/nowhere cannot be written")
+
+
 def test_an_existing_training_is_refused_without_resume(trained, capsys):
     assert main(["train", *TINY, "--out", str(trained)]) == 2
     assert "holds a training already; add --resume" in capsys.readouterr().err
