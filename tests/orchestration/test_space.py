@@ -258,8 +258,9 @@ def test_overrides(space_file):
         "resources.workers=2",
     )
     assert [(spec.seed, spec.experiment.train.epochs) for spec in trials.specs] == [(7, 5)]
-    with pytest.raises(ConfigError, match="expected KEY=VALUE"):
-        trials_of(space_file(), "seeds")
+    for wrong in ("seeds", "space.optimizer.lr"):
+        with pytest.raises(ConfigError, match="expected KEY=VALUE"):
+            trials_of(space_file(), wrong)
     with pytest.raises(ConfigError, match="experiment.train.epoch: unknown key; did you mean 'epochs'"):
         trials_of(space_file(), "experiment.train.epoch=5")
 
@@ -303,6 +304,22 @@ BLOCKS = {"sampler": {"grid": [{"name": "s"}, {"name": "spectral", "k": 4}]}}
 )
 def test_the_race_and_the_report_have_the_same_baseline(space_file, space, baseline, expected):
     assert spared(space_file({"space": space, "baseline": baseline, "scheduler": {"name": "asha"}})) == expected
+
+
+def test_overrides_of_swept_keys_stand_beside_each_other(space_file):
+    rates = ("space.optimizer.lr={grid: [0.1]}", "space.optimizer.momentum.grid=[0.8, 0.9]")
+    found = trials_of(space_file(), *rates).specs
+    assert list(found[0].parameters) == ["sampler", "optimizer.lr", "optimizer.momentum"]
+    assert [spec.parameters["optimizer.momentum"] for spec in found] == [0.8, 0.9] * 2
+    found = trials_of(space_file(), "space.sampler.k={grid: [2, 4]}").specs
+    assert [spec.experiment.sampler.get("k") for spec in found] == [None, 2, 4], "beside the file's blocks"
+    found = trials_of(space_file(), "space.sampler={choice: [{name: shuffle}]}", "space.sampler.grid=[{name: s}]").specs
+    assert len(found) == 1
+    nested = {"space": {"optimizer": {"lr": {"grid": [0.1, 0.2]}}}, "baseline": {}}
+    assert len(trials_of(space_file(nested), "space.optimizer.lr.grid=[0.3]").specs) == 1
+    for wrong in ("space.=1", "space.optimizer..lr=1"):
+        with pytest.raises(ConfigError, match="is not a dotted path of keys"):
+            trials_of(space_file(), wrong)
 
 
 def test_a_baseline_that_is_every_setting_is_said_to_be_none(space_file):
