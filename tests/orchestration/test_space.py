@@ -51,6 +51,10 @@ BROKEN = [
         {"space/sampler": {"grid": [{"name": "osgd", "k": {"randint": [2, 9]}, "q": 9}]}},
         "q must be at most k, found q = 9",
     ),
+    (
+        {"space": {"sampler": {"grid": [{"name": "spectral", "k": {"randint": [2, 9]}}]}, "sampler.k": {"grid": [4]}}},
+        "space.sampler.k: a block of space.sampler has a domain for k, too; give it once",
+    ),
     ({"space/sampler.name": {"grid": ["shuffle", "spektral"]}, "space/sampler": None}, "unknown sampler 'spektral'"),
     ({"space/smapler": {"grid": [1]}}, "space.smapler: unknown key 'smapler'; did you mean 'sampler'?"),
     ({"space/train.epohcs": {"grid": [1]}}, "space.train.epohcs: unknown key 'epohcs'; did you mean 'epochs'?"),
