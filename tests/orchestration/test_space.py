@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbcl.errors import ConfigError
-from mbcl.orchestration.results import new_study
+from mbcl.orchestration.results import begin, new_study, reopen
 from mbcl.orchestration.space import check_name, read_space
 from mbcl.orchestration.trials import expand, space_digest
 from mbcl.storage import LocalStore
@@ -324,6 +324,18 @@ def test_overrides_of_swept_keys_stand_beside_each_other(space_file):
     for wrong in ("space.=1", "space.optimizer..lr=1"):
         with pytest.raises(ConfigError, match="is not a dotted path of keys"):
             trials_of(space_file(), wrong)
+
+
+def test_another_scheduler_is_said_when_a_study_goes_on(space_file, tmp_path):
+    store = LocalStore(tmp_path / "out")
+    asha = space_file({"scheduler": {"name": "asha"}})
+    file, trials = read_space(asha), trials_of(asha)
+    begin(store, file, trials, new_study(file, trials, "test"))
+    assert reopen(store, file, trials)[1].notes == ()
+    fifo = read_space(asha, ["scheduler={name: fifo}"])
+    (note,) = reopen(store, fifo, trials)[1].notes
+    assert note.startswith("scheduler was {name: asha, grace_period: 1")
+    assert note.endswith("now it is {name: fifo}; what was stopped stays stopped")
 
 
 def test_a_baseline_that_is_every_setting_is_said_to_be_none(space_file):
