@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbcl.errors import ConfigError
+from mbcl.orchestration.asked import plan_lines
 from mbcl.orchestration.results import begin, new_study, reopen
 from mbcl.orchestration.space import check_name, read_space
 from mbcl.orchestration.trials import expand, space_digest
@@ -336,6 +337,21 @@ def test_another_scheduler_is_said_when_a_study_goes_on(space_file, tmp_path):
     (note,) = reopen(store, fifo, trials)[1].notes
     assert note.startswith("scheduler was {name: asha, grace_period: 1")
     assert note.endswith("now it is {name: fifo}; what was stopped stays stopped")
+
+
+def test_what_is_said_of_a_scheduler_holds_for_swept_epochs(space_file):
+    def said(rule: dict, **changes) -> str:
+        file = space_file({"scheduler": {"name": "asha", **rule}, **changes})
+        return "\n".join(plan_lines(read_space(file).space))
+
+    swept = {"space": {**BLOCKS, "train.epochs": {"grid": [2, 50]}}}
+    assert "nobody is stopped" in said({"grace_period": 2})
+    assert "nobody is stopped" not in said({"grace_period": 2}, **swept)
+    assert "no less than the 50 epochs: nobody is stopped" in said({"grace_period": 50}, **swept)
+    assert "none finishes" not in said({"max_t": 10}, **swept)
+    assert "max_t 1 is below the 2 epochs: all end there" in said({"max_t": 1}, **swept)
+    assert "the baseline is never stopped" in said({}, **swept)
+    assert "the baseline is never stopped" not in said({"max_t": 10}, **swept)
 
 
 def test_a_baseline_that_is_every_setting_is_said_to_be_none(space_file):
