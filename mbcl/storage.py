@@ -10,12 +10,17 @@ import re
 import shutil
 import tempfile
 import uuid
+import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import parse_qsl
 
 from mbcl.errors import ConfigError
 
+_SECRET = re.compile("secret|password|token|key|sas|sig", re.IGNORECASE)
+"""What the name of a secret in the query of a URI contains."""
 PIECE_BYTES = 8 * 2**20
 """How much of a large file is read at a time."""
 
@@ -50,6 +55,15 @@ class Store(Protocol):
 
     def publish(self, name: str) -> None:
         """Copy what :meth:`local_folder` holds into the store, where that is elsewhere."""
+
+
+def _fsync(path: Path | str) -> None:
+    """Bring a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_text(store: Store, name: str) -> str:
@@ -113,11 +127,7 @@ class LocalStore:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _fsync(path.parent)
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder is there."""
@@ -162,9 +172,10 @@ class ArrowStore:
             from pyarrow.fs import FileSystem
         except ImportError as error:
             raise ConfigError(f"{uri}: a URI needs pyarrow, which the extra `ray` installs") from error
-        self._uri = uri.rstrip("/")
+        folder, mark, query = uri.partition("?")
+        self._folder, self._query = folder.rstrip("/"), mark + query
         try:
-            self._filesystem, self._root = FileSystem.from_uri(self._uri)
+            self._filesystem, self._root = FileSystem.from_uri(self.uri)
         except (ArrowInvalid, OSError) as error:
             raise ConfigError(f"{uri}: cannot be opened: {str(error).splitlines()[0]}") from error
         self._scratch: dict[str, Path] = {}
@@ -172,7 +183,7 @@ class ArrowStore:
     @property
     def uri(self) -> str:
         """The URI as given."""
-        return self._uri
+        return self._folder + self._query
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}".rstrip("/")
@@ -202,13 +213,25 @@ class ArrowStore:
         path = self._path(name)
         self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
         if self._filesystem.type_name in ("local", "hdfs"):
-            temporary = f"{path}.{os.getpid()}.tmp"
-            with self._filesystem.open_output_stream(temporary) as stream:
-                stream.write(content)
-            self._filesystem.move(temporary, path)
+            temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+            try:
+                with self._filesystem.open_output_stream(temporary) as stream:
+                    stream.write(content)
+                self._sync(temporary)
+                self._filesystem.move(temporary, path)
+            except BaseException:
+                with suppress(OSError):
+                    self._filesystem.delete_file(temporary)
+                raise
+            self._sync(path.rpartition("/")[0])
         else:
             with self._filesystem.open_output_stream(path) as stream:
                 stream.write(content)
+
+    def _sync(self, path: str) -> None:
+        """Bring a file or a folder to the disk, where that is one of this machine's."""
+        if self._filesystem.type_name == "local":
+            _fsync(path)
 
     def _type(self, name: str) -> Any:
         return self._filesystem.get_file_info(self._path(name)).type.name
@@ -235,12 +258,13 @@ class ArrowStore:
 
     def child(self, name: str) -> ArrowStore:
         """The store of a folder below."""
-        return ArrowStore(f"{self._uri}/{name}")
+        return ArrowStore(f"{self._folder}/{name}{self._query}")
 
     def local_folder(self, name: str) -> Path:
-        """A temporary folder of this process; what it holds is lost unless published."""
+        """A temporary folder that goes with this store; what it holds is lost unless published."""
         if name not in self._scratch:
-            self._scratch[name] = Path(tempfile.mkdtemp(prefix="mbcl-"))
+            folder = self._scratch[name] = Path(tempfile.mkdtemp(prefix="mbcl-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return self._scratch[name]
 
     def publish(self, name: str) -> None:
@@ -264,9 +288,12 @@ def check_uri(uri: str) -> None:
     """
     # Keys of AWS may hold a slash; a port is none.
     found = re.match(r"([^:/]*)://[^/@]*:(?!\d+/)[^@]*@([^/@]*)", uri)
-    if found:
+    folder, _, query = uri.partition("?")
+    keys = [key for key, _ in parse_qsl(query, keep_blank_values=True) if _SECRET.search(key)]
+    if found or keys:
+        shown = f"{found[1]}://…@{found[2]}" if found else f"{folder}?{keys[0]}=…"
         raise ConfigError(
-            f"found a URI {found[1]}://…@{found[2]} with a password or key in it, which would stand in results and "
+            f"found a URI {shown} with a password or key in it, which would stand in results and "
             f"logs; the environment or the machine's own role gives it instead"
         )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -63,6 +65,52 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path, monkeypat
     monkeypatch.undo()
     assert read_text(store, "f") == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/results?region=us-west-2", "s3://bucket/results/?region=us-west-2"])
+def test_what_follows_a_question_mark_stays_behind_the_path(uri):
+    from mbcl.orchestration.results import scratch
+
+    store = open_store(uri)
+    assert store.uri == "s3://bucket/results?region=us-west-2"
+    trial = store.child("trials").child("000-a")
+    assert trial.uri == "s3://bucket/results/trials/000-a?region=us-west-2"
+    assert trial._path("config.yaml") == "bucket/results/trials/000-a/config.yaml"
+    assert open_store(trial.uri)._path("x") == trial._path("x")
+    assert scratch(store) == "s3://bucket/results/.ray?region=us-west-2"
+
+
+@pytest.mark.parametrize("key", ["secret_key", "client_secret", "sas_token", "sig", "Password", "account%5Fkey"])
+def test_a_secret_behind_a_question_mark_is_refused_and_not_repeated(key):
+    with pytest.raises(ConfigError, match=r"s3://bucket/x\?.*=… with a password or key in it") as caught:
+        open_store(f"s3://bucket/x?region=us-west-2&{key}=hidden")
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_write_that_fails_behind_a_uri_leaves_no_litter_and_one_that_succeeds_lasts(tmp_path, monkeypatch):
+    store = ArrowStore(f"file://{tmp_path}")
+    write_text(store, "f", "old")
+    (tmp_path / "folder" / "full").mkdir(parents=True)
+    with pytest.raises(OSError, match="folder"):
+        write_text(store, "folder", "new")  # nothing moves over a folder that holds something
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "folder"]
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(descriptor) or fsync(descriptor))
+    write_text(store, "f", "new")
+    assert len(synced) == 2, "the file, and the folder that names it"
+
+
+def test_a_local_folder_goes_with_its_process(tmp_path):
+    code = f"""
+from mbcl.storage import open_store
+store = open_store("file://{tmp_path}/store")
+print(store.local_folder("events"))
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith(str(tmp_path))
+    assert list(tmp_path.glob("mbcl-*")) == []
 
 
 def test_a_uri_that_nothing_opens_is_bad_input():

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mbcl.data.packs import FOLDER, read_pack
 from mbcl.errors import DataError
+from mbcl.fencing import NO_LOCKS
 from mbcl.storage import ArrowStore
 
 CACHE_VARIABLE = "MBCL_CACHE"
@@ -105,9 +106,15 @@ def _locked(folder: Path) -> Iterator[None]:
     """Wait until no other process is making this folder's copy; then it is this one's turn to look."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            alone = True
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            alone = False  # each process copies then, which is slow and as good
         folder.mkdir(exist_ok=True)
-        for left in folder.glob(".*.tmp"):  # by a process that was killed
+        for left in folder.glob(".*.tmp") if alone else ():  # by a process that was killed
             left.unlink(missing_ok=True)
         yield
 

@@ -69,6 +69,7 @@ def space_of(settings: Settings) -> dict[str, Any]:
             "track": [],
         },
         "space": {"sampler": {"grid": [sampler]}},
+        "resources": {"max_concurrent_trials": 1},
     }
 
 

@@ -20,12 +20,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mbcl.errors import ConfigError
-from mbcl.fencing import Fence, claim, release
+from mbcl.errors import ConfigError, MbclError
+from mbcl.fencing import NO_LOCKS, Fence, claim, release
 from mbcl.storage import LocalStore, Store, read_text, write_text
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def hold(store: Store, say: Callable[[str], None] = lambda text: None) -> Iterat
     Raises:
         ConfigError: if another sweep holds the folder, or it cannot be written.
     """
-    with _lock(store) if isinstance(store, LocalStore) else _lease(store, say):
+    with _lock(store, say) if isinstance(store, LocalStore) else _lease(store, say) as locked:
         try:
             fence = claim(store)
         except OSError as error:
@@ -65,9 +65,16 @@ def hold(store: Store, say: Callable[[str], None] = lambda text: None) -> Iterat
             yield fence
         finally:
             # Where a former owner cannot be kept from overwriting a new one's token, it does not try.
-            if isinstance(store, LocalStore):
-                with suppress(OSError):
-                    release(store)
+            if locked:
+                _give_back(store)
+
+
+def _give_back(store: Store) -> None:
+    """The next sweep claims the folder anyway: what is in the way of that is no failure of this one."""
+    try:
+        release(store)
+    except (OSError, MbclError) as error:
+        log.warning("not given back: %s", error)
 
 
 def _unwritable(store: Store, error: OSError) -> ConfigError:
@@ -75,28 +82,35 @@ def _unwritable(store: Store, error: OSError) -> ConfigError:
 
 
 @contextmanager
-def _lock(store: LocalStore) -> Iterator[None]:
+def _lock(store: LocalStore, say: Callable[[str], None]) -> Iterator[bool]:
+    """Hold the lock, or the lease where files have no locks; yields whether it is the lock."""
     path = store.folder / LOCK_FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a+")
     except OSError as error:
         raise _unwritable(store, error) from error
-    with stream:
+    with stream, ExitStack() as stack:
+        locked = True
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             stream.seek(0)
             holder = stream.read().strip() or "unknown"
             raise ConfigError(f"{store.uri}: another sweep is at work there (process {holder})") from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            locked = stack.enter_context(_lease(store, say))
         stream.truncate(0)
         stream.write(f"{os.getpid()}\n")
         stream.flush()
-        yield
+        yield locked
 
 
 @contextmanager
-def _lease(store: Store, say: Callable[[str], None]) -> Iterator[None]:
+def _lease(store: Store, say: Callable[[str], None]) -> Iterator[bool]:
+    """Hold the lease; yields that it is no lock."""
     _wait_for(store, say)
     mine = _who()
     try:
@@ -111,7 +125,7 @@ def _lease(store: Store, say: Callable[[str], None]) -> Iterator[None]:
     heart = threading.Thread(target=_beat, args=(store, mine, stop), daemon=True)
     heart.start()
     try:
-        yield
+        yield False
     finally:
         stop.set()
         heart.join()
@@ -195,10 +209,15 @@ def _machine() -> str:
 
 def _started(process: int) -> str:
     """When a process started, in the system's ticks; empty where that cannot be known."""
+    return (_stat(process) or [""] * 20)[19]
+
+
+def _stat(process: int) -> list[str]:
+    """What the system says about a process, from its state on; empty where that cannot be known."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _is_here(found: dict[str, Any]) -> bool:
@@ -216,7 +235,9 @@ def _is_gone(found: dict[str, Any]) -> bool:
         return True
     except (KeyError, TypeError, ValueError, PermissionError):
         return False
-    return _started(int(found["process"])) != found.get("started")
+    process = int(found["process"])
+    # One that has ended stays in the system's table until its parent asks for it, which some never do.
+    return _stat(process)[:1] == ["Z"] or _started(process) != found.get("started")
 
 
 def _read(store: Store) -> dict[str, Any] | None:

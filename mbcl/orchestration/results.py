@@ -28,6 +28,7 @@ from mbcl.study import STUDY_FILE, StudyRecord, read_study, write_study
 
 SPACE_FILE = "space.yaml"
 SCRATCH = ".ray"
+TRIALS = "trials"
 OWN_FILES = (LOCK_FILE, LEASE_FILE, BEAT_FILE, OWNER_FILE, SPACE_FILE, SCRATCH)
 TIDY_TRIES, TIDY_SECONDS = 5, 0.5
 PACKAGES = ("torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn")
@@ -35,7 +36,7 @@ PACKAGES = ("torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn")
 
 def trial_folder(trial_id: str) -> str:
     """Where a trial's files lie in the results folder."""
-    return f"trials/{trial_id}"
+    return f"{TRIALS}/{trial_id}"
 
 
 def versions() -> dict[str, str]:
@@ -120,7 +121,7 @@ def withdraw(store: Store) -> None:
 
 def scratch(store: Store) -> str:
     """Ray's own files: a folder in the results folder that goes when the sweep ends."""
-    return f"{store.uri}/{SCRATCH}" if is_uri(store.uri) else str(store.local_folder(SCRATCH))
+    return store.child(SCRATCH).uri if is_uri(store.uri) else str(store.local_folder(SCRATCH))
 
 
 def tidy(store: Store, study: StudyRecord) -> None:

@@ -97,7 +97,8 @@ def watch(look: Callable[[], float | None], tell: Callable[[float], None], *, po
                 log.warning("this node goes in %.0f s", seconds)
                 tell(seconds)
                 told = True
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except Exception as error:
+            # Whatever it is: Ray's own errors have no common base, and a watcher that has died says nothing any more.
             log.warning("no word of this node's end could be had or passed on: %s", error)
         if not told:
             time.sleep(poll)

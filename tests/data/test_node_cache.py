@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -10,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,21 @@ def test_one_copies_and_the_others_wait(packed, monkeypatch):
     assert len(read) == 1
     assert all(torch.equal(splits.train.images, found[0].train.images) for splits in found)
     assert len(found) == 6
+
+
+def test_where_files_have_no_locks_each_copies_and_none_is_disturbed(packed, cache, monkeypatch):
+    """No file system without locks is at hand: the system's answer is that of Lustre without ``-o flock``."""
+
+    def without(stream, how):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    read = count_reads(monkeypatch)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(load, [packed] * 4))
+    assert 1 < len(read) <= 4
+    assert all(torch.equal(splits.train.images, found[0].train.images) for splits in found)
+    assert len(files(cache)) == 2
 
 
 COPY_AND_HANG = """

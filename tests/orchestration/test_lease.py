@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -9,6 +11,7 @@ import time
 
 import pytest
 
+from mbcl import fencing
 from mbcl.errors import ConfigError, OwnershipError
 from mbcl.fencing import FencedStore
 from mbcl.orchestration import lease
@@ -98,6 +101,46 @@ def test_a_lease_of_another_machine_stands_as_long_as_its_heart_beats(tmp_path, 
         with pytest.raises(OwnershipError):
             fence.check()
         assert lease._read(open_store(location))["process"] == os.getpid()
+
+
+def test_a_process_that_nobody_has_waited_for_holds_nothing(location, holder):
+    process, _ = holder()
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays in the system's table
+    said = []
+    with hold(open_store(location), said.append):
+        pass
+    assert said == []
+
+
+def test_a_late_write_of_an_earlier_run_is_no_failure_of_this_one(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(fencing, "CLAIM_SECONDS", 0.2)
+    with hold(open_store(tmp_path)), (tmp_path / ".owner").open("rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)
+        duplicate = os.dup(stream.fileno())  # another process that writes holds the lock on
+    os.close(duplicate)
+    assert "not given back" in caplog.text
+
+
+def test_where_files_have_no_locks_there_is_a_lease(tmp_path, monkeypatch):
+    """No file system without locks is at hand: the system's answer is that of Lustre without ``-o flock``."""
+
+    def without(stream, how):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    store = open_store(tmp_path)
+    with hold(store) as fence:
+        FencedStore(store, [fence]).write_bytes("a", b"1")
+        assert lease._read(store)["process"] == os.getpid()
+        with (
+            pytest.raises(ConfigError, match=rf"another sweep is at work there \(process {os.getpid()} on "),
+            hold(store),
+        ):
+            pass
+    assert not (tmp_path / lease.LEASE_FILE).exists()
+    with hold(store):
+        pass
 
 
 def test_a_folder_that_cannot_be_written_is_said_so():

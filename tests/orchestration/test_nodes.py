@@ -178,18 +178,21 @@ def metadata():
 
 @pytest.mark.parametrize(("cloud", "seconds"), [(spot.aws, 100), (spot.google, 30)])
 def test_the_notice_of_a_cloud_is_passed_on_once_ray_takes_it(metadata, cloud, seconds):
+    from ray.exceptions import AuthenticationError, RaySystemError, RpcError
+
     handler, address = metadata
     assert cloud(address) is None
     handler.going = True
     told: list[float] = []
+    troubles = [ConnectionError("no Ray yet"), RpcError("unavailable"), RaySystemError("x"), AuthenticationError("x")]
 
     def tell(left: float) -> None:
         told.append(left)
-        if len(told) == 1:
-            raise ConnectionError("no Ray yet")
+        if troubles:
+            raise troubles.pop()
 
     spot.watch(lambda: cloud(address), tell, poll=0.01)
-    assert len(told) == 2
+    assert len(told) == 5
     assert seconds - 10 <= told[0] <= seconds
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mbcl.cli import main
 from mbcl.study import TrialRecord
@@ -28,6 +29,17 @@ def test_stages_are_a_trials_seconds_and_nothing_is_counted_twice() -> None:
     assert stages == {"startup": 4.0, "prepare": 0.5, "epochs": 2.5, "evaluation": 0.5, "other": 2.5}
     found = facts([stages, stages], 25.0)
     assert (found["outside"], found["first_step"], found["overhead"]) == (5.0, 4.5, 7.0)
+
+
+def test_one_trial_at_a_time_however_large_the_machine(tmp_path):
+    from mbcl.orchestration.bench import Settings, space_of
+    from mbcl.orchestration.resources import Node, fit
+    from mbcl.orchestration.space import read_space
+
+    path = tmp_path / "bench.yaml"
+    path.write_text(yaml.safe_dump(space_of(Settings(trials=3, sampler="shuffle", out=None, overwrite=False))))
+    space, nodes = read_space(path, []).space, [Node(16)]
+    assert fit(space.kind.need(space.resources, nodes), nodes, space.resources).trials == 1
 
 
 @pytest.mark.parametrize("words", [["--trials", "0"], ["--sampler", "nobody"], ["--out", "HERE"]])
