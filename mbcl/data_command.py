@@ -38,7 +38,7 @@ def add_data(commands: Any) -> None:
         "check",
         help="read a data set whole, and say what it holds",
         description="Read every file of a data set and say what it holds: images and classes, what is not official, "
-        "images that are there twice. Exit code 2 if a file is missing or damaged.",
+        "images that are there twice, corruptions that are missing. Exit code 2 if a file is missing or damaged.",
     )
     _add_place(check)
     check.add_argument("--clean-dir", metavar="DIR", help="for a corrupted set: the folder of the clean one")
@@ -165,12 +165,13 @@ def _named(splits: Splits, found: list[tuple[str, int, int]]) -> str:
 
 
 def _check_corrupted(arguments: argparse.Namespace) -> int:
-    from mbcl.data import CORRUPTED, corrupted_available, load, load_corrupted
+    from mbcl.data import CORRUPTED, check_complete, corrupted_available, load, load_corrupted
     from mbcl.errors import ConfigError
 
     for option, value in (("--data-dir", arguments.data_dir), ("--clean-dir", arguments.clean_dir)):
         if value is None:
             raise ConfigError(f"{option} is not given; {arguments.data}: {CORRUPTED[arguments.data].how_to_get}")
+    check_complete(arguments.data, dir=arguments.data_dir, verify=arguments.verify)
     clean = load(CORRUPTED[arguments.data].clean, dir=arguments.clean_dir, verify=arguments.verify).test
     for corruption, severities in corrupted_available(arguments.data, arguments.data_dir).items():
         for severity in severities:

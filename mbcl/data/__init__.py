@@ -3,6 +3,7 @@
 from mbcl.data.catalogue import DATASETS, Source, describe, load, request_of
 from mbcl.data.corrupted import (
     CORRUPTED,
+    check_complete,
     check_corrupted,
     corrupted_available,
     corrupted_of,
@@ -24,6 +25,7 @@ __all__ = [
     "Splits",
     "ViewRecipe",
     "augment",
+    "check_complete",
     "check_corrupted",
     "clean",
     "clean_views",

@@ -92,6 +92,30 @@ def corrupted_available(name: str, dir: str) -> dict[str, list[int]]:
     return {corruption: found[corruption] for corruption in order}
 
 
+def check_complete(name: str, *, dir: str, verify: Verify = "warn") -> None:
+    """Say which of the fifteen standard corruptions at five severities a folder lacks.
+
+    Args:
+        name: of the corrupted set, or of its clean one.
+        dir: the folder of the corrupted set.
+        verify: whether that is a warning or an error.
+
+    Raises:
+        DataError: if the folder holds none, or if it lacks some and ``verify`` is ``strict``.
+        ConfigError: if there is no such set.
+    """
+    source, available = _source(name), corrupted_available(name, dir)
+    request, where = Request(dir=dir, verify=verify), f"{source.name}: {_root(source, dir)}"
+    missing = [corruption for corruption in CORRUPTIONS if corruption not in available]
+    if missing:
+        held = f"{len(CORRUPTIONS) - len(missing)} of the {len(CORRUPTIONS)} standard corruptions"
+        request.object(f"{where} holds {held}; missing: {', '.join(missing)}")
+    for corruption, severities in available.items():
+        lacking = [str(severity) for severity in SEVERITIES if severity not in severities]
+        if lacking:
+            request.object(f"{where}: {corruption} lacks severity {', '.join(lacking)}")
+
+
 def load_corrupted(
     name: str, *, dir: str, corruption: str, severity: int, clean: ImageSet, verify: Verify = "warn"
 ) -> ImageSet:

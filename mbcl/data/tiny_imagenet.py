@@ -24,7 +24,7 @@ FOLDER = "tiny-imagenet-200"
 ANNOTATIONS = "val_annotations.txt"
 HOW_TO_GET = (
     f"expected the extracted {FOLDER}.zip of http://cs231n.stanford.edu (train/WNID/images/*.JPEG, val/images/*.JPEG, "
-    f"val/{ANNOTATIONS}, wnids.txt) or folders train/CLASS/IMAGE and val/CLASS/IMAGE; there is no download"
+    f"val/{ANNOTATIONS}) or folders train/CLASS/IMAGE and val/CLASS/IMAGE; there is no download"
 )
 RECIPE = ViewRecipe()
 

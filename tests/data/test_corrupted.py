@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,38 @@ def refused(root: Path, clean: data.ImageSet, text: str, **options) -> None:
     with pytest.raises(DataError, match=text) as caught:
         load(root, clean, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_check_says_which_standard_corruptions_are_missing(tmp_path, clean, capsys):
+    everything = data.CORRUPTIONS
+    write_corrupted_archive(tmp_path / "C", clean.images.numpy(), clean.labels.numpy(), everything)
+    line = ["data", "check", "--data", "cifar10_c", "--data-dir", str(tmp_path / "C"), "--clean-dir", str(tmp_path)]
+
+    def said() -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert main(line) == 0
+        return [str(each.message) for each in caught if "corruptions" in str(each.message)]
+
+    assert said() == []
+    (tmp_path / "C" / "fog.npy").unlink()
+    missing = f"cifar10_c: {tmp_path / 'C'} holds 14 of the 15 standard corruptions; missing: fog"
+    assert said() == [missing]
+    capsys.readouterr()
+    assert main([*line, "--verify", "strict"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {missing} (an error because")
+
+
+def test_check_says_which_severities_are_missing(tiny):
+    _, root = tiny
+    for corruption in data.CORRUPTIONS:
+        for severity in range(1, 6):
+            (root / corruption / str(severity)).mkdir(parents=True, exist_ok=True)
+    data.check_complete("tiny_imagenet_c", dir=str(root), verify="strict")
+    shutil.rmtree(root / "snow" / "2")
+    shutil.rmtree(root / "snow" / "4")
+    with pytest.raises(DataError, match=r"tiny_imagenet_c: .*: snow lacks severity 2, 4 \(an error"):
+        data.check_complete("tiny_imagenet_c", dir=str(root), verify="strict")
 
 
 # -- CIFAR's archives ----------------------------------------------------------------------------------------------

@@ -293,6 +293,7 @@ def test_check_says_what_there_is(folder, capsys):
     assert "data.verify: strict" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:tiny_imagenet_c.*(standard corruptions|fog lacks severity):UserWarning")
 def test_check_of_a_corrupted_set(folder, capsys, tmp_path):
     clean = load(folder).test
     for path, label in zip(sorted((folder / "val" / "images").iterdir()), clean.labels.tolist(), strict=True):

@@ -238,6 +238,12 @@ def test_no_test_part_with_labels(folder):
     refused(folder, "has no test part with labels; expected the extracted")
 
 
+def test_what_is_expected_is_what_is_needed(folder):
+    (folder / "wnids.txt").unlink()
+    assert len(load(folder).train) == len(WNIDS) * 4, "the folders of train say which classes there are"
+    assert "wnids.txt" not in data.describe("tiny_imagenet")
+
+
 def test_no_classes_at_all(folder):
     (folder / "train").rename(folder / "elsewhere")
     refused(folder, "holds no folder train; expected the extracted")
