@@ -5,6 +5,7 @@ Letters: N samples, S batches of a plan, B samples a batch, b anchors looked at 
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -17,6 +18,9 @@ from mbcl.seeding import torch_generator
 
 CHUNK_ELEMENTS = 2**22
 NUM_RANDOM_BATCHES = 512
+"""So many random batches a plan is compared with at most, if one partition of the data set has them."""
+ENOUGH_ANCHORS = 2**14
+"""Pairs in random batches from which on no further partition is drawn: larger batches differ less in their loss."""
 LOSSES = {"nt_xent": nt_xent, "clip": clip}
 
 
@@ -36,8 +40,9 @@ def quality(
         plan: (S, B) batches of the N samples.
         embeddings: of all N samples, rows in any order, on any device.
         temperature: of the loss.
-        seed: of the random batches: a partition of the data set, of which at most 512 batches are taken. The relative
-            error of ``lift`` from that choice is about the spread of a random batch's loss divided by sqrt(512).
+        seed: of the random batches: partitions of the data set, as many as make up 512 batches or 2^14 pairs; 512
+            batches of one where it has more. The relative error of ``lift`` from that choice is at most about the
+            spread of a random batch's loss, as a share of its mean, divided by the square root of their number.
         loss: :func:`mbcl.functional.nt_xent` or :func:`mbcl.functional.clip` (the sum of both directions).
 
     Returns:
@@ -59,16 +64,22 @@ def quality(
     plan.validate(num_samples, distinct=False)
     ordered = embeddings.ordered(num_samples)
     batch_size = plan.batches.shape[1]
-    order = torch.randperm(num_samples, generator=torch_generator(seed, "quality/random"))
-    num_random = min(NUM_RANDOM_BATCHES, num_samples // batch_size)
-    random_batches = order[: num_random * batch_size].view(num_random, batch_size)
     planned_loss = _mean_loss(plan.batches, ordered, temperature, loss)
-    random_loss = _mean_loss(random_batches, ordered, temperature, loss)
+    random_loss = _mean_loss(_random_batches(num_samples, batch_size, seed), ordered, temperature, loss)
     return {
         "loss": planned_loss,
         "lift": planned_loss / random_loss if random_loss > 0 else float("nan"),
         "coverage": plan.coverage(num_samples),
     }
+
+
+def _random_batches(num_samples: int, batch_size: int, seed: int) -> Tensor:
+    """(R, B) positions: whole partitions until they are enough, or a part of the first if that is more than enough."""
+    generator = torch_generator(seed, "quality/random")
+    num = min(NUM_RANDOM_BATCHES, num_samples // batch_size)
+    enough = min(NUM_RANDOM_BATCHES, math.ceil(ENOUGH_ANCHORS / batch_size))
+    orders = [torch.randperm(num_samples, generator=generator) for _ in range(math.ceil(enough / num))]
+    return torch.cat([order[: num * batch_size].view(num, batch_size) for order in orders])
 
 
 def _mean_loss(batches_SB: Tensor, embeddings: Embeddings, temperature: float, loss: str) -> float:

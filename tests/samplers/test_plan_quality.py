@@ -12,6 +12,7 @@ from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import clip, nt_xent
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers import Shuffle, Spectral, quality
+from mbcl.seeding import torch_generator
 
 
 def held(num_samples: int, noise: float = 0.5) -> Embeddings:
@@ -47,6 +48,23 @@ def test_rows_in_any_order_and_a_seed() -> None:
     assert quality(plan, shuffled) == quality(plan, embeddings)
     assert quality(plan, embeddings, seed=1)["lift"] != quality(plan, embeddings)["lift"]
     assert quality(plan, embeddings, seed=1)["loss"] == quality(plan, embeddings)["loss"]
+
+
+@pytest.mark.parametrize(("num_samples", "batch_size"), [(60, 4), (256, 32)])
+def test_the_lift_of_few_batches_hardly_depends_on_the_seed(num_samples: int, batch_size: int) -> None:
+    embeddings, plan = held(num_samples), Shuffle(batch_size=batch_size).plan(num_samples)
+    losses = torch.stack([nt_xent(embeddings.z1[row], embeddings.z2[row], temperature=0.1) for row in plan.batches])
+    lifts = torch.tensor([quality(plan, embeddings, seed=seed)["lift"] for seed in range(20)])
+    # Of one partition it would be some 0.5 to 1 of the spread over the root of the plan's own number of batches.
+    assert lifts.std() / lifts.mean() < 0.25 * losses.std() / losses.mean() / len(plan) ** 0.5
+
+
+def test_many_batches_are_compared_with_a_part_of_one_partition() -> None:
+    embeddings, plan = held(1300), Shuffle(batch_size=2).plan(1300)
+    order = torch.randperm(1300, generator=torch_generator(3, "quality/random"))
+    random = BatchPlan(order[:1024].view(512, 2), "hand")
+    losses = [quality(each, embeddings, seed=3)["loss"] for each in (plan, random)]
+    assert quality(plan, embeddings, seed=3)["lift"] == losses[0] / losses[1]
 
 
 def test_no_loss_at_all_has_no_lift() -> None:
