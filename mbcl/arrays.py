@@ -9,34 +9,37 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, nearest
 
 
-def read_arrays(path: Path | str, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+def read_arrays(
+    path: Path | str, required: Sequence[str], optional: Sequence[str] = (), *, others: bool = True
+) -> dict[str, NDArray[Any]]:
     """Some arrays of an ``.npz`` file.
 
     Args:
         path: the file. What its other arrays hold is not looked at.
         required: names that must be there.
         optional: names that may be there.
+        others: whether arrays of other names may be there.
 
     Returns:
         The arrays by name, in the byte order of this machine.
 
     Raises:
-        ConfigError: if the file cannot be read, is no ``.npz``, is damaged, lacks a required array, or holds Python
-            objects, which are never unpickled.
+        ConfigError: if the file cannot be read, is no ``.npz``, is damaged, lacks a required array, holds one of
+            a name that it must not have, or Python objects, which are never unpickled.
     """
     try:
         # Opened here, since NumPy leaves a file open that turns out to be damaged.
         with Path(path).open("rb") as stream:
-            return _arrays(stream, path, required, optional)
+            return _arrays(stream, path, required, optional, others)
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _arrays(
-    stream: BinaryIO, path: Path | str, required: Sequence[str], optional: Sequence[str]
+    stream: BinaryIO, path: Path | str, required: Sequence[str], optional: Sequence[str], others: bool
 ) -> dict[str, NDArray[Any]]:
     try:
         archive = np.load(stream, allow_pickle=False)
@@ -47,11 +50,14 @@ def _arrays(
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ConfigError(f"{path}: holds a single array, expected an .npz file with {', '.join(required)}")
     with archive:
+        known = (*required, *optional)
+        for name in () if others else sorted(set(archive) - set(known)):
+            raise ConfigError(f"{path}: unknown array {name!r}; {nearest(name, known)}")
         for name in required:
             if name not in archive:
                 held = ", ".join(sorted(archive)) or "nothing"
                 raise ConfigError(f"{path}: holds no array {name!r}; it holds {held}")
-        return {name: _read(archive, path, name) for name in (*required, *optional) if name in archive}
+        return {name: _read(archive, path, name) for name in known if name in archive}
 
 
 def _read(archive: Any, path: Path | str, name: str) -> NDArray[Any]:

@@ -30,9 +30,10 @@ def read_embeddings(path: Path | str) -> tuple[Embeddings, Tensor | None]:
         numbered from 0.
 
     Raises:
-        ConfigError: if the file is not that; the text names the file, what was found and what is allowed.
+        ConfigError: if the file is not that, or holds arrays of other names; the text names the file, what was found
+            and what is allowed.
     """
-    arrays = read_arrays(path, ("z1", "z2"), ("indices", "labels"))
+    arrays = read_arrays(path, ("z1", "z2"), ("indices", "labels"), others=False)
     z1, z2 = arrays.pop("z1"), arrays.pop("z2")
     for name, array in (("z1", z1), ("z2", z2)):
         if array.dtype.name not in FLOATS:
