@@ -83,6 +83,12 @@ def _synthetic(arguments: argparse.Namespace, write_report: WriteReport) -> int:
     first = check_count("--first-seed", arguments.first_seed, least=0)
     if check_count("--seeds", arguments.seeds) > MOST_SEEDS:
         raise ConfigError(f"--seeds {arguments.seeds}: allowed are at most {MOST_SEEDS:,}")
+    if first + arguments.seeds > 2**63:
+        raise ConfigError(
+            f"--first-seed must be at most 2^63 - {arguments.seeds}, so that all seeds are, found {first}"
+        )
+    if arguments.dim == 1:
+        raise ConfigError("--dim must be at least 2, found 1: a point on a line has two directions, so none can move")
     settings = Settings(
         n=arguments.n,
         dim=2 * arguments.n if arguments.dim is None else arguments.dim,

@@ -11,7 +11,7 @@ from mbcl.errors import ConfigError
 from mbcl.experiment import Experiment, digest_of
 from mbcl.samplers import SAMPLERS
 from mbcl.synthetic.selections import Method, fitting, method_of
-from mbcl.synthetic.settings import MOST_COORDINATES, MOST_SAMPLES, Settings
+from mbcl.synthetic.settings import MOST_COORDINATES, MOST_POINTS, MOST_SAMPLES, Settings
 
 if TYPE_CHECKING:
     GivenSampler: TypeAlias = Part
@@ -24,7 +24,7 @@ class Synthetic(Section):
     """N points in ``dim`` dimensions (2 N if null), moved by SGD on batches of B; see :class:`Settings`."""
 
     n: int = Field(default=Settings.n, ge=2, le=MOST_SAMPLES)
-    dim: int | None = Field(default=None, ge=1)
+    dim: int | None = Field(default=None, ge=2)
     batch_size: int = Field(default=2, ge=2)
     steps: int = Field(default=Settings.steps, ge=1)
     lr: float = Field(default=Settings.lr, gt=0)
@@ -40,6 +40,12 @@ class Synthetic(Section):
             raise PathConfigError("batch_size", f"found {self.batch_size}, which is above n {self.n}")
         if self.dim is not None and self.dim > (most := MOST_COORDINATES // (2 * self.n)):
             raise PathConfigError("dim", f"found {self.dim}, allowed with n {self.n} are at most {most:,}")
+        if self.steps // self.log_every >= MOST_POINTS:
+            raise PathConfigError(
+                "log_every",
+                f"found {self.log_every}: with {self.steps} steps a curve has too many "
+                f"points; allowed are at most {MOST_POINTS:,}",
+            )
         return self
 
 

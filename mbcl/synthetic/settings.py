@@ -13,6 +13,8 @@ MOST_SAMPLES = 10_000
 MOST_SEEDS = 10_000
 MOST_COORDINATES = 2**27
 """Of all points of all runs, 1 GiB."""
+MOST_POINTS = 1_000_000
+"""Of all curves; each is a row of a table and a place in several arrays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,13 @@ class Settings:
             raise ConfigError(
                 f"--n {self.n}, --dim {self.dim}: the two views of {runs} runs have {count:,} coordinates; allowed are "
                 f"at most {MOST_COORDINATES:,}"
+            )
+
+        points = 1 + -(-self.steps // self.log_every)
+        if points * runs > MOST_POINTS:
+            raise ConfigError(
+                f"--steps {self.steps}, --log-every {self.log_every}: the curves of {runs} runs have about "
+                f"{points * runs:,} points; allowed are at most {MOST_POINTS:,}"
             )
 
     def logged(self) -> list[int]:

@@ -19,9 +19,14 @@ import torch
 
 from mbcl.cli import main
 from mbcl.errors import PlanError
+from mbcl.report.synthetic import write
 from mbcl.stages import Stages
+from mbcl.storage import LocalStore
 from mbcl.synthetic.points import clip_losses
 from mbcl.synthetic.selections import method_of
+from mbcl.synthetic.settings import Settings
+from mbcl.synthetic.study import run
+from mbcl.synthetic.table import show
 
 SMALL = ["--n", "6", "--dim", "5", "--steps", "40", "--log-every", "10", "--seeds", "2"]
 
@@ -223,6 +228,10 @@ def test_samplers_with_parameters_of_all_kinds(tmp_path: Path) -> None:
         (["--dim", "100000000"], "--n 8, --dim 100000000: the two views of 30 runs have 48,000,000,000 coordinates"),
         (["--seeds", "1000000000"], "--seeds 1000000000: allowed are at most 10,000"),
         (["--samplers", "spectral:batch_size=4"], "batch_size is an option of its own, --batch-size"),
+        (["--dim", "1"], "--dim must be at least 2, found 1: a point on a line has two directions"),
+        (["--first-seed", str(2**63 - 1)], "--first-seed must be at most 2^63 - 5"),
+        (["--steps", "100000000", "--log-every", "1"], "--steps 100000000, --log-every 1: the curves of 30 runs have"),
+        (["--steps", "40000", "--log-every", "1"], "about 1,200,030 points; allowed are at most 1,000,000"),
         (["--dim", "0"], "--dim must be a whole number >= 1, found 0"),
         (["--steps", "0"], "--steps must be a whole number >= 1"),
         (["--seeds", "0"], "--seeds must be a whole number >= 1"),
@@ -270,17 +279,20 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
-    line = refused(capsys, "--steps", 100_000_000, "--out", tmp_path / "deep" / "out")
+    line = refused(capsys, "--steps", 100_000_000, "--log-every", 10_000_000, "--out", tmp_path / "deep" / "out")
     assert line == f"error: {tmp_path}/deep/out: cannot be written; choose another --out\n"
 
 
 def test_a_study_that_is_at_its_optimum_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two samples in one dimension start where nothing moves: no value is above 0, and no axis is logarithmic."""
-    words = ["--n", 2, "--dim", 1, "--samplers", "shuffle", "--seeds", 1, "--steps", 3, "--equal-init"]
+    settings = Settings(n=2, dim=1, samplers=("shuffle",), seeds=(0,), steps=3, equal_init=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert synthetic(*words, "--out", tmp_path / "out") == 0
+        outcome = run(settings)
+        write(LocalStore(tmp_path), outcome)
+    show(outcome)
     assert "The optimum of 2 samples in 1 dimension is the simplex" in capsys.readouterr().out
+    assert (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize("wrong", [[0, 1, 2, 2], [0, 1, 2, 6], [-1, 1, 2, 3], [0, 1]])
