@@ -26,6 +26,10 @@ class TrainingError(MbclError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
+class StorageError(TrainingError):
+    """Storage behind a URI does not take what is written; a later attempt may meet it again in order."""
+
+
 class OwnershipError(MbclError):
     """Another run has taken the folder over that this one writes to."""
 

@@ -6,6 +6,7 @@ One after every epoch (``epoch_000002``: two epochs are done), and within epochs
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -27,6 +28,8 @@ _MANIFEST = "manifest.json"
 _STATE = "state.pt"
 _META = "meta.json"
 _NAME = re.compile(r"epoch_\d{6}(_step_\d{8})?")
+UNREADABLE = (errno.EIO, errno.ESTALE)
+"""What a disk answers where a file cannot be read any more."""
 _KEPT_WITHIN = 2
 """Checkpoints within the running epoch that are kept: the newest, and one to fall back to."""
 BEST_BY = "val/retrieval/top1"
@@ -156,6 +159,12 @@ def load(store: Store, name: str) -> Checkpoint:
         raise CheckpointError(f"{folder.uri}: incomplete, {error.filename or 'a file'} is missing") from error
     except IsADirectoryError as error:
         raise CheckpointError(f"{folder.uri}: damaged: {error.filename} is a folder") from error
+    except NotADirectoryError as error:
+        raise CheckpointError(f"{folder.uri}: damaged: it is no folder") from error
+    except OSError as error:
+        if error.errno not in UNREADABLE:  # a network that is down says nothing about the checkpoint
+            raise
+        raise CheckpointError(f"{folder.uri}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{folder.uri}: damaged: {str(error).splitlines()[0]}") from error
 

@@ -24,13 +24,13 @@ from mbcl.engine.planning import LocalPlanService
 from mbcl.engine.protocols import Observer, PlanService, Row
 from mbcl.engine.records import MetricsLog, write_config
 from mbcl.engine.source import PlanSource, embed_share
-from mbcl.errors import TrainingError
+from mbcl.errors import StorageError, TrainingError
 from mbcl.experiment import Experiment
 from mbcl.metrics import retrieval
 from mbcl.objectives import StatefulObjective
 from mbcl.optim import cosine_lr, scale_lr
 from mbcl.seeding import derive
-from mbcl.storage import Store
+from mbcl.storage import Store, is_uri
 
 log = logging.getLogger(__name__)
 
@@ -280,7 +280,7 @@ class Trainer:
         """Write something on rank 0; if that fails (a full disk), every rank raises, none waits for ever.
 
         Raises:
-            TrainingError: on every rank alike.
+            TrainingError: on every rank alike; where the store lies behind a URI a StorageError.
         """
 
         def guarded() -> None:
@@ -289,6 +289,7 @@ class Trainer:
                     write()
             except OSError as error:
                 where = error.filename or self.store.uri
-                raise TrainingError(f"{where}: cannot be written: {error.strerror or error}") from error
+                kind = StorageError if is_uri(self.store.uri) else TrainingError
+                raise kind(f"{where}: cannot be written: {error.strerror or error}") from error
 
         dist.agreed(guarded, self.world)

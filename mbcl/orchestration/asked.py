@@ -37,15 +37,29 @@ def plan_lines(space: Space) -> Iterator[str]:
     if rule.stops:
         yield f"scheduler: {rule.words(search.metric)}"
         others = f"; who survives runs seeds {', '.join(map(str, space.seeds[1:]))}, too" if space.seeds[1:] else ""
-        spared = "; the baseline is never stopped" if space.baseline and not search.adaptive else ""
+        own = experiment_of(space.experiment, "")
+        lengths = _lengths(space, space.kind.length(own))
+        # max_t ends it like all others
+        spares = space.baseline and not search.adaptive and all(rule.end(epochs) == epochs for epochs in lengths)
+        spared = "; the baseline is never stopped" if spares else ""
         apart = ", those of each point of the grids by themselves" if search.adaptive and len(found) > 1 else ""
         yield f"scheduler: settings race on seed {space.seeds[0]}{apart}{others}{spared}"
-        yield from _pitfalls(rule, space.kind.length(experiment_of(space.experiment, "")))
+        yield from _pitfalls(rule, lengths)
 
 
-def _pitfalls(rule: Scheduler, epochs: int) -> Iterator[str]:
-    """What a person may not have meant."""
-    if rule.end(epochs) < epochs:
-        yield f"note: scheduler.max_t {rule.end(epochs)} is below the {epochs} epochs: all end there, none finishes"
-    elif rule.grace_period >= epochs:
-        yield f"note: scheduler.grace_period {rule.grace_period} is no less than the {epochs} epochs: nobody is stopped"
+def _lengths(space: Space, own: int) -> list[int]:
+    """The least and the most epochs of a trial: the base's own, or the ends of what is swept."""
+    domain = space.space.get("train.epochs")
+    if domain is None:
+        return [own, own]
+    values = [value for value in domain.values if isinstance(value, int)] or [own]
+    return [min(values), max(values) - (domain.kind == "randint")]
+
+
+def _pitfalls(rule: Scheduler, lengths: list[int]) -> Iterator[str]:
+    """What a person may not have meant, where it holds for trials of all lengths."""
+    least, most = lengths
+    if rule.end(least) < least:
+        yield f"note: scheduler.max_t {rule.end(least)} is below the {least} epochs: all end there, none finishes"
+    elif rule.grace_period >= most:
+        yield f"note: scheduler.grace_period {rule.grace_period} is no less than the {most} epochs: nobody is stopped"

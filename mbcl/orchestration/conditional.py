@@ -27,13 +27,15 @@ def applies(key: str, chosen: Mapping[str, Any]) -> bool:
 
 
 def check_conditional(domains: Mapping[str, Domain]) -> None:
-    """Refuse a swept parameter that none of a swept part's choices has.
+    """Refuse a swept parameter that none of a swept part's choices has, or that a block of them sweeps, too.
 
     Raises:
         ConfigError: naming the key and the parameters that there are.
     """
     for key in domains:
         part, _, parameter = key.partition(".")
+        if part in domains and any(isinstance(block.get(parameter), Domain) for block in _blocks(domains[part])):
+            raise ConfigError(f"space.{key}: a block of space.{part} has a domain for {parameter}, too; give it once")
         swept = [domains[above] for above in (part, f"{part}.name") if above in domains]
         if part not in PARTS or parameter in ("", "name") or not swept:
             continue
@@ -45,6 +47,15 @@ def check_conditional(domains: Mapping[str, Domain]) -> None:
         raise ConfigError(
             f"space.{key}: none of {', '.join(names)} has this parameter; {nearest(parameter, everything)}"
         )
+
+
+def _blocks(value: Any) -> Iterator[Mapping[str, Any]]:
+    """The blocks in a domain."""
+    if isinstance(value, Domain):
+        for inner in value.values:
+            yield from _blocks(inner)
+    elif isinstance(value, Mapping):
+        yield value
 
 
 def _names(value: Any) -> Iterator[str]:

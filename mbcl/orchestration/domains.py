@@ -20,6 +20,8 @@ from mbcl.seeding import numpy_generator
 LISTS = ("grid", "choice")
 RANGES = ("uniform", "loguniform", "randint")
 KINDS = (*LISTS, *RANGES)
+MOST_INTEGER, MOST_FLOAT = 2**53, 1e100
+"""The largest ends of a range: beyond them whole numbers are not exact in a search, and widths overflow."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,16 @@ def _check_range(kind: str, values: Any) -> None:
         isinstance(values, list)
         and len(values) == 2
         and all(isinstance(value, allowed) and not isinstance(value, bool) for value in values)
-        and all(math.isfinite(value) for value in values)
+        and all(math.isfinite(value) if isinstance(value, float) else True for value in values)
     )
     if not fits:
         raise ConfigError(
             f"{kind}: expected [a, b] with {'whole ' if kind == 'randint' else ''}numbers, found {values!r}"
         )
     low, high = values
+    most = MOST_INTEGER if kind == "randint" else MOST_FLOAT
+    if max(abs(low), abs(high)) > most:
+        raise ConfigError(f"{kind}: expected [a, b] within {-most:g} and {most:g}, found an end beyond them")
     if low >= high:
         raise ConfigError(f"{kind}: expected [a, b] with a below b, found {values!r}")
     if kind == "loguniform" and low <= 0:

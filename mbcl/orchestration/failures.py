@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from ray.exceptions import RayError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from mbcl.engine import checkpoint as checkpoints
+from mbcl.errors import MbclError, StorageError
 from mbcl.storage import open_store
 
 LOST_WORDS = ("connection", "gloo", "nccl", "timed out", "timeout", "socket", "broken pipe", "peer", "store")
 """In the text of an exception that a worker raises because *another* one, or the network, went away."""
+LOST = (RayError, RayTrainError)
+"""What Ray raises for a process that died or that it could not reach."""
 
 
 def comes_again(error: BaseException) -> bool:
-    """Whether a worker's failure is an exception of the code itself, which another attempt would meet again."""
-    if not isinstance(error, UserExceptionWithTraceback):
-        return False  # the process died, or Ray could not reach it
-    cause = error._base_exc
-    if isinstance(cause, OSError | RayError):
-        return False  # storage, network, a lost planner
-    return not any(word in str(cause).lower() for word in LOST_WORDS)
+    """Whether a worker's failure is an exception of the code itself, which another attempt would meet again.
+
+    Args:
+        error: as Ray Train passes it on: what the training function raised, or one of Ray's where the process died.
+    """
+    if isinstance(error, (OSError, StorageError, *LOST)):
+        return False  # storage, network, a lost planner, a lost process
+    return isinstance(error, MbclError) or not any(word in str(error).lower() for word in LOST_WORDS)
 
 
 class LostOnly(DefaultFailurePolicy):
@@ -45,7 +49,7 @@ class LostOnly(DefaultFailurePolicy):
         """Whether the worker group is started again."""
         newest = self._look()
         if newest is not None and newest != self._newest:
-            self._newest, self._worker_group_failures = newest, 0
+            self._newest, self._worker_group_failures, self._controller_failures = newest, 0, 0
         return super().make_decision(training_failed_error)
 
     def _look(self) -> str | None:
@@ -60,7 +64,7 @@ class LostOnly(DefaultFailurePolicy):
     def _is_retryable_error(self, training_failed_error: TrainingFailedError) -> bool:
         if isinstance(training_failed_error, WorkerGroupError):
             failures = training_failed_error.worker_failures.values()
-            lost = any(not isinstance(error, UserExceptionWithTraceback) for error in failures)
+            lost = any(isinstance(error, LOST) for error in failures)
             if not lost and any(comes_again(error) for error in failures):
                 return False
         return bool(super()._is_retryable_error(training_failed_error))

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,7 @@ from mbcl.study import STUDY_FILE, StudyRecord, read_study, write_study
 
 SPACE_FILE = "space.yaml"
 SCRATCH = ".ray"
+TRIALS = "trials"
 OWN_FILES = (LOCK_FILE, LEASE_FILE, BEAT_FILE, OWNER_FILE, SPACE_FILE, SCRATCH)
 TIDY_TRIES, TIDY_SECONDS = 5, 0.5
 PACKAGES = ("torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn")
@@ -34,7 +36,7 @@ PACKAGES = ("torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn")
 
 def trial_folder(trial_id: str) -> str:
     """Where a trial's files lie in the results folder."""
-    return f"trials/{trial_id}"
+    return f"{TRIALS}/{trial_id}"
 
 
 def versions() -> dict[str, str]:
@@ -160,13 +162,28 @@ def reopen(store: Store, file: SpaceFile, trials: Trials) -> tuple[StudyRecord, 
             f"--resume: {store.uri}/{STUDY_FILE} is damaged: it has {len(study.trials)} trials, the space asks for "
             f"{len(trials.by_id)}; they differ in {wrong[0]}"
         )
-    return study, trials
+    return study, replace(trials, notes=(*trials.notes, *_of_scheduler(store, file)))
+
+
+def _resolved(store: Store) -> Any:
+    """The space that a study was made from; None if it cannot be read."""
+    try:
+        return yaml.safe_load(store.read_bytes(SPACE_FILE))["resolved"]
+    except (FileNotFoundError, yaml.YAMLError, KeyError, TypeError):
+        return None
+
+
+def _of_scheduler(store: Store, file: SpaceFile) -> Iterator[str]:
+    """What a person should know who goes on with another scheduler."""
+    stored, now = _resolved(store), file.space.model_dump(mode="json")["scheduler"]
+    old = stored.get("scheduler", now) if isinstance(stored, dict) else now
+    if old != now:
+        yield f"scheduler was {short(old)}, now it is {short(now)}; what was stopped stays stopped"
 
 
 def _difference(store: Store, file: SpaceFile) -> str:
-    try:
-        stored = yaml.safe_load(store.read_bytes(SPACE_FILE))["resolved"]
-    except (FileNotFoundError, yaml.YAMLError, KeyError, TypeError):
+    stored = _resolved(store)
+    if stored is None:
         return f"its {SPACE_FILE} cannot be read, and its trials are others"
     now = file.space.model_dump(mode="json")
     for key, old, new in _differences(stored, now, ""):

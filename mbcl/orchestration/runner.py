@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import ray
@@ -56,6 +57,7 @@ class _Recorder(ray.tune.Callback):
         self._watcher = watcher
         self._running: dict[str, float] = {}
         self._looked = time.monotonic()
+        self._failed: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune pickles its callbacks into snapshots of its own, which nobody reads."""
@@ -64,37 +66,62 @@ class _Recorder(ray.tune.Callback):
     def __deepcopy__(self, memo: dict[int, Any]) -> _Recorder:
         return self
 
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """For a record that changes: an interrupt waits for its end, and a failure for the end of Ray Tune's step.
+
+        Raised at once, Tune would take it for the trial's own and run a finished trial again.
+        """
+        with interrupts.held():
+            try:
+                yield
+            except Exception as error:
+                self._failed = self._failed or error
+
+    def raise_failure(self) -> None:
+        """Raise what went wrong with a record.
+
+        Raises:
+            Exception: storage that does not take it, a results folder that another sweep has taken over.
+        """
+        if self._failed is not None:
+            raise self._failed
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        key = trial.config["trial_id"]
-        record = self._study.trials[key]
-        record.status, record.error = "running", ""
-        record.attempts += 1
-        self._running.setdefault(key, time.monotonic())
-        write_study(self._store, self._study)
-        self._watcher.started(key)
+        with self._whole():
+            key = trial.config["trial_id"]
+            record = self._study.trials[key]
+            record.status, record.error = "running", ""
+            record.attempts += 1
+            self._running.setdefault(key, time.monotonic())
+            write_study(self._store, self._study)
+            self._watcher.started(key)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        remove_orphans()
-        key = trial.config["trial_id"]
-        found = (trial.last_result or {}).get(ANSWER)
-        if found is None and self._course.where_stopped(key):
-            self._stop(key)
-        else:
-            self.end(key, Answer(**found) if found else Answer("the trial's driver ended without an answer"))
+        with self._whole():
+            remove_orphans()
+            key = trial.config["trial_id"]
+            found = (trial.last_result or {}).get(ANSWER)
+            if found is None and self._course.where_stopped(key):
+                self._stop(key)
+            else:
+                self._end(key, Answer(**found) if found else Answer("the trial's driver ended without an answer"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        remove_orphans()
-        if trial.status == Trial.ERROR:
-            self.end(trial.config["trial_id"], Answer("the process of the trial's driver was lost"))
+        with self._whole():
+            remove_orphans()
+            if trial.status == Trial.ERROR:
+                self._end(trial.config["trial_id"], Answer("the process of the trial's driver was lost"))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self.raise_failure()
         interrupts.check()
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
             remove_orphans()
             self._watcher.look(list(self._running))
 
-    def end(self, trial_id: str, answer: Answer) -> None:
+    def _end(self, trial_id: str, answer: Answer) -> None:
         """Record a trial's end."""
         record = self._study.trials[trial_id]
         record.status = "failed" if answer.error else "finished"
@@ -150,6 +177,7 @@ def run_trials(
         run_trial,
         ray.tune.PlacementGroupFactory([driver]),
     )
+    recorder = _Recorder(store, study, course, watcher)
     tuner = ray.tune.Tuner(
         trainable,
         tune_config=ray.tune.TuneConfig(
@@ -168,10 +196,11 @@ def run_trials(
             storage_path=scratch,
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=DRIVER_RESTARTS),
-            callbacks=[_Recorder(store, study, course, watcher)],
+            callbacks=[recorder],
         ),
     )
     tuner.fit()
+    recorder.raise_failure()
     if course.races:
         _see_out()
 

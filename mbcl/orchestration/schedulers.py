@@ -31,6 +31,12 @@ class Scheduler(Protocol):
         """What it does, for people."""
 
 
+MOST_EPOCHS = 2**31
+"""More than anybody trains."""
+MOST_BRACKETS = 100
+FACTORS = (1.01, 1e6)
+"""The least and the largest reduction factor: a smaller one has more rungs than anybody wants."""
+
 SCHEDULERS: Registry[Any] = Registry("scheduler")
 
 
@@ -77,13 +83,17 @@ class Asha:
     max_t: int | None = None
 
     def __post_init__(self) -> None:
-        _at_least("grace_period", self.grace_period, 1)
-        _at_least("brackets", self.brackets, 1)
-        if not self.reduction_factor > 1:
-            raise ConfigError(f"reduction_factor: found {self.reduction_factor:g}, allowed: a number above 1")
-        if self.max_t is not None and self.max_t < self.grace_period:
+        _within("grace_period", self.grace_period, 1, MOST_EPOCHS)
+        _within("brackets", self.brackets, 1, MOST_BRACKETS)
+        low, high = FACTORS
+        if not low <= self.reduction_factor <= high:
             raise ConfigError(
-                f"max_t: found {self.max_t}, allowed: null or at least the grace_period of {self.grace_period}"
+                f"reduction_factor: found {self.reduction_factor!r}, allowed: a number from {low:g} to {high:g}"
+            )
+        if self.max_t is not None and not self.grace_period <= self.max_t <= MOST_EPOCHS:
+            raise ConfigError(
+                f"max_t: found {self.max_t}, allowed: null or at least the grace_period of {self.grace_period} and at "
+                f"most {MOST_EPOCHS}"
             )
 
     @property
@@ -118,8 +128,8 @@ class Median:
     min_samples_required: int = 3
 
     def __post_init__(self) -> None:
-        _at_least("grace_period", self.grace_period, 1)
-        _at_least("min_samples_required", self.min_samples_required, 1)
+        _within("grace_period", self.grace_period, 1, MOST_EPOCHS)
+        _within("min_samples_required", self.min_samples_required, 1, MOST_EPOCHS)
 
     @property
     def stops(self) -> bool:
@@ -138,9 +148,9 @@ class Median:
         )
 
 
-def _at_least(key: str, found: int, least: int) -> None:
-    if found < least:
-        raise ConfigError(f"{key}: found {found}, allowed: a whole number of at least {least}")
+def _within(key: str, found: int, least: int, most: int) -> None:
+    if not least <= found <= most:
+        raise ConfigError(f"{key}: found {found}, allowed: a whole number of at least {least} and at most {most}")
 
 
 def build(block: Mapping[str, Any]) -> Scheduler:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, create_model, model_validator
 
-from mbcl.configuration import Part, PathConfigError, Section, apply_overrides, part, read_yaml, validate
+from mbcl.configuration import Part, PathConfigError, Section, apply_overrides, parse_yaml, part, read_yaml, validate
 from mbcl.errors import ConfigError, nearest
 from mbcl.orchestration.conditional import check_conditional
-from mbcl.orchestration.domains import parse, plain, short
+from mbcl.orchestration.domains import KINDS, parse, plain, short
 from mbcl.orchestration.kinds import PRETRAINING, SYNTHETIC, VALIDATION_METRIC, AnyExperiment, Kind, kind_of
 from mbcl.orchestration.schedulers import SCHEDULERS
 from mbcl.orchestration.schedulers import build as build_scheduler
@@ -289,6 +289,22 @@ def _join_swept_keys(content: dict[str, Any]) -> None:
     content["space"] = joined
 
 
+def _override(content: dict[str, Any], override: str) -> None:
+    """Apply a ``--set``, in place. What follows ``space.`` is one swept key, whatever block or keys stand beside it."""
+    path, separator, text = override.partition("=")
+    block, _, key = path.strip().partition(".")
+    _join_swept_keys(content)
+    space = content.get(block)
+    if not separator or block != "space" or not all(key.split(".")) or not isinstance(space, dict):
+        apply_overrides(content, [override])
+        return
+    value = parse_yaml(text, f"--set {override}")
+    above, _, last = key.rpartition(".")
+    if above and last in KINDS:  # space.sampler.grid=[...]
+        key, value = above, {last: value}
+    space[key] = value
+
+
 def read_space(path: Path | str, overrides: list[str] | None = None) -> SpaceFile:
     """Read a space file, apply ``--set`` overrides, and check it as far as the file alone decides.
 
@@ -297,7 +313,8 @@ def read_space(path: Path | str, overrides: list[str] | None = None) -> SpaceFil
     """
     given = read_yaml(path)
     content = copy.deepcopy(given)
-    apply_overrides(content, overrides or [])
+    for override in overrides or []:
+        _override(content, override)
     _join_swept_keys(content)
     space = validate(Space, content, str(path))
     experiment_of(space.experiment, str(path))

@@ -13,7 +13,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, Tri
 from mbcl.engine.records import read_rows
 from mbcl.orchestration.course import Race
 from mbcl.orchestration.results import trial_folder
-from mbcl.orchestration.schedulers import Asha, Median, build
+from mbcl.orchestration.schedulers import MOST_EPOCHS, Asha, Median, build
 from mbcl.orchestration.space import Space
 from mbcl.orchestration.trials import TrialSpec
 from mbcl.seeding import numpy_generator
@@ -22,8 +22,6 @@ from mbcl.study import StudyRecord
 from mbcl.summary.settings import baselines, settings_of
 
 EPOCH, VALUE = "epoch", "value"
-NEVER = 2**31
-"""More epochs than anybody trains."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class RayStopper:
         if isinstance(settings, Asha):
             self._rule = AsyncHyperBandScheduler(
                 **common,
-                max_t=settings.max_t or NEVER,  # a trial that has reached its own end has not been stopped
+                max_t=settings.max_t or MOST_EPOCHS,  # a trial that has reached its own end has not been stopped
                 grace_period=settings.grace_period,
                 reduction_factor=settings.reduction_factor,
                 brackets=settings.brackets,

@@ -202,6 +202,7 @@ class Sweep:
         try:
             with interrupts.held():
                 self._begin()
+            self._look_over()
             if self._todo or self._undrawn:
                 failures = self._with_ray()
         except KeyboardInterrupt:
@@ -226,8 +227,15 @@ class Sweep:
             results.begin(self._store, self._file, self._trials, self._study)
         elif self._notes:
             recovery.keep_damaged(self._store)
+
+    def _look_over(self) -> None:
+        """Note what a person should know of what goes on; checkpoints are read as a whole, which may take minutes."""
         if self._request.resume and self._file.space.kind.reads_data:
-            self._notes += recovery.checkpoint_notes(self._store, self._todo)
+            there = set(self._store.list(results.TRIALS))
+            begun = [key for key in self._todo if key in there]
+            if begun:
+                self._console.say(f"verifying the checkpoints of {len(begun)} trials")
+            self._notes += recovery.checkpoint_notes(self._store, begun)
             kind = self._file.space.kind
             asked = {key: kind.evaluation(spec.experiment) for key, spec in self._todo.items()}
             self._notes += recovery.notes_of(self._study, asked)

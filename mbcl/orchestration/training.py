@@ -22,7 +22,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from mbcl import dist
 from mbcl.dist import World
 from mbcl.engine import Row, train
-from mbcl.errors import MbclError
+from mbcl.errors import MbclError, OwnershipError, StorageError
 from mbcl.experiment import Experiment
 from mbcl.fencing import Fence, FencedStore, claim
 from mbcl.orchestration.elastic import LargestFitting
@@ -243,6 +243,10 @@ def _train_on_worker(config: dict[str, Any]) -> Trained:
             group=job.group,
             notice=notice,
         )
+    except (OwnershipError, StorageError):
+        # Ray ends the other ranks, which may wait for this one: each looks for itself who owns the folder. And what
+        # storage did not take it may take next time.
+        raise
     except MbclError as error:
         # It would fail the same way again. The engine raises these on all ranks alike, so all of them answer.
         return Trained(entered, time.perf_counter() - start, {}, one_line(error))

@@ -300,7 +300,7 @@ def check_baseline(
 def space_digest(trials: Trials, space: Space) -> str:
     """16 hexadecimal digits that are equal where two spaces ask for the same trials and rank them alike.
 
-    Resources and wording are left out: a study may be resumed on another machine, or with a better question.
+    Resources, wording and scheduler are left out: a study may be resumed on another machine, and keeps its question.
     """
     what: list[Any] = [spec.trial_id for spec in trials.specs]
     if space.search.adaptive:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 
 import pytest
 import torch
@@ -54,6 +56,36 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(store, name, damage,
     assert "epoch_000002" in caplog.text
     with pytest.raises(CheckpointError):
         checkpoints.load(store, "epoch_000002")
+
+
+class BadSector(LocalStore):
+    """A disk that cannot read one file any more, or that does not answer at all."""
+
+    number = errno.EIO
+
+    def child(self, name):
+        return BadSector(self.folder / name)
+
+    def read_bytes(self, name):
+        if str(self.folder / name).endswith("epoch_000002/state.pt"):
+            raise OSError(self.number, os.strerror(self.number), str(self.folder / name))
+        return super().read_bytes(name)
+
+
+def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(store, monkeypatch):
+    found, wrong = checkpoints.look_over(BadSector(store.folder))
+    assert found.name == "epoch_000001"
+    assert wrong == [f"{store.folder}/checkpoints/epoch_000002: cannot be read: Input/output error"]
+    monkeypatch.setattr(BadSector, "number", errno.ENETDOWN)
+    with pytest.raises(OSError, match="Network is down"):
+        checkpoints.look_over(BadSector(store.folder))
+
+
+def test_a_file_in_the_place_of_a_checkpoint_is_passed_over(store):
+    (store.folder / "checkpoints" / "epoch_000003").write_text("")
+    found, wrong = checkpoints.look_over(store)
+    assert found.name == "epoch_000002"
+    assert wrong == [f"{store.folder}/checkpoints/epoch_000003: damaged: it is no folder"]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

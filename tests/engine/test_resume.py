@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from mbcl.dist import World
 from mbcl.engine import build, train, trainer
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.errors import CheckpointError, TrainingError
-from mbcl.storage import LocalStore
+from mbcl.errors import CheckpointError, StorageError, TrainingError
+from mbcl.storage import LocalStore, open_store
 
 STEPS = {"epochs": 2, "batch_size": 16, "checkpoint_steps": 4}
 SETTINGS = {
@@ -247,6 +247,13 @@ def test_a_full_disk_ends_every_rank(tmp_path, full):
     found = gloo.run(_without_space, 2, str(tmp_path), setting("shuffle"), full, timeout=60)
     assert f"{full}: cannot be written: No space left on device" in found[0]
     assert found[1] == f"rank 0: {found[0]}"
+
+
+def test_what_storage_behind_a_uri_does_not_take_is_told_apart(tmp_path):
+    """A later attempt may meet it again in order."""
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(StorageError, match="cannot be written"):
+        train(setting("shuffle"), world=World(), store=open_store(f"file://{tmp_path}"))
 
 
 def _cut_and_whole(world, folder, content):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray")
 
 TITLES = ("ray::RayTrainWorker", "ray::Planner", "ray::TrainController", "ray::ImplicitFunc")
-GONE_SECONDS = 60.0
+GONE_SECONDS = 5.0
 EPOCHS = 3
 ASHA = {"name": "asha", "grace_period": 1, "reduction_factor": 10}
 MEDIAN = {"name": "median", "grace_period": 1, "min_samples_required": 1}

@@ -7,22 +7,20 @@ import pytest
 pytest.importorskip("ray")
 
 from ray.exceptions import RayActorError  # noqa: E402
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback  # noqa: E402
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError  # noqa: E402
 from ray.train.v2._internal.execution.failure_handling import FailureDecision  # noqa: E402
 from ray.train.v2.api.config import FailureConfig  # noqa: E402
-from ray.train.v2.api.exceptions import WorkerGroupError  # noqa: E402
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError  # noqa: E402
 
+from mbcl.errors import OwnershipError, StorageError  # noqa: E402
 from mbcl.orchestration.failures import LostOnly  # noqa: E402
 
-
-def raised(error: Exception) -> UserExceptionWithTraceback:
-    return UserExceptionWithTraceback(error, "traceback")
-
-
-BUG = raised(TypeError("unsupported operand"))
-MEMORY = raised(RuntimeError("CUDA out of memory. Tried to allocate 20 GiB"))
-PEER = raised(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"))
-DISK = raised(OSError(5, "Input/output error"))
+BUG = TypeError("unsupported operand")
+MEMORY = RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
+PEER = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
+DISK = OSError(5, "Input/output error")
+BUCKET = StorageError("s3://bucket: cannot be written: timed out")
+OWNED = OwnershipError("/results: another run works there since, this one may not write any more")
 DEAD = RayActorError()
 
 
@@ -38,6 +36,8 @@ DEAD = RayActorError()
         ([DEAD, BUG], True),
         ([PEER], True),
         ([DISK], True),
+        ([BUCKET], True),
+        ([OWNED], False),
     ],
 )
 def test_only_what_another_try_can_mend(failures, again):
@@ -48,9 +48,11 @@ def test_only_what_another_try_can_mend(failures, again):
     assert decisions == ([retry, retry, stop] if again else [stop, stop, stop])
 
 
-def test_only_losses_without_a_new_checkpoint_add_up(tmp_path):
-    policy = LostOnly(FailureConfig(max_failures=2), str(tmp_path))
-    error = WorkerGroupError("words", {0: DEAD})
+@pytest.mark.parametrize(
+    "error", [WorkerGroupError("words", {0: DEAD}), ControllerError(WorkerGroupStartupTimeoutError(2))]
+)
+def test_only_losses_without_a_new_checkpoint_add_up(tmp_path, error):
+    policy = LostOnly(FailureConfig(max_failures=2, controller_failure_limit=2), str(tmp_path))
     decisions = []
     for epoch in (1, 2, 3, 4):
         (tmp_path / "checkpoints" / f"epoch_{epoch:06d}").mkdir(parents=True)

@@ -21,8 +21,9 @@ from mbcl.dist import World
 from mbcl.engine import train
 from mbcl.evaluation import evaluate
 from mbcl.experiment import Experiment
+from mbcl.fencing import claim
 from mbcl.storage import LocalStore
-from mbcl.study import StudyRecord, TrialRecord
+from mbcl.study import StudyRecord, TrialRecord, read_study
 
 from .conftest import SPACE, children
 
@@ -40,6 +41,7 @@ EXPERIMENT = Experiment.model_validate(
         "evaluation": {"metrics": ["retrieval", "knn", "probe"]},
     }
 )
+SHORT = Experiment.model_validate(SPACE["experiment"])
 COMPARED = ("train/loss", "val/retrieval/top1", "plan/lift", "retrieval/u2v/top1", "probe/top1")
 DRIVER, PLANNER, WORKER, EVALUATION = "ray::ImplicitFunc", "ray::Planner", "ray::RayTrainWorker", "ray::_evaluate"
 
@@ -126,9 +128,14 @@ class Attack(threading.Thread):
 
 
 def run_one(
-    tmp_path: Path, attack: Attack | None = None, workers: int = 1, experiment: Experiment = EXPERIMENT
+    tmp_path: Path,
+    attack: Attack | None = None,
+    workers: int = 1,
+    experiment: Experiment = EXPERIMENT,
+    kind: type[TrialRecord] = TrialRecord,
+    told: list[StudyRecord] | None = None,
 ) -> TrialRecord:
-    """Run one trial as a sweep does, in this process's Ray."""
+    """Run one trial as a sweep does, in this process's Ray; ``told`` has its study from the beginning."""
     from mbcl.orchestration.jobs import Job
     from mbcl.orchestration.lease import hold
     from mbcl.orchestration.resources import Node, resolve
@@ -136,10 +143,12 @@ def run_one(
     from mbcl.orchestration.space import Resources
 
     store = LocalStore(tmp_path)
-    record = TrialRecord(ordinal=0, setting=0, seed=0, sampler="spectral", objective="simclr", parameters={})
+    record = kind(ordinal=0, setting=0, seed=0, sampler="spectral", objective="simclr", parameters={})
     study = StudyRecord(
         name="test", space_digest="", metric="val/retrieval/top1", mode="max", created="", trials={TRIAL: record}
     )
+    if told is not None:
+        told.append(study)
     with hold(store) as fence:
         job = Job(
             trial_id=TRIAL,
@@ -222,6 +231,61 @@ def test_a_full_disk_is_a_row_that_is_resumed(local_ray, undisturbed, tmp_path):
     assert len(before) >= 3
     check(run_one(tmp_path), tmp_path, undisturbed)
     assert rows_of(tmp_path)[: len(before)] == before, "epochs that were done are not trained again"
+
+
+def test_a_record_that_cannot_be_written_ends_the_sweep_and_not_the_trial(local_ray, tmp_path):
+    """Ray Tune would take it for the trial's failure and run it again."""
+
+    def no_record(pid: int) -> None:
+        with suppress(FileNotFoundError, IsADirectoryError):
+            (tmp_path / "study.json").unlink()
+        (tmp_path / "study.json").mkdir(exist_ok=True)
+
+    attack = Attack(tmp_path / "trials" / TRIAL, [(1, WORKER)], no_record)
+    found: list[StudyRecord] = []
+    with pytest.raises(OSError, match="study.json"):
+        run_one(tmp_path, attack, experiment=SHORT, told=found)
+    (record,) = found[0].trials.values()
+    assert (record.status, record.attempts) == ("finished", 1)
+    assert "retrieval/u2v/top1" in record.metrics
+
+
+class Interrupted(TrialRecord):
+    """A record in the middle of whose change a signal comes."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if (name, value) == ("status", "finished"):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+
+
+def test_an_interrupt_between_two_fields_of_a_record_waits_for_the_last(local_ray, tmp_path):
+    from mbcl.orchestration import interrupts
+
+    before = {number: signal.getsignal(number) for number in interrupts.NUMBERS}
+    interrupts.listen(anew=True)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_one(tmp_path, experiment=SHORT, kind=Interrupted)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    (record,) = read_study(LocalStore(tmp_path)).trials.values()
+    assert record.status == "finished"
+    assert "retrieval/u2v/top1" in record.metrics
+
+
+def test_a_rank_that_loses_its_folder_keeps_no_other_waiting(local_ray, tmp_path):
+    """Rank 0 alone has a claim on the trial's folder; what it raises the others do not."""
+    trial = LocalStore(tmp_path / "trials" / TRIAL)
+    attack = Attack(trial.folder, [(2, WORKER)], lambda pid: claim(trial))
+    experiment = Experiment.model_validate(SPACE["experiment"] | {"train": {"epochs": 500, "batch_size": 16}})
+    start = time.monotonic()
+    record = run_one(tmp_path, attack, workers=2, experiment=experiment)
+    assert time.monotonic() - start < 120, "a collective waits for ten minutes"
+    assert record.status == "failed"
+    assert "another run works there since" in record.error
 
 
 def test_two_workers_give_what_one_gives(local_ray, tmp_path):

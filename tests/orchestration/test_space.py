@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbcl.errors import ConfigError
-from mbcl.orchestration.results import new_study
+from mbcl.orchestration.asked import plan_lines
+from mbcl.orchestration.results import begin, new_study, reopen
 from mbcl.orchestration.space import check_name, read_space
 from mbcl.orchestration.trials import expand, space_digest
 from mbcl.storage import LocalStore
@@ -50,6 +51,10 @@ BROKEN = [
     (
         {"space/sampler": {"grid": [{"name": "osgd", "k": {"randint": [2, 9]}, "q": 9}]}},
         "q must be at most k, found q = 9",
+    ),
+    (
+        {"space": {"sampler": {"grid": [{"name": "spectral", "k": {"randint": [2, 9]}}]}, "sampler.k": {"grid": [4]}}},
+        "space.sampler.k: a block of space.sampler has a domain for k, too; give it once",
     ),
     ({"space/sampler.name": {"grid": ["shuffle", "spektral"]}, "space/sampler": None}, "unknown sampler 'spektral'"),
     ({"space/smapler": {"grid": [1]}}, "space.smapler: unknown key 'smapler'; did you mean 'sampler'?"),
@@ -97,7 +102,18 @@ BROKEN = [
     ({"scheduler": {"name": "asha", "metric": "x"}}, "scheduler.metric: unknown key; known: brackets, grace_period"),
     ({"scheduler": {"name": "asha", "grace_period": 0}}, "scheduler: grace_period: found 0, allowed: a whole number"),
     ({"scheduler": {"name": "asha", "grace_period": 1.5}}, "scheduler.grace_period: Input should be a valid integer"),
-    ({"scheduler": {"name": "asha", "reduction_factor": 1}}, "reduction_factor: found 1, allowed: a number above 1"),
+    (
+        {"scheduler": {"name": "asha", "reduction_factor": 1}},
+        "reduction_factor: found 1.0, allowed: a number from 1.01",
+    ),
+    ({"scheduler": {"name": "asha", "reduction_factor": 1.0000001}}, "reduction_factor: found 1.0000001, allowed: a"),
+    ({"scheduler": {"name": "asha", "reduction_factor": 1e200}}, "reduction_factor: found 1e+200, allowed: a number"),
+    ({"scheduler": {"name": "asha", "grace_period": 2**31 + 1}}, "and at most 2147483648"),
+    ({"scheduler": {"name": "asha", "max_t": 2**40}}, "max_t: found 1099511627776, allowed: null or at least"),
+    ({"scheduler": {"name": "asha", "brackets": 10**9}}, "brackets: found 1000000000, allowed: a whole number of at"),
+    ({"space/train.epochs": {"randint": [0, 10**30]}}, "randint: expected [a, b] within -9.0072e+15 and 9.0072e+15"),
+    ({"space/optimizer.lr": {"uniform": [0, 10**400]}}, "uniform: expected [a, b] within -1e+100 and 1e+100, found an"),
+    ({"space/optimizer.lr": {"uniform": [-1.7e308, 1.7e308]}}, "uniform: expected [a, b] within -1e+100 and 1e+100"),
     ({"scheduler": {"name": "asha", "grace_period": 3, "max_t": 2}}, "scheduler: max_t: found 2, allowed: null or at"),
     ({"scheduler": {"name": "median", "min_samples_required": 0}}, "scheduler: min_samples_required: found 0"),
     ({"scheduler": {"name": "median", "hard_stop": False}}, "scheduler.hard_stop: unknown key; known: grace_period"),
@@ -247,8 +263,9 @@ def test_overrides(space_file):
         "resources.workers=2",
     )
     assert [(spec.seed, spec.experiment.train.epochs) for spec in trials.specs] == [(7, 5)]
-    with pytest.raises(ConfigError, match="expected KEY=VALUE"):
-        trials_of(space_file(), "seeds")
+    for wrong in ("seeds", "space.optimizer.lr"):
+        with pytest.raises(ConfigError, match="expected KEY=VALUE"):
+            trials_of(space_file(), wrong)
     with pytest.raises(ConfigError, match="experiment.train.epoch: unknown key; did you mean 'epochs'"):
         trials_of(space_file(), "experiment.train.epoch=5")
 
@@ -292,6 +309,49 @@ BLOCKS = {"sampler": {"grid": [{"name": "s"}, {"name": "spectral", "k": 4}]}}
 )
 def test_the_race_and_the_report_have_the_same_baseline(space_file, space, baseline, expected):
     assert spared(space_file({"space": space, "baseline": baseline, "scheduler": {"name": "asha"}})) == expected
+
+
+def test_overrides_of_swept_keys_stand_beside_each_other(space_file):
+    rates = ("space.optimizer.lr={grid: [0.1]}", "space.optimizer.momentum.grid=[0.8, 0.9]")
+    found = trials_of(space_file(), *rates).specs
+    assert list(found[0].parameters) == ["sampler", "optimizer.lr", "optimizer.momentum"]
+    assert [spec.parameters["optimizer.momentum"] for spec in found] == [0.8, 0.9] * 2
+    found = trials_of(space_file(), "space.sampler.k={grid: [2, 4]}").specs
+    assert [spec.experiment.sampler.get("k") for spec in found] == [None, 2, 4], "beside the file's blocks"
+    found = trials_of(space_file(), "space.sampler={choice: [{name: shuffle}]}", "space.sampler.grid=[{name: s}]").specs
+    assert len(found) == 1
+    nested = {"space": {"optimizer": {"lr": {"grid": [0.1, 0.2]}}}, "baseline": {}}
+    assert len(trials_of(space_file(nested), "space.optimizer.lr.grid=[0.3]").specs) == 1
+    for wrong in ("space.=1", "space.optimizer..lr=1"):
+        with pytest.raises(ConfigError, match="is not a dotted path of keys"):
+            trials_of(space_file(), wrong)
+
+
+def test_another_scheduler_is_said_when_a_study_goes_on(space_file, tmp_path):
+    store = LocalStore(tmp_path / "out")
+    asha = space_file({"scheduler": {"name": "asha"}})
+    file, trials = read_space(asha), trials_of(asha)
+    begin(store, file, trials, new_study(file, trials, "test"))
+    assert reopen(store, file, trials)[1].notes == ()
+    fifo = read_space(asha, ["scheduler={name: fifo}"])
+    (note,) = reopen(store, fifo, trials)[1].notes
+    assert note.startswith("scheduler was {name: asha, grace_period: 1")
+    assert note.endswith("now it is {name: fifo}; what was stopped stays stopped")
+
+
+def test_what_is_said_of_a_scheduler_holds_for_swept_epochs(space_file):
+    def said(rule: dict, **changes) -> str:
+        file = space_file({"scheduler": {"name": "asha", **rule}, **changes})
+        return "\n".join(plan_lines(read_space(file).space))
+
+    swept = {"space": {**BLOCKS, "train.epochs": {"grid": [2, 50]}}}
+    assert "nobody is stopped" in said({"grace_period": 2})
+    assert "nobody is stopped" not in said({"grace_period": 2}, **swept)
+    assert "no less than the 50 epochs: nobody is stopped" in said({"grace_period": 50}, **swept)
+    assert "none finishes" not in said({"max_t": 10}, **swept)
+    assert "max_t 1 is below the 2 epochs: all end there" in said({"max_t": 1}, **swept)
+    assert "the baseline is never stopped" in said({}, **swept)
+    assert "the baseline is never stopped" not in said({"max_t": 10}, **swept)
 
 
 def test_a_baseline_that_is_every_setting_is_said_to_be_none(space_file):

@@ -35,7 +35,7 @@ TRIALS = {
 SHORT = ("kq", "objectives", "paper_cifar100", "paper_tiny_imagenet", "search")
 """The header of each has a command that shrinks it to one trial."""
 LONG = ("kq", "objectives", "paper_tiny_imagenet")
-"""Whose shrunk form shows nothing that another does not."""
+"""Whose shrunk form shows nothing that another does not: among the slow tests."""
 PAPER = {"paper_cifar100": 49_000, "paper_tiny_imagenet": 98_000}
 """Training images after the validation split."""
 
@@ -128,10 +128,7 @@ def test_the_published_settings(name):
 @pytest.mark.ray
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in ("kq", "objectives", "paper_tiny_imagenet") else ())
-        for name in SHORT
-    ],
+    [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in SHORT],
 )
 def test_the_shrunk_space_runs(name, tmp_path):
     data = tmp_path / "data"
