@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add_bench(commands, _bench_ray)
     _add_doctor(commands)
     _add_list(commands)
+    _add_explain(commands)
     completion = commands.add_parser("completion", help="print a shell completion script")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     completion.set_defaults(run=_completion)
@@ -161,10 +162,12 @@ def _add_export(commands: Any) -> None:
 def _export(arguments: argparse.Namespace) -> int:
     from mbcl.engine.checkpoint import folder_and_checkpoint
     from mbcl.export import export, how_to_load
-    from mbcl.storage import open_store
+    from mbcl.storage import check_writable, open_store
 
     folder, name = folder_and_checkpoint(arguments.checkpoint)
-    record = export(open_store(folder), out=open_store(arguments.out), checkpoint=name, best=arguments.best)
+    out = open_store(arguments.out)
+    check_writable(out, "--out")
+    record = export(open_store(folder), out=out, checkpoint=name, best=arguments.best)
     encoder = record["build"]["encoder"]["name"]
     sys.stdout.write(
         f"{arguments.out}: {encoder}, {record['out_features']} features, of checkpoint {record['checkpoint']['name']}\n"
@@ -259,7 +262,11 @@ def _add_list(commands: Any) -> None:
     listing.add_argument(
         "kind", nargs="?", choices=("samplers", "objectives", "optimizers", "encoders", "datasets"), help="only these"
     )
-    listing.add_argument("name", nargs="?", help="only this one, with all that its documentation says of it")
+    listing.add_argument(
+        "name",
+        nargs="?",
+        help="only this sampler, objective, optimizer or encoder, with all that its documentation says of it",
+    )
     listing.set_defaults(run=_list)
 
 
@@ -270,6 +277,24 @@ def _list(arguments: argparse.Namespace) -> int:
         sys.stdout.write(about(arguments.kind, arguments.name) + "\n")
         return 0
     sys.stdout.write("\n".join(lines(arguments.kind)) + "\n")
+    return 0
+
+
+def _add_explain(commands: Any) -> None:
+    explain = commands.add_parser(
+        "explain",
+        help="what one sampler, objective, optimizer or encoder is, with parameters and defaults",
+        description="Say what a sampler, objective, optimizer or encoder is, and what each of its parameters means. "
+        "`mbcl list` shows the names; published ones and torchvision's architectures work, too.",
+    )
+    explain.add_argument("name", help="e.g. spectral, sogclr, lars, resnet18")
+    explain.set_defaults(run=_explain)
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from mbcl.listing import explain
+
+    sys.stdout.write(explain(arguments.name) + "\n")
     return 0
 
 

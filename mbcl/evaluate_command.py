@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from mbcl.errors import ConfigError
 
 if TYPE_CHECKING:
     from mbcl.experiment import Data, Evaluation, Experiment
+    from mbcl.storage import Store
 
 EVALUATIONS = "evaluations"
 """The folder that has one ``evaluation.json`` a checkpoint, where several are evaluated."""
@@ -19,7 +21,9 @@ EVALUATIONS = "evaluations"
 _DESCRIPTION = """\
 Evaluate the last good checkpoint of a trained experiment, or exported weights, and write evaluation.json beside them.
 Settings are those of the experiment's evaluation block, changed by these options. What an evaluation.json there holds
-already of the same weights, data and settings is not measured again, each metric by itself."""
+already of the same weights, data and settings is not measured again, each metric by itself; one that was asked for with
+other settings is replaced, and a note says so. The folder of a sweep's trial needs --out: the sweep's tables are made
+from the evaluation.json that is there."""
 
 _KEYS = """\
 keys for --set:
@@ -80,7 +84,11 @@ def add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("--data", metavar="NAME", help="another data set than the one trained on")
     evaluate.add_argument("--data-dir", metavar="DIR", help="where the data lie on this machine")
-    evaluate.add_argument("--out", metavar="DIR", help="where evaluation.json goes (default: beside the checkpoints)")
+    evaluate.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where evaluation.json goes (default: beside the checkpoints; to be given for the trial of a sweep)",
+    )
     evaluate.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     evaluate.add_argument("--force", action="store_true", help="evaluate even if that was done already")
     evaluate.set_defaults(run=_evaluate)
@@ -121,12 +129,63 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             force=arguments.force,
             load=load,
             say=lambda line: sys.stderr.write(f"{line}\n"),
+            before=_before,
         )
         for name, experiment in experiments.items()
     }
     shown = results if arguments.epochs else next(iter(results.values()))
     sys.stdout.write(json.dumps(shown, indent=1) + "\n")
     return 0
+
+
+def _before(out: Store, earlier: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse a folder that is not to be written into, and say what of an earlier evaluation will be gone.
+
+    Raises:
+        ConfigError: if the folder cannot be written, or is that of a sweep's trial.
+    """
+    from mbcl.evaluation import EVALUATION_FILE
+    from mbcl.storage import check_writable
+
+    study = _study_of(out)
+    if study is not None:
+        raise ConfigError(
+            f"{out.uri}: belongs to the study {study}, whose tables are made from its {EVALUATION_FILE}; choose "
+            f"another folder with --out"
+        )
+    check_writable(out, "--out")
+    gone = _gone(earlier, asked)
+    if gone:
+        sys.stderr.write(
+            f"note: {out.uri}/{EVALUATION_FILE} will be replaced, which was asked for with {', '.join(gone)}; another "
+            f"--out keeps both\n"
+        )
+
+
+def _study_of(out: Store) -> str | None:
+    """The study of which a folder is a trial's, ``STUDY/trials/ID``; None if it is none."""
+    from mbcl.storage import open_store
+    from mbcl.study import STUDY_FILE
+
+    folder, mark, query = out.uri.partition("?")
+    parts = folder.rstrip("/").split("/")
+    if len(parts) < 3 or parts[-2] != "trials":
+        return None
+    study = "/".join(parts[:-2]) + mark + query
+    return study if study and open_store(study).exists(STUDY_FILE) else None
+
+
+def _gone(earlier: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What an earlier evaluation was asked for and is not now, in words; more metrics take nothing away."""
+    then, now = ({**each, **each.get("settings", {})} for each in (earlier, asked))
+    words = []
+    for key, value in then.items():
+        if key == "settings" or value == now.get(key):
+            continue
+        if key in ("metrics", "baselines") and set(value) <= set(now[key]):
+            continue
+        words.append(f"{key} {value if isinstance(value, str) else json.dumps(value)}")
+    return words
 
 
 def _official(arguments: argparse.Namespace) -> tuple[str | None, str | None]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from mbcl.data import CORRUPTED, DATASETS, describe
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, nearest
 from mbcl.parts import PARTS, registry_of
 from mbcl.registry import Registry
 
@@ -46,6 +47,23 @@ def about(kind: str, name: str) -> str:
     name = registry.canonical(name)
     aliases = f" (also {', '.join(registry.aliases(name))})" if registry.aliases(name) else ""
     return f"{name}({_signature(registry[name])}){aliases}\n\n{inspect.getdoc(registry[name]) or ''}"
+
+
+def explain(name: str) -> str:
+    """What ``mbcl explain NAME`` says: what kind of part is called so, then as :func:`about`.
+
+    Args:
+        name: of a sampler, objective, optimizer or encoder; published names work, too.
+
+    Raises:
+        ConfigError: if no part is called so; the text names the nearest one.
+    """
+    for kind, part in KINDS.items():
+        with suppress(ConfigError):
+            return f"{part} {about(kind, name)}"
+    known = [known for part in PARTS for known in registry_of(part)]
+    *others, last = PARTS
+    raise ConfigError(f"no {', '.join(others)} or {last} is called {name!r}; {nearest(name, known)}")
 
 
 def lines(kind: str | None = None) -> Iterator[str]:

@@ -59,6 +59,11 @@ def test_evaluate_takes_one_checkpoint_and_other_settings(trained, capsys):
     assert asked["settings"]["split"] == "validation"
 
 
+def test_an_export_that_cannot_be_written_is_refused(trained, capsys):
+    assert main(["export", "--checkpoint", str(trained), "--out", "/proc/nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("error: --out: /proc/nowhere cannot be written")
+
+
 def test_an_existing_training_is_refused_without_resume(trained, capsys):
     assert main(["train", *TINY, "--out", str(trained)]) == 2
     assert "holds a training already; add --resume" in capsys.readouterr().err
@@ -132,6 +137,37 @@ def test_list_explains_the_parameters_of_one(capsys):
         assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "canonical"),
+    [
+        ("sc_even_kb_loose", "sampler", "spectral"),
+        ("sog", "objective", "sogclr"),
+        ("lars", "optimizer", "lars"),
+        ("resnet_small", "encoder", "resnet_small"),
+        ("resnet18", "encoder", "resnet18"),
+    ],
+)
+def test_explain_says_of_a_name_what_list_says_of_its_kind(name, kind, canonical, capsys):
+    assert main(["list", f"{kind}s", name]) == 0
+    listed = capsys.readouterr().out
+    assert main(["explain", name]) == 0
+    assert capsys.readouterr().out == f"{kind} {listed}"
+    assert listed.startswith(f"{canonical}(")
+
+
+def test_explain_refuses_what_is_no_part_with_the_nearest(capsys):
+    assert main(["explain", "spektral"]) == 2
+    err = capsys.readouterr().err
+    assert "did you mean 'spectral'?" in err
+    assert err.count("\n") == 1
+
+
+def test_help_of_list_says_which_kinds_have_names_to_explain(capsys):
+    with pytest.raises(SystemExit):
+        main(["list", "--help"])
+    assert "only this sampler, objective, optimizer or encoder" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_mistake_names_the_option_and_is_said_once_a_machine(tmp_path, capsys, monkeypatch):
     for words, said in (
         (["--set", "planner.overlap=true"], "with --set planner.overlap=true: planner.overlap: expected 0 or 1"),
@@ -171,7 +207,7 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path, signal_sent):
 
 
 def test_help_of_every_command(capsys):
-    for command in ([], ["train"], ["evaluate"], ["report"], ["list"], ["completion"]):
+    for command in ([], ["train"], ["evaluate"], ["report"], ["list"], ["explain"], ["completion"]):
         with pytest.raises(SystemExit) as exited:
             main([*command, "--help"])
         assert exited.value.code == 0

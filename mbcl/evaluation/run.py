@@ -66,6 +66,7 @@ def evaluate(
     force: bool = False,
     load: LoadData = load_data,
     say: Callable[[str], object] | None = None,
+    before: Callable[[Store, Mapping[str, Any], Mapping[str, Any]], object] | None = None,
 ) -> dict[str, float]:
     """Evaluate weights and write ``evaluation.json``.
 
@@ -84,6 +85,8 @@ def evaluate(
         force: measure all of it again, baselines too.
         load: reads data sets.
         say: is told what was measured, a line each.
+        before: is told, before anything is measured, where ``evaluation.json`` will be written, what the one that is
+            there was asked for (nothing if there is none) and what is asked for now; it may refuse by raising.
 
     Returns:
         Metrics by their contract names, for example ``retrieval/u2v/top1``; those of baselines under
@@ -107,9 +110,12 @@ def evaluate(
     }
     out = out or store
     place = earlier or out
-    done = {} if force else _read(place, EVALUATION_FILE)
+    there = _read(place, EVALUATION_FILE)
+    done = {} if force else there
     if done.get("asked") == asked and place is out:
         return dict(done["metrics"])
+    if before is not None:
+        before(out, there.get("asked", {}), asked)
     start = time.perf_counter()
     run = _Run(weights, settings, data, usable_device(device), load, say or (lambda line: None))
     kept = baselines or out.child(BASELINES)

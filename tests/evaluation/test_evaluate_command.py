@@ -139,3 +139,46 @@ def test_the_keys_that_help_names_are_those_that_there_are(capsys):
     blocks = {"corrupted": Corrupted, "knn": Neighbours, "probe": Probe}
     there = {key for key in Evaluation.model_fields if key not in blocks}
     assert named == there | {f"{name}.{key}" for name, block in blocks.items() for key in block.model_fields}
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(trained, capsys):
+    assert main(["evaluate", "--checkpoint", str(trained), "--out", "/proc/nowhere"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: --out: /proc/nowhere cannot be written")
+    assert err.count("\n") == 1, "nothing was measured"
+
+
+def test_what_is_replaced_is_said(trained, tmp_path, capsys):
+    def said(*words: str) -> str:
+        assert main(["evaluate", "--checkpoint", str(trained), "--out", str(tmp_path), *words]) == 0
+        return "".join(line for line in capsys.readouterr().err.splitlines(True) if line.startswith("note: "))
+
+    assert said("--metrics", "knn") == ""
+    assert said("--metrics", "knn", "repr") == "", "nothing is lost"
+    assert said("--metrics", "knn", "repr") == ""
+    note = said("--metrics", "retrieval", "--split", "train")
+    assert note.startswith(f"note: {tmp_path}/evaluation.json will be replaced, which was asked for with ")
+    for words in ('metrics ["knn", "repr"]', "split test", "another --out keeps both\n"):
+        assert words in note
+    assert note.count("\n") == 1
+
+
+def test_the_evaluation_of_a_sweeps_trial_is_not_replaced(tmp_path, capsys):
+    trial = tmp_path / "study" / "trials" / "000-abc"
+    runs.run(World(), trial, runs.experiment())
+    words = ["evaluate", "--checkpoint", str(trial)]
+    assert main(words) == 0, "a folder that is called so without a study is anyone's"
+    (tmp_path / "study" / "study.json").write_text("{}")
+    before = (trial / "evaluation.json").read_bytes()
+    assert main(words) == 0, "what is there is shown"
+    capsys.readouterr()
+    for more in ([], ["--out", str(trial)], ["--checkpoint", str(trial / "checkpoints" / "epoch_000001")]):
+        assert main([*words, "--split", "train", *more]) == 2
+        err = capsys.readouterr().err
+        assert f"{trial}: belongs to the study {tmp_path / 'study'}" in err
+        assert "--out" in err
+        assert err.count("\n") == 1
+    assert (trial / "evaluation.json").read_bytes() == before
+    assert main([*words, "--split", "train", "--out", str(tmp_path / "mine")]) == 0
+    assert main([*words, "--epochs", "1"]) == 0
+    assert (trial / "evaluation.json").read_bytes() == before
