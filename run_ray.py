@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from mbcl.arguments import Parser
 from mbcl.orchestration import interrupts
@@ -79,5 +81,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(request, report.write)
 
 
+def leave(code: int) -> NoReturn:
+    """End the process; after an interrupt at once.
+
+    Everything is saved then. Ray's threads, cut anywhere, now and then abort an interpreter that is taken down around
+    them, and the shell would see another code.
+    """
+    if code == interrupts.EXIT_INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -263,8 +263,11 @@ class ArrowStore:
     def local_folder(self, name: str) -> Path:
         """A temporary folder that goes with this store; what it holds is lost unless published."""
         if name not in self._scratch:
-            folder = self._scratch[name] = Path(tempfile.mkdtemp(prefix="mbcl-"))
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            above = Path(tempfile.mkdtemp(prefix="mbcl-"))
+            weakref.finalize(self, shutil.rmtree, above, ignore_errors=True)
+            # Of that name: W&B is told the folder above, and makes one of its own name in it.
+            self._scratch[name] = above / name
+            self._scratch[name].mkdir(parents=True, exist_ok=True)
         return self._scratch[name]
 
     def publish(self, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, get_args
@@ -10,7 +11,8 @@ from mbcl.data import cifar, digits, fashion_mnist, image_folder, tiny_imagenet
 from mbcl.data.corrupted import CORRUPTED
 from mbcl.data.folder_sets import FolderSet
 from mbcl.data.images import ImageSet, Splits
-from mbcl.data.node_cache import local_copy
+from mbcl.data.node_cache import discard, local_copy
+from mbcl.data.packs import DamagedPackError
 from mbcl.data.recipe import ViewRecipe
 from mbcl.data.request import LARGEST_SIZE, LEAST_SIZE, Request, Verify
 from mbcl.errors import ConfigError
@@ -127,9 +129,22 @@ def load(
             f"{name} is a corrupted test set without training images: train on {CORRUPTED[name].clean}, and evaluate "
             f"on {name}"
         )
-    splits = DATASETS[name].read(_local(name, request))
+    splits = _read(name, request)
     train = splits.train if max_samples is None else splits.train.first(max_samples)
     return Splits(_sized(train, image_size), _sized(splits.test, image_size))
+
+
+def _read(name: str, request: Request) -> Splits:
+    local = _local(name, request)
+    try:
+        return DATASETS[name].read(local)
+    except DamagedPackError as error:
+        if not local.copied:
+            raise
+        # It was whole when it was copied.
+        warnings.warn(f"{error.found}; this machine's copy is made again", UserWarning, stacklevel=2)
+        discard(Path(str(local.dir)))
+        return DATASETS[name].read(_local(name, request))
 
 
 def _local(name: str, request: Request) -> Request:

@@ -5,7 +5,7 @@ lock ends with the process that holds it, however that ends, and a copy gets its
 kill the next process copies again.
 
 A copy is called by what it is a copy of: a pack by the digest of its ``NAME.json``, an official file by URI, size and
-time of modification. What changes behind the URI is copied anew; nothing is ever removed here.
+time of modification. What changes behind the URI is copied anew; only a copy that was damaged later is removed.
 """
 
 from __future__ import annotations
@@ -67,6 +67,17 @@ def local_copy(uri: str, name: str, pack_name: str | None, official: Sequence[st
     expected = [f"a pack ({pack_name}.json, made by `mbcl data pack`)"] if pack_name else []
     expected += [f"official files ({', '.join(official)})"] if official else []
     raise DataError(f"{name}: {uri} holds no data to copy; expected {', or '.join(expected)}")
+
+
+def discard(folder: Path) -> None:
+    """Remove a copy that was found damaged, so that it is made again. Who has it open keeps what it has.
+
+    Args:
+        folder: as :func:`local_copy` returned it.
+    """
+    with _locked(folder):
+        for path in folder.iterdir():
+            path.unlink(missing_ok=True)
 
 
 def _copy_pack(store: ArrowStore, place: str, name: str) -> Path:

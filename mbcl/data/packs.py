@@ -31,6 +31,19 @@ FOLDER = "mbcl-pack"
 _FORMAT = "mbcl pack 1"
 _AGAIN = "delete it, or make it again with `mbcl data pack`"
 
+
+class DamagedPackError(DataError):
+    """A pack that is not what was written.
+
+    Args:
+        found: which file, and what is wrong with it.
+    """
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"{found}; {_AGAIN}")
+        self.found = found
+
+
 Record = list[Any]
 """A file: path below the data set's folder, label, size in bytes, time of modification in nanoseconds."""
 
@@ -83,12 +96,12 @@ class Pack:
         try:
             found = path.stat().st_size
             if found != self.data["bytes"]:
-                raise DataError(f"{path}: damaged pack: expected {self.data['bytes']} bytes, found {found}; {_AGAIN}")
+                raise DamagedPackError(f"{path}: damaged pack: expected {self.data['bytes']} bytes, found {found}")
             with path.open("rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != self.data["sha256"]:
-                    raise DataError(f"{path}: damaged pack: its content is not what was written; {_AGAIN}")
+                    raise DamagedPackError(f"{path}: damaged pack: its content is not what was written")
         except OSError as error:
-            raise DataError(f"{path}: damaged pack: cannot be read: {error.strerror}; {_AGAIN}") from error
+            raise DamagedPackError(f"{path}: damaged pack: cannot be read: {error.strerror}") from error
         images: npt.NDArray[np.uint8] = np.load(path, mmap_mode="c", allow_pickle=False)
         return images
 
@@ -123,7 +136,7 @@ def open_pack(folder: Path, name: str) -> Pack | None:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: damaged pack: cannot be read: {error.strerror}; {_AGAIN}") from error
+        raise DamagedPackError(f"{path}: damaged pack: cannot be read: {error.strerror}") from error
     return read_pack(content, path, name)
 
 
@@ -146,7 +159,7 @@ def read_pack(written: bytes, path: Path, name: str) -> Pack:
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
-        raise DataError(f"{path}: damaged pack, or one of another version; {_AGAIN}")
+        raise DamagedPackError(f"{path}: damaged pack, or one of another version")
     train, test = (PackedPart(_unfolded(content[part])) for part in ("train", "test"))
     return Pack(path, train, test, content["classes"], content["shape"][2], content["source"], content["data"])
 

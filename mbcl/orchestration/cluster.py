@@ -25,7 +25,6 @@ COMMON = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # Relative data folders mean the same in every process.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 LOCAL = {
     # Nobody takes this machine away with a notice.
@@ -41,7 +40,7 @@ JOINED = {
 BOOT_SECONDS = 900.0
 """How long nodes that an autoscaler has asked for may take to boot."""
 FIRST_SECONDS = 20.0
-"""How long an autoscaler may take to ask for the first node that can train."""
+"""How long an autoscaler may take to ask for the first node that is needed."""
 TELL_SECONDS = 30.0
 """How often a person is told what is waited for."""
 POLL_SECONDS = 2.0
@@ -53,6 +52,8 @@ HERE = {
     # The sweep handles interrupts itself, and never reads Tune's own snapshots.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # Tune would write tables and TensorBoard files of its own.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
@@ -153,9 +154,14 @@ def _check_answers(address: str) -> None:
     """Ask ``HOST:PORT`` for a connection first: Ray itself would go on trying for minutes.
 
     Raises:
-        ConfigError: if nothing listens there.
+        ConfigError: if nothing listens there, or it is for Ray's client, through which nobody can ask what nodes have.
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"--address: found {address}, which is for Ray's client; give HOST:PORT of the cluster's head (port 6379) "
+            f"from inside its network, or submit the study with `ray job submit` and --address auto"
+        )
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return  # "auto" and the like, which Ray looks up itself
     try:

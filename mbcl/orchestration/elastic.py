@@ -1,4 +1,4 @@
-"""How many workers a trial begins with, where it may have fewer than the most: those that fit at that moment.
+"""How many workers a trial begins with, where it may have fewer than the most: those that fit, or that boot for it.
 
 Ray Train asks this policy before it starts a worker group: at the beginning, and again after a loss. A group that runs
 keeps its size.
@@ -14,8 +14,11 @@ from typing import Any
 import ray
 from ray._private.state import state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, ResizeDecision
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, NoopDecision, ResizeDecision
 from ray.train.v2.api.config import ScalingConfig
+
+from mbcl.orchestration import autoscaler
+from mbcl.orchestration.cluster import BOOT_SECONDS, FIRST_SECONDS
 
 SETTLE_SECONDS = 5.0
 """How long it is waited for the most workers before fewer are taken: what others gave back is known a moment later."""
@@ -35,18 +38,46 @@ class LargestFitting(FixedScalingPolicy):
     def __init__(self, scaling_config: ScalingConfig, sizes: Sequence[int]) -> None:
         super().__init__(scaling_config)
         self._sizes = sorted(sizes)
+        self._size = self._sizes[-1]
+        self._since: float | None = None
 
-    def make_decision_for_non_running_worker_group(self) -> ResizeDecision:
-        """The size to start with; the smallest where not even that fits now, for which Ray then waits."""
+    def _get_num_workers_for_resource_request(self) -> int:
+        # An autoscaler boots nodes for all that is requested, and holds them as long as it is.
+        return self._size
+
+    def make_decision_for_non_running_worker_group(self) -> ResizeDecision | NoopDecision:
+        """The size to start with; the smallest where not even that fits now, for which Ray then waits.
+
+        Nothing is decided as long as nodes boot that may make room for more workers.
+        """
+        if self._since is None:  # at the beginning, or after a loss
+            self._since = time.monotonic()
+            self._request(self._sizes[-1])
         self._maybe_send_resource_request()
         asked = self.scaling_config._resources_per_worker_not_none
-        end = time.monotonic() + SETTLE_SECONDS
-        while True:
-            free = places(asked)
-            size = max((size for size in self._sizes if size <= free), default=self._sizes[0])
-            if size == self._sizes[-1] or time.monotonic() > end:
-                return ResizeDecision(num_workers=size, resources_per_worker=asked)
+        free = places(asked)
+        size = max((size for size in self._sizes if size <= free), default=self._sizes[0])
+        if size < self._sizes[-1] and _may_grow(time.monotonic() - self._since):
             time.sleep(LOOK_SECONDS)
+            return NoopDecision()
+        self._since = None
+        self._request(size)
+        return ResizeDecision(num_workers=size, resources_per_worker=asked)
+
+    def _request(self, size: int) -> None:
+        """Let the autoscaler know for how many workers it is to make room from now on."""
+        if size != self._size:
+            self._size = size
+            self._send_resource_request()
+
+
+def _may_grow(waited: float) -> bool:
+    """Whether more room may come to a trial that has waited for so many seconds."""
+    if waited <= SETTLE_SECONDS:
+        return True
+    if waited > BOOT_SECONDS or not autoscaler.is_there():
+        return False
+    return waited <= FIRST_SECONDS or autoscaler.booting() > 0
 
 
 def places(asked: Mapping[str, float]) -> int:

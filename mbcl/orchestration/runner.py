@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial
 from mbcl.orchestration import interrupts
 from mbcl.orchestration.course import Course
 from mbcl.orchestration.feed import Feed, Stops
-from mbcl.orchestration.janitor import groups_of_actors, remove_orphans
+from mbcl.orchestration.janitor import remove_orphans
 from mbcl.orchestration.jobs import Answer, Job, Metrics, one_line
 from mbcl.orchestration.kinds import kind_of
 from mbcl.orchestration.trial import ANSWER, root, run_trial, submit_evaluation
@@ -26,9 +26,6 @@ DRIVER_RESTARTS = 2
 """How often a trial whose driver process died is started again."""
 LOOK_SECONDS = 1.0
 """How often the progress of running trials is looked up."""
-
-DYING_SECONDS = 10.0
-"""How long the processes of a trial that was stopped last may take to be gone."""
 
 
 class Watcher(Protocol):
@@ -201,16 +198,6 @@ def run_trials(
     )
     tuner.fit()
     recorder.raise_failure()
-    if course.races:
-        _see_out()
-
-
-def _see_out() -> None:
-    """Give back what the trials that were stopped last held, as soon as their processes are gone."""
-    end = time.monotonic() + DYING_SECONDS
-    while groups_of_actors() and time.monotonic() < end:
-        remove_orphans()
-        time.sleep(0.1)
 
 
 def run_evaluations(

@@ -11,9 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import mbcl
+from mbcl.errors import ConfigError
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Where Ray tells the process of a submitted job how it was submitted."""
+
+UNPACKED = "working_dir_files"
+"""The folder of a node in which Ray unpacks the working directories of jobs."""
 
 
 @contextmanager
@@ -24,12 +28,20 @@ def code_of_this_process() -> Iterator[dict[str, str]]:
     study is started in, and a node may have an older revision at the same place.
 
     Nothing is brought where the study is a job that Ray has given a working directory, for it is that code which runs.
+
+    Raises:
+        ConfigError: if this process of such a job runs other code.
     """
+    package = Path(mbcl.__file__).resolve().parent
     if _is_brought():
+        if UNPACKED not in package.parts:
+            raise ConfigError(
+                f"the job's working directory does not hold mbcl, which this process has from {package}: the nodes "
+                f"might run another revision; submit it from the source, with --working-dir . -- python run_ray.py"
+            )
         yield {}
         return
     with tempfile.TemporaryDirectory(prefix="mbcl-") as folder:
-        package = Path(mbcl.__file__).parent
         shutil.copytree(package, Path(folder) / package.name, ignore=shutil.ignore_patterns("__pycache__"))
         yield {"working_dir": folder}
 

@@ -162,6 +162,18 @@ def test_other_bytes_than_the_packs_are_refused_and_not_kept(packed, cache, dama
     assert len(load(packed).train) == 6
 
 
+def test_a_copy_that_was_damaged_later_is_made_again(packed, cache):
+    expected = load(packed)
+    (copy,) = cache.rglob("*.npy")
+    content = copy.read_bytes()
+    copy.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.warns(UserWarning, match="this machine's copy is made again"):
+        found = load(packed)
+    every = torch.arange(len(expected.train))
+    assert torch.equal(found.train.pixels(every), expected.train.pixels(every))
+    assert copy.read_bytes() == content
+
+
 def test_a_pack_cannot_name_a_file_elsewhere(packed, cache, tmp_path):
     from mbcl.data import packs
 

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mbcl.dist import World
 from mbcl.engine import train
-from mbcl.storage import LocalStore
+from mbcl.storage import LocalStore, open_store
 
 
 def test_tensorboard_has_every_step_and_every_row(tmp_path):
@@ -23,12 +23,14 @@ def test_tensorboard_has_every_step_and_every_row(tmp_path):
         assert [event.step for event in events.Scalars(key)] == [11, 22]
 
 
-def test_wandb_is_offline_without_a_key_and_its_run_id_is_the_trials(tmp_path, monkeypatch):
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_wandb_is_offline_without_a_key_and_its_run_id_is_the_trials(tmp_path, monkeypatch, scheme):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     content = runs.experiment(track=["wandb"])
-    train(content, world=World(), store=LocalStore(tmp_path), run_id="003-abcd1234", group="samplers")
+    train(content, world=World(), store=open_store(f"{scheme}{tmp_path}"), run_id="003-abcd1234", group="samplers")
     found = [p.name for p in (tmp_path / "wandb").iterdir() if p.name.startswith("offline-run-")]
     assert len(found) == 1
     assert found[0].endswith("-003-abcd1234")
+    assert (tmp_path / "wandb" / found[0] / "run-003-abcd1234.wandb").stat().st_size > 0

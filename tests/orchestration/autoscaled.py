@@ -27,7 +27,8 @@ def autoscaled(folder: Path, worker: dict[str, Any], *, max_workers: int) -> Ite
     from ray.autoscaler._private.monitor import BASE_READONLY_CONFIG
     from ray.cluster_utils import Cluster
 
-    os.environ |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    os.environ["RAY_FAKE_CLUSTER"] = "1"
+    os.environ.setdefault("AUTOSCALER_UPDATE_INTERVAL_S", "1")
     with socket.create_server(("", 0)) as free:
         port = free.getsockname()[1]
     kinds = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ def look(folder: Path, space: Path) -> dict[str, Any]:
     from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
     from ray.cluster_utils import Cluster
     from ray.experimental.internal_kv import _internal_kv_put
+    from ray.tune.utils.callback import _create_default_callbacks
 
     from mbcl.orchestration import autoscaler
     from mbcl.orchestration import cluster as module
@@ -73,6 +75,7 @@ def look(folder: Path, space: Path) -> dict[str, Any]:
             status = {"autoscaler_report": {"pending_nodes": [["1.2.3.4", "w", "up"]], "pending_launches": {"w": 2}}}
             _internal_kv_put(DEBUG_AUTOSCALING_STATUS, json.dumps(status), overwrite=True)
             seen["booting"] = autoscaler.booting()
+            seen["loggers"] = [type(logger).__name__ for logger in _create_default_callbacks([], air_verbosity=None)]
             module._joined(say)
             seen["said"] = said
             check_shared(LocalStore(folder))
@@ -103,6 +106,7 @@ def test_a_joined_cluster(tmp_path, space_file):
     assert seen["nodes"] == [2], "the head trains nothing"
     assert seen["placement"] == [True, True]
     assert seen["booting"] == 3
+    assert not [name for name in seen["loggers"] if "Logger" in name], "Tune writes no files of its own"
     assert seen["said"] == ["waiting for nodes: 1 can train, 3 are booting, 0 s so far"]
     assert (seen["driver"], seen["task"]) == (0, 2), "drivers on the head, tasks on the workers"
     assert "working_dir_files" in seen["code"], "nodes run the code of the process that joined"
@@ -141,3 +145,34 @@ def test_a_local_folder_is_refused_though_the_head_is_alone_at_first(tmp_path, s
     assert "the cluster can have 1 nodes that train; 0 are up" in seen["said"]
     assert "does not see /proc/self/cwd/results/study" in seen["said"]
     assert not (tmp_path / "results" / "study" / "study.json").exists()
+
+
+def test_an_address_for_rays_client_is_refused(space_file, tmp_path):
+    result = subprocess.run(
+        command(space_file(), tmp_path / "results", "--address", "ray://127.0.0.1:10001"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 2
+    assert "give HOST:PORT of the cluster's head" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+SHIPPED = "from mbcl.orchestration.shipped import code_of_this_process as code\nwith code() as found: print(found)"
+
+
+@pytest.mark.parametrize("unpacked", [True, False])
+def test_a_job_whose_working_directory_has_no_mbcl_is_refused(tmp_path, unpacked):
+    place = tmp_path / "working_dir_files" / "_ray_pkg_0"
+    place.mkdir(parents=True)
+    shutil.copytree(ROOT / "mbcl", place / "mbcl", ignore=shutil.ignore_patterns("__pycache__"))
+    job = json.dumps({"runtime_env": {"working_dir": "gcs://_ray_pkg_0.zip"}})
+    environment = os.environ | {"RAY_JOB_CONFIG_JSON_ENV_VAR": job, "PYTHONPATH": str(place if unpacked else ROOT)}
+    line = [sys.executable, "-P", "-c", SHIPPED]
+    result = subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True, timeout=60)
+    if unpacked:
+        assert result.stdout == "{}\n", result.stderr
+    else:
+        assert "the job's working directory does not hold mbcl" in result.stderr

@@ -1,0 +1,76 @@
+"""Trials that may have fewer workers than the most: what is asked of an autoscaler, and what is waited for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from .autoscaled import autoscaled
+from .conftest import ROOT
+
+pytestmark = pytest.mark.ray
+pytest.importorskip("ray")
+
+
+def decided(sizes: list[int], *, times: int) -> list[list[int]]:
+    """What the policy decides at the beginning and after losses, each with what it then has requested."""
+    from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
+    from ray.train.v2.api.config import ScalingConfig
+
+    from mbcl.orchestration import elastic
+
+    elastic.SETTLE_SECONDS = 0.5
+    scaling = ScalingConfig(num_workers=sizes[-1], resources_per_worker={"CPU": 1.5})
+    policy = elastic.LargestFitting(scaling, sizes)
+    policy.after_controller_start(SimpleNamespace(run_id="test"))  # type: ignore[arg-type]
+    found = [[0, policy._get_num_workers_for_resource_request()]]
+    for _ in range(times):
+        decision: Any = None
+        while not isinstance(decision, ResizeDecision):
+            decision = policy.make_decision_for_non_running_worker_group()
+        found.append([decision.num_workers, policy._get_num_workers_for_resource_request()])
+    policy.before_controller_abort()
+    return found
+
+
+def seen(expression: str) -> Any:
+    """What an expression of this module is in a process of its own."""
+    code = f"import json; from tests.orchestration.test_elastic import *; print(json.dumps({expression}))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def alone() -> list[list[int]]:
+    """On a Ray of two CPUs that does not grow."""
+    from mbcl.orchestration.cluster import cluster
+    from mbcl.orchestration.resources import Node
+
+    with cluster(None, [Node(2)], verbose=False):
+        return decided([1, 2, 4], times=2)
+
+
+def growing(folder: str) -> list[list[int]]:
+    """On a cluster of the head alone that can have two nodes of two CPUs."""
+    import ray
+
+    with autoscaled(Path(folder), {"CPU": 2}, max_workers=2) as address:
+        ray.init(address, log_to_driver=False)
+        try:
+            return decided([1, 2], times=1)
+        finally:
+            ray.shutdown()
+
+
+def test_no_room_is_asked_for_that_a_smaller_group_does_not_use():
+    assert seen("alone()") == [[0, 4], [1, 1], [1, 1]]
+
+
+def test_a_trial_waits_for_the_nodes_that_boot_for_it(tmp_path):
+    assert seen(f"growing({str(tmp_path)!r})") == [[0, 2], [2, 2]]
