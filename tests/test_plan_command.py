@@ -293,7 +293,7 @@ HOSTILE: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "no rows": ({"z1": Z1[:0], "z2": Z2[:0]}, "batch_size 32 is above the 0 samples"),
     "no columns": ({"z1": Z1[:, :0], "z2": Z2[:, :0]}, "at least one dimension, found (130, 0)"),
     "missing": ({"z1": Z1, "labels": LABELS}, "holds no array 'z2'; it holds labels, z1"),
-    "misspelt": ({"z1": Z1, "z2": Z2, "lables": LABELS}, "unknown array 'lables'; did you mean 'labels'? known: "),
+    "misspelt": ({"z1": Z1, "z2": Z2, "label": LABELS}, "unknown array 'label'; did you mean 'labels'? known: "),
     "nothing": ({}, "holds no array 'z1'; it holds nothing"),
     "pickled": ({"z1": np.array([{}], dtype=object), "z2": Z2}, "array 'z1' holds Python objects, which are not read"),
     "pickled labels": (
