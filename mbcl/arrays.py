@@ -34,6 +34,8 @@ def read_arrays(
         # Opened here, since NumPy leaves a file open that turns out to be damaged.
         with Path(path).open("rb") as stream:
             return _arrays(stream, path, required, optional, others)
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 

@@ -82,7 +82,7 @@ def test_an_existing_training_is_refused_without_resume(trained, capsys):
             ["train", "--set", "encoder={name: vit_b_16}"],
             "vit_b_16 cannot take images of 1 x 8 x 8: Wrong image height",
         ),
-        (["evaluate", "--checkpoint", "none"], "holds no whole checkpoint"),
+        (["evaluate", "--checkpoint", "none"], "none: no such folder"),
         (["report", "--results", "none"], "holds no study.json"),
         (["list", "samplrs"], "invalid choice"),
         (["train", "--set", "seed=2024-13-45"], "not YAML"),

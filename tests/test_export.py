@@ -200,7 +200,7 @@ def test_data_that_are_not_on_this_machine_leave_the_normalisation_open(tmp_path
 def test_mistakes_are_one_line_and_exit_code_2(tmp_path, capsys):
     saved(tmp_path / "t", "squeezenet1_1")
     assert main(["export", "--checkpoint", f"{tmp_path}/none", "--out", f"{tmp_path}/e"]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path}/none: holds no whole checkpoint\n"
+    assert capsys.readouterr().err == f"error: {tmp_path}/none: no such folder\n"
     assert main(["export", "--checkpoint", f"{tmp_path}/t/checkpoints/epoch_000009", "--out", f"{tmp_path}/e"]) == 2
     assert "epoch_000009: incomplete, " in capsys.readouterr().err
     assert main(["export", "--checkpoint", f"{tmp_path}/t", "--out", f"{tmp_path}/e"]) == 0

@@ -175,18 +175,18 @@ def pack_parts(parts: Parts, folder: Path, name: str, force: bool, tell: Callabl
         DataError: if a file cannot be read.
     """
     start = time.perf_counter()
-    new = force or not _is_whole(folder, name, parts)
-    path = write_pack(parts, folder, name, tell) if new else folder / f"{name}.json"
-    return Packed(path, len(parts.train), len(parts.test), parts.size, new, time.perf_counter() - start)
+    there = None if force else _whole(folder, name, parts)
+    path = there.path if there else write_pack(parts, folder, name, tell)
+    return Packed(path, len(parts.train), len(parts.test), parts.size, there is None, time.perf_counter() - start)
 
 
-def _is_whole(folder: Path, name: str, parts: Parts) -> bool:
-    """Whether a folder holds a pack of these files that is not damaged."""
+def _whole(folder: Path, name: str, parts: Parts) -> Pack | None:
+    """The pack of these files that a folder holds, unless it is damaged."""
     try:
         pack = open_pack(folder, name)
         if pack is None or pack.difference(parts):
-            return False
+            return None
         pack.pixels()
     except DataError:
-        return False
-    return True
+        return None
+    return pack

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mbcl.errors import CheckpointError
-from mbcl.storage import Store, read_text, write_text
+from mbcl.storage import LocalStore, Store, read_text, write_text
 
 log = logging.getLogger(__name__)
 
@@ -205,6 +205,12 @@ def best(store: Store) -> Checkpoint | None:
     return found
 
 
+def none_in(store: Store, which: str = "") -> CheckpointError:
+    """What is said of a folder without a checkpoint, or of no folder."""
+    there = not isinstance(store, LocalStore) or store.folder.is_dir()
+    return CheckpointError(f"{store.uri}: {f'holds no whole checkpoint{which}' if there else 'no such folder'}")
+
+
 def choose(store: Store, name: str | None = None, *, best_one: bool = False) -> Checkpoint:
     """The checkpoint of this name; without one the newest whole one, or the best.
 
@@ -215,8 +221,7 @@ def choose(store: Store, name: str | None = None, *, best_one: bool = False) -> 
         return load(store, name)
     found = best(store) if best_one else latest(store)
     if found is None:
-        measured = " whose validation retrieval was measured" if best_one else ""
-        raise CheckpointError(f"{store.uri}: holds no whole checkpoint{measured}")
+        raise none_in(store, " whose validation retrieval was measured" if best_one else "")
     return found
 
 

@@ -85,7 +85,7 @@ def of_epochs(store: Store, epochs: Sequence[int]) -> list[str]:
         raise ConfigError(f"--epochs: {store.uri} is an export, which holds one checkpoint")
     present = [name for name in checkpoints.names(store) if re.fullmatch(r"epoch_\d+", name)]
     if not present:
-        raise CheckpointError(f"{store.uri}: holds no whole checkpoint")
+        raise checkpoints.none_in(store)
     wanted = [INITIAL if epoch in (0, -1) else checkpoints.name_of(epoch) for epoch in epochs]
     for name, epoch in zip(wanted, epochs, strict=True):
         if name != INITIAL and name not in present:

@@ -120,7 +120,11 @@ def test_what_is_printed(folder, capsys):
     assert "36 training and 9 test images of 64 x 64;" in out
     assert "45 of 45 images" in err
     assert pack(folder) == 0
-    assert "is there already; --force packs them again" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "is there already; --force packs them again" in out
+    assert Path(out.partition(": a whole pack")[0]).is_file()
+    assert pack(folder, "--out", str(folder)) == 0
+    assert Path(capsys.readouterr().out.partition(": a whole pack")[0]).is_file()
     assert pack(folder, "--force") == 0
     assert "36 training" in capsys.readouterr().out
     assert len(list((folder / "mbcl-pack").iterdir())) == 2
