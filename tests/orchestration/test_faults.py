@@ -269,6 +269,7 @@ def test_an_interrupt_between_two_fields_of_a_record_waits_for_the_last(local_ra
         with pytest.raises(KeyboardInterrupt):
             run_one(tmp_path, experiment=SHORT, kind=Interrupted)
     finally:
+        interrupts.listen(anew=True)  # this one is no later test's
         for number, handler in before.items():
             signal.signal(number, handler)
     (record,) = read_study(LocalStore(tmp_path)).trials.values()
