@@ -130,7 +130,8 @@ def test_a_trial_goes_on_with_the_workers_that_still_fit(tmp_path, announced):
     alone = LocalStore(tmp_path / "alone")
     expected = train(EXPERIMENT, world=World(), store=alone).row | evaluate(alone)
     metrics = seen["record"]["metrics"]
-    assert metrics["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-3)
+    # Two workers round otherwise than one, which grows from step to step; see docs/benchmarks.md.
+    assert metrics["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-2)
     assert metrics["retrieval/u2v/mrr"] == pytest.approx(expected["retrieval/u2v/mrr"], abs=0.01)
     rows = [json.loads(line) for line in (store.folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
