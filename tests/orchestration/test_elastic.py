@@ -68,6 +68,7 @@ def growing(folder: str) -> list[list[int]]:
             ray.shutdown()
 
 
+@pytest.mark.slow
 def test_no_room_is_asked_for_that_a_smaller_group_does_not_use():
     assert seen("alone()") == [[0, 4], [1, 1], [1, 1]]
 
