@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -59,6 +60,16 @@ def call(space: Path, results: Path, *options: str, timeout: float = 240) -> sub
     return subprocess.run(
         command(space, results, *options), cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment
     )
+
+
+def apart(module: str, expression: str, *, environment: dict[str, str] | None = None, timeout: float = 300) -> Any:
+    """What an expression of a test module is in a process of its own, which has not imported Ray yet."""
+    code = f"import json, pathlib; from tests.orchestration.{module} import *; print(json.dumps({expression}))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from mbcl.orchestration.checks import check_shared
 from mbcl.storage import LocalStore
 
 from .autoscaled import autoscaled
-from .conftest import ROOT, command
+from .conftest import ROOT, apart, command
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
@@ -96,13 +96,7 @@ def look(folder: Path, space: Path) -> dict[str, Any]:
 
 
 def test_a_joined_cluster(tmp_path, space_file):
-    code = (
-        "import json, pathlib; from tests.orchestration.test_cluster import look; "
-        f"print(json.dumps(look(pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(space_file())!r}))))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    seen = json.loads(result.stdout.splitlines()[-1])
+    seen = apart("test_cluster", f"look(pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(space_file())!r}))")
     assert seen["nodes"] == [2], "the head trains nothing"
     assert seen["placement"] == [True, True]
     assert seen["booting"] == 3
@@ -134,13 +128,8 @@ def alone_at_first(folder: Path, space: Path) -> dict[str, Any]:
 
 
 def test_a_local_folder_is_refused_though_the_head_is_alone_at_first(tmp_path, space_file):
-    code = (
-        "import json, pathlib; from tests.orchestration.test_cluster import alone_at_first; "
-        f"print(json.dumps(alone_at_first(pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(space_file())!r}))))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
-    seen = json.loads(result.stdout.splitlines()[-1])
+    where = f"pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(space_file())!r})"
+    seen = apart("test_cluster", f"alone_at_first({where})")
     assert seen["code"] == 2, seen["said"]
     assert "the cluster can have 1 nodes that train; 0 are up" in seen["said"]
     assert "does not see /proc/self/cwd/results/study" in seen["said"]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +9,7 @@ from typing import Any
 import pytest
 
 from .autoscaled import autoscaled
-from .conftest import ROOT
+from .conftest import apart
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
@@ -39,14 +36,6 @@ def decided(sizes: list[int], *, times: int) -> list[list[int]]:
     return found
 
 
-def seen(expression: str) -> Any:
-    """What an expression of this module is in a process of its own."""
-    code = f"import json; from tests.orchestration.test_elastic import *; print(json.dumps({expression}))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
-
-
 def alone() -> list[list[int]]:
     """On a Ray of two CPUs that does not grow."""
     from mbcl.orchestration.cluster import cluster
@@ -70,8 +59,8 @@ def growing(folder: str) -> list[list[int]]:
 
 @pytest.mark.slow
 def test_no_room_is_asked_for_that_a_smaller_group_does_not_use():
-    assert seen("alone()") == [[0, 4], [1, 1], [1, 1]]
+    assert apart("test_elastic", "alone()") == [[0, 4], [1, 1], [1, 1]]
 
 
 def test_a_trial_waits_for_the_nodes_that_boot_for_it(tmp_path):
-    assert seen(f"growing({str(tmp_path)!r})") == [[0, 2], [2, 2]]
+    assert apart("test_elastic", f"growing({str(tmp_path)!r})") == [[0, 2], [2, 2]]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import ROOT
+from .conftest import apart, children
 
 pytestmark = pytest.mark.ray
 
@@ -53,21 +50,14 @@ def look() -> dict[str, Any]:
         import ray
 
         assert ray.get(ray.remote(num_cpus=0)(lambda: 1).remote()) == 1
-        from .test_faults import children
-
         pids = [os.getpid(), *children(os.getpid())]
         return {"listening": listening(pids), "mode": os.environ["RAY_AUTH_MODE"], "processes": len(pids)}
 
 
 def test_it_listens_on_the_loopback_and_asks_for_a_token():
     pytest.importorskip("ray")
-    code = "import json; from tests.orchestration.test_local_ray import look; print(json.dumps(look()))"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment
-    )
-    assert result.returncode == 0, result.stderr
-    seen = json.loads(result.stdout.splitlines()[-1])
+    seen = apart("test_local_ray", "look()", environment=environment)
     assert seen["mode"] == "token"
     assert len(seen["listening"]) >= 3, seen
     hosts = {name: ipaddress.ip_address(host) for name, host in seen["listening"].items()}

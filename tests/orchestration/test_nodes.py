@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -23,14 +21,19 @@ from mbcl.experiment import Experiment
 from mbcl.orchestration import spot
 from mbcl.storage import LocalStore
 
-from .conftest import ROOT, SPACE
+from .conftest import SPACE, apart
 
 pytest.importorskip("ray")
 
 EPOCHS = 10
 EXPERIMENT = Experiment.model_validate(
     SPACE["experiment"]
-    | {"data": {"name": "digits"}, "train": {"epochs": EPOCHS, "batch_size": 16, "keep_checkpoints": 2 * EPOCHS}}
+    | {
+        "data": {"name": "digits"},
+        # What two workers round otherwise than one grows with the rate; see docs/benchmarks.md.
+        "optimizer": {"name": "lars", "lr": 0.01},
+        "train": {"epochs": EPOCHS, "batch_size": 16, "keep_checkpoints": 2 * EPOCHS},
+    }
 )
 TRIAL = "0-test"
 SOON = {
@@ -113,13 +116,7 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
 @pytest.mark.ray
 @pytest.mark.parametrize("announced", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_trial_goes_on_with_the_workers_that_still_fit(tmp_path, announced):
-    code = (
-        "import json; from pathlib import Path; from tests.orchestration.test_nodes import lose_a_node; "
-        f"print(json.dumps(lose_a_node(Path({str(tmp_path / 'cluster')!r}), announced={announced})))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    seen = json.loads(result.stdout.splitlines()[-1])
+    seen = apart("test_nodes", f"lose_a_node(pathlib.Path({str(tmp_path / 'cluster')!r}), announced={announced})")
     assert seen["need"] == 2
     assert (seen["record"]["status"], seen["record"]["error"]) == ("finished", "")
     store = LocalStore(tmp_path / "cluster" / "trials" / TRIAL)
@@ -130,8 +127,7 @@ def test_a_trial_goes_on_with_the_workers_that_still_fit(tmp_path, announced):
     alone = LocalStore(tmp_path / "alone")
     expected = train(EXPERIMENT, world=World(), store=alone).row | evaluate(alone)
     metrics = seen["record"]["metrics"]
-    # Two workers round otherwise than one, which grows from step to step; see docs/benchmarks.md.
-    assert metrics["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-2)
+    assert metrics["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-3)
     assert metrics["retrieval/u2v/mrr"] == pytest.approx(expected["retrieval/u2v/mrr"], abs=0.01)
     rows = [json.loads(line) for line in (store.folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
