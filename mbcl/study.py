@@ -13,8 +13,8 @@ from mbcl.storage import Store, read_text, write_text
 
 STUDY_FILE = "study.json"
 
-TRIAL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""What a trial may be called: a folder's name that leads nowhere else."""
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a study and a trial may be called: a folder's name that leads nowhere else."""
 
 Status = Literal["pending", "running", "finished", "stopped", "failed"]
 
@@ -106,7 +106,7 @@ class StudyRecord(BaseModel):
     def _stay_inside(cls, trials: dict[str, TrialRecord]) -> dict[str, TrialRecord]:
         """A trial's name is a folder's, and the file may be anybody's."""
         for name in trials:
-            if not TRIAL_ID.fullmatch(name):
+            if not SAFE_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is no trial's name")
         return trials
 

@@ -139,11 +139,11 @@ def _read(name: str, request: Request) -> Splits:
     try:
         return DATASETS[name].read(local)
     except DamagedPackError as error:
-        if not local.copied:
+        if not local.copied or local.root is None:
             raise
         # It was whole when it was copied.
         warnings.warn(f"{error.found}; this machine's copy is made again", UserWarning, stacklevel=2)
-        discard(Path(str(local.dir)))
+        discard(local.root)
         return DATASETS[name].read(_local(name, request))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ from mbcl.orchestration.domains import KINDS, parse, plain, short
 from mbcl.orchestration.kinds import PRETRAINING, SYNTHETIC, VALIDATION_METRIC, AnyExperiment, Kind, kind_of
 from mbcl.orchestration.schedulers import SCHEDULERS
 from mbcl.orchestration.schedulers import build as build_scheduler
+from mbcl.study import SAFE_NAME
 from mbcl.summary.glossary import direction
 
 SAMPLER_OPTIONS = ("n_startup_trials", "n_ei_candidates", "multivariate", "group", "constant_liar")
 """Parameters of Optuna's TPE sampler that a space file may give."""
 MODES = {1: "max", -1: "min"}
 """By the direction in which a metric is better."""
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def check_name(name: str, key: str) -> str:
