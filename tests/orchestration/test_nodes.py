@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -25,14 +26,15 @@ from .conftest import SPACE, apart
 
 pytest.importorskip("ray")
 
-EPOCHS = 10
+EPOCHS = 4
 EXPERIMENT = Experiment.model_validate(
     SPACE["experiment"]
     | {
         "data": {"name": "digits"},
         # What two workers round otherwise than one grows with the rate; see docs/benchmarks.md.
-        "optimizer": {"name": "lars", "lr": 0.01},
-        "train": {"epochs": EPOCHS, "batch_size": 16, "keep_checkpoints": 2 * EPOCHS},
+        "optimizer": {"name": "lars", "lr": 0.003},
+        # Small batches make long epochs: the checkpoint within one, which its end deletes, has to be seen before.
+        "train": {"epochs": EPOCHS, "batch_size": 8, "keep_checkpoints": 2 * EPOCHS},
     }
 )
 TRIAL = "0-test"
@@ -83,11 +85,11 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
         if announced:
             spot.drain(30, workers[0].node_id)
             begun = folder / "trials" / TRIAL / "checkpoints"
-            within = wait_for(lambda: list(begun.glob("*_step_*/manifest.json")))
+            within = wait_for(lambda: list(begun.glob("epoch_000001_step_*/manifest.json")))
             seen["within"] = json.loads((within[0].parent / "meta.json").read_text())
         nodes.remove_node(workers[0], allow_graceful=False)
 
-    attack = threading.Thread(target=within_the_second_epoch, daemon=True)
+    attack = ThreadPoolExecutor(1)
     try:
         with module.cluster(nodes.address, [], verbose=False) as found:
             asked = Resources(workers={"min": 1, "max": 2}, cpus_per_worker=1.5)
@@ -105,9 +107,9 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
             )
             record = TrialRecord(ordinal=0, setting=0, seed=0, sampler="shuffle", objective="simclr", parameters={})
             study = StudyRecord(name="", space_digest="", metric="", mode="max", created="", trials={TRIAL: record})
-            attack.start()
+            attacked = attack.submit(within_the_second_epoch)
             run_trials({TRIAL: job}, store=store, scratch=job.scratch, study=study, concurrency=1, watcher=Quiet())
-        attack.join()
+        attacked.result()
     finally:
         nodes.shutdown()
     return seen | {"record": record.model_dump(mode="json"), "need": job.need.workers}
