@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +27,8 @@ R = TypeVar("R")
 
 MEETING_SECONDS = 300
 """How long processes that meet at a file wait for each other."""
+ROUND_SECONDS = 60.0
+"""How long a rank works before it meets the others: well below what a collective may take."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,36 @@ def agreed(function: Callable[..., R], world: World, *arguments: Any) -> R:
         error = caught
     agree(error, world)
     return result
+
+
+def meanwhile(function: Callable[..., R], world: World, *arguments: Any) -> R:
+    """Call a function that may take longer than a collective waits; it has no collectives of its own.
+
+    It runs in a thread. All ranks, which call this with functions of their own, meet every round until all have ended,
+    so that none waits in a collective for longer than a round.
+
+    Raises:
+        Exception: on this rank alone, what the function raises, when the others' have ended.
+    """
+    if world.size == 1:
+        return function(*arguments)
+    ended: Future[R] = Future()
+
+    def work() -> None:
+        try:
+            if world.device.type == "cuda":
+                torch.cuda.set_device(world.device)  # every thread has its own
+            ended.set_result(function(*arguments))
+        except BaseException as error:
+            ended.set_exception(error)
+
+    # A daemon: an interrupted training does not wait for what nobody takes.
+    threading.Thread(target=work, daemon=True).start()
+    working = 1
+    while working:
+        wait([ended], timeout=ROUND_SECONDS)
+        working = int(all_reduce_sum(torch.tensor(int(not ended.done())), world))
+    return ended.result()
 
 
 def _bytes(content: bytes) -> Tensor:

@@ -12,12 +12,14 @@ import multiprocessing
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+PATIENCE = 120  # seconds that a collective waits
 GRACE = 2.0  # seconds that the other ranks get to report once one has failed
 
 
@@ -30,7 +32,7 @@ def _serve(rank: int, size: int, rendezvous: str, pipe: Connection) -> None:
 
     torch.set_num_threads(1)
     td.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=timedelta(seconds=120)
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=timedelta(seconds=PATIENCE)
     )
     pipe.send(("ready", None))
     while True:
@@ -42,6 +44,25 @@ def _serve(rank: int, size: int, rendezvous: str, pipe: Connection) -> None:
             pipe.send(("done", function(dist.current(), *arguments)))
         except BaseException:
             pipe.send(("failed", traceback.format_exc()))
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """On a rank: collectives wait no longer than a second, and ranks at work meet more often than that."""
+    import torch.distributed as td
+
+    from mbcl import dist
+
+    internals = td.distributed_c10d
+    group = internals._get_default_group()
+    set_timeout = getattr(internals, "set_timeout", None) or internals._set_pg_timeout  # the name before torch 2.13
+    set_timeout(timedelta(seconds=1), group)
+    dist.ROUND_SECONDS, before = 0.3, dist.ROUND_SECONDS
+    try:
+        yield
+    finally:
+        dist.ROUND_SECONDS = before
+        set_timeout(timedelta(seconds=PATIENCE), group)
 
 
 class Pool:

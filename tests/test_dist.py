@@ -90,6 +90,28 @@ def test_one_rank_that_fails_stops_all():
     assert gloo.run(_agree, 2, 1) == ["TrainingError: rank 1: the loss is nan", "TrainingError: the loss is nan"]
 
 
+def _meanwhile(world: World) -> list[str]:
+    def work(seconds: float, failing: int) -> int:
+        time.sleep(seconds * world.rank)
+        if world.rank == failing:
+            raise DataError("gone")
+        return world.rank
+
+    outcomes = []
+    with gloo.impatient():
+        for seconds, failing in ((1.5, -1), (0.0, -1), (1.5, 1), (1.5, 0)):
+            try:
+                outcomes.append(str(dist.agreed(dist.meanwhile, world, work, world, seconds, failing)))
+            except DataError as error:
+                outcomes.append(str(error))
+    return outcomes
+
+
+@pytest.mark.dist
+def test_ranks_wait_for_work_that_takes_longer_than_a_collective():
+    assert gloo.run(_meanwhile, 2) == [["0", "0", "rank 1: gone", "gone"], ["1", "1", "gone", "rank 0: gone"]]
+
+
 def _gather_gradient(world: World, rows: Tensor, weights: Tensor) -> Tensor:
     local = rows.chunk(world.size)[world.rank].clone().requires_grad_()
     together = dist.gather_with_grad(local, world)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
@@ -26,8 +25,6 @@ from mbcl.samplers import PoolMap, PoolSampler, Sampler, examine, quality, seria
 log = logging.getLogger(__name__)
 
 DEFAULT_TEMPERATURE = 0.1
-ROUND_SECONDS = 60.0
-"""How long rank 0 waits for a plan before it tells the others: well below what a collective may take."""
 
 
 def make_plan(
@@ -106,8 +103,8 @@ class LocalPlanService:
         self._seed = seed
         self._world = world
         self._background = BackgroundProcess()
-        self._waiting: dict[PlanKey, Callable[[], PlannedBatches | MbclError] | None] = {}
-        """By key, what gives the plan on rank 0; None on the others."""
+        self._waiting: dict[PlanKey, Callable[[], PlannedBatches | MbclError | None]] = {}
+        """By key, what gives the plan, or the reason why there is none, on rank 0; what gives None on the others."""
 
     def request(self, key: PlanKey, shard: Embeddings, sampler: Sampler, *, ahead: bool = False) -> None:
         """Gather all shards, and have the plan made if it is requested ahead."""
@@ -117,7 +114,7 @@ class LocalPlanService:
             dist.gather(shard.indices, self._world),
         )
         if self._world.rank != 0:
-            self._waiting[key] = None
+            self._waiting[key] = lambda: None
             return
         make = partial(_attempt, sampler, gathered, key, self._num_samples, self._seed)
         if not ahead:
@@ -150,47 +147,12 @@ class LocalPlanService:
         """Plan on rank 0, or wait for the plan that is being made, and broadcast."""
         assert key in self._waiting, f"{key} was not requested"
         give = self._waiting.pop(key)
-        return share_plan(_meanwhile(give, self._world), self._world)
+        return share_plan(dist.meanwhile(give, self._world), self._world)
 
     def close(self) -> None:
         """End the background process."""
         self._waiting.clear()
         self._background.close()
-
-
-def _meanwhile(
-    give: Callable[[], PlannedBatches | MbclError] | None, world: World
-) -> PlannedBatches | MbclError | None:
-    """What ``give`` returns on rank 0, None on the others.
-
-    All meet every round: a plan may take longer than any collective.
-
-    Args:
-        give: on rank 0, what makes the plan or waits for it; it does not raise.
-        world: the ranks.
-    """
-    if world.size == 1:
-        return give() if give else None
-    answer: list[PlannedBatches | MbclError] = []
-
-    def work() -> None:
-        assert give is not None
-        if world.device.type == "cuda":
-            torch.cuda.set_device(world.device)  # every thread has its own
-        answer.append(give())
-
-    # A daemon: an interrupted training does not wait for a plan that nobody takes.
-    thread = threading.Thread(target=work, daemon=True)
-    if world.rank == 0:
-        thread.start()
-    planning = True
-    while planning:
-        if world.rank == 0:
-            thread.join(ROUND_SECONDS)
-        planning = dist.broadcast_object(thread.is_alive(), world)
-    if world.rank == 0 and not answer:
-        return PlanError("planning failed: its thread ended without a plan")
-    return answer[0] if answer else None
 
 
 def _attempt(

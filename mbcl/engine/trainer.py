@@ -89,7 +89,8 @@ class Trainer:
         self._noticed = False
         self._look, self._seconds_a_step = 1, 0.0
         experiment.train.check_workers(world.size)
-        data, self.facts, model = dist.agreed(load_parts, world, experiment)
+        # Of several machines one may still copy or decode data that another has: for hours where they are large.
+        data, self.facts, model = dist.agreed(dist.meanwhile, world, load_parts, world, experiment)
         self.validation = data.validation.to(world.device)
         self.learner = dist.agreed(build_learner, world, experiment, data, model, world)
         self.plans = plans or LocalPlanService(num_samples=self.facts.num_train, seed=experiment.seed, world=world)

@@ -22,7 +22,7 @@ import torch
 
 from mbcl import dist
 from mbcl.dist import World
-from mbcl.engine.planning import ROUND_SECONDS, failure, make_plan, share_plan
+from mbcl.engine.planning import failure, make_plan, share_plan
 from mbcl.engine.protocols import PlanKey, PlannedBatches
 from mbcl.errors import MbclError, PlanError
 from mbcl.orchestration.jobs import Placement, mute_sampler_warnings
@@ -263,7 +263,7 @@ class RayPlanService:
         """What became of the plan within a round: READY with a plan or the reason for none, WAITING or LOST."""
         asked = self._asked[key]
         try:
-            answer = ray.get(asked, timeout=ROUND_SECONDS)
+            answer = ray.get(asked, timeout=dist.ROUND_SECONDS)
         except ray.exceptions.GetTimeoutError:
             if time.monotonic() < end:
                 return WAITING, None

@@ -7,12 +7,10 @@ import os
 import signal
 import time
 from concurrent.futures.process import BrokenProcessPool
-from datetime import timedelta
 
 import gloo
 import pytest
 import torch
-import torch.distributed as td
 from engine import runs
 
 from mbcl import samplers
@@ -355,20 +353,12 @@ class Slow(samplers.Spectral):
 
 
 def _a_plan_longer_than_a_collective(world):
-    internals = td.distributed_c10d
-    group = internals._get_default_group()
-    set_timeout = getattr(internals, "set_timeout", None) or internals._set_pg_timeout  # the name before torch 2.13
-    set_timeout(timedelta(seconds=1), group)
-    planning.ROUND_SECONDS, before = 0.3, planning.ROUND_SECONDS
-    try:
+    with gloo.impatient():
         service = LocalPlanService(num_samples=64, seed=0, world=world)
         z1, z2 = torch.randn(2, 64, 4, generator=torch.Generator().manual_seed(0))
         mine = torch.arange(world.rank, 64, world.size)
         service.request(PlanKey(0, 0), Embeddings(z1[mine], z2[mine], mine), Slow(batch_size=8, k=2))
         return service.receive(PlanKey(0, 0)).plan.digest
-    finally:
-        planning.ROUND_SECONDS = before
-        set_timeout(timedelta(seconds=120), group)
 
 
 @pytest.mark.dist

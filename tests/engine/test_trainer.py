@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
+import time
 
+import gloo
 import pytest
 import torch
 from engine import runs
@@ -136,6 +139,27 @@ def test_a_checkpoint_of_another_experiment_is_refused(tmp_path):
     runs.run(World(), tmp_path, runs.experiment())
     with pytest.raises(CheckpointError, match="belongs to another experiment: seed was 0, now 7; a training goes on"):
         runs.run(World(), tmp_path, runs.experiment(seed=7))
+
+
+def _data_that_one_machine_still_copies(world: World) -> int:
+    from mbcl.engine import Trainer, trainer
+
+    def slow(experiment):
+        time.sleep(2 * world.rank)
+        return loaded(experiment)
+
+    loaded, trainer.load_parts = trainer.load_parts, slow
+    try:
+        with gloo.impatient():
+            store = LocalStore(tempfile.mkdtemp())
+            return Trainer(runs.experiment(), world=world, store=store).facts.num_train
+    finally:
+        trainer.load_parts = loaded
+
+
+@pytest.mark.dist
+def test_data_may_take_one_machine_longer_than_a_collective():
+    assert gloo.run(_data_that_one_machine_still_copies, 2) == [180, 180]
 
 
 def test_a_batch_that_the_workers_cannot_share_is_refused(tmp_path):

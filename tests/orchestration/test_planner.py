@@ -268,7 +268,7 @@ def test_what_fails_in_a_pools_task_is_one_line_for_all_ranks(
 def test_a_plan_that_takes_longer_than_a_round(start, embeddings, monkeypatch):
     from mbcl.orchestration import planner as module
 
-    monkeypatch.setattr(module, "ROUND_SECONDS", 0.01)
+    monkeypatch.setattr(module.dist, "ROUND_SECONDS", 0.01)
     service = service_of(start())
     told = []
     broadcast = module.dist.broadcast_object
