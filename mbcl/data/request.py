@@ -35,6 +35,10 @@ class Request:
     verify: Verify = "warn"
     copied: bool = False
 
+    def __post_init__(self) -> None:
+        if self.dir == "":
+            raise DataError("the folder of the data is empty text; write . for the one that you are in")
+
     @property
     def root(self) -> Path | None:
         """The folder, with ``~`` replaced."""

@@ -74,6 +74,7 @@ def add_synthetic(commands: Any, write_report: WriteReport) -> None:
 
 def _synthetic(arguments: argparse.Namespace, write_report: WriteReport) -> int:
     from mbcl.functional import check_count
+    from mbcl.specs import parse_spec
     from mbcl.stages import Stages
     from mbcl.storage import open_store
     from mbcl.synthetic.settings import MOST_SEEDS, Settings
@@ -89,6 +90,9 @@ def _synthetic(arguments: argparse.Namespace, write_report: WriteReport) -> int:
         )
     if arguments.dim == 1:
         raise ConfigError("--dim must be at least 2, found 1: a point on a line has two directions, so none can move")
+    names = {parse_spec(text).name for text in arguments.samplers}
+    if arguments.published_points and "osgd_exhaustive" not in names:
+        raise ConfigError("--published-points is about osgd_exhaustive, which is not among --samplers")
     settings = Settings(
         n=arguments.n,
         dim=2 * arguments.n if arguments.dim is None else arguments.dim,

@@ -218,6 +218,11 @@ def test_one_sample_cannot_be_split():
         data.split_validation(make(1), seed=0)
 
 
+def test_a_folder_without_a_name_is_not_the_current_one():
+    with pytest.raises(DataError, match="is empty text; write . for the one that you are in"):
+        data.load("cifar10", dir="")
+
+
 def test_a_folder_of_nobody_is_one_line():
     with pytest.raises(ConfigError, match="dir: found '~nobody_such/x', whose user has no home folder here"):
         data.load("cifar100", dir="~nobody_such/x")

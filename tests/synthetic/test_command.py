@@ -229,6 +229,7 @@ def test_samplers_with_parameters_of_all_kinds(tmp_path: Path) -> None:
         (["--seeds", "1000000000"], "--seeds 1000000000: allowed are at most 10,000"),
         (["--samplers", "spectral:batch_size=4"], "batch_size is an option of its own, --batch-size"),
         (["--dim", "1"], "--dim must be at least 2, found 1: a point on a line has two directions"),
+        (["--samplers", "full", "--published-points"], "--published-points is about osgd_exhaustive, which is not"),
         (["--first-seed", str(2**63 - 1)], "--first-seed must be at most 2^63 - 5"),
         (["--steps", "100000000", "--log-every", "1"], "--steps 100000000, --log-every 1: the curves of 30 runs have"),
         (["--steps", "40000", "--log-every", "1"], "about 1,200,030 points; allowed are at most 1,000,000"),
