@@ -47,7 +47,7 @@ def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
     Raises:
         ConfigError: if data are missing, or an experiment does not fit them.
     """
-    from mbcl.engine import SplitData, check_evaluation, check_model, facts_of, load_data, planning_cost
+    from mbcl.engine import SplitData, check_evaluation, check_model, check_trackers, facts_of, load_data, planning_cost
 
     loaded: tuple[Any, SplitData] | None = None
     built: set[str] = set()
@@ -57,6 +57,7 @@ def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
     notes: dict[str, None] = {}
     for setting in sorted(experiments):
         experiment = Experiment.model_validate(experiments[setting])
+        _of_experiment(source, check_trackers, experiment)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if loaded is None or loaded[0] != experiment.data:

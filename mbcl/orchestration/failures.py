@@ -18,6 +18,13 @@ LOST = (RayError, RayTrainError)
 """What Ray raises for a process that died or that it could not reach."""
 
 
+def of_a_peer(error: BaseException) -> bool:
+    """Whether a worker's failure is the loss of another worker, as this one met it in a collective."""
+    if isinstance(error, (OSError, MbclError, *LOST)):
+        return False
+    return any(word in str(error).lower() for word in LOST_WORDS)
+
+
 def comes_again(error: BaseException) -> bool:
     """Whether a worker's failure is an exception of the code itself, which another attempt would meet again.
 
@@ -26,7 +33,7 @@ def comes_again(error: BaseException) -> bool:
     """
     if isinstance(error, (OSError, StorageError, *LOST)):
         return False  # storage, network, a lost planner, a lost process
-    return isinstance(error, MbclError) or not any(word in str(error).lower() for word in LOST_WORDS)
+    return not of_a_peer(error)
 
 
 class LostOnly(DefaultFailurePolicy):

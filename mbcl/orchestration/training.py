@@ -22,12 +22,11 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from mbcl import dist
 from mbcl.dist import World
 from mbcl.engine import Row, train
-from mbcl.errors import MbclError, OwnershipError, StorageError
 from mbcl.experiment import Experiment
 from mbcl.fencing import Fence, FencedStore, claim
 from mbcl.orchestration.elastic import LargestFitting
 from mbcl.orchestration.failures import LostOnly
-from mbcl.orchestration.jobs import Job, mute_sampler_warnings, one_line
+from mbcl.orchestration.jobs import Job, mute_sampler_warnings
 from mbcl.orchestration.planner import RayPlanService
 from mbcl.storage import is_uri, open_store
 
@@ -53,13 +52,11 @@ class Trained:
         entered: when the training function began, in seconds since the epoch.
         seconds: wall time of training alone.
         row: the last row of metrics.
-        error: why training failed for good; empty if it did not.
     """
 
     entered: float
     seconds: float
     row: Row
-    error: str = ""
 
 
 class LeanTorchTrainer(TorchTrainer):
@@ -188,7 +185,7 @@ def run_training(job: Job, planner: Any | None) -> Trained:
         planner: its planner, or None if the workers plan themselves.
 
     Raises:
-        Exception: what Ray raises when workers cannot be started, or were lost too often.
+        Exception: what Ray raises when training failed for good, or workers cannot be started or were lost too often.
     """
     need = job.need
     scaling = ScalingConfig(
@@ -231,23 +228,17 @@ def _train_on_worker(config: dict[str, Any]) -> Trained:
     plans = None
     if config["planner"] is not None:
         plans = RayPlanService(config["planner"], world=world)
-    try:
-        fences, notice = _claim(job, world), Notice()
-        outcome = train(
-            experiment,
-            world=world,
-            store=FencedStore(open_store(job.store), fences),
-            plans=plans,
-            observers=[Owner(fences), notice, RayReporter()],
-            run_id=job.trial_id,
-            group=job.group,
-            notice=notice,
-        )
-    except (OwnershipError, StorageError):
-        # Ray ends the other ranks, which may wait for this one: each looks for itself who owns the folder. And what
-        # storage did not take it may take next time.
-        raise
-    except MbclError as error:
-        # It would fail the same way again. The engine raises these on all ranks alike, so all of them answer.
-        return Trained(entered, time.perf_counter() - start, {}, one_line(error))
+    # What is raised ends the trial or the attempt (failures.py). It is raised even if it would come again: Ray ends the
+    # other ranks, which might wait in a collective for one that has returned.
+    fences, notice = _claim(job, world), Notice()
+    outcome = train(
+        experiment,
+        world=world,
+        store=FencedStore(open_store(job.store), fences),
+        plans=plans,
+        observers=[Owner(fences), notice, RayReporter()],
+        run_id=job.trial_id,
+        group=job.group,
+        notice=notice,
+    )
     return Trained(entered, time.perf_counter() - start, outcome.row)

@@ -13,6 +13,7 @@ import torch
 from mbcl.engine.checkpoint import name_of
 from mbcl.evaluation import evaluate
 from mbcl.experiment import Evaluation, Experiment
+from mbcl.orchestration.failures import of_a_peer
 from mbcl.orchestration.janitor import remove_orphans
 from mbcl.orchestration.jobs import Answer, Job, final_metrics, one_line
 from mbcl.orchestration.kinds import kind_of
@@ -60,8 +61,6 @@ def pretrain(job: Job, start: float) -> Answer:
         if planner is not None:
             ray.kill(planner)
     seconds = {"startup": trained.entered - start, "training": trained.seconds}
-    if trained.error:
-        return Answer(trained.error, seconds=seconds | {"total": time.time() - start})
     evaluation_start = time.time()
     evaluated = ray.get(submit_evaluation(job))
     seconds["evaluation"] = time.time() - evaluation_start
@@ -132,10 +131,14 @@ def evaluated_again(job: Job) -> Store:
 
 
 def root(error: BaseException) -> BaseException:
-    """The error of the process where it happened, out of what Ray wrapped around it."""
+    """The error of the process where it happened, out of what Ray wrapped around it.
+
+    Of several workers it is that of the lowest rank which did not merely lose another.
+    """
     failures = getattr(error, "worker_failures", None)
     if failures:
-        return root(failures[min(failures)])
+        causes = [rank for rank in failures if not of_a_peer(failures[rank])]
+        return root(failures[min(causes or failures)])
     inner = getattr(error, "cause", None)
     if isinstance(inner, BaseException):
         return root(inner)
