@@ -178,7 +178,9 @@ def _joined(say: Callable[[str], None]) -> Found:
     import ray
 
     from mbcl.orchestration import autoscaler
+    from mbcl.orchestration.janitor import remove_orphans
 
+    remove_orphans()  # of sweeps that were killed
     at_most = autoscaler.at_most()
     up = _nodes()
     if at_most is None:

@@ -18,35 +18,40 @@ DEAD = "DEAD"
 
 
 def groups_of_actors() -> list[PlacementGroupTableData]:
-    """The placement groups of this job, waiting ones too, that an actor made, dead or alive.
+    """The placement groups of all jobs, waiting ones too, that an actor made, dead or alive.
 
-    Groups that the sweep's process made (Ray Tune's, for the drivers) have no actor as their maker.
+    Groups that a sweep's process made (Ray Tune's, for the drivers) have no actor as their maker.
     """
-    job = ray.get_runtime_context().get_job_id()
     table = state._connect_and_get_accessor().get_placement_group_table()
     return [
         found
         for found in map(PlacementGroupTableData.FromString, table)
-        if found.state != PlacementGroupTableData.REMOVED
-        and found.creator_job_id.hex() == job
-        and not ray.ActorID(found.creator_actor_id).is_nil()
+        if found.state != PlacementGroupTableData.REMOVED and not ray.ActorID(found.creator_actor_id).is_nil()
     ]
 
 
 def remove_orphans() -> int:
-    """Remove the placement groups of this job whose maker, an actor, has died.
+    """Remove the placement groups whose maker, an actor, has died: of this job, and of jobs that have ended.
+
+    A controller that is being killed with its whole job sees its workers die first, and may make a group for new ones
+    when Ray has given the job's groups back already. It would hold its resources as long as the cluster stands.
 
     May be called at any time, in any process of the job, and any number of times.
 
     Returns:
         How many were removed.
     """
+    found = groups_of_actors()
+    own = ray.get_runtime_context().get_job_id()
+    foreign = any(group.creator_job_id.hex() != own for group in found)
+    others = {job["JobID"] for job in state.job_table() if not job["IsDead"]} - {own} if foreign else set()
     removed = 0
-    for found in groups_of_actors():
-        maker = ray.ActorID(found.creator_actor_id)
-        # A controller that is being killed sees its workers die first, and may still make a group for new ones: after
-        # its own death was noted, so that the group's mark alone would not tell.
-        if found.creator_actor_dead or state.actor_table(maker.hex()).get("State") == DEAD:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(found.placement_group_id)))
+    for group in found:
+        if group.creator_job_id.hex() in others or group.is_detached:
+            continue
+        maker = ray.ActorID(group.creator_actor_id)
+        # It may be made after its maker's death was noted, so that the group's mark alone would not tell.
+        if group.creator_actor_dead or state.actor_table(maker.hex()).get("State") == DEAD:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
             removed += 1
     return removed

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine.records import read_rows
+from mbcl.engine import records
 from mbcl.errors import ConfigError
 from mbcl.orchestration.results import SPACE_FILE, new_study, reopen, trial_folder
 from mbcl.orchestration.space import SpaceFile
@@ -86,20 +86,24 @@ def remove_temporaries(store: Store) -> None:
             path.unlink(missing_ok=True)
 
 
-def checkpoint_notes(store: Store, trial_ids: Iterable[str]) -> list[str]:
-    """What is wrong with the newest checkpoints of trials that go on, a line for each such trial."""
+def notes_of_trials(store: Store, trial_ids: Iterable[str]) -> list[str]:
+    """What is wrong with the rows and the newest checkpoints of trials that go on: a line for each, if anything is.
+
+    Raises:
+        OSError: if storage cannot be reached.
+    """
     notes = []
     for key in trial_ids:
         trial = store.child(trial_folder(key))
         found, wrong = checkpoints.look_over(trial)
-        epochs = [int(row["epoch"] or 0) for row in read_rows(trial)]
-        last, done = max(epochs, default=0), found.epoch if found else 0
+        rows, damaged = records.look_over(trial)
+        last, done = max((int(row["epoch"] or 0) for row in rows), default=0), found.epoch if found else 0
         if not wrong and last > done:
             wrong = [f"{trial.uri}: the checkpoint of epoch {last} is gone"]
-        if wrong:
-            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-            where = f"from {found.name}" if found else "from its beginning"
-            notes.append(f"{key}: {wrong[0]}{more}; the trial goes on {where}")
+        where = f"from {found.name}" if found else "from its beginning"
+        for lines in filter(None, (wrong, damaged)):
+            more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+            notes.append(f"{key}: {lines[0]}{more}; the trial goes on {where}")
     return notes
 
 

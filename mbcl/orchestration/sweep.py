@@ -235,7 +235,7 @@ class Sweep:
             begun = [key for key in self._todo if key in there]
             if begun:
                 self._console.say(f"verifying the checkpoints of {len(begun)} trials")
-            self._notes += recovery.checkpoint_notes(self._store, begun)
+            self._notes += recovery.notes_of_trials(self._store, begun)
             kind = self._file.space.kind
             asked = {key: kind.evaluation(spec.experiment) for key, spec in self._todo.items()}
             self._notes += recovery.notes_of(self._study, asked)

@@ -95,8 +95,21 @@ def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
     return options.remote(job, again)
 
 
-@ray.remote(num_cpus=0)
-def _evaluate(job: Job, again: bool) -> dict[str, float]:
+def evaluate_end(job: Job, again: bool) -> dict[str, float]:
+    """Evaluate the checkpoint that a trial's training ended with, in this process.
+
+    Args:
+        job: a trial that has trained to its end.
+        again: as in :func:`submit_evaluation`.
+
+    Returns:
+        The metrics by their contract names.
+
+    Raises:
+        CheckpointError: if that checkpoint is damaged or cannot be seen here; never is another one evaluated in its
+            place, whose metrics would stand beside the last row of training.
+        DataError, ConfigError: as :func:`mbcl.evaluation.evaluate`.
+    """
     torch.set_num_threads(job.need.threads)
     store = job.open(job.store)
     return evaluate(
@@ -104,11 +117,13 @@ def _evaluate(job: Job, again: bool) -> dict[str, float]:
         settings=Evaluation.model_validate(job.evaluation) if job.evaluation else None,
         device="cuda" if job.on_gpu else "cpu",
         baselines=job.open(job.baselines),
-        # The last one of a finished trial, not the one before if that is damaged.
-        checkpoint=name_of(job.experiment["train"]["epochs"]) if again else None,
+        checkpoint=name_of(job.experiment["train"]["epochs"]),
         out=evaluated_again(job) if again else None,
         earlier=store if again else None,
     )
+
+
+_evaluate = ray.remote(num_cpus=0)(evaluate_end)
 
 
 def evaluated_again(job: Job) -> Store:

@@ -43,7 +43,7 @@ EXPERIMENT = Experiment.model_validate(
 )
 SHORT = Experiment.model_validate(SPACE["experiment"])
 COMPARED = ("train/loss", "val/retrieval/top1", "plan/lift", "retrieval/u2v/top1", "probe/top1")
-DRIVER, PLANNER, WORKER, EVALUATION = "ray::ImplicitFunc", "ray::Planner", "ray::RayTrainWorker", "ray::_evaluate"
+DRIVER, PLANNER, WORKER, EVALUATION = "ray::ImplicitFunc", "ray::Planner", "ray::RayTrainWorker", "ray::evaluate_end"
 
 
 def alone(experiment: Experiment, folder: Path) -> dict[str, float]:

@@ -1,0 +1,65 @@
+"""What a trial's driver does after training; without a cluster."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mbcl.dist import World
+from mbcl.engine import train
+from mbcl.errors import CheckpointError
+from mbcl.evaluation import EVALUATION_FILE
+from mbcl.orchestration.jobs import Job
+from mbcl.orchestration.resources import Need
+from mbcl.orchestration.space import read_space
+from mbcl.orchestration.trials import expand
+from mbcl.storage import LocalStore
+
+pytest.importorskip("ray")
+
+
+@pytest.fixture
+def trained(space_file, tmp_path):
+    """A trial of two epochs whose training is done: its job and its folder."""
+    spec = expand(read_space(space_file())).specs[0]
+    store = LocalStore(tmp_path / "trial")
+    train(spec.experiment, world=World(), store=store)
+    need = Need(workers=1, cpus_per_worker=1, gpus_per_worker=0, threads=torch.get_num_threads())
+    job = Job(
+        trial_id=spec.trial_id,
+        experiment=spec.experiment.model_dump(mode="json"),
+        store=store.uri,
+        baselines=str(tmp_path / "baselines"),
+        scratch=str(tmp_path / "scratch"),
+        need=need,
+        group="test",
+        num_tasks=1,
+    )
+    return job, store
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("damage", ["cut", "not there"])
+def test_the_checkpoint_before_the_last_is_not_evaluated_in_its_place(trained, again, damage):
+    """Its metrics would stand beside the last row of training, in a trial that counts as finished."""
+    from mbcl.orchestration.trial import evaluate_end
+
+    job, store = trained
+    state = store.folder / "checkpoints" / "epoch_000002" / "state.pt"
+    if damage == "cut":
+        state.write_bytes(state.read_bytes()[:-1])
+    else:
+        store.delete("checkpoints/epoch_000002")
+    with pytest.raises(CheckpointError, match="epoch_000002"):
+        evaluate_end(job, again)
+    assert not store.exists(EVALUATION_FILE)
+
+
+def test_what_training_ended_with_is_evaluated(trained):
+    from mbcl.orchestration.trial import evaluate_end, evaluated_again
+
+    job, store = trained
+    first = evaluate_end(job, False)
+    assert '"checkpoint": "epoch_000002"' in store.read_bytes(EVALUATION_FILE).decode()
+    assert evaluate_end(job, True) == first
+    assert evaluated_again(job).exists(EVALUATION_FILE)
