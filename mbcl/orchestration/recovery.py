@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,10 @@ def _made_again(
 def keep_damaged(store: Store) -> None:
     """Put a record that cannot be read aside, before the new one takes its place."""
     try:
-        store.write_bytes(DAMAGED_FILE, store.read_bytes(STUDY_FILE))
-    except FileNotFoundError:
-        return
+        read_study(store)
+    except ConfigError:
+        with suppress(FileNotFoundError):
+            store.write_bytes(DAMAGED_FILE, store.read_bytes(STUDY_FILE))
 
 
 def remove_temporaries(store: Store) -> None:
