@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -172,6 +173,67 @@ def test_a_copy_that_was_damaged_later_is_made_again(packed, cache):
     every = torch.arange(len(expected.train))
     assert torch.equal(found.train.pixels(every), expected.train.pixels(every))
     assert copy.read_bytes() == content
+
+
+MEND_IN_STEPS = """
+import sys, warnings
+from mbcl import data
+from mbcl.data import catalogue
+asked = []
+copy = catalogue.local_copy
+def step(name):
+    print(name, flush=True)
+    assert sys.stdin.readline()
+def local_copy(*arguments, **options):
+    asked.append(arguments)
+    again = len(asked) > 1
+    if again:
+        step("asks again")
+    folder = copy(*arguments, **options)
+    if again:
+        step("has it again")
+    return folder
+catalogue.local_copy = local_copy
+warnings.showwarning = lambda *_, **__: step("found it damaged")
+print(data.load("image_folder", dir=sys.argv[1]).train.images.sum().item(), flush=True)
+"""
+
+
+def test_of_two_processes_that_find_a_copy_damaged_one_makes_it_again_and_keeps_it(packed, cache):
+    expected = str(load(packed).train.images.sum().item())
+    (copy,) = cache.rglob("*.npy")
+    content = copy.read_bytes()
+    copy.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    command = [sys.executable, "-c", MEND_IN_STEPS, f"file://{packed}"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as first, subprocess.Popen(command, **pipes) as second:
+
+        def goes_on(process: subprocess.Popen[str]) -> str:
+            print(file=process.stdin, flush=True)
+            return process.stdout.readline().strip()
+
+        assert [process.stdout.readline().strip() for process in (first, second)] == ["found it damaged"] * 2
+        assert [goes_on(first) for _ in range(2)] == ["asks again", "has it again"]
+        made = copy.stat().st_ino
+        assert goes_on(second) == "asks again"
+        assert goes_on(first) == expected
+        assert [goes_on(second) for _ in range(2)] == ["has it again", expected]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert (copy.stat().st_ino, copy.read_bytes()) == (made, content)
+
+
+def test_pixels_that_go_after_their_digest_was_compared_are_a_damaged_pack(packed, monkeypatch):
+    (pixels,) = (packed / "mbcl-pack").glob("*.npy")
+    digest = hashlib.file_digest
+
+    def and_gone(stream, name):
+        found = digest(stream, name)
+        pixels.unlink()
+        return found
+
+    monkeypatch.setattr(hashlib, "file_digest", and_gone)
+    with pytest.raises(DataError, match="damaged pack: cannot be read: No such file"):
+        data.load("image_folder", dir=str(packed))
 
 
 def test_a_pack_cannot_name_a_file_elsewhere(packed, cache, tmp_path):
