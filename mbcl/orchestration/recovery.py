@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine import records
 from mbcl.errors import ConfigError
-from mbcl.orchestration.results import SPACE_FILE, new_study, reopen, trial_folder
+from mbcl.orchestration.results import SPACE_FILE, TRIALS, new_study, reopen, trial_folder
 from mbcl.orchestration.space import SpaceFile
 from mbcl.orchestration.trials import Trials
 from mbcl.storage import Store, is_uri, read_text
@@ -54,7 +55,7 @@ def _made_again(
         stored = yaml.safe_load(read_text(store, SPACE_FILE))
         known, later = list(stored["trials"]), stored.get("evaluation", {}).get("evaluated", [])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
-        known, later = store.list("trials"), []
+        known, later = store.list(TRIALS), []
     if not known:
         raise ConfigError(f"--resume: {error}; without --resume a new study starts there") from error
     if not set(known) <= set(trials.by_id):
@@ -71,9 +72,10 @@ def _made_again(
 def keep_damaged(store: Store) -> None:
     """Put a record that cannot be read aside, before the new one takes its place."""
     try:
-        store.write_bytes(DAMAGED_FILE, store.read_bytes(STUDY_FILE))
-    except FileNotFoundError:
-        return
+        read_study(store)
+    except ConfigError:
+        with suppress(FileNotFoundError):
+            store.write_bytes(DAMAGED_FILE, store.read_bytes(STUDY_FILE))
 
 
 def remove_temporaries(store: Store) -> None:
@@ -81,7 +83,8 @@ def remove_temporaries(store: Store) -> None:
     if is_uri(store.uri):
         return  # an object appears when it is complete
     folder = Path(store.uri)
-    for pattern in (".*.tmp", "trials/*/.*.tmp", "baselines/*/.*.tmp"):
+    # Baselines and plots lie one folder down. What a kill leaves in a checkpoint's folder goes with that.
+    for pattern in (".*.tmp", "*/.*.tmp", f"{TRIALS}/*/.*.tmp"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 

@@ -80,7 +80,9 @@ def test_temporaries_of_a_kill_go_and_nothing_else(begun):
     trial = f"trials/{next(iter(trials.by_id))}"
     store.write_bytes(f"{trial}/metrics.jsonl", b"")
     kept = sorted(path for path in store.folder.rglob("*") if path.is_file())
-    for name in (".study.json.0f.tmp", f"{trial}/.metrics.jsonl.0f.tmp"):
+    lost = (".study.json.0f.tmp", f"{trial}/.metrics.jsonl.0f.tmp", "baselines/.pixels-knn-0f.json.0f.tmp")
+    for name in (*lost, "plots/.curves.png.0f.tmp"):
+        (store.folder / name).parent.mkdir(exist_ok=True)
         (store.folder / name).write_bytes(b"{")
     recovery.remove_temporaries(store)
     assert sorted(path for path in store.folder.rglob("*") if path.is_file()) == kept
