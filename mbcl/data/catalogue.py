@@ -11,7 +11,7 @@ from mbcl.data import cifar, digits, fashion_mnist, image_folder, tiny_imagenet
 from mbcl.data.corrupted import CORRUPTED
 from mbcl.data.folder_sets import FolderSet
 from mbcl.data.images import ImageSet, Splits
-from mbcl.data.node_cache import discard, local_copy
+from mbcl.data.node_cache import local_copy
 from mbcl.data.packs import DamagedPackError
 from mbcl.data.recipe import ViewRecipe
 from mbcl.data.request import LARGEST_SIZE, LEAST_SIZE, Request, Verify
@@ -139,23 +139,23 @@ def _read(name: str, request: Request) -> Splits:
     try:
         return DATASETS[name].read(local)
     except DamagedPackError as error:
-        if not local.copied or local.root is None:
+        if not local.copied:
             raise
         # It was whole when it was copied.
         warnings.warn(f"{error.found}; this machine's copy is made again", UserWarning, stacklevel=2)
-        discard(local.root)
-        return DATASETS[name].read(_local(name, request))
+        return DATASETS[name].read(_local(name, request, found_damaged=True))
 
 
-def _local(name: str, request: Request) -> Request:
-    """The request with this machine's copy in place of a URI."""
+def _local(name: str, request: Request, *, found_damaged: bool = False) -> Request:
+    """The request with this machine's copy in place of a URI; it is looked at again if it was found damaged."""
     source = DATASETS[name]
     if request.dir is None or not is_uri(request.dir) or not source.files:
         return request
     if request.download:
         raise ConfigError(f"download: found true, but dir is the URI {request.dir}; what it holds is copied by itself")
     pack_name = source.folders.pack_name(request.image_size) if source.folders else None
-    folder = local_copy(request.dir, DATASETS.canonical(name), pack_name, source.official)
+    canonical = DATASETS.canonical(name)
+    folder = local_copy(request.dir, canonical, pack_name, source.official, found_damaged=found_damaged)
     return replace(request, dir=str(folder), copied=True)
 
 

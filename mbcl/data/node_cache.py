@@ -5,7 +5,9 @@ lock ends with the process that holds it, however that ends, and a copy gets its
 kill the next process copies again.
 
 A copy is called by what it is a copy of: a pack by the digest of its ``NAME.json``, an official file by URI, size and
-time of modification. What changes behind the URI is copied anew; only a copy that was damaged later is removed.
+time of modification. What changes behind the URI is copied anew; a copy that was damaged later is replaced by a whole
+one, never removed. The content of a pack is compared with its digest by its reader; that of an official file here, each
+time it is asked for, with ``FILE.sha256``, which was written when it was copied.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ import fcntl
 import hashlib
 import os
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mbcl.data.packs import FOLDER, read_pack
+from mbcl.data.packs import FOLDER, Pack, read_pack
 from mbcl.errors import DataError
 from mbcl.fencing import NO_LOCKS
 from mbcl.storage import ArrowStore
@@ -35,7 +38,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "mbcl"
 
 
-def local_copy(uri: str, name: str, pack_name: str | None, official: Sequence[str]) -> Path:
+def local_copy(
+    uri: str, name: str, pack_name: str | None, official: Sequence[str], *, found_damaged: bool = False
+) -> Path:
     """This machine's copy of a data set, made now if it is not there.
 
     Args:
@@ -43,9 +48,12 @@ def local_copy(uri: str, name: str, pack_name: str | None, official: Sequence[st
         name: of the data set.
         pack_name: of its pack; None where the set is never packed.
         official: names of official files, of which there may be any.
+        found_damaged: its reader found the copy of a pack damaged. Its content is looked at again then, because another
+            process may have found the same and have made it again, and only what is still damaged is copied anew.
 
     Returns:
-        A local folder for the set's reader.
+        A local folder for the set's reader. A copy of official files that was damaged later is made again, with a
+        warning.
 
     Raises:
         DataError: if the URI holds neither, cannot be read, or what was copied is not what its pack says; if the copy
@@ -57,7 +65,7 @@ def local_copy(uri: str, name: str, pack_name: str | None, official: Sequence[st
         for place in (f"{FOLDER}/", "") if pack_name else ():
             if store.facts(f"{place}{pack_name}.json") is not None:
                 assert pack_name is not None
-                return _copy_pack(store, place, pack_name)
+                return _copy_pack(store, place, pack_name, found_damaged)
         files = {file: facts for file in official if (facts := store.facts(file)) is not None}
         if files:
             return _copy_files(store, name, files)
@@ -69,24 +77,14 @@ def local_copy(uri: str, name: str, pack_name: str | None, official: Sequence[st
     raise DataError(f"{name}: {uri} holds no data to copy; expected {', or '.join(expected)}")
 
 
-def discard(folder: Path) -> None:
-    """Remove a copy that was found damaged, so that it is made again. Who has it open keeps what it has.
-
-    Args:
-        folder: as :func:`local_copy` returned it.
-    """
-    with _locked(folder):
-        for path in folder.iterdir():
-            path.unlink(missing_ok=True)
-
-
-def _copy_pack(store: ArrowStore, place: str, name: str) -> Path:
+def _copy_pack(store: ArrowStore, place: str, name: str, found_damaged: bool) -> Path:
     written = store.read_bytes(f"{place}{name}.json")
     folder = cache_folder() / "packs" / f"{name}-{hashlib.sha256(written).hexdigest()[:16]}"
     pack = read_pack(written, folder / f"{name}.json", name)
     with _locked(folder):
         data = pack.path.with_name(pack.data["file"])
-        if not (pack.path.is_file() and data.is_file() and data.stat().st_size == pack.data["bytes"]):
+        whole = _is_whole(pack, written) if found_damaged else _seems_whole(pack)
+        if not whole:  # copied over the old one, which is never removed: nobody who reads it finds it gone
             found = _copy(store, f"{place}{data.name}", data, pack.data["sha256"])
             if found != pack.data["sha256"]:
                 raise DataError(
@@ -97,19 +95,60 @@ def _copy_pack(store: ArrowStore, place: str, name: str) -> Path:
     return folder
 
 
+def _seems_whole(pack: Pack) -> bool:
+    """Whether files of the right size are there; their content is checked by whoever reads them, outside the lock."""
+    data = pack.path.with_name(pack.data["file"])
+    return pack.path.is_file() and data.is_file() and data.stat().st_size == pack.data["bytes"]
+
+
+def _is_whole(pack: Pack, written: bytes) -> bool:
+    """Whether the content of both files is that of the pack whose ``NAME.json`` is ``written``."""
+    data = pack.path.with_name(pack.data["file"])
+    return _sha256(pack.path) == hashlib.sha256(written).hexdigest() and _sha256(data) == pack.data["sha256"]
+
+
+def _sha256(path: Path) -> str | None:
+    """The SHA-256 of a file; None if it cannot be read, which a copy made anew may mend."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
 def _copy_files(store: ArrowStore, name: str, files: dict[str, tuple[int, int]]) -> Path:
     key = hashlib.sha256(repr((store.uri, sorted(files.items()))).encode()).hexdigest()[:16]
     folder = cache_folder() / "files" / f"{name}-{key}"
+    if all(_is_as_copied(folder / file) for file in files):
+        return folder
     with _locked(folder):
         for file, (size, _) in files.items():
             path = folder / file
-            if path.is_file() and path.stat().st_size == size:
+            if _is_as_copied(path):  # another process has copied it meanwhile
                 continue
-            _copy(store, file, path)
+            if path.is_file() and _sum_of(path).is_file():
+                found = f"{path}: its content is not what was copied"
+                warnings.warn(f"{found}; this machine's copy is made again", UserWarning, stacklevel=2)
+            sha256 = _copy(store, file, path)
             if path.stat().st_size != size:
                 path.unlink()
                 raise DataError(f"{store.uri}/{file}: it changed while it was copied; nothing of it is kept")
+            _write(_sum_of(path), iter([sha256.encode()]))
     return folder
+
+
+def _is_as_copied(path: Path) -> bool:
+    """Whether an official file is there with the content that it had when it was copied."""
+    found = _sha256(path)
+    try:
+        return found is not None and _sum_of(path).read_bytes() == found.encode()
+    except OSError:
+        return False
+
+
+def _sum_of(path: Path) -> Path:
+    """The file that says what SHA-256 an official file had when it was copied."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 @contextmanager

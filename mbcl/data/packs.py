@@ -100,9 +100,9 @@ class Pack:
             with path.open("rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != self.data["sha256"]:
                     raise DamagedPackError(f"{path}: damaged pack: its content is not what was written")
+            images: npt.NDArray[np.uint8] = np.load(path, mmap_mode="c", allow_pickle=False)
         except OSError as error:
             raise DamagedPackError(f"{path}: damaged pack: cannot be read: {error.strerror}") from error
-        images: npt.NDArray[np.uint8] = np.load(path, mmap_mode="c", allow_pickle=False)
         return images
 
     def difference(self, parts: Parts) -> str | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import asdict
 
 import yaml
 
+from mbcl.engine.checkpoint import UNREADABLE
 from mbcl.engine.prepare import Facts
 from mbcl.engine.protocols import Row
 from mbcl.experiment import Experiment
-from mbcl.storage import Store, read_text, write_text
+from mbcl.storage import Store, write_text
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +96,46 @@ class MetricsLog:
 
 
 def read_rows(store: Store) -> list[Row]:
-    """The rows of a trial; empty if it has none yet."""
-    if not store.exists(METRICS_FILE):
-        return []
-    rows = []
-    for number, line in enumerate(read_text(store, METRICS_FILE).splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            log.warning("%s/%s: line %d is damaged and left out", store.uri, METRICS_FILE, number)
+    """The rows of a trial; empty if it has none yet. What is damaged is left out with a warning.
+
+    Raises:
+        OSError: if storage cannot be reached.
+    """
+    rows, wrong = look_over(store)
+    for line in wrong:
+        log.warning("%s", line)
     return rows
+
+
+def look_over(store: Store) -> tuple[list[Row], list[str]]:
+    """The rows of a trial, and what is wrong with its file, a line each.
+
+    Raises:
+        OSError: if storage cannot be reached, which says nothing about the file.
+    """
+    where = f"{store.uri}/{METRICS_FILE}"
+    try:
+        lines = store.read_bytes(METRICS_FILE).splitlines()
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        return [], [f"{where}: cannot be read: {error.strerror}"]
+    found = [row_of(line) for line in lines]
+    wrong = [f"{where}: line {number} is damaged and left out" for number, row in enumerate(found, 1) if row is None]
+    return [row for row in found if row is not None], wrong
+
+
+def row_of(line: bytes) -> Row | None:
+    """A line of ``metrics.jsonl``; None if it is damaged. A row has its epoch, and numbers or nulls alone."""
+    try:
+        row = json.loads(line)  # decodes it, too
+        whole = isinstance(row, dict) and type(row.get("epoch")) is int and all(map(_is_value, row.values()))
+    except (ValueError, OverflowError, RecursionError):
+        return None
+    return row if whole else None
+
+
+def _is_value(value: object) -> bool:
+    return value is None or (type(value) in (int, float) and math.isfinite(value))  # type: ignore[arg-type]

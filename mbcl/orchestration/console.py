@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -12,6 +11,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from mbcl.engine.protocols import Row
+from mbcl.engine.records import METRICS_FILE, row_of
 from mbcl.orchestration.asked import by_seeds, domain_lines, plan_lines
 from mbcl.orchestration.checks import Checked
 from mbcl.orchestration.domains import short
@@ -23,7 +24,6 @@ from mbcl.storage import Store
 from mbcl.study import StudyRecord
 from mbcl.summary import Estimate, primary_metrics, summarise
 
-METRICS_FILE = "metrics.jsonl"
 TABLE_METRICS = ("retrieval/u2v/top1", "knn/top1", "probe/top1", "plan/lift", "synthetic/excess")
 """Beside the metric of the search and the first primary one, those of them that were measured."""
 PLAIN_WIDTH = 160
@@ -222,12 +222,12 @@ def error(text: str) -> None:
     Screen(stderr=True, highlight=False).print(escape(f"error: {' '.join(text.split())}"), soft_wrap=True)
 
 
-def _last_row(store: Store, trial_id: str) -> dict[str, Any] | None:
+def _last_row(store: Store, trial_id: str) -> Row | None:
     try:
         lines = store.read_bytes(f"{trial_folder(trial_id)}/{METRICS_FILE}").splitlines()
-        return dict(json.loads(lines[-1])) if lines else None
-    except (OSError, ValueError):
+    except OSError:
         return None
+    return row_of(lines[-1]) if lines else None
 
 
 def _number(value: Any) -> str:

@@ -8,31 +8,34 @@ from typing import Any
 
 import yaml
 
-from mbcl.engine.records import KEYS
+from mbcl.engine import checkpoint as checkpoints
+from mbcl.engine.records import CONFIG_FILE, KEYS
 from mbcl.errors import ConfigError
 from mbcl.evaluation import EVALUATION_FILE
+from mbcl.orchestration.domains import short
 from mbcl.orchestration.jobs import Job, Metrics
 from mbcl.orchestration.kinds import Kind
 from mbcl.orchestration.results import SPACE_FILE, trial_folder, versions
 from mbcl.orchestration.search import known
 from mbcl.orchestration.space import SpaceFile
 from mbcl.orchestration.trials import Trials, TrialSpec
-from mbcl.storage import Store, read_text, write_text
+from mbcl.storage import Store, write_text
 from mbcl.study import STUDY_FILE, StudyRecord, read_study, write_study
 
-CONFIG_FILE = "config.yaml"
+_NEEDED = "in which the new evaluation would be noted; put a copy of it back first"
 
 
 def reopen_for_evaluation(
     store: Store, file: SpaceFile, trials: Trials
-) -> tuple[StudyRecord, dict[str, TrialSpec], Trials]:
+) -> tuple[StudyRecord, dict[str, TrialSpec], Trials, list[str]]:
     """A study's record and its finished trials, if the space differs from theirs in the evaluation at most.
 
     Returns:
-        The record, by the stored trial's name the space's trial, whose evaluation block counts, and all trials.
+        The record, by the stored trial's name the space's trial, whose evaluation block counts, all trials, and what
+        a person should know about it.
 
     Raises:
-        ConfigError: if the folder holds no study, nothing is finished, or the space is another one.
+        ConfigError: if the folder holds no study or a damaged one, nothing is finished, or the space is another one.
     """
     if not store.exists(STUDY_FILE):
         raise ConfigError(f"--eval-only: {store.uri} holds no {STUDY_FILE}")
@@ -41,13 +44,15 @@ def reopen_for_evaluation(
     if not finished:
         raise ConfigError(f"--eval-only: {store.uri} has no finished trial")
     trials = known(file, trials, study)
+    _stored_space(store)  # it will be written, too: better refused now than when everything is measured
     by_ordinal = {spec.ordinal: spec for spec in trials.specs}
-    chosen = {}
+    chosen, notes = {}, []
     for key, record in finished.items():
         spec = by_ordinal.get(record.ordinal)
-        stored = yaml.safe_load(store.read_bytes(f"{trial_folder(key)}/{CONFIG_FILE}"))
-        wanted = {} if spec is None else spec.experiment.model_dump(mode="json")
-        different = [name for name in wanted if name != "evaluation" and wanted[name] != stored.get(name)]
+        stored, note = _stored_experiment(store.child(trial_folder(key)))
+        notes += [f"{key}: {note}"] if note else []
+        wanted = {} if spec is None or stored is None else spec.experiment.model_dump(mode="json")
+        different = [name for name in wanted if name != "evaluation" and wanted[name] != (stored or {}).get(name)]
         if spec is None or different:
             what = different[0] if different else "number of trials"
             raise ConfigError(
@@ -55,7 +60,48 @@ def reopen_for_evaluation(
                 f"only experiment.evaluation may change"
             )
         chosen[key] = spec
-    return study, chosen, trials
+    return study, chosen, trials, notes
+
+
+def _stored_space(store: Store) -> dict[str, Any]:
+    """The content of a study's ``space.yaml``.
+
+    Raises:
+        ConfigError: if it is not there or damaged.
+    """
+    try:
+        content = _mapping(store.read_bytes(SPACE_FILE))
+    except FileNotFoundError as error:
+        raise ConfigError(f"--eval-only: {store.uri} holds no {SPACE_FILE}, {_NEEDED}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"--eval-only: {store.uri}/{SPACE_FILE}: damaged: {_first_line(error)}; {_NEEDED}") from error
+    return content
+
+
+def _stored_experiment(trial: Store) -> tuple[dict[str, Any] | None, str]:
+    """What a trial was made from, and what a person should know about it; empty if there is nothing to know.
+
+    Where its ``config.yaml`` is damaged its newest checkpoint tells. None if that is damaged, too: then the trial
+    cannot be evaluated, and its evaluation says so.
+    """
+    try:
+        return _mapping(trial.read_bytes(CONFIG_FILE)), ""
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        why = "is gone" if isinstance(error, FileNotFoundError) else f"cannot be read: {_first_line(error)}"
+    found, _ = checkpoints.look_over(trial)
+    tells = f"its checkpoint {found.name} tells what it was" if found else "no whole checkpoint tells what it was"
+    return found.meta["experiment"] if found else None, f"{trial.uri}/{CONFIG_FILE} {why}; {tells}"
+
+
+def _mapping(content: bytes) -> dict[str, Any]:
+    found = yaml.safe_load(content)
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a mapping, found {short(found)}")
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def settings_of(study: StudyRecord, trials: Trials, kind: Kind) -> dict[str, dict[str, Any]]:
@@ -74,6 +120,10 @@ def commit(
 ) -> None:
     """Make the evaluations of all finished trials the study's: their files, ``space.yaml``, then ``study.json``.
 
+    Everything that is needed is read before anything is written. With ``study.json``, which tables and report are made
+    from, all metrics are the new ones; if a kill comes before it, they are all the earlier ones, although some files
+    are new already, and the same evaluation, asked for again, makes everything new.
+
     Args:
         store: the results folder.
         study: the record, changed in place.
@@ -81,16 +131,28 @@ def commit(
         settings: by trial, the evaluation block; trials that are not finished will be evaluated so, too, when they are.
         measured: by trial, what it gave.
         written: where a trial's new ``evaluation.json`` waits.
+
+    Raises:
+        ConfigError: if ``space.yaml`` is gone or damaged; nothing is changed.
     """
+    content = _stored_space(store)
+    files = {key: written(jobs[key]).read_bytes(EVALUATION_FILE) for key in measured}
+    content["evaluation"] = _evaluated(settings)
+    for key, file in files.items():
+        store.write_bytes(f"{trial_folder(key)}/{EVALUATION_FILE}", file)
+    write_text(store, SPACE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     for key, metrics in measured.items():
-        store.write_bytes(f"{trial_folder(key)}/{EVALUATION_FILE}", written(jobs[key]).read_bytes(EVALUATION_FILE))
         record = study.trials[key]
         # What training measured stays.
         kept = {name: value for name, value in record.metrics.items() if name in KEYS}
         record.metrics = {**kept, **metrics}
     for key, asked in settings.items():
         study.trials[key].evaluation = asked
-    content = yaml.safe_load(read_text(store, SPACE_FILE))
+    write_study(store, study)
+
+
+def _evaluated(settings: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What ``space.yaml`` says of an evaluation: when, with what, and which trials by which block."""
     blocks: list[dict[str, Any]] = []
     for key in settings:
         block = next((block for block in blocks if block["settings"] == settings[key]), None)
@@ -98,6 +160,4 @@ def commit(
             blocks.append(block := {"settings": settings[key], "trials": []})
         block["trials"].append(key)
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    content["evaluation"] = {"when": when, "versions": versions(), "evaluated": blocks}
-    write_text(store, SPACE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-    write_study(store, study)
+    return {"when": when, "versions": versions(), "evaluated": blocks}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine.records import read_rows
+from mbcl.engine import records
 from mbcl.errors import ConfigError
-from mbcl.orchestration.results import SPACE_FILE, new_study, reopen, trial_folder
+from mbcl.orchestration.results import SPACE_FILE, TRIALS, new_study, reopen, trial_folder
 from mbcl.orchestration.space import SpaceFile
 from mbcl.orchestration.trials import Trials
 from mbcl.storage import Store, is_uri, read_text
@@ -54,7 +55,7 @@ def _made_again(
         stored = yaml.safe_load(read_text(store, SPACE_FILE))
         known, later = list(stored["trials"]), stored.get("evaluation", {}).get("evaluated", [])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
-        known, later = store.list("trials"), []
+        known, later = store.list(TRIALS), []
     if not known:
         raise ConfigError(f"--resume: {error}; without --resume a new study starts there") from error
     if not set(known) <= set(trials.by_id):
@@ -71,9 +72,10 @@ def _made_again(
 def keep_damaged(store: Store) -> None:
     """Put a record that cannot be read aside, before the new one takes its place."""
     try:
-        store.write_bytes(DAMAGED_FILE, store.read_bytes(STUDY_FILE))
-    except FileNotFoundError:
-        return
+        read_study(store)
+    except ConfigError:
+        with suppress(FileNotFoundError):
+            store.write_bytes(DAMAGED_FILE, store.read_bytes(STUDY_FILE))
 
 
 def remove_temporaries(store: Store) -> None:
@@ -81,25 +83,30 @@ def remove_temporaries(store: Store) -> None:
     if is_uri(store.uri):
         return  # an object appears when it is complete
     folder = Path(store.uri)
-    for pattern in (".*.tmp", "trials/*/.*.tmp", "baselines/*/.*.tmp"):
+    # Baselines and plots lie one folder down. What a kill leaves in a checkpoint's folder goes with that.
+    for pattern in (".*.tmp", "*/.*.tmp", f"{TRIALS}/*/.*.tmp"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 
 
-def checkpoint_notes(store: Store, trial_ids: Iterable[str]) -> list[str]:
-    """What is wrong with the newest checkpoints of trials that go on, a line for each such trial."""
+def notes_of_trials(store: Store, trial_ids: Iterable[str]) -> list[str]:
+    """What is wrong with the rows and the newest checkpoints of trials that go on: a line for each, if anything is.
+
+    Raises:
+        OSError: if storage cannot be reached.
+    """
     notes = []
     for key in trial_ids:
         trial = store.child(trial_folder(key))
         found, wrong = checkpoints.look_over(trial)
-        epochs = [int(row["epoch"] or 0) for row in read_rows(trial)]
-        last, done = max(epochs, default=0), found.epoch if found else 0
+        rows, damaged = records.look_over(trial)
+        last, done = max((int(row["epoch"] or 0) for row in rows), default=0), found.epoch if found else 0
         if not wrong and last > done:
             wrong = [f"{trial.uri}: the checkpoint of epoch {last} is gone"]
-        if wrong:
-            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-            where = f"from {found.name}" if found else "from its beginning"
-            notes.append(f"{key}: {wrong[0]}{more}; the trial goes on {where}")
+        where = f"from {found.name}" if found else "from its beginning"
+        for lines in filter(None, (wrong, damaged)):
+            more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+            notes.append(f"{key}: {lines[0]}{more}; the trial goes on {where}")
     return notes
 
 

@@ -123,8 +123,8 @@ def _open(request: Request, file: SpaceFile, trials: Trials, store: Store) -> Op
     title = request.name or file.space.name or request.folder
     if request.eval_only:
         file.space.kind.evaluation((*trials.specs, *trials.probes)[0].experiment)
-        study, todo, trials = reopen_for_evaluation(store, file, trials)
-        return Opened(study, trials, todo)
+        study, todo, trials, notes = reopen_for_evaluation(store, file, trials)
+        return Opened(study, trials, todo, notes)
     if request.resume:
         study, trials, notes = recovery.recover(store, file, trials, title)
         return Opened(study, trials, {key: trials.by_id[key] for key in study.unfinished()}, notes)
@@ -225,7 +225,7 @@ class Sweep:
         recovery.remove_temporaries(self._store)
         if not (self._request.resume or self._request.eval_only):
             results.begin(self._store, self._file, self._trials, self._study)
-        elif self._notes:
+        elif self._request.resume:
             recovery.keep_damaged(self._store)
 
     def _look_over(self) -> None:
@@ -235,7 +235,7 @@ class Sweep:
             begun = [key for key in self._todo if key in there]
             if begun:
                 self._console.say(f"verifying the checkpoints of {len(begun)} trials")
-            self._notes += recovery.checkpoint_notes(self._store, begun)
+            self._notes += recovery.notes_of_trials(self._store, begun)
             kind = self._file.space.kind
             asked = {key: kind.evaluation(spec.experiment) for key, spec in self._todo.items()}
             self._notes += recovery.notes_of(self._study, asked)

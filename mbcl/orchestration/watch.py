@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import ray.tune
 
 from mbcl.engine.protocols import Row
-from mbcl.engine.records import read_rows
+from mbcl.engine.records import look_over
 from mbcl.storage import LocalStore, Store
 
 EPOCH, VALUE = "mbcl_epoch", "mbcl_value"
@@ -50,7 +50,7 @@ def _watch(report: Callable[[], None], store: Store, done: threading.Event) -> N
 
 
 def _last_epoch(store: Store) -> int:
-    return max((_epoch(row) for row in read_rows(store)), default=0)
+    return max((_epoch(row) for row in look_over(store)[0]), default=0)
 
 
 def _epoch(row: Row) -> int:
@@ -67,7 +67,7 @@ class _Reporter:
 
     def __call__(self) -> None:
         try:
-            rows = read_rows(self._store)
+            rows, _ = look_over(self._store)  # what is damaged, the workers say
         except OSError:
             return  # the next look will find it
         for row in rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from data.official import pack_cifar, write_cifar, write_image
@@ -174,6 +176,67 @@ def test_a_copy_that_was_damaged_later_is_made_again(packed, cache):
     assert copy.read_bytes() == content
 
 
+MEND_IN_STEPS = """
+import sys, warnings
+from mbcl import data
+from mbcl.data import catalogue
+asked = []
+copy = catalogue.local_copy
+def step(name):
+    print(name, flush=True)
+    assert sys.stdin.readline()
+def local_copy(*arguments, **options):
+    asked.append(arguments)
+    again = len(asked) > 1
+    if again:
+        step("asks again")
+    folder = copy(*arguments, **options)
+    if again:
+        step("has it again")
+    return folder
+catalogue.local_copy = local_copy
+warnings.showwarning = lambda *_, **__: step("found it damaged")
+print(data.load("image_folder", dir=sys.argv[1]).train.images.sum().item(), flush=True)
+"""
+
+
+def test_of_two_processes_that_find_a_copy_damaged_one_makes_it_again_and_keeps_it(packed, cache):
+    expected = str(load(packed).train.images.sum().item())
+    (copy,) = cache.rglob("*.npy")
+    content = copy.read_bytes()
+    copy.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    command = [sys.executable, "-c", MEND_IN_STEPS, f"file://{packed}"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as first, subprocess.Popen(command, **pipes) as second:
+
+        def goes_on(process: subprocess.Popen[str]) -> str:
+            print(file=process.stdin, flush=True)
+            return process.stdout.readline().strip()
+
+        assert [process.stdout.readline().strip() for process in (first, second)] == ["found it damaged"] * 2
+        assert [goes_on(first) for _ in range(2)] == ["asks again", "has it again"]
+        made = copy.stat().st_ino
+        assert goes_on(second) == "asks again"
+        assert goes_on(first) == expected
+        assert [goes_on(second) for _ in range(2)] == ["has it again", expected]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert (copy.stat().st_ino, copy.read_bytes()) == (made, content)
+
+
+def test_pixels_that_go_after_their_digest_was_compared_are_a_damaged_pack(packed, monkeypatch):
+    (pixels,) = (packed / "mbcl-pack").glob("*.npy")
+    digest = hashlib.file_digest
+
+    def and_gone(stream, name):
+        found = digest(stream, name)
+        pixels.unlink()
+        return found
+
+    monkeypatch.setattr(hashlib, "file_digest", and_gone)
+    with pytest.raises(DataError, match="damaged pack: cannot be read: No such file"):
+        data.load("image_folder", dir=str(packed))
+
+
 def test_a_pack_cannot_name_a_file_elsewhere(packed, cache, tmp_path):
     from mbcl.data import packs
 
@@ -199,10 +262,50 @@ def test_official_files_are_copied(tmp_path, cache, monkeypatch):
         found = load(tmp_path / "bucket", name="cifar100")
         assert torch.equal(found.train.images, expected.train.images)
     assert read == [archive.name]
-    assert files(cache) == [archive.name]
+    assert files(cache) == [archive.name, f"{archive.name}.sha256"]
     archive.write_bytes(archive.read_bytes()[:-100])
     with pytest.raises(DataError, match="damaged archive"):
         load(tmp_path / "bucket", name="cifar100")
+
+
+def write_fashion_mnist(folder: Path) -> None:
+    folder.mkdir()
+    for number, (part, num) in enumerate((("train", 6), ("t10k", 4))):
+        pixels = np.random.default_rng(number).integers(0, 256, (num, 28, 28), dtype=np.uint8)
+        header = np.array([0x803, num, 28, 28], dtype=">u4").tobytes()
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        labels = np.array([0x801, num], dtype=">u4").tobytes() + bytes(range(num))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+
+
+@pytest.mark.filterwarnings("ignore:.*official:UserWarning")
+@pytest.mark.parametrize("damaged", ["train-images-idx3-ubyte", "train-images-idx3-ubyte.sha256"])
+def test_an_official_file_whose_copy_was_damaged_later_is_copied_again(tmp_path, cache, monkeypatch, damaged):
+    write_fashion_mnist(tmp_path / "bucket")
+    expected = load(tmp_path / "bucket", name="fashion_mnist").train.images
+    (path,) = cache.rglob(damaged)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    read = count_reads(monkeypatch)
+    with pytest.warns(UserWarning, match="train-images-idx3-ubyte: its content is not what was copied; this machine's"):
+        found = load(tmp_path / "bucket", name="fashion_mnist").train.images
+    assert torch.equal(found, expected)
+    assert path.read_bytes() == content
+    load(tmp_path / "bucket", name="fashion_mnist")
+    assert read == ["train-images-idx3-ubyte"]
+
+
+@pytest.mark.filterwarnings("ignore:.*official:UserWarning")
+def test_an_official_file_without_its_sum_is_copied_again(tmp_path, cache, monkeypatch):
+    """As a process leaves it that is killed between the two writes."""
+    write_fashion_mnist(tmp_path / "bucket")
+    load(tmp_path / "bucket", name="fashion_mnist")
+    there = files(cache)
+    next(cache.rglob("t10k-labels-idx1-ubyte.sha256")).unlink()
+    read = count_reads(monkeypatch)
+    load(tmp_path / "bucket", name="fashion_mnist")
+    assert read == ["t10k-labels-idx1-ubyte"]
+    assert files(cache) == there
 
 
 def test_what_cannot_be_copied_is_one_line(tmp_path, packed, monkeypatch):

@@ -10,6 +10,7 @@ import yaml
 
 from mbcl.dist import World
 from mbcl.engine import train
+from mbcl.engine.records import read_rows
 from mbcl.errors import ConfigError
 from mbcl.orchestration import recovery, results
 from mbcl.orchestration.space import read_space
@@ -79,7 +80,9 @@ def test_temporaries_of_a_kill_go_and_nothing_else(begun):
     trial = f"trials/{next(iter(trials.by_id))}"
     store.write_bytes(f"{trial}/metrics.jsonl", b"")
     kept = sorted(path for path in store.folder.rglob("*") if path.is_file())
-    for name in (".study.json.0f.tmp", f"{trial}/.metrics.jsonl.0f.tmp"):
+    lost = (".study.json.0f.tmp", f"{trial}/.metrics.jsonl.0f.tmp", "baselines/.pixels-knn-0f.json.0f.tmp")
+    for name in (*lost, "plots/.curves.png.0f.tmp"):
+        (store.folder / name).parent.mkdir(exist_ok=True)
         (store.folder / name).write_bytes(b"{")
     recovery.remove_temporaries(store)
     assert sorted(path for path in store.folder.rglob("*") if path.is_file()) == kept
@@ -90,14 +93,59 @@ def test_what_is_wrong_with_checkpoints_is_said(begun):
     first, second = trials.by_id
     train(trials.by_id[first].experiment, world=World(), store=store.child(f"trials/{first}"))
     checkpoints = store.folder / "trials" / first / "checkpoints"
-    assert recovery.checkpoint_notes(store, [first, second]) == []
+    assert recovery.notes_of_trials(store, [first, second]) == []
     state = checkpoints / "epoch_000002" / "state.pt"
     state.write_bytes(state.read_bytes()[:-1])
-    (said,) = recovery.checkpoint_notes(store, [first, second])
+    (said,) = recovery.notes_of_trials(store, [first, second])
     assert said == f"{first}: {state}: does not match its manifest; the trial goes on from epoch_000001"
     shutil.rmtree(checkpoints / "epoch_000002")
-    (said,) = recovery.checkpoint_notes(store, [first, second])
+    (said,) = recovery.notes_of_trials(store, [first, second])
     assert said.endswith("the checkpoint of epoch 2 is gone; the trial goes on from epoch_000001")
     (checkpoints / "epoch_000001" / "meta.json").write_text(json.dumps({}))
-    (said,) = recovery.checkpoint_notes(store, [first, second])
+    (said,) = recovery.notes_of_trials(store, [first, second])
     assert said.endswith("meta.json: does not match its manifest; the trial goes on from its beginning")
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\x00", b"1", b'{"epoch": "one"}', b'{"epoch": 1, "val'])
+def test_damaged_rows_are_said_and_the_training_goes_on_from_its_checkpoint(begun, damage):
+    """The rows that the checkpoint has seen are kept or written again, those after it are made again."""
+    store, _, trials = begun
+    first, second = trials.by_id
+    experiment, trial = trials.by_id[first].experiment, store.child(f"trials/{first}")
+    train(experiment, world=World(), store=trial)
+    before = read_rows(trial)
+    metrics = store.folder / "trials" / first / "metrics.jsonl"
+    metrics.write_bytes(damage + b"\n" + metrics.read_bytes().splitlines()[1] + b"\n")
+    shutil.rmtree(store.folder / "trials" / first / "checkpoints" / "epoch_000002")
+    gone, damaged = recovery.notes_of_trials(store, [first, second])
+    assert gone.endswith("the checkpoint of epoch 2 is gone; the trial goes on from epoch_000001")
+    assert damaged == f"{first}: {metrics}: line 1 is damaged and left out; the trial goes on from epoch_000001"
+    train(experiment, world=World(), store=trial)
+    after, losses = read_rows(trial), ("epoch", "train/loss", "val/retrieval/top1")
+    assert [[row[key] for key in losses] for row in after] == [[row[key] for key in losses] for row in before]
+    assert recovery.notes_of_trials(store, [first, second]) == []
+
+
+def test_damaged_rows_end_neither_the_race_nor_its_reports(space_file, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    from mbcl.orchestration import console, stopping, watch
+
+    file = read_space(space_file({"scheduler": {"name": "asha"}}))
+    trials, metric = expand(file), file.space.search.metric
+    store, study = LocalStore(tmp_path), results.new_study(file, trials, "study")
+    first = next(iter(trials.by_id))
+    trial = store.child(f"trials/{first}")
+    rows = [json.dumps({"epoch": epoch, metric: 0.5}).encode() for epoch in (1, 2, 3)]
+
+    def write(*lines):
+        trial.write_bytes("metrics.jsonl", b"\n".join(lines))
+
+    reported = []
+    monkeypatch.setattr(watch.ray.tune, "report", reported.append)
+    write(rows[0], b"1", b"\xff")
+    assert stopping.race(file.space, study, trials.by_id, store) is not None
+    assert console._last_row(store, first) is None
+    with watch.reporting(trial, metric):
+        write(rows[0], b"\xff", rows[1], rows[2])
+    assert [found[watch.EPOCH] for found in reported] == [2, 3]
+    assert console._last_row(store, first)["epoch"] == 3

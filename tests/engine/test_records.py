@@ -1,0 +1,56 @@
+"""Rows of metrics as a disk gives them back."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+
+from mbcl.engine.records import empty_row, look_over, read_rows, row_of
+from mbcl.storage import LocalStore
+
+ROW = {**empty_row(), "epoch": 2, "step": 36, "train/loss": 2.5}
+DAMAGED = {
+    "cut": json.dumps(ROW)[:-9].encode(),
+    "no row": b"1",
+    "null": b"null",
+    "list": b"[1, 2]",
+    "no epoch": b'{"train/loss": 2.5}',
+    "text for the epoch": b'{"epoch": "2"}',
+    "text for a number": b'{"epoch": 2, "train/loss": "2.5"}',
+    "not finite": b'{"epoch": 2, "train/loss": NaN}',
+    "beyond a float": b'{"epoch": 2, "step": 1%s}' % (b"0" * 400),
+    "no UTF-8": b"\xff\xfe" + json.dumps(ROW).encode(),
+    "zeros": bytes(40),
+    "nested": b"[" * 200_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_line_is_named_and_the_others_are_kept(tmp_path, damage, caplog):
+    whole = json.dumps(ROW).encode()
+    assert row_of(whole) == ROW
+    assert row_of(DAMAGED[damage]) is None
+    store = LocalStore(tmp_path)
+    store.write_bytes("metrics.jsonl", b"\n".join([whole, DAMAGED[damage], whole]) + b"\n")
+    assert look_over(store) == ([ROW, ROW], [f"{tmp_path}/metrics.jsonl: line 2 is damaged and left out"])
+    assert read_rows(store) == [ROW, ROW]
+    assert "line 2 is damaged" in caplog.text
+
+
+def test_a_file_that_a_disk_does_not_give_back_is_damage_and_a_network_that_is_down_is_not(tmp_path, monkeypatch):
+    store = LocalStore(tmp_path)
+    assert look_over(store) == ([], [])
+
+    def fails(number):
+        def read_bytes(self, name):
+            raise OSError(number, "no")
+
+        monkeypatch.setattr(LocalStore, "read_bytes", read_bytes)
+
+    fails(errno.EIO)
+    assert look_over(store) == ([], [f"{tmp_path}/metrics.jsonl: cannot be read: no"])
+    fails(errno.ENETDOWN)
+    with pytest.raises(OSError, match="no"):
+        look_over(store)
