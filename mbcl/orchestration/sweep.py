@@ -336,6 +336,7 @@ class Sweep:
             watched=self._study.metric if build_scheduler(self._file.space.scheduler).stops else "",
             evaluation=evaluation,
             fence=self._fence,
+            joined=self._request.address is not None,
             verbose=self._request.verbose,
             rehearsal=bool(os.environ.get(REHEARSAL_VARIABLE)),
         )

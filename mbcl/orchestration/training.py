@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -28,6 +29,7 @@ from mbcl.orchestration.elastic import LargestFitting
 from mbcl.orchestration.failures import LostOnly
 from mbcl.orchestration.jobs import Job, mute_sampler_warnings
 from mbcl.orchestration.planner import RayPlanService
+from mbcl.orchestration.room import may_come
 from mbcl.storage import is_uri, open_store
 
 COLLECTIVE_SECONDS = 600
@@ -188,11 +190,10 @@ def run_training(job: Job, planner: Any | None) -> Trained:
         Exception: what Ray raises when training failed for good, or workers cannot be started or were lost too often.
     """
     need = job.need
+    asked = {"CPU": need.cpus_per_worker} | ({"GPU": need.gpus_per_worker} if need.gpus_per_worker else {})
+    sizes = job.sizes or (need.workers,)
     scaling = ScalingConfig(
-        num_workers=max(job.sizes, default=need.workers),
-        use_gpu=bool(need.gpus_per_worker),
-        resources_per_worker={"CPU": need.cpus_per_worker}
-        | ({"GPU": need.gpus_per_worker} if need.gpus_per_worker else {}),
+        num_workers=max(sizes), use_gpu=bool(need.gpus_per_worker), resources_per_worker=dict(asked)
     )
     trainer = LeanTorchTrainer(
         _train_on_worker,
@@ -207,9 +208,11 @@ def run_training(job: Job, planner: Any | None) -> Trained:
             logging_config=LoggingConfig(log_level="INFO" if job.verbose else "ERROR"),
         ),
     )
-    trainer.policies = {"failure_policy": LostOnly(FAILURES, job.store)}
-    if len(job.sizes) > 1:
-        trainer.policies["scaling_policy"] = LargestFitting(scaling, job.sizes)
+    # What a local Ray has is this sweep's alone: there, no room is a fault.
+    room = partial(may_come, asked, min(sizes)) if job.joined else lambda: False
+    trainer.policies = {"failure_policy": LostOnly(FAILURES, job.store, room)}
+    if len(sizes) > 1:
+        trainer.policies["scaling_policy"] = LargestFitting(scaling, sizes)
     result: Any = trainer.fit()
     trained: Trained = result.return_value
     return trained

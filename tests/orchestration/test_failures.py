@@ -70,3 +70,11 @@ def test_only_losses_without_a_new_checkpoint_add_up(tmp_path, error):
         decisions += [policy.make_decision(error) for _ in range(2)]
     assert set(decisions) == {FailureDecision.RETRY}
     assert policy.make_decision(error) == FailureDecision.RAISE
+
+
+@pytest.mark.parametrize(("room", "retries"), [(True, 20), (False, 2)])
+def test_workers_for_which_there_may_be_room_are_waited_for(room, retries):
+    policy = LostOnly(FailureConfig(max_failures=2, controller_failure_limit=2), room=lambda: room)
+    error = ControllerError(WorkerGroupStartupTimeoutError(2))
+    decisions = [policy.make_decision(error) for _ in range(20)]
+    assert decisions.count(FailureDecision.RETRY) == retries
