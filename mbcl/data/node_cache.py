@@ -6,7 +6,8 @@ kill the next process copies again.
 
 A copy is called by what it is a copy of: a pack by the digest of its ``NAME.json``, an official file by URI, size and
 time of modification. What changes behind the URI is copied anew; a copy that was damaged later is replaced by a whole
-one, never removed.
+one, never removed. The content of a pack is compared with its digest by its reader; that of an official file here, each
+time it is asked for, with ``FILE.sha256``, which was written when it was copied.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import fcntl
 import hashlib
 import os
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +52,8 @@ def local_copy(
             process may have found the same and have made it again, and only what is still damaged is copied anew.
 
     Returns:
-        A local folder for the set's reader.
+        A local folder for the set's reader. A copy of official files that was damaged later is made again, with a
+        warning.
 
     Raises:
         DataError: if the URI holds neither, cannot be read, or what was copied is not what its pack says; if the copy
@@ -116,16 +119,36 @@ def _sha256(path: Path) -> str | None:
 def _copy_files(store: ArrowStore, name: str, files: dict[str, tuple[int, int]]) -> Path:
     key = hashlib.sha256(repr((store.uri, sorted(files.items()))).encode()).hexdigest()[:16]
     folder = cache_folder() / "files" / f"{name}-{key}"
+    if all(_is_as_copied(folder / file) for file in files):
+        return folder
     with _locked(folder):
         for file, (size, _) in files.items():
             path = folder / file
-            if path.is_file() and path.stat().st_size == size:
+            if _is_as_copied(path):  # another process has copied it meanwhile
                 continue
-            _copy(store, file, path)
+            if path.is_file() and _sum_of(path).is_file():
+                found = f"{path}: its content is not what was copied"
+                warnings.warn(f"{found}; this machine's copy is made again", UserWarning, stacklevel=2)
+            sha256 = _copy(store, file, path)
             if path.stat().st_size != size:
                 path.unlink()
                 raise DataError(f"{store.uri}/{file}: it changed while it was copied; nothing of it is kept")
+            _write(_sum_of(path), iter([sha256.encode()]))
     return folder
+
+
+def _is_as_copied(path: Path) -> bool:
+    """Whether an official file is there with the content that it had when it was copied."""
+    found = _sha256(path)
+    try:
+        return found is not None and _sum_of(path).read_bytes() == found.encode()
+    except OSError:
+        return False
+
+
+def _sum_of(path: Path) -> Path:
+    """The file that says what SHA-256 an official file had when it was copied."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 @contextmanager

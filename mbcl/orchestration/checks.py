@@ -6,7 +6,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mbcl.errors import ConfigError, MbclError
 from mbcl.experiment import Experiment
@@ -38,7 +38,7 @@ def distinct(specs: Sequence[TrialSpec]) -> dict[int, dict[str, Any]]:
 
 
 def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
-    """Load every data set once, build every model once, and check everything that only they can tell.
+    """Load every data set once, one at a time, build every model on it once, and check what only they can tell.
 
     Args:
         experiments: by setting, as plain data.
@@ -47,38 +47,58 @@ def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
     Raises:
         ConfigError: if data are missing, or an experiment does not fit them.
     """
+    parsed = {setting: Experiment.model_validate(experiments[setting]) for setting in sorted(experiments)}
+    # Of a grid the last key varies fastest: settings with the same data need not follow each other.
+    together: dict[str, dict[int, Experiment]] = {}
+    for setting, experiment in parsed.items():
+        together.setdefault(experiment.data.model_dump_json(), {})[setting] = experiment
+    found: dict[int, _Found] = {}
+    for group in together.values():
+        found.update(_check_on_same_data(group, source))
+    return Checked(
+        {setting: found[setting].pools for setting in parsed},
+        {setting: found[setting].planning for setting in parsed},
+        tuple(dict.fromkeys(note for setting in parsed for note in found[setting].notes)),
+    )
+
+
+class _Found(NamedTuple):
+    """What the data say about one setting, as in :class:`Checked`."""
+
+    pools: int
+    planning: str
+    notes: list[str]
+
+
+def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, _Found]:
+    """Check the settings of one data set, by number; it is out of memory afterwards."""
     from mbcl.engine import SplitData, check_evaluation, check_model, facts_of, load_data, planning_cost
 
-    loaded: tuple[Any, SplitData] | None = None
+    data: SplitData | None = None
     built: set[str] = set()
     evaluable: list[Any] = []
-    pools: dict[int, int] = {}
-    planning: dict[int, str] = {}
-    notes: dict[str, None] = {}
-    for setting in sorted(experiments):
-        experiment = Experiment.model_validate(experiments[setting])
+    found: dict[int, _Found] = {}
+    for setting, experiment in group.items():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            if loaded is None or loaded[0] != experiment.data:
-                loaded = experiment.data, _of_experiment(source, load_data, experiment.data, seed=experiment.seed)
-                built.clear()
-                evaluable.clear()
-            facts = _of_experiment(source, facts_of, experiment, loaded[1])
+            if data is None:
+                data = _of_experiment(source, load_data, experiment.data, seed=experiment.seed)
+            facts = _of_experiment(source, facts_of, experiment, data)
             if experiment.evaluation not in evaluable:
                 evaluable.append(experiment.evaluation)
                 facts_of_data = {"name": experiment.data.name, "verify": experiment.data.verify}
-                _of_experiment(source, check_evaluation, experiment.evaluation, loaded[1], **facts_of_data)
-        notes.update(dict.fromkeys(str(warning.message) for warning in caught))
+                _of_experiment(source, check_evaluation, experiment.evaluation, data, **facts_of_data)
         samplers = experiment.samplers().values()
-        pools[setting] = max(
+        pools = max(
             sampler.planned_pools(facts.num_train) if isinstance(sampler, PoolSampler) else 0 for sampler in samplers
         )
-        planning[setting] = planning_cost(experiment, facts.num_train)
+        notes = [str(warning.message) for warning in caught]
+        found[setting] = _Found(pools, planning_cost(experiment, facts.num_train), notes)
         network = repr((experiment.encoder, experiment.projector))
         if network not in built:
             built.add(network)
-            _of_experiment(source, check_model, experiment, loaded[1])
-    return Checked(pools, planning, tuple(notes))
+            _of_experiment(source, check_model, experiment, data)
+    return found
 
 
 def _of_experiment(source: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

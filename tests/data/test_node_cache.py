@@ -16,6 +16,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from data.official import pack_cifar, write_cifar, write_image
@@ -24,6 +25,7 @@ from mbcl import data, storage
 from mbcl.cli import main
 from mbcl.data import node_cache
 from mbcl.errors import ConfigError, DataError
+from mbcl.uris import check_uri
 
 
 @pytest.fixture(autouse=True)
@@ -261,10 +263,50 @@ def test_official_files_are_copied(tmp_path, cache, monkeypatch):
         found = load(tmp_path / "bucket", name="cifar100")
         assert torch.equal(found.train.images, expected.train.images)
     assert read == [archive.name]
-    assert files(cache) == [archive.name]
+    assert files(cache) == [archive.name, f"{archive.name}.sha256"]
     archive.write_bytes(archive.read_bytes()[:-100])
     with pytest.raises(DataError, match="damaged archive"):
         load(tmp_path / "bucket", name="cifar100")
+
+
+def write_fashion_mnist(folder: Path) -> None:
+    folder.mkdir()
+    for number, (part, num) in enumerate((("train", 6), ("t10k", 4))):
+        pixels = np.random.default_rng(number).integers(0, 256, (num, 28, 28), dtype=np.uint8)
+        header = np.array([0x803, num, 28, 28], dtype=">u4").tobytes()
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        labels = np.array([0x801, num], dtype=">u4").tobytes() + bytes(range(num))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+
+
+@pytest.mark.filterwarnings("ignore:.*official:UserWarning")
+@pytest.mark.parametrize("damaged", ["train-images-idx3-ubyte", "train-images-idx3-ubyte.sha256"])
+def test_an_official_file_whose_copy_was_damaged_later_is_copied_again(tmp_path, cache, monkeypatch, damaged):
+    write_fashion_mnist(tmp_path / "bucket")
+    expected = load(tmp_path / "bucket", name="fashion_mnist").train.images
+    (path,) = cache.rglob(damaged)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    read = count_reads(monkeypatch)
+    with pytest.warns(UserWarning, match="train-images-idx3-ubyte: its content is not what was copied; this machine's"):
+        found = load(tmp_path / "bucket", name="fashion_mnist").train.images
+    assert torch.equal(found, expected)
+    assert path.read_bytes() == content
+    load(tmp_path / "bucket", name="fashion_mnist")
+    assert read == ["train-images-idx3-ubyte"]
+
+
+@pytest.mark.filterwarnings("ignore:.*official:UserWarning")
+def test_an_official_file_without_its_sum_is_copied_again(tmp_path, cache, monkeypatch):
+    """As a process leaves it that is killed between the two writes."""
+    write_fashion_mnist(tmp_path / "bucket")
+    load(tmp_path / "bucket", name="fashion_mnist")
+    there = files(cache)
+    next(cache.rglob("t10k-labels-idx1-ubyte.sha256")).unlink()
+    read = count_reads(monkeypatch)
+    load(tmp_path / "bucket", name="fashion_mnist")
+    assert read == ["t10k-labels-idx1-ubyte"]
+    assert files(cache) == there
 
 
 def test_what_cannot_be_copied_is_one_line(tmp_path, packed, monkeypatch):
@@ -295,7 +337,7 @@ def test_a_key_in_a_uri_is_refused_and_not_repeated():
             storage.open_store(uri)
         assert "cret" not in str(caught.value)
     for uri in ("hdfs://host:9000/user/a@b", "gs://anonymous@bucket/x", "file:///a:b@c"):
-        storage.check_uri(uri)
+        check_uri(uri)
 
 
 def test_the_cache_is_the_users_unless_told(monkeypatch, tmp_path):
