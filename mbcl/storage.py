@@ -6,7 +6,6 @@ Every write is whole or not at all, so that a reader never meets half a file.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 import uuid
@@ -15,12 +14,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
 
 from mbcl.errors import ConfigError
+from mbcl.uris import check_uri
 
-_SECRET = re.compile("secret|password|token|key|sas|sig", re.IGNORECASE)
-"""What the name of a secret in the query of a URI contains."""
 PIECE_BYTES = 8 * 2**20
 """How much of a large file is read at a time."""
 GCS_SECONDS = 30
@@ -284,7 +281,7 @@ class ArrowStore:
 
 def _limited(folder: str, query: str) -> str:
     """The query of a URI, with a limit to the time that Google's storage is tried for, unless it has its own."""
-    if not folder.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in query:
+    if not folder.lower().startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in query:
         return query
     return f"{query or '?'}{'&' if query.strip('?') else ''}retry_limit_seconds={GCS_SECONDS}"
 
@@ -292,24 +289,6 @@ def _limited(folder: str, query: str) -> str:
 def is_uri(location: str | Path) -> bool:
     """Whether a location is a URI and not a local path."""
     return "://" in str(location)
-
-
-def check_uri(uri: str) -> None:
-    """Refuse a URI with a password or key in it: it would stand in configurations, results and logs.
-
-    Raises:
-        ConfigError: without the secret.
-    """
-    # Keys of AWS may hold a slash; a port is none.
-    found = re.match(r"([^:/]*)://[^/@]*:(?!\d+/)[^@]*@([^/@]*)", uri)
-    folder, _, query = uri.partition("?")
-    keys = [key for key, _ in parse_qsl(query, keep_blank_values=True) if _SECRET.search(key)]
-    if found or keys:
-        shown = f"{found[1]}://…@{found[2]}" if found else f"{folder}?{keys[0]}=…"
-        raise ConfigError(
-            f"found a URI {shown} with a password or key in it, which would stand in results and "
-            f"logs; the environment or the machine's own role gives it instead"
-        )
 
 
 def local_path(text: str) -> Path:

@@ -237,7 +237,8 @@ class Sweep:
                 self._console.say(f"verifying the checkpoints of {len(begun)} trials")
             self._notes += recovery.notes_of_trials(self._store, begun)
             kind = self._file.space.kind
-            asked = {key: kind.evaluation(spec.experiment) for key, spec in self._todo.items()}
+            going = self._specs if self._undrawn else self._todo  # what will be drawn is evaluated as all that is there
+            asked = {key: kind.evaluation(spec.experiment) for key, spec in going.items()}
             self._notes += recovery.notes_of(self._study, asked)
 
     def _exit_code(self, interrupted: bool, failures: dict[str, str]) -> int:
