@@ -96,6 +96,10 @@ def _run(request: Request, write_report: WriteReport) -> int:
     if request.dry_run:
         consoles.dry_run(list(todo.values()), trials, file.space, here, store.uri, checked)
         return EXIT_FINISHED
+    if request.address is not None and (todo or trials.probes):
+        from mbcl.orchestration.cluster import check_answers
+
+        check_answers(request.address)  # before there is a results folder
     with hold(store, consoles.hint) as fence:
         opened = _open(request, file, trials, store)
         return Sweep(request, file, store, fence, opened, nodes, checked).run(write_report)
