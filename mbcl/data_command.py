@@ -8,7 +8,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,8 +57,9 @@ def _add_place(command: argparse.ArgumentParser) -> None:
 def _pack(arguments: argparse.Namespace) -> int:
     from mbcl.data import CORRUPTED, DATASETS, pack_corrupted, request_of
     from mbcl.errors import ConfigError
+    from mbcl.storage import local_path
 
-    out = Path(arguments.out).expanduser() if arguments.out else None
+    out = local_path(arguments.out) if arguments.out else None
     corrupted = arguments.data in CORRUPTED
     folders = None if corrupted else DATASETS[arguments.data].folders
     if folders is None and not corrupted:

@@ -6,7 +6,6 @@ Every write is whole or not at all, so that a reader never meets half a file.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 import uuid
@@ -15,14 +14,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
 
 from mbcl.errors import ConfigError
+from mbcl.uris import check_uri
 
-_SECRET = re.compile("secret|password|token|key|sas|sig", re.IGNORECASE)
-"""What the name of a secret in the query of a URI contains."""
 PIECE_BYTES = 8 * 2**20
 """How much of a large file is read at a time."""
+GCS_SECONDS = 30
+"""How long a call of Google's storage is tried again; its own limit of 15 minutes heeds no interrupt."""
 
 
 class Store(Protocol):
@@ -175,9 +174,11 @@ class ArrowStore:
         folder, mark, query = uri.partition("?")
         self._folder, self._query = folder.rstrip("/"), mark + query
         try:
-            self._filesystem, self._root = FileSystem.from_uri(self.uri)
+            self._filesystem, self._root = FileSystem.from_uri(self._folder + _limited(self._folder, self._query))
         except (ArrowInvalid, OSError) as error:
             raise ConfigError(f"{uri}: cannot be opened: {str(error).splitlines()[0]}") from error
+        if not self._root and self._filesystem.type_name in ("s3", "gcs"):
+            raise ConfigError(f"found the URI {uri}, which names no bucket; expected one such as s3://bucket/folder")
         self._scratch: dict[str, Path] = {}
 
     @property
@@ -278,41 +279,43 @@ class ArrowStore:
             self.write_bytes(f"{name}/{relative}".lstrip("/"), path.read_bytes())
 
 
+def _limited(folder: str, query: str) -> str:
+    """The query of a URI, with a limit to the time that Google's storage is tried for, unless it has its own."""
+    if not folder.lower().startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in query:
+        return query
+    return f"{query or '?'}{'&' if query.strip('?') else ''}retry_limit_seconds={GCS_SECONDS}"
+
+
 def is_uri(location: str | Path) -> bool:
     """Whether a location is a URI and not a local path."""
     return "://" in str(location)
 
 
-def check_uri(uri: str) -> None:
-    """Refuse a URI with a password or key in it: it would stand in configurations, results and logs.
+def local_path(text: str) -> Path:
+    """A local path, in which a first ``~`` or ``~user`` is a home folder.
 
     Raises:
-        ConfigError: without the secret.
+        ConfigError: if that user has none.
     """
-    # Keys of AWS may hold a slash; a port is none.
-    found = re.match(r"([^:/]*)://[^/@]*:(?!\d+/)[^@]*@([^/@]*)", uri)
-    folder, _, query = uri.partition("?")
-    keys = [key for key, _ in parse_qsl(query, keep_blank_values=True) if _SECRET.search(key)]
-    if found or keys:
-        shown = f"{found[1]}://…@{found[2]}" if found else f"{folder}?{keys[0]}=…"
-        raise ConfigError(
-            f"found a URI {shown} with a password or key in it, which would stand in results and "
-            f"logs; the environment or the machine's own role gives it instead"
-        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"found {text!r}, whose user has no home folder here") from error
 
 
 def open_store(location: str | Path) -> Store:
-    """The store at a local path or a URI.
+    """The store at a local path, in which a first ``~`` is a home folder, or a URI.
 
     Raises:
-        ConfigError: if no filesystem opens the URI, the path is empty, or a file stands where a folder should be.
+        ConfigError: if no filesystem opens the URI or it names no bucket, if the path is empty or begins with the home
+            of an unknown user, or if a file stands where a folder should be.
     """
     text = str(location)
     if is_uri(text):
         return ArrowStore(text)
     if not text:
         raise ConfigError("found an empty path, expected a folder")
-    store = LocalStore(text)
+    store = LocalStore(local_path(text))
     for path in (store.folder, *store.folder.parents):
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path}: is a file, expected a folder")

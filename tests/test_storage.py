@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
+from mbcl import storage
 from mbcl.errors import ConfigError
 from mbcl.storage import ArrowStore, LocalStore, open_store, read_text, write_text
 
@@ -116,6 +118,33 @@ print(store.local_folder("events"))
 def test_a_uri_that_nothing_opens_is_bad_input():
     with pytest.raises(ConfigError, match="nosuch://bucket/x: cannot be opened"):
         open_store("nosuch://bucket/x")
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///", "gs://", "gs://?project_id=mine", "s3://?region=us-west-2"])
+def test_a_uri_without_a_bucket_is_bad_input(uri):
+    with pytest.raises(ConfigError, match=r"s3://bucket/folder$") as caught:
+        open_store(uri)
+    assert f"found the URI {uri}, which names no bucket" in str(caught.value)
+
+
+def test_googles_storage_is_not_tried_for_longer_than_the_limit(monkeypatch):
+    monkeypatch.setattr(storage, "GCS_SECONDS", 1)
+    where = "gs://anonymous@bucket/x?endpoint_override=127.0.0.1:1&scheme=http"  # nothing listens there
+    store = open_store(where)
+    assert store.uri == where, "the limit is no part of what a person gave"
+    start = time.monotonic()
+    with pytest.raises(OSError, match="Retry policy exhausted"):
+        store.exists("study.json")
+    assert time.monotonic() - start < 30, "Google's own limit is 15 minutes"
+    assert storage._limited("gs://bucket", "?retry_limit_seconds=300") == "?retry_limit_seconds=300"
+    assert storage._limited("s3://bucket", "") == ""
+
+
+def test_a_home_folder_is_found_and_that_of_nobody_is_bad_input(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_store("~/results").uri == str(tmp_path / "results")
+    with pytest.raises(ConfigError, match="found '~nobody_such/x', whose user has no home folder here"):
+        open_store("~nobody_such/x")
 
 
 def test_an_empty_path_or_a_file_in_the_place_of_a_folder_is_refused(tmp_path):

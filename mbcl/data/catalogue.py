@@ -17,7 +17,8 @@ from mbcl.data.recipe import ViewRecipe
 from mbcl.data.request import LARGEST_SIZE, LEAST_SIZE, Request, Verify
 from mbcl.errors import ConfigError
 from mbcl.registry import Registry
-from mbcl.storage import check_uri, is_uri
+from mbcl.storage import is_uri
+from mbcl.uris import check_uri
 
 
 class Reader(Protocol):

@@ -23,7 +23,7 @@ from mbcl.data.images import ImageSet
 from mbcl.data.request import Request, Verify
 from mbcl.errors import ConfigError, DataError, nearest
 from mbcl.registry import Registry
-from mbcl.storage import is_uri
+from mbcl.storage import is_uri, local_path
 
 _LABELS = "labels"
 _OFFICIAL = 10_000  # test images of each
@@ -207,7 +207,7 @@ def _root(source: CorruptedSet, dir: str) -> Path:
         raise ConfigError(
             f"{source.name}: found {dir}, a URI; corrupted sets are read from a folder that all nodes have"
         )
-    root = Path(dir).expanduser()
+    root = local_path(dir)
     if not root.is_dir():
         raise DataError(f"{source.name}: {root} does not exist; {source.how_to_get}")
     inner = root / source.folder

@@ -45,7 +45,7 @@ TELL_SECONDS = 30.0
 """How often a person is told what is waited for."""
 POLL_SECONDS = 2.0
 CONNECT_SECONDS = 10.0
-"""How long a cluster may take to accept a connection."""
+"""How long a cluster may take to accept a connection, and to answer."""
 HERE = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -142,7 +142,7 @@ def _connect(address: str | None, nodes: list[Node], *, verbose: bool, level: in
             **common,
         )
     else:
-        _check_answers(address)
+        check_answers(address)
         try:
             with code_of_this_process() as code:
                 there = {key: os.environ.get(key, value) for key, value in (COMMON | JOINED).items()}
@@ -151,11 +151,15 @@ def _connect(address: str | None, nodes: list[Node], *, verbose: bool, level: in
             raise ConfigError(f"--address {address}: no Ray cluster answers: {str(error).splitlines()[0]}") from error
 
 
-def _check_answers(address: str) -> None:
-    """Ask ``HOST:PORT`` for a connection first: Ray itself would go on trying for minutes.
+def check_answers(address: str) -> None:
+    """Ask ``HOST:PORT`` whether it is a Ray cluster: Ray itself would go on trying for minutes.
+
+    Args:
+        address: as it was given; what Ray looks up itself, such as ``auto``, is not asked.
 
     Raises:
-        ConfigError: if nothing listens there, or it is for Ray's client, through which nobody can ask what nodes have.
+        ConfigError: if nothing listens there or it is no Ray; if the cluster asks for another token; or if it is for
+            Ray's client, through which nobody can ask what nodes have.
     """
     if address.startswith("ray://"):
         raise ConfigError(
@@ -164,11 +168,36 @@ def _check_answers(address: str) -> None:
         )
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        return  # "auto" and the like, which Ray looks up itself
+        return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(f"--address {address}: no Ray cluster answers: {error}") from error
+    _check_is_ray(address)
+
+
+def _check_is_ray(address: str) -> None:
+    """Ask what listens there as Ray's processes ask each other. Ray's own client of it ends the process in the end."""
+    import grpc
+    from ray._private.gcs_utils import create_gcs_channel
+    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]  # made when loaded
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+    from ray.exceptions import AuthenticationError
+
+    try:
+        with create_gcs_channel(address) as channel:
+            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=CONNECT_SECONDS)
+    except AuthenticationError as error:
+        raise ConfigError(f"--address {address}: {' '.join(str(error).split())}") from error
+    except grpc.RpcError as error:
+        if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            raise ConfigError(
+                f"--address {address}: the Ray cluster asks for a token that this process does not give; set "
+                f"RAY_AUTH_MODE=token, with the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+            ) from error
+        raise ConfigError(
+            f"--address {address}: something listens there that does not answer as a Ray cluster: {error.details()}"
+        ) from error
 
 
 def _joined(say: Callable[[str], None]) -> Found:

@@ -36,16 +36,28 @@ def recover(store: Store, file: SpaceFile, trials: Trials, title: str) -> tuple[
 
     Raises:
         ConfigError: if there is no study, or the folder is another space's; if the record of an adaptive search is
-            lost, which alone knows the settings that were drawn.
+            lost, which alone knows the settings that were drawn; the text says what is left and how to go on.
     """
     try:
         read_study(store)
     except ConfigError as error:
         if file.space.search.adaptive:
-            raise
+            raise _without_draws(store, error) from error
         study, notes = _made_again(store, file, trials, title, error)
         return study, trials, notes
     return *reopen(store, file, trials), []
+
+
+def _without_draws(store: Store, error: ConfigError) -> ConfigError:
+    """What is said where the record of an adaptive search is lost: a draw cannot be told from what became of it."""
+    if not store.list(TRIALS):
+        return ConfigError(f"--resume: {error}, and no trial has begun; --name OTHER starts a new study")
+    return ConfigError(
+        f"--resume: {error}; the settings that the search has drawn stood there alone, so the study goes on only from "
+        f"a copy of {STUDY_FILE}. What trials measured is kept: {store.uri}/{TRIALS}/ID has "
+        f"config.yaml, metrics.jsonl, checkpoints and evaluation.json, which mbcl evaluate --checkpoint takes; "
+        f"--name OTHER starts a new study"
+    )
 
 
 def _made_again(

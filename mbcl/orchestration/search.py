@@ -187,9 +187,21 @@ class Proposals:
         self._open[setting] = tuner, trial
         parameters = resolved(experiment, chosen)
         specs = list(replicate(self._space, setting, parameters, experiment, self._total))
-        self._study.trials.update({spec.trial_id: record_of(spec, drawn) for spec in specs})
+        evaluation = self._evaluation(chosen)
+        self._study.trials.update({spec.trial_id: record_of(spec, drawn, evaluation) for spec in specs})
         self._added(specs)
         return [spec.trial_id for spec in specs]
+
+    def _evaluation(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """The block that takes the place of a new setting's own; empty if no ``--eval-only`` gave the study another.
+
+        Any trial's will do, for what is swept of it is the new setting's.
+        """
+        later = next((record.evaluation for record in self._study.trials.values() if record.evaluation), None)
+        if later is None:
+            return {}
+        base = {**self._base, "evaluation": later}
+        return self._space.kind.evaluation(experiment_with(base, chosen, self._space, self._source))
 
     def tell(self, setting: int) -> None:
         """All trials of a setting have ended: of it, and of the draws that repeated it meanwhile."""

@@ -96,6 +96,10 @@ def _run(request: Request, write_report: WriteReport) -> int:
     if request.dry_run:
         consoles.dry_run(list(todo.values()), trials, file.space, here, store.uri, checked)
         return EXIT_FINISHED
+    if request.address is not None and (todo or trials.probes):
+        from mbcl.orchestration.cluster import check_answers
+
+        check_answers(request.address)  # before there is a results folder
     with hold(store, consoles.hint) as fence:
         opened = _open(request, file, trials, store)
         return Sweep(request, file, store, fence, opened, nodes, checked).run(write_report)
@@ -237,7 +241,8 @@ class Sweep:
                 self._console.say(f"verifying the checkpoints of {len(begun)} trials")
             self._notes += recovery.notes_of_trials(self._store, begun)
             kind = self._file.space.kind
-            asked = {key: kind.evaluation(spec.experiment) for key, spec in self._todo.items()}
+            going = self._specs if self._undrawn else self._todo  # what will be drawn is evaluated as all that is there
+            asked = {key: kind.evaluation(spec.experiment) for key, spec in going.items()}
             self._notes += recovery.notes_of(self._study, asked)
 
     def _exit_code(self, interrupted: bool, failures: dict[str, str]) -> int:

@@ -230,8 +230,14 @@ def replicate(
         yield TrialSpec(trial_id, ordinal, setting, seed, parameters, seeded)
 
 
-def record_of(spec: TrialSpec, drawn: Drawn | None = None) -> TrialRecord:
-    """The record of a trial of which nothing is done yet."""
+def record_of(spec: TrialSpec, drawn: Drawn | None = None, evaluation: Mapping[str, Any] | None = None) -> TrialRecord:
+    """The record of a trial of which nothing is done yet.
+
+    Args:
+        spec: the trial.
+        drawn: what an adaptive search drew for it.
+        evaluation: the block that takes the place of its experiment's own.
+    """
     return TrialRecord(
         ordinal=spec.ordinal,
         setting=spec.setting,
@@ -240,6 +246,7 @@ def record_of(spec: TrialSpec, drawn: Drawn | None = None) -> TrialRecord:
         objective=spec.experiment.objective.name,
         parameters=spec.parameters,
         drawn=drawn,
+        evaluation=dict(evaluation or {}),
     )
 
 

@@ -355,3 +355,11 @@ def test_what_cannot_be_packed(archive, tiny, capsys):
     assert f"error: {path}: not a readable image" in capsys.readouterr().err
     assert main(["data", "pack", "--data", "tiny_imagenet_c"]) == 2
     assert "--data-dir is not given; expected folders CORRUPTION/SEVERITY" in capsys.readouterr().err
+
+
+def test_the_home_of_nobody_is_bad_input(capsys):
+    with pytest.raises(ConfigError, match="'~nobody_such/x', whose user has no home folder here"):
+        data.corrupted_available("cifar10", "~nobody_such/x")
+    options = ["--data", "image_folder", "--data-dir", "x", "--image-size", "8"]
+    assert main(["data", "pack", *options, "--out", "~nobody_such/x"]) == 2
+    assert capsys.readouterr().err == "error: found '~nobody_such/x', whose user has no home folder here\n"

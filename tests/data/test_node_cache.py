@@ -25,6 +25,7 @@ from mbcl import data, storage
 from mbcl.cli import main
 from mbcl.data import node_cache
 from mbcl.errors import ConfigError, DataError
+from mbcl.uris import check_uri
 
 
 @pytest.fixture(autouse=True)
@@ -336,7 +337,7 @@ def test_a_key_in_a_uri_is_refused_and_not_repeated():
             storage.open_store(uri)
         assert "cret" not in str(caught.value)
     for uri in ("hdfs://host:9000/user/a@b", "gs://anonymous@bucket/x", "file:///a:b@c"):
-        storage.check_uri(uri)
+        check_uri(uri)
 
 
 def test_the_cache_is_the_users_unless_told(monkeypatch, tmp_path):

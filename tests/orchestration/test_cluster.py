@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +169,82 @@ def test_a_job_whose_working_directory_has_no_mbcl_is_refused(tmp_path, unpacked
         assert result.stdout == "{}\n", result.stderr
     else:
         assert "the job's working directory does not hold mbcl" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory) -> Iterator[str]:
+    """The address of the process that answers for a cluster, which asks for a token."""
+    import ray
+
+    folder = tmp_path_factory.mktemp("head")
+    port = free_port()
+    line = [
+        str(Path(ray.__file__).parent / "core" / "src" / "ray" / "gcs" / "gcs_server"),
+        f"--log_dir={folder}",
+        f"--config_list={base64.b64encode(b'{}').decode()}",
+        f"--gcs_server_port={port}",
+        "--metrics-agent-port=-1",
+        "--node-ip-address=127.0.0.1",
+        "--session-name=test",
+    ]
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    with subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+TOKEN = "0123456789abcdef" * 4
+
+
+def asked(address: str) -> str:
+    """What is wrong with an address, empty if nothing; runs in a process of its own, with a token of its own."""
+    from mbcl.orchestration import cluster as module
+
+    module.CONNECT_SECONDS = 2.0
+    end = time.monotonic() + 30
+    while True:
+        try:
+            module.check_answers(address)
+        except ConfigError as error:
+            if "refused" in str(error) and time.monotonic() < end:  # it has not begun to listen
+                time.sleep(0.1)
+                continue
+            return str(error)
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}, ""),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN[::-1]}, "asks for a token that this process does not give"),
+        ({"RAY_AUTH_MODE": "disabled"}, "asks for a token that this process does not give"),
+        ({"RAY_AUTH_MODE": "token"}, "Ray couldn't find an authentication token"),
+    ],
+)
+def test_a_cluster_is_joined_with_its_token_alone(head, tmp_path, given, words):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), **given}
+    found = apart("test_cluster", f"asked({head!r})", environment=environment)
+    assert words in found
+    assert bool(words) == bool(found)
+    assert "\n" not in found
+
+
+def test_what_listens_and_is_no_ray_is_refused_before_anything_is_written(space_file, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        line = command(space_file(), tmp_path / "results", "--address", address)
+        result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2, result.stderr
+    assert f"--address {address}: something listens there that does not answer as a Ray cluster" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "results").exists()

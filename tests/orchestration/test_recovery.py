@@ -75,6 +75,19 @@ def test_another_evaluation_survives_the_record(begun):
     assert recovery.notes_of(study, {key: block for key, block in asked.items() if key != first}) == []
 
 
+def test_the_record_of_an_adaptive_search_is_not_made_up(space_file, tmp_path):
+    file = read_space(
+        space_file({"space/optimizer.lr": {"loguniform": [0.01, 1.0]}, "search": {"name": "optuna", "num_samples": 4}})
+    )
+    store = LocalStore(tmp_path / "study")
+    store.write_bytes("study.json", b"{")
+    with pytest.raises(ConfigError, match=r"--resume: .*study.json: damaged: .*, and no trial has begun; --name OTHER"):
+        recovery.recover(store, file, expand(file), "study")
+    store.write_bytes("trials/000-0f/config.yaml", b"")
+    with pytest.raises(ConfigError, match=r"goes on only from a copy of study.json. What trials measured is kept"):
+        recovery.recover(store, file, expand(file), "study")
+
+
 def test_temporaries_of_a_kill_go_and_nothing_else(begun):
     store, _, trials = begun
     trial = f"trials/{next(iter(trials.by_id))}"

@@ -8,6 +8,7 @@ import pytest
 
 from mbcl.errors import ConfigError
 from mbcl.orchestration.course import Course
+from mbcl.orchestration.evaluations import settings_of
 from mbcl.orchestration.results import new_study
 from mbcl.orchestration.search import Proposals, known
 from mbcl.orchestration.space import read_space
@@ -121,6 +122,26 @@ def test_several_at_a_time(space):
     run = Run(space).play(concurrency=5)
     assert len(run.study.trials) == 48
     assert {record.status for record in run.study.trials.values()} == {"finished"}
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_what_is_drawn_after_another_evaluation_is_evaluated_as_the_others(space_file, swept):
+    """Otherwise one table would hold figures that were measured in two ways."""
+    grid = {"evaluation.batch_size": {"grid": [32, 64]}} if swept else {}
+    space = space_file({**SEARCH, "space": {**SEARCH["space"], **grid}})
+    study = Run(space).play(6).study
+    assert all(record.evaluation == {} for record in study.trials.values())
+    file = read_space(space, ["experiment.evaluation.similarity=dot"])
+    settings = settings_of(study, known(file, expand(file), study), file.space.kind)
+    for key, record in study.trials.items():
+        record.evaluation = settings[key]
+    run = Run(space, stored(study)).play(20)
+    assert len(run.study.trials) > len(study.trials)
+    for key, record in run.study.trials.items():
+        own = run.specs[key].experiment.evaluation.model_dump(mode="json")
+        assert record.evaluation == {**own, "similarity": "dot"}
+    if swept:
+        assert {record.evaluation["batch_size"] for record in run.study.trials.values()} == {32, 64}
 
 
 def test_failed_and_stopped_settings_are_told_as_such(space):
