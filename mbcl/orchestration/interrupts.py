@@ -55,6 +55,15 @@ def listen(*, anew: bool = False) -> None:
         signal.signal(number, _interrupts.handle)
 
 
+def interrupt() -> None:
+    """As if the user had interrupted the run.
+
+    Raises:
+        KeyboardInterrupt: unless interrupts are held back or ignored just now.
+    """
+    signal.raise_signal(signal.SIGINT)
+
+
 def ignore() -> None:
     """From here on what is begun is ended."""
     for number in NUMBERS:
