@@ -10,7 +10,7 @@ from mbcl.engine.evaluable import check_evaluation
 from mbcl.engine.planning import LocalPlanService, make_plan, share_plan
 from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data
 from mbcl.engine.protocols import Observer, PlanKey, PlannedBatches, PlanService, Row
-from mbcl.engine.tracking import build_trackers
+from mbcl.engine.tracking import build_trackers, check_trackers
 from mbcl.engine.trainer import Outcome, Trainer
 from mbcl.experiment import Experiment
 from mbcl.storage import Store
@@ -28,6 +28,7 @@ __all__ = [
     "Trainer",
     "check_evaluation",
     "check_model",
+    "check_trackers",
     "facts_of",
     "load_data",
     "make_plan",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,8 @@ class WandbTracker:
     """
 
     def __init__(self, store: Store, *, run_id: str, group: str, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ConfigError("track: wandb is not installed; pip install 'mbcl[wandb]'") from error
+        import wandb
+
         self._store = store
         mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_key() else "offline")
         try:
@@ -119,8 +118,23 @@ def _wandb_key() -> bool:
     return netrc.is_file() and "wandb" in netrc.read_text(errors="replace")
 
 
+def check_trackers(experiment: Experiment) -> None:
+    """Refuse what this machine cannot log to.
+
+    Raises:
+        ConfigError: if a tracker's package is missing.
+    """
+    if "wandb" in experiment.track and find_spec("wandb") is None:
+        raise ConfigError("track: wandb is not installed; pip install 'mbcl[wandb]'")
+
+
 def build_trackers(experiment: Experiment, store: Store, *, run_id: str, group: str) -> list[Observer]:
-    """The trackers that ``experiment.track`` names."""
+    """The trackers that ``experiment.track`` names.
+
+    Raises:
+        ConfigError: as :func:`check_trackers`.
+    """
+    check_trackers(experiment)
     trackers: list[Observer] = []
     if "tensorboard" in experiment.track:
         trackers.append(TensorBoardTracker(store))

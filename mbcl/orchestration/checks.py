@@ -72,13 +72,14 @@ class _Found(NamedTuple):
 
 def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, _Found]:
     """Check the settings of one data set, by number; it is out of memory afterwards."""
-    from mbcl.engine import SplitData, check_evaluation, check_model, facts_of, load_data, planning_cost
+    from mbcl.engine import SplitData, check_evaluation, check_model, check_trackers, facts_of, load_data, planning_cost
 
     data: SplitData | None = None
     built: set[str] = set()
     evaluable: list[Any] = []
     found: dict[int, _Found] = {}
     for setting, experiment in group.items():
+        _of_experiment(source, check_trackers, experiment)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if data is None:

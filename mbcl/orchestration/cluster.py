@@ -145,7 +145,8 @@ def _connect(address: str | None, nodes: list[Node], *, verbose: bool, level: in
         check_answers(address)
         try:
             with code_of_this_process() as code:
-                ray.init(address=address, runtime_env={"env_vars": COMMON | JOINED, **code}, **common)
+                there = {key: os.environ.get(key, value) for key, value in (COMMON | JOINED).items()}
+                ray.init(address=address, runtime_env={"env_vars": there, **code}, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"--address {address}: no Ray cluster answers: {str(error).splitlines()[0]}") from error
 

@@ -19,6 +19,7 @@ from ray.train.v2.api.config import ScalingConfig
 
 from mbcl.orchestration import autoscaler
 from mbcl.orchestration.cluster import BOOT_SECONDS, FIRST_SECONDS
+from mbcl.orchestration.room import fitting
 
 SETTLE_SECONDS = 5.0
 """How long it is waited for the most workers before fewer are taken: what others gave back is known a moment later."""
@@ -97,17 +98,9 @@ def places(asked: Mapping[str, float]) -> int:
         if not node["Alive"] or name in leaving or not _reachable(node):
             continue
         there = free.get(name, {})
-        fitting = [
-            int(_milli(there.get(key, 0) + own.get(name, {}).get(key, 0)) // _milli(amount))
-            for key, amount in asked.items()
-            if amount > 0
-        ]
-        total += min(fitting, default=0)
+        mine = own.get(name, {})
+        total += int(fitting({key: there.get(key, 0) + mine.get(key, 0) for key in asked}, asked))
     return total
-
-
-def _milli(amount: float) -> int:
-    return round(amount * 1000)
 
 
 def _own_reservations() -> dict[str, dict[str, float]]:

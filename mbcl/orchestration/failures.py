@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ray.exceptions import RayError
-from ray.train.v2._internal.exceptions import RayTrainError
+from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.config import FailureConfig
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.errors import MbclError, StorageError
@@ -18,6 +20,13 @@ LOST = (RayError, RayTrainError)
 """What Ray raises for a process that died or that it could not reach."""
 
 
+def of_a_peer(error: BaseException) -> bool:
+    """Whether a worker's failure is the loss of another worker, as this one met it in a collective."""
+    if isinstance(error, (OSError, MbclError, *LOST)):
+        return False
+    return any(word in str(error).lower() for word in LOST_WORDS)
+
+
 def comes_again(error: BaseException) -> bool:
     """Whether a worker's failure is an exception of the code itself, which another attempt would meet again.
 
@@ -26,7 +35,7 @@ def comes_again(error: BaseException) -> bool:
     """
     if isinstance(error, (OSError, StorageError, *LOST)):
         return False  # storage, network, a lost planner, a lost process
-    return isinstance(error, MbclError) or not any(word in str(error).lower() for word in LOST_WORDS)
+    return not of_a_peer(error)
 
 
 class LostOnly(DefaultFailurePolicy):
@@ -38,15 +47,24 @@ class LostOnly(DefaultFailurePolicy):
     Args:
         failure_config: how often a worker group is started again.
         location: the trial's folder, whose checkpoints are looked at; empty for not looking.
+        room: whether workers that could not be started for want of room may find some: then it is waited for, however
+            long that takes.
     """
 
-    def __init__(self, failure_config: FailureConfig, location: str = "") -> None:
+    def __init__(
+        self, failure_config: FailureConfig, location: str = "", room: Callable[[], bool] = lambda: False
+    ) -> None:
         super().__init__(failure_config)
+        self._room = room
         self._location = location
         self._newest: str | None = None
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Whether the worker group is started again."""
+        if isinstance(training_failed_error, ControllerError):
+            cause = training_failed_error.controller_failure
+            if isinstance(cause, WorkerGroupStartupTimeoutError) and self._room():
+                return FailureDecision.RETRY
         newest = self._look()
         if newest is not None and newest != self._newest:
             self._newest, self._worker_group_failures, self._controller_failures = newest, 0, 0

@@ -60,6 +60,7 @@ class Job:
         fence: the claim on the results folder that everything of this trial is written under; None for no such care.
         watched: the metric that a scheduler decides by while the trial trains; empty if none does.
         evaluation: the evaluation block that takes the place of the experiment's own, as plain data; empty for that.
+        joined: whether the Ray is a cluster that others may use, too, and whose nodes come and go.
         verbose: whether Ray may talk.
         rehearsal: whether everything is computed on CPUs, although GPUs are reserved.
     """
@@ -77,6 +78,7 @@ class Job:
     fence: Fence | None = None
     watched: str = ""
     evaluation: dict[str, Any] = field(default_factory=dict)
+    joined: bool = False
     verbose: bool = False
     rehearsal: bool = False
 

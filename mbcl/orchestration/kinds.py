@@ -83,7 +83,9 @@ class Kind(Protocol):
         """How many epochs a trial has, as its last row of metrics counts them."""
         ...
 
-    def need(self, asked: Resources, nodes: Sequence[Node], drivers: float | None = None) -> Need:
+    def need(
+        self, asked: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
+    ) -> Need:
         """What a trial needs; as :func:`mbcl.orchestration.resources.resolve`."""
         ...
 
@@ -146,11 +148,13 @@ class Pretraining:
         """As :meth:`Kind.length`: epochs."""
         return experiment.train.epochs
 
-    def need(self, asked: Resources, nodes: Sequence[Node], drivers: float | None = None) -> Need:
+    def need(
+        self, asked: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
+    ) -> Need:
         """As :meth:`Kind.need`."""
         from mbcl.orchestration.resources import resolve
 
-        return resolve(asked, nodes, drivers=drivers)
+        return resolve(asked, nodes, drivers=drivers, sizes=sizes)
 
     def planning_tasks(self, experiment: Experiment, need: Need, cpus: int, pools: int) -> int:
         """As :meth:`Kind.planning_tasks`."""
@@ -216,7 +220,9 @@ class SyntheticStudy:
         """As :meth:`Kind.length`: steps, whose rows are written at the end."""
         return experiment.synthetic.steps
 
-    def need(self, asked: Resources, nodes: Sequence[Node], drivers: float | None = None) -> Need:
+    def need(
+        self, asked: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
+    ) -> Need:
         """As :meth:`Kind.need`: one CPU."""
         from mbcl.orchestration.resources import resolve
 

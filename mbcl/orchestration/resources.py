@@ -115,7 +115,12 @@ def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
 
 
 def resolve(
-    asked: Resources, nodes: Sequence[Node], *, cpus_a_worker: int = CPUS_A_WORKER, drivers: float | None = None
+    asked: Resources,
+    nodes: Sequence[Node],
+    *,
+    cpus_a_worker: int = CPUS_A_WORKER,
+    drivers: float | None = None,
+    sizes: Sequence[int] = (),
 ) -> Need:
     """Decide what ``auto`` means on these nodes, and of a range of workers the most that fit.
 
@@ -124,11 +129,12 @@ def resolve(
         nodes: what there is.
         cpus_a_worker: the most that ``auto`` reserves for a worker.
         drivers: as :func:`fit` takes it.
+        sizes: the numbers of workers that a trial may have, ascending; by default all that are asked for.
 
     Raises:
         ConfigError: if it cannot be decided within what the nodes have; the text holds the numbers.
     """
-    *more, least = reversed(asked.numbers_of_workers)
+    *more, least = reversed(sizes or asked.numbers_of_workers)
     for workers in more:
         try:
             need = _resolve(asked, workers, nodes, cpus_a_worker)
@@ -151,6 +157,13 @@ def _resolve(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_worke
     explicit = asked.cpus_per_worker != "auto"
     per_worker = float(asked.cpus_per_worker) if explicit else _auto_cpus(asked, workers, nodes, cpus_a_worker)
     if not explicit and per_worker < LEAST_CPUS:
+        trials = asked.max_concurrent_trials
+        if trials != "auto" and _milli(cpus) >= workers * _milli(LEAST_CPUS):
+            raise ConfigError(
+                f"resources.max_concurrent_trials: found {trials}; {trials * workers} workers need at least "
+                f"{trials * workers * LEAST_CPUS:g} CPUs, there are {cpus:g} (resources.cpus_per_worker sets a smaller "
+                f"share)"
+            )
         raise ConfigError(
             f"resources.workers: {workers} workers need at least {workers * LEAST_CPUS:g} CPUs, there are "
             f"{cpus:g} (resources.cpus_per_worker sets a smaller share)"

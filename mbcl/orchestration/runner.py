@@ -18,7 +18,8 @@ from mbcl.orchestration.feed import Feed, Stops
 from mbcl.orchestration.janitor import remove_orphans
 from mbcl.orchestration.jobs import Answer, Job, Metrics, one_line
 from mbcl.orchestration.kinds import kind_of
-from mbcl.orchestration.trial import ANSWER, root, run_trial, submit_evaluation
+from mbcl.orchestration.room import first_done
+from mbcl.orchestration.trial import ANSWER, for_evaluation, root, run_trial, submit_evaluation
 from mbcl.storage import Store
 from mbcl.study import StudyRecord, write_study
 
@@ -222,10 +223,10 @@ def run_evaluations(
             key = todo.pop(0)
             running[submit_evaluation(jobs[key], again=True)] = key
             watcher.started(key)
-        done, _ = ray.wait(list(running), num_returns=1)
-        key = running.pop(done[0])
+        done = first_done(list(running), for_evaluation(jobs[next(iter(running.values()))]))
+        key = running.pop(done)
         try:
-            measured[key] = ray.get(done[0])
+            measured[key] = ray.get(done)
         except Exception as error:  # one trial's failure leaves the others alone
             failures[key] = one_line(root(error))
         watcher.evaluated(key, failures.get(key, ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,8 @@ def _one_of(*allowed: Any, number: type | None = None, least: float = 0) -> Befo
             fits = any(type(value) is type(word) and value == word for word in allowed)
         else:
             whole = isinstance(value, int)
-            fits = number is not None and (whole or (number is float and isinstance(value, float))) and value >= least
+            fits = number is not None and (whole or (number is float and isinstance(value, float)))
+            fits = fits and math.isfinite(value) and value >= least
         if fits:
             return value
         words = [{True: "true", False: "false"}.get(word, word) for word in allowed]
@@ -119,6 +121,10 @@ class Search(Section):
             )
 
 
+MOST_WORKERS = 4096
+"""Of a trial. Each number of a range is looked at."""
+
+
 def _workers(value: Any) -> Any:
     """A whole number, or a block with the least and the most."""
     if isinstance(value, Mapping):
@@ -126,9 +132,10 @@ def _workers(value: Any) -> Any:
             if key not in ("min", "max"):
                 raise ConfigError(f"unknown key {key!r}; {nearest(str(key), ('min', 'max'))}")
     ends: list[Any] = [value.get("min"), value.get("max")] if isinstance(value, Mapping) else [value, value]
-    if not all(type(end) is int and end >= 1 for end in ends) or ends[0] > ends[1]:
+    if not all(type(end) is int and 1 <= end <= MOST_WORKERS for end in ends) or ends[0] > ends[1]:
         raise ConfigError(
-            f"found {value!r}, allowed: a whole number of at least 1, or a range such as {{min: 1, max: 4}}"
+            f"found {value!r}, allowed: a whole number from 1 to {MOST_WORKERS:,}, or a range such as "
+            f"{{min: 1, max: 4}}"
         )
     return value
 

@@ -78,7 +78,7 @@ def _run(request: Request, write_report: WriteReport) -> int:
     kind = file.space.kind
     here: tuple[Need, Fit] | None = None
     if request.address is None:
-        need = kind.need(file.space.resources, nodes)
+        need = kind.need(file.space.resources, nodes, sizes=trials.numbers_of_workers(file.space))
         here = need, fit(need, nodes, file.space.resources)
     store = open_store(request.results_dir).child(request.folder)
     check_writable(store, "--results-dir")
@@ -275,7 +275,8 @@ class Sweep:
         request, file, kind, console = self._request, self._file, self._file.space.kind, self._console
         with cluster(request.address, self._nodes, verbose=request.verbose, say=console.say) as found:
             interrupts.listen()  # Ray has put its own handler there
-            need = kind.need(file.space.resources, found.nodes, found.drivers)
+            sizes = self._trials.numbers_of_workers(file.space)
+            need = kind.need(file.space.resources, found.nodes, drivers=found.drivers, sizes=sizes)
             fitting = fit(need, found.nodes, file.space.resources, drivers=found.drivers)
             concurrency = fitting.trials
             if request.address is not None:
@@ -349,6 +350,7 @@ class Sweep:
             watched=self._study.metric if build_scheduler(self._file.space.scheduler).stops else "",
             evaluation=evaluation,
             fence=self._fence,
+            joined=self._request.address is not None,
             verbose=self._request.verbose,
             rehearsal=bool(os.environ.get(REHEARSAL_VARIABLE)),
         )

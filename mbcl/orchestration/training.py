@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -22,13 +23,13 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from mbcl import dist
 from mbcl.dist import World
 from mbcl.engine import Row, train
-from mbcl.errors import MbclError, OwnershipError, StorageError
 from mbcl.experiment import Experiment
 from mbcl.fencing import Fence, FencedStore, claim
 from mbcl.orchestration.elastic import LargestFitting
 from mbcl.orchestration.failures import LostOnly
-from mbcl.orchestration.jobs import Job, mute_sampler_warnings, one_line
+from mbcl.orchestration.jobs import Job, mute_sampler_warnings
 from mbcl.orchestration.planner import RayPlanService
+from mbcl.orchestration.room import may_come
 from mbcl.storage import is_uri, open_store
 
 COLLECTIVE_SECONDS = 600
@@ -53,13 +54,11 @@ class Trained:
         entered: when the training function began, in seconds since the epoch.
         seconds: wall time of training alone.
         row: the last row of metrics.
-        error: why training failed for good; empty if it did not.
     """
 
     entered: float
     seconds: float
     row: Row
-    error: str = ""
 
 
 class LeanTorchTrainer(TorchTrainer):
@@ -188,14 +187,13 @@ def run_training(job: Job, planner: Any | None) -> Trained:
         planner: its planner, or None if the workers plan themselves.
 
     Raises:
-        Exception: what Ray raises when workers cannot be started, or were lost too often.
+        Exception: what Ray raises when training failed for good, or workers cannot be started or were lost too often.
     """
     need = job.need
+    asked = {"CPU": need.cpus_per_worker} | ({"GPU": need.gpus_per_worker} if need.gpus_per_worker else {})
+    sizes = job.sizes or (need.workers,)
     scaling = ScalingConfig(
-        num_workers=max(job.sizes, default=need.workers),
-        use_gpu=bool(need.gpus_per_worker),
-        resources_per_worker={"CPU": need.cpus_per_worker}
-        | ({"GPU": need.gpus_per_worker} if need.gpus_per_worker else {}),
+        num_workers=max(sizes), use_gpu=bool(need.gpus_per_worker), resources_per_worker=dict(asked)
     )
     trainer = LeanTorchTrainer(
         _train_on_worker,
@@ -210,9 +208,11 @@ def run_training(job: Job, planner: Any | None) -> Trained:
             logging_config=LoggingConfig(log_level="INFO" if job.verbose else "ERROR"),
         ),
     )
-    trainer.policies = {"failure_policy": LostOnly(FAILURES, job.store)}
-    if len(job.sizes) > 1:
-        trainer.policies["scaling_policy"] = LargestFitting(scaling, job.sizes)
+    # What a local Ray has is this sweep's alone: there, no room is a fault.
+    room = partial(may_come, asked, min(sizes)) if job.joined else lambda: False
+    trainer.policies = {"failure_policy": LostOnly(FAILURES, job.store, room)}
+    if len(sizes) > 1:
+        trainer.policies["scaling_policy"] = LargestFitting(scaling, sizes)
     result: Any = trainer.fit()
     trained: Trained = result.return_value
     return trained
@@ -231,23 +231,17 @@ def _train_on_worker(config: dict[str, Any]) -> Trained:
     plans = None
     if config["planner"] is not None:
         plans = RayPlanService(config["planner"], world=world)
-    try:
-        fences, notice = _claim(job, world), Notice()
-        outcome = train(
-            experiment,
-            world=world,
-            store=FencedStore(open_store(job.store), fences),
-            plans=plans,
-            observers=[Owner(fences), notice, RayReporter()],
-            run_id=job.trial_id,
-            group=job.group,
-            notice=notice,
-        )
-    except (OwnershipError, StorageError):
-        # Ray ends the other ranks, which may wait for this one: each looks for itself who owns the folder. And what
-        # storage did not take it may take next time.
-        raise
-    except MbclError as error:
-        # It would fail the same way again. The engine raises these on all ranks alike, so all of them answer.
-        return Trained(entered, time.perf_counter() - start, {}, one_line(error))
+    # What is raised ends the trial or the attempt (failures.py). It is raised even if it would come again: Ray ends the
+    # other ranks, which might wait in a collective for one that has returned.
+    fences, notice = _claim(job, world), Notice()
+    outcome = train(
+        experiment,
+        world=world,
+        store=FencedStore(open_store(job.store), fences),
+        plans=plans,
+        observers=[Owner(fences), notice, RayReporter()],
+        run_id=job.trial_id,
+        group=job.group,
+        notice=notice,
+    )
     return Trained(entered, time.perf_counter() - start, outcome.row)

@@ -13,10 +13,12 @@ import torch
 from mbcl.engine.checkpoint import name_of
 from mbcl.evaluation import evaluate
 from mbcl.experiment import Evaluation, Experiment
+from mbcl.orchestration.failures import of_a_peer
 from mbcl.orchestration.janitor import remove_orphans
 from mbcl.orchestration.jobs import Answer, Job, final_metrics, one_line
 from mbcl.orchestration.kinds import kind_of
 from mbcl.orchestration.planner import PlannerActor
+from mbcl.orchestration.room import first_done
 from mbcl.orchestration.training import run_training
 from mbcl.orchestration.watch import reporting
 from mbcl.storage import Store, open_store
@@ -36,8 +38,8 @@ def run_trial(config: dict[str, Any]) -> None:
     """
     job: Job = config["job"]
     start = time.time()
-    remove_orphans()  # what an attempt before this one, whose driver was killed, had reserved
     try:
+        remove_orphans()  # what an attempt before this one, whose driver was killed, had reserved
         answer = kind_of(job.experiment).run(job, start)
     except Exception as error:  # whatever went wrong belongs to this trial alone
         answer = Answer(one_line(root(error)), seconds={"total": time.time() - start})
@@ -60,10 +62,8 @@ def pretrain(job: Job, start: float) -> Answer:
         if planner is not None:
             ray.kill(planner)
     seconds = {"startup": trained.entered - start, "training": trained.seconds}
-    if trained.error:
-        return Answer(trained.error, seconds=seconds | {"total": time.time() - start})
     evaluation_start = time.time()
-    evaluated = ray.get(submit_evaluation(job))
+    evaluated = ray.get(first_done([submit_evaluation(job)], for_evaluation(job)))
     seconds["evaluation"] = time.time() - evaluation_start
     seconds["total"] = time.time() - start
     seconds["ray"] = seconds["total"] - seconds["training"] - seconds["evaluation"]
@@ -86,13 +86,19 @@ def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
         again: whether it is another evaluation beside the one that is there, with a file that goes into
             :func:`evaluated_again`.
     """
+    asked = for_evaluation(job)
     options = _evaluate.options(
-        num_gpus=min(1, job.need.gpus_per_worker),
+        num_gpus=asked.pop("GPU", 0),
         max_retries=EVALUATION_RETRIES,
-        resources=job.placement.for_task,
+        resources=asked,
         scheduling_strategy=OUTSIDE,
     )
     return options.remote(job, again)
+
+
+def for_evaluation(job: Job) -> dict[str, float]:
+    """What an evaluation reserves, by resource."""
+    return ({"GPU": 1} if job.need.gpus_per_worker else {}) | job.placement.for_task
 
 
 def evaluate_end(job: Job, again: bool) -> dict[str, float]:
@@ -132,10 +138,14 @@ def evaluated_again(job: Job) -> Store:
 
 
 def root(error: BaseException) -> BaseException:
-    """The error of the process where it happened, out of what Ray wrapped around it."""
+    """The error of the process where it happened, out of what Ray wrapped around it.
+
+    Of several workers it is that of the lowest rank which did not merely lose another.
+    """
     failures = getattr(error, "worker_failures", None)
     if failures:
-        return root(failures[min(failures)])
+        causes = [rank for rank in failures if not of_a_peer(failures[rank])]
+        return root(failures[min(causes or failures)])
     inner = getattr(error, "cause", None)
     if isinstance(inner, BaseException):
         return root(inner)

@@ -66,6 +66,14 @@ class Trials:
         """The trials by name."""
         return {spec.trial_id: spec for spec in self.specs}
 
+    def numbers_of_workers(self, space: Space) -> list[int]:
+        """The numbers of workers that some trial may have, where enough fit, ascending."""
+        most = max(space.resources.numbers_of_workers)
+        found: set[int] = set()
+        for spec in (*self.specs, *self.probes):
+            found.update(space.kind.numbers_of_workers(spec.experiment, space.resources, most))
+        return sorted(found)
+
 
 def expand(file: SpaceFile) -> Trials:
     """The trials of a space: grids x draws x seeds.

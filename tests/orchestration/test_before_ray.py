@@ -172,6 +172,16 @@ def test_a_search_without_its_package_is_one_line(space_file, tmp_path, monkeypa
     assert "optuna needs the package optuna, which is not installed: pip install 'mbcl[ray]'" in capsys.readouterr().err
 
 
+def test_a_tracker_without_its_package_is_one_line_before_the_first_trial(space_file, tmp_path, monkeypatch, capsys):
+    import run_ray
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    space = space_file({"experiment/track": ["wandb"]})
+    assert run_ray.main(["--space", str(space), "--results-dir", str(tmp_path / "out")]) == 2
+    assert "experiment.track: wandb is not installed; pip install 'mbcl[wandb]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dry_run_shows_the_search(space_file, tmp_path, capsys):
     import run_ray
 

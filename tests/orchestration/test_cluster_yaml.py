@@ -22,7 +22,7 @@ def test_versions_are_the_projects():
     constraints = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
     assert CLUSTER["docker"]["image"].startswith(f"rayproject/ray:{constraints['ray']}-py311")
     (install,) = CLUSTER["setup_commands"]
-    assert install == 'pip install -c /home/ray/mbcl/constraints.txt -e "/home/ray/mbcl[cluster]"'
+    assert install == 'pip install -c /home/ray/mbcl/constraints.txt -e "/home/ray/mbcl[cluster,wandb]"'
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert f"ray[default,train,tune]=={constraints['ray']}" in extras["cluster"]
     assert any(requirement.startswith("boto3") for requirement in extras["cluster"])

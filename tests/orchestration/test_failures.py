@@ -49,6 +49,17 @@ def test_only_what_another_try_can_mend(failures, again):
 
 
 @pytest.mark.parametrize(
+    ("failures", "named"),
+    [({0: PEER, 1: DEAD}, DEAD), ({0: PEER, 1: BUG}, BUG), ({0: PEER, 1: DISK}, DISK), ({0: PEER, 1: PEER}, PEER)]
+    + [({0: BUG, 1: DEAD}, BUG), ({0: PEER, 1: OWNED, 2: PEER}, OWNED)],
+)
+def test_a_group_failed_for_what_its_peers_did_not_merely_notice(failures, named):
+    from mbcl.orchestration.trial import root
+
+    assert root(WorkerGroupError("words", failures)) is named
+
+
+@pytest.mark.parametrize(
     "error", [WorkerGroupError("words", {0: DEAD}), ControllerError(WorkerGroupStartupTimeoutError(2))]
 )
 def test_only_losses_without_a_new_checkpoint_add_up(tmp_path, error):
@@ -59,3 +70,11 @@ def test_only_losses_without_a_new_checkpoint_add_up(tmp_path, error):
         decisions += [policy.make_decision(error) for _ in range(2)]
     assert set(decisions) == {FailureDecision.RETRY}
     assert policy.make_decision(error) == FailureDecision.RAISE
+
+
+@pytest.mark.parametrize(("room", "retries"), [(True, 20), (False, 2)])
+def test_workers_for_which_there_may_be_room_are_waited_for(room, retries):
+    policy = LostOnly(FailureConfig(max_failures=2, controller_failure_limit=2), room=lambda: room)
+    error = ControllerError(WorkerGroupStartupTimeoutError(2))
+    decisions = [policy.make_decision(error) for _ in range(20)]
+    assert decisions.count(FailureDecision.RETRY) == retries

@@ -9,7 +9,8 @@ from mbcl.errors import ConfigError
 from mbcl.experiment import Experiment
 from mbcl.orchestration.kinds import PRETRAINING
 from mbcl.orchestration.resources import Need, Node, fit, resolve, usable_cpus
-from mbcl.orchestration.space import Resources
+from mbcl.orchestration.space import Resources, read_space
+from mbcl.orchestration.trials import expand
 
 GPU_NODE = Node(8, 1)
 
@@ -42,6 +43,11 @@ def test_auto(asked, nodes, cpus, gpus, threads, concurrency):
 @pytest.mark.parametrize(
     ("asked", "nodes", "words"),
     [
+        (
+            {"max_concurrent_trials": 5},
+            [Node(2)],
+            "resources.max_concurrent_trials: found 5; 5 workers need at least 2.25 CPUs, there are 2",
+        ),
         ({"workers": 8}, [Node(2)], "resources.workers: 8 workers need at least 3.6 CPUs, there are 2"),
         ({"gpu": True}, [Node(2)], "found gpu: true and workers: 1, which need 1 GPUs; there are 0"),
         ({"workers": 4}, [GPU_NODE, GPU_NODE], "which need 4 GPUs; there are 2 (resources.gpu: false trains on CPUs)"),
@@ -152,6 +158,13 @@ def test_planning_beside_training_leaves_its_cores(overlap, cpus, pools, tasks):
 )
 def test_a_range_gives_the_most_that_fit(nodes, asked, workers):
     assert resolve(Resources(workers=asked), nodes).workers == workers
+
+
+def test_of_a_range_only_numbers_that_share_a_batch_evenly_are_reserved(space_file):
+    space = space_file({"resources": {"workers": {"min": 1, "max": 3}}, "space/train.batch_size": {"grid": [16, 32]}})
+    file = read_space(space)
+    assert (sizes := expand(file).numbers_of_workers(file.space)) == [1, 2]
+    assert PRETRAINING.need(file.space.resources, [Node(2)], sizes=sizes).workers == 2
 
 
 def test_a_range_of_which_none_fits_is_refused_by_its_least():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,7 +134,9 @@ BROKEN = [
     ({"search": {"mode": "best"}}, "search.mode: Input should be 'min' or 'max', found 'best'"),
     ({"search": {"num_samples": 3}}, "search.num_samples: found 3, but the space has only grids"),
     ({"resources": {"workers": 3}}, "resources.workers: found 3, but experiment.train.batch_size: 16 is not divisible"),
-    ({"resources": {"workers": 0}}, "resources.workers: found 0, allowed: a whole number of at least 1, or a range"),
+    ({"resources": {"workers": 0}}, "resources.workers: found 0, allowed: a whole number from 1 to 4,096, or a range"),
+    ({"resources": {"workers": {"min": 1, "max": 10**9}}}, "allowed: a whole number from 1 to 4,096, or a range"),
+    ({"resources": {"cpus_per_worker": math.inf}}, "resources.cpus_per_worker: found inf, allowed: auto, a number of"),
     (
         {"resources": {"workers": {"min": 2, "max": 1}}},
         "workers: found {'min': 2, 'max': 1}, allowed",

@@ -1,0 +1,98 @@
+"""Waiting on a cluster that others use, and that loses nodes."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mbcl.experiment import Experiment
+from mbcl.storage import LocalStore
+
+from .conftest import SPACE, apart
+
+pytestmark = pytest.mark.ray
+pytest.importorskip("ray")
+
+
+def look() -> dict[str, Any]:
+    """What is said on a Ray of two CPUs, both of which somebody else uses; in a process of its own."""
+    import ray
+
+    from mbcl.orchestration import room
+    from mbcl.orchestration.cluster import cluster
+    from mbcl.orchestration.resources import Node
+
+    room.LOOK_SECONDS, room.NO_ROOM_SECONDS = 0.1, 1.0
+    asked = [({"CPU": 1}, 2), ({"CPU": 1}, 3), ({"CPU": 1.5}, 2), ({"GPU": 1}, 1), ({"task": 1}, 1), ({}, 9)]
+    with cluster(None, [Node(2)], verbose=False):
+        busy = ray.remote(num_cpus=2)(lambda: time.sleep(4)).remote()
+        ray.wait([busy], timeout=1)
+        seen: dict[str, Any] = {"may": [room.may_come(*found) for found in asked]}
+        task = ray.remote(num_cpus=1)(lambda: "done").remote()
+        seen["waited"] = ray.get(room.first_done([task], {"CPU": 1}))
+        try:
+            room.first_done([ray.remote(num_cpus=0, resources={"task": 1})(lambda: 0).remote()], {"task": 1})
+        except room.NoRoomError as error:
+            seen["error"] = str(error)
+    return seen
+
+
+def test_what_others_use_is_waited_for_and_what_is_gone_is_not():
+    seen = apart("test_room", "look()")
+    assert seen["may"] == [True, False, False, False, False, True]
+    assert seen["waited"] == "done"
+    assert seen["error"] == "no node of the cluster could run it within 1 s; it takes 1 task"
+
+
+def two_trials_in_the_place_of_one(folder: Path) -> dict[str, Any]:
+    """Two trials at a time where but one has room, and the other waits for longer than its start is tried."""
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "3"
+    from mbcl.orchestration.cluster import cluster
+    from mbcl.orchestration.jobs import Job
+    from mbcl.orchestration.resources import Need, Node
+    from mbcl.orchestration.runner import run_trials
+    from mbcl.orchestration.training import START_FAILURES
+    from mbcl.study import StudyRecord, TrialRecord
+
+    from .test_faults import Quiet
+
+    store = LocalStore(folder)
+    study = StudyRecord(name="", space_digest="", metric="", mode="max", created="", trials={})
+    jobs = {}
+    for number in range(2):
+        experiment = Experiment.model_validate(
+            SPACE["experiment"] | {"seed": number, "train": {"epochs": 200, "batch_size": 16}}
+        )
+        key = f"{number}-test"
+        study.trials[key] = TrialRecord(
+            ordinal=number, setting=number, seed=0, sampler="shuffle", objective="simclr", parameters={}
+        )
+        jobs[key] = Job(
+            trial_id=key,
+            experiment=experiment.model_dump(mode="json"),
+            store=store.child(f"trials/{key}").uri,
+            baselines=store.child("baselines").uri,
+            scratch=str(store.local_folder(".ray")),
+            need=Need(workers=1, cpus_per_worker=1.5, gpus_per_worker=0, threads=1),
+            group="test",
+            num_tasks=1,
+            joined=True,
+        )
+    with cluster(None, [Node(2)], verbose=False):
+        run_trials(jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=2, watcher=Quiet())
+    waited = max(record.seconds["startup"] for record in study.trials.values())
+    return {
+        "status": [[record.status, record.error] for record in study.trials.values()],
+        "tries": waited / 3 / (1 + START_FAILURES),
+    }
+
+
+@pytest.mark.slow
+def test_a_trial_without_a_place_waits_for_one_however_long(tmp_path):
+    seen = apart("test_room", f"two_trials_in_the_place_of_one(pathlib.Path({str(tmp_path)!r}))")
+    assert seen["tries"] > 1, "the one that waited would have been given up before"
+    assert seen["status"] == [["finished", ""]] * 2
