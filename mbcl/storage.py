@@ -179,6 +179,8 @@ class ArrowStore:
             raise ConfigError(f"{uri}: cannot be opened: {str(error).splitlines()[0]}") from error
         if not self._root and self._filesystem.type_name in ("s3", "gcs"):
             raise ConfigError(f"found the URI {uri}, which names no bucket; expected one such as s3://bucket/folder")
+        if self._filesystem.type_name == "mock":
+            raise ConfigError(f"{uri}: what is written there is kept in memory, where nobody finds it again")
         self._scratch: dict[str, Path] = {}
 
     @property
@@ -307,8 +309,8 @@ def open_store(location: str | Path) -> Store:
     """The store at a local path, in which a first ``~`` is a home folder, or a URI.
 
     Raises:
-        ConfigError: if no filesystem opens the URI or it names no bucket, if the path is empty or begins with the home
-            of an unknown user, or if a file stands where a folder should be.
+        ConfigError: if no filesystem opens the URI or it names no bucket, if the path is empty, begins with the home of
+            an unknown user or is none that the system takes, or if a file stands where a folder should be.
     """
     text = str(location)
     if is_uri(text):
@@ -316,7 +318,11 @@ def open_store(location: str | Path) -> Store:
     if not text:
         raise ConfigError("found an empty path, expected a folder")
     store = LocalStore(local_path(text))
-    for path in (store.folder, *store.folder.parents):
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"{path}: is a file, expected a folder")
+    try:
+        above = [path for path in (store.folder, *store.folder.parents) if path.exists()]
+        file = next((path for path in above if not path.is_dir()), None)
+    except (OSError, ValueError) as error:  # too long, a byte that no path has
+        raise ConfigError(f"{text}: cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+    if file is not None:
+        raise ConfigError(f"{file}: is a file, expected a folder")
     return store

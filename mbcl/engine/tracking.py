@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mbcl.engine.protocols import Observer, Row
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, TrainingError
 from mbcl.experiment import Experiment
 from mbcl.storage import Store
 
@@ -66,24 +66,33 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """Logs to W&B under the run id given; offline where there is no key."""
+    """Logs to W&B under the run id given; offline where there is no key.
+
+    Raises:
+        TrainingError: if W&B cannot be reached, or refuses the key.
+    """
 
     def __init__(self, store: Store, *, run_id: str, group: str, config: Mapping[str, Any]) -> None:
         import wandb
 
         self._store = store
         mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_key() else "offline")
-        self._run = wandb.init(
-            id=run_id or None,
-            name=run_id or None,
-            group=group or None,
-            project=os.environ.get("WANDB_PROJECT", "mbcl"),
-            dir=str(store.local_folder(WANDB_FOLDER).parent),
-            config=dict(config),
-            mode=mode,  # type: ignore[arg-type]  # an environment variable may hold any text; wandb checks it
-            resume="allow" if mode == "online" else None,
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        try:
+            self._run = wandb.init(
+                id=run_id or None,
+                name=run_id or None,
+                group=group or None,
+                project=os.environ.get("WANDB_PROJECT", "mbcl"),
+                dir=str(store.local_folder(WANDB_FOLDER).parent),
+                config=dict(config),
+                mode=mode,  # type: ignore[arg-type]  # an environment variable may hold any text; wandb checks it
+                resume="allow" if mode == "online" else None,
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except wandb.Error as error:
+            raise TrainingError(
+                f"track: wandb: {str(error).splitlines()[0]}; WANDB_MODE=offline keeps the logs in the trial's folder"
+            ) from error
 
     def on_step(self, step: int, loss: float, lr: float) -> None:
         """Steps are too many for a service; the rows carry their mean."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from mbcl.engine.protocols import Row
 from mbcl.engine.records import METRICS_FILE, row_of
+from mbcl.orchestration import interrupts
 from mbcl.orchestration.asked import by_seeds, domain_lines, plan_lines
 from mbcl.orchestration.checks import Checked
 from mbcl.orchestration.domains import short
@@ -28,6 +30,23 @@ TABLE_METRICS = ("retrieval/u2v/top1", "knn/top1", "probe/top1", "plan/lift", "s
 """Beside the metric of the search and the first primary one, those of them that were measured."""
 PLAIN_WIDTH = 160
 """Columns where the output is not a terminal: nothing there wraps a table."""
+
+
+class _Screen(Screen):
+    """A screen that nobody may read any more, as after ``| head``: then what is printed goes nowhere."""
+
+    def on_broken_pipe(self) -> None:
+        """Print nowhere from now on, and let the caller go on. Rich would end the process wherever it is."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+
+
+class _ScreenOfStudy(_Screen):
+    def on_broken_pipe(self) -> None:
+        """A study that nobody watches any more is interrupted: what is done is kept, and it can go on."""
+        super().on_broken_pipe()
+        interrupts.interrupt()
 
 
 class Console:
@@ -50,7 +69,7 @@ class Console:
         self._study = study
         self._labels: dict[int, str] = {}
         self._quiet = quiet
-        self._screen = Screen(highlight=False)
+        self._screen = _ScreenOfStudy(highlight=False)
         if not self._screen.is_terminal:
             self._screen.width = PLAIN_WIDTH
         self._progress: Progress | None = None
@@ -188,7 +207,7 @@ def dry_run(
         location: the results folder.
         checked: what the data say; None where only a cluster can read them.
     """
-    screen = Screen(highlight=False)
+    screen = _Screen(highlight=False)
 
     def say(text: str) -> None:
         screen.print(escape(text), soft_wrap=True)
@@ -214,17 +233,17 @@ def dry_run(
 
 def busy(text: str, *, quiet: bool) -> AbstractContextManager[object]:
     """A moving line on a terminal while something takes its time."""
-    return nullcontext() if quiet else Screen(stderr=True).status(text)
+    return nullcontext() if quiet else _Screen(stderr=True).status(text)
 
 
 def hint(text: str) -> None:
     """A line on stderr about something that takes its time."""
-    Screen(stderr=True, highlight=False).print(escape(text), soft_wrap=True)
+    _Screen(stderr=True, highlight=False).print(escape(text), soft_wrap=True)
 
 
 def error(text: str) -> None:
     """The one line on stderr that every error ends in."""
-    Screen(stderr=True, highlight=False).print(escape(f"error: {' '.join(text.split())}"), soft_wrap=True)
+    _Screen(stderr=True, highlight=False).print(escape(f"error: {' '.join(text.split())}"), soft_wrap=True)
 
 
 def _last_row(store: Store, trial_id: str) -> Row | None:

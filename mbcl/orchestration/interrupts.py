@@ -66,6 +66,15 @@ def kept() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def interrupt() -> None:
+    """As if the user had interrupted the run.
+
+    Raises:
+        KeyboardInterrupt: unless interrupts are held back or ignored just now.
+    """
+    signal.raise_signal(signal.SIGINT)
+
+
 def ignore() -> None:
     """From here on what is begun is ended."""
     for number in NUMBERS:

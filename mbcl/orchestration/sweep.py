@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from mbcl.errors import ConfigError, MbclError
@@ -57,14 +58,9 @@ def run(request: Request, write_report: WriteReport) -> int:
     except MbclError as error:
         consoles.error(str(error))
         return EXIT_FAILED
-    except OSError as error:
+    except OSError as error:  # before the study has begun: later ones are told apart by Sweep.run
         consoles.error(f"{error.filename or request.results_dir}: {error.strerror or error}")
-        return EXIT_FAILED
-    except Exception as error:
-        if not type(error).__module__.startswith("ray."):
-            raise  # a bug stays a traceback
-        consoles.error(f"Ray was lost: {one_line(error)}; go on with: {request.resuming()}")
-        return EXIT_FAILED
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         consoles.error(interrupts.BEFORE)
         return EXIT_INTERRUPTED
@@ -176,6 +172,10 @@ class Sweep:
         self._begun = False
 
     @property
+    def _is_new(self) -> bool:
+        return not (self._request.resume or self._request.eval_only)
+
+    @property
     def _undrawn(self) -> int:
         """How many trials an adaptive search may still draw."""
         return self._proposals.left if self._proposals else 0
@@ -191,13 +191,21 @@ class Sweep:
         """Run to the end; returns the exit code.
 
         Raises:
-            MbclError: if the results folder cannot be written any more; what was finished before is kept.
+            ConfigError: if a new study cannot begin.
+            MbclError: if the results folder cannot be written any more, or Ray was lost; what was finished before is
+                kept.
         """
+        go_on = self._request.resuming()
         try:
             return self._run(write_report)
-        except OSError as error:
+        except Exception as error:
+            if _is_of_ray(error):
+                raise MbclError(f"Ray was lost: {one_line(error)}; go on with: {go_on}") from error
+            if not isinstance(error, OSError):
+                raise  # a bug stays a traceback
             where = f"{error.filename or self._store.uri}: {error.strerror or error}"
-            go_on = self._request.resuming()
+            if self._is_new and not self._begun:
+                raise ConfigError(where) from error
             raise MbclError(f"{where}; what is finished is kept, when that is mended go on with: {go_on}") from error
 
     def _run(self, write_report: WriteReport) -> int:
@@ -211,10 +219,11 @@ class Sweep:
                 failures = self._with_ray()
         except KeyboardInterrupt:
             interrupted = True
-        except ConfigError:
-            # A cluster that refuses the space before the first trial leaves nothing behind that a second try meets.
-            if not (self._begun or self._request.resume or self._request.eval_only):
-                results.withdraw(self._store)
+        except (ConfigError, OSError) as error:
+            # What fails before the first trial leaves nothing behind that a second try meets.
+            if self._is_new and not self._begun and not _is_of_ray(error):
+                with suppress(OSError):
+                    results.withdraw(self._store)
             raise
         interrupts.ignore()  # a second signal would only lose the report
         results.tidy(self._store, self._study)
@@ -227,7 +236,7 @@ class Sweep:
         """Put the results folder in order, and write what a new study begins with."""
         results.clear(self._store)
         recovery.remove_temporaries(self._store)
-        if not (self._request.resume or self._request.eval_only):
+        if self._is_new:
             results.begin(self._store, self._file, self._trials, self._study)
         elif self._request.resume:
             recovery.keep_damaged(self._store)
@@ -344,3 +353,11 @@ class Sweep:
             verbose=self._request.verbose,
             rehearsal=bool(os.environ.get(REHEARSAL_VARIABLE)),
         )
+
+
+def _is_of_ray(error: Exception) -> bool:
+    """Whether an error is the loss of Ray: one of its own, or of a connection; what a store raises has a file or text.
+
+    Ray's errors come first: some are an OSError, too, such as that of a wait that has taken too long.
+    """
+    return type(error).__module__.startswith("ray.") or (isinstance(error, ConnectionError) and error.filename is None)

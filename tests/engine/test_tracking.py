@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mbcl.dist import World
 from mbcl.engine import train
+from mbcl.errors import TrainingError
 from mbcl.storage import LocalStore, open_store
 
 
@@ -34,3 +35,21 @@ def test_wandb_is_offline_without_a_key_and_its_run_id_is_the_trials(tmp_path, m
     assert len(found) == 1
     assert found[0].endswith("-003-abcd1234")
     assert (tmp_path / "wandb" / found[0] / "run-003-abcd1234.wandb").stat().st_size > 0
+
+
+def test_a_service_that_cannot_be_reached_is_one_line_that_tells_the_way_out(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
+    real = wandb.init
+
+    def impatient(*, settings, **options):
+        settings.init_timeout = 1.0
+        return real(settings=settings, **options)
+
+    monkeypatch.setattr(wandb, "init", impatient)
+    content = runs.experiment(track=["wandb"])
+    with pytest.raises(TrainingError, match="^track: wandb: .*; WANDB_MODE=offline keeps the logs in") as caught:
+        train(content, world=World(), store=LocalStore(tmp_path), run_id="003-abcd1234")
+    assert "\n" not in str(caught.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import os
 import subprocess
 import sys
 
@@ -10,6 +12,7 @@ import pytest
 from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand
 from mbcl.storage import LocalStore
+from mbcl.study import read_study
 
 from .conftest import ROOT
 
@@ -133,6 +136,10 @@ BAD = {
         "k * batch_size",
     ),
     "drawn": ({"space/optimizer.lr": {"loguniform": [0, 1]}}, [], "loguniform: expected [a, b] with a above 0"),
+    "a path that is too long": ({}, ["--results-dir", f"/tmp/{'x' * 260}"], "File name too long"),
+    "memory": ({}, ["--results-dir", "mock://x"], "mock://x: what is written there is kept in memory"),
+    "no bucket": ({}, ["--results-dir", "s3://"], "found the URI s3://, which names no bucket"),
+    "no storage": ({}, ["--results-dir", "s3://b/x?endpoint_override=127.0.0.1:1&scheme=http"], "NETWORK_CONNECTION"),
     "nothing to resume": ({}, ["--resume"], "--resume"),
     "nothing to evaluate": ({}, ["--eval-only"], "--eval-only"),
 }
@@ -240,3 +247,68 @@ def test_a_cluster_that_refuses_leaves_nothing_behind(space_file, tmp_path, caps
         assert run_ray.main(arguments) == 2
         assert capsys.readouterr().err == "error: resources: too much\n"
     assert not list((tmp_path / "out" / "study").glob("*.*ml")) + list((tmp_path / "out" / "study").glob("*.json"))
+
+
+def test_a_disk_that_takes_no_new_study_is_bad_input(space_file, tmp_path, capsys, monkeypatch):
+    import run_ray
+    from mbcl.orchestration import sweep
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sweep.results, "begin", full)
+    assert run_ray.main(["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/out/study: No space left on device\n"
+    assert not list((tmp_path / "out" / "study").glob("[!.]*"))
+
+
+@pytest.mark.parametrize("kind", ["ConnectionError", "BrokenPipeError", "GetTimeoutError"])
+def test_the_loss_of_ray_is_no_fault_of_the_results_folder(space_file, tmp_path, kind, capsys, monkeypatch):
+    import ray.exceptions
+
+    import run_ray
+    from mbcl.orchestration import sweep
+
+    def lose(*arguments):
+        raise (getattr(ray.exceptions, kind, None) or getattr(builtins, kind))("no answer")
+
+    monkeypatch.setattr(sweep.Sweep, "_with_ray", lose)
+    arguments = ["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]
+    assert run_ray.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: Ray was lost: {kind}")
+    assert "; go on with: python run_ray.py" in error
+    assert (tmp_path / "out" / "study" / "study.json").exists(), "the study can go on"
+
+
+def unread(code: str) -> tuple[int, str]:
+    """The exit code and errors of a process whose output nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nowhere:
+        result = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=nowhere, stderr=subprocess.PIPE, text=True, timeout=120
+        )
+    return result.returncode, result.stderr
+
+
+def test_a_study_whose_output_nobody_reads_is_interrupted_and_goes_on(space_file, tmp_path):
+    arguments = ["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]
+    code = (
+        "import run_ray\n"
+        "from mbcl.orchestration import sweep\n"
+        "sweep.Sweep._with_ray = lambda self: [self._console.say('a line') for _ in range(9)] and {}\n"
+        f"run_ray.leave(run_ray.main({arguments!r}))\n"
+    )
+    code, error = unread(code)
+    assert code == 130, error
+    assert error.startswith("error: interrupted, 2 trials are missing; go on with: python run_ray.py")
+    assert error.count("\n") == 1
+    study = read_study(LocalStore(tmp_path / "out" / "study"))
+    assert {record.status for record in study.trials.values()} == {"pending"}
+    assert (tmp_path / "out" / "study" / "report.html").exists()
+
+
+def test_a_dry_run_that_nobody_reads_is_quiet(space_file, tmp_path):
+    arguments = ["--space", str(space_file()), "--results-dir", str(tmp_path / "out"), "--dry-run"]
+    assert unread(f"import run_ray; run_ray.leave(run_ray.main({arguments!r}))") == (0, "")
