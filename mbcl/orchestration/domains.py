@@ -144,6 +144,15 @@ def _grids(value: Any) -> Iterator[Any]:
         yield value
 
 
+def num_combinations(value: Any) -> int:
+    """How many combinations the grids' values have in a value with domains inside, if every key applies."""
+    if isinstance(value, Domain) and value.kind == "grid":
+        return sum(num_combinations(inner) for inner in value.values)
+    if isinstance(value, Mapping):
+        return math.prod(num_combinations(inner) for inner in value.values())
+    return 1
+
+
 def _in_order(domains: Mapping[str, Any]) -> list[str]:
     """The keys as in the file, but each after those that it depends on: a block, or the name in that block."""
     order: dict[str, None] = {}

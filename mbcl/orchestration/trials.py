@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from mbcl.parts import PARTS, canonical, registry_of
 from mbcl.study import Drawn, TrialRecord
 from mbcl.summary.settings import columns_of, fits, flatten, singled_out
 
+MOST_TRIALS = 10_000
+"""More than anybody runs. Each is checked as a whole before the first begins, which takes some milliseconds."""
 PROBES = 200
 """About how many extreme settings of an adaptive search are checked before it starts."""
 
@@ -80,11 +83,12 @@ def expand(file: SpaceFile) -> Trials:
 
     Raises:
         ConfigError: if a setting is not a valid experiment, is given twice, does not fit the number of workers, or if
-            the baseline is none of them.
+            the baseline is none of them; if there are more trials than anybody runs.
     """
-    if file.space.search.adaptive:
-        return _adaptive(file)
     space, source = file.space, str(file.path)
+    _check_number(space, source)
+    if space.search.adaptive:
+        return _adaptive(file)
     settings: list[tuple[dict[str, Any], AnyExperiment]] = []
     seen: dict[str, int] = {}
     repeated = 0
@@ -133,6 +137,24 @@ def _adaptive(file: SpaceFile) -> Trials:
         for number, (swept, experiment) in enumerate(zip(parameters, experiments, strict=True))
     ]
     return Trials((), (note,) if note else (), total, tuple(probes))
+
+
+def _check_number(space: Space, source: str) -> None:
+    """Refuse a space of more trials than anybody runs, before they are made.
+
+    Raises:
+        ConfigError: with their number.
+    """
+    draws = space.search.num_samples if any(domains.is_drawn(domain) for domain in space.space.values()) else 1
+    each = draws * len(space.seeds)
+    most = MOST_TRIALS // each
+    if sum(1 for _ in itertools.islice(domains.points(space.space, applies), most + 1)) > most:
+        # Keys that only some combinations have make fewer of them: how many could be counted only one by one.
+        combinations = domains.num_combinations(space.space)
+        raise ConfigError(
+            f"{source}: space: found up to {combinations * each} trials (combinations of the grids: {combinations}, "
+            f"draws of each: {draws}, seeds: {len(space.seeds)}), allowed: at most {MOST_TRIALS}"
+        )
 
 
 def samples_of(space: Space, point: Mapping[str, Any]) -> int:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbcl.errors import ConfigError
+from mbcl.orchestration import trials
 from mbcl.orchestration.asked import plan_lines
 from mbcl.orchestration.results import begin, new_study, reopen
 from mbcl.orchestration.space import check_name, read_space
@@ -232,6 +233,38 @@ def test_a_thousand_trials_sort_by_name(space_file):
     names = [spec.trial_id for spec in trials_of(space_file({"seeds": list(range(600))})).specs]
     assert len(names) == 1200
     assert sorted(names) == names
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"space": {"optimizer.lr": {"uniform": [0.1, 1.0]}}, "search": {"num_samples": 10**9}}, "1000000000 trials"),
+        (
+            {"space/optimizer.lr": {"uniform": [0.1, 1.0]}, "search": {"name": "optuna", "num_samples": 10**9}},
+            r"2000000000 trials \(combinations of the grids: 2, draws of each: 1000000000, seeds: 1\)",
+        ),
+        (
+            {"space/optimizer.lr": {"grid": list(range(1, 2001))}, "space/train.epochs": {"grid": [1, 2, 3]}},
+            r"12000 trials \(combinations of the grids: 12000, draws of each: 1, seeds: 1\), allowed: at most 10000",
+        ),
+        ({"space/optimizer.lr": {"grid": list(range(1, 2502))}, "seeds": [0, 1]}, "10004 trials"),
+    ],
+)
+def test_more_trials_than_anybody_runs_are_refused_before_they_are_made(space_file, changes, words):
+    with pytest.raises(ConfigError, match=f"study.yaml: space: found up to {words}"):
+        expand(read_space(space_file({"baseline": {}, **changes})))
+
+
+def test_keys_that_few_combinations_have_are_no_more_trials(space_file, monkeypatch):
+    monkeypatch.setattr(trials, "MOST_TRIALS", 7)
+    many = {"grid": [4, 5, 6]}
+    samplers = {"grid": ["shuffle", "spectral", "osgd"]}
+    changes = {"space": {"sampler.name": samplers, "sampler.k": many, "sampler.q": {"grid": [2]}}, "baseline": {}}
+    assert len(expand(read_space(space_file(changes))).specs) == 1 + 3 + 3
+    monkeypatch.setattr(trials, "MOST_TRIALS", 6)
+    with pytest.raises(ConfigError, match="found up to 9 trials"):
+        expand(read_space(space_file(changes)))
 
 
 def test_choices_are_drawn_by_the_search_seed_and_pair_over_grids(space_file):
