@@ -75,6 +75,7 @@ class Course:
         self._waiting = dict.fromkeys(todo)
         self._running: set[str] = set()
         self._stopped: dict[str, Stopped] = {}
+        self._taken: dict[str, int] = {}
         self._concurrency = concurrency
         self._race = race
         self._source = source
@@ -137,10 +138,14 @@ class Course:
         return True
 
     def row(self, key: str, epoch: int, value: float) -> bool:
-        """Take in what a running trial measured after so many epochs; whether it shall stop here."""
+        """Take in what a running trial measured after so many epochs; whether it shall stop here.
+
+        A row that was taken in before decides nothing: a driver that was started again tells the last one once more.
+        """
         race = self._race
-        if race is None:
+        if race is None or epoch <= self._taken.get(key, 0):
             return False
+        self._taken[key] = epoch
         epochs, record = race.epochs(key), self._study.trials[key]
         stop = epoch >= race.end(epochs) < epochs
         if key == self._first_of(key):

@@ -120,6 +120,9 @@ class ByPoint:
 def race(space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store: Store) -> Race | None:
     """The race of a study's settings, with all that its trials have measured so far; None if nothing is stopped.
 
+    The last row of a trial that goes on is not told here but by its driver: whoever was killed when it had been written
+    may not have decided about it.
+
     Args:
         space: what is asked for.
         study: what is done.
@@ -132,10 +135,12 @@ def race(space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store
     # Settings of an adaptive search are drawn for each point of the grids by itself; others for all points alike.
     stopper = ByPoint(study, lambda: RayStopper(space.scheduler, mode=study.mode, seed=space.search.seed))
     first: dict[int, str] = {}
+    unfinished = set(study.unfinished())
     for key, record in study.trials.items():
         if first.setdefault(record.setting, key) == key:
             end = record.stopped.epoch if record.stopped else math.inf
-            for row in read_rows(store.child(trial_folder(key))):
+            rows = read_rows(store.child(trial_folder(key)))
+            for row in rows[:-1] if key in unfinished else rows:
                 epoch, value = row.get("epoch") or 0, row.get(study.metric)
                 if value is not None and epoch <= end:
                     stopper.observe(key, int(epoch), float(value))

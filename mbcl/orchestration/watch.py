@@ -19,7 +19,7 @@ LOCAL_SECONDS, REMOTE_SECONDS = 0.3, 3.0
 
 @contextmanager
 def reporting(store: Store, metric: str) -> Iterator[None]:
-    """Report every row that appears during the block, in order, with the last one before the block ends.
+    """Report the last row that is there, and every row that appears during the block, in order, all before it ends.
 
     Ray Tune takes one report at a time, and a trial that it stops ends in the middle of one.
 
@@ -31,8 +31,9 @@ def reporting(store: Store, metric: str) -> Iterator[None]:
         yield
         return
     done = threading.Event()
-    # What is there already was reported, or told to the scheduler, before.
-    reporter = _Reporter(store, metric, after=_last_epoch(store))
+    # What is there already was reported, or told to the scheduler, before; the last row perhaps not, if a kill came
+    # between. The course takes no row in twice.
+    reporter = _Reporter(store, metric, after=_last_epoch(store) - 1)
     thread = threading.Thread(target=_watch, args=(reporter, store, done), daemon=True, name="rows to Ray Tune")
     thread.start()
     try:

@@ -110,6 +110,14 @@ def test_the_record_says_at_once_what_a_stop_means_for_the_other_seeds():
     assert course.next() == "2"
 
 
+def test_a_row_that_is_told_again_decides_nothing():
+    study, stopper = study_of(1), Below(0.5)
+    course = Course(study, study.trials, concurrency=1, race=race(stopper))
+    assert course.next() == "0"
+    assert [course.row("0", epoch, 0.9) for epoch in (1, 2, 2, 1, 3)] == [False] * 5
+    assert stopper.seen == [("0", 1), ("0", 2), ("0", 3)]
+
+
 def test_another_seed_waits_for_the_race():
     study = study_of(2, 2)
     course = Course(study, study.trials, concurrency=4, race=race(Below(0.5)))

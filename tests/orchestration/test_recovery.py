@@ -160,5 +160,37 @@ def test_damaged_rows_end_neither_the_race_nor_its_reports(space_file, tmp_path,
     assert console._last_row(store, first) is None
     with watch.reporting(trial, metric):
         write(rows[0], b"\xff", rows[1], rows[2])
-    assert [found[watch.EPOCH] for found in reported] == [2, 3]
+    assert [found[watch.EPOCH] for found in reported] == [1, 2, 3], "the last one that was there is told again"
     assert console._last_row(store, first)["epoch"] == 3
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_decision_that_a_kill_cut_off_is_made_on_resume(space_file, tmp_path, monkeypatch, judged):
+    """The second setting is below the first at a rung; undisturbed it is stopped there."""
+    pytest.importorskip("ray")
+    from mbcl.orchestration import stopping, watch
+    from mbcl.orchestration.course import Course
+
+    changes = {
+        "scheduler": {"name": "asha", "grace_period": 2, "reduction_factor": 2},
+        "experiment/train/epochs": 8,
+        "baseline": {},
+    }
+    file = read_space(space_file(changes))
+    trials, metric = expand(file), file.space.search.metric
+    store, study = LocalStore(tmp_path), results.new_study(file, trials, "study")
+    better, worse = trials.by_id
+    study.trials[better].status = "finished"
+    study.trials[worse].status = "running"
+    for key, value, epochs in ((better, 0.5, 8), (worse, 0.1, 3 if judged else 2)):
+        rows = [json.dumps({"epoch": epoch, metric: value}) for epoch in range(1, epochs + 1)]
+        store.child(f"trials/{key}").write_bytes("metrics.jsonl", "\n".join(rows).encode())
+    race = stopping.race(file.space, study, trials.by_id, store)
+    course = Course(study, study.unfinished(), concurrency=1, race=race)
+    assert course.next() == worse
+    reported = []
+    monkeypatch.setattr(watch.ray.tune, "report", reported.append)
+    with watch.reporting(store.child(f"trials/{worse}"), metric):
+        pass
+    stops = [course.row(worse, row[watch.EPOCH], row[watch.VALUE]) for row in reported]
+    assert stops == [not judged], "a rung that was passed is not judged again"
