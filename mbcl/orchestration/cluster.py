@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbcl.errors import ConfigError
+from mbcl.orchestration import interrupts
 from mbcl.orchestration.jobs import Placement
 from mbcl.orchestration.resources import Node
 from mbcl.orchestration.shipped import code_of_this_process
@@ -109,10 +110,11 @@ def cluster(
     import ray
 
     try:
-        _connect(address, nodes, verbose=verbose, level=level, dashboard=dashboard)
+        with interrupts.kept():
+            _connect(address, nodes, verbose=verbose, level=level, dashboard=dashboard)
     except BaseException as error:
         ray.shutdown()
-        if isinstance(error, SystemExit):  # by Ray's own handler of SIGTERM, which is there before ours is put back
+        if isinstance(error, SystemExit):  # by Ray's own handler of SIGTERM, before ours was put back
             raise KeyboardInterrupt from None
         raise
     for name in ("ray", "ray.tune", "ray.train"):

@@ -137,6 +137,11 @@ class Console:
                     words += f", val {_number(row['val/retrieval/top1'])}"
                 self._progress.update(self._tasks[trial_id], completed=row.get("epoch", 0), description=escape(words))
 
+    def waiting(self, number: int) -> None:
+        """One line about trials that wait for room."""
+        trials = f"{number} trial{'s wait' if number > 1 else ' waits'}"
+        self.say(f"waiting: {trials} for room on the cluster, which others use or whose nodes are yet to come")
+
     def ended(self, trial_id: str) -> None:
         """One line for a trial that has ended."""
         record = self._study.trials[trial_id]

@@ -46,13 +46,24 @@ _interrupts = _Interrupts()
 def listen(*, anew: bool = False) -> None:
     """Raise KeyboardInterrupt on both signals, from now on; ``anew`` forgets what has come before.
 
-    Explicitly: a shell that starts the run in the background tells it to ignore SIGINT, and Ray puts a handler of its
-    own in place of ours.
+    Explicitly: a shell that starts the run in the background tells it to ignore SIGINT.
     """
     if anew:
         _interrupts.forget()
     for number in NUMBERS:
         signal.signal(number, _interrupts.handle)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """For ``ray.init``, which puts handlers of its own in place of these: afterwards they are what they were."""
+    handlers = {number: signal.getsignal(number) for number in NUMBERS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:  # one that is no Python's cannot be put back
+                signal.signal(number, handler)
 
 
 def interrupt() -> None:

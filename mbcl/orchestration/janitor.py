@@ -8,6 +8,8 @@ sweep does not start; the GCS itself knows of every group whether its maker stil
 
 from __future__ import annotations
 
+import time
+
 import ray
 from ray._private.state import state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
@@ -28,6 +30,17 @@ def groups_of_actors() -> list[PlacementGroupTableData]:
         for found in map(PlacementGroupTableData.FromString, table)
         if found.state != PlacementGroupTableData.REMOVED and not ray.ActorID(found.creator_actor_id).is_nil()
     ]
+
+
+def waiting(seconds: float) -> int:
+    """How many worker groups of this job have waited for room for longer than so many seconds."""
+    own, latest = ray.get_runtime_context().get_job_id(), time.time() - seconds
+    return sum(
+        found.creator_job_id.hex() == own
+        and found.state != PlacementGroupTableData.CREATED
+        and found.stats.creation_request_received_ns / 1e9 < latest
+        for found in groups_of_actors()
+    )
 
 
 def remove_orphans() -> int:

@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial
 from mbcl.orchestration import interrupts
 from mbcl.orchestration.course import Course
 from mbcl.orchestration.feed import Feed, Stops
-from mbcl.orchestration.janitor import remove_orphans
+from mbcl.orchestration.janitor import remove_orphans, waiting
 from mbcl.orchestration.jobs import Answer, Job, Metrics, one_line
 from mbcl.orchestration.kinds import kind_of
 from mbcl.orchestration.room import first_done
@@ -27,6 +27,10 @@ DRIVER_RESTARTS = 2
 """How often a trial whose driver process died is started again."""
 LOOK_SECONDS = 1.0
 """How often the progress of running trials is looked up."""
+WAIT_SECONDS = 60.0
+"""How long workers may wait for room before a person is told."""
+TOLD_SECONDS = 600.0
+"""How often it is told again."""
 
 
 class Watcher(Protocol):
@@ -37,6 +41,9 @@ class Watcher(Protocol):
 
     def look(self, trial_ids: Sequence[str]) -> None:
         """These trials are running; about once a second."""
+
+    def waiting(self, number: int) -> None:
+        """So many trials have waited for room for a while."""
 
     def ended(self, trial_id: str) -> None:
         """A trial has ended; its record says how."""
@@ -55,6 +62,7 @@ class _Recorder(ray.tune.Callback):
         self._watcher = watcher
         self._running: dict[str, float] = {}
         self._looked = time.monotonic()
+        self._told = float("-inf")
         self._failed: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,6 +126,9 @@ class _Recorder(ray.tune.Callback):
             self._looked = time.monotonic()
             remove_orphans()
             self._watcher.look(list(self._running))
+            if time.monotonic() - self._told > TOLD_SECONDS and (number := waiting(WAIT_SECONDS)):
+                self._told = time.monotonic()
+                self._watcher.waiting(number)
 
     def _end(self, trial_id: str, answer: Answer) -> None:
         """Record a trial's end."""

@@ -279,7 +279,6 @@ class Sweep:
 
         request, file, kind, console = self._request, self._file, self._file.space.kind, self._console
         with cluster(request.address, self._nodes, verbose=request.verbose, say=console.say) as found:
-            interrupts.listen()  # Ray has put its own handler there
             sizes = self._trials.numbers_of_workers(file.space)
             need = kind.need(file.space.resources, found.nodes, drivers=found.drivers, sizes=sizes)
             fitting = fit(need, found.nodes, file.space.resources, drivers=found.drivers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,26 @@ def test_it_listens_on_the_loopback_and_asks_for_a_token():
     hosts = {name: ipaddress.ip_address(host) for name, host in seen["listening"].items()}
     public = [name for name, host in hosts.items() if not (getattr(host, "ipv4_mapped", None) or host).is_loopback]
     assert public == []
+
+
+def interrupted() -> list[str]:
+    """What SIGTERM and SIGINT do as soon as Ray is there."""
+    from mbcl.orchestration import interrupts
+    from mbcl.orchestration.cluster import cluster
+    from mbcl.orchestration.resources import Node
+
+    seen = []
+    for number in interrupts.NUMBERS:
+        interrupts.listen(anew=True)
+        try:
+            with cluster(None, [Node(1)], verbose=False):
+                os.kill(os.getpid(), number)
+                time.sleep(5)
+                seen.append("went on")
+        except BaseException as error:
+            seen.append(type(error).__name__)
+    return seen
+
+
+def test_its_handlers_of_signals_do_not_outlive_its_start():
+    assert apart("test_local_ray", "interrupted()") == ["KeyboardInterrupt"] * 2

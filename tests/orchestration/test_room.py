@@ -51,6 +51,7 @@ def test_what_others_use_is_waited_for_and_what_is_gone_is_not():
 def two_trials_in_the_place_of_one(folder: Path) -> dict[str, Any]:
     """Two trials at a time where but one has room, and the other waits for longer than its start is tried."""
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "3"
+    from mbcl.orchestration import runner
     from mbcl.orchestration.cluster import cluster
     from mbcl.orchestration.jobs import Job
     from mbcl.orchestration.resources import Need, Node
@@ -82,11 +83,19 @@ def two_trials_in_the_place_of_one(folder: Path) -> dict[str, Any]:
             num_tasks=1,
             joined=True,
         )
+    told = []
+
+    class Told(Quiet):
+        def waiting(self, number: int) -> None:
+            told.append(number)
+
+    runner.WAIT_SECONDS = 1.0
     with cluster(None, [Node(2)], verbose=False):
-        run_trials(jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=2, watcher=Quiet())
+        run_trials(jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=2, watcher=Told())
     waited = max(record.seconds["startup"] for record in study.trials.values())
     return {
         "status": [[record.status, record.error] for record in study.trials.values()],
+        "told": told,
         "tries": waited / 3 / (1 + START_FAILURES),
     }
 
@@ -96,3 +105,4 @@ def test_a_trial_without_a_place_waits_for_one_however_long(tmp_path):
     seen = apart("test_room", f"two_trials_in_the_place_of_one(pathlib.Path({str(tmp_path)!r}))")
     assert seen["tries"] > 1, "the one that waited would have been given up before"
     assert seen["status"] == [["finished", ""]] * 2
+    assert seen["told"] == [1]
