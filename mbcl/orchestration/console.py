@@ -14,6 +14,7 @@ from rich.table import Table
 
 from mbcl.engine.protocols import Row
 from mbcl.engine.records import METRICS_FILE, row_of
+from mbcl.errors import counted
 from mbcl.orchestration import interrupts
 from mbcl.orchestration.asked import by_seeds, domain_lines, plan_lines
 from mbcl.orchestration.checks import Checked
@@ -89,15 +90,17 @@ class Console:
         """One of the last lines, which are printed always."""
         self._screen.print(escape(text), soft_wrap=True)
 
-    def begin(self, num_todo: int, need: Need, fit: Fit, notes: Sequence[str]) -> None:
+    def begin(
+        self, num_todo: int, need: Need, fit: Fit, notes: Sequence[str], *, evaluation_alone: bool = False
+    ) -> None:
         """Say what is about to happen, and what a person should know about it."""
         total, seeds = self._trials.total, len(self._space.seeds)
         self.say(f"{self._study.name}: {self._study.question}" if self._study.question else self._study.name)
         most = "at most " if self._trials.probes else ""
         done = f", {total - num_todo} of them done" if num_todo < total else ""
-        counts = f"{most}{total} trials{done}: {by_seeds(total // seeds, seeds)}"
-        self.say(f"{counts}; {fit}, each {need}")
-        for line in plan_lines(self._space):
+        counts = f"{most}{counted(total, 'trial')}{done}: {by_seeds(total // seeds, seeds)}"
+        self.say(f"{_evaluated(num_todo) if evaluation_alone else counts}; {fit}, each {need}")
+        for line in () if evaluation_alone else plan_lines(self._space):
             self.say(line)
         for note in (*self._trials.notes, *notes):
             self.say(f"note: {note}")
@@ -196,6 +199,8 @@ def dry_run(
     fit: tuple[Need, Fit] | None,
     location: str,
     checked: Checked | None,
+    *,
+    evaluation_alone: bool = False,
 ) -> None:
     """List every trial that would run with its parameters, the resources that it needs and what planning costs it.
 
@@ -206,6 +211,7 @@ def dry_run(
         fit: the need of one and how many run at a time; None where a cluster decides that.
         location: the results folder.
         checked: what the data say; None where only a cluster can read them.
+        evaluation_alone: whether those that would run are evaluated and nothing else.
     """
     screen = _Screen(highlight=False)
 
@@ -213,7 +219,7 @@ def dry_run(
         screen.print(escape(text), soft_wrap=True)
 
     need, together = ("what the cluster gives", "") if fit is None else (str(fit[0]), f", {fit[1]}")
-    for line in (*domain_lines(space), *plan_lines(space)):
+    for line in () if evaluation_alone else (*domain_lines(space), *plan_lines(space)):
         say(line)
     for spec in specs:
         parameters = ", ".join(f"{key} = {short(value)}" for key, value in spec.parameters.items())
@@ -221,14 +227,20 @@ def dry_run(
         say(f"{spec.trial_id}  seed {spec.seed}  {parameters}  [{need}]" + (f"  {cost}" if cost else ""))
     for note in (*trials.notes, *(checked.notes if checked else ("the data are checked on the cluster",))):
         say(f"note: {note}")
-    if trials.probes:
-        say(f"each [{need}]; {len(trials.probes)} settings at the ends of the domains were checked")
+    if evaluation_alone:
+        count = _evaluated(len(specs))
+    elif trials.probes:
+        say(f"each [{need}]; checked at the ends of the domains: {counted(len(trials.probes), 'setting')}")
         drawn = f" ({len(trials.specs)} are drawn, of which {len(specs)} are to run)" if trials.specs else ""
-        count = f"at most {trials.total} trials{drawn}"
+        count = f"at most {counted(trials.total, 'trial')}{drawn}"
     else:
         of = trials.total
-        count = f"{len(specs)} of {of} trials" if len(specs) < of else f"{of} trial{'s' if of > 1 else ''}"
+        count = f"{len(specs)} of {of} trials" if len(specs) < of else counted(of, "trial")
     say(f"{count}{together}, into {location}; nothing was started")
+
+
+def _evaluated(number: int) -> str:
+    return f"{counted(number, 'finished trial')} {'is' if number == 1 else 'are'} evaluated again"
 
 
 def busy(text: str, *, quiet: bool) -> AbstractContextManager[object]:

@@ -115,6 +115,9 @@ def notes_of_trials(store: Store, trial_ids: Iterable[str]) -> list[str]:
         last, done = max((int(row["epoch"] or 0) for row in rows), default=0), found.epoch if found else 0
         if not wrong and last > done:
             wrong = [f"{trial.uri}: the checkpoint of epoch {last} is gone"]
+        gone = sorted(set(range(1, done)) - {row["epoch"] for row in rows})  # the last one the checkpoint knows, too
+        if gone and not damaged:
+            damaged = [f"{trial.uri}/{records.METRICS_FILE}: rows are gone, the first of epoch {gone[0]}"]
         where = f"from {found.name}" if found else "from its beginning"
         for lines in filter(None, (wrong, damaged)):
             more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""

@@ -25,7 +25,7 @@ class Request:
     @property
     def folder(self) -> str:
         """The results folder's name."""
-        return self.name or self.space.stem
+        return self.space.stem if self.name is None else self.name
 
     def resuming(self) -> str:
         """The command that goes on where this one stops."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, counted
 from mbcl.orchestration.space import Resources
 
 DRIVER_CPUS = 0.001
@@ -63,8 +63,8 @@ class Need:
 
     def __str__(self) -> str:
         gpu = f", {self.gpus_per_worker} GPU" if self.gpus_per_worker else ""
-        plural = "s" if self.workers > 1 else ""
-        return f"{self.workers} worker{plural} with {self.cpus_per_worker:g} CPU{gpu} each; {self.cpus:g} CPU in all"
+        workers = counted(self.workers, "worker")
+        return f"{workers} with {self.cpus_per_worker:g} CPU{gpu} each; {self.cpus:g} CPU in all"
 
 
 def _milli(amount: float) -> int:
@@ -150,8 +150,8 @@ def _resolve(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_worke
     use_gpu = gpus >= 1 if asked.gpu == "auto" else bool(asked.gpu)
     if use_gpu and gpus < workers:
         raise ConfigError(
-            f"resources: found gpu: {str(asked.gpu).lower()} and workers: {workers}, which need {workers} "
-            f"GPUs; there are {gpus:g}"
+            f"resources: found gpu: {str(asked.gpu).lower()} and workers: {workers}, which need "
+            f"{counted(workers, 'GPU')}; there are {gpus:g}"
             f"{' (resources.gpu: false trains on CPUs)' if asked.gpu == 'auto' else ''}"
         )
     explicit = asked.cpus_per_worker != "auto"
@@ -165,8 +165,8 @@ def _resolve(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_worke
                 f"share)"
             )
         raise ConfigError(
-            f"resources.workers: {workers} workers need at least {workers * LEAST_CPUS:g} CPUs, there are "
-            f"{cpus:g} (resources.cpus_per_worker sets a smaller share)"
+            f"resources.workers: {counted(workers, 'worker')} need{'s' * (workers == 1)} at least "
+            f"{workers * LEAST_CPUS:g} CPUs, there are {cpus:g} (resources.cpus_per_worker sets a smaller share)"
         )
     # One thread unless more is asked for: on busy cores two threads of a small network wait for each other, which made
     # an epoch six times as long, and the last bits of a sum depend on the number of threads.
@@ -223,7 +223,7 @@ def fit(need: Need, nodes: Sequence[Node], asked: Resources, *, drivers: float |
     limits.append(
         Fit(
             places // need.workers,
-            f"room for {places} workers on {len(nodes)} node{'s' if len(nodes) != 1 else ''}, of which a trial has "
+            f"room for {counted(places, 'worker')} on {counted(len(nodes), 'node')}, of which a trial has "
             f"{need.workers}",
         )
     )

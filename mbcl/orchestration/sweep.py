@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from mbcl.errors import ConfigError, MbclError
+from mbcl.errors import ConfigError, MbclError, counted
 from mbcl.evaluation import BASELINES
 from mbcl.fencing import Fence, FencedStore
 from mbcl.orchestration import console as consoles
@@ -73,7 +73,9 @@ def _run(request: Request, write_report: WriteReport) -> int:
     file = read_space(request.space, list(request.overrides))
     trials = expand(file)
     check_installed(file.space.search)
-    check_name(request.folder, "--name" if request.name else "the space file's stem (give --name)")
+    if request.address == "":
+        raise ConfigError("--address: found an empty text; allowed: auto, or HOST:PORT of a cluster's head")
+    check_name(request.folder, "--name" if request.name is not None else "the space file's stem (give --name)")
     nodes = this_machine()
     kind = file.space.kind
     here: tuple[Need, Fit] | None = None
@@ -90,7 +92,9 @@ def _run(request: Request, write_report: WriteReport) -> int:
         with consoles.busy("reading data, building models", quiet=request.quiet):
             checked = kind.check(distinct([*todo.values(), *trials.probes]), str(file.path))
     if request.dry_run:
-        consoles.dry_run(list(todo.values()), trials, file.space, here, store.uri, checked)
+        consoles.dry_run(
+            list(todo.values()), trials, file.space, here, store.uri, checked, evaluation_alone=request.eval_only
+        )
         return EXIT_FINISHED
     if request.address is not None and (todo or trials.probes):
         from mbcl.orchestration.cluster import check_answers
@@ -247,7 +251,7 @@ class Sweep:
             there = set(self._store.list(results.TRIALS))
             begun = [key for key in self._todo if key in there]
             if begun:
-                self._console.say(f"verifying the checkpoints of {len(begun)} trials")
+                self._console.say(f"verifying the checkpoints of {counted(len(begun), 'trial')}")
             self._notes += recovery.notes_of_trials(self._store, begun)
             kind = self._file.space.kind
             going = self._specs if self._undrawn else self._todo  # what will be drawn is evaluated as all that is there
@@ -261,7 +265,8 @@ class Sweep:
         if interrupted and request.eval_only:
             consoles.error(f"interrupted; the study keeps its earlier evaluation; again with: {request.resuming()}")
         elif interrupted:
-            consoles.error(f"interrupted, {left} trials are missing; go on with: {request.resuming()}")
+            missing = f", {counted(left, 'trial')} {'is' if left == 1 else 'are'} missing; go on with: "
+            consoles.error(f"interrupted{missing}{request.resuming()}" if left else "interrupted; no trial is missing")
         elif failures:
             consoles.error(f"{len(failures)} of {len(self._todo)} evaluations failed; the study keeps its earlier one")
         if interrupted:
@@ -301,7 +306,8 @@ class Sweep:
             jobs = self._jobs
             jobs |= {key: make(key, spec) for key, spec in self._todo.items()}
             num_todo = len(jobs) + self._undrawn
-            console.begin(num_todo, need, fitting, (*self._notes, *checked.notes))
+            notes = (*self._notes, *checked.notes)
+            console.begin(num_todo, need, fitting, notes, evaluation_alone=request.eval_only)
             self._begun = True
             with console.progress(num_todo):
                 if request.eval_only:

@@ -115,6 +115,8 @@ BAD = {
     "no such file": ({}, ["--space", "none.yaml"], "none.yaml: cannot be read"),
     "override": ({}, ["--set", "experiment.train.epohcs=1"], "experiment.train.epohcs: unknown key"),
     "name": ({}, ["--name", "../x"], "--name: found '../x'"),
+    "no name": ({}, ["--name", ""], "--name: found ''"),
+    "no address": ({}, ["--address", ""], "--address: found an empty text; allowed: auto, or HOST:PORT"),
     "batch size": ({"experiment/train/batch_size": 400}, [], "train.batch_size"),
     "osgd": ({"space/sampler": {"grid": [{"name": "osgd", "k": 200, "q": 5}]}, "baseline": {}}, [], "k * batch_size"),
     "folder": ({"experiment/data": {"name": "fashion_mnist", "dir": "/nowhere"}}, [], "/nowhere"),
@@ -219,6 +221,39 @@ def test_a_scheduler_that_may_not_be_meant_so_is_noted(space_file, tmp_path, sch
     space = space_file({"scheduler": scheduler})
     assert run_ray.main(["--space", str(space), "--results-dir", str(tmp_path / "out"), "--dry-run"]) == 0
     assert words in capsys.readouterr().out
+
+
+def test_a_metric_that_comes_after_the_last_decision_is_noted(space_file, tmp_path, capsys):
+    import run_ray
+
+    for eval_every, noted in ((2, True), (1, False)):
+        space = space_file({"scheduler": {"name": "asha"}, "experiment/train/eval_every": eval_every})
+        assert run_ray.main(["--space", str(space), "--results-dir", str(tmp_path / "out"), "--dry-run"]) == 0
+        words = "train.eval_every 2 is no less than the 2 epochs: the metric is measured at the end alone"
+        assert (words in capsys.readouterr().out) == noted
+
+
+@pytest.mark.parametrize(
+    ("seeds", "status", "words"),
+    [
+        ([0, 1], "pending", "interrupted, 4 trials are missing; go on with: python"),
+        ([0], "finished", "interrupted; no trial is missing\n"),
+    ],
+)
+def test_an_interrupt_counts_what_is_missing(space_file, tmp_path, seeds, status, words, capsys, monkeypatch):
+    import run_ray
+    from mbcl.orchestration import interrupts, sweep
+
+    def interrupted(self):
+        for record in self._study.trials.values():
+            record.status = status
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep.Sweep, "_with_ray", interrupted)
+    monkeypatch.setattr(interrupts, "ignore", lambda: None)
+    space = space_file({"seeds": seeds})
+    assert run_ray.main(["--space", str(space), "--results-dir", str(tmp_path / "out")]) == 130
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -11,7 +11,9 @@ from mbcl.dist import World
 from mbcl.engine import train
 from mbcl.errors import ConfigError
 from mbcl.orchestration import results
+from mbcl.orchestration.console import Console
 from mbcl.orchestration.evaluations import commit, reopen_for_evaluation
+from mbcl.orchestration.resources import Fit, Need
 from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand
 from mbcl.storage import LocalStore
@@ -139,3 +141,23 @@ def test_a_study_in_order_has_no_notes(finished):
     study.trials[next(iter(study.trials))].status = "failed"
     write_study(store, study)
     assert len(reopen_for_evaluation(store, file, trials)[1]) == 1
+
+
+def test_a_dry_run_says_how_many_are_evaluated_and_nothing_of_the_search(finished, space_file, tmp_path, capsys):
+    import run_ray
+
+    store, _, trials = finished
+    study = read_study(store)
+    next(iter(study.trials.values())).status = "failed"
+    write_study(store, study)
+    space = space_file({"scheduler": {"name": "asha"}})
+    arguments = ["--space", str(space), "--results-dir", str(tmp_path / "results"), "--eval-only", "--dry-run"]
+    assert run_ray.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "1 finished trial is evaluated again, 1 at a time" in out
+    assert "scheduler:" not in out
+    console = Console(trials, read_space(space).space, store, study, quiet=False)
+    console.begin(1, Need(1, 1.0, 0, 1), Fit(1, "2 CPUs"), (), evaluation_alone=True)
+    out = capsys.readouterr().out
+    assert out.splitlines()[1].startswith("1 finished trial is evaluated again; 1 at a time")
+    assert "scheduler:" not in out

@@ -119,6 +119,20 @@ def test_what_is_wrong_with_checkpoints_is_said(begun):
     assert said.endswith("meta.json: does not match its manifest; the trial goes on from its beginning")
 
 
+def test_rows_that_are_gone_are_said(begun):
+    store, _, trials = begun
+    first, second = trials.by_id
+    experiment, trial = trials.by_id[first].experiment, store.child(f"trials/{first}")
+    train(experiment, world=World(), store=trial)
+    metrics = store.folder / "trials" / first / "metrics.jsonl"
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    metrics.write_bytes(lines[0])
+    assert recovery.notes_of_trials(store, [first, second]) == [], "the checkpoint has the row of its own epoch"
+    metrics.write_bytes(lines[1])
+    (said,) = recovery.notes_of_trials(store, [first, second])
+    assert said == f"{first}: {metrics}: rows are gone, the first of epoch 1; the trial goes on from epoch_000002"
+
+
 @pytest.mark.parametrize("damage", [b"\xff\xfe\x00", b"1", b'{"epoch": "one"}', b'{"epoch": 1, "val'])
 def test_damaged_rows_are_said_and_the_training_goes_on_from_its_checkpoint(begun, damage):
     """The rows that the checkpoint has seen are kept or written again, those after it are made again."""

@@ -49,7 +49,7 @@ def test_auto(asked, nodes, cpus, gpus, threads, concurrency):
             "resources.max_concurrent_trials: found 5; 5 workers need at least 2.25 CPUs, there are 2",
         ),
         ({"workers": 8}, [Node(2)], "resources.workers: 8 workers need at least 3.6 CPUs, there are 2"),
-        ({"gpu": True}, [Node(2)], "found gpu: true and workers: 1, which need 1 GPUs; there are 0"),
+        ({"gpu": True}, [Node(2)], "found gpu: true and workers: 1, which need 1 GPU; there are 0"),
         ({"workers": 4}, [GPU_NODE, GPU_NODE], "which need 4 GPUs; there are 2 (resources.gpu: false trains on CPUs)"),
         (
             {"cpus_per_worker": 4},
@@ -59,7 +59,7 @@ def test_auto(asked, nodes, cpus, gpus, threads, concurrency):
         (
             {"cpus_per_worker": 3, "workers": 2},
             [Node(4), Node(2)],
-            "room for 1 workers on 2 nodes, of which a trial",
+            "room for 1 worker on 2 nodes, of which a trial",
         ),
         ({"max_concurrent_trials": 4, "cpus_per_worker": 1}, [Node(2)], "found 4, but only 1 fit"),
     ],
