@@ -59,7 +59,8 @@ class TrialRecord(BaseModel):
     ``parameters`` holds the swept keys with their resolved values, in the order of the space file;
     ``metrics`` the final ones by their contract names; ``seconds`` the wall time by stage; ``evaluation`` the block
     that ``--eval-only`` put in the place of the experiment's own, empty if none did; ``drawn`` what an adaptive search
-    drew, by the paths of the domains; ``stopped`` where a scheduler stopped it, whose last values are no final metrics.
+    drew, by the paths of the domains; ``stopped`` where a scheduler stopped it, whose last values are no final metrics;
+    ``judged`` up to which epoch a scheduler has decided whether it goes on.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -78,6 +79,7 @@ class TrialRecord(BaseModel):
     evaluation: dict[str, Any] = Field(default_factory=dict)
     drawn: Drawn | None = None
     stopped: Stopped | None = None
+    judged: int = 0
 
 
 class StudyRecord(BaseModel):

@@ -75,7 +75,6 @@ class Course:
         self._waiting = dict.fromkeys(todo)
         self._running: set[str] = set()
         self._stopped: dict[str, Stopped] = {}
-        self._taken: dict[str, int] = {}
         self._concurrency = concurrency
         self._race = race
         self._source = source
@@ -140,13 +139,14 @@ class Course:
     def row(self, key: str, epoch: int, value: float) -> bool:
         """Take in what a running trial measured after so many epochs; whether it shall stop here.
 
-        A row that was taken in before decides nothing: a driver that was started again tells the last one once more.
+        A row that was taken in before decides nothing: a driver that was started again may tell it once more.
         """
-        race = self._race
-        if race is None or epoch <= self._taken.get(key, 0):
+        race, record = self._race, self._study.trials[key]
+        if race is None or epoch <= record.judged:
             return False
-        self._taken[key] = epoch
-        epochs, record = race.epochs(key), self._study.trials[key]
+        if key in self._stopped:
+            return True
+        epochs = race.epochs(key)
         stop = epoch >= race.end(epochs) < epochs
         if key == self._first_of(key):
             lost = race.stopper.observe(key, epoch, value)
@@ -157,6 +157,8 @@ class Course:
             self._stopped[key] = Stopped(
                 by=race.by, epoch=epoch, of=epochs, metric=self._study.metric, value=value, first_seed=record.seed
             )
+        else:
+            record.judged = epoch
         return stop
 
     def _finished(self, setting: int) -> bool:

@@ -59,6 +59,7 @@ class Job:
         sizes: with how many workers it may begin, ascending; empty for ``need.workers`` alone.
         fence: the claim on the results folder that everything of this trial is written under; None for no such care.
         watched: the metric that a scheduler decides by while the trial trains; empty if none does.
+        judged: up to which epoch it has decided before.
         evaluation: the evaluation block that takes the place of the experiment's own, as plain data; empty for that.
         joined: whether the Ray is a cluster that others may use, too, and whose nodes come and go.
         verbose: whether Ray may talk.
@@ -77,6 +78,7 @@ class Job:
     sizes: tuple[int, ...] = ()
     fence: Fence | None = None
     watched: str = ""
+    judged: int = 0
     evaluation: dict[str, Any] = field(default_factory=dict)
     joined: bool = False
     verbose: bool = False

@@ -120,8 +120,8 @@ class ByPoint:
 def race(space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store: Store) -> Race | None:
     """The race of a study's settings, with all that its trials have measured so far; None if nothing is stopped.
 
-    The last row of a trial that goes on is not told here but by its driver: whoever was killed when it had been written
-    may not have decided about it.
+    Rows of trials that go on, about which nobody is known to have decided before a kill, are not told here but by the
+    trials' drivers.
 
     Args:
         space: what is asked for.
@@ -138,9 +138,8 @@ def race(space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store
     unfinished = set(study.unfinished())
     for key, record in study.trials.items():
         if first.setdefault(record.setting, key) == key:
-            end = record.stopped.epoch if record.stopped else math.inf
-            rows = read_rows(store.child(trial_folder(key)))
-            for row in rows[:-1] if key in unfinished else rows:
+            end = record.stopped.epoch if record.stopped else record.judged if key in unfinished else math.inf
+            for row in read_rows(store.child(trial_folder(key))):
                 epoch, value = row.get("epoch") or 0, row.get(study.metric)
                 if value is not None and epoch <= end:
                     stopper.observe(key, int(epoch), float(value))

@@ -353,6 +353,7 @@ class Sweep:
             placement=placement,
             sizes=self._file.space.kind.numbers_of_workers(spec.experiment, self._file.space.resources, need.workers),
             watched=self._study.metric if build_scheduler(self._file.space.scheduler).stops else "",
+            judged=self._study.trials[trial_id].judged,
             evaluation=evaluation,
             fence=self._fence,
             joined=self._request.address is not None,

@@ -56,7 +56,7 @@ def pretrain(job: Job, start: float) -> Answer:
     experiment = Experiment.model_validate(job.experiment)
     planner = _start_planner(job, experiment)
     try:
-        with reporting(open_store(job.store), job.watched):
+        with reporting(open_store(job.store), job.watched, job.judged):
             trained = run_training(job, planner)
     finally:
         if planner is not None:

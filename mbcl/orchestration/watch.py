@@ -18,22 +18,21 @@ LOCAL_SECONDS, REMOTE_SECONDS = 0.3, 3.0
 
 
 @contextmanager
-def reporting(store: Store, metric: str) -> Iterator[None]:
-    """Report the last row that is there, and every row that appears during the block, in order, all before it ends.
+def reporting(store: Store, metric: str, after: int) -> Iterator[None]:
+    """Report every row that is there or appears during the block, in order, the last one before it ends.
 
     Ray Tune takes one report at a time, and a trial that it stops ends in the middle of one.
 
     Args:
         store: the trial's folder.
         metric: what counts; epochs without it are not reported. Nothing is reported if it is empty.
+        after: rows up to this epoch are not reported; the scheduler knows them.
     """
     if not metric:
         yield
         return
     done = threading.Event()
-    # What is there already was reported, or told to the scheduler, before; the last row perhaps not, if a kill came
-    # between. The course takes no row in twice.
-    reporter = _Reporter(store, metric, after=_last_epoch(store) - 1)
+    reporter = _Reporter(store, metric, after)
     thread = threading.Thread(target=_watch, args=(reporter, store, done), daemon=True, name="rows to Ray Tune")
     thread.start()
     try:
@@ -48,10 +47,6 @@ def _watch(report: Callable[[], None], store: Store, done: threading.Event) -> N
     while not done.wait(seconds):
         report()
     report()
-
-
-def _last_epoch(store: Store) -> int:
-    return max((_epoch(row) for row in look_over(store)[0]), default=0)
 
 
 def _epoch(row: Row) -> int:
