@@ -21,7 +21,10 @@ from mbcl.uris import check_uri
 PIECE_BYTES = 8 * 2**20
 """How much of a large file is read at a time."""
 GCS_SECONDS = 30
-"""How long a call of Google's storage is tried again; its own limit of 15 minutes heeds no interrupt."""
+"""How long a call of Google's storage is tried again; its own limit of 15 minutes heeds no interrupt.
+
+Its waits double, and the last may begin just before the limit: a call ends after a minute at the latest.
+"""
 
 
 class Store(Protocol):

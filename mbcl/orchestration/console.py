@@ -99,7 +99,7 @@ class Console:
         most = "at most " if self._trials.probes else ""
         done = f", {total - num_todo} of them done" if num_todo < total else ""
         counts = f"{most}{counted(total, 'trial')}{done}: {by_seeds(total // seeds, seeds)}"
-        self.say(f"{_evaluated(num_todo) if evaluation_alone else counts}; {fit}, each {need}")
+        self.say(f"{_to_evaluate(num_todo) if evaluation_alone else counts}; {fit}, each {need}")
         for line in () if evaluation_alone else plan_lines(self._space):
             self.say(line)
         for note in (*self._trials.notes, *notes):
@@ -228,7 +228,7 @@ def dry_run(
     for note in (*trials.notes, *(checked.notes if checked else ("the data are checked on the cluster",))):
         say(f"note: {note}")
     if evaluation_alone:
-        count = _evaluated(len(specs))
+        count = _to_evaluate(len(specs))
     elif trials.probes:
         say(f"each [{need}]; checked at the ends of the domains: {counted(len(trials.probes), 'setting')}")
         drawn = f" ({len(trials.specs)} are drawn, of which {len(specs)} are to run)" if trials.specs else ""
@@ -239,8 +239,8 @@ def dry_run(
     say(f"{count}{together}, into {location}; nothing was started")
 
 
-def _evaluated(number: int) -> str:
-    return f"{counted(number, 'finished trial')} {'is' if number == 1 else 'are'} evaluated again"
+def _to_evaluate(number: int) -> str:
+    return f"{counted(number, 'finished trial')} to evaluate again"
 
 
 def busy(text: str, *, quiet: bool) -> AbstractContextManager[object]:

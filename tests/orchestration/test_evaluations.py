@@ -154,10 +154,10 @@ def test_a_dry_run_says_how_many_are_evaluated_and_nothing_of_the_search(finishe
     arguments = ["--space", str(space), "--results-dir", str(tmp_path / "results"), "--eval-only", "--dry-run"]
     assert run_ray.main(arguments) == 0
     out = capsys.readouterr().out
-    assert "1 finished trial is evaluated again, 1 at a time" in out
+    assert "1 finished trial to evaluate again, 1 at a time" in out
     assert "scheduler:" not in out
     console = Console(trials, read_space(space).space, store, study, quiet=False)
     console.begin(1, Need(1, 1.0, 0, 1), Fit(1, "2 CPUs"), (), evaluation_alone=True)
     out = capsys.readouterr().out
-    assert out.splitlines()[1].startswith("1 finished trial is evaluated again; 1 at a time")
+    assert out.splitlines()[1].startswith("1 finished trial to evaluate again; 1 at a time")
     assert "scheduler:" not in out
