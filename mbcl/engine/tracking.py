@@ -90,8 +90,9 @@ class WandbTracker:
                 settings=wandb.Settings(silent=True, console="off"),
             )
         except wandb.Error as error:
+            why = next(iter(str(error).splitlines()), type(error).__name__)
             raise TrainingError(
-                f"track: wandb: {str(error).splitlines()[0]}; WANDB_MODE=offline keeps the logs in the trial's folder"
+                f"track: wandb: {why}; WANDB_MODE=offline keeps the logs in the trial's folder"
             ) from error
 
     def on_step(self, step: int, loss: float, lr: float) -> None:

@@ -224,7 +224,7 @@ def _joined(say: Callable[[str], None]) -> Found:
     # Nodes may have joined by hand.
     nodes = possible if len(possible) > len(up) else up
     if len(nodes) > len(up):
-        say(f"the cluster can have {len(nodes)} nodes that train; {len(up)} are up, others boot when trials need them")
+        say(f"nodes that train: the cluster can have {len(nodes)}, {len(up)} are up; others boot when trials need them")
     return Found(nodes, Placement(driver="driver" in offered, task="task" in offered), offered.get("driver"))
 
 

@@ -135,7 +135,7 @@ def test_a_local_folder_is_refused_though_the_head_is_alone_at_first(tmp_path, s
     where = f"pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(space_file())!r})"
     seen = apart("test_cluster", f"alone_at_first({where})")
     assert seen["code"] == 2, seen["said"]
-    assert "the cluster can have 1 nodes that train; 0 are up" in seen["said"]
+    assert "nodes that train: the cluster can have 1, 0 are up" in seen["said"]
     assert "does not see /proc/self/cwd/results/study" in seen["said"]
     assert not (tmp_path / "results" / "study" / "study.json").exists()
 
