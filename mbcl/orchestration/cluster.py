@@ -98,8 +98,9 @@ def cluster(
     Raises:
         ConfigError: if no cluster answers at ``address``.
     """
-    for key, value in {**HERE, **({} if address else LOCAL | COMMON)}.items():
-        os.environ.setdefault(key, value)
+    wanted = {**HERE, **({} if address else LOCAL | COMMON)}
+    added = {key: value for key, value in wanted.items() if key not in os.environ}
+    os.environ.update(added)
     level = logging.INFO if verbose else logging.ERROR
     if address is None and "ray" not in sys.modules:
         # A token that only this user can read; without it any user of this machine could run code as this one. Ray does
@@ -114,6 +115,7 @@ def cluster(
             _connect(address, nodes, verbose=verbose, level=level, dashboard=dashboard)
     except BaseException as error:
         ray.shutdown()
+        _forget(added)
         if isinstance(error, SystemExit):  # by Ray's own handler of SIGTERM, before ours was put back
             raise KeyboardInterrupt from None
         raise
@@ -123,6 +125,13 @@ def cluster(
         yield Found(nodes) if address is None else _joined(say)
     finally:
         ray.shutdown()
+        _forget(added)
+
+
+def _forget(added: Iterable[str]) -> None:
+    """Take these environment variables back: what holds for a local Ray does not for a cluster joined later."""
+    for key in added:
+        os.environ.pop(key, None)
 
 
 def _connect(address: str | None, nodes: list[Node], *, verbose: bool, level: int, dashboard: bool) -> None:

@@ -67,9 +67,9 @@ def test_it_listens_on_the_loopback_and_asks_for_a_token():
 
 
 def interrupted() -> list[str]:
-    """What SIGTERM and SIGINT do as soon as Ray is there."""
+    """What SIGTERM and SIGINT do as soon as Ray is there, and the settings for it that are left when it is gone."""
     from mbcl.orchestration import interrupts
-    from mbcl.orchestration.cluster import cluster
+    from mbcl.orchestration.cluster import COMMON, HERE, LOCAL, cluster
     from mbcl.orchestration.resources import Node
 
     seen = []
@@ -82,8 +82,8 @@ def interrupted() -> list[str]:
                 seen.append("went on")
         except BaseException as error:
             seen.append(type(error).__name__)
-    return seen
+    return seen + [key for key in HERE | LOCAL | COMMON if key in os.environ]
 
 
-def test_its_handlers_of_signals_do_not_outlive_its_start():
+def test_neither_its_handlers_of_signals_nor_its_settings_outlive_it():
     assert apart("test_local_ray", "interrupted()") == ["KeyboardInterrupt"] * 2
