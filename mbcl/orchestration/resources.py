@@ -54,7 +54,7 @@ class Need:
 
         They run while workers wait; with ``planner.overlap`` the planner uses what training leaves, at least one.
         """
-        return (_milli(self.cpus_per_worker) * self.workers + _milli(DRIVER_CPUS)) / 1000
+        return (milli(self.cpus_per_worker) * self.workers + milli(DRIVER_CPUS)) / 1000
 
     @property
     def gpus(self) -> int:
@@ -67,7 +67,8 @@ class Need:
         return f"{workers} with {self.cpus_per_worker:g} CPU{gpu} each; {self.cpus:g} CPU in all"
 
 
-def _milli(amount: float) -> int:
+def milli(amount: float) -> int:
+    """An amount of a resource in thousandths, which unlike its sums and quotients are exact."""
     return round(amount * 1000)
 
 
@@ -158,7 +159,7 @@ def _resolve(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_worke
     per_worker = float(asked.cpus_per_worker) if explicit else _auto_cpus(asked, workers, nodes, cpus_a_worker)
     if not explicit and per_worker < LEAST_CPUS:
         trials = asked.max_concurrent_trials
-        if trials != "auto" and _milli(cpus) >= workers * _milli(LEAST_CPUS):
+        if trials != "auto" and milli(cpus) >= workers * milli(LEAST_CPUS):
             raise ConfigError(
                 f"resources.max_concurrent_trials: found {trials}; {trials * workers} workers need at least "
                 f"{trials * workers * LEAST_CPUS:g} CPUs, there are {cpus:g} (resources.cpus_per_worker sets a smaller "
@@ -177,10 +178,10 @@ def _auto_cpus(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_wor
     """A trial's even share of the CPUs, at most ``cpus_a_worker`` a worker, rounded down to what Ray counts."""
     cpus = sum(node.cpus for node in nodes)
     trials = 1 if asked.max_concurrent_trials == "auto" else asked.max_concurrent_trials
-    total = min(_milli(cpus_a_worker) * workers, _milli(cpus) // trials)
+    total = min(milli(cpus_a_worker) * workers, milli(cpus) // trials)
     # On several nodes the drivers of all trials may lie on one, where they must not take a worker's place.
-    drivers = 1 if len(nodes) == 1 else max(1, _milli(cpus) // max(1, total))
-    return max(0, total - drivers * _milli(DRIVER_CPUS)) // workers / 1000
+    drivers = 1 if len(nodes) == 1 else max(1, milli(cpus) // max(1, total))
+    return max(0, total - drivers * milli(DRIVER_CPUS)) // workers / 1000
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def fit(need: Need, nodes: Sequence[Node], asked: Resources, *, drivers: float |
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     # Drivers that ask for `driver` take no CPUs.
     each = need.cpus if drivers is None else need.cpus - DRIVER_CPUS
-    limits = [Fit(_milli(cpus) // _milli(each), f"{cpus:g} CPUs, of which a trial takes {each:g}")]
+    limits = [Fit(milli(cpus) // milli(each), f"{cpus:g} CPUs, of which a trial takes {each:g}")]
     if need.gpus:
         limits.append(Fit(int(gpus) // need.gpus, f"{gpus:g} GPUs, of which a trial takes {need.gpus}"))
     # Other drivers may lie on any node, and all of them on one.
@@ -247,5 +248,5 @@ def fit(need: Need, nodes: Sequence[Node], asked: Resources, *, drivers: float |
 
 def _places(need: Need, node: Node, drivers: int) -> int:
     """How many workers fit on one node, beside so many drivers."""
-    places = max(0, _milli(node.cpus) - drivers * _milli(DRIVER_CPUS)) // max(1, _milli(need.cpus_per_worker))
+    places = max(0, milli(node.cpus) - drivers * milli(DRIVER_CPUS)) // max(1, milli(need.cpus_per_worker))
     return min(places, int(node.gpus)) if need.gpus_per_worker else places

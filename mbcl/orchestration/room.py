@@ -14,6 +14,7 @@ from ray._private.state import state
 
 from mbcl.errors import MbclError
 from mbcl.orchestration import autoscaler
+from mbcl.orchestration.resources import milli
 
 NO_ROOM_SECONDS = 600.0
 """How long a task waits on a cluster that has no room for it, not even if nothing else ran there."""
@@ -26,12 +27,8 @@ class NoRoomError(MbclError):
 
 def fitting(there: Mapping[str, float], asked: Mapping[str, float]) -> float:
     """How many processes fit into a node's resources; infinity for those that ask for nothing."""
-    counts = [_milli(there.get(key, 0)) // _milli(amount) for key, amount in asked.items() if amount > 0]
+    counts = [milli(there.get(key, 0)) // milli(amount) for key, amount in asked.items() if amount > 0]
     return min(counts, default=math.inf)
-
-
-def _milli(amount: float) -> int:
-    return round(amount * 1000)
 
 
 def may_come(asked: Mapping[str, float], count: int = 1) -> bool:

@@ -11,6 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from mbcl.experiment import Experiment
+from mbcl.orchestration.jobs import Job
+from mbcl.orchestration.resources import Need
+from mbcl.storage import LocalStore
+
 ROOT = Path(__file__).resolve().parents[2]
 
 SPACE: dict[str, Any] = {
@@ -48,6 +53,21 @@ def space_file(tmp_path: Path):
         return file
 
     return write
+
+
+def job_of(key: str, experiment: Experiment, store: LocalStore, need: Need, **changes: Any) -> Job:
+    """A trial's job in a results folder, as a sweep makes it but for what is changed."""
+    values: dict[str, Any] = {
+        "trial_id": key,
+        "experiment": experiment.model_dump(mode="json"),
+        "store": store.child(f"trials/{key}").uri,
+        "baselines": store.child("baselines").uri,
+        "scratch": str(store.local_folder(".ray")),
+        "need": need,
+        "group": "test",
+        "num_tasks": 1,
+    }
+    return Job(**values | changes)
 
 
 def command(space: Path, results: Path, *options: str) -> list[str]:

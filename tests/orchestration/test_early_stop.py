@@ -13,7 +13,7 @@ from mbcl.experiment import Experiment
 from mbcl.storage import LocalStore
 from mbcl.study import StudyRecord, TrialRecord, read_study
 
-from .conftest import SPACE
+from .conftest import SPACE, job_of
 from .test_faults import CPUS, children, free_cpus
 
 pytestmark = pytest.mark.ray
@@ -88,7 +88,6 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
     """A race of learning rates, one trial at a time; all but the first are too small to learn anything."""
     from mbcl.orchestration.course import Course, Race
     from mbcl.orchestration.janitor import remove_orphans
-    from mbcl.orchestration.jobs import Job
     from mbcl.orchestration.resources import Node, resolve
     from mbcl.orchestration.runner import run_trials
     from mbcl.orchestration.space import Resources
@@ -96,7 +95,7 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
 
     store = LocalStore(folder)
     study = StudyRecord(name="test", space_digest="", metric="val/retrieval/top1", mode="max", created="", trials={})
-    jobs: dict[str, Job] = {}
+    jobs = {}
     for setting, lr in enumerate(rates):
         for seed in range(seeds):
             experiment = Experiment.model_validate(
@@ -112,17 +111,8 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
             study.trials[key] = TrialRecord(
                 ordinal=len(jobs), setting=setting, seed=seed, sampler="", objective="", parameters={"lr": lr}
             )
-            jobs[key] = Job(
-                trial_id=key,
-                experiment=experiment.model_dump(mode="json"),
-                store=store.child(f"trials/{key}").uri,
-                baselines=store.child("baselines").uri,
-                scratch=str(store.local_folder(".ray")),
-                need=resolve(Resources(), [Node(CPUS)]),
-                group="test",
-                num_tasks=2,
-                watched=study.metric,
-            )
+            need = resolve(Resources(), [Node(CPUS)])
+            jobs[key] = job_of(key, experiment, store, need, num_tasks=2, watched=study.metric)
     race = Race(RayStopper(rule, mode="max", seed=0), rule["name"], lambda key: EPOCHS)
     watcher = Undertaker(study)
     course = Course(study, jobs, concurrency=1, race=race)

@@ -25,7 +25,7 @@ from mbcl.fencing import claim
 from mbcl.storage import LocalStore
 from mbcl.study import StudyRecord, TrialRecord, read_study
 
-from .conftest import SPACE, children
+from .conftest import SPACE, children, job_of
 
 pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray")
@@ -138,7 +138,6 @@ def run_one(
     told: list[StudyRecord] | None = None,
 ) -> TrialRecord:
     """Run one trial as a sweep does, in this process's Ray; ``told`` has its study from the beginning."""
-    from mbcl.orchestration.jobs import Job
     from mbcl.orchestration.lease import hold
     from mbcl.orchestration.resources import Node, resolve
     from mbcl.orchestration.runner import run_trials
@@ -152,17 +151,8 @@ def run_one(
     if told is not None:
         told.append(study)
     with hold(store) as fence:
-        job = Job(
-            trial_id=TRIAL,
-            experiment=experiment.model_dump(mode="json"),
-            store=store.child(f"trials/{TRIAL}").uri,
-            baselines=store.child("baselines").uri,
-            scratch=str(store.local_folder(".ray")),
-            need=resolve(Resources(workers=workers), [Node(CPUS)]),
-            group="test",
-            num_tasks=2,
-            fence=fence,
-        )
+        need = resolve(Resources(workers=workers), [Node(CPUS)])
+        job = job_of(TRIAL, experiment, store, need, num_tasks=2, fence=fence)
         if attack:
             attack.start()
         run_trials({TRIAL: job}, store=store, scratch=job.scratch, study=study, concurrency=1, watcher=Quiet())

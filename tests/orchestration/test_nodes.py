@@ -22,7 +22,7 @@ from mbcl.experiment import Experiment
 from mbcl.orchestration import spot
 from mbcl.storage import LocalStore
 
-from .conftest import SPACE, apart
+from .conftest import SPACE, apart, job_of
 
 pytest.importorskip("ray")
 
@@ -62,7 +62,6 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
     from ray.cluster_utils import Cluster
 
     from mbcl.orchestration import cluster as module
-    from mbcl.orchestration.jobs import Job
     from mbcl.orchestration.resources import resolve
     from mbcl.orchestration.runner import run_trials
     from mbcl.orchestration.space import Resources
@@ -93,18 +92,8 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
     try:
         with module.cluster(nodes.address, [], verbose=False) as found:
             asked = Resources(workers={"min": 1, "max": 2}, cpus_per_worker=1.5)
-            job = Job(
-                trial_id=TRIAL,
-                experiment=EXPERIMENT.model_dump(mode="json"),
-                store=trial.uri,
-                baselines=store.child("baselines").uri,
-                scratch=str(store.local_folder(".ray")),
-                need=resolve(asked, found.nodes, drivers=found.drivers),
-                group="test",
-                num_tasks=1,
-                placement=found.placement,
-                sizes=(1, 2),
-            )
+            need = resolve(asked, found.nodes, drivers=found.drivers)
+            job = job_of(TRIAL, EXPERIMENT, store, need, placement=found.placement, sizes=(1, 2))
             record = TrialRecord(ordinal=0, setting=0, seed=0, sampler="shuffle", objective="simclr", parameters={})
             study = StudyRecord(name="", space_digest="", metric="", mode="max", created="", trials={TRIAL: record})
             attacked = attack.submit(within_the_second_epoch)

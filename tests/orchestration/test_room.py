@@ -12,7 +12,7 @@ import pytest
 from mbcl.experiment import Experiment
 from mbcl.storage import LocalStore
 
-from .conftest import SPACE, apart
+from .conftest import SPACE, apart, job_of
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
@@ -53,7 +53,6 @@ def two_trials_in_the_place_of_one(folder: Path) -> dict[str, Any]:
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "3"
     from mbcl.orchestration import runner
     from mbcl.orchestration.cluster import cluster
-    from mbcl.orchestration.jobs import Job
     from mbcl.orchestration.resources import Need, Node
     from mbcl.orchestration.runner import run_trials
     from mbcl.orchestration.training import START_FAILURES
@@ -72,17 +71,8 @@ def two_trials_in_the_place_of_one(folder: Path) -> dict[str, Any]:
         study.trials[key] = TrialRecord(
             ordinal=number, setting=number, seed=0, sampler="shuffle", objective="simclr", parameters={}
         )
-        jobs[key] = Job(
-            trial_id=key,
-            experiment=experiment.model_dump(mode="json"),
-            store=store.child(f"trials/{key}").uri,
-            baselines=store.child("baselines").uri,
-            scratch=str(store.local_folder(".ray")),
-            need=Need(workers=1, cpus_per_worker=1.5, gpus_per_worker=0, threads=1),
-            group="test",
-            num_tasks=1,
-            joined=True,
-        )
+        need = Need(workers=1, cpus_per_worker=1.5, gpus_per_worker=0, threads=1)
+        jobs[key] = job_of(key, experiment, store, need, joined=True)
     told = []
 
     class Told(Quiet):
