@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mbcl import __version__
 from mbcl.dist import World
-from mbcl.engine.certificate import BATCH_SIZE, BOUNDS, CHUNK_SIZE, Case, Errors, certify
+from mbcl.engine.certificate import BATCH_SIZE, CHUNK_SIZE, Case, Errors, certify
 from mbcl.errors import ConfigError
 from mbcl.launch import launch
 from mbcl.storage import open_store, write_text
@@ -37,7 +37,7 @@ def examine(
     Args:
         workers: numbers of gloo processes.
         objectives: names.
-        dtypes: keys of ``BOUNDS``.
+        dtypes: ``float64``, ``float32``.
         accumulations: ``none``, ``cached``.
         steps: taken in each.
         out: folder for ``doctor.json``, if anything is to be written.
@@ -63,9 +63,8 @@ def examine(
         with console.status(f"{size} gloo process{'es' if size > 1 else ''}, {len(cases)} cases"):
             found = launch(_certify_all, size, cases)[0]
         for case, errors in zip(cases, found, strict=True):
-            within = errors.largest <= BOUNDS[case.dtype]
-            console.print(_line(size, case, errors, within))
-            results.append({"workers": size, **asdict(case), **asdict(errors), "within": within})
+            console.print(_line(size, case, errors))
+            results.append({"workers": size, **asdict(case), **asdict(errors), "within": errors.within})
     beyond = sum(not result["within"] for result in results)
     console.print(f"{len(results)} comparisons, {beyond} beyond their bounds" if beyond else "all within their bounds")
     if store is not None:
@@ -73,11 +72,11 @@ def examine(
     return beyond == 0
 
 
-def _line(workers: int, case: Case, errors: Errors, within: bool) -> str:
+def _line(workers: int, case: Case, errors: Errors) -> str:
     measured = [f"{value:.1e}" for value in (errors.loss, errors.gradients, errors.state)]
-    verdict = "ok" if within else "BEYOND"
+    verdict = "ok" if errors.within else "BEYOND"
     return _LINE.format(
-        case.objective, workers, case.dtype, case.accumulation, *measured, f"{BOUNDS[case.dtype]:.0e}", verdict
+        case.objective, workers, case.dtype, case.accumulation, *measured, f"{errors.bound:.0e}", verdict
     )
 
 

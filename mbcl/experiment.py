@@ -173,7 +173,7 @@ class Planner(Section):
         return epoch - since % self.every if since >= 0 else None
 
 
-Precision = Literal["float32", "bf16", "fp16"]
+Precision = Literal["float32", "float64", "bf16", "fp16"]
 
 
 class Accumulation(Section):
@@ -210,6 +210,11 @@ class Train(Section):
     channels_last: bool = False
     compile: bool = False
     sync_batchnorm: bool = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, gradients, optimiser state and the views that the model is given; autocast leaves them alone."""
+        return torch.float64 if self.precision == "float64" else torch.float32
 
     @model_validator(mode="after")
     def _options_fit(self) -> Train:

@@ -67,6 +67,7 @@ def export(store: Store, *, out: Store, checkpoint: str | None = None, best: boo
             "in_channels": in_channels,
         },
         "out_features": model.encoder.out_features,
+        "dtype": str(experiment.train.dtype).removeprefix("torch."),
         "input": _input(experiment),
         "torchvision": _torchvision(model.encoder, experiment, in_channels),
         "digest": experiment.digest,
@@ -138,8 +139,9 @@ def how_to_load(record: dict[str, Any], folder: str) -> dict[str, list[str]]:
     if torchvision["loads"]:
         arguments = "".join(f", {key}={value}" for key, value in torchvision["arguments"].items())
         state = f"torch.load({f'{folder}/{TORCH_FILE}'!r}, weights_only=True)"
+        dtype = ".double()" if record["experiment"]["train"]["precision"] == "float64" else ""
         lines["torchvision"] = [
-            f"network = torchvision.models.get_model({torchvision['architecture']!r}{arguments})",
+            f"network = torchvision.models.get_model({torchvision['architecture']!r}{arguments}){dtype}",
             f"network.load_state_dict({state}, strict=False)",
             f"network.set_submodule({torchvision['classifier']!r}, torch.nn.Identity())",
         ]

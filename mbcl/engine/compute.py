@@ -26,7 +26,7 @@ class Compute:
 
     Args:
         device: where.
-        precision: ``float32``, or ``bf16`` or ``fp16`` for autocast to it.
+        precision: ``float32`` or ``float64``, the weights' own; or ``bf16`` or ``fp16`` for autocast to it.
         channels_last: whether images and convolutions lie channels last in memory.
     """
 
@@ -41,7 +41,7 @@ class Compute:
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
-        if self.precision == "float32":
+        if self.precision not in _HALF:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=_HALF[self.precision])
 

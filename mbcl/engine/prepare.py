@@ -112,8 +112,9 @@ def _check_shape(sampler: Sampler, num_train: int) -> None:
 
 
 def model_of(experiment: Experiment, *, in_channels: int) -> ContrastiveModel:
-    """The experiment's model with its initial weights."""
-    return build_model(experiment.encoder, experiment.projector, in_channels=in_channels, seed=experiment.seed)
+    """The experiment's model with its initial weights, in its dtype: in float64 those of float32, with zeros behind."""
+    model = build_model(experiment.encoder, experiment.projector, in_channels=in_channels, seed=experiment.seed)
+    return model.to(experiment.train.dtype)
 
 
 def channels_of(weights: Mapping[str, Tensor]) -> int:
@@ -175,6 +176,7 @@ def check_takes(model: ContrastiveModel, experiment: Experiment, images: ImageSe
         ConfigError: if its encoder cannot take images of this size.
     """
     views = clean_views(images.pixels(torch.arange(min(2, len(images)))).cpu(), images=images)
+    views = views.to(experiment.train.dtype)
     try:
         with torch.no_grad():
             model(views)

@@ -206,7 +206,7 @@ class Trainer:
         return self.last_row
 
     def _validate(self) -> float:
-        """Mean R@1 of both directions between two views of the validation images, at most 1; always in float32."""
+        """Mean R@1 of both directions between two views of the validation images, at most 1; without autocast."""
         shard = embed_share(
             self.learner,
             self.validation,

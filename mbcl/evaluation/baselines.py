@@ -48,7 +48,7 @@ class Kept:
     Args:
         store: the folder; trials of a study share one.
         kind: which baseline.
-        experiment: whose: its seed, and for ``random`` its model, count.
+        experiment: whose: its seed and dtype, and for ``random`` its model, count.
         piece: what is measured, and its settings.
         more: what else they follow from: data, device.
     """
@@ -60,8 +60,8 @@ class Kept:
         dump = experiment.model_dump(mode="json")
         model = {key: dump[key] for key in ("encoder", "projector")} if kind == "random" else None
         versions = {"mbcl": mbcl.__version__, "torch": torch.__version__}
-        self._asked = {"baseline": kind, "seed": experiment.seed, "model": model, "versions": versions}
-        self._asked |= {"piece": piece, **more}
+        self._asked: dict[str, Any] = {"baseline": kind, "seed": experiment.seed, "model": model, "versions": versions}
+        self._asked |= {"dtype": str(experiment.train.dtype), "piece": piece, **more}
         text = json.dumps(self._asked, sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         self._file = f"{kind}-{piece['metric']}-{digest}.json"

@@ -205,6 +205,7 @@ class _Run:
             settings=self._settings,
             seed=self._experiment.seed,
             device=self._device,
+            dtype=self._experiment.train.dtype,
         )
 
     @cached_property

@@ -40,6 +40,7 @@ class Subject:
         settings: the evaluation block.
         seed: the experiment's: of views and corruptions.
         device: where to compute.
+        dtype: of the images that the representation is given.
     """
 
     def __init__(
@@ -51,13 +52,14 @@ class Subject:
         settings: Evaluation,
         seed: int,
         device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.representation = representation
         self.settings = settings
         self.seed = seed
         self.data = data
         self.images = images.part(settings.split).to(device)
-        self._train, self._device = images.train, device
+        self._train, self._device, self._dtype = images.train, device, dtype
 
     def views_key(self, purpose: str) -> ViewKey:
         """Views of the split for one purpose.
@@ -117,7 +119,7 @@ class Subject:
         self, function: Callable[[Tensor], Tensor], look: Callable[[Tensor], Tensor], num_images: int
     ) -> list[Tensor]:
         chunks = torch.arange(num_images).tensor_split(-(-num_images // self.settings.batch_size))
-        return [self._computed(function, look(positions)) for positions in chunks]
+        return [self._computed(function, look(positions).to(self._dtype)) for positions in chunks]
 
     @torch.no_grad()
     def _computed(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

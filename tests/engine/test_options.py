@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
+
 import gloo
 import pytest
 import torch
@@ -10,7 +13,9 @@ from torch import nn
 
 from mbcl import dist
 from mbcl.dist import World
-from mbcl.engine import Trainer
+from mbcl.engine import Trainer, planning
+from mbcl.engine import checkpoint as checkpoints
+from mbcl.engine.certificate import relative_error
 from mbcl.engine.compute import Compute
 from mbcl.engine.embed import ViewKey
 from mbcl.errors import ConfigError, TrainingError
@@ -21,6 +26,12 @@ from mbcl.storage import LocalStore
 def trainer_of(folder, world: World | None = None, sampler: str = "shuffle", **changes) -> Trainer:
     changes["train"] = {"epochs": 2, "batch_size": 16, **changes.get("train", {})}
     return Trainer(runs.experiment(sampler, **changes), world=world or World(), store=LocalStore(folder))
+
+
+def exact_trainer_of(folder, **changes) -> Trainer:
+    """In float64, where one step is the same by any way of computing it to far below 1e-9."""
+    changes["train"] = {"precision": "float64", **changes.get("train", {})}
+    return trainer_of(folder, **changes)
 
 
 def first_batch(trainer: Trainer) -> torch.Tensor:
@@ -70,16 +81,40 @@ def test_autocast_reaches_the_network_and_nothing_else(tmp_path, monkeypatch, pr
     assert {p.grad.dtype for p in learner.model.parameters()} == {torch.float32}
 
 
+def test_float64_is_the_dtype_of_all_that_is_trained(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path, sampler="spectral", train={"precision": "float64", "epochs": 1})
+    learner = trainer.learner
+    seen = Seen(learner.model, nn.Conv2d)
+    entered: list[torch.dtype] = []
+    learner.objective.register_forward_hook(lambda module, inputs, loss: entered.extend([inputs[0].dtype, loss.dtype]))
+    planned: list[torch.dtype] = []
+    make = planning.make_plan
+    monkeypatch.setattr(planning, "make_plan", lambda *a, **rest: (planned.append(a[1].z1.dtype), make(*a, **rest))[1])
+    trainer.run()
+    assert {*seen.outputs, *entered, *planned} == {torch.float64}
+    state = checkpoints.latest(trainer.store).state
+    momentum = [x for buffers in state["optimizer"]["state"].values() for x in buffers.values()]
+    tensors = [*learner.model.parameters(), *state["model"].values(), *momentum]
+    assert {x.dtype for x in tensors if x.is_floating_point()} == {torch.float64}
+    plain = trainer_of(tmp_path / "float32").learner.model
+    start = exact_trainer_of(tmp_path / "start").learner.model
+    assert all(torch.equal(p, q.double()) for p, q in zip(start.parameters(), plain.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_trains_to_nearly_the_same_loss(tmp_path, precision):
-    exact, _, _ = runs.run(World(), tmp_path / "float32", runs.experiment())
-    content = runs.experiment(train={"epochs": 2, "batch_size": 16, "precision": precision})
-    half, _, rows = runs.run(World(), tmp_path / precision, content)
-    assert half != exact
-    assert half[0] == pytest.approx(exact[0], rel=0.01)
-    assert rows[-1]["train/loss"] == pytest.approx(sum(exact[11:]) / 11, rel=0.2)
-    skipped = [row["train/skipped_steps"] for row in rows]
-    assert sum(skipped) == 0 if precision == "bf16" else 0 < skipped[0] < 11, "the first scale is too large"
+def test_steps_that_half_precision_skips_are_counted(tmp_path, precision):
+    """fp16's first scale may be too large for some steps besides those that are made to overflow."""
+    trainer = trainer_of(tmp_path, train={"precision": precision, "epochs": 1})
+    learner, skipped, overflows = trainer.learner, [], iter([float("inf")] * 3)
+    if precision == "fp16":
+        weights = next(learner.model.parameters())
+        weights.register_hook(lambda gradient: gradient * next(overflows, 1.0))
+    step = learner.step
+    learner.step = lambda batch, **rest: (done := step(batch, **rest), skipped.append(done.skipped))[0]
+    row = trainer.run().row
+    assert len(skipped) == 11
+    assert row["train/skipped_steps"] == sum(skipped)
+    assert sum(skipped) == 0 if precision == "bf16" else sum(skipped) >= 3
 
 
 def test_validation_is_float32_whatever_the_training(tmp_path):
@@ -100,8 +135,12 @@ def test_fp16_scales_the_loss_and_skips_a_step_that_overflows(tmp_path):
     assert scaled > 1
     unscaled = trainer_of(tmp_path).learner
     unscaled.step(batch, epoch=0, lr=0.0)
-    for p, q in zip(learner.model.parameters(), unscaled.model.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, rtol=0.2, atol=0.05 * float(q.grad.abs().max()) + 1e-6)
+    length, expected = (
+        torch.cat([p.grad.flatten() for p in each.model.parameters()]).norm() for each in (learner, unscaled)
+    )
+    # Scales are powers of two: one that is not taken back, or twice, is a factor of two at least. fp16 rounds by 2^-11,
+    # and a dozen layers do not make a third of that.
+    assert round(math.log2(length / expected)) == 0
 
     before = {key: x.clone() for key, x in learner.model.named_parameters()}
     handle = next(learner.model.parameters()).register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
@@ -131,19 +170,13 @@ def test_only_fp16_has_a_scaler():
 def test_channels_last_is_a_layout_and_not_another_result(tmp_path):
     trainer = trainer_of(tmp_path, train={"channels_last": True})
     seen = Seen(trainer.learner.model, nn.Conv2d)
-    losses, weights, _ = runs.run(World(), tmp_path / "plain", runs.experiment())
-    batch = first_batch(trainer)
-    found = trainer.learner.step(batch, epoch=0, lr=0.0)
+    trainer.learner.step(first_batch(trainer), epoch=0, lr=0.0)
     assert all(seen.channels_last)
-    plain = trainer_of(tmp_path).learner.step(batch, epoch=0, lr=0.0)
-    assert float(found.loss) == pytest.approx(float(plain.loss), rel=1e-5)
     wide = [p for p in trainer.learner.model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
     assert wide
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
-    content = runs.experiment(train={"epochs": 2, "batch_size": 16, "channels_last": True})
-    other_losses, other_weights, _ = runs.run(World(), tmp_path / "last", content)
-    assert other_losses == pytest.approx(losses, rel=1e-4)
-    assert runs.largest_difference(other_weights, weights) < 1e-3
+    found = runs.run(World(), tmp_path / "last", runs.exact("spectral", train={"channels_last": True}))
+    runs.assert_alike(found, runs.run(World(), tmp_path / "plain", runs.exact("spectral")))
 
 
 def test_compile_compiles_and_trains_alike(tmp_path):
@@ -151,12 +184,11 @@ def test_compile_compiles_and_trains_alike(tmp_path):
 
     torch._dynamo.reset()
     utils.counters.clear()
-    content = runs.experiment(train={"epochs": 1, "batch_size": 16, "compile": True})
-    losses, weights, _ = runs.run(World(), tmp_path / "compiled", content)
+    encoder = {"name": "resnet_small", "widths": [8]}
+    found = runs.run(World(), tmp_path / "compiled", runs.exact(encoder=encoder, train={"compile": True}))
     assert utils.counters["stats"]["unique_graphs"] > 1, "the probe is one"
-    expected, plain, _ = runs.run(World(), tmp_path / "eager", runs.experiment(train={"epochs": 1, "batch_size": 16}))
-    assert losses == pytest.approx(expected, rel=1e-4)
-    assert runs.largest_difference(weights, plain) < 1e-3, "under the same names"
+    expected = runs.run(World(), tmp_path / "eager", runs.exact(encoder=encoder))
+    runs.assert_alike(found, expected)
 
 
 def test_a_machine_that_cannot_compile_says_so(tmp_path, monkeypatch):
@@ -169,8 +201,6 @@ def test_a_machine_that_cannot_compile_says_so(tmp_path, monkeypatch):
 
 
 def _compile_where_one_rank_cannot(world):
-    import tempfile
-
     def broken(*arguments, **options):
         raise RuntimeError("Failed to find C++ compiler")
 
@@ -192,43 +222,27 @@ def test_one_rank_that_cannot_compile_ends_all():
     assert first == f"rank 1: {second}"
 
 
-@pytest.mark.dist
-def test_compiled_workers_train_as_one_does(tmp_path):
-    content = runs.experiment(train={"epochs": 1, "batch_size": 16, "compile": True})
-    expected, weights, _ = runs.run(World(), tmp_path / "eager", runs.experiment(train={"epochs": 1, "batch_size": 16}))
-    for losses, found, _ in gloo.run(runs.run, 2, str(tmp_path / "compiled"), content, timeout=400):
-        assert losses == pytest.approx(expected, rel=1e-3)
-        assert runs.largest_difference(found, weights) < 1e-3
-
-
 # -- batch norm over the ranks -------------------------------------------------------------------------------------
 
 
-def _normalised(world, synchronised):
-    """After one epoch: the first losses, the running means of all ranks, and validation."""
-    import tempfile
-
+def _unsynchronised(world, content):
+    """After one epoch: the kinds of modules, the loss, all ranks' running means, and validation."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(folder, world, train={"sync_batchnorm": synchronised, "epochs": 1})
-        kinds = {
-            type(module).__name__ for module in trainer.learner.model.modules() if "BatchNorm" in type(module).__name__
-        }
+        trainer = Trainer(content, world=world, store=LocalStore(folder))
         row = trainer.run().row
+    kinds = {type(module).__name__ for module in trainer.learner.model.modules()}
     means = torch.cat([b.flatten() for name, b in trainer.learner.model.named_buffers() if "running_mean" in name])
     return kinds, row["train/loss"], dist.gather(means[None], world), row["val/retrieval/top1"]
 
 
 @pytest.mark.dist
-def test_batch_norm_is_synchronised_unless_told_otherwise(tmp_path):
-    _, _, (row,) = runs.run(World(), tmp_path, runs.experiment(train={"epochs": 1, "batch_size": 16}))
-    kinds, loss, means, _ = gloo.run(_normalised, 2, True, timeout=120)[0]
-    assert kinds == {"SyncBatchNorm1d", "SyncBatchNorm2d"}
-    assert loss == pytest.approx(row["train/loss"], rel=1e-4)
-    torch.testing.assert_close(means[0], means[1])
-
-    (kinds, loss, means, top1), other = gloo.run(_normalised, 2, False, timeout=120)
-    assert kinds == {"BatchNorm1d", "BatchNorm2d"}
-    assert abs(loss - row["train/loss"]) > 1e-3, "each rank normalises its own half"
+def test_batch_norm_that_is_not_synchronised_is_each_ranks_own(tmp_path):
+    """Synchronised it gives what one worker gives: test_parity.py."""
+    _, _, (row,) = runs.run(World(), tmp_path, runs.exact(train={"epochs": 1}))
+    content = runs.exact(train={"epochs": 1, "sync_batchnorm": False})
+    (kinds, loss, means, top1), other = gloo.run(_unsynchronised, 2, content, timeout=120)
+    assert {kind for kind in kinds if "BatchNorm" in kind} == {"BatchNorm1d", "BatchNorm2d"}
+    assert abs(loss - row["train/loss"]) > 1000 * runs.EXACT, "each rank normalises its own half"
     assert torch.equal(means[0], means[1]), "what is saved and validated is the ranks' mean"
     assert top1 == other[3]
 
@@ -237,49 +251,29 @@ def test_batch_norm_is_synchronised_unless_told_otherwise(tmp_path):
 
 
 def test_plain_accumulation_is_the_mean_of_the_chunks_own_losses(tmp_path):
-    trainer = trainer_of(tmp_path, train={"accumulation": {"mode": "plain", "chunk_size": 4}})
+    trainer = exact_trainer_of(tmp_path, train={"accumulation": {"mode": "plain", "chunk_size": 4}})
     batch = first_batch(trainer)
     found = trainer.learner.step(batch, epoch=0, lr=0.0)
-    reference = trainer_of(tmp_path).learner
+    reference = exact_trainer_of(tmp_path).learner
     losses = []
     for chunk in batch.split(4):
         z1, z2 = reference.model(reference._views(chunk, ViewKey(reference.seed))).chunk(2)
         loss = nt_xent(z1, z2, temperature=0.1) / 4
         loss.backward()
         losses.append(loss.item())
-    assert float(found.loss) == pytest.approx(sum(losses), rel=1e-6)
+    assert float(found.loss) == pytest.approx(sum(losses), rel=runs.EXACT)
     for p, q in zip(trainer.learner.model.parameters(), reference.model.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
-    whole = trainer_of(tmp_path).learner.step(batch, epoch=0, lr=0.0)
+        assert relative_error(p.grad, q.grad) < runs.EXACT
+    whole = exact_trainer_of(tmp_path).learner.step(batch, epoch=0, lr=0.0)
     assert float(whole.loss) > float(found.loss), "fewer negatives: another objective"
 
 
-def test_cached_accumulation_trains_as_the_whole_batch(tmp_path):
-    for objective in ("simclr", "sogclr"):
-        content = {"objective": {"name": objective}}
-        expected, weights, rows = runs.run(World(), tmp_path / objective, runs.experiment("spectral", **content))
-        content["train"] = {"epochs": 2, "batch_size": 16, "accumulation": {"mode": "cached", "chunk_size": 4}}
-        losses, found, chunk_rows = runs.run(
-            World(), tmp_path / f"{objective}4", runs.experiment("spectral", **content)
-        )
-        # The second epoch's plan is made anew: a last bit of an embedding may change it.
-        assert losses[:11] == pytest.approx(expected[:11], rel=1e-4, abs=1e-5)
-        assert set(found) == set(weights)
-        assert chunk_rows[0]["sogclr/u_age"] == rows[0]["sogclr/u_age"]
-
-
-@pytest.mark.dist
-@pytest.mark.parametrize("mode", ["plain", "cached"])
-def test_accumulation_is_the_same_on_two_workers(tmp_path, mode):
-    content = runs.experiment(
-        objective={"name": "sogclr"},
-        train={"epochs": 1, "batch_size": 16, "accumulation": {"mode": mode, "chunk_size": 8}},
-    )
-    losses, weights, rows = runs.run(World(), tmp_path / "one", content)
-    for rank_losses, rank_weights, rank_rows in gloo.run(runs.run, 2, str(tmp_path / "two"), content, timeout=120):
-        assert rank_losses == pytest.approx(losses, rel=1e-4)
-        assert runs.largest_difference(rank_weights, weights) < 1e-4
-        assert rank_rows[0]["sogclr/u_age"] == rows[0]["sogclr/u_age"]
+@pytest.mark.parametrize("sampler", ["shuffle", "spectral"])
+def test_cached_accumulation_trains_as_the_whole_batch(tmp_path, sampler):
+    content = {"objective": {"name": "sogclr"}}
+    chunks = {"accumulation": {"mode": "cached", "chunk_size": 4}}
+    found = runs.run(World(), tmp_path / "chunks", runs.exact(sampler, **content, train=chunks))
+    runs.assert_alike(found, runs.run(World(), tmp_path / "whole", runs.exact(sampler, **content)))
 
 
 def test_options_combine(tmp_path):
@@ -306,7 +300,7 @@ def test_options_combine(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"train": {"precision": "fp8"}}, "train.precision: .*'float32', 'bf16' or 'fp16', found 'fp8'"),
+        ({"train": {"precision": "fp8"}}, "train.precision: .*'float32', 'float64', 'bf16' or 'fp16', found 'fp8'"),
         ({"train": {"compile": "yes"}}, "train.compile: .*found 'yes'"),
         ({"train": {"accumulation": {"chunk_size": 8}}}, "train.accumulation.chunk_size: not used with mode none"),
         ({"train": {"accumulation": {"mode": "plain"}}}, "train.accumulation.chunk_size: mode plain needs"),
