@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mbcl import dist, models
 from mbcl.batchnorm import SyncBatchNorm1d, convert_sync_batchnorm
 from mbcl.dist import World
+from mbcl.experiment import Projector
 
 SHARES = {2: ([3, 3], [5, 2], [6, 0]), 4: ([2, 2, 2, 2], [1, 3, 0, 4])}
 WORLDS = [(size, shares) for size, options in SHARES.items() for shares in options]
@@ -54,8 +55,12 @@ def test_conversion_of_a_lone_layer_shares_its_tensors():
 # -- synchronised batch norm ---------------------------------------------------------------------------------------
 
 
-def _norm(dims: int, **settings) -> nn.Module:
-    layer = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)[dims](5, **settings)
+OFFSET = 1000.0
+"""The mean of the inputs, in standard deviations."""
+
+
+def _norm(dims: int, dtype: torch.dtype = torch.float32, **settings) -> nn.Module:
+    layer = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)[dims](5, dtype=dtype, **settings)
     if layer.affine:
         with torch.no_grad():
             layer.weight.copy_(torch.linspace(-1, 2, 5))
@@ -65,7 +70,7 @@ def _norm(dims: int, **settings) -> nn.Module:
 
 
 def _batch_norm(world: World, dims: int, settings: dict, x: Tensor, weights: Tensor, shares: list[int]) -> dict:
-    layer = convert_sync_batchnorm(_norm(dims, **settings), world)
+    layer = convert_sync_batchnorm(_norm(dims, x.dtype, **settings), world)
     local = x.split(shares)[world.rank].clone().requires_grad_()
     outputs = []
     for factor in (1.0, 0.5):  # two passes, so that the running statistics are averaged
@@ -84,6 +89,7 @@ def _batch_norm(world: World, dims: int, settings: dict, x: Tensor, weights: Ten
 
 
 @pytest.mark.dist
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size, shares", WORLDS)
 @pytest.mark.parametrize(
     "dims, settings",
@@ -95,27 +101,31 @@ def _batch_norm(world: World, dims: int, settings: dict, x: Tensor, weights: Ten
         (2, {"momentum": 0.3, "eps": 1e-3}),
     ],
 )
-def test_batch_norm_equals_the_one_of_the_whole_batch(size, shares, dims, settings):
+def test_batch_norm_equals_the_one_of_the_whole_batch(size, shares, dims, settings, dtype):
     generator = torch.Generator().manual_seed(0)
     shape = (sum(shares), 5, *(3, 4)[:dims])
-    x = torch.randn(shape, generator=generator) * 2 + 50
-    weights = torch.randn(shape, generator=generator)
+    x = (torch.randn(shape, generator=generator) + OFFSET).to(dtype)
+    weights = torch.randn(shape, generator=generator).to(dtype)
     found = gloo.run(_batch_norm, size, dims, settings, x, weights, shares)
 
-    layer = _norm(dims, **settings).double()  # the truth, in float64
+    layer = _norm(dims, torch.float64, **settings)  # the truth
     whole = x.double().requires_grad_()
     outputs = [layer(whole * factor) for factor in (1.0, 0.5)]
     sum((out * weights).sum() for out in outputs).backward()
+    # Numbers of the size of the offset are rounded some times on the way to a deviation of 1, or of less where a
+    # channel has few values. Sums of squares would round its square: 1000 times as much.
+    bound, exact = (30 * OFFSET * torch.finfo(each).eps for each in (dtype, torch.float64))
     for index, out in enumerate(outputs):
-        assert relative(torch.cat([part["out"][index] for part in found]), out.detach()) < 3e-6
-    assert relative(torch.cat([part["input"] for part in found]), whole.grad) < 3e-6
+        assert relative(torch.cat([part["out"][index] for part in found]), out.detach()) < bound
+    assert relative(torch.cat([part["input"] for part in found]), whole.grad) < bound
     for index, parameter in enumerate(layer.parameters()):
-        assert relative(sum(part["parameters"][index] for part in found), parameter.grad) < 3e-6
+        assert relative(sum(part["parameters"][index] for part in found), parameter.grad) < bound
     for name, value in layer.state_dict().items():
         for part in found:
-            assert relative(part["state"][name].double(), value.double()) < 1e-6, name
+            # Statistics are float64 until they are stored; then some roundings each.
+            assert relative(part["state"][name].double(), value.double()) < exact + 10 * torch.finfo(dtype).eps, name
     evaluated = layer.eval()(whole).detach()
-    assert relative(torch.cat([part["eval"] for part in found]), evaluated) < 3e-6
+    assert relative(torch.cat([part["eval"] for part in found]), evaluated) < bound
 
 
 def _half(world: World) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,8 +141,11 @@ def _half(world: World) -> tuple[Tensor, Tensor, Tensor]:
 def test_batch_norm_of_half_precision_keeps_its_statistics_in_float32():
     found = gloo.run(_half, 2)
     out, _, running_mean = _half(World())
-    assert relative(torch.cat([part[0] for part in found]).float(), out.float()) < 0.02
-    assert all(relative(part[2], running_mean) < 1e-6 for part in found)
+    # What agrees to float32's last digits is rounded to bfloat16 alike, or to its neighbour.
+    assert relative(torch.cat([part[0] for part in found]).float(), out.float()) < 2 * torch.finfo(torch.bfloat16).eps
+    # A sum of n positive numbers is off by n roundings at most.
+    count = 6 * 8 * 8
+    assert all(relative(part[2], running_mean) < count * torch.finfo(torch.float32).eps for part in found)
 
 
 def _one_value(world: World) -> str:
@@ -173,16 +186,17 @@ def _objective(own: Tensor, everyone: Tensor, offset: int) -> Tensor:
     return (scores.logsumexp(1) - scores[torch.arange(len(own)), (hidden + 1) % len(everyone)]).sum() / len(everyone)
 
 
-def _train(world: World, steps: int, dtype: torch.dtype) -> tuple[list[float], dict[str, Tensor]]:
-    model = models.build({"name": "resnet_small", "widths": [8, 16]}, in_channels=1, seed=3)
-    network = nn.Sequential(model.encoder, model.projector).to(dtype)
+def _train(world: World, steps: int) -> tuple[list[float], dict[str, Tensor]]:
+    shape = Projector(hidden=32, dim=16)
+    model = models.build({"name": "resnet_small", "widths": [8, 16]}, shape, in_channels=1, seed=3)
+    network = nn.Sequential(model.encoder, model.projector).double()
     trained: nn.Module = network
     if world.size > 1:
         trained = DistributedDataParallel(convert_sync_batchnorm(network, world))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     losses = []
     for step in range(steps):
-        batch = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(step), dtype=dtype)
+        batch = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(step)).double()
         local = batch.chunk(world.size)[world.rank]
         own = trained(local)
         loss = _objective(own, dist.gather_with_grad(own, world), world.rank * len(local))
@@ -194,13 +208,12 @@ def _train(world: World, steps: int, dtype: torch.dtype) -> tuple[list[float], d
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("steps, dtype, tolerance", [(20, torch.float64, 1e-9), (5, torch.float32, 2e-5)])
-def test_two_and_four_workers_train_as_one_does(steps, dtype, tolerance):
-    """In float64, so that 20 steps show the algorithm: in float32 a ReLU at its kink may turn rounding into more."""
-    losses, state = _train(World(), steps, dtype)
+def test_two_and_four_workers_train_as_one_does():
+    """In float64, where ten steps do not magnify rounding to 1e-9: in float32 they might make anything of it."""
+    losses, state = _train(World(), 10)
     for size in (2, 4):
-        for found_losses, found in gloo.run(_train, size, steps, dtype):
-            assert relative(torch.tensor(found_losses), torch.tensor(losses)) < tolerance
+        for found_losses, found in gloo.run(_train, size, 10):
+            assert found_losses == pytest.approx(losses, rel=1e-9)
             assert list(found) == list(state)
             for name, value in state.items():
-                assert relative(found[name].double(), value.double()) < tolerance, (size, name)
+                assert relative(found[name].double(), value.double()) < 1e-9, (size, name)

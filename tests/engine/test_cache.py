@@ -111,8 +111,7 @@ def test_planning_costs_no_forward_pass_after_the_first(tmp_path, monkeypatch):
     content = runs.experiment("spectral", train={"epochs": 3, "batch_size": 16, "eval_every": 3}, **CACHED)
     _, _, found = runs.run(World(), tmp_path, content)
     assert len(passes) == 2, "the first plan's and validation's"
-    assert [row["plan/age"] for row in found] == pytest.approx([0, 1, 1], abs=0.1)
-    assert found[1]["plan/age"] == 1, "all were embedded in epoch 0"
+    assert [row["plan/age"] for row in found[:2]] == [0, 1], "all were embedded in epoch 0"
     assert found[2]["plan/age"] == pytest.approx(1 + 4 / 180), "the 180 mod 16 left out of epoch 1"
 
 
@@ -135,19 +134,6 @@ def test_what_is_kept_are_the_projections_that_the_loss_saw(tmp_path):
 
 def test_the_first_epoch_is_that_of_fresh_embeddings(tmp_path):
     fresh, _, _ = runs.run(World(), tmp_path / "fresh", runs.experiment("spectral", embeddings={"batch_size": 64}))
-    cached, _, found = runs.run(World(), tmp_path / "cached", runs.experiment("spectral", **CACHED))
+    cached, _, _ = runs.run(World(), tmp_path / "cached", runs.experiment("spectral", **CACHED))
     assert cached[:11] == fresh[:11]
     assert cached[11:] != fresh[11:]
-    assert found[1]["plan/lift"] > 1
-
-
-@pytest.mark.dist
-def test_two_workers_plan_from_what_both_made(tmp_path):
-    content = runs.experiment("spectral", train={"epochs": 2, "batch_size": 16}, **CACHED)
-    torch.set_num_threads(1)  # as the ranks: the first plan hangs on the last bits
-    losses, _, found = runs.run(World(), tmp_path / "one", content)
-    for rank_losses, _, rank_rows in gloo.run(runs.run, 2, str(tmp_path / "two"), content, timeout=120):
-        assert rank_losses[:11] == pytest.approx(losses[:11], rel=1e-4)
-        assert rank_rows[1]["plan/age"] == found[1]["plan/age"] == 1
-        # A last bit of an embedding may change a plan, but not how hard it is.
-        assert rank_rows[1]["plan/loss"] == pytest.approx(found[1]["plan/loss"], rel=0.05)

@@ -22,7 +22,8 @@ from mbcl.engine.chunked import ChunkedEncoder, _Segment
 from mbcl.errors import ConfigError
 from mbcl.models import ENCODERS
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+TOLERANCE = 1e-9
+"""In float64, on gradients of one batch: sums of some thousand numbers round by 1e-14."""
 bf16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
 
 
@@ -98,7 +99,6 @@ def registered(name: str, **options) -> nn.Module:
 ENCODERS_UNDER_TEST = {
     "resnet_small": partial(registered, "resnet_small", widths=(8, 16)),
     "resnet18": partial(registered, "resnet18", stem="small"),
-    "resnet50": partial(registered, "resnet50", stem="small"),
     "branches": Branches,
     "chain": chain,
     "no_batch_norm": no_batch_norm,
@@ -140,32 +140,29 @@ def chunked(encoder: nn.Module, chunks: Sequence[Tensor], **options) -> Tensor:
     return features.detach()
 
 
-def assert_equal(found: nn.Module, expected: nn.Module, tolerance: float) -> None:
+def assert_equal(found: nn.Module, expected: nn.Module) -> None:
     for (name, mine), theirs in zip(found.named_parameters(), expected.parameters(), strict=True):
-        assert relative(mine.grad, theirs.grad) < tolerance, name
+        assert relative(mine.grad, theirs.grad) < TOLERANCE, name
     for (name, mine), theirs in zip(found.named_buffers(), expected.buffers(), strict=True):
-        assert relative(mine, theirs) < tolerance, name
+        assert relative(mine, theirs) < TOLERANCE, name
 
 
-SIZES = ([12], [6, 6], [3, 3, 3, 3], [1, 7, 4])
-COMPARED = [
-    (name, sizes, dtype)
-    for name in ENCODERS_UNDER_TEST
-    for sizes in (SIZES[-1:] if name == "resnet50" else SIZES)
-    # In float32 some of resnet50's ReLUs pass the kink: the whole batch's gradient, too, is then 10⁻² off.
-    for dtype in ((torch.float64,) if name == "resnet50" else (torch.float64, torch.float32))
-]
+SIZES = ([12], [3, 3, 3, 3], [1, 7, 4])
 
 
-@pytest.mark.parametrize("name, sizes, dtype", COMPARED, ids=str)
-def test_chunks_equal_the_whole_batch(name, sizes, dtype):
-    expected = build(name, dtype)
+@pytest.mark.parametrize(
+    "name, sizes",
+    [(name, sizes) for name in ENCODERS_UNDER_TEST for sizes in (SIZES[-1:] if name == "resnet18" else SIZES)],
+    ids=str,
+)
+def test_chunks_equal_the_whole_batch(name, sizes):
+    expected = build(name)
     found = copy.deepcopy(expected)
-    x = batch(12, dtype)
+    x = batch(12)
     kept = x.clone()
     features = whole(expected, x)
-    assert relative(chunked(found, x.split(sizes)), features) < TOLERANCE[dtype]
-    assert_equal(found, expected, TOLERANCE[dtype])
+    assert relative(chunked(found, x.split(sizes)), features) < TOLERANCE
+    assert_equal(found, expected)
     assert torch.equal(x, kept)
 
 
@@ -175,8 +172,8 @@ def test_any_chunk_sizes_give_the_gradient_of_the_whole(sizes, seed):
     expected = build("branches", seed=seed)
     found = copy.deepcopy(expected)
     x = batch(sum(sizes))
-    assert relative(chunked(found, x.split(sizes)), whole(expected, x)) < 1e-9
-    assert_equal(found, expected, 1e-9)
+    assert relative(chunked(found, x.split(sizes)), whole(expected, x)) < TOLERANCE
+    assert_equal(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -191,8 +188,8 @@ def test_every_setting_of_batch_norm(options):
     found = copy.deepcopy(expected)
     for factor in (1.0, 0.5):  # twice: running statistics are averaged, gradients add up
         x = batch(8) * factor
-        assert relative(chunked(found, x.split(3)), whole(expected, x)) < 1e-9
-    assert_equal(found, expected, 1e-9)
+        assert relative(chunked(found, x.split(3)), whole(expected, x)) < TOLERANCE
+    assert_equal(found, expected)
 
 
 def test_gradients_add_up_until_they_are_cleared():
@@ -209,20 +206,22 @@ def test_batch_norm_in_evaluation_mode_is_left_alone():
     expected(batch(8))
     expected.bn1.eval()
     found = copy.deepcopy(expected)
-    assert relative(chunked(found, batch(8).split(3)), whole(expected, batch(8))) < 1e-9
-    assert_equal(found, expected, 1e-9)
+    assert relative(chunked(found, batch(8).split(3)), whole(expected, batch(8))) < TOLERANCE
+    assert_equal(found, expected)
     assert int(found.bn1.num_batches_tracked) == 1
     assert int(found.bn2.num_batches_tracked) == 2
 
 
 def test_statistics_of_values_far_from_zero():
-    """Sums of squares would lose all digits of the variance."""
+    """Sums of squares would lose all digits of the variance, which is 1 beside squares of 10^8."""
     expected = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)).float()
     found = copy.deepcopy(expected)
     x = torch.randn(32, 3, generator=torch.Generator().manual_seed(0)) + 1e4
     features = whole(expected.double(), x.double())
-    assert relative(chunked(found, x.split(5)).double(), features) < 1e-3
-    assert relative(found[0].running_var.double(), expected[0].running_var) < 1e-6
+    # The normalisation multiplies and subtracts numbers of 10^4, each of which float32 rounds by up to 2^-11.
+    assert relative(chunked(found, x.split(5)).double(), features) < 20 * 2**-11
+    # The variance itself is float64 until it is stored: three roundings.
+    assert relative(found[0].running_var.double(), expected[0].running_var) < 4 * 2**-24
 
 
 def test_a_segment_gives_the_gradient_of_its_input():
@@ -235,8 +234,8 @@ def test_a_segment_gives_the_gradient_of_its_input():
     segment = _Segment(module, list(x.split(3)), World(), torch.enable_grad)
     segment.forward()
     found = segment.backward(list(weights.split(3)), needs_input=True)
-    assert relative(torch.cat(found), leaf.grad) < 1e-9
-    assert all(relative(p.grad, e) < 1e-9 for p, e in zip(module.parameters(), expected, strict=True))
+    assert relative(torch.cat(found), leaf.grad) < TOLERANCE
+    assert all(relative(p.grad, e) < TOLERANCE for p, e in zip(module.parameters(), expected, strict=True))
 
 
 def test_frozen_parameters_get_no_gradient_and_the_others_the_right_one():
@@ -248,25 +247,36 @@ def test_frozen_parameters_get_no_gradient_and_the_others_the_right_one():
     chunked(found, batch(8).split(3))
     for mine, theirs in zip(found.parameters(), expected.parameters(), strict=True):
         assert (mine.grad is None) == (theirs.grad is None)
-        assert mine.grad is None or relative(mine.grad, theirs.grad) < 1e-9
+        assert mine.grad is None or relative(mine.grad, theirs.grad) < TOLERANCE
 
 
 # -- half precision, memory ----------------------------------------------------------------------------
 
 
+def distance(encoder: nn.Module, features: Tensor, truth: nn.Module, true_features: Tensor) -> float:
+    """The largest of features and gradients, from those in float64."""
+    errors = [relative(features.double(), true_features)]
+    for mine, theirs in zip(encoder.parameters(), truth.parameters(), strict=True):
+        errors.append(relative(mine.grad.double(), theirs.grad))
+    return max(errors)
+
+
+@pytest.mark.parametrize("autocast", [None, bf16], ids=["float32", "bf16"])
 @pytest.mark.parametrize("name", ["resnet_small", "branches"])
-def test_autocast_is_as_close_as_plain_autocast(name):
-    exact, plain = build(name, torch.float32), build(name, torch.float32)
-    found = copy.deepcopy(plain)
+def test_chunks_round_no_more_than_the_whole_batch(name, autocast):
+    """Both are the largest of thousands of rounding errors of one size, so within a small factor of each other."""
+    options, of_the_whole, of_chunks = {"autocast": autocast} if autocast else {}, [], []
     x = batch(16, torch.float32)
-    truth = whole(exact, x)
-    expected = whole(plain, x, autocast=bf16)
-    features = chunked(found, x.split(5), autocast=bf16)
-    assert relative(features, expected) < 0.02
-    assert relative(features.float(), truth) < 2 * relative(expected.float(), truth) + 0.01
-    for mine, theirs, true in zip(found.parameters(), plain.parameters(), exact.parameters(), strict=True):
-        assert mine.grad.dtype == torch.float32
-        assert relative(mine.grad, true.grad) < 2 * relative(theirs.grad, true.grad) + 0.02
+    for seed in range(4):
+        plain = build(name, torch.float32, seed)
+        found, truth = copy.deepcopy(plain), copy.deepcopy(plain).double()
+        exact = whole(truth, x.double())
+        of_the_whole.append(distance(plain, whole(plain, x, **options), truth, exact))
+        features = chunked(found, x.split(5), **options)
+        of_chunks.append(distance(found, features, truth, exact))
+        assert features.dtype == (torch.bfloat16 if autocast else torch.float32)
+        assert {parameter.grad.dtype for parameter in found.parameters()} == {torch.float32}
+    assert 0 < max(of_chunks) < 10 * max(of_the_whole)
 
 
 class Saved:
@@ -343,8 +353,8 @@ def test_a_batch_norm_in_two_segments_is_as_torch_has_it():
     found = copy.deepcopy(expected)
     x = torch.randn(8, 3, dtype=torch.float64)
     features = whole(expected, x)
-    assert relative(chunked(Chain(*found), x.split(3)), features) < 1e-9
-    assert_equal(found, expected, 1e-9)
+    assert relative(chunked(Chain(*found), x.split(3)), features) < TOLERANCE
+    assert_equal(found, expected)
 
 
 def test_errors_leave_the_encoder_as_it_was():
@@ -369,11 +379,11 @@ def test_errors_leave_the_encoder_as_it_was():
 # -- ranks ---------------------------------------------------------------------------------------------------------
 
 
-def _rank(world: World, name: str, dtype: torch.dtype, synchronised: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    encoder = build(name, dtype)
+def _rank(world: World, name: str, synchronised: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    encoder = build(name)
     if synchronised:
         encoder = convert_sync_batchnorm(encoder, world)
-    x, weights = batch(16, dtype), torch.linspace(-1, 2, 16, dtype=dtype)[:, None]
+    x, weights = batch(16), torch.linspace(-1, 2, 16, dtype=torch.float64)[:, None]
     mine, scale = x.chunk(world.size)[world.rank], weights.chunk(world.size)[world.rank]
     worker = ChunkedEncoder(encoder, world)
     sizes = [1, len(mine) - 1] if world.rank else [2, len(mine) - 2]
@@ -384,21 +394,20 @@ def _rank(world: World, name: str, dtype: torch.dtype, synchronised: bool) -> tu
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize(
     "name, synchronised, size",
     [("resnet_small", True, 2), ("resnet18", False, 2), ("branches", True, 4), ("chain", False, 4)]
     + [("no_batch_norm", False, 2), ("no_batch_norm", False, 4)],
 )
-def test_ranks_with_chunks_equal_one_process_with_the_whole_batch(name, synchronised, size, dtype):
-    expected = build(name, dtype)
-    weights = torch.linspace(-1, 2, 16, dtype=dtype)[:, None]
-    features = expected(batch(16, dtype))
+def test_ranks_with_chunks_equal_one_process_with_the_whole_batch(name, synchronised, size):
+    expected = build(name)
+    weights = torch.linspace(-1, 2, 16, dtype=torch.float64)[:, None]
+    features = expected(batch(16))
     (features * weights).sin().sum().backward()
-    answers = gloo.run(_rank, size, name, dtype, synchronised)
-    assert relative(torch.cat([own for own, _, _ in answers]), features) < TOLERANCE[dtype]
+    answers = gloo.run(_rank, size, name, synchronised)
+    assert relative(torch.cat([own for own, _, _ in answers]), features) < TOLERANCE
     for _, gradients, buffers in answers:
         for mine, theirs in zip(gradients, expected.parameters(), strict=True):
-            assert relative(mine, theirs.grad) < TOLERANCE[dtype]
+            assert relative(mine, theirs.grad) < TOLERANCE
         for mine, theirs in zip(buffers, expected.buffers(), strict=True):
-            assert relative(mine, theirs) < TOLERANCE[dtype]
+            assert relative(mine, theirs) < TOLERANCE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -211,7 +210,8 @@ def test_the_next_plan_is_asked_for_when_a_plan_is_there(trained, embeddings, ag
     trainer, rows = trained(content(embeddings=embeddings, overlap=1, epochs=4))
     assert trainer.requests == [(0, PlanKey(0, 0)), (0, PlanKey(1, 0)), (11, PlanKey(2, 0)), (22, PlanKey(3, 0))]
     assert trainer.passes == [(0, 0)] if embeddings else [(0, 0), (11, 2), (22, 3)], "the first two share one"
-    assert [row["plan/age"] for row in rows] == pytest.approx(ages, abs=0.1)
+    # Cached embeddings of the 4 samples that an epoch leaves out are older: of 3 epochs, by 3 epochs at most.
+    assert [row["plan/age"] for row in rows] == pytest.approx(ages, abs=4 * 3 * 3 / 180)
     assert [row["time/wait"] > 0 for row in rows] == [True] * 3 + [False], "nothing is asked for in the last epoch"
 
 
@@ -236,7 +236,7 @@ def test_rounds_are_made_beside_the_round_before(trained):
 
 def test_the_background_process_makes_the_plan_of_this_one():
     z = torch.randn(180, 8, generator=torch.Generator().manual_seed(1))
-    both, sampler = Embeddings(z, z + 0.1), samplers.build("spectral", batch_size=16, k=4, skip=3)
+    both, sampler = Embeddings(z.double(), z.double() + 0.1), samplers.build("spectral", batch_size=16, k=4, skip=3)
     service = LocalPlanService(num_samples=180, seed=3, world=World())
     keys = [PlanKey(2, 0), PlanKey(2, 1), PlanKey(3, 0, 2)]
     for key in keys:
@@ -246,7 +246,7 @@ def test_the_background_process_makes_the_plan_of_this_one():
         found, expected = service.receive(key), make_plan(sampler, both, key, num_samples=180, seed=3)
         assert found.plan.digest == expected.plan.digest
         assert (found.plan.epoch, found.plan.round, found.plan.seed) == (key.epoch, key.round, 3)
-        assert (found.loss, found.lift) == pytest.approx((expected.loss, expected.lift))
+        assert (found.loss, found.lift) == pytest.approx((expected.loss, expected.lift), rel=runs.EXACT)
         assert found.plan.conflicts == expected.plan.conflicts > 0
     service.close()
     with pytest.raises(ProcessLookupError):
@@ -293,13 +293,10 @@ def test_a_cut_training_ends_as_the_one_that_was_not(tmp_path, beside, name):
     sampler, embeddings, planner = PLANNED[name]
     steps = {"epochs": 4, "batch_size": 16, "checkpoint_steps": 4, "eval_every": 4}
     wanted = runs.experiment(sampler, embeddings={"batch_size": 64, **embeddings}, planner=planner, train=steps)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     losses, weights, rows = runs.run(World(), tmp_path / "whole", wanted)
     for cut in ({"after_epoch": 1}, {"after_step": 17}, {"after_epoch": 2}, {"after_step": 31}):
         runs.interrupt(tmp_path / "cut", wanted, **cut)
     rest, found, _ = runs.run(World(), tmp_path / "cut", wanted)
-    torch.set_num_threads(threads)
     assert len(rest) == 44 - (22 + 8)
     assert rest == losses[-len(rest) :]
     assert runs.equal(found, weights)
@@ -307,23 +304,6 @@ def test_a_cut_training_ends_as_the_one_that_was_not(tmp_path, beside, name):
         assert {key: line[key] for key in row if not key.startswith("time/") and key != "plan/seconds"} == {
             key: value for key, value in row.items() if not key.startswith("time/") and key != "plan/seconds"
         }
-
-
-def _with_children(*arguments):
-    multiprocessing.current_process()._config["daemon"] = False  # the test's own ranks are daemons
-    return runs.run(*arguments)
-
-
-@pytest.mark.dist
-def test_two_workers_plan_ahead_as_one_does(tmp_path):
-    one_thread = torch.get_num_threads()
-    torch.set_num_threads(1)
-    wanted = content("osgd", overlap=1, every=2, warmup_epochs=1, epochs=3)
-    losses, _, rows = runs.run(World(), tmp_path / "one", wanted)
-    for rank_losses, _, rank_rows in gloo.run(_with_children, 2, str(tmp_path / "two"), wanted, timeout=120):
-        assert rank_losses == pytest.approx(losses, rel=1e-2)
-        assert [row["plan/age"] for row in rank_rows] == [row["plan/age"] for row in rows]
-    torch.set_num_threads(one_thread)
 
 
 def test_what_nobody_expected_is_one_line_for_all_ranks(caplog):

