@@ -17,6 +17,8 @@ from mbcl.orchestration.resources import Need
 from mbcl.storage import LocalStore
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = dict(os.environ)
+"""For other processes: without the variables that a local Ray of this one sets."""
 
 SPACE: dict[str, Any] = {
     "question": "Does it run?",
@@ -76,13 +78,13 @@ def command(space: Path, results: Path, *options: str) -> list[str]:
 
 def call(space: Path, results: Path, *options: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     # Without --address a sweep has a Ray of its own, whatever cluster the environment names.
-    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
+    environment = ENVIRONMENT | {"RAY_ADDRESS": "127.0.0.1:1"}
     return subprocess.run(
         command(space, results, *options), cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment
     )
 
 
-def apart(module: str, expression: str, *, environment: dict[str, str] | None = None, timeout: float = 300) -> Any:
+def apart(module: str, expression: str, *, environment: dict[str, str] = ENVIRONMENT, timeout: float = 300) -> Any:
     """What an expression of a test module is in a process of its own, which has not imported Ray yet."""
     code = f"import json, pathlib; from tests.orchestration.{module} import *; print(json.dumps({expression}))"
     result = subprocess.run(
@@ -92,8 +94,9 @@ def apart(module: str, expression: str, *, environment: dict[str, str] | None = 
     return json.loads(result.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
+    """A local Ray in this process, for tests that leave it as it is; those on another Ray run in other processes."""
     from mbcl.orchestration.cluster import cluster
     from mbcl.orchestration.resources import Node
 

@@ -46,6 +46,7 @@ def serial(sampler, embeddings, key=KEY, seed=5):
 
 @pytest.fixture
 def start(local_ray):
+    """Starts planners, for tests that kill them."""
     from mbcl.orchestration.planner import PlannerActor
 
     planners = []
@@ -57,6 +58,16 @@ def start(local_ray):
     yield make
     for planner in planners:
         ray.kill(planner)
+
+
+@pytest.fixture(scope="module")
+def planner(local_ray):
+    """One for all tests that leave it alive: a group of another name clears what the last test left in it."""
+    from mbcl.orchestration.planner import PlannerActor
+
+    planner = PlannerActor.remote(5, 2)
+    yield planner
+    ray.kill(planner)
 
 
 def service_of(planner):
@@ -76,7 +87,7 @@ def shard(embeddings: Embeddings, rows: slice) -> list:
     return [ray.put(arrays)]
 
 
-@pytest.mark.parametrize("num_tasks", [1, 2, 4])
+@pytest.mark.parametrize("num_tasks", [1, 4])
 def test_tasks_make_the_serial_plan(start, embeddings, num_tasks):
     """Both samplers with one planner, asked together: several plans may be on their way."""
     service = service_of(start(num_tasks=num_tasks))
@@ -120,8 +131,8 @@ def group(size, name="first"):
     return Group(name, size)
 
 
-def test_shards_of_two_ranks_in_any_order(start, embeddings):
-    planner, two = start(), group(2)
+def test_shards_of_two_ranks_in_any_order(planner, embeddings):
+    two = group(2)
     ray.get(planner.deposit.remote(two, KEY, 1, shard(embeddings, slice(2500, None))))
     missing = ray.get(planner.plan.remote(two, KEY, SPECTRAL))
     assert missing is None, "a shard is missing: the planner must not wait for it"
@@ -131,9 +142,9 @@ def test_shards_of_two_ranks_in_any_order(start, embeddings):
     assert ray.get(planner.held.remote()) == 0, "the planner holds no more than it needs"
 
 
-def test_shards_of_a_lost_group_are_not_those_of_a_smaller_one(start, embeddings):
+def test_shards_of_a_lost_group_are_not_those_of_a_smaller_one(planner, embeddings):
     """After the loss of a node a trial goes on with fewer workers, and a late deposit of the others may still come."""
-    planner, two, one = start(), group(2), group(1, "second")
+    two, one = group(2, "lost"), group(1, "second")
     ray.get(planner.deposit.remote(two, KEY, 1, shard(embeddings, slice(2500, None))))
     ray.get(planner.deposit.remote(one, KEY, 0, shard(embeddings, slice(None))))
     assert ray.get(planner.plan.remote(two, KEY, SPECTRAL)) is None
@@ -145,10 +156,9 @@ def test_shards_of_a_lost_group_are_not_those_of_a_smaller_one(start, embeddings
     assert planned.plan.digest == serial(SPECTRAL, embeddings).plan.digest
 
 
-def test_shards_of_a_lost_epoch_are_dropped(start, embeddings):
-    planner = start()
+def test_shards_of_a_lost_epoch_are_dropped(planner, embeddings):
     for epoch in range(4):
-        ray.get(planner.deposit.remote(group(2), PlanKey(epoch, 0), 0, shard(embeddings, slice(0, 10))))
+        ray.get(planner.deposit.remote(group(2, "long"), PlanKey(epoch, 0), 0, shard(embeddings, slice(0, 10))))
     assert ray.get(planner.held.remote()) == 1
 
 
@@ -250,13 +260,13 @@ class Failing(Spectral):
     "expected,words", [(True, "^no such pool$"), (False, "^planning failed: ValueError: two lines$")]
 )
 def test_what_fails_in_a_pools_task_is_one_line_for_all_ranks(
-    start, embeddings, by_value, monkeypatch, expected, words
+    planner, embeddings, by_value, monkeypatch, expected, words
 ):
     """Rank 0 alone hears of it: it must tell the others that there is something to be told."""
     from mbcl.orchestration import planner as module
 
     told = []
-    service = service_of(start())
+    service = service_of(planner)
     broadcast = module.dist.broadcast_object
     monkeypatch.setattr(module.dist, "broadcast_object", lambda x, world: told.append(x) or broadcast(x, world))
     service.request(KEY, embeddings, Failing(batch_size=16, k=8, expected=expected))
@@ -265,11 +275,11 @@ def test_what_fails_in_a_pools_task_is_one_line_for_all_ranks(
     assert told == ["ready"]
 
 
-def test_a_plan_that_takes_longer_than_a_round(start, embeddings, monkeypatch):
+def test_a_plan_that_takes_longer_than_a_round(planner, embeddings, monkeypatch):
     from mbcl.orchestration import planner as module
 
     monkeypatch.setattr(module.dist, "ROUND_SECONDS", 0.01)
-    service = service_of(start())
+    service = service_of(planner)
     told = []
     broadcast = module.dist.broadcast_object
     monkeypatch.setattr(module.dist, "broadcast_object", lambda x, world: told.append(x) or broadcast(x, world))
@@ -283,9 +293,9 @@ def test_a_plan_that_takes_longer_than_a_round(start, embeddings, monkeypatch):
         service.receive(KEY)
 
 
-def test_what_cannot_be_planned_is_an_error_not_a_retry(start, embeddings):
+def test_what_cannot_be_planned_is_an_error_not_a_retry(planner, embeddings):
     sampler = samplers.build("osgd", batch_size=16, k=1000, q=1)
-    service = service_of(start())
+    service = service_of(planner)
     service.request(KEY, embeddings, sampler)
     with pytest.raises((PlanError, ValueError), match="k"):
         service.receive(KEY)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand
 from mbcl.storage import LocalStore
 
-from .conftest import ROOT, SPACE, alive, call, children, command
+from .conftest import ENVIRONMENT, ROOT, SPACE, alive, call, children, command
 
 pytest.importorskip("ray")
 
@@ -63,23 +64,27 @@ def damage(study: Path) -> str:
 
 @pytest.fixture(scope="module")
 def killed_and_resumed(tmp_path_factory):
-    """A sweep killed as a whole while its second trial ran, its files damaged, then resumed to its end."""
+    """A sweep, all of its processes killed while its second trial ran, its files damaged, then resumed to its end."""
     folder = tmp_path_factory.mktemp("sweep")
     space = folder / "study.yaml"
     space.write_text(yaml.safe_dump(SPACE, sort_keys=False))
     study = folder / "results" / "study"
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command(space, folder / "results"), cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command(space, folder / "results"), cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT
+        )
         try:
             begun = "trials/001-*/checkpoints/epoch_000001/manifest.json"
             wait_for(lambda: process.poll() is not None or list(study.glob(begun)), 200)
         finally:
-            left = children(process.pid)
-            process.kill()
+            everything = [process.pid, *children(process.pid)]
+            for pid in everything:  # Ray's own would notice only after a minute, and write whole checkpoints meanwhile
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.wait()
     assert statuses(study) == ["finished", "running"], (folder / "log").read_text()
     before = json.loads((study / "study.json").read_text())
-    wait_for(lambda: not alive(left))  # until then workers write checkpoints that are whole
+    wait_for(lambda: not alive(everything))
     damaged = damage(study)
     result = call(space, folder / "results", "--resume")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -189,7 +194,8 @@ def test_concurrency_and_order_change_no_result(space_file, tmp_path):
     for name, options in (("one", ()), ("two", two)):
         result = call(space, tmp_path, "--name", name, *options, timeout=900)
         assert result.returncode == 0, result.stdout + result.stderr
-    process = subprocess.Popen([*command(space, tmp_path, "--name", "cut"), *two], cwd=ROOT, stdout=subprocess.DEVNULL)
+    line = [*command(space, tmp_path, "--name", "cut"), *two]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
     try:
         wait_for(lambda: process.poll() is not None or statuses(tmp_path / "cut").count("finished") >= 5, 600)
     finally:
@@ -359,7 +365,13 @@ def test_a_failing_trial_is_a_row_and_the_others_stay(space_file, tmp_path):
 def test_interrupted(space_file, tmp_path, number):
     space, out = space_file({"experiment/train/epochs": 500}), tmp_path / "out"
     process = subprocess.Popen(
-        command(space, out), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command(space, out),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=ENVIRONMENT,
     )
     try:
         wait_for(lambda: process.poll() is not None or list(out.glob("study/trials/*/metrics.jsonl")))
