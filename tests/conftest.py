@@ -23,25 +23,29 @@ settings.register_profile("explore", deadline=None, print_blob=True)
 settings.load_profile("suite")
 
 
-def _module_fixtures(item: pytest.Item) -> bool:
+def _has_module_fixtures(item: pytest.Item) -> bool:
     definitions = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]  # has no public name
     return any(each[-1].scope == "module" for each in definitions if each)
 
 
-def _group(item: pytest.Item) -> str:
+def _group(item: pytest.Item) -> str | None:
+    """The group that a test belongs to; None if it can run beside any other."""
     if "local_ray" in getattr(item, "fixturenames", ()):
         return "local_ray"
-    if item.get_closest_marker("ray") and not _module_fixtures(item):
-        return item.nodeid
-    return item.path.as_posix()
+    if item.get_closest_marker("ray") and not _has_module_fixtures(item):
+        return None
+    return f"{item.path.parent.name}/{item.path.stem}"
 
 
 def _weight(item: pytest.Item) -> int:
-    return next((place for place, mark in enumerate(("ray", "dist")) if item.get_closest_marker(mark)), 2)
+    if "local_ray" in getattr(item, "fixturenames", ()):
+        return 0
+    return next((place for place, mark in enumerate(("ray", "dist"), 1) if item.get_closest_marker(mark)), 3)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+        if group := _group(item):
+            item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=_weight)
