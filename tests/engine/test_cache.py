@@ -146,7 +146,7 @@ def test_two_workers_plan_from_what_both_made(tmp_path):
     content = runs.experiment("spectral", train={"epochs": 2, "batch_size": 16}, **CACHED)
     torch.set_num_threads(1)  # as the ranks: the first plan hangs on the last bits
     losses, _, found = runs.run(World(), tmp_path / "one", content)
-    for rank_losses, _, rank_rows in gloo.run(runs.run, 2, str(tmp_path / "two"), content, timeout=120):
+    for rank_losses, _, rank_rows in gloo.run(runs.run, 2, str(tmp_path / "two"), content):
         assert rank_losses[:11] == pytest.approx(losses[:11], rel=1e-4)
         assert rank_rows[1]["plan/age"] == found[1]["plan/age"] == 1
         # A last bit of an embedding may change a plan, but not how hard it is.

@@ -187,7 +187,7 @@ def _compile_where_one_rank_cannot(world):
 
 @pytest.mark.dist
 def test_one_rank_that_cannot_compile_ends_all():
-    first, second = gloo.run(_compile_where_one_rank_cannot, 2, timeout=60)
+    first, second = gloo.run(_compile_where_one_rank_cannot, 2)
     assert "Failed to find C++ compiler" in second
     assert first == f"rank 1: {second}"
 
@@ -196,7 +196,7 @@ def test_one_rank_that_cannot_compile_ends_all():
 def test_compiled_workers_train_as_one_does(tmp_path):
     content = runs.experiment(train={"epochs": 1, "batch_size": 16, "compile": True})
     expected, weights, _ = runs.run(World(), tmp_path / "eager", runs.experiment(train={"epochs": 1, "batch_size": 16}))
-    for losses, found, _ in gloo.run(runs.run, 2, str(tmp_path / "compiled"), content, timeout=400):
+    for losses, found, _ in gloo.run(runs.run, 2, str(tmp_path / "compiled"), content):
         assert losses == pytest.approx(expected, rel=1e-3)
         assert runs.largest_difference(found, weights) < 1e-3
 
@@ -221,12 +221,12 @@ def _normalised(world, synchronised):
 @pytest.mark.dist
 def test_batch_norm_is_synchronised_unless_told_otherwise(tmp_path):
     _, _, (row,) = runs.run(World(), tmp_path, runs.experiment(train={"epochs": 1, "batch_size": 16}))
-    kinds, loss, means, _ = gloo.run(_normalised, 2, True, timeout=120)[0]
+    kinds, loss, means, _ = gloo.run(_normalised, 2, True)[0]
     assert kinds == {"SyncBatchNorm1d", "SyncBatchNorm2d"}
     assert loss == pytest.approx(row["train/loss"], rel=1e-4)
     torch.testing.assert_close(means[0], means[1])
 
-    (kinds, loss, means, top1), other = gloo.run(_normalised, 2, False, timeout=120)
+    (kinds, loss, means, top1), other = gloo.run(_normalised, 2, False)
     assert kinds == {"BatchNorm1d", "BatchNorm2d"}
     assert abs(loss - row["train/loss"]) > 1e-3, "each rank normalises its own half"
     assert torch.equal(means[0], means[1]), "what is saved and validated is the ranks' mean"
@@ -276,7 +276,7 @@ def test_accumulation_is_the_same_on_two_workers(tmp_path, mode):
         train={"epochs": 1, "batch_size": 16, "accumulation": {"mode": mode, "chunk_size": 8}},
     )
     losses, weights, rows = runs.run(World(), tmp_path / "one", content)
-    for rank_losses, rank_weights, rank_rows in gloo.run(runs.run, 2, str(tmp_path / "two"), content, timeout=120):
+    for rank_losses, rank_weights, rank_rows in gloo.run(runs.run, 2, str(tmp_path / "two"), content):
         assert rank_losses == pytest.approx(losses, rel=1e-4)
         assert runs.largest_difference(rank_weights, weights) < 1e-4
         assert rank_rows[0]["sogclr/u_age"] == rows[0]["sogclr/u_age"]

@@ -39,7 +39,7 @@ def test_several_workers_train_as_one(tmp_path, sampler, objective, num_workers,
     content = runs.experiment(sampler, objective={"name": objective}, optimizer={"name": "lars", "lr": lr})
     torch.set_num_threads(1)
     losses, weights, rows = runs.run(World(), tmp_path / "one", content)
-    ranks = gloo.run(runs.run, num_workers, str(tmp_path / "several"), content, timeout=240)
+    ranks = gloo.run(runs.run, num_workers, str(tmp_path / "several"), content)
     assert len(losses) == 22, "two epochs of 180 // 16 steps"
     for rank_losses, rank_weights, rank_rows in ranks:
         assert rank_losses == pytest.approx(losses, rel=1e-4)
@@ -66,7 +66,7 @@ def test_the_shipped_experiment_is_the_same_on_two_workers_for_its_first_20_step
     torch.set_num_threads(1)
     losses, weights, _ = runs.run(World(), tmp_path / "one", experiment)
     assert len(losses) == 20
-    for rank_losses, rank_weights, _ in gloo.run(runs.run, 2, str(tmp_path / "two"), experiment, timeout=240):
+    for rank_losses, rank_weights, _ in gloo.run(runs.run, 2, str(tmp_path / "two"), experiment):
         assert rank_losses == pytest.approx(losses, rel=1e-4)
         assert runs.largest_difference(rank_weights, weights) < 1e-4
 
@@ -102,7 +102,7 @@ def test_a_training_of_one_worker_goes_on_with_two(tmp_path):
     folder = tmp_path / "moved"
     content = runs.experiment("osgd")
     runs.interrupt(folder, content, after_epoch=1)
-    ranks = gloo.run(runs.run, 2, str(folder), content, timeout=240)
+    ranks = gloo.run(runs.run, 2, str(folder), content)
     assert ranks[0][0] == pytest.approx(whole[11:], rel=1e-4), "the second epoch alone was trained"
     assert runs.largest_difference(ranks[0][1], weights) < 1e-4
 
@@ -121,6 +121,6 @@ def _train_from_weights_that_are_not_finite(world, content):
 @pytest.mark.dist
 def test_embeddings_that_are_not_finite_end_every_rank():
     """20 validation samples are one rank's work; the other rank must not wait for it for ever."""
-    first, second = gloo.run(_train_from_weights_that_are_not_finite, 2, runs.experiment(), timeout=60)
+    first, second = gloo.run(_train_from_weights_that_are_not_finite, 2, runs.experiment())
     assert "rows are not finite" in first
     assert second != "no error"

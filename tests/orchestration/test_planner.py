@@ -6,13 +6,13 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from patience import PATIENCE
 
 from mbcl import samplers
 from mbcl.dist import World
@@ -166,7 +166,7 @@ def test_killed_between_deposit_and_plan(start, embeddings):
     planner = start()
     ray.get(planner.deposit.remote(group(1), KEY, 0, shard(embeddings, slice(None))))
     kill_process(planner)
-    answer = ray.get(planner.plan.remote(group(1), KEY, SPECTRAL), timeout=60)
+    answer = ray.get(planner.plan.remote(group(1), KEY, SPECTRAL), timeout=PATIENCE)
     assert answer is None, "restarted: it says that the shards are gone"
     service = service_of(planner)
     service.request(KEY, embeddings, SPECTRAL)
@@ -217,7 +217,7 @@ def test_killed_while_planning(start, embeddings, by_value):
     first = ray.get(planner.__ray_call__.remote(lambda actor: os.getpid()))
     service = service_of(planner)
     service.request(KEY, embeddings, sampler)
-    ray.get(gate.wait_for_arrival.remote(), timeout=60)
+    ray.get(gate.wait_for_arrival.remote(), timeout=PATIENCE)
     os.kill(first, signal.SIGKILL)
     ray.get(gate.let_through.remote())
     planned = service.receive(KEY)
@@ -232,12 +232,11 @@ def test_killed_while_one_plan_is_made_and_another_waits(start, embeddings, by_v
     planner, sampler, second = start(), Gated(batch_size=16, k=8, gate=gate), PlanKey(4, 0)
     first_process = ray.get(planner.__ray_call__.remote(lambda actor: os.getpid()))
     service = service_of(planner)
-    begun = time.monotonic()
     service.request(KEY, embeddings, sampler)
-    ray.get(gate.wait_for_arrival.remote(), timeout=60)
+    ray.get(gate.wait_for_arrival.remote(), timeout=PATIENCE)
     service.request(second, embeddings, SPECTRAL)
-    assert ray.get(planner.held.remote(), timeout=60) == 2, "deposits are taken while a plan is made"
-    assert time.monotonic() - begun < 60, "asking waits for no plan"
+    held = ray.get(planner.held.remote(), timeout=PATIENCE)
+    assert held == 2, "deposits are taken while a plan is made, and asking for plans waits for none"
     os.kill(first_process, signal.SIGKILL)
     ray.get(gate.let_through.remote())
     for key in (KEY, second):
@@ -275,22 +274,32 @@ def test_what_fails_in_a_pools_task_is_one_line_for_all_ranks(
     assert told == ["ready"]
 
 
-def test_a_plan_that_takes_longer_than_a_round(planner, embeddings, monkeypatch):
+def test_a_plan_that_takes_longer_than_a_round(start, embeddings, by_value, monkeypatch):
     from mbcl.orchestration import planner as module
 
     monkeypatch.setattr(module.dist, "ROUND_SECONDS", 0.01)
-    service = service_of(planner)
-    told = []
+    gate, closed = (ray.remote(num_cpus=0, max_concurrency=100)(Gate).remote() for _ in range(2))
+    service, told = service_of(start()), []
     broadcast = module.dist.broadcast_object
-    monkeypatch.setattr(module.dist, "broadcast_object", lambda x, world: told.append(x) or broadcast(x, world))
-    service.request(KEY, embeddings, SPECTRAL)
+
+    def tell(x, world):
+        told.append(x)
+        if x == "waiting":
+            gate.let_through.remote()
+        return broadcast(x, world)
+
+    monkeypatch.setattr(module.dist, "broadcast_object", tell)
+    service.request(KEY, embeddings, Gated(batch_size=16, k=8, gate=gate))
     assert service.receive(KEY).plan.digest == serial(SPECTRAL, embeddings).plan.digest
     assert told.count("waiting") >= 1
     assert set(told) == {"waiting", "ready"}
     monkeypatch.setattr(module, "PLAN_SECONDS", 0.05)
-    service.request(KEY, embeddings, SPECTRAL)
+    monkeypatch.setattr(module.dist, "broadcast_object", broadcast)
+    service.request(KEY, embeddings, Gated(batch_size=16, k=8, gate=closed))
     with pytest.raises(PlanError, match=r"no plan for epoch 3, round 1 within 0.05 s"):
         service.receive(KEY)
+    ray.kill(gate)
+    ray.kill(closed)
 
 
 def test_what_cannot_be_planned_is_an_error_not_a_retry(planner, embeddings):
