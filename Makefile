@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 # Tests run in this many processes; most wait for processes of their own.
 PROCESSES ?= 2
-PYTEST  = $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup
+PYTEST  = $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 PIP     = $(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet
 
 .PHONY: run test test-fast test-slow test-arithmetic lint format types layers all clean help
