@@ -55,7 +55,7 @@ def parse_yaml(text: str, source: str) -> Any:
         ConfigError: if it is not YAML; the text names the source and the line.
     """
     try:
-        content = yaml.load(text, _UniqueKeys)
+        content = yaml.load(text, _UniqueKeys)  # noqa: S506  # a SafeLoader
         json.dumps(content, default=str)  # an alias inside its own anchor has no end
         return content
     except (ValueError, OverflowError) as error:  # a date that is none, a number beyond all limits

@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 120  # seconds that a collective waits
+from patience import PATIENCE, wait_for
+
 GRACE = 2.0  # seconds that the other ranks get to report once one has failed
 
 
@@ -31,9 +32,8 @@ def _serve(rank: int, size: int, rendezvous: str, pipe: Connection) -> None:
     from mbcl import dist
 
     torch.set_num_threads(1)
-    td.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=timedelta(seconds=PATIENCE)
-    )
+    limit = timedelta(seconds=2 * PATIENCE)  # who waits for the ranks gives up before, and says which are missing
+    td.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=limit)
     pipe.send(("ready", None))
     while True:
         try:
@@ -47,22 +47,31 @@ def _serve(rank: int, size: int, rendezvous: str, pipe: Connection) -> None:
 
 
 @contextmanager
-def impatient() -> Iterator[None]:
-    """On a rank: collectives wait no longer than a second, and ranks at work meet more often than that."""
-    import torch.distributed as td
+def short_rounds() -> Iterator[Callable[[int], None]]:
+    """On a rank: rounds of :func:`mbcl.dist.meanwhile` are short, and what is yielded waits until so many have passed.
 
+    Work that waits so takes longer than any collective: it never ends where ranks do not meet meanwhile.
+    """
     from mbcl import dist
 
-    internals = td.distributed_c10d
-    group = internals._get_default_group()
-    set_timeout = getattr(internals, "set_timeout", None) or internals._set_pg_timeout  # the name before torch 2.13
-    set_timeout(timedelta(seconds=1), group)
-    dist.ROUND_SECONDS, before = 0.3, dist.ROUND_SECONDS
+    met = 0
+    seconds, all_reduce_sum = dist.ROUND_SECONDS, dist.all_reduce_sum
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal met
+        total = all_reduce_sum(*arguments)
+        met += 1
+        return total
+
+    def rounds(number: int) -> None:
+        end = met + number
+        wait_for(lambda: met >= end, every=0.01)
+
+    dist.ROUND_SECONDS, dist.all_reduce_sum = 0.05, counted
     try:
-        yield
+        yield rounds
     finally:
-        dist.ROUND_SECONDS = before
-        set_timeout(timedelta(seconds=PATIENCE), group)
+        dist.ROUND_SECONDS, dist.all_reduce_sum = seconds, all_reduce_sum
 
 
 class Pool:
@@ -82,7 +91,7 @@ class Pool:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
-        self._answers(timeout=120)
+        self._answers(PATIENCE)
 
     def run(self, function: Callable[..., Any], *arguments: Any, timeout: float) -> list[Any]:
         """``function(world, *arguments)`` on every rank; the results by rank."""
@@ -135,7 +144,7 @@ class Pool:
 _POOLS: dict[int, Pool] = {}
 
 
-def run(function: Callable[..., Any], num_processes: int, *arguments: Any, timeout: float = 60) -> list[Any]:
+def run(function: Callable[..., Any], num_processes: int, *arguments: Any, timeout: float = PATIENCE) -> list[Any]:
     """Run a module-level function on ``num_processes`` ranks.
 
     Args:

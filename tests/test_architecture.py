@@ -1,32 +1,16 @@
-"""What imports what, what `import mbcl` loads, and how large files get."""
+"""What `import mbcl` and its commands load; which module imports which is said to import-linter in pyproject.toml."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted((ROOT / "mbcl").rglob("*.py"))
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
-
-
-def test_imports_go_down_only():
-    """The contracts stand in pyproject.toml."""
-    found = subprocess.run(
-        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-    )
-    assert found.returncode == 0, found.stdout + found.stderr
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
 
 
 def test_the_package_and_its_methods_load_nothing_heavy():
@@ -64,20 +48,3 @@ def test_training_and_evaluating_load_no_ray(tmp_path):
         "assert 'ray' not in sys.modules"
     )
     assert found.returncode == 0, found.stderr
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_source_uses_a_global_generator_or_calls_collectives_elsewhere(path):
-    """House rules that no linter knows."""
-    text = path.read_text()
-    tree = ast.parse(text)
-    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    for call in calls:
-        assert not call.startswith(("random.", "np.random.seed", "np.random.rand", "torch.manual_seed")), call
-    if path.name != "dist.py":
-        assert "torch.distributed" not in text, "collectives live in mbcl/dist.py"
-    if "orchestration" not in path.parts:
-        assert not any(
-            isinstance(node, ast.Import) and any(name.name.split(".")[0] == "ray" for name in node.names)
-            for node in ast.walk(tree)
-        )

@@ -419,7 +419,7 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
         "assert not loaded, loaded"
     )
     found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
     )
     assert found.returncode == 0, found.stderr
     assert "--embeddings" in found.stdout

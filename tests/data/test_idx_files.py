@@ -110,7 +110,9 @@ def test_a_header_that_promises_too_much_allocates_nothing(tmp_path):
         data.load("fashion_mnist", dir=str(tmp_path))
 
 
-@pytest.mark.parametrize("damaged", [b"not gzip at all", gzip.compress(IMAGES)[:-20], b""])
+@pytest.mark.parametrize(
+    "damaged", [b"not gzip at all", gzip.compress(IMAGES)[:-20], b""], ids=["not gzip", "cut", "empty"]
+)
 def test_damaged_gzip(tmp_path, damaged):
     write(tmp_path, gz=True)
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(damaged)

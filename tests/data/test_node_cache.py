@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from data.official import pack_cifar, write_cifar, write_image
+from patience import PATIENCE, wait_for
 
 from mbcl import data, storage
 from mbcl.cli import main
@@ -51,14 +51,14 @@ def files(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock")
 
 
-def count_reads(monkeypatch) -> list[str]:
-    """The large files that are read from a URI from now on, slowly."""
+def count_reads(monkeypatch, at_once: int = 1) -> list[str]:
+    """The large files that are read from a URI from now on; none is read to its end before so many are begun."""
     read: list[str] = []
     pieces = storage.ArrowStore.pieces
 
     def slow(self, name):
         read.append(name)
-        time.sleep(0.3)
+        wait_for(lambda: len(read) >= at_once)
         yield from pieces(self, name)
 
     monkeypatch.setattr(storage.ArrowStore, "pieces", slow)
@@ -109,7 +109,7 @@ def test_where_files_have_no_locks_each_copies_and_none_is_disturbed(packed, cac
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", without)
-    read = count_reads(monkeypatch)
+    read = count_reads(monkeypatch, at_once=2)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(load, [packed] * 4))
     assert 1 < len(read) <= 4
@@ -118,12 +118,12 @@ def test_where_files_have_no_locks_each_copies_and_none_is_disturbed(packed, cac
 
 
 COPY_AND_HANG = """
-import sys, time
+import signal, sys
 from mbcl import data, storage
 def pieces(self, name):
     yield b"half"
     print("copying", flush=True)
-    time.sleep(600)
+    signal.pause()
 storage.ArrowStore.pieces = pieces
 data.load("image_folder", dir=sys.argv[1])
 """
@@ -139,7 +139,7 @@ def test_a_process_that_is_killed_while_it_copies_leaves_nothing_that_matters(pa
         waiting.start()
         assert any(name.endswith(".tmp") for name in files(cache))
         os.kill(process.pid, signal.SIGKILL)
-    waiting.join(60)
+    waiting.join(PATIENCE)
     assert not waiting.is_alive()
     assert len(files(cache)) == 2
     assert len(load(packed).train) == 6

@@ -33,7 +33,7 @@ FOUR = [("clip", 4), ("sogclr", 4)]
 @pytest.mark.parametrize(("objective", "num_workers"), [*((name, 2) for name in OBJECTIVES), *FOUR])
 def test_several_workers_have_the_gradients_of_one(objective, num_workers):
     for accumulation, dtype in product(("none", "cached"), DTYPES):
-        found = gloo.run(certify, num_workers, Case(objective, dtype, accumulation), timeout=180)
+        found = gloo.run(certify, num_workers, Case(objective, dtype, accumulation))
         assert found[0].within, found[0]
         assert len(set(found)) == 1, "every rank knows the largest error of all"
 
@@ -75,13 +75,13 @@ def _certify_without_commit(world, case):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_the_certificate_finds_dropped_gradients(objective, dtype):
-    found = gloo.run(_certify_with_a_gather_that_drops_the_others_gradients, 2, Case(objective, dtype), timeout=120)[0]
+    found = gloo.run(_certify_with_a_gather_that_drops_the_others_gradients, 2, Case(objective, dtype))[0]
     assert found.gradients > found.bound
 
 
 @pytest.mark.dist
 def test_the_certificate_finds_state_that_differs_between_ranks():
-    found = gloo.run(_certify_without_commit, 2, Case("sogclr"), timeout=120)[0]
+    found = gloo.run(_certify_without_commit, 2, Case("sogclr"))[0]
     assert found.state > found.bound
 
 
@@ -97,9 +97,7 @@ def test_relative_error_by_hand():
 @pytest.mark.dist
 def test_the_command_prints_the_errors_and_writes_them(tmp_path):
     options = ["--workers", "2", "--objectives", "sog", "--accumulation", "none", "--out", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "mbcl", "doctor", *options], capture_output=True, text=True, timeout=240
-    )
+    done = subprocess.run([sys.executable, "-m", "mbcl", "doctor", *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "all within their bounds" in done.stdout
     results = json.loads((tmp_path / "doctor.json").read_text())["results"]

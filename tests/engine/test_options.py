@@ -217,7 +217,7 @@ def _compile_where_one_rank_cannot(world):
 
 @pytest.mark.dist
 def test_one_rank_that_cannot_compile_ends_all():
-    first, second = gloo.run(_compile_where_one_rank_cannot, 2, timeout=60)
+    first, second = gloo.run(_compile_where_one_rank_cannot, 2)
     assert "Failed to find C++ compiler" in second
     assert first == f"rank 1: {second}"
 
@@ -240,7 +240,7 @@ def test_batch_norm_that_is_not_synchronised_is_each_ranks_own(tmp_path):
     """Synchronised it gives what one worker gives: test_parity.py."""
     _, _, (row,) = runs.run(World(), tmp_path, runs.exact(train={"epochs": 1}))
     content = runs.exact(train={"epochs": 1, "sync_batchnorm": False})
-    (kinds, loss, means, top1), other = gloo.run(_unsynchronised, 2, content, timeout=120)
+    (kinds, loss, means, top1), other = gloo.run(_unsynchronised, 2, content)
     assert {kind for kind in kinds if "BatchNorm" in kind} == {"BatchNorm1d", "BatchNorm2d"}
     assert abs(loss - row["train/loss"]) > 1000 * runs.EXACT, "each rank normalises its own half"
     assert torch.equal(means[0], means[1]), "what is saved and validated is the ranks' mean"

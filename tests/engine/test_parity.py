@@ -57,7 +57,7 @@ def test_several_workers_train_as_one(tmp_path, name):
     num_workers, one, changes = CASES[name]
     several = one.model_copy(update={"train": one.train.model_validate({**one.train.model_dump(), **changes})})
     expected = runs.run(World(), tmp_path / "one", one)
-    ranks = gloo.run(_with_children, num_workers, str(tmp_path / "several"), several, timeout=400)
+    ranks = gloo.run(_with_children, num_workers, str(tmp_path / "several"), several)
     assert len(expected[0]) == 5 * one.train.epochs
     for found in ranks:
         runs.assert_alike(found, expected)
@@ -79,7 +79,7 @@ def test_the_shipped_experiment_is_the_same_on_two_workers(tmp_path):
     content = validate(Experiment, {**shipped, **changes}, "test")
     expected = runs.run(World(), tmp_path / "one", content)
     assert len(expected[0]) == 6
-    for found in gloo.run(runs.run, 2, str(tmp_path / "two"), content, timeout=240):
+    for found in gloo.run(runs.run, 2, str(tmp_path / "two"), content):
         runs.assert_alike(found, expected)
 
 
@@ -120,6 +120,6 @@ def _train_from_weights_that_are_not_finite(world, content):
 @pytest.mark.dist
 def test_embeddings_that_are_not_finite_end_every_rank():
     """20 validation samples are one rank's work; the other rank must not wait for it for ever."""
-    first, second = gloo.run(_train_from_weights_that_are_not_finite, 2, runs.experiment(), timeout=60)
+    first, second = gloo.run(_train_from_weights_that_are_not_finite, 2, runs.experiment())
     assert "rows are not finite" in first
     assert second != "no error"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from concurrent.futures.process import BrokenProcessPool
 
 import gloo
 import pytest
 import torch
 from engine import runs
+from patience import PATIENCE, wait_for
 
 from mbcl import samplers
 from mbcl.dist import World
@@ -258,6 +258,7 @@ def test_a_background_process_that_was_killed_is_replaced(caplog):
     both, sampler = Embeddings(z, z + 0.1), samplers.build("spectral", batch_size=16, k=4)
     expected = make_plan(sampler, both, PlanKey(0, 0), num_samples=180, seed=0).plan.digest
     service = LocalPlanService(num_samples=180, seed=0, world=World())
+    service._background.submit(signal.pause)  # so that the plan cannot be there before the kill
     service.request(PlanKey(0, 0), both, sampler, ahead=True)
     os.kill(next(iter(service._background._pool._processes)), signal.SIGKILL)
     assert service.receive(PlanKey(0, 0)).plan.digest == expected
@@ -323,17 +324,15 @@ def test_what_nobody_expected_is_one_line_for_all_ranks(caplog):
 
 
 class Slow(samplers.Spectral):
-    """Plans as its base does, but takes its time."""
-
-    seconds = 3.0
+    """Plans as its base does, but not before the ranks have met three times."""
 
     def plan_rounds(self, *arguments, **options):
-        time.sleep(self.seconds)
+        Slow.rounds(3)
         return super().plan_rounds(*arguments, **options)
 
 
 def _a_plan_longer_than_a_collective(world):
-    with gloo.impatient():
+    with gloo.short_rounds() as Slow.rounds:
         service = LocalPlanService(num_samples=64, seed=0, world=world)
         z1, z2 = torch.randn(2, 64, 4, generator=torch.Generator().manual_seed(0))
         mine = torch.arange(world.rank, 64, world.size)
@@ -344,18 +343,17 @@ def _a_plan_longer_than_a_collective(world):
 @pytest.mark.dist
 def test_a_plan_may_take_longer_than_a_collective():
     """Rank 0 alone plans here, and the others must not run into the process group's time limit meanwhile."""
-    one, other = gloo.run(_a_plan_longer_than_a_collective, 2, timeout=60)
+    one, other = gloo.run(_a_plan_longer_than_a_collective, 2)
     assert one == other
 
 
 def test_a_background_process_ends_at_once_whatever_it_is_at():
     background = BackgroundProcess()
     pid = background.submit(os.getpid).result()
-    asleep = background.submit(time.sleep, 60)
-    start = time.monotonic()
+    endless = background.submit(signal.pause)
+    wait_for(endless.running)
     background.close()
-    assert time.monotonic() - start < 20
-    assert isinstance(asleep.exception(timeout=20), BrokenProcessPool)
+    assert isinstance(endless.exception(timeout=PATIENCE), BrokenProcessPool)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-import time
 
 import gloo
 import pytest
@@ -146,12 +145,12 @@ def _data_that_one_machine_still_copies(world: World) -> int:
     from mbcl.engine import Trainer, trainer
 
     def slow(experiment):
-        time.sleep(2 * world.rank)
+        rounds(3 * world.rank)
         return loaded(experiment)
 
     loaded, trainer.load_parts = trainer.load_parts, slow
     try:
-        with gloo.impatient():
+        with gloo.short_rounds() as rounds:
             store = LocalStore(tempfile.mkdtemp())
             return Trainer(runs.experiment(), world=world, store=store).facts.num_train
     finally:

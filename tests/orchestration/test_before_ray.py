@@ -14,7 +14,7 @@ from mbcl.orchestration.trials import expand
 from mbcl.storage import LocalStore
 from mbcl.study import read_study
 
-from .conftest import ROOT
+from .helpers import ROOT
 
 pytest.importorskip("ray")
 
@@ -322,7 +322,7 @@ def unread(code: str) -> tuple[int, str]:
     os.close(reading)
     with os.fdopen(writing, "wb") as nowhere:
         result = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, stdout=nowhere, stderr=subprocess.PIPE, text=True, timeout=120
+            [sys.executable, "-c", code], cwd=ROOT, stdout=nowhere, stderr=subprocess.PIPE, text=True
         )
     return result.returncode, result.stderr
 

@@ -14,7 +14,7 @@ from mbcl.errors import ConfigError
 from mbcl.experiment import Experiment
 from mbcl.orchestration.checks import check_data
 
-from .conftest import SPACE
+from .helpers import SPACE
 
 SAMPLERS = ({"name": "shuffle"}, {"name": "spectral", "k": 4}, {"name": "kmeans"}, {"name": "fixed"})
 SIZES = (200, 250, 300)

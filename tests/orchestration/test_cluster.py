@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 from mbcl.errors import ConfigError
 from mbcl.orchestration.checks import check_shared
 from mbcl.storage import LocalStore
 
 from .autoscaled import autoscaled
-from .conftest import ROOT, apart, command
+from .helpers import ROOT, apart, command
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
@@ -64,6 +65,7 @@ def look(folder: Path, space: Path) -> dict[str, Any]:
         head_node_args={"num_cpus": 0, "resources": {"driver": 1000}, "include_dashboard": False},
     )
     nodes.add_node(num_cpus=2, resources={"task": 2})
+    nodes.head_node.kill_monitor()  # its own report, every five seconds, would replace those of this test
     seen: dict[str, Any] = {}
     said: list[str] = []
 
@@ -105,7 +107,8 @@ def test_a_joined_cluster(tmp_path, space_file):
     assert seen["placement"] == [True, True]
     assert seen["booting"] == 3
     assert not [name for name in seen["loggers"] if "Logger" in name], "Tune writes no files of its own"
-    assert seen["said"] == ["waiting for nodes: 1 can train, 3 are booting, 0 s so far"]
+    (said,) = seen["said"]
+    assert said.startswith("waiting for nodes: 1 can train, 3 are booting, ")
     assert (seen["driver"], seen["task"]) == (0, 2), "drivers on the head, tasks on the workers"
     assert "working_dir_files" in seen["code"], "nodes run the code of the process that joined"
     assert "does not see /not/here" in seen["error"]
@@ -126,7 +129,7 @@ def alone_at_first(folder: Path, space: Path) -> dict[str, Any]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with autoscaled(folder, {"CPU": 2}, max_workers=1) as address:
         result = subprocess.run(
-            [*call, "--address", address], cwd=folder, env=environment, capture_output=True, text=True, timeout=200
+            [*call, "--address", address], cwd=folder, env=environment, capture_output=True, text=True
         )
     return {"code": result.returncode, "said": result.stdout + result.stderr}
 
@@ -146,7 +149,6 @@ def test_an_address_for_rays_client_is_refused(space_file, tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert result.returncode == 2
     assert "give HOST:PORT of the cluster's head" in result.stderr
@@ -164,7 +166,7 @@ def test_a_job_whose_working_directory_has_no_mbcl_is_refused(tmp_path, unpacked
     job = json.dumps({"runtime_env": {"working_dir": "gcs://_ray_pkg_0.zip"}})
     environment = os.environ | {"RAY_JOB_CONFIG_JSON_ENV_VAR": job, "PYTHONPATH": str(place if unpacked else ROOT)}
     line = [sys.executable, "-P", "-c", SHIPPED]
-    result = subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True)
     if unpacked:
         assert result.stdout == "{}\n", result.stderr
     else:
@@ -208,8 +210,8 @@ def asked(address: str) -> str:
     """What is wrong with an address, empty if nothing; runs in a process of its own, with a token of its own."""
     from mbcl.orchestration import cluster as module
 
-    module.CONNECT_SECONDS = 2.0
-    end = time.monotonic() + 30
+    module.CONNECT_SECONDS = PATIENCE
+    end = time.monotonic() + PATIENCE
     while True:
         try:
             module.check_answers(address)
@@ -243,7 +245,7 @@ def test_what_listens_and_is_no_ray_is_refused_before_anything_is_written(space_
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
         line = command(space_file(), tmp_path / "results", "--address", address)
-        result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2, result.stderr
     assert f"--address {address}: something listens there that does not answer as a Ray cluster" in result.stderr
     assert result.stderr.count("\n") == 1

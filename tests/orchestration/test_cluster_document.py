@@ -14,7 +14,7 @@ import run_ray
 from mbcl.configuration import parse_yaml
 from mbcl.orchestration.space import read_space
 
-from .conftest import ROOT
+from .helpers import ROOT
 
 pytest.importorskip("ray")
 TEXT = (ROOT / "docs" / "cluster.md").read_text()

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 from .autoscaled import autoscaled
-from .conftest import apart
+from .helpers import apart
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
@@ -23,6 +24,7 @@ def decided(sizes: list[int], *, times: int) -> list[list[int]]:
     from mbcl.orchestration import elastic
 
     elastic.SETTLE_SECONDS = 0.5
+    elastic.FIRST_SECONDS = PATIENCE  # a slow autoscaler is still asked
     scaling = ScalingConfig(num_workers=sizes[-1], resources_per_worker={"CPU": 1.5})
     policy = elastic.LargestFitting(scaling, sizes)
     policy.after_controller_start(SimpleNamespace(run_id="test"))  # type: ignore[arg-type]

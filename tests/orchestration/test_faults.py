@@ -15,45 +15,43 @@ from pathlib import Path
 from random import Random
 
 import pytest
-import torch
+from patience import wait_for
 
-from mbcl.dist import World
-from mbcl.engine import train
-from mbcl.evaluation import evaluate
 from mbcl.experiment import Experiment
 from mbcl.fencing import claim
 from mbcl.storage import LocalStore
 from mbcl.study import StudyRecord, TrialRecord, read_study
 
-from .conftest import SPACE, children, job_of
+from .helpers import (
+    CPUS,
+    DRIVER,
+    EVALUATION,
+    PLANNER,
+    SPACE,
+    WORKER,
+    Gate,
+    Quiet,
+    alone,
+    children,
+    free_cpus,
+    job_of,
+    shut,
+)
 
 pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray")
 
-CPUS = 2
 TRIAL = "0-test"
 EXPERIMENT = Experiment.model_validate(
     SPACE["experiment"]
     | {
         "sampler": {"name": "spectral", "k": 4},
         "train": {"epochs": 12, "batch_size": 16},
-        # It takes a moment, so that its process can be killed meanwhile.
         "evaluation": {"metrics": ["retrieval", "knn", "probe"]},
     }
 )
 SHORT = Experiment.model_validate(SPACE["experiment"])
 COMPARED = ("train/loss", "val/retrieval/top1", "plan/lift", "retrieval/u2v/top1", "probe/top1")
-DRIVER, PLANNER, WORKER, EVALUATION = "ray::ImplicitFunc", "ray::Planner", "ray::RayTrainWorker", "ray::evaluate_end"
-
-
-def alone(experiment: Experiment, folder: Path) -> dict[str, float]:
-    """The metrics of an experiment without Ray."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return train(experiment, world=World(), store=LocalStore(folder)).row | evaluate(LocalStore(folder))
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -75,27 +73,16 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-class Quiet:
-    """A watcher that nobody listens to."""
-
-    def started(self, trial_id: str) -> None: ...
-
-    def look(self, trial_ids: Sequence[str]) -> None: ...
-
-    def ended(self, trial_id: str) -> None: ...
-
-    def waiting(self, number: int) -> None: ...
-
-    def evaluated(self, trial_id: str, error: str) -> None: ...
-
-
 class Attack(threading.Thread):
     """Does something to processes of a trial, one after the other, each when so many epochs are done.
+
+    Training waits at the end of that epoch, and an evaluation before it writes, until it has been done.
 
     Args:
         folder: the trial's.
         plan: after how many epochs the processes of which title are attacked.
         how: what is done to a process; it is killed by default.
+        moving: training goes on before it is done, up to the next attack.
     """
 
     def __init__(
@@ -103,11 +90,18 @@ class Attack(threading.Thread):
         folder: Path,
         plan: Sequence[tuple[int, str]],
         how: Callable[[int], object] = kill,
+        moving: bool = False,
     ) -> None:
         super().__init__(daemon=True)
         self.metrics = folder / "metrics.jsonl"
         self.plan = list(plan)
         self.how = how
+        self.moving = moving
+        self.gates = folder.parents[1] / "gates"
+        for number, (after, title) in enumerate(self.plan):
+            held, rows = (EVALUATION, 0) if title == EVALUATION else (WORKER, after)
+            where = f"trials/{folder.name}/metrics.jsonl" if rows else "*"
+            shut(self.gates / str(number), held, where, rows)
         self.done: list[tuple[int, str]] = []
         self.rows: list[str] = []
         """The rows that were there before the last attack."""
@@ -118,7 +112,10 @@ class Attack(threading.Thread):
             after, title = self.plan[0]
             rows = self.metrics.read_text().splitlines() if self.metrics.exists() else []
             hit = False
+            gate = self.gates / str(len(self.done))
             for pid in processes(title) if len(rows) >= after else []:
+                if self.moving and title != EVALUATION:  # which has nothing to do behind its gate
+                    gate.unlink(missing_ok=True)
                 with suppress(ProcessLookupError):
                     self.how(pid)
                     hit = True
@@ -126,6 +123,7 @@ class Attack(threading.Thread):
                 self.rows = rows
                 self.done.append((len(rows), title))
                 self.plan.pop(0)
+                gate.unlink(missing_ok=True)
             time.sleep(0.01)
 
 
@@ -152,7 +150,8 @@ def run_one(
         told.append(study)
     with hold(store) as fence:
         need = resolve(Resources(workers=workers), [Node(CPUS)])
-        job = job_of(TRIAL, experiment, store, need, num_tasks=2, fence=fence)
+        under = Gate(fence.location, fence.token, str(attack.gates)) if attack else fence
+        job = job_of(TRIAL, experiment, store, need, num_tasks=2, fence=under)
         if attack:
             attack.start()
         run_trials({TRIAL: job}, store=store, scratch=job.scratch, study=study, concurrency=1, watcher=Quiet())
@@ -173,14 +172,7 @@ def check(record: TrialRecord, tmp_path: Path, undisturbed: dict[str, float]) ->
     for name in COMPARED:
         assert record.metrics[name] == pytest.approx(undisturbed[name], rel=1e-6), name
     assert [json.loads(row)["epoch"] for row in rows_of(tmp_path)] == list(range(1, EXPERIMENT.train.epochs + 1))
-    end = time.monotonic() + 20
-    while free_cpus() < CPUS and time.monotonic() < end:
-        time.sleep(0.2)
-    assert free_cpus() == CPUS, "what a killed process had reserved is lost for the rest of the sweep"
-
-
-def free_cpus() -> float:
-    return ray.available_resources().get("CPU", 0)
+    wait_for(lambda: free_cpus() == CPUS)  # what a killed process had reserved is given back
 
 
 def test_killed_processes_change_nothing(local_ray, undisturbed, tmp_path):
@@ -202,9 +194,10 @@ def test_processes_killed_at_random_moments_change_nothing(local_ray, undisturbe
 
     def later(pid: int) -> None:
         time.sleep(next(delays) / 4)  # anywhere within an epoch
-        kill(pid)
+        with suppress(ProcessLookupError):  # it has ended by itself meanwhile
+            kill(pid)
 
-    attack = Attack(tmp_path / "trials" / TRIAL, sorted(plan), later)
+    attack = Attack(tmp_path / "trials" / TRIAL, sorted(plan), later, moving=True)
     check(run_one(tmp_path, attack), tmp_path, undisturbed)
 
 
@@ -274,9 +267,11 @@ def test_a_rank_that_loses_its_folder_keeps_no_other_waiting(local_ray, tmp_path
     trial = LocalStore(tmp_path / "trials" / TRIAL)
     attack = Attack(trial.folder, [(2, WORKER)], lambda pid: claim(trial))
     experiment = Experiment.model_validate(SPACE["experiment"] | {"train": {"epochs": 500, "batch_size": 16}})
+    from mbcl.orchestration.training import COLLECTIVE_SECONDS
+
     start = time.monotonic()
     record = run_one(tmp_path, attack, workers=2, experiment=experiment)
-    assert time.monotonic() - start < 120, "a collective waits for ten minutes"
+    assert time.monotonic() - start < COLLECTIVE_SECONDS, "no rank has waited for another until its collective gave up"
     assert record.status == "failed"
     assert "another run works there since" in record.error
 

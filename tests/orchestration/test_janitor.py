@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
+from patience import PATIENCE, wait_for
 
-from .conftest import ROOT, apart
+from .helpers import ROOT, apart, children, line_of
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
-
-TRIES = 20
 
 
 def reserve(address: str) -> None:
@@ -46,7 +48,7 @@ def hold(address: str) -> None:
     @ray.remote(num_cpus=0)
     class Maker:
         def __init__(self) -> None:
-            assert placement_group([{"CPU": 0.5}]).wait(30)
+            assert placement_group([{"CPU": 0.5}]).wait(PATIENCE)
 
     maker = Maker.remote()
     ray.get(maker.__ray_ready__.remote())
@@ -56,16 +58,27 @@ def hold(address: str) -> None:
 
 def left_by_a_killed_job(address: str) -> int:
     """Kill such a job, and return how many groups there are when all of its processes have ended."""
+    import ray
+    from ray._private.state import state
+
     from mbcl.orchestration.janitor import groups_of_actors
 
-    job = [sys.executable, "-c", f"from tests.orchestration.test_janitor import *; reserve({address!r})"]
+    job = line_of("test_janitor", f"reserve({address!r})")
     with subprocess.Popen(job, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        time.sleep(0.3)
+        time.sleep(0.3)  # at some moment of its work
         process.send_signal(signal.SIGKILL)
-    time.sleep(2)
+    own = ray.get_runtime_context().get_job_id()
+    wait_for(lambda: all(job["IsDead"] for job in state.job_table() if job["JobID"] != own))
+    wait_for(lambda: not [pid for pid in children(os.getpid()) if b"ray::Maker" in command_line(pid)])
     return len(groups_of_actors())
+
+
+def command_line(pid: int) -> bytes:
+    with suppress(OSError):
+        return (Path("/proc") / str(pid) / "cmdline").read_bytes()
+    return b""
 
 
 def kill_and_join() -> dict[str, int]:
@@ -74,23 +87,21 @@ def kill_and_join() -> dict[str, int]:
     from ray.cluster_utils import Cluster
 
     from mbcl.orchestration import cluster as module
-    from mbcl.orchestration.janitor import groups_of_actors
+    from mbcl.orchestration.janitor import groups_of_actors, remove_orphans
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
         ray.init(nodes.address, log_to_driver=False)
-        left = next((found for _ in range(TRIES) if (found := left_by_a_killed_job(nodes.address))), 0)
+        left = wait_for(lambda: left_by_a_killed_job(nodes.address))  # Ray gives back most of what is left
         ray.shutdown()
-        other = [sys.executable, "-c", f"from tests.orchestration.test_janitor import *; hold({nodes.address!r})"]
+        other = line_of("test_janitor", f"hold({nodes.address!r})")
         pipe = subprocess.PIPE
         with subprocess.Popen(other, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as job:
             assert job.stdout is not None
             assert job.stdout.readline() == b"ready\n"
             with module.cluster(nodes.address, [], verbose=False):
-                end = time.monotonic() + 30
-                while len(groups_of_actors()) > 1 and time.monotonic() < end:
-                    time.sleep(0.1)
-                time.sleep(1)
+                wait_for(lambda: len(groups_of_actors()) <= 1)
+                assert remove_orphans() == 0
                 kept = len(groups_of_actors())
             job.communicate(b"\n")
         return {"left": left, "kept": kept}

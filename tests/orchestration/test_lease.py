@@ -7,9 +7,10 @@ import fcntl
 import multiprocessing
 import os
 import signal
-import time
+import threading
 
 import pytest
+from patience import PATIENCE, wait_for
 
 from mbcl import fencing
 from mbcl.errors import ConfigError, OwnershipError
@@ -28,7 +29,7 @@ def location(request, tmp_path):
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    for name, seconds in (("SETTLE_SECONDS", 0.1), ("POLL_SECONDS", 0.1), ("WATCH_SECONDS", 2.0)):
+    for name, seconds in (("SETTLE_SECONDS", 0.1), ("POLL_SECONDS", 0.1), ("WATCH_SECONDS", PATIENCE)):
         monkeypatch.setattr(lease, name, seconds)
 
 
@@ -38,7 +39,10 @@ def _hold_for_ever(location, pipe, machine, beat_seconds):
         lease._machine = lambda: machine
     with hold(open_store(location)) as fence:
         pipe.send(fence)
-        time.sleep(600)
+        for heart in [thread for thread in threading.enumerate() if "(_beat)" in thread.name]:
+            heart.join()
+            pipe.send("no heart beats")
+        signal.pause()
 
 
 @pytest.fixture
@@ -52,8 +56,8 @@ def holder(location):
         process = context.Process(target=_hold_for_ever, args=(location, theirs, machine, beat_seconds), daemon=True)
         process.start()
         processes.append(process)
-        assert ours.poll(60)
-        return process, ours.recv()
+        assert ours.poll(PATIENCE)
+        return process, ours.recv(), ours
 
     yield start
     for process in processes:
@@ -61,7 +65,7 @@ def holder(location):
 
 
 def test_a_living_sweep_is_named_and_a_killed_one_holds_nothing(location, holder):
-    process, fence = holder()
+    process, fence, _ = holder()
     with (
         pytest.raises(ConfigError, match=rf"another sweep is at work there \(process {process.pid}"),
         hold(open_store(location)),
@@ -84,19 +88,22 @@ def test_a_folder_that_was_given_back_is_free(location):
     assert open_store(location).read_bytes("a") == b"1"
 
 
-def test_a_lease_of_another_machine_stands_as_long_as_its_heart_beats(tmp_path, holder, request):
+def test_a_lease_of_another_machine_stands_as_long_as_its_heart_beats(tmp_path, holder, request, monkeypatch):
     location = f"file://{tmp_path}"
     if request.node.callspec.params["location"] == "path":
         pytest.skip("a lock needs no heartbeat")
-    process, fence = holder(machine="elsewhere boot", beat_seconds=0.3)
+    process, fence, pipe = holder(machine="elsewhere boot", beat_seconds=0.3)
     said = []
     with pytest.raises(ConfigError, match=r"\(process \d+ on elsewhere\)"), hold(open_store(location), said.append):
         pass
-    assert "watching for 2 s whether that still lives" in said[0]
+    assert f"watching for {PATIENCE:g} s whether that still lives" in said[0]
     os.kill(process.pid, signal.SIGSTOP)  # as a machine that is paused: it will go on later
+    wait_for(lambda: lease._stat(process.pid)[0] == "T")
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 2.0)
     with hold(open_store(location)) as mine:
         os.kill(process.pid, signal.SIGCONT)
-        time.sleep(1)
+        assert pipe.poll(PATIENCE)
+        assert pipe.recv() == "no heart beats"
         mine.check()
         with pytest.raises(OwnershipError):
             fence.check()
@@ -104,7 +111,7 @@ def test_a_lease_of_another_machine_stands_as_long_as_its_heart_beats(tmp_path, 
 
 
 def test_a_process_that_nobody_has_waited_for_holds_nothing(location, holder):
-    process, _ = holder()
+    process, _, _ = holder()
     os.kill(process.pid, signal.SIGKILL)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays in the system's table
     said = []

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import apart, children
+from .helpers import apart, children
 
 pytestmark = pytest.mark.ray
 

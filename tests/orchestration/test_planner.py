@@ -6,13 +6,13 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from patience import PATIENCE
 
 from mbcl import samplers
 from mbcl.dist import World
@@ -46,6 +46,7 @@ def serial(sampler, embeddings, key=KEY, seed=5):
 
 @pytest.fixture
 def start(local_ray):
+    """Starts planners, for tests that kill them."""
     from mbcl.orchestration.planner import PlannerActor
 
     planners = []
@@ -57,6 +58,16 @@ def start(local_ray):
     yield make
     for planner in planners:
         ray.kill(planner)
+
+
+@pytest.fixture(scope="module")
+def planner(local_ray):
+    """One for all tests that leave it alive: a group of another name clears what the last test left in it."""
+    from mbcl.orchestration.planner import PlannerActor
+
+    planner = PlannerActor.remote(5, 2)
+    yield planner
+    ray.kill(planner)
 
 
 def service_of(planner):
@@ -76,7 +87,7 @@ def shard(embeddings: Embeddings, rows: slice) -> list:
     return [ray.put(arrays)]
 
 
-@pytest.mark.parametrize("num_tasks", [1, 2, 4])
+@pytest.mark.parametrize("num_tasks", [1, 4])
 def test_tasks_make_the_serial_plan(start, embeddings, num_tasks):
     """Both samplers with one planner, asked together: several plans may be on their way."""
     service = service_of(start(num_tasks=num_tasks))
@@ -120,8 +131,8 @@ def group(size, name="first"):
     return Group(name, size)
 
 
-def test_shards_of_two_ranks_in_any_order(start, embeddings):
-    planner, two = start(), group(2)
+def test_shards_of_two_ranks_in_any_order(planner, embeddings):
+    two = group(2)
     ray.get(planner.deposit.remote(two, KEY, 1, shard(embeddings, slice(2500, None))))
     missing = ray.get(planner.plan.remote(two, KEY, SPECTRAL))
     assert missing is None, "a shard is missing: the planner must not wait for it"
@@ -131,9 +142,9 @@ def test_shards_of_two_ranks_in_any_order(start, embeddings):
     assert ray.get(planner.held.remote()) == 0, "the planner holds no more than it needs"
 
 
-def test_shards_of_a_lost_group_are_not_those_of_a_smaller_one(start, embeddings):
+def test_shards_of_a_lost_group_are_not_those_of_a_smaller_one(planner, embeddings):
     """After the loss of a node a trial goes on with fewer workers, and a late deposit of the others may still come."""
-    planner, two, one = start(), group(2), group(1, "second")
+    two, one = group(2, "lost"), group(1, "second")
     ray.get(planner.deposit.remote(two, KEY, 1, shard(embeddings, slice(2500, None))))
     ray.get(planner.deposit.remote(one, KEY, 0, shard(embeddings, slice(None))))
     assert ray.get(planner.plan.remote(two, KEY, SPECTRAL)) is None
@@ -145,10 +156,9 @@ def test_shards_of_a_lost_group_are_not_those_of_a_smaller_one(start, embeddings
     assert planned.plan.digest == serial(SPECTRAL, embeddings).plan.digest
 
 
-def test_shards_of_a_lost_epoch_are_dropped(start, embeddings):
-    planner = start()
+def test_shards_of_a_lost_epoch_are_dropped(planner, embeddings):
     for epoch in range(4):
-        ray.get(planner.deposit.remote(group(2), PlanKey(epoch, 0), 0, shard(embeddings, slice(0, 10))))
+        ray.get(planner.deposit.remote(group(2, "long"), PlanKey(epoch, 0), 0, shard(embeddings, slice(0, 10))))
     assert ray.get(planner.held.remote()) == 1
 
 
@@ -156,7 +166,7 @@ def test_killed_between_deposit_and_plan(start, embeddings):
     planner = start()
     ray.get(planner.deposit.remote(group(1), KEY, 0, shard(embeddings, slice(None))))
     kill_process(planner)
-    answer = ray.get(planner.plan.remote(group(1), KEY, SPECTRAL), timeout=60)
+    answer = ray.get(planner.plan.remote(group(1), KEY, SPECTRAL), timeout=PATIENCE)
     assert answer is None, "restarted: it says that the shards are gone"
     service = service_of(planner)
     service.request(KEY, embeddings, SPECTRAL)
@@ -207,7 +217,7 @@ def test_killed_while_planning(start, embeddings, by_value):
     first = ray.get(planner.__ray_call__.remote(lambda actor: os.getpid()))
     service = service_of(planner)
     service.request(KEY, embeddings, sampler)
-    ray.get(gate.wait_for_arrival.remote(), timeout=60)
+    ray.get(gate.wait_for_arrival.remote(), timeout=PATIENCE)
     os.kill(first, signal.SIGKILL)
     ray.get(gate.let_through.remote())
     planned = service.receive(KEY)
@@ -222,12 +232,11 @@ def test_killed_while_one_plan_is_made_and_another_waits(start, embeddings, by_v
     planner, sampler, second = start(), Gated(batch_size=16, k=8, gate=gate), PlanKey(4, 0)
     first_process = ray.get(planner.__ray_call__.remote(lambda actor: os.getpid()))
     service = service_of(planner)
-    begun = time.monotonic()
     service.request(KEY, embeddings, sampler)
-    ray.get(gate.wait_for_arrival.remote(), timeout=60)
+    ray.get(gate.wait_for_arrival.remote(), timeout=PATIENCE)
     service.request(second, embeddings, SPECTRAL)
-    assert ray.get(planner.held.remote(), timeout=60) == 2, "deposits are taken while a plan is made"
-    assert time.monotonic() - begun < 60, "asking waits for no plan"
+    held = ray.get(planner.held.remote(), timeout=PATIENCE)
+    assert held == 2, "deposits are taken while a plan is made, and asking for plans waits for none"
     os.kill(first_process, signal.SIGKILL)
     ray.get(gate.let_through.remote())
     for key in (KEY, second):
@@ -250,13 +259,13 @@ class Failing(Spectral):
     "expected,words", [(True, "^no such pool$"), (False, "^planning failed: ValueError: two lines$")]
 )
 def test_what_fails_in_a_pools_task_is_one_line_for_all_ranks(
-    start, embeddings, by_value, monkeypatch, expected, words
+    planner, embeddings, by_value, monkeypatch, expected, words
 ):
     """Rank 0 alone hears of it: it must tell the others that there is something to be told."""
     from mbcl.orchestration import planner as module
 
     told = []
-    service = service_of(start())
+    service = service_of(planner)
     broadcast = module.dist.broadcast_object
     monkeypatch.setattr(module.dist, "broadcast_object", lambda x, world: told.append(x) or broadcast(x, world))
     service.request(KEY, embeddings, Failing(batch_size=16, k=8, expected=expected))
@@ -265,27 +274,37 @@ def test_what_fails_in_a_pools_task_is_one_line_for_all_ranks(
     assert told == ["ready"]
 
 
-def test_a_plan_that_takes_longer_than_a_round(start, embeddings, monkeypatch):
+def test_a_plan_that_takes_longer_than_a_round(start, embeddings, by_value, monkeypatch):
     from mbcl.orchestration import planner as module
 
     monkeypatch.setattr(module.dist, "ROUND_SECONDS", 0.01)
-    service = service_of(start())
-    told = []
+    gate, closed = (ray.remote(num_cpus=0, max_concurrency=100)(Gate).remote() for _ in range(2))
+    service, told = service_of(start()), []
     broadcast = module.dist.broadcast_object
-    monkeypatch.setattr(module.dist, "broadcast_object", lambda x, world: told.append(x) or broadcast(x, world))
-    service.request(KEY, embeddings, SPECTRAL)
+
+    def tell(x, world):
+        told.append(x)
+        if x == "waiting":
+            gate.let_through.remote()
+        return broadcast(x, world)
+
+    monkeypatch.setattr(module.dist, "broadcast_object", tell)
+    service.request(KEY, embeddings, Gated(batch_size=16, k=8, gate=gate))
     assert service.receive(KEY).plan.digest == serial(SPECTRAL, embeddings).plan.digest
     assert told.count("waiting") >= 1
     assert set(told) == {"waiting", "ready"}
     monkeypatch.setattr(module, "PLAN_SECONDS", 0.05)
-    service.request(KEY, embeddings, SPECTRAL)
+    monkeypatch.setattr(module.dist, "broadcast_object", broadcast)
+    service.request(KEY, embeddings, Gated(batch_size=16, k=8, gate=closed))
     with pytest.raises(PlanError, match=r"no plan for epoch 3, round 1 within 0.05 s"):
         service.receive(KEY)
+    ray.kill(gate)
+    ray.kill(closed)
 
 
-def test_what_cannot_be_planned_is_an_error_not_a_retry(start, embeddings):
+def test_what_cannot_be_planned_is_an_error_not_a_retry(planner, embeddings):
     sampler = samplers.build("osgd", batch_size=16, k=1000, q=1)
-    service = service_of(start())
+    service = service_of(planner)
     service.request(KEY, embeddings, sampler)
     with pytest.raises((PlanError, ValueError), match="k"):
         service.receive(KEY)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE, wait_for
 
 from mbcl.experiment import Experiment
+from mbcl.fencing import claim
 from mbcl.storage import LocalStore
 
-from .conftest import SPACE, apart, job_of
+from .helpers import SPACE, WORKER, Gate, Quiet, apart, job_of, shut
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
 
 
-def look() -> dict[str, Any]:
+def look(folder: Path) -> dict[str, Any]:
     """What is said on a Ray of two CPUs, both of which somebody else uses; in a process of its own."""
     import ray
 
@@ -27,13 +31,28 @@ def look() -> dict[str, Any]:
     from mbcl.orchestration.resources import Node
 
     room.LOOK_SECONDS, room.NO_ROOM_SECONDS = 0.1, 1.0
+    begun, free, looks = folder / "begun", folder / "free", []
+
+    def use() -> None:
+        begun.touch()
+        while not free.exists():
+            time.sleep(0.05)
+
+    def may_come(*found: Any) -> bool:
+        looks.append(time.monotonic())
+        if looks[-1] - looks[0] > 3 * room.NO_ROOM_SECONDS:
+            free.touch()
+        return answer(*found)
+
     asked = [({"CPU": 1}, 2), ({"CPU": 1}, 3), ({"CPU": 1.5}, 2), ({"GPU": 1}, 1), ({"task": 1}, 1), ({}, 9)]
     with cluster(None, [Node(2)], verbose=False):
-        busy = ray.remote(num_cpus=2)(lambda: time.sleep(4)).remote()
-        ray.wait([busy], timeout=1)
+        busy = ray.remote(num_cpus=2)(use).remote()
+        wait_for(begun.exists)
         seen: dict[str, Any] = {"may": [room.may_come(*found) for found in asked]}
+        answer, room.may_come = room.may_come, may_come
         task = ray.remote(num_cpus=1)(lambda: "done").remote()
         seen["waited"] = ray.get(room.first_done([task], {"CPU": 1}))
+        ray.get(busy)
         try:
             room.first_done([ray.remote(num_cpus=0, resources={"task": 1})(lambda: 0).remote()], {"task": 1})
         except room.NoRoomError as error:
@@ -41,8 +60,8 @@ def look() -> dict[str, Any]:
     return seen
 
 
-def test_what_others_use_is_waited_for_and_what_is_gone_is_not():
-    seen = apart("test_room", "look()")
+def test_what_others_use_is_waited_for_and_what_is_gone_is_not(tmp_path):
+    seen = apart("test_room", f"look(pathlib.Path({str(tmp_path)!r}))")
     assert seen["may"] == [True, False, False, False, False, True]
     assert seen["waited"] == "done"
     assert seen["error"] == "no node of the cluster could run it within 1 s; it takes 1 task"
@@ -58,28 +77,33 @@ def two_trials_in_the_place_of_one(folder: Path) -> dict[str, Any]:
     from mbcl.orchestration.training import START_FAILURES
     from mbcl.study import StudyRecord, TrialRecord
 
-    from .test_faults import Quiet
-
     store = LocalStore(folder)
     study = StudyRecord(name="", space_digest="", metric="", mode="max", created="", trials={})
-    jobs = {}
+    jobs, fence, gate = {}, claim(store), folder / "gates" / "begun"
+    under = Gate(fence.location, fence.token, str(gate.parent))
+    shut(gate, WORKER, "trials/*/metrics.jsonl", 1)
     for number in range(2):
         experiment = Experiment.model_validate(
-            SPACE["experiment"] | {"seed": number, "train": {"epochs": 200, "batch_size": 16}}
+            SPACE["experiment"] | {"seed": number, "train": {"epochs": 2, "batch_size": 16}}
         )
         key = f"{number}-test"
         study.trials[key] = TrialRecord(
             ordinal=number, setting=number, seed=0, sampler="shuffle", objective="simclr", parameters={}
         )
         need = Need(workers=1, cpus_per_worker=1.5, gpus_per_worker=0, threads=1)
-        jobs[key] = job_of(key, experiment, store, need, joined=True)
+        jobs[key] = job_of(key, experiment, store, need, joined=True, fence=under)
     told = []
 
     class Told(Quiet):
+        def look(self, trial_ids: Sequence[str]) -> None:
+            if list(folder.glob("trials/*/metrics.jsonl")):  # one of the two has begun, and waits
+                runner.WAIT_SECONDS = 1.0
+
         def waiting(self, number: int) -> None:
             told.append(number)
+            threading.Timer(3 * (1 + START_FAILURES), gate.unlink).start()
 
-    runner.WAIT_SECONDS = 1.0
+    runner.WAIT_SECONDS = PATIENCE
     with cluster(None, [Node(2)], verbose=False):
         run_trials(jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=2, watcher=Told())
     waited = max(record.seconds["startup"] for record in study.trials.values())

@@ -15,7 +15,7 @@ from mbcl.optim import scale_lr
 from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand
 
-from .conftest import ROOT, call
+from .helpers import ROOT, call
 
 pytest.importorskip("ray")
 

@@ -8,11 +8,12 @@ import os
 import shutil
 import signal
 import subprocess
-import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
+from patience import wait_for
 
 from mbcl.dist import World
 from mbcl.engine import train
@@ -21,18 +22,9 @@ from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand
 from mbcl.storage import LocalStore
 
-from .conftest import ROOT, SPACE, alive, call, children, command
+from .helpers import ENVIRONMENT, ROOT, SPACE, alive, call, children, command, gated, shut
 
 pytest.importorskip("ray")
-
-
-def wait_for(condition, timeout: float = 120):
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    raise AssertionError("it did not happen in time")
 
 
 def statuses(folder: Path) -> list[str]:
@@ -63,23 +55,27 @@ def damage(study: Path) -> str:
 
 @pytest.fixture(scope="module")
 def killed_and_resumed(tmp_path_factory):
-    """A sweep killed as a whole while its second trial ran, its files damaged, then resumed to its end."""
+    """A sweep, all of its processes killed while its second trial ran, its files damaged, then resumed to its end."""
     folder = tmp_path_factory.mktemp("sweep")
     space = folder / "study.yaml"
     space.write_text(yaml.safe_dump(SPACE, sort_keys=False))
     study = folder / "results" / "study"
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command(space, folder / "results"), cwd=ROOT, stdout=log, stderr=log)
+        begun = "trials/001-*/checkpoints/epoch_000001/manifest.json"
+        shut(folder / "gates" / "begun", "ray::", begun)
+        line = gated(space, folder / "results", folder / "gates")
+        process = subprocess.Popen(line, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT)
         try:
-            begun = "trials/001-*/checkpoints/epoch_000001/manifest.json"
-            wait_for(lambda: process.poll() is not None or list(study.glob(begun)), 200)
+            wait_for(lambda: process.poll() is not None or list(study.glob(begun)))
         finally:
-            left = children(process.pid)
-            process.kill()
+            everything = [process.pid, *children(process.pid)]
+            for pid in everything:  # Ray's own would notice only after a minute, and write whole checkpoints meanwhile
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.wait()
     assert statuses(study) == ["finished", "running"], (folder / "log").read_text()
     before = json.loads((study / "study.json").read_text())
-    wait_for(lambda: not alive(left))  # until then workers write checkpoints that are whole
+    wait_for(lambda: not alive(everything))
     damaged = damage(study)
     result = call(space, folder / "results", "--resume")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -187,15 +183,16 @@ def test_concurrency_and_order_change_no_result(space_file, tmp_path):
     }
     space, two = space_file(changes), ("--set", "resources.max_concurrent_trials=2")
     for name, options in (("one", ()), ("two", two)):
-        result = call(space, tmp_path, "--name", name, *options, timeout=900)
+        result = call(space, tmp_path, "--name", name, *options)
         assert result.returncode == 0, result.stdout + result.stderr
-    process = subprocess.Popen([*command(space, tmp_path, "--name", "cut"), *two], cwd=ROOT, stdout=subprocess.DEVNULL)
+    line = [*command(space, tmp_path, "--name", "cut"), *two]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
     try:
-        wait_for(lambda: process.poll() is not None or statuses(tmp_path / "cut").count("finished") >= 5, 600)
+        wait_for(lambda: process.poll() is not None or statuses(tmp_path / "cut").count("finished") >= 5)
     finally:
         process.kill()
         process.wait()
-    assert call(space, tmp_path, "--name", "cut", "--resume", timeout=900).returncode == 0
+    assert call(space, tmp_path, "--name", "cut", "--resume").returncode == 0
     rows = untimed(tmp_path / "one")
     assert len(rows) == 16
     assert rows == untimed(tmp_path / "two")
@@ -357,15 +354,21 @@ def test_a_failing_trial_is_a_row_and_the_others_stay(space_file, tmp_path):
     ids=lambda number: getattr(number, "name", ""),
 )
 def test_interrupted(space_file, tmp_path, number):
-    space, out = space_file({"experiment/train/epochs": 500}), tmp_path / "out"
+    space, out = space_file({"experiment/train/epochs": 1000000}), tmp_path / "out"
     process = subprocess.Popen(
-        command(space, out), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command(space, out),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=ENVIRONMENT,
     )
     try:
         wait_for(lambda: process.poll() is not None or list(out.glob("study/trials/*/metrics.jsonl")))
         second = subprocess.run(command(space, out, "--resume"), cwd=ROOT, capture_output=True, text=True)
         os.kill(process.pid, number)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate()
     finally:
         process.kill()
     assert second.returncode == 2, "two sweeps in one folder"

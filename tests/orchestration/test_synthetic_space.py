@@ -19,7 +19,7 @@ from mbcl.orchestration.trials import expand
 from mbcl.storage import LocalStore
 from mbcl.synthetic.trial import run_trial
 
-from .conftest import ROOT, call
+from .helpers import ROOT, call
 
 pytest.importorskip("ray")
 
@@ -154,7 +154,7 @@ def test_a_resumed_sweep_with_a_failing_trial(space_file, tmp_path, capsys):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_shipped_space_shows_what_theory_says(tmp_path):
-    result = call(ROOT / "tune_spaces" / "synthetic.yaml", tmp_path, timeout=1500)
+    result = call(ROOT / "tune_spaces" / "synthetic.yaml", tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     folder = tmp_path / "synthetic"
     with (folder / "summary.csv").open() as stream:

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from data.official import write_image
+from patience import wait_for
 
 from mbcl.cli import main
 from mbcl.dist import World
@@ -20,7 +20,7 @@ from mbcl.engine import train
 from mbcl.experiment import Experiment
 from mbcl.storage import LocalStore
 
-from .conftest import ROOT, command
+from .helpers import ENVIRONMENT, ROOT, WORKER, gated, line_of, shut
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 pytest.importorskip("ray")
@@ -54,11 +54,13 @@ def lose_one(folder: Path) -> None:
     try:
         worker("first")
         lost = worker("second")
-        line = command(folder / "study.yaml", folder / "results", "--address", nodes.address)
+        gate = folder / "gates" / "three"
+        shut(gate, WORKER, "trials/*/metrics.jsonl", 3)
+        line = gated(folder / "study.yaml", folder / "results", gate.parent, "--address", nodes.address)
         with subprocess.Popen(line, cwd=ROOT, env=os.environ | {"MBCL_REHEARSAL": "1"}) as sweep:
-            while len(rows(folder / "results")) < 3 and sweep.poll() is None:
-                time.sleep(0.1)
+            wait_for(lambda: len(rows(folder / "results")) >= 3 or sweep.poll() is not None)
             nodes.remove_node(lost, allow_graceful=False)
+            gate.unlink()
             print("lost in epoch", len(rows(folder / "results")))
             worker("third")
             sys.exit(sweep.wait())
@@ -84,12 +86,8 @@ def test_a_trial_over_two_nodes_outlives_one_of_them(space_file, tmp_path, monke
         "resources": {"workers": 2, "gpu": True},
     }
     file = space_file(changes)
-    code = "import sys, pathlib; from tests.orchestration.test_three_nodes import lose_one; "
-    code += f"lose_one(pathlib.Path({str(tmp_path)!r}))"
-    environment = os.environ | DETECTION | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
-    )
+    line = line_of("test_three_nodes", f"lose_one(Path({str(tmp_path)!r}))")
+    result = subprocess.run(line, cwd=ROOT, env=ENVIRONMENT | DETECTION, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "lost in epoch" in result.stdout
 

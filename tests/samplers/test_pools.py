@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from patience import PATIENCE
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from mbcl.errors import PlanError
@@ -142,7 +143,7 @@ def test_threads_that_plan_wait_for_each_other(two_threads: None) -> None:
             done = pool.submit(second)
             assert not entered.wait(0.2)
             assert set(numbers_of_threads()) == {1}
-        assert done.result(30) == 1
+        assert done.result(PATIENCE) == 1
     assert numbers_of_threads() == before
 
 
