@@ -78,6 +78,8 @@ class Undertaker:
             thread = threading.Thread(target=self._measure, args=(trial_id, pids, held))
             thread.start()
             self.threads.append(thread)
+        for epoch in range(1, EPOCHS):  # behind which the next trial's worker would wait, too
+            (self.gates / f"{trial_id}-{epoch}").unlink(missing_ok=True)
 
     def _measure(self, trial_id: str, pids: set[int], held: set[str]) -> None:
         start = time.monotonic()
