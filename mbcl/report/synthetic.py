@@ -28,8 +28,7 @@ from mbcl.report.pictures import Picture
 from mbcl.report.synthetic_figures import draw
 from mbcl.report.wording import listed, number
 from mbcl.storage import Store, write_text
-from mbcl.synthetic.command import RECORD
-from mbcl.synthetic.records import Outcome
+from mbcl.synthetic.records import RECORD, Outcome
 from mbcl.synthetic.table import Row, Spread, reference_in_words, rows_of
 
 MOST_STORED = 1024

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 WriteReport = Callable[["Store", "Outcome"], None]
 SAMPLERS = ("fixed", "shuffle", "full", "all_batches", "osgd_exhaustive", "spectral")
-RECORD = "synthetic.json"
-"""Says that a folder holds a synthetic study."""
 
 
 def add_synthetic(commands: Any, write_report: WriteReport) -> None:
@@ -133,6 +131,8 @@ def _check_writable(store: Store) -> None:
 
 def _check_free(store: Store, overwrite: bool) -> None:
     """Refuse a folder that holds something, unless it is a synthetic study that may be replaced."""
+    from mbcl.synthetic.records import RECORD
+
     held = store.list()
     if RECORD in held and not overwrite:
         raise ConfigError(f"{store.uri}: holds a synthetic study already; add --overwrite, or choose another --out")

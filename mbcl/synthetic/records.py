@@ -22,6 +22,8 @@ from mbcl.synthetic.settings import Settings
 
 Array = NDArray[np.float64]
 
+RECORD = "synthetic.json"
+"""Says that a folder holds a synthetic study."""
 MOST_REARRANGED = 128
 """Samples up to which the published norm is computed: it goes through N x N values N times."""
 
