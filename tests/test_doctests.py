@@ -13,7 +13,7 @@ PACKAGES = ("functional", "objectives", "samplers", "metrics", "optim", "synthet
 
 def modules(package: str) -> list[str]:
     found = importlib.import_module(f"mbcl.{package}")
-    return [f"mbcl.{package}.{module.name}" for module in pkgutil.iter_modules(found.__path__)]
+    return [module.name for module in pkgutil.walk_packages(found.__path__, f"{found.__name__}.")]
 
 
 @pytest.mark.parametrize(
