@@ -19,10 +19,10 @@ from statistics import mean, stdev
 import torch
 from scipy.stats import t
 
-from mbcl.configuration import validate
+from mbcl.config.base import validate
+from mbcl.config.experiment import Experiment, read_experiment
 from mbcl.dist import World
 from mbcl.engine import Trainer
-from mbcl.experiment import Experiment, read_experiment
 from mbcl.samplers import quality
 from mbcl.storage import LocalStore
 

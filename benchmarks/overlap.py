@@ -24,11 +24,11 @@ from statistics import median
 
 import torch
 
-from mbcl.configuration import validate
+from mbcl.config.base import validate
+from mbcl.config.experiment import Experiment, read_experiment
 from mbcl.dist import World
 from mbcl.engine import Row, Trainer
 from mbcl.engine.records import read_rows
-from mbcl.experiment import Experiment, read_experiment
 from mbcl.storage import LocalStore
 from mbcl.summary.statistics import estimate
 

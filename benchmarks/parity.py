@@ -14,10 +14,10 @@ import tempfile
 import torch
 
 from mbcl import dist
-from mbcl.configuration import validate
+from mbcl.config.base import validate
+from mbcl.config.experiment import Experiment, read_experiment
 from mbcl.dist import World
 from mbcl.engine import Trainer
-from mbcl.experiment import Experiment, read_experiment
 from mbcl.storage import LocalStore
 
 

@@ -14,10 +14,10 @@ import time
 from collections import defaultdict
 
 from mbcl.bench.embeddings import mixture
+from mbcl.config.sampler_spec import parse_spec
 from mbcl.orchestration.cluster import cluster
 from mbcl.orchestration.planner import TaskMap
 from mbcl.orchestration.resources import Node
-from mbcl.specs import parse_spec
 
 BATCH_SIZE = 32
 POOL = 1280

@@ -14,11 +14,11 @@ import tempfile
 import torch
 
 from mbcl import dist
-from mbcl.configuration import validate
+from mbcl.config.base import validate
+from mbcl.config.experiment import Experiment, read_experiment
 from mbcl.dist import World
 from mbcl.engine import Trainer
 from mbcl.engine.certificate import relative_error
-from mbcl.experiment import Experiment, read_experiment
 from mbcl.storage import LocalStore
 
 STEPS = (2, 6, 11, 20)

@@ -94,9 +94,9 @@ def _add_train(commands: Any) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     from mbcl import dist
-    from mbcl.configuration import apply_overrides, validate
+    from mbcl.config.base import apply_overrides, validate
+    from mbcl.config.experiment import Experiment, read_experiment
     from mbcl.engine import checkpoint, train
-    from mbcl.experiment import Experiment, read_experiment
     from mbcl.progress import EpochLines
     from mbcl.storage import check_writable, open_store
 

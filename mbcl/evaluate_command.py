@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mbcl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mbcl.experiment import Data, Evaluation, Experiment
+    from mbcl.config.experiment import Data, Evaluation, Experiment
     from mbcl.storage import Store
 
 EVALUATIONS = "evaluations"
@@ -203,8 +203,8 @@ def _official(arguments: argparse.Namespace) -> tuple[str | None, str | None]:
 
 def _settings(experiment: Experiment, arguments: argparse.Namespace) -> Evaluation:
     """The experiment's evaluation block, changed by the options; ``--set`` counts last."""
-    from mbcl.configuration import apply_overrides, validate
-    from mbcl.experiment import Evaluation
+    from mbcl.config.base import apply_overrides, validate
+    from mbcl.config.experiment import Evaluation
 
     content = experiment.evaluation.model_dump(mode="json")
     content |= {
@@ -226,9 +226,9 @@ def _settings(experiment: Experiment, arguments: argparse.Namespace) -> Evaluati
 
 def _data(experiment: Experiment, name: str | None, folder: str | None) -> Data:
     """The images: those that were trained on, in another folder if one is given, or another data set, whole."""
-    from mbcl.configuration import validate
+    from mbcl.config.base import validate
+    from mbcl.config.experiment import Data
     from mbcl.data import DATASETS
-    from mbcl.experiment import Data
 
     content = experiment.data.model_dump(mode="json")
     if name is not None and DATASETS.canonical(name) != DATASETS.canonical(experiment.data.name):

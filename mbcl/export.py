@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from mbcl import __version__
-from mbcl.configuration import validate
+from mbcl.config.base import validate
+from mbcl.config.experiment import Experiment
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.prepare import channels_of, load_data, load_model
 from mbcl.errors import ConfigError
-from mbcl.experiment import Experiment
 from mbcl.models import ContrastiveModel, VisionEncoder
 from mbcl.storage import Store, open_store, read_text, write_text
 

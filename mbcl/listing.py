@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from mbcl.config.components import PARTS, registry_of
 from mbcl.data import CORRUPTED, DATASETS, describe
 from mbcl.errors import ConfigError, nearest
-from mbcl.parts import PARTS, registry_of
 from mbcl.registry import Registry
 
 _PROVIDED = {"batch_size", "num_samples", "in_channels", "architecture", "params"}

@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mbcl import dist, models
 from mbcl.batchnorm import SyncBatchNorm1d, convert_sync_batchnorm
+from mbcl.config.experiment import Projector
 from mbcl.dist import World
-from mbcl.experiment import Projector
 
 SHARES = {2: ([3, 3], [5, 2], [6, 0]), 4: ([2, 2, 2, 2], [1, 3, 0, 4])}
 WORLDS = [(size, shares) for size, options in SHARES.items() for shares in options]

@@ -17,9 +17,9 @@ import torch
 
 from mbcl.bench.embeddings import DIMENSIONS, mixture
 from mbcl.bench.measure import clock_of, random_batches, timed_plan, worth
+from mbcl.config.sampler_spec import Spec
 from mbcl.samplers._threads import one_thread
 from mbcl.seeding import numpy_generator
-from mbcl.specs import Spec
 
 NOISE = 1.0
 BATCHES_EXAMINED = 4000

@@ -16,10 +16,10 @@ from mbcl.bench.growth import grow
 from mbcl.bench.measure import clock_of, environment, timed_plan
 from mbcl.bench.pools import PUBLISHED, RANDOM, Protocol, baseline, compare, geometric_means, pools_of
 from mbcl.bench.whole import compare_whole
+from mbcl.config.sampler_spec import Spec, parse_spec
 from mbcl.errors import ConfigError, DataError, nearest
 from mbcl.functional import check_count, check_temperature
 from mbcl.samplers._threads import one_thread
-from mbcl.specs import Spec, parse_spec
 from mbcl.storage import Store, open_store, write_text
 
 FILE = "planner.json"

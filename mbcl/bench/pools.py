@@ -25,8 +25,8 @@ from mbcl.bench.measure import (
     worth,
 )
 from mbcl.bench.published import plan_published
+from mbcl.config.sampler_spec import Spec
 from mbcl.seeding import numpy_generator
-from mbcl.specs import Spec
 
 PUBLISHED = "published"
 RANDOM = "random"

@@ -13,7 +13,7 @@ import numpy as np
 from mbcl.bench.embeddings import DataSet
 from mbcl.bench.measure import Worth, random_batches, timed_plan, worth
 from mbcl.bench.pools import PUBLISHED, RANDOM, Measured, Protocol, baseline, pool_rows
-from mbcl.specs import Spec
+from mbcl.config.sampler_spec import Spec
 
 PARTITIONS = 4
 """Random partitions whose mean loss counts as that of random batches."""

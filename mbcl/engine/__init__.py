@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mbcl.config.experiment import Experiment
 from mbcl.dist import World
 from mbcl.engine.costs import planning_cost
 from mbcl.engine.evaluable import check_evaluation
@@ -12,7 +13,6 @@ from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_da
 from mbcl.engine.protocols import Observer, PlanKey, PlannedBatches, PlanService, Row
 from mbcl.engine.tracking import build_trackers, check_trackers
 from mbcl.engine.trainer import Outcome, Trainer
-from mbcl.experiment import Experiment
 from mbcl.storage import Store
 
 __all__ = [

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import cast
 
 from mbcl.batchnorm import convert_sync_batchnorm
+from mbcl.config.experiment import Experiment
 from mbcl.dist import World
 from mbcl.engine.compute import Compute, compiled
 from mbcl.engine.evaluable import check_evaluation
 from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data
 from mbcl.engine.step import Learner, wrap
-from mbcl.experiment import Experiment
 from mbcl.models import ContrastiveModel
 
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from mbcl import dist
-from mbcl.configuration import validate
+from mbcl.config.base import validate
+from mbcl.config.experiment import Experiment
 from mbcl.dist import World
 from mbcl.engine.build import build_learner
 from mbcl.engine.embed import ViewKey, two_views
 from mbcl.engine.prepare import SplitData, load_data, model_of
 from mbcl.engine.step import Learner
-from mbcl.experiment import Experiment
 from mbcl.models import ContrastiveModel
 from mbcl.objectives import Objective
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mbcl.batchnorm import SyncBatchNorm1d, SyncBatchNorm2d
+from mbcl.config.experiment import Precision, Train
 from mbcl.errors import ConfigError
-from mbcl.experiment import Precision, Train
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

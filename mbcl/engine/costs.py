@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mbcl.experiment import Experiment
+from mbcl.config.experiment import Experiment
 
 
 def planning_cost(experiment: Experiment, num_train: int) -> str:

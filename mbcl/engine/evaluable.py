@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from mbcl.config.evaluation import Corrupted, Evaluation
 from mbcl.data import CORRUPTIONS, ImageSet, check_corrupted, corrupted_available
 from mbcl.data.request import Verify
 from mbcl.engine.prepare import SplitData
 from mbcl.errors import ConfigError, nearest
-from mbcl.evaluation_settings import Corrupted, Evaluation
 
 
 def check_evaluation(settings: Evaluation, data: SplitData, *, name: str, verify: Verify = "warn") -> None:

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mbcl.config.experiment import Data, Experiment
 from mbcl.data import ImageSet, clean_views, load, split_validation
 from mbcl.errors import CheckpointError, ConfigError
-from mbcl.experiment import Data, Experiment
 from mbcl.models import ContrastiveModel
 from mbcl.models import build as build_model
 from mbcl.samplers import Sampler

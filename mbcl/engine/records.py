@@ -9,10 +9,10 @@ from dataclasses import asdict
 
 import yaml
 
+from mbcl.config.experiment import Experiment
 from mbcl.engine.checkpoint import UNREADABLE
 from mbcl.engine.prepare import Facts
 from mbcl.engine.protocols import Row
-from mbcl.experiment import Experiment
 from mbcl.storage import Store, write_text
 
 log = logging.getLogger(__name__)

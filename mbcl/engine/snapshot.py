@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mbcl import dist
+from mbcl.config.experiment import Experiment
 from mbcl.dist import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.checkpoint import Checkpoint
@@ -17,7 +18,6 @@ from mbcl.engine.prepare import Facts
 from mbcl.engine.source import PlanSource
 from mbcl.engine.step import Learner
 from mbcl.errors import CheckpointError, MbclError
-from mbcl.experiment import Experiment
 from mbcl.storage import Store
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from mbcl import dist
+from mbcl.config.experiment import Experiment
 from mbcl.data import ImageSet
 from mbcl.engine.cache import EmbeddingCache
 from mbcl.engine.compute import Compute
@@ -16,7 +17,6 @@ from mbcl.engine.epoch import EpochProgress, PlanFacts, plan_of, plan_state
 from mbcl.engine.protocols import PlanKey, PlannedBatches, PlanService
 from mbcl.engine.step import Learner, Stepped
 from mbcl.errors import PlanError, TrainingError
-from mbcl.experiment import Experiment
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers import Sampler, Shuffle, examine
 

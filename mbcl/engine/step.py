@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mbcl import dist
+from mbcl.config.experiment import Accumulation
 from mbcl.data import ImageSet
 from mbcl.dist import World
 from mbcl.engine.chunked import ChunkedEncoder
 from mbcl.engine.compute import Compute
 from mbcl.engine.embed import ViewKey, two_views
-from mbcl.experiment import Accumulation
 from mbcl.functional import raise_half
 from mbcl.models import ContrastiveModel
 from mbcl.objectives import Candidates, Objective, StatefulObjective

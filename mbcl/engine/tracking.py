@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mbcl.config.experiment import Experiment
 from mbcl.engine.protocols import Observer, Row
 from mbcl.errors import ConfigError, TrainingError
-from mbcl.experiment import Experiment
 from mbcl.storage import Store
 
 TENSORBOARD_FOLDER = "tensorboard"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mbcl import __version__, dist
+from mbcl.config.experiment import Experiment
 from mbcl.dist import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine import snapshot
@@ -25,7 +26,6 @@ from mbcl.engine.protocols import Observer, PlanService, Row
 from mbcl.engine.records import MetricsLog, write_config
 from mbcl.engine.source import PlanSource, embed_share
 from mbcl.errors import StorageError, TrainingError
-from mbcl.experiment import Experiment
 from mbcl.metrics import retrieval
 from mbcl.objectives import StatefulObjective
 from mbcl.optim import cosine_lr, scale_lr

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mbcl
+from mbcl.config.evaluation import Baseline
+from mbcl.config.experiment import Experiment
 from mbcl.engine.prepare import model_of
 from mbcl.evaluation.subject import Representation
-from mbcl.evaluation_settings import Baseline
-from mbcl.experiment import Experiment
 from mbcl.storage import Store, read_text, write_text
 
 BASELINES = "baselines"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from mbcl.config.evaluation import Evaluation, Metric
 from mbcl.engine.evaluable import corruptions_of
 from mbcl.evaluation import classes, corrupted, diagnostics, retrieval
 from mbcl.evaluation.subject import Subject
-from mbcl.evaluation_settings import Evaluation, Metric
 
 Measure = Callable[[Subject], dict[str, float]]
 

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 
 import mbcl
+from mbcl.config.evaluation import Baseline
+from mbcl.config.experiment import Data, Evaluation
 from mbcl.engine.evaluable import check_evaluation
 from mbcl.engine.prepare import SplitData, check_takes, load_data
 from mbcl.errors import CheckpointError, ConfigError
@@ -18,8 +20,6 @@ from mbcl.evaluation.baselines import BASELINES, Kept, baseline
 from mbcl.evaluation.pieces import Piece, pieces_of
 from mbcl.evaluation.subject import Representation, Subject
 from mbcl.evaluation.weights import INITIAL, Weights, find_weights, initial_weights
-from mbcl.evaluation_settings import Baseline
-from mbcl.experiment import Data, Evaluation
 from mbcl.storage import Store, read_text, write_text
 
 EVALUATION_FILE = "evaluation.json"

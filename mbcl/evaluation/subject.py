@@ -12,11 +12,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mbcl.config.experiment import Data, Evaluation
 from mbcl.data import ImageSet, clean_views
 from mbcl.engine.embed import ViewKey, two_views
 from mbcl.engine.prepare import SplitData
 from mbcl.errors import CheckpointError
-from mbcl.experiment import Data, Evaluation
 from mbcl.seeding import derive
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mbcl import export
-from mbcl.configuration import validate
+from mbcl.config.base import validate
+from mbcl.config.experiment import Experiment
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.prepare import channels_of, load_model, model_of
 from mbcl.errors import CheckpointError, ConfigError
-from mbcl.experiment import Experiment
 from mbcl.models import ContrastiveModel
 from mbcl.storage import Store
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mbcl.config.experiment import Experiment
 from mbcl.errors import counted
-from mbcl.experiment import Experiment
 from mbcl.orchestration import domains
 from mbcl.orchestration.schedulers import Scheduler, build
 from mbcl.orchestration.space import Space, experiment_of

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError, MbclError
-from mbcl.experiment import Experiment
 from mbcl.orchestration.trials import TrialSpec
 from mbcl.samplers import PoolSampler
 from mbcl.storage import Store, is_uri, open_store, write_text

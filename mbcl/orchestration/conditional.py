@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mbcl.config.components import PARTS, defaults
 from mbcl.errors import ConfigError, nearest
 from mbcl.orchestration.domains import Domain
-from mbcl.parts import PARTS, defaults
 
 
 def applies(key: str, chosen: Mapping[str, Any]) -> bool:

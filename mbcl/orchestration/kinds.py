@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from mbcl.configuration import Section
+from mbcl.config.base import Section
+from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
-from mbcl.experiment import Experiment
 from mbcl.orchestration.domains import short
 from mbcl.synthetic.experiment import SyntheticExperiment
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, create_model, model_validator
 
-from mbcl.configuration import Part, PathConfigError, Section, apply_overrides, parse_yaml, part, read_yaml, validate
+from mbcl.config.base import Part, PathConfigError, Section, apply_overrides, parse_yaml, part, read_yaml, validate
 from mbcl.errors import ConfigError, nearest
 from mbcl.orchestration.conditional import check_conditional
 from mbcl.orchestration.domains import KINDS, parse, plain, short

@@ -21,9 +21,9 @@ from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, Sca
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from mbcl import dist
+from mbcl.config.experiment import Experiment
 from mbcl.dist import World
 from mbcl.engine import Row, train
-from mbcl.experiment import Experiment
 from mbcl.fencing import Fence, FencedStore, claim
 from mbcl.orchestration.elastic import LargestFitting
 from mbcl.orchestration.failures import LostOnly

@@ -10,9 +10,9 @@ import ray
 import ray.tune
 import torch
 
+from mbcl.config.experiment import Evaluation, Experiment
 from mbcl.engine.checkpoint import name_of
 from mbcl.evaluation import evaluate
-from mbcl.experiment import Evaluation, Experiment
 from mbcl.orchestration.failures import of_a_peer
 from mbcl.orchestration.janitor import remove_orphans
 from mbcl.orchestration.jobs import Answer, Job, final_metrics, one_line

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mbcl.configuration import set_path
+from mbcl.config.base import set_path
+from mbcl.config.components import PARTS, canonical, registry_of
 from mbcl.errors import ConfigError
 from mbcl.orchestration import domains
 from mbcl.orchestration.conditional import applies
 from mbcl.orchestration.domains import short
 from mbcl.orchestration.kinds import AnyExperiment
 from mbcl.orchestration.space import Space, SpaceFile, check_key, experiment_of
-from mbcl.parts import PARTS, canonical, registry_of
 from mbcl.study import Drawn, TrialRecord
 from mbcl.summary.settings import columns_of, fits, flatten, singled_out
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from mbcl.configuration import PathConfigError, apply_overrides, parse_yaml, validate_parameters
+from mbcl.config.base import PathConfigError, apply_overrides, parse_yaml, validate_parameters
 from mbcl.embeddings_file import read_embeddings
 from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import check_count, check_temperature

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mbcl import parts
+from mbcl.config import components
 from mbcl.study import StudyRecord, TrialRecord
 
 FIXED_COLUMNS = ("trial_id", "status", "error", "sampler", "objective", "seed")
@@ -105,16 +105,16 @@ def columns_of(sampler: str, objective: str, parameters: Mapping[str, Any]) -> d
 
 def canonical(column: str, value: Any) -> Any:
     """The canonical name behind a published alias; anything else as it is."""
-    return parts.canonical(column, value) if column in parts.PARTS and isinstance(value, str) else value
+    return components.canonical(column, value) if column in components.PARTS and isinstance(value, str) else value
 
 
 def _is_default(column: str, columns: Mapping[str, Any]) -> bool:
     """Whether a parameter of a registered part has the value that it has when a user gives none."""
     part, _, parameter = column.partition(".")
-    if part not in parts.PARTS or part not in columns:
+    if part not in components.PARTS or part not in columns:
         return False
     # An old study may name a part that is gone.
-    known = parts.defaults(part, str(columns[part])) or {}
+    known = components.defaults(part, str(columns[part])) or {}
     return parameter in known and bool(known[parameter] == columns[column])
 
 

@@ -71,8 +71,8 @@ def add_synthetic(commands: Any, write_report: WriteReport) -> None:
 
 
 def _synthetic(arguments: argparse.Namespace, write_report: WriteReport) -> int:
+    from mbcl.config.sampler_spec import parse_spec
     from mbcl.functional import check_count
-    from mbcl.specs import parse_spec
     from mbcl.stages import Stages
     from mbcl.storage import open_store
     from mbcl.synthetic.settings import MOST_SEEDS, Settings

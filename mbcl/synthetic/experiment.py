@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from mbcl.configuration import Part, PathConfigError, Section, part, validate_parameters
+from mbcl.config.base import Part, PathConfigError, Section, part, validate_parameters
+from mbcl.config.experiment import Experiment, digest_of
 from mbcl.errors import ConfigError
-from mbcl.experiment import Experiment, digest_of
 from mbcl.samplers import SAMPLERS
 from mbcl.synthetic.selections import Method, fitting, method_of
 from mbcl.synthetic.settings import MOST_COORDINATES, MOST_POINTS, MOST_SAMPLES, Settings

@@ -14,12 +14,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mbcl.config.sampler_spec import parse_spec
 from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import clip
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers import OSGD, SAMPLERS, AllBatches, Fixed, Full, OSGDExhaustive, PoolSampler, Sampler, build, examine
 from mbcl.seeding import derive
-from mbcl.specs import parse_spec
 
 ONE_GROUP = 1280
 """Up to so many samples, samplers that can plan everything as one group or pool do, unless told otherwise."""
@@ -146,7 +146,7 @@ def methods_of(samplers: Sequence[str], batch_sizes: Sequence[int], num_samples:
     """Every sampler with every batch size; ``full``, which has only one, once.
 
     Args:
-        samplers: specifications as :func:`mbcl.specs.parse_spec` reads them; published names are known.
+        samplers: specifications as :func:`mbcl.config.sampler_spec.parse_spec` reads them; published names are known.
         batch_sizes: B, each once.
         num_samples: N.
 

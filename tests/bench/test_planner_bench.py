@@ -16,9 +16,9 @@ from mbcl.bench.measure import geometric_mean, random_batches, worth
 from mbcl.bench.pools import geometric_means, pool_rows
 from mbcl.bench.published import plan_published
 from mbcl.cli import main
+from mbcl.config.sampler_spec import parse_spec
 from mbcl.errors import ConfigError
 from mbcl.samplers import OSGD, Spectral
-from mbcl.specs import parse_spec
 
 TOY = ["--data-sets", "mix_1", "digits", "--pool", "128", "--pools", "1", "--seeds", "1"]
 GROWTH = {"batch_size": 32, "pool": 128, "temperature": 0.1, "device": "cpu"}

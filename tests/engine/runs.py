@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mbcl.configuration import validate
+from mbcl.config.base import validate
+from mbcl.config.experiment import Experiment
 from mbcl.dist import World
 from mbcl.engine import PlanService, Trainer
-from mbcl.experiment import Experiment
 from mbcl.storage import LocalStore
 
 SAMPLERS = {

@@ -11,12 +11,12 @@ import torch
 from engine import runs
 
 from mbcl import dist
-from mbcl.configuration import validate
+from mbcl.config.base import validate
+from mbcl.config.experiment import Experiment, read_experiment
 from mbcl.dist import World
 from mbcl.engine import PlanKey, Trainer
 from mbcl.engine.embed import ViewKey, embed
 from mbcl.errors import TrainingError
-from mbcl.experiment import Experiment, read_experiment
 from mbcl.plan import Embeddings
 from mbcl.storage import LocalStore
 

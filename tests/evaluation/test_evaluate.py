@@ -8,13 +8,13 @@ import pytest
 import torch
 from engine import runs
 
+from mbcl.config.experiment import Evaluation
 from mbcl.dist import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.embed import ViewKey, two_views
 from mbcl.engine.prepare import load_data, model_of
 from mbcl.errors import CheckpointError, ConfigError
 from mbcl.evaluation import evaluate
-from mbcl.experiment import Evaluation
 from mbcl.metrics import retrieval
 from mbcl.seeding import derive
 from mbcl.storage import LocalStore

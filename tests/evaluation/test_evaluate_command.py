@@ -9,9 +9,9 @@ import pytest
 from engine import runs
 
 from mbcl.cli import main
-from mbcl.configuration import apply_overrides, validate
+from mbcl.config.base import apply_overrides, validate
+from mbcl.config.evaluation import Corrupted, Evaluation, Neighbours, Probe
 from mbcl.dist import World
-from mbcl.evaluation_settings import Corrupted, Evaluation, Neighbours, Probe
 from mbcl.storage import LocalStore
 
 

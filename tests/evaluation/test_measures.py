@@ -11,6 +11,7 @@ from data.official import write_cifar, write_corrupted_archive
 from engine import runs
 from sklearn.neighbors import KNeighborsClassifier
 
+from mbcl.config.experiment import Evaluation
 from mbcl.data import ImageSet, clean_views, corrupt
 from mbcl.dist import World
 from mbcl.engine.embed import ViewKey, two_views
@@ -19,7 +20,6 @@ from mbcl.errors import ConfigError, DataError
 from mbcl.evaluation import INITIAL, evaluate, find_weights
 from mbcl.evaluation.baselines import Pixels
 from mbcl.evaluation.subject import Subject
-from mbcl.experiment import Evaluation
 from mbcl.seeding import derive
 from mbcl.storage import LocalStore
 

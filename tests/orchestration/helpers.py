@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
+from mbcl.config.experiment import Experiment
 from mbcl.dist import World
 from mbcl.engine import train
 from mbcl.evaluation import evaluate
-from mbcl.experiment import Experiment
 from mbcl.fencing import Fence
 from mbcl.orchestration.jobs import Job
 from mbcl.orchestration.resources import Need

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from mbcl import engine
+from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
-from mbcl.experiment import Experiment
 from mbcl.orchestration.checks import check_data
 
 from .helpers import SPACE

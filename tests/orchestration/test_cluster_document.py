@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import run_ray
-from mbcl.configuration import parse_yaml
+from mbcl.config.base import parse_yaml
 from mbcl.orchestration.space import read_space
 
 from .helpers import ROOT

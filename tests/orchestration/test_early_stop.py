@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from patience import wait_for
 
-from mbcl.experiment import Experiment
+from mbcl.config.experiment import Experiment
 from mbcl.fencing import claim
 from mbcl.storage import LocalStore
 from mbcl.study import StudyRecord, TrialRecord, read_study

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from patience import PATIENCE, wait_for
 
+from mbcl.config.experiment import Experiment
 from mbcl.dist import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine import train
 from mbcl.evaluation import evaluate
-from mbcl.experiment import Experiment
 from mbcl.fencing import claim
 from mbcl.orchestration import spot
 from mbcl.storage import LocalStore

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbcl.configuration import validate
+from mbcl.config.base import validate
+from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
-from mbcl.experiment import Experiment
 from mbcl.orchestration.kinds import PRETRAINING
 from mbcl.orchestration.resources import Need, Node, fit, resolve, usable_cpus
 from mbcl.orchestration.space import Resources, read_space

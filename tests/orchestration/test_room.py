@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from patience import PATIENCE, wait_for
 
-from mbcl.experiment import Experiment
+from mbcl.config.experiment import Experiment
 from mbcl.fencing import claim
 from mbcl.storage import LocalStore
 

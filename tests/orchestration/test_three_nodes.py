@@ -15,9 +15,9 @@ from data.official import write_image
 from patience import wait_for
 
 from mbcl.cli import main
+from mbcl.config.experiment import Experiment
 from mbcl.dist import World
 from mbcl.engine import train
-from mbcl.experiment import Experiment
 from mbcl.storage import LocalStore
 
 from .helpers import ENVIRONMENT, ROOT, WORKER, gated, line_of, shut

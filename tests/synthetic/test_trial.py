@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mbcl.cli import main
-from mbcl.configuration import validate
+from mbcl.config.base import validate
 from mbcl.errors import ConfigError
 from mbcl.storage import LocalStore
 from mbcl.synthetic.experiment import SyntheticExperiment

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import torch
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from mbcl.configuration import Finder, Part, PathConfigError, Section, part, read_yaml, validate_parameters
+from mbcl.config.base import Finder, Part, PathConfigError, Section, part, read_yaml, validate_parameters
+from mbcl.config.evaluation import Evaluation
 from mbcl.data import DATASETS
 from mbcl.data.request import LARGEST_SIZE, LEAST_SIZE
 from mbcl.errors import ConfigError
-from mbcl.evaluation_settings import Evaluation
 from mbcl.models import ENCODERS
 from mbcl.models.activation import Activation
 from mbcl.objectives import OBJECTIVES, Objective, StatefulObjective

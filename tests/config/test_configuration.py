@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbcl.configuration import apply_overrides, parse_yaml, read_yaml, set_path, validate
+from mbcl.config.base import apply_overrides, parse_yaml, read_yaml, set_path, validate
+from mbcl.config.experiment import Experiment, read_experiment
 from mbcl.errors import ConfigError
-from mbcl.experiment import Experiment, read_experiment
 
 
 def scheduled(sampler=None, embeddings=None, **schedule):

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from engine import runs
 
-from mbcl.configuration import validate
+from mbcl.config.base import validate
+from mbcl.config.experiment import Evaluation, Experiment
 from mbcl.engine.evaluable import check_evaluation
 from mbcl.engine.prepare import load_data
 from mbcl.errors import ConfigError
-from mbcl.experiment import Evaluation, Experiment
 
 
 def test_by_default_retrieval_alone_is_measured_as_before():

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mbcl.configuration import PathConfigError, Section
+from mbcl.config.base import PathConfigError, Section
 from mbcl.data import CORRUPTIONS
 from mbcl.errors import nearest
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
 
-from mbcl.configuration import parse_yaml
+from mbcl.config.base import parse_yaml
 from mbcl.errors import ConfigError
 from mbcl.samplers import SAMPLERS, Sampler, build
 

@@ -1,0 +1,1 @@
+"""Configuration: YAML to checked settings, and everything that a configuration can name."""
