@@ -23,8 +23,8 @@ from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment, read_experiment
 from mbcl.dist import World
 from mbcl.engine import Trainer
+from mbcl.io.store import LocalStore
 from mbcl.samplers import quality
-from mbcl.storage import LocalStore
 
 
 def compare(seed: int, epochs: int, sampler: dict[str, object]) -> dict[int, tuple[float, float, float]]:

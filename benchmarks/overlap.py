@@ -29,7 +29,7 @@ from mbcl.config.experiment import Experiment, read_experiment
 from mbcl.dist import World
 from mbcl.engine import Row, Trainer
 from mbcl.engine.records import read_rows
-from mbcl.storage import LocalStore
+from mbcl.io.store import LocalStore
 from mbcl.summary.statistics import estimate
 
 LEFT_OUT = 4

@@ -18,7 +18,7 @@ from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment, read_experiment
 from mbcl.dist import World
 from mbcl.engine import Trainer
-from mbcl.storage import LocalStore
+from mbcl.io.store import LocalStore
 
 
 def first_steps(world: World, experiment: Experiment, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:

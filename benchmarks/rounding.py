@@ -19,7 +19,7 @@ from mbcl.config.experiment import Experiment, read_experiment
 from mbcl.dist import World
 from mbcl.engine import Trainer
 from mbcl.engine.certificate import relative_error
-from mbcl.storage import LocalStore
+from mbcl.io.store import LocalStore
 
 STEPS = (2, 6, 11, 20)
 OBJECTIVES = (

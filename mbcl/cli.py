@@ -97,8 +97,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from mbcl.config.base import apply_overrides, validate
     from mbcl.config.experiment import Experiment, read_experiment
     from mbcl.engine import checkpoint, train
+    from mbcl.io.store import check_writable, open_store
     from mbcl.progress import EpochLines
-    from mbcl.storage import check_writable, open_store
 
     content = read_experiment(arguments.config) if arguments.config else {}
     apply_overrides(content, arguments.set)
@@ -162,7 +162,7 @@ def _add_export(commands: Any) -> None:
 def _export(arguments: argparse.Namespace) -> int:
     from mbcl.engine.checkpoint import folder_and_checkpoint
     from mbcl.export import export, how_to_load
-    from mbcl.storage import check_writable, open_store
+    from mbcl.io.store import check_writable, open_store
 
     folder, name = folder_and_checkpoint(arguments.checkpoint)
     out = open_store(arguments.out)
@@ -190,8 +190,8 @@ def _add_report(commands: Any) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from mbcl.io.store import open_store
     from mbcl.report import write
-    from mbcl.storage import open_store
     from mbcl.study import read_study
 
     store = open_store(arguments.results)

@@ -57,7 +57,7 @@ def _add_place(command: argparse.ArgumentParser) -> None:
 def _pack(arguments: argparse.Namespace) -> int:
     from mbcl.data import CORRUPTED, DATASETS, pack_corrupted, request_of
     from mbcl.errors import ConfigError
-    from mbcl.storage import local_path
+    from mbcl.io.store import local_path
 
     out = local_path(arguments.out) if arguments.out else None
     corrupted = arguments.data in CORRUPTED

@@ -15,8 +15,8 @@ from mbcl import __version__
 from mbcl.dist import World
 from mbcl.engine.certificate import BATCH_SIZE, CHUNK_SIZE, Case, Errors, certify
 from mbcl.errors import ConfigError
+from mbcl.io.store import open_store, write_text
 from mbcl.launch import launch
-from mbcl.storage import open_store, write_text
 
 FILE = "doctor.json"
 _LINE = "{:<10} {:>7}  {:<8} {:<12} {:>8} {:>9} {:>8} {:>6}  {}"

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbcl.arrays import read_arrays
 from mbcl.errors import ConfigError, PlanError
+from mbcl.io.npz import read_arrays
 from mbcl.plan import Embeddings
 
 FLOATS = ("float16", "float32", "float64")

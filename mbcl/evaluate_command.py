@@ -13,7 +13,7 @@ from mbcl.errors import ConfigError
 
 if TYPE_CHECKING:
     from mbcl.config.experiment import Data, Evaluation, Experiment
-    from mbcl.storage import Store
+    from mbcl.io.store import Store
 
 EVALUATIONS = "evaluations"
 """The folder that has one ``evaluation.json`` a checkpoint, where several are evaluated."""
@@ -100,7 +100,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from mbcl.evaluation import evaluate, find_weights, of_epochs
     from mbcl.evaluation.baselines import BASELINES
     from mbcl.evaluation.weights import INITIAL
-    from mbcl.storage import open_store
+    from mbcl.io.store import open_store
 
     folder, checkpoint = folder_and_checkpoint(arguments.checkpoint)
     if arguments.epochs and checkpoint is not None:
@@ -145,7 +145,7 @@ def _before(out: Store, earlier: Mapping[str, Any], asked: Mapping[str, Any]) ->
         ConfigError: if the folder cannot be written, or is that of a sweep's trial.
     """
     from mbcl.evaluation import EVALUATION_FILE
-    from mbcl.storage import check_writable
+    from mbcl.io.store import check_writable
 
     study = _study_of(out)
     if study is not None:
@@ -164,7 +164,7 @@ def _before(out: Store, earlier: Mapping[str, Any], asked: Mapping[str, Any]) ->
 
 def _study_of(out: Store) -> str | None:
     """The study of which a folder is a trial's, ``STUDY/trials/ID``; None if it is none."""
-    from mbcl.storage import open_store
+    from mbcl.io.store import open_store
     from mbcl.study import STUDY_FILE
 
     folder, mark, query = out.uri.partition("?")

@@ -19,8 +19,8 @@ from mbcl.config.experiment import Experiment
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.prepare import channels_of, load_data, load_model
 from mbcl.errors import ConfigError
+from mbcl.io.store import Store, open_store, read_text, write_text
 from mbcl.models import ContrastiveModel, VisionEncoder
-from mbcl.storage import Store, open_store, read_text, write_text
 
 ENCODER_FILE = "encoder.safetensors"
 MODEL_FILE = "model.safetensors"

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbcl.arrays import read_arrays
 from mbcl.errors import ConfigError, PlanError
+from mbcl.io.npz import read_arrays
 
 CHUNK_ELEMENTS = 2**22
 """Numbers of an embedding that are looked at in one go, so that a check needs little memory of its own."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mbcl.errors import ConfigError
-from mbcl.storage import Store, read_text, write_text
+from mbcl.io.store import Store, read_text, write_text
 
 STUDY_FILE = "study.json"
 

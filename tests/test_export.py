@@ -22,7 +22,7 @@ from mbcl.engine import train
 from mbcl.engine.prepare import load_data, model_of
 from mbcl.errors import ConfigError
 from mbcl.export import export, how_to_load, load
-from mbcl.storage import LocalStore
+from mbcl.io.store import LocalStore
 
 RESNET = {
     "data": {"name": "digits", "max_samples": 40, "image_size": 32},

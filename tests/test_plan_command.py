@@ -19,10 +19,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mbcl.arrays import read_arrays
 from mbcl.cli import main
 from mbcl.embeddings_file import read_embeddings
 from mbcl.errors import ConfigError
+from mbcl.io.npz import read_arrays
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers import SAMPLERS, Shuffle, build, quality
 from mbcl.samplers._measures import overlap, same_class_share, upper_bound

@@ -16,7 +16,7 @@ from mbcl.config.base import parse_yaml
 from mbcl.dist import World
 from mbcl.engine import train
 from mbcl.errors import ConfigError
-from mbcl.storage import LocalStore
+from mbcl.io.store import LocalStore
 from mbcl.study import read_study
 
 ROOT = Path(__file__).parent.parent

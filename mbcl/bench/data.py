@@ -20,8 +20,8 @@ from mbcl.bench.measure import environment
 from mbcl.data import ImageSet, ViewRecipe, make_views
 from mbcl.errors import ConfigError
 from mbcl.functional import check_count
+from mbcl.io.store import open_store, write_text
 from mbcl.seeding import torch_generator
-from mbcl.storage import open_store, write_text
 
 FILE = "data.json"
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

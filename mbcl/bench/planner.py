@@ -19,8 +19,8 @@ from mbcl.bench.whole import compare_whole
 from mbcl.config.sampler_spec import Spec, parse_spec
 from mbcl.errors import ConfigError, DataError, nearest
 from mbcl.functional import check_count, check_temperature
+from mbcl.io.store import Store, open_store, write_text
 from mbcl.samplers._threads import one_thread
-from mbcl.storage import Store, open_store, write_text
 
 FILE = "planner.json"
 

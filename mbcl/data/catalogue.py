@@ -16,9 +16,9 @@ from mbcl.data.packs import DamagedPackError
 from mbcl.data.recipe import ViewRecipe
 from mbcl.data.request import LARGEST_SIZE, LEAST_SIZE, Request, Verify
 from mbcl.errors import ConfigError
+from mbcl.io.store import is_uri
+from mbcl.io.uris import check_uri
 from mbcl.registry import Registry
-from mbcl.storage import is_uri
-from mbcl.uris import check_uri
 
 
 class Reader(Protocol):

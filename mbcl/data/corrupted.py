@@ -22,8 +22,8 @@ from mbcl.data.folder_sets import Packed
 from mbcl.data.images import ImageSet
 from mbcl.data.request import Request, Verify
 from mbcl.errors import ConfigError, DataError, nearest
+from mbcl.io.store import is_uri, local_path
 from mbcl.registry import Registry
-from mbcl.storage import is_uri, local_path
 
 _LABELS = "labels"
 _OFFICIAL = 10_000  # test images of each

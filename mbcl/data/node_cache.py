@@ -23,8 +23,8 @@ from pathlib import Path
 
 from mbcl.data.packs import FOLDER, Pack, read_pack
 from mbcl.errors import DataError
-from mbcl.fencing import NO_LOCKS
-from mbcl.storage import ArrowStore
+from mbcl.io.ownership import NO_LOCKS
+from mbcl.io.store import ArrowStore
 
 CACHE_VARIABLE = "MBCL_CACHE"
 """The environment variable that says where a machine keeps its copies."""

@@ -13,7 +13,7 @@ from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_da
 from mbcl.engine.protocols import Observer, PlanKey, PlannedBatches, PlanService, Row
 from mbcl.engine.tracking import build_trackers, check_trackers
 from mbcl.engine.trainer import Outcome, Trainer
-from mbcl.storage import Store
+from mbcl.io.store import Store
 
 __all__ = [
     "Facts",

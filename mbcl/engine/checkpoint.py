@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mbcl.errors import CheckpointError
-from mbcl.storage import LocalStore, Store, read_text, write_text
+from mbcl.io.store import LocalStore, Store, read_text, write_text
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from mbcl.config.experiment import Experiment
 from mbcl.engine.checkpoint import UNREADABLE
 from mbcl.engine.prepare import Facts
 from mbcl.engine.protocols import Row
-from mbcl.storage import Store, write_text
+from mbcl.io.store import Store, write_text
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from mbcl.engine.prepare import Facts
 from mbcl.engine.source import PlanSource
 from mbcl.engine.step import Learner
 from mbcl.errors import CheckpointError, MbclError
-from mbcl.storage import Store
+from mbcl.io.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 from mbcl.config.experiment import Experiment
 from mbcl.engine.protocols import Observer, Row
 from mbcl.errors import ConfigError, TrainingError
-from mbcl.storage import Store
+from mbcl.io.store import Store
 
 TENSORBOARD_FOLDER = "tensorboard"
 WANDB_FOLDER = "wandb"

@@ -26,11 +26,11 @@ from mbcl.engine.protocols import Observer, PlanService, Row
 from mbcl.engine.records import MetricsLog, write_config
 from mbcl.engine.source import PlanSource, embed_share
 from mbcl.errors import StorageError, TrainingError
+from mbcl.io.store import Store, is_uri
 from mbcl.metrics import retrieval
 from mbcl.objectives import StatefulObjective
 from mbcl.optim import cosine_lr, scale_lr
 from mbcl.seeding import derive
-from mbcl.storage import Store, is_uri
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from mbcl.config.evaluation import Baseline
 from mbcl.config.experiment import Experiment
 from mbcl.engine.prepare import model_of
 from mbcl.evaluation.subject import Representation
-from mbcl.storage import Store, read_text, write_text
+from mbcl.io.store import Store, read_text, write_text
 
 BASELINES = "baselines"
 """The folder that keeps the metrics of baselines for other trials and checkpoints."""

@@ -20,7 +20,7 @@ from mbcl.evaluation.baselines import BASELINES, Kept, baseline
 from mbcl.evaluation.pieces import Piece, pieces_of
 from mbcl.evaluation.subject import Representation, Subject
 from mbcl.evaluation.weights import INITIAL, Weights, find_weights, initial_weights
-from mbcl.storage import Store, read_text, write_text
+from mbcl.io.store import Store, read_text, write_text
 
 EVALUATION_FILE = "evaluation.json"
 PART_FILE = "evaluation.part.json"

@@ -14,8 +14,8 @@ from mbcl.config.experiment import Experiment
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.prepare import channels_of, load_model, model_of
 from mbcl.errors import CheckpointError, ConfigError
+from mbcl.io.store import Store
 from mbcl.models import ContrastiveModel
-from mbcl.storage import Store
 
 INITIAL = "epoch_000000"
 """The name of the initial weights; the published evaluation calls them epoch -1."""

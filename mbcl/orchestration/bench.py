@@ -21,8 +21,8 @@ from mbcl.bench.measure import environment
 from mbcl.engine.records import read_rows
 from mbcl.errors import ConfigError, TrainingError
 from mbcl.functional import check_count
+from mbcl.io.store import LocalStore, open_store, write_text
 from mbcl.orchestration.sweep import EXIT_FINISHED, EXIT_INTERRUPTED, Request, WriteReport, run
-from mbcl.storage import LocalStore, open_store, write_text
 from mbcl.study import TrialRecord, read_study
 
 FILE = "ray.json"

@@ -15,6 +15,7 @@ from rich.table import Table
 from mbcl.engine.protocols import Row
 from mbcl.engine.records import METRICS_FILE, row_of
 from mbcl.errors import counted
+from mbcl.io.store import Store
 from mbcl.orchestration import interrupts
 from mbcl.orchestration.asked import by_seeds, domain_lines, plan_lines
 from mbcl.orchestration.checks import Checked
@@ -23,7 +24,6 @@ from mbcl.orchestration.resources import Fit, Need
 from mbcl.orchestration.results import trial_folder
 from mbcl.orchestration.space import Space
 from mbcl.orchestration.trials import Trials, TrialSpec
-from mbcl.storage import Store
 from mbcl.study import StudyRecord
 from mbcl.summary import Estimate, primary_metrics, summarise
 

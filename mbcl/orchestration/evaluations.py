@@ -12,6 +12,7 @@ from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.records import CONFIG_FILE, KEYS
 from mbcl.errors import ConfigError
 from mbcl.evaluation import EVALUATION_FILE
+from mbcl.io.store import Store, write_text
 from mbcl.orchestration.domains import short
 from mbcl.orchestration.jobs import Job, Metrics
 from mbcl.orchestration.kinds import Kind
@@ -19,7 +20,6 @@ from mbcl.orchestration.results import SPACE_FILE, trial_folder, versions
 from mbcl.orchestration.search import known
 from mbcl.orchestration.space import SpaceFile
 from mbcl.orchestration.trials import Trials, TrialSpec
-from mbcl.storage import Store, write_text
 from mbcl.study import STUDY_FILE, StudyRecord, read_study, write_study
 
 _NEEDED = "in which the new evaluation would be noted; put a copy of it back first"

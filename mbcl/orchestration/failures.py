@@ -12,7 +12,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.errors import MbclError, StorageError
-from mbcl.storage import open_store
+from mbcl.io.store import open_store
 
 LOST_WORDS = ("connection", "gloo", "nccl", "timed out", "timeout", "socket", "broken pipe", "peer", "store")
 """In the text of an exception that a worker raises because *another* one, or the network, went away."""

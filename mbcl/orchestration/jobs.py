@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mbcl.fencing import Fence, FencedStore
+from mbcl.io.ownership import Fence, FencedStore
+from mbcl.io.store import Store, open_store
 from mbcl.orchestration.resources import Need
-from mbcl.storage import Store, open_store
 
 Metrics = dict[str, float | int | None]
 

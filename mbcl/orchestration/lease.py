@@ -5,8 +5,8 @@ wants the folder watches it for longer than two beats, and takes it over if it h
 it is enough to look whether the process lives.
 
 Object stores know no compare-and-swap here, so two sweeps that want a stopped lease in the same second may both write:
-each then reads what has remained, and only the last writer goes on. Whatever happens, :mod:`mbcl.fencing` lets only the
-one whose token stands write into the folder.
+each then reads what has remained, and only the last writer goes on. Whatever happens, :mod:`mbcl.io.ownership` lets
+only the one whose token stands write into the folder.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from mbcl.errors import ConfigError, MbclError
-from mbcl.fencing import NO_LOCKS, Fence, claim, release
-from mbcl.storage import LocalStore, Store, read_text, write_text
+from mbcl.io.ownership import NO_LOCKS, Fence, claim, release
+from mbcl.io.store import LocalStore, Store, read_text, write_text
 
 log = logging.getLogger(__name__)
 

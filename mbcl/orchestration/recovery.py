@@ -12,10 +12,10 @@ import yaml
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine import records
 from mbcl.errors import ConfigError
+from mbcl.io.store import Store, is_uri, read_text
 from mbcl.orchestration.results import SPACE_FILE, TRIALS, new_study, reopen, trial_folder
 from mbcl.orchestration.space import SpaceFile
 from mbcl.orchestration.trials import Trials
-from mbcl.storage import Store, is_uri, read_text
 from mbcl.study import STUDY_FILE, StudyRecord, read_study
 
 DAMAGED_FILE = f"{STUDY_FILE}.damaged"

@@ -12,6 +12,7 @@ import ray
 import ray.tune
 from ray.tune.experiment import Trial
 
+from mbcl.io.store import Store
 from mbcl.orchestration import interrupts
 from mbcl.orchestration.course import Course
 from mbcl.orchestration.feed import Feed, Stops
@@ -20,7 +21,6 @@ from mbcl.orchestration.jobs import Answer, Job, Metrics, one_line
 from mbcl.orchestration.kinds import kind_of
 from mbcl.orchestration.room import first_done
 from mbcl.orchestration.trial import ANSWER, for_evaluation, root, run_trial, submit_evaluation
-from mbcl.storage import Store
 from mbcl.study import StudyRecord, write_study
 
 DRIVER_RESTARTS = 2

@@ -11,13 +11,13 @@ import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 
 from mbcl.engine.records import read_rows
+from mbcl.io.store import Store
 from mbcl.orchestration.course import Race
 from mbcl.orchestration.results import trial_folder
 from mbcl.orchestration.schedulers import MOST_EPOCHS, Asha, Median, build
 from mbcl.orchestration.space import Space
 from mbcl.orchestration.trials import TrialSpec
 from mbcl.seeding import numpy_generator
-from mbcl.storage import Store
 from mbcl.study import StudyRecord
 from mbcl.summary.settings import baselines, settings_of
 

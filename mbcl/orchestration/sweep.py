@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from mbcl.errors import ConfigError, MbclError, counted
 from mbcl.evaluation import BASELINES
-from mbcl.fencing import Fence, FencedStore
+from mbcl.io.ownership import Fence, FencedStore
+from mbcl.io.store import Store, check_writable, open_store
 from mbcl.orchestration import console as consoles
 from mbcl.orchestration import interrupts, recovery, results
 from mbcl.orchestration.checks import Checked, check_data_there, check_shared, distinct
@@ -26,7 +27,6 @@ from mbcl.orchestration.schedulers import build as build_scheduler
 from mbcl.orchestration.search import Proposals, check_installed
 from mbcl.orchestration.space import SpaceFile, check_name, read_space
 from mbcl.orchestration.trials import Trials, TrialSpec, expand
-from mbcl.storage import Store, check_writable, open_store
 from mbcl.study import StudyRecord
 
 __all__ = ["EXIT_INTERRUPTED", "Request", "run"]

@@ -24,13 +24,13 @@ from mbcl import dist
 from mbcl.config.experiment import Experiment
 from mbcl.dist import World
 from mbcl.engine import Row, train
-from mbcl.fencing import Fence, FencedStore, claim
+from mbcl.io.ownership import Fence, FencedStore, claim
+from mbcl.io.store import is_uri, open_store
 from mbcl.orchestration.elastic import LargestFitting
 from mbcl.orchestration.failures import LostOnly
 from mbcl.orchestration.jobs import Job, mute_sampler_warnings
 from mbcl.orchestration.planner import RayPlanService
 from mbcl.orchestration.room import may_come
-from mbcl.storage import is_uri, open_store
 
 COLLECTIVE_SECONDS = 600
 """How long a rank waits for another: longer than any validation, shorter than a night."""

@@ -13,6 +13,7 @@ import torch
 from mbcl.config.experiment import Evaluation, Experiment
 from mbcl.engine.checkpoint import name_of
 from mbcl.evaluation import evaluate
+from mbcl.io.store import Store, open_store
 from mbcl.orchestration.failures import of_a_peer
 from mbcl.orchestration.janitor import remove_orphans
 from mbcl.orchestration.jobs import Answer, Job, final_metrics, one_line
@@ -21,7 +22,6 @@ from mbcl.orchestration.planner import PlannerActor
 from mbcl.orchestration.room import first_done
 from mbcl.orchestration.training import run_training
 from mbcl.orchestration.watch import reporting
-from mbcl.storage import Store, open_store
 
 ANSWER = "answer"
 """The key of Ray Tune's result that holds the answer."""

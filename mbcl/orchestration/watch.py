@@ -10,7 +10,7 @@ import ray.tune
 
 from mbcl.engine.protocols import Row
 from mbcl.engine.records import look_over
-from mbcl.storage import LocalStore, Store
+from mbcl.io.store import LocalStore, Store
 
 EPOCH, VALUE = "mbcl_epoch", "mbcl_value"
 LOCAL_SECONDS, REMOTE_SECONDS = 0.3, 3.0

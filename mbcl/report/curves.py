@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mbcl.io.store import Store
 from mbcl.report.tables import STAGES
-from mbcl.storage import Store
 from mbcl.study import StudyRecord
 from mbcl.summary.settings import Setting, ordered_trials
 

@@ -23,11 +23,11 @@ import numpy as np
 from markupsafe import Markup
 
 from mbcl import __version__
+from mbcl.io.store import Store, write_text
 from mbcl.report.page import environment, resource
 from mbcl.report.pictures import Picture
 from mbcl.report.synthetic_figures import draw
 from mbcl.report.wording import listed, number
-from mbcl.storage import Store, write_text
 from mbcl.synthetic.records import RECORD, Outcome
 from mbcl.synthetic.table import Row, Spread, reference_in_words, rows_of
 

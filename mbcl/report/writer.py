@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from mbcl.io.store import Store, write_text
 from mbcl.report.curves import read_histories
 from mbcl.report.figures import draw
 from mbcl.report.page import page
 from mbcl.report.tables import comparison_csv, results_csv, summary_csv
-from mbcl.storage import Store, write_text
 from mbcl.study import StudyRecord
 from mbcl.summary.statistics import compare, compared_metrics, summarise
 

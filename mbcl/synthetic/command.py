@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mbcl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mbcl.storage import Store
+    from mbcl.io.store import Store
     from mbcl.synthetic.records import Outcome
 
 WriteReport = Callable[["Store", "Outcome"], None]
@@ -73,8 +73,8 @@ def add_synthetic(commands: Any, write_report: WriteReport) -> None:
 def _synthetic(arguments: argparse.Namespace, write_report: WriteReport) -> int:
     from mbcl.config.sampler_spec import parse_spec
     from mbcl.functional import check_count
+    from mbcl.io.store import open_store
     from mbcl.stages import Stages
-    from mbcl.storage import open_store
     from mbcl.synthetic.settings import MOST_SEEDS, Settings
     from mbcl.synthetic.study import run
     from mbcl.synthetic.table import show
@@ -121,7 +121,7 @@ def _synthetic(arguments: argparse.Namespace, write_report: WriteReport) -> int:
 
 def _check_writable(store: Store) -> None:
     """Refuse a folder of this machine that cannot be written, before hours are spent on what belongs there."""
-    from mbcl.storage import LocalStore
+    from mbcl.io.store import LocalStore
 
     if isinstance(store, LocalStore):
         there = next(folder for folder in (store.folder, *store.folder.parents) if folder.exists())

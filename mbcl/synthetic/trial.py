@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from mbcl.engine.records import CONFIG_FILE, METRICS_FILE
-from mbcl.storage import Store, write_text
+from mbcl.io.store import Store, write_text
 from mbcl.synthetic.experiment import SyntheticExperiment
 from mbcl.synthetic.optima import optimum
 from mbcl.synthetic.records import Measured, Outcome

@@ -21,11 +21,12 @@ import torch
 from data.official import pack_cifar, write_cifar, write_image
 from patience import PATIENCE, wait_for
 
-from mbcl import data, storage
+from mbcl import data
 from mbcl.cli import main
 from mbcl.data import node_cache
 from mbcl.errors import ConfigError, DataError
-from mbcl.uris import check_uri
+from mbcl.io import store
+from mbcl.io.uris import check_uri
 
 
 @pytest.fixture(autouse=True)
@@ -54,14 +55,14 @@ def files(cache: Path) -> list[str]:
 def count_reads(monkeypatch, at_once: int = 1) -> list[str]:
     """The large files that are read from a URI from now on; none is read to its end before so many are begun."""
     read: list[str] = []
-    pieces = storage.ArrowStore.pieces
+    pieces = store.ArrowStore.pieces
 
     def slow(self, name):
         read.append(name)
         wait_for(lambda: len(read) >= at_once)
         yield from pieces(self, name)
 
-    monkeypatch.setattr(storage.ArrowStore, "pieces", slow)
+    monkeypatch.setattr(store.ArrowStore, "pieces", slow)
     return read
 
 
@@ -334,7 +335,7 @@ def test_a_key_in_a_uri_is_refused_and_not_repeated():
             data.load("cifar10", dir=uri)
         assert "cret" not in str(caught.value)
         with pytest.raises(ConfigError) as caught:
-            storage.open_store(uri)
+            store.open_store(uri)
         assert "cret" not in str(caught.value)
     for uri in ("hdfs://host:9000/user/a@b", "gs://anonymous@bucket/x", "file:///a:b@c"):
         check_uri(uri)

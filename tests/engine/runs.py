@@ -13,7 +13,7 @@ from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment
 from mbcl.dist import World
 from mbcl.engine import PlanService, Trainer
-from mbcl.storage import LocalStore
+from mbcl.io.store import LocalStore
 
 SAMPLERS = {
     "shuffle": {"name": "shuffle"},

@@ -14,7 +14,7 @@ from mbcl.engine import Trainer
 from mbcl.engine.cache import EmbeddingCache
 from mbcl.engine.embed import ViewKey
 from mbcl.errors import PlanError
-from mbcl.storage import LocalStore
+from mbcl.io.store import LocalStore
 
 
 def rows(positions: list[int], value: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.errors import CheckpointError
-from mbcl.storage import LocalStore
+from mbcl.io.store import LocalStore
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from mbcl.engine.compute import Compute
 from mbcl.engine.embed import ViewKey
 from mbcl.errors import ConfigError, TrainingError
 from mbcl.functional import nt_xent
-from mbcl.storage import LocalStore
+from mbcl.io.store import LocalStore
 
 
 def trainer_of(folder, world: World | None = None, sampler: str = "shuffle", **changes) -> Trainer:

@@ -17,8 +17,8 @@ from mbcl.dist import World
 from mbcl.engine import PlanKey, Trainer
 from mbcl.engine.embed import ViewKey, embed
 from mbcl.errors import TrainingError
+from mbcl.io.store import LocalStore
 from mbcl.plan import Embeddings
-from mbcl.storage import LocalStore
 
 CACHED = {"source": "cached", "batch_size": 64}
 CASES = {

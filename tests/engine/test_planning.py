@@ -19,8 +19,8 @@ from mbcl.engine.background import BackgroundProcess
 from mbcl.engine.planning import make_plan
 from mbcl.engine.records import read_rows
 from mbcl.errors import PlanError
+from mbcl.io.store import LocalStore
 from mbcl.plan import Embeddings
-from mbcl.storage import LocalStore
 
 EPOCHS = 5
 STEPS = 11

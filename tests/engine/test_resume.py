@@ -24,7 +24,7 @@ from mbcl.dist import World
 from mbcl.engine import build, train, trainer
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.errors import CheckpointError, StorageError, TrainingError
-from mbcl.storage import LocalStore, open_store
+from mbcl.io.store import LocalStore, open_store
 
 STEPS = {"epochs": 2, "batch_size": 16, "checkpoint_steps": 4}
 """11 steps an epoch."""

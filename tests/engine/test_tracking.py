@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mbcl.dist import World
 from mbcl.engine import train
 from mbcl.errors import TrainingError
-from mbcl.storage import LocalStore, open_store
+from mbcl.io.store import LocalStore, open_store
 
 
 def test_tensorboard_has_every_step_and_every_row(tmp_path):

@@ -18,8 +18,8 @@ from mbcl.engine.prepare import load_data, model_of
 from mbcl.engine.records import KEYS
 from mbcl.errors import CheckpointError, ConfigError, TrainingError
 from mbcl.functional import nt_xent
+from mbcl.io.store import LocalStore
 from mbcl.optim import cosine_lr
-from mbcl.storage import LocalStore
 
 
 @pytest.fixture(scope="module", params=["shuffle", "osgd", "spectral", "fixed"])

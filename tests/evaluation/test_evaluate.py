@@ -15,9 +15,9 @@ from mbcl.engine.embed import ViewKey, two_views
 from mbcl.engine.prepare import load_data, model_of
 from mbcl.errors import CheckpointError, ConfigError
 from mbcl.evaluation import evaluate
+from mbcl.io.store import LocalStore
 from mbcl.metrics import retrieval
 from mbcl.seeding import derive
-from mbcl.storage import LocalStore
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from mbcl.cli import main
 from mbcl.config.base import apply_overrides, validate
 from mbcl.config.evaluation import Corrupted, Evaluation, Neighbours, Probe
 from mbcl.dist import World
-from mbcl.storage import LocalStore
+from mbcl.io.store import LocalStore
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from mbcl.errors import ConfigError, DataError
 from mbcl.evaluation import INITIAL, evaluate, find_weights
 from mbcl.evaluation.baselines import Pixels
 from mbcl.evaluation.subject import Subject
+from mbcl.io.store import LocalStore
 from mbcl.seeding import derive
-from mbcl.storage import LocalStore
 
 
 @pytest.fixture(scope="module")

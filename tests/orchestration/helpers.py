@@ -19,10 +19,10 @@ from mbcl.config.experiment import Experiment
 from mbcl.dist import World
 from mbcl.engine import train
 from mbcl.evaluation import evaluate
-from mbcl.fencing import Fence
+from mbcl.io.ownership import Fence
+from mbcl.io.store import LocalStore, Store
 from mbcl.orchestration.jobs import Job
 from mbcl.orchestration.resources import Need
-from mbcl.storage import LocalStore, Store
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = dict(os.environ)

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from mbcl.io.store import LocalStore
 from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand
-from mbcl.storage import LocalStore
 from mbcl.study import read_study
 
 from .helpers import ROOT

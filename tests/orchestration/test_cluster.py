@@ -18,8 +18,8 @@ import pytest
 from patience import PATIENCE
 
 from mbcl.errors import ConfigError
+from mbcl.io.store import LocalStore
 from mbcl.orchestration.checks import check_shared
-from mbcl.storage import LocalStore
 
 from .autoscaled import autoscaled
 from .helpers import ROOT, apart, command

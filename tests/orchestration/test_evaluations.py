@@ -10,13 +10,13 @@ import yaml
 from mbcl.dist import World
 from mbcl.engine import train
 from mbcl.errors import ConfigError
+from mbcl.io.store import LocalStore
 from mbcl.orchestration import results
 from mbcl.orchestration.console import Console
 from mbcl.orchestration.evaluations import commit, reopen_for_evaluation
 from mbcl.orchestration.resources import Fit, Need
 from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand
-from mbcl.storage import LocalStore
 from mbcl.study import read_study, write_study
 
 OLD, NEW = {"retrieval/u2v/top1": 0.25}, {"retrieval/u2v/top1": 0.75}

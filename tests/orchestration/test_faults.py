@@ -18,8 +18,8 @@ import pytest
 from patience import wait_for
 
 from mbcl.config.experiment import Experiment
-from mbcl.fencing import claim
-from mbcl.storage import LocalStore
+from mbcl.io.ownership import claim
+from mbcl.io.store import LocalStore
 from mbcl.study import StudyRecord, TrialRecord, read_study
 
 from .helpers import (

@@ -12,12 +12,12 @@ import threading
 import pytest
 from patience import PATIENCE, wait_for
 
-from mbcl import fencing
 from mbcl.errors import ConfigError, OwnershipError
-from mbcl.fencing import FencedStore
+from mbcl.io import ownership
+from mbcl.io.ownership import FencedStore
+from mbcl.io.store import open_store
 from mbcl.orchestration import lease
 from mbcl.orchestration.lease import hold
-from mbcl.storage import open_store
 
 pytest.importorskip("pyarrow")
 
@@ -121,7 +121,7 @@ def test_a_process_that_nobody_has_waited_for_holds_nothing(location, holder):
 
 
 def test_a_late_write_of_an_earlier_run_is_no_failure_of_this_one(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(fencing, "CLAIM_SECONDS", 0.2)
+    monkeypatch.setattr(ownership, "CLAIM_SECONDS", 0.2)
     with hold(open_store(tmp_path)), (tmp_path / ".owner").open("rb") as stream:
         fcntl.flock(stream, fcntl.LOCK_SH)
         duplicate = os.dup(stream.fileno())  # another process that writes holds the lock on

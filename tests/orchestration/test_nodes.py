@@ -20,9 +20,9 @@ from mbcl.dist import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine import train
 from mbcl.evaluation import evaluate
-from mbcl.fencing import claim
+from mbcl.io.ownership import claim
+from mbcl.io.store import LocalStore
 from mbcl.orchestration import spot
-from mbcl.storage import LocalStore
 
 from .helpers import SPACE, WORKER, Gate, Quiet, apart, job_of, shut
 

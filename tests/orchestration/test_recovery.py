@@ -12,10 +12,10 @@ from mbcl.dist import World
 from mbcl.engine import train
 from mbcl.engine.records import read_rows
 from mbcl.errors import ConfigError
+from mbcl.io.store import LocalStore
 from mbcl.orchestration import recovery, results
 from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand
-from mbcl.storage import LocalStore
 
 
 @pytest.fixture

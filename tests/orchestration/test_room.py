@@ -13,8 +13,8 @@ import pytest
 from patience import PATIENCE, wait_for
 
 from mbcl.config.experiment import Experiment
-from mbcl.fencing import claim
-from mbcl.storage import LocalStore
+from mbcl.io.ownership import claim
+from mbcl.io.store import LocalStore
 
 from .helpers import SPACE, WORKER, Gate, Quiet, apart, job_of, shut
 

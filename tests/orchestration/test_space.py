@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbcl.errors import ConfigError
+from mbcl.io.store import LocalStore
 from mbcl.orchestration import trials
 from mbcl.orchestration.asked import plan_lines
 from mbcl.orchestration.results import begin, new_study, reopen
 from mbcl.orchestration.space import check_name, read_space
 from mbcl.orchestration.trials import expand, space_digest
-from mbcl.storage import LocalStore
 from mbcl.summary.settings import baselines, settings_of
 
 

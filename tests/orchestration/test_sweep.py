@@ -18,9 +18,9 @@ from patience import wait_for
 from mbcl.dist import World
 from mbcl.engine import train
 from mbcl.evaluation import evaluate
+from mbcl.io.store import LocalStore
 from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand
-from mbcl.storage import LocalStore
 
 from .helpers import ENVIRONMENT, ROOT, SPACE, alive, call, children, command, gated, shut
 

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from mbcl.errors import ConfigError
+from mbcl.io.store import LocalStore
 from mbcl.orchestration.results import begin, new_study
 from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand
-from mbcl.storage import LocalStore
 from mbcl.synthetic.trial import run_trial
 
 from .helpers import ROOT, call

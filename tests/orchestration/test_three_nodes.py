@@ -18,7 +18,7 @@ from mbcl.cli import main
 from mbcl.config.experiment import Experiment
 from mbcl.dist import World
 from mbcl.engine import train
-from mbcl.storage import LocalStore
+from mbcl.io.store import LocalStore
 
 from .helpers import ENVIRONMENT, ROOT, WORKER, gated, line_of, shut
 

@@ -9,11 +9,11 @@ from mbcl.dist import World
 from mbcl.engine import train
 from mbcl.errors import CheckpointError
 from mbcl.evaluation import EVALUATION_FILE
+from mbcl.io.store import LocalStore
 from mbcl.orchestration.jobs import Job
 from mbcl.orchestration.resources import Need
 from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand
-from mbcl.storage import LocalStore
 
 pytest.importorskip("ray")
 

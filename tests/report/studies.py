@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from mbcl.storage import LocalStore
+from mbcl.io.store import LocalStore
 from mbcl.study import Stopped, StudyRecord, TrialRecord
 
 SHUFFLE = {"name": "shuffle"}

@@ -21,9 +21,9 @@ from report.studies import (
     write_histories,
 )
 
+from mbcl.io.store import LocalStore, open_store
 from mbcl.report import write
 from mbcl.report.answer import answer, second_opinion
-from mbcl.storage import LocalStore, open_store
 from mbcl.study import StudyRecord
 from mbcl.summary import compare, primary_metrics, summarise
 

@@ -13,7 +13,7 @@ import yaml
 from mbcl.cli import main
 from mbcl.config.base import validate
 from mbcl.errors import ConfigError
-from mbcl.storage import LocalStore
+from mbcl.io.store import LocalStore
 from mbcl.synthetic.experiment import SyntheticExperiment
 from mbcl.synthetic.settings import Settings
 from mbcl.synthetic.study import run

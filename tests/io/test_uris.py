@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mbcl.errors import ConfigError
-from mbcl.storage import open_store
-from mbcl.uris import OPTIONS, check_uri
+from mbcl.io.store import open_store
+from mbcl.io.uris import OPTIONS, check_uri
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from patience import PATIENCE
 
-from mbcl import fencing
 from mbcl.errors import MbclError, OwnershipError
-from mbcl.fencing import OWNER_FILE, Fence, FencedStore, claim, release
-from mbcl.storage import open_store
+from mbcl.io import ownership
+from mbcl.io.ownership import OWNER_FILE, Fence, FencedStore, claim, release
+from mbcl.io.store import open_store
 
 
 @pytest.fixture(params=["path", "uri"])
@@ -84,7 +84,7 @@ def _writer(tmp_path: Path) -> multiprocessing.Process:
 
 def test_a_process_that_writes_on_is_cut_off_by_the_claim_itself(tmp_path, monkeypatch):
     """Not a moment later: what is there after the claim stays as it is."""
-    monkeypatch.setattr(fencing, "CLAIM_SECONDS", PATIENCE)
+    monkeypatch.setattr(ownership, "CLAIM_SECONDS", PATIENCE)
     process = _writer(tmp_path)
     claim(open_store(tmp_path))
     seen = (tmp_path / "value").read_bytes()
@@ -95,7 +95,7 @@ def test_a_process_that_writes_on_is_cut_off_by_the_claim_itself(tmp_path, monke
 
 def test_a_process_that_is_stopped_within_a_write_holds_a_claim_up_for_a_while_only(tmp_path, monkeypatch):
     claim(open_store(tmp_path))
-    monkeypatch.setattr(fencing, "CLAIM_SECONDS", 0.2)
+    monkeypatch.setattr(ownership, "CLAIM_SECONDS", 0.2)
     with (tmp_path / OWNER_FILE).open("rb") as stream:
         fcntl.flock(stream, fcntl.LOCK_SH)
         with pytest.raises(MbclError, match="has been writing for 0.2 s"):
@@ -107,5 +107,5 @@ def test_a_killed_writer_holds_nothing_up(tmp_path, monkeypatch):
     process = _writer(tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    monkeypatch.setattr(fencing, "CLAIM_SECONDS", 0.0)
+    monkeypatch.setattr(ownership, "CLAIM_SECONDS", 0.0)
     claim(open_store(tmp_path))

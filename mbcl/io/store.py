@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mbcl.errors import ConfigError
-from mbcl.uris import check_uri
+from mbcl.io.uris import check_uri
 
 PIECE_BYTES = 8 * 2**20
 """How much of a large file is read at a time."""

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from mbcl import storage
 from mbcl.errors import ConfigError
-from mbcl.storage import ArrowStore, LocalStore, open_store, read_text, write_text
+from mbcl.io import store as storage
+from mbcl.io.store import ArrowStore, LocalStore, open_store, read_text, write_text
 
 
 @pytest.fixture(params=["path", "uri"])
@@ -104,7 +104,7 @@ def test_a_write_that_fails_behind_a_uri_leaves_no_litter_and_one_that_succeeds_
 
 def test_a_local_folder_goes_with_its_process(tmp_path):
     code = f"""
-from mbcl.storage import open_store
+from mbcl.io.store import open_store
 store = open_store("file://{tmp_path}/store")
 print(store.local_folder("events"))
 """

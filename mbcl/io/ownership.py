@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from mbcl.errors import MbclError, OwnershipError
-from mbcl.storage import LocalStore, Store, is_uri, open_store, read_text, write_text
+from mbcl.io.store import LocalStore, Store, is_uri, open_store, read_text, write_text
 
 OWNER_FILE = ".owner"
 CLAIM_SECONDS = 60.0
