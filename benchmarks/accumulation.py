@@ -16,7 +16,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine.certificate import relative_error
 from mbcl.engine.chunked import ChunkedEncoder
 from mbcl.functional import nt_xent

@@ -21,7 +21,7 @@ from scipy.stats import t
 
 from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment, read_experiment
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import Trainer
 from mbcl.io.store import LocalStore
 from mbcl.samplers import quality

@@ -26,7 +26,7 @@ import torch
 
 from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment, read_experiment
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import Row, Trainer
 from mbcl.engine.records import read_rows
 from mbcl.io.store import LocalStore

@@ -13,10 +13,10 @@ import tempfile
 
 import torch
 
-from mbcl import dist
 from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment, read_experiment
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 from mbcl.engine import Trainer
 from mbcl.io.store import LocalStore
 
@@ -30,7 +30,7 @@ def first_steps(world: World, experiment: Experiment, steps: int) -> tuple[list[
     losses = []
     for step, batch in enumerate(plan.batches[:steps]):
         loss = learner.step(batch, epoch=0, lr=0.01 * (step + 1)).loss
-        losses.append(float(dist.all_reduce_sum(loss, world)))
+        losses.append(float(collectives.all_reduce_sum(loss, world)))
     return losses, learner.model.state_dict()
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    world = dist.init_from_env()
+    world = collectives.init_from_env()
     if world.rank == 0:
         print(f"{world.size} workers against one, {options.steps} steps")
         print("encoder  projector  seed  loss     weights")
@@ -65,7 +65,7 @@ def main() -> None:
             )
             if world.rank == 0:
                 print(f"{encoder:7}  {projector:9}  {seed:4}  {loss:.1e}  {weight:.1e}", flush=True)
-    dist.finish()
+    collectives.finish()
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import tempfile
 
 import torch
 
-from mbcl import dist
 from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment, read_experiment
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 from mbcl.engine import Trainer
 from mbcl.engine.certificate import relative_error
 from mbcl.io.store import LocalStore
@@ -51,7 +51,7 @@ def main() -> None:
     """Measure and print a table for the documents."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
-    world = dist.init_from_env()
+    world = collectives.init_from_env()
     if world.rank == 0:
         print("| objective | " + " | ".join(f"{step} steps" for step in STEPS) + " |")
         print("| --- " * (len(STEPS) + 1) + "|")
@@ -61,7 +61,7 @@ def main() -> None:
         if world.rank == 0:
             label = ", ".join(str(value) for value in objective.values())
             print(f"| {label} | " + " | ".join(f"{error:.0e}" for error in errors) + " |", flush=True)
-    dist.finish()
+    collectives.finish()
 
 
 if __name__ == "__main__":

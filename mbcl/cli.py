@@ -93,9 +93,9 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from mbcl import dist
     from mbcl.config.base import apply_overrides, validate
     from mbcl.config.experiment import Experiment, read_experiment
+    from mbcl.distributed import collectives
     from mbcl.engine import checkpoint, train
     from mbcl.io.store import check_writable, open_store
     from mbcl.progress import EpochLines
@@ -108,7 +108,7 @@ def _train(arguments: argparse.Namespace) -> int:
     check_writable(store, "--out")
     if checkpoint.names(store) and not arguments.resume:
         raise ConfigError(f"{arguments.out}: holds a training already; add --resume, or choose another --out")
-    world = dist.init_from_env()
+    world = collectives.init_from_env()
     lines = None if arguments.quiet or world.rank else EpochLines(experiment.train.epochs)
     try:
         outcome = train(
@@ -126,7 +126,7 @@ def _train(arguments: argparse.Namespace) -> int:
             sys.stderr.write(f"interrupted; what is finished is kept. To go on:\n  {line}\n")
         return EXIT_INTERRUPTED
     finally:
-        dist.finish()
+        collectives.finish()
     if world.rank == 0:
         sys.stdout.write(f"{outcome.epochs} epochs; checkpoint {arguments.out}/checkpoints/{outcome.checkpoint}\n")
     return 0

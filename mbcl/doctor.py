@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 
 from mbcl import __version__
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
+from mbcl.distributed.launch import launch
 from mbcl.engine.certificate import BATCH_SIZE, CHUNK_SIZE, Case, Errors, certify
 from mbcl.errors import ConfigError
 from mbcl.io.store import open_store, write_text
-from mbcl.launch import launch
 
 FILE = "doctor.json"
 _LINE = "{:<10} {:>7}  {:<8} {:<12} {:>8} {:>9} {:>8} {:>6}  {}"

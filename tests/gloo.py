@@ -2,7 +2,8 @@
 
     gloo.run(function, 2, *arguments)   # [function(world, *arguments) of rank 0, of rank 1]
 
-The function is a module-level one, called with this rank's ``mbcl.dist.World`` first; arguments and results pickle.
+The function is a module-level one, called with this rank's ``mbcl.distributed.collectives.World`` first; arguments and
+results pickle.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def _serve(rank: int, size: int, rendezvous: str, pipe: Connection) -> None:
     import torch
     import torch.distributed as td
 
-    from mbcl import dist
+    from mbcl.distributed import collectives
 
     torch.set_num_threads(1)
     limit = timedelta(seconds=2 * PATIENCE)  # who waits for the ranks gives up before, and says which are missing
@@ -41,21 +42,22 @@ def _serve(rank: int, size: int, rendezvous: str, pipe: Connection) -> None:
         except EOFError:
             return
         try:
-            pipe.send(("done", function(dist.current(), *arguments)))
+            pipe.send(("done", function(collectives.current(), *arguments)))
         except BaseException:
             pipe.send(("failed", traceback.format_exc()))
 
 
 @contextmanager
 def short_rounds() -> Iterator[Callable[[int], None]]:
-    """On a rank: rounds of :func:`mbcl.dist.meanwhile` are short, and what is yielded waits until so many have passed.
+    """On a rank: rounds of :func:`mbcl.distributed.collectives.meanwhile` are short, and what is yielded waits until so
+    many have passed.
 
     Work that waits so takes longer than any collective: it never ends where ranks do not meet meanwhile.
     """
-    from mbcl import dist
+    from mbcl.distributed import collectives
 
     met = 0
-    seconds, all_reduce_sum = dist.ROUND_SECONDS, dist.all_reduce_sum
+    seconds, all_reduce_sum = collectives.ROUND_SECONDS, collectives.all_reduce_sum
 
     def counted(*arguments: Any) -> Any:
         nonlocal met
@@ -67,11 +69,11 @@ def short_rounds() -> Iterator[Callable[[int], None]]:
         end = met + number
         wait_for(lambda: met >= end, every=0.01)
 
-    dist.ROUND_SECONDS, dist.all_reduce_sum = 0.05, counted
+    collectives.ROUND_SECONDS, collectives.all_reduce_sum = 0.05, counted
     try:
         yield rounds
     finally:
-        dist.ROUND_SECONDS, dist.all_reduce_sum = seconds, all_reduce_sum
+        collectives.ROUND_SECONDS, collectives.all_reduce_sum = seconds, all_reduce_sum
 
 
 class Pool:

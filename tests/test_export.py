@@ -16,7 +16,7 @@ from torch import nn
 from mbcl import __version__, models
 from mbcl.cli import main
 from mbcl.data import DATASETS
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine import train
 from mbcl.engine.prepare import load_data, model_of

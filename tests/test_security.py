@@ -13,7 +13,7 @@ import yaml
 from engine import runs
 
 from mbcl.config.base import parse_yaml
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import train
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore

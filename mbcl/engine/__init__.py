@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mbcl.config.experiment import Experiment
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine.costs import planning_cost
 from mbcl.engine.evaluable import check_evaluation
 from mbcl.engine.planning import LocalPlanService, make_plan, share_plan

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import cast
 
-from mbcl.batchnorm import convert_sync_batchnorm
 from mbcl.config.experiment import Experiment
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
+from mbcl.distributed.sync_batchnorm import convert_sync_batchnorm
 from mbcl.engine.compute import Compute, compiled
 from mbcl.engine.evaluable import check_evaluation
 from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mbcl import dist
 from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 from mbcl.engine.build import build_learner
 from mbcl.engine.embed import ViewKey, two_views
 from mbcl.engine.prepare import SplitData, load_data, model_of
@@ -97,14 +97,14 @@ def certify(world: World, case: Case) -> Errors:
     learner = build_learner(experiment, data, model_of(experiment, in_channels=data.train.channels), world)
 
     def step(batch: Tensor) -> Tensor:
-        return dist.all_reduce_sum(learner.step(batch, epoch=0, lr=LEARNING_RATE).loss, world)
+        return collectives.all_reduce_sum(learner.step(batch, epoch=0, lr=LEARNING_RATE).loss, world)
 
     alone = _alone(experiment, data, batches)
     errors = _errors(_trace(step, learner.model, learner.objective, batches), alone)
     bound = EXACT
     if case.dtype == "float32":
         bound = SPREAD * max(_errors(alone, _alone(_experiment(replace(case, dtype="float64")), data, batches)))
-    everyone = dist.gather(torch.tensor([[*errors, bound]], dtype=torch.float64), world)
+    everyone = collectives.gather(torch.tensor([[*errors, bound]], dtype=torch.float64), world)
     return Errors(*everyone.max(dim=0).values.tolist())
 
 

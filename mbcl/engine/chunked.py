@@ -39,9 +39,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mbcl import dist
-from mbcl.batchnorm import merge_moments, moments, precise, update_running
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
+from mbcl.distributed.sync_batchnorm import merge_moments, moments, precise, update_running
 from mbcl.errors import ConfigError
 from mbcl.models.segments import segments_of
 
@@ -161,7 +161,7 @@ class _Segment:
             if not parts:
                 return outputs
             assert not outputs, "all chunks pass the same batch norms"
-            mean, var, count = merge_moments(dist.stack(torch.stack(parts), self.world).flatten(0, 1))
+            mean, var, count = merge_moments(collectives.stack(torch.stack(parts), self.world).flatten(0, 1))
             update_running(reached, mean, var, count)
             self.statistics.append(_Statistics(reached, mean.to(dtype), var.to(dtype), count))
 
@@ -194,7 +194,7 @@ class _Segment:
             for row, part in zip(total, found, strict=True):
                 if part is not None:
                     row += part
-        own.mean_bar, own.var_bar = dist.all_reduce_sum(total, self.world).to(own.mean.dtype)
+        own.mean_bar, own.var_bar = collectives.all_reduce_sum(total, self.world).to(own.mean.dtype)
 
     def _ends(
         self, x: Tensor, given: list[tuple[Tensor, Tensor]], gradient: Tensor, *, after: int

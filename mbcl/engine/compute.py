@@ -13,8 +13,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mbcl.batchnorm import SyncBatchNorm1d, SyncBatchNorm2d
 from mbcl.config.experiment import Precision, Train
+from mbcl.distributed.sync_batchnorm import SyncBatchNorm1d, SyncBatchNorm2d
 from mbcl.errors import ConfigError
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mbcl.data import ImageSet, clean_views, make_views
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine.compute import Compute
 from mbcl.models import ContrastiveModel
 from mbcl.plan import Embeddings

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mbcl import dist
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 from mbcl.engine.background import BackgroundProcess
 from mbcl.engine.protocols import PlanKey, PlannedBatches
 from mbcl.errors import MbclError, PlanError
@@ -109,9 +109,9 @@ class LocalPlanService:
     def request(self, key: PlanKey, shard: Embeddings, sampler: Sampler, *, ahead: bool = False) -> None:
         """Gather all shards, and have the plan made if it is requested ahead."""
         gathered = Embeddings(
-            dist.gather(shard.z1, self._world),
-            dist.gather(shard.z2, self._world),
-            dist.gather(shard.indices, self._world),
+            collectives.gather(shard.z1, self._world),
+            collectives.gather(shard.z2, self._world),
+            collectives.gather(shard.indices, self._world),
         )
         if self._world.rank != 0:
             self._waiting[key] = lambda: None
@@ -147,7 +147,7 @@ class LocalPlanService:
         """Plan on rank 0, or wait for the plan that is being made, and broadcast."""
         assert key in self._waiting, f"{key} was not requested"
         give = self._waiting.pop(key)
-        return share_plan(dist.meanwhile(give, self._world), self._world)
+        return share_plan(collectives.meanwhile(give, self._world), self._world)
 
     def close(self) -> None:
         """End the background process."""
@@ -200,7 +200,7 @@ def share_plan(planned: PlannedBatches | MbclError | None, world: World) -> Plan
         if world.rank == 0:
             assert planned is not None
             wire = _to_wire(planned)
-        given = _from_wire(dist.broadcast_object(wire, world))
+        given = _from_wire(collectives.broadcast_object(wire, world))
     if isinstance(given, MbclError):
         raise given
     return given

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from mbcl import dist
 from mbcl.config.experiment import Experiment
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.checkpoint import Checkpoint
 from mbcl.engine.epoch import EpochProgress
@@ -66,7 +66,7 @@ def newest(store: Store, experiment: Experiment, facts: Facts, world: World) -> 
     found = checkpoints.latest(store) if world.rank == 0 else None
     if world.rank == 0 and found is None and checkpoints.names(store):
         log.warning("%s: no whole checkpoint is left; the training starts again", store.uri)
-    name = dist.broadcast_object(found.name if found else "", world)
+    name = collectives.broadcast_object(found.name if found else "", world)
     error: MbclError | None = None
     try:
         if name and found is None:
@@ -75,7 +75,7 @@ def newest(store: Store, experiment: Experiment, facts: Facts, world: World) -> 
             _check_owner(store, found, experiment, facts)
     except MbclError as caught:
         error = caught
-    dist.agree(error, world)
+    collectives.agree(error, world)
     return found
 
 

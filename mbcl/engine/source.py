@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mbcl import dist
 from mbcl.config.experiment import Experiment
 from mbcl.data import ImageSet
+from mbcl.distributed import collectives
 from mbcl.engine.cache import EmbeddingCache
 from mbcl.engine.compute import Compute
 from mbcl.engine.embed import ViewKey, embed
@@ -195,7 +195,7 @@ class PlanSource:
             time = epoch * self._steps_per_epoch + progress.step
             self.cache.record(shard.indices, shard.z1, shard.z2, time=time)
             return shard, float(epoch)
-        shard = dist.agreed(_finite, self._learner.world, self.cache.shard, epoch)
+        shard = collectives.agreed(_finite, self._learner.world, self.cache.shard, epoch)
         return shard, epoch - self.cache.age(epoch)
 
     def _fresh(self, epoch: int) -> Embeddings:
@@ -249,7 +249,7 @@ def embed_share(
     if mode == "eval":
         learner.share_statistics()
     made = partial(embed, learner.model, images, views, mode=mode, batch_size=batch_size, world=learner.world)
-    return dist.agreed(_finite, learner.world, partial(made, compute=compute), epoch)
+    return collectives.agreed(_finite, learner.world, partial(made, compute=compute), epoch)
 
 
 def _finite(make: Callable[[], Embeddings], epoch: int) -> Embeddings:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mbcl import dist
 from mbcl.config.experiment import Accumulation
 from mbcl.data import ImageSet
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 from mbcl.engine.chunked import ChunkedEncoder
 from mbcl.engine.compute import Compute
 from mbcl.engine.embed import ViewKey, two_views
@@ -80,7 +80,7 @@ class Learner:
         Due before they are used or stored, which every rank does together.
         """
         if not self.synchronised:
-            dist.average_buffers(self.model, self.world)
+            collectives.average_buffers(self.model, self.world)
 
     @staticmethod
     def views_seed(seed: int) -> int:
@@ -157,7 +157,7 @@ class Learner:
         loss = self._loss(z1, z2, positions, batch)
         self.scaler.scale(loss).backward()
         self._chunked.backward([_gradient(part) for part in cached])
-        dist.sum_gradients(self.model.parameters(), self.world)
+        collectives.sum_gradients(self.model.parameters(), self.world)
         return Stepped(loss.detach(), positions, z1.detach(), z2.detach())
 
     # -- the objective -------------------------------------------------------------------------------------------------
@@ -169,14 +169,14 @@ class Learner:
         if candidates is not None and isinstance(self.objective, StatefulObjective):
             assert candidates.indices is not None
             assert self.objective.pending is not None
-            self.objective.commit(candidates.indices, dist.gather(self.objective.pending, self.world))
+            self.objective.commit(candidates.indices, collectives.gather(self.objective.pending, self.world))
         return loss
 
     def _candidates(self, z1: Tensor, z2: Tensor, batch: Tensor) -> Candidates | None:
         """All ranks' projections, gathered with gradient, for objectives that look beyond their own rank."""
         if self.world.size == 1 or self.objective.distribution == "local":
             return None
-        together = dist.gather_with_grad(torch.stack([z1, z2], dim=1), self.world)
+        together = collectives.gather_with_grad(torch.stack([z1, z2], dim=1), self.world)
         indices = batch.to(z1.device) if self.objective.distribution == "state" else None
         return Candidates(together[:, 0], together[:, 1], offset=self.world.rank * len(z1), indices=indices)
 

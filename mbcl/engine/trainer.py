@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbcl import __version__, dist
+from mbcl import __version__
 from mbcl.config.experiment import Experiment
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine import snapshot
 from mbcl.engine.build import build_learner, load_parts
@@ -90,9 +91,9 @@ class Trainer:
         self._look, self._seconds_a_step = 1, 0.0
         experiment.train.check_workers(world.size)
         # Of several machines one may still copy or decode data that another has: for hours where they are large.
-        data, self.facts, model = dist.agreed(dist.meanwhile, world, load_parts, world, experiment)
+        data, self.facts, model = collectives.agreed(collectives.meanwhile, world, load_parts, world, experiment)
         self.validation = data.validation.to(world.device)
-        self.learner = dist.agreed(build_learner, world, experiment, data, model, world)
+        self.learner = collectives.agreed(build_learner, world, experiment, data, model, world)
         self.plans = plans or LocalPlanService(num_samples=self.facts.num_train, seed=experiment.seed, world=world)
         self.source = PlanSource(experiment, self.learner, self.plans, steps_per_epoch=self.facts.steps_per_epoch)
         self.base_lr = scale_lr(
@@ -171,7 +172,7 @@ class Trainer:
     def _look_at(self, losses: Tensor) -> Tensor:
         """The losses of some steps over all ranks, (n,) float64 on the CPU, and what else all ranks must know alike."""
         told = torch.tensor([self.notice(), self._seconds_a_step], dtype=losses.dtype, device=losses.device)
-        together = dist.all_reduce_sum(torch.cat([losses, told]), self.world).double().cpu()
+        together = collectives.all_reduce_sum(torch.cat([losses, told]), self.world).double().cpu()
         *_, noticed, seconds = together.tolist()
         self._noticed = noticed > 0
         if seconds > 0:
@@ -216,7 +217,7 @@ class Trainer:
             compute=Compute(self.world.device, channels_last=self.experiment.train.channels_last),
             epoch=self.epoch - 1,
         )
-        u, v = dist.gather(shard.z1, self.world), dist.gather(shard.z2, self.world)
+        u, v = collectives.gather(shard.z1, self.world), collectives.gather(shard.z2, self.world)
         found = retrieval(u, v, ks=(1,), similarity=self.experiment.evaluation.similarity)
         return (found["u2v/top1"] + found["v2u/top1"]) / 2
 
@@ -293,4 +294,4 @@ class Trainer:
                 kind = StorageError if is_uri(self.store.uri) else TrainingError
                 raise kind(f"{where}: cannot be written: {error.strerror or error}") from error
 
-        dist.agreed(guarded, self.world)
+        collectives.agreed(guarded, self.world)

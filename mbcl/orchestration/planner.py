@@ -20,8 +20,8 @@ from typing import Any
 import ray
 import torch
 
-from mbcl import dist
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 from mbcl.engine.planning import failure, make_plan, share_plan
 from mbcl.engine.protocols import PlanKey, PlannedBatches
 from mbcl.errors import MbclError, PlanError
@@ -211,7 +211,7 @@ class RayPlanService:
     def __init__(self, planner: Any, *, world: World) -> None:
         self._planner = planner
         self._world = world
-        self._group = Group(dist.broadcast_object(uuid.uuid4().hex, world), world.size)
+        self._group = Group(collectives.broadcast_object(uuid.uuid4().hex, world), world.size)
         self._held: dict[PlanKey, tuple[ray.ObjectRef, Sampler]] = {}
         self._asked: dict[PlanKey, ray.ObjectRef] = {}
 
@@ -236,7 +236,7 @@ class RayPlanService:
             if self._world.rank == 0:
                 state, planned = self._answer(key, end)
             # The others meet rank 0 here every round: no collective lasts as long as a plan may.
-            state = dist.broadcast_object(state, self._world)
+            state = collectives.broadcast_object(state, self._world)
             if state == READY:
                 break
             if state == LOST:
@@ -255,7 +255,7 @@ class RayPlanService:
         shard, sampler = self._held[key]
         deposited = self._planner.deposit.remote(self._group, key, self._world.rank, [shard], tuple(self._held))
         ray.get(deposited, timeout=ANSWER_SECONDS)
-        dist.barrier(self._world)
+        collectives.barrier(self._world)
         if self._world.rank == 0:
             self._asked[key] = self._planner.plan.remote(self._group, key, sampler)
 
@@ -263,7 +263,7 @@ class RayPlanService:
         """What became of the plan within a round: READY with a plan or the reason for none, WAITING or LOST."""
         asked = self._asked[key]
         try:
-            answer = ray.get(asked, timeout=dist.ROUND_SECONDS)
+            answer = ray.get(asked, timeout=collectives.ROUND_SECONDS)
         except ray.exceptions.GetTimeoutError:
             if time.monotonic() < end:
                 return WAITING, None

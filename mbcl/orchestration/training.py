@@ -20,9 +20,9 @@ from ray.train.v2._internal.execution.context import get_train_context as get_in
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from mbcl import dist
 from mbcl.config.experiment import Experiment
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 from mbcl.engine import Row, train
 from mbcl.io.ownership import Fence, FencedStore, claim
 from mbcl.io.store import is_uri, open_store
@@ -173,9 +173,9 @@ def _claim(job: Job, world: World) -> tuple[Fence, ...]:
         OwnershipError: on every rank alike, if another sweep has the results folder since.
     """
     if world.rank == 0 and job.fence is not None:
-        own = dist.agreed(lambda: claim(open_store(job.store), under=job.fences), world)
+        own = collectives.agreed(lambda: claim(open_store(job.store), under=job.fences), world)
         return (*job.fences, own)
-    dist.agreed(lambda: None, world)
+    collectives.agreed(lambda: None, world)
     return job.fences
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import PlanService, Trainer
 from mbcl.io.store import LocalStore
 

@@ -9,7 +9,7 @@ from engine import runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import Trainer
 from mbcl.engine.cache import EmbeddingCache
 from mbcl.engine.embed import ViewKey

@@ -11,8 +11,8 @@ import gloo
 import pytest
 import torch
 
-from mbcl import dist
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 from mbcl.engine.certificate import DTYPES, EXACT, Case, certify, relative_error
 from mbcl.objectives import OBJECTIVES
 
@@ -40,18 +40,18 @@ def test_several_workers_have_the_gradients_of_one(objective, num_workers):
 
 def _certify_with_a_gather_that_drops_the_others_gradients(world, case):
     """The published fault: the gather's backward keeps what this rank alone sends back."""
-    whole = dist.gather_with_grad
+    whole = collectives.gather_with_grad
 
     def dropped(x, world):
         others = whole(x.detach(), world)
         start = world.rank * len(x)
         return torch.cat([others[:start], x, others[start + len(x) :]])
 
-    dist.gather_with_grad = dropped
+    collectives.gather_with_grad = dropped
     try:
         return certify(world, case)
     finally:
-        dist.gather_with_grad = whole
+        collectives.gather_with_grad = whole
 
 
 def _certify_without_commit(world, case):

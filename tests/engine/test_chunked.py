@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mbcl import dist
-from mbcl.batchnorm import convert_sync_batchnorm
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
+from mbcl.distributed.sync_batchnorm import convert_sync_batchnorm
 from mbcl.engine.chunked import ChunkedEncoder, _Segment
 from mbcl.errors import ConfigError
 from mbcl.models import ENCODERS
@@ -389,7 +389,7 @@ def _rank(world: World, name: str, synchronised: bool) -> tuple[Tensor, list[Ten
     sizes = [1, len(mine) - 1] if world.rank else [2, len(mine) - 2]
     features = worker.forward(mine.split(sizes))
     worker.backward([(part * w).cos() * w for part, w in zip(features, scale.split(sizes), strict=True)])
-    dist.sum_gradients(encoder.parameters(), world)
+    collectives.sum_gradients(encoder.parameters(), world)
     return torch.cat(features), [p.grad for p in encoder.parameters()], list(encoder.buffers())
 
 

@@ -11,8 +11,8 @@ import torch
 from engine import runs
 from torch import nn
 
-from mbcl import dist
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 from mbcl.engine import Trainer, planning
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.certificate import relative_error
@@ -232,7 +232,7 @@ def _unsynchronised(world, content):
         row = trainer.run().row
     kinds = {type(module).__name__ for module in trainer.learner.model.modules()}
     means = torch.cat([b.flatten() for name, b in trainer.learner.model.named_buffers() if "running_mean" in name])
-    return kinds, row["train/loss"], dist.gather(means[None], world), row["val/retrieval/top1"]
+    return kinds, row["train/loss"], collectives.gather(means[None], world), row["val/retrieval/top1"]
 
 
 @pytest.mark.dist

@@ -10,10 +10,10 @@ import pytest
 import torch
 from engine import runs
 
-from mbcl import dist
 from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment, read_experiment
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 from mbcl.engine import PlanKey, Trainer
 from mbcl.engine.embed import ViewKey, embed
 from mbcl.errors import TrainingError
@@ -88,7 +88,7 @@ def _first_plan(world, content):
     trainer = Trainer(content, world=world, store=LocalStore(tempfile.mkdtemp()))
     learner = trainer.learner
     shard = embed(learner.model, learner.images, ViewKey(learner.seed), mode="train", batch_size=50, world=world)
-    whole = Embeddings(*(dist.gather(part, world) for part in (shard.z1, shard.z2, shard.indices)))
+    whole = Embeddings(*(collectives.gather(part, world) for part in (shard.z1, shard.z2, shard.indices)))
     trainer.plans.request(PlanKey(0, 0), shard, content.build_sampler())
     return whole.ordered(180), trainer.plans.receive(PlanKey(0, 0))
 

@@ -13,7 +13,7 @@ from engine import runs
 from patience import PATIENCE, wait_for
 
 from mbcl import samplers
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import LocalPlanService, PlanKey, Trainer, planning, source
 from mbcl.engine.background import BackgroundProcess
 from mbcl.engine.planning import make_plan

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from patience import wait_for
 
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import build, train, trainer
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.errors import CheckpointError, StorageError, TrainingError

@@ -8,7 +8,7 @@ import pytest
 from engine import runs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import train
 from mbcl.errors import TrainingError
 from mbcl.io.store import LocalStore, open_store

@@ -11,7 +11,7 @@ import pytest
 import torch
 from engine import runs
 
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine.certificate import relative_error
 from mbcl.engine.embed import ViewKey, embed, two_views
 from mbcl.engine.prepare import load_data, model_of

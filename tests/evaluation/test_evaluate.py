@@ -9,7 +9,7 @@ import torch
 from engine import runs
 
 from mbcl.config.experiment import Evaluation
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.embed import ViewKey, two_views
 from mbcl.engine.prepare import load_data, model_of

@@ -11,7 +11,7 @@ from engine import runs
 from mbcl.cli import main
 from mbcl.config.base import apply_overrides, validate
 from mbcl.config.evaluation import Corrupted, Evaluation, Neighbours, Probe
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.io.store import LocalStore
 
 

@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from mbcl.config.experiment import Evaluation
 from mbcl.data import ImageSet, clean_views, corrupt
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine.embed import ViewKey, two_views
 from mbcl.engine.prepare import load_data, model_of
 from mbcl.errors import ConfigError, DataError

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mbcl.config.experiment import Experiment
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import train
 from mbcl.evaluation import evaluate
 from mbcl.io.ownership import Fence

@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import train
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore

@@ -16,7 +16,7 @@ import pytest
 from patience import PATIENCE, wait_for
 
 from mbcl.config.experiment import Experiment
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine import train
 from mbcl.evaluation import evaluate

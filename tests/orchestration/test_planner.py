@@ -15,7 +15,7 @@ import torch
 from patience import PATIENCE
 
 from mbcl import samplers
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import LocalPlanService, PlanKey
 from mbcl.errors import PlanError
 from mbcl.plan import Embeddings

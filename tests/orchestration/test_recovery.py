@@ -8,7 +8,7 @@ import shutil
 import pytest
 import yaml
 
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import train
 from mbcl.engine.records import read_rows
 from mbcl.errors import ConfigError

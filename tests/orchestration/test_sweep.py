@@ -15,7 +15,7 @@ import pytest
 import yaml
 from patience import wait_for
 
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import train
 from mbcl.evaluation import evaluate
 from mbcl.io.store import LocalStore

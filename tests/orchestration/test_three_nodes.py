@@ -16,7 +16,7 @@ from patience import wait_for
 
 from mbcl.cli import main
 from mbcl.config.experiment import Experiment
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import train
 from mbcl.io.store import LocalStore
 

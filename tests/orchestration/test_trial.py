@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mbcl.dist import World
+from mbcl.distributed.collectives import World
 from mbcl.engine import train
 from mbcl.errors import CheckpointError
 from mbcl.evaluation import EVALUATION_FILE

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from mbcl import dist
+from mbcl.distributed import collectives
+from mbcl.distributed.launch import launch
 from mbcl.errors import ConfigError
-from mbcl.launch import launch
 
 
 def _place(world, number):
-    dist.barrier(world)
+    collectives.barrier(world)
     return world.rank, world.size, number
 
 
 def _one_fails(world):
     if world.rank == 1:
         raise ConfigError("the real reason")
-    dist.barrier(world)
+    collectives.barrier(world)
 
 
 @pytest.mark.dist

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mbcl import dist, models
-from mbcl.batchnorm import SyncBatchNorm1d, convert_sync_batchnorm
+from mbcl import models
 from mbcl.config.experiment import Projector
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
+from mbcl.distributed.sync_batchnorm import SyncBatchNorm1d, convert_sync_batchnorm
 
 SHARES = {2: ([3, 3], [5, 2], [6, 0]), 4: ([2, 2, 2, 2], [1, 3, 0, 4])}
 WORLDS = [(size, shares) for size, options in SHARES.items() for shares in options]
@@ -199,11 +200,11 @@ def _train(world: World, steps: int) -> tuple[list[float], dict[str, Tensor]]:
         batch = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(step)).double()
         local = batch.chunk(world.size)[world.rank]
         own = trained(local)
-        loss = _objective(own, dist.gather_with_grad(own, world), world.rank * len(local))
+        loss = _objective(own, collectives.gather_with_grad(own, world), world.rank * len(local))
         optimizer.zero_grad()
         (loss * world.size).backward()
         optimizer.step()
-        losses.append(float(dist.all_reduce_sum(loss, world)))
+        losses.append(float(collectives.all_reduce_sum(loss, world)))
     return losses, network.state_dict()
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mbcl import dist
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 from mbcl.errors import DataError, MbclError, TrainingError
 
 
@@ -24,24 +24,24 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def test_a_world_of_one_is_the_identity():
-    world = dist.init_from_env()
+    world = collectives.init_from_env()
     assert (world.rank, world.size) == (0, 1)
     x = torch.randn(3, 2, requires_grad=True)
-    assert dist.gather_with_grad(x, world) is x
-    assert torch.equal(dist.gather(x, world), x)
-    assert not dist.gather(x, world).requires_grad
-    assert torch.equal(dist.all_reduce_sum(x, world), x)
-    assert dist.broadcast_object({"a": 1}, world) == {"a": 1}
-    assert dist.gather_objects("x", world) == ["x"]
-    dist.barrier(world)
-    dist.agree(None, world)
+    assert collectives.gather_with_grad(x, world) is x
+    assert torch.equal(collectives.gather(x, world), x)
+    assert not collectives.gather(x, world).requires_grad
+    assert torch.equal(collectives.all_reduce_sum(x, world), x)
+    assert collectives.broadcast_object({"a": 1}, world) == {"a": 1}
+    assert collectives.gather_objects("x", world) == ["x"]
+    collectives.barrier(world)
+    collectives.agree(None, world)
     with pytest.raises(DataError, match="gone"):
-        dist.agree(DataError("gone"), world)
+        collectives.agree(DataError("gone"), world)
 
 
 def test_all_reduce_returns_a_new_tensor():
     x = torch.zeros(2)
-    dist.all_reduce_sum(x, World()).add_(1)
+    collectives.all_reduce_sum(x, World()).add_(1)
     assert torch.equal(x, torch.zeros(2))
 
 
@@ -53,20 +53,23 @@ def _collectives(world: World) -> None:
     mine = torch.arange(world.rank + 1) + 10 * world.rank  # 1, 2, … rows
     everyone = torch.cat([torch.arange(r + 1) + 10 * r for r in ranks])
     for dtype in (torch.int64, torch.float32, torch.float16, torch.uint8):
-        found = dist.gather(mine.to(dtype), world)
+        found = collectives.gather(mine.to(dtype), world)
         assert found.dtype == dtype
         assert torch.equal(found, everyone.to(dtype))
-    assert torch.equal(dist.gather(mine > 5, world), everyone > 5)
+    assert torch.equal(collectives.gather(mine > 5, world), everyone > 5)
     wide = mine[:, None, None].expand(-1, 2, 3)  # not contiguous
-    assert torch.equal(dist.gather(wide, world), everyone[:, None, None].expand(-1, 2, 3))
+    assert torch.equal(collectives.gather(wide, world), everyone[:, None, None].expand(-1, 2, 3))
     some = torch.full((world.rank, 2), float(world.rank), requires_grad=True)  # rank 0 holds nothing
-    assert not dist.gather(some, world).requires_grad
-    assert len(dist.gather(some, world)) == sum(ranks)
-    assert len(dist.gather(torch.zeros(0, 4), world)) == 0
-    assert int(dist.all_reduce_sum(torch.tensor(world.rank), world)) == sum(ranks)
-    assert dist.broadcast_object({"from": world.rank, "many": [0] * world.rank}, world) == {"from": 0, "many": []}
-    assert dist.gather_objects("x" * world.rank, world) == ["x" * r for r in ranks]
-    dist.barrier(world)
+    assert not collectives.gather(some, world).requires_grad
+    assert len(collectives.gather(some, world)) == sum(ranks)
+    assert len(collectives.gather(torch.zeros(0, 4), world)) == 0
+    assert int(collectives.all_reduce_sum(torch.tensor(world.rank), world)) == sum(ranks)
+    assert collectives.broadcast_object({"from": world.rank, "many": [0] * world.rank}, world) == {
+        "from": 0,
+        "many": [],
+    }
+    assert collectives.gather_objects("x" * world.rank, world) == ["x" * r for r in ranks]
+    collectives.barrier(world)
 
 
 @pytest.mark.dist
@@ -76,10 +79,10 @@ def test_collectives(size):
 
 
 def _agree(world: World, failing: int) -> str:
-    dist.agree(None, world)
+    collectives.agree(None, world)
     error = TrainingError("the loss is nan") if world.rank == failing else None
     try:
-        dist.agree(error, world)
+        collectives.agree(error, world)
     except MbclError as raised:
         return f"{type(raised).__name__}: {raised}"
     return "went on"
@@ -101,7 +104,7 @@ def _meanwhile(world: World) -> list[str]:
     with gloo.short_rounds() as rounds:
         for number, failing in ((3, -1), (0, -1), (3, 1), (3, 0)):
             try:
-                outcomes.append(str(dist.agreed(dist.meanwhile, world, work, world, number, failing)))
+                outcomes.append(str(collectives.agreed(collectives.meanwhile, world, work, world, number, failing)))
             except DataError as error:
                 outcomes.append(str(error))
     return outcomes
@@ -114,7 +117,7 @@ def test_ranks_wait_for_work_that_takes_longer_than_a_collective():
 
 def _gather_gradient(world: World, rows: Tensor, weights: Tensor) -> Tensor:
     local = rows.chunk(world.size)[world.rank].clone().requires_grad_()
-    together = dist.gather_with_grad(local, world)
+    together = collectives.gather_with_grad(local, world)
     assert torch.equal(together, rows)
     # Each rank's loss looks at all rows, and differently.
     (together.sin() * weights[world.rank]).sum().backward()
@@ -143,7 +146,7 @@ def _sum_gradients(world: World) -> list[Tensor | None]:
     nested.grad = (torch.arange(120.0).view(2, 3, 4, 5) * (world.rank + 1)).to(memory_format=torch.channels_last)
     found = (everywhere, last_only, nowhere, double, nested)
     kept = everywhere.grad
-    dist.sum_gradients((p for p in found), world)
+    collectives.sum_gradients((p for p in found), world)
     assert everywhere.grad is kept  # in place
     return [p.grad for p in found]
 
@@ -172,7 +175,7 @@ def test_a_world_of_one_leaves_gradients_alone():
 def _fail_on_rank_one(world: World) -> None:
     if world.rank == 1:
         raise RuntimeError("rank one is broken")
-    dist.barrier(world)
+    collectives.barrier(world)
 
 
 def _fall_silent(world: World) -> None:

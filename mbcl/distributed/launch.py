@@ -9,8 +9,8 @@ from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mbcl import dist
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 from mbcl.errors import MbclError
 
 R = TypeVar("R")
@@ -23,7 +23,8 @@ def launch(function: Callable[..., R], num_workers: int, *arguments: Any) -> lis
     """Run ``function(world, *arguments)`` on every rank, one thread each.
 
     Args:
-        function: of a module, so that it pickles; called with this rank's :class:`~mbcl.dist.World` first.
+        function: of a module, so that it pickles; called with this rank's :class:`~mbcl.distributed.collectives.World`
+            first.
         num_workers: W, how many processes.
         arguments: picklable.
 
@@ -56,8 +57,8 @@ def _rank(function: Callable[..., R], arguments: tuple[Any, ...], rank: int, siz
     import torch
 
     torch.set_num_threads(1)
-    world: World = dist.init_from_file(rendezvous, rank, size)
+    world: World = collectives.init_from_file(rendezvous, rank, size)
     try:
         return function(world, *arguments)
     finally:
-        dist.finish()
+        collectives.finish()

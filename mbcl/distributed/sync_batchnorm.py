@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mbcl import dist
-from mbcl.dist import World
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -166,7 +166,7 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C) or (B, C, L); the ranks may hold different B."""
-        return _sync_forward(self, x) if self.training and dist.current().size > 1 else super().forward(x)
+        return _sync_forward(self, x) if self.training and collectives.current().size > 1 else super().forward(x)
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -174,7 +174,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W); the ranks may hold different B."""
-        return _sync_forward(self, x) if self.training and dist.current().size > 1 else super().forward(x)
+        return _sync_forward(self, x) if self.training and collectives.current().size > 1 else super().forward(x)
 
 
 def convert_sync_batchnorm(model: M, world: World) -> M:
@@ -207,7 +207,7 @@ def convert_sync_batchnorm(model: M, world: World) -> M:
 
 def _sync_forward(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     layer._check_input_dim(x)  # type: ignore[no-untyped-call]
-    world = dist.current()
-    mean, var, count = merge_moments(dist.stack(moments(x), world))
+    world = collectives.current()
+    mean, var, count = merge_moments(collectives.stack(moments(x), world))
     update_running(layer, mean, var, count)
-    return normalise(layer, x, mean, var, count, partial(dist.all_reduce_sum, world=world))
+    return normalise(layer, x, mean, var, count, partial(collectives.all_reduce_sum, world=world))

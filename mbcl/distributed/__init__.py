@@ -1,0 +1,1 @@
+"""Several processes: collectives, batch norm over all of them, and starting them on one machine."""
