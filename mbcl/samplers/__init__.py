@@ -16,21 +16,21 @@ from mbcl.samplers._base import (
     examine,
     serial,
 )
-from mbcl.samplers._bisection import Bisection
-from mbcl.samplers._diverse import Diverse
 from mbcl.samplers._exhaustive import AllBatches, Full, OSGDExhaustive, combinations, count_batches, hardest_batches
-from mbcl.samplers._gcbs import GCBS
 from mbcl.samplers._kmeans import KMeans, Refined
 from mbcl.samplers._measures import overlap, same_class_share, upper_bound
-from mbcl.samplers._metis import Metis
 from mbcl.samplers._osgd import OSGD
 from mbcl.samplers._pools import PoolItems, PoolSampler
 from mbcl.samplers._quality import quality
 from mbcl.samplers._random import Fixed, Shuffle
 from mbcl.samplers._spectral import Spectral
-from mbcl.samplers._strata import Strata
 from mbcl.samplers._threads import one_thread
-from mbcl.samplers._walk import Walk
+from mbcl.samplers.peers._bisection import Bisection
+from mbcl.samplers.peers._diverse import Diverse
+from mbcl.samplers.peers._gcbs import GCBS
+from mbcl.samplers.peers._metis import Metis
+from mbcl.samplers.peers._strata import Strata
+from mbcl.samplers.peers._walk import Walk
 
 __all__ = [
     "GCBS",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mbcl.samplers._lloyd import distances, lloyd, plus_plus, recentred
-from mbcl.samplers.loops import available
+from mbcl.samplers.kernels import available
 
 LLOYD = 5
 ROUNDS = 4
@@ -59,7 +59,7 @@ def greedy_by_regret(cost_PMK: Tensor, capacity: int) -> Tensor:
         (P, M) int64.
     """
     if cost_PMK.device.type == "cpu" and available():
-        from mbcl.samplers.loops.assignment import fill_in_order, regrets
+        from mbcl.samplers.kernels.assignment import fill_in_order, regrets
 
         found = []
         for cost_MK in cost_PMK.numpy():
@@ -72,7 +72,7 @@ def greedy_by_regret(cost_PMK: Tensor, capacity: int) -> Tensor:
 
 
 def fill_together(cost_PMK: Tensor, order_PM: Tensor, capacity: int) -> Tensor:
-    """What :func:`mbcl.samplers.loops.assignment.fill_in_order` gives, by deferred acceptance: all rows ask at once.
+    """What :func:`mbcl.samplers.kernels.assignment.fill_in_order` gives, by deferred acceptance: all rows ask at once.
 
     Rows ask their cheapest cluster; a cluster keeps the ``capacity`` first in order and turns away all that come
     later, also those that have not asked yet. Since all clusters prefer rows in the same order, the only stable

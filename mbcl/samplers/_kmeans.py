@@ -26,7 +26,7 @@ from mbcl.samplers._sized import SizedPools
 from mbcl.samplers._swaps import refine
 from mbcl.samplers._swaps_batched import refine_batched
 from mbcl.samplers._unit import unit
-from mbcl.samplers.loops import available
+from mbcl.samplers.kernels import available
 
 MAX_BLOCK = 20_000
 """Samples among which swaps can reasonably be searched: four matrices of 1.6 GB each."""

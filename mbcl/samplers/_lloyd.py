@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mbcl.samplers.loops import available
+from mbcl.samplers.kernels import available
 from mbcl.seeding import numpy_generator
 
 
@@ -71,7 +71,7 @@ def lloyd(x_PMD: Tensor, centre_PKD: Tensor, steps: int) -> tuple[Tensor, Tensor
 def recentred(x_PMD: Tensor, cluster_PM: Tensor, before_PKD: Tensor) -> Tensor:
     """(P, K, D) means of the clusters; an empty cluster keeps its centre."""
     if _in_loops(x_PMD):
-        from mbcl.samplers.loops.clustering import means
+        from mbcl.samplers.kernels.clustering import means
 
         pools = zip(x_PMD.numpy(), cluster_PM.numpy(), before_PKD.numpy(), strict=True)
         return torch.from_numpy(np.stack([means(*pool) for pool in pools]))
@@ -90,7 +90,7 @@ def _in_loops(x_PMD: Tensor) -> bool:
 def _nearest(cost_PMK: Tensor) -> tuple[Tensor, Tensor]:
     """(P, M) int64, each row's cheapest cluster, and (P,) float64, the sum of these costs."""
     if _in_loops(cost_PMK):
-        from mbcl.samplers.loops.clustering import nearest_cluster
+        from mbcl.samplers.kernels.clustering import nearest_cluster
 
         found = [nearest_cluster(cost_MK) for cost_MK in cost_PMK.numpy()]
         clusters, costs = zip(*found, strict=True)
@@ -101,7 +101,7 @@ def _nearest(cost_PMK: Tensor) -> tuple[Tensor, Tensor]:
 
 def _chosen_in_loops(x_MD: NDArray[np.floating], draw_KT: NDArray[np.float64]) -> NDArray[np.int64]:
     """(K,) the rows that :func:`plus_plus` takes."""
-    from mbcl.samplers.loops.clustering import draw_rows, take_best
+    from mbcl.samplers.kernels.clustering import draw_rows, take_best
 
     num_rows, num_clusters = len(x_MD), len(draw_KT)
     # The product of few rows with many columns takes half the time of the other way round.

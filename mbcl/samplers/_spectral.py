@@ -26,7 +26,7 @@ from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
 from mbcl.samplers._lloyd import lloyd, plus_plus, tried_rows
 from mbcl.samplers._pools import PoolSampler, even_pools
 from mbcl.samplers._unit import unit
-from mbcl.samplers.loops import available
+from mbcl.samplers.kernels import available
 from mbcl.seeding import derive, numpy_generator
 
 Array = NDArray[np.float64]
@@ -247,7 +247,7 @@ def kmeans_centres(x_PMK: Tensor, num_clusters: int, seeds: Sequence[int]) -> Te
 
 def _centres_of_few(x_PMK: Tensor, num_clusters: int, seeds: Sequence[int], restarts: int) -> Tensor:
     """:func:`kmeans_centres` of small pools, in one compiled call each."""
-    from mbcl.samplers.loops.restarts import best_of_restarts
+    from mbcl.samplers.kernels.restarts import best_of_restarts
 
     shape = restarts, num_clusters, tried_rows(num_clusters)
     draws = [numpy_generator(seed, "k-means++ of all restarts").random(shape) for seed in seeds]
@@ -267,7 +267,7 @@ def assign_evenly(cost_MC: Array, capacity: int) -> NDArray[np.int64]:
         (M,) int64, the cluster of each row.
     """
     if available():
-        from mbcl.samplers.loops.transport import transport
+        from mbcl.samplers.kernels.transport import transport
 
         # Whole numbers: floating point can go round for ever among near-ties. Finely: distances of neighbouring rows
         # of the spectral embedding differ little, and 2^30 steps lose 2.7 % of the loss on noisy embeddings.

@@ -130,7 +130,7 @@ def refine(
     Returns:
         (K, B) int64, a partition of ``range(M)``.
     """
-    from mbcl.samplers.loops import swaps as loops
+    from mbcl.samplers.kernels import swaps as loops
 
     num_batches, batch_size = rows_KB.shape
     order_M = rows_KB.ravel()

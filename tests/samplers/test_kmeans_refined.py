@@ -118,7 +118,7 @@ def hostile_views(seed: int, num_rows: int, dim: int = 3) -> tuple[torch.Tensor,
 @pytest.mark.parametrize("batch_size", [4, 64, 512])
 def test_changes_are_those_of_the_loss(batch_size: int, temperature: float) -> None:
     """Also where factors of a product span hundreds of orders of magnitude."""
-    from mbcl.samplers.loops import swaps as loops
+    from mbcl.samplers.kernels import swaps as loops
 
     u, v = hostile_views(batch_size, 2 * batch_size)
     uu, uv, vu, vv = exponentials(u, v, temperature).numpy()
@@ -279,7 +279,7 @@ def test_without_a_folder_for_compiled_loops_they_are_compiled_anew() -> None:
 import logging, numba.core.caching as caching, numpy as np
 caching.CacheImpl._locator_classes = []
 logging.basicConfig()
-from mbcl.samplers.loops.assignment import regrets
+from mbcl.samplers.kernels.assignment import regrets
 print(regrets(np.array([[3.0, 1.0, 2.5]])))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -18,13 +18,13 @@ from mbcl.errors import ConfigError
 from mbcl.plan import Embeddings
 from mbcl.samplers import SAMPLERS, build, examine, quality, same_class_share
 from mbcl.samplers._apart import nearest, ranking
-from mbcl.samplers._bisection import bisected, direction_of
-from mbcl.samplers._diverse import Unseen, grow
-from mbcl.samplers._gcbs import most_similar_pairs, similarity_quantile
-from mbcl.samplers._metis import evened, mutual, partition
 from mbcl.samplers._sized import pair_rows, unit_rows
-from mbcl.samplers._strata import strata, stratified
-from mbcl.samplers._walk import NOBODY, ProximityGraph, both_ways, gather
+from mbcl.samplers.peers._bisection import bisected, direction_of
+from mbcl.samplers.peers._diverse import Unseen, grow
+from mbcl.samplers.peers._gcbs import most_similar_pairs, similarity_quantile
+from mbcl.samplers.peers._metis import evened, mutual, partition
+from mbcl.samplers.peers._strata import strata, stratified
+from mbcl.samplers.peers._walk import NOBODY, ProximityGraph, both_ways, gather
 
 PEERS = {
     "bisection": {},
@@ -206,8 +206,8 @@ def test_gcbs_in_chunks_and_with_an_estimated_quantile(monkeypatch: pytest.Monke
     exact = similarity_quantile(u, v, 0.99, rng())
     whole = most_similar_pairs(u, v, exact, 4900)
     assert abs(whole.nnz - 4900) <= 1
-    monkeypatch.setattr("mbcl.samplers._gcbs.CHUNK_ELEMENTS", 5000)
-    monkeypatch.setattr("mbcl.samplers._gcbs.SAMPLE_SIDE", 300)
+    monkeypatch.setattr("mbcl.samplers.peers._gcbs.CHUNK_ELEMENTS", 5000)
+    monkeypatch.setattr("mbcl.samplers.peers._gcbs.SAMPLE_SIDE", 300)
     assert (most_similar_pairs(u, v, exact, 4900) != whole).nnz == 0
     estimated = similarity_quantile(u, v, 0.99, rng())
     assert estimated != exact
@@ -218,7 +218,7 @@ def test_gcbs_of_a_collapsed_data_set_is_no_larger_than_allowed(monkeypatch: pyt
     z = unit_rows(np.repeat(rng().standard_normal((1, 50)).astype(np.float32), 300, axis=0))
     threshold = similarity_quantile(z, z, 0.999, rng())
     assert most_similar_pairs(z, z, threshold, 90).nnz == 300**2
-    monkeypatch.setattr("mbcl.samplers._gcbs.MAX_EDGES", 1000)
+    monkeypatch.setattr("mbcl.samplers.peers._gcbs.MAX_EDGES", 1000)
     assert most_similar_pairs(z, z, threshold, 90).nnz == 0
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mbcl.samplers.loops.clustering import draw_rows, means, nearest_cluster, take_best
-from mbcl.samplers.loops.compiler import compiled
+from mbcl.samplers.kernels.clustering import draw_rows, means, nearest_cluster, take_best
+from mbcl.samplers.kernels.compiler import compiled
 
 Array = NDArray[np.floating]
 

@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from mbcl.samplers.loops.compiler import compiled
+from mbcl.samplers.kernels.compiler import compiled
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mbcl.samplers.loops.compiler import compiled
+from mbcl.samplers.kernels.compiler import compiled
 
 
 @compiled

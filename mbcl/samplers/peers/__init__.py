@@ -1,0 +1,1 @@
+"""Samplers by others and by simpler ideas, to compare with."""
