@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mbcl.data import ImageSet, Splits
-    from mbcl.data.folder_sets import Packed
+    from mbcl.data.packs.folder_sets import Packed
 
 _SHARE = 0.1  # progress where nobody looks on: a line for every tenth
 

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mbcl.data import fashion_mnist
-from mbcl.data.request import Request
+from mbcl.data.datasets import fashion_mnist
+from mbcl.data.datasets.request import Request
 from mbcl.functional import nt_xent
 from mbcl.plan import Embeddings
 from mbcl.seeding import derive, numpy_generator

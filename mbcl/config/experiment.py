@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from mbcl.config.base import Finder, Part, PathConfigError, Section, part, read_yaml, validate_parameters
 from mbcl.config.evaluation import Evaluation
 from mbcl.data import DATASETS
-from mbcl.data.request import LARGEST_SIZE, LEAST_SIZE
+from mbcl.data.datasets.request import LARGEST_SIZE, LEAST_SIZE
 from mbcl.errors import ConfigError
 from mbcl.models import ENCODERS
 from mbcl.models.activation import Activation

@@ -1,7 +1,6 @@
 """Data sets in memory, their splits, and views of their images made on the device."""
 
-from mbcl.data.catalogue import DATASETS, Source, describe, load, request_of
-from mbcl.data.corrupted import (
+from mbcl.data.corrupted.official_sets import (
     CORRUPTED,
     check_complete,
     check_corrupted,
@@ -11,9 +10,10 @@ from mbcl.data.corrupted import (
     pack_corrupted,
 )
 from mbcl.data.corruptions import CORRUPTIONS, corrupt
+from mbcl.data.datasets.registry import DATASETS, Source, describe, load, request_of
 from mbcl.data.images import ImageSet, Splits, split_validation
-from mbcl.data.recipe import IDENTITY, ViewRecipe
-from mbcl.data.views import augment, clean, clean_views, make_views
+from mbcl.data.views.augment import augment, clean, clean_views, make_views
+from mbcl.data.views.recipe import IDENTITY, ViewRecipe
 
 __all__ = [
     "CORRUPTED",

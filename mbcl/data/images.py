@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbcl.data.recipe import ViewRecipe
+from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError
 from mbcl.seeding import numpy_generator
 

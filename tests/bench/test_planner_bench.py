@@ -201,7 +201,7 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments, expected, capsys)
 
 
 def test_a_data_set_without_files_is_left_out_with_a_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mbcl.data.fashion_mnist.DEBIAN_DIR", tmp_path)  # a machine without Debian's package
+    monkeypatch.setattr("mbcl.data.datasets.fashion_mnist.DEBIAN_DIR", tmp_path)  # a machine without Debian's package
     assert main(["bench", "planner", *TOY, "--samplers", "shuffle", "--data-sets", "fm_pca", "digits"]) == 0
     out = capsys.readouterr().out
     assert "fm_pca left out: --data-dir must name the folder" in out

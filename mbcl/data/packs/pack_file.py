@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from mbcl.data.folders import Listing, Parts, decoded
+from mbcl.data.packs.folders import Listing, Parts, decoded
 from mbcl.errors import DataError
 
 FOLDER = "mbcl-pack"

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mbcl.data.images import ImageSet
-from mbcl.data.parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParameters, draw
-from mbcl.data.recipe import ViewRecipe
+from mbcl.data.views.random_parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParameters, draw
+from mbcl.data.views.recipe import ViewRecipe
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL and torchvision
 

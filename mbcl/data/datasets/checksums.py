@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbcl.data.request import Request
+from mbcl.data.datasets.request import Request
 
 
 def official_md5(torchvision_name: str) -> dict[str, str]:

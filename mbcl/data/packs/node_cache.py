@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mbcl.data.packs import FOLDER, Pack, read_pack
+from mbcl.data.packs.pack_file import FOLDER, Pack, read_pack
 from mbcl.errors import DataError
 from mbcl.io.ownership import NO_LOCKS
 from mbcl.io.store import ArrowStore

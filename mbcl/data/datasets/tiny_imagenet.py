@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mbcl.data.folder_sets import FolderSet
-from mbcl.data.folders import Listing, Parts, image_files, list_class_folders, subfolders, train_classes
+from mbcl.data.datasets.request import Request
 from mbcl.data.images import Splits
-from mbcl.data.recipe import ViewRecipe
-from mbcl.data.request import Request
+from mbcl.data.packs.folder_sets import FolderSet
+from mbcl.data.packs.folders import Listing, Parts, image_files, list_class_folders, subfolders, train_classes
+from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import DataError
 
 NUM_CLASSES = 200

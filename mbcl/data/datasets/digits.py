@@ -7,9 +7,9 @@ import warnings
 import numpy as np
 import torch
 
+from mbcl.data.datasets.request import Request
 from mbcl.data.images import ImageSet, Splits, stratified_split
-from mbcl.data.recipe import ViewRecipe
-from mbcl.data.request import Request
+from mbcl.data.views.recipe import ViewRecipe
 
 RECIPE = ViewRecipe(
     crop_scale=(0.7, 1.0),

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mbcl.data.folders import Listing, Parts, decode
+from mbcl.data.datasets.request import Request
 from mbcl.data.images import ImageSet, Splits
-from mbcl.data.packs import FOLDER, Pack, open_pack, write_pack
-from mbcl.data.recipe import ViewRecipe
-from mbcl.data.request import Request
+from mbcl.data.packs.folders import Listing, Parts, decode
+from mbcl.data.packs.pack_file import FOLDER, Pack, open_pack, write_pack
+from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError
 
 
@@ -169,7 +169,9 @@ class FolderSet:
 
 
 def pack_parts(parts: Parts, folder: Path, name: str, force: bool, tell: Callable[[int, int], None]) -> Packed:
-    """Pack files, unless a whole pack of them is there already; the arguments of :func:`mbcl.data.packs.write_pack`.
+    """Pack files, unless a whole pack of them is there already.
+
+    The arguments are those of :func:`mbcl.data.packs.pack_file.write_pack`.
 
     Raises:
         DataError: if a file cannot be read.

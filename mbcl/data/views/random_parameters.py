@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mbcl.data.counter import uniforms
-from mbcl.data.recipe import ViewRecipe
+from mbcl.data.views.counter_rng import uniforms
+from mbcl.data.views.recipe import ViewRecipe
 from mbcl.seeding import derive
 
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after ten and crops the centre

@@ -99,8 +99,8 @@ def test_other_counts_are_a_warning_with_both_numbers(tmp_path, recwarn):
 
 
 def test_the_official_counts_warn_of_nothing(tmp_path, monkeypatch, recwarn):
-    monkeypatch.setattr("mbcl.data.cifar.OFFICIAL_COUNTS", (20, 8))
-    monkeypatch.setattr("mbcl.data.cifar.official_md5", lambda name: {})
+    monkeypatch.setattr("mbcl.data.datasets.cifar.OFFICIAL_COUNTS", (20, 8))
+    monkeypatch.setattr("mbcl.data.datasets.cifar.official_md5", lambda name: {})
     write_cifar(tmp_path)
     load(tmp_path)
     assert not recwarn.list
@@ -301,15 +301,15 @@ def test_files_that_are_not_official_are_told_and_refused_if_asked(tmp_path, pac
     refused(tmp_path, f"not the official checksum .*{names} .*data.verify: strict", "cifar10", verify="strict")
     paths = [path for path in tmp_path.rglob("*") if path.is_file()]
     sums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in paths}
-    monkeypatch.setattr("mbcl.data.cifar.official_md5", lambda name: sums)
-    monkeypatch.setattr("mbcl.data.cifar.OFFICIAL_COUNTS", (100, 8))
+    monkeypatch.setattr("mbcl.data.datasets.cifar.official_md5", lambda name: sums)
+    monkeypatch.setattr("mbcl.data.datasets.cifar.OFFICIAL_COUNTS", (100, 8))
     assert len(load(tmp_path, "cifar10", verify="strict").test) == 8
 
 
 def test_the_checksums_are_torchvisions():
     from torchvision.datasets import CIFAR10
 
-    from mbcl.data.checksums import official_md5
+    from mbcl.data.datasets.checksums import official_md5
 
     known = official_md5("CIFAR10")
     assert known["cifar-10-python.tar.gz"] == CIFAR10.tgz_md5

@@ -23,7 +23,7 @@ from patience import PATIENCE, wait_for
 
 from mbcl import data
 from mbcl.cli import main
-from mbcl.data import node_cache
+from mbcl.data.packs import node_cache
 from mbcl.errors import ConfigError, DataError
 from mbcl.io import store
 from mbcl.io.uris import check_uri
@@ -181,7 +181,7 @@ def test_a_copy_that_was_damaged_later_is_made_again(packed, cache):
 MEND_IN_STEPS = """
 import sys, warnings
 from mbcl import data
-from mbcl.data import catalogue
+from mbcl.data.datasets import registry as catalogue
 asked = []
 copy = catalogue.local_copy
 def step(name):
@@ -240,13 +240,13 @@ def test_pixels_that_go_after_their_digest_was_compared_are_a_damaged_pack(packe
 
 
 def test_a_pack_cannot_name_a_file_elsewhere(packed, cache, tmp_path):
-    from mbcl.data import packs
+    from mbcl.data.packs import pack_file
 
     path = packed / "mbcl-pack" / "image_folder.json"
     content = json.loads(path.read_text())
     content.pop("digest")
     content["data"]["file"] = "../../../stolen.npy"
-    path.write_text(json.dumps(content | {"digest": packs._digest(content)}))
+    path.write_text(json.dumps(content | {"digest": pack_file._digest(content)}))
     with pytest.raises(DataError, match="damaged pack"):
         load(packed)
     assert files(cache) == []

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mbcl.data.counter import splitmix64, uniforms
+from mbcl.data.views.counter_rng import splitmix64, uniforms
 from mbcl.seeding import derive
 
 MASK = 2**64 - 1

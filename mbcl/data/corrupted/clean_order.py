@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
-from mbcl.data.folders import Listing
+from mbcl.data.datasets.request import Request
 from mbcl.data.images import ImageSet
-from mbcl.data.request import Request
+from mbcl.data.packs.folders import Listing
 from mbcl.errors import DataError
 
 

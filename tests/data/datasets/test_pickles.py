@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data.official import pickled
 
-from mbcl.data.pickles import _KNOWN, read_pickled_mapping
+from mbcl.data.datasets.pickles import _KNOWN, read_pickled_mapping
 from mbcl.errors import DataError
 
 

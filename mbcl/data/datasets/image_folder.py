@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mbcl.data.folder_sets import FolderSet
-from mbcl.data.folders import Parts, image_dimensions, list_class_folders, subfolders, train_and_test
+from mbcl.data.datasets.request import Request
 from mbcl.data.images import Splits
-from mbcl.data.recipe import ViewRecipe
-from mbcl.data.request import Request
+from mbcl.data.packs.folder_sets import FolderSet
+from mbcl.data.packs.folders import Parts, image_dimensions, list_class_folders, subfolders, train_and_test
+from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import DataError
 
 HOW_TO_GET = (

@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mbcl.data.checksums import md5_differs, object_to_sums, official_md5
-from mbcl.data.folder_sets import FolderSet
-from mbcl.data.folders import Parts, list_class_folders, train_and_test, train_classes
+from mbcl.data.datasets.checksums import md5_differs, object_to_sums, official_md5
+from mbcl.data.datasets.pickles import read_pickled_mapping
+from mbcl.data.datasets.request import Request
 from mbcl.data.images import ImageSet, Splits
-from mbcl.data.pickles import read_pickled_mapping
-from mbcl.data.recipe import ViewRecipe
-from mbcl.data.request import Request
+from mbcl.data.packs.folder_sets import FolderSet
+from mbcl.data.packs.folders import Parts, list_class_folders, train_and_test, train_classes
+from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError
 
 SIZE = 32

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mbcl import data
 from mbcl.data import IDENTITY, ViewRecipe
-from mbcl.data.parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParameters, draw
-from mbcl.data.views import blur, jitter
+from mbcl.data.views.augment import blur, jitter
+from mbcl.data.views.random_parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParameters, draw
 from mbcl.errors import ConfigError
 
 COLOUR = ViewRecipe(rotation=20.0, blur_sigma=(0.1, 1.0), blur_probability=0.5)
@@ -288,7 +288,7 @@ def test_blur_of_images_smaller_than_its_kernel():
 def with_parameters(images: Tensor, recipe: ViewRecipe, monkeypatch, out_size: int, **changes) -> Tensor:
     """The view of images with some parameters given."""
     made = dataclasses.replace(parameters(len(images), IDENTITY, *images.shape[2:]), **changes)
-    monkeypatch.setattr("mbcl.data.views.draw", lambda *_, **__: made)
+    monkeypatch.setattr("mbcl.data.views.augment.draw", lambda *_, **__: made)
     channels = images.shape[1]
     keys = {"mean": [0.0] * channels, "std": [1.0] * channels, "out_size": out_size}
     return view_of(images, torch.arange(len(images)), recipe, **keys)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mbcl import data
 from mbcl.cli import main
-from mbcl.data import folders
+from mbcl.data.packs import folders
 from mbcl.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -330,7 +330,7 @@ def test_a_pack_of_each_corruption_and_severity_is_the_same_images(tiny, tmp_pat
 
 def test_a_pack_whose_files_have_changed_is_not_used(tiny, monkeypatch):
     clean, root = tiny
-    monkeypatch.setattr("mbcl.data.corrupted._OFFICIAL", 7)
+    monkeypatch.setattr("mbcl.data.corrupted.official_sets._OFFICIAL", 7)
     options = {"corruption": "fog", "name": "tiny_imagenet_c"}
     assert pack(root) == 0
     path = next((root / "fog" / "3" / clean.classes[0]).iterdir())

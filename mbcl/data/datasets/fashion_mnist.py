@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mbcl.data.checksums import md5_differs, new_md5, object_to_sums, official_md5
-from mbcl.data.idx import read_idx
+from mbcl.data.datasets.checksums import md5_differs, new_md5, object_to_sums, official_md5
+from mbcl.data.datasets.idx import read_idx
+from mbcl.data.datasets.request import Request
 from mbcl.data.images import ImageSet, Splits
-from mbcl.data.recipe import ViewRecipe
-from mbcl.data.request import Request
+from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError
 
 NUM_CLASSES = 10

@@ -12,7 +12,7 @@ from data.official import WNIDS, write_image, write_tiny_imagenet
 from PIL import Image
 
 from mbcl import data
-from mbcl.data import folders
+from mbcl.data.packs import folders
 from mbcl.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore:tiny_imagenet:UserWarning")
@@ -98,7 +98,7 @@ def test_many_images_keep_their_order_and_their_progress_is_logged(folder, monke
     whole = load(folder)
     monkeypatch.setattr(folders, "_CHUNK", 5)
     monkeypatch.setattr(folders, "_LOG_EVERY", 0.0)
-    with caplog.at_level(logging.INFO, "mbcl.data.folders"):
+    with caplog.at_level(logging.INFO, "mbcl.data.packs.folders"):
         assert torch.equal(load(folder).train.images, whole.train.images)
     assert "tiny_imagenet: 10 of 12 images decoded" in caplog.messages
 

@@ -143,7 +143,7 @@ def test_a_missing_folder_says_what_is_expected_and_how_to_get_it(tmp_path, fold
 
 
 def test_without_a_folder_the_one_of_debian_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("mbcl.data.fashion_mnist.DEBIAN_DIR", tmp_path / "package")
+    monkeypatch.setattr("mbcl.data.datasets.fashion_mnist.DEBIAN_DIR", tmp_path / "package")
     with pytest.raises(DataError, match=r"package does not exist \(data.dir is not given\)"):
         data.load("fashion_mnist")
     write(tmp_path / "package", gz=True)
@@ -199,5 +199,5 @@ def test_official_is_the_content_or_the_file_that_torchvision_knows(tmp_path, mo
         monkeypatch.setattr("torchvision.datasets.FashionMNIST.resources", found)
     else:
         sums = {name: hashlib.md5(idx(array)).hexdigest() for name, array in arrays.items()}
-        monkeypatch.setattr("mbcl.data.fashion_mnist.CONTENT_MD5", sums)
+        monkeypatch.setattr("mbcl.data.datasets.fashion_mnist.CONTENT_MD5", sums)
     assert len(data.load("fashion_mnist", dir=str(tmp_path), verify="strict").train) == 12

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbcl.data.clean_order import clean_order
-from mbcl.data.folder_sets import Packed, pack_parts
-from mbcl.data.folders import Listing, Parts, class_images, decode, image_dimensions, subfolders
+from mbcl.data.corrupted.clean_order import clean_order
+from mbcl.data.datasets.request import Request
 from mbcl.data.images import ImageSet
-from mbcl.data.packs import FOLDER, Pack, open_pack
-from mbcl.data.request import Request
+from mbcl.data.packs.folder_sets import Packed, pack_parts
+from mbcl.data.packs.folders import Listing, Parts, class_images, decode, image_dimensions, subfolders
+from mbcl.data.packs.pack_file import FOLDER, Pack, open_pack
 from mbcl.errors import DataError
 
 _NONE = Listing([], [])
@@ -71,8 +71,8 @@ def folder_reader(
         name: of the set, for messages.
 
     Raises:
-        DataError: as :func:`mbcl.data.clean_order.clean_order`; if a pack is damaged. What is returned: if an image
-            cannot be read.
+        DataError: as :func:`mbcl.data.corrupted.clean_order.clean_order`; if a pack is damaged. What is returned: if an
+            image cannot be read.
     """
     folder, size = root / corruption / str(severity), clean.images.shape[-1]
     pack = _usable_pack(root, corruption, severity, request, name)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, get_args
 
-from mbcl.data import cifar, digits, fashion_mnist, image_folder, tiny_imagenet
-from mbcl.data.corrupted import CORRUPTED
-from mbcl.data.folder_sets import FolderSet
+from mbcl.data.corrupted.official_sets import CORRUPTED
+from mbcl.data.datasets import cifar, digits, fashion_mnist, image_folder, tiny_imagenet
+from mbcl.data.datasets.request import LARGEST_SIZE, LEAST_SIZE, Request, Verify
 from mbcl.data.images import ImageSet, Splits
-from mbcl.data.node_cache import local_copy
-from mbcl.data.packs import DamagedPackError
-from mbcl.data.recipe import ViewRecipe
-from mbcl.data.request import LARGEST_SIZE, LEAST_SIZE, Request, Verify
+from mbcl.data.packs.folder_sets import FolderSet
+from mbcl.data.packs.node_cache import local_copy
+from mbcl.data.packs.pack_file import DamagedPackError
+from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError
 from mbcl.io.store import is_uri
 from mbcl.io.uris import check_uri
@@ -110,7 +110,7 @@ def load(
         name: a name in ``DATASETS``.
         dir: the folder of its files; data sets that are embedded need none. A URI such as ``s3://bucket/folder`` is
             one that holds a pack, or official files that are read as they are: they are copied to this machine once
-            (:mod:`mbcl.data.node_cache`).
+            (:mod:`mbcl.data.packs.node_cache`).
         image_size: side of the views in pixels; the images' own if omitted. Those of ``image_folder`` are brought to
             it when they are read.
         max_samples: keep only the first so many training images, before a validation set is cut off. The test part

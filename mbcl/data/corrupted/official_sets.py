@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mbcl.data.corrupted_folders import folder_reader, pack_folders, severities_in
+from mbcl.data.corrupted.corrupted_folders import folder_reader, pack_folders, severities_in
 from mbcl.data.corruptions import CORRUPTIONS, SEVERITIES, check_severity
-from mbcl.data.folder_sets import Packed
+from mbcl.data.datasets.request import Request, Verify
 from mbcl.data.images import ImageSet
-from mbcl.data.request import Request, Verify
+from mbcl.data.packs.folder_sets import Packed
 from mbcl.errors import ConfigError, DataError, nearest
 from mbcl.io.store import is_uri, local_path
 from mbcl.registry import Registry
@@ -178,7 +178,9 @@ def _reader(
 def pack_corrupted(
     name: str, *, dir: str, out: Path | None, force: bool, tell: Callable[[int, int], None]
 ) -> Iterator[Packed]:
-    """Pack every corruption and severity that is a folder; see :func:`mbcl.data.corrupted_folders.pack_folders`.
+    """Pack every corruption and severity that is a folder.
+
+    See :func:`mbcl.data.corrupted.corrupted_folders.pack_folders`.
 
     Raises:
         DataError: if the folder holds none, or an image cannot be read.

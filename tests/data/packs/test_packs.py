@@ -14,7 +14,7 @@ from data.official import WNIDS, write_image, write_tiny_imagenet
 
 from mbcl import data
 from mbcl.cli import main
-from mbcl.data import folders, packs
+from mbcl.data.packs import folders, pack_file
 from mbcl.errors import DataError
 
 OFFICIAL = "the official set has"
@@ -208,7 +208,7 @@ def _reorder(folder: Path) -> None:
 def test_a_changed_source_is_noticed(packed, change, text, monkeypatch):
     folder, _ = packed
     change(folder)
-    monkeypatch.setattr("mbcl.data.tiny_imagenet.OFFICIAL_COUNTS", None)
+    monkeypatch.setattr("mbcl.data.datasets.tiny_imagenet.OFFICIAL_COUNTS", None)
     with pytest.warns(UserWarning, match=f"have changed since they were packed: .*{text}") as caught:
         found = load(folder)
     assert "\n" not in str(caught[0].message)
@@ -266,17 +266,17 @@ def test_an_unreadable_image_leaves_the_old_pack(packed, capsys):
 
 @pytest.mark.parametrize("moment", ["pixels", "manifest"])
 def test_an_interrupted_pack_leaves_no_pack(folder, monkeypatch, moment):
-    real = packs._digest
+    real = pack_file._digest
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     if moment == "manifest":
-        monkeypatch.setattr(packs, "_digest", stop)
+        monkeypatch.setattr(pack_file, "_digest", stop)
     else:
-        monkeypatch.setattr(packs, "decoded", stop)
+        monkeypatch.setattr(pack_file, "decoded", stop)
     assert pack(folder) == 130
-    monkeypatch.setattr(packs, "_digest", real)
+    monkeypatch.setattr(pack_file, "_digest", real)
     left = [path.name for path in (folder / "mbcl-pack").iterdir()]
     assert not [name for name in left if name.endswith((".tmp", ".json"))]
     assert len(load(folder).train) == 36  # from the folder

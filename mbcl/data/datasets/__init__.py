@@ -1,0 +1,1 @@
+"""Data sets by name, and what reads their official files."""

@@ -1,0 +1,1 @@
+"""Images in files of their own: listed, decoded, packed into one file, copied to a node once."""

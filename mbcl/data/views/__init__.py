@@ -1,0 +1,1 @@
+"""Views of images: what is drawn for each, and the transforms."""
