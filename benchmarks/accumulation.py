@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mbcl.distributed.collectives import World
-from mbcl.engine.certificate import relative_error
-from mbcl.engine.chunked import ChunkedEncoder
+from mbcl.engine.grad_cache import ChunkedEncoder
+from mbcl.engine.gradient_parity import relative_error
 from mbcl.functional import nt_xent
 from mbcl.models import build
 

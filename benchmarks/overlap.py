@@ -28,7 +28,7 @@ from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment, read_experiment
 from mbcl.distributed.collectives import World
 from mbcl.engine import Row, Trainer
-from mbcl.engine.records import read_rows
+from mbcl.engine.metrics_log import read_rows
 from mbcl.io.store import LocalStore
 from mbcl.summary.statistics import estimate
 

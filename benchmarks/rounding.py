@@ -18,7 +18,7 @@ from mbcl.config.experiment import Experiment, read_experiment
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine import Trainer
-from mbcl.engine.certificate import relative_error
+from mbcl.engine.gradient_parity import relative_error
 from mbcl.io.store import LocalStore
 
 STEPS = (2, 6, 11, 20)

@@ -14,7 +14,7 @@ from rich.console import Console
 from mbcl import __version__
 from mbcl.distributed.collectives import World
 from mbcl.distributed.launch import launch
-from mbcl.engine.certificate import BATCH_SIZE, CHUNK_SIZE, Case, Errors, certify
+from mbcl.engine.gradient_parity import BATCH_SIZE, CHUNK_SIZE, Case, Errors, certify
 from mbcl.errors import ConfigError
 from mbcl.io.store import open_store, write_text
 

@@ -96,7 +96,7 @@ def add_evaluate(commands: Any) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from mbcl.engine.checkpoint import folder_and_checkpoint
-    from mbcl.engine.prepare import load_data
+    from mbcl.engine.setup import load_data
     from mbcl.evaluation import evaluate, find_weights, of_epochs
     from mbcl.evaluation.baselines import BASELINES
     from mbcl.evaluation.weights import INITIAL

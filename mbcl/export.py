@@ -17,7 +17,7 @@ from mbcl import __version__
 from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine.prepare import channels_of, load_data, load_model
+from mbcl.engine.setup import channels_of, load_data, load_model
 from mbcl.errors import ConfigError
 from mbcl.io.store import Store, open_store, read_text, write_text
 from mbcl.models import ContrastiveModel, VisionEncoder

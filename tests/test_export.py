@@ -19,7 +19,7 @@ from mbcl.data import DATASETS
 from mbcl.distributed.collectives import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine import train
-from mbcl.engine.prepare import load_data, model_of
+from mbcl.engine.setup import load_data, model_of
 from mbcl.errors import ConfigError
 from mbcl.export import export, how_to_load, load
 from mbcl.io.store import LocalStore

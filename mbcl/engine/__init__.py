@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 from mbcl.config.experiment import Experiment
 from mbcl.distributed.collectives import World
-from mbcl.engine.costs import planning_cost
-from mbcl.engine.evaluable import check_evaluation
-from mbcl.engine.planning import LocalPlanService, make_plan, share_plan
-from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data
+from mbcl.engine.evaluation_checks import check_evaluation
+from mbcl.engine.plan_service import LocalPlanService, make_plan, share_plan
+from mbcl.engine.planning_costs import planning_cost
 from mbcl.engine.protocols import Observer, PlanKey, PlannedBatches, PlanService, Row
+from mbcl.engine.setup import Facts, SplitData, check_model, facts_of, load_data
 from mbcl.engine.tracking import build_trackers, check_trackers
 from mbcl.engine.trainer import Outcome, Trainer
 from mbcl.io.store import Store

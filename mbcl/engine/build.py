@@ -7,9 +7,9 @@ from typing import cast
 from mbcl.config.experiment import Experiment
 from mbcl.distributed.collectives import World
 from mbcl.distributed.sync_batchnorm import convert_sync_batchnorm
-from mbcl.engine.compute import Compute, compiled
-from mbcl.engine.evaluable import check_evaluation
-from mbcl.engine.prepare import Facts, SplitData, check_model, facts_of, load_data
+from mbcl.engine.evaluation_checks import check_evaluation
+from mbcl.engine.precision import Compute, compiled
+from mbcl.engine.setup import Facts, SplitData, check_model, facts_of, load_data
 from mbcl.engine.step import Learner, wrap
 from mbcl.models import ContrastiveModel
 

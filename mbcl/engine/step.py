@@ -22,9 +22,9 @@ from mbcl.config.experiment import Accumulation
 from mbcl.data import ImageSet
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
-from mbcl.engine.chunked import ChunkedEncoder
-from mbcl.engine.compute import Compute
-from mbcl.engine.embed import ViewKey, two_views
+from mbcl.engine.embedding_pass import ViewKey, two_views
+from mbcl.engine.grad_cache import ChunkedEncoder
+from mbcl.engine.precision import Compute
 from mbcl.functional import raise_half
 from mbcl.models import ContrastiveModel
 from mbcl.objectives import Candidates, Objective, StatefulObjective

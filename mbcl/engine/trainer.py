@@ -17,15 +17,15 @@ from mbcl.config.experiment import Experiment
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine import snapshot
+from mbcl.engine import train_state
 from mbcl.engine.build import build_learner, load_parts
-from mbcl.engine.compute import Compute
-from mbcl.engine.embed import ViewKey
-from mbcl.engine.epoch import EpochProgress
-from mbcl.engine.planning import LocalPlanService
+from mbcl.engine.embedding_pass import ViewKey
+from mbcl.engine.epoch_state import EpochProgress
+from mbcl.engine.metrics_log import MetricsLog, write_config
+from mbcl.engine.plan_service import LocalPlanService
+from mbcl.engine.plan_source import PlanSource, embed_share
+from mbcl.engine.precision import Compute
 from mbcl.engine.protocols import Observer, PlanService, Row
-from mbcl.engine.records import MetricsLog, write_config
-from mbcl.engine.source import PlanSource, embed_share
 from mbcl.errors import StorageError, TrainingError
 from mbcl.io.store import Store, is_uri
 from mbcl.metrics import retrieval
@@ -241,7 +241,7 @@ class Trainer:
         kept = cache.state_dict() if cache else {}  # gathered from all ranks
         plans = self.source.state_dict()
         step = progress.step if progress else 0
-        self._on_rank_0(lambda: self._write(snapshot.state_of(self.learner, kept, plans, progress), row, step))
+        self._on_rank_0(lambda: self._write(train_state.state_of(self.learner, kept, plans, progress), row, step))
 
     def _write(self, state: dict[str, Any], row: Row, step: int) -> None:
         meta = {
@@ -268,11 +268,11 @@ class Trainer:
         Raises:
             CheckpointError: on every rank alike, if it is another experiment's.
         """
-        found = snapshot.newest(self.store, self.experiment, self.facts, self.world)
+        found = train_state.newest(self.store, self.experiment, self.facts, self.world)
         self._on_rank_0(lambda: self.metrics.go_on(found.epoch if found else 0, found.meta["row"] if found else {}))
         if found is None:
             return
-        self.progress = snapshot.restore(found.state, self.learner, self.source)
+        self.progress = train_state.restore(found.state, self.learner, self.source)
         self.epoch = found.epoch
         self.last_row = found.meta["row"]
         self.run_id = found.meta["run_id"] or self.run_id

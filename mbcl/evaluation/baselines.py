@@ -13,7 +13,7 @@ from torch import Tensor
 import mbcl
 from mbcl.config.evaluation import Baseline
 from mbcl.config.experiment import Experiment
-from mbcl.engine.prepare import model_of
+from mbcl.engine.setup import model_of
 from mbcl.evaluation.subject import Representation
 from mbcl.io.store import Store, read_text, write_text
 

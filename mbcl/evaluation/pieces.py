@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from mbcl.config.evaluation import Evaluation, Metric
-from mbcl.engine.evaluable import corruptions_of
+from mbcl.engine.evaluation_checks import corruptions_of
 from mbcl.evaluation import classes, corrupted, diagnostics, retrieval
 from mbcl.evaluation.subject import Subject
 
@@ -46,7 +46,7 @@ def pieces_of(settings: Evaluation, data: str) -> list[Piece]:
         data: the clean data set's name.
 
     Raises:
-        DataError, ConfigError: as :func:`mbcl.engine.evaluable.corruptions_of`.
+        DataError, ConfigError: as :func:`mbcl.engine.evaluation_checks.corruptions_of`.
     """
     dump = settings.model_dump(mode="json")
 

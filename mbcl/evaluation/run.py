@@ -13,8 +13,8 @@ import torch
 import mbcl
 from mbcl.config.evaluation import Baseline
 from mbcl.config.experiment import Data, Evaluation
-from mbcl.engine.evaluable import check_evaluation
-from mbcl.engine.prepare import SplitData, check_takes, load_data
+from mbcl.engine.evaluation_checks import check_evaluation
+from mbcl.engine.setup import SplitData, check_takes, load_data
 from mbcl.errors import CheckpointError, ConfigError
 from mbcl.evaluation.baselines import BASELINES, Kept, baseline
 from mbcl.evaluation.pieces import Piece, pieces_of
@@ -31,7 +31,7 @@ Record = dict[str, Any]
 
 
 class LoadData(Protocol):
-    """Reads a data set and splits it; :func:`mbcl.engine.prepare.load_data`."""
+    """Reads a data set and splits it; :func:`mbcl.engine.setup.load_data`."""
 
     def __call__(self, data: Data, *, seed: int) -> SplitData:
         """All parts of it."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mbcl.config.experiment import Data, Evaluation
 from mbcl.data import ImageSet, clean_views
-from mbcl.engine.embed import ViewKey, two_views
-from mbcl.engine.prepare import SplitData
+from mbcl.engine.embedding_pass import ViewKey, two_views
+from mbcl.engine.setup import SplitData
 from mbcl.errors import CheckpointError
 from mbcl.seeding import derive
 

@@ -12,7 +12,7 @@ from mbcl import export
 from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine.prepare import channels_of, load_model, model_of
+from mbcl.engine.setup import channels_of, load_model, model_of
 from mbcl.errors import CheckpointError, ConfigError
 from mbcl.io.store import Store
 from mbcl.models import ContrastiveModel

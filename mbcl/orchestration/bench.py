@@ -18,7 +18,7 @@ from rich.table import Table
 
 from mbcl import __version__
 from mbcl.bench.measure import environment
-from mbcl.engine.records import read_rows
+from mbcl.engine.metrics_log import read_rows
 from mbcl.errors import ConfigError, TrainingError
 from mbcl.functional import check_count
 from mbcl.io.store import LocalStore, open_store, write_text

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from mbcl.engine.metrics_log import METRICS_FILE, row_of
 from mbcl.engine.protocols import Row
-from mbcl.engine.records import METRICS_FILE, row_of
 from mbcl.errors import counted
 from mbcl.io.store import Store
 from mbcl.orchestration import interrupts

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine.records import CONFIG_FILE, KEYS
+from mbcl.engine.metrics_log import CONFIG_FILE, KEYS
 from mbcl.errors import ConfigError
 from mbcl.evaluation import EVALUATION_FILE
 from mbcl.io.store import Store, write_text

@@ -22,7 +22,7 @@ import torch
 
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
-from mbcl.engine.planning import failure, make_plan, share_plan
+from mbcl.engine.plan_service import failure, make_plan, share_plan
 from mbcl.engine.protocols import PlanKey, PlannedBatches
 from mbcl.errors import MbclError, PlanError
 from mbcl.orchestration.jobs import Placement, mute_sampler_warnings

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine import records
+from mbcl.engine import metrics_log
 from mbcl.errors import ConfigError
 from mbcl.io.store import Store, is_uri, read_text
 from mbcl.orchestration.results import SPACE_FILE, TRIALS, new_study, reopen, trial_folder
@@ -111,13 +111,13 @@ def notes_of_trials(store: Store, trial_ids: Iterable[str]) -> list[str]:
     for key in trial_ids:
         trial = store.child(trial_folder(key))
         found, wrong = checkpoints.look_over(trial)
-        rows, damaged = records.look_over(trial)
+        rows, damaged = metrics_log.look_over(trial)
         last, done = max((int(row["epoch"] or 0) for row in rows), default=0), found.epoch if found else 0
         if not wrong and last > done:
             wrong = [f"{trial.uri}: the checkpoint of epoch {last} is gone"]
         gone = sorted(set(range(1, done)) - {row["epoch"] for row in rows})  # the last one the checkpoint knows, too
         if gone and not damaged:
-            damaged = [f"{trial.uri}/{records.METRICS_FILE}: rows are gone, the first of epoch {gone[0]}"]
+            damaged = [f"{trial.uri}/{metrics_log.METRICS_FILE}: rows are gone, the first of epoch {gone[0]}"]
         where = f"from {found.name}" if found else "from its beginning"
         for lines in filter(None, (wrong, damaged)):
             more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 
-from mbcl.engine.records import read_rows
+from mbcl.engine.metrics_log import read_rows
 from mbcl.io.store import Store
 from mbcl.orchestration.course import Race
 from mbcl.orchestration.results import trial_folder

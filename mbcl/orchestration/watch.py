@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import ray.tune
 
+from mbcl.engine.metrics_log import look_over
 from mbcl.engine.protocols import Row
-from mbcl.engine.records import look_over
 from mbcl.io.store import LocalStore, Store
 
 EPOCH, VALUE = "mbcl_epoch", "mbcl_value"

@@ -14,7 +14,7 @@ import math
 import numpy as np
 import yaml
 
-from mbcl.engine.records import CONFIG_FILE, METRICS_FILE
+from mbcl.engine.metrics_log import CONFIG_FILE, METRICS_FILE
 from mbcl.io.store import Store, write_text
 from mbcl.synthetic.experiment import SyntheticExperiment
 from mbcl.synthetic.optima import optimum

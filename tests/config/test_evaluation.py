@@ -9,8 +9,8 @@ from engine import runs
 
 from mbcl.config.base import validate
 from mbcl.config.experiment import Evaluation, Experiment
-from mbcl.engine.evaluable import check_evaluation
-from mbcl.engine.prepare import load_data
+from mbcl.engine.evaluation_checks import check_evaluation
+from mbcl.engine.setup import load_data
 from mbcl.errors import ConfigError
 
 

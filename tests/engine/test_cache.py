@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mbcl.distributed.collectives import World
 from mbcl.engine import Trainer
-from mbcl.engine.cache import EmbeddingCache
-from mbcl.engine.embed import ViewKey
+from mbcl.engine.embedding_cache import EmbeddingCache
+from mbcl.engine.embedding_pass import ViewKey
 from mbcl.errors import PlanError
 from mbcl.io.store import LocalStore
 
@@ -101,12 +101,14 @@ CACHED = {"embeddings": {"source": "cached", "batch_size": 64}}
 
 
 def test_planning_costs_no_forward_pass_after_the_first(tmp_path, monkeypatch):
-    from mbcl.engine import source
+    from mbcl.engine import plan_source
 
     passes: list[ViewKey] = []
-    embed = source.embed
+    embed = plan_source.embed
     monkeypatch.setattr(
-        source, "embed", lambda model, images, key, **rest: (passes.append(key), embed(model, images, key, **rest))[1]
+        plan_source,
+        "embed",
+        lambda model, images, key, **rest: (passes.append(key), embed(model, images, key, **rest))[1],
     )
     content = runs.experiment("spectral", train={"epochs": 3, "batch_size": 16, "eval_every": 3}, **CACHED)
     _, _, found = runs.run(World(), tmp_path, content)

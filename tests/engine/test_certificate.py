@@ -13,7 +13,7 @@ import torch
 
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
-from mbcl.engine.certificate import DTYPES, EXACT, Case, certify, relative_error
+from mbcl.engine.gradient_parity import DTYPES, EXACT, Case, certify, relative_error
 from mbcl.objectives import OBJECTIVES
 
 

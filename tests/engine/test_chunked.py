@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.distributed.sync_batchnorm import convert_sync_batchnorm
-from mbcl.engine.chunked import ChunkedEncoder, _Segment
+from mbcl.engine.grad_cache import ChunkedEncoder, _Segment
 from mbcl.errors import ConfigError
 from mbcl.models import ENCODERS
 

@@ -6,7 +6,7 @@ import pytest
 from engine import runs
 
 from mbcl.engine import planning_cost
-from mbcl.engine.prepare import facts_of, load_data
+from mbcl.engine.setup import facts_of, load_data
 
 FRESH = "on fresh embeddings of all 50,000 samples: "
 OSGD = {"name": "osgd", "k": 40, "q": 4}

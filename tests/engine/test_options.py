@@ -13,11 +13,11 @@ from torch import nn
 
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
-from mbcl.engine import Trainer, planning
+from mbcl.engine import Trainer, plan_service
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine.certificate import relative_error
-from mbcl.engine.compute import Compute
-from mbcl.engine.embed import ViewKey
+from mbcl.engine.embedding_pass import ViewKey
+from mbcl.engine.gradient_parity import relative_error
+from mbcl.engine.precision import Compute
 from mbcl.errors import ConfigError, TrainingError
 from mbcl.functional import nt_xent
 from mbcl.io.store import LocalStore
@@ -88,8 +88,10 @@ def test_float64_is_the_dtype_of_all_that_is_trained(tmp_path, monkeypatch):
     entered: list[torch.dtype] = []
     learner.objective.register_forward_hook(lambda module, inputs, loss: entered.extend([inputs[0].dtype, loss.dtype]))
     planned: list[torch.dtype] = []
-    make = planning.make_plan
-    monkeypatch.setattr(planning, "make_plan", lambda *a, **rest: (planned.append(a[1].z1.dtype), make(*a, **rest))[1])
+    make = plan_service.make_plan
+    monkeypatch.setattr(
+        plan_service, "make_plan", lambda *a, **rest: (planned.append(a[1].z1.dtype), make(*a, **rest))[1]
+    )
     trainer.run()
     assert {*seen.outputs, *entered, *planned} == {torch.float64}
     state = checkpoints.latest(trainer.store).state

@@ -15,7 +15,7 @@ from mbcl.config.experiment import Experiment, read_experiment
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine import PlanKey, Trainer
-from mbcl.engine.embed import ViewKey, embed
+from mbcl.engine.embedding_pass import ViewKey, embed
 from mbcl.errors import TrainingError
 from mbcl.io.store import LocalStore
 from mbcl.plan import Embeddings

@@ -14,10 +14,10 @@ from patience import PATIENCE, wait_for
 
 from mbcl import samplers
 from mbcl.distributed.collectives import World
-from mbcl.engine import LocalPlanService, PlanKey, Trainer, planning, source
+from mbcl.engine import LocalPlanService, PlanKey, Trainer, plan_service, plan_source
 from mbcl.engine.background import BackgroundProcess
-from mbcl.engine.planning import make_plan
-from mbcl.engine.records import read_rows
+from mbcl.engine.metrics_log import read_rows
+from mbcl.engine.plan_service import make_plan
 from mbcl.errors import PlanError
 from mbcl.io.store import LocalStore
 from mbcl.plan import Embeddings
@@ -55,7 +55,7 @@ def process():
 
 @pytest.fixture
 def beside(process, monkeypatch):
-    monkeypatch.setattr(planning, "BackgroundProcess", lambda: process)
+    monkeypatch.setattr(plan_service, "BackgroundProcess", lambda: process)
 
 
 class Watched(Trainer):
@@ -66,7 +66,7 @@ class Watched(Trainer):
         self.batches: list[list[int]] = []
         self.requests: list[tuple[int, PlanKey]] = []
         self.passes: list[tuple[int, int]] = []
-        step, request, embed = self.learner.step, self.plans.request, source.embed
+        step, request, embed = self.learner.step, self.plans.request, plan_source.embed
 
         def noted_step(batch, **rest):
             self.batches.append(batch.tolist())
@@ -82,7 +82,7 @@ class Watched(Trainer):
             return embed(model, images, key, **rest)
 
         self.learner.step, self.plans.request = noted_step, noted_request
-        monkeypatch.setattr(source, "embed", noted_embed)
+        monkeypatch.setattr(plan_source, "embed", noted_embed)
 
     def epoch_batches(self, epoch):
         return self.batches[epoch * STEPS : (epoch + 1) * STEPS]

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from mbcl.engine.records import empty_row, look_over, read_rows, row_of
+from mbcl.engine.metrics_log import empty_row, look_over, read_rows, row_of
 from mbcl.io.store import LocalStore
 
 ROW = {**empty_row(), "epoch": 2, "step": 36, "train/loss": 2.5}

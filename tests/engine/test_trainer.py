@@ -12,10 +12,10 @@ import torch
 from engine import runs
 
 from mbcl.distributed.collectives import World
-from mbcl.engine.certificate import relative_error
-from mbcl.engine.embed import ViewKey, embed, two_views
-from mbcl.engine.prepare import load_data, model_of
-from mbcl.engine.records import KEYS
+from mbcl.engine.embedding_pass import ViewKey, embed, two_views
+from mbcl.engine.gradient_parity import relative_error
+from mbcl.engine.metrics_log import KEYS
+from mbcl.engine.setup import load_data, model_of
 from mbcl.errors import CheckpointError, ConfigError, TrainingError
 from mbcl.functional import nt_xent
 from mbcl.io.store import LocalStore
@@ -171,16 +171,16 @@ def test_a_batch_that_the_workers_cannot_share_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("mode", "views"), [("train", "augmented"), ("train", "clean"), ("eval", "augmented")])
 def test_embeddings_are_made_as_the_experiment_says(tmp_path, monkeypatch, mode, views):
-    from mbcl.engine import source
+    from mbcl.engine import plan_source
 
     asked = []
-    embed = source.embed
+    embed = plan_source.embed
 
     def look(model, images, key, **rest):
         asked.append((rest["mode"], key.augmented, rest["batch_size"]))
         return embed(model, images, key, **rest)
 
-    monkeypatch.setattr(source, "embed", look)
+    monkeypatch.setattr(plan_source, "embed", look)
     content = runs.experiment("spectral", embeddings={"mode": mode, "views": views, "batch_size": 50})
     _, _, rows = runs.run(World(), tmp_path, content)
     assert asked[0] == (mode, views == "augmented", 50)

@@ -11,8 +11,8 @@ from engine import runs
 from mbcl.config.experiment import Evaluation
 from mbcl.distributed.collectives import World
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine.embed import ViewKey, two_views
-from mbcl.engine.prepare import load_data, model_of
+from mbcl.engine.embedding_pass import ViewKey, two_views
+from mbcl.engine.setup import load_data, model_of
 from mbcl.errors import CheckpointError, ConfigError
 from mbcl.evaluation import evaluate
 from mbcl.io.store import LocalStore

@@ -14,8 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from mbcl.config.experiment import Evaluation
 from mbcl.data import ImageSet, clean_views, corrupt
 from mbcl.distributed.collectives import World
-from mbcl.engine.embed import ViewKey, two_views
-from mbcl.engine.prepare import load_data, model_of
+from mbcl.engine.embedding_pass import ViewKey, two_views
+from mbcl.engine.setup import load_data, model_of
 from mbcl.errors import ConfigError, DataError
 from mbcl.evaluation import INITIAL, evaluate, find_weights
 from mbcl.evaluation.baselines import Pixels

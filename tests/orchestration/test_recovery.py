@@ -10,7 +10,7 @@ import yaml
 
 from mbcl.distributed.collectives import World
 from mbcl.engine import train
-from mbcl.engine.records import read_rows
+from mbcl.engine.metrics_log import read_rows
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
 from mbcl.orchestration import recovery, results

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbcl.engine.records import empty_row
+from mbcl.engine.metrics_log import empty_row
 from mbcl.plan import BatchPlan
 
 STAGES = ("train", "embed", "wait", "eval")

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mbcl.data import ImageSet, clean_views, make_views
 from mbcl.distributed.collectives import World
-from mbcl.engine.compute import Compute
+from mbcl.engine.precision import Compute
 from mbcl.models import ContrastiveModel
 from mbcl.plan import Embeddings
 

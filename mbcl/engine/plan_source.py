@@ -10,10 +10,10 @@ from typing import Any
 from mbcl.config.experiment import Experiment
 from mbcl.data import ImageSet
 from mbcl.distributed import collectives
-from mbcl.engine.cache import EmbeddingCache
-from mbcl.engine.compute import Compute
-from mbcl.engine.embed import ViewKey, embed
-from mbcl.engine.epoch import EpochProgress, PlanFacts, plan_of, plan_state
+from mbcl.engine.embedding_cache import EmbeddingCache
+from mbcl.engine.embedding_pass import ViewKey, embed
+from mbcl.engine.epoch_state import EpochProgress, PlanFacts, plan_of, plan_state
+from mbcl.engine.precision import Compute
 from mbcl.engine.protocols import PlanKey, PlannedBatches, PlanService
 from mbcl.engine.step import Learner, Stepped
 from mbcl.errors import PlanError, TrainingError

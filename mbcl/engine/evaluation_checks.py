@@ -5,7 +5,7 @@ from __future__ import annotations
 from mbcl.config.evaluation import Corrupted, Evaluation
 from mbcl.data import CORRUPTIONS, ImageSet, check_corrupted, corrupted_available
 from mbcl.data.datasets.request import Verify
-from mbcl.engine.prepare import SplitData
+from mbcl.engine.setup import SplitData
 from mbcl.errors import ConfigError, nearest
 
 

@@ -19,8 +19,8 @@ from mbcl.config.experiment import Experiment
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine.build import build_learner
-from mbcl.engine.embed import ViewKey, two_views
-from mbcl.engine.prepare import SplitData, load_data, model_of
+from mbcl.engine.embedding_pass import ViewKey, two_views
+from mbcl.engine.setup import SplitData, load_data, model_of
 from mbcl.engine.step import Learner
 from mbcl.models import ContrastiveModel
 from mbcl.objectives import Objective

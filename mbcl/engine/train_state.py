@@ -13,9 +13,9 @@ from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.checkpoint import Checkpoint
-from mbcl.engine.epoch import EpochProgress
-from mbcl.engine.prepare import Facts
-from mbcl.engine.source import PlanSource
+from mbcl.engine.epoch_state import EpochProgress
+from mbcl.engine.plan_source import PlanSource
+from mbcl.engine.setup import Facts
 from mbcl.engine.step import Learner
 from mbcl.errors import CheckpointError, MbclError
 from mbcl.io.store import Store

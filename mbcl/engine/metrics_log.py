@@ -11,8 +11,8 @@ import yaml
 
 from mbcl.config.experiment import Experiment
 from mbcl.engine.checkpoint import UNREADABLE
-from mbcl.engine.prepare import Facts
 from mbcl.engine.protocols import Row
+from mbcl.engine.setup import Facts
 from mbcl.io.store import Store, write_text
 
 log = logging.getLogger(__name__)
