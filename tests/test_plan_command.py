@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mbcl.cli import main
-from mbcl.embeddings_file import read_embeddings
 from mbcl.errors import ConfigError
 from mbcl.io.npz import read_arrays
 from mbcl.plan import BatchPlan, Embeddings
+from mbcl.planning.embeddings_file import read_embeddings
 from mbcl.samplers import SAMPLERS, Shuffle, build, quality
 from mbcl.samplers._measures import overlap, same_class_share, upper_bound
 

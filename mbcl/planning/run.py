@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from mbcl.config.base import PathConfigError, apply_overrides, parse_yaml, validate_parameters
-from mbcl.embeddings_file import read_embeddings
 from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import check_count, check_temperature
 from mbcl.io.store import Store, open_store
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planning.console import table
+from mbcl.planning.embeddings_file import read_embeddings
 from mbcl.planning.quality import measure
 from mbcl.samplers import SAMPLERS, Sampler, build, examine
 from mbcl.stages import Stages
