@@ -30,7 +30,7 @@ from mbcl.distributed.collectives import World
 from mbcl.engine import Row, Trainer
 from mbcl.engine.metrics_log import read_rows
 from mbcl.io.store import LocalStore
-from mbcl.summary.statistics import estimate
+from mbcl.study.statistics import estimate
 
 LEFT_OUT = 4
 """Epochs before those that count: fresh embeddings are made, the planner process starts, compiled code is loaded."""

@@ -192,7 +192,7 @@ def _add_report(commands: Any) -> None:
 def _report(arguments: argparse.Namespace) -> int:
     from mbcl.io.store import open_store
     from mbcl.report import write
-    from mbcl.study import read_study
+    from mbcl.study.record import read_study
 
     store = open_store(arguments.results)
     write(store, read_study(store))

@@ -165,7 +165,7 @@ def _before(out: Store, earlier: Mapping[str, Any], asked: Mapping[str, Any]) ->
 def _study_of(out: Store) -> str | None:
     """The study of which a folder is a trial's, ``STUDY/trials/ID``; None if it is none."""
     from mbcl.io.store import open_store
-    from mbcl.study import STUDY_FILE
+    from mbcl.study.record import STUDY_FILE
 
     folder, mark, query = out.uri.partition("?")
     parts = folder.rstrip("/").split("/")

@@ -17,7 +17,7 @@ from mbcl.distributed.collectives import World
 from mbcl.engine import train
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
-from mbcl.study import read_study
+from mbcl.study.record import read_study
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*sorted((ROOT / "mbcl").rglob("*.py")), ROOT / "run_ray.py", *sorted((ROOT / "benchmarks").glob("*.py"))]

@@ -23,7 +23,7 @@ from mbcl.errors import ConfigError, TrainingError
 from mbcl.functional import check_count
 from mbcl.io.store import LocalStore, open_store, write_text
 from mbcl.orchestration.sweep import EXIT_FINISHED, EXIT_INTERRUPTED, Request, WriteReport, run
-from mbcl.study import TrialRecord, read_study
+from mbcl.study.record import TrialRecord, read_study
 
 FILE = "ray.json"
 NAME = "bench"

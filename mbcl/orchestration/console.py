@@ -24,8 +24,8 @@ from mbcl.orchestration.resources import Fit, Need
 from mbcl.orchestration.results import trial_folder
 from mbcl.orchestration.space import Space
 from mbcl.orchestration.trials import Trials, TrialSpec
-from mbcl.study import StudyRecord
-from mbcl.summary import Estimate, primary_metrics, summarise
+from mbcl.study import Estimate, primary_metrics, summarise
+from mbcl.study.record import StudyRecord
 
 TABLE_METRICS = ("retrieval/u2v/top1", "knn/top1", "probe/top1", "plan/lift", "synthetic/excess")
 """Beside the metric of the search and the first primary one, those of them that were measured."""

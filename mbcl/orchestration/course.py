@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mbcl.study import Stopped, StudyRecord
+from mbcl.study.record import Stopped, StudyRecord
 
 
 class Stopper(Protocol):

@@ -20,7 +20,7 @@ from mbcl.orchestration.results import SPACE_FILE, trial_folder, versions
 from mbcl.orchestration.search import known
 from mbcl.orchestration.space import SpaceFile
 from mbcl.orchestration.trials import Trials, TrialSpec
-from mbcl.study import STUDY_FILE, StudyRecord, read_study, write_study
+from mbcl.study.record import STUDY_FILE, StudyRecord, read_study, write_study
 
 _NEEDED = "in which the new evaluation would be noted; put a copy of it back first"
 

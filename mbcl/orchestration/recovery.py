@@ -16,7 +16,7 @@ from mbcl.io.store import Store, is_uri, read_text
 from mbcl.orchestration.results import SPACE_FILE, TRIALS, new_study, reopen, trial_folder
 from mbcl.orchestration.space import SpaceFile
 from mbcl.orchestration.trials import Trials
-from mbcl.study import STUDY_FILE, StudyRecord, read_study
+from mbcl.study.record import STUDY_FILE, StudyRecord, read_study
 
 DAMAGED_FILE = f"{STUDY_FILE}.damaged"
 """What was found in the place of a record that cannot be read."""

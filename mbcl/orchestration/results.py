@@ -24,7 +24,7 @@ from mbcl.orchestration.lease import BEAT_FILE, LEASE_FILE, LOCK_FILE
 from mbcl.orchestration.search import known
 from mbcl.orchestration.space import SpaceFile
 from mbcl.orchestration.trials import Trials, record_of, resolved_baseline, space_digest
-from mbcl.study import STUDY_FILE, StudyRecord, read_study, write_study
+from mbcl.study.record import STUDY_FILE, StudyRecord, read_study, write_study
 
 SPACE_FILE = "space.yaml"
 SCRATCH = ".ray"

@@ -21,7 +21,7 @@ from mbcl.orchestration.jobs import Answer, Job, Metrics, one_line
 from mbcl.orchestration.kinds import kind_of
 from mbcl.orchestration.room import first_done
 from mbcl.orchestration.trial import ANSWER, for_evaluation, root, run_trial, submit_evaluation
-from mbcl.study import StudyRecord, write_study
+from mbcl.study.record import StudyRecord, write_study
 
 DRIVER_RESTARTS = 2
 """How often a trial whose driver process died is started again."""

@@ -33,7 +33,7 @@ from mbcl.orchestration.trials import (
     samples_of,
 )
 from mbcl.seeding import derive
-from mbcl.study import Drawn, StudyRecord, TrialRecord
+from mbcl.study.record import Drawn, StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
     import optuna

@@ -18,8 +18,8 @@ from mbcl.orchestration.domains import KINDS, parse, plain, short
 from mbcl.orchestration.kinds import PRETRAINING, SYNTHETIC, VALIDATION_METRIC, AnyExperiment, Kind, kind_of
 from mbcl.orchestration.schedulers import SCHEDULERS
 from mbcl.orchestration.schedulers import build as build_scheduler
-from mbcl.study import SAFE_NAME
-from mbcl.summary.glossary import direction
+from mbcl.study.metric_glossary import direction
+from mbcl.study.record import SAFE_NAME
 
 SAMPLER_OPTIONS = ("n_startup_trials", "n_ei_candidates", "multivariate", "group", "constant_liar")
 """Parameters of Optuna's TPE sampler that a space file may give."""

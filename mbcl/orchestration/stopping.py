@@ -18,8 +18,8 @@ from mbcl.orchestration.schedulers import MOST_EPOCHS, Asha, Median, build
 from mbcl.orchestration.space import Space
 from mbcl.orchestration.trials import TrialSpec
 from mbcl.seeding import numpy_generator
-from mbcl.study import StudyRecord
-from mbcl.summary.settings import baselines, settings_of
+from mbcl.study.record import StudyRecord
+from mbcl.study.settings import baselines, settings_of
 
 EPOCH, VALUE = "epoch", "value"
 

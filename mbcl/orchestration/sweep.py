@@ -27,7 +27,7 @@ from mbcl.orchestration.schedulers import build as build_scheduler
 from mbcl.orchestration.search import Proposals, check_installed
 from mbcl.orchestration.space import SpaceFile, check_name, read_space
 from mbcl.orchestration.trials import Trials, TrialSpec, expand
-from mbcl.study import StudyRecord
+from mbcl.study.record import StudyRecord
 
 __all__ = ["EXIT_INTERRUPTED", "Request", "run"]
 

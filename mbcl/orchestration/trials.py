@@ -18,8 +18,8 @@ from mbcl.orchestration.conditional import applies
 from mbcl.orchestration.domains import short
 from mbcl.orchestration.kinds import AnyExperiment
 from mbcl.orchestration.space import Space, SpaceFile, check_key, experiment_of
-from mbcl.study import Drawn, TrialRecord
-from mbcl.summary.settings import columns_of, fits, flatten, singled_out
+from mbcl.study.record import Drawn, TrialRecord
+from mbcl.study.settings import columns_of, fits, flatten, singled_out
 
 MOST_TRIALS = 10_000
 """More than anybody runs. Each is checked as a whole before the first begins, which takes some milliseconds."""

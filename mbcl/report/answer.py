@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mbcl.report.wording import counted, interval, listed, number
-from mbcl.study import StudyRecord
-from mbcl.summary.glossary import direction
-from mbcl.summary.settings import settings_of
-from mbcl.summary.statistics import ALPHA, Comparison, SettingSummary, shown_status
-from mbcl.summary.tuned import best_of
+from mbcl.study.best_settings import best_of
+from mbcl.study.metric_glossary import direction
+from mbcl.study.record import StudyRecord
+from mbcl.study.settings import settings_of
+from mbcl.study.statistics import ALPHA, Comparison, SettingSummary, shown_status
 
 _CLAIMS = ("better", "worse", "higher", "lower")
 MOST_NAMED = 8

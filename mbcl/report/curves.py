@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from mbcl.io.store import Store
 from mbcl.report.tables import STAGES
-from mbcl.study import StudyRecord
-from mbcl.summary.settings import Setting, ordered_trials
+from mbcl.study.record import StudyRecord
+from mbcl.study.settings import Setting, ordered_trials
 
 History = list[dict[str, float]]
 """One mapping an epoch, holding only what was measured."""

@@ -9,10 +9,10 @@ from mbcl.report.curves import Curve, History, curve, stage_seconds
 from mbcl.report.pictures import GRID, INK, LINES, MUTED, SERIES, Picture, log_scale, new_axes, render, shorten, style
 from mbcl.report.tables import STAGES
 from mbcl.report.wording import listed, number
-from mbcl.study import StudyRecord
-from mbcl.summary.glossary import direction
-from mbcl.summary.settings import Setting, baselines, settings_of
-from mbcl.summary.statistics import Estimate, estimate, primary_metrics, value_of
+from mbcl.study.metric_glossary import direction
+from mbcl.study.record import StudyRecord
+from mbcl.study.settings import Setting, baselines, settings_of
+from mbcl.study.statistics import Estimate, estimate, primary_metrics, value_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,17 +16,10 @@ from mbcl.report.answer import answer, second_opinion, status_counts
 from mbcl.report.curves import History, stage_seconds, wall_seconds
 from mbcl.report.pictures import Picture
 from mbcl.report.tables import stage_order
-from mbcl.study import StudyRecord
-from mbcl.summary.glossary import meaning, metric_order
-from mbcl.summary.settings import baselines, flatten, ordered_trials, settings_of, text_of
-from mbcl.summary.statistics import (
-    Comparison,
-    SettingSummary,
-    final_metrics,
-    primary_metrics,
-    shown_status,
-    value_of,
-)
+from mbcl.study.metric_glossary import meaning, metric_order
+from mbcl.study.record import StudyRecord
+from mbcl.study.settings import baselines, flatten, ordered_trials, settings_of, text_of
+from mbcl.study.statistics import Comparison, SettingSummary, final_metrics, primary_metrics, shown_status, value_of
 
 CLASSIFIERS = ("knn/top1", "probe/top1")
 

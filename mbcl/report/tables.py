@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mbcl.study import StudyRecord
-from mbcl.summary.settings import flatten, ordered_trials, swept_columns, text_of
-from mbcl.summary.statistics import Comparison, SettingSummary, final_metrics, shown_status
+from mbcl.study.record import StudyRecord
+from mbcl.study.settings import flatten, ordered_trials, swept_columns, text_of
+from mbcl.study.statistics import Comparison, SettingSummary, final_metrics, shown_status
 
 STAGES = ("train", "embed", "plan", "wait", "eval")
 """What an epoch spends its time on, as ``time/STAGE``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mbcl.summary.statistics import Comparison, Estimate
+from mbcl.study.statistics import Comparison, Estimate
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"

@@ -7,8 +7,8 @@ from mbcl.report.curves import read_histories
 from mbcl.report.figures import draw
 from mbcl.report.page import page
 from mbcl.report.tables import comparison_csv, results_csv, summary_csv
-from mbcl.study import StudyRecord
-from mbcl.summary.statistics import compare, compared_metrics, summarise
+from mbcl.study.record import StudyRecord
+from mbcl.study.statistics import compare, compared_metrics, summarise
 
 
 def write(store: Store, study: StudyRecord) -> None:

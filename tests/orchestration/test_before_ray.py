@@ -12,7 +12,7 @@ import pytest
 from mbcl.io.store import LocalStore
 from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand
-from mbcl.study import read_study
+from mbcl.study.record import read_study
 
 from .helpers import ROOT
 
@@ -57,7 +57,7 @@ def test_a_dry_run_refuses_a_folder_that_the_run_could_not_make(space_file, caps
 def test_a_dry_run_refuses_a_name_with_results_and_lists_what_would_be_resumed(space_file, tmp_path, capsys):
     import run_ray
     from mbcl.orchestration.results import begin, new_study
-    from mbcl.study import write_study
+    from mbcl.study.record import write_study
 
     file = read_space(space_file())
     trials, store = expand(file), LocalStore(tmp_path / "out" / "study")

@@ -7,7 +7,7 @@ import pytest
 from mbcl.errors import ConfigError
 from mbcl.orchestration.course import Course, Race
 from mbcl.orchestration.schedulers import build
-from mbcl.study import StudyRecord, TrialRecord
+from mbcl.study.record import StudyRecord, TrialRecord
 
 EPOCHS = 8
 
@@ -269,7 +269,7 @@ def test_asha_for_a_smaller_value_and_with_brackets():
 def test_what_is_tuned_apart_races_apart():
     pytest.importorskip("ray")
     from mbcl.orchestration.stopping import ByPoint
-    from mbcl.study import Drawn
+    from mbcl.study.record import Drawn
 
     study = study_of(3)
     for record, point in zip(study.trials.values(), (0, 1, 1), strict=True):

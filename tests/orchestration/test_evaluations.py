@@ -17,7 +17,7 @@ from mbcl.orchestration.evaluations import commit, reopen_for_evaluation
 from mbcl.orchestration.resources import Fit, Need
 from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand
-from mbcl.study import read_study, write_study
+from mbcl.study.record import read_study, write_study
 
 OLD, NEW = {"retrieval/u2v/top1": 0.25}, {"retrieval/u2v/top1": 0.75}
 DOT = {"similarity": "dot"}

@@ -20,7 +20,7 @@ from patience import wait_for
 from mbcl.config.experiment import Experiment
 from mbcl.io.ownership import claim
 from mbcl.io.store import LocalStore
-from mbcl.study import StudyRecord, TrialRecord, read_study
+from mbcl.study.record import StudyRecord, TrialRecord, read_study
 
 from .helpers import (
     CPUS,

@@ -68,7 +68,7 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
     from mbcl.orchestration.resources import resolve
     from mbcl.orchestration.runner import run_trials
     from mbcl.orchestration.space import Resources
-    from mbcl.study import StudyRecord, TrialRecord
+    from mbcl.study.record import StudyRecord, TrialRecord
 
     store = LocalStore(folder)
     trial = store.child(f"trials/{TRIAL}")

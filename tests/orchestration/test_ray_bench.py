@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from mbcl.cli import main
-from mbcl.study import TrialRecord
+from mbcl.study.record import TrialRecord
 
 from .helpers import ROOT, command
 

@@ -75,7 +75,7 @@ def two_trials_in_the_place_of_one(folder: Path) -> dict[str, Any]:
     from mbcl.orchestration.resources import Need, Node
     from mbcl.orchestration.runner import run_trials
     from mbcl.orchestration.training import START_FAILURES
-    from mbcl.study import StudyRecord, TrialRecord
+    from mbcl.study.record import StudyRecord, TrialRecord
 
     store = LocalStore(folder)
     study = StudyRecord(name="", space_digest="", metric="", mode="max", created="", trials={})

@@ -13,7 +13,7 @@ from mbcl.orchestration.results import new_study
 from mbcl.orchestration.search import Proposals, known
 from mbcl.orchestration.space import read_space
 from mbcl.orchestration.trials import expand, space_digest
-from mbcl.study import Stopped, StudyRecord
+from mbcl.study.record import Stopped, StudyRecord
 
 optuna = pytest.importorskip("optuna")
 

@@ -13,7 +13,7 @@ from mbcl.orchestration.asked import plan_lines
 from mbcl.orchestration.results import begin, new_study, reopen
 from mbcl.orchestration.space import check_name, read_space
 from mbcl.orchestration.trials import expand, space_digest
-from mbcl.summary.settings import baselines, settings_of
+from mbcl.study.settings import baselines, settings_of
 
 
 def trials_of(file, *overrides):

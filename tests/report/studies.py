@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from mbcl.io.store import LocalStore
-from mbcl.study import Stopped, StudyRecord, TrialRecord
+from mbcl.study.record import Stopped, StudyRecord, TrialRecord
 
 SHUFFLE = {"name": "shuffle"}
 OSGD = {"name": "osgd", "k": 20, "q": 5, "criterion": "max", "score": "ntxent", "temperature": 0.1}

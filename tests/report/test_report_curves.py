@@ -5,8 +5,8 @@ from report.studies import FULL, TOP1, grid, partial, write_histories
 from mbcl.io.store import LocalStore
 from mbcl.report.curves import curve, parse_history, read_histories, stage_seconds, wall_seconds
 from mbcl.report.wording import listed, number, p_value, printable, seconds
-from mbcl.summary.glossary import direction, meaning, metric_order
-from mbcl.summary.settings import settings_of
+from mbcl.study.metric_glossary import direction, meaning, metric_order
+from mbcl.study.settings import settings_of
 
 
 def test_nulls_half_lines_and_repeated_epochs() -> None:

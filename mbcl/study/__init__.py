@@ -1,10 +1,10 @@
 """What a study says in numbers: settings and their labels, means with intervals, paired comparisons.
 
-Pure functions of a :class:`~mbcl.study.StudyRecord`; the report and the console show them.
+Pure functions of a :class:`~mbcl.study.record.StudyRecord`; the report and the console show them.
 """
 
-from mbcl.summary.settings import labels
-from mbcl.summary.statistics import (
+from mbcl.study.settings import labels
+from mbcl.study.statistics import (
     Comparison,
     Estimate,
     SettingSummary,

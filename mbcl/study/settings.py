@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbcl.config import components
-from mbcl.study import StudyRecord, TrialRecord
+from mbcl.study.record import StudyRecord, TrialRecord
 
 FIXED_COLUMNS = ("trial_id", "status", "error", "sampler", "objective", "seed")
 """What every row of ``results.csv`` starts with; a swept key of the same name adds no second column."""

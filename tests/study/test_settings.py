@@ -1,7 +1,7 @@
 import pytest
 from report.studies import FULL, OSGD, SHUFFLE, SPECTRAL, grid, study, trial
 
-from mbcl.summary.settings import flatten, labels, settings_of, swept_columns, text_of
+from mbcl.study.settings import flatten, labels, settings_of, swept_columns, text_of
 
 
 def named(*parameters: dict) -> list[str]:

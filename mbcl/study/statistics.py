@@ -11,10 +11,10 @@ from typing import Any
 
 from scipy import stats
 
-from mbcl.study import StudyRecord, TrialRecord
-from mbcl.summary.glossary import direction, metric_order
-from mbcl.summary.settings import Setting, baseline_for, baselines, settings_of
-from mbcl.summary.tuned import champions
+from mbcl.study.best_settings import champions
+from mbcl.study.metric_glossary import direction, metric_order
+from mbcl.study.record import StudyRecord, TrialRecord
+from mbcl.study.settings import Setting, baseline_for, baselines, settings_of
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE

@@ -6,8 +6,8 @@ import pytest
 from report.studies import SHUFFLE, TOP1, study, trial
 
 from mbcl.report.answer import answer, second_opinion
-from mbcl.study import Drawn, StudyRecord
-from mbcl.summary import compare, labels, summarise
+from mbcl.study import compare, labels, summarise
+from mbcl.study.record import Drawn, StudyRecord
 
 VAL = "val/retrieval/top1"
 SPECTRAL = {"name": "spectral", "k": 4}

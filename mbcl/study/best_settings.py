@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 
-from mbcl.study import StudyRecord
-from mbcl.summary.settings import Setting
+from mbcl.study.record import StudyRecord
+from mbcl.study.settings import Setting
 
 
 def reached(study: StudyRecord, setting: Setting) -> list[float]:
