@@ -95,10 +95,10 @@ def _add_train(commands: Any) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     from mbcl.config.base import apply_overrides, validate
     from mbcl.config.experiment import Experiment, read_experiment
+    from mbcl.console.epoch_lines import EpochLines
     from mbcl.distributed import collectives
     from mbcl.engine import checkpoint, train
     from mbcl.io.store import check_writable, open_store
-    from mbcl.progress import EpochLines
 
     content = read_experiment(arguments.config) if arguments.config else {}
     apply_overrides(content, arguments.set)
@@ -272,7 +272,7 @@ def _add_list(commands: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from mbcl.listing import about, lines
+    from mbcl.console.listing import about, lines
 
     if arguments.name is not None:
         sys.stdout.write(about(arguments.kind, arguments.name) + "\n")
@@ -293,7 +293,7 @@ def _add_explain(commands: Any) -> None:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from mbcl.listing import explain
+    from mbcl.console.listing import explain
 
     sys.stdout.write(explain(arguments.name) + "\n")
     return 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from mbcl.config.base import PathConfigError, apply_overrides, parse_yaml, validate_parameters
+from mbcl.console.stages import Stages
 from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import check_count, check_temperature
 from mbcl.io.store import Store, open_store
@@ -20,7 +21,6 @@ from mbcl.planning.console import table
 from mbcl.planning.embeddings_file import read_embeddings
 from mbcl.planning.quality import measure
 from mbcl.samplers import SAMPLERS, Sampler, build, examine
-from mbcl.stages import Stages
 
 DEFAULT_TEMPERATURE = 0.1
 MOST_SAMPLES = 2**31 - 1

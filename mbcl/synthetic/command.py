@@ -72,9 +72,9 @@ def add_synthetic(commands: Any, write_report: WriteReport) -> None:
 
 def _synthetic(arguments: argparse.Namespace, write_report: WriteReport) -> int:
     from mbcl.config.sampler_spec import parse_spec
+    from mbcl.console.stages import Stages
     from mbcl.functional import check_count
     from mbcl.io.store import open_store
-    from mbcl.stages import Stages
     from mbcl.synthetic.settings import MOST_SEEDS, Settings
     from mbcl.synthetic.study import run
     from mbcl.synthetic.table import show

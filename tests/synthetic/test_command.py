@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from mbcl.cli import main
+from mbcl.console.stages import Stages
 from mbcl.errors import PlanError
 from mbcl.io.store import LocalStore
 from mbcl.report.synthetic import write
-from mbcl.stages import Stages
 from mbcl.synthetic.points import clip_losses
 from mbcl.synthetic.selections import method_of
 from mbcl.synthetic.settings import Settings
