@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from mbcl.arguments import Parser
+from mbcl.cli.parser import Parser
 from mbcl.orchestration import interrupts
 
 DESCRIPTION = """\

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from mbcl import __version__
-from mbcl.arguments import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Parser
-from mbcl.bench.command import add_bench
-from mbcl.data_command import add_data
+from mbcl.cli.bench import add_bench
+from mbcl.cli.data import add_data
+from mbcl.cli.evaluate import add_evaluate
+from mbcl.cli.parser import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Parser
+from mbcl.cli.plan import add_plan
+from mbcl.cli.synthetic import add_synthetic
 from mbcl.errors import ConfigError, MbclError
-from mbcl.evaluate_command import add_evaluate
-from mbcl.planning.command import add_plan
-from mbcl.synthetic.command import add_synthetic
 
 
 def parser() -> argparse.ArgumentParser:
@@ -243,7 +243,7 @@ def _add_doctor(commands: Any) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from mbcl.doctor import examine
+    from mbcl.cli.doctor import examine
     from mbcl.functional import check_count
     from mbcl.objectives import OBJECTIVES
 
