@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError, MbclError
 from mbcl.io.store import Store, is_uri, open_store, write_text
-from mbcl.orchestration.trials import TrialSpec
+from mbcl.orchestration.search_space.expansion import TrialSpec
 from mbcl.samplers import PoolSampler
 
 SHARED_FILE = ".shared"

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from mbcl.config.base import Section
 from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
-from mbcl.orchestration.domains import short
+from mbcl.orchestration.search_space.domains import short
 from mbcl.synthetic.experiment import SyntheticExperiment
 
 if TYPE_CHECKING:
     from mbcl.orchestration.checks import Checked
     from mbcl.orchestration.jobs import Answer, Job, Placement
     from mbcl.orchestration.resources import Need, Node
-    from mbcl.orchestration.space import Resources
+    from mbcl.orchestration.search_space.schema import Resources
 
 AnyExperiment: TypeAlias = Experiment | SyntheticExperiment
 VALIDATION_METRIC = "val/retrieval/top1"

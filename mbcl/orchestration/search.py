@@ -16,11 +16,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mbcl.errors import ConfigError
-from mbcl.orchestration import domains
-from mbcl.orchestration.conditional import applies
-from mbcl.orchestration.domains import Domain, Draw
-from mbcl.orchestration.space import Search, Space, SpaceFile
-from mbcl.orchestration.trials import (
+from mbcl.orchestration.search_space import domains
+from mbcl.orchestration.search_space.conditions import applies
+from mbcl.orchestration.search_space.domains import Domain, Draw
+from mbcl.orchestration.search_space.expansion import (
     Trials,
     TrialSpec,
     base_of,
@@ -32,6 +31,7 @@ from mbcl.orchestration.trials import (
     resolved,
     samples_of,
 )
+from mbcl.orchestration.search_space.schema import Search, Space, SpaceFile
 from mbcl.seeding import derive
 from mbcl.study.record import Drawn, StudyRecord, TrialRecord
 

@@ -14,9 +14,9 @@ from mbcl.engine.metrics_log import read_rows
 from mbcl.io.store import Store
 from mbcl.orchestration.course import Race
 from mbcl.orchestration.results import trial_folder
-from mbcl.orchestration.schedulers import MOST_EPOCHS, Asha, Median, build
-from mbcl.orchestration.space import Space
-from mbcl.orchestration.trials import TrialSpec
+from mbcl.orchestration.search_space.expansion import TrialSpec
+from mbcl.orchestration.search_space.schedulers import MOST_EPOCHS, Asha, Median, build
+from mbcl.orchestration.search_space.schema import Space
 from mbcl.seeding import numpy_generator
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, settings_of

@@ -23,10 +23,10 @@ from mbcl.orchestration.jobs import Job, Placement, one_line
 from mbcl.orchestration.lease import hold
 from mbcl.orchestration.request import Request
 from mbcl.orchestration.resources import Fit, Need, Node, fit, this_machine
-from mbcl.orchestration.schedulers import build as build_scheduler
 from mbcl.orchestration.search import Proposals, check_installed
-from mbcl.orchestration.space import SpaceFile, check_name, read_space
-from mbcl.orchestration.trials import Trials, TrialSpec, expand
+from mbcl.orchestration.search_space.expansion import Trials, TrialSpec, expand
+from mbcl.orchestration.search_space.schedulers import build as build_scheduler
+from mbcl.orchestration.search_space.schema import SpaceFile, check_name, read_space
 from mbcl.study.record import StudyRecord
 
 __all__ = ["EXIT_INTERRUPTED", "Request", "run"]

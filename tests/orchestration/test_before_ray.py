@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from mbcl.io.store import LocalStore
-from mbcl.orchestration.space import read_space
-from mbcl.orchestration.trials import expand
+from mbcl.orchestration.search_space.expansion import expand
+from mbcl.orchestration.search_space.schema import read_space
 from mbcl.study.record import read_study
 
 from .helpers import ROOT

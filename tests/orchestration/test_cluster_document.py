@@ -12,7 +12,7 @@ import yaml
 
 import run_ray
 from mbcl.config.base import parse_yaml
-from mbcl.orchestration.space import read_space
+from mbcl.orchestration.search_space.schema import read_space
 
 from .helpers import ROOT
 

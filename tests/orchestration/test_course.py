@@ -6,7 +6,7 @@ import pytest
 
 from mbcl.errors import ConfigError
 from mbcl.orchestration.course import Course, Race
-from mbcl.orchestration.schedulers import build
+from mbcl.orchestration.search_space.schedulers import build
 from mbcl.study.record import StudyRecord, TrialRecord
 
 EPOCHS = 8

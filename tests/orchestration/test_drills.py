@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from mbcl.orchestration.space import read_space
-from mbcl.orchestration.trials import expand
+from mbcl.orchestration.search_space.expansion import expand
+from mbcl.orchestration.search_space.schema import read_space
 
 from .helpers import ROOT, alone, call, command
 

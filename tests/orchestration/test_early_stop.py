@@ -93,7 +93,7 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
     from mbcl.orchestration.janitor import remove_orphans
     from mbcl.orchestration.resources import Node, resolve
     from mbcl.orchestration.runner import run_trials
-    from mbcl.orchestration.space import Resources
+    from mbcl.orchestration.search_space.schema import Resources
     from mbcl.orchestration.stopping import RayStopper
 
     store = LocalStore(folder)

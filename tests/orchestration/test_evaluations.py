@@ -15,8 +15,8 @@ from mbcl.orchestration import results
 from mbcl.orchestration.console import Console
 from mbcl.orchestration.evaluations import commit, reopen_for_evaluation
 from mbcl.orchestration.resources import Fit, Need
-from mbcl.orchestration.space import read_space
-from mbcl.orchestration.trials import expand
+from mbcl.orchestration.search_space.expansion import expand
+from mbcl.orchestration.search_space.schema import read_space
 from mbcl.study.record import read_study, write_study
 
 OLD, NEW = {"retrieval/u2v/top1": 0.25}, {"retrieval/u2v/top1": 0.75}

@@ -139,7 +139,7 @@ def run_one(
     from mbcl.orchestration.lease import hold
     from mbcl.orchestration.resources import Node, resolve
     from mbcl.orchestration.runner import run_trials
-    from mbcl.orchestration.space import Resources
+    from mbcl.orchestration.search_space.schema import Resources
 
     store = LocalStore(tmp_path)
     record = kind(ordinal=0, setting=0, seed=0, sampler="spectral", objective="simclr", parameters={})

@@ -67,7 +67,7 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
     from mbcl.orchestration import cluster as module
     from mbcl.orchestration.resources import resolve
     from mbcl.orchestration.runner import run_trials
-    from mbcl.orchestration.space import Resources
+    from mbcl.orchestration.search_space.schema import Resources
     from mbcl.study.record import StudyRecord, TrialRecord
 
     store = LocalStore(folder)

@@ -9,8 +9,8 @@ from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
 from mbcl.orchestration.kinds import PRETRAINING
 from mbcl.orchestration.resources import Need, Node, fit, resolve, usable_cpus
-from mbcl.orchestration.space import Resources, read_space
-from mbcl.orchestration.trials import expand
+from mbcl.orchestration.search_space.expansion import expand
+from mbcl.orchestration.search_space.schema import Resources, read_space
 
 GPU_NODE = Node(8, 1)
 

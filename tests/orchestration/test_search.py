@@ -11,8 +11,8 @@ from mbcl.orchestration.course import Course
 from mbcl.orchestration.evaluations import settings_of
 from mbcl.orchestration.results import new_study
 from mbcl.orchestration.search import Proposals, known
-from mbcl.orchestration.space import read_space
-from mbcl.orchestration.trials import expand, space_digest
+from mbcl.orchestration.search_space.expansion import expand, space_digest
+from mbcl.orchestration.search_space.schema import read_space
 from mbcl.study.record import Stopped, StudyRecord
 
 optuna = pytest.importorskip("optuna")

@@ -12,8 +12,8 @@ import pytest
 from data.official import write_cifar, write_tiny_imagenet
 
 from mbcl.optim import scale_lr
-from mbcl.orchestration.space import read_space
-from mbcl.orchestration.trials import expand
+from mbcl.orchestration.search_space.expansion import expand
+from mbcl.orchestration.search_space.schema import read_space
 
 from .helpers import ROOT, call
 

@@ -19,8 +19,8 @@ from mbcl.distributed.collectives import World
 from mbcl.engine import train
 from mbcl.evaluation import evaluate
 from mbcl.io.store import LocalStore
-from mbcl.orchestration.space import read_space
-from mbcl.orchestration.trials import expand
+from mbcl.orchestration.search_space.expansion import expand
+from mbcl.orchestration.search_space.schema import read_space
 
 from .helpers import ENVIRONMENT, ROOT, SPACE, alive, call, children, command, gated, shut
 

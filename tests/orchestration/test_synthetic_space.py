@@ -15,8 +15,8 @@ import yaml
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
 from mbcl.orchestration.results import begin, new_study
-from mbcl.orchestration.space import read_space
-from mbcl.orchestration.trials import expand
+from mbcl.orchestration.search_space.expansion import expand
+from mbcl.orchestration.search_space.schema import read_space
 from mbcl.synthetic.trial import run_trial
 
 from .helpers import ROOT, call

@@ -12,8 +12,8 @@ from mbcl.evaluation import EVALUATION_FILE
 from mbcl.io.store import LocalStore
 from mbcl.orchestration.jobs import Job
 from mbcl.orchestration.resources import Need
-from mbcl.orchestration.space import read_space
-from mbcl.orchestration.trials import expand
+from mbcl.orchestration.search_space.expansion import expand
+from mbcl.orchestration.search_space.schema import read_space
 
 pytest.importorskip("ray")
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbcl.orchestration.conditional import applies
-from mbcl.orchestration.domains import drawn_from, extremes, fill, parse, plain, points, words
-from mbcl.orchestration.space import read_space
-from mbcl.orchestration.trials import expand
+from mbcl.orchestration.search_space.conditions import applies
+from mbcl.orchestration.search_space.domains import drawn_from, extremes, fill, parse, plain, points, words
+from mbcl.orchestration.search_space.expansion import expand
+from mbcl.orchestration.search_space.schema import read_space
 
 BLOCKS = {
     "choice": [

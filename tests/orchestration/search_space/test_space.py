@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
-from mbcl.orchestration import trials
-from mbcl.orchestration.asked import plan_lines
 from mbcl.orchestration.results import begin, new_study, reopen
-from mbcl.orchestration.space import check_name, read_space
-from mbcl.orchestration.trials import expand, space_digest
+from mbcl.orchestration.search_space import expansion as trials
+from mbcl.orchestration.search_space.describe import plan_lines
+from mbcl.orchestration.search_space.expansion import expand, space_digest
+from mbcl.orchestration.search_space.schema import check_name, read_space
 from mbcl.study.settings import baselines, settings_of
 
 

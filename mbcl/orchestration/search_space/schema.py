@@ -1,4 +1,4 @@
-"""The space file: what a study asks for. Parsed and checked without Ray; :mod:`.trials` expands it."""
+"""The space file: what a study asks for. Parsed and checked without Ray; :mod:`.expansion` expands it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, create_
 
 from mbcl.config.base import Part, PathConfigError, Section, apply_overrides, parse_yaml, part, read_yaml, validate
 from mbcl.errors import ConfigError, nearest
-from mbcl.orchestration.conditional import check_conditional
-from mbcl.orchestration.domains import KINDS, parse, plain, short
 from mbcl.orchestration.kinds import PRETRAINING, SYNTHETIC, VALIDATION_METRIC, AnyExperiment, Kind, kind_of
-from mbcl.orchestration.schedulers import SCHEDULERS
-from mbcl.orchestration.schedulers import build as build_scheduler
+from mbcl.orchestration.search_space.conditions import check_conditional
+from mbcl.orchestration.search_space.domains import KINDS, parse, plain, short
+from mbcl.orchestration.search_space.schedulers import SCHEDULERS
+from mbcl.orchestration.search_space.schedulers import build as build_scheduler
 from mbcl.study.metric_glossary import direction
 from mbcl.study.record import SAFE_NAME
 
@@ -141,7 +141,7 @@ def _workers(value: Any) -> Any:
 
 
 class Resources(Section):
-    """What one trial gets. ``auto`` is decided by the machine or cluster, see :mod:`.resources`.
+    """What one trial gets. ``auto`` is decided by the machine or cluster, see :mod:`mbcl.orchestration.resources`.
 
     With a range of ``workers`` a trial begins, and begins again after a loss, with as many as fit at that moment and
     share its batch evenly.

@@ -7,7 +7,7 @@ from typing import Any
 
 from mbcl.config.components import PARTS, defaults
 from mbcl.errors import ConfigError, nearest
-from mbcl.orchestration.domains import Domain
+from mbcl.orchestration.search_space.domains import Domain
 
 
 def applies(key: str, chosen: Mapping[str, Any]) -> bool:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from mbcl.config.experiment import Experiment
 from mbcl.errors import counted
-from mbcl.orchestration import domains
-from mbcl.orchestration.schedulers import Scheduler, build
-from mbcl.orchestration.space import Space, experiment_of
-from mbcl.orchestration.trials import points, samples_of
+from mbcl.orchestration.search_space import domains
+from mbcl.orchestration.search_space.expansion import points, samples_of
+from mbcl.orchestration.search_space.schedulers import Scheduler, build
+from mbcl.orchestration.search_space.schema import Space, experiment_of
 
 
 def domain_lines(space: Space) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""The space file: schema, domains, and its expansion to trials. No Ray here."""
