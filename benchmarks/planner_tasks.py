@@ -15,9 +15,9 @@ from collections import defaultdict
 
 from mbcl.bench.embeddings import mixture
 from mbcl.config.sampler_spec import parse_spec
-from mbcl.orchestration.cluster import cluster
+from mbcl.orchestration.cluster.capacity import Node
+from mbcl.orchestration.cluster.connection import cluster
 from mbcl.orchestration.planner import TaskMap
-from mbcl.orchestration.resources import Node
 
 BATCH_SIZE = 32
 POOL = 1280

@@ -10,7 +10,7 @@ from typing import Any
 
 from mbcl.io.ownership import Fence, FencedStore
 from mbcl.io.store import Store, open_store
-from mbcl.orchestration.resources import Need
+from mbcl.orchestration.cluster.capacity import Need
 
 Metrics = dict[str, float | int | None]
 

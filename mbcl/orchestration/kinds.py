@@ -18,8 +18,8 @@ from mbcl.synthetic.experiment import SyntheticExperiment
 
 if TYPE_CHECKING:
     from mbcl.orchestration.checks import Checked
+    from mbcl.orchestration.cluster.capacity import Need, Node
     from mbcl.orchestration.jobs import Answer, Job, Placement
-    from mbcl.orchestration.resources import Need, Node
     from mbcl.orchestration.search_space.schema import Resources
 
 AnyExperiment: TypeAlias = Experiment | SyntheticExperiment
@@ -86,7 +86,7 @@ class Kind(Protocol):
     def need(
         self, asked: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
     ) -> Need:
-        """What a trial needs; as :func:`mbcl.orchestration.resources.resolve`."""
+        """What a trial needs; as :func:`mbcl.orchestration.cluster.capacity.resolve`."""
         ...
 
     def planning_tasks(self, experiment: Any, need: Need, cpus: int, pools: int) -> int:
@@ -152,7 +152,7 @@ class Pretraining:
         self, asked: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
     ) -> Need:
         """As :meth:`Kind.need`."""
-        from mbcl.orchestration.resources import resolve
+        from mbcl.orchestration.cluster.capacity import resolve
 
         return resolve(asked, nodes, drivers=drivers, sizes=sizes)
 
@@ -164,7 +164,7 @@ class Pretraining:
 
     def driver(self, need: Need, placement: Placement) -> dict[str, float]:
         """As :meth:`Kind.driver`: next to nothing, it only waits. A head may have no CPUs at all."""
-        from mbcl.orchestration.resources import DRIVER_CPUS
+        from mbcl.orchestration.cluster.capacity import DRIVER_CPUS
 
         return placement.for_driver or {"CPU": DRIVER_CPUS}
 
@@ -224,7 +224,7 @@ class SyntheticStudy:
         self, asked: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
     ) -> Need:
         """As :meth:`Kind.need`: one CPU."""
-        from mbcl.orchestration.resources import resolve
+        from mbcl.orchestration.cluster.capacity import resolve
 
         return resolve(asked.model_copy(update={"gpu": False}), nodes, cpus_a_worker=CPUS_A_STUDY)
 

@@ -14,12 +14,12 @@ from ray.tune.experiment import Trial
 
 from mbcl.io.store import Store
 from mbcl.orchestration import interrupts
+from mbcl.orchestration.cluster.orphaned_groups import remove_orphans, waiting
+from mbcl.orchestration.cluster.wait_for_capacity import first_done
 from mbcl.orchestration.course import Course
 from mbcl.orchestration.feed import Feed, Stops
-from mbcl.orchestration.janitor import remove_orphans, waiting
 from mbcl.orchestration.jobs import Answer, Job, Metrics, one_line
 from mbcl.orchestration.kinds import kind_of
-from mbcl.orchestration.room import first_done
 from mbcl.orchestration.trial import ANSWER, for_evaluation, root, run_trial, submit_evaluation
 from mbcl.study.record import StudyRecord, write_study
 

@@ -15,6 +15,7 @@ from mbcl.io.store import Store, check_writable, open_store
 from mbcl.orchestration import console as consoles
 from mbcl.orchestration import interrupts, recovery, results
 from mbcl.orchestration.checks import Checked, check_data_there, check_shared, distinct
+from mbcl.orchestration.cluster.capacity import Fit, Need, Node, fit, this_machine
 from mbcl.orchestration.console import Console
 from mbcl.orchestration.course import Course
 from mbcl.orchestration.evaluations import commit, reopen_for_evaluation, settings_of
@@ -22,7 +23,6 @@ from mbcl.orchestration.interrupts import EXIT_INTERRUPTED
 from mbcl.orchestration.jobs import Job, Placement, one_line
 from mbcl.orchestration.lease import hold
 from mbcl.orchestration.request import Request
-from mbcl.orchestration.resources import Fit, Need, Node, fit, this_machine
 from mbcl.orchestration.search import Proposals, check_installed
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec, expand
 from mbcl.orchestration.search_space.schedulers import build as build_scheduler
@@ -97,7 +97,7 @@ def _run(request: Request, write_report: WriteReport) -> int:
         )
         return EXIT_FINISHED
     if request.address is not None and (todo or trials.probes):
-        from mbcl.orchestration.cluster import check_answers
+        from mbcl.orchestration.cluster.connection import check_answers
 
         check_answers(request.address)  # before there is a results folder
     with hold(store, consoles.hint) as fence:
@@ -275,7 +275,7 @@ class Sweep:
 
     def _with_ray(self) -> dict[str, str]:
         """Start or join Ray and run the trials; in ``--eval-only`` return why evaluations failed."""
-        from mbcl.orchestration.cluster import await_node, cluster
+        from mbcl.orchestration.cluster.connection import await_node, cluster
 
         request, file, kind, console = self._request, self._file, self._file.space.kind, self._console
         with cluster(request.address, self._nodes, verbose=request.verbose, say=console.say) as found:

@@ -26,11 +26,11 @@ from mbcl.distributed.collectives import World
 from mbcl.engine import Row, train
 from mbcl.io.ownership import Fence, FencedStore, claim
 from mbcl.io.store import is_uri, open_store
-from mbcl.orchestration.elastic import LargestFitting
-from mbcl.orchestration.failures import LostOnly
+from mbcl.orchestration.cluster.elastic_policy import LargestFitting
+from mbcl.orchestration.cluster.failure_policy import LostOnly
+from mbcl.orchestration.cluster.wait_for_capacity import may_come
 from mbcl.orchestration.jobs import Job, mute_sampler_warnings
 from mbcl.orchestration.planner import RayPlanService
-from mbcl.orchestration.room import may_come
 
 COLLECTIVE_SECONDS = 600
 """How long a rank waits for another: longer than any validation, shorter than a night."""
@@ -65,7 +65,8 @@ class LeanTorchTrainer(TorchTrainer):
     """A TorchTrainer without two helper processes of 2 CPU-seconds each, that repeats only what a repeat can mend.
 
     No Ray Data set is used. The placement group of a trial whose driver was killed is removed by
-    :func:`~mbcl.orchestration.janitor.remove_orphans`, for which the sweep's process looks every second.
+    :func:`~mbcl.orchestration.cluster.orphaned_groups.remove_orphans`, for which the sweep's process looks every
+    second.
     """
 
     policies: dict[str, Any]
@@ -231,8 +232,8 @@ def _train_on_worker(config: dict[str, Any]) -> Trained:
     plans = None
     if config["planner"] is not None:
         plans = RayPlanService(config["planner"], world=world)
-    # What is raised ends the trial or the attempt (failures.py). It is raised even if it would come again: Ray ends the
-    # other ranks, which might wait in a collective for one that has returned.
+    # What is raised ends the trial or the attempt (failure_policy.py). It is raised even if it would come again: Ray
+    # ends the other ranks, which might wait in a collective for one that has returned.
     fences, notice = _claim(job, world), Notice()
     outcome = train(
         experiment,

@@ -14,12 +14,12 @@ from mbcl.config.experiment import Evaluation, Experiment
 from mbcl.engine.checkpoint import name_of
 from mbcl.evaluation import evaluate
 from mbcl.io.store import Store, open_store
-from mbcl.orchestration.failures import of_a_peer
-from mbcl.orchestration.janitor import remove_orphans
+from mbcl.orchestration.cluster.failure_policy import of_a_peer
+from mbcl.orchestration.cluster.orphaned_groups import remove_orphans
+from mbcl.orchestration.cluster.wait_for_capacity import first_done
 from mbcl.orchestration.jobs import Answer, Job, final_metrics, one_line
 from mbcl.orchestration.kinds import kind_of
 from mbcl.orchestration.planner import PlannerActor
-from mbcl.orchestration.room import first_done
 from mbcl.orchestration.training import run_training
 from mbcl.orchestration.watch import reporting
 

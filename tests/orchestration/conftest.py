@@ -35,8 +35,8 @@ def space_file(tmp_path: Path):
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A local Ray in this process, for tests that leave it as it is; those on another Ray run in other processes."""
-    from mbcl.orchestration.cluster import cluster
-    from mbcl.orchestration.resources import Node
+    from mbcl.orchestration.cluster.capacity import Node
+    from mbcl.orchestration.cluster.connection import cluster
 
     with cluster(None, [Node(2)], verbose=False):
         yield

@@ -21,8 +21,8 @@ from mbcl.engine import train
 from mbcl.evaluation import evaluate
 from mbcl.io.ownership import Fence
 from mbcl.io.store import LocalStore, Store
+from mbcl.orchestration.cluster.capacity import Need
 from mbcl.orchestration.jobs import Job
-from mbcl.orchestration.resources import Need
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = dict(os.environ)

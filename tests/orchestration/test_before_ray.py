@@ -154,7 +154,9 @@ def test_bad_input_is_one_line_before_ray(space_file, tmp_path, what, monkeypatc
     changes, options, words = BAD[what]
     if what == "gpu":
         monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setitem(sys.modules, "mbcl.orchestration.cluster", None)  # importing it, and so Ray, would fail
+    monkeypatch.setitem(
+        sys.modules, "mbcl.orchestration.cluster.connection", None
+    )  # importing it, and so Ray, would fail
     arguments = ["--space", str(space_file(changes)), "--results-dir", str(tmp_path / "out"), *options]
     assert run_ray.main(arguments) == 2
     captured = capsys.readouterr()

@@ -42,7 +42,7 @@ def of_trials() -> set[int]:
 
 def groups() -> set[str]:
     """The placement groups that trials have made for their workers and not given back."""
-    from mbcl.orchestration.janitor import groups_of_actors
+    from mbcl.orchestration.cluster.orphaned_groups import groups_of_actors
 
     return {found.placement_group_id.hex() for found in groups_of_actors()}
 
@@ -89,9 +89,9 @@ class Undertaker:
 
 def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = ASHA) -> tuple[StudyRecord, Undertaker]:
     """A race of learning rates, one trial at a time; all but the first are too small to learn anything."""
+    from mbcl.orchestration.cluster.capacity import Node, resolve
+    from mbcl.orchestration.cluster.orphaned_groups import remove_orphans
     from mbcl.orchestration.course import Course, Race
-    from mbcl.orchestration.janitor import remove_orphans
-    from mbcl.orchestration.resources import Node, resolve
     from mbcl.orchestration.runner import run_trials
     from mbcl.orchestration.search_space.schema import Resources
     from mbcl.orchestration.stopping import RayStopper
@@ -133,7 +133,7 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
 
 def check(study: StudyRecord, watcher: Undertaker, folder: Path, *, seeds: int, least: int) -> None:
     """All went as it should, and at least so many settings were stopped."""
-    from mbcl.orchestration.janitor import remove_orphans
+    from mbcl.orchestration.cluster.orphaned_groups import remove_orphans
 
     assert read_study(LocalStore(folder)) == study, "study.json is what happened"
     first, *others = study.settings().values()
@@ -159,8 +159,8 @@ def test_a_stopped_trial_gives_back_what_it_held(local_ray, tmp_path):
 
 def many(folder: Path, dashboard: bool, rule: dict[str, Any]) -> list[float]:
     """A race of 18 trials, checked, on a Ray of its own; how long after each stop everything was gone."""
-    from mbcl.orchestration.cluster import cluster
-    from mbcl.orchestration.resources import Node
+    from mbcl.orchestration.cluster.capacity import Node
+    from mbcl.orchestration.cluster.connection import cluster
 
     with cluster(None, [Node(CPUS)], verbose=False, dashboard=dashboard):
         study, watcher = raced(folder, [0.1, *(i * 1e-4 for i in range(1, 9))], seeds=2, rule=rule)

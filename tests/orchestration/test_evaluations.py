@@ -12,9 +12,9 @@ from mbcl.engine import train
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
 from mbcl.orchestration import results
+from mbcl.orchestration.cluster.capacity import Fit, Need
 from mbcl.orchestration.console import Console
 from mbcl.orchestration.evaluations import commit, reopen_for_evaluation
-from mbcl.orchestration.resources import Fit, Need
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
 from mbcl.study.record import read_study, write_study

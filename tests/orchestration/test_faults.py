@@ -136,8 +136,8 @@ def run_one(
     told: list[StudyRecord] | None = None,
 ) -> TrialRecord:
     """Run one trial as a sweep does, in this process's Ray; ``told`` has its study from the beginning."""
+    from mbcl.orchestration.cluster.capacity import Node, resolve
     from mbcl.orchestration.lease import hold
-    from mbcl.orchestration.resources import Node, resolve
     from mbcl.orchestration.runner import run_trials
     from mbcl.orchestration.search_space.schema import Resources
 

@@ -22,7 +22,7 @@ from mbcl.engine import train
 from mbcl.evaluation import evaluate
 from mbcl.io.ownership import claim
 from mbcl.io.store import LocalStore
-from mbcl.orchestration import spot
+from mbcl.orchestration.cluster import spot_notices
 
 from .helpers import SPACE, WORKER, Gate, Quiet, apart, job_of, shut
 
@@ -64,8 +64,8 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
     os.environ.update(SOON)
     from ray.cluster_utils import Cluster
 
-    from mbcl.orchestration import cluster as module
-    from mbcl.orchestration.resources import resolve
+    from mbcl.orchestration.cluster import connection as module
+    from mbcl.orchestration.cluster.capacity import resolve
     from mbcl.orchestration.runner import run_trials
     from mbcl.orchestration.search_space.schema import Resources
     from mbcl.study.record import StudyRecord, TrialRecord
@@ -86,7 +86,7 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
     def within_the_second_epoch() -> None:
         wait_for(lambda: trial.exists("metrics.jsonl"))
         if announced:
-            spot.drain(PATIENCE, workers[0].node_id)
+            spot_notices.drain(PATIENCE, workers[0].node_id)
             begun = folder / "trials" / TRIAL / "checkpoints"
             within = wait_for(lambda: list(begun.glob("epoch_000001_step_*/manifest.json")))
             seen["within"] = json.loads((within[0].parent / "meta.json").read_text())
@@ -161,7 +161,7 @@ class Metadata(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def metadata(monkeypatch):
-    monkeypatch.setattr(spot, "ANSWER_SECONDS", PATIENCE)
+    monkeypatch.setattr(spot_notices, "ANSWER_SECONDS", PATIENCE)
 
     class Own(Metadata): ...
 
@@ -173,7 +173,7 @@ def metadata(monkeypatch):
     server.server_close()
 
 
-@pytest.mark.parametrize(("cloud", "seconds"), [(spot.aws, 100), (spot.google, 30)])
+@pytest.mark.parametrize(("cloud", "seconds"), [(spot_notices.aws, 100), (spot_notices.google, 30)])
 def test_the_notice_of_a_cloud_is_passed_on_once_ray_takes_it(metadata, cloud, seconds):
     from ray.exceptions import AuthenticationError, RaySystemError, RpcError
 
@@ -189,7 +189,7 @@ def test_the_notice_of_a_cloud_is_passed_on_once_ray_takes_it(metadata, cloud, s
             raise troubles.pop()
 
     start = time.monotonic()
-    spot.watch(lambda: cloud(address), tell, poll=0.01)
+    spot_notices.watch(lambda: cloud(address), tell, poll=0.01)
     assert len(told) == 5
     # The notice of AWS names a whole second.
     assert seconds - 1 - (time.monotonic() - start) <= told[0] <= seconds
@@ -200,7 +200,7 @@ def test_a_machine_without_such_an_address_is_asked_again(metadata):
 
     def look() -> float | None:
         looks.append(1)
-        return spot.aws("http://127.0.0.1:1") if len(looks) < 3 else 5.0
+        return spot_notices.aws("http://127.0.0.1:1") if len(looks) < 3 else 5.0
 
-    spot.watch(look, looks.append, poll=0.01)
+    spot_notices.watch(look, looks.append, poll=0.01)
     assert looks == [1, 1, 1, 5.0]

@@ -33,7 +33,7 @@ def test_stages_are_a_trials_seconds_and_nothing_is_counted_twice() -> None:
 
 def test_one_trial_at_a_time_however_large_the_machine(tmp_path):
     from mbcl.orchestration.bench import Settings, space_of
-    from mbcl.orchestration.resources import Node, fit
+    from mbcl.orchestration.cluster.capacity import Node, fit
     from mbcl.orchestration.search_space.schema import read_space
 
     path = tmp_path / "bench.yaml"

@@ -10,8 +10,8 @@ from mbcl.engine import train
 from mbcl.errors import CheckpointError
 from mbcl.evaluation import EVALUATION_FILE
 from mbcl.io.store import LocalStore
+from mbcl.orchestration.cluster.capacity import Need
 from mbcl.orchestration.jobs import Job
-from mbcl.orchestration.resources import Need
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
 

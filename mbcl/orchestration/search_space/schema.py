@@ -141,7 +141,7 @@ def _workers(value: Any) -> Any:
 
 
 class Resources(Section):
-    """What one trial gets. ``auto`` is decided by the machine or cluster, see :mod:`mbcl.orchestration.resources`.
+    """What one trial gets; :mod:`mbcl.orchestration.cluster.capacity` decides what ``auto`` is.
 
     With a range of ``workers`` a trial begins, and begins again after a loss, with as many as fit at that moment and
     share its batch evenly.

@@ -15,9 +15,9 @@ from typing import Any
 
 from mbcl.errors import ConfigError
 from mbcl.orchestration import interrupts
+from mbcl.orchestration.cluster.capacity import Node
+from mbcl.orchestration.cluster.ship_code import code_of_this_process
 from mbcl.orchestration.jobs import Placement
-from mbcl.orchestration.resources import Node
-from mbcl.orchestration.shipped import code_of_this_process
 
 COMMON = {
     # An epoch is reported at most this late, and a training run ends this much sooner than with the default of 2 s.
@@ -218,8 +218,8 @@ def _joined(say: Callable[[str], None]) -> Found:
     """
     import ray
 
-    from mbcl.orchestration import autoscaler
-    from mbcl.orchestration.janitor import remove_orphans
+    from mbcl.orchestration.cluster import autoscaler
+    from mbcl.orchestration.cluster.orphaned_groups import remove_orphans
 
     remove_orphans()  # of sweeps that were killed
     at_most = autoscaler.at_most()
@@ -239,7 +239,7 @@ def _joined(say: Callable[[str], None]) -> Found:
 
 def _when_up(say: Callable[[str], None]) -> list[Node]:
     """The nodes that can train when none is booting any more."""
-    from mbcl.orchestration import autoscaler
+    from mbcl.orchestration.cluster import autoscaler
 
     start = time.monotonic()
     told = -math.inf

@@ -17,9 +17,9 @@ from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[a
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, NoopDecision, ResizeDecision
 from ray.train.v2.api.config import ScalingConfig
 
-from mbcl.orchestration import autoscaler
-from mbcl.orchestration.cluster import BOOT_SECONDS, FIRST_SECONDS
-from mbcl.orchestration.room import fitting
+from mbcl.orchestration.cluster import autoscaler
+from mbcl.orchestration.cluster.connection import BOOT_SECONDS, FIRST_SECONDS
+from mbcl.orchestration.cluster.wait_for_capacity import fitting
 
 SETTLE_SECONDS = 5.0
 """How long it is waited for the most workers before fewer are taken: what others gave back is known a moment later."""

@@ -8,7 +8,7 @@ import tomllib
 import pytest
 import yaml
 
-from .helpers import ROOT
+from ..helpers import ROOT
 
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 

@@ -21,8 +21,8 @@ from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
 from mbcl.orchestration.checks import check_shared
 
+from ..helpers import ROOT, apart, command
 from .autoscaled import autoscaled
-from .helpers import ROOT, apart, command
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
@@ -55,8 +55,8 @@ def look(folder: Path, space: Path) -> dict[str, Any]:
     from ray.experimental.internal_kv import _internal_kv_put
     from ray.tune.utils.callback import _create_default_callbacks
 
-    from mbcl.orchestration import autoscaler
-    from mbcl.orchestration import cluster as module
+    from mbcl.orchestration.cluster import autoscaler
+    from mbcl.orchestration.cluster import connection as module
 
     module.POLL_SECONDS = 0.1
     nodes = Cluster(
@@ -102,7 +102,7 @@ def look(folder: Path, space: Path) -> dict[str, Any]:
 
 
 def test_a_joined_cluster(tmp_path, space_file):
-    seen = apart("test_cluster", f"look(pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(space_file())!r}))")
+    seen = apart("cluster.test_cluster", f"look(pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(space_file())!r}))")
     assert seen["nodes"] == [2], "the head trains nothing"
     assert seen["placement"] == [True, True]
     assert seen["booting"] == 3
@@ -136,7 +136,7 @@ def alone_at_first(folder: Path, space: Path) -> dict[str, Any]:
 
 def test_a_local_folder_is_refused_though_the_head_is_alone_at_first(tmp_path, space_file):
     where = f"pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(space_file())!r})"
-    seen = apart("test_cluster", f"alone_at_first({where})")
+    seen = apart("cluster.test_cluster", f"alone_at_first({where})")
     assert seen["code"] == 2, seen["said"]
     assert "nodes that train: the cluster can have 1, 0 are up" in seen["said"]
     assert "does not see /proc/self/cwd/results/study" in seen["said"]
@@ -155,7 +155,9 @@ def test_an_address_for_rays_client_is_refused(space_file, tmp_path):
     assert result.stderr.count("\n") == 1
 
 
-SHIPPED = "from mbcl.orchestration.shipped import code_of_this_process as code\nwith code() as found: print(found)"
+SHIPPED = (
+    "from mbcl.orchestration.cluster.ship_code import code_of_this_process as code\nwith code() as found: print(found)"
+)
 
 
 @pytest.mark.parametrize("unpacked", [True, False])
@@ -208,7 +210,7 @@ TOKEN = "0123456789abcdef" * 4
 
 def asked(address: str) -> str:
     """What is wrong with an address, empty if nothing; runs in a process of its own, with a token of its own."""
-    from mbcl.orchestration import cluster as module
+    from mbcl.orchestration.cluster import connection as module
 
     module.CONNECT_SECONDS = PATIENCE
     end = time.monotonic() + PATIENCE
@@ -235,7 +237,7 @@ def asked(address: str) -> str:
 def test_a_cluster_is_joined_with_its_token_alone(head, tmp_path, given, words):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), **given}
-    found = apart("test_cluster", f"asked({head!r})", environment=environment)
+    found = apart("cluster.test_cluster", f"asked({head!r})", environment=environment)
     assert words in found
     assert bool(words) == bool(found)
     assert "\n" not in found

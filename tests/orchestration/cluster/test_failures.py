@@ -13,7 +13,7 @@ from ray.train.v2.api.config import FailureConfig  # noqa: E402
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError  # noqa: E402
 
 from mbcl.errors import OwnershipError, StorageError  # noqa: E402
-from mbcl.orchestration.failures import LostOnly  # noqa: E402
+from mbcl.orchestration.cluster.failure_policy import LostOnly  # noqa: E402
 
 BUG = TypeError("unsupported operand")
 MEMORY = RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .helpers import apart, children
+from ..helpers import apart, children
 
 pytestmark = pytest.mark.ray
 
@@ -44,8 +44,8 @@ def _address(text: str) -> str:
 
 def look() -> dict[str, Any]:
     """In a process that has not imported Ray before, like that of the main job."""
-    from mbcl.orchestration.cluster import cluster
-    from mbcl.orchestration.resources import Node
+    from mbcl.orchestration.cluster.capacity import Node
+    from mbcl.orchestration.cluster.connection import cluster
 
     with cluster(None, [Node(1)], verbose=False):
         import ray
@@ -58,7 +58,7 @@ def look() -> dict[str, Any]:
 def test_it_listens_on_the_loopback_and_asks_for_a_token():
     pytest.importorskip("ray")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    seen = apart("test_local_ray", "look()", environment=environment)
+    seen = apart("cluster.test_local_ray", "look()", environment=environment)
     assert seen["mode"] == "token"
     assert len(seen["listening"]) >= 3, seen
     hosts = {name: ipaddress.ip_address(host) for name, host in seen["listening"].items()}
@@ -69,8 +69,8 @@ def test_it_listens_on_the_loopback_and_asks_for_a_token():
 def interrupted() -> list[str]:
     """What SIGTERM and SIGINT do as soon as Ray is there, and the settings for it that are left when it is gone."""
     from mbcl.orchestration import interrupts
-    from mbcl.orchestration.cluster import COMMON, HERE, LOCAL, cluster
-    from mbcl.orchestration.resources import Node
+    from mbcl.orchestration.cluster.capacity import Node
+    from mbcl.orchestration.cluster.connection import COMMON, HERE, LOCAL, cluster
 
     seen = []
     for number in interrupts.NUMBERS:
@@ -86,4 +86,4 @@ def interrupted() -> list[str]:
 
 
 def test_neither_its_handlers_of_signals_nor_its_settings_outlive_it():
-    assert apart("test_local_ray", "interrupted()") == ["KeyboardInterrupt"] * 2
+    assert apart("cluster.test_local_ray", "interrupted()") == ["KeyboardInterrupt"] * 2

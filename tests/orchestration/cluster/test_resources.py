@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
+from mbcl.orchestration.cluster.capacity import Need, Node, fit, resolve, usable_cpus
 from mbcl.orchestration.kinds import PRETRAINING
-from mbcl.orchestration.resources import Need, Node, fit, resolve, usable_cpus
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import Resources, read_space
 

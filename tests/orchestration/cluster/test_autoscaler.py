@@ -8,14 +8,14 @@ import sys
 import pytest
 import yaml
 
-from .helpers import ROOT
+from ..helpers import ROOT
 
 pytest.importorskip("ray")
 
 
 def test_the_shipped_cluster():
-    from mbcl.orchestration.autoscaler import from_config
-    from mbcl.orchestration.cluster import _of_trials
+    from mbcl.orchestration.cluster.autoscaler import from_config
+    from mbcl.orchestration.cluster.connection import _of_trials
 
     nodes = from_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
     assert nodes == [{"CPU": 0, "driver": 1000}] + [{"CPU": 8, "GPU": 1, "task": 8}] * 4
@@ -26,7 +26,7 @@ def test_the_shipped_cluster():
     ("limit", "cpus"), [(None, [0, 8, 8, 4, 4, 4]), (3, [0, 8, 8, 4]), (1, [0, 8]), (0, [0]), (9, [0, 8, 8, 4, 4, 4])]
 )
 def test_as_many_of_the_largest_as_the_cluster_may_have(limit, cpus):
-    from mbcl.orchestration.autoscaler import from_config
+    from mbcl.orchestration.cluster.autoscaler import from_config
 
     config = {
         "head_node_type": "head",
@@ -44,7 +44,7 @@ def test_as_many_of_the_largest_as_the_cluster_may_have(limit, cpus):
 
 
 def test_the_monitor_of_this_cluster_is_found_by_its_address(tmp_path):
-    from mbcl.orchestration.autoscaler import _config_file
+    from mbcl.orchestration.cluster.autoscaler import _config_file
 
     script = tmp_path / "monitor.py"
     script.write_text("import sys; print('up', flush=True); sys.stdin.read()")

@@ -13,8 +13,8 @@ import ray
 from ray._private.state import state
 
 from mbcl.errors import MbclError
-from mbcl.orchestration import autoscaler
-from mbcl.orchestration.resources import milli
+from mbcl.orchestration.cluster import autoscaler
+from mbcl.orchestration.cluster.capacity import milli
 
 NO_ROOM_SECONDS = 600.0
 """How long a task waits on a cluster that has no room for it, not even if nothing else ran there."""

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from patience import PATIENCE
 
+from ..helpers import apart
 from .autoscaled import autoscaled
-from .helpers import apart
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
@@ -21,12 +21,12 @@ def decided(sizes: list[int], *, times: int) -> list[list[int]]:
     from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
     from ray.train.v2.api.config import ScalingConfig
 
-    from mbcl.orchestration import elastic
+    from mbcl.orchestration.cluster import elastic_policy
 
-    elastic.SETTLE_SECONDS = 0.5
-    elastic.FIRST_SECONDS = PATIENCE  # a slow autoscaler is still asked
+    elastic_policy.SETTLE_SECONDS = 0.5
+    elastic_policy.FIRST_SECONDS = PATIENCE  # a slow autoscaler is still asked
     scaling = ScalingConfig(num_workers=sizes[-1], resources_per_worker={"CPU": 1.5})
-    policy = elastic.LargestFitting(scaling, sizes)
+    policy = elastic_policy.LargestFitting(scaling, sizes)
     policy.after_controller_start(SimpleNamespace(run_id="test"))  # type: ignore[arg-type]
     found = [[0, policy._get_num_workers_for_resource_request()]]
     for _ in range(times):
@@ -40,8 +40,8 @@ def decided(sizes: list[int], *, times: int) -> list[list[int]]:
 
 def alone() -> list[list[int]]:
     """On a Ray of two CPUs that does not grow."""
-    from mbcl.orchestration.cluster import cluster
-    from mbcl.orchestration.resources import Node
+    from mbcl.orchestration.cluster.capacity import Node
+    from mbcl.orchestration.cluster.connection import cluster
 
     with cluster(None, [Node(2)], verbose=False):
         return decided([1, 2, 4], times=2)
@@ -61,8 +61,8 @@ def growing(folder: str) -> list[list[int]]:
 
 @pytest.mark.slow
 def test_no_room_is_asked_for_that_a_smaller_group_does_not_use():
-    assert apart("test_elastic", "alone()") == [[0, 4], [1, 1], [1, 1]]
+    assert apart("cluster.test_elastic", "alone()") == [[0, 4], [1, 1], [1, 1]]
 
 
 def test_a_trial_waits_for_the_nodes_that_boot_for_it(tmp_path):
-    assert apart("test_elastic", f"growing({str(tmp_path)!r})") == [[0, 2], [2, 2]]
+    assert apart("cluster.test_elastic", f"growing({str(tmp_path)!r})") == [[0, 2], [2, 2]]

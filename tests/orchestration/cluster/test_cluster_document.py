@@ -14,7 +14,7 @@ import run_ray
 from mbcl.config.base import parse_yaml
 from mbcl.orchestration.search_space.schema import read_space
 
-from .helpers import ROOT
+from ..helpers import ROOT
 
 pytest.importorskip("ray")
 TEXT = (ROOT / "docs" / "cluster.md").read_text()

@@ -16,7 +16,7 @@ from mbcl.config.experiment import Experiment
 from mbcl.io.ownership import claim
 from mbcl.io.store import LocalStore
 
-from .helpers import SPACE, WORKER, Gate, Quiet, apart, job_of, shut
+from ..helpers import SPACE, WORKER, Gate, Quiet, apart, job_of, shut
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
@@ -26,11 +26,11 @@ def look(folder: Path) -> dict[str, Any]:
     """What is said on a Ray of two CPUs, both of which somebody else uses; in a process of its own."""
     import ray
 
-    from mbcl.orchestration import room
-    from mbcl.orchestration.cluster import cluster
-    from mbcl.orchestration.resources import Node
+    from mbcl.orchestration.cluster import wait_for_capacity
+    from mbcl.orchestration.cluster.capacity import Node
+    from mbcl.orchestration.cluster.connection import cluster
 
-    room.LOOK_SECONDS, room.NO_ROOM_SECONDS = 0.1, 1.0
+    wait_for_capacity.LOOK_SECONDS, wait_for_capacity.NO_ROOM_SECONDS = 0.1, 1.0
     begun, free, looks = folder / "begun", folder / "free", []
 
     def use() -> None:
@@ -40,7 +40,7 @@ def look(folder: Path) -> dict[str, Any]:
 
     def may_come(*found: Any) -> bool:
         looks.append(time.monotonic())
-        if looks[-1] - looks[0] > 3 * room.NO_ROOM_SECONDS:
+        if looks[-1] - looks[0] > 3 * wait_for_capacity.NO_ROOM_SECONDS:
             free.touch()
         return answer(*found)
 
@@ -48,20 +48,22 @@ def look(folder: Path) -> dict[str, Any]:
     with cluster(None, [Node(2)], verbose=False):
         busy = ray.remote(num_cpus=2)(use).remote()
         wait_for(begun.exists)
-        seen: dict[str, Any] = {"may": [room.may_come(*found) for found in asked]}
-        answer, room.may_come = room.may_come, may_come
+        seen: dict[str, Any] = {"may": [wait_for_capacity.may_come(*found) for found in asked]}
+        answer, wait_for_capacity.may_come = wait_for_capacity.may_come, may_come
         task = ray.remote(num_cpus=1)(lambda: "done").remote()
-        seen["waited"] = ray.get(room.first_done([task], {"CPU": 1}))
+        seen["waited"] = ray.get(wait_for_capacity.first_done([task], {"CPU": 1}))
         ray.get(busy)
         try:
-            room.first_done([ray.remote(num_cpus=0, resources={"task": 1})(lambda: 0).remote()], {"task": 1})
-        except room.NoRoomError as error:
+            wait_for_capacity.first_done(
+                [ray.remote(num_cpus=0, resources={"task": 1})(lambda: 0).remote()], {"task": 1}
+            )
+        except wait_for_capacity.NoRoomError as error:
             seen["error"] = str(error)
     return seen
 
 
 def test_what_others_use_is_waited_for_and_what_is_gone_is_not(tmp_path):
-    seen = apart("test_room", f"look(pathlib.Path({str(tmp_path)!r}))")
+    seen = apart("cluster.test_room", f"look(pathlib.Path({str(tmp_path)!r}))")
     assert seen["may"] == [True, False, False, False, False, True]
     assert seen["waited"] == "done"
     assert seen["error"] == "no node of the cluster could run it within 1 s; it takes 1 task"
@@ -71,8 +73,8 @@ def two_trials_in_the_place_of_one(folder: Path) -> dict[str, Any]:
     """Two trials at a time where but one has room, and the other waits for longer than its start is tried."""
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "3"
     from mbcl.orchestration import runner
-    from mbcl.orchestration.cluster import cluster
-    from mbcl.orchestration.resources import Need, Node
+    from mbcl.orchestration.cluster.capacity import Need, Node
+    from mbcl.orchestration.cluster.connection import cluster
     from mbcl.orchestration.runner import run_trials
     from mbcl.orchestration.training import START_FAILURES
     from mbcl.study.record import StudyRecord, TrialRecord
@@ -116,7 +118,7 @@ def two_trials_in_the_place_of_one(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_trial_without_a_place_waits_for_one_however_long(tmp_path):
-    seen = apart("test_room", f"two_trials_in_the_place_of_one(pathlib.Path({str(tmp_path)!r}))")
+    seen = apart("cluster.test_room", f"two_trials_in_the_place_of_one(pathlib.Path({str(tmp_path)!r}))")
     assert seen["tries"] > 1, "the one that waited would have been given up before"
     assert seen["status"] == [["finished", ""]] * 2
     assert seen["told"] == [1]
