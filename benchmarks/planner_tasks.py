@@ -17,7 +17,7 @@ from mbcl.bench.embeddings import mixture
 from mbcl.config.sampler_spec import parse_spec
 from mbcl.orchestration.cluster.capacity import Node
 from mbcl.orchestration.cluster.connection import cluster
-from mbcl.orchestration.planner import TaskMap
+from mbcl.orchestration.trial.planner_actor import TaskMap
 
 BATCH_SIZE = 32
 POOL = 1280

@@ -17,13 +17,13 @@ from mbcl.engine.protocols import Row
 from mbcl.errors import counted
 from mbcl.io.store import Store
 from mbcl.orchestration import interrupts
-from mbcl.orchestration.checks import Checked
 from mbcl.orchestration.cluster.capacity import Fit, Need
 from mbcl.orchestration.results import trial_folder
 from mbcl.orchestration.search_space.describe import by_seeds, domain_lines, plan_lines
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
 from mbcl.orchestration.search_space.schema import Space
+from mbcl.orchestration.trial.preflight import Checked
 from mbcl.study import Estimate, primary_metrics, summarise
 from mbcl.study.record import StudyRecord
 

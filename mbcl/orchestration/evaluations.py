@@ -13,13 +13,13 @@ from mbcl.engine.metrics_log import CONFIG_FILE, KEYS
 from mbcl.errors import ConfigError
 from mbcl.evaluation import EVALUATION_FILE
 from mbcl.io.store import Store, write_text
-from mbcl.orchestration.jobs import Job, Metrics
-from mbcl.orchestration.kinds import Kind
 from mbcl.orchestration.results import SPACE_FILE, trial_folder, versions
 from mbcl.orchestration.search import known
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
 from mbcl.orchestration.search_space.schema import SpaceFile
+from mbcl.orchestration.trial.job import Job, Metrics
+from mbcl.orchestration.trial.trial_runners import Kind
 from mbcl.study.record import STUDY_FILE, StudyRecord, read_study, write_study
 
 _NEEDED = "in which the new evaluation would be noted; put a copy of it back first"

@@ -10,8 +10,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from mbcl.orchestration.course import Course
-from mbcl.orchestration.jobs import Job
-from mbcl.orchestration.watch import EPOCH, VALUE
+from mbcl.orchestration.trial.job import Job
+from mbcl.orchestration.trial.metrics_reporter import EPOCH, VALUE
 
 
 class _Unpickled:

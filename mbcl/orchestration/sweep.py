@@ -14,19 +14,19 @@ from mbcl.io.ownership import Fence, FencedStore
 from mbcl.io.store import Store, check_writable, open_store
 from mbcl.orchestration import console as consoles
 from mbcl.orchestration import interrupts, recovery, results
-from mbcl.orchestration.checks import Checked, check_data_there, check_shared, distinct
 from mbcl.orchestration.cluster.capacity import Fit, Need, Node, fit, this_machine
 from mbcl.orchestration.console import Console
 from mbcl.orchestration.course import Course
 from mbcl.orchestration.evaluations import commit, reopen_for_evaluation, settings_of
 from mbcl.orchestration.interrupts import EXIT_INTERRUPTED
-from mbcl.orchestration.jobs import Job, Placement, one_line
 from mbcl.orchestration.lease import hold
 from mbcl.orchestration.request import Request
 from mbcl.orchestration.search import Proposals, check_installed
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec, expand
 from mbcl.orchestration.search_space.schedulers import build as build_scheduler
 from mbcl.orchestration.search_space.schema import SpaceFile, check_name, read_space
+from mbcl.orchestration.trial.job import Job, Placement, one_line
+from mbcl.orchestration.trial.preflight import Checked, check_data_there, check_shared, distinct
 from mbcl.study.record import StudyRecord
 
 __all__ = ["EXIT_INTERRUPTED", "Request", "run"]
@@ -328,7 +328,7 @@ class Sweep:
     def _evaluate(self, jobs: dict[str, Job], concurrency: int) -> dict[str, str]:
         """Evaluate again; all new metrics become the study's together, or none of them."""
         from mbcl.orchestration.runner import run_evaluations
-        from mbcl.orchestration.trial import evaluated_again
+        from mbcl.orchestration.trial.pretraining import evaluated_again
 
         measured, failures = run_evaluations(jobs, concurrency=concurrency, watcher=self._console)
         if not failures:

@@ -22,7 +22,7 @@ from mbcl.evaluation import evaluate
 from mbcl.io.ownership import Fence
 from mbcl.io.store import LocalStore, Store
 from mbcl.orchestration.cluster.capacity import Need
-from mbcl.orchestration.jobs import Job
+from mbcl.orchestration.trial.job import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = dict(os.environ)

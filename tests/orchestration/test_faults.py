@@ -267,7 +267,7 @@ def test_a_rank_that_loses_its_folder_keeps_no_other_waiting(local_ray, tmp_path
     trial = LocalStore(tmp_path / "trials" / TRIAL)
     attack = Attack(trial.folder, [(2, WORKER)], lambda pid: claim(trial))
     experiment = Experiment.model_validate(SPACE["experiment"] | {"train": {"epochs": 500, "batch_size": 16}})
-    from mbcl.orchestration.training import COLLECTIVE_SECONDS
+    from mbcl.orchestration.trial.train_workers import COLLECTIVE_SECONDS
 
     start = time.monotonic()
     record = run_one(tmp_path, attack, workers=2, experiment=experiment)

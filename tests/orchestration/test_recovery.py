@@ -155,7 +155,8 @@ def test_damaged_rows_are_said_and_the_training_goes_on_from_its_checkpoint(begu
 
 def test_damaged_rows_end_neither_the_race_nor_its_reports(space_file, tmp_path, monkeypatch):
     pytest.importorskip("ray")
-    from mbcl.orchestration import console, stopping, watch
+    from mbcl.orchestration import console, stopping
+    from mbcl.orchestration.trial import metrics_reporter
 
     file = read_space(space_file({"scheduler": {"name": "asha"}}))
     trials, metric = expand(file), file.space.search.metric
@@ -168,13 +169,13 @@ def test_damaged_rows_end_neither_the_race_nor_its_reports(space_file, tmp_path,
         trial.write_bytes("metrics.jsonl", b"\n".join(lines))
 
     reported = []
-    monkeypatch.setattr(watch.ray.tune, "report", reported.append)
+    monkeypatch.setattr(metrics_reporter.ray.tune, "report", reported.append)
     write(rows[0], b"1", b"\xff")
     assert stopping.race(file.space, study, trials.by_id, store) is not None
     assert console._last_row(store, first) is None
-    with watch.reporting(trial, metric, after=0):
+    with metrics_reporter.reporting(trial, metric, after=0):
         write(rows[0], b"\xff", rows[1], rows[2])
-    assert [found[watch.EPOCH] for found in reported] == [1, 2, 3]
+    assert [found[metrics_reporter.EPOCH] for found in reported] == [1, 2, 3]
     assert console._last_row(store, first)["epoch"] == 3
 
 
@@ -182,8 +183,9 @@ def test_damaged_rows_end_neither_the_race_nor_its_reports(space_file, tmp_path,
 def test_a_decision_that_a_kill_cut_off_is_made_on_resume(space_file, tmp_path, monkeypatch, judged):
     """The second setting is below the first at a rung; undisturbed it is stopped there."""
     pytest.importorskip("ray")
-    from mbcl.orchestration import stopping, watch
+    from mbcl.orchestration import stopping
     from mbcl.orchestration.course import Course
+    from mbcl.orchestration.trial import metrics_reporter
 
     changes = {
         "scheduler": {"name": "asha", "grace_period": 2, "reduction_factor": 2},
@@ -203,8 +205,8 @@ def test_a_decision_that_a_kill_cut_off_is_made_on_resume(space_file, tmp_path, 
     course = Course(study, study.unfinished(), concurrency=1, race=race)
     assert course.next() == worse
     reported = []
-    monkeypatch.setattr(watch.ray.tune, "report", reported.append)
-    with watch.reporting(store.child(f"trials/{worse}"), metric, after=study.trials[worse].judged):
+    monkeypatch.setattr(metrics_reporter.ray.tune, "report", reported.append)
+    with metrics_reporter.reporting(store.child(f"trials/{worse}"), metric, after=study.trials[worse].judged):
         pass
-    stops = [course.row(worse, row[watch.EPOCH], row[watch.VALUE]) for row in reported]
+    stops = [course.row(worse, row[metrics_reporter.EPOCH], row[metrics_reporter.VALUE]) for row in reported]
     assert stops == ([False] if judged else [True, True]), "a rung that was passed is not judged again"

@@ -17,7 +17,7 @@ from mbcl.errors import ConfigError
 from mbcl.orchestration import interrupts
 from mbcl.orchestration.cluster.capacity import Node
 from mbcl.orchestration.cluster.ship_code import code_of_this_process
-from mbcl.orchestration.jobs import Placement
+from mbcl.orchestration.trial.job import Placement
 
 COMMON = {
     # An epoch is reported at most this late, and a training run ends this much sooner than with the default of 2 s.

@@ -13,11 +13,18 @@ from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, create_
 
 from mbcl.config.base import Part, PathConfigError, Section, apply_overrides, parse_yaml, part, read_yaml, validate
 from mbcl.errors import ConfigError, nearest
-from mbcl.orchestration.kinds import PRETRAINING, SYNTHETIC, VALIDATION_METRIC, AnyExperiment, Kind, kind_of
 from mbcl.orchestration.search_space.conditions import check_conditional
 from mbcl.orchestration.search_space.domains import KINDS, parse, plain, short
 from mbcl.orchestration.search_space.schedulers import SCHEDULERS
 from mbcl.orchestration.search_space.schedulers import build as build_scheduler
+from mbcl.orchestration.trial.trial_runners import (
+    PRETRAINING,
+    SYNTHETIC,
+    VALIDATION_METRIC,
+    AnyExperiment,
+    Kind,
+    kind_of,
+)
 from mbcl.study.metric_glossary import direction
 from mbcl.study.record import SAFE_NAME
 

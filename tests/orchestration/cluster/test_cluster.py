@@ -19,7 +19,7 @@ from patience import PATIENCE
 
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
-from mbcl.orchestration.checks import check_shared
+from mbcl.orchestration.trial.preflight import check_shared
 
 from ..helpers import ROOT, apart, command
 from .autoscaled import autoscaled

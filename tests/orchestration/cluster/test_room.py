@@ -76,7 +76,7 @@ def two_trials_in_the_place_of_one(folder: Path) -> dict[str, Any]:
     from mbcl.orchestration.cluster.capacity import Need, Node
     from mbcl.orchestration.cluster.connection import cluster
     from mbcl.orchestration.runner import run_trials
-    from mbcl.orchestration.training import START_FAILURES
+    from mbcl.orchestration.trial.train_workers import START_FAILURES
     from mbcl.study.record import StudyRecord, TrialRecord
 
     store = LocalStore(folder)

@@ -17,10 +17,10 @@ from mbcl.orchestration.search_space.domains import short
 from mbcl.synthetic.experiment import SyntheticExperiment
 
 if TYPE_CHECKING:
-    from mbcl.orchestration.checks import Checked
     from mbcl.orchestration.cluster.capacity import Need, Node
-    from mbcl.orchestration.jobs import Answer, Job, Placement
     from mbcl.orchestration.search_space.schema import Resources
+    from mbcl.orchestration.trial.job import Answer, Job, Placement
+    from mbcl.orchestration.trial.preflight import Checked
 
 AnyExperiment: TypeAlias = Experiment | SyntheticExperiment
 VALIDATION_METRIC = "val/retrieval/top1"
@@ -68,7 +68,7 @@ class Kind(Protocol):
         ...
 
     def check(self, experiments: dict[int, dict[str, Any]], source: str) -> Checked:
-        """Check everything that the file alone does not tell; as :func:`mbcl.orchestration.checks.check_data`."""
+        """Check everything that the file alone does not tell; as :func:`.preflight.check_data`."""
         ...
 
     def evaluation(self, experiment: Any) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class Pretraining:
 
     def check(self, experiments: dict[int, dict[str, Any]], source: str) -> Checked:
         """As :meth:`Kind.check`: data are read, models are built."""
-        from mbcl.orchestration.checks import check_data
+        from mbcl.orchestration.trial.preflight import check_data
 
         return check_data(experiments, source)
 
@@ -170,7 +170,7 @@ class Pretraining:
 
     def run(self, job: Job, start: float) -> Answer:
         """As :meth:`Kind.run`."""
-        from mbcl.orchestration.trial import pretrain
+        from mbcl.orchestration.trial.pretraining import pretrain
 
         return pretrain(job, start)
 
@@ -196,7 +196,7 @@ class SyntheticStudy:
 
     def check(self, experiments: dict[int, dict[str, Any]], source: str) -> Checked:
         """As :meth:`Kind.check`: samplers fit N and B."""
-        from mbcl.orchestration.checks import Checked
+        from mbcl.orchestration.trial.preflight import Checked
         from mbcl.synthetic.trial import unknown_optimum
 
         notes: dict[str, None] = {}
@@ -240,7 +240,7 @@ class SyntheticStudy:
         """As :meth:`Kind.run`."""
         import time
 
-        from mbcl.orchestration.jobs import Answer, mute_sampler_warnings
+        from mbcl.orchestration.trial.job import Answer, mute_sampler_warnings
         from mbcl.synthetic.trial import run_trial
 
         mute_sampler_warnings()

@@ -11,9 +11,9 @@ from mbcl.errors import CheckpointError
 from mbcl.evaluation import EVALUATION_FILE
 from mbcl.io.store import LocalStore
 from mbcl.orchestration.cluster.capacity import Need
-from mbcl.orchestration.jobs import Job
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
+from mbcl.orchestration.trial.job import Job
 
 pytest.importorskip("ray")
 
@@ -42,7 +42,7 @@ def trained(space_file, tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "not there"])
 def test_the_checkpoint_before_the_last_is_not_evaluated_in_its_place(trained, again, damage):
     """Its metrics would stand beside the last row of training, in a trial that counts as finished."""
-    from mbcl.orchestration.trial import evaluate_end
+    from mbcl.orchestration.trial.pretraining import evaluate_end
 
     job, store = trained
     state = store.folder / "checkpoints" / "epoch_000002" / "state.pt"
@@ -56,7 +56,7 @@ def test_the_checkpoint_before_the_last_is_not_evaluated_in_its_place(trained, a
 
 
 def test_what_training_ended_with_is_evaluated(trained):
-    from mbcl.orchestration.trial import evaluate_end, evaluated_again
+    from mbcl.orchestration.trial.pretraining import evaluate_end, evaluated_again
 
     job, store = trained
     first = evaluate_end(job, False)

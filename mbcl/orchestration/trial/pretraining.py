@@ -17,11 +17,11 @@ from mbcl.io.store import Store, open_store
 from mbcl.orchestration.cluster.failure_policy import of_a_peer
 from mbcl.orchestration.cluster.orphaned_groups import remove_orphans
 from mbcl.orchestration.cluster.wait_for_capacity import first_done
-from mbcl.orchestration.jobs import Answer, Job, final_metrics, one_line
-from mbcl.orchestration.kinds import kind_of
-from mbcl.orchestration.planner import PlannerActor
-from mbcl.orchestration.training import run_training
-from mbcl.orchestration.watch import reporting
+from mbcl.orchestration.trial.job import Answer, Job, final_metrics, one_line
+from mbcl.orchestration.trial.metrics_reporter import reporting
+from mbcl.orchestration.trial.planner_actor import PlannerActor
+from mbcl.orchestration.trial.train_workers import run_training
+from mbcl.orchestration.trial.trial_runners import kind_of
 
 ANSWER = "answer"
 """The key of Ray Tune's result that holds the answer."""

@@ -12,9 +12,9 @@ import yaml
 from mbcl import engine
 from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
-from mbcl.orchestration.checks import check_data
+from mbcl.orchestration.trial.preflight import check_data
 
-from .helpers import SPACE
+from ..helpers import SPACE
 
 SAMPLERS = ({"name": "shuffle"}, {"name": "spectral", "k": 4}, {"name": "kmeans"}, {"name": "fixed"})
 SIZES = (200, 250, 300)

@@ -29,8 +29,8 @@ from mbcl.io.store import is_uri, open_store
 from mbcl.orchestration.cluster.elastic_policy import LargestFitting
 from mbcl.orchestration.cluster.failure_policy import LostOnly
 from mbcl.orchestration.cluster.wait_for_capacity import may_come
-from mbcl.orchestration.jobs import Job, mute_sampler_warnings
-from mbcl.orchestration.planner import RayPlanService
+from mbcl.orchestration.trial.job import Job, mute_sampler_warnings
+from mbcl.orchestration.trial.planner_actor import RayPlanService
 
 COLLECTIVE_SECONDS = 600
 """How long a rank waits for another: longer than any validation, shorter than a night."""

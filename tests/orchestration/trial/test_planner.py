@@ -47,7 +47,7 @@ def serial(sampler, embeddings, key=KEY, seed=5):
 @pytest.fixture
 def start(local_ray):
     """Starts planners, for tests that kill them."""
-    from mbcl.orchestration.planner import PlannerActor
+    from mbcl.orchestration.trial.planner_actor import PlannerActor
 
     planners = []
 
@@ -63,7 +63,7 @@ def start(local_ray):
 @pytest.fixture(scope="module")
 def planner(local_ray):
     """One for all tests that leave it alive: a group of another name clears what the last test left in it."""
-    from mbcl.orchestration.planner import PlannerActor
+    from mbcl.orchestration.trial.planner_actor import PlannerActor
 
     planner = PlannerActor.remote(5, 2)
     yield planner
@@ -71,7 +71,7 @@ def planner(local_ray):
 
 
 def service_of(planner):
-    from mbcl.orchestration.planner import RayPlanService
+    from mbcl.orchestration.trial.planner_actor import RayPlanService
 
     return RayPlanService(planner, world=World())
 
@@ -110,7 +110,7 @@ def test_tasks_make_the_serial_plan(start, embeddings, num_tasks):
 @pytest.mark.parametrize("num_tasks", [1, 2, 4, 50])
 @pytest.mark.parametrize("num_items", [0, 1, 5, 39, 500])
 def test_groups_of_pools_are_all_pools_in_order_and_even(num_items, num_tasks):
-    from mbcl.orchestration.planner import POOLS_A_TASK, TaskMap
+    from mbcl.orchestration.trial.planner_actor import POOLS_A_TASK, TaskMap
 
     groups = TaskMap(num_tasks)._groups(num_items)
     assert [index for _, group in groups for index in group] == list(range(num_items))
@@ -126,7 +126,7 @@ def test_groups_of_pools_are_all_pools_in_order_and_even(num_items, num_tasks):
 
 
 def group(size, name="first"):
-    from mbcl.orchestration.planner import Group
+    from mbcl.orchestration.trial.planner_actor import Group
 
     return Group(name, size)
 
@@ -262,7 +262,7 @@ def test_what_fails_in_a_pools_task_is_one_line_for_all_ranks(
     planner, embeddings, by_value, monkeypatch, expected, words
 ):
     """Rank 0 alone hears of it: it must tell the others that there is something to be told."""
-    from mbcl.orchestration import planner as module
+    from mbcl.orchestration.trial import planner_actor as module
 
     told = []
     service = service_of(planner)
@@ -275,7 +275,7 @@ def test_what_fails_in_a_pools_task_is_one_line_for_all_ranks(
 
 
 def test_a_plan_that_takes_longer_than_a_round(start, embeddings, by_value, monkeypatch):
-    from mbcl.orchestration import planner as module
+    from mbcl.orchestration.trial import planner_actor as module
 
     monkeypatch.setattr(module.dist, "ROUND_SECONDS", 0.01)
     gate, closed = (ray.remote(num_cpus=0, max_concurrency=100)(Gate).remote() for _ in range(2))
