@@ -18,7 +18,7 @@ from mbcl.errors import counted
 from mbcl.io.store import Store
 from mbcl.orchestration import interrupts
 from mbcl.orchestration.cluster.capacity import Fit, Need
-from mbcl.orchestration.results import trial_folder
+from mbcl.orchestration.results_folder.layout import trial_folder
 from mbcl.orchestration.search_space.describe import by_seeds, domain_lines, plan_lines
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec

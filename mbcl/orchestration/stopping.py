@@ -13,7 +13,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, Tri
 from mbcl.engine.metrics_log import read_rows
 from mbcl.io.store import Store
 from mbcl.orchestration.course import Race
-from mbcl.orchestration.results import trial_folder
+from mbcl.orchestration.results_folder.layout import trial_folder
 from mbcl.orchestration.search_space.expansion import TrialSpec
 from mbcl.orchestration.search_space.schedulers import MOST_EPOCHS, Asha, Median, build
 from mbcl.orchestration.search_space.schema import Space

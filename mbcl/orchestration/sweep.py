@@ -13,14 +13,15 @@ from mbcl.evaluation import BASELINES
 from mbcl.io.ownership import Fence, FencedStore
 from mbcl.io.store import Store, check_writable, open_store
 from mbcl.orchestration import console as consoles
-from mbcl.orchestration import interrupts, recovery, results
+from mbcl.orchestration import interrupts
 from mbcl.orchestration.cluster.capacity import Fit, Need, Node, fit, this_machine
 from mbcl.orchestration.console import Console
 from mbcl.orchestration.course import Course
-from mbcl.orchestration.evaluations import commit, reopen_for_evaluation, settings_of
 from mbcl.orchestration.interrupts import EXIT_INTERRUPTED
-from mbcl.orchestration.lease import hold
 from mbcl.orchestration.request import Request
+from mbcl.orchestration.results_folder import layout, recovery
+from mbcl.orchestration.results_folder.lease import hold
+from mbcl.orchestration.results_folder.reevaluation import commit, reopen_for_evaluation, settings_of
 from mbcl.orchestration.search import Proposals, check_installed
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec, expand
 from mbcl.orchestration.search_space.schedulers import build as build_scheduler
@@ -132,8 +133,8 @@ def _open(request: Request, file: SpaceFile, trials: Trials, store: Store) -> Op
     if request.resume:
         study, trials, notes = recovery.recover(store, file, trials, title)
         return Opened(study, trials, {key: trials.by_id[key] for key in study.unfinished()}, notes)
-    results.check_new(store, request.folder)
-    return Opened(results.new_study(file, trials, title), trials, trials.by_id)
+    layout.check_new(store, request.folder)
+    return Opened(layout.new_study(file, trials, title), trials, trials.by_id)
 
 
 class Sweep:
@@ -227,10 +228,10 @@ class Sweep:
             # What fails before the first trial leaves nothing behind that a second try meets.
             if self._is_new and not self._begun and not _is_of_ray(error):
                 with suppress(OSError):
-                    results.withdraw(self._store)
+                    layout.withdraw(self._store)
             raise
         interrupts.ignore()  # a second signal would only lose the report
-        results.tidy(self._store, self._study)
+        layout.tidy(self._store, self._study)
         write_report(self._store, self._study)
         self._console.table()
         self._console.conclude(f"report: {self._store.uri}/report.html")
@@ -238,17 +239,17 @@ class Sweep:
 
     def _begin(self) -> None:
         """Put the results folder in order, and write what a new study begins with."""
-        results.clear(self._store)
+        layout.clear(self._store)
         recovery.remove_temporaries(self._store)
         if self._is_new:
-            results.begin(self._store, self._file, self._trials, self._study)
+            layout.begin(self._store, self._file, self._trials, self._study)
         elif self._request.resume:
             recovery.keep_damaged(self._store)
 
     def _look_over(self) -> None:
         """Note what a person should know of what goes on; checkpoints are read as a whole, which may take minutes."""
         if self._request.resume and self._file.space.kind.reads_data:
-            there = set(self._store.list(results.TRIALS))
+            there = set(self._store.list(layout.TRIALS))
             begun = [key for key in self._todo if key in there]
             if begun:
                 self._console.say(f"verifying the checkpoints of {counted(len(begun), 'trial')}")
@@ -316,7 +317,7 @@ class Sweep:
                 run_trials(
                     jobs,
                     store=self._store,
-                    scratch=results.scratch(self._store),
+                    scratch=layout.scratch(self._store),
                     study=self._study,
                     concurrency=concurrency,
                     watcher=console,
@@ -344,9 +345,9 @@ class Sweep:
         return Job(
             trial_id=trial_id,
             experiment=spec.experiment.model_dump(mode="json"),
-            store=self._store.child(results.trial_folder(trial_id)).uri,
+            store=self._store.child(layout.trial_folder(trial_id)).uri,
             baselines=self._store.child(BASELINES).uri,
-            scratch=results.scratch(self._store),
+            scratch=layout.scratch(self._store),
             need=need,
             group=self._study.name,
             num_tasks=num_tasks,

@@ -70,7 +70,7 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path, monkeypat
 
 @pytest.mark.parametrize("uri", ["s3://bucket/results?region=us-west-2", "s3://bucket/results/?region=us-west-2"])
 def test_what_follows_a_question_mark_stays_behind_the_path(uri):
-    from mbcl.orchestration.results import scratch
+    from mbcl.orchestration.results_folder.layout import scratch
 
     store = open_store(uri)
     assert store.uri == "s3://bucket/results?region=us-west-2"

@@ -56,7 +56,7 @@ def test_a_dry_run_refuses_a_folder_that_the_run_could_not_make(space_file, caps
 
 def test_a_dry_run_refuses_a_name_with_results_and_lists_what_would_be_resumed(space_file, tmp_path, capsys):
     import run_ray
-    from mbcl.orchestration.results import begin, new_study
+    from mbcl.orchestration.results_folder.layout import begin, new_study
     from mbcl.study.record import write_study
 
     file = read_space(space_file())

@@ -137,7 +137,7 @@ def run_one(
 ) -> TrialRecord:
     """Run one trial as a sweep does, in this process's Ray; ``told`` has its study from the beginning."""
     from mbcl.orchestration.cluster.capacity import Node, resolve
-    from mbcl.orchestration.lease import hold
+    from mbcl.orchestration.results_folder.lease import hold
     from mbcl.orchestration.runner import run_trials
     from mbcl.orchestration.search_space.schema import Resources
 

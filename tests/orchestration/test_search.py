@@ -8,8 +8,8 @@ import pytest
 
 from mbcl.errors import ConfigError
 from mbcl.orchestration.course import Course
-from mbcl.orchestration.evaluations import settings_of
-from mbcl.orchestration.results import new_study
+from mbcl.orchestration.results_folder.layout import new_study
+from mbcl.orchestration.results_folder.reevaluation import settings_of
 from mbcl.orchestration.search import Proposals, known
 from mbcl.orchestration.search_space.expansion import expand, space_digest
 from mbcl.orchestration.search_space.schema import read_space

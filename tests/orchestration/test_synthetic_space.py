@@ -14,7 +14,7 @@ import yaml
 
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
-from mbcl.orchestration.results import begin, new_study
+from mbcl.orchestration.results_folder.layout import begin, new_study
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
 from mbcl.synthetic.trial import run_trial

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
-from mbcl.orchestration.results import begin, new_study, reopen
+from mbcl.orchestration.results_folder.layout import begin, new_study, reopen
 from mbcl.orchestration.search_space import expansion as trials
 from mbcl.orchestration.search_space.describe import plan_lines
 from mbcl.orchestration.search_space.expansion import expand, space_digest

@@ -13,7 +13,7 @@ from mbcl.engine import train
 from mbcl.engine.metrics_log import read_rows
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
-from mbcl.orchestration import recovery, results
+from mbcl.orchestration.results_folder import layout, recovery
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
 
@@ -24,7 +24,7 @@ def begun(space_file, tmp_path):
     file = read_space(space_file())
     trials = expand(file)
     store = LocalStore(tmp_path / "results" / "study")
-    results.begin(store, file, trials, results.new_study(file, trials, "study"))
+    layout.begin(store, file, trials, layout.new_study(file, trials, "study"))
     return store, file, trials
 
 
@@ -160,7 +160,7 @@ def test_damaged_rows_end_neither_the_race_nor_its_reports(space_file, tmp_path,
 
     file = read_space(space_file({"scheduler": {"name": "asha"}}))
     trials, metric = expand(file), file.space.search.metric
-    store, study = LocalStore(tmp_path), results.new_study(file, trials, "study")
+    store, study = LocalStore(tmp_path), layout.new_study(file, trials, "study")
     first = next(iter(trials.by_id))
     trial = store.child(f"trials/{first}")
     rows = [json.dumps({"epoch": epoch, metric: 0.5}).encode() for epoch in (1, 2, 3)]
@@ -194,7 +194,7 @@ def test_a_decision_that_a_kill_cut_off_is_made_on_resume(space_file, tmp_path, 
     }
     file = read_space(space_file(changes))
     trials, metric = expand(file), file.space.search.metric
-    store, study = LocalStore(tmp_path), results.new_study(file, trials, "study")
+    store, study = LocalStore(tmp_path), layout.new_study(file, trials, "study")
     better, worse = trials.by_id
     study.trials[better].status = "finished"
     study.trials[worse].status, study.trials[worse].judged = "running", 2 if judged else 1

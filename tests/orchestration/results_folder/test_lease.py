@@ -16,8 +16,8 @@ from mbcl.errors import ConfigError, OwnershipError
 from mbcl.io import ownership
 from mbcl.io.ownership import FencedStore
 from mbcl.io.store import open_store
-from mbcl.orchestration import lease
-from mbcl.orchestration.lease import hold
+from mbcl.orchestration.results_folder import lease
+from mbcl.orchestration.results_folder.lease import hold
 
 pytest.importorskip("pyarrow")
 

@@ -11,10 +11,10 @@ from mbcl.distributed.collectives import World
 from mbcl.engine import train
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
-from mbcl.orchestration import results
 from mbcl.orchestration.cluster.capacity import Fit, Need
 from mbcl.orchestration.console import Console
-from mbcl.orchestration.evaluations import commit, reopen_for_evaluation
+from mbcl.orchestration.results_folder import layout
+from mbcl.orchestration.results_folder.reevaluation import commit, reopen_for_evaluation
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
 from mbcl.study.record import read_study, write_study
@@ -29,14 +29,14 @@ def finished(space_file, tmp_path):
     file = read_space(space_file())
     trials = expand(file)
     store = LocalStore(tmp_path / "results" / "study")
-    study = results.new_study(file, trials, "study")
+    study = layout.new_study(file, trials, "study")
     for spec in trials.specs:
         record = study.trials[spec.trial_id]
         record.status, record.metrics = "finished", {"train/loss": 2.0, **OLD}
         folder = store.child(f"trials/{spec.trial_id}")
         folder.write_bytes("config.yaml", yaml.safe_dump(spec.experiment.model_dump(mode="json")).encode())
         folder.write_bytes("evaluation.json", json.dumps(OLD).encode())
-    results.begin(store, file, trials, study)
+    layout.begin(store, file, trials, study)
     return store, file, trials
 
 

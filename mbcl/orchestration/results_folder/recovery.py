@@ -13,7 +13,7 @@ from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine import metrics_log
 from mbcl.errors import ConfigError
 from mbcl.io.store import Store, is_uri, read_text
-from mbcl.orchestration.results import SPACE_FILE, TRIALS, new_study, reopen, trial_folder
+from mbcl.orchestration.results_folder.layout import SPACE_FILE, TRIALS, new_study, reopen, trial_folder
 from mbcl.orchestration.search_space.expansion import Trials
 from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.study.record import STUDY_FILE, StudyRecord, read_study
