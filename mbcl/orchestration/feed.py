@@ -9,7 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from mbcl.orchestration.course import Course
+from mbcl.orchestration.scheduling.trial_queue import Course
 from mbcl.orchestration.trial.job import Job
 from mbcl.orchestration.trial.metrics_reporter import EPOCH, VALUE
 

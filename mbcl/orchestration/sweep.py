@@ -16,13 +16,13 @@ from mbcl.orchestration import console as consoles
 from mbcl.orchestration import interrupts
 from mbcl.orchestration.cluster.capacity import Fit, Need, Node, fit, this_machine
 from mbcl.orchestration.console import Console
-from mbcl.orchestration.course import Course
 from mbcl.orchestration.interrupts import EXIT_INTERRUPTED
 from mbcl.orchestration.request import Request
 from mbcl.orchestration.results_folder import layout, recovery
 from mbcl.orchestration.results_folder.lease import hold
 from mbcl.orchestration.results_folder.reevaluation import commit, reopen_for_evaluation, settings_of
-from mbcl.orchestration.search import Proposals, check_installed
+from mbcl.orchestration.scheduling.optuna_search import Proposals, check_installed
+from mbcl.orchestration.scheduling.trial_queue import Course
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec, expand
 from mbcl.orchestration.search_space.schedulers import build as build_scheduler
 from mbcl.orchestration.search_space.schema import SpaceFile, check_name, read_space
@@ -293,7 +293,7 @@ class Sweep:
                 experiments = distinct([*self._todo.values(), *self._trials.probes])
                 checked = check_data_there(experiments, str(file.path), found.placement.for_task)
             from mbcl.orchestration.runner import run_trials
-            from mbcl.orchestration.stopping import race
+            from mbcl.orchestration.scheduling.early_stopping import race
 
             cpus = int(sum(node.cpus for node in found.nodes)) // concurrency
             most_pools = max(checked.pools.values(), default=0)

@@ -1,6 +1,6 @@
 """Who decides which settings go on: the schedulers of a space file and their parameters. No Ray here.
 
-The rules themselves are Ray Tune's, see :mod:`mbcl.orchestration.stopping`.
+The rules themselves are Ray Tune's, see :mod:`mbcl.orchestration.scheduling.early_stopping`.
 """
 
 from __future__ import annotations

@@ -155,7 +155,8 @@ def test_damaged_rows_are_said_and_the_training_goes_on_from_its_checkpoint(begu
 
 def test_damaged_rows_end_neither_the_race_nor_its_reports(space_file, tmp_path, monkeypatch):
     pytest.importorskip("ray")
-    from mbcl.orchestration import console, stopping
+    from mbcl.orchestration import console
+    from mbcl.orchestration.scheduling import early_stopping
     from mbcl.orchestration.trial import metrics_reporter
 
     file = read_space(space_file({"scheduler": {"name": "asha"}}))
@@ -171,7 +172,7 @@ def test_damaged_rows_end_neither_the_race_nor_its_reports(space_file, tmp_path,
     reported = []
     monkeypatch.setattr(metrics_reporter.ray.tune, "report", reported.append)
     write(rows[0], b"1", b"\xff")
-    assert stopping.race(file.space, study, trials.by_id, store) is not None
+    assert early_stopping.race(file.space, study, trials.by_id, store) is not None
     assert console._last_row(store, first) is None
     with metrics_reporter.reporting(trial, metric, after=0):
         write(rows[0], b"\xff", rows[1], rows[2])
@@ -183,8 +184,8 @@ def test_damaged_rows_end_neither_the_race_nor_its_reports(space_file, tmp_path,
 def test_a_decision_that_a_kill_cut_off_is_made_on_resume(space_file, tmp_path, monkeypatch, judged):
     """The second setting is below the first at a rung; undisturbed it is stopped there."""
     pytest.importorskip("ray")
-    from mbcl.orchestration import stopping
-    from mbcl.orchestration.course import Course
+    from mbcl.orchestration.scheduling import early_stopping
+    from mbcl.orchestration.scheduling.trial_queue import Course
     from mbcl.orchestration.trial import metrics_reporter
 
     changes = {
@@ -201,7 +202,7 @@ def test_a_decision_that_a_kill_cut_off_is_made_on_resume(space_file, tmp_path, 
     for key, value, epochs in ((better, 0.5, 8), (worse, 0.1, 3)):
         rows = [json.dumps({"epoch": epoch, metric: value}) for epoch in range(1, epochs + 1)]
         store.child(f"trials/{key}").write_bytes("metrics.jsonl", "\n".join(rows).encode())
-    race = stopping.race(file.space, study, trials.by_id, store)
+    race = early_stopping.race(file.space, study, trials.by_id, store)
     course = Course(study, study.unfinished(), concurrency=1, race=race)
     assert course.next() == worse
     reported = []

@@ -315,7 +315,7 @@ def test_baseline_takes_aliases_and_parts_of_blocks(space_file):
 def spared(file) -> set[int]:
     """The settings that a race never stops, which are those that a report compares with."""
     pytest.importorskip("ray")
-    from mbcl.orchestration.stopping import race
+    from mbcl.orchestration.scheduling.early_stopping import race
 
     found, trials = read_space(file), trials_of(file)
     study = new_study(found, trials, "test")

@@ -16,14 +16,14 @@ from mbcl.study.record import Stopped, StudyRecord
 
 
 class Stopper(Protocol):
-    """A rule of early stopping; see :mod:`.stopping`."""
+    """A rule of early stopping; see :mod:`.early_stopping`."""
 
     def observe(self, trial_id: str, epoch: int, value: float) -> bool:
         """Take a value in; whether the trial shall stop here."""
 
 
 class Source(Protocol):
-    """Where further settings come from; see :mod:`.search`."""
+    """Where further settings come from; see :mod:`.optuna_search`."""
 
     def propose(self) -> list[str]:
         """The trials of a new setting, which the study now has; empty if there will be none."""

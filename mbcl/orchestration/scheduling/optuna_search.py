@@ -87,7 +87,7 @@ def _replayed(grid: list[dict[str, Any]], drawn: Drawn | None, what: str) -> dic
 
 
 class Proposals:
-    """A :class:`~mbcl.orchestration.course.Source`: the settings that Optuna draws.
+    """A :class:`~mbcl.orchestration.scheduling.trial_queue.Source`: the settings that Optuna draws.
 
     Args:
         file: the space.

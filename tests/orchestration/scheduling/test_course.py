@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mbcl.errors import ConfigError
-from mbcl.orchestration.course import Course, Race
+from mbcl.orchestration.scheduling.trial_queue import Course, Race
 from mbcl.orchestration.search_space.schedulers import build
 from mbcl.study.record import StudyRecord, TrialRecord
 
@@ -213,7 +213,7 @@ def test_settings_that_are_proposed(concurrency, races):
 
 def stopper_of(**block):
     pytest.importorskip("ray")
-    from mbcl.orchestration.stopping import RayStopper
+    from mbcl.orchestration.scheduling.early_stopping import RayStopper
 
     return RayStopper(block, mode="max", seed=0)
 
@@ -251,7 +251,7 @@ def test_asha_with_a_limit_ends_all_there():
 
 
 def test_asha_for_a_smaller_value_and_with_brackets():
-    from mbcl.orchestration.stopping import RayStopper
+    from mbcl.orchestration.scheduling.early_stopping import RayStopper
 
     stopper = RayStopper({"name": "asha", "reduction_factor": 2}, mode="min", seed=0)
     assert not stopper.observe("a", 1, 0.5)
@@ -268,7 +268,7 @@ def test_asha_for_a_smaller_value_and_with_brackets():
 
 def test_what_is_tuned_apart_races_apart():
     pytest.importorskip("ray")
-    from mbcl.orchestration.stopping import ByPoint
+    from mbcl.orchestration.scheduling.early_stopping import ByPoint
     from mbcl.study.record import Drawn
 
     study = study_of(3)

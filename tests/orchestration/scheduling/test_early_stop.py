@@ -15,7 +15,7 @@ from mbcl.io.ownership import claim
 from mbcl.io.store import LocalStore
 from mbcl.study.record import StudyRecord, TrialRecord, read_study
 
-from .helpers import CPUS, SPACE, WORKER, Gate, apart, children, free_cpus, job_of, shut
+from ..helpers import CPUS, SPACE, WORKER, Gate, apart, children, free_cpus, job_of, shut
 
 pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray")
@@ -91,10 +91,10 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
     """A race of learning rates, one trial at a time; all but the first are too small to learn anything."""
     from mbcl.orchestration.cluster.capacity import Node, resolve
     from mbcl.orchestration.cluster.orphaned_groups import remove_orphans
-    from mbcl.orchestration.course import Course, Race
     from mbcl.orchestration.runner import run_trials
+    from mbcl.orchestration.scheduling.early_stopping import RayStopper
+    from mbcl.orchestration.scheduling.trial_queue import Course, Race
     from mbcl.orchestration.search_space.schema import Resources
-    from mbcl.orchestration.stopping import RayStopper
 
     store = LocalStore(folder)
     study = StudyRecord(name="test", space_digest="", metric="val/retrieval/top1", mode="max", created="", trials={})
@@ -171,7 +171,7 @@ def many(folder: Path, dashboard: bool, rule: dict[str, Any]) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("dashboard", "rule"), [(False, ASHA), (True, ASHA), (False, MEDIAN)])
 def test_many_more_trials_than_fit(tmp_path, dashboard, rule, capsys):
-    seconds = apart("test_early_stop", f"many(pathlib.Path({str(tmp_path)!r}), {dashboard}, {rule})")
+    seconds = apart("scheduling.test_early_stop", f"many(pathlib.Path({str(tmp_path)!r}), {dashboard}, {rule})")
     with capsys.disabled():
         gone = ", ".join(f"{value:.1f}" for value in seconds)
         print(f"dashboard {dashboard}, {rule['name']}: gone {gone} s after the stop")

@@ -12,8 +12,8 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, Tri
 
 from mbcl.engine.metrics_log import read_rows
 from mbcl.io.store import Store
-from mbcl.orchestration.course import Race
 from mbcl.orchestration.results_folder.layout import trial_folder
+from mbcl.orchestration.scheduling.trial_queue import Race
 from mbcl.orchestration.search_space.expansion import TrialSpec
 from mbcl.orchestration.search_space.schedulers import MOST_EPOCHS, Asha, Median, build
 from mbcl.orchestration.search_space.schema import Space
@@ -32,7 +32,7 @@ class _Named:
 
 
 class RayStopper:
-    """A :class:`~mbcl.orchestration.course.Stopper` that asks a scheduler of Ray Tune.
+    """A :class:`~mbcl.orchestration.scheduling.trial_queue.Stopper` that asks a scheduler of Ray Tune.
 
     The rules need a trial's name alone, none of Tune's own trials, so that what earlier sweeps of a study saw can be
     told again.
