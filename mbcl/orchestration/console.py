@@ -51,7 +51,7 @@ class _ScreenOfStudy(_Screen):
 
 
 class Console:
-    """A :class:`~mbcl.orchestration.runner.Watcher` for people.
+    """A :class:`~mbcl.orchestration.tune.run_trials.Watcher` for people.
 
     Args:
         quiet: only the last lines.

@@ -292,8 +292,8 @@ class Sweep:
             if checked is None:
                 experiments = distinct([*self._todo.values(), *self._trials.probes])
                 checked = check_data_there(experiments, str(file.path), found.placement.for_task)
-            from mbcl.orchestration.runner import run_trials
             from mbcl.orchestration.scheduling.early_stopping import race
+            from mbcl.orchestration.tune.run_trials import run_trials
 
             cpus = int(sum(node.cpus for node in found.nodes)) // concurrency
             most_pools = max(checked.pools.values(), default=0)
@@ -328,8 +328,8 @@ class Sweep:
 
     def _evaluate(self, jobs: dict[str, Job], concurrency: int) -> dict[str, str]:
         """Evaluate again; all new metrics become the study's together, or none of them."""
-        from mbcl.orchestration.runner import run_evaluations
         from mbcl.orchestration.trial.pretraining import evaluated_again
+        from mbcl.orchestration.tune.run_trials import run_evaluations
 
         measured, failures = run_evaluations(jobs, concurrency=concurrency, watcher=self._console)
         if not failures:

@@ -138,8 +138,8 @@ def run_one(
     """Run one trial as a sweep does, in this process's Ray; ``told`` has its study from the beginning."""
     from mbcl.orchestration.cluster.capacity import Node, resolve
     from mbcl.orchestration.results_folder.lease import hold
-    from mbcl.orchestration.runner import run_trials
     from mbcl.orchestration.search_space.schema import Resources
+    from mbcl.orchestration.tune.run_trials import run_trials
 
     store = LocalStore(tmp_path)
     record = kind(ordinal=0, setting=0, seed=0, sampler="spectral", objective="simclr", parameters={})

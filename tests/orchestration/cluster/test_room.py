@@ -72,11 +72,11 @@ def test_what_others_use_is_waited_for_and_what_is_gone_is_not(tmp_path):
 def two_trials_in_the_place_of_one(folder: Path) -> dict[str, Any]:
     """Two trials at a time where but one has room, and the other waits for longer than its start is tried."""
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "3"
-    from mbcl.orchestration import runner
     from mbcl.orchestration.cluster.capacity import Need, Node
     from mbcl.orchestration.cluster.connection import cluster
-    from mbcl.orchestration.runner import run_trials
     from mbcl.orchestration.trial.train_workers import START_FAILURES
+    from mbcl.orchestration.tune import run_trials as runner
+    from mbcl.orchestration.tune.run_trials import run_trials
     from mbcl.study.record import StudyRecord, TrialRecord
 
     store = LocalStore(folder)

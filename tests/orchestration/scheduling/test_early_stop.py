@@ -91,10 +91,10 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
     """A race of learning rates, one trial at a time; all but the first are too small to learn anything."""
     from mbcl.orchestration.cluster.capacity import Node, resolve
     from mbcl.orchestration.cluster.orphaned_groups import remove_orphans
-    from mbcl.orchestration.runner import run_trials
     from mbcl.orchestration.scheduling.early_stopping import RayStopper
     from mbcl.orchestration.scheduling.trial_queue import Course, Race
     from mbcl.orchestration.search_space.schema import Resources
+    from mbcl.orchestration.tune.run_trials import run_trials
 
     store = LocalStore(folder)
     study = StudyRecord(name="test", space_digest="", metric="val/retrieval/top1", mode="max", created="", trials={})

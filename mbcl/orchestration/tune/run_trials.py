@@ -16,11 +16,11 @@ from mbcl.io.store import Store
 from mbcl.orchestration import interrupts
 from mbcl.orchestration.cluster.orphaned_groups import remove_orphans, waiting
 from mbcl.orchestration.cluster.wait_for_capacity import first_done
-from mbcl.orchestration.feed import Feed, Stops
 from mbcl.orchestration.scheduling.trial_queue import Course
 from mbcl.orchestration.trial.job import Answer, Job, Metrics, one_line
 from mbcl.orchestration.trial.pretraining import ANSWER, for_evaluation, root, run_trial, submit_evaluation
 from mbcl.orchestration.trial.trial_runners import kind_of
+from mbcl.orchestration.tune.adapters import Feed, Stops
 from mbcl.study.record import StudyRecord, write_study
 
 DRIVER_RESTARTS = 2

@@ -1,0 +1,1 @@
+"""Ray Tune: it runs the trials and asks the scheduling."""
