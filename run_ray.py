@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mbcl.cli.parser import Parser
-from mbcl.orchestration import interrupts
+from mbcl.orchestration import signals
 
 DESCRIPTION = """\
 Run a study of batch samplers. A space file names a base experiment and what varies in it; every setting is trained
@@ -69,14 +69,14 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parser().parse_args(arguments)
-    interrupts.listen(anew=True)
+    signals.listen(anew=True)
     try:
         # These take seconds, in which an interrupt is one line, too.
         from mbcl import report
-        from mbcl.orchestration.sweep import Request, run
+        from mbcl.orchestration.study import Request, run
     except KeyboardInterrupt:
-        sys.stderr.write(f"error: {interrupts.BEFORE}\n")
-        return interrupts.EXIT_INTERRUPTED
+        sys.stderr.write(f"error: {signals.BEFORE}\n")
+        return signals.EXIT_INTERRUPTED
     request = Request(**{**vars(options), "overrides": tuple(options.overrides)})
     return run(request, report.write)
 
@@ -87,7 +87,7 @@ def leave(code: int) -> NoReturn:
     Everything is saved then. Ray's threads, cut anywhere, now and then abort an interpreter that is taken down around
     them, and the shell would see another code.
     """
-    if code == interrupts.EXIT_INTERRUPTED:
+    if code == signals.EXIT_INTERRUPTED:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -22,7 +22,7 @@ from mbcl.engine.metrics_log import read_rows
 from mbcl.errors import ConfigError, TrainingError
 from mbcl.functional import check_count
 from mbcl.io.store import LocalStore, open_store, write_text
-from mbcl.orchestration.sweep import EXIT_FINISHED, EXIT_INTERRUPTED, Request, WriteReport, run
+from mbcl.orchestration.study import EXIT_FINISHED, EXIT_INTERRUPTED, Request, WriteReport, run
 from mbcl.study.record import TrialRecord, read_study
 
 FILE = "ray.json"

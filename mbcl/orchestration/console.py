@@ -16,7 +16,7 @@ from mbcl.engine.metrics_log import METRICS_FILE, row_of
 from mbcl.engine.protocols import Row
 from mbcl.errors import counted
 from mbcl.io.store import Store
-from mbcl.orchestration import interrupts
+from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Fit, Need
 from mbcl.orchestration.results_folder.layout import trial_folder
 from mbcl.orchestration.search_space.describe import by_seeds, domain_lines, plan_lines
@@ -47,7 +47,7 @@ class _ScreenOfStudy(_Screen):
     def on_broken_pipe(self) -> None:
         """A study that nobody watches any more is interrupted: what is done is kept, and it can go on."""
         super().on_broken_pipe()
-        interrupts.interrupt()
+        signals.interrupt()
 
 
 class Console:

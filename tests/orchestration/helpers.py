@@ -217,14 +217,14 @@ def gated(space: Path, results: Path, gates: Path, *options: str) -> list[str]:
 def sweep_under(gates: str) -> None:
     """The main job with the arguments of this process."""
     import run_ray
-    from mbcl.orchestration import sweep
+    from mbcl.orchestration import study
 
-    hold = sweep.hold
+    hold = study.hold
 
     @contextmanager
     def under_gates(store: Store, say: Any) -> Iterator[Fence]:
         with hold(store, say) as fence:
             yield Gate(fence.location, fence.token, gates)
 
-    sweep.hold = under_gates  # type: ignore[assignment]
+    study.hold = under_gates  # type: ignore[assignment]
     run_ray.leave(run_ray.main(sys.argv[1:]))

@@ -244,7 +244,8 @@ def test_a_metric_that_comes_after_the_last_decision_is_noted(space_file, tmp_pa
 )
 def test_an_interrupt_counts_what_is_missing(space_file, tmp_path, seeds, status, words, capsys, monkeypatch):
     import run_ray
-    from mbcl.orchestration import interrupts, sweep
+    from mbcl.orchestration import signals
+    from mbcl.orchestration import study as sweep
 
     def interrupted(self):
         for record in self._study.trials.values():
@@ -252,7 +253,7 @@ def test_an_interrupt_counts_what_is_missing(space_file, tmp_path, seeds, status
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sweep.Sweep, "_with_ray", interrupted)
-    monkeypatch.setattr(interrupts, "ignore", lambda: None)
+    monkeypatch.setattr(signals, "ignore", lambda: None)
     space = space_file({"seeds": seeds})
     assert run_ray.main(["--space", str(space), "--results-dir", str(tmp_path / "out")]) == 130
     assert words in capsys.readouterr().err
@@ -273,7 +274,7 @@ def test_a_name_with_results_is_refused(space_file, tmp_path, capsys):
 def test_a_cluster_that_refuses_leaves_nothing_behind(space_file, tmp_path, capsys, monkeypatch):
     import run_ray
     from mbcl.errors import ConfigError
-    from mbcl.orchestration import sweep
+    from mbcl.orchestration import study as sweep
 
     def refuse(*arguments):
         raise ConfigError("resources: too much")
@@ -288,7 +289,7 @@ def test_a_cluster_that_refuses_leaves_nothing_behind(space_file, tmp_path, caps
 
 def test_a_disk_that_takes_no_new_study_is_bad_input(space_file, tmp_path, capsys, monkeypatch):
     import run_ray
-    from mbcl.orchestration import sweep
+    from mbcl.orchestration import study as sweep
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
@@ -304,7 +305,7 @@ def test_the_loss_of_ray_is_no_fault_of_the_results_folder(space_file, tmp_path,
     import ray.exceptions
 
     import run_ray
-    from mbcl.orchestration import sweep
+    from mbcl.orchestration import study as sweep
 
     def lose(*arguments):
         raise (getattr(ray.exceptions, kind, None) or getattr(builtins, kind))("no answer")
@@ -333,7 +334,7 @@ def test_a_study_whose_output_nobody_reads_is_interrupted_and_goes_on(space_file
     arguments = ["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]
     code = (
         "import run_ray\n"
-        "from mbcl.orchestration import sweep\n"
+        "from mbcl.orchestration import study as sweep\n"
         "sweep.Sweep._with_ray = lambda self: [self._console.say('a line') for _ in range(9)] and {}\n"
         f"run_ray.leave(run_ray.main({arguments!r}))\n"
     )

@@ -246,15 +246,15 @@ class Interrupted(TrialRecord):
 
 
 def test_an_interrupt_between_two_fields_of_a_record_waits_for_the_last(local_ray, tmp_path):
-    from mbcl.orchestration import interrupts
+    from mbcl.orchestration import signals
 
-    before = {number: signal.getsignal(number) for number in interrupts.NUMBERS}
-    interrupts.listen(anew=True)
+    before = {number: signal.getsignal(number) for number in signals.NUMBERS}
+    signals.listen(anew=True)
     try:
         with pytest.raises(KeyboardInterrupt):
             run_one(tmp_path, experiment=SHORT, kind=Interrupted)
     finally:
-        interrupts.listen(anew=True)  # this one is no later test's
+        signals.listen(anew=True)  # this one is no later test's
         for number, handler in before.items():
             signal.signal(number, handler)
     (record,) = read_study(LocalStore(tmp_path)).trials.values()

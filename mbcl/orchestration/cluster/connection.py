@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbcl.errors import ConfigError
-from mbcl.orchestration import interrupts
+from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Node
 from mbcl.orchestration.cluster.ship_code import code_of_this_process
 from mbcl.orchestration.trial.job import Placement
@@ -111,7 +111,7 @@ def cluster(
     import ray
 
     try:
-        with interrupts.kept():
+        with signals.kept():
             _connect(address, nodes, verbose=verbose, level=level, dashboard=dashboard)
     except BaseException as error:
         ray.shutdown()

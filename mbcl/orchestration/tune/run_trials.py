@@ -13,7 +13,7 @@ import ray.tune
 from ray.tune.experiment import Trial
 
 from mbcl.io.store import Store
-from mbcl.orchestration import interrupts
+from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.orphaned_groups import remove_orphans, waiting
 from mbcl.orchestration.cluster.wait_for_capacity import first_done
 from mbcl.orchestration.scheduling.trial_queue import Course
@@ -78,7 +78,7 @@ class _Recorder(ray.tune.Callback):
 
         Raised at once, Tune would take it for the trial's own and run a finished trial again.
         """
-        with interrupts.held():
+        with signals.held():
             try:
                 yield
             except Exception as error:
@@ -121,7 +121,7 @@ class _Recorder(ray.tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self.raise_failure()
-        interrupts.check()
+        signals.check()
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
             remove_orphans()

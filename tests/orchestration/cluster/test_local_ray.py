@@ -68,13 +68,13 @@ def test_it_listens_on_the_loopback_and_asks_for_a_token():
 
 def interrupted() -> list[str]:
     """What SIGTERM and SIGINT do as soon as Ray is there, and the settings for it that are left when it is gone."""
-    from mbcl.orchestration import interrupts
+    from mbcl.orchestration import signals
     from mbcl.orchestration.cluster.capacity import Node
     from mbcl.orchestration.cluster.connection import COMMON, HERE, LOCAL, cluster
 
     seen = []
-    for number in interrupts.NUMBERS:
-        interrupts.listen(anew=True)
+    for number in signals.NUMBERS:
+        signals.listen(anew=True)
         try:
             with cluster(None, [Node(1)], verbose=False):
                 os.kill(os.getpid(), number)

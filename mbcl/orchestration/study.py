@@ -13,11 +13,9 @@ from mbcl.evaluation import BASELINES
 from mbcl.io.ownership import Fence, FencedStore
 from mbcl.io.store import Store, check_writable, open_store
 from mbcl.orchestration import console as consoles
-from mbcl.orchestration import interrupts
+from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Fit, Need, Node, fit, this_machine
 from mbcl.orchestration.console import Console
-from mbcl.orchestration.interrupts import EXIT_INTERRUPTED
-from mbcl.orchestration.request import Request
 from mbcl.orchestration.results_folder import layout, recovery
 from mbcl.orchestration.results_folder.lease import hold
 from mbcl.orchestration.results_folder.reevaluation import commit, reopen_for_evaluation, settings_of
@@ -26,6 +24,8 @@ from mbcl.orchestration.scheduling.trial_queue import Course
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec, expand
 from mbcl.orchestration.search_space.schedulers import build as build_scheduler
 from mbcl.orchestration.search_space.schema import SpaceFile, check_name, read_space
+from mbcl.orchestration.signals import EXIT_INTERRUPTED
+from mbcl.orchestration.study_options import Request
 from mbcl.orchestration.trial.job import Job, Placement, one_line
 from mbcl.orchestration.trial.preflight import Checked, check_data_there, check_shared, distinct
 from mbcl.study.record import StudyRecord
@@ -50,7 +50,7 @@ def run(request: Request, write_report: WriteReport) -> int:
     Returns:
         The exit code of the contract: 0, 1, 2 or 130.
     """
-    interrupts.listen()
+    signals.listen()
     try:
         return _run(request, write_report)
     except ConfigError as error:
@@ -63,7 +63,7 @@ def run(request: Request, write_report: WriteReport) -> int:
         consoles.error(f"{error.filename or request.results_dir}: {error.strerror or error}")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        consoles.error(interrupts.BEFORE)
+        consoles.error(signals.BEFORE)
         return EXIT_INTERRUPTED
 
 
@@ -217,7 +217,7 @@ class Sweep:
         interrupted = False
         failures: dict[str, str] = {}
         try:
-            with interrupts.held():
+            with signals.held():
                 self._begin()
             self._look_over()
             if self._todo or self._undrawn:
@@ -230,7 +230,7 @@ class Sweep:
                 with suppress(OSError):
                     layout.withdraw(self._store)
             raise
-        interrupts.ignore()  # a second signal would only lose the report
+        signals.ignore()  # a second signal would only lose the report
         layout.tidy(self._store, self._study)
         write_report(self._store, self._study)
         self._console.table()
@@ -333,7 +333,7 @@ class Sweep:
 
         measured, failures = run_evaluations(jobs, concurrency=concurrency, watcher=self._console)
         if not failures:
-            interrupts.ignore()  # half of it would be neither the old study nor the new one
+            signals.ignore()  # half of it would be neither the old study nor the new one
             settings = settings_of(self._study, self._trials, self._file.space.kind)
             commit(self._store, self._study, jobs, settings, measured, evaluated_again)
         return failures
