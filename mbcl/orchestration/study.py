@@ -15,6 +15,7 @@ from mbcl.io.store import Store, check_writable, open_store
 from mbcl.orchestration import console as consoles
 from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Fit, Need, Node, fit, this_machine
+from mbcl.orchestration.cluster.placement import Placement
 from mbcl.orchestration.console import Console
 from mbcl.orchestration.results_folder import layout, recovery
 from mbcl.orchestration.results_folder.lease import hold
@@ -26,7 +27,7 @@ from mbcl.orchestration.search_space.schedulers import build as build_scheduler
 from mbcl.orchestration.search_space.schema import SpaceFile, check_name, read_space
 from mbcl.orchestration.signals import EXIT_INTERRUPTED
 from mbcl.orchestration.study_options import Request
-from mbcl.orchestration.trial.job import Job, Placement, one_line
+from mbcl.orchestration.trial.job import Job, one_line
 from mbcl.orchestration.trial.preflight import Checked, check_data_there, check_shared, distinct
 from mbcl.study.record import StudyRecord
 

@@ -16,8 +16,8 @@ from typing import Any
 from mbcl.errors import ConfigError
 from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Node
+from mbcl.orchestration.cluster.placement import Placement
 from mbcl.orchestration.cluster.ship_code import code_of_this_process
-from mbcl.orchestration.trial.job import Placement
 
 COMMON = {
     # An epoch is reported at most this late, and a training run ends this much sooner than with the default of 2 s.

@@ -25,7 +25,8 @@ from mbcl.distributed.collectives import World
 from mbcl.engine.plan_service import failure, make_plan, share_plan
 from mbcl.engine.protocols import PlanKey, PlannedBatches
 from mbcl.errors import MbclError, PlanError
-from mbcl.orchestration.trial.job import Placement, mute_sampler_warnings
+from mbcl.orchestration.cluster.placement import Placement
+from mbcl.orchestration.trial.job import mute_sampler_warnings
 from mbcl.plan import Embeddings
 from mbcl.samplers import PoolPlan, Sampler
 from mbcl.samplers._base import FloatArray, PoolItem
