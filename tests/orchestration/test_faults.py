@@ -138,7 +138,7 @@ def run_one(
     """Run one trial as a sweep does, in this process's Ray; ``told`` has its study from the beginning."""
     from mbcl.orchestration.cluster.capacity import Node, resolve
     from mbcl.orchestration.results_folder.lease import hold
-    from mbcl.orchestration.search_space.schema import Resources
+    from mbcl.orchestration.search_space.resources_block import Resources
     from mbcl.orchestration.tune.run_trials import run_trials
 
     store = LocalStore(tmp_path)

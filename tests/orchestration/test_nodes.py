@@ -66,7 +66,7 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
 
     from mbcl.orchestration.cluster import connection as module
     from mbcl.orchestration.cluster.capacity import resolve
-    from mbcl.orchestration.search_space.schema import Resources
+    from mbcl.orchestration.search_space.resources_block import Resources
     from mbcl.orchestration.tune.run_trials import run_trials
     from mbcl.study.record import StudyRecord, TrialRecord
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mbcl.errors import ConfigError, counted
-from mbcl.orchestration.search_space.schema import Resources
+from mbcl.orchestration.search_space.resources_block import Resources
 
 DRIVER_CPUS = 0.001
 """Ray Tune refuses a trial driver with no resources at all; it only waits for others."""

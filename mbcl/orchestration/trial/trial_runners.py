@@ -19,7 +19,7 @@ from mbcl.synthetic.experiment import SyntheticExperiment
 if TYPE_CHECKING:
     from mbcl.orchestration.cluster.capacity import Need, Node
     from mbcl.orchestration.cluster.placement import Placement
-    from mbcl.orchestration.search_space.schema import Resources
+    from mbcl.orchestration.search_space.resources_block import Resources
     from mbcl.orchestration.trial.job import Answer, Job
     from mbcl.orchestration.trial.preflight import Checked
 

@@ -9,7 +9,8 @@ from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
 from mbcl.orchestration.cluster.capacity import Need, Node, fit, resolve, usable_cpus
 from mbcl.orchestration.search_space.expansion import expand
-from mbcl.orchestration.search_space.schema import Resources, read_space
+from mbcl.orchestration.search_space.resources_block import Resources
+from mbcl.orchestration.search_space.schema import read_space
 from mbcl.orchestration.trial.trial_runners import PRETRAINING
 
 GPU_NODE = Node(8, 1)

@@ -93,7 +93,7 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
     from mbcl.orchestration.cluster.orphaned_groups import remove_orphans
     from mbcl.orchestration.scheduling.early_stopping import RayStopper
     from mbcl.orchestration.scheduling.trial_queue import Course, Race
-    from mbcl.orchestration.search_space.schema import Resources
+    from mbcl.orchestration.search_space.resources_block import Resources
     from mbcl.orchestration.tune.run_trials import run_trials
 
     store = LocalStore(folder)
