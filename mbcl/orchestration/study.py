@@ -29,6 +29,7 @@ from mbcl.orchestration.signals import EXIT_INTERRUPTED
 from mbcl.orchestration.study_options import Request
 from mbcl.orchestration.trial.job import Job, one_line
 from mbcl.orchestration.trial.preflight import Checked, check_data_there, check_shared, distinct
+from mbcl.orchestration.trial.trial_runners import runner_of
 from mbcl.study.record import StudyRecord
 
 __all__ = ["EXIT_INTERRUPTED", "Request", "run"]
@@ -79,10 +80,10 @@ def _run(request: Request, write_report: WriteReport) -> int:
         raise ConfigError("--address: found an empty text; allowed: auto, or HOST:PORT of a cluster's head")
     check_name(request.folder, "--name" if request.name is not None else "the space file's stem (give --name)")
     nodes = this_machine()
-    kind = file.space.kind
+    runner = runner_of(file.space.kind)
     here: tuple[Need, Fit] | None = None
     if request.address is None:
-        need = kind.need(file.space.resources, nodes, sizes=trials.numbers_of_workers(file.space))
+        need = runner.need(file.space.resources, nodes, sizes=trials.numbers_of_workers(file.space))
         here = need, fit(need, nodes, file.space.resources)
     store = open_store(request.results_dir).child(request.folder)
     check_writable(store, "--results-dir")
@@ -90,9 +91,9 @@ def _run(request: Request, write_report: WriteReport) -> int:
     opened = _open(request, file, trials, store)
     todo, trials = opened.todo, opened.trials
     checked: Checked | None = None
-    if request.address is None or not kind.reads_data:
+    if request.address is None or not file.space.kind.reads_data:
         with consoles.busy("reading data, building models", quiet=request.quiet):
-            checked = kind.check(distinct([*todo.values(), *trials.probes]), str(file.path))
+            checked = runner.check(distinct([*todo.values(), *trials.probes]), str(file.path))
     if request.dry_run:
         consoles.dry_run(
             list(todo.values()), trials, file.space, here, store.uri, checked, evaluation_alone=request.eval_only
@@ -279,10 +280,11 @@ class Sweep:
         """Start or join Ray and run the trials; in ``--eval-only`` return why evaluations failed."""
         from mbcl.orchestration.cluster.connection import await_node, cluster
 
-        request, file, kind, console = self._request, self._file, self._file.space.kind, self._console
+        request, file, console = self._request, self._file, self._console
+        runner = runner_of(file.space.kind)
         with cluster(request.address, self._nodes, verbose=request.verbose, say=console.say) as found:
             sizes = self._trials.numbers_of_workers(file.space)
-            need = kind.need(file.space.resources, found.nodes, drivers=found.drivers, sizes=sizes)
+            need = runner.need(file.space.resources, found.nodes, drivers=found.drivers, sizes=sizes)
             fitting = fit(need, found.nodes, file.space.resources, drivers=found.drivers)
             concurrency = fitting.trials
             if request.address is not None:
@@ -301,7 +303,7 @@ class Sweep:
 
             def make(key: str, spec: TrialSpec) -> Job:
                 pools = checked.pools.get(spec.setting, most_pools)
-                num_tasks = kind.planning_tasks(spec.experiment, need, cpus, pools)
+                num_tasks = runner.planning_tasks(spec.experiment, need, cpus, pools)
                 return self._job(key, spec, need, num_tasks, found.placement)
 
             self._make_job = make
@@ -323,7 +325,7 @@ class Sweep:
                     concurrency=concurrency,
                     watcher=console,
                     course=Course(self._study, list(jobs), concurrency=concurrency, race=rule, source=self._proposals),
-                    driver=kind.driver(need, found.placement),
+                    driver=runner.driver(need, found.placement),
                 )
         return {}
 

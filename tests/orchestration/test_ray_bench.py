@@ -35,11 +35,12 @@ def test_one_trial_at_a_time_however_large_the_machine(tmp_path):
     from mbcl.orchestration.bench import Settings, space_of
     from mbcl.orchestration.cluster.capacity import Node, fit
     from mbcl.orchestration.search_space.schema import read_space
+    from mbcl.orchestration.trial.trial_runners import runner_of
 
     path = tmp_path / "bench.yaml"
     path.write_text(yaml.safe_dump(space_of(Settings(trials=3, sampler="shuffle", out=None, overwrite=False))))
     space, nodes = read_space(path, []).space, [Node(16)]
-    assert fit(space.kind.need(space.resources, nodes), nodes, space.resources).trials == 1
+    assert fit(runner_of(space.kind).need(space.resources, nodes), nodes, space.resources).trials == 1
 
 
 @pytest.mark.parametrize("words", [["--trials", "0"], ["--sampler", "nobody"], ["--out", "HERE"]])

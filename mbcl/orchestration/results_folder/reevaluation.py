@@ -18,8 +18,8 @@ from mbcl.orchestration.scheduling.optuna_search import known
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
 from mbcl.orchestration.search_space.schema import SpaceFile
+from mbcl.orchestration.search_space.trial_kinds import Kind
 from mbcl.orchestration.trial.job import Job, Metrics
-from mbcl.orchestration.trial.trial_runners import Kind
 from mbcl.study.record import STUDY_FILE, StudyRecord, read_study, write_study
 
 _NEEDED = "in which the new evaluation would be noted; put a copy of it back first"

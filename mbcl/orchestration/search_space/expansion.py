@@ -17,7 +17,7 @@ from mbcl.orchestration.search_space import domains
 from mbcl.orchestration.search_space.conditions import applies
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.schema import Space, SpaceFile, check_key, experiment_of
-from mbcl.orchestration.trial.trial_runners import AnyExperiment
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.study.record import Drawn, TrialRecord
 from mbcl.study.settings import columns_of, fits, flatten, singled_out
 

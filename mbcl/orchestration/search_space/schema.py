@@ -17,7 +17,7 @@ from mbcl.orchestration.search_space.domains import KINDS, parse, plain, short
 from mbcl.orchestration.search_space.resources_block import Resources
 from mbcl.orchestration.search_space.schedulers import SCHEDULERS
 from mbcl.orchestration.search_space.schedulers import build as build_scheduler
-from mbcl.orchestration.trial.trial_runners import (
+from mbcl.orchestration.search_space.trial_kinds import (
     PRETRAINING,
     SYNTHETIC,
     VALIDATION_METRIC,

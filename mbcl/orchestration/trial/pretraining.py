@@ -17,11 +17,12 @@ from mbcl.io.store import Store, open_store
 from mbcl.orchestration.cluster.failure_policy import of_a_peer
 from mbcl.orchestration.cluster.orphaned_groups import remove_orphans
 from mbcl.orchestration.cluster.wait_for_capacity import first_done
+from mbcl.orchestration.search_space.trial_kinds import kind_of
 from mbcl.orchestration.trial.job import Answer, Job, final_metrics, one_line
 from mbcl.orchestration.trial.metrics_reporter import reporting
 from mbcl.orchestration.trial.planner_actor import PlannerActor
 from mbcl.orchestration.trial.train_workers import run_training
-from mbcl.orchestration.trial.trial_runners import kind_of
+from mbcl.orchestration.trial.trial_runners import runner_of
 
 ANSWER = "answer"
 """The key of Ray Tune's result that holds the answer."""
@@ -40,7 +41,7 @@ def run_trial(config: dict[str, Any]) -> None:
     start = time.time()
     try:
         remove_orphans()  # what an attempt before this one, whose driver was killed, had reserved
-        answer = kind_of(job.experiment).run(job, start)
+        answer = runner_of(kind_of(job.experiment)).run(job, start)
     except Exception as error:  # whatever went wrong belongs to this trial alone
         answer = Answer(one_line(root(error)), seconds={"total": time.time() - start})
     ray.tune.report({ANSWER: asdict(answer)})

@@ -17,9 +17,10 @@ from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.orphaned_groups import remove_orphans, waiting
 from mbcl.orchestration.cluster.wait_for_capacity import first_done
 from mbcl.orchestration.scheduling.trial_queue import Course
+from mbcl.orchestration.search_space.trial_kinds import kind_of
 from mbcl.orchestration.trial.job import Answer, Job, Metrics, one_line
 from mbcl.orchestration.trial.pretraining import ANSWER, for_evaluation, root, run_trial, submit_evaluation
-from mbcl.orchestration.trial.trial_runners import kind_of
+from mbcl.orchestration.trial.trial_runners import runner_of
 from mbcl.orchestration.tune.adapters import Feed, Stops
 from mbcl.study.record import StudyRecord, write_study
 
@@ -181,7 +182,7 @@ def run_trials(
     course = course or Course(study, jobs, concurrency=concurrency)
     if driver is None:
         first = next(iter(jobs.values()))
-        driver = kind_of(first.experiment).driver(first.need, first.placement)
+        driver = runner_of(kind_of(first.experiment)).driver(first.need, first.placement)
     trainable = ray.tune.with_resources(
         run_trial,
         ray.tune.PlacementGroupFactory([driver]),
