@@ -38,6 +38,21 @@ def comes_again(error: BaseException) -> bool:
     return not of_a_peer(error)
 
 
+def root(error: BaseException) -> BaseException:
+    """The error of the process where it happened, out of what Ray wrapped around it.
+
+    Of several workers it is that of the lowest rank which did not merely lose another.
+    """
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        causes = [rank for rank in failures if not of_a_peer(failures[rank])]
+        return root(failures[min(causes or failures)])
+    inner = getattr(error, "cause", None)
+    if isinstance(inner, BaseException):
+        return root(inner)
+    return error
+
+
 class LostOnly(DefaultFailurePolicy):
     """Ray Train's failure policy, but an exception that would come again ends the trial at once.
 

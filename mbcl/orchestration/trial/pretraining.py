@@ -1,50 +1,26 @@
-"""One trial as Ray Tune runs it. A pretraining: planner, training, evaluation; what is done is not done again."""
+"""A pretraining as a trial: planner, training, evaluation; what is done is not done again."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import Any
 
 import ray
-import ray.tune
 import torch
 
 from mbcl.config.experiment import Evaluation, Experiment
 from mbcl.engine.checkpoint import name_of
 from mbcl.evaluation import evaluate
 from mbcl.io.store import Store, open_store
-from mbcl.orchestration.cluster.failure_policy import of_a_peer
-from mbcl.orchestration.cluster.orphaned_groups import remove_orphans
 from mbcl.orchestration.cluster.wait_for_capacity import first_done
-from mbcl.orchestration.search_space.trial_kinds import kind_of
-from mbcl.orchestration.trial.job import Answer, Job, final_metrics, one_line
+from mbcl.orchestration.trial.job import Answer, Job, final_metrics
 from mbcl.orchestration.trial.metrics_reporter import reporting
 from mbcl.orchestration.trial.planner_actor import PlannerActor
 from mbcl.orchestration.trial.train_workers import run_training
-from mbcl.orchestration.trial.trial_runners import runner_of
 
-ANSWER = "answer"
-"""The key of Ray Tune's result that holds the answer."""
 EVALUATION_RETRIES = 3
 OUTSIDE = "DEFAULT"
 """Not within the placement group of the trial's driver, which holds just what that driver has for itself."""
-
-
-def run_trial(config: dict[str, Any]) -> None:
-    """The function that Ray Tune calls for every trial. It never raises: a failure is an answer, too.
-
-    Args:
-        config: holds the ``job``.
-    """
-    job: Job = config["job"]
-    start = time.time()
-    try:
-        remove_orphans()  # what an attempt before this one, whose driver was killed, had reserved
-        answer = runner_of(kind_of(job.experiment)).run(job, start)
-    except Exception as error:  # whatever went wrong belongs to this trial alone
-        answer = Answer(one_line(root(error)), seconds={"total": time.time() - start})
-    ray.tune.report({ANSWER: asdict(answer)})
 
 
 def pretrain(job: Job, start: float) -> Answer:
@@ -136,18 +112,3 @@ _evaluate = ray.remote(num_cpus=0)(evaluate_end)
 def evaluated_again(job: Job) -> Store:
     """Where the file of another evaluation waits until all of the study's are done."""
     return open_store(job.scratch).child(f"evaluations/{job.trial_id}")
-
-
-def root(error: BaseException) -> BaseException:
-    """The error of the process where it happened, out of what Ray wrapped around it.
-
-    Of several workers it is that of the lowest rank which did not merely lose another.
-    """
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        causes = [rank for rank in failures if not of_a_peer(failures[rank])]
-        return root(failures[min(causes or failures)])
-    inner = getattr(error, "cause", None)
-    if isinstance(inner, BaseException):
-        return root(inner)
-    return error

@@ -14,12 +14,14 @@ from ray.tune.experiment import Trial
 
 from mbcl.io.store import Store
 from mbcl.orchestration import signals
+from mbcl.orchestration.cluster.failure_policy import root
 from mbcl.orchestration.cluster.orphaned_groups import remove_orphans, waiting
 from mbcl.orchestration.cluster.wait_for_capacity import first_done
 from mbcl.orchestration.scheduling.trial_queue import Course
 from mbcl.orchestration.search_space.trial_kinds import kind_of
+from mbcl.orchestration.trial.entrypoint import ANSWER, run_trial
 from mbcl.orchestration.trial.job import Answer, Job, Metrics, one_line
-from mbcl.orchestration.trial.pretraining import ANSWER, for_evaluation, root, run_trial, submit_evaluation
+from mbcl.orchestration.trial.pretraining import for_evaluation, submit_evaluation
 from mbcl.orchestration.trial.trial_runners import runner_of
 from mbcl.orchestration.tune.adapters import Feed, Stops
 from mbcl.study.record import StudyRecord, write_study

@@ -54,7 +54,7 @@ def test_only_what_another_try_can_mend(failures, again):
     + [({0: BUG, 1: DEAD}, BUG), ({0: PEER, 1: OWNED, 2: PEER}, OWNED)],
 )
 def test_a_group_failed_for_what_its_peers_did_not_merely_notice(failures, named):
-    from mbcl.orchestration.trial.pretraining import root
+    from mbcl.orchestration.cluster.failure_policy import root
 
     assert root(WorkerGroupError("words", failures)) is named
 
