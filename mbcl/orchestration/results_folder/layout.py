@@ -20,9 +20,9 @@ from mbcl.errors import ConfigError
 from mbcl.io.ownership import OWNER_FILE
 from mbcl.io.store import Store, is_uri, write_text
 from mbcl.orchestration.results_folder.lease import BEAT_FILE, LEASE_FILE, LOCK_FILE
-from mbcl.orchestration.scheduling.optuna_search import known
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.expansion import Trials, record_of, resolved_baseline, space_digest
+from mbcl.orchestration.search_space.replay import known
 from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.study.record import STUDY_FILE, StudyRecord, read_study, write_study
 

@@ -14,9 +14,9 @@ from mbcl.errors import ConfigError
 from mbcl.evaluation import EVALUATION_FILE
 from mbcl.io.store import Store, write_text
 from mbcl.orchestration.results_folder.layout import SPACE_FILE, trial_folder, versions
-from mbcl.orchestration.scheduling.optuna_search import known
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
+from mbcl.orchestration.search_space.replay import known
 from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.orchestration.search_space.trial_kinds import Kind
 from mbcl.orchestration.trial.job import Job, Metrics

@@ -9,9 +9,10 @@ import pytest
 from mbcl.errors import ConfigError
 from mbcl.orchestration.results_folder.layout import new_study
 from mbcl.orchestration.results_folder.reevaluation import settings_of
-from mbcl.orchestration.scheduling.optuna_search import Proposals, known
+from mbcl.orchestration.scheduling.optuna_search import Proposals
 from mbcl.orchestration.scheduling.trial_queue import Course
 from mbcl.orchestration.search_space.expansion import expand, space_digest
+from mbcl.orchestration.search_space.replay import known
 from mbcl.orchestration.search_space.schema import read_space
 from mbcl.study.record import Stopped, StudyRecord
 

@@ -1,0 +1,57 @@
+"""The trials that an adaptive search has drawn so far, made again from the study's record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from mbcl.errors import ConfigError
+from mbcl.orchestration.search_space import domains
+from mbcl.orchestration.search_space.conditions import applies
+from mbcl.orchestration.search_space.domains import Draw
+from mbcl.orchestration.search_space.expansion import (
+    Trials,
+    TrialSpec,
+    base_of,
+    experiment_with,
+    points,
+    replicate,
+    resolved,
+)
+from mbcl.orchestration.search_space.schema import SpaceFile
+from mbcl.study.record import Drawn, StudyRecord
+
+
+def known(file: SpaceFile, trials: Trials, study: StudyRecord) -> Trials:
+    """The trials of a space with those that an adaptive search has drawn so far, made again from its record.
+
+    Raises:
+        ConfigError: if the record does not belong to the space.
+    """
+    space, source = file.space, str(file.path)
+    if not space.search.adaptive:
+        return trials
+    base, grid = base_of(space, source), points(space)
+    found: list[TrialSpec] = []
+    for setting, records in study.settings().items():
+        chosen = _replayed(grid, records[0].drawn, f"{source}: setting {setting}")
+        experiment = experiment_with(base, chosen, space, source)
+        found += replicate(space, setting, resolved(experiment, chosen), experiment, trials.total)
+    for number, drawn in enumerate(study.left_out):
+        _replayed(grid, drawn, f"{source}: draw {number} that was left out")
+    return replace(trials, specs=tuple(found))
+
+
+def _replayed(grid: list[dict[str, Any]], drawn: Drawn | None, what: str) -> dict[str, Any]:
+    """The values of the swept keys that a record has."""
+    if drawn is None or not 0 <= drawn.point < len(grid):
+        raise ConfigError(f"{what} of the study has no draw of this space; study.json is damaged")
+    try:
+        return domains.fill(grid[drawn.point], applies, _replaying(drawn.values))
+    except (KeyError, IndexError, TypeError) as error:
+        raise ConfigError(f"{what} was drawn from another space: {error}") from error
+
+
+def _replaying(values: Mapping[str, Any]) -> Draw:
+    return lambda path, domain: values[path]
