@@ -24,8 +24,10 @@ from mbcl.engine.epoch_state import EpochProgress
 from mbcl.engine.metrics_log import MetricsLog, write_config
 from mbcl.engine.plan_service import LocalPlanService
 from mbcl.engine.plan_source import PlanSource, embed_share
+from mbcl.engine.planning_costs import planning_cost
 from mbcl.engine.precision import Compute
 from mbcl.engine.protocols import Observer, PlanService, Row
+from mbcl.engine.tracking import build_trackers
 from mbcl.errors import StorageError, TrainingError
 from mbcl.io.store import Store, is_uri
 from mbcl.metrics import retrieval
@@ -295,3 +297,45 @@ class Trainer:
                 raise kind(f"{where}: cannot be written: {error.strerror or error}") from error
 
         collectives.agreed(guarded, self.world)
+
+
+def train(
+    experiment: Experiment,
+    *,
+    world: World,
+    store: Store,
+    plans: PlanService | None = None,
+    observers: Sequence[Observer] = (),
+    run_id: str = "",
+    group: str = "",
+    say: Callable[[str], None] | None = None,
+    notice: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train one experiment to its end, from its last good checkpoint if it has one.
+
+    Args:
+        experiment: the configuration.
+        world: this rank and the number of ranks.
+        store: the trial's folder; configuration, metrics, checkpoints and tracker files go there.
+        plans: who plans; in this process if None.
+        observers: told about every step and epoch, besides the trackers that the experiment names.
+        run_id: what trackers call this run; one that goes on keeps the name that it began with.
+        group: the study that it belongs to.
+        say: is told in a line what planning will cost, where it costs anything.
+        notice: whether this rank's machine is about to go and no checkpoint was written since; see :class:`Trainer`.
+
+    Raises:
+        ConfigError: if configuration and data do not fit.
+        CheckpointError: if the folder's checkpoint belongs to another experiment.
+        TrainingError: if the loss is not finite.
+    """
+    trainer = Trainer(
+        experiment, world=world, store=store, plans=plans, observers=observers, run_id=run_id, notice=notice
+    )
+    trainer.resume()
+    cost = planning_cost(experiment, trainer.facts.num_train)
+    if say is not None and cost:
+        say(cost)
+    trackers = build_trackers(experiment, store, run_id=trainer.run_id, group=group) if world.rank == 0 else []
+    trainer.observers = [*observers, *trackers]
+    return trainer.run()
