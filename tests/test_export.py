@@ -174,6 +174,20 @@ def test_other_architectures_load_into_torchvision(tmp_path, name):
     assert keys.unexpected_keys == []
 
 
+def test_an_export_of_float64_stays_float64(tmp_path):
+    content = experiment(encoder={"name": "squeezenet1_1"}, train={"precision": "float64"})
+    model = model_of(content, in_channels=3).eval()
+    meta = {"experiment": content.model_dump(mode="json"), "row": {}}
+    checkpoints.save(LocalStore(tmp_path / "t"), epoch=1, state={"model": model.state_dict()}, meta=meta, keep=1)
+    record = export(LocalStore(tmp_path / "t"), out=LocalStore(tmp_path / "e"))
+    assert record["dtype"] == "float64"
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        features = model.features(x)
+        assert torch.equal(in_torchvision(how_to_load(record, str(tmp_path / "e"))["torchvision"])(x), features)
+        assert torch.equal(load(tmp_path / "e").features(x), features)
+
+
 def test_best_is_the_highest_validation_retrieval(tmp_path):
     store = LocalStore(tmp_path / "t")
     trained(tmp_path / "t", data={"name": "digits", "max_samples": 40}, train={"epochs": 3, "batch_size": 16})

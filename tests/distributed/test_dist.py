@@ -127,11 +127,11 @@ def _gather_gradient(world: World, rows: Tensor, weights: Tensor) -> Tensor:
 @pytest.mark.dist
 @pytest.mark.parametrize("size", [2, 4])
 def test_gradient_of_the_gather_sums_over_the_ranks_losses(size):
-    rows, weights = torch.randn(8, 3, 2), torch.randn(size, 8, 3, 2)
+    rows, weights = torch.randn(8, 3, 2, dtype=torch.float64), torch.randn(size, 8, 3, 2, dtype=torch.float64)
     found = torch.cat(gloo.run(_gather_gradient, size, rows, weights))
     rows.requires_grad_()
     (rows.sin() * weights.sum(0)).sum().backward()
-    torch.testing.assert_close(found, rows.grad)
+    torch.testing.assert_close(found, rows.grad, rtol=0, atol=1e-12)
 
 
 def _sum_gradients(world: World) -> list[Tensor | None]:
@@ -159,7 +159,7 @@ def test_gradients_are_summed_and_one_that_is_missing_somewhere_counts_as_zero(s
         assert torch.equal(everywhere, torch.full((2, 3), total))
         assert torch.equal(last_only, torch.arange(4.0))
         assert nowhere is None
-        torch.testing.assert_close(double, torch.full((2,), 1e-12 * (total - size)).double(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(double, torch.full((2,), 1e-12 * (total - size)).double(), rtol=1e-12, atol=0)
         assert torch.equal(nested, torch.arange(120.0).view(2, 3, 4, 5) * total)
 
 

@@ -17,8 +17,9 @@ STORED = np.load(Path(__file__).parents[1] / "golden" / "lars.npz")
 
 
 @pytest.mark.parametrize("case", range(int(STORED["n_cases"])))
-@pytest.mark.parametrize("dtype,suffix,tolerance", [(torch.float64, "f64", 1e-9), (torch.float32, "f32", 2e-6)])
-def test_golden(case: int, dtype: torch.dtype, suffix: str, tolerance: float) -> None:
+@pytest.mark.parametrize("dtype,suffix", [(torch.float64, "f64"), (torch.float32, "f32")])
+def test_golden(case: int, dtype: torch.dtype, suffix: str) -> None:
+    """The gradients are given, so nothing is magnified: a step rounds each entry some times, and steps add up."""
     get = {key.split("_", 1)[1]: STORED[key] for key in STORED.files if key.startswith(f"c{case}_")}
     count = range(int(get["n_params"]))
     params = [torch.nn.Parameter(torch.tensor(get[f"p{j}_init"], dtype=dtype)) for j in count]
@@ -36,8 +37,8 @@ def test_golden(case: int, dtype: torch.dtype, suffix: str, tolerance: float) ->
         optimizer.step()
         for j, p in enumerate(params):
             wanted = get[f"p{j}_after_{suffix}"][step]
-            atol = tolerance * max(float(np.abs(wanted).max()), 1e-30)
-            np.testing.assert_allclose(p.detach().numpy(), wanted, rtol=0, atol=atol)
+            bound = 10 * (step + 1) * torch.finfo(dtype).eps
+            np.testing.assert_allclose(p.detach().numpy(), wanted, rtol=0, atol=bound * float(np.abs(wanted).max()))
 
 
 def test_hand_values() -> None:

@@ -20,18 +20,18 @@ def test_golden(case: int) -> None:
     get = {key.split("_", 1)[1]: STORED[key] for key in STORED.files if key.startswith(f"c{case}_")}
     rule = "linear" if int(get["linear"]) else "sqrt"
     scaled = mbcl.optim.scale_lr(float(get["base_lr"]), int(get["batch_size"]), rule)
-    assert scaled == pytest.approx(float(get["scaled_lr"]), rel=1e-15)
+    assert scaled == pytest.approx(float(get["scaled_lr"]), rel=1e-12)
     found = [
         mbcl.optim.cosine_lr(float(epoch), scaled, warmup_epochs=int(get["warmup"]), epochs=int(get["epochs"]))
         for epoch in get["epoch"]
     ]
-    np.testing.assert_allclose(found, get["lr"], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(found, get["lr"], rtol=0, atol=1e-12)
 
 
 def test_hand_values() -> None:
     assert mbcl.optim.cosine_lr(epoch=0.0, base_lr=0.4, warmup_epochs=10, epochs=100) == 0
     assert mbcl.optim.cosine_lr(epoch=10, base_lr=0.4, warmup_epochs=10, epochs=100) == 0.4
-    assert mbcl.optim.cosine_lr(epoch=100, base_lr=0.4, warmup_epochs=10, epochs=100) == pytest.approx(0, abs=1e-16)
+    assert mbcl.optim.cosine_lr(epoch=100, base_lr=0.4, warmup_epochs=10, epochs=100) == pytest.approx(0, abs=1e-12)
     assert mbcl.optim.cosine_lr(epoch=0, base_lr=0.4, warmup_epochs=0, epochs=10) == 0.4
     assert mbcl.optim.scale_lr(0.075, batch_size=32, rule="sqrt") == pytest.approx(0.42426406871192)
     assert mbcl.optim.scale_lr(0.3, batch_size=512, rule="linear") == pytest.approx(0.6)

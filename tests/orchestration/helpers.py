@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import pytest
 
 from mbcl.config.experiment import Experiment
 from mbcl.distributed.collectives import World
@@ -32,6 +32,8 @@ DRIVER, PLANNER, WORKER, EVALUATION = "ray::ImplicitFunc", "ray::Planner", "ray:
 CPUS = 2
 """Of the local Ray of the tests."""
 
+EXACT = 1e-9
+"""In float64 training magnifies what threads, workers and processors round otherwise to less than this."""
 SPACE: dict[str, Any] = {
     "question": "Does it run?",
     "seeds": [0],
@@ -41,7 +43,7 @@ SPACE: dict[str, Any] = {
         "projector": {"hidden": 64, "dim": 16},
         "optimizer": {"name": "lars", "lr": 0.075},
         "schedule": {"warmup_epochs": 0},
-        "train": {"epochs": 2, "batch_size": 16},
+        "train": {"epochs": 2, "batch_size": 16, "precision": "float64"},
     },
     "space": {"sampler": {"grid": [{"name": "shuffle"}, {"name": "spectral", "k": 4}]}},
 }
@@ -120,12 +122,15 @@ def alive(pids: list[int]) -> list[int]:
 
 def alone(experiment: Experiment, folder: Path) -> dict[str, float]:
     """The metrics of an experiment without Ray."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return train(experiment, world=World(), store=LocalStore(folder)).row | evaluate(LocalStore(folder))
-    finally:
-        torch.set_num_threads(threads)
+    return train(experiment, world=World(), store=LocalStore(folder)).row | evaluate(LocalStore(folder))
+
+
+def assert_as_alone(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """The metrics of a trial are those of :func:`alone`, but for the times."""
+    prefixes = ("train/", "val/", "retrieval/", "knn/", "probe/", "plan/l")
+    compared = {key: value for key, value in expected.items() if key.startswith(prefixes) and value is not None}
+    assert len(compared) >= 10, "the loss, the rate, and those of two directions of retrieval"
+    assert {key: float(found[key]) for key in compared} == pytest.approx(compared, rel=EXACT)
 
 
 def free_cpus() -> float:

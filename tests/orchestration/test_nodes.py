@@ -16,26 +16,24 @@ import pytest
 from patience import PATIENCE, wait_for
 
 from mbcl.config.experiment import Experiment
-from mbcl.distributed.collectives import World
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine import train
-from mbcl.evaluation import evaluate
 from mbcl.io.ownership import claim
 from mbcl.io.store import LocalStore
 from mbcl.orchestration.cluster import spot_notices
 
-from .helpers import SPACE, WORKER, Gate, Quiet, apart, job_of, shut
+from .helpers import SPACE, WORKER, Gate, Quiet, alone, apart, assert_as_alone, job_of, shut
 
 pytest.importorskip("ray")
 
-EPOCHS = 4
+EPOCHS = 3
 EXPERIMENT = Experiment.model_validate(
     SPACE["experiment"]
     | {
-        "data": {"name": "digits"},
-        # What two workers round otherwise than one grows with the rate; see docs/benchmarks.md.
+        # An epoch of 67 steps, as a node that will go is asked about after 25 of them.
+        "data": {"name": "digits", "max_samples": 600},
+        # A low rate: what two workers round otherwise than one grows with it, over hundreds of steps in float64, too.
         "optimizer": {"name": "lars", "lr": 0.003},
-        "train": {"epochs": EPOCHS, "batch_size": 8, "keep_checkpoints": 2 * EPOCHS},
+        "train": {"epochs": EPOCHS, "batch_size": 8, "keep_checkpoints": 2 * EPOCHS, "precision": "float64"},
     }
 )
 TRIAL = "0-test"
@@ -122,11 +120,7 @@ def test_a_trial_goes_on_with_the_workers_that_still_fit(tmp_path, announced):
     assert checkpoints.latest(store).meta["workers"] == 1
     if announced:
         assert (seen["within"]["workers"], seen["within"]["epoch"]) == (2, 1), "the notice led to a checkpoint"
-    alone = LocalStore(tmp_path / "alone")
-    expected = train(EXPERIMENT, world=World(), store=alone).row | evaluate(alone)
-    metrics = seen["record"]["metrics"]
-    assert metrics["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-3)
-    assert metrics["retrieval/u2v/mrr"] == pytest.approx(expected["retrieval/u2v/mrr"], abs=0.01)
+    assert_as_alone(seen["record"]["metrics"], alone(EXPERIMENT, tmp_path / "alone"))
     rows = [json.loads(line) for line in (store.folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
 

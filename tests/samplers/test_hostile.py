@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -56,18 +57,25 @@ HOSTILE: dict[str, torch.Tensor] = {
 
 
 @each_sampler
-@pytest.mark.parametrize("case", HOSTILE)
-@pytest.mark.parametrize("second_view", ["the same", "the opposite"])
-def test_a_sound_plan_whose_quality_is_known(name: str, case: str, second_view: str) -> None:
-    z1 = HOSTILE[case]
-    before = z1.clone()
-    held = Embeddings(z1, z1 if second_view == "the same" else -z1)
+def test_a_sound_plan_whose_quality_is_known(name: str) -> None:
     sampler = build_small(name, 2 if name == "all_batches" else 4)  # 101,270 batches of 4 would only take longer
+    cases = HOSTILE if sampler.needs_embeddings else {"float64": HOSTILE["float64"]}  # the others see none of them
+    for (case, z1), sign in product(cases.items(), (1, -1)):
+        try:
+            _check_hostile(sampler, z1, sign * z1)
+        except Exception as error:
+            error.add_note(f"embeddings: {case}, the second view {'the same' if sign == 1 else 'the opposite'}")
+            raise
+
+
+def _check_hostile(sampler: Sampler, z1: torch.Tensor, z2: torch.Tensor) -> None:
+    before, held = z1.clone(), Embeddings(z1, z2)
     plan = examine(sampler.plan(N, held), sampler, N)
     assert torch.equal(z1, before), "embeddings are only read"
     assert sampler.plan(N, held).digest == plan.digest
     loss, bound = quality(plan, held)["loss"], upper_bound(plan, held).value
-    assert 0 <= loss <= bound * (1 + 1e-5) < torch.inf
+    # Logits are at most 10 in size, so float32 rounds them by 1e-6, and a sum of eight no further than tenfold.
+    assert 0 <= loss <= bound + 1e-5 * max(1.0, bound) < torch.inf
 
 
 @each_sampler

@@ -88,7 +88,7 @@ class Undertaker:
 
 
 def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = ASHA) -> tuple[StudyRecord, Undertaker]:
-    """A race of learning rates, one trial at a time; all but the first are too small to learn anything."""
+    """A race of learning rates, one trial at a time; the higher the better: no rounding decides who is stopped."""
     from mbcl.orchestration.cluster.capacity import Node, resolve
     from mbcl.orchestration.cluster.orphaned_groups import remove_orphans
     from mbcl.orchestration.scheduling.early_stopping import RayStopper
@@ -97,7 +97,7 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
     from mbcl.orchestration.tune.run_trials import run_trials
 
     store = LocalStore(folder)
-    study = StudyRecord(name="test", space_digest="", metric="val/retrieval/top1", mode="max", created="", trials={})
+    study = StudyRecord(name="test", space_digest="", metric="train/lr", mode="max", created="", trials={})
     jobs, gates, fence = {}, folder / "gates", claim(store)
     under = Gate(fence.location, fence.token, str(gates))
     for setting, lr in enumerate(rates):
@@ -153,7 +153,7 @@ def check(study: StudyRecord, watcher: Undertaker, folder: Path, *, seeds: int, 
 
 
 def test_a_stopped_trial_gives_back_what_it_held(local_ray, tmp_path):
-    study, watcher = raced(tmp_path, [0.1, 1e-4, 2e-4], seeds=1)
+    study, watcher = raced(tmp_path, [0.1, 2e-4, 1e-4], seeds=1)
     check(study, watcher, tmp_path, seeds=1, least=2)
 
 
@@ -163,8 +163,8 @@ def many(folder: Path, dashboard: bool, rule: dict[str, Any]) -> list[float]:
     from mbcl.orchestration.cluster.connection import cluster
 
     with cluster(None, [Node(CPUS)], verbose=False, dashboard=dashboard):
-        study, watcher = raced(folder, [0.1, *(i * 1e-4 for i in range(1, 9))], seeds=2, rule=rule)
-        check(study, watcher, folder, seeds=2, least=4)
+        study, watcher = raced(folder, [0.1, *(i * 1e-4 for i in range(8, 0, -1))], seeds=2, rule=rule)
+        check(study, watcher, folder, seeds=2, least=8)
     return sorted(watcher.seconds.values())
 
 
