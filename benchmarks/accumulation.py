@@ -16,9 +16,9 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from mbcl.distributed.collectives import World
-from mbcl.engine.grad_cache import ChunkedEncoder
-from mbcl.engine.gradient_parity import relative_error
+from mbcl.dist import World
+from mbcl.engine.certificate import relative_error
+from mbcl.engine.chunked import ChunkedEncoder
 from mbcl.functional import nt_xent
 from mbcl.models import build
 
@@ -96,9 +96,7 @@ def main() -> None:
     shape = (2 * options.batch_size, 3, options.image_size, options.image_size)
     x = torch.randn(*shape, generator=generator)
     print(f"B = {options.batch_size} (two views), {options.image_size} x {options.image_size}, one thread")
-    print(
-        "| encoder | chunks | graph and kept inputs | of the whole batch's | time of a step | largest error, float64 |"
-    )
+    print("| encoder | chunks | graph and inputs | of the whole batch's | time of a step | largest error, float64 |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name in options.encoders:
         encoder = build(ENCODERS[name], in_channels=3, seed=0).encoder.train()

@@ -111,7 +111,7 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = Settings(steps=arguments.steps, samplers=METHODS)
     run(Settings(steps=3, samplers=METHODS))  # compiled code is loaded
-    print("| method | plain, µs an update | here, µs an update | ratio |")
+    print("| method | plain, µs an update | mbcl, µs an update | ratio |")
     print("| --- | --- | --- | --- |")
     plain_total = 0.0
     for method in METHODS:
