@@ -1,10 +1,18 @@
-"""What `import mbcl` and its commands load; which module imports which is said to import-linter in pyproject.toml."""
+"""What `import mbcl` and its commands load, and that no import goes round.
+
+Which module may import which is said to import-linter in pyproject.toml.
+"""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,3 +56,62 @@ def test_training_and_evaluating_load_no_ray(tmp_path):
         "assert 'ray' not in sys.modules"
     )
     assert found.returncode == 0, found.stderr
+
+
+def modules_of(root: Path) -> dict[str, Path]:
+    """The modules of the package by name. A package is its ``__init__``."""
+    paths = (root / "mbcl").rglob("*.py")
+    return {".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+def imported(path: Path) -> Iterator[tuple[str, str]]:
+    """Every import of a file, wherever it stands: a module, and a name that is taken from it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, f"{path}:{node.lineno}: a relative import"
+            assert not node.level, f"{path}:{node.lineno}: a relative import"
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """Which modules of the package each one imports: when it is loaded, within functions, and for its types."""
+    modules = modules_of(root)
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        targets = {
+            inner if (inner := f"{target}.{name}") in modules else target for target, name in imported(path)
+        } & modules.keys()
+        graph[module] = targets - {module}
+    return graph
+
+
+def test_there_is_no_circle_of_imports():
+    graph = import_graph(ROOT)
+    assert "mbcl.orchestration.trial.pretraining" in graph["mbcl.orchestration.trial.trial_runners"], "in a function"
+    assert "mbcl.plan" in graph["mbcl"], "for types"
+    TopologicalSorter(graph).prepare()  # a CycleError names the modules
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import mbcl.a",
+        "from mbcl import a",
+        "from mbcl.a import x",
+        "def f():\n    from mbcl.a import x",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from mbcl.a import x",
+    ],
+)
+def test_import_graph_sees_every_way_to_close_a_circle(tmp_path, text):
+    (tmp_path / "mbcl").mkdir()
+    (tmp_path / "mbcl/__init__.py").touch()
+    (tmp_path / "mbcl/a.py").write_text("from mbcl.b import y")
+    (tmp_path / "mbcl/b.py").write_text(text)
+    with pytest.raises(CycleError):
+        TopologicalSorter(import_graph(tmp_path)).prepare()
+
+
+def test_at_most_eight_modules_stand_loose():
+    assert len(list((ROOT / "mbcl").glob("*.py"))) <= 8
