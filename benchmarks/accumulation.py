@@ -16,9 +16,9 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from mbcl.dist import World
-from mbcl.engine.certificate import relative_error
-from mbcl.engine.chunked import ChunkedEncoder
+from mbcl.distributed.collectives import World
+from mbcl.engine.grad_cache import ChunkedEncoder
+from mbcl.engine.gradient_parity import relative_error
 from mbcl.functional import nt_xent
 from mbcl.models import build
 
