@@ -16,7 +16,7 @@ from mbcl.distributed.collectives import World
 from mbcl.distributed.launch import launch
 from mbcl.engine.gradient_parity import BATCH_SIZE, CHUNK_SIZE, Case, Errors, certify
 from mbcl.errors import ConfigError
-from mbcl.io.store import open_store, write_text
+from mbcl.io.store import check_writable, open_store, write_text
 
 FILE = "doctor.json"
 _LINE = "{:<10} {:>7}  {:<8} {:<12} {:>8} {:>9} {:>8} {:>6}  {}"
@@ -46,6 +46,8 @@ def examine(
         ConfigError: if a number of workers cannot share a batch or a chunk.
     """
     store = None if out is None else open_store(out)
+    if store is not None:
+        check_writable(store, "--out")
     shared = CHUNK_SIZE if "cached" in accumulations else BATCH_SIZE
     for size in workers:
         if size < 1 or shared % size:

@@ -81,8 +81,8 @@ class Errors:
 
     @property
     def within(self) -> bool:
-        """Whether all are put down to rounding."""
-        return self.largest <= self.bound
+        """Whether all are put down to rounding; what is not finite never is."""
+        return all(error <= self.bound < math.inf for error in (self.loss, self.gradients, self.state))
 
 
 def certify(world: World, case: Case) -> Errors:

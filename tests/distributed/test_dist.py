@@ -159,7 +159,8 @@ def test_gradients_are_summed_and_one_that_is_missing_somewhere_counts_as_zero(s
         assert torch.equal(everywhere, torch.full((2, 3), total))
         assert torch.equal(last_only, torch.arange(4.0))
         assert nowhere is None
-        torch.testing.assert_close(double, torch.full((2,), 1e-12 * (total - size)).double(), rtol=1e-12, atol=0)
+        expected = torch.full((2,), 1e-12 * (total - size), dtype=torch.float64)
+        torch.testing.assert_close(double, expected, rtol=1e-12, atol=0)
         assert torch.equal(nested, torch.arange(120.0).view(2, 3, 4, 5) * total)
 
 

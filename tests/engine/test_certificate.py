@@ -13,7 +13,7 @@ import torch
 
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
-from mbcl.engine.gradient_parity import DTYPES, EXACT, Case, certify, relative_error
+from mbcl.engine.gradient_parity import DTYPES, EXACT, Case, Errors, certify, relative_error
 from mbcl.objectives import OBJECTIVES
 
 
@@ -83,6 +83,14 @@ def test_the_certificate_finds_dropped_gradients(objective, dtype):
 def test_the_certificate_finds_state_that_differs_between_ranks():
     found = gloo.run(_certify_without_commit, 2, Case("sogclr"))[0]
     assert found.state > found.bound
+
+
+def test_errors_that_are_not_finite_are_never_within_their_bound():
+    inf, nan = float("inf"), float("nan")
+    assert Errors(0.0, 0.0, 0.0, bound=0.0).within
+    assert not Errors(inf, 0.0, 0.0, bound=inf).within
+    assert not Errors(0.0, nan, 0.0, bound=1.0).within
+    assert not Errors(0.0, 0.0, 0.0, bound=nan).within
 
 
 def test_relative_error_by_hand():

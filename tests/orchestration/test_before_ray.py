@@ -294,7 +294,7 @@ def test_a_disk_that_takes_no_new_study_is_bad_input(space_file, tmp_path, capsy
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sweep.results, "begin", full)
+    monkeypatch.setattr(sweep.layout, "begin", full)
     assert run_ray.main(["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/out/study: No space left on device\n"
     assert not list((tmp_path / "out" / "study").glob("[!.]*"))

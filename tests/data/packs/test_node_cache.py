@@ -120,7 +120,8 @@ def test_where_files_have_no_locks_each_copies_and_none_is_disturbed(packed, cac
 
 COPY_AND_HANG = """
 import signal, sys
-from mbcl import data, storage
+from mbcl import data
+from mbcl.io import store as storage
 def pieces(self, name):
     yield b"half"
     print("copying", flush=True)

@@ -266,8 +266,8 @@ def test_what_fails_in_a_pools_task_is_one_line_for_all_ranks(
 
     told = []
     service = service_of(planner)
-    broadcast = module.dist.broadcast_object
-    monkeypatch.setattr(module.dist, "broadcast_object", lambda x, world: told.append(x) or broadcast(x, world))
+    broadcast = module.collectives.broadcast_object
+    monkeypatch.setattr(module.collectives, "broadcast_object", lambda x, world: told.append(x) or broadcast(x, world))
     service.request(KEY, embeddings, Failing(batch_size=16, k=8, expected=expected))
     with pytest.raises(PlanError, match=words):
         service.receive(KEY)
@@ -277,10 +277,10 @@ def test_what_fails_in_a_pools_task_is_one_line_for_all_ranks(
 def test_a_plan_that_takes_longer_than_a_round(start, embeddings, by_value, monkeypatch):
     from mbcl.orchestration.trial import planner_actor as module
 
-    monkeypatch.setattr(module.dist, "ROUND_SECONDS", 0.01)
+    monkeypatch.setattr(module.collectives, "ROUND_SECONDS", 0.01)
     gate, closed = (ray.remote(num_cpus=0, max_concurrency=100)(Gate).remote() for _ in range(2))
     service, told = service_of(start()), []
-    broadcast = module.dist.broadcast_object
+    broadcast = module.collectives.broadcast_object
 
     def tell(x, world):
         told.append(x)
@@ -288,13 +288,13 @@ def test_a_plan_that_takes_longer_than_a_round(start, embeddings, by_value, monk
             gate.let_through.remote()
         return broadcast(x, world)
 
-    monkeypatch.setattr(module.dist, "broadcast_object", tell)
+    monkeypatch.setattr(module.collectives, "broadcast_object", tell)
     service.request(KEY, embeddings, Gated(batch_size=16, k=8, gate=gate))
     assert service.receive(KEY).plan.digest == serial(SPECTRAL, embeddings).plan.digest
     assert told.count("waiting") >= 1
     assert set(told) == {"waiting", "ready"}
     monkeypatch.setattr(module, "PLAN_SECONDS", 0.05)
-    monkeypatch.setattr(module.dist, "broadcast_object", broadcast)
+    monkeypatch.setattr(module.collectives, "broadcast_object", broadcast)
     service.request(KEY, embeddings, Gated(batch_size=16, k=8, gate=closed))
     with pytest.raises(PlanError, match=r"no plan for epoch 3, round 1 within 0.05 s"):
         service.receive(KEY)
