@@ -139,7 +139,7 @@ def how_to_load(record: dict[str, Any], folder: str) -> dict[str, list[str]]:
     if torchvision["loads"]:
         arguments = "".join(f", {key}={value}" for key, value in torchvision["arguments"].items())
         state = f"torch.load({f'{folder}/{TORCH_FILE}'!r}, weights_only=True)"
-        dtype = ".double()" if record["experiment"]["train"]["precision"] == "float64" else ""
+        dtype = ".double()" if record["dtype"] == "float64" else ""
         lines["torchvision"] = [
             f"network = torchvision.models.get_model({torchvision['architecture']!r}{arguments}){dtype}",
             f"network.load_state_dict({state}, strict=False)",

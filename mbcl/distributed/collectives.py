@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-import torch.distributed as td
+import torch.distributed as td  # noqa: TID251
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 

@@ -75,11 +75,6 @@ class Errors:
     bound: float
 
     @property
-    def largest(self) -> float:
-        """Of all three."""
-        return max(self.loss, self.gradients, self.state)
-
-    @property
     def within(self) -> bool:
         """Whether all are put down to rounding; what is not finite never is."""
         return all(error <= self.bound < math.inf for error in (self.loss, self.gradients, self.state))

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from engine.runs import EXACT
 
 from mbcl.config.experiment import Experiment
 from mbcl.distributed.collectives import World
@@ -32,8 +33,6 @@ DRIVER, PLANNER, WORKER, EVALUATION = "ray::ImplicitFunc", "ray::Planner", "ray:
 CPUS = 2
 """Of the local Ray of the tests."""
 
-EXACT = 1e-9
-"""In float64 training magnifies what threads, workers and processors round otherwise to less than this."""
 SPACE: dict[str, Any] = {
     "question": "Does it run?",
     "seeds": [0],
@@ -104,6 +103,16 @@ def children(pid: int) -> list[int]:
     while todo:
         found.extend(more := parents.get(todo.pop(), []))
         todo.extend(more)
+    return found
+
+
+def processes(*titles: str) -> set[int]:
+    """The processes of this one's own Ray that have one of these titles."""
+    found = set()
+    for pid in children(os.getpid()):
+        with suppress(OSError):  # it has ended
+            if (Path("/proc") / str(pid) / "cmdline").read_text().startswith(titles):
+                found.add(pid)
     return found
 
 

@@ -33,9 +33,9 @@ from .helpers import (
     Quiet,
     alone,
     assert_as_alone,
-    children,
     free_cpus,
     job_of,
+    processes,
     shut,
 )
 
@@ -57,16 +57,6 @@ SHORT = Experiment.model_validate(SPACE["experiment"])
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> dict[str, float]:
     return alone(EXPERIMENT, tmp_path_factory.mktemp("undisturbed"))
-
-
-def processes(title: str) -> list[int]:
-    """The processes of this test's own Ray with that title."""
-    found = []
-    for pid in children(os.getpid()):
-        with suppress(OSError):
-            if title in (Path("/proc") / str(pid) / "cmdline").read_text():
-                found.append(pid)
-    return found
 
 
 def kill(pid: int) -> None:
@@ -113,7 +103,7 @@ class Attack(threading.Thread):
             rows = self.metrics.read_text().splitlines() if self.metrics.exists() else []
             hit = False
             gate = self.gates / str(len(self.done))
-            for pid in processes(title) if len(rows) >= after else []:
+            for pid in processes(title) if len(rows) >= after else ():
                 if self.moving and title != EVALUATION:  # which has nothing to do behind its gate
                     gate.unlink(missing_ok=True)
                 with suppress(ProcessLookupError):

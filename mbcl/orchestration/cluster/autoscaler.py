@@ -10,8 +10,8 @@ from typing import Any
 
 import ray
 import yaml
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray._private.state import state
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS  # noqa: TID251
+from ray._private.state import state  # noqa: TID251
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get

@@ -190,9 +190,9 @@ def check_answers(address: str) -> None:
 def _check_is_ray(address: str) -> None:
     """Ask what listens there as Ray's processes ask each other. Ray's own client of it ends the process in the end."""
     import grpc
-    from ray._private.gcs_utils import create_gcs_channel
-    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]  # made when loaded
-    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+    from ray._private.gcs_utils import create_gcs_channel  # noqa: TID251
+    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]  # made when loaded  # noqa: TID251
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub  # noqa: TID251
     from ray.exceptions import AuthenticationError
 
     try:

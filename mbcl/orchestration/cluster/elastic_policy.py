@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray._private.state import state
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, NoopDecision, ResizeDecision
+from ray._private.state import state  # noqa: TID251
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]  # noqa: TID251
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, NoopDecision, ResizeDecision  # noqa: TID251
 from ray.train.v2.api.config import ScalingConfig
 
 from mbcl.orchestration.cluster import autoscaler
@@ -90,7 +90,7 @@ def places(asked: Mapping[str, float]) -> int:
         asked: what a worker needs, by resource.
     """
     leaving = state.get_draining_nodes()
-    free = ray._private.state.available_resources_per_node()
+    free = ray._private.state.available_resources_per_node()  # noqa: TID251
     own = _own_reservations()
     total = 0
     for node in ray.nodes():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ray.exceptions import RayError
-from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError  # noqa: TID251
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision  # noqa: TID251
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 

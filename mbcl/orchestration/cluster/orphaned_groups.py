@@ -11,8 +11,8 @@ from __future__ import annotations
 import time
 
 import ray
-from ray._private.state import state
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+from ray._private.state import state  # noqa: TID251
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]  # noqa: TID251
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 DEAD = "DEAD"

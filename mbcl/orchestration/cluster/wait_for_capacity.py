@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 import ray
-from ray._private.state import state
+from ray._private.state import state  # noqa: TID251
 
 from mbcl.errors import MbclError
 from mbcl.orchestration.cluster import autoscaler

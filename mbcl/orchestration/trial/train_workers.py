@@ -16,7 +16,7 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, get_device
-from ray.train.v2._internal.execution.context import get_train_context as get_internal_train_context
+from ray.train.v2._internal.execution.context import get_train_context as get_internal_train_context  # noqa: TID251
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 

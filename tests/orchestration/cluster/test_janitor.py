@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from patience import PATIENCE, wait_for
 
-from ..helpers import ROOT, apart, children, line_of
+from ..helpers import ROOT, apart, line_of, processes
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
@@ -71,14 +68,8 @@ def left_by_a_killed_job(address: str) -> int:
         process.send_signal(signal.SIGKILL)
     own = ray.get_runtime_context().get_job_id()
     wait_for(lambda: all(job["IsDead"] for job in state.job_table() if job["JobID"] != own))
-    wait_for(lambda: not [pid for pid in children(os.getpid()) if b"ray::Maker" in command_line(pid)])
+    wait_for(lambda: not processes("ray::Maker"))
     return len(groups_of_actors())
-
-
-def command_line(pid: int) -> bytes:
-    with suppress(OSError):
-        return (Path("/proc") / str(pid) / "cmdline").read_bytes()
-    return b""
 
 
 def kill_and_join() -> dict[str, int]:

@@ -15,29 +15,16 @@ from mbcl.io.ownership import claim
 from mbcl.io.store import LocalStore
 from mbcl.study.record import StudyRecord, TrialRecord, read_study
 
-from ..helpers import CPUS, SPACE, WORKER, Gate, apart, children, free_cpus, job_of, shut
+from ..helpers import CPUS, DRIVER, PLANNER, SPACE, WORKER, Gate, apart, free_cpus, job_of, processes, shut
 
 pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray")
 
-TITLES = ("ray::RayTrainWorker", "ray::Planner", "ray::TrainController", "ray::ImplicitFunc")
+TITLES = (DRIVER, PLANNER, WORKER, "ray::TrainController")
+"""Of the processes of a running trial."""
 EPOCHS = 3
 ASHA = {"name": "asha", "grace_period": 1, "reduction_factor": 10}
 MEDIAN = {"name": "median", "grace_period": 1, "min_samples_required": 1}
-
-
-def of_trials() -> set[int]:
-    """The processes of this test's own Ray that belong to a running trial."""
-    import os
-
-    found = set()
-    for pid in children(os.getpid()):
-        try:
-            if (Path("/proc") / str(pid) / "cmdline").read_text().startswith(TITLES):
-                found.add(pid)
-        except OSError:
-            continue
-    return found
 
 
 def groups() -> set[str]:
@@ -72,7 +59,7 @@ class Undertaker:
 
     def ended(self, trial_id: str) -> None:
         if self.study.trials[trial_id].status == "stopped" and self.study.trials[trial_id].attempts:
-            pids, held = of_trials(), groups()
+            pids, held = processes(*TITLES), groups()
             assert len(pids) >= 4, "driver, controller, worker and planner"
             assert len(held) == 1
             thread = threading.Thread(target=self._measure, args=(trial_id, pids, held))
@@ -83,7 +70,7 @@ class Undertaker:
 
     def _measure(self, trial_id: str, pids: set[int], held: set[str]) -> None:
         start = time.monotonic()
-        wait_for(lambda: not (pids & of_trials() or held & groups()), every=0.1)
+        wait_for(lambda: not (pids & processes(*TITLES) or held & groups()), every=0.1)
         self.seconds[trial_id] = time.monotonic() - start
 
 
