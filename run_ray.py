@@ -69,15 +69,15 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parser().parse_args(arguments)
-    signals.listen(anew=True)
+    signals.install_handlers(anew=True)
     try:
         # These take seconds, in which an interrupt is one line, too.
         from mbcl import report
-        from mbcl.orchestration.study import Request, run
+        from mbcl.orchestration.study import StudyOptions, run
     except KeyboardInterrupt:
         sys.stderr.write(f"error: {signals.BEFORE}\n")
         return signals.EXIT_INTERRUPTED
-    request = Request(**{**vars(options), "overrides": tuple(options.overrides)})
+    request = StudyOptions(**{**vars(options), "overrides": tuple(options.overrides)})
     return run(request, report.write)
 
 

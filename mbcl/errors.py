@@ -38,7 +38,7 @@ class CheckpointError(ConfigError):
     """A checkpoint is missing, damaged or another experiment's. Commands end with exit code 2."""
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """``1 trial``, ``2 trials``: a number of things whose plural ends in s."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 

@@ -49,8 +49,7 @@ def _serve(rank: int, size: int, rendezvous: str, pipe: Connection) -> None:
 
 @contextmanager
 def short_rounds() -> Iterator[Callable[[int], None]]:
-    """On a rank: rounds of :func:`mbcl.distributed.collectives.meanwhile` are short, and what is yielded waits until so
-    many have passed.
+    """On a rank: rounds of ``run_while_ranks_wait`` are short, and what is yielded waits until so many have passed.
 
     Work that waits so takes longer than any collective: it never ends where ranks do not meet meanwhile.
     """

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mbcl.errors import ConfigError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.registry import Registry
-from mbcl.samplers import OSGD, Shuffle, examine
+from mbcl.samplers import OSGD, Shuffle, check_plan
 from mbcl.seeding import derive, numpy_generator, torch_generator
 
 
@@ -188,9 +188,9 @@ def test_damaged_plan_files(tmp_path):
 def test_plans_that_keep_their_promise_pass_the_examination():
     shuffle = Shuffle(batch_size=2)
     sound = plan([[0, 1], [3, 2]])
-    assert examine(sound, shuffle, 5) is sound
+    assert check_plan(sound, shuffle, 5) is sound
     scored = plan([[0, 1]], scores=torch.tensor([0.5], dtype=torch.float64))
-    assert examine(scored, OSGD(batch_size=2, k=2, q=1), 5) is scored, "half of the samples are promised"
+    assert check_plan(scored, OSGD(batch_size=2, k=2, q=1), 5) is scored, "half of the samples are promised"
 
 
 @pytest.mark.parametrize(
@@ -206,12 +206,12 @@ def test_plans_that_keep_their_promise_pass_the_examination():
 )
 def test_plans_that_break_their_promise(rows, more, expected):
     with pytest.raises(PlanError, match=expected):
-        examine(plan(rows, **more), Shuffle(batch_size=2), 5)
+        check_plan(plan(rows, **more), Shuffle(batch_size=2), 5)
 
 
 def test_a_sampler_that_may_repeat_but_covers_must_cover():
     class Loose(Shuffle):
-        distinct = False
+        no_repeats = False
 
     with pytest.raises(PlanError, match="test: promises 4 of the 5 samples, visits 3"):
-        examine(plan([[0, 1], [1, 2]]), Loose(batch_size=2), 5)
+        check_plan(plan([[0, 1], [1, 2]]), Loose(batch_size=2), 5)

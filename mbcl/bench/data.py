@@ -29,7 +29,7 @@ _LEAST_SIZE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class DataBenchSettings:
     """What is measured; see ``mbcl bench data --help``."""
 
     sizes: Sequence[int]
@@ -76,7 +76,7 @@ class Row:
     least: float
 
 
-def bench_data(settings: Settings) -> list[Row]:
+def bench_data(settings: DataBenchSettings) -> list[Row]:
     """Measure, print a table, and write ``data.json`` if asked.
 
     Raises:
@@ -114,7 +114,7 @@ def images_of(num: int, size: int) -> ImageSet:
     return ImageSet(pixels, labels, "bench", ViewRecipe(), mean=_MEAN, std=_STD, image_size=size)
 
 
-def _rows(images: ImageSet, settings: Settings) -> Iterator[Row]:
+def _rows(images: ImageSet, settings: DataBenchSettings) -> Iterator[Row]:
     pipelines: dict[str, Callable[[], int]] = {
         f"whole batches, {settings.device}": lambda: whole_batches(images, settings.batch_size, settings.device)
     }
@@ -185,7 +185,7 @@ class UsualViews(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return self._chain(picture), self._chain(picture)
 
 
-def _table(rows: Sequence[Row], settings: Settings) -> Table:
+def _table(rows: Sequence[Row], settings: DataBenchSettings) -> Table:
     table = Table(title=f"views a second, best of {settings.repeats}; batches of {settings.batch_size}")
     for column in ("size", "pipeline", "views a second", "of one at a time, 0 workers"):
         table.add_column(column, justify="left" if column == "pipeline" else "right")

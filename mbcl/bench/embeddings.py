@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mbcl.data.datasets import fashion_mnist
-from mbcl.data.datasets.request import Request
+from mbcl.data.datasets.request import DatasetRequest
 from mbcl.functional import nt_xent
 from mbcl.plan import Embeddings
 from mbcl.seeding import derive, numpy_generator
@@ -168,7 +168,7 @@ def train_encoder(images_NHW: NDArray[np.float32], seed: int, steps: int) -> nn.
 
 
 def _fashion(data_dir: str | None, num_samples: int) -> tuple[NDArray[np.float32], Tensor]:
-    train = fashion_mnist.read(Request(dir=data_dir)).train
+    train = fashion_mnist.read(DatasetRequest(dir=data_dir)).train
     return (train.images[:num_samples, 0].float() / 255).numpy(), train.labels[:num_samples]
 
 

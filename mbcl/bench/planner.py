@@ -29,7 +29,7 @@ Column = tuple[str, Callable[[Row], str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class PlannerBenchSettings:
     """What is measured; see ``mbcl bench planner --help``."""
 
     data_sets: Sequence[str]
@@ -82,7 +82,7 @@ class Settings:
         return specs
 
 
-def bench_planner(settings: Settings) -> None:
+def bench_planner(settings: PlannerBenchSettings) -> None:
     """Measure, print tables as they are found, and write ``planner.json`` if a folder is given."""
     specs = settings.check()
     store = None if settings.out is None else open_store(settings.out)
@@ -98,7 +98,9 @@ def bench_planner(settings: Settings) -> None:
         _measure(settings, specs, console, record, store)
 
 
-def _measure(settings: Settings, specs: Sequence[Spec], console: Console, record: Row, store: Store | None) -> None:
+def _measure(
+    settings: PlannerBenchSettings, specs: Sequence[Spec], console: Console, record: Row, store: Store | None
+) -> None:
     library = Library(settings.data_dir, settings.device)
     protocol = Protocol(
         settings.batch_size,
@@ -132,7 +134,7 @@ def _save(store: Store | None, record: Row) -> None:
         write_text(store, FILE, json.dumps(record, indent=1))
 
 
-def _available(settings: Settings, library: Library, console: Console) -> list[str]:
+def _available(settings: PlannerBenchSettings, library: Library, console: Console) -> list[str]:
     """The data sets that can be made here; a line for each of the others.
 
     Raises:
@@ -173,7 +175,7 @@ def _warm_up(
 
 
 def _whole(
-    settings: Settings,
+    settings: PlannerBenchSettings,
     num_samples: int,
     names: Sequence[str],
     library: Library,
@@ -204,7 +206,7 @@ def _seconds(row: Row) -> str:
     return "" if row["method"] == RANDOM else f"{row['seconds']:.2f}"
 
 
-def _growth(settings: Settings, specs: Sequence[Spec], console: Console) -> list[Row]:
+def _growth(settings: PlannerBenchSettings, specs: Sequence[Spec], console: Console) -> list[Row]:
     rows = []
     with console.status("growth"):
         for row in grow(

@@ -117,7 +117,7 @@ def _train(arguments: argparse.Namespace) -> int:
             store=store,
             observers=[lines] if lines else [],
             run_id=Path(arguments.out).name,
-            say=lines.say if lines else None,
+            log=lines.log if lines else None,
         )
     except KeyboardInterrupt:
         if world.rank == 0:
@@ -208,13 +208,13 @@ def _write_synthetic(store: Any, outcome: Any) -> None:
 
 def _bench_ray(arguments: argparse.Namespace) -> int:
     try:
-        from mbcl.orchestration.bench import Settings, bench_ray
+        from mbcl.orchestration.bench import RayBenchSettings, bench_ray
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed; pip install 'mbcl[ray]'") from error
     from mbcl import report
 
     settings = {key: value for key, value in vars(arguments).items() if key != "run"}
-    return bench_ray(Settings(**settings), report.write)
+    return bench_ray(RayBenchSettings(**settings), report.write)
 
 
 def _add_doctor(commands: Any) -> None:

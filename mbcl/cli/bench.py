@@ -72,10 +72,10 @@ def _add_planner(kinds: Any) -> None:
 
 
 def _planner(arguments: argparse.Namespace) -> int:
-    from mbcl.bench.planner import Settings, bench_planner
+    from mbcl.bench.planner import PlannerBenchSettings, bench_planner
 
     settings = {key: value for key, value in vars(arguments).items() if key != "run"}
-    bench_planner(Settings(**settings))
+    bench_planner(PlannerBenchSettings(**settings))
     return 0
 
 
@@ -98,9 +98,9 @@ def _add_data(kinds: Any) -> None:
 
 
 def _data(arguments: argparse.Namespace) -> int:
-    from mbcl.bench.data import Settings, bench_data
+    from mbcl.bench.data import DataBenchSettings, bench_data
 
-    bench_data(Settings(**{key: value for key, value in vars(arguments).items() if key != "run"}))
+    bench_data(DataBenchSettings(**{key: value for key, value in vars(arguments).items() if key != "run"}))
     return 0
 
 

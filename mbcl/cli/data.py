@@ -71,12 +71,14 @@ def _pack(arguments: argparse.Namespace) -> int:
     request = request_of(dir=arguments.data_dir, image_size=arguments.image_size)
     options = {"out": out, "force": arguments.force}
     try:
-        with _progress() as tell:
+        with _progress() as on_progress:
             if folders is None:
-                for packed in pack_corrupted(arguments.data, dir=arguments.data_dir, tell=tell, **options):
+                for packed in pack_corrupted(
+                    arguments.data, dir=arguments.data_dir, on_progress=on_progress, **options
+                ):
                     _say_packed(packed)
             else:
-                _say_packed(folders.pack(request, tell=tell, **options))
+                _say_packed(folders.pack(request, on_progress=on_progress, **options))
     except OSError as error:
         what = f"{error.filename}: the pack cannot be written: {error.strerror}"
         raise ConfigError(f"{what}; --out chooses another folder") from error

@@ -128,7 +128,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             baselines=out.child(BASELINES),
             force=arguments.force,
             load=load,
-            say=lambda line: sys.stderr.write(f"{line}\n"),
+            log=lambda line: sys.stderr.write(f"{line}\n"),
             before=_before,
         )
         for name, experiment in experiments.items()

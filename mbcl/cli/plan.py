@@ -50,7 +50,7 @@ def add_plan(commands: Any) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from mbcl.planning.run import Request, run
+    from mbcl.planning.run import PlanRequest, run
 
     settings = {key: value for key, value in vars(arguments).items() if key not in ("run", "set")}
-    return run(Request(**settings, overrides=arguments.set))
+    return run(PlanRequest(**settings, overrides=arguments.set))

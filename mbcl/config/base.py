@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from mbcl.errors import ConfigError, nearest
 
 
-class Section(BaseModel):
+class ConfigModel(BaseModel):
     """A block of a configuration: immutable, typed strictly, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -134,7 +134,9 @@ def _describe(model: type[BaseModel] | None, error: ErrorDetails) -> str:
     if isinstance(cause, ConfigError):
         inner = str(cause)
         dotted = getattr(cause, "path", "")
-        return f"{'.'.join(part for part in (path, dotted) if part)}: {inner}" if path or dotted else inner
+        return (
+            f"{'.'.join(component for component in (path, dotted) if component)}: {inner}" if path or dotted else inner
+        )
     if error["type"] == "extra_forbidden":
         known = _known_keys(model, error["loc"])
         if not known:
@@ -188,7 +190,7 @@ def parameters_model(part: Callable[..., Any], provided: frozenset[str]) -> type
             continue
         default = ... if parameter.default is inspect.Parameter.empty else parameter.default
         fields[name] = (hints[name], default)
-    return create_model(f"{target.__name__}Parameters", __base__=Section, **fields)
+    return create_model(f"{target.__name__}Parameters", __base__=ConfigModel, **fields)
 
 
 class PathConfigError(ConfigError):
@@ -218,7 +220,7 @@ def validate_parameters(
         raise PathConfigError(path, text) from error
 
 
-class Part(dict[str, Any]):
+class Component(dict[str, Any]):
     """A registered part with its parameters: ``{name: spectral, k: 4}``, resolved to canonical name and defaults."""
 
     @property
@@ -236,8 +238,8 @@ Finder = Callable[[str], tuple[str, Callable[..., Any]]]
 """The canonical name and the class or factory behind a name."""
 
 
-def _resolver(find: Finder, *provided: str, fill: bool) -> Callable[[Any], Part]:
-    """A validator that turns a block with a name into a :class:`Part`.
+def _resolver(find: Finder, *provided: str, fill: bool) -> Callable[[Any], Component]:
+    """A validator that turns a block with a name into a :class:`Component`.
 
     Args:
         find: knows the parts of one kind.
@@ -245,17 +247,17 @@ def _resolver(find: Finder, *provided: str, fill: bool) -> Callable[[Any], Part]
         fill: whether parameters that are not given get their defaults; if not, the part has those that are given.
     """
 
-    def resolve(block: Any) -> Part:
+    def resolve(block: Any) -> Component:
         if not isinstance(block, dict) or not isinstance(block.get("name"), str):
             raise ConfigError(f"expected a block with a name, such as {{name: ...}}, found {block!r}")
         name, factory = find(block["name"])
         parameters = {key: value for key, value in block.items() if key != "name"}
         checked = validate_parameters(factory, parameters, frozenset(provided))
-        return Part(name=name, **{key: value for key, value in checked.items() if fill or key in parameters})
+        return Component(name=name, **{key: value for key, value in checked.items() if fill or key in parameters})
 
     return resolve
 
 
-def part(find: Finder, *provided: str, fill: bool = True) -> Any:
+def component(find: Finder, *provided: str, fill: bool = True) -> Any:
     """The type of a field that names a part; see :func:`_resolver`."""
     return Annotated[Any, BeforeValidator(_resolver(find, *provided, fill=fill)), PlainSerializer(dict)]

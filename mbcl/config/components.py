@@ -9,7 +9,7 @@ from typing import Any
 from mbcl.errors import ConfigError
 from mbcl.registry import Registry
 
-PARTS = {
+COMPONENTS = {
     "sampler": ("mbcl.samplers", "SAMPLERS"),
     "objective": ("mbcl.objectives", "OBJECTIVES"),
     "optimizer": ("mbcl.optim", "OPTIMIZERS"),
@@ -21,9 +21,9 @@ def registry_of(part: str) -> Registry[Any]:
     """What builds a part.
 
     Args:
-        part: a key of :data:`PARTS`.
+        part: a key of :data:`COMPONENTS`.
     """
-    module, name = PARTS[part]
+    module, name = COMPONENTS[part]
     registry: Registry[Any] = getattr(importlib.import_module(module), name)
     return registry
 

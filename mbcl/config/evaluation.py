@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mbcl.config.base import PathConfigError, Section
+from mbcl.config.base import ConfigModel, PathConfigError
 from mbcl.data import CORRUPTIONS
 from mbcl.errors import nearest
 
@@ -22,7 +22,7 @@ def _refuse_twice(key: str, values: Sequence[object]) -> None:
             raise PathConfigError(key, f"{value!r} is given twice")
 
 
-class Corrupted(Section):
+class Corrupted(ConfigModel):
     """Retrieval under corruption.
 
     ``meanings``: ``within``, as published: among the corrupted versions of one image, view 1 of a corruption must find
@@ -57,7 +57,7 @@ class Corrupted(Section):
         return self
 
 
-class Neighbours(Section):
+class Neighbours(ConfigModel):
     """The k-nearest-neighbour vote; see :func:`mbcl.metrics.knn`."""
 
     k: int = Field(default=20, ge=1)
@@ -65,7 +65,7 @@ class Neighbours(Section):
     temperature: float = Field(default=0.07, gt=0)
 
 
-class Probe(Section):
+class Probe(ConfigModel):
     """The linear probe, logistic regression; see :func:`mbcl.metrics.choose_probe`.
 
     ``penalties``: to choose from, by the accuracy on the share ``held_out`` of the training features.
@@ -75,7 +75,7 @@ class Probe(Section):
     held_out: float = Field(default=0.2, gt=0, lt=1)
 
 
-class Evaluation(Section):
+class Evaluation(ConfigModel):
     """What is measured once, at the end.
 
     ``split``: the images that are measured; the published evaluation took all training images, ``train`` are those

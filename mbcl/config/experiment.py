@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import torch
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from mbcl.config.base import Finder, Part, PathConfigError, Section, part, read_yaml, validate_parameters
+from mbcl.config.base import Component, ConfigModel, Finder, PathConfigError, component, read_yaml, validate_parameters
 from mbcl.config.evaluation import Evaluation
 from mbcl.data import DATASETS
 from mbcl.data.datasets.request import LARGEST_SIZE, LEAST_SIZE
@@ -31,7 +31,7 @@ def _in(registry: Registry[Any]) -> Finder:
     return lambda name: (registry.canonical(name), registry[name])
 
 
-class Data(Section):
+class Data(ConfigModel):
     """Which images, and how they are split.
 
     ``verify``: whether what is not official (checksums, counts), or has changed since it was packed, is a warning
@@ -52,7 +52,7 @@ class Data(Section):
         return self
 
 
-class Projector(Section):
+class Projector(ConfigModel):
     """The head between features and projections (published: 2 layers, 2048, 128); the encoder's activation if null."""
 
     layers: int = Field(default=2, ge=1, le=4)
@@ -61,14 +61,14 @@ class Projector(Section):
     activation: Activation | None = None
 
 
-class Schedule(Section):
+class Schedule(ConfigModel):
     """The learning rate over the epochs."""
 
     warmup_epochs: float = Field(default=10, ge=0)
     scale_lr: Literal["sqrt", "linear", "none"] = "sqrt"
 
 
-class EmbeddingSource(Section):
+class EmbeddingSource(ConfigModel):
     """How the embeddings that a sampler plans on are made.
 
     ``fresh``: a forward pass over all samples with the current weights. ``cached``: what the training steps of the
@@ -123,7 +123,7 @@ def _no_word(value: object) -> object:
     return value
 
 
-class PlannerSchedule(Section):
+class PlannerSchedule(ConfigModel):
     """Parameters of the sampler that change over the epochs, such as ``pool: {0: 1280, 50: 5120}``."""
 
     mix: Steps = {}
@@ -141,7 +141,7 @@ class PlannerSchedule(Section):
         return {parameter: value for parameter, first, value in self.steps() if first <= epoch}
 
 
-class Planner(Section):
+class Planner(ConfigModel):
     """Where and when batch plans are computed. Samplers without embeddings ignore all of it.
 
     ``where``: in Ray ``tasks``, or in the training ``worker``, as always where there is no Ray.
@@ -176,7 +176,7 @@ class Planner(Section):
 Precision = Literal["float32", "float64", "bf16", "fp16"]
 
 
-class Accumulation(Section):
+class Accumulation(ConfigModel):
     """A batch that is trained on in pieces, for less memory.
 
     ``cached``: two passes over chunks of the batch; the loss, the batch norms and the gradient are those of the whole
@@ -197,7 +197,7 @@ class Accumulation(Section):
         return self
 
 
-class Train(Section):
+class Train(ConfigModel):
     """How long, on how many samples at once, and how the numbers are computed."""
 
     epochs: int = Field(default=100, ge=1)
@@ -244,22 +244,22 @@ class Train(Section):
 
 
 if TYPE_CHECKING:
-    EncoderPart: TypeAlias = Part
-    ObjectivePart: TypeAlias = Part
-    SamplerPart: TypeAlias = Part
-    OptimizerPart: TypeAlias = Part
+    EncoderPart: TypeAlias = Component
+    ObjectivePart: TypeAlias = Component
+    SamplerPart: TypeAlias = Component
+    OptimizerPart: TypeAlias = Component
 else:
-    EncoderPart = part(_in(ENCODERS), "in_channels", "architecture")
-    ObjectivePart = part(_in(OBJECTIVES), "num_samples")
-    SamplerPart = part(_in(SAMPLERS), "batch_size")
-    OptimizerPart = part(_in(OPTIMIZERS), "params")
+    EncoderPart = component(_in(ENCODERS), "in_channels", "architecture")
+    ObjectivePart = component(_in(OBJECTIVES), "num_samples")
+    SamplerPart = component(_in(SAMPLERS), "batch_size")
+    OptimizerPart = component(_in(OPTIMIZERS), "params")
 
 
 def _default(name: str) -> Any:
     return Field(default={"name": name}, validate_default=True)
 
 
-class Experiment(Section):
+class Experiment(ConfigModel):
     """One experiment. ``mbcl train --config`` reads this block alone."""
 
     seed: int = Field(default=0, ge=0)
@@ -300,7 +300,7 @@ class Experiment(Section):
                 raise PathConfigError(key, str(error)) from error
         self._check_schedule()
         for sampler in self.samplers().values():
-            if self.embeddings.source == "cached" and sampler.needs_embeddings and not sampler.covers:
+            if self.embeddings.source == "cached" and sampler.needs_embeddings and not sampler.covers_all:
                 raise PathConfigError(
                     "embeddings.source",
                     f"found cached, but {sampler.name} trains on a part of the samples, so the others' embeddings "

@@ -30,7 +30,7 @@ class EpochLines:
         if self._status:
             self._status.start()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line before or between the epochs'."""
         self._console.print(text, soft_wrap=True, markup=False)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from mbcl.config.components import PARTS, registry_of
+from mbcl.config.components import COMPONENTS, registry_of
 from mbcl.data import CORRUPTED, DATASETS, describe
 from mbcl.errors import ConfigError, nearest
 from mbcl.registry import Registry
@@ -31,7 +31,7 @@ def _parts(kind: str, registry: Registry[Any]) -> Iterator[str]:
         yield f"      {summary}"
 
 
-KINDS = {f"{part}s": part for part in PARTS}
+KINDS = {f"{part}s": part for part in COMPONENTS}
 """What ``mbcl list`` calls them."""
 
 
@@ -61,8 +61,8 @@ def explain(name: str) -> str:
     for kind, part in KINDS.items():
         with suppress(ConfigError):
             return f"{part} {about(kind, name)}"
-    known = [known for part in PARTS for known in registry_of(part)]
-    *others, last = PARTS
+    known = [known for part in COMPONENTS for known in registry_of(part)]
+    *others, last = COMPONENTS
     raise ConfigError(f"no {', '.join(others)} or {last} is called {name!r}; {nearest(name, known)}")
 
 

@@ -10,7 +10,7 @@ from mbcl.data.corrupted.official_sets import (
     pack_corrupted,
 )
 from mbcl.data.corruptions import CORRUPTIONS, corrupt
-from mbcl.data.datasets.registry import DATASETS, Source, describe, load, request_of
+from mbcl.data.datasets.registry import DATASETS, DatasetSpec, describe, load, request_of
 from mbcl.data.images import ImageSet, Splits, split_validation
 from mbcl.data.views.augment import augment, clean, clean_views, make_views
 from mbcl.data.views.recipe import IDENTITY, ViewRecipe
@@ -21,7 +21,7 @@ __all__ = [
     "DATASETS",
     "IDENTITY",
     "ImageSet",
-    "Source",
+    "DatasetSpec",
     "Splits",
     "ViewRecipe",
     "augment",

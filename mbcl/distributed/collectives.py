@@ -25,7 +25,7 @@ from mbcl.errors import MbclError
 
 R = TypeVar("R")
 
-MEETING_SECONDS = 300
+RENDEZVOUS_SECONDS = 300
 """How long processes that meet at a file wait for each other."""
 ROUND_SECONDS = 60.0
 """How long a rank works before it meets the others: well below what a collective may take."""
@@ -75,7 +75,7 @@ def init_from_file(rendezvous: Path, rank: int, size: int) -> World:
         init_method=f"file://{rendezvous}",
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=MEETING_SECONDS),
+        timeout=timedelta(seconds=RENDEZVOUS_SECONDS),
     )
     return current()
 
@@ -128,12 +128,12 @@ def gather_objects(value: Any, world: World) -> list[Any]:
     if world.size == 1:
         return [value]
     content = pickle.dumps(value)
-    lengths = gather(torch.tensor([len(content)]), world).tolist()
-    parts = gather(_bytes(content), world).split(lengths)
+    lengths = all_gather_ragged(torch.tensor([len(content)]), world).tolist()
+    parts = all_gather_ragged(_bytes(content), world).split(lengths)
     return [pickle.loads(part.numpy().tobytes()) for part in parts]
 
 
-def agree(error: MbclError | None, world: World) -> None:
+def raise_on_any_rank(error: MbclError | None, world: World) -> None:
     """Go on only if no rank failed, so that none waits in a collective for one that has stopped.
 
     Args:
@@ -152,8 +152,8 @@ def agree(error: MbclError | None, world: World) -> None:
             raise (failure[0] or MbclError)(f"rank {rank}: {failure[1]}")
 
 
-def agreed(function: Callable[..., R], world: World, *arguments: Any) -> R:
-    """Call a function that may fail on one rank alone; then every rank raises, as :func:`agree` says.
+def run_and_sync_errors(function: Callable[..., R], world: World, *arguments: Any) -> R:
+    """Call a function that may fail on one rank alone; then every rank raises, as :func:`raise_on_any_rank` says.
 
     Raises:
         MbclError: on every rank alike.
@@ -163,11 +163,11 @@ def agreed(function: Callable[..., R], world: World, *arguments: Any) -> R:
         result = function(*arguments)
     except MbclError as caught:
         error = caught
-    agree(error, world)
+    raise_on_any_rank(error, world)
     return result
 
 
-def meanwhile(function: Callable[..., R], world: World, *arguments: Any) -> R:
+def run_while_ranks_wait(function: Callable[..., R], world: World, *arguments: Any) -> R:
     """Call a function that may take longer than a collective waits; it has no collectives of its own.
 
     It runs in a thread. All ranks, which call this with functions of their own, meet every round until all have ended,
@@ -201,7 +201,7 @@ def _bytes(content: bytes) -> Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
-def gather(x: Tensor, world: World) -> Tensor:
+def all_gather_ragged(x: Tensor, world: World) -> Tensor:
     """All ranks' rows in rank order, without gradient; the ranks may hold different numbers of rows.
 
     Args:
@@ -227,7 +227,7 @@ def gather(x: Tensor, world: World) -> Tensor:
     return torch.cat(rows).to(x.device)
 
 
-def stack(x: Tensor, world: World) -> Tensor:
+def all_gather_stack(x: Tensor, world: World) -> Tensor:
     """All ranks' tensors one above the other in rank order, without gradient.
 
     Args:

@@ -208,6 +208,6 @@ def convert_sync_batchnorm(model: M, world: World) -> M:
 def _sync_forward(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     layer._check_input_dim(x)  # type: ignore[no-untyped-call]
     world = collectives.current()
-    mean, var, count = merge_moments(collectives.stack(moments(x), world))
+    mean, var, count = merge_moments(collectives.all_gather_stack(moments(x), world))
     update_running(layer, mean, var, count)
     return normalise(layer, x, mean, var, count, partial(collectives.all_reduce_sum, world=world))

@@ -4,15 +4,15 @@ from mbcl.engine.evaluation_checks import check_evaluation
 from mbcl.engine.plan_service import LocalPlanService, make_plan, share_plan
 from mbcl.engine.planning_costs import planning_cost
 from mbcl.engine.protocols import Observer, PlanKey, PlannedBatches, PlanService, Row
-from mbcl.engine.setup import Facts, SplitData, check_model, facts_of, load_data
+from mbcl.engine.setup import DataSizes, SplitData, check_model, data_sizes, load_data
 from mbcl.engine.tracking import check_trackers
-from mbcl.engine.trainer import Outcome, Trainer, train
+from mbcl.engine.trainer import Trainer, TrainingOutcome, train
 
 __all__ = [
-    "Facts",
+    "DataSizes",
     "LocalPlanService",
     "Observer",
-    "Outcome",
+    "TrainingOutcome",
     "PlanKey",
     "PlanService",
     "PlannedBatches",
@@ -22,7 +22,7 @@ __all__ = [
     "check_evaluation",
     "check_model",
     "check_trackers",
-    "facts_of",
+    "data_sizes",
     "load_data",
     "make_plan",
     "planning_cost",

@@ -9,19 +9,19 @@ from mbcl.distributed.collectives import World
 from mbcl.distributed.sync_batchnorm import convert_sync_batchnorm
 from mbcl.engine.evaluation_checks import check_evaluation
 from mbcl.engine.precision import Compute, compiled
-from mbcl.engine.setup import Facts, SplitData, check_model, facts_of, load_data
-from mbcl.engine.step import Learner, wrap
+from mbcl.engine.setup import DataSizes, SplitData, check_model, data_sizes, load_data
+from mbcl.engine.step import Learner, wrap_ddp
 from mbcl.models import ContrastiveModel
 
 
-def load_parts(experiment: Experiment) -> tuple[SplitData, Facts, ContrastiveModel]:
+def load_parts(experiment: Experiment) -> tuple[SplitData, DataSizes, ContrastiveModel]:
     """The data, what their sizes decide, and the model with its initial weights.
 
     Raises:
         ConfigError: if data are missing or do not fit the experiment.
     """
     data = load_data(experiment.data, seed=experiment.seed)
-    facts = facts_of(experiment, data)
+    facts = data_sizes(experiment, data)
     check_evaluation(experiment.evaluation, data, name=experiment.data.name, verify=experiment.data.verify)
     return data, facts, check_model(experiment, data)
 
@@ -43,7 +43,7 @@ def build_learner(experiment: Experiment, data: SplitData, model: ContrastiveMod
     if world.size > 1 and train.sync_batchnorm:
         model = convert_sync_batchnorm(model, world)
     model = cast(ContrastiveModel, compute.place(model)).train()
-    network = model if train.accumulation.mode == "cached" else wrap(model, world)
+    network = model if train.accumulation.mode == "cached" else wrap_ddp(model, world)
     return Learner(
         model=model,
         network=compiled(network, world.device) if train.compile else network,

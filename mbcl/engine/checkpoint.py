@@ -21,7 +21,7 @@ import torch
 from mbcl.errors import CheckpointError
 from mbcl.io.store import LocalStore, Store, read_text, write_text
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 _MANIFEST = "manifest.json"
@@ -169,7 +169,7 @@ def load(store: Store, name: str) -> Checkpoint:
         raise CheckpointError(f"{folder.uri}: damaged: {str(error).splitlines()[0]}") from error
 
 
-def look_over(store: Store) -> tuple[Checkpoint | None, list[str]]:
+def find_latest_valid(store: Store) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint, and what is wrong with those after it, newest first."""
     wrong: list[str] = []
     for name in reversed(names(store)):
@@ -182,9 +182,9 @@ def look_over(store: Store) -> tuple[Checkpoint | None, list[str]]:
 
 def latest(store: Store) -> Checkpoint | None:
     """The newest checkpoint that is whole; damaged ones are passed over with a warning. None if there is none."""
-    found, wrong = look_over(store)
+    found, wrong = find_latest_valid(store)
     for line in wrong:
-        log.warning("%s; trying the one before", line)
+        logger.warning("%s; trying the one before", line)
     return found
 
 
@@ -197,7 +197,7 @@ def best(store: Store) -> Checkpoint | None:
         try:
             other = load(store, name)
         except CheckpointError as error:
-            log.warning("%s; passed over", error)
+            logger.warning("%s; passed over", error)
             continue
         score = other.meta["row"].get(BEST_BY)
         if score is not None and (found is None or score >= found.meta["row"][BEST_BY]):

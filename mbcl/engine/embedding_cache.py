@@ -70,7 +70,7 @@ class EmbeddingCache:
 
     def _compact(self) -> tuple[Tensor, Tensor, Tensor]:
         """Drop what is out of date here or on account of another rank's rows."""
-        everyone = collectives.gather(self._times[None], self._world)
+        everyone = collectives.all_gather_ragged(self._times[None], self._world)
         newest = everyone.max(dim=0).values
         # At one time a sample is one rank's work, so there is one owner.
         owner = (everyone == newest).to(torch.uint8).argmax(dim=0)
@@ -90,7 +90,7 @@ class EmbeddingCache:
         return float((epoch - made_in).double().mean())
 
     def _newest(self) -> Tensor:
-        return collectives.gather(self._times[None], self._world).max(dim=0).values
+        return collectives.all_gather_ragged(self._times[None], self._world).max(dim=0).values
 
     def state_dict(self) -> dict[str, Any]:
         """All ranks' rows by position, on the CPU: (N, D) twice and (N,) times, and the time of the first.
@@ -99,7 +99,7 @@ class EmbeddingCache:
         """
         if not self._rows:
             return {}
-        positions, z1, z2 = (collectives.gather(x.cpu(), self._world) for x in self._compact())
+        positions, z1, z2 = (collectives.all_gather_ragged(x.cpu(), self._world) for x in self._compact())
         order = torch.argsort(positions)
         times = self._newest()[positions[order]]
         return {

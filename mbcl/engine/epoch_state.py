@@ -22,7 +22,7 @@ STAGES = ("train", "embed", "wait", "eval")
 
 
 @dataclass(frozen=True)
-class PlanFacts:
+class PlanMetrics:
     """What is known about a plan that was made from embeddings.
 
     Args:
@@ -84,7 +84,7 @@ class EpochProgress:
     plan: BatchPlan | None = None
     cursor: int = 0
     round: int = 0
-    facts: list[PlanFacts] = field(default_factory=list)
+    facts: list[PlanMetrics] = field(default_factory=list)
     losses: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     skipped: int = 0
     visited: Tensor = field(default=None)  # type: ignore[assignment]  # filled below
@@ -110,7 +110,7 @@ class EpochProgress:
             return 0
         return self.round + 1 if self.cursor == len(self.plan) else None
 
-    def begin(self, plan: BatchPlan, facts: PlanFacts | None) -> None:
+    def begin(self, plan: BatchPlan, facts: PlanMetrics | None) -> None:
         """Take up a plan, made from embeddings if there are facts about it."""
         self.plan, self.cursor, self.round = plan, 0, plan.round
         if facts is not None:
@@ -193,7 +193,7 @@ class EpochProgress:
             plan=plan_of(state["plan"]),
             cursor=state["cursor"],
             round=state["round"],
-            facts=[PlanFacts(**facts) for facts in state["facts"]],
+            facts=[PlanMetrics(**facts) for facts in state["facts"]],
             losses=state["losses"],
             skipped=state["skipped"],
             visited=state["visited"],

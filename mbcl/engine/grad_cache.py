@@ -161,7 +161,7 @@ class _Segment:
             if not parts:
                 return outputs
             assert not outputs, "all chunks pass the same batch norms"
-            mean, var, count = merge_moments(collectives.stack(torch.stack(parts), self.world).flatten(0, 1))
+            mean, var, count = merge_moments(collectives.all_gather_stack(torch.stack(parts), self.world).flatten(0, 1))
             update_running(reached, mean, var, count)
             self.statistics.append(_Statistics(reached, mean.to(dtype), var.to(dtype), count))
 

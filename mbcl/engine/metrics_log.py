@@ -12,10 +12,10 @@ import yaml
 from mbcl.config.experiment import Experiment
 from mbcl.engine.checkpoint import UNREADABLE
 from mbcl.engine.protocols import Row
-from mbcl.engine.setup import Facts
+from mbcl.engine.setup import DataSizes
 from mbcl.io.store import Store, write_text
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
@@ -49,7 +49,7 @@ def empty_row() -> dict[str, float | int | None]:
     return dict.fromkeys(KEYS)
 
 
-def write_config(store: Store, experiment: Experiment, facts: Facts) -> None:
+def write_config(store: Store, experiment: Experiment, facts: DataSizes) -> None:
     """Write the resolved experiment, and what the data's sizes decided, as ``config.yaml``."""
     content = experiment.model_dump(mode="json")
     facts_text = "".join(f"#   {key}: {value}\n" for key, value in asdict(facts).items())
@@ -101,13 +101,13 @@ def read_rows(store: Store) -> list[Row]:
     Raises:
         OSError: if storage cannot be reached.
     """
-    rows, wrong = look_over(store)
+    rows, wrong = read_valid_rows(store)
     for line in wrong:
-        log.warning("%s", line)
+        logger.warning("%s", line)
     return rows
 
 
-def look_over(store: Store) -> tuple[list[Row], list[str]]:
+def read_valid_rows(store: Store) -> tuple[list[Row], list[str]]:
     """The rows of a trial, and what is wrong with its file, a line each.
 
     Raises:

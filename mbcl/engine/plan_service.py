@@ -20,9 +20,9 @@ from mbcl.engine.background import BackgroundProcess
 from mbcl.engine.protocols import PlanKey, PlannedBatches
 from mbcl.errors import MbclError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers import PoolMap, PoolSampler, Sampler, examine, quality, serial
+from mbcl.samplers import PoolMap, PoolSampler, Sampler, check_plan, quality, serial
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 DEFAULT_TEMPERATURE = 0.1
 
@@ -57,7 +57,7 @@ def make_plan(
         plans = sampler.plan_rounds(num_samples, embeddings, rounds=rounds, **arguments)
     else:
         plans = [sampler.plan(num_samples, embeddings, round=number, **arguments) for number in rounds]
-    plan = _joined([examine(plan, sampler, num_samples) for plan in plans])
+    plan = _joined([check_plan(plan, sampler, num_samples) for plan in plans])
     temperature = getattr(sampler, "temperature", DEFAULT_TEMPERATURE)
     scored = quality(plan, embeddings, temperature=temperature, seed=seed)
     if not math.isfinite(scored["loss"]):
@@ -109,9 +109,9 @@ class LocalPlanService:
     def request(self, key: PlanKey, shard: Embeddings, sampler: Sampler, *, ahead: bool = False) -> None:
         """Gather all shards, and have the plan made if it is requested ahead."""
         gathered = Embeddings(
-            collectives.gather(shard.z1, self._world),
-            collectives.gather(shard.z2, self._world),
-            collectives.gather(shard.indices, self._world),
+            collectives.all_gather_ragged(shard.z1, self._world),
+            collectives.all_gather_ragged(shard.z2, self._world),
+            collectives.all_gather_ragged(shard.indices, self._world),
         )
         if self._world.rank != 0:
             self._waiting[key] = lambda: None
@@ -136,7 +136,7 @@ class LocalPlanService:
             try:
                 return _from_wire(future.result())
             except BrokenProcessPool:
-                log.warning("the process that planned epoch %d was lost; the plan is made again here", key.epoch)
+                logger.warning("the process that planned epoch %d was lost; the plan is made again here", key.epoch)
                 return make()
             except Exception as error:  # what could not travel
                 return failure(error)
@@ -147,7 +147,7 @@ class LocalPlanService:
         """Plan on rank 0, or wait for the plan that is being made, and broadcast."""
         assert key in self._waiting, f"{key} was not requested"
         give = self._waiting.pop(key)
-        return share_plan(collectives.meanwhile(give, self._world), self._world)
+        return share_plan(collectives.run_while_ranks_wait(give, self._world), self._world)
 
     def close(self) -> None:
         """End the background process."""
@@ -169,7 +169,7 @@ def failure(error: BaseException) -> MbclError:
     """What all ranks are told: one line. What nobody expected goes to the log with its traceback."""
     if isinstance(error, MbclError):
         return error
-    log.error("planning failed", exc_info=error)
+    logger.error("planning failed", exc_info=error)
     reason = " ".join(str(error).split())
     return PlanError(f"planning failed: {type(error).__name__}: {reason}")
 

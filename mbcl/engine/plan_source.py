@@ -12,13 +12,13 @@ from mbcl.data import ImageSet
 from mbcl.distributed import collectives
 from mbcl.engine.embedding_cache import EmbeddingCache
 from mbcl.engine.embedding_pass import ViewKey, embed
-from mbcl.engine.epoch_state import EpochProgress, PlanFacts, plan_of, plan_state
+from mbcl.engine.epoch_state import EpochProgress, PlanMetrics, plan_of, plan_state
 from mbcl.engine.precision import Compute
 from mbcl.engine.protocols import PlanKey, PlannedBatches, PlanService
-from mbcl.engine.step import Learner, Stepped
+from mbcl.engine.step import Learner, StepOutput
 from mbcl.errors import PlanError, TrainingError
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers import Sampler, Shuffle, examine
+from mbcl.samplers import Sampler, Shuffle, check_plan
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class MadePlan:
     planned: PlannedBatches
     made_in: float
 
-    def facts(self, epoch: int) -> PlanFacts:
+    def metrics(self, epoch: int) -> PlanMetrics:
         """What is said of the plan in the epoch that trains on it; planning took its time in the first such one."""
         planned = self.planned
-        return PlanFacts(
+        return PlanMetrics(
             seconds=planned.seconds if epoch == planned.plan.epoch else 0.0,
             loss=planned.loss,
             lift=planned.lift,
@@ -85,7 +85,7 @@ class PlanSource:
         self._kept: list[MadePlan] = []
         """The plans of the last planned epoch, by round, where later epochs train on them again."""
 
-    def next(self, round_: int, progress: EpochProgress) -> tuple[BatchPlan, PlanFacts | None]:
+    def next(self, round_: int, progress: EpochProgress) -> tuple[BatchPlan, PlanMetrics | None]:
         """The epoch's plan of a round, on every rank the same.
 
         Raises:
@@ -96,7 +96,7 @@ class PlanSource:
             return self._derived(self._experiment.build_sampler(), epoch, round_), None
         planned_in = self._experiment.planner.planned_in(epoch)
         just_made: tuple[Embeddings, float] | None = None
-        facts: PlanFacts | None = None
+        facts: PlanMetrics | None = None
         if planned_in is None:
             plan = self._derived(Shuffle(batch_size=self._experiment.train.batch_size), epoch, round_)
         else:
@@ -105,7 +105,7 @@ class PlanSource:
                 self._keep_for_later(made, round_)
             else:
                 made = self._kept[round_]
-            plan, facts = made.planned.plan, made.facts(epoch)
+            plan, facts = made.planned.plan, made.metrics(epoch)
         if self._experiment.planner.overlap:
             due = self._due_after(epoch, round_, progress.step + len(plan))
             if due is not None:
@@ -114,7 +114,7 @@ class PlanSource:
 
     def _derived(self, sampler: Sampler, epoch: int, round_: int) -> BatchPlan:
         plan = sampler.plan(self._num_train, seed=self._experiment.seed, epoch=epoch, round=round_)
-        return examine(plan, sampler, self._num_train)
+        return check_plan(plan, sampler, self._num_train)
 
     # -- which plan, and when ------------------------------------------------------------------------------------------
 
@@ -195,7 +195,7 @@ class PlanSource:
             time = epoch * self._steps_per_epoch + progress.step
             self.cache.record(shard.indices, shard.z1, shard.z2, time=time)
             return shard, float(epoch)
-        shard = collectives.agreed(_finite, self._learner.world, self.cache.shard, epoch)
+        shard = collectives.run_and_sync_errors(_finite, self._learner.world, self.cache.shard, epoch)
         return shard, epoch - self.cache.age(epoch)
 
     def _fresh(self, epoch: int) -> Embeddings:
@@ -212,7 +212,7 @@ class PlanSource:
             epoch=epoch,
         )
 
-    def keep(self, stepped: Stepped, *, epoch: int, step: int) -> None:
+    def keep(self, stepped: StepOutput, *, epoch: int, step: int) -> None:
         """Keep a step's projections for the plans to come.
 
         Args:
@@ -249,7 +249,7 @@ def embed_share(
     if mode == "eval":
         learner.share_statistics()
     made = partial(embed, learner.model, images, views, mode=mode, batch_size=batch_size, world=learner.world)
-    return collectives.agreed(_finite, learner.world, partial(made, compute=compute), epoch)
+    return collectives.run_and_sync_errors(_finite, learner.world, partial(made, compute=compute), epoch)
 
 
 def _finite(make: Callable[[], Embeddings], epoch: int) -> Embeddings:

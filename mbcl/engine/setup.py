@@ -33,7 +33,7 @@ class SplitData:
 
 
 @dataclass(frozen=True)
-class Facts:
+class DataSizes:
     """What the data's sizes decide about an experiment; ``plan_length`` is that of its first planned epoch."""
 
     num_train: int
@@ -64,7 +64,7 @@ def load_data(data: Data, *, seed: int) -> SplitData:
     return SplitData(train, validation, splits.test)
 
 
-def facts_of(experiment: Experiment, data: SplitData) -> Facts:
+def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
     """The sizes, after checking that the experiment fits them.
 
     Raises:
@@ -87,7 +87,7 @@ def facts_of(experiment: Experiment, data: SplitData) -> Facts:
                 raise
             raise ConfigError(f"planner.schedule, from epoch {epoch} on: {error}") from error
         _check_shape(sampler, num_train)
-    return Facts(
+    return DataSizes(
         num_train=num_train,
         num_validation=len(data.validation),
         num_test=len(data.test),

@@ -32,7 +32,7 @@ from mbcl.seeding import derive
 
 
 @dataclass(frozen=True, eq=False)
-class Stepped:
+class StepOutput:
     """What a step leaves, detached.
 
     Args:
@@ -87,7 +87,7 @@ class Learner:
         """The seed of the training views' stream, from the experiment's seed."""
         return derive(seed, "views")
 
-    def step(self, batch: Tensor, *, epoch: int, lr: float) -> Stepped:
+    def step(self, batch: Tensor, *, epoch: int, lr: float) -> StepOutput:
         """Train on one global batch.
 
         Args:
@@ -114,28 +114,28 @@ class Learner:
         views = two_views(self.images, positions, key).to(next(self.model.parameters()).dtype)
         return self.compute.layout(views)
 
-    def _mine(self, batch: Tensor) -> Tensor:
+    def _local_part(self, batch: Tensor) -> Tensor:
         """This rank's part of a batch or chunk."""
         return batch.chunk(self.world.size)[self.world.rank]
 
     # -- the batch at once, or (plain accumulation) chunks that know nothing of each other -----------------------------
 
-    def _chunk_by_chunk(self, batch: Tensor, key: ViewKey) -> Stepped:
+    def _chunk_by_chunk(self, batch: Tensor, key: ViewKey) -> StepOutput:
         """Forward and backward of every chunk: gradients are the mean of the chunks' own."""
         chunks = batch.split(self.accumulation.chunk_size or len(batch))
         done = []
         for index, chunk in enumerate(chunks):
-            with self._gradients_stay_here() if index + 1 < len(chunks) else nullcontext():
-                positions = self._mine(chunk)
+            with self._no_gradient_sync() if index + 1 < len(chunks) else nullcontext():
+                positions = self._local_part(chunk)
                 with self.compute.autocast():
                     projections = self.network(self._views(positions, key))
                 z1, z2 = raise_half(projections).chunk(2)
                 loss = self._loss(z1, z2, positions, chunk) / len(chunks)
                 self.scaler.scale(loss * self.world.size).backward()
-            done.append(Stepped(loss.detach(), positions, z1.detach(), z2.detach()))
-        return _together(done)
+            done.append(StepOutput(loss.detach(), positions, z1.detach(), z2.detach()))
+        return _concat_chunks(done)
 
-    def _gradients_stay_here(self) -> AbstractContextManager[object]:
+    def _no_gradient_sync(self) -> AbstractContextManager[object]:
         """Let DDP add gradients up on this rank; the last chunk's backward sends them."""
         if self.world.size == 1:
             return nullcontext()
@@ -143,10 +143,10 @@ class Learner:
 
     # -- cached accumulation: the loss of the whole batch, its samples in chunks ---------------------------------------
 
-    def _whole_in_chunks(self, batch: Tensor, key: ViewKey) -> Stepped:
+    def _whole_in_chunks(self, batch: Tensor, key: ViewKey) -> StepOutput:
         """Features chunk by chunk without graphs, projector and objective on all of them, then chunks with graphs."""
         assert self.accumulation.chunk_size is not None
-        positions = self._mine(batch)
+        positions = self._local_part(batch)
         chunks = positions.split(self.accumulation.chunk_size // self.world.size)
         features = self._chunked.forward([self._views(chunk, key) for chunk in chunks])
         cached = [part.requires_grad_() for part in features]
@@ -158,7 +158,7 @@ class Learner:
         self.scaler.scale(loss).backward()
         self._chunked.backward([_gradient(part) for part in cached])
         collectives.sum_gradients(self.model.parameters(), self.world)
-        return Stepped(loss.detach(), positions, z1.detach(), z2.detach())
+        return StepOutput(loss.detach(), positions, z1.detach(), z2.detach())
 
     # -- the objective -------------------------------------------------------------------------------------------------
 
@@ -169,7 +169,7 @@ class Learner:
         if candidates is not None and isinstance(self.objective, StatefulObjective):
             assert candidates.indices is not None
             assert self.objective.pending is not None
-            self.objective.commit(candidates.indices, collectives.gather(self.objective.pending, self.world))
+            self.objective.commit(candidates.indices, collectives.all_gather_ragged(self.objective.pending, self.world))
         return loss
 
     def _candidates(self, z1: Tensor, z2: Tensor, batch: Tensor) -> Candidates | None:
@@ -186,16 +186,16 @@ def _gradient(x: Tensor) -> Tensor:
     return x.grad
 
 
-def _together(parts: Sequence[Stepped]) -> Stepped:
+def _concat_chunks(parts: Sequence[StepOutput]) -> StepOutput:
     """One step's chunks as one."""
     if len(parts) == 1:
         return parts[0]
     loss = torch.stack([part.loss for part in parts]).sum()
     positions, z1, z2 = (torch.cat([getattr(part, key) for part in parts]) for key in ("positions", "z1", "z2"))
-    return Stepped(loss, positions, z1, z2)
+    return StepOutput(loss, positions, z1, z2)
 
 
-def wrap(model: ContrastiveModel, world: World) -> nn.Module:
+def wrap_ddp(model: ContrastiveModel, world: World) -> nn.Module:
     """The model as training calls it: DDP where there are several ranks.
 
     Buffers are not broadcast: synchronised batch norm keeps them equal, and a broadcast between the forward and

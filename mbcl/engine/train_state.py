@@ -15,12 +15,12 @@ from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.checkpoint import Checkpoint
 from mbcl.engine.epoch_state import EpochProgress
 from mbcl.engine.plan_source import PlanSource
-from mbcl.engine.setup import Facts
+from mbcl.engine.setup import DataSizes
 from mbcl.engine.step import Learner
 from mbcl.errors import CheckpointError, MbclError
 from mbcl.io.store import Store
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def state_of(
@@ -57,7 +57,7 @@ def restore(state: dict[str, Any], learner: Learner, source: PlanSource) -> Epoc
     return EpochProgress.from_state(state["progress"]) if state["progress"] else None
 
 
-def newest(store: Store, experiment: Experiment, facts: Facts, world: World) -> Checkpoint | None:
+def newest(store: Store, experiment: Experiment, facts: DataSizes, world: World) -> Checkpoint | None:
     """The newest whole checkpoint of this experiment, on every rank the same: rank 0 chooses, the others follow.
 
     Raises:
@@ -65,7 +65,7 @@ def newest(store: Store, experiment: Experiment, facts: Facts, world: World) -> 
     """
     found = checkpoints.latest(store) if world.rank == 0 else None
     if world.rank == 0 and found is None and checkpoints.names(store):
-        log.warning("%s: no whole checkpoint is left; the training starts again", store.uri)
+        logger.warning("%s: no whole checkpoint is left; the training starts again", store.uri)
     name = collectives.broadcast_object(found.name if found else "", world)
     error: MbclError | None = None
     try:
@@ -75,7 +75,7 @@ def newest(store: Store, experiment: Experiment, facts: Facts, world: World) -> 
             _check_owner(store, found, experiment, facts)
     except MbclError as caught:
         error = caught
-    collectives.agree(error, world)
+    collectives.raise_on_any_rank(error, world)
     return found
 
 
@@ -88,7 +88,7 @@ def _differences(stored: Any, wanted: Any, path: str = "") -> Iterator[str]:
         yield f"{path} was {json.dumps(stored)}, now {json.dumps(wanted)}"
 
 
-def _check_owner(store: Store, found: Checkpoint, experiment: Experiment, facts: Facts) -> None:
+def _check_owner(store: Store, found: Checkpoint, experiment: Experiment, facts: DataSizes) -> None:
     wanted = experiment.model_dump(mode="json")
     stored = found.meta["experiment"]
     if stored != wanted:

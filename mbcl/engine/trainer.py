@@ -35,16 +35,16 @@ from mbcl.objectives import StatefulObjective
 from mbcl.optim import cosine_lr, scale_lr
 from mbcl.seeding import derive
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-CHECK_EVERY = 25
+MAX_SYNC_INTERVAL = 25
 """Steps between two looks, at most: a look waits for the device and for all ranks."""
-LOOK_SECONDS = 10.0
+SYNC_SECONDS = 10.0
 """Seconds between two looks where steps are slow: a machine that will be taken away says so 30 to 120 s before."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """What training ended with.
 
     Args:
@@ -93,9 +93,11 @@ class Trainer:
         self._look, self._seconds_a_step = 1, 0.0
         experiment.train.check_workers(world.size)
         # Of several machines one may still copy or decode data that another has: for hours where they are large.
-        data, self.facts, model = collectives.agreed(collectives.meanwhile, world, load_parts, world, experiment)
+        data, self.facts, model = collectives.run_and_sync_errors(
+            collectives.run_while_ranks_wait, world, load_parts, world, experiment
+        )
         self.validation = data.validation.to(world.device)
-        self.learner = collectives.agreed(build_learner, world, experiment, data, model, world)
+        self.learner = collectives.run_and_sync_errors(build_learner, world, experiment, data, model, world)
         self.plans = plans or LocalPlanService(num_samples=self.facts.num_train, seed=experiment.seed, world=world)
         self.source = PlanSource(experiment, self.learner, self.plans, steps_per_epoch=self.facts.steps_per_epoch)
         self.base_lr = scale_lr(
@@ -108,7 +110,7 @@ class Trainer:
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainingOutcome:
         """Train to the end, from where :meth:`resume` left it.
 
         Raises:
@@ -124,7 +126,7 @@ class Trainer:
             self.plans.close()
             for observer in self.observers:
                 observer.close()
-        return Outcome(self.epoch, self.last_row, checkpoints.name_of(self.epoch))
+        return TrainingOutcome(self.epoch, self.last_row, checkpoints.name_of(self.epoch))
 
     def _run_epoch(self) -> Row:
         progress = self.progress or EpochProgress(self.epoch, self.facts.num_train)
@@ -159,7 +161,7 @@ class Trainer:
                 f"the gradients are not finite in fp16 at any scale of the loss (epoch {self.epoch + 1}, learning rate "
                 f"{rates[-1]:.4g})"
             )
-        together = self._look_at(torch.stack(losses))
+        together = self._sync_losses(torch.stack(losses))
         self._seconds_a_step = (time.perf_counter() - start) / len(losses)
         done = self.epoch * self.facts.steps_per_epoch + progress.step
         for offset, (loss, lr) in enumerate(zip(together.tolist(), rates, strict=True)):
@@ -171,14 +173,14 @@ class Trainer:
                 observer.on_step(done + offset, loss, lr)
         return together
 
-    def _look_at(self, losses: Tensor) -> Tensor:
+    def _sync_losses(self, losses: Tensor) -> Tensor:
         """The losses of some steps over all ranks, (n,) float64 on the CPU, and what else all ranks must know alike."""
         told = torch.tensor([self.notice(), self._seconds_a_step], dtype=losses.dtype, device=losses.device)
         together = collectives.all_reduce_sum(torch.cat([losses, told]), self.world).double().cpu()
         *_, noticed, seconds = together.tolist()
         self._noticed = noticed > 0
         if seconds > 0:
-            self._look = int(min(max(1.0, LOOK_SECONDS * self.world.size / seconds), CHECK_EVERY))
+            self._look = int(min(max(1.0, SYNC_SECONDS * self.world.size / seconds), MAX_SYNC_INTERVAL))
         return together[:-2]
 
     def _lr(self, step: int) -> float:
@@ -219,7 +221,7 @@ class Trainer:
             compute=Compute(self.world.device, channels_last=self.experiment.train.channels_last),
             epoch=self.epoch - 1,
         )
-        u, v = collectives.gather(shard.z1, self.world), collectives.gather(shard.z2, self.world)
+        u, v = collectives.all_gather_ragged(shard.z1, self.world), collectives.all_gather_ragged(shard.z2, self.world)
         found = retrieval(u, v, ks=(1,), similarity=self.experiment.evaluation.similarity)
         return (found["u2v/top1"] + found["v2u/top1"]) / 2
 
@@ -278,7 +280,7 @@ class Trainer:
         self.epoch = found.epoch
         self.last_row = found.meta["row"]
         self.run_id = found.meta["run_id"] or self.run_id
-        log.info("resuming from %s", found.name)
+        logger.info("resuming from %s", found.name)
 
     def _on_rank_0(self, write: Callable[[], None]) -> None:
         """Write something on rank 0; if that fails (a full disk), every rank raises, none waits for ever.
@@ -296,7 +298,7 @@ class Trainer:
                 kind = StorageError if is_uri(self.store.uri) else TrainingError
                 raise kind(f"{where}: cannot be written: {error.strerror or error}") from error
 
-        collectives.agreed(guarded, self.world)
+        collectives.run_and_sync_errors(guarded, self.world)
 
 
 def train(
@@ -308,9 +310,9 @@ def train(
     observers: Sequence[Observer] = (),
     run_id: str = "",
     group: str = "",
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
     notice: Callable[[], bool] = lambda: False,
-) -> Outcome:
+) -> TrainingOutcome:
     """Train one experiment to its end, from its last good checkpoint if it has one.
 
     Args:
@@ -321,7 +323,7 @@ def train(
         observers: told about every step and epoch, besides the trackers that the experiment names.
         run_id: what trackers call this run; one that goes on keeps the name that it began with.
         group: the study that it belongs to.
-        say: is told in a line what planning will cost, where it costs anything.
+        log: is told in a line what planning will cost, where it costs anything.
         notice: whether this rank's machine is about to go and no checkpoint was written since; see :class:`Trainer`.
 
     Raises:
@@ -334,8 +336,8 @@ def train(
     )
     trainer.resume()
     cost = planning_cost(experiment, trainer.facts.num_train)
-    if say is not None and cost:
-        say(cost)
+    if log is not None and cost:
+        log(cost)
     trackers = build_trackers(experiment, store, run_id=trainer.run_id, group=group) if world.rank == 0 else []
     trainer.observers = [*observers, *trackers]
     return trainer.run()

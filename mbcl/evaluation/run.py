@@ -65,7 +65,7 @@ def evaluate(
     baselines: Store | None = None,
     force: bool = False,
     load: LoadData = load_data,
-    say: Callable[[str], object] | None = None,
+    log: Callable[[str], object] | None = None,
     before: Callable[[Store, Mapping[str, Any], Mapping[str, Any]], object] | None = None,
 ) -> dict[str, float]:
     """Evaluate weights and write ``evaluation.json``.
@@ -84,7 +84,7 @@ def evaluate(
         baselines: where metrics of baselines are kept for others; a folder in ``out`` by default.
         force: measure all of it again, baselines too.
         load: reads data sets.
-        say: is told what was measured, a line each.
+        log: is told what was measured, a line each.
         before: is told, before anything is measured, where ``evaluation.json`` will be written, what the one that is
             there was asked for (nothing if there is none) and what is asked for now; it may refuse by raising.
 
@@ -117,7 +117,7 @@ def evaluate(
     if before is not None:
         before(out, there.get("asked", {}), asked)
     start = time.perf_counter()
-    run = _Run(weights, settings, data, usable_device(device), load, say or (lambda line: None))
+    run = _Run(weights, settings, data, usable_device(device), load, log or (lambda line: None))
     kept = baselines or out.child(BASELINES)
     begun = {} if force else _read(out, PART_FILE)
     try:
@@ -143,7 +143,7 @@ class _Run:
         data: the data set.
         device: where to compute.
         load: reads it.
-        say: is told what was measured.
+        log: is told what was measured.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class _Run:
         data: Data,
         device: torch.device,
         load: LoadData,
-        say: Callable[[str], object],
+        log: Callable[[str], object],
     ) -> None:
         self._weights = weights
         self._experiment = weights.experiment
@@ -161,7 +161,7 @@ class _Run:
         self._data = data
         self._device = device
         self._load = load
-        self._say = say
+        self._log = log
         self._pieces = pieces_of(settings, data.name)
 
     def pieces(self, done: Sequence[Record], keep: Callable[[list[Record]], None]) -> tuple[list[Record], list[Record]]:
@@ -194,7 +194,7 @@ class _Run:
     def _measured(self, piece: Piece, subject: Callable[[], Subject], owner: str) -> dict[str, float]:
         start = time.perf_counter()
         metrics = piece.measure(subject())
-        self._say(f"{self._weights.name}: {piece.title}{owner}: {time.perf_counter() - start:.1f} s")
+        self._log(f"{self._weights.name}: {piece.title}{owner}: {time.perf_counter() - start:.1f} s")
         return metrics
 
     def _subject(self, representation: Representation) -> Subject:

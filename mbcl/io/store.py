@@ -209,7 +209,7 @@ class ArrowStore:
             while piece := stream.read(PIECE_BYTES):
                 yield bytes(piece)
 
-    def facts(self, name: str) -> tuple[int, int] | None:
+    def stat(self, name: str) -> tuple[int, int] | None:
         """Size in bytes and time of modification in nanoseconds of a file; None if there is no such file."""
         info = self._filesystem.get_file_info(self._path(name))
         return (info.size, info.mtime_ns or 0) if info.is_file else None

@@ -1,7 +1,7 @@
 """Encoders and projectors."""
 
 from mbcl.models.contrastive import ContrastiveModel, ProjectorShape, build
-from mbcl.models.projector import Projector
+from mbcl.models.projector import ProjectionHead
 from mbcl.models.registry import ENCODERS, Encoder, EncoderFactory
 from mbcl.models.resnet_small import ResNetSmall
 from mbcl.models.segments import Segmented, segments_of
@@ -12,7 +12,7 @@ __all__ = [
     "ContrastiveModel",
     "Encoder",
     "EncoderFactory",
-    "Projector",
+    "ProjectionHead",
     "ProjectorShape",
     "ResNetSmall",
     "Segmented",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mbcl.functional import raise_half
 from mbcl.models.activation import Activation
-from mbcl.models.projector import Projector
+from mbcl.models.projector import ProjectionHead
 from mbcl.models.registry import ENCODERS, Encoder
 from mbcl.seeding import derive
 
@@ -23,7 +23,7 @@ class ContrastiveModel(nn.Module):
         projector: features to projections.
     """
 
-    def __init__(self, encoder: nn.Module, projector: Projector) -> None:
+    def __init__(self, encoder: nn.Module, projector: ProjectionHead) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
@@ -42,7 +42,7 @@ class ContrastiveModel(nn.Module):
 
 
 class ProjectorShape(Protocol):
-    """Settings of :class:`Projector` as attributes, whatever object holds them."""
+    """Settings of :class:`ProjectionHead` as attributes, whatever object holds them."""
 
     @property
     def layers(self) -> int:
@@ -89,4 +89,4 @@ def build(
         network = factory(in_channels=in_channels, **settings)
         width, own = cast(Encoder, network).out_features, cast(Encoder, network).nonlinearity
         activation = projector.activation if projector is not None and projector.activation else own
-        return ContrastiveModel(network, Projector(in_features=width, activation=activation, **head))
+        return ContrastiveModel(network, ProjectionHead(in_features=width, activation=activation, **head))

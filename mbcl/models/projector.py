@@ -8,7 +8,7 @@ from mbcl.errors import ConfigError
 from mbcl.models.activation import Activation, build_activation
 
 
-class Projector(nn.Module):
+class ProjectionHead(nn.Module):
     """Linear maps without bias, each but the last followed by batch norm and a nonlinearity, the last by batch norm.
 
     The published form has two layers (features, 2048, 128), a ReLU between them, and a last batch norm without scale

@@ -22,7 +22,7 @@ from mbcl.engine.metrics_log import read_rows
 from mbcl.errors import ConfigError, TrainingError
 from mbcl.functional import check_count
 from mbcl.io.store import LocalStore, open_store, write_text
-from mbcl.orchestration.study import EXIT_FINISHED, EXIT_INTERRUPTED, Request, WriteReport, run
+from mbcl.orchestration.study import EXIT_FINISHED, EXIT_INTERRUPTED, StudyOptions, WriteReport, run
 from mbcl.study.record import TrialRecord, read_study
 
 FILE = "ray.json"
@@ -37,7 +37,7 @@ STAGES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class RayBenchSettings:
     """What is measured; see ``mbcl bench ray --help``."""
 
     trials: int
@@ -56,7 +56,7 @@ class Settings:
             raise ConfigError(f"{self.out}/{FILE}: is there already; add --overwrite, or choose another --out")
 
 
-def space_of(settings: Settings) -> dict[str, Any]:
+def space_of(settings: RayBenchSettings) -> dict[str, Any]:
     """A study of so many seeds of one epoch each on 300 digits."""
     sampler = {"name": settings.sampler} | ({"k": 4} if settings.sampler == "spectral" else {})
     return {
@@ -90,7 +90,7 @@ def stages_of(record: TrialRecord, epochs: float) -> dict[str, float]:
     return known | {"other": told["total"] - sum(known.values())}
 
 
-def bench_ray(settings: Settings, write_report: WriteReport) -> int:
+def bench_ray(settings: RayBenchSettings, write_report: WriteReport) -> int:
     """Run a study of tiny trials on a local Ray of this machine, print a table, and write ``ray.json`` if asked.
 
     Returns:
@@ -105,7 +105,7 @@ def bench_ray(settings: Settings, write_report: WriteReport) -> int:
         space = Path(folder) / f"{NAME}.yaml"
         space.write_text(yaml.safe_dump(space_of(settings)))
         start = time.perf_counter()
-        code = run(Request(space, results_dir=folder), write_report)
+        code = run(StudyOptions(space, results_dir=folder), write_report)
         wall = time.perf_counter() - start
         if code == EXIT_INTERRUPTED:
             return code
@@ -116,7 +116,7 @@ def bench_ray(settings: Settings, write_report: WriteReport) -> int:
             stages_of(record, sum(float(row["time/total"] or 0) for row in read_rows(store.child(f"trials/{key}"))))
             for key, record in read_study(store).trials.items()
         ]
-    found = facts(trials, wall)
+    found = summarize(trials, wall)
     console = Console(highlight=False)
     console.print(_table(trials, found))
     for words in (
@@ -133,7 +133,7 @@ def bench_ray(settings: Settings, write_report: WriteReport) -> int:
     return EXIT_FINISHED
 
 
-def facts(trials: Sequence[dict[str, float]], wall: float) -> dict[str, float]:
+def summarize(trials: Sequence[dict[str, float]], wall: float) -> dict[str, float]:
     """What follows from the seconds of all trials, one after the other, and of the study.
 
     Args:

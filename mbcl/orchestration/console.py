@@ -14,16 +14,16 @@ from rich.table import Table
 
 from mbcl.engine.metrics_log import METRICS_FILE, row_of
 from mbcl.engine.protocols import Row
-from mbcl.errors import counted
+from mbcl.errors import pluralize
 from mbcl.io.store import Store
 from mbcl.orchestration import signals
-from mbcl.orchestration.cluster.capacity import Fit, Need
+from mbcl.orchestration.cluster.capacity import Concurrency, TrialResources
 from mbcl.orchestration.results_folder.layout import trial_folder
 from mbcl.orchestration.search_space.describe import by_seeds, domain_lines, plan_lines
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
 from mbcl.orchestration.search_space.schema import Space
-from mbcl.orchestration.trial.preflight import Checked
+from mbcl.orchestration.trial.preflight import PreflightReport
 from mbcl.study import Estimate, primary_metrics, summarise
 from mbcl.study.record import StudyRecord
 
@@ -51,7 +51,7 @@ class _ScreenOfStudy(_Screen):
 
 
 class Console:
-    """A :class:`~mbcl.orchestration.tune.run_trials.Watcher` for people.
+    """A :class:`~mbcl.orchestration.tune.run_trials.TrialObserver` for people.
 
     Args:
         quiet: only the last lines.
@@ -79,31 +79,37 @@ class Console:
 
     def add(self, specs: Sequence[TrialSpec]) -> None:
         """These trials may be told of."""
-        self._epochs |= {spec.trial_id: self._space.kind.length(spec.experiment) for spec in specs}
+        self._epochs |= {spec.trial_id: self._space.kind.num_epochs(spec.experiment) for spec in specs}
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """One line, unless quiet."""
         if not self._quiet:
             self._screen.print(escape(text), soft_wrap=True)
 
-    def conclude(self, text: str) -> None:
+    def print_summary(self, text: str) -> None:
         """One of the last lines, which are printed always."""
         self._screen.print(escape(text), soft_wrap=True)
 
-    def begin(
-        self, num_todo: int, need: Need, fit: Fit, notes: Sequence[str], *, evaluation_alone: bool = False
+    def print_header(
+        self,
+        num_todo: int,
+        need: TrialResources,
+        fit: Concurrency,
+        notes: Sequence[str],
+        *,
+        evaluation_alone: bool = False,
     ) -> None:
         """Say what is about to happen, and what a person should know about it."""
         total, seeds = self._trials.total, len(self._space.seeds)
-        self.say(f"{self._study.name}: {self._study.question}" if self._study.question else self._study.name)
+        self.log(f"{self._study.name}: {self._study.question}" if self._study.question else self._study.name)
         most = "at most " if self._trials.probes else ""
         done = f", {total - num_todo} of them done" if num_todo < total else ""
-        counts = f"{most}{counted(total, 'trial')}{done}: {by_seeds(total // seeds, seeds)}"
-        self.say(f"{_to_evaluate(num_todo) if evaluation_alone else counts}; {fit}, each {need}")
+        counts = f"{most}{pluralize(total, 'trial')}{done}: {by_seeds(total // seeds, seeds)}"
+        self.log(f"{_to_evaluate(num_todo) if evaluation_alone else counts}; {fit}, each {need}")
         for line in () if evaluation_alone else plan_lines(self._space):
-            self.say(line)
+            self.log(line)
         for note in (*self._trials.notes, *notes):
-            self.say(f"note: {note}")
+            self.log(f"note: {note}")
 
     @contextmanager
     def progress(self, num_todo: int) -> Iterator[None]:
@@ -119,13 +125,13 @@ class Console:
             finally:
                 self._progress = None
 
-    def started(self, trial_id: str) -> None:
+    def on_trial_start(self, trial_id: str) -> None:
         """A trial begins: a bar of epochs."""
         if self._progress is not None:
             words = f"{self._words(trial_id)}: starting"
             self._tasks[trial_id] = self._progress.add_task(escape(words), total=self._epochs.get(trial_id, 1))
 
-    def look(self, trial_ids: Sequence[str]) -> None:
+    def poll(self, trial_ids: Sequence[str]) -> None:
         """Move the bars of running trials, from the metrics that they have written."""
         if self._progress is None:
             return
@@ -137,29 +143,29 @@ class Console:
                     words += f", val {_number(row['val/retrieval/top1'])}"
                 self._progress.update(self._tasks[trial_id], completed=row.get("epoch", 0), description=escape(words))
 
-    def waiting(self, number: int) -> None:
+    def on_waiting(self, number: int) -> None:
         """One line about trials that wait for room."""
         trials = f"{number} trial{'s wait' if number > 1 else ' waits'}"
-        self.say(f"waiting: {trials} for room on the cluster, which others use or whose nodes are yet to come")
+        self.log(f"waiting: {trials} for room on the cluster, which others use or whose nodes are yet to come")
 
-    def ended(self, trial_id: str) -> None:
+    def on_trial_end(self, trial_id: str) -> None:
         """One line for a trial that has ended."""
         record = self._study.trials[trial_id]
         words = self._words(trial_id)
         if record.status == "failed":
-            self.say(f"FAILED    {words}  {record.error}")
+            self.log(f"FAILED    {words}  {record.error}")
         elif record.stopped:
-            self.say(f"stopped   {words}  {record.stopped.words()}")
+            self.log(f"stopped   {words}  {record.stopped.describe()}")
         else:
             metric = self._study.metric
             seconds = record.seconds.get("total")
             took = "" if seconds is None else f"  {seconds:.1f} s"
-            self.say(f"finished  {words}  {metric} {_number(record.metrics.get(metric))}{took}")
+            self.log(f"finished  {words}  {metric} {_number(record.metrics.get(metric))}{took}")
         self._advance(trial_id)
 
-    def evaluated(self, trial_id: str, error: str) -> None:
+    def on_evaluation_end(self, trial_id: str, error: str) -> None:
         """One line for a trial that was evaluated again, or could not be."""
-        self.say(f"FAILED    {self._words(trial_id)}  {error}" if error else f"evaluated {self._words(trial_id)}")
+        self.log(f"FAILED    {self._words(trial_id)}  {error}" if error else f"evaluated {self._words(trial_id)}")
         self._advance(trial_id)
 
     def _advance(self, trial_id: str) -> None:
@@ -174,7 +180,7 @@ class Console:
             self._labels = {setting.setting: setting.label for setting in summarise(self._study)}
         return f"{trial_id}  {self._labels[record.setting]}, seed {record.seed}"
 
-    def table(self) -> None:
+    def print_table(self) -> None:
         """The final table: one row a setting, over its finished seeds."""
         settings = summarise(self._study)
         measured = {metric for setting in settings for metric in setting.metrics}
@@ -189,16 +195,16 @@ class Console:
         self._screen.print(table)
         for trial_id, record in self._study.trials.items():
             if record.status == "failed":
-                self.conclude(f"FAILED    {trial_id}  {record.error}")
+                self.print_summary(f"FAILED    {trial_id}  {record.error}")
 
 
 def dry_run(
     specs: Sequence[TrialSpec],
     trials: Trials,
     space: Space,
-    fit: tuple[Need, Fit] | None,
+    fit: tuple[TrialResources, Concurrency] | None,
     location: str,
-    checked: Checked | None,
+    checked: PreflightReport | None,
     *,
     evaluation_alone: bool = False,
 ) -> None:
@@ -215,32 +221,32 @@ def dry_run(
     """
     screen = _Screen(highlight=False)
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         screen.print(escape(text), soft_wrap=True)
 
     need, together = ("what the cluster gives", "") if fit is None else (str(fit[0]), f", {fit[1]}")
     for line in () if evaluation_alone else (*domain_lines(space), *plan_lines(space)):
-        say(line)
+        log(line)
     for spec in specs:
         parameters = ", ".join(f"{key} = {short(value)}" for key, value in spec.parameters.items())
         cost = checked.planning.get(spec.setting) if checked else None
-        say(f"{spec.trial_id}  seed {spec.seed}  {parameters}  [{need}]" + (f"  {cost}" if cost else ""))
+        log(f"{spec.trial_id}  seed {spec.seed}  {parameters}  [{need}]" + (f"  {cost}" if cost else ""))
     for note in (*trials.notes, *(checked.notes if checked else ("the data are checked on the cluster",))):
-        say(f"note: {note}")
+        log(f"note: {note}")
     if evaluation_alone:
         count = _to_evaluate(len(specs))
     elif trials.probes:
-        say(f"each [{need}]; checked at the ends of the domains: {counted(len(trials.probes), 'setting')}")
+        log(f"each [{need}]; checked at the ends of the domains: {pluralize(len(trials.probes), 'setting')}")
         drawn = f" ({len(trials.specs)} are drawn, of which {len(specs)} are to run)" if trials.specs else ""
-        count = f"at most {counted(trials.total, 'trial')}{drawn}"
+        count = f"at most {pluralize(trials.total, 'trial')}{drawn}"
     else:
         of = trials.total
-        count = f"{len(specs)} of {of} trials" if len(specs) < of else counted(of, "trial")
-    say(f"{count}{together}, into {location}; nothing was started")
+        count = f"{len(specs)} of {of} trials" if len(specs) < of else pluralize(of, "trial")
+    log(f"{count}{together}, into {location}; nothing was started")
 
 
 def _to_evaluate(number: int) -> str:
-    return f"{counted(number, 'finished trial')} to evaluate again"
+    return f"{pluralize(number, 'finished trial')} to evaluate again"
 
 
 def busy(text: str, *, quiet: bool) -> AbstractContextManager[object]:
@@ -248,7 +254,7 @@ def busy(text: str, *, quiet: bool) -> AbstractContextManager[object]:
     return nullcontext() if quiet else _Screen(stderr=True).status(text)
 
 
-def hint(text: str) -> None:
+def warn(text: str) -> None:
     """A line on stderr about something that takes its time."""
     _Screen(stderr=True, highlight=False).print(escape(text), soft_wrap=True)
 

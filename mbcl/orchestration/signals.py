@@ -43,7 +43,7 @@ class _Interrupts:
 _interrupts = _Interrupts()
 
 
-def listen(*, anew: bool = False) -> None:
+def install_handlers(*, anew: bool = False) -> None:
     """Raise KeyboardInterrupt on both signals, from now on; ``anew`` forgets what has come before.
 
     Explicitly: a shell that starts the run in the background tells it to ignore SIGINT.
@@ -55,7 +55,7 @@ def listen(*, anew: bool = False) -> None:
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def preserve_handlers() -> Iterator[None]:
     """For ``ray.init``, which puts handlers of its own in place of these: afterwards they are what they were."""
     handlers = {number: signal.getsignal(number) for number in NUMBERS}
     try:
@@ -75,13 +75,13 @@ def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def ignore() -> None:
+def ignore_signals() -> None:
     """From here on what is begun is ended."""
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def check() -> None:
+def raise_pending() -> None:
     """Raise an interrupt that was lost: Python drops exceptions that are raised in destructors and callbacks of C.
 
     Raises:
@@ -91,7 +91,7 @@ def check() -> None:
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def defer() -> Iterator[None]:
     """For files that belong together: an interrupt waits for the end of the block."""
     _interrupts.held += 1
     try:

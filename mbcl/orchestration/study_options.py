@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Request:
+class StudyOptions:
     """What the command line asks for; see ``run_ray.py --help``."""
 
     space: Path
@@ -27,7 +27,7 @@ class Request:
         """The results folder's name."""
         return self.space.stem if self.name is None else self.name
 
-    def resuming(self) -> str:
+    def resume_command(self) -> str:
         """The command that goes on where this one stops."""
         words = ["python", "run_ray.py", "--space", str(self.space)]
         words += ["--name", self.name] if self.name else []

@@ -20,14 +20,14 @@ from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planning.console import table
 from mbcl.planning.embeddings_file import read_embeddings
 from mbcl.planning.quality import measure
-from mbcl.samplers import SAMPLERS, Sampler, build, examine
+from mbcl.samplers import SAMPLERS, Sampler, build, check_plan
 
 DEFAULT_TEMPERATURE = 0.1
 MOST_SAMPLES = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class PlanRequest:
     """What the command line asks for; see ``mbcl plan --help``."""
 
     embeddings: str | None
@@ -55,7 +55,7 @@ class Samples:
     labels: torch.Tensor | None = None
 
 
-def run(request: Request) -> int:
+def run(request: PlanRequest) -> int:
     """Plan, examine, measure, write, print; returns the exit code.
 
     Raises:
@@ -111,7 +111,7 @@ def run(request: Request) -> int:
     return 0
 
 
-def sampler_of(request: Request) -> Sampler:
+def sampler_of(request: PlanRequest) -> Sampler:
     """The sampler that was named, with its parameters.
 
     Raises:
@@ -135,7 +135,7 @@ def sampler_of(request: Request) -> Sampler:
         raise error if str(error).startswith("sampler ") else ConfigError(f"sampler {name!r}: {error}") from error
 
 
-def _writable(request: Request) -> tuple[Store, str]:
+def _writable(request: PlanRequest) -> tuple[Store, str]:
     """:func:`_target`, of which the file system may want to hear nothing."""
     try:
         return _target(request)
@@ -145,7 +145,7 @@ def _writable(request: Request) -> tuple[Store, str]:
         raise ConfigError(f"--out: {request.out!r}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _target(request: Request) -> tuple[Store, str]:
+def _target(request: PlanRequest) -> tuple[Store, str]:
     """The folder and the file's name, refused where a plan is already."""
     folder, name = request.out.rstrip("/"), "plan.npz"
     if folder.endswith(".npz") and not Path(folder).is_dir():
@@ -160,7 +160,7 @@ def _target(request: Request) -> tuple[Store, str]:
     return store, name
 
 
-def _samples(request: Request, sampler: Sampler, stages: Stages) -> Samples:
+def _samples(request: PlanRequest, sampler: Sampler, stages: Stages) -> Samples:
     if (request.embeddings is None) == (request.num_samples is None):
         raise ConfigError("give either --embeddings FILE or, for samplers without embeddings, --num-samples N")
     if request.embeddings is not None:
@@ -177,7 +177,7 @@ def _samples(request: Request, sampler: Sampler, stages: Stages) -> Samples:
     return Samples(num_samples)
 
 
-def _other_plan(request: Request) -> BatchPlan | None:
+def _other_plan(request: PlanRequest) -> BatchPlan | None:
     try:
         return BatchPlan.load(request.compare) if request.compare is not None else None
     except PlanError as error:
@@ -192,7 +192,7 @@ def _check_fits(other: BatchPlan | None, num_samples: int) -> None:
         raise ConfigError(f"--compare: a plan of other samples: {error}") from error
 
 
-def _plan(sampler: Sampler, samples: Samples, request: Request, stages: Stages, words: str) -> BatchPlan:
+def _plan(sampler: Sampler, samples: Samples, request: PlanRequest, stages: Stages, words: str) -> BatchPlan:
     stages.begin(words)
     plan = sampler.plan(
         samples.num_samples,
@@ -202,4 +202,4 @@ def _plan(sampler: Sampler, samples: Samples, request: Request, stages: Stages, 
         round=request.round,
         map_pools=stages.map_pools,
     )
-    return examine(plan, sampler, samples.num_samples)
+    return check_plan(plan, sampler, samples.num_samples)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mbcl.report.wording import counted, interval, listed, number
+from mbcl.report.wording import interval, listed, number, pluralize
 from mbcl.study.best_settings import best_of
 from mbcl.study.metric_glossary import direction
 from mbcl.study.record import StudyRecord
@@ -20,7 +20,7 @@ MOST_EXAMPLES = 3
 
 
 @dataclass
-class Answer:
+class Verdict:
     """One sentence to remember and those that belong to it."""
 
     headline: str
@@ -35,7 +35,7 @@ def status_counts(study: StudyRecord) -> dict[str, int]:
 
 def answer(
     study: StudyRecord, summaries: list[SettingSummary], comparisons: list[Comparison], metric: str | None
-) -> Answer:
+) -> Verdict:
     """The answer to the study's question as far as it goes.
 
     Args:
@@ -46,17 +46,17 @@ def answer(
     """
     counts = status_counts(study)
     if not study.trials:
-        return Answer("This study has no trials.")
+        return Verdict("This study has no trials.")
     if not counts.get("finished"):
         ended = listed([f"{count} {status}" for status, count in counts.items()])
-        return Answer(f"No trial has finished, so there is no answer yet ({ended}).")
+        return Verdict(f"No trial has finished, so there is no answer yet ({ended}).")
     if metric is None:
-        return Answer("The finished trials measured no final metric, so there is nothing to compare.")
+        return Verdict("The finished trials measured no final metric, so there is nothing to compare.")
     found = _compared(comparisons, metric) if comparisons else _uncompared(study, summaries, metric)
     missing = [f"{counts[status]} {status}" for status in ("stopped", "failed", "pending") if counts.get(status)]
     if missing:
         found.details.append(
-            f"Of {counted(len(study.trials), 'trial')}, {listed(missing)}; only finished trials count here"
+            f"Of {pluralize(len(study.trials), 'trial')}, {listed(missing)}; only finished trials count here"
             + (", so the answer may still change." if counts.get("pending") else ".")
         )
     if any(c.chosen for c in comparisons):
@@ -83,9 +83,9 @@ def _selection(study: StudyRecord) -> list[str]:
     several = len({trial.seed for trial in study.trials.values()}) > 1
     seed = f"seed {rule.first_seed}" if several else "their only seed"
     return [
-        f"{rule.by} stopped {counted(len(stopped), 'setting')} early, which have no final metrics and stand in no mean "
-        f"and no comparison. The finished ones were picked by {rule.metric} on {seed}, so what they reach there is "
-        f"flattered{'; their other seeds took no part in the choice' if several else ''}."
+        f"{rule.by} stopped {pluralize(len(stopped), 'setting')} early, which have no final metrics and stand in no "
+        f"mean and no comparison. The finished ones were picked by {rule.metric} on {seed}, so what they reach there "
+        f"is flattered{'; their other seeds took no part in the choice' if several else ''}."
     ]
 
 
@@ -113,7 +113,7 @@ def _not_shown(comparison: Comparison) -> str:
     return f"no interval (n={comparison.n})" if comparison.n == 1 else f"no difference shown (n={comparison.n})"
 
 
-def _compared(comparisons: list[Comparison], metric: str) -> Answer:
+def _compared(comparisons: list[Comparison], metric: str) -> Verdict:
     reference = _reference(comparisons)
     holds = [c for c in comparisons if _holds(c)]
     constant = [c for c in comparisons if c.excludes_zero and c.constant]
@@ -131,7 +131,7 @@ def _compared(comparisons: list[Comparison], metric: str) -> Answer:
         names = listed([f"{c.label} ({c.verdict})" for c in hints])
         details.append(
             f"{_named_or_counted(hints, names)}: the interval excludes 0 taken alone, but not after Holm's correction "
-            f"for {counted(hints[0].comparisons, 'comparison')}. That is a hint, not a result."
+            f"for {pluralize(hints[0].comparisons, 'comparison')}. That is a hint, not a result."
         )
     if constant:
         names = listed([f"{c.label} ({number(c.difference or 0.0, signed=True)}, n={c.n})" for c in constant])
@@ -140,7 +140,7 @@ def _compared(comparisons: list[Comparison], metric: str) -> Answer:
     if undecided and any(c.n > 1 for c in comparisons):
         start = f"No difference from {reference} is shown for" if holds or hints else "Differences measured:"
         details.append(f"{start} {_some(undecided)}.")
-    return Answer(headline, details)
+    return Verdict(headline, details)
 
 
 def _named_or_counted(comparisons: list[Comparison], names: str) -> str:
@@ -176,7 +176,7 @@ def second_opinion(comparisons: list[Comparison]) -> str:
     shown = [c for c in comparisons if len(comparisons) <= MOST_NAMED or _holds(c)]
     verdicts = [f"{c.label} {c.verdict if _holds(c) else _not_shown(c)}" for c in shown]
     if len(shown) > MOST_NAMED:
-        verdicts = [f"{counted(count, 'setting')} {verdict}" for verdict, count in _counts(shown)]
+        verdicts = [f"{pluralize(count, 'setting')} {verdict}" for verdict, count in _counts(shown)]
     if left := len(comparisons) - len(shown):
         verdicts.append(f"no difference shown for {left}{' others' if shown else ' settings'}")
     return f"On {comparisons[0].metric}: {'; '.join(verdicts)}." if verdicts else ""
@@ -198,7 +198,7 @@ def _claim(comparisons: list[Comparison], word: str, reference: str, metric: str
     return f"{word.capitalize()} than {reference} on {metric}: {listed(parts)}."
 
 
-def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str) -> Answer:
+def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str) -> Verdict:
     measured = [summary for summary in summaries if metric in summary.metrics]
     chosen = best_of(study, settings_of(study)) if metric != study.metric else None
     lowest = direction(metric) < 0 or (study.mode == "min" and study.metric == metric)
@@ -207,7 +207,7 @@ def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str
     found = best.metrics[metric]
     spread = f"95 % interval {interval(found)}, n={found.n}" if found.n > 1 else "one seed, so no interval"
     if len(summaries) == 1:
-        return Answer(
+        return Verdict(
             f"{best.label} reaches {metric} {number(found.mean)} ({spread}); there is nothing to compare with."
         )
     reason = (
@@ -220,4 +220,4 @@ def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str
     else:
         which = "lowest" if lowest else "highest"
         headline = f"The {which} mean {metric} is {number(found.mean)}, for {best.label} ({spread})."
-    return Answer(headline, [f"{reason}, so no difference between settings is tested here."])
+    return Verdict(headline, [f"{reason}, so no difference between settings is tested here."])

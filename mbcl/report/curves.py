@@ -18,7 +18,7 @@ History = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Curve:
+class MetricCurve:
     """A metric over the epochs: mean, smallest and largest over the seeds."""
 
     label: str
@@ -60,7 +60,7 @@ def read_histories(store: Store, study: StudyRecord) -> dict[int, History]:
     return histories
 
 
-def curve(setting: Setting, histories: dict[int, History], metric: str) -> Curve | None:
+def curve(setting: Setting, histories: dict[int, History], metric: str) -> MetricCurve | None:
     """One setting's curve over its finished seeds, or over whatever has begun if none is finished."""
     finished = [trial for trial in setting.trials if trial.status == "finished"]
     chosen = [histories[trial.ordinal] for trial in finished or setting.trials if trial.ordinal in histories]
@@ -74,7 +74,7 @@ def curve(setting: Setting, histories: dict[int, History], metric: str) -> Curve
     if not values:
         return None
     epochs = sorted(values)
-    return Curve(
+    return MetricCurve(
         label=setting.label,
         epochs=epochs,
         mean=[statistics.fmean(values[epoch]) for epoch in epochs],

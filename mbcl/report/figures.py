@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from mbcl.report.curves import Curve, History, curve, stage_seconds
+from mbcl.report.curves import History, MetricCurve, curve, stage_seconds
 from mbcl.report.pictures import GRID, INK, LINES, MUTED, SERIES, Picture, log_scale, new_axes, render, shorten, style
 from mbcl.report.tables import STAGES
 from mbcl.report.wording import listed, number
@@ -161,7 +161,7 @@ def _curves(
     )
 
 
-def _draw_curve(axes: Axes, line: Curve, colour: str, dashes: str) -> None:
+def _draw_curve(axes: Axes, line: MetricCurve, colour: str, dashes: str) -> None:
     if line.seeds > 1:
         axes.fill_between(line.epochs, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
     dot = "o" if len(line.epochs) == 1 else None

@@ -106,7 +106,7 @@ def environment() -> Environment:
         "p_value": wording.p_value,
         "seconds": wording.seconds,
     }
-    environment.globals |= {"counted": wording.counted, "NOTHING": wording.NOTHING}
+    environment.globals |= {"pluralize": wording.pluralize, "NOTHING": wording.NOTHING}
     return environment
 
 
@@ -126,7 +126,7 @@ def _trial_rows(study: StudyRecord, summaries: list[SettingSummary], metrics: li
             "seed": trial.seed,
             "status": shown_status(trial),
             "error": trial.error,
-            "stopped": trial.stopped.words() if trial.stopped else "",
+            "stopped": trial.stopped.describe() if trial.stopped else "",
             "attempts": trial.attempts,
             "values": [value_of(trial, metric) for metric in metrics],
             "seconds": trial.seconds.get("total"),

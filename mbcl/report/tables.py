@@ -46,7 +46,7 @@ def stages_of(study: StudyRecord) -> list[str]:
     return sorted({stage for trial in study.trials.values() for stage in trial.seconds}, key=stage_order)
 
 
-def one_line(text: str) -> str:
+def single_line(text: str) -> str:
     """Text without line breaks, so that a row stays a line."""
     return " ".join(text.split())
 
@@ -82,7 +82,7 @@ def results_csv(study: StudyRecord) -> str:
         row = {
             "trial_id": key,
             "status": shown_status(trial),
-            "error": one_line(trial.error),
+            "error": single_line(trial.error),
             "sampler": trial.sampler,
             "objective": trial.objective,
             "seed": str(trial.seed),
@@ -106,7 +106,7 @@ def summary_csv(study: StudyRecord, summaries: list[SettingSummary]) -> str:
     for summary in summaries:
         row = {
             "setting": str(summary.setting),
-            "label": one_line(summary.label),
+            "label": single_line(summary.label),
             "sampler": summary.sampler,
             "objective": summary.objective,
         }
@@ -125,5 +125,5 @@ def comparison_csv(comparisons: list[Comparison]) -> str:
     rows = []
     for comparison in comparisons:
         values = {name: getattr(comparison, name) for name in _COMPARISON}
-        rows.append({name: "" if value is None else one_line(_cell(value)) for name, value in values.items()})
+        rows.append({name: "" if value is None else single_line(_cell(value)) for name, value in values.items()})
     return _csv(list(_COMPARISON), rows)

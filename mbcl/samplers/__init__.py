@@ -13,7 +13,7 @@ from mbcl.samplers._base import (
     PoolPlan,
     Sampler,
     build,
-    examine,
+    check_plan,
     serial,
 )
 from mbcl.samplers._exhaustive import AllBatches, Full, OSGDExhaustive, combinations, count_batches, hardest_batches
@@ -60,7 +60,7 @@ __all__ = [
     "build",
     "combinations",
     "count_batches",
-    "examine",
+    "check_plan",
     "hardest_batches",
     "one_thread",
     "overlap",

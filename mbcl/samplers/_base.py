@@ -69,12 +69,12 @@ class Sampler(Protocol):
         ...
 
     @property
-    def distinct(self) -> bool:
+    def no_repeats(self) -> bool:
         """Whether no sample is visited twice in one plan."""
         ...
 
     @property
-    def covers(self) -> bool:
+    def covers_all(self) -> bool:
         """Whether a plan visits every sample but the few that fill no batch or pool."""
         ...
 
@@ -138,12 +138,12 @@ class BaseSampler:
         check_batch_size(self.batch_size)
 
     @property
-    def distinct(self) -> bool:
+    def no_repeats(self) -> bool:
         """Whether no sample is visited twice in one plan."""
         return True
 
     @property
-    def covers(self) -> bool:
+    def covers_all(self) -> bool:
         """Whether a plan visits every sample but the few that fill no batch or pool."""
         return True
 
@@ -176,7 +176,7 @@ def build(name: str, *, batch_size: int, **parameters: object) -> Sampler:
     return construct("sampler", name, SAMPLERS[name], {"batch_size": batch_size, **parameters})
 
 
-def examine(plan: BatchPlan, sampler: Sampler, num_samples: int) -> BatchPlan:
+def check_plan(plan: BatchPlan, sampler: Sampler, num_samples: int) -> BatchPlan:
     """Return the plan itself if it is what its sampler promises: every plan passes here before anyone trains on it.
 
     Args:
@@ -188,7 +188,7 @@ def examine(plan: BatchPlan, sampler: Sampler, num_samples: int) -> BatchPlan:
         PlanError: if a position is out of range or repeated, a batch is missing, a score is not finite, or (a sampler
             that covers) a sample is missing that fills a batch: S * B different ones must be visited, or all N.
     """
-    plan.validate(num_samples, distinct=sampler.distinct)
+    plan.validate(num_samples, distinct=sampler.no_repeats)
     expected = (sampler.plan_length(num_samples), sampler.plan_width(num_samples))
     if plan.batches.shape != expected:
         raise PlanError(f"{plan.sampler}: {expected} batches were promised, found {tuple(plan.batches.shape)}")
@@ -196,7 +196,7 @@ def examine(plan: BatchPlan, sampler: Sampler, num_samples: int) -> BatchPlan:
         raise PlanError(f"{plan.sampler}: scores must be {expected[0]} finite numbers")
     visited = len(torch.unique(plan.batches))
     promised = min(expected[0] * expected[1], num_samples)
-    if sampler.covers and visited != promised:
+    if sampler.covers_all and visited != promised:
         raise PlanError(f"{plan.sampler}: promises {promised} of the {num_samples} samples, visits {visited}")
     return plan
 

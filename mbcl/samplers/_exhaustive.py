@@ -140,7 +140,7 @@ class Exhaustive(BaseSampler):
         """As :meth:`Sampler.plan`; the same for every seed, epoch and round."""
         self.check(num_samples)
         batches, scores = self.rows(num_samples, embeddings)
-        return BatchPlan(batches, self.name, seed, epoch, round, scores).validate(num_samples, distinct=self.distinct)
+        return BatchPlan(batches, self.name, seed, epoch, round, scores).validate(num_samples, distinct=self.no_repeats)
 
 
 @SAMPLERS.register("full")
@@ -188,7 +188,7 @@ class AllBatches(Exhaustive):
     name: ClassVar[str] = "all_batches"
 
     @property
-    def distinct(self) -> bool:
+    def no_repeats(self) -> bool:
         """No: a sample is in C(N - 1, B - 1) batches."""
         return False
 
@@ -234,7 +234,7 @@ class OSGDExhaustive(Exhaustive):
         check_temperature(self.temperature)
 
     @property
-    def covers(self) -> bool:
+    def covers_all(self) -> bool:
         """No: one batch is a part of the samples."""
         return False
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from mbcl.plan import Embeddings
 from mbcl.samplers._balanced import balanced_kmeans
 from mbcl.samplers._direction import principal_direction
-from mbcl.samplers._unit import CHUNK_ROWS, pair_sum
+from mbcl.samplers._normalize import CHUNK_ROWS, pair_sum
 from mbcl.seeding import derive, torch_generator
 
 MOST_BLOCKS = 52

@@ -18,14 +18,14 @@ from torch import Tensor
 from mbcl.errors import ConfigError
 from mbcl.functional import check_count, check_temperature
 from mbcl.plan import Embeddings
-from mbcl.samplers._apart import kept_apart, nearest
 from mbcl.samplers._balanced import balanced_kmeans, in_order, rows_of
 from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
 from mbcl.samplers._grouping import grouped
-from mbcl.samplers._sized import SizedPools
+from mbcl.samplers._normalize import unit
+from mbcl.samplers._separation import nearest, separate_neighbors
+from mbcl.samplers._sized_pools import SizedPools
 from mbcl.samplers._swaps import refine
 from mbcl.samplers._swaps_batched import refine_batched
-from mbcl.samplers._unit import unit
 from mbcl.samplers.kernels import available
 
 MAX_BLOCK = 20_000
@@ -190,7 +190,7 @@ class Refined(BlockSampler):
 def _parted(u_MD: Tensor, v_MD: Tensor, rows_KB: Tensor, skip: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """The batches with the ``skip`` nearest of every sample kept out of its batch, and who they are."""
     neighbours = nearest(u_MD, v_MD, skip)
-    return kept_apart(in_order(rows_KB.cpu().numpy()), neighbours, (u_MD + v_MD).cpu().numpy()), neighbours
+    return separate_neighbors(in_order(rows_KB.cpu().numpy()), neighbours, (u_MD + v_MD).cpu().numpy()), neighbours
 
 
 def _pairs(neighbours_MP: NDArray[np.int32]) -> NDArray[np.bool_]:

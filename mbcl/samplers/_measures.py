@@ -14,7 +14,7 @@ from torch import Tensor
 from mbcl.errors import PlanError
 from mbcl.functional import check_temperature
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers._unit import unit
+from mbcl.samplers._normalize import unit
 from mbcl.seeding import torch_generator
 
 CHUNK_ELEMENTS = 2**22

@@ -19,8 +19,8 @@ from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import check_count, check_temperature, nt_xent
 from mbcl.plan import Embeddings
 from mbcl.samplers._base import SAMPLERS, FloatArray, PoolMap, PoolPlan, serial
+from mbcl.samplers._normalize import unit
 from mbcl.samplers._pools import PoolSampler
-from mbcl.samplers._unit import unit
 
 CHUNK_ELEMENTS = 2**22
 """Similarities held at once while candidates are scored, 32 MiB in float64, and those of pools that are joined."""
@@ -83,7 +83,7 @@ class OSGD(PoolSampler):
             raise ConfigError(f"score must be 'ntxent' or 'objective', found {self.score!r}")
 
     @property
-    def covers(self) -> bool:
+    def covers_all(self) -> bool:
         """Whether every candidate batch is kept."""
         return self.q == self.k
 

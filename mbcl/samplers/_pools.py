@@ -20,11 +20,11 @@ from torch import Tensor
 from mbcl.errors import PlanError
 from mbcl.functional import check_count, check_number
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers._apart import kept_apart, mixed, nearest
 from mbcl.samplers._balanced import in_order
 from mbcl.samplers._base import BaseSampler, FloatArray, PoolItem, PoolMap, PoolPlan, serial
+from mbcl.samplers._normalize import pair_sum
+from mbcl.samplers._separation import mixed, nearest, separate_neighbors
 from mbcl.samplers._threads import one_thread
-from mbcl.samplers._unit import pair_sum
 from mbcl.seeding import derive, numpy_generator
 
 DEVICE_ELEMENTS = 2**28
@@ -203,7 +203,7 @@ class PoolSampler(BaseSampler):
             neighbours = nearest(z1_MD, z2_MD, self.skip or 0)
         x_MD = pair_sum(z1_MD, z2_MD).cpu().numpy()
         # Scores were of other batches.
-        return PoolPlan(kept_apart(planned.rows, neighbours, x_MD), None, neighbours)
+        return PoolPlan(separate_neighbors(planned.rows, neighbours, x_MD), None, neighbours)
 
     def plan(
         self,
@@ -292,7 +292,7 @@ class PoolSampler(BaseSampler):
             torch.from_numpy(np.concatenate(scores)) if scores and not self.mix else None,
             _count_conflicts(batches, pools, planned, num_samples) if self.skip else None,
         )
-        return merged.validate(num_samples, distinct=self.distinct)
+        return merged.validate(num_samples, distinct=self.no_repeats)
 
     def _pools(
         self, num_samples: int, embeddings: Embeddings, seed: int, key: tuple[int, int]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mbcl.functional import check_choice, clip, nt_xent
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers._unit import unit
+from mbcl.samplers._normalize import unit
 from mbcl.seeding import torch_generator
 
 CHUNK_ELEMENTS = 2**22

@@ -38,7 +38,7 @@ class RandomSampler(BaseSampler):
         num_batches = self.plan_length(num_samples)
         batches = order[: num_batches * self.batch_size].reshape(num_batches, self.batch_size).astype("int64")
         return BatchPlan(torch.from_numpy(batches), self.name, seed, epoch, round).validate(
-            num_samples, distinct=self.distinct
+            num_samples, distinct=self.no_repeats
         )
 
 

@@ -24,8 +24,8 @@ from mbcl.functional import affinity, check_count, check_temperature
 from mbcl.samplers._balanced import in_order, rows_of
 from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
 from mbcl.samplers._lloyd import lloyd, plus_plus, tried_rows
+from mbcl.samplers._normalize import unit
 from mbcl.samplers._pools import PoolSampler, even_pools
-from mbcl.samplers._unit import unit
 from mbcl.samplers.kernels import available
 from mbcl.seeding import derive, numpy_generator
 

@@ -35,7 +35,7 @@ class Stopped(BaseModel):
     value: float | None = None
     first_seed: int
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """One line for people."""
         if self.epoch == 0:
             return f"not begun: {self.by} stopped this setting with seed {self.first_seed}"

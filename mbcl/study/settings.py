@@ -105,13 +105,13 @@ def columns_of(sampler: str, objective: str, parameters: Mapping[str, Any]) -> d
 
 def canonical(column: str, value: Any) -> Any:
     """The canonical name behind a published alias; anything else as it is."""
-    return components.canonical(column, value) if column in components.PARTS and isinstance(value, str) else value
+    return components.canonical(column, value) if column in components.COMPONENTS and isinstance(value, str) else value
 
 
 def _is_default(column: str, columns: Mapping[str, Any]) -> bool:
     """Whether a parameter of a registered part has the value that it has when a user gives none."""
     part, _, parameter = column.partition(".")
-    if part not in components.PARTS or part not in columns:
+    if part not in components.COMPONENTS or part not in columns:
         return False
     # An old study may name a part that is gone.
     known = components.defaults(part, str(columns[part])) or {}

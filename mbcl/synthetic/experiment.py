@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from mbcl.config.base import Part, PathConfigError, Section, part, validate_parameters
+from mbcl.config.base import Component, ConfigModel, PathConfigError, component, validate_parameters
 from mbcl.config.experiment import Experiment, digest_of
 from mbcl.errors import ConfigError
 from mbcl.samplers import SAMPLERS
@@ -14,13 +14,13 @@ from mbcl.synthetic.selections import Method, fitting, method_of
 from mbcl.synthetic.settings import MOST_COORDINATES, MOST_POINTS, MOST_SAMPLES, Settings
 
 if TYPE_CHECKING:
-    GivenSampler: TypeAlias = Part
+    GivenSampler: TypeAlias = Component
 else:
     # Defaults follow from N and B, which a sweep may change after the sampler is read.
-    GivenSampler = part(lambda name: (SAMPLERS.canonical(name), SAMPLERS[name]), "batch_size", fill=False)
+    GivenSampler = component(lambda name: (SAMPLERS.canonical(name), SAMPLERS[name]), "batch_size", fill=False)
 
 
-class Synthetic(Section):
+class Synthetic(ConfigModel):
     """N points in ``dim`` dimensions (2 N if null), moved by SGD on batches of B; see :class:`Settings`."""
 
     n: int = Field(default=Settings.n, ge=2, le=MOST_SAMPLES)
@@ -49,7 +49,7 @@ class Synthetic(Section):
         return self
 
 
-class SyntheticExperiment(Section):
+class SyntheticExperiment(ConfigModel):
     """A synthetic study of one sampler with one seed. Its loss is ``clip`` without temperature."""
 
     seed: int = Field(default=0, ge=0)
@@ -65,9 +65,9 @@ class SyntheticExperiment(Section):
         return content
 
     @property
-    def objective(self) -> Part:
+    def objective(self) -> Component:
         """What is minimised."""
-        return Part(name="clip", temperature=1.0)
+        return Component(name="clip", temperature=1.0)
 
     @property
     def digest(self) -> str:

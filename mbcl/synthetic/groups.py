@@ -51,7 +51,7 @@ class Final:
     samples: int
 
 
-class Group(Protocol):
+class MethodGroup(Protocol):
     """Methods that share their steps."""
 
     @property
@@ -200,7 +200,7 @@ def groups_of(
     lr: float,
     accumulate: Accumulate | None = None,
     published_points: bool = False,
-) -> list[Group]:
+) -> list[MethodGroup]:
     """Methods put together that can take their steps together; all begin at the same points.
 
     Args:
@@ -212,7 +212,7 @@ def groups_of(
             update a step anyway, or choose before every update, stay as they are.
         published_points: see :class:`OneByOne`.
     """
-    groups: list[Group] = []
+    groups: list[MethodGroup] = []
     one_by_one: dict[int, list[Method]] = {}
     for method in methods:
         if method.one_update or (accumulate and not method.exhaustive):

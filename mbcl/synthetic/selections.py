@@ -18,7 +18,18 @@ from mbcl.config.sampler_spec import parse_spec
 from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import clip
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers import OSGD, SAMPLERS, AllBatches, Fixed, Full, OSGDExhaustive, PoolSampler, Sampler, build, examine
+from mbcl.samplers import (
+    OSGD,
+    SAMPLERS,
+    AllBatches,
+    Fixed,
+    Full,
+    OSGDExhaustive,
+    PoolSampler,
+    Sampler,
+    build,
+    check_plan,
+)
 from mbcl.seeding import derive
 
 ONE_GROUP = 1280
@@ -69,12 +80,12 @@ class Planned:
         wanted, parts = num_samples // sampler.batch_size, list[BatchPlan]()
         while sum(map(len, parts)) < wanted:
             plan = sampler.plan(num_samples, embeddings, seed=seed, epoch=step, round=len(parts))
-            parts.append(examine(plan, sampler, num_samples))
+            parts.append(check_plan(plan, sampler, num_samples))
         return torch.cat([plan.batches for plan in parts])[:wanted]
 
 
 def _examine_together(rows_SKB: Tensor, sampler: PoolSampler, num_samples: int) -> None:
-    """What :func:`examine` asks of one plan, of those of all seeds: as many batches as promised, no sample twice."""
+    """What :func:`check_plan` asks of one plan, of those of all seeds: as many batches as promised, no sample twice."""
     promised = (sampler.plan_length(num_samples), sampler.batch_size)
     sorted_SM = rows_SKB.flatten(1).sort(dim=1)[0]
     distinct = bool((sorted_SM.diff(dim=1) > 0).all())
@@ -138,7 +149,7 @@ class Whole:
     def batches(self, x_2SND: Tensor, seeds: Sequence[int], step: int) -> Tensor:
         """As :meth:`Selection.batches`."""
         num_samples = x_2SND.shape[2]
-        plan = examine(self.sampler.plan(num_samples), self.sampler, num_samples)
+        plan = check_plan(self.sampler.plan(num_samples), self.sampler, num_samples)
         return plan.batches.expand(len(seeds), -1, -1)
 
 

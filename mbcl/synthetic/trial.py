@@ -25,7 +25,7 @@ Metrics = dict[str, float | int | None]
 DISTANCE, EXCESS = "synthetic/distance", "synthetic/excess"
 
 
-def run_trial(experiment: SyntheticExperiment, store: Store) -> Metrics:
+def run_synthetic_trial(experiment: SyntheticExperiment, store: Store) -> Metrics:
     """Run it from its start, and write its files. The same experiment gives the same files.
 
     Args:

@@ -28,15 +28,15 @@ def test_a_world_of_one_is_the_identity():
     assert (world.rank, world.size) == (0, 1)
     x = torch.randn(3, 2, requires_grad=True)
     assert collectives.gather_with_grad(x, world) is x
-    assert torch.equal(collectives.gather(x, world), x)
-    assert not collectives.gather(x, world).requires_grad
+    assert torch.equal(collectives.all_gather_ragged(x, world), x)
+    assert not collectives.all_gather_ragged(x, world).requires_grad
     assert torch.equal(collectives.all_reduce_sum(x, world), x)
     assert collectives.broadcast_object({"a": 1}, world) == {"a": 1}
     assert collectives.gather_objects("x", world) == ["x"]
     collectives.barrier(world)
-    collectives.agree(None, world)
+    collectives.raise_on_any_rank(None, world)
     with pytest.raises(DataError, match="gone"):
-        collectives.agree(DataError("gone"), world)
+        collectives.raise_on_any_rank(DataError("gone"), world)
 
 
 def test_all_reduce_returns_a_new_tensor():
@@ -53,16 +53,16 @@ def _collectives(world: World) -> None:
     mine = torch.arange(world.rank + 1) + 10 * world.rank  # 1, 2, … rows
     everyone = torch.cat([torch.arange(r + 1) + 10 * r for r in ranks])
     for dtype in (torch.int64, torch.float32, torch.float16, torch.uint8):
-        found = collectives.gather(mine.to(dtype), world)
+        found = collectives.all_gather_ragged(mine.to(dtype), world)
         assert found.dtype == dtype
         assert torch.equal(found, everyone.to(dtype))
-    assert torch.equal(collectives.gather(mine > 5, world), everyone > 5)
+    assert torch.equal(collectives.all_gather_ragged(mine > 5, world), everyone > 5)
     wide = mine[:, None, None].expand(-1, 2, 3)  # not contiguous
-    assert torch.equal(collectives.gather(wide, world), everyone[:, None, None].expand(-1, 2, 3))
+    assert torch.equal(collectives.all_gather_ragged(wide, world), everyone[:, None, None].expand(-1, 2, 3))
     some = torch.full((world.rank, 2), float(world.rank), requires_grad=True)  # rank 0 holds nothing
-    assert not collectives.gather(some, world).requires_grad
-    assert len(collectives.gather(some, world)) == sum(ranks)
-    assert len(collectives.gather(torch.zeros(0, 4), world)) == 0
+    assert not collectives.all_gather_ragged(some, world).requires_grad
+    assert len(collectives.all_gather_ragged(some, world)) == sum(ranks)
+    assert len(collectives.all_gather_ragged(torch.zeros(0, 4), world)) == 0
     assert int(collectives.all_reduce_sum(torch.tensor(world.rank), world)) == sum(ranks)
     assert collectives.broadcast_object({"from": world.rank, "many": [0] * world.rank}, world) == {
         "from": 0,
@@ -79,10 +79,10 @@ def test_collectives(size):
 
 
 def _agree(world: World, failing: int) -> str:
-    collectives.agree(None, world)
+    collectives.raise_on_any_rank(None, world)
     error = TrainingError("the loss is nan") if world.rank == failing else None
     try:
-        collectives.agree(error, world)
+        collectives.raise_on_any_rank(error, world)
     except MbclError as raised:
         return f"{type(raised).__name__}: {raised}"
     return "went on"
@@ -104,7 +104,13 @@ def _meanwhile(world: World) -> list[str]:
     with gloo.short_rounds() as rounds:
         for number, failing in ((3, -1), (0, -1), (3, 1), (3, 0)):
             try:
-                outcomes.append(str(collectives.agreed(collectives.meanwhile, world, work, world, number, failing)))
+                outcomes.append(
+                    str(
+                        collectives.run_and_sync_errors(
+                            collectives.run_while_ranks_wait, world, work, world, number, failing
+                        )
+                    )
+                )
             except DataError as error:
                 outcomes.append(str(error))
     return outcomes

@@ -73,17 +73,17 @@ class BadSector(LocalStore):
 
 
 def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(store, monkeypatch):
-    found, wrong = checkpoints.look_over(BadSector(store.folder))
+    found, wrong = checkpoints.find_latest_valid(BadSector(store.folder))
     assert found.name == "epoch_000001"
     assert wrong == [f"{store.folder}/checkpoints/epoch_000002: cannot be read: Input/output error"]
     monkeypatch.setattr(BadSector, "number", errno.ENETDOWN)
     with pytest.raises(OSError, match="Network is down"):
-        checkpoints.look_over(BadSector(store.folder))
+        checkpoints.find_latest_valid(BadSector(store.folder))
 
 
 def test_a_file_in_the_place_of_a_checkpoint_is_passed_over(store):
     (store.folder / "checkpoints" / "epoch_000003").write_text("")
-    found, wrong = checkpoints.look_over(store)
+    found, wrong = checkpoints.find_latest_valid(store)
     assert found.name == "epoch_000002"
     assert wrong == [f"{store.folder}/checkpoints/epoch_000003: damaged: it is no folder"]
 

@@ -88,7 +88,7 @@ def _first_plan(world, content):
     trainer = Trainer(content, world=world, store=LocalStore(tempfile.mkdtemp()))
     learner = trainer.learner
     shard = embed(learner.model, learner.images, ViewKey(learner.seed), mode="train", batch_size=50, world=world)
-    whole = Embeddings(*(collectives.gather(part, world) for part in (shard.z1, shard.z2, shard.indices)))
+    whole = Embeddings(*(collectives.all_gather_ragged(part, world) for part in (shard.z1, shard.z2, shard.indices)))
     trainer.plans.request(PlanKey(0, 0), shard, content.build_sampler())
     return whole.ordered(180), trainer.plans.receive(PlanKey(0, 0))
 

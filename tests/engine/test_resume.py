@@ -328,11 +328,11 @@ class _Notice(runs.Recorder):
 
 def _trained_with_a_notice(world, folder, content, told):
     notice = _Notice(world.rank, told)
-    trainer.LOOK_SECONDS, before = 1e-9, trainer.LOOK_SECONDS  # a look after every step, as where steps are slow
+    trainer.SYNC_SECONDS, before = 1e-9, trainer.SYNC_SECONDS  # a look after every step, as where steps are slow
     try:
         train(content, world=world, store=LocalStore(folder), observers=[notice], notice=lambda: notice.due)
     finally:
-        trainer.LOOK_SECONDS = before
+        trainer.SYNC_SECONDS = before
     return notice.written
 
 

@@ -66,7 +66,7 @@ def test_only_what_is_new_is_measured(store, tmp_path):
         told.clear()
         into = LocalStore(tmp_path / "elsewhere") if earlier else out
         settings = Evaluation.model_validate(block)
-        found = evaluate(store, settings=settings, out=into, earlier=earlier, force=force, say=told.append)
+        found = evaluate(store, settings=settings, out=into, earlier=earlier, force=force, log=told.append)
         return found, [line.partition(": ")[2].rpartition(": ")[0] for line in told]
 
     corrupted = {"corruptions": ["fog", "contrast"]}
@@ -102,10 +102,10 @@ def test_what_was_measured_before_an_interrupt_is_kept(store, tmp_path):
 
     settings = Evaluation(metrics=["knn", "repr", "probe"])
     with pytest.raises(KeyboardInterrupt):
-        evaluate(store, settings=settings, out=out, say=interrupt)
+        evaluate(store, settings=settings, out=out, log=interrupt)
     assert out.list() == ["evaluation.part.json"], "half an evaluation is none"
     told.clear()
-    found = evaluate(store, settings=settings, out=out, say=told.append)
+    found = evaluate(store, settings=settings, out=out, log=told.append)
     assert [line.partition(": ")[2].partition(":")[0] for line in told] == ["probe"]
     assert found == evaluate(store, settings=settings, out=LocalStore(tmp_path / "whole"))
     assert out.list() == ["evaluation.json", "whole"]

@@ -157,7 +157,7 @@ def test_official_corrupted_images_are_read(tmp_path):
         pytest.raises(DataError, match="evaluation.corrupted.dir: .*labels.npy: 8 labels are not those of the clean"),
     ):
         evaluate(
-            store, settings=settings("knn", "corrupted", corrupted=chosen.corrupted), force=True, say=measured.append
+            store, settings=settings("knn", "corrupted", corrupted=chosen.corrupted), force=True, log=measured.append
         )
     assert measured == [], "refused before anything is measured"
     missing = settings("corrupted", corrupted={"dir": str(tmp_path / "c"), "corruptions": ["fog", "frost"]})

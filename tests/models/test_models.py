@@ -72,7 +72,7 @@ def test_the_projector_is_the_published_one():
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_projector_depths(layers):
-    head = models.Projector(in_features=6, layers=layers, hidden=8, dim=4)
+    head = models.ProjectionHead(in_features=6, layers=layers, hidden=8, dim=4)
     assert sum(isinstance(m, nn.Linear) for m in head.modules()) == layers
     assert head(torch.randn(3, 6)).shape == (3, 4)
 

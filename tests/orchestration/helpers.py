@@ -22,7 +22,7 @@ from mbcl.engine import train
 from mbcl.evaluation import evaluate
 from mbcl.io.ownership import Fence
 from mbcl.io.store import LocalStore, Store
-from mbcl.orchestration.cluster.capacity import Need
+from mbcl.orchestration.cluster.capacity import TrialResources
 from mbcl.orchestration.trial.job import Job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +48,7 @@ SPACE: dict[str, Any] = {
 }
 
 
-def job_of(key: str, experiment: Experiment, store: LocalStore, need: Need, **changes: Any) -> Job:
+def job_of(key: str, experiment: Experiment, store: LocalStore, need: TrialResources, **changes: Any) -> Job:
     """A trial's job in a results folder, as a sweep makes it but for what is changed."""
     values: dict[str, Any] = {
         "trial_id": key,
@@ -152,15 +152,15 @@ def free_cpus() -> float:
 class Quiet:
     """A watcher that nobody listens to."""
 
-    def started(self, trial_id: str) -> None: ...
+    def on_trial_start(self, trial_id: str) -> None: ...
 
-    def look(self, trial_ids: Sequence[str]) -> None: ...
+    def poll(self, trial_ids: Sequence[str]) -> None: ...
 
-    def ended(self, trial_id: str) -> None: ...
+    def on_trial_end(self, trial_id: str) -> None: ...
 
-    def waiting(self, number: int) -> None: ...
+    def on_waiting(self, number: int) -> None: ...
 
-    def evaluated(self, trial_id: str, error: str) -> None: ...
+    def on_evaluation_end(self, trial_id: str, error: str) -> None: ...
 
 
 # -- gates ---------------------------------------------------------------------------------------------------------
@@ -236,8 +236,8 @@ def sweep_under(gates: str) -> None:
     hold = study.hold
 
     @contextmanager
-    def under_gates(store: Store, say: Any) -> Iterator[Fence]:
-        with hold(store, say) as fence:
+    def under_gates(store: Store, log: Any) -> Iterator[Fence]:
+        with hold(store, log) as fence:
             yield Gate(fence.location, fence.token, gates)
 
     study.hold = under_gates  # type: ignore[assignment]

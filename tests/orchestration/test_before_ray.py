@@ -56,13 +56,13 @@ def test_a_dry_run_refuses_a_folder_that_the_run_could_not_make(space_file, caps
 
 def test_a_dry_run_refuses_a_name_with_results_and_lists_what_would_be_resumed(space_file, tmp_path, capsys):
     import run_ray
-    from mbcl.orchestration.results_folder.layout import begin, new_study
+    from mbcl.orchestration.results_folder.layout import create, new_study
     from mbcl.study.record import write_study
 
     file = read_space(space_file())
     trials, store = expand(file), LocalStore(tmp_path / "out" / "study")
     study = new_study(file, trials, "study")
-    begin(store, file, trials, study)
+    create(store, file, trials, study)
     done, missing = study.trials
     study.trials[done].status = "finished"
     write_study(store, study)
@@ -253,7 +253,7 @@ def test_an_interrupt_counts_what_is_missing(space_file, tmp_path, seeds, status
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sweep.Sweep, "_with_ray", interrupted)
-    monkeypatch.setattr(signals, "ignore", lambda: None)
+    monkeypatch.setattr(signals, "ignore_signals", lambda: None)
     space = space_file({"seeds": seeds})
     assert run_ray.main(["--space", str(space), "--results-dir", str(tmp_path / "out")]) == 130
     assert words in capsys.readouterr().err
@@ -294,7 +294,7 @@ def test_a_disk_that_takes_no_new_study_is_bad_input(space_file, tmp_path, capsy
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sweep.layout, "begin", full)
+    monkeypatch.setattr(sweep.layout, "create", full)
     assert run_ray.main(["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/out/study: No space left on device\n"
     assert not list((tmp_path / "out" / "study").glob("[!.]*"))
@@ -335,7 +335,7 @@ def test_a_study_whose_output_nobody_reads_is_interrupted_and_goes_on(space_file
     code = (
         "import run_ray\n"
         "from mbcl.orchestration import study as sweep\n"
-        "sweep.Sweep._with_ray = lambda self: [self._console.say('a line') for _ in range(9)] and {}\n"
+        "sweep.Sweep._with_ray = lambda self: [self._console.log('a line') for _ in range(9)] and {}\n"
         f"run_ray.leave(run_ray.main({arguments!r}))\n"
     )
     code, error = unread(code)

@@ -126,7 +126,7 @@ def run_one(
     told: list[StudyRecord] | None = None,
 ) -> TrialRecord:
     """Run one trial as a sweep does, in this process's Ray; ``told`` has its study from the beginning."""
-    from mbcl.orchestration.cluster.capacity import Node, resolve
+    from mbcl.orchestration.cluster.capacity import Node, resolve_resources
     from mbcl.orchestration.results_folder.lease import hold
     from mbcl.orchestration.search_space.resources_block import Resources
     from mbcl.orchestration.tune.run_trials import run_trials
@@ -139,7 +139,7 @@ def run_one(
     if told is not None:
         told.append(study)
     with hold(store) as fence:
-        need = resolve(Resources(workers=workers), [Node(CPUS)])
+        need = resolve_resources(Resources(workers=workers), [Node(CPUS)])
         under = Gate(fence.location, fence.token, str(attack.gates)) if attack else fence
         job = job_of(TRIAL, experiment, store, need, num_tasks=2, fence=under)
         if attack:
@@ -238,12 +238,12 @@ def test_an_interrupt_between_two_fields_of_a_record_waits_for_the_last(local_ra
     from mbcl.orchestration import signals
 
     before = {number: signal.getsignal(number) for number in signals.NUMBERS}
-    signals.listen(anew=True)
+    signals.install_handlers(anew=True)
     try:
         with pytest.raises(KeyboardInterrupt):
             run_one(tmp_path, experiment=SHORT, kind=Interrupted)
     finally:
-        signals.listen(anew=True)  # this one is no later test's
+        signals.install_handlers(anew=True)  # this one is no later test's
         for number, handler in before.items():
             signal.signal(number, handler)
     (record,) = read_study(LocalStore(tmp_path)).trials.values()

@@ -63,7 +63,7 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
     from ray.cluster_utils import Cluster
 
     from mbcl.orchestration.cluster import connection as module
-    from mbcl.orchestration.cluster.capacity import resolve
+    from mbcl.orchestration.cluster.capacity import resolve_resources
     from mbcl.orchestration.search_space.resources_block import Resources
     from mbcl.orchestration.tune.run_trials import run_trials
     from mbcl.study.record import StudyRecord, TrialRecord
@@ -96,7 +96,7 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
     try:
         with module.cluster(nodes.address, [], verbose=False) as found:
             asked = Resources(workers={"min": 1, "max": 2}, cpus_per_worker=1.5)
-            need = resolve(asked, found.nodes, drivers=found.drivers)
+            need = resolve_resources(asked, found.nodes, drivers=found.drivers)
             under = Told(fence.location, fence.token, str(gates))
             job = job_of(TRIAL, EXPERIMENT, store, need, placement=found.placement, sizes=(1, 2), fence=under)
             record = TrialRecord(ordinal=0, setting=0, seed=0, sampler="shuffle", objective="simclr", parameters={})

@@ -21,26 +21,27 @@ pytest.importorskip("ray")
 
 
 def test_stages_are_a_trials_seconds_and_nothing_is_counted_twice() -> None:
-    from mbcl.orchestration.bench import facts, stages_of
+    from mbcl.orchestration.bench import stages_of, summarize
 
     record = TrialRecord(ordinal=0, setting=0, parameters={}, seed=0, sampler="shuffle", objective="simclr")
     record.seconds = {"startup": 4.0, "training": 3.0, "evaluation": 0.5, "ray": 6.5, "total": 10.0}
     stages = stages_of(record, 2.5)
     assert stages == {"startup": 4.0, "prepare": 0.5, "epochs": 2.5, "evaluation": 0.5, "other": 2.5}
-    found = facts([stages, stages], 25.0)
+    found = summarize([stages, stages], 25.0)
     assert (found["outside"], found["first_step"], found["overhead"]) == (5.0, 4.5, 7.0)
 
 
 def test_one_trial_at_a_time_however_large_the_machine(tmp_path):
-    from mbcl.orchestration.bench import Settings, space_of
-    from mbcl.orchestration.cluster.capacity import Node, fit
+    from mbcl.orchestration.bench import RayBenchSettings, space_of
+    from mbcl.orchestration.cluster.capacity import Node, max_concurrency
     from mbcl.orchestration.search_space.schema import read_space
     from mbcl.orchestration.trial.trial_runners import runner_of
 
     path = tmp_path / "bench.yaml"
-    path.write_text(yaml.safe_dump(space_of(Settings(trials=3, sampler="shuffle", out=None, overwrite=False))))
+    path.write_text(yaml.safe_dump(space_of(RayBenchSettings(trials=3, sampler="shuffle", out=None, overwrite=False))))
     space, nodes = read_space(path, []).space, [Node(16)]
-    assert fit(runner_of(space.kind).need(space.resources, nodes), nodes, space.resources).trials == 1
+    needed = runner_of(space.kind).trial_resources(space.resources, nodes)
+    assert max_concurrency(needed, nodes, space.resources).num_trials == 1
 
 
 @pytest.mark.parametrize("words", [["--trials", "0"], ["--sampler", "nobody"], ["--out", "HERE"]])

@@ -14,10 +14,10 @@ import yaml
 
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
-from mbcl.orchestration.results_folder.layout import begin, new_study
+from mbcl.orchestration.results_folder.layout import create, new_study
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
-from mbcl.synthetic.trial import run_trial
+from mbcl.synthetic.trial import run_synthetic_trial
 
 from .helpers import ROOT, call
 
@@ -126,14 +126,14 @@ def test_a_resumed_sweep_with_a_failing_trial(space_file, tmp_path, capsys):
     study = new_study(file, trials, "study")
     done = next(iter(study.trials))
     study.trials[done].status, study.trials[done].metrics = "finished", {"synthetic/distance": 17.0}
-    begin(LocalStore(folder), file, trials, study)
+    create(LocalStore(folder), file, trials, study)
     result = call(file.path, tmp_path / "out", "--resume")
     assert result.returncode == 1, result.stdout + result.stderr
     record = json.loads((folder / "study.json").read_text())["trials"]
     assert [trial["status"] for trial in record.values()] == ["finished", "failed", "finished", "failed"]
     assert record[done]["metrics"] == {"synthetic/distance": 17.0}, "it is not run again"
     ran = list(record)[2]
-    assert record[ran]["metrics"] == run_trial(trials.by_id[ran].experiment, LocalStore(tmp_path / ran))
+    assert record[ran]["metrics"] == run_synthetic_trial(trials.by_id[ran].experiment, LocalStore(tmp_path / ran))
     for name in ("config.yaml", "metrics.jsonl"):
         assert (folder / "trials" / ran / name).read_text() == (tmp_path / ran / name).read_text()
     assert all("no direction after step" in trial["error"] for trial in record.values() if trial["status"] == "failed")

@@ -66,7 +66,7 @@ def test_plans_are_sound(name: str, num_samples: int, seed: int, epoch: int, rou
     assert plan.batches.shape[1] == (num_samples if name == "full" else 4)
     assert plan.batches.dtype == torch.int64
     assert (plan.sampler, plan.seed, plan.epoch, plan.round) == (sampler.name, seed, epoch, round_)
-    plan.validate(num_samples, distinct=sampler.distinct)
+    plan.validate(num_samples, distinct=sampler.no_repeats)
     if plan.scores is not None:
         assert plan.scores.shape == (len(plan),)
         assert plan.scores.dtype == torch.float64
@@ -96,7 +96,7 @@ def test_seed_changes_the_plan_and_so_do_epoch_and_round_except_for_fixed(name: 
 def test_left_out_samples_are_drawn_anew(name: str) -> None:
     sampler = make(name)
     seen = [set(sampler.plan(19, embeddings(19), epoch=epoch).batches.flatten().tolist()) for epoch in range(12)]
-    assert not sampler.distinct or len(seen[0]) == 4 * sampler.plan_length(19) < 19
+    assert not sampler.no_repeats or len(seen[0]) == 4 * sampler.plan_length(19) < 19
     assert len(set.union(*seen)) == (16 if name == "fixed" else 19)
 
 
@@ -182,7 +182,7 @@ def test_hostile_embeddings_still_give_a_plan(name: str) -> None:
     ):
         for z2 in (z, -z):
             plan = sampler.plan(40, Embeddings(z.contiguous(), z2.contiguous()))
-            plan.validate(40, distinct=sampler.distinct)
+            plan.validate(40, distinct=sampler.no_repeats)
 
 
 @each_sampler

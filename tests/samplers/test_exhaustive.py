@@ -16,7 +16,7 @@ from mbcl.cli import main
 from mbcl.errors import ConfigError
 from mbcl.functional import clip, cosine_similarity
 from mbcl.plan import Embeddings
-from mbcl.samplers import build, examine, hardest_batches
+from mbcl.samplers import build, check_plan, hardest_batches
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "synthetic_pieces.npz")
 CASES = range(sum(key.endswith("_x_u") for key in GOLDEN.files))
@@ -54,7 +54,7 @@ def test_the_hardest_of_all(num_samples: int, dim: int, batch_size: int, seed: i
     z1, z2 = views(num_samples, dim, seed)
     losses = losses_one_by_one(z1, z2, batch_size, temperature)
     sampler = build("osgd_exhaustive", batch_size=batch_size, temperature=temperature)
-    plan = examine(sampler.plan(num_samples, Embeddings(z1, z2)), sampler, num_samples)
+    plan = check_plan(sampler.plan(num_samples, Embeddings(z1, z2)), sampler, num_samples)
     chosen = tuple(plan.batches[0].tolist())
     highest = max(losses.values())
     assert losses[chosen] == pytest.approx(highest, rel=1e-10, abs=1e-11)
@@ -91,7 +91,7 @@ def test_of_equal_batches_the_first_wins(batch_size: int) -> None:
 def test_all_batches_are_all(num_samples: int, batch_size: int) -> None:
     batch_size = min(batch_size, num_samples)
     sampler = build("all_batches", batch_size=batch_size)
-    plan = examine(sampler.plan(num_samples), sampler, num_samples)
+    plan = check_plan(sampler.plan(num_samples), sampler, num_samples)
     expected = [list(batch) for batch in itertools.combinations(range(num_samples), batch_size)]
     assert plan.batches.tolist() == expected
     assert len(expected) == sampler.plan_length(num_samples) == math.comb(num_samples, batch_size)
@@ -102,7 +102,7 @@ def test_all_batches_are_all(num_samples: int, batch_size: int) -> None:
 def test_full_is_one_batch_whatever_the_batch_size() -> None:
     for batch_size in (2, 5):
         sampler = build("full", batch_size=batch_size)
-        assert examine(sampler.plan(5), sampler, 5).batches.tolist() == [[0, 1, 2, 3, 4]]
+        assert check_plan(sampler.plan(5), sampler, 5).batches.tolist() == [[0, 1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize("name", ["all_batches", "osgd_exhaustive"])

@@ -13,7 +13,7 @@ from samplers.small import build_small, embeddings
 
 from mbcl.errors import ConfigError, PlanError
 from mbcl.plan import Embeddings
-from mbcl.samplers import SAMPLERS, Sampler, examine, quality
+from mbcl.samplers import SAMPLERS, Sampler, check_plan, quality
 from mbcl.samplers._measures import upper_bound
 
 N = 41
@@ -70,7 +70,7 @@ def test_a_sound_plan_whose_quality_is_known(name: str) -> None:
 
 def _check_hostile(sampler: Sampler, z1: torch.Tensor, z2: torch.Tensor) -> None:
     before, held = z1.clone(), Embeddings(z1, z2)
-    plan = examine(sampler.plan(N, held), sampler, N)
+    plan = check_plan(sampler.plan(N, held), sampler, N)
     assert torch.equal(z1, before), "embeddings are only read"
     assert sampler.plan(N, held).digest == plan.digest
     loss, bound = quality(plan, held)["loss"], upper_bound(plan, held).value
@@ -84,7 +84,7 @@ def test_extreme_temperatures(name: str, temperature: float) -> None:
     held, sampler = embeddings(N), build_small(name, 4)
     if hasattr(sampler, "temperature"):
         sampler = type(sampler)(**{**vars_of(sampler), "temperature": temperature})
-    examine(sampler.plan(N, held), sampler, N)
+    check_plan(sampler.plan(N, held), sampler, N)
     assert np.isfinite(quality(sampler.plan(N, held), held, temperature=temperature)["loss"])
 
 
@@ -99,7 +99,7 @@ def test_softened_plans_of_hostile_embeddings(name: str) -> None:
         return
     softened = type(sampler)(**{**vars_of(sampler), "skip": 3, "mix": 0.5})
     for z in (torch.zeros(N, 3), torch.ones(N, 3), rows(dim=1), rows() * every_other(1e30)):
-        plan = examine(softened.plan(N, Embeddings(z, z)), softened, N)
+        plan = check_plan(softened.plan(N, Embeddings(z, z)), softened, N)
         assert plan.conflicts is not None
 
 
@@ -107,7 +107,7 @@ def test_softened_plans_of_hostile_embeddings(name: str) -> None:
 def test_batches_of_everything_and_of_more(name: str) -> None:
     if name != "osgd":  # which needs k batches
         everything = build_small(name, N)
-        plan = examine(_quietly(everything), everything, N)
+        plan = check_plan(_quietly(everything), everything, N)
         assert sorted(plan.batches.flatten().tolist()) == list(range(N))
     for batch_size, expected in ((N + 1, f"batch_size {N + 1} is above the {N} samples"), (1, "batch_size must be")):
         with pytest.raises(ConfigError, match=expected) as raised:
@@ -146,6 +146,6 @@ def test_files_mapped_into_memory_that_cannot_be_written_to(name: str, tmp_path:
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         z = torch.from_numpy(np.load(tmp_path / "z.npy", mmap_mode="r"))
     sampler = build_small(name, 4)
-    plan = examine(sampler.plan(N, Embeddings(z, z)), sampler, N)
+    plan = check_plan(sampler.plan(N, Embeddings(z, z)), sampler, N)
     assert plan.digest == sampler.plan(N, Embeddings(rows(), rows())).digest
     quality(plan, Embeddings(z, z))

@@ -17,12 +17,12 @@ from mbcl.errors import ConfigError
 from mbcl.functional import nt_xent
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers import KMeans, PoolItems, PoolSampler, Refined, Shuffle, quality
-from mbcl.samplers._apart import nearest
 from mbcl.samplers._balanced import balanced_kmeans, fill_together, greedy_by_regret
 from mbcl.samplers._grouping import grouped
+from mbcl.samplers._normalize import unit
+from mbcl.samplers._separation import nearest
 from mbcl.samplers._swaps import exponentials, factors_a_product, refine
 from mbcl.samplers._swaps_batched import refine_batched
-from mbcl.samplers._unit import unit
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from samplers.small import build_small, embeddings
 
-from mbcl.samplers import SAMPLERS, examine
+from mbcl.samplers import SAMPLERS, check_plan
 
 NUM_SAMPLES, BATCH_SIZE, EPOCHS = 19, 4, 80
 UNCHANGING = ("fixed", "full", "all_batches", "osgd_exhaustive")
@@ -21,8 +21,8 @@ def test_no_sample_is_left_out_more_often_than_chance(name: str) -> None:
     places = 0
     for epoch in range(EPOCHS):
         # A sampler that covers must not prefer any sample; one that selects may, so it meets new ones each epoch.
-        held = embeddings(NUM_SAMPLES, seed=0 if sampler.covers else epoch)
-        plan = examine(sampler.plan(NUM_SAMPLES, held, epoch=epoch), sampler, NUM_SAMPLES)
+        held = embeddings(NUM_SAMPLES, seed=0 if sampler.covers_all else epoch)
+        plan = check_plan(sampler.plan(NUM_SAMPLES, held, epoch=epoch), sampler, NUM_SAMPLES)
         visited = np.unique(plan.batches.numpy())
         visits[visited] += 1
         places += len(visited)
@@ -37,7 +37,7 @@ def test_no_sample_is_left_out_more_often_than_chance(name: str) -> None:
 @pytest.mark.parametrize("num_samples", [16, 19, 24, 26, 41])
 def test_plans_are_what_their_samplers_promise(name: str, num_samples: int) -> None:
     sampler = build_small(name, BATCH_SIZE)
-    plan = examine(sampler.plan(num_samples, embeddings(num_samples)), sampler, num_samples)
-    if sampler.covers:
+    plan = check_plan(sampler.plan(num_samples, embeddings(num_samples)), sampler, num_samples)
+    if sampler.covers_all:
         places = sampler.plan_width(num_samples) * sampler.plan_length(num_samples)
         assert plan.coverage(num_samples) == min(places, num_samples) / num_samples

@@ -19,8 +19,8 @@ from mbcl.errors import ConfigError
 from mbcl.functional import affinity, nt_xent
 from mbcl.plan import Embeddings
 from mbcl.samplers import Spectral
+from mbcl.samplers._normalize import unit
 from mbcl.samplers._spectral import assign_evenly, normalised_affinity, spectral_embedding
-from mbcl.samplers._unit import unit
 
 STORED = np.load(Path(__file__).parents[1] / "golden" / "sc_even.npz")
 LARGE, SMALL = (0, 1, 2), (3, 4, 5)

@@ -17,7 +17,7 @@ from mbcl.io.store import LocalStore
 from mbcl.synthetic.experiment import SyntheticExperiment
 from mbcl.synthetic.settings import Settings
 from mbcl.synthetic.study import run
-from mbcl.synthetic.trial import run_trial
+from mbcl.synthetic.trial import run_synthetic_trial
 
 SMALL = {"n": 6, "dim": 5, "steps": 40, "log_every": 10}
 
@@ -30,7 +30,7 @@ def experiment(sampler: str = "shuffle", seed: int = 0, **block: Any) -> Synthet
 @pytest.mark.parametrize("sampler", ["fixed", "shuffle", "full", "all_batches", "osgd_exhaustive", "spectral", "osgd"])
 def test_it_is_the_study_that_the_command_runs(sampler: str, tmp_path: Path) -> None:
     """One seed of five, bit for bit where runs do not share a product, and the rows are the curve."""
-    metrics = run_trial(experiment(sampler, seed=3), LocalStore(tmp_path))
+    metrics = run_synthetic_trial(experiment(sampler, seed=3), LocalStore(tmp_path))
     together = run(Settings(n=6, dim=5, steps=40, log_every=10, samplers=(sampler,), seeds=(2, 3)))
     (curve,) = together.curves
     wanted = {
@@ -58,14 +58,14 @@ def test_it_is_the_study_that_the_command_runs(sampler: str, tmp_path: Path) -> 
 
 
 def test_the_written_experiment_makes_the_same_files(tmp_path: Path) -> None:
-    first = run_trial(experiment("osgd", n=12, dim=None), LocalStore(tmp_path / "a"))
+    first = run_synthetic_trial(experiment("osgd", n=12, dim=None), LocalStore(tmp_path / "a"))
     content = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
     assert content["sampler"]["k"] == 6
     assert content["sampler"]["temperature"] == 1.0
     assert content["synthetic"]["dim"] == 24
     again = validate(SyntheticExperiment, content, "config.yaml")
     assert again.digest == experiment("osgd", n=12, dim=None).digest
-    assert run_trial(again, LocalStore(tmp_path / "b")) == first
+    assert run_synthetic_trial(again, LocalStore(tmp_path / "b")) == first
     for name in ("config.yaml", "metrics.jsonl"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -79,7 +79,7 @@ def test_what_n_decides_is_decided_after_the_sweep_chose_n() -> None:
 def test_without_a_known_optimum_trials_are_above_the_same_loss(tmp_path: Path) -> None:
     """That of the restarts alone, whatever a trial itself found."""
     found = [
-        run_trial(experiment(name, dim=4, steps=steps, restarts=3), LocalStore(tmp_path / name))
+        run_synthetic_trial(experiment(name, dim=4, steps=steps, restarts=3), LocalStore(tmp_path / name))
         for name, steps in (("fixed", 5), ("full", 3000))
     ]
     least = {metrics["synthetic/true_loss"] - metrics["synthetic/excess"] for metrics in found}

@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
-from mbcl.data.datasets.request import Request
+from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet
 from mbcl.data.packs.folders import Listing
 from mbcl.errors import DataError
 
 
-def clean_order(folder: Path, found: Sequence[tuple[Path, str]], clean: ImageSet, request: Request) -> Listing:
+def clean_order(folder: Path, found: Sequence[tuple[Path, str]], clean: ImageSet, request: DatasetRequest) -> Listing:
     """The images of ``folder/CLASS/IMAGE``, one for each clean image, in their order.
 
     A file belongs to the clean image whose file has its name (endings aside), or whose position its name is. If the
@@ -80,7 +80,7 @@ def _by_name(folder: Path, clean: ImageSet, files: list[tuple[Path, int]], posit
     return Listing([paths[position] for position in range(len(clean))], clean.labels.tolist())
 
 
-def _by_rank(folder: Path, clean: ImageSet, files: list[tuple[Path, int]], request: Request) -> Listing:
+def _by_rank(folder: Path, clean: ImageSet, files: list[tuple[Path, int]], request: DatasetRequest) -> Listing:
     groups: dict[int, list[Path]] = defaultdict(list)
     for path, label in files:
         groups[label].append(path)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mbcl.data.corrupted.clean_order import clean_order
-from mbcl.data.datasets.request import Request
+from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet
 from mbcl.data.packs.folder_sets import Packed, pack_parts
 from mbcl.data.packs.folders import Listing, Parts, class_images, decode, image_dimensions, subfolders
@@ -35,7 +35,12 @@ def severities_in(root: Path, severities: tuple[int, ...]) -> dict[str, list[int
 
 
 def pack_folders(
-    root: Path, available: dict[str, list[int]], *, out: Path | None, force: bool, tell: Callable[[int, int], None]
+    root: Path,
+    available: dict[str, list[int]],
+    *,
+    out: Path | None,
+    force: bool,
+    on_progress: Callable[[int, int], None],
 ) -> Iterator[Packed]:
     """Pack the folder of each corruption and severity, unless there is a whole pack of it already.
 
@@ -44,7 +49,7 @@ def pack_folders(
         available: severities by corruption; those without a folder are left out.
         out: the packs' folder; ``mbcl-pack`` in the set's own by default, where they are found by themselves.
         force: pack even what is packed.
-        tell: is told how many images of how many of a pack are done.
+        on_progress: is told how many images of how many of a pack are done.
 
     Raises:
         DataError: if an image cannot be read, or has another size than the first.
@@ -53,12 +58,16 @@ def pack_folders(
         for severity in severities:
             if (root / corruption / str(severity)).is_dir():
                 yield pack_parts(
-                    _parts(root, corruption, severity), out or root / FOLDER, f"{corruption}-{severity}", force, tell
+                    _parts(root, corruption, severity),
+                    out or root / FOLDER,
+                    f"{corruption}-{severity}",
+                    force,
+                    on_progress,
                 )
 
 
 def folder_reader(
-    root: Path, corruption: str, severity: int, clean: ImageSet, request: Request, name: str
+    root: Path, corruption: str, severity: int, clean: ImageSet, request: DatasetRequest, name: str
 ) -> Callable[[], Tensor]:
     """What reads the images of one corruption and severity, (N, 3, S, S) uint8, in the order of the clean ones.
 
@@ -87,7 +96,7 @@ def folder_reader(
     return lambda: torch.from_numpy(np.ascontiguousarray(pack.pixels()[rows]))
 
 
-def _usable_pack(root: Path, corruption: str, severity: int, request: Request, name: str) -> Pack | None:
+def _usable_pack(root: Path, corruption: str, severity: int, request: DatasetRequest, name: str) -> Pack | None:
     """The pack, if there is one and it is that of the files, or they are gone."""
     pack = open_pack(root, f"{corruption}-{severity}")
     if pack is None or not (root / corruption / str(severity)).is_dir():

@@ -18,7 +18,7 @@ import torch
 
 from mbcl.data.corrupted.corrupted_folders import folder_reader, pack_folders, severities_in
 from mbcl.data.corruptions import CORRUPTIONS, SEVERITIES, check_severity
-from mbcl.data.datasets.request import Request, Verify
+from mbcl.data.datasets.request import DatasetRequest, Verify
 from mbcl.data.images import ImageSet
 from mbcl.data.packs.folder_sets import Packed
 from mbcl.errors import ConfigError, DataError, nearest
@@ -105,7 +105,7 @@ def check_complete(name: str, *, dir: str, verify: Verify = "warn") -> None:
         ConfigError: if there is no such set.
     """
     source, available = _source(name), corrupted_available(name, dir)
-    request, where = Request(dir=dir, verify=verify), f"{source.name}: {_root(source, dir)}"
+    request, where = DatasetRequest(dir=dir, verify=verify), f"{source.name}: {_root(source, dir)}"
     missing = [corruption for corruption in CORRUPTIONS if corruption not in available]
     if missing:
         held = f"{len(CORRUPTIONS) - len(missing)} of the {len(CORRUPTIONS)} standard corruptions"
@@ -165,7 +165,7 @@ def _reader(
         raise DataError(
             f"{source.name}: {corruption} has no severity {severity} in {dir}, found {available[corruption]}"
         )
-    request = Request(dir=dir, verify=verify)
+    request = DatasetRequest(dir=dir, verify=verify)
     if len(clean) != _OFFICIAL:
         request.object(f"{source.name}: the official set has {_OFFICIAL:,} images, the clean one has {len(clean):,}")
     root = _root(source, dir)
@@ -176,7 +176,7 @@ def _reader(
 
 
 def pack_corrupted(
-    name: str, *, dir: str, out: Path | None, force: bool, tell: Callable[[int, int], None]
+    name: str, *, dir: str, out: Path | None, force: bool, on_progress: Callable[[int, int], None]
 ) -> Iterator[Packed]:
     """Pack every corruption and severity that is a folder.
 
@@ -194,7 +194,7 @@ def pack_corrupted(
     }
     if not folders:
         raise DataError(f"{source.name}: {root} holds no folders of images to pack; its archives are read as they are")
-    yield from pack_folders(root, folders, out=out, force=force, tell=tell)
+    yield from pack_folders(root, folders, out=out, force=force, on_progress=on_progress)
 
 
 def _source(name: str) -> CorruptedSet:

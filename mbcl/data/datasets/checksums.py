@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbcl.data.datasets.request import Request
+from mbcl.data.datasets.request import DatasetRequest
 
 
 def official_md5(torchvision_name: str) -> dict[str, str]:
@@ -44,7 +44,7 @@ def new_md5() -> hashlib._Hash:
     return hashlib.md5(usedforsecurity=False)
 
 
-def object_to_sums(name: str, paths: Sequence[Path], request: Request) -> None:
+def object_to_sums(name: str, paths: Sequence[Path], request: DatasetRequest) -> None:
     """Say which files do not have the official checksum, in one line; nothing if there are none.
 
     Args:

@@ -18,7 +18,7 @@ import torch
 
 from mbcl.data.datasets.checksums import md5_differs, object_to_sums, official_md5
 from mbcl.data.datasets.pickles import read_pickled_mapping
-from mbcl.data.datasets.request import Request
+from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet, Splits
 from mbcl.data.packs.folder_sets import FolderSet
 from mbcl.data.packs.folders import Parts, list_class_folders, train_and_test, train_classes
@@ -77,7 +77,7 @@ class Cifar:
             f"train/CLASS/IMAGE and test/CLASS/IMAGE; `download: true` fetches it into data.dir with torchvision"
         )
 
-    def __call__(self, request: Request) -> Splits:
+    def __call__(self, request: DatasetRequest) -> Splits:
         """Read both parts.
 
         The folder is the archive's extracted one, one that holds it, the archive, or folders of classes, or a pack of
@@ -113,7 +113,7 @@ class Cifar:
             official_counts=OFFICIAL_COUNTS,
         )
 
-    def _find(self, request: Request) -> Parts | None:
+    def _find(self, request: DatasetRequest) -> Parts | None:
         found = None if request.root is None else train_and_test(request.root, self.name, self.how_to_get)
         if found is None:
             return None
@@ -121,7 +121,7 @@ class Cifar:
         classes = train_classes(train, self.num_classes)
         return Parts(train.parent, list_class_folders(train, classes), list_class_folders(test, classes), classes, SIZE)
 
-    def _read(self, root: Path, request: Request) -> Splits | None:
+    def _read(self, root: Path, request: DatasetRequest) -> Splits | None:
         """What there is, official files first; None if there is nothing."""
         names = (*self.train, *self.test)
         for folder in (root / self.folder, root):
@@ -141,11 +141,11 @@ class Cifar:
             return self._from_files(_Files(f"{archive}: {self.folder}/", content, content.get(self.meta[0])), request)
         return self.class_folders.read(request)
 
-    def _check(self, paths: Sequence[Path], request: Request) -> None:
+    def _check(self, paths: Sequence[Path], request: DatasetRequest) -> None:
         known = official_md5(self.torchvision)
         object_to_sums(self.name, [path for path in paths if md5_differs(path, known)], request)
 
-    def _from_files(self, files: _Files, request: Request) -> Splits:
+    def _from_files(self, files: _Files, request: DatasetRequest) -> Splits:
         classes = self._classes(files)
         train, test = self._part(files, self.train, classes), self._part(files, self.test, classes)
         request.object_to_counts(f"{self.name}: {files.place}", (len(train), len(test)), OFFICIAL_COUNTS)

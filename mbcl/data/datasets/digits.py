@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import torch
 
-from mbcl.data.datasets.request import Request
+from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet, Splits, stratified_split
 from mbcl.data.views.recipe import ViewRecipe
 
@@ -26,7 +26,7 @@ is about 0.45 after ten epochs: neither trivial nor impossible.
 """
 
 
-def read(request: Request) -> Splits:
+def read(request: DatasetRequest) -> Splits:
     """Read the digits, always all of them; ``dir`` and ``download`` are not used, which a warning says."""
     from sklearn.datasets import load_digits
 

@@ -10,7 +10,7 @@ import torch
 
 from mbcl.data.datasets.checksums import md5_differs, new_md5, object_to_sums, official_md5
 from mbcl.data.datasets.idx import read_idx
-from mbcl.data.datasets.request import Request
+from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet, Splits
 from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError
@@ -35,7 +35,7 @@ HOW_TO_GET = (
 RECIPE = ViewRecipe(crop_scale=(0.3, 1.0), grey_probability=0.0, blur_sigma=(0.1, 1.0), blur_probability=0.5)
 
 
-def read(request: Request) -> Splits:
+def read(request: DatasetRequest) -> Splits:
     """Read the four files, all images of them.
 
     The folder holds them itself or in ``FashionMNIST/raw`` or ``raw``, as torchvision lays them out; without one it is
@@ -79,7 +79,7 @@ def _find(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-def _part(folder: Path, part: str, request: Request) -> ImageSet:
+def _part(folder: Path, part: str, request: DatasetRequest) -> ImageSet:
     paths = []
     for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
         path = _find(folder, f"{part}-{kind}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mbcl.data.datasets.request import Request
+from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import Splits
 from mbcl.data.packs.folder_sets import FolderSet
 from mbcl.data.packs.folders import Parts, image_dimensions, list_class_folders, subfolders, train_and_test
@@ -16,7 +16,7 @@ HOW_TO_GET = (
 RECIPE = ViewRecipe()
 
 
-def find(request: Request) -> Parts | None:
+def find(request: DatasetRequest) -> Parts | None:
     """The images of both parts.
 
     Without ``image_size`` all images must be squares of one size, that of the first.
@@ -50,7 +50,7 @@ FILES = FolderSet(
 )
 
 
-def read(request: Request) -> Splits:
+def read(request: DatasetRequest) -> Splits:
     """Read both parts.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Protocol, get_args
 
 from mbcl.data.corrupted.official_sets import CORRUPTED
 from mbcl.data.datasets import cifar, digits, fashion_mnist, image_folder, tiny_imagenet
-from mbcl.data.datasets.request import LARGEST_SIZE, LEAST_SIZE, Request, Verify
+from mbcl.data.datasets.request import LARGEST_SIZE, LEAST_SIZE, DatasetRequest, Verify
 from mbcl.data.images import ImageSet, Splits
 from mbcl.data.packs.folder_sets import FolderSet
 from mbcl.data.packs.node_cache import local_copy
@@ -24,12 +24,12 @@ from mbcl.registry import Registry
 class Reader(Protocol):
     """Reads a data set's official files."""
 
-    def __call__(self, request: Request) -> Splits:
+    def __call__(self, request: DatasetRequest) -> Splits:
         """The two parts, complete and checked."""
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetSpec:
     """A known data set.
 
     Args:
@@ -49,10 +49,10 @@ class Source:
     official: tuple[str, ...] = ()
 
 
-DATASETS: Registry[Source] = Registry("data set")
+DATASETS: Registry[DatasetSpec] = Registry("data set")
 
 DATASETS.register("digits")(
-    Source(
+    DatasetSpec(
         digits.read,
         "1,797 real handwritten digits, 8 x 8 grey, 10 classes, shipped with scikit-learn; fixed test part of 20 %",
         "",
@@ -60,7 +60,7 @@ DATASETS.register("digits")(
     )
 )
 DATASETS.register("fashion_mnist")(
-    Source(
+    DatasetSpec(
         fashion_mnist.read,
         "60,000 + 10,000 photographs of clothes, 28 x 28 grey, 10 classes",
         fashion_mnist.HOW_TO_GET,
@@ -73,10 +73,10 @@ for _reader, _summary in (
     (cifar.CIFAR100, "50,000 + 10,000 photographs, 32 x 32 colour, 100 classes"),
 ):
     DATASETS.register(_reader.name)(
-        Source(_reader, _summary, _reader.how_to_get, cifar.RECIPE, _reader.class_folders, (_reader.archive,))
+        DatasetSpec(_reader, _summary, _reader.how_to_get, cifar.RECIPE, _reader.class_folders, (_reader.archive,))
     )
 DATASETS.register("tiny_imagenet")(
-    Source(
+    DatasetSpec(
         tiny_imagenet.read,
         "100,000 + 10,000 photographs, 64 x 64 colour, 200 classes; the official validation part is the test part",
         tiny_imagenet.HOW_TO_GET,
@@ -85,7 +85,7 @@ DATASETS.register("tiny_imagenet")(
     )
 )
 DATASETS.register("image_folder")(
-    Source(
+    DatasetSpec(
         image_folder.read,
         "any images in folders of classes, resized to data.image_size where they have other sizes",
         image_folder.HOW_TO_GET,
@@ -135,7 +135,7 @@ def load(
     return Splits(_sized(train, image_size), _sized(splits.test, image_size))
 
 
-def _read(name: str, request: Request) -> Splits:
+def _read(name: str, request: DatasetRequest) -> Splits:
     local = _local(name, request)
     try:
         return DATASETS[name].read(local)
@@ -147,7 +147,7 @@ def _read(name: str, request: Request) -> Splits:
         return DATASETS[name].read(_local(name, request, found_damaged=True))
 
 
-def _local(name: str, request: Request, *, found_damaged: bool = False) -> Request:
+def _local(name: str, request: DatasetRequest, *, found_damaged: bool = False) -> DatasetRequest:
     """The request with this machine's copy in place of a URI; it is looked at again if it was found damaged."""
     source = DATASETS[name]
     if request.dir is None or not is_uri(request.dir) or not source.files:
@@ -167,7 +167,7 @@ def request_of(
     max_samples: int | None = None,
     download: bool = False,
     verify: Verify = "warn",
-) -> Request:
+) -> DatasetRequest:
     """What :func:`load` asks a reader for; its arguments.
 
     Raises:
@@ -189,7 +189,7 @@ def request_of(
             raise ConfigError(f"dir: found {dir!r}, whose user has no home folder here") from error
     if verify not in get_args(Verify):
         raise ConfigError(f"verify: found {verify!r}, allowed: {', '.join(get_args(Verify))}")
-    return Request(dir=dir, image_size=image_size, max_samples=max_samples, download=download, verify=verify)
+    return DatasetRequest(dir=dir, image_size=image_size, max_samples=max_samples, download=download, verify=verify)
 
 
 def _sized(part: ImageSet, image_size: int | None) -> ImageSet:

@@ -15,7 +15,7 @@ LEAST_SIZE, LARGEST_SIZE = 4, 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class DatasetRequest:
     """What is asked of a reader.
 
     Args:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mbcl.data.datasets.request import Request
+from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import Splits
 from mbcl.data.packs.folder_sets import FolderSet
 from mbcl.data.packs.folders import Listing, Parts, image_files, list_class_folders, subfolders, train_classes
@@ -29,7 +29,7 @@ HOW_TO_GET = (
 RECIPE = ViewRecipe()
 
 
-def find(request: Request) -> Parts | None:
+def find(request: DatasetRequest) -> Parts | None:
     """The training images and, as the test part, those of the official validation part.
 
     Raises:
@@ -56,7 +56,7 @@ FILES = FolderSet(
 )
 
 
-def read(request: Request) -> Splits:
+def read(request: DatasetRequest) -> Splits:
     """Read both parts, from the extracted folder, one that holds it, or one of class folders.
 
     Raises:

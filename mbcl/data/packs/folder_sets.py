@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mbcl.data.datasets.request import Request
+from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet, Splits
 from mbcl.data.packs.folders import Listing, Parts, decode
 from mbcl.data.packs.pack_file import FOLDER, Pack, open_pack, write_pack
@@ -48,14 +48,14 @@ class FolderSet:
     """
 
     name: str
-    find: Callable[[Request], Parts | None]
+    find: Callable[[DatasetRequest], Parts | None]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     recipe: ViewRecipe
     sized: bool = True
     official_counts: tuple[int, int] | None = None
 
-    def read(self, request: Request) -> Splits | None:
+    def read(self, request: DatasetRequest) -> Splits | None:
         """Both parts; None if there is neither a folder of this set nor a pack of it.
 
         Raises:
@@ -78,7 +78,7 @@ class FolderSet:
             request.object_to_counts(f"{self.name}: {where}", counts, self.official_counts)
         return splits
 
-    def demanded(self, request: Request, *, layout: str, no_download: str) -> Splits:
+    def demanded(self, request: DatasetRequest, *, layout: str, no_download: str) -> Splits:
         """Both parts of a set that has no other files than these, and no download.
 
         Args:
@@ -104,14 +104,16 @@ class FolderSet:
         """What a pack of this set is called; those that are brought to a size have a pack for each."""
         return self.name if self.sized or image_size is None else f"{self.name}-{image_size}"
 
-    def pack(self, request: Request, *, out: Path | None, force: bool, tell: Callable[[int, int], None]) -> Packed:
+    def pack(
+        self, request: DatasetRequest, *, out: Path | None, force: bool, on_progress: Callable[[int, int], None]
+    ) -> Packed:
         """Pack the files, unless a whole pack of them is there already.
 
         Args:
             request: where they are; ``image_size`` for sets that are brought to a size.
             out: the pack's folder; ``mbcl-pack`` in the data set's own by default, where it is found by itself.
             force: pack even if there is one.
-            tell: is told how many images of how many are done.
+            on_progress: is told how many images of how many are done.
 
         Raises:
             DataError: if there are no such files, or one cannot be read.
@@ -121,9 +123,9 @@ class FolderSet:
             raise DataError(
                 f"{self.name}: {request.root} holds no folders of images to pack; expected train/CLASS/IMAGE"
             )
-        return pack_parts(parts, out or parts.root / FOLDER, self.pack_name(request.image_size), force, tell)
+        return pack_parts(parts, out or parts.root / FOLDER, self.pack_name(request.image_size), force, on_progress)
 
-    def _pack(self, request: Request, parts: Parts | None) -> tuple[Pack | None, Parts | None]:
+    def _pack(self, request: DatasetRequest, parts: Parts | None) -> tuple[Pack | None, Parts | None]:
         """The pack of the files, if there is one and it is theirs, and the files, which may lie elsewhere."""
         places = [request.root] if request.root else []
         if parts and parts.root not in places:
@@ -168,7 +170,7 @@ class FolderSet:
         )
 
 
-def pack_parts(parts: Parts, folder: Path, name: str, force: bool, tell: Callable[[int, int], None]) -> Packed:
+def pack_parts(parts: Parts, folder: Path, name: str, force: bool, on_progress: Callable[[int, int], None]) -> Packed:
     """Pack files, unless a whole pack of them is there already.
 
     The arguments are those of :func:`mbcl.data.packs.pack_file.write_pack`.
@@ -178,7 +180,7 @@ def pack_parts(parts: Parts, folder: Path, name: str, force: bool, tell: Callabl
     """
     start = time.perf_counter()
     there = None if force else _whole(folder, name, parts)
-    path = there.path if there else write_pack(parts, folder, name, tell)
+    path = there.path if there else write_pack(parts, folder, name, on_progress)
     return Packed(path, len(parts.train), len(parts.test), parts.size, there is None, time.perf_counter() - start)
 
 

@@ -24,7 +24,7 @@ from mbcl.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """What counts as an image, as in torchvision."""
@@ -204,7 +204,7 @@ def decode(listing: Listing, *, size: int, name: str, resize: bool = False) -> t
         done += len(chunk)
         if time.monotonic() - told > _LOG_EVERY:
             told = time.monotonic()
-            log.info("%s: %s of %s images decoded", name, f"{done:,}", f"{len(listing):,}")
+            logger.info("%s: %s of %s images decoded", name, f"{done:,}", f"{len(listing):,}")
     return torch.from_numpy(pixels), torch.tensor(listing.labels, dtype=torch.int64)
 
 

@@ -63,10 +63,10 @@ def local_copy(
     store = ArrowStore(uri)
     try:
         for place in (f"{FOLDER}/", "") if pack_name else ():
-            if store.facts(f"{place}{pack_name}.json") is not None:
+            if store.stat(f"{place}{pack_name}.json") is not None:
                 assert pack_name is not None
                 return _copy_pack(store, place, pack_name, found_damaged)
-        files = {file: facts for file in official if (facts := store.facts(file)) is not None}
+        files = {file: facts for file in official if (facts := store.stat(file)) is not None}
         if files:
             return _copy_files(store, name, files)
     except OSError as error:

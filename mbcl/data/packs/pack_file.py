@@ -164,14 +164,14 @@ def read_pack(written: bytes, path: Path, name: str) -> Pack:
     return Pack(path, train, test, content["classes"], content["shape"][2], content["source"], content["data"])
 
 
-def write_pack(parts: Parts, folder: Path, name: str, tell: Callable[[int, int], None]) -> Path:
+def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int, int], None]) -> Path:
     """Decode all images once and write a pack.
 
     Args:
         parts: the files.
         folder: the pack's; made if it is not there.
         name: of the pack.
-        tell: is told how many images of how many are done.
+        on_progress: is told how many images of how many are done.
 
     Returns:
         The path of its ``NAME.json``.
@@ -196,7 +196,7 @@ def write_pack(parts: Parts, folder: Path, name: str, tell: Callable[[int, int],
             stream.write(content)
             digest.update(content)
             done += len(chunk)
-            tell(done, len(paths))
+            on_progress(done, len(paths))
         data = finish(f"{name}-{digest.hexdigest()[:16]}.npy")
     manifest = {
         "format": _FORMAT,

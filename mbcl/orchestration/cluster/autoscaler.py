@@ -26,12 +26,12 @@ def _status() -> dict[str, Any]:
     return found
 
 
-def is_there() -> bool:
+def is_present() -> bool:
     """Whether the cluster has an autoscaler, of either kind."""
     return bool(is_autoscaler_v2() or _status())
 
 
-def booting() -> int:
+def num_booting_nodes() -> int:
     """How many nodes the autoscaler has asked for that are not up yet; 0 without one."""
     if is_autoscaler_v2():
         status = get_cluster_status(ray.get_runtime_context().gcs_address)
@@ -40,7 +40,7 @@ def booting() -> int:
     return len(report.get("pending_nodes", ())) + sum(report.get("pending_launches", {}).values())
 
 
-def at_most() -> list[NodeResources] | None:
+def max_nodes() -> list[NodeResources] | None:
     """The resources of every node that the cluster can have at a time.
 
     Returns:
@@ -58,7 +58,7 @@ def at_most() -> list[NodeResources] | None:
 
 
 def from_config(config: Mapping[str, Any]) -> list[NodeResources] | None:
-    """As :func:`at_most`, from the content of a ``cluster.yaml``: its head and as many of the largest workers as fit.
+    """As :func:`max_nodes`, from the content of a ``cluster.yaml``: its head and as many of the largest workers as fit.
 
     Returns:
         None if it does not say what a type of node has.

@@ -11,16 +11,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbcl.errors import ConfigError, counted
+from mbcl.errors import ConfigError, pluralize
 from mbcl.orchestration.search_space.resources_block import Resources
 
 DRIVER_CPUS = 0.001
 """Ray Tune refuses a trial driver with no resources at all; it only waits for others."""
 DRIVER_SLOTS = 2
 """How much of the custom resource ``driver`` a trial takes where a cluster has it: its driver and its planner."""
-CPUS_A_WORKER = 2
+AUTO_CPUS_PER_WORKER = 2
 """What ``auto`` reserves for a worker: one CPU for its training thread, one for the planner and Ray's own processes."""
-LEAST_CPUS = 0.45
+MIN_AUTO_CPUS = 0.45
 """The smallest share that ``auto`` gives a worker: below, the machine is asked for too much."""
 
 
@@ -33,7 +33,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Need:
+class TrialResources:
     """What one trial needs.
 
     Args:
@@ -63,7 +63,7 @@ class Need:
 
     def __str__(self) -> str:
         gpu = f", {self.gpus_per_worker} GPU" if self.gpus_per_worker else ""
-        workers = counted(self.workers, "worker")
+        workers = pluralize(self.workers, "worker")
         return f"{workers} with {self.cpus_per_worker:g} CPU{gpu} each; {self.cpus:g} CPU in all"
 
 
@@ -115,21 +115,21 @@ def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
                 continue
 
 
-def resolve(
+def resolve_resources(
     asked: Resources,
     nodes: Sequence[Node],
     *,
-    cpus_a_worker: int = CPUS_A_WORKER,
+    cpus_a_worker: int = AUTO_CPUS_PER_WORKER,
     drivers: float | None = None,
     sizes: Sequence[int] = (),
-) -> Need:
+) -> TrialResources:
     """Decide what ``auto`` means on these nodes, and of a range of workers the most that fit.
 
     Args:
         asked: the resources block.
         nodes: what there is.
         cpus_a_worker: the most that ``auto`` reserves for a worker.
-        drivers: as :func:`fit` takes it.
+        drivers: as :func:`max_concurrency` takes it.
         sizes: the numbers of workers that a trial may have, ascending; by default all that are asked for.
 
     Raises:
@@ -139,39 +139,39 @@ def resolve(
     for workers in more:
         try:
             need = _resolve(asked, workers, nodes, cpus_a_worker)
-            fit(need, nodes, asked, drivers=drivers)
+            max_concurrency(need, nodes, asked, drivers=drivers)
         except ConfigError:
             continue
         return need
     return _resolve(asked, least, nodes, cpus_a_worker)
 
 
-def _resolve(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_worker: int) -> Need:
+def _resolve(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_worker: int) -> TrialResources:
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     use_gpu = gpus >= 1 if asked.gpu == "auto" else bool(asked.gpu)
     if use_gpu and gpus < workers:
         raise ConfigError(
             f"resources: found gpu: {str(asked.gpu).lower()} and workers: {workers}, which need "
-            f"{counted(workers, 'GPU')}; there are {gpus:g}"
+            f"{pluralize(workers, 'GPU')}; there are {gpus:g}"
             f"{' (resources.gpu: false trains on CPUs)' if asked.gpu == 'auto' else ''}"
         )
     explicit = asked.cpus_per_worker != "auto"
     per_worker = float(asked.cpus_per_worker) if explicit else _auto_cpus(asked, workers, nodes, cpus_a_worker)
-    if not explicit and per_worker < LEAST_CPUS:
+    if not explicit and per_worker < MIN_AUTO_CPUS:
         trials = asked.max_concurrent_trials
-        if trials != "auto" and milli(cpus) >= workers * milli(LEAST_CPUS):
+        if trials != "auto" and milli(cpus) >= workers * milli(MIN_AUTO_CPUS):
             raise ConfigError(
                 f"resources.max_concurrent_trials: found {trials}; {trials * workers} workers need at least "
-                f"{trials * workers * LEAST_CPUS:g} CPUs, there are {cpus:g} (resources.cpus_per_worker sets a smaller "
-                f"share)"
+                f"{trials * workers * MIN_AUTO_CPUS:g} CPUs, there are {cpus:g} (resources.cpus_per_worker sets a "
+                f"smaller share)"
             )
         raise ConfigError(
-            f"resources.workers: {counted(workers, 'worker')} need{'s' * (workers == 1)} at least "
-            f"{workers * LEAST_CPUS:g} CPUs, there are {cpus:g} (resources.cpus_per_worker sets a smaller share)"
+            f"resources.workers: {pluralize(workers, 'worker')} need{'s' * (workers == 1)} at least "
+            f"{workers * MIN_AUTO_CPUS:g} CPUs, there are {cpus:g} (resources.cpus_per_worker sets a smaller share)"
         )
     # One thread unless more is asked for: on busy cores two threads of a small network wait for each other, which made
     # an epoch six times as long, and the last bits of a sum depend on the number of threads.
-    return Need(workers, per_worker, int(use_gpu), max(1, int(per_worker)) if explicit else 1)
+    return TrialResources(workers, per_worker, int(use_gpu), max(1, int(per_worker)) if explicit else 1)
 
 
 def _auto_cpus(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_worker: int) -> float:
@@ -185,7 +185,7 @@ def _auto_cpus(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_wor
 
 
 @dataclass(frozen=True)
-class Fit:
+class Concurrency:
     """How many trials run at a time.
 
     Args:
@@ -193,14 +193,16 @@ class Fit:
         limit: what does not allow more, with numbers.
     """
 
-    trials: int
+    num_trials: int
     limit: str
 
     def __str__(self) -> str:
-        return f"{self.trials} at a time ({self.limit})"
+        return f"{self.num_trials} at a time ({self.limit})"
 
 
-def fit(need: Need, nodes: Sequence[Node], asked: Resources, *, drivers: float | None = None) -> Fit:
+def max_concurrency(
+    need: TrialResources, nodes: Sequence[Node], asked: Resources, *, drivers: float | None = None
+) -> Concurrency:
     """How many trials run at a time, from the scarcest resource.
 
     Args:
@@ -215,38 +217,38 @@ def fit(need: Need, nodes: Sequence[Node], asked: Resources, *, drivers: float |
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     # Drivers that ask for `driver` take no CPUs.
     each = need.cpus if drivers is None else need.cpus - DRIVER_CPUS
-    limits = [Fit(milli(cpus) // milli(each), f"{cpus:g} CPUs, of which a trial takes {each:g}")]
+    limits = [Concurrency(milli(cpus) // milli(each), f"{cpus:g} CPUs, of which a trial takes {each:g}")]
     if need.gpus:
-        limits.append(Fit(int(gpus) // need.gpus, f"{gpus:g} GPUs, of which a trial takes {need.gpus}"))
+        limits.append(Concurrency(int(gpus) // need.gpus, f"{gpus:g} GPUs, of which a trial takes {need.gpus}"))
     # Other drivers may lie on any node, and all of them on one.
-    beside = max(1, limits[0].trials) if drivers is None else 0
+    beside = max(1, limits[0].num_trials) if drivers is None else 0
     places = sum(_places(need, node, beside) for node in nodes)
     limits.append(
-        Fit(
+        Concurrency(
             places // need.workers,
-            f"room for {counted(places, 'worker')} on {counted(len(nodes), 'node')}, of which a trial has "
+            f"room for {pluralize(places, 'worker')} on {pluralize(len(nodes), 'node')}, of which a trial has "
             f"{need.workers}",
         )
     )
     if drivers is not None:
         text = f"{drivers:g} of the resource 'driver', of which a trial takes {DRIVER_SLOTS}"
-        limits.append(Fit(int(drivers) // DRIVER_SLOTS, text))
-    scarcest = min(limits, key=lambda found: found.trials)
-    if scarcest.trials < 1:
-        missing = "; ".join(found.limit for found in limits if found.trials < 1)
+        limits.append(Concurrency(int(drivers) // DRIVER_SLOTS, text))
+    scarcest = min(limits, key=lambda found: found.num_trials)
+    if scarcest.num_trials < 1:
+        missing = "; ".join(found.limit for found in limits if found.num_trials < 1)
         raise ConfigError(f"resources: not one trial fits: it needs {need}; there are {missing}")
     wanted = asked.max_concurrent_trials
     if wanted == "auto":
         return scarcest
-    if wanted > scarcest.trials:
+    if wanted > scarcest.num_trials:
         raise ConfigError(
-            f"resources.max_concurrent_trials: found {wanted}, but only {scarcest.trials} fit: there are "
+            f"resources.max_concurrent_trials: found {wanted}, but only {scarcest.num_trials} fit: there are "
             f"{scarcest.limit}; a trial needs {need}"
         )
-    return Fit(wanted, "resources.max_concurrent_trials")
+    return Concurrency(wanted, "resources.max_concurrent_trials")
 
 
-def _places(need: Need, node: Node, drivers: int) -> int:
+def _places(need: TrialResources, node: Node, drivers: int) -> int:
     """How many workers fit on one node, beside so many drivers."""
     places = max(0, milli(node.cpus) - drivers * milli(DRIVER_CPUS)) // max(1, milli(need.cpus_per_worker))
     return min(places, int(node.gpus)) if need.gpus_per_worker else places

@@ -17,9 +17,9 @@ from mbcl.errors import ConfigError
 from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Node
 from mbcl.orchestration.cluster.placement import Placement
-from mbcl.orchestration.cluster.ship_code import code_of_this_process
+from mbcl.orchestration.cluster.ship_code import ship_working_dir
 
-COMMON = {
+ENV_ALL = {
     # An epoch is reported at most this late, and a training run ends this much sooner than with the default of 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -27,27 +27,27 @@ COMMON = {
     # Relative data folders mean the same in every process.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
-LOCAL = {
+ENV_LOCAL = {
     # Nobody takes this machine away with a notice.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     # Processes that planned or evaluated wait for the next trial: each has imported torch for some seconds.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
 }
-JOINED = {
+ENV_CLUSTER = {
     # A spot node that was taken away is replaced by one that has to boot.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
 }
 BOOT_SECONDS = 900.0
 """How long nodes that an autoscaler has asked for may take to boot."""
-FIRST_SECONDS = 20.0
+FIRST_REQUEST_SECONDS = 20.0
 """How long an autoscaler may take to ask for the first node that is needed."""
-TELL_SECONDS = 30.0
+NOTIFY_SECONDS = 30.0
 """How often a person is told what is waited for."""
 POLL_SECONDS = 2.0
 CONNECT_SECONDS = 10.0
 """How long a cluster may take to accept a connection, and to answer."""
-HERE = {
+ENV_DRIVER = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     # The sweep handles interrupts itself, and never reads Tune's own snapshots.
@@ -60,7 +60,7 @@ HERE = {
 
 
 @dataclass(frozen=True)
-class Found:
+class ClusterInfo:
     """A Ray that runs.
 
     Args:
@@ -80,16 +80,16 @@ def cluster(
     nodes: list[Node],
     *,
     verbose: bool,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
     dashboard: bool = False,
-) -> Iterator[Found]:
+) -> Iterator[ClusterInfo]:
     """A Ray for the time of the block: a local one that ends with it, or the one at ``address``.
 
     Args:
         address: of a running cluster, or None.
         nodes: what a local Ray may use.
         verbose: whether Ray may talk.
-        say: is told in a line what is waited for.
+        log: is told in a line what is waited for.
         dashboard: whether a local Ray starts one; nothing here needs it.
 
     Yields:
@@ -98,7 +98,7 @@ def cluster(
     Raises:
         ConfigError: if no cluster answers at ``address``.
     """
-    wanted = {**HERE, **({} if address else LOCAL | COMMON)}
+    wanted = {**ENV_DRIVER, **({} if address else ENV_LOCAL | ENV_ALL)}
     added = {key: value for key, value in wanted.items() if key not in os.environ}
     os.environ.update(added)
     level = logging.INFO if verbose else logging.ERROR
@@ -111,24 +111,24 @@ def cluster(
     import ray
 
     try:
-        with signals.kept():
+        with signals.preserve_handlers():
             _connect(address, nodes, verbose=verbose, level=level, dashboard=dashboard)
     except BaseException as error:
         ray.shutdown()
-        _forget(added)
+        _unset_variables(added)
         if isinstance(error, SystemExit):  # by Ray's own handler of SIGTERM, before ours was put back
             raise KeyboardInterrupt from None
         raise
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(level)
     try:
-        yield Found(nodes) if address is None else _joined(say)
+        yield ClusterInfo(nodes) if address is None else _joined(log)
     finally:
         ray.shutdown()
-        _forget(added)
+        _unset_variables(added)
 
 
-def _forget(added: Iterable[str]) -> None:
+def _unset_variables(added: Iterable[str]) -> None:
     """Take these environment variables back: what holds for a local Ray does not for a cluster joined later."""
     for key in added:
         os.environ.pop(key, None)
@@ -153,16 +153,16 @@ def _connect(address: str | None, nodes: list[Node], *, verbose: bool, level: in
             **common,
         )
     else:
-        check_answers(address)
+        check_address(address)
         try:
-            with code_of_this_process() as code:
-                there = {key: os.environ.get(key, value) for key, value in (COMMON | JOINED).items()}
+            with ship_working_dir() as code:
+                there = {key: os.environ.get(key, value) for key, value in (ENV_ALL | ENV_CLUSTER).items()}
                 ray.init(address=address, runtime_env={"env_vars": there, **code}, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"--address {address}: no Ray cluster answers: {str(error).splitlines()[0]}") from error
 
 
-def check_answers(address: str) -> None:
+def check_address(address: str) -> None:
     """Ask ``HOST:PORT`` whether it is a Ray cluster: Ray itself would go on trying for minutes.
 
     Args:
@@ -211,7 +211,7 @@ def _check_is_ray(address: str) -> None:
         ) from error
 
 
-def _joined(say: Callable[[str], None]) -> Found:
+def _joined(log: Callable[[str], None]) -> ClusterInfo:
     """What the joined cluster has, or can have if that is known; otherwise after what is booting has come up.
 
     How many trials run at a time is decided now. Nodes that come later take in waiting trials.
@@ -219,13 +219,13 @@ def _joined(say: Callable[[str], None]) -> Found:
     import ray
 
     from mbcl.orchestration.cluster import autoscaler
-    from mbcl.orchestration.cluster.orphaned_groups import remove_orphans
+    from mbcl.orchestration.cluster.orphaned_groups import remove_orphaned_groups
 
-    remove_orphans()  # of sweeps that were killed
-    at_most = autoscaler.at_most()
+    remove_orphaned_groups()  # of sweeps that were killed
+    at_most = autoscaler.max_nodes()
     up = _nodes()
     if at_most is None:
-        up = _when_up(say)
+        up = _when_up(log)
     possible = _of_trials(at_most or [])
     offered = ray.cluster_resources()
     for resources in at_most or []:
@@ -233,36 +233,36 @@ def _joined(say: Callable[[str], None]) -> Found:
     # Nodes may have joined by hand.
     nodes = possible if len(possible) > len(up) else up
     if len(nodes) > len(up):
-        say(f"nodes that train: the cluster can have {len(nodes)}, {len(up)} are up; others boot when trials need them")
-    return Found(nodes, Placement(driver="driver" in offered, task="task" in offered), offered.get("driver"))
+        log(f"nodes that train: the cluster can have {len(nodes)}, {len(up)} are up; others boot when trials need them")
+    return ClusterInfo(nodes, Placement(driver="driver" in offered, task="task" in offered), offered.get("driver"))
 
 
-def _when_up(say: Callable[[str], None]) -> list[Node]:
+def _when_up(log: Callable[[str], None]) -> list[Node]:
     """The nodes that can train when none is booting any more."""
     from mbcl.orchestration.cluster import autoscaler
 
     start = time.monotonic()
     told = -math.inf
     while True:
-        nodes, booting, waited = _nodes(), autoscaler.booting(), time.monotonic() - start
+        nodes, booting, waited = _nodes(), autoscaler.num_booting_nodes(), time.monotonic() - start
         # Right after `ray up` the autoscaler has not asked for its first nodes yet.
-        if not booting and (nodes or waited > FIRST_SECONDS or not autoscaler.is_there()):
+        if not booting and (nodes or waited > FIRST_REQUEST_SECONDS or not autoscaler.is_present()):
             return nodes
         if waited > BOOT_SECONDS:
-            say(f"note: {booting} nodes have not come up within {BOOT_SECONDS:g} s; the study uses {len(nodes)}")
+            log(f"note: {booting} nodes have not come up within {BOOT_SECONDS:g} s; the study uses {len(nodes)}")
             return nodes
-        if waited - told > TELL_SECONDS:
+        if waited - told > NOTIFY_SECONDS:
             told = waited
-            say(f"waiting for nodes: {len(nodes)} can train, {booting} are booting, {waited:.0f} s so far")
+            log(f"waiting for nodes: {len(nodes)} can train, {booting} are booting, {waited:.0f} s so far")
         time.sleep(POLL_SECONDS)
 
 
-def await_node(resources: dict[str, float], say: Callable[[str], None]) -> None:
+def await_node(resources: dict[str, float], log: Callable[[str], None]) -> None:
     """Wait until a node that trains takes a task.
 
     Args:
         resources: the custom resources of such nodes.
-        say: is told in a line what is waited for.
+        log: is told in a line what is waited for.
 
     Raises:
         ConfigError: if none does.
@@ -271,7 +271,7 @@ def await_node(resources: dict[str, float], say: Callable[[str], None]) -> None:
 
     start = time.monotonic()
     probe = ray.remote(num_cpus=1)(lambda: None).options(resources=resources).remote()
-    while not ray.wait([probe], timeout=TELL_SECONDS)[0]:
+    while not ray.wait([probe], timeout=NOTIFY_SECONDS)[0]:
         waited = time.monotonic() - start
         if waited > BOOT_SECONDS:
             ray.cancel(probe)
@@ -279,7 +279,7 @@ def await_node(resources: dict[str, float], say: Callable[[str], None]) -> None:
             raise ConfigError(
                 f"--address: no node has had a free CPU for {BOOT_SECONDS:g} s; free are: {has or 'none'}"
             )
-        say(f"waiting for a node with a free CPU, {waited:.0f} s so far")
+        log(f"waiting for a node with a free CPU, {waited:.0f} s so far")
 
 
 def _nodes() -> list[Node]:

@@ -18,17 +18,17 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, 
 from ray.train.v2.api.config import ScalingConfig
 
 from mbcl.orchestration.cluster import autoscaler
-from mbcl.orchestration.cluster.connection import BOOT_SECONDS, FIRST_SECONDS
-from mbcl.orchestration.cluster.wait_for_capacity import fitting
+from mbcl.orchestration.cluster.connection import BOOT_SECONDS, FIRST_REQUEST_SECONDS
+from mbcl.orchestration.cluster.wait_for_capacity import num_fitting
 
 SETTLE_SECONDS = 5.0
 """How long it is waited for the most workers before fewer are taken: what others gave back is known a moment later."""
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 REACH_SECONDS = 2.0
 """How long a node may take to accept a connection. Ray itself notices a lost one after half a minute."""
 
 
-class LargestFitting(FixedScalingPolicy):
+class LargestDivisorScalingPolicy(FixedScalingPolicy):
     """A worker group of the largest allowed size that the cluster has room for.
 
     Args:
@@ -56,10 +56,10 @@ class LargestFitting(FixedScalingPolicy):
             self._request(self._sizes[-1])
         self._maybe_send_resource_request()
         asked = self.scaling_config._resources_per_worker_not_none
-        free = places(asked)
+        free = num_free_slots(asked)
         size = max((size for size in self._sizes if size <= free), default=self._sizes[0])
         if size < self._sizes[-1] and _may_grow(time.monotonic() - self._since):
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
             return NoopDecision()
         self._since = None
         self._request(size)
@@ -76,12 +76,12 @@ def _may_grow(waited: float) -> bool:
     """Whether more room may come to a trial that has waited for so many seconds."""
     if waited <= SETTLE_SECONDS:
         return True
-    if waited > BOOT_SECONDS or not autoscaler.is_there():
+    if waited > BOOT_SECONDS or not autoscaler.is_present():
         return False
-    return waited <= FIRST_SECONDS or autoscaler.booting() > 0
+    return waited <= FIRST_REQUEST_SECONDS or autoscaler.num_booting_nodes() > 0
 
 
-def places(asked: Mapping[str, float]) -> int:
+def num_free_slots(asked: Mapping[str, float]) -> int:
     """For how many workers the cluster has room, nodes that go or cannot be reached left out.
 
     What the calling actor has reserved itself counts as free: it gives that back before it reserves anew.
@@ -99,7 +99,7 @@ def places(asked: Mapping[str, float]) -> int:
             continue
         there = free.get(name, {})
         mine = own.get(name, {})
-        total += int(fitting({key: there.get(key, 0) + mine.get(key, 0) for key in asked}, asked))
+        total += int(num_fitting({key: there.get(key, 0) + mine.get(key, 0) for key in asked}, asked))
     return total
 
 

@@ -14,20 +14,20 @@ from mbcl.engine import checkpoint as checkpoints
 from mbcl.errors import MbclError, StorageError
 from mbcl.io.store import open_store
 
-LOST_WORDS = ("connection", "gloo", "nccl", "timed out", "timeout", "socket", "broken pipe", "peer", "store")
+PEER_FAILURE_MESSAGES = ("connection", "gloo", "nccl", "timed out", "timeout", "socket", "broken pipe", "peer", "store")
 """In the text of an exception that a worker raises because *another* one, or the network, went away."""
 LOST = (RayError, RayTrainError)
 """What Ray raises for a process that died or that it could not reach."""
 
 
-def of_a_peer(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether a worker's failure is the loss of another worker, as this one met it in a collective."""
     if isinstance(error, (OSError, MbclError, *LOST)):
         return False
-    return any(word in str(error).lower() for word in LOST_WORDS)
+    return any(word in str(error).lower() for word in PEER_FAILURE_MESSAGES)
 
 
-def comes_again(error: BaseException) -> bool:
+def is_deterministic(error: BaseException) -> bool:
     """Whether a worker's failure is an exception of the code itself, which another attempt would meet again.
 
     Args:
@@ -35,25 +35,25 @@ def comes_again(error: BaseException) -> bool:
     """
     if isinstance(error, (OSError, StorageError, *LOST)):
         return False  # storage, network, a lost planner, a lost process
-    return not of_a_peer(error)
+    return not is_peer_failure(error)
 
 
-def root(error: BaseException) -> BaseException:
+def root_cause(error: BaseException) -> BaseException:
     """The error of the process where it happened, out of what Ray wrapped around it.
 
     Of several workers it is that of the lowest rank which did not merely lose another.
     """
     failures = getattr(error, "worker_failures", None)
     if failures:
-        causes = [rank for rank in failures if not of_a_peer(failures[rank])]
-        return root(failures[min(causes or failures)])
+        causes = [rank for rank in failures if not is_peer_failure(failures[rank])]
+        return root_cause(failures[min(causes or failures)])
     inner = getattr(error, "cause", None)
     if isinstance(inner, BaseException):
-        return root(inner)
+        return root_cause(inner)
     return error
 
 
-class LostOnly(DefaultFailurePolicy):
+class RetryLostWorkers(DefaultFailurePolicy):
     """Ray Train's failure policy, but an exception that would come again ends the trial at once.
 
     Where a process was lost its peers fail in their collectives; those errors never decide alone. Only losses without a
@@ -98,6 +98,6 @@ class LostOnly(DefaultFailurePolicy):
         if isinstance(training_failed_error, WorkerGroupError):
             failures = training_failed_error.worker_failures.values()
             lost = any(isinstance(error, LOST) for error in failures)
-            if not lost and any(comes_again(error) for error in failures):
+            if not lost and any(is_deterministic(error) for error in failures):
                 return False
         return bool(super()._is_retryable_error(training_failed_error))

@@ -32,7 +32,7 @@ def groups_of_actors() -> list[PlacementGroupTableData]:
     ]
 
 
-def waiting(seconds: float) -> int:
+def num_waiting_groups(seconds: float) -> int:
     """How many worker groups of this job have waited for room for longer than so many seconds."""
     own, latest = ray.get_runtime_context().get_job_id(), time.time() - seconds
     return sum(
@@ -43,7 +43,7 @@ def waiting(seconds: float) -> int:
     )
 
 
-def remove_orphans() -> int:
+def remove_orphaned_groups() -> int:
     """Remove the placement groups whose maker, an actor, has died: of this job, and of jobs that have ended.
 
     A controller that is being killed with its whole job sees its workers die first, and may make a group for new ones

@@ -21,7 +21,7 @@ UNPACKED = "working_dir_files"
 
 
 @contextmanager
-def code_of_this_process() -> Iterator[dict[str, str]]:
+def ship_working_dir() -> Iterator[dict[str, str]]:
     """What brings this very source to every node, as entries of a Ray runtime environment, while ``ray.init`` runs.
 
     It is the working directory of Ray's processes, not one of ``py_modules``: these come behind the folder that the

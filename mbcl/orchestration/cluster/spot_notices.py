@@ -18,7 +18,7 @@ from json import loads
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 AWS = "http://169.254.169.254"
 """Instance metadata, version 2: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html"""
@@ -93,12 +93,12 @@ def watch(look: Callable[[], float | None], tell: Callable[[float], None], *, po
         try:
             seconds = look()
             if seconds is not None:
-                log.warning("this node goes in %.0f s", seconds)
+                logger.warning("this node goes in %.0f s", seconds)
                 tell(seconds)
                 told = True
         except Exception as error:
             # Whatever it is: Ray's own errors have no common base, and a watcher that has died says nothing any more.
-            log.warning("no word of this node's end could be had or passed on: %s", error)
+            logger.warning("no word of this node's end could be had or passed on: %s", error)
         if not told:
             time.sleep(poll)
 

@@ -16,22 +16,22 @@ from mbcl.errors import MbclError
 from mbcl.orchestration.cluster import autoscaler
 from mbcl.orchestration.cluster.capacity import milli
 
-NO_ROOM_SECONDS = 600.0
+NO_CAPACITY_SECONDS = 600.0
 """How long a task waits on a cluster that has no room for it, not even if nothing else ran there."""
-LOOK_SECONDS = 10.0
+POLL_SECONDS = 10.0
 
 
-class NoRoomError(MbclError):
+class NoCapacityError(MbclError):
     """The cluster has lost what a task needs, and nothing takes its place."""
 
 
-def fitting(there: Mapping[str, float], asked: Mapping[str, float]) -> float:
+def num_fitting(there: Mapping[str, float], asked: Mapping[str, float]) -> float:
     """How many processes fit into a node's resources; infinity for those that ask for nothing."""
     counts = [milli(there.get(key, 0)) // milli(amount) for key, amount in asked.items() if amount > 0]
     return min(counts, default=math.inf)
 
 
-def may_come(asked: Mapping[str, float], count: int = 1) -> bool:
+def can_ever_fit(asked: Mapping[str, float], count: int = 1) -> bool:
     """Whether so many processes may find room some time, whatever uses the cluster now.
 
     Args:
@@ -40,14 +40,18 @@ def may_come(asked: Mapping[str, float], count: int = 1) -> bool:
     """
     leaving = state.get_draining_nodes()
     there = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-    return _fit(there, asked, count) or _fit(autoscaler.at_most() or (), asked, count) or autoscaler.booting() > 0
+    return (
+        _fit(there, asked, count)
+        or _fit(autoscaler.max_nodes() or (), asked, count)
+        or autoscaler.num_booting_nodes() > 0
+    )
 
 
 def _fit(nodes: Iterable[Mapping[str, float]], asked: Mapping[str, float], count: int) -> bool:
-    return sum(fitting(node, asked) for node in nodes) >= count
+    return sum(num_fitting(node, asked) for node in nodes) >= count
 
 
-def first_done(tasks: Sequence[ray.ObjectRef], asked: Mapping[str, float]) -> ray.ObjectRef:
+def wait_any(tasks: Sequence[ray.ObjectRef], asked: Mapping[str, float]) -> ray.ObjectRef:
     """Wait for one of some tasks, as long as the cluster has room for them or may get it.
 
     Args:
@@ -55,19 +59,21 @@ def first_done(tasks: Sequence[ray.ObjectRef], asked: Mapping[str, float]) -> ra
         asked: what each reserves, by resource.
 
     Raises:
-        NoRoomError: if there has been none for ten minutes; the tasks are cancelled.
+        NoCapacityError: if there has been none for ten minutes; the tasks are cancelled.
     """
     lacking: float | None = None
     while True:
-        done, _ = ray.wait(list(tasks), num_returns=1, timeout=LOOK_SECONDS)
+        done, _ = ray.wait(list(tasks), num_returns=1, timeout=POLL_SECONDS)
         if done:
             return done[0]
-        if may_come(asked):
+        if can_ever_fit(asked):
             lacking = None
             continue
         lacking = lacking or time.monotonic()
-        if time.monotonic() - lacking > NO_ROOM_SECONDS:
+        if time.monotonic() - lacking > NO_CAPACITY_SECONDS:
             for task in tasks:
                 ray.cancel(task, force=True)
             words = ", ".join(f"{amount:g} {key}" for key, amount in asked.items())
-            raise NoRoomError(f"no node of the cluster could run it within {NO_ROOM_SECONDS:g} s; it takes {words}")
+            raise NoCapacityError(
+                f"no node of the cluster could run it within {NO_CAPACITY_SECONDS:g} s; it takes {words}"
+            )

@@ -22,7 +22,7 @@ from mbcl.io.store import Store, is_uri, write_text
 from mbcl.orchestration.results_folder.lease import BEAT_FILE, LEASE_FILE, LOCK_FILE
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.expansion import Trials, record_of, resolved_baseline, space_digest
-from mbcl.orchestration.search_space.replay import known
+from mbcl.orchestration.search_space.replay import with_drawn_trials
 from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.study.record import STUDY_FILE, StudyRecord, read_study, write_study
 
@@ -99,7 +99,7 @@ def check_new(store: Store, name: str) -> None:
         )
 
 
-def begin(store: Store, file: SpaceFile, trials: Trials, study: StudyRecord) -> None:
+def create(store: Store, file: SpaceFile, trials: Trials, study: StudyRecord) -> None:
     """Write ``space.yaml`` and ``study.json`` of a new study, in this order: with the second there is a study."""
     content = {
         "given": file.given,
@@ -113,8 +113,8 @@ def begin(store: Store, file: SpaceFile, trials: Trials, study: StudyRecord) -> 
     write_study(store, study)
 
 
-def withdraw(store: Store) -> None:
-    """Take back what :func:`begin` wrote."""
+def roll_back(store: Store) -> None:
+    """Take back what :func:`create` wrote."""
     for name in (STUDY_FILE, SPACE_FILE, SCRATCH):
         store.delete(name)
 
@@ -124,16 +124,16 @@ def scratch(store: Store) -> str:
     return store.child(SCRATCH).uri if is_uri(store.uri) else str(store.local_folder(SCRATCH))
 
 
-def tidy(store: Store, study: StudyRecord) -> None:
+def finalize(store: Store, study: StudyRecord) -> None:
     """At the end of a sweep: Ray's own files go, and nothing runs any more."""
-    clear(store)  # first: on a full disk there is room for the record then
+    remove_scratch(store)  # first: on a full disk there is room for the record then
     for record in study.trials.values():
         if record.status == "running":
             record.status = "pending"
     write_study(store, study)
 
 
-def clear(store: Store) -> None:
+def remove_scratch(store: Store) -> None:
     """Remove Ray's own files, of whichever sweep. A worker that is about to end may still write some."""
     for _ in range(TIDY_TRIES):
         try:
@@ -143,7 +143,7 @@ def clear(store: Store) -> None:
             time.sleep(TIDY_SECONDS)
 
 
-def reopen(store: Store, file: SpaceFile, trials: Trials) -> tuple[StudyRecord, Trials]:
+def load(store: Store, file: SpaceFile, trials: Trials) -> tuple[StudyRecord, Trials]:
     """The study in a folder and its trials, if the space still asks for the same.
 
     Raises:
@@ -155,7 +155,7 @@ def reopen(store: Store, file: SpaceFile, trials: Trials) -> tuple[StudyRecord, 
             f"--resume: {store.uri} was made from another space: {_difference(store, file)}; "
             f"--name OTHER starts a new study"
         )
-    trials = known(file, trials, study)
+    trials = with_drawn_trials(file, trials, study)
     wrong = sorted(set(study.trials) ^ set(trials.by_id))
     if wrong:
         raise ConfigError(

@@ -28,7 +28,7 @@ from mbcl.errors import ConfigError, MbclError
 from mbcl.io.ownership import NO_LOCKS, Fence, claim, release
 from mbcl.io.store import LocalStore, Store, read_text, write_text
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
 LEASE_FILE = ".lease"
@@ -43,12 +43,12 @@ POLL_SECONDS = 1.0
 
 
 @contextmanager
-def hold(store: Store, say: Callable[[str], None] = lambda text: None) -> Iterator[Fence]:
+def hold(store: Store, log: Callable[[str], None] = lambda text: None) -> Iterator[Fence]:
     """Hold a results folder for one sweep at a time, and fence off whatever earlier ones have left running.
 
     Args:
         store: the results folder.
-        say: is told in a line what is waited for.
+        log: is told in a line what is waited for.
 
     Yields:
         The claim that every process of this sweep writes under.
@@ -56,7 +56,7 @@ def hold(store: Store, say: Callable[[str], None] = lambda text: None) -> Iterat
     Raises:
         ConfigError: if another sweep holds the folder, or it cannot be written.
     """
-    with _lock(store, say) if isinstance(store, LocalStore) else _lease(store, say) as locked:
+    with _lock(store, log) if isinstance(store, LocalStore) else _lease(store, log) as locked:
         try:
             fence = claim(store)
         except OSError as error:
@@ -74,7 +74,7 @@ def _give_back(store: Store) -> None:
     try:
         release(store)
     except (OSError, MbclError) as error:
-        log.warning("not given back: %s", error)
+        logger.warning("not given back: %s", error)
 
 
 def _unwritable(store: Store, error: OSError) -> ConfigError:
@@ -82,7 +82,7 @@ def _unwritable(store: Store, error: OSError) -> ConfigError:
 
 
 @contextmanager
-def _lock(store: LocalStore, say: Callable[[str], None]) -> Iterator[bool]:
+def _lock(store: LocalStore, log: Callable[[str], None]) -> Iterator[bool]:
     """Hold the lock, or the lease where files have no locks; yields whether it is the lock."""
     path = store.folder / LOCK_FILE
     try:
@@ -101,7 +101,7 @@ def _lock(store: LocalStore, say: Callable[[str], None]) -> Iterator[bool]:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            locked = stack.enter_context(_lease(store, say))
+            locked = stack.enter_context(_lease(store, log))
         stream.truncate(0)
         stream.write(f"{os.getpid()}\n")
         stream.flush()
@@ -109,9 +109,9 @@ def _lock(store: LocalStore, say: Callable[[str], None]) -> Iterator[bool]:
 
 
 @contextmanager
-def _lease(store: Store, say: Callable[[str], None]) -> Iterator[bool]:
+def _lease(store: Store, log: Callable[[str], None]) -> Iterator[bool]:
     """Hold the lease; yields that it is no lock."""
-    _wait_for(store, say)
+    _wait_for(store, log)
     mine = _who()
     try:
         write_text(store, LEASE_FILE, json.dumps(mine))
@@ -145,14 +145,14 @@ def _beat(store: Store, mine: dict[str, Any], stop: threading.Event) -> None:
         beat += 1
         try:
             if _read(store) != mine:
-                log.warning("%s: the lease is another sweep's now", store.uri)
+                logger.warning("%s: the lease is another sweep's now", store.uri)
                 return
             write_text(store, BEAT_FILE, f"{mine['token']} {beat}")
         except OSError as error:  # the next beat may come through
-            log.warning("%s: no heartbeat: %s", store.uri, error)
+            logger.warning("%s: no heartbeat: %s", store.uri, error)
 
 
-def _wait_for(store: Store, say: Callable[[str], None]) -> None:
+def _wait_for(store: Store, log: Callable[[str], None]) -> None:
     """Return when nobody holds the lease.
 
     Raises:
@@ -164,7 +164,7 @@ def _wait_for(store: Store, say: Callable[[str], None]) -> None:
     if _is_here(found):
         raise _held_by(store, found)
     beat = _last_beat(store)
-    say(f"{store.uri} was left by {_name(found)}; watching for {WATCH_SECONDS:g} s whether that still lives")
+    log(f"{store.uri} was left by {_name(found)}; watching for {WATCH_SECONDS:g} s whether that still lives")
     end = time.monotonic() + WATCH_SECONDS
     while time.monotonic() < end:
         time.sleep(POLL_SECONDS)

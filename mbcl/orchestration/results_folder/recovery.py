@@ -13,7 +13,7 @@ from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine import metrics_log
 from mbcl.errors import ConfigError
 from mbcl.io.store import Store, is_uri, read_text
-from mbcl.orchestration.results_folder.layout import SPACE_FILE, TRIALS, new_study, reopen, trial_folder
+from mbcl.orchestration.results_folder.layout import SPACE_FILE, TRIALS, load, new_study, trial_folder
 from mbcl.orchestration.search_space.expansion import Trials
 from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.study.record import STUDY_FILE, StudyRecord, read_study
@@ -45,7 +45,7 @@ def recover(store: Store, file: SpaceFile, trials: Trials, title: str) -> tuple[
             raise _without_draws(store, error) from error
         study, notes = _made_again(store, file, trials, title, error)
         return study, trials, notes
-    return *reopen(store, file, trials), []
+    return *load(store, file, trials), []
 
 
 def _without_draws(store: Store, error: ConfigError) -> ConfigError:
@@ -110,8 +110,8 @@ def notes_of_trials(store: Store, trial_ids: Iterable[str]) -> list[str]:
     notes = []
     for key in trial_ids:
         trial = store.child(trial_folder(key))
-        found, wrong = checkpoints.look_over(trial)
-        rows, damaged = metrics_log.look_over(trial)
+        found, wrong = checkpoints.find_latest_valid(trial)
+        rows, damaged = metrics_log.read_valid_rows(trial)
         last, done = max((int(row["epoch"] or 0) for row in rows), default=0), found.epoch if found else 0
         if not wrong and last > done:
             wrong = [f"{trial.uri}: the checkpoint of epoch {last} is gone"]

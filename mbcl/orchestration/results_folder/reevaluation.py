@@ -16,9 +16,9 @@ from mbcl.io.store import Store, write_text
 from mbcl.orchestration.results_folder.layout import SPACE_FILE, trial_folder, versions
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
-from mbcl.orchestration.search_space.replay import known
+from mbcl.orchestration.search_space.replay import with_drawn_trials
 from mbcl.orchestration.search_space.schema import SpaceFile
-from mbcl.orchestration.search_space.trial_kinds import Kind
+from mbcl.orchestration.search_space.trial_kinds import TrialKind
 from mbcl.orchestration.trial.job import Job, Metrics
 from mbcl.study.record import STUDY_FILE, StudyRecord, read_study, write_study
 
@@ -43,7 +43,7 @@ def reopen_for_evaluation(
     finished = {key: record for key, record in study.trials.items() if record.status == "finished"}
     if not finished:
         raise ConfigError(f"--eval-only: {store.uri} has no finished trial")
-    trials = known(file, trials, study)
+    trials = with_drawn_trials(file, trials, study)
     _stored_space(store)  # it will be written, too: better refused now than when everything is measured
     by_ordinal = {spec.ordinal: spec for spec in trials.specs}
     chosen, notes = {}, []
@@ -88,7 +88,7 @@ def _stored_experiment(trial: Store) -> tuple[dict[str, Any] | None, str]:
         return _mapping(trial.read_bytes(CONFIG_FILE)), ""
     except (OSError, ValueError, yaml.YAMLError) as error:
         why = "is gone" if isinstance(error, FileNotFoundError) else f"cannot be read: {_first_line(error)}"
-    found, _ = checkpoints.look_over(trial)
+    found, _ = checkpoints.find_latest_valid(trial)
     tells = f"its checkpoint {found.name} tells what it was" if found else "no whole checkpoint tells what it was"
     return found.meta["experiment"] if found else None, f"{trial.uri}/{CONFIG_FILE} {why}; {tells}"
 
@@ -104,7 +104,7 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def settings_of(study: StudyRecord, trials: Trials, kind: Kind) -> dict[str, dict[str, Any]]:
+def evaluation_blocks(study: StudyRecord, trials: Trials, kind: TrialKind) -> dict[str, dict[str, Any]]:
     """By stored trial, finished or not, the evaluation block that the space asks for, as plain data."""
     by_ordinal = {spec.ordinal: kind.evaluation(spec.experiment) for spec in trials.specs}
     return {key: by_ordinal[record.ordinal] for key, record in study.trials.items() if record.ordinal in by_ordinal}

@@ -13,7 +13,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, Tri
 from mbcl.engine.metrics_log import read_rows
 from mbcl.io.store import Store
 from mbcl.orchestration.results_folder.layout import trial_folder
-from mbcl.orchestration.scheduling.trial_queue import Race
+from mbcl.orchestration.scheduling.trial_queue import EarlyStopping
 from mbcl.orchestration.search_space.expansion import TrialSpec
 from mbcl.orchestration.search_space.schedulers import MOST_EPOCHS, Asha, Median, build
 from mbcl.orchestration.search_space.schema import Space
@@ -95,7 +95,7 @@ class RayStopper:
         self._rule._trial_info[trial_id] = brackets[int(drawn)]
 
 
-class ByPoint:
+class StopperPerPoint:
     """A stopper for every point of the grids, so that what is tuned apart races apart.
 
     Args:
@@ -117,7 +117,9 @@ class ByPoint:
         return self._stoppers[point].observe(trial_id, epoch, value)
 
 
-def race(space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store: Store) -> Race | None:
+def build_early_stopping(
+    space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store: Store
+) -> EarlyStopping | None:
     """The race of a study's settings, with all that its trials have measured so far; None if nothing is stopped.
 
     Rows of trials that go on, about which nobody is known to have decided before a kill, are not told here but by the
@@ -133,7 +135,7 @@ def race(space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store
     if not rule.stops:
         return None
     # Settings of an adaptive search are drawn for each point of the grids by itself; others for all points alike.
-    stopper = ByPoint(study, lambda: RayStopper(space.scheduler, mode=study.mode, seed=space.search.seed))
+    stopper = StopperPerPoint(study, lambda: RayStopper(space.scheduler, mode=study.mode, seed=space.search.seed))
     first: dict[int, str] = {}
     unfinished = set(study.unfinished())
     for key, record in study.trials.items():
@@ -143,10 +145,10 @@ def race(space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store
                 epoch, value = row.get("epoch") or 0, row.get(study.metric)
                 if value is not None and epoch <= end:
                     stopper.observe(key, int(epoch), float(value))
-    return Race(
+    return EarlyStopping(
         stopper=stopper,
         by=space.scheduler.name,
-        epochs=lambda key: space.kind.length(specs[key].experiment),
+        epochs=lambda key: space.kind.num_epochs(specs[key].experiment),
         end=rule.end,
         # Those of an adaptive search have no counterparts to be compared with one by one.
         protected=frozenset(

@@ -54,15 +54,15 @@ def check_installed(search: Search) -> None:
             ) from error
 
 
-class Proposals:
-    """A :class:`~mbcl.orchestration.scheduling.trial_queue.Source`: the settings that Optuna draws.
+class OptunaSearch:
+    """A :class:`~mbcl.orchestration.scheduling.trial_queue.SettingSource`: the settings that Optuna draws.
 
     Args:
         file: the space.
         study: the record, to which new trials are added; what it has already is told to Optuna first.
         total: how many trials there will be at most.
         added: is told of new trials.
-        say: is told in a line what is left out.
+        log: is told in a line what is left out.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class Proposals:
         total: int,
         *,
         added: Callable[[list[TrialSpec]], None],
-        say: Callable[[str], None] = lambda text: None,
+        log: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._space, self._source = file.space, str(file.path)
         self._study = study
         self._total = total
         self._added = added
-        self._say = say
+        self._log = log
         self._base = base_of(self._space, self._source)
         self._points = points(self._space)
         self._tuners = [_Tuner(self._space, number, point) for number, point in enumerate(self._points)]
@@ -128,7 +128,7 @@ class Proposals:
             why = self._leave_out(tuner, trial, chosen)
             if why:
                 self._study.left_out.append(drawn)
-                self._say(f"note: draw {number} of point {point} {why} and is left out")
+                self._log(f"note: draw {number} of point {point} {why} and is left out")
                 continue
             return self._begin(tuner, trial, chosen, drawn)
         return []

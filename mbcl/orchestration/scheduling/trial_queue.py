@@ -22,7 +22,7 @@ class Stopper(Protocol):
         """Take a value in; whether the trial shall stop here."""
 
 
-class Source(Protocol):
+class SettingSource(Protocol):
     """Where further settings come from; see :mod:`.optuna_search`."""
 
     def propose(self) -> list[str]:
@@ -33,7 +33,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Race:
+class EarlyStopping:
     """How settings race.
 
     Args:
@@ -51,7 +51,7 @@ class Race:
     protected: frozenset[int] = field(default_factory=frozenset)
 
 
-class Course:
+class TrialQueue:
     """Hands out the trials of a study.
 
     Args:
@@ -68,8 +68,8 @@ class Course:
         todo: Iterable[str],
         *,
         concurrency: int,
-        race: Race | None = None,
-        source: Source | None = None,
+        race: EarlyStopping | None = None,
+        source: SettingSource | None = None,
     ) -> None:
         self._study = study
         self._waiting = dict.fromkeys(todo)
@@ -84,7 +84,7 @@ class Course:
             self._first.setdefault(record.setting, key)
 
     @property
-    def races(self) -> bool:
+    def early_stopping(self) -> bool:
         """Whether trials may be stopped early."""
         return self._race is not None
 
@@ -93,7 +93,7 @@ class Course:
         """Whether no trial will start any more."""
         return not self._waiting and self._drained
 
-    def next(self) -> str | None:
+    def next_trial(self) -> str | None:
         """A trial to start now; None if there is none now."""
         if len(self._running) >= self._concurrency:
             return None
@@ -125,7 +125,7 @@ class Course:
 
     def _waits_for_race(self, key: str) -> bool:
         first = self._first_of(key)
-        return self.races and key != first and (first in self._waiting or first in self._running)
+        return self.early_stopping and key != first and (first in self._waiting or first in self._running)
 
     def _lost_race(self, key: str) -> bool:
         """Whether the trial's setting was stopped on its first seed; the trial is then stopped before it begins."""
@@ -136,7 +136,7 @@ class Course:
         record.stopped = first.stopped.model_copy(update={"epoch": 0, "value": None, "first_seed": first.seed})
         return True
 
-    def row(self, key: str, epoch: int, value: float) -> bool:
+    def on_result(self, key: str, epoch: int, value: float) -> bool:
         """Take in what a running trial measured after so many epochs; whether it shall stop here.
 
         A row that was taken in before decides nothing: a driver that was started again may tell it once more.
@@ -169,7 +169,7 @@ class Course:
         """Where a trial was stopped; None if it was not."""
         return self._stopped.get(key)
 
-    def ended(self, key: str) -> None:
+    def on_trial_end(self, key: str) -> None:
         """A trial has ended; its record says how."""
         self._running.discard(key)
         setting = self._study.trials[key].setting

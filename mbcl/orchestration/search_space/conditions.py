@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mbcl.config.components import PARTS, defaults
+from mbcl.config.components import COMPONENTS, defaults
 from mbcl.errors import ConfigError, nearest
 from mbcl.orchestration.search_space.domains import Domain
 
@@ -18,7 +18,7 @@ def applies(key: str, chosen: Mapping[str, Any]) -> bool:
         chosen: values of the keys that were chosen before; one that is not drawn yet decides nothing.
     """
     part, _, parameter = key.partition(".")
-    if part not in PARTS or not parameter or parameter == "name":
+    if part not in COMPONENTS or not parameter or parameter == "name":
         return True
     block = chosen.get(part)
     name = chosen.get(f"{part}.name", block.get("name") if isinstance(block, Mapping) else None)
@@ -37,7 +37,7 @@ def check_conditional(domains: Mapping[str, Domain]) -> None:
         if part in domains and any(isinstance(block.get(parameter), Domain) for block in _blocks(domains[part])):
             raise ConfigError(f"space.{key}: a block of space.{part} has a domain for {parameter}, too; give it once")
         swept = [domains[above] for above in (part, f"{part}.name") if above in domains]
-        if part not in PARTS or parameter in ("", "name") or not swept:
+        if part not in COMPONENTS or parameter in ("", "name") or not swept:
             continue
         names = dict.fromkeys(name for domain in swept for name in _names(domain))
         known = [defaults(part, name) for name in names]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mbcl.config.experiment import Experiment
-from mbcl.errors import counted
+from mbcl.errors import pluralize
 from mbcl.orchestration.search_space import domains
 from mbcl.orchestration.search_space.expansion import points, samples_of
 from mbcl.orchestration.search_space.schedulers import Scheduler, build
@@ -16,12 +16,12 @@ def domain_lines(space: Space) -> Iterator[str]:
     """A line a swept key, if anything is drawn."""
     if any(domains.is_drawn(domain) for domain in space.space.values()):
         for key, domain in space.space.items():
-            yield f"{key}: {domains.words(domain)}"
+            yield f"{key}: {domains.describe(domain)}"
 
 
 def by_seeds(settings: int, seeds: int) -> str:
     """So many settings, each with so many seeds."""
-    return f"{counted(settings, 'setting')} x {counted(seeds, 'seed')}"
+    return f"{pluralize(settings, 'setting')} x {pluralize(seeds, 'seed')}"
 
 
 def plan_lines(space: Space) -> Iterator[str]:
@@ -34,13 +34,13 @@ def plan_lines(space: Space) -> Iterator[str]:
         by = f" by {search.metric} ({search.mode}), the mean over the seeds" if search.adaptive else ""
         settings = sum(samples_of(space, point) for point in found)
         each = by_seeds(settings, len(space.seeds))
-        yield f"search: {search.name} {verb} {counted(search.num_samples, 'setting')}{where}{by}; {each}"
+        yield f"search: {search.name} {verb} {pluralize(search.num_samples, 'setting')}{where}{by}; {each}"
     rule = build(space.scheduler)
     if rule.stops:
-        yield f"scheduler: {rule.words(search.metric)}"
+        yield f"scheduler: {rule.describe(search.metric)}"
         others = f"; who survives runs seeds {', '.join(map(str, space.seeds[1:]))}, too" if space.seeds[1:] else ""
         own = experiment_of(space.experiment, "")
-        lengths = _ends(space, "train.epochs", space.kind.length(own))
+        lengths = _ends(space, "train.epochs", space.kind.num_epochs(own))
         # max_t ends it like all others
         spares = space.baseline and not search.adaptive and all(rule.end(epochs) == epochs for epochs in lengths)
         spared = "; the baseline is never stopped" if spares else ""

@@ -276,17 +276,19 @@ def _ends(domain: Domain) -> list[Any]:
     return [float(low), float(high)]
 
 
-def words(value: Any) -> str:
+def describe(value: Any) -> str:
     """A domain, or a value with domains inside, for people: ``0.1 to 1``, ``one of 2, 4``."""
     if isinstance(value, Domain):
         if value.kind in LISTS:
-            return f"{'each' if value.kind == 'grid' else 'one'} of {', '.join(words(inner) for inner in value.values)}"
+            return (
+                f"{'each' if value.kind == 'grid' else 'one'} of {', '.join(describe(inner) for inner in value.values)}"
+            )
         low, high = value.values
         if value.kind == "randint":
             return f"a whole number from {low} to {high - 1}"
         return f"{low:g} to {high:g}{', evenly in its logarithm' if value.kind == 'loguniform' else ''}"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {words(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {describe(inner)}" for key, inner in value.items()) + "}"
     return short(value)
 
 

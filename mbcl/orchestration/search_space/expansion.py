@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbcl.config.base import set_path
-from mbcl.config.components import PARTS, canonical, registry_of
+from mbcl.config.components import COMPONENTS, canonical, registry_of
 from mbcl.errors import ConfigError
 from mbcl.orchestration.search_space import domains
 from mbcl.orchestration.search_space.conditions import applies
@@ -196,7 +196,7 @@ def experiment_with(base: dict[str, Any], chosen: Mapping[str, Any], space: Spac
     # Whole blocks first, then the names in them: a key inside one of them is meant for the new block.
     for key in sorted(chosen, key=lambda key: (key.count("."), not key.endswith(".name"))):
         part, _, parameter = key.partition(".")
-        if part in PARTS and parameter == "name" and canonical(part, chosen[key]) != content[part].get("name"):
+        if part in COMPONENTS and parameter == "name" and canonical(part, chosen[key]) != content[part].get("name"):
             content[part] = {}  # the base's parameters are those of another part
         try:
             set_path(content, key, copy.deepcopy(chosen[key]))
@@ -277,11 +277,11 @@ def resolved_baseline(space: Space) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, wanted in space.baseline.items():
         part, _, parameter = key.partition(".")
-        if part in PARTS and parameter == "name" and isinstance(wanted, str):
+        if part in COMPONENTS and parameter == "name" and isinstance(wanted, str):
             result[key] = registry_of(part).canonical(wanted)
             continue
-        block = {"name": wanted} if key in PARTS and isinstance(wanted, str) else wanted
-        if key in PARTS and isinstance(block, Mapping) and "name" in block:
+        block = {"name": wanted} if key in COMPONENTS and isinstance(wanted, str) else wanted
+        if key in COMPONENTS and isinstance(block, Mapping) and "name" in block:
             block = {**block, "name": registry_of(key).canonical(str(block["name"]))}
         result[key] = block
     return result

@@ -23,7 +23,7 @@ from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.study.record import Drawn, StudyRecord
 
 
-def known(file: SpaceFile, trials: Trials, study: StudyRecord) -> Trials:
+def with_drawn_trials(file: SpaceFile, trials: Trials, study: StudyRecord) -> Trials:
     """The trials of a space with those that an adaptive search has drawn so far, made again from its record.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from mbcl.config.base import Section
+from mbcl.config.base import ConfigModel
 from mbcl.errors import ConfigError, nearest
 
 MOST_WORKERS = 4096
@@ -50,7 +50,7 @@ def _workers(value: Any) -> Any:
     return value
 
 
-class Resources(Section):
+class Resources(ConfigModel):
     """What one trial gets; :mod:`mbcl.orchestration.cluster.capacity` decides what ``auto`` is.
 
     With a range of ``workers`` a trial begins, and begins again after a loss, with as many as fit at that moment and

@@ -27,7 +27,7 @@ class Scheduler(Protocol):
     def end(self, epochs: int) -> int:
         """After how many epochs a trial of so many ends at the latest."""
 
-    def words(self, metric: str) -> str:
+    def describe(self, metric: str) -> str:
         """What it does, for people."""
 
 
@@ -59,7 +59,7 @@ class Fifo:
         """All of them."""
         return epochs
 
-    def words(self, metric: str) -> str:
+    def describe(self, metric: str) -> str:
         """What it does."""
         return "fifo: every trial runs to its end"
 
@@ -105,7 +105,7 @@ class Asha:
         """``max_t``, if that comes first."""
         return min(epochs, self.max_t or epochs)
 
-    def words(self, metric: str) -> str:
+    def describe(self, metric: str) -> str:
         """What it does."""
         rungs = ", ".join(f"{self.grace_period * self.reduction_factor**i:g}" for i in range(3))
         more = f", from {self.brackets} different rungs on" if self.brackets > 1 else ""
@@ -140,7 +140,7 @@ class Median:
         """All of them."""
         return epochs
 
-    def words(self, metric: str) -> str:
+    def describe(self, metric: str) -> str:
         """What it does."""
         return (
             f"median: from epoch {self.grace_period} on, who is below the median of at least "

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, create_model, model_validator
 
-from mbcl.config.base import Part, PathConfigError, Section, apply_overrides, parse_yaml, part, read_yaml, validate
+from mbcl.config.base import (
+    Component,
+    ConfigModel,
+    PathConfigError,
+    apply_overrides,
+    component,
+    parse_yaml,
+    read_yaml,
+    validate,
+)
 from mbcl.errors import ConfigError, nearest
 from mbcl.orchestration.search_space.conditions import check_conditional
 from mbcl.orchestration.search_space.domains import KINDS, parse, plain, short
@@ -22,7 +31,7 @@ from mbcl.orchestration.search_space.trial_kinds import (
     SYNTHETIC,
     VALIDATION_METRIC,
     AnyExperiment,
-    Kind,
+    TrialKind,
     kind_of,
 )
 from mbcl.study.metric_glossary import direction
@@ -47,7 +56,7 @@ def check_name(name: str, key: str) -> str:
     return name
 
 
-class Search(Section):
+class Search(ConfigModel):
     """How settings are drawn, and what "best" means; a space fills in the metric of its kind of trials.
 
     ``name``: ``random`` draws independently; ``optuna`` lets its TPE sampler propose what earlier settings suggest, for
@@ -109,12 +118,12 @@ class Search(Section):
 
 
 if TYPE_CHECKING:
-    SchedulerPart: TypeAlias = Part
+    SchedulerPart: TypeAlias = Component
 else:
-    SchedulerPart = part(lambda name: (SCHEDULERS.canonical(name), SCHEDULERS[name]))
+    SchedulerPart = component(lambda name: (SCHEDULERS.canonical(name), SCHEDULERS[name]))
 
 
-class Space(Section):
+class Space(ConfigModel):
     """One study: a question, a base experiment, and what varies."""
 
     name: str | None = None
@@ -128,7 +137,7 @@ class Space(Section):
     resources: Resources = Resources()
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> TrialKind:
         """The kind of its trials."""
         return kind_of(self.experiment)
 
@@ -169,7 +178,7 @@ class Space(Section):
             rule = build_scheduler(self.scheduler)
         except ConfigError as error:
             raise PathConfigError("scheduler", str(error)) from error
-        if rule.stops and not self.kind.races:
+        if rule.stops and not self.kind.can_stop_early:
             raise PathConfigError(
                 "scheduler.name",
                 f"found {self.scheduler.name}, but trials of a synthetic study take seconds and measure nothing before "
@@ -178,7 +187,7 @@ class Space(Section):
         return self
 
 
-def check_key(key: str, kind: Kind, where: str = "space") -> None:
+def check_key(key: str, kind: TrialKind, where: str = "space") -> None:
     """Refuse a key that is not in an experiment, as far as the sections alone can tell.
 
     Raises:
@@ -197,8 +206,8 @@ def check_key(key: str, kind: Kind, where: str = "space") -> None:
             return  # a plain value, or a part whose own parameters are checked when it is built
 
 
-_BLOCKS: dict[Kind, type[Section]] = {
-    kind: create_model("Block", __base__=Section, experiment=(kind.model, ...)) for kind in (PRETRAINING, SYNTHETIC)
+_BLOCKS: dict[TrialKind, type[ConfigModel]] = {
+    kind: create_model("Block", __base__=ConfigModel, experiment=(kind.model, ...)) for kind in (PRETRAINING, SYNTHETIC)
 }
 """Only for error lines that begin with ``experiment.``."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias
 
-from mbcl.config.base import Section
+from mbcl.config.base import ConfigModel
 from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
 from mbcl.orchestration.search_space.domains import short
@@ -20,11 +20,11 @@ AnyExperiment: TypeAlias = Experiment | SyntheticExperiment
 VALIDATION_METRIC = "val/retrieval/top1"
 
 
-class Kind(Protocol):
+class TrialKind(Protocol):
     """What differs between kinds of trials before any of them runs."""
 
     @property
-    def model(self) -> type[Section]:
+    def model(self) -> type[ConfigModel]:
         """The schema of the ``experiment`` block."""
         ...
 
@@ -39,7 +39,7 @@ class Kind(Protocol):
         ...
 
     @property
-    def races(self) -> bool:
+    def can_stop_early(self) -> bool:
         """Whether a trial measures on its way what a scheduler may stop it for."""
         ...
 
@@ -67,7 +67,7 @@ class Kind(Protocol):
         """
         ...
 
-    def length(self, experiment: Any) -> int:
+    def num_epochs(self, experiment: Any) -> int:
         """How many epochs a trial has, as its last row of metrics counts them."""
         ...
 
@@ -78,14 +78,14 @@ class Pretraining:
     model = Experiment
     metrics = (VALIDATION_METRIC, "train/loss", "plan/loss", "plan/lift", "plan/coverage")
     reads_data = True
-    races = True
+    can_stop_early = True
 
     def check_resources(self, experiment: Experiment, asked: Resources) -> None:
-        """As :meth:`Kind.check_resources`: workers share a batch evenly."""
+        """As :meth:`TrialKind.check_resources`: workers share a batch evenly."""
         self.numbers_of_workers(experiment, asked, max(asked.numbers_of_workers))
 
     def numbers_of_workers(self, experiment: Experiment, asked: Resources, most: int) -> tuple[int, ...]:
-        """As :meth:`Kind.numbers_of_workers`."""
+        """As :meth:`TrialKind.numbers_of_workers`."""
         error: ConfigError | None = None
         fitting = []
         for number in asked.numbers_of_workers:
@@ -105,11 +105,11 @@ class Pretraining:
         return tuple(fitting)
 
     def evaluation(self, experiment: Experiment) -> dict[str, Any]:
-        """As :meth:`Kind.evaluation`."""
+        """As :meth:`TrialKind.evaluation`."""
         return experiment.evaluation.model_dump(mode="json")
 
-    def length(self, experiment: Experiment) -> int:
-        """As :meth:`Kind.length`: epochs."""
+    def num_epochs(self, experiment: Experiment) -> int:
+        """As :meth:`TrialKind.num_epochs`: epochs."""
         return experiment.train.epochs
 
 
@@ -119,31 +119,31 @@ class SyntheticStudy:
     model = SyntheticExperiment
     metrics = ("synthetic/distance", "synthetic/excess", "synthetic/true_loss", "synthetic/mean_loss")
     reads_data = False
-    races = False
+    can_stop_early = False
 
     def check_resources(self, experiment: SyntheticExperiment, asked: Resources) -> None:
-        """As :meth:`Kind.check_resources`: it is one process without a GPU."""
+        """As :meth:`TrialKind.check_resources`: it is one process without a GPU."""
         if asked.workers != 1:
             raise ConfigError(f"resources.workers: found {short(asked.workers)}, but a synthetic study is one process")
         if asked.gpu is True:
             raise ConfigError("resources.gpu: found true, but a synthetic study runs on a CPU")
 
     def numbers_of_workers(self, experiment: SyntheticExperiment, asked: Resources, most: int) -> tuple[int, ...]:
-        """As :meth:`Kind.numbers_of_workers`."""
+        """As :meth:`TrialKind.numbers_of_workers`."""
         return (1,)
 
     def evaluation(self, experiment: SyntheticExperiment) -> dict[str, Any]:
-        """As :meth:`Kind.evaluation`: there is none."""
+        """As :meth:`TrialKind.evaluation`: there is none."""
         raise ConfigError("--eval-only: a synthetic study has no evaluation of its own")
 
-    def length(self, experiment: SyntheticExperiment) -> int:
-        """As :meth:`Kind.length`: steps, whose rows are written at the end."""
+    def num_epochs(self, experiment: SyntheticExperiment) -> int:
+        """As :meth:`TrialKind.num_epochs`: steps, whose rows are written at the end."""
         return experiment.synthetic.steps
 
 
 PRETRAINING, SYNTHETIC = Pretraining(), SyntheticStudy()
 
 
-def kind_of(experiment: Mapping[str, Any]) -> Kind:
+def kind_of(experiment: Mapping[str, Any]) -> TrialKind:
     """The kind of trial that an ``experiment`` block asks for."""
     return SYNTHETIC if "synthetic" in experiment else PRETRAINING

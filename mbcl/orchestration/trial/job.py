@@ -10,7 +10,7 @@ from typing import Any
 
 from mbcl.io.ownership import Fence, FencedStore
 from mbcl.io.store import Store, open_store
-from mbcl.orchestration.cluster.capacity import Need
+from mbcl.orchestration.cluster.capacity import TrialResources
 from mbcl.orchestration.cluster.placement import Placement
 
 Metrics = dict[str, float | int | None]
@@ -45,7 +45,7 @@ class Job:
     store: str
     baselines: str
     scratch: str
-    need: Need
+    need: TrialResources
     group: str
     num_tasks: int
     placement: Placement = Placement()
@@ -74,7 +74,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Answer:
+class TrialResult:
     """How a trial ended.
 
     Args:
@@ -88,14 +88,14 @@ class Answer:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def final_metrics(row: Mapping[str, Any], evaluated: Mapping[str, float]) -> Metrics:
+def merge_metrics(row: Mapping[str, Any], evaluated: Mapping[str, float]) -> Metrics:
     """The last row of training, without its counters and clocks, and what the evaluation measured."""
     kept = {key: value for key, value in row.items() if "/" in key and not key.startswith("time/")}
     merged = {**kept, **evaluated}
     return {key: value if value is None or math.isfinite(value) else None for key, value in merged.items()}
 
 
-def one_line(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An error as one line: its own words if it is meant for users, otherwise its kind too.
 
     Ray wraps errors of other processes in tracebacks: the last line of those is the error itself.

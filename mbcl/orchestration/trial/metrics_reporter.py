@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import ray.tune
 
-from mbcl.engine.metrics_log import look_over
+from mbcl.engine.metrics_log import read_valid_rows
 from mbcl.engine.protocols import Row
 from mbcl.io.store import LocalStore, Store
 
@@ -63,7 +63,7 @@ class _Reporter:
 
     def __call__(self) -> None:
         try:
-            rows, _ = look_over(self._store)  # what is damaged, the workers say
+            rows, _ = read_valid_rows(self._store)  # what is damaged, the workers say
         except OSError:
             return  # the next look will find it
         for row in rows:

@@ -31,7 +31,7 @@ from mbcl.plan import Embeddings
 from mbcl.samplers import PoolPlan, Sampler
 from mbcl.samplers._base import FloatArray, PoolItem
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 TRIES = 20
 """How often a plan is asked for again after its planner was lost."""
@@ -116,7 +116,7 @@ class TaskMap:
 
 
 @dataclass(frozen=True)
-class Group:
+class WorkerGroup:
     """Workers that train together, until one of them is lost; those that go on may be fewer.
 
     Args:
@@ -140,14 +140,14 @@ class Planner:
     def __init__(self, seed: int, num_tasks: int, placement: Placement = ANYWHERE) -> None:
         mute_sampler_warnings()
         self._seed = seed
-        self._group = Group("", 0)
+        self._group = WorkerGroup("", 0)
         self._map = TaskMap(num_tasks, placement)
         self._map.warm_up()
         self._shards: dict[PlanKey, dict[int, ray.ObjectRef]] = {}
 
     @ray.method(concurrency_group=DEPOSITS)  # type: ignore[untyped-decorator]
     def deposit(
-        self, group: Group, key: PlanKey, rank: int, shard: list[ray.ObjectRef], wanted: Sequence[PlanKey] = ()
+        self, group: WorkerGroup, key: PlanKey, rank: int, shard: list[ray.ObjectRef], wanted: Sequence[PlanKey] = ()
     ) -> None:
         """Remember where a rank's shard lies.
 
@@ -162,7 +162,7 @@ class Planner:
                 self._shards.pop(old, None)
         self._shards.setdefault(key, {})[rank] = shard[0]
 
-    def plan(self, group: Group, key: PlanKey, sampler: Sampler) -> PlannedBatches | MbclError | None:
+    def plan(self, group: WorkerGroup, key: PlanKey, sampler: Sampler) -> PlannedBatches | MbclError | None:
         """The plan of ``key``, the reason why there cannot be one, or None if the group's shards are missing."""
         held = dict(self._shards.get(key, {}))
         if group != self._group or len(held) < group.size:
@@ -212,7 +212,7 @@ class RayPlanService:
     def __init__(self, planner: Any, *, world: World) -> None:
         self._planner = planner
         self._world = world
-        self._group = Group(collectives.broadcast_object(uuid.uuid4().hex, world), world.size)
+        self._group = WorkerGroup(collectives.broadcast_object(uuid.uuid4().hex, world), world.size)
         self._held: dict[PlanKey, tuple[ray.ObjectRef, Sampler]] = {}
         self._asked: dict[PlanKey, ray.ObjectRef] = {}
 
@@ -242,7 +242,7 @@ class RayPlanService:
                 break
             if state == LOST:
                 lost += 1
-                log.warning("the planner of epoch %d lost its shards; they are deposited again", key.epoch)
+                logger.warning("the planner of epoch %d lost its shards; they are deposited again", key.epoch)
                 self._deposit(key)
         else:
             planned = PlanError(f"the planner was lost {TRIES} times while it made the plan of epoch {key.epoch}")
@@ -271,7 +271,7 @@ class RayPlanService:
             answer = PlanError(f"no plan for epoch {key.epoch}, round {key.round} within {PLAN_SECONDS:g} s")
         except ray.exceptions.RayActorError as error:
             # Only while the actor restarts and Ray has given up on this call: ask again.
-            log.warning("the planner was lost: %s", str(error).splitlines()[0])
+            logger.warning("the planner was lost: %s", str(error).splitlines()[0])
             answer = None
         except ray.exceptions.RayError as error:
             answer = failure(cause_of(error))

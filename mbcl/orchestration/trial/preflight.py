@@ -18,7 +18,7 @@ SHARED_FILE = ".shared"
 
 
 @dataclass(frozen=True)
-class Checked:
+class PreflightReport:
     """What the data say about the settings.
 
     Args:
@@ -32,12 +32,12 @@ class Checked:
     notes: tuple[str, ...]
 
 
-def distinct(specs: Sequence[TrialSpec]) -> dict[int, dict[str, Any]]:
+def distinct_experiments(specs: Sequence[TrialSpec]) -> dict[int, dict[str, Any]]:
     """By setting, its experiment as plain data: seeds change neither the data's size nor what fits them."""
     return {spec.setting: spec.experiment.model_dump(mode="json") for spec in reversed(specs)}
 
 
-def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
+def check_data(experiments: dict[int, dict[str, Any]], source: str) -> PreflightReport:
     """Load every data set once, one at a time, build every model on it once, and check what only they can tell.
 
     Args:
@@ -55,7 +55,7 @@ def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
     found: dict[int, _Found] = {}
     for group in together.values():
         found.update(_check_on_same_data(group, source))
-    return Checked(
+    return PreflightReport(
         {setting: found[setting].pools for setting in parsed},
         {setting: found[setting].planning for setting in parsed},
         tuple(dict.fromkeys(note for setting in parsed for note in found[setting].notes)),
@@ -63,7 +63,7 @@ def check_data(experiments: dict[int, dict[str, Any]], source: str) -> Checked:
 
 
 class _Found(NamedTuple):
-    """What the data say about one setting, as in :class:`Checked`."""
+    """What the data say about one setting, as in :class:`PreflightReport`."""
 
     pools: int
     planning: str
@@ -72,7 +72,15 @@ class _Found(NamedTuple):
 
 def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, _Found]:
     """Check the settings of one data set, by number; it is out of memory afterwards."""
-    from mbcl.engine import SplitData, check_evaluation, check_model, check_trackers, facts_of, load_data, planning_cost
+    from mbcl.engine import (
+        SplitData,
+        check_evaluation,
+        check_model,
+        check_trackers,
+        data_sizes,
+        load_data,
+        planning_cost,
+    )
 
     data: SplitData | None = None
     built: set[str] = set()
@@ -84,7 +92,7 @@ def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, 
             warnings.simplefilter("always")
             if data is None:
                 data = _of_experiment(source, load_data, experiment.data, seed=experiment.seed)
-            facts = _of_experiment(source, facts_of, experiment, data)
+            facts = _of_experiment(source, data_sizes, experiment, data)
             if experiment.evaluation not in evaluable:
                 evaluable.append(experiment.evaluation)
                 facts_of_data = {"name": experiment.data.name, "verify": experiment.data.verify}
@@ -110,7 +118,9 @@ def _of_experiment(source: str, function: Callable[..., Any], *arguments: Any, *
         raise ConfigError(f"{source}: experiment.{error}") from error
 
 
-def check_data_there(experiments: dict[int, dict[str, Any]], source: str, resources: dict[str, float]) -> Checked:
+def check_data_on_cluster(
+    experiments: dict[int, dict[str, Any]], source: str, resources: dict[str, float]
+) -> PreflightReport:
     """:func:`check_data` where the data will be read: as a first task on a node that trains.
 
     Args:
@@ -124,7 +134,7 @@ def check_data_there(experiments: dict[int, dict[str, Any]], source: str, resour
     import ray
 
     try:
-        checked: Checked = ray.get(
+        checked: PreflightReport = ray.get(
             ray.remote(num_cpus=1)(check_data).options(resources=resources).remote(experiments, source)
         )
     except ray.exceptions.RayTaskError as error:

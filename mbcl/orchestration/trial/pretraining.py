@@ -12,18 +12,18 @@ from mbcl.config.experiment import Evaluation, Experiment
 from mbcl.engine.checkpoint import name_of
 from mbcl.evaluation import evaluate
 from mbcl.io.store import Store, open_store
-from mbcl.orchestration.cluster.wait_for_capacity import first_done
-from mbcl.orchestration.trial.job import Answer, Job, final_metrics
+from mbcl.orchestration.cluster.wait_for_capacity import wait_any
+from mbcl.orchestration.trial.job import Job, TrialResult, merge_metrics
 from mbcl.orchestration.trial.metrics_reporter import reporting
 from mbcl.orchestration.trial.planner_actor import PlannerActor
 from mbcl.orchestration.trial.train_workers import run_training
 
 EVALUATION_RETRIES = 3
-OUTSIDE = "DEFAULT"
+NO_PLACEMENT_GROUP = "DEFAULT"
 """Not within the placement group of the trial's driver, which holds just what that driver has for itself."""
 
 
-def pretrain(job: Job, start: float) -> Answer:
+def pretrain(job: Job, start: float) -> TrialResult:
     """Train, then evaluate.
 
     Args:
@@ -40,18 +40,18 @@ def pretrain(job: Job, start: float) -> Answer:
             ray.kill(planner)
     seconds = {"startup": trained.entered - start, "training": trained.seconds}
     evaluation_start = time.time()
-    evaluated = ray.get(first_done([submit_evaluation(job)], for_evaluation(job)))
+    evaluated = ray.get(wait_any([submit_evaluation(job)], evaluation_resources(job)))
     seconds["evaluation"] = time.time() - evaluation_start
     seconds["total"] = time.time() - start
     seconds["ray"] = seconds["total"] - seconds["training"] - seconds["evaluation"]
-    return Answer(metrics=final_metrics(trained.row, evaluated), seconds=seconds)
+    return TrialResult(metrics=merge_metrics(trained.row, evaluated), seconds=seconds)
 
 
 def _start_planner(job: Job, experiment: Experiment) -> Any | None:
     """The trial's planner, owned by this driver so that it ends with it; None where no planner is needed."""
     if not experiment.build_sampler().needs_embeddings or experiment.planner.where != "tasks":
         return None
-    planner = PlannerActor.options(resources=job.placement.for_driver, scheduling_strategy=OUTSIDE)
+    planner = PlannerActor.options(resources=job.placement.for_driver, scheduling_strategy=NO_PLACEMENT_GROUP)
     return planner.remote(experiment.seed, job.num_tasks, job.placement)
 
 
@@ -61,19 +61,19 @@ def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
     Args:
         job: the trial.
         again: whether it is another evaluation beside the one that is there, with a file that goes into
-            :func:`evaluated_again`.
+            :func:`reevaluation_store`.
     """
-    asked = for_evaluation(job)
+    asked = evaluation_resources(job)
     options = _evaluate.options(
         num_gpus=asked.pop("GPU", 0),
         max_retries=EVALUATION_RETRIES,
         resources=asked,
-        scheduling_strategy=OUTSIDE,
+        scheduling_strategy=NO_PLACEMENT_GROUP,
     )
     return options.remote(job, again)
 
 
-def for_evaluation(job: Job) -> dict[str, float]:
+def evaluation_resources(job: Job) -> dict[str, float]:
     """What an evaluation reserves, by resource."""
     return ({"GPU": 1} if job.need.gpus_per_worker else {}) | job.placement.for_task
 
@@ -101,7 +101,7 @@ def evaluate_end(job: Job, again: bool) -> dict[str, float]:
         device="cuda" if job.on_gpu else "cpu",
         baselines=job.open(job.baselines),
         checkpoint=name_of(job.experiment["train"]["epochs"]),
-        out=evaluated_again(job) if again else None,
+        out=reevaluation_store(job) if again else None,
         earlier=store if again else None,
     )
 
@@ -109,6 +109,6 @@ def evaluate_end(job: Job, again: bool) -> dict[str, float]:
 _evaluate = ray.remote(num_cpus=0)(evaluate_end)
 
 
-def evaluated_again(job: Job) -> Store:
+def reevaluation_store(job: Job) -> Store:
     """Where the file of another evaluation waits until all of the study's are done."""
     return open_store(job.scratch).child(f"evaluations/{job.trial_id}")

@@ -26,9 +26,9 @@ from mbcl.distributed.collectives import World
 from mbcl.engine import Row, train
 from mbcl.io.ownership import Fence, FencedStore, claim
 from mbcl.io.store import is_uri, open_store
-from mbcl.orchestration.cluster.elastic_policy import LargestFitting
-from mbcl.orchestration.cluster.failure_policy import LostOnly
-from mbcl.orchestration.cluster.wait_for_capacity import may_come
+from mbcl.orchestration.cluster.elastic_policy import LargestDivisorScalingPolicy
+from mbcl.orchestration.cluster.failure_policy import RetryLostWorkers
+from mbcl.orchestration.cluster.wait_for_capacity import can_ever_fit
 from mbcl.orchestration.trial.job import Job, mute_sampler_warnings
 from mbcl.orchestration.trial.planner_actor import RayPlanService
 
@@ -41,13 +41,13 @@ START_FAILURES = 3
 FAILURES = FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=START_FAILURES)
 NOTICE_SECONDS = 15.0
 """How much training at most is lost with a node that was announced to go."""
-OWNER_SECONDS, OWNER_SECONDS_AWAY = 1.0, 10.0
+OWNER_SECONDS, OWNER_SECONDS_REMOTE = 1.0, 10.0
 """How often a worker looks whether its folder is still its own: on a disk, and where that takes a request."""
-DISPENSABLE = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+UNUSED_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainResult:
     """What the workers answer.
 
     Args:
@@ -65,7 +65,7 @@ class LeanTorchTrainer(TorchTrainer):
     """A TorchTrainer without two helper processes of 2 CPU-seconds each, that repeats only what a repeat can mend.
 
     No Ray Data set is used. The placement group of a trial whose driver was killed is removed by
-    :func:`~mbcl.orchestration.cluster.orphaned_groups.remove_orphans`, for which the sweep's process looks every
+    :func:`~mbcl.orchestration.cluster.orphaned_groups.remove_orphaned_groups`, which the sweep's process calls every
     second.
     """
 
@@ -75,9 +75,9 @@ class LeanTorchTrainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         names = {type(callback).__name__ for callback in callbacks}
-        missing = [name for name in DISPENSABLE if name not in names]
+        missing = [name for name in UNUSED_CALLBACKS if name not in names]
         assert not missing, f"this version of Ray Train has no {missing}; mbcl is made for ray 2.60"
-        return [callback for callback in callbacks if type(callback).__name__ not in DISPENSABLE]
+        return [callback for callback in callbacks if type(callback).__name__ not in UNUSED_CALLBACKS]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         for name, policy in self.policies.items():
@@ -86,7 +86,7 @@ class LeanTorchTrainer(TorchTrainer):
         return super()._initialize_and_run_controller(**options)
 
 
-class Notice:
+class PreemptionNotice:
     """Tells the engine that a node of this worker group will be taken away: as an observer, it knows of checkpoints.
 
     One is due at once and, as long as the node stays, every so many seconds again.
@@ -136,7 +136,7 @@ class RayReporter:
         """Nothing is held."""
 
 
-class Owner:
+class OwnershipGuard:
     """Ends a training whose folder another run has taken over, as soon as that is seen.
 
     Args:
@@ -145,7 +145,7 @@ class Owner:
 
     def __init__(self, fences: Sequence[Fence]) -> None:
         self._fences = fences
-        self._every = OWNER_SECONDS_AWAY if any(is_uri(fence.location) for fence in fences) else OWNER_SECONDS
+        self._every = OWNER_SECONDS_REMOTE if any(is_uri(fence.location) for fence in fences) else OWNER_SECONDS
         self._looked = time.monotonic()
 
     def on_step(self, step: int, loss: float, lr: float) -> None:
@@ -174,13 +174,13 @@ def _claim(job: Job, world: World) -> tuple[Fence, ...]:
         OwnershipError: on every rank alike, if another sweep has the results folder since.
     """
     if world.rank == 0 and job.fence is not None:
-        own = collectives.agreed(lambda: claim(open_store(job.store), under=job.fences), world)
+        own = collectives.run_and_sync_errors(lambda: claim(open_store(job.store), under=job.fences), world)
         return (*job.fences, own)
-    collectives.agreed(lambda: None, world)
+    collectives.run_and_sync_errors(lambda: None, world)
     return job.fences
 
 
-def run_training(job: Job, planner: Any | None) -> Trained:
+def run_training(job: Job, planner: Any | None) -> TrainResult:
     """Train a trial's experiment to its end.
 
     Args:
@@ -210,16 +210,16 @@ def run_training(job: Job, planner: Any | None) -> Trained:
         ),
     )
     # What a local Ray has is this sweep's alone: there, no room is a fault.
-    room = partial(may_come, asked, min(sizes)) if job.joined else lambda: False
-    trainer.policies = {"failure_policy": LostOnly(FAILURES, job.store, room)}
+    room = partial(can_ever_fit, asked, min(sizes)) if job.joined else lambda: False
+    trainer.policies = {"failure_policy": RetryLostWorkers(FAILURES, job.store, room)}
     if len(sizes) > 1:
-        trainer.policies["scaling_policy"] = LargestFitting(scaling, sizes)
+        trainer.policies["scaling_policy"] = LargestDivisorScalingPolicy(scaling, sizes)
     result: Any = trainer.fit()
-    trained: Trained = result.return_value
+    trained: TrainResult = result.return_value
     return trained
 
 
-def _train_on_worker(config: dict[str, Any]) -> Trained:
+def _train_on_worker(config: dict[str, Any]) -> TrainResult:
     """What every training worker runs."""
     entered, start = time.time(), time.perf_counter()
     job: Job = config["job"]
@@ -234,15 +234,15 @@ def _train_on_worker(config: dict[str, Any]) -> Trained:
         plans = RayPlanService(config["planner"], world=world)
     # What is raised ends the trial or the attempt (failure_policy.py). It is raised even if it would come again: Ray
     # ends the other ranks, which might wait in a collective for one that has returned.
-    fences, notice = _claim(job, world), Notice()
+    fences, notice = _claim(job, world), PreemptionNotice()
     outcome = train(
         experiment,
         world=world,
         store=FencedStore(open_store(job.store), fences),
         plans=plans,
-        observers=[Owner(fences), notice, RayReporter()],
+        observers=[OwnershipGuard(fences), notice, RayReporter()],
         run_id=job.trial_id,
         group=job.group,
         notice=notice,
     )
-    return Trained(entered, time.perf_counter() - start, outcome.row)
+    return TrainResult(entered, time.perf_counter() - start, outcome.row)

@@ -9,12 +9,12 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from mbcl.orchestration.scheduling.trial_queue import Course
+from mbcl.orchestration.scheduling.trial_queue import TrialQueue
 from mbcl.orchestration.trial.job import Job
 from mbcl.orchestration.trial.metrics_reporter import EPOCH, VALUE
 
 
-class _Unpickled:
+class NoSnapshotMixin:
     """Nothing to pickle: the snapshots that Ray Tune makes of its searcher and scheduler are never read."""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -24,7 +24,7 @@ class _Unpickled:
         return self
 
 
-class Feed(_Unpickled, Searcher):
+class TuneSearcher(NoSnapshotMixin, Searcher):
     """Hands the trials of a course to Ray Tune, one whenever it asks.
 
     Args:
@@ -32,14 +32,14 @@ class Feed(_Unpickled, Searcher):
         jobs: the trials by name; those that the course adds later are found here, too.
     """
 
-    def __init__(self, course: Course, jobs: Mapping[str, Job]) -> None:
+    def __init__(self, course: TrialQueue, jobs: Mapping[str, Job]) -> None:
         super().__init__()
         self._course = course
         self._jobs = jobs
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's configuration; None if none may start now, ``FINISHED`` if none will any more."""
-        key = self._course.next()
+        key = self._course.next_trial()
         if key is not None:
             return {"trial_id": key, "job": self._jobs[key]}
         return Searcher.FINISHED if self._course.exhausted else None
@@ -66,14 +66,14 @@ class Feed(_Unpickled, Searcher):
         raise NotImplementedError
 
 
-class Stops(_Unpickled, FIFOScheduler):
+class TuneScheduler(NoSnapshotMixin, FIFOScheduler):
     """Stops a trial where its course says so.
 
     Args:
         course: decides.
     """
 
-    def __init__(self, course: Course) -> None:
+    def __init__(self, course: TrialQueue) -> None:
         super().__init__()
         self._course = course
 
@@ -81,5 +81,5 @@ class Stops(_Unpickled, FIFOScheduler):
         """Ask the course about what a trial has measured."""
         if EPOCH not in result:
             return str(TrialScheduler.CONTINUE)
-        stop = self._course.row(trial.config["trial_id"], result[EPOCH], result[VALUE])
+        stop = self._course.on_result(trial.config["trial_id"], result[EPOCH], result[VALUE])
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)

@@ -14,51 +14,51 @@ from ray.tune.experiment import Trial
 
 from mbcl.io.store import Store
 from mbcl.orchestration import signals
-from mbcl.orchestration.cluster.failure_policy import root
-from mbcl.orchestration.cluster.orphaned_groups import remove_orphans, waiting
-from mbcl.orchestration.cluster.wait_for_capacity import first_done
-from mbcl.orchestration.scheduling.trial_queue import Course
+from mbcl.orchestration.cluster.failure_policy import root_cause
+from mbcl.orchestration.cluster.orphaned_groups import num_waiting_groups, remove_orphaned_groups
+from mbcl.orchestration.cluster.wait_for_capacity import wait_any
+from mbcl.orchestration.scheduling.trial_queue import TrialQueue
 from mbcl.orchestration.search_space.trial_kinds import kind_of
-from mbcl.orchestration.trial.entrypoint import ANSWER, run_trial
-from mbcl.orchestration.trial.job import Answer, Job, Metrics, one_line
-from mbcl.orchestration.trial.pretraining import for_evaluation, submit_evaluation
+from mbcl.orchestration.trial.entrypoint import RESULT, run_trial
+from mbcl.orchestration.trial.job import Job, Metrics, TrialResult, describe_error
+from mbcl.orchestration.trial.pretraining import evaluation_resources, submit_evaluation
 from mbcl.orchestration.trial.trial_runners import runner_of
-from mbcl.orchestration.tune.adapters import Feed, Stops
+from mbcl.orchestration.tune.adapters import TuneScheduler, TuneSearcher
 from mbcl.study.record import StudyRecord, write_study
 
 DRIVER_RESTARTS = 2
 """How often a trial whose driver process died is started again."""
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 """How often the progress of running trials is looked up."""
-WAIT_SECONDS = 60.0
+WAITING_SECONDS = 60.0
 """How long workers may wait for room before a person is told."""
-TOLD_SECONDS = 600.0
+NOTIFY_SECONDS = 600.0
 """How often it is told again."""
 
 
-class Watcher(Protocol):
+class TrialObserver(Protocol):
     """Is told how trials go."""
 
-    def started(self, trial_id: str) -> None:
+    def on_trial_start(self, trial_id: str) -> None:
         """A trial begins."""
 
-    def look(self, trial_ids: Sequence[str]) -> None:
+    def poll(self, trial_ids: Sequence[str]) -> None:
         """These trials are running; about once a second."""
 
-    def waiting(self, number: int) -> None:
+    def on_waiting(self, number: int) -> None:
         """So many trials have waited for room for a while."""
 
-    def ended(self, trial_id: str) -> None:
+    def on_trial_end(self, trial_id: str) -> None:
         """A trial has ended; its record says how."""
 
-    def evaluated(self, trial_id: str, error: str) -> None:
+    def on_evaluation_end(self, trial_id: str, error: str) -> None:
         """A trial was evaluated again; why not, if there is an error."""
 
 
 class _Recorder(ray.tune.Callback):
     """Writes ``study.json`` when a trial starts or ends, and tells the watcher."""
 
-    def __init__(self, store: Store, study: StudyRecord, course: Course, watcher: Watcher) -> None:
+    def __init__(self, store: Store, study: StudyRecord, course: TrialQueue, watcher: TrialObserver) -> None:
         self._store = store
         self._study = study
         self._course = course
@@ -81,7 +81,7 @@ class _Recorder(ray.tune.Callback):
 
         Raised at once, Tune would take it for the trial's own and run a finished trial again.
         """
-        with signals.held():
+        with signals.defer():
             try:
                 yield
             except Exception as error:
@@ -104,36 +104,38 @@ class _Recorder(ray.tune.Callback):
             record.attempts += 1
             self._running.setdefault(key, time.monotonic())
             write_study(self._store, self._study)
-            self._watcher.started(key)
+            self._watcher.on_trial_start(key)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         with self._whole():
-            remove_orphans()
+            remove_orphaned_groups()
             key = trial.config["trial_id"]
-            found = (trial.last_result or {}).get(ANSWER)
+            found = (trial.last_result or {}).get(RESULT)
             if found is None and self._course.where_stopped(key):
                 self._stop(key)
             else:
-                self._end(key, Answer(**found) if found else Answer("the trial's driver ended without an answer"))
+                self._end(
+                    key, TrialResult(**found) if found else TrialResult("the trial's driver ended without an answer")
+                )
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         with self._whole():
-            remove_orphans()
+            remove_orphaned_groups()
             if trial.status == Trial.ERROR:
-                self._end(trial.config["trial_id"], Answer("the process of the trial's driver was lost"))
+                self._end(trial.config["trial_id"], TrialResult("the process of the trial's driver was lost"))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self.raise_failure()
-        signals.check()
-        if time.monotonic() - self._looked > LOOK_SECONDS:
+        signals.raise_pending()
+        if time.monotonic() - self._looked > POLL_SECONDS:
             self._looked = time.monotonic()
-            remove_orphans()
-            self._watcher.look(list(self._running))
-            if time.monotonic() - self._told > TOLD_SECONDS and (number := waiting(WAIT_SECONDS)):
+            remove_orphaned_groups()
+            self._watcher.poll(list(self._running))
+            if time.monotonic() - self._told > NOTIFY_SECONDS and (number := num_waiting_groups(WAITING_SECONDS)):
                 self._told = time.monotonic()
-                self._watcher.waiting(number)
+                self._watcher.on_waiting(number)
 
-    def _end(self, trial_id: str, answer: Answer) -> None:
+    def _end(self, trial_id: str, answer: TrialResult) -> None:
         """Record a trial's end."""
         record = self._study.trials[trial_id]
         record.status = "failed" if answer.error else "finished"
@@ -153,9 +155,9 @@ class _Recorder(ray.tune.Callback):
 
     def _ended(self, trial_id: str) -> None:
         self._running.pop(trial_id, None)
-        self._course.ended(trial_id)
+        self._course.on_trial_end(trial_id)
         write_study(self._store, self._study)
-        self._watcher.ended(trial_id)
+        self._watcher.on_trial_end(trial_id)
 
 
 def run_trials(
@@ -165,8 +167,8 @@ def run_trials(
     scratch: str,
     study: StudyRecord,
     concurrency: int,
-    watcher: Watcher,
-    course: Course | None = None,
+    watcher: TrialObserver,
+    course: TrialQueue | None = None,
     driver: dict[str, float] | None = None,
 ) -> None:
     """Run trials through Ray Tune until each has ended.
@@ -181,10 +183,10 @@ def run_trials(
         course: decides which trial comes next; by default all of ``jobs`` in order.
         driver: what Ray reserves for a trial's driver; by default what the first of ``jobs`` needs.
     """
-    course = course or Course(study, jobs, concurrency=concurrency)
+    course = course or TrialQueue(study, jobs, concurrency=concurrency)
     if driver is None:
         first = next(iter(jobs.values()))
-        driver = runner_of(kind_of(first.experiment)).driver(first.need, first.placement)
+        driver = runner_of(kind_of(first.experiment)).driver_resources(first.need, first.placement)
     trainable = ray.tune.with_resources(
         run_trial,
         ray.tune.PlacementGroupFactory([driver]),
@@ -193,13 +195,13 @@ def run_trials(
     tuner = ray.tune.Tuner(
         trainable,
         tune_config=ray.tune.TuneConfig(
-            search_alg=Feed(course, jobs),
-            scheduler=Stops(course),
+            search_alg=TuneSearcher(course, jobs),
+            scheduler=TuneScheduler(course),
             num_samples=-1,
             max_concurrent_trials=concurrency,
             # A driver process imports for 5 s; the next trial takes over the last one's. A trial that is stopped early
             # takes its driver along.
-            reuse_actors=not course.races,
+            reuse_actors=not course.early_stopping,
             trial_name_creator=lambda trial: trial.config["trial_id"],
             trial_dirname_creator=lambda trial: trial.config["trial_id"],
         ),
@@ -216,7 +218,7 @@ def run_trials(
 
 
 def run_evaluations(
-    jobs: Mapping[str, Job], *, concurrency: int, watcher: Watcher
+    jobs: Mapping[str, Job], *, concurrency: int, watcher: TrialObserver
 ) -> tuple[dict[str, Metrics], dict[str, str]]:
     """Evaluate finished trials again, so many at a time. Nothing is recorded.
 
@@ -236,12 +238,12 @@ def run_evaluations(
         while todo and len(running) < concurrency:
             key = todo.pop(0)
             running[submit_evaluation(jobs[key], again=True)] = key
-            watcher.started(key)
-        done = first_done(list(running), for_evaluation(jobs[next(iter(running.values()))]))
+            watcher.on_trial_start(key)
+        done = wait_any(list(running), evaluation_resources(jobs[next(iter(running.values()))]))
         key = running.pop(done)
         try:
             measured[key] = ray.get(done)
         except Exception as error:  # one trial's failure leaves the others alone
-            failures[key] = one_line(root(error))
-        watcher.evaluated(key, failures.get(key, ""))
+            failures[key] = describe_error(root_cause(error))
+        watcher.on_evaluation_end(key, failures.get(key, ""))
     return measured, failures

@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 
 import numba
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -23,11 +23,11 @@ def compiled(function: Function) -> Function:
     try:
         dispatcher = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # "no locator available"
-        _say_once()
+        _warn_once()
         dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
     return cast(Function, dispatcher)  # called as the function
 
 
 @functools.cache
-def _say_once() -> None:
-    log.warning("no folder for compiled loops can be written to: every process spends some seconds on compiling them")
+def _warn_once() -> None:
+    logger.warning("no folder for compiled loops can be written to: every process compiles them for some seconds")

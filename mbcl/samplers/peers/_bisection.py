@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mbcl.functional import check_count
 from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
 from mbcl.samplers._direction import principal_direction
-from mbcl.samplers._sized import SortedPools, pair_rows
+from mbcl.samplers._sized_pools import SortedPools, pair_rows
 from mbcl.seeding import numpy_generator
 
 Array = NDArray[np.floating]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mbcl.errors import ConfigError
 from mbcl.functional import check_count, check_number
 from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
-from mbcl.samplers._sized import SortedPools, pair_rows, unit_rows
+from mbcl.samplers._sized_pools import SortedPools, pair_rows, unit_rows
 from mbcl.seeding import numpy_generator
 
 Array = NDArray[np.floating]

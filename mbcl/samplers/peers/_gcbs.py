@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee
 from mbcl.errors import ConfigError
 from mbcl.functional import check_count, check_number
 from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
-from mbcl.samplers._sized import SortedPools, unit_rows
+from mbcl.samplers._sized_pools import SortedPools, unit_rows
 from mbcl.seeding import numpy_generator
 
 Array = NDArray[np.floating]

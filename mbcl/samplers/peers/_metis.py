@@ -18,9 +18,9 @@ from scipy.sparse import csr_array
 
 from mbcl.errors import ConfigError
 from mbcl.functional import check_count
-from mbcl.samplers._apart import CHUNK_ELEMENTS, ranking
 from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
-from mbcl.samplers._sized import SortedPools, pair_rows, unit_rows
+from mbcl.samplers._separation import CHUNK_ELEMENTS, ranking
+from mbcl.samplers._sized_pools import SortedPools, pair_rows, unit_rows
 from mbcl.seeding import derive, numpy_generator
 
 Array = NDArray[np.floating]

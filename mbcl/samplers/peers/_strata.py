@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mbcl.functional import check_count
 from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
 from mbcl.samplers._lloyd import lloyd, plus_plus
-from mbcl.samplers._sized import SortedPools, pair_rows
+from mbcl.samplers._sized_pools import SortedPools, pair_rows
 from mbcl.seeding import derive, numpy_generator
 
 LLOYD = 25

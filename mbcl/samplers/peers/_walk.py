@@ -18,9 +18,9 @@ from torch import Tensor
 
 from mbcl.errors import ConfigError
 from mbcl.functional import check_count, check_number
-from mbcl.samplers._apart import nearest
 from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
-from mbcl.samplers._sized import SortedPools, pair_rows
+from mbcl.samplers._separation import nearest
+from mbcl.samplers._sized_pools import SortedPools, pair_rows
 from mbcl.seeding import numpy_generator
 
 Array = NDArray[np.floating]
@@ -94,12 +94,12 @@ class Walk(SortedPools):
             raise ConfigError(f"unique must be true or false, found {self.unique!r}")
 
     @property
-    def distinct(self) -> bool:
+    def no_repeats(self) -> bool:
         """Whether samples are used once."""
         return self.unique
 
     @property
-    def covers(self) -> bool:
+    def covers_all(self) -> bool:
         """Whether samples are used once."""
         return self.unique
 

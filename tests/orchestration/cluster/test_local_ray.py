@@ -70,11 +70,11 @@ def interrupted() -> list[str]:
     """What SIGTERM and SIGINT do as soon as Ray is there, and the settings for it that are left when it is gone."""
     from mbcl.orchestration import signals
     from mbcl.orchestration.cluster.capacity import Node
-    from mbcl.orchestration.cluster.connection import COMMON, HERE, LOCAL, cluster
+    from mbcl.orchestration.cluster.connection import ENV_ALL, ENV_DRIVER, ENV_LOCAL, cluster
 
     seen = []
     for number in signals.NUMBERS:
-        signals.listen(anew=True)
+        signals.install_handlers(anew=True)
         try:
             with cluster(None, [Node(1)], verbose=False):
                 os.kill(os.getpid(), number)
@@ -82,7 +82,7 @@ def interrupted() -> list[str]:
                 seen.append("went on")
         except BaseException as error:
             seen.append(type(error).__name__)
-    return seen + [key for key in HERE | LOCAL | COMMON if key in os.environ]
+    return seen + [key for key in ENV_DRIVER | ENV_LOCAL | ENV_ALL if key in os.environ]
 
 
 def test_neither_its_handlers_of_signals_nor_its_settings_outlive_it():

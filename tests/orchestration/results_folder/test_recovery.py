@@ -24,7 +24,7 @@ def begun(space_file, tmp_path):
     file = read_space(space_file())
     trials = expand(file)
     store = LocalStore(tmp_path / "results" / "study")
-    layout.begin(store, file, trials, layout.new_study(file, trials, "study"))
+    layout.create(store, file, trials, layout.new_study(file, trials, "study"))
     return store, file, trials
 
 
@@ -172,7 +172,7 @@ def test_damaged_rows_end_neither_the_race_nor_its_reports(space_file, tmp_path,
     reported = []
     monkeypatch.setattr(metrics_reporter.ray.tune, "report", reported.append)
     write(rows[0], b"1", b"\xff")
-    assert early_stopping.race(file.space, study, trials.by_id, store) is not None
+    assert early_stopping.build_early_stopping(file.space, study, trials.by_id, store) is not None
     assert console._last_row(store, first) is None
     with metrics_reporter.reporting(trial, metric, after=0):
         write(rows[0], b"\xff", rows[1], rows[2])
@@ -185,7 +185,7 @@ def test_a_decision_that_a_kill_cut_off_is_made_on_resume(space_file, tmp_path, 
     """The second setting is below the first at a rung; undisturbed it is stopped there."""
     pytest.importorskip("ray")
     from mbcl.orchestration.scheduling import early_stopping
-    from mbcl.orchestration.scheduling.trial_queue import Course
+    from mbcl.orchestration.scheduling.trial_queue import TrialQueue
     from mbcl.orchestration.trial import metrics_reporter
 
     changes = {
@@ -202,12 +202,12 @@ def test_a_decision_that_a_kill_cut_off_is_made_on_resume(space_file, tmp_path, 
     for key, value, epochs in ((better, 0.5, 8), (worse, 0.1, 3)):
         rows = [json.dumps({"epoch": epoch, metric: value}) for epoch in range(1, epochs + 1)]
         store.child(f"trials/{key}").write_bytes("metrics.jsonl", "\n".join(rows).encode())
-    race = early_stopping.race(file.space, study, trials.by_id, store)
-    course = Course(study, study.unfinished(), concurrency=1, race=race)
-    assert course.next() == worse
+    race = early_stopping.build_early_stopping(file.space, study, trials.by_id, store)
+    course = TrialQueue(study, study.unfinished(), concurrency=1, race=race)
+    assert course.next_trial() == worse
     reported = []
     monkeypatch.setattr(metrics_reporter.ray.tune, "report", reported.append)
     with metrics_reporter.reporting(store.child(f"trials/{worse}"), metric, after=study.trials[worse].judged):
         pass
-    stops = [course.row(worse, row[metrics_reporter.EPOCH], row[metrics_reporter.VALUE]) for row in reported]
+    stops = [course.on_result(worse, row[metrics_reporter.EPOCH], row[metrics_reporter.VALUE]) for row in reported]
     assert stops == ([False] if judged else [True, True]), "a rung that was passed is not judged again"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbcl.orchestration.search_space.conditions import applies
-from mbcl.orchestration.search_space.domains import drawn_from, extremes, fill, parse, plain, points, words
+from mbcl.orchestration.search_space.domains import describe, drawn_from, extremes, fill, parse, plain, points
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
 
@@ -105,12 +105,12 @@ def test_the_order_is_that_of_the_file_with_blocks_before_their_keys():
 
 
 def test_words():
-    assert words(parse(BLOCKS)) == (
+    assert describe(parse(BLOCKS)) == (
         "one of {name: shuffle}, {name: osgd, k: a whole number from 10 to 12, q: one of 1, 2}, {name: spectral, k: 4}"
     )
-    assert words(parse({"loguniform": [1e-4, 0.1]})) == "0.0001 to 0.1, evenly in its logarithm"
-    assert words(parse({"uniform": [0, 2]})) == "0 to 2"
-    assert words(parse({"grid": [True, None]})) == "each of true, null"
+    assert describe(parse({"loguniform": [1e-4, 0.1]})) == "0.0001 to 0.1, evenly in its logarithm"
+    assert describe(parse({"uniform": [0, 2]})) == "0 to 2"
+    assert describe(parse({"grid": [True, None]})) == "each of true, null"
 
 
 def test_conditional_parameters_from_a_space_file(space_file):

@@ -16,9 +16,9 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from mbcl.errors import ConfigError
 from mbcl.plan import Embeddings
-from mbcl.samplers import SAMPLERS, build, examine, quality, same_class_share
-from mbcl.samplers._apart import nearest, ranking
-from mbcl.samplers._sized import pair_rows, unit_rows
+from mbcl.samplers import SAMPLERS, build, check_plan, quality, same_class_share
+from mbcl.samplers._separation import nearest, ranking
+from mbcl.samplers._sized_pools import pair_rows, unit_rows
 from mbcl.samplers.peers._bisection import bisected, direction_of
 from mbcl.samplers.peers._diverse import Unseen, grow
 from mbcl.samplers.peers._gcbs import most_similar_pairs, similarity_quantile
@@ -109,7 +109,7 @@ def test_any_input_has_a_sound_plan(
     }[kind]
     sampler = build(name, batch_size=batch_size, pool=pool, **PEERS[name])
     plan = sampler.plan(num_samples, Embeddings(z, z.flip(0)), seed=seed)
-    examine(plan, sampler, num_samples)
+    check_plan(plan, sampler, num_samples)
 
 
 @each_peer
@@ -258,7 +258,7 @@ def test_metis_ranks_are_the_graphs() -> None:
 def test_metis_ranks_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     u, v = (torch.from_numpy(unit_rows(rng(seed).standard_normal((50, 5)))) for seed in (0, 1))
     whole = ranking(u, v, 9)
-    monkeypatch.setattr("mbcl.samplers._apart.CHUNK_ELEMENTS", 50 * 7)
+    monkeypatch.setattr("mbcl.samplers._separation.CHUNK_ELEMENTS", 50 * 7)
     assert np.array_equal(ranking(u, v, 9), whole)
     assert ranking(u, v, 99).shape == (50, 49)
 
@@ -385,8 +385,8 @@ def test_walk_repeats_samples_across_batches_only_unless_told_otherwise() -> Non
     held = planted()
     for unique in (False, True):
         sampler = build("walk", batch_size=8, unique=unique, candidates=100, neighbours=10)
-        plan = examine(sampler.plan(192, held), sampler, 192)
-        assert sampler.covers == sampler.distinct == unique
+        plan = check_plan(sampler.plan(192, held), sampler, 192)
+        assert sampler.covers_all == sampler.no_repeats == unique
         assert (plan.coverage(192) == 1) == unique
         assert plan.coverage(192) > 0.4
 

@@ -60,7 +60,7 @@ def left_by_a_killed_job(address: str) -> int:
 
     from mbcl.orchestration.cluster.orphaned_groups import groups_of_actors
 
-    job = line_of("cluster.test_janitor", f"reserve({address!r})")
+    job = line_of("cluster.test_orphaned_groups", f"reserve({address!r})")
     with subprocess.Popen(job, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
@@ -78,21 +78,21 @@ def kill_and_join() -> dict[str, int]:
     from ray.cluster_utils import Cluster
 
     from mbcl.orchestration.cluster import connection as module
-    from mbcl.orchestration.cluster.orphaned_groups import groups_of_actors, remove_orphans
+    from mbcl.orchestration.cluster.orphaned_groups import groups_of_actors, remove_orphaned_groups
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
         ray.init(nodes.address, log_to_driver=False)
         left = wait_for(lambda: left_by_a_killed_job(nodes.address))  # Ray gives back most of what is left
         ray.shutdown()
-        other = line_of("cluster.test_janitor", f"hold({nodes.address!r})")
+        other = line_of("cluster.test_orphaned_groups", f"hold({nodes.address!r})")
         pipe = subprocess.PIPE
         with subprocess.Popen(other, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as job:
             assert job.stdout is not None
             assert job.stdout.readline() == b"ready\n"
             with module.cluster(nodes.address, [], verbose=False):
                 wait_for(lambda: len(groups_of_actors()) <= 1)
-                assert remove_orphans() == 0
+                assert remove_orphaned_groups() == 0
                 kept = len(groups_of_actors())
             job.communicate(b"\n")
         return {"left": left, "kept": kept}
@@ -101,6 +101,6 @@ def kill_and_join() -> dict[str, int]:
 
 
 def test_what_a_killed_sweep_left_reserved_is_given_back_and_nobody_elses():
-    seen = apart("cluster.test_janitor", "kill_and_join()")
+    seen = apart("cluster.test_orphaned_groups", "kill_and_join()")
     assert seen["left"] > 0, "the killed job left nothing behind, so that nothing is shown"
     assert seen["kept"] == 1

@@ -13,7 +13,7 @@ from ray.train.v2.api.config import FailureConfig  # noqa: E402
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError  # noqa: E402
 
 from mbcl.errors import OwnershipError, StorageError  # noqa: E402
-from mbcl.orchestration.cluster.failure_policy import LostOnly  # noqa: E402
+from mbcl.orchestration.cluster.failure_policy import RetryLostWorkers  # noqa: E402
 
 BUG = TypeError("unsupported operand")
 MEMORY = RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
@@ -41,7 +41,7 @@ DEAD = RayActorError()
     ],
 )
 def test_only_what_another_try_can_mend(failures, again):
-    policy = LostOnly(FailureConfig(max_failures=2))
+    policy = RetryLostWorkers(FailureConfig(max_failures=2))
     error = WorkerGroupError("words", dict(enumerate(failures)))
     decisions = [policy.make_decision(error) for _ in range(3)]
     retry, stop = FailureDecision.RETRY, FailureDecision.RAISE
@@ -54,16 +54,16 @@ def test_only_what_another_try_can_mend(failures, again):
     + [({0: BUG, 1: DEAD}, BUG), ({0: PEER, 1: OWNED, 2: PEER}, OWNED)],
 )
 def test_a_group_failed_for_what_its_peers_did_not_merely_notice(failures, named):
-    from mbcl.orchestration.cluster.failure_policy import root
+    from mbcl.orchestration.cluster.failure_policy import root_cause
 
-    assert root(WorkerGroupError("words", failures)) is named
+    assert root_cause(WorkerGroupError("words", failures)) is named
 
 
 @pytest.mark.parametrize(
     "error", [WorkerGroupError("words", {0: DEAD}), ControllerError(WorkerGroupStartupTimeoutError(2))]
 )
 def test_only_losses_without_a_new_checkpoint_add_up(tmp_path, error):
-    policy = LostOnly(FailureConfig(max_failures=2, controller_failure_limit=2), str(tmp_path))
+    policy = RetryLostWorkers(FailureConfig(max_failures=2, controller_failure_limit=2), str(tmp_path))
     decisions = []
     for epoch in (1, 2, 3, 4):
         (tmp_path / "checkpoints" / f"epoch_{epoch:06d}").mkdir(parents=True)
@@ -74,7 +74,7 @@ def test_only_losses_without_a_new_checkpoint_add_up(tmp_path, error):
 
 @pytest.mark.parametrize(("room", "retries"), [(True, 20), (False, 2)])
 def test_workers_for_which_there_may_be_room_are_waited_for(room, retries):
-    policy = LostOnly(FailureConfig(max_failures=2, controller_failure_limit=2), room=lambda: room)
+    policy = RetryLostWorkers(FailureConfig(max_failures=2, controller_failure_limit=2), room=lambda: room)
     error = ControllerError(WorkerGroupStartupTimeoutError(2))
     decisions = [policy.make_decision(error) for _ in range(20)]
     assert decisions.count(FailureDecision.RETRY) == retries

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from mbcl.engine.metrics_log import empty_row, look_over, read_rows, row_of
+from mbcl.engine.metrics_log import empty_row, read_rows, read_valid_rows, row_of
 from mbcl.io.store import LocalStore
 
 ROW = {**empty_row(), "epoch": 2, "step": 36, "train/loss": 2.5}
@@ -34,14 +34,14 @@ def test_a_damaged_line_is_named_and_the_others_are_kept(tmp_path, damage, caplo
     assert row_of(DAMAGED[damage]) is None
     store = LocalStore(tmp_path)
     store.write_bytes("metrics.jsonl", b"\n".join([whole, DAMAGED[damage], whole]) + b"\n")
-    assert look_over(store) == ([ROW, ROW], [f"{tmp_path}/metrics.jsonl: line 2 is damaged and left out"])
+    assert read_valid_rows(store) == ([ROW, ROW], [f"{tmp_path}/metrics.jsonl: line 2 is damaged and left out"])
     assert read_rows(store) == [ROW, ROW]
     assert "line 2 is damaged" in caplog.text
 
 
 def test_a_file_that_a_disk_does_not_give_back_is_damage_and_a_network_that_is_down_is_not(tmp_path, monkeypatch):
     store = LocalStore(tmp_path)
-    assert look_over(store) == ([], [])
+    assert read_valid_rows(store) == ([], [])
 
     def fails(number):
         def read_bytes(self, name):
@@ -50,7 +50,7 @@ def test_a_file_that_a_disk_does_not_give_back_is_damage_and_a_network_that_is_d
         monkeypatch.setattr(LocalStore, "read_bytes", read_bytes)
 
     fails(errno.EIO)
-    assert look_over(store) == ([], [f"{tmp_path}/metrics.jsonl: cannot be read: no"])
+    assert read_valid_rows(store) == ([], [f"{tmp_path}/metrics.jsonl: cannot be read: no"])
     fails(errno.ENETDOWN)
     with pytest.raises(OSError, match="no"):
-        look_over(store)
+        read_valid_rows(store)

@@ -10,7 +10,7 @@ from mbcl.engine import train
 from mbcl.errors import CheckpointError
 from mbcl.evaluation import EVALUATION_FILE
 from mbcl.io.store import LocalStore
-from mbcl.orchestration.cluster.capacity import Need
+from mbcl.orchestration.cluster.capacity import TrialResources
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
 from mbcl.orchestration.trial.job import Job
@@ -24,7 +24,7 @@ def trained(space_file, tmp_path):
     spec = expand(read_space(space_file())).specs[0]
     store = LocalStore(tmp_path / "trial")
     train(spec.experiment, world=World(), store=store)
-    need = Need(workers=1, cpus_per_worker=1, gpus_per_worker=0, threads=torch.get_num_threads())
+    need = TrialResources(workers=1, cpus_per_worker=1, gpus_per_worker=0, threads=torch.get_num_threads())
     job = Job(
         trial_id=spec.trial_id,
         experiment=spec.experiment.model_dump(mode="json"),
@@ -56,10 +56,10 @@ def test_the_checkpoint_before_the_last_is_not_evaluated_in_its_place(trained, a
 
 
 def test_what_training_ended_with_is_evaluated(trained):
-    from mbcl.orchestration.trial.pretraining import evaluate_end, evaluated_again
+    from mbcl.orchestration.trial.pretraining import evaluate_end, reevaluation_store
 
     job, store = trained
     first = evaluate_end(job, False)
     assert '"checkpoint": "epoch_000002"' in store.read_bytes(EVALUATION_FILE).decode()
     assert evaluate_end(job, True) == first
-    assert evaluated_again(job).exists(EVALUATION_FILE)
+    assert reevaluation_store(job).exists(EVALUATION_FILE)

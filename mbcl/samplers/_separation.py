@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from mbcl.samplers._unit import pair_sum
+from mbcl.samplers._normalize import pair_sum
 
 Rows = NDArray[np.int64]
 
@@ -120,7 +120,7 @@ def ranking(u_MD: Tensor, v_MD: Tensor, count: int) -> NDArray[np.int32]:
     return ranked_MW.cpu().numpy()
 
 
-def kept_apart(rows_SB: Rows, neighbours_MP: NDArray[np.int32], x_MD: NDArray[np.floating]) -> Rows:
+def separate_neighbors(rows_SB: Rows, neighbours_MP: NDArray[np.int32], x_MD: NDArray[np.floating]) -> Rows:
     """Exchange samples between batches until as few neighbours as possible share one.
 
     A conflict is a sample and a neighbour of it in one batch: two that are each other's neighbours make two. Every
@@ -143,7 +143,7 @@ def kept_apart(rows_SB: Rows, neighbours_MP: NDArray[np.int32], x_MD: NDArray[np
 
 
 def _one_window(rows_SB: Rows, neighbours_MP: NDArray[np.int32], x_MD: NDArray[np.floating]) -> Rows:
-    """:func:`kept_apart` within some batches, on row numbers that count only their samples."""
+    """:func:`separate_neighbors` within some batches, on row numbers that count only their samples."""
     num_batches, batch_size = rows_SB.shape
     ids_M = rows_SB.ravel()
     pairs = _conflicts_of_pairs(ids_M, neighbours_MP)

@@ -126,9 +126,9 @@ def test_groups_of_pools_are_all_pools_in_order_and_even(num_items, num_tasks):
 
 
 def group(size, name="first"):
-    from mbcl.orchestration.trial.planner_actor import Group
+    from mbcl.orchestration.trial.planner_actor import WorkerGroup
 
-    return Group(name, size)
+    return WorkerGroup(name, size)
 
 
 def test_shards_of_two_ranks_in_any_order(planner, embeddings):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
-from mbcl.orchestration.results_folder.layout import begin, new_study, reopen
+from mbcl.orchestration.results_folder.layout import create, load, new_study
 from mbcl.orchestration.search_space import expansion as trials
 from mbcl.orchestration.search_space.describe import plan_lines
 from mbcl.orchestration.search_space.expansion import expand, space_digest
@@ -315,11 +315,11 @@ def test_baseline_takes_aliases_and_parts_of_blocks(space_file):
 def spared(file) -> set[int]:
     """The settings that a race never stops, which are those that a report compares with."""
     pytest.importorskip("ray")
-    from mbcl.orchestration.scheduling.early_stopping import race
+    from mbcl.orchestration.scheduling.early_stopping import build_early_stopping
 
     found, trials = read_space(file), trials_of(file)
     study = new_study(found, trials, "test")
-    rule = race(found.space, study, trials.by_id, LocalStore(file.parent))
+    rule = build_early_stopping(found.space, study, trials.by_id, LocalStore(file.parent))
     assert rule.protected == {setting.id for setting in baselines(study, settings_of(study))}
     return set(rule.protected)
 
@@ -368,10 +368,10 @@ def test_another_scheduler_is_said_when_a_study_goes_on(space_file, tmp_path):
     store = LocalStore(tmp_path / "out")
     asha = space_file({"scheduler": {"name": "asha"}})
     file, trials = read_space(asha), trials_of(asha)
-    begin(store, file, trials, new_study(file, trials, "test"))
-    assert reopen(store, file, trials)[1].notes == ()
+    create(store, file, trials, new_study(file, trials, "test"))
+    assert load(store, file, trials)[1].notes == ()
     fifo = read_space(asha, ["scheduler={name: fifo}"])
-    (note,) = reopen(store, fifo, trials)[1].notes
+    (note,) = load(store, fifo, trials)[1].notes
     assert note.startswith("scheduler was {name: asha, grace_period: 1")
     assert note.endswith("now it is {name: fifo}; what was stopped stays stopped")
 

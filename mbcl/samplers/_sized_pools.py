@@ -18,8 +18,8 @@ from mbcl.errors import ConfigError
 from mbcl.functional import check_count
 from mbcl.samplers._balanced import in_order
 from mbcl.samplers._base import FloatArray, PoolPlan
+from mbcl.samplers._normalize import CHUNK_ROWS, pair_sum, unit
 from mbcl.samplers._pools import PoolSampler, even_pools
-from mbcl.samplers._unit import CHUNK_ROWS, pair_sum, unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +79,12 @@ class SortedPools(SizedPools):
 
 
 def unit_rows(z_MD: FloatArray) -> NDArray[np.floating]:
-    """(M, D) rows of length one as :func:`mbcl.samplers._unit.unit`, of an array that may be read-only."""
+    """(M, D) rows of length one as :func:`mbcl.samplers._normalize.unit`, of an array that may be read-only."""
     return _in_chunks(unit, z_MD)
 
 
 def pair_rows(z1_MD: FloatArray, z2_MD: FloatArray) -> NDArray[np.floating]:
-    """(M, D) float as :func:`mbcl.samplers._unit.pair_sum`, of arrays that may be read-only."""
+    """(M, D) float as :func:`mbcl.samplers._normalize.pair_sum`, of arrays that may be read-only."""
     return _in_chunks(pair_sum, z1_MD, z2_MD)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mbcl.errors import ConfigError
-from mbcl.orchestration.scheduling.trial_queue import Course, Race
+from mbcl.orchestration.scheduling.trial_queue import EarlyStopping, TrialQueue
 from mbcl.orchestration.search_space.schedulers import build
 from mbcl.study.record import StudyRecord, TrialRecord
 
@@ -36,12 +36,12 @@ def study_of(num_settings: int, seeds: int = 1) -> StudyRecord:
     return StudyRecord(name="t", space_digest="", metric="val/retrieval/top1", mode="max", created="", trials=trials)
 
 
-def run(study: StudyRecord, course: Course, values: dict[int, float]) -> list[str]:
+def run(study: StudyRecord, course: TrialQueue, values: dict[int, float]) -> list[str]:
     """Play the trials of a study, side by side, an epoch each in turn; returns the order in which they started."""
     order: list[str] = []
     running: dict[str, int] = {}
     while True:
-        while (key := course.next()) is not None:
+        while (key := course.next_trial()) is not None:
             order.append(key)
             running[key] = 0
         if not running:
@@ -50,27 +50,27 @@ def run(study: StudyRecord, course: Course, values: dict[int, float]) -> list[st
         for key in list(running):
             running[key] += 1
             record = study.trials[key]
-            if course.row(key, running[key], values[record.setting]):
+            if course.on_result(key, running[key], values[record.setting]):
                 record.status, record.stopped = "stopped", course.where_stopped(key)
             elif running[key] == EPOCHS:
                 record.status = "finished"
             else:
                 continue
             del running[key]
-            course.ended(key)
+            course.on_trial_end(key)
 
 
-def race(stopper, **options) -> Race:
-    return Race(stopper=stopper, by="below", epochs=lambda key: EPOCHS, **options)
+def race(stopper, **options) -> EarlyStopping:
+    return EarlyStopping(stopper=stopper, by="below", epochs=lambda key: EPOCHS, **options)
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 5])
 def test_without_a_race_all_run_in_order(concurrency):
     study = study_of(3, 2)
-    course = Course(study, study.trials, concurrency=concurrency)
-    assert [course.next() for _ in range(concurrency + 1)] == [*list(study.trials)[:concurrency], None]
+    course = TrialQueue(study, study.trials, concurrency=concurrency)
+    assert [course.next_trial() for _ in range(concurrency + 1)] == [*list(study.trials)[:concurrency], None]
     study = study_of(3, 2)
-    assert run(study, Course(study, study.trials, concurrency=concurrency), dict.fromkeys(range(3), 0.5)) == list(
+    assert run(study, TrialQueue(study, study.trials, concurrency=concurrency), dict.fromkeys(range(3), 0.5)) == list(
         "012345"
     )
     assert {record.status for record in study.trials.values()} == {"finished"}
@@ -78,7 +78,7 @@ def test_without_a_race_all_run_in_order(concurrency):
 
 def test_only_what_is_to_do_runs():
     study = study_of(3)
-    assert run(study, Course(study, ["2", "0"], concurrency=1), dict.fromkeys(range(3), 0.5)) == ["2", "0"]
+    assert run(study, TrialQueue(study, ["2", "0"], concurrency=1), dict.fromkeys(range(3), 0.5)) == ["2", "0"]
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 3])
@@ -86,7 +86,7 @@ def test_settings_race_on_their_first_seed_alone(concurrency):
     study = study_of(3, 3)
     stopper = Below(0.5, epoch=2)
     values = {0: 0.9, 1: 0.1, 2: 0.6}
-    order = run(study, Course(study, study.trials, concurrency=concurrency, race=race(stopper)), values)
+    order = run(study, TrialQueue(study, study.trials, concurrency=concurrency, race=race(stopper)), values)
     assert sorted(order) == ["0", "1", "2", "3", "6", "7", "8"], "the stopped setting's other seeds never begin"
     assert {key for key, _ in stopper.seen} == {"0", "3", "6"}, "other seeds are not even looked at"
     by_setting = [[record.status for record in records] for records in study.settings().values()]
@@ -95,57 +95,57 @@ def test_settings_race_on_their_first_seed_alone(concurrency):
     assert [(found.epoch, found.of, found.value, found.first_seed) for found in where] == [
         (2, EPOCHS, 0.1, 7), (0, EPOCHS, None, 7), (0, EPOCHS, None, 7)
     ]  # fmt: skip
-    assert where[0].words() == "stopped by below after 2 of 8 epochs (val/retrieval/top1 0.1000)"
-    assert where[1].words() == "not begun: below stopped this setting with seed 7"
+    assert where[0].describe() == "stopped by below after 2 of 8 epochs (val/retrieval/top1 0.1000)"
+    assert where[1].describe() == "not begun: below stopped this setting with seed 7"
 
 
 def test_the_record_says_at_once_what_a_stop_means_for_the_other_seeds():
     study = study_of(2, 2)
-    course = Course(study, study.trials, concurrency=1, race=race(Below(0.5)))
-    assert course.next() == "0"
-    assert course.row("0", 1, 0.1)
+    course = TrialQueue(study, study.trials, concurrency=1, race=race(Below(0.5)))
+    assert course.next_trial() == "0"
+    assert course.on_result("0", 1, 0.1)
     study.trials["0"].status, study.trials["0"].stopped = "stopped", course.where_stopped("0")
-    course.ended("0")
+    course.on_trial_end("0")
     assert [record.status for record in study.trials.values()] == ["stopped", "stopped", "pending", "pending"]
-    assert course.next() == "2"
+    assert course.next_trial() == "2"
 
 
 def test_a_row_that_is_told_again_decides_nothing():
     study, stopper = study_of(1), Below(0.5)
-    course = Course(study, study.trials, concurrency=1, race=race(stopper))
-    assert course.next() == "0"
-    assert [course.row("0", epoch, 0.9) for epoch in (1, 2, 2, 1, 3)] == [False] * 5
+    course = TrialQueue(study, study.trials, concurrency=1, race=race(stopper))
+    assert course.next_trial() == "0"
+    assert [course.on_result("0", epoch, 0.9) for epoch in (1, 2, 2, 1, 3)] == [False] * 5
     assert stopper.seen == [("0", 1), ("0", 2), ("0", 3)]
 
 
 def test_another_seed_waits_for_the_race():
     study = study_of(2, 2)
-    course = Course(study, study.trials, concurrency=4, race=race(Below(0.5)))
-    assert [course.next() for _ in range(3)] == ["0", "2", None]
+    course = TrialQueue(study, study.trials, concurrency=4, race=race(Below(0.5)))
+    assert [course.next_trial() for _ in range(3)] == ["0", "2", None]
     assert not course.exhausted
     study.trials["2"].status = "finished"
-    course.ended("2")
-    assert [course.next(), course.next()] == ["3", None]
+    course.on_trial_end("2")
+    assert [course.next_trial(), course.next_trial()] == ["3", None]
 
 
 def test_a_failed_first_seed_decides_nothing():
     study = study_of(1, 2)
-    course = Course(study, study.trials, concurrency=1, race=race(Below(0.5)))
-    assert course.next() == "0"
+    course = TrialQueue(study, study.trials, concurrency=1, race=race(Below(0.5)))
+    assert course.next_trial() == "0"
     study.trials["0"].status = "failed"
-    course.ended("0")
-    assert course.next() == "1"
+    course.on_trial_end("0")
+    assert course.next_trial() == "1"
 
 
 def test_a_setting_with_a_finished_seed_is_not_stopped_on_another():
     study = study_of(2, 3)
-    course = Course(study, study.trials, concurrency=1, race=race(Below(0.0)))
-    assert course.next() == "0"
+    course = TrialQueue(study, study.trials, concurrency=1, race=race(Below(0.0)))
+    assert course.next_trial() == "0"
     study.trials["0"].status = "failed"
-    course.ended("0")
+    course.on_trial_end("0")
     assert run(study, course, {0: 0.1, 1: 0.1}) == ["1", "2", "3", "4", "5"]
     stopper = Below(0.5)
-    assert run(study, Course(study, study.unfinished(), concurrency=1, race=race(stopper)), {0: 0.1}) == ["0"]
+    assert run(study, TrialQueue(study, study.unfinished(), concurrency=1, race=race(stopper)), {0: 0.1}) == ["0"]
     assert stopper.seen[-1] == ("0", EPOCHS), "it is seen all the same"
     assert {record.status for record in study.trials.values()} == {"finished"}
 
@@ -153,28 +153,35 @@ def test_a_setting_with_a_finished_seed_is_not_stopped_on_another():
 def test_the_baseline_is_seen_but_never_stopped():
     study = study_of(2)
     stopper = Below(2.0)
-    run(study, Course(study, study.trials, concurrency=1, race=race(stopper, protected=frozenset({0}))), {0: 1, 1: 1})
+    run(
+        study,
+        TrialQueue(study, study.trials, concurrency=1, race=race(stopper, protected=frozenset({0}))),
+        {0: 1, 1: 1},
+    )
     assert [record.status for record in study.trials.values()] == ["finished", "stopped"]
     assert [epoch for key, epoch in stopper.seen if key == "0"] == list(range(1, EPOCHS + 1))
 
 
 def test_who_has_trained_to_the_end_is_not_stopped():
     study = study_of(1)
-    run(study, Course(study, study.trials, concurrency=1, race=race(Below(2.0, epoch=EPOCHS))), {0: 1})
+    run(study, TrialQueue(study, study.trials, concurrency=1, race=race(Below(2.0, epoch=EPOCHS))), {0: 1})
     assert study.trials["0"].status == "finished"
 
 
 def test_a_limit_below_the_epochs_stops_all(monkeypatch):
     study = study_of(2, 2)
     limited = race(Below(0.5), end=build({"name": "asha", "max_t": 3}).end, protected=frozenset({0}))
-    run(study, Course(study, study.trials, concurrency=2, race=limited), {0: 0.9, 1: 0.9})
+    run(study, TrialQueue(study, study.trials, concurrency=2, race=limited), {0: 0.9, 1: 0.9})
     assert [record.stopped.epoch for record in study.trials.values()] == [3, 0, 3, 0]
 
 
 def test_resuming_a_stopped_setting_runs_none_of_its_seeds():
     study = study_of(2, 2)
-    run(study, Course(study, ["0"], concurrency=1, race=race(Below(0.5))), {0: 0.1, 1: 0.9})
-    assert run(study, Course(study, study.unfinished(), concurrency=1, race=race(Below(0.5))), {1: 0.9}) == ["2", "3"]
+    run(study, TrialQueue(study, ["0"], concurrency=1, race=race(Below(0.5))), {0: 0.1, 1: 0.9})
+    assert run(study, TrialQueue(study, study.unfinished(), concurrency=1, race=race(Below(0.5))), {1: 0.9}) == [
+        "2",
+        "3",
+    ]
     assert study.unfinished() == []
     assert study.trials["1"].stopped.epoch == 0
 
@@ -204,7 +211,7 @@ class Three:
 def test_settings_that_are_proposed(concurrency, races):
     study = study_of(0)
     source = Three(study)
-    course = Course(study, (), concurrency=concurrency, race=race(Below(0.5)) if races else None, source=source)
+    course = TrialQueue(study, (), concurrency=concurrency, race=race(Below(0.5)) if races else None, source=source)
     assert not course.exhausted
     order = run(study, course, {0: 0.9, 1: 0.1, 2: 0.9})
     assert sorted(order) == [key for key in "012345" if key != "3" or not races]
@@ -246,7 +253,7 @@ def test_asha_with_a_limit_ends_all_there():
     study = study_of(3)
     rule = {"name": "asha", "grace_period": 1, "reduction_factor": 4, "max_t": 5}
     limited = race(stopper_of(**rule), end=build(rule).end)
-    run(study, Course(study, study.trials, concurrency=3, race=limited), {0: 0.9, 1: 0.9, 2: 0.1})
+    run(study, TrialQueue(study, study.trials, concurrency=3, race=limited), {0: 0.9, 1: 0.9, 2: 0.1})
     assert [record.stopped.epoch for record in study.trials.values()] == [5, 5, 1]
 
 
@@ -268,13 +275,13 @@ def test_asha_for_a_smaller_value_and_with_brackets():
 
 def test_what_is_tuned_apart_races_apart():
     pytest.importorskip("ray")
-    from mbcl.orchestration.scheduling.early_stopping import ByPoint
+    from mbcl.orchestration.scheduling.early_stopping import StopperPerPoint
     from mbcl.study.record import Drawn
 
     study = study_of(3)
     for record, point in zip(study.trials.values(), (0, 1, 1), strict=True):
         record.drawn = Drawn(point=point, number=0, values={})
-    stopper = ByPoint(study, lambda: stopper_of(name="asha", reduction_factor=2))
+    stopper = StopperPerPoint(study, lambda: stopper_of(name="asha", reduction_factor=2))
     assert not stopper.observe("0", 1, 0.9)
     assert not stopper.observe("1", 1, 0.5), "worse than another point's"
     assert stopper.observe("2", 1, 0.4), "worse than its own point's"
@@ -296,7 +303,7 @@ def test_median_needs_samples_and_never_pauses():
 def test_schedulers_say_what_they_do(block):
     rule = build(block)
     assert rule.stops
-    assert "val/x" in rule.words("val/x")
+    assert "val/x" in rule.describe("val/x")
     assert not build({"name": "fifo"}).stops
     with pytest.raises(ConfigError, match="unknown parameter 'x'"):
         build({**block, "x": 1})

@@ -11,7 +11,7 @@ from mbcl.distributed.collectives import World
 from mbcl.engine import train
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
-from mbcl.orchestration.cluster.capacity import Fit, Need
+from mbcl.orchestration.cluster.capacity import Concurrency, TrialResources
 from mbcl.orchestration.console import Console
 from mbcl.orchestration.results_folder import layout
 from mbcl.orchestration.results_folder.reevaluation import commit, reopen_for_evaluation
@@ -36,7 +36,7 @@ def finished(space_file, tmp_path):
         folder = store.child(f"trials/{spec.trial_id}")
         folder.write_bytes("config.yaml", yaml.safe_dump(spec.experiment.model_dump(mode="json")).encode())
         folder.write_bytes("evaluation.json", json.dumps(OLD).encode())
-    layout.begin(store, file, trials, study)
+    layout.create(store, file, trials, study)
     return store, file, trials
 
 
@@ -157,7 +157,7 @@ def test_a_dry_run_says_how_many_are_evaluated_and_nothing_of_the_search(finishe
     assert "1 finished trial to evaluate again, 1 at a time" in out
     assert "scheduler:" not in out
     console = Console(trials, read_space(space).space, store, study, quiet=False)
-    console.begin(1, Need(1, 1.0, 0, 1), Fit(1, "2 CPUs"), (), evaluation_alone=True)
+    console.print_header(1, TrialResources(1, 1.0, 0, 1), Concurrency(1, "2 CPUs"), (), evaluation_alone=True)
     out = capsys.readouterr().out
     assert out.splitlines()[1].startswith("1 finished trial to evaluate again; 1 at a time")
     assert "scheduler:" not in out

@@ -14,7 +14,7 @@ from samplers.small import conflicts
 import mbcl
 from mbcl.errors import ConfigError
 from mbcl.plan import Embeddings
-from mbcl.samplers._apart import kept_apart, mixed, nearest
+from mbcl.samplers._separation import mixed, nearest, separate_neighbors
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -81,7 +81,7 @@ def test_nearest_against_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     similarity.fill_diagonal_(-torch.inf)
     wanted = similarity.argsort(dim=1, descending=True)[:, :4].numpy()
     np.testing.assert_array_equal(nearest(z1, z2, 4), wanted)
-    monkeypatch.setattr("mbcl.samplers._apart.CHUNK_ELEMENTS", 128)
+    monkeypatch.setattr("mbcl.samplers._separation.CHUNK_ELEMENTS", 128)
     np.testing.assert_array_equal(nearest(z1, z2, 4), wanted)
     assert nearest(z1[:3], z2[:3], 10).shape == (3, 2)
 
@@ -99,7 +99,7 @@ def test_keeping_apart_is_a_partition_with_fewer_conflicts(batches: int, size: i
     z = torch.from_numpy(rng(seed).normal(size=(batches * size, 3)))
     before = rng(seed).permutation(batches * size).reshape(batches, size)
     neighbours = nearest(z, z, skip)
-    after = kept_apart(before, neighbours, z.numpy())
+    after = separate_neighbors(before, neighbours, z.numpy())
     assert sorted(after.ravel()) == sorted(before.ravel())
 
     def count(rows: np.ndarray) -> int:
@@ -117,7 +117,7 @@ def test_twins_are_parted_and_their_friends_stay() -> None:
     rows = np.arange(32).reshape(8, 4)
     neighbours = nearest(torch.from_numpy(x), torch.from_numpy(x), 1)
     assert conflicts(np.arange(32) // 4, neighbours) == 32
-    after = kept_apart(rows, neighbours, x)
+    after = separate_neighbors(rows, neighbours, x)
     batch = np.empty(32, dtype=int)
     batch[after.ravel()] = np.repeat(np.arange(8), 4)
     assert conflicts(batch, neighbours) == 0

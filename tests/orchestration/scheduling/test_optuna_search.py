@@ -8,11 +8,11 @@ import pytest
 
 from mbcl.errors import ConfigError
 from mbcl.orchestration.results_folder.layout import new_study
-from mbcl.orchestration.results_folder.reevaluation import settings_of
-from mbcl.orchestration.scheduling.optuna_search import Proposals
-from mbcl.orchestration.scheduling.trial_queue import Course
+from mbcl.orchestration.results_folder.reevaluation import evaluation_blocks
+from mbcl.orchestration.scheduling.optuna_search import OptunaSearch
+from mbcl.orchestration.scheduling.trial_queue import TrialQueue
 from mbcl.orchestration.search_space.expansion import expand, space_digest
-from mbcl.orchestration.search_space.replay import known
+from mbcl.orchestration.search_space.replay import with_drawn_trials
 from mbcl.orchestration.search_space.schema import read_space
 from mbcl.study.record import Stopped, StudyRecord
 
@@ -43,18 +43,18 @@ class Run:
         trials = expand(self.file)
         self.study = study or new_study(self.file, trials, "test")
         self.said: list[str] = []
-        self.specs = {spec.trial_id: spec for spec in known(self.file, trials, self.study).specs}
+        self.specs = {spec.trial_id: spec for spec in with_drawn_trials(self.file, trials, self.study).specs}
         assert set(self.specs) == set(self.study.trials), "a record gives its trials' names again"
-        self.source = Proposals(self.file, self.study, trials.total, added=self.add, say=self.said.append)
+        self.source = OptunaSearch(self.file, self.study, trials.total, added=self.add, log=self.said.append)
 
     def add(self, specs) -> None:
         self.specs |= {spec.trial_id: spec for spec in specs}
 
     def play(self, most: int = 10**6, concurrency: int = 1, fails=(), stops=()) -> Run:
-        course = Course(self.study, self.study.unfinished(), concurrency=concurrency, source=self.source)
+        course = TrialQueue(self.study, self.study.unfinished(), concurrency=concurrency, source=self.source)
         running: list[str] = []
         while most > 0:
-            while (key := course.next()) is not None:
+            while (key := course.next_trial()) is not None:
                 running.append(key)
             if not running:
                 assert course.exhausted
@@ -69,7 +69,7 @@ class Run:
                 record.stopped = Stopped(by="asha", epoch=1, of=9, metric=METRIC, value=value / 2, first_seed=3)
             else:
                 record.status, record.metrics = "finished", {METRIC: value}
-            course.ended(key)
+            course.on_trial_end(key)
         return self
 
     def told(self, point: int) -> list[tuple[str, float | None]]:
@@ -133,7 +133,7 @@ def test_what_is_drawn_after_another_evaluation_is_evaluated_as_the_others(space
     study = Run(space).play(6).study
     assert all(record.evaluation == {} for record in study.trials.values())
     file = read_space(space, ["experiment.evaluation.similarity=dot"])
-    settings = settings_of(study, known(file, expand(file), study), file.space.kind)
+    settings = evaluation_blocks(study, with_drawn_trials(file, expand(file), study), file.space.kind)
     for key, record in study.trials.items():
         record.evaluation = settings[key]
     run = Run(space, stored(study)).play(20)

@@ -69,7 +69,7 @@ def look(folder: Path, space: Path) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     said: list[str] = []
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         said.append(text)
         status = {"autoscaler_report": {"pending_nodes": [], "pending_launches": {}}}
         _internal_kv_put(DEBUG_AUTOSCALING_STATUS, json.dumps(status), overwrite=True)
@@ -80,9 +80,9 @@ def look(folder: Path, space: Path) -> dict[str, Any]:
             seen["placement"] = [found.placement.driver, found.placement.task]
             status = {"autoscaler_report": {"pending_nodes": [["1.2.3.4", "w", "up"]], "pending_launches": {"w": 2}}}
             _internal_kv_put(DEBUG_AUTOSCALING_STATUS, json.dumps(status), overwrite=True)
-            seen["booting"] = autoscaler.booting()
+            seen["booting"] = autoscaler.num_booting_nodes()
             seen["loggers"] = [type(logger).__name__ for logger in _create_default_callbacks([], air_verbosity=None)]
-            module._joined(say)
+            module._joined(log)
             seen["said"] = said
             check_shared(LocalStore(folder))
             try:
@@ -102,7 +102,9 @@ def look(folder: Path, space: Path) -> dict[str, Any]:
 
 
 def test_a_joined_cluster(tmp_path, space_file):
-    seen = apart("cluster.test_cluster", f"look(pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(space_file())!r}))")
+    seen = apart(
+        "cluster.test_connection", f"look(pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(space_file())!r}))"
+    )
     assert seen["nodes"] == [2], "the head trains nothing"
     assert seen["placement"] == [True, True]
     assert seen["booting"] == 3
@@ -136,7 +138,7 @@ def alone_at_first(folder: Path, space: Path) -> dict[str, Any]:
 
 def test_a_local_folder_is_refused_though_the_head_is_alone_at_first(tmp_path, space_file):
     where = f"pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(space_file())!r})"
-    seen = apart("cluster.test_cluster", f"alone_at_first({where})")
+    seen = apart("cluster.test_connection", f"alone_at_first({where})")
     assert seen["code"] == 2, seen["said"]
     assert "nodes that train: the cluster can have 1, 0 are up" in seen["said"]
     assert "does not see /proc/self/cwd/results/study" in seen["said"]
@@ -156,7 +158,7 @@ def test_an_address_for_rays_client_is_refused(space_file, tmp_path):
 
 
 SHIPPED = (
-    "from mbcl.orchestration.cluster.ship_code import code_of_this_process as code\nwith code() as found: print(found)"
+    "from mbcl.orchestration.cluster.ship_code import ship_working_dir as code\nwith code() as found: print(found)"
 )
 
 
@@ -216,7 +218,7 @@ def asked(address: str) -> str:
     end = time.monotonic() + PATIENCE
     while True:
         try:
-            module.check_answers(address)
+            module.check_address(address)
         except ConfigError as error:
             if "refused" in str(error) and time.monotonic() < end:  # it has not begun to listen
                 time.sleep(0.1)
@@ -237,7 +239,7 @@ def asked(address: str) -> str:
 def test_a_cluster_is_joined_with_its_token_alone(head, tmp_path, given, words):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path), **given}
-    found = apart("cluster.test_cluster", f"asked({head!r})", environment=environment)
+    found = apart("cluster.test_connection", f"asked({head!r})", environment=environment)
     assert words in found
     assert bool(words) == bool(found)
     assert "\n" not in found

@@ -55,13 +55,13 @@ def test_every_data_set_is_loaded_once_and_gone_before_the_next(monkeypatch):
 
 
 def test_notes_are_in_the_order_of_the_settings(monkeypatch):
-    facts = engine.facts_of
+    facts = engine.data_sizes
 
     def warned(experiment, data):
         warnings.warn(f"{experiment.sampler.name} of {experiment.data.max_samples}", UserWarning, stacklevel=2)
         return facts(experiment, data)
 
-    monkeypatch.setattr(engine, "facts_of", warned)
+    monkeypatch.setattr(engine, "data_sizes", warned)
     checked = check_data(grid(), "space.yaml")
     expected = [f"{sampler['name']} of {size}" for sampler in SAMPLERS for size in SIZES]
     assert [note for note in checked.notes if note in expected] == expected

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
-from mbcl.orchestration.cluster.capacity import Need, Node, fit, resolve, usable_cpus
+from mbcl.orchestration.cluster.capacity import Node, TrialResources, max_concurrency, resolve_resources, usable_cpus
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.resources_block import Resources
 from mbcl.orchestration.search_space.schema import read_space
@@ -37,9 +37,9 @@ GPU_NODE = Node(8, 1)
 )
 def test_auto(asked, nodes, cpus, gpus, threads, concurrency):
     resources = Resources(**asked)
-    need = resolve(resources, nodes)
+    need = resolve_resources(resources, nodes)
     assert (need.cpus_per_worker, need.gpus_per_worker, need.threads) == (cpus, gpus, threads)
-    assert fit(need, nodes, resources).trials == concurrency
+    assert max_concurrency(need, nodes, resources).num_trials == concurrency
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_auto(asked, nodes, cpus, gpus, threads, concurrency):
 def test_what_can_never_fit_is_said_with_numbers(asked, nodes, words):
     resources = Resources(**asked)
     with pytest.raises(ConfigError) as caught:
-        fit(resolve(resources, nodes), nodes, resources)
+        max_concurrency(resolve_resources(resources, nodes), nodes, resources)
     assert words in str(caught.value)
 
 
@@ -86,8 +86,8 @@ def test_what_can_never_fit_is_said_with_numbers(asked, nodes, words):
 )
 def test_the_scarcest_resource_is_named(asked, nodes, drivers, trials, words):
     resources = Resources(**asked)
-    found = fit(resolve(resources, nodes), nodes, resources, drivers=drivers)
-    assert found.trials == trials
+    found = max_concurrency(resolve_resources(resources, nodes), nodes, resources, drivers=drivers)
+    assert found.num_trials == trials
     assert words in found.limit
     assert str(found).startswith(f"{trials} at a time (")
 
@@ -96,10 +96,10 @@ def test_drivers_never_take_the_place_of_a_worker():
     """A driver on the first node would leave 1.999 CPUs there, and the second worker would wait for ever."""
     nodes, resources = [Node(2), Node(2), Node(1)], Resources(workers=2, cpus_per_worker=2)
     with pytest.raises(ConfigError, match="room for 0 workers on 3 nodes"):
-        fit(resolve(resources, nodes), nodes, resources)
-    assert fit(resolve(resources, nodes), nodes, resources, drivers=1000).trials == 1
+        max_concurrency(resolve_resources(resources, nodes), nodes, resources)
+    assert max_concurrency(resolve_resources(resources, nodes), nodes, resources, drivers=1000).num_trials == 1
     with pytest.raises(ConfigError, match="1 of the resource 'driver', of which a trial takes 2"):
-        fit(resolve(resources, nodes), nodes, resources, drivers=1)
+        max_concurrency(resolve_resources(resources, nodes), nodes, resources, drivers=1)
 
 
 @given(st.integers(1, 8), st.lists(st.integers(1, 64), min_size=1, max_size=3), st.integers(1, 4))
@@ -107,8 +107,8 @@ def test_what_is_started_together_fits_together(workers, cpus, limit):
     nodes = [Node(count) for count in cpus]
     resources = Resources(workers=workers, max_concurrent_trials=limit)
     try:
-        need = resolve(resources, nodes)
-        together = fit(need, nodes, resources).trials
+        need = resolve_resources(resources, nodes)
+        together = max_concurrency(need, nodes, resources).num_trials
     except ConfigError:
         return
     assert together == limit
@@ -145,7 +145,7 @@ def test_without_control_groups_the_affinity_counts(tmp_path, monkeypatch):
 @pytest.mark.parametrize("overlap,cpus,pools,tasks", [(0, 8, 39, 8), (0, 8, 3, 3), (1, 8, 39, 6), (1, 2, 39, 1)])
 def test_planning_beside_training_leaves_its_cores(overlap, cpus, pools, tasks):
     experiment = validate(Experiment, {"planner": {"overlap": overlap}}, "x")
-    need = Need(workers=2, cpus_per_worker=1.0, gpus_per_worker=0, threads=1)
+    need = TrialResources(workers=2, cpus_per_worker=1.0, gpus_per_worker=0, threads=1)
     assert runner_of(PRETRAINING).planning_tasks(experiment, need, cpus, pools) == tasks
 
 
@@ -159,19 +159,19 @@ def test_planning_beside_training_leaves_its_cores(overlap, cpus, pools, tasks):
     ],
 )
 def test_a_range_gives_the_most_that_fit(nodes, asked, workers):
-    assert resolve(Resources(workers=asked), nodes).workers == workers
+    assert resolve_resources(Resources(workers=asked), nodes).workers == workers
 
 
 def test_of_a_range_only_numbers_that_share_a_batch_evenly_are_reserved(space_file):
     space = space_file({"resources": {"workers": {"min": 1, "max": 3}}, "space/train.batch_size": {"grid": [16, 32]}})
     file = read_space(space)
     assert (sizes := expand(file).numbers_of_workers(file.space)) == [1, 2]
-    assert runner_of(PRETRAINING).need(file.space.resources, [Node(2)], sizes=sizes).workers == 2
+    assert runner_of(PRETRAINING).trial_resources(file.space.resources, [Node(2)], sizes=sizes).workers == 2
 
 
 def test_a_range_of_which_none_fits_is_refused_by_its_least():
     with pytest.raises(ConfigError, match="workers: 2, which need 2 GPUs; there are 1"):
-        resolve(Resources(workers={"min": 2, "max": 4}, gpu=True), [GPU_NODE])
+        resolve_resources(Resources(workers={"min": 2, "max": 4}, gpu=True), [GPU_NODE])
 
 
 @pytest.mark.parametrize(

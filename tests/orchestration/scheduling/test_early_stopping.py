@@ -46,18 +46,18 @@ class Undertaker:
         self.seconds: dict[str, float] = {}
         self.threads: list[threading.Thread] = []
 
-    def started(self, trial_id: str) -> None: ...
+    def on_trial_start(self, trial_id: str) -> None: ...
 
-    def look(self, trial_ids) -> None:
+    def poll(self, trial_ids) -> None:
         for key in trial_ids:
             for epoch in range(1, self.study.trials[key].judged + 1):
                 (self.gates / f"{key}-{epoch}").unlink(missing_ok=True)
 
-    def waiting(self, number: int) -> None: ...
+    def on_waiting(self, number: int) -> None: ...
 
-    def evaluated(self, trial_id: str, error: str) -> None: ...
+    def on_evaluation_end(self, trial_id: str, error: str) -> None: ...
 
-    def ended(self, trial_id: str) -> None:
+    def on_trial_end(self, trial_id: str) -> None:
         if self.study.trials[trial_id].status == "stopped" and self.study.trials[trial_id].attempts:
             pids, held = processes(*TITLES), groups()
             assert len(pids) >= 4, "driver, controller, worker and planner"
@@ -76,10 +76,10 @@ class Undertaker:
 
 def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = ASHA) -> tuple[StudyRecord, Undertaker]:
     """A race of learning rates, one trial at a time; the higher the better: no rounding decides who is stopped."""
-    from mbcl.orchestration.cluster.capacity import Node, resolve
-    from mbcl.orchestration.cluster.orphaned_groups import remove_orphans
+    from mbcl.orchestration.cluster.capacity import Node, resolve_resources
+    from mbcl.orchestration.cluster.orphaned_groups import remove_orphaned_groups
     from mbcl.orchestration.scheduling.early_stopping import RayStopper
-    from mbcl.orchestration.scheduling.trial_queue import Course, Race
+    from mbcl.orchestration.scheduling.trial_queue import EarlyStopping, TrialQueue
     from mbcl.orchestration.search_space.resources_block import Resources
     from mbcl.orchestration.tune.run_trials import run_trials
 
@@ -102,25 +102,25 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
             study.trials[key] = TrialRecord(
                 ordinal=len(jobs), setting=setting, seed=seed, sampler="", objective="", parameters={"lr": lr}
             )
-            need = resolve(Resources(), [Node(CPUS)])
+            need = resolve_resources(Resources(), [Node(CPUS)])
             jobs[key] = job_of(key, experiment, store, need, num_tasks=2, watched=study.metric, fence=under)
             for epoch in range(1, EPOCHS):
                 shut(gates / f"{key}-{epoch}", WORKER, f"trials/{key}/metrics.jsonl", epoch)
-    race = Race(RayStopper(rule, mode="max", seed=0), rule["name"], lambda key: EPOCHS)
+    race = EarlyStopping(RayStopper(rule, mode="max", seed=0), rule["name"], lambda key: EPOCHS)
     watcher = Undertaker(study, gates)
-    course = Course(study, jobs, concurrency=1, race=race)
+    course = TrialQueue(study, jobs, concurrency=1, race=race)
     run_trials(
         jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=1, watcher=watcher, course=course
     )
     while any(thread.is_alive() for thread in watcher.threads):
-        remove_orphans()  # as a sweep does every second
+        remove_orphaned_groups()  # as a sweep does every second
         time.sleep(0.1)
     return study, watcher
 
 
 def check(study: StudyRecord, watcher: Undertaker, folder: Path, *, seeds: int, least: int) -> None:
     """All went as it should, and at least so many settings were stopped."""
-    from mbcl.orchestration.cluster.orphaned_groups import remove_orphans
+    from mbcl.orchestration.cluster.orphaned_groups import remove_orphaned_groups
 
     assert read_study(LocalStore(folder)) == study, "study.json is what happened"
     first, *others = study.settings().values()
@@ -136,7 +136,7 @@ def check(study: StudyRecord, watcher: Undertaker, folder: Path, *, seeds: int, 
     assert stopped >= least
     assert len(watcher.seconds) == stopped, "everything that a stopped trial held is gone"
     # A controller that is being killed may make a last group.
-    wait_for(lambda: remove_orphans() == 0 and free_cpus() == CPUS, every=0.1)
+    wait_for(lambda: remove_orphaned_groups() == 0 and free_cpus() == CPUS, every=0.1)
 
 
 def test_a_stopped_trial_gives_back_what_it_held(local_ray, tmp_path):
@@ -158,7 +158,7 @@ def many(folder: Path, dashboard: bool, rule: dict[str, Any]) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("dashboard", "rule"), [(False, ASHA), (True, ASHA), (False, MEDIAN)])
 def test_many_more_trials_than_fit(tmp_path, dashboard, rule, capsys):
-    seconds = apart("scheduling.test_early_stop", f"many(pathlib.Path({str(tmp_path)!r}), {dashboard}, {rule})")
+    seconds = apart("scheduling.test_early_stopping", f"many(pathlib.Path({str(tmp_path)!r}), {dashboard}, {rule})")
     with capsys.disabled():
         gone = ", ".join(f"{value:.1f}" for value in seconds)
         print(f"dashboard {dashboard}, {rule['name']}: gone {gone} s after the stop")

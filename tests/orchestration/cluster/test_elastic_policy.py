@@ -24,9 +24,9 @@ def decided(sizes: list[int], *, times: int) -> list[list[int]]:
     from mbcl.orchestration.cluster import elastic_policy
 
     elastic_policy.SETTLE_SECONDS = 0.5
-    elastic_policy.FIRST_SECONDS = PATIENCE  # a slow autoscaler is still asked
+    elastic_policy.FIRST_REQUEST_SECONDS = PATIENCE  # a slow autoscaler is still asked
     scaling = ScalingConfig(num_workers=sizes[-1], resources_per_worker={"CPU": 1.5})
-    policy = elastic_policy.LargestFitting(scaling, sizes)
+    policy = elastic_policy.LargestDivisorScalingPolicy(scaling, sizes)
     policy.after_controller_start(SimpleNamespace(run_id="test"))  # type: ignore[arg-type]
     found = [[0, policy._get_num_workers_for_resource_request()]]
     for _ in range(times):
@@ -61,8 +61,8 @@ def growing(folder: str) -> list[list[int]]:
 
 @pytest.mark.slow
 def test_no_room_is_asked_for_that_a_smaller_group_does_not_use():
-    assert apart("cluster.test_elastic", "alone()") == [[0, 4], [1, 1], [1, 1]]
+    assert apart("cluster.test_elastic_policy", "alone()") == [[0, 4], [1, 1], [1, 1]]
 
 
 def test_a_trial_waits_for_the_nodes_that_boot_for_it(tmp_path):
-    assert apart("cluster.test_elastic", f"growing({str(tmp_path)!r})") == [[0, 2], [2, 2]]
+    assert apart("cluster.test_elastic_policy", f"growing({str(tmp_path)!r})") == [[0, 2], [2, 2]]

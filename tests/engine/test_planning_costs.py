@@ -6,7 +6,7 @@ import pytest
 from engine import runs
 
 from mbcl.engine import planning_cost
-from mbcl.engine.setup import facts_of, load_data
+from mbcl.engine.setup import data_sizes, load_data
 
 FRESH = "on fresh embeddings of all 50,000 samples: "
 OSGD = {"name": "osgd", "k": 40, "q": 4}
@@ -55,4 +55,4 @@ def test_what_the_data_say_about_a_schedule():
         pytest.warns(UserWarning, match="has no parameter 'pool', so planner.schedule.pool is not used"),
         pytest.raises(ValueError, match=r"planner.schedule, from epoch 1 on: .*k may be at most 11"),
     ):
-        facts_of(content, load_data(content.data, seed=0))
+        data_sizes(content, load_data(content.data, seed=0))
