@@ -19,13 +19,13 @@ from mbcl.io.store import Store
 from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Concurrency, TrialResources
 from mbcl.orchestration.results_folder.layout import trial_folder
+from mbcl.orchestration.results_folder.opened_study import OpenedStudy
 from mbcl.orchestration.search_space.describe import by_seeds, domain_lines, plan_lines
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
 from mbcl.orchestration.search_space.schema import Space
 from mbcl.orchestration.trial.preflight import PreflightReport
 from mbcl.study import Estimate, primary_metrics, summarise
-from mbcl.study.record import StudyRecord
 
 TABLE_METRICS = ("retrieval/u2v/top1", "knn/top1", "probe/top1", "plan/lift", "synthetic/excess")
 """Beside the metric of the search and the first primary one, those of them that were measured."""
@@ -51,23 +51,20 @@ class _ScreenOfStudy(_Screen):
 
 
 class Console:
-    """A :class:`~mbcl.orchestration.tune.run_trials.TrialObserver` for people.
+    """A :class:`~mbcl.orchestration.tune.run_trials.TrialObserver` that prints.
 
     Args:
-        quiet: only the last lines.
-        trials: the whole space.
-        space: what was asked for.
+        space: the space.
         store: the results folder.
-        study: its record.
+        opened: the study whose trials run.
+        quiet: whether only the last lines are printed.
     """
 
-    def __init__(self, trials: Trials, space: Space, store: Store, study: StudyRecord, *, quiet: bool) -> None:
-        self._trials = trials
+    def __init__(self, space: Space, store: Store, opened: OpenedStudy, *, quiet: bool) -> None:
         self._space = space
-        self._epochs: dict[str, int] = {}
-        self.add(trials.specs)
         self._store = store
-        self._study = study
+        self._opened = opened
+        self._study = opened.record
         self._labels: dict[int, str] = {}
         self._quiet = quiet
         self._screen = _ScreenOfStudy(highlight=False)
@@ -76,10 +73,6 @@ class Console:
         self._progress: Progress | None = None
         self._all: TaskID | None = None
         self._tasks: dict[str, TaskID] = {}
-
-    def add(self, specs: Sequence[TrialSpec]) -> None:
-        """These trials may be told of."""
-        self._epochs |= {spec.trial_id: self._space.kind.num_epochs(spec.experiment) for spec in specs}
 
     def log(self, text: str) -> None:
         """One line, unless quiet."""
@@ -100,15 +93,15 @@ class Console:
         evaluation_alone: bool = False,
     ) -> None:
         """Say what is about to happen, and what a person should know about it."""
-        total, seeds = self._trials.total, len(self._space.seeds)
+        total, seeds = self._opened.trials.total, len(self._space.seeds)
         self.log(f"{self._study.name}: {self._study.question}" if self._study.question else self._study.name)
-        most = "at most " if self._trials.probes else ""
+        most = "at most " if self._opened.trials.probes else ""
         done = f", {total - num_todo} of them done" if num_todo < total else ""
         counts = f"{most}{pluralize(total, 'trial')}{done}: {by_seeds(total // seeds, seeds)}"
         self.log(f"{_to_evaluate(num_todo) if evaluation_alone else counts}; {fit}, each {need}")
         for line in () if evaluation_alone else plan_lines(self._space):
             self.log(line)
-        for note in (*self._trials.notes, *notes):
+        for note in (*self._opened.trials.notes, *notes):
             self.log(f"note: {note}")
 
     @contextmanager
@@ -128,8 +121,9 @@ class Console:
     def on_trial_start(self, trial_id: str) -> None:
         """A trial begins: a bar of epochs."""
         if self._progress is not None:
-            words = f"{self._words(trial_id)}: starting"
-            self._tasks[trial_id] = self._progress.add_task(escape(words), total=self._epochs.get(trial_id, 1))
+            label = f"{self._words(trial_id)}: starting"
+            num_epochs = self._space.kind.num_epochs(self._opened.specs[trial_id].experiment)
+            self._tasks[trial_id] = self._progress.add_task(escape(label), total=num_epochs)
 
     def poll(self, trial_ids: Sequence[str]) -> None:
         """Move the bars of running trials, from the metrics that they have written."""

@@ -245,14 +245,14 @@ def test_a_metric_that_comes_after_the_last_decision_is_noted(space_file, tmp_pa
 def test_an_interrupt_counts_what_is_missing(space_file, tmp_path, seeds, status, words, capsys, monkeypatch):
     import run_ray
     from mbcl.orchestration import signals
-    from mbcl.orchestration import study as sweep
+    from mbcl.orchestration.tune import on_ray
 
-    def interrupted(self):
-        for record in self._study.trials.values():
+    def interrupted(study_run, *more):
+        for record in study_run.study.record.trials.values():
             record.status = status
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep.Sweep, "_with_ray", interrupted)
+    monkeypatch.setattr(on_ray, "run_on_ray", interrupted)
     monkeypatch.setattr(signals, "ignore_signals", lambda: None)
     space = space_file({"seeds": seeds})
     assert run_ray.main(["--space", str(space), "--results-dir", str(tmp_path / "out")]) == 130
@@ -274,12 +274,12 @@ def test_a_name_with_results_is_refused(space_file, tmp_path, capsys):
 def test_a_cluster_that_refuses_leaves_nothing_behind(space_file, tmp_path, capsys, monkeypatch):
     import run_ray
     from mbcl.errors import ConfigError
-    from mbcl.orchestration import study as sweep
+    from mbcl.orchestration.tune import on_ray
 
     def refuse(*arguments):
         raise ConfigError("resources: too much")
 
-    monkeypatch.setattr(sweep.Sweep, "_with_ray", refuse)
+    monkeypatch.setattr(on_ray, "run_on_ray", refuse)
     arguments = ["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]
     for _ in range(2):
         assert run_ray.main(arguments) == 2
@@ -289,12 +289,12 @@ def test_a_cluster_that_refuses_leaves_nothing_behind(space_file, tmp_path, caps
 
 def test_a_disk_that_takes_no_new_study_is_bad_input(space_file, tmp_path, capsys, monkeypatch):
     import run_ray
-    from mbcl.orchestration import study as sweep
+    from mbcl.orchestration.results_folder import layout
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sweep.layout, "create", full)
+    monkeypatch.setattr(layout, "create", full)
     assert run_ray.main(["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/out/study: No space left on device\n"
     assert not list((tmp_path / "out" / "study").glob("[!.]*"))
@@ -305,12 +305,12 @@ def test_the_loss_of_ray_is_no_fault_of_the_results_folder(space_file, tmp_path,
     import ray.exceptions
 
     import run_ray
-    from mbcl.orchestration import study as sweep
+    from mbcl.orchestration.tune import on_ray
 
     def lose(*arguments):
         raise (getattr(ray.exceptions, kind, None) or getattr(builtins, kind))("no answer")
 
-    monkeypatch.setattr(sweep.Sweep, "_with_ray", lose)
+    monkeypatch.setattr(on_ray, "run_on_ray", lose)
     arguments = ["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]
     assert run_ray.main(arguments) == 1
     error = capsys.readouterr().err
@@ -334,8 +334,8 @@ def test_a_study_whose_output_nobody_reads_is_interrupted_and_goes_on(space_file
     arguments = ["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]
     code = (
         "import run_ray\n"
-        "from mbcl.orchestration import study as sweep\n"
-        "sweep.Sweep._with_ray = lambda self: [self._console.log('a line') for _ in range(9)] and {}\n"
+        "from mbcl.orchestration.tune import on_ray\n"
+        "on_ray.run_on_ray = lambda run, *more: [run.console.log('a line') for _ in range(9)] and {}\n"
         f"run_ray.leave(run_ray.main({arguments!r}))\n"
     )
     code, error = unread(code)

@@ -14,6 +14,7 @@ from mbcl.io.store import LocalStore
 from mbcl.orchestration.cluster.capacity import Concurrency, TrialResources
 from mbcl.orchestration.console import Console
 from mbcl.orchestration.results_folder import layout
+from mbcl.orchestration.results_folder.opened_study import OpenedStudy
 from mbcl.orchestration.results_folder.reevaluation import commit, reopen_for_evaluation
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
@@ -156,7 +157,7 @@ def test_a_dry_run_says_how_many_are_evaluated_and_nothing_of_the_search(finishe
     out = capsys.readouterr().out
     assert "1 finished trial to evaluate again, 1 at a time" in out
     assert "scheduler:" not in out
-    console = Console(trials, read_space(space).space, store, study, quiet=False)
+    console = Console(read_space(space).space, store, OpenedStudy(study, trials, {}), quiet=False)
     console.print_header(1, TrialResources(1, 1.0, 0, 1), Concurrency(1, "2 CPUs"), (), evaluation_alone=True)
     out = capsys.readouterr().out
     assert out.splitlines()[1].startswith("1 finished trial to evaluate again; 1 at a time")

@@ -1,0 +1,120 @@
+"""A study as ``run_ray.py`` opens it: new, to be resumed, or to be evaluated again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from mbcl.errors import ConfigError, pluralize
+from mbcl.io.store import Store
+from mbcl.orchestration.results_folder import layout, recovery
+from mbcl.orchestration.results_folder.reevaluation import reopen_for_evaluation
+from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
+from mbcl.orchestration.search_space.schema import SpaceFile
+from mbcl.orchestration.study_options import StudyOptions
+from mbcl.study.record import StudyRecord
+
+
+@dataclass
+class OpenedStudy:
+    """The record of a study and the trials that are to run.
+
+    Args:
+        record: the content of ``study.json``, also of a study that is not written yet.
+        trials: all trials that the record and the space know.
+        todo: the trials to run or to evaluate, by the id under which the record has them.
+        is_new: whether this command creates the study.
+        notes: lines for the user.
+        has_begun: whether trials may have run under this command. A new study that fails before is rolled back.
+    """
+
+    record: StudyRecord
+    trials: Trials
+    todo: dict[str, TrialSpec]
+    is_new: bool = False
+    notes: list[str] = field(default_factory=list)
+    has_begun: bool = False
+
+    def __post_init__(self) -> None:
+        self.specs = self.trials.by_id | self.todo
+
+    def add(self, specs: Sequence[TrialSpec]) -> None:
+        """Add trials that an adaptive search has drawn."""
+        self.specs |= {spec.trial_id: spec for spec in specs}
+
+
+def open_study(options: StudyOptions, file: SpaceFile, trials: Trials, store: Store) -> OpenedStudy:
+    """Read or make the record that the options ask for. Writes nothing.
+
+    Args:
+        options: of the command line.
+        file: the space.
+        trials: the expansion of the space.
+        store: the results folder.
+
+    Raises:
+        ConfigError: if the folder does not hold what the options need, or holds what they would overwrite.
+    """
+    title = options.name or file.space.name or options.folder
+    if options.eval_only:
+        file.space.kind.evaluation((*trials.specs, *trials.probes)[0].experiment)  # raises where there is none
+        record, todo, trials, notes = reopen_for_evaluation(store, file, trials)
+        return OpenedStudy(record, trials, todo, notes=notes)
+    if options.resume:
+        record, trials, notes = recovery.recover(store, file, trials, title)
+        return OpenedStudy(record, trials, {key: trials.by_id[key] for key in record.unfinished()}, notes=notes)
+    layout.check_new(store, options.folder)
+    return OpenedStudy(layout.new_study(file, trials, title), trials, trials.by_id, is_new=True)
+
+
+def check_exclusive(options: StudyOptions) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    if options.resume and options.eval_only:
+        raise ConfigError("--resume and --eval-only: choose one; --resume evaluates what it runs")
+    if options.address == "":
+        raise ConfigError("--address: found an empty text; allowed: auto, or HOST:PORT of a cluster's head")
+
+
+def prepare_folder(store: Store, file: SpaceFile, study: OpenedStudy, *, resume: bool) -> None:
+    """Remove what an earlier run has left, and write the record of a new study.
+
+    Args:
+        store: the results folder, locked.
+        file: the space.
+        study: what is opened there.
+        resume: whether a record that cannot be read is about to be replaced; then it is kept under another name.
+    """
+    layout.remove_scratch(store)
+    recovery.remove_temporaries(store)
+    if study.is_new:
+        layout.create(store, file, study.trials, study.record)
+    elif resume:
+        recovery.keep_damaged(store)
+
+
+def resume_notes(
+    store: Store, file: SpaceFile, study: OpenedStudy, *, draws_more: bool, log: Callable[[str], None]
+) -> list[str]:
+    """Read the checkpoints and rows of the trials that go on, and describe what is damaged or differs from the space.
+
+    Args:
+        store: the results folder.
+        file: the space.
+        study: the resumed study.
+        draws_more: whether a search will draw further trials, which are evaluated as the existing ones.
+        log: takes a line before checkpoints are read, which may take minutes.
+
+    Raises:
+        OSError: if storage cannot be reached.
+    """
+    existing = set(store.list(layout.TRIALS))
+    begun = [key for key in study.todo if key in existing]
+    if begun:
+        log(f"verifying the checkpoints of {pluralize(len(begun), 'trial')}")
+    specs = study.specs if draws_more else study.todo
+    blocks = {key: file.space.kind.evaluation(spec.experiment) for key, spec in specs.items()}
+    return recovery.notes_of_trials(store, begun) + recovery.notes_of(study.record, blocks)

@@ -1,0 +1,40 @@
+"""What one run of a study works on. No Ray here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mbcl.io.ownership import Fence, FencedStore
+from mbcl.orchestration.console import Console
+from mbcl.orchestration.results_folder.opened_study import OpenedStudy
+from mbcl.orchestration.scheduling.optuna_search import OptunaSearch
+from mbcl.orchestration.search_space.schema import SpaceFile
+from mbcl.orchestration.study_options import StudyOptions
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """What one run of a study works on.
+
+    Args:
+        options: of the command line.
+        file: the space.
+        study: the opened study; its record changes as trials end.
+        store: the results folder, which refuses writes once another process has taken it over.
+        fence: the claim on that folder, passed on to every process of the run.
+        console: reports to the user.
+        search: draws further trials; None if all are known.
+    """
+
+    options: StudyOptions
+    file: SpaceFile
+    study: OpenedStudy
+    store: FencedStore
+    fence: Fence
+    console: Console
+    search: OptunaSearch | None = None
+
+    @property
+    def num_undrawn(self) -> int:
+        """How many trials the search may still draw."""
+        return self.search.left if self.search else 0
