@@ -25,6 +25,9 @@ from mbcl.errors import MbclError
 
 R = TypeVar("R")
 
+DISTRIBUTED_ERRORS = (td.DistError,)
+"""What torch.distributed raises for a lost peer, where it does not raise a plain RuntimeError."""
+
 RENDEZVOUS_SECONDS = 300
 """How long processes that meet at a file wait for each other."""
 ROUND_SECONDS = 60.0

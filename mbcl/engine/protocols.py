@@ -82,3 +82,19 @@ class Observer(Protocol):
 
     def close(self) -> None:
         """After the last epoch, or when training failed."""
+
+
+class BaseObserver:
+    """An :class:`Observer` whose hooks do nothing, to be overridden one by one."""
+
+    def on_step(self, step: int, loss: float, lr: float) -> None:  # noqa: D102
+        pass
+
+    def on_checkpoint(self) -> None:  # noqa: D102
+        pass
+
+    def on_epoch(self, row: Row) -> None:  # noqa: D102
+        pass
+
+    def close(self) -> None:  # noqa: D102
+        pass

@@ -27,10 +27,9 @@ from mbcl.orchestration.search_space.expansion import Trials, expand
 from mbcl.orchestration.search_space.schema import SpaceFile, check_name, read_space
 from mbcl.orchestration.signals import EXIT_INTERRUPTED
 from mbcl.orchestration.study_options import StudyOptions
-from mbcl.orchestration.trial.job import describe_error
 from mbcl.orchestration.trial.preflight import PreflightReport, distinct_experiments
 from mbcl.orchestration.trial.trial_runners import runner_of
-from mbcl.orchestration.tune.study_run import StudyRun
+from mbcl.orchestration.tune.study_run import RayLostError, StudyRun
 from mbcl.study.record import StudyRecord
 
 __all__ = ["EXIT_INTERRUPTED", "StudyOptions", "run"]
@@ -183,9 +182,9 @@ def _explained_errors(study_run: StudyRun) -> Iterator[None]:
     resume_command = study_run.options.resume_command()
     try:
         yield
+    except RayLostError as error:
+        raise MbclError(f"Ray was lost: {error}; go on with: {resume_command}") from error
     except Exception as error:
-        if _is_ray_error(error):
-            raise MbclError(f"Ray was lost: {describe_error(error)}; go on with: {resume_command}") from error
         never_began = study_run.study.is_new and not study_run.study.has_begun
         if never_began and isinstance(error, (ConfigError, OSError)):
             with suppress(OSError):
@@ -217,11 +216,3 @@ def _exit_code(study_run: StudyRun, failures: dict[str, str], *, interrupted: bo
     if interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FAILED if failures or num_missing else EXIT_FINISHED
-
-
-def _is_ray_error(error: Exception) -> bool:
-    """Whether an error is the loss of Ray: one of its own, or of a connection. What a store raises names a file.
-
-    Ray's errors are recognized by their module, without importing Ray: some are an OSError, too, such as a timeout.
-    """
-    return type(error).__module__.startswith("ray.") or (isinstance(error, ConnectionError) and error.filename is None)

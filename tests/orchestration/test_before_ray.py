@@ -310,7 +310,7 @@ def test_the_loss_of_ray_is_no_fault_of_the_results_folder(space_file, tmp_path,
     def lose(*arguments):
         raise (getattr(ray.exceptions, kind, None) or getattr(builtins, kind))("no answer")
 
-    monkeypatch.setattr(on_ray, "run_on_ray", lose)
+    monkeypatch.setattr(on_ray, "_run_connected", lose)
     arguments = ["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]
     assert run_ray.main(arguments) == 1
     error = capsys.readouterr().err

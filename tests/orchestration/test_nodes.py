@@ -98,7 +98,8 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
             asked = Resources(workers={"min": 1, "max": 2}, cpus_per_worker=1.5)
             need = resolve_resources(asked, found.nodes, drivers=found.drivers)
             under = Told(fence.location, fence.token, str(gates))
-            job = job_of(TRIAL, EXPERIMENT, store, need, placement=found.placement, sizes=(1, 2), fence=under)
+            more = {"placement": found.placement, "sizes": (1, 2), "fence": under, "joined": True}
+            job = job_of(TRIAL, EXPERIMENT, store, need, **more)
             record = TrialRecord(ordinal=0, setting=0, seed=0, sampler="shuffle", objective="simclr", parameters={})
             study = StudyRecord(name="", space_digest="", metric="", mode="max", created="", trials={TRIAL: record})
             attacked = attack.submit(within_the_second_epoch)

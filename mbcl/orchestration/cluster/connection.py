@@ -5,39 +5,25 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mbcl.errors import ConfigError
 from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Node
 from mbcl.orchestration.cluster.placement import Placement
+from mbcl.orchestration.cluster.ray_environment import ENV_ALL, ENV_CLUSTER, ENV_DRIVER, ENV_LOCAL
 from mbcl.orchestration.cluster.ship_code import ship_working_dir
 
-ENV_ALL = {
-    # An epoch is reported at most this late, and a training run ends this much sooner than with the default of 2 s.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # Relative data folders mean the same in every process.
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
-ENV_LOCAL = {
-    # Nobody takes this machine away with a notice.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
-    # Processes that planned or evaluated wait for the next trial: each has imported torch for some seconds.
-    "RAY_idle_worker_killing_time_threshold_ms": "600000",
-}
-ENV_CLUSTER = {
-    # A spot node that was taken away is replaced by one that has to boot.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
-}
 BOOT_SECONDS = 900.0
 """How long nodes that an autoscaler has asked for may take to boot."""
 FIRST_REQUEST_SECONDS = 20.0
@@ -46,17 +32,9 @@ NOTIFY_SECONDS = 30.0
 """How often a person is told what is waited for."""
 POLL_SECONDS = 2.0
 CONNECT_SECONDS = 10.0
-"""How long a cluster may take to accept a connection, and to answer."""
-ENV_DRIVER = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    # The sweep handles interrupts itself, and never reads Tune's own snapshots.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    # Tune would write tables and TensorBoard files of its own.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
+"""How long a cluster may take to accept a connection."""
+STATUS_SECONDS = 30.0
+"""How long ``ray status`` may take to answer; it imports Ray first."""
 
 
 @dataclass(frozen=True)
@@ -188,31 +166,32 @@ def check_address(address: str) -> None:
 
 
 def _check_is_ray(address: str) -> None:
-    """Ask what listens there as Ray's processes ask each other. Ray's own client of it ends the process in the end."""
-    import grpc
-    from ray._private.gcs_utils import create_gcs_channel  # noqa: TID251
-    from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]  # made when loaded  # noqa: TID251
-    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub  # noqa: TID251
-    from ray.exceptions import AuthenticationError
-
+    """Run ``ray status`` there, in a process: Ray's own client ends its process where nothing answers it."""
+    command = shutil.which("ray", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if command is None:
+        return  # without Ray's command line the attempt to join tells
     try:
-        with create_gcs_channel(address) as channel:
-            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=CONNECT_SECONDS)
-    except AuthenticationError as error:
-        raise ConfigError(f"--address {address}: {' '.join(str(error).split())}") from error
-    except grpc.RpcError as error:
-        if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-            raise ConfigError(
-                f"--address {address}: the Ray cluster asks for a token that this process does not give; set "
-                f"RAY_AUTH_MODE=token, with the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
-            ) from error
+        line = [command, "status", "--address", address]
+        status = subprocess.run(line, capture_output=True, text=True, timeout=STATUS_SECONDS)
+    except subprocess.TimeoutExpired as error:
         raise ConfigError(
-            f"--address {address}: something listens there that does not answer as a Ray cluster: {error.details()}"
+            f"--address {address}: something listens there that does not answer as a Ray cluster within "
+            f"{STATUS_SECONDS:g} s"
         ) from error
+    if "AuthenticationError" in status.stderr:
+        raise ConfigError(
+            f"--address {address}: the Ray cluster asks for a token that this process does not give; set "
+            f"RAY_AUTH_MODE=token, with the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        )
+    if match := re.search(r"Ray couldn't find an authentication token[^\n]*", status.stderr):
+        raise ConfigError(f"--address {address}: {match[0]}")
+    if status.returncode:
+        last_line = (status.stderr.strip() or "no reason given").splitlines()[-1]
+        raise ConfigError(f"--address {address}: no Ray cluster answers: {last_line}")
 
 
 def _joined(log: Callable[[str], None]) -> ClusterInfo:
-    """What the joined cluster has, or can have if that is known; otherwise after what is booting has come up.
+    """What the joined cluster can have, where that is known; otherwise what it has once booting nodes are up.
 
     How many trials run at a time is decided now. Nodes that come later take in waiting trials.
     """
@@ -222,38 +201,41 @@ def _joined(log: Callable[[str], None]) -> ClusterInfo:
     from mbcl.orchestration.cluster.orphaned_groups import remove_orphaned_groups
 
     remove_orphaned_groups()  # of sweeps that were killed
-    at_most = autoscaler.max_nodes()
-    up = _nodes()
-    if at_most is None:
-        up = _when_up(log)
-    possible = _of_trials(at_most or [])
-    offered = ray.cluster_resources()
-    for resources in at_most or []:
-        offered |= {key: offered.get(key, 0) or value for key, value in resources.items()}
+    max_nodes = autoscaler.max_nodes()
+    present = _nodes() if max_nodes is not None else _wait_for_nodes(log)
+    possible = _training_nodes(max_nodes or [])
+    resources = ray.cluster_resources()
+    for node in max_nodes or []:
+        resources |= {key: resources.get(key, 0) or amount for key, amount in node.items()}
     # Nodes may have joined by hand.
-    nodes = possible if len(possible) > len(up) else up
-    if len(nodes) > len(up):
-        log(f"nodes that train: the cluster can have {len(nodes)}, {len(up)} are up; others boot when trials need them")
-    return ClusterInfo(nodes, Placement(driver="driver" in offered, task="task" in offered), offered.get("driver"))
+    nodes = possible if len(possible) > len(present) else present
+    if len(nodes) > len(present):
+        log(
+            f"nodes that train: the cluster can have {len(nodes)}, {len(present)} are up; others boot when trials need "
+            "them"
+        )
+    placement = Placement(driver="driver" in resources, task="task" in resources)
+    return ClusterInfo(nodes, placement, resources.get("driver"))
 
 
-def _when_up(log: Callable[[str], None]) -> list[Node]:
-    """The nodes that can train when none is booting any more."""
-    from mbcl.orchestration.cluster import autoscaler
+def _wait_for_nodes(log: Callable[[str], None]) -> list[Node]:
+    """The nodes that can train, once none is booting any more."""
+    from mbcl.orchestration.cluster.ray_internals import autoscaler_status
 
     start = time.monotonic()
-    told = -math.inf
+    last_notified_at = -math.inf
     while True:
-        nodes, booting, waited = _nodes(), autoscaler.num_booting_nodes(), time.monotonic() - start
-        # Right after `ray up` the autoscaler has not asked for its first nodes yet.
-        if not booting and (nodes or waited > FIRST_REQUEST_SECONDS or not autoscaler.is_present()):
+        nodes, status, waited = _nodes(), autoscaler_status(), time.monotonic() - start
+        # Right after `ray up` the autoscaler has not requested its first nodes yet.
+        if not status.num_booting and (nodes or waited > FIRST_REQUEST_SECONDS or not status.present):
             return nodes
         if waited > BOOT_SECONDS:
-            log(f"note: {booting} nodes have not come up within {BOOT_SECONDS:g} s; the study uses {len(nodes)}")
+            late = f"{status.num_booting} nodes have not come up within {BOOT_SECONDS:g} s"
+            log(f"note: {late}; the study uses {len(nodes)}")
             return nodes
-        if waited - told > NOTIFY_SECONDS:
-            told = waited
-            log(f"waiting for nodes: {len(nodes)} can train, {booting} are booting, {waited:.0f} s so far")
+        if waited - last_notified_at > NOTIFY_SECONDS:
+            last_notified_at = waited
+            log(f"waiting for nodes: {len(nodes)} can train, {status.num_booting} are booting, {waited:.0f} s so far")
         time.sleep(POLL_SECONDS)
 
 
@@ -286,8 +268,8 @@ def _nodes() -> list[Node]:
     """The living nodes of the joined cluster that have CPUs for trials."""
     import ray
 
-    return _of_trials(node["Resources"] for node in ray.nodes() if node["Alive"])
+    return _training_nodes(node["Resources"] for node in ray.nodes() if node["Alive"])
 
 
-def _of_trials(resources: Iterable[Mapping[str, float]]) -> list[Node]:
-    return [Node(found.get("CPU", 0), found.get("GPU", 0)) for found in resources if found.get("CPU", 0) > 0]
+def _training_nodes(nodes: Iterable[Mapping[str, float]]) -> list[Node]:
+    return [Node(node.get("CPU", 0), node.get("GPU", 0)) for node in nodes if node.get("CPU", 0) > 0]

@@ -1,45 +1,46 @@
-"""Which failures of training workers are worth another try: lost processes, not errors that come again."""
+"""Which failures of training workers are retried: lost processes, but no exception that would be raised again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from ray.exceptions import RayError
-from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError  # noqa: TID251
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision  # noqa: TID251
-from ray.train.v2.api.config import FailureConfig
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train import FailureConfig
 
+from mbcl.distributed.collectives import DISTRIBUTED_ERRORS
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.errors import MbclError, StorageError
 from mbcl.io.store import open_store
+from mbcl.orchestration.cluster.ray_internals import LOST_WORKER_ERRORS, FailurePolicy
 
 PEER_FAILURE_MESSAGES = ("connection", "gloo", "nccl", "timed out", "timeout", "socket", "broken pipe", "peer", "store")
-"""In the text of an exception that a worker raises because *another* one, or the network, went away."""
-LOST = (RayError, RayTrainError)
-"""What Ray raises for a process that died or that it could not reach."""
+"""Parts of the messages with which a collective fails because *another* worker or the network went away.
+
+gloo raises a plain RuntimeError for it, so its type does not tell.
+"""
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether a worker's failure is the loss of another worker, as this one met it in a collective."""
-    if isinstance(error, (OSError, MbclError, *LOST)):
+    """Whether a worker's failure is the loss of another worker, as a collective reports it."""
+    if isinstance(error, DISTRIBUTED_ERRORS):
+        return True
+    if not isinstance(error, RuntimeError) or isinstance(error, (MbclError, *LOST_WORKER_ERRORS)):
         return False
-    return any(word in str(error).lower() for word in PEER_FAILURE_MESSAGES)
+    return any(message in str(error).lower() for message in PEER_FAILURE_MESSAGES)
 
 
 def is_deterministic(error: BaseException) -> bool:
-    """Whether a worker's failure is an exception of the code itself, which another attempt would meet again.
+    """Whether a worker's failure is an exception of the code itself, which another attempt would raise again.
 
     Args:
         error: as Ray Train passes it on: what the training function raised, or one of Ray's where the process died.
     """
-    if isinstance(error, (OSError, StorageError, *LOST)):
+    if isinstance(error, (OSError, StorageError, *LOST_WORKER_ERRORS)):
         return False  # storage, network, a lost planner, a lost process
     return not is_peer_failure(error)
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error of the process where it happened, out of what Ray wrapped around it.
+    """The error of the process where it happened, unwrapped from Ray's.
 
     Of several workers it is that of the lowest rank which did not merely lose another.
     """
@@ -53,40 +54,44 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-class RetryLostWorkers(DefaultFailurePolicy):
-    """Ray Train's failure policy, but an exception that would come again ends the trial at once.
+class RetryLostWorkers(FailurePolicy):
+    """Ray Train's failure policy, but an exception that would be raised again ends the trial at once.
 
-    Where a process was lost its peers fail in their collectives; those errors never decide alone. Only losses without a
+    Where a process was lost its peers fail in their collectives; those errors alone never decide. Only losses without a
     new checkpoint in between add up to the limit: on spot nodes a long training meets more of them than any limit.
 
     Args:
-        failure_config: how often a worker group is started again.
-        location: the trial's folder, whose checkpoints are looked at; empty for not looking.
-        room: whether workers that could not be started for want of room may find some: then it is waited for, however
-            long that takes.
+        failure_config: how many failures are retried.
+        location: the trial's folder, whose checkpoints show progress; empty for not looking.
+        capacity_may_come: whether workers that could not be started may find room later; then they are retried without
+            limit.
     """
 
     def __init__(
-        self, failure_config: FailureConfig, location: str = "", room: Callable[[], bool] = lambda: False
+        self,
+        failure_config: FailureConfig,
+        location: str = "",
+        capacity_may_come: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(failure_config)
-        self._room = room
         self._location = location
+        self._capacity_may_come = capacity_may_come
         self._newest: str | None = None
 
-    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        """Whether the worker group is started again."""
-        if isinstance(training_failed_error, ControllerError):
-            cause = training_failed_error.controller_failure
-            if isinstance(cause, WorkerGroupStartupTimeoutError) and self._room():
-                return FailureDecision.RETRY
-        newest = self._look()
-        if newest is not None and newest != self._newest:
-            self._newest, self._worker_group_failures, self._controller_failures = newest, 0, 0
-        return super().make_decision(training_failed_error)
+    def waits_for_capacity(self) -> bool:
+        """Whether the cluster can ever hold the workers."""
+        return self._capacity_may_come()
 
-    def _look(self) -> str | None:
-        """The name of the newest checkpoint, None where that is not known."""
+    def has_progressed(self) -> bool:
+        """Whether a checkpoint is newer than that at the last failure."""
+        newest = self._newest_checkpoint()
+        if newest is None or newest == self._newest:
+            return False
+        self._newest = newest
+        return True
+
+    def _newest_checkpoint(self) -> str | None:
+        """The name of the newest checkpoint, None if unknown."""
         if not self._location:
             return None
         try:
@@ -94,10 +99,8 @@ class RetryLostWorkers(DefaultFailurePolicy):
         except OSError:
             return None
 
-    def _is_retryable_error(self, training_failed_error: TrainingFailedError) -> bool:
-        if isinstance(training_failed_error, WorkerGroupError):
-            failures = training_failed_error.worker_failures.values()
-            lost = any(isinstance(error, LOST) for error in failures)
-            if not lost and any(is_deterministic(error) for error in failures):
-                return False
-        return bool(super()._is_retryable_error(training_failed_error))
+    def retries(self, worker_errors: Mapping[int, BaseException]) -> bool:
+        """Whether a process was lost, or no worker raised an exception of its own."""
+        errors = worker_errors.values()
+        lost = any(isinstance(error, LOST_WORKER_ERRORS) for error in errors)
+        return lost or not any(is_deterministic(error) for error in errors)

@@ -11,60 +11,46 @@ from __future__ import annotations
 import time
 
 import ray
-from ray._private.state import state  # noqa: TID251
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]  # noqa: TID251
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-DEAD = "DEAD"
-"""How Ray's table of actors calls one that will not come back."""
+from mbcl.orchestration.cluster.ray_internals import PlacementGroupInfo, actor_is_dead, live_jobs, placement_groups
 
 
-def groups_of_actors() -> list[PlacementGroupTableData]:
-    """The placement groups of all jobs, waiting ones too, that an actor made, dead or alive.
+def actor_groups() -> list[PlacementGroupInfo]:
+    """The placement groups of all jobs that an actor made, dead or alive.
 
-    Groups that a sweep's process made (Ray Tune's, for the drivers) have no actor as their maker.
+    Those of Ray Tune, for the trials' drivers, were made by a sweep's process and are not among them.
     """
-    table = state._connect_and_get_accessor().get_placement_group_table()
-    return [
-        found
-        for found in map(PlacementGroupTableData.FromString, table)
-        if found.state != PlacementGroupTableData.REMOVED and not ray.ActorID(found.creator_actor_id).is_nil()
-    ]
+    return [group for group in placement_groups() if group.creator_actor_id]
 
 
 def num_waiting_groups(seconds: float) -> int:
-    """How many worker groups of this job have waited for room for longer than so many seconds."""
+    """Count the worker groups of this job that have waited for resources for longer than so many seconds."""
     own, latest = ray.get_runtime_context().get_job_id(), time.time() - seconds
-    return sum(
-        found.creator_job_id.hex() == own
-        and found.state != PlacementGroupTableData.CREATED
-        and found.stats.creation_request_received_ns / 1e9 < latest
-        for found in groups_of_actors()
-    )
+    return sum(group.job_id == own and not group.created and group.requested_at < latest for group in actor_groups())
 
 
 def remove_orphaned_groups() -> int:
     """Remove the placement groups whose maker, an actor, has died: of this job, and of jobs that have ended.
 
-    A controller that is being killed with its whole job sees its workers die first, and may make a group for new ones
-    when Ray has given the job's groups back already. It would hold its resources as long as the cluster stands.
+    A controller that is killed with its whole job sees its workers die first. It may then make a group for new ones
+    after Ray has given the job's groups back, and that group would hold its resources as long as the cluster stands.
 
-    May be called at any time, in any process of the job, and any number of times.
+    Idempotent; may be called in any process of the job.
 
     Returns:
         How many were removed.
     """
-    found = groups_of_actors()
+    groups = actor_groups()
     own = ray.get_runtime_context().get_job_id()
-    foreign = any(group.creator_job_id.hex() != own for group in found)
-    others = {job["JobID"] for job in state.job_table() if not job["IsDead"]} - {own} if foreign else set()
-    removed = 0
-    for group in found:
-        if group.creator_job_id.hex() in others or group.is_detached:
-            continue
-        maker = ray.ActorID(group.creator_actor_id)
-        # It may be made after its maker's death was noted, so that the group's mark alone would not tell.
-        if group.creator_actor_dead or state.actor_table(maker.hex()).get("State") == DEAD:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
-            removed += 1
-    return removed
+    others = live_jobs() - {own} if any(group.job_id != own for group in groups) else set()
+    orphaned = [
+        group
+        for group in groups
+        # A group that is made after its maker's death was noted carries no mark; then the maker is looked up.
+        if group.job_id not in others
+        and not group.detached
+        and (group.creator_dead or actor_is_dead(group.creator_actor_id))
+    ]
+    for group in orphaned:
+        group.remove()
+    return len(orphaned)

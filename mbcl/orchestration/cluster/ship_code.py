@@ -12,12 +12,7 @@ from pathlib import Path
 
 import mbcl
 from mbcl.errors import ConfigError
-
-JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Where Ray tells the process of a submitted job how it was submitted."""
-
-UNPACKED = "working_dir_files"
-"""The folder of a node in which Ray unpacks the working directories of jobs."""
+from mbcl.orchestration.cluster.ray_environment import JOB_CONFIG_VARIABLE, WORKING_DIR_FOLDER
 
 
 @contextmanager
@@ -34,7 +29,7 @@ def ship_working_dir() -> Iterator[dict[str, str]]:
     """
     package = Path(mbcl.__file__).resolve().parent
     if _is_brought():
-        if UNPACKED not in package.parts:
+        if WORKING_DIR_FOLDER not in package.parts:
             raise ConfigError(
                 f"the job's working directory does not hold mbcl, which this process has from {package}: the nodes "
                 f"might run another revision; submit it from the source, with --working-dir . -- python run_ray.py"
@@ -48,7 +43,7 @@ def ship_working_dir() -> Iterator[dict[str, str]]:
 
 def _is_brought() -> bool:
     try:
-        job = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
+        job = json.loads(os.environ.get(JOB_CONFIG_VARIABLE, "{}"))
         return bool((job.get("runtime_env") or {}).get("working_dir"))
     except (ValueError, AttributeError):
         return False

@@ -66,24 +66,18 @@ def drain(seconds: float, node: str = "") -> None:
 
     Args:
         seconds: from now.
-        node: its name in Ray; this node by default.
+        node: its id in Ray; this node by default.
 
     Raises:
         ConnectionError: if no Ray answers here, or it does not take the notice.
     """
     import ray
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # noqa: TID251
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]  # noqa: TID251
+
+    from mbcl.orchestration.cluster.ray_internals import drain_this_node
 
     if not ray.is_initialized():
         ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
-    context = ray.get_runtime_context()
-    deadline = int((time.time() + seconds) * 1000)
-    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    client = GcsClient(address=context.gcs_address)
-    taken, why = client.drain_node(node or context.get_node_id(), reason, "the node is taken away", deadline)
-    if not taken:
-        raise ConnectionError(f"Ray does not take the notice: {why}")
+    drain_this_node(seconds, node)
 
 
 def watch(look: Callable[[], float | None], tell: Callable[[float], None], *, poll: float = POLL_SECONDS) -> None:

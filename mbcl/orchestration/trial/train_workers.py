@@ -15,19 +15,18 @@ from typing import Any
 import ray
 import ray.train
 import torch
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, get_device
-from ray.train.v2._internal.execution.context import get_train_context as get_internal_train_context  # noqa: TID251
-from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from mbcl.config.experiment import Experiment
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
-from mbcl.engine import Row, train
+from mbcl.engine import BaseObserver, Observer, Row, train
 from mbcl.io.ownership import Fence, FencedStore, claim
 from mbcl.io.store import is_uri, open_store
 from mbcl.orchestration.cluster.elastic_policy import LargestDivisorScalingPolicy
 from mbcl.orchestration.cluster.failure_policy import RetryLostWorkers
+from mbcl.orchestration.cluster.ray_internals import LeanTorchTrainer
 from mbcl.orchestration.cluster.wait_for_capacity import can_ever_fit
 from mbcl.orchestration.trial.job import Job, mute_sampler_warnings
 from mbcl.orchestration.trial.planner_actor import RayPlanService
@@ -43,7 +42,6 @@ NOTICE_SECONDS = 15.0
 """How much training at most is lost with a node that was announced to go."""
 OWNER_SECONDS, OWNER_SECONDS_REMOTE = 1.0, 10.0
 """How often a worker looks whether its folder is still its own: on a disk, and where that takes a request."""
-UNUSED_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
 
 @dataclass(frozen=True)
@@ -61,110 +59,69 @@ class TrainResult:
     row: Row
 
 
-class LeanTorchTrainer(TorchTrainer):
-    """A TorchTrainer without two helper processes of 2 CPU-seconds each, that repeats only what a repeat can mend.
+class PreemptionNotice(BaseObserver):
+    """Asks the engine for a checkpoint when a node of the worker group will be taken away, and then every 15 s.
 
-    No Ray Data set is used. The placement group of a trial whose driver was killed is removed by
-    :func:`~mbcl.orchestration.cluster.orphaned_groups.remove_orphaned_groups`, which the sweep's process calls every
-    second.
-    """
-
-    policies: dict[str, Any]
-    """What takes the place of Ray Train's own policies, by the names that it gives them."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        names = {type(callback).__name__ for callback in callbacks}
-        missing = [name for name in UNUSED_CALLBACKS if name not in names]
-        assert not missing, f"this version of Ray Train has no {missing}; mbcl is made for ray 2.60"
-        return [callback for callback in callbacks if type(callback).__name__ not in UNUSED_CALLBACKS]
-
-    def _initialize_and_run_controller(self, **options: Any) -> Any:
-        for name, policy in self.policies.items():
-            assert name in options, f"this version of Ray Train has no {name}; mbcl is made for ray 2.60"
-            options[name] = policy
-        return super()._initialize_and_run_controller(**options)
-
-
-class PreemptionNotice:
-    """Tells the engine that a node of this worker group will be taken away: as an observer, it knows of checkpoints.
-
-    One is due at once and, as long as the node stays, every so many seconds again.
+    Called by every rank at every synchronisation of the losses: Ray Train broadcasts the news from rank 0.
     """
 
     def __init__(self) -> None:
-        self._saved = float("-inf")
-        self._heard = False
-        self._told = get_internal_train_context().preemption_context
+        self._saved_at = float("-inf")
+        self._noticed = False
 
     def __call__(self) -> bool:
         """Whether a checkpoint is due."""
-        if self._told.preemption_info is None:
+        if ray.train.get_preemption_info() is None:
             return False
-        if not self._heard:  # what was saved before, however lately, does not count
-            self._heard, self._saved = True, float("-inf")
-        return time.monotonic() - self._saved > NOTICE_SECONDS
-
-    def on_step(self, step: int, loss: float, lr: float) -> None:
-        """Nothing."""
+        if not self._noticed:  # a checkpoint from before the notice does not count
+            self._noticed, self._saved_at = True, float("-inf")
+        return time.monotonic() - self._saved_at > NOTICE_SECONDS
 
     def on_checkpoint(self) -> None:
-        """Remember when."""
-        self._saved = time.monotonic()
-
-    def on_epoch(self, row: Row) -> None:
-        """Nothing: its checkpoint was told."""
-
-    def close(self) -> None:
-        """Nothing is held."""
+        """Restart the interval."""
+        self._saved_at = time.monotonic()
 
 
-class RayReporter:
-    """Tells Ray Train about every epoch. Every rank reports: Ray waits for all of them."""
+class RayReporter(BaseObserver):
+    """Reports every epoch to Ray Train. Every rank reports: Ray waits for all of them.
 
-    def on_step(self, step: int, loss: float, lr: float) -> None:
-        """Nothing: a report costs Ray up to a health-check interval."""
-
-    def on_checkpoint(self) -> None:
-        """Nothing: Ray keeps no checkpoints here."""
+    Steps are not reported, which would cost up to a health-check interval each, and checkpoints are the engine's own.
+    """
 
     def on_epoch(self, row: Row) -> None:
         """Report what was measured, as plain floats."""
         ray.train.report({key: float(value) for key, value in row.items() if value is not None})
 
-    def close(self) -> None:
-        """Nothing is held."""
 
-
-class OwnershipGuard:
-    """Ends a training whose folder another run has taken over, as soon as that is seen.
+class OwnershipGuard(BaseObserver):
+    """Ends a training whose folder another run has taken over.
 
     Args:
-        fences: the claims that must stand.
+        fences: the claims that must stand, checked at checkpoints and every second (in object stores every ten).
     """
 
     def __init__(self, fences: Sequence[Fence]) -> None:
         self._fences = fences
-        self._every = OWNER_SECONDS_REMOTE if any(is_uri(fence.location) for fence in fences) else OWNER_SECONDS
-        self._looked = time.monotonic()
+        self._interval = OWNER_SECONDS_REMOTE if any(is_uri(fence.location) for fence in fences) else OWNER_SECONDS
+        self._checked_at = time.monotonic()
 
     def on_step(self, step: int, loss: float, lr: float) -> None:
-        """Look, if the last time is long ago."""
-        if time.monotonic() - self._looked > self._every:
-            self.on_checkpoint()
+        """Check, if the interval has passed."""
+        if time.monotonic() - self._checked_at > self._interval:
+            self._check()
 
     def on_checkpoint(self) -> None:
-        """Look."""
-        self._looked = time.monotonic()
-        for fence in self._fences:
-            fence.check()
+        """Check."""
+        self._check()
 
     def on_epoch(self, row: Row) -> None:
-        """Look."""
-        self.on_checkpoint()
+        """Check."""
+        self._check()
 
-    def close(self) -> None:
-        """Nothing is held."""
+    def _check(self) -> None:
+        self._checked_at = time.monotonic()
+        for fence in self._fences:
+            fence.check()
 
 
 def _claim(job: Job, world: World) -> tuple[Fence, ...]:
@@ -190,12 +147,10 @@ def run_training(job: Job, planner: Any | None) -> TrainResult:
     Raises:
         Exception: what Ray raises when training failed for good, or workers cannot be started or were lost too often.
     """
-    need = job.need
-    asked = {"CPU": need.cpus_per_worker} | ({"GPU": need.gpus_per_worker} if need.gpus_per_worker else {})
-    sizes = job.sizes or (need.workers,)
-    scaling = ScalingConfig(
-        num_workers=max(sizes), use_gpu=bool(need.gpus_per_worker), resources_per_worker=dict(asked)
-    )
+    use_gpu = bool(job.need.gpus_per_worker)
+    resources = {"CPU": job.need.cpus_per_worker} | ({"GPU": job.need.gpus_per_worker} if use_gpu else {})
+    sizes = job.sizes or (job.need.workers,)
+    scaling = ScalingConfig(num_workers=max(sizes), use_gpu=use_gpu, resources_per_worker=dict(resources))
     trainer = LeanTorchTrainer(
         _train_on_worker,
         train_loop_config={"job": job, "planner": planner},
@@ -209,14 +164,14 @@ def run_training(job: Job, planner: Any | None) -> TrainResult:
             logging_config=LoggingConfig(log_level="INFO" if job.verbose else "ERROR"),
         ),
     )
-    # What a local Ray has is this sweep's alone: there, no room is a fault.
-    room = partial(can_ever_fit, asked, min(sizes)) if job.joined else lambda: False
-    trainer.policies = {"failure_policy": RetryLostWorkers(FAILURES, job.store, room)}
+    # A local Ray serves this sweep alone: capacity that it lacks will not come.
+    capacity_may_come = partial(can_ever_fit, resources, min(sizes)) if job.joined else lambda: False
+    trainer.policies = {"failure_policy": RetryLostWorkers(FAILURES, job.store, capacity_may_come)}
     if len(sizes) > 1:
         trainer.policies["scaling_policy"] = LargestDivisorScalingPolicy(scaling, sizes)
     result: Any = trainer.fit()
-    trained: TrainResult = result.return_value
-    return trained
+    train_result: TrainResult = result.return_value
+    return train_result
 
 
 def _train_on_worker(config: dict[str, Any]) -> TrainResult:
@@ -232,17 +187,22 @@ def _train_on_worker(config: dict[str, Any]) -> TrainResult:
     plans = None
     if config["planner"] is not None:
         plans = RayPlanService(config["planner"], world=world)
-    # What is raised ends the trial or the attempt (failure_policy.py). It is raised even if it would come again: Ray
-    # ends the other ranks, which might wait in a collective for one that has returned.
-    fences, notice = _claim(job, world), PreemptionNotice()
+    # An exception ends the trial or the attempt (failure_policy.py), and Ray then ends the other ranks, which may wait
+    # in a collective for this one.
+    fences = _claim(job, world)
+    observers: list[Observer] = [OwnershipGuard(fences), RayReporter()]
+    notice = None
+    if job.joined:  # a local machine is not preempted, and asking is a barrier
+        notice = PreemptionNotice()
+        observers.append(notice)
     outcome = train(
         experiment,
         world=world,
         store=FencedStore(open_store(job.store), fences),
         plans=plans,
-        observers=[OwnershipGuard(fences), notice, RayReporter()],
+        observers=observers,
         run_id=job.trial_id,
         group=job.group,
-        notice=notice,
+        notice=notice or (lambda: False),
     )
     return TrainResult(entered, time.perf_counter() - start, outcome.row)

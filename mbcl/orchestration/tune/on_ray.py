@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
+from ray.exceptions import RayError
+from ray.tune import TuneError
+
 from mbcl.evaluation import BASELINES
 from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Node, TrialResources, max_concurrency
@@ -14,7 +17,7 @@ from mbcl.orchestration.results_folder.reevaluation import commit, evaluation_bl
 from mbcl.orchestration.scheduling.early_stopping import build_early_stopping
 from mbcl.orchestration.scheduling.trial_queue import TrialQueue
 from mbcl.orchestration.search_space.schedulers import build as build_scheduler
-from mbcl.orchestration.trial.job import Job
+from mbcl.orchestration.trial.job import Job, describe_error
 from mbcl.orchestration.trial.preflight import (
     PreflightReport,
     check_data_on_cluster,
@@ -24,7 +27,7 @@ from mbcl.orchestration.trial.preflight import (
 from mbcl.orchestration.trial.pretraining import reevaluation_store
 from mbcl.orchestration.trial.trial_runners import runner_of
 from mbcl.orchestration.tune.run_trials import run_evaluations, run_trials
-from mbcl.orchestration.tune.study_run import StudyRun
+from mbcl.orchestration.tune.study_run import RayLostError, StudyRun
 
 REHEARSAL_VARIABLE = "MBCL_REHEARSAL"
 """The environment variable that lets trials reserve GPUs, which nodes only claim to have, and compute on CPUs."""
@@ -40,7 +43,23 @@ def run_on_ray(run: StudyRun, nodes: list[Node], preflight: PreflightReport | No
 
     Returns:
         With ``--eval-only`` the reasons of failed evaluations, by trial; otherwise empty.
+
+    Raises:
+        RayLostError: if Ray was lost.
+        ConfigError: if the cluster cannot run the trials.
+        OSError: if the results folder cannot be written.
     """
+    try:
+        return _run_connected(run, nodes, preflight)
+    except (RayError, TuneError) as error:  # before OSError, which some of Ray's errors are, too
+        raise RayLostError(describe_error(error)) from error
+    except ConnectionError as error:
+        if error.filename is not None:  # of a store
+            raise
+        raise RayLostError(describe_error(error)) from error
+
+
+def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport | None) -> dict[str, str]:
     options, space, study, console = run.options, run.file.space, run.study, run.console
     runner = runner_of(space.kind)
     with cluster(options.address, nodes, verbose=options.verbose, log=console.log) as ray_cluster:

@@ -15,11 +15,11 @@ pytest.importorskip("ray")
 
 def test_the_shipped_cluster():
     from mbcl.orchestration.cluster.autoscaler import from_config
-    from mbcl.orchestration.cluster.connection import _of_trials
+    from mbcl.orchestration.cluster.connection import _training_nodes
 
     nodes = from_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
     assert nodes == [{"CPU": 0, "driver": 1000}] + [{"CPU": 8, "GPU": 1, "task": 8}] * 4
-    assert len(_of_trials(nodes)) == 4, "the head trains nothing"
+    assert len(_training_nodes(nodes)) == 4, "the head trains nothing"
 
 
 @pytest.mark.parametrize(

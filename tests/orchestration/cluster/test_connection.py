@@ -55,8 +55,8 @@ def look(folder: Path, space: Path) -> dict[str, Any]:
     from ray.experimental.internal_kv import _internal_kv_put
     from ray.tune.utils.callback import _create_default_callbacks
 
-    from mbcl.orchestration.cluster import autoscaler
     from mbcl.orchestration.cluster import connection as module
+    from mbcl.orchestration.cluster.ray_internals import autoscaler_status
 
     module.POLL_SECONDS = 0.1
     nodes = Cluster(
@@ -80,7 +80,7 @@ def look(folder: Path, space: Path) -> dict[str, Any]:
             seen["placement"] = [found.placement.driver, found.placement.task]
             status = {"autoscaler_report": {"pending_nodes": [["1.2.3.4", "w", "up"]], "pending_launches": {"w": 2}}}
             _internal_kv_put(DEBUG_AUTOSCALING_STATUS, json.dumps(status), overwrite=True)
-            seen["booting"] = autoscaler.num_booting_nodes()
+            seen["booting"] = autoscaler_status().num_booting
             seen["loggers"] = [type(logger).__name__ for logger in _create_default_callbacks([], air_verbosity=None)]
             module._joined(log)
             seen["said"] = said
@@ -214,7 +214,7 @@ def asked(address: str) -> str:
     """What is wrong with an address, empty if nothing; runs in a process of its own, with a token of its own."""
     from mbcl.orchestration.cluster import connection as module
 
-    module.CONNECT_SECONDS = PATIENCE
+    module.CONNECT_SECONDS = module.STATUS_SECONDS = PATIENCE
     end = time.monotonic() + PATIENCE
     while True:
         try:

@@ -18,8 +18,8 @@ pytest.importorskip("ray")
 
 def decided(sizes: list[int], *, times: int) -> list[list[int]]:
     """What the policy decides at the beginning and after losses, each with what it then has requested."""
+    from ray.train import ScalingConfig
     from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
-    from ray.train.v2.api.config import ScalingConfig
 
     from mbcl.orchestration.cluster import elastic_policy
 

@@ -7,10 +7,10 @@ import pytest
 pytest.importorskip("ray")
 
 from ray.exceptions import RayActorError  # noqa: E402
+from ray.train import ControllerError, FailureConfig, WorkerGroupError  # noqa: E402
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError  # noqa: E402
 from ray.train.v2._internal.execution.failure_handling import FailureDecision  # noqa: E402
-from ray.train.v2.api.config import FailureConfig  # noqa: E402
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError  # noqa: E402
+from torch.distributed import DistStoreError  # noqa: E402
 
 from mbcl.errors import OwnershipError, StorageError  # noqa: E402
 from mbcl.orchestration.cluster.failure_policy import RetryLostWorkers  # noqa: E402
@@ -27,6 +27,8 @@ DEAD = RayActorError()
 @pytest.mark.parametrize(
     ("failures", "again"),
     [
+        ([ValueError("the store is full")], False),
+        ([DistStoreError("wait timeout")], True),
         ([BUG], False),
         ([MEMORY], False),
         ([BUG, PEER], False),
@@ -74,7 +76,7 @@ def test_only_losses_without_a_new_checkpoint_add_up(tmp_path, error):
 
 @pytest.mark.parametrize(("room", "retries"), [(True, 20), (False, 2)])
 def test_workers_for_which_there_may_be_room_are_waited_for(room, retries):
-    policy = RetryLostWorkers(FailureConfig(max_failures=2, controller_failure_limit=2), room=lambda: room)
+    policy = RetryLostWorkers(FailureConfig(max_failures=2, controller_failure_limit=2), capacity_may_come=lambda: room)
     error = ControllerError(WorkerGroupStartupTimeoutError(2))
     decisions = [policy.make_decision(error) for _ in range(20)]
     assert decisions.count(FailureDecision.RETRY) == retries

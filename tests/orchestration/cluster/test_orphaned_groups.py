@@ -58,7 +58,7 @@ def left_by_a_killed_job(address: str) -> int:
     import ray
     from ray._private.state import state
 
-    from mbcl.orchestration.cluster.orphaned_groups import groups_of_actors
+    from mbcl.orchestration.cluster.orphaned_groups import actor_groups
 
     job = line_of("cluster.test_orphaned_groups", f"reserve({address!r})")
     with subprocess.Popen(job, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -69,7 +69,7 @@ def left_by_a_killed_job(address: str) -> int:
     own = ray.get_runtime_context().get_job_id()
     wait_for(lambda: all(job["IsDead"] for job in state.job_table() if job["JobID"] != own))
     wait_for(lambda: not processes("ray::Maker"))
-    return len(groups_of_actors())
+    return len(actor_groups())
 
 
 def kill_and_join() -> dict[str, int]:
@@ -78,7 +78,7 @@ def kill_and_join() -> dict[str, int]:
     from ray.cluster_utils import Cluster
 
     from mbcl.orchestration.cluster import connection as module
-    from mbcl.orchestration.cluster.orphaned_groups import groups_of_actors, remove_orphaned_groups
+    from mbcl.orchestration.cluster.orphaned_groups import actor_groups, remove_orphaned_groups
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
@@ -91,9 +91,9 @@ def kill_and_join() -> dict[str, int]:
             assert job.stdout is not None
             assert job.stdout.readline() == b"ready\n"
             with module.cluster(nodes.address, [], verbose=False):
-                wait_for(lambda: len(groups_of_actors()) <= 1)
+                wait_for(lambda: len(actor_groups()) <= 1)
                 assert remove_orphaned_groups() == 0
-                kept = len(groups_of_actors())
+                kept = len(actor_groups())
             job.communicate(b"\n")
         return {"left": left, "kept": kept}
     finally:

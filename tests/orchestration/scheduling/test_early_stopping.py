@@ -29,9 +29,9 @@ MEDIAN = {"name": "median", "grace_period": 1, "min_samples_required": 1}
 
 def groups() -> set[str]:
     """The placement groups that trials have made for their workers and not given back."""
-    from mbcl.orchestration.cluster.orphaned_groups import groups_of_actors
+    from mbcl.orchestration.cluster.orphaned_groups import actor_groups
 
-    return {found.placement_group_id.hex() for found in groups_of_actors()}
+    return {group.id for group in actor_groups()}
 
 
 class Undertaker:

@@ -1,0 +1,278 @@
+"""The door to Ray's private API: the only file that imports it, as plain functions and dataclasses for the others.
+
+Ray promises nothing about these names. Each assumption is a test in
+``tests/orchestration/cluster/test_ray_internals.py``, so that an upgrade of Ray fails by the name of what has changed.
+``pyproject.toml`` states the range of versions for which these tests have passed.
+
+The functions ask the cluster that this process has joined, so they need ``ray.init``; the classes do not.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._private.state import state
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+from ray.experimental.internal_kv import _internal_kv_get
+from ray.train import ControllerError, FailureConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, NoopDecision, ResizeDecision
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+LOST_WORKER_ERRORS: tuple[type[Exception], ...] = (ray.exceptions.RayError, RayTrainError)
+"""What Ray raises for a process that died or that it could not reach."""
+
+NodeResources = dict[str, float]
+"""Amounts by resource, such as ``{"CPU": 8.0, "GPU": 1.0}``."""
+
+
+@dataclass(frozen=True)
+class PlacementGroupInfo:
+    """A placement group that has not been removed, as the GCS knows it.
+
+    Args:
+        id: in hex.
+        job_id: of the job that made it, in hex.
+        creator_actor_id: of the actor that made it, in hex; empty if a driver process or a task did.
+        creator_dead: whether the GCS marked it when its maker died.
+        detached: whether it is meant to outlive its maker.
+        created: whether its resources are reserved; otherwise it waits for them.
+        requested_at: seconds since the epoch.
+        reserved: resources by node id, in hex; empty while it waits.
+    """
+
+    id: str
+    job_id: str
+    creator_actor_id: str
+    creator_dead: bool
+    detached: bool
+    created: bool
+    requested_at: float
+    reserved: dict[str, NodeResources]
+
+    def remove(self) -> None:
+        """Give its resources back."""
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(self.id)))
+
+
+def placement_groups() -> list[PlacementGroupInfo]:
+    """The placement groups of all jobs of the cluster, waiting ones included. The public API needs the dashboard."""
+    table = state._connect_and_get_accessor().get_placement_group_table()
+    groups = map(PlacementGroupTableData.FromString, table)
+    return [_group_info(group) for group in groups if group.state != PlacementGroupTableData.REMOVED]
+
+
+def _group_info(group: Any) -> PlacementGroupInfo:
+    maker = ray.ActorID(group.creator_actor_id)
+    reserved: dict[str, NodeResources] = {}
+    for bundle in group.bundles:
+        if bundle.node_id:
+            node = reserved.setdefault(bundle.node_id.hex(), {})
+            for key, amount in bundle.unit_resources.items():
+                node[key] = node.get(key, 0) + amount
+    return PlacementGroupInfo(
+        id=group.placement_group_id.hex(),
+        job_id=group.creator_job_id.hex(),
+        creator_actor_id="" if maker.is_nil() else maker.hex(),
+        creator_dead=group.creator_actor_dead,
+        detached=group.is_detached,
+        created=group.state == PlacementGroupTableData.CREATED,
+        requested_at=group.stats.creation_request_received_ns / 1e9,
+        reserved=reserved,
+    )
+
+
+def live_jobs() -> set[str]:
+    """The ids of the jobs that have not ended, in hex."""
+    return {str(job["JobID"]) for job in state.job_table() if not job["IsDead"]}
+
+
+def actor_is_dead(actor_id: str) -> bool:
+    """Whether an actor has died for good."""
+    return bool(state.actor_table(actor_id).get("State") == "DEAD")
+
+
+def draining_nodes() -> set[str]:
+    """The ids of nodes that were announced to go, in hex."""
+    return set(state.get_draining_nodes())
+
+
+def free_resources_by_node() -> dict[str, NodeResources]:
+    """By node id in hex, what no task, actor or placement group has reserved."""
+    return {node: dict(free) for node, free in state.available_resources_per_node().items()}
+
+
+def drain_this_node(seconds: float, node_id: str = "") -> None:
+    """Announce that a node will be gone in so many seconds.
+
+    Args:
+        seconds: from now.
+        node_id: in hex; this node by default.
+
+    Raises:
+        ConnectionError: if Ray rejects the notice.
+    """
+    context = ray.get_runtime_context()
+    deadline_ms = int((time.time() + seconds) * 1000)
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    client = GcsClient(address=context.gcs_address)
+    node_id = node_id or context.get_node_id()
+    accepted, message = client.drain_node(node_id, reason, "the node is taken away", deadline_ms)
+    if not accepted:
+        raise ConnectionError(f"Ray does not take the notice: {message}")
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """A type of node that an autoscaler can start.
+
+    Args:
+        resources: of one node.
+        max_count: how many there may be; -1 for any number.
+    """
+
+    resources: NodeResources
+    max_count: int
+
+
+@dataclass(frozen=True)
+class AutoscalerStatus:
+    """What the autoscaler of a cluster reports, of either version.
+
+    Args:
+        present: whether the cluster has one.
+        num_booting: nodes that were requested and are not up.
+        node_types: what it can start, where it reports that.
+    """
+
+    present: bool
+    num_booting: int
+    node_types: tuple[NodeType, ...]
+
+
+def autoscaler_status() -> AutoscalerStatus:
+    """Ask for the state of the cluster's autoscaler."""
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    node_types = tuple(NodeType(dict(group.resources), group.max_count) for group in groups)
+    if is_autoscaler_v2():
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        num_booting = len(status.pending_nodes) + sum(launch.count for launch in status.pending_launches)
+        return AutoscalerStatus(True, num_booting, node_types)
+    content = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    status_v1 = json.loads(content) if content else {}
+    report = status_v1.get("autoscaler_report") or {}
+    num_booting = len(report.get("pending_nodes", ())) + sum(report.get("pending_launches", {}).values())
+    return AutoscalerStatus(bool(status_v1), num_booting, node_types)
+
+
+class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]
+    """A TorchTrainer without two helper processes of 2 CPU-seconds each, and with policies of its own.
+
+    No Ray Data set is used. Ray's cleaner of placement groups needs the dashboard;
+    :func:`~mbcl.orchestration.cluster.orphaned_groups.remove_orphaned_groups` takes its place.
+    """
+
+    UNUSED_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+
+    policies: Mapping[str, Any] = {}
+    """Replacements of Ray Train's policies, by ``failure_policy`` and ``scaling_policy``."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        names = {type(callback).__name__ for callback in callbacks}
+        missing = [name for name in self.UNUSED_CALLBACKS if name not in names]
+        assert not missing, f"this version of Ray Train has no {missing}; see pyproject.toml for those that fit"
+        return [callback for callback in callbacks if type(callback).__name__ not in self.UNUSED_CALLBACKS]
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        for name, policy in self.policies.items():
+            assert name in options, f"this version of Ray Train has no {name}; see pyproject.toml for those that fit"
+            options[name] = policy
+        return super()._initialize_and_run_controller(**options)
+
+
+class FailurePolicy(DefaultFailurePolicy):
+    """Ray Train's counting of failures, with three decisions that a subclass makes.
+
+    Args:
+        failure_config: how many failures of each kind are retried.
+    """
+
+    def __init__(self, failure_config: FailureConfig) -> None:
+        super().__init__(failure_config)
+
+    def waits_for_capacity(self) -> bool:
+        """Whether workers that did not start in time are tried again without counting it."""
+        return False
+
+    def has_progressed(self) -> bool:
+        """Whether training went on since the last failure, so that counting begins anew."""
+        return False
+
+    def retries(self, worker_errors: Mapping[int, BaseException]) -> bool:
+        """Whether a failure of workers is retried, within the limits; their errors are given by rank."""
+        return True
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Retry or raise. Called by Ray Train's controller."""
+        if isinstance(training_failed_error, ControllerError):
+            timed_out = isinstance(training_failed_error.controller_failure, WorkerGroupStartupTimeoutError)
+            if timed_out and self.waits_for_capacity():
+                return FailureDecision.RETRY
+        if self.has_progressed():
+            self._worker_group_failures = self._controller_failures = 0
+        return super().make_decision(training_failed_error)
+
+    def _is_retryable_error(self, training_failed_error: TrainingFailedError) -> bool:
+        if isinstance(training_failed_error, WorkerGroupError):
+            if not self.retries(training_failed_error.worker_failures):
+                return False
+        return bool(super()._is_retryable_error(training_failed_error))
+
+
+class ScalingPolicy(FixedScalingPolicy):
+    """A policy that chooses the size of a worker group before it starts; a running group keeps its size.
+
+    Args:
+        scaling_config: Ray Train's, with the largest size.
+    """
+
+    def __init__(self, scaling_config: ScalingConfig) -> None:
+        super().__init__(scaling_config)
+        self._requested_size = scaling_config.num_workers
+
+    def choose_size(self, resources_per_worker: Mapping[str, float]) -> int | None:
+        """The number of workers to start now; None to be asked again at once."""
+        raise NotImplementedError
+
+    def request_nodes_for(self, size: int) -> None:
+        """Let the autoscaler make room for so many workers from now on."""
+        if size != self._requested_size:
+            self._requested_size = size
+            self._send_resource_request()
+
+    def _get_num_workers_for_resource_request(self) -> int:
+        # An autoscaler boots nodes for all that is requested, and holds them as long as it is.
+        return int(self._requested_size)
+
+    def make_decision_for_non_running_worker_group(self) -> ResizeDecision | NoopDecision:
+        """Start a group or wait. Called by Ray Train's controller at the beginning and after a loss."""
+        self._maybe_send_resource_request()
+        resources = self.scaling_config._resources_per_worker_not_none
+        size = self.choose_size(resources)
+        if size is None:
+            return NoopDecision()
+        return ResizeDecision(num_workers=size, resources_per_worker=resources)
