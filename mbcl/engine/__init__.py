@@ -1,14 +1,15 @@
-"""Training: the same trainer in one process, under torchrun and under Ray Train."""
+"""The training engine: one trainer for a single process, torchrun and Ray Train."""
 
 from mbcl.engine.evaluation_checks import check_evaluation
 from mbcl.engine.plan_service import LocalPlanService, make_plan, share_plan
 from mbcl.engine.planning_costs import planning_cost
-from mbcl.engine.protocols import Observer, PlanKey, PlannedBatches, PlanService, Row
+from mbcl.engine.protocols import BaseObserver, Observer, PlanKey, PlannedBatches, PlanService, Row
 from mbcl.engine.setup import DataSizes, SplitData, check_model, data_sizes, load_data
 from mbcl.engine.tracking import check_trackers
 from mbcl.engine.trainer import Trainer, TrainingOutcome, train
 
 __all__ = [
+    "BaseObserver",
     "DataSizes",
     "LocalPlanService",
     "Observer",
