@@ -50,7 +50,7 @@ class VisionEncoder(nn.Module):
         zero_init: start the last batch norm of each residual block at zero, if the architecture has that option.
 
     Attributes:
-        out_features: number of input features of the former classifier. VGGs and AlexNet keep their hidden linear layers.
+        out_features: number of input features of the classifier. VGGs and AlexNet keep their hidden linear layers.
         classifier: the name of the module that the identity replaced.
 
     Raises:
