@@ -1,1 +1,1 @@
-"""Several processes: collectives, batch norm over all of them, and starting them on one machine."""
+"""Multi-process training: collectives, synchronised batch norm, and a launcher for one machine."""

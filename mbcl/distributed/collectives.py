@@ -1,4 +1,4 @@
-"""Workers of one training run: the only place with collectives. Without a process group all of it is the identity.
+"""Collectives: the only module that communicates between workers. In a world of one they are the identity.
 
 Letters: B samples of this rank, W workers, C channels.
 """
@@ -29,14 +29,14 @@ DISTRIBUTED_ERRORS = (td.DistError,)
 """What torch.distributed raises for a lost peer, where it does not raise a plain RuntimeError."""
 
 RENDEZVOUS_SECONDS = 300
-"""How long processes that meet at a file wait for each other."""
+"""Timeout of a process group whose processes rendezvous at a file."""
 ROUND_SECONDS = 60.0
-"""How long a rank works before it meets the others: well below what a collective may take."""
+"""How long a rank works between two heartbeat collectives: well below the timeout of a collective."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among the workers.
+    """This process's rank, the number of workers, and the device.
 
     Args:
         rank: 0 .. size - 1.
@@ -50,7 +50,7 @@ class World:
 
 
 def current(device: torch.device | str = "cpu") -> World:
-    """The world of the process group that runs already (Ray Train's, a test's), or a world of one."""
+    """Return the world of the existing process group (Ray Train's, a test's), or a world of one."""
     if not _distributed():
         return World(device=torch.device(device))
     return World(td.get_rank(), td.get_world_size(), torch.device(device))
@@ -59,7 +59,7 @@ def current(device: torch.device | str = "cpu") -> World:
 def init_from_env() -> World:
     """Join the process group that ``torchrun`` describes in the environment, or be a world of one.
 
-    A worker takes the GPU of its local rank if there is one. CPU tensors always go through gloo.
+    A worker uses the GPU of its local rank if the machine has GPUs. CPU tensors always use gloo.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available()
@@ -72,7 +72,7 @@ def init_from_env() -> World:
 
 
 def init_from_file(rendezvous: Path, rank: int, size: int) -> World:
-    """Join a gloo group of CPU processes that meet at a file, which must not exist before the first arrives."""
+    """Join a gloo group of CPU processes with a file rendezvous; the file must not exist before the first joins."""
     td.init_process_group(
         "gloo",
         init_method=f"file://{rendezvous}",
@@ -84,29 +84,30 @@ def init_from_file(rendezvous: Path, rank: int, size: int) -> World:
 
 
 def finish() -> None:
-    """Leave the process group, if there is one."""
+    """Destroy the process group, if there is one."""
     if _distributed():
         td.destroy_process_group()
 
 
 def _distributed() -> bool:
+    """Tell whether a process group is initialised."""
     return td.is_available() and td.is_initialized()
 
 
 def _movable(x: Tensor) -> Tensor:
-    """``x`` contiguous and on a device that the process group serves: nccl alone serves no CPU tensors."""
+    """Return ``x`` contiguous and on a device that the backend supports: nccl alone supports no CPU tensors."""
     only_cuda = x.device.type == "cpu" and td.get_backend() == "nccl"
     return (x.cuda() if only_cuda else x).contiguous()
 
 
 def barrier(world: World) -> None:
-    """Wait for all ranks."""
+    """Block until all ranks have arrived."""
     if world.size > 1:
         td.barrier()
 
 
 def all_reduce_sum(x: Tensor, world: World) -> Tensor:
-    """The sum of ``x`` over the ranks, a new tensor without gradient."""
+    """Sum ``x`` over the ranks into a new tensor without gradient."""
     if world.size == 1:
         return x.detach().clone()
     total = _movable(x.detach().clone())
@@ -115,7 +116,7 @@ def all_reduce_sum(x: Tensor, world: World) -> Tensor:
 
 
 def broadcast_object(value: Any, world: World) -> Any:
-    """Rank 0's value on every rank: anything small that pickles. The other ranks' argument is ignored."""
+    """Broadcast rank 0's value, any small picklable object, to every rank; the other ranks' argument is ignored."""
     if world.size == 1:
         return value
     content = pickle.dumps(value) if world.rank == 0 else b""
@@ -127,7 +128,7 @@ def broadcast_object(value: Any, world: World) -> Any:
 
 
 def gather_objects(value: Any, world: World) -> list[Any]:
-    """Every rank's value in rank order, on every rank: anything small that pickles."""
+    """All-gather small picklable objects; returns every rank's value in rank order."""
     if world.size == 1:
         return [value]
     content = pickle.dumps(value)
@@ -137,26 +138,26 @@ def gather_objects(value: Any, world: World) -> list[Any]:
 
 
 def raise_on_any_rank(error: MbclError | None, world: World) -> None:
-    """Go on only if no rank failed, so that none waits in a collective for one that has stopped.
+    """Raise on every rank if any rank failed, so that none hangs in a collective that a failed rank never joins.
 
     Args:
         error: this rank's failure, or None.
         world: the ranks, all of which call this.
 
     Raises:
-        MbclError: on every rank, if any failed: its own error where there is one, else the lowest failing rank's.
+        MbclError: on every rank, if any failed: the rank's own error if it has one, else the lowest failing rank's.
     """
-    told = None if error is None else (type(error) if type(error).__module__ == errors.__name__ else None, str(error))
-    everyone = gather_objects(told, world)
+    report = None if error is None else (type(error) if type(error).__module__ == errors.__name__ else None, str(error))
+    reports = gather_objects(report, world)
     if error is not None:
         raise error
-    for rank, failure in enumerate(everyone):
+    for rank, failure in enumerate(reports):
         if failure is not None:
             raise (failure[0] or MbclError)(f"rank {rank}: {failure[1]}")
 
 
 def run_and_sync_errors(function: Callable[..., R], world: World, *arguments: Any) -> R:
-    """Call a function that may fail on one rank alone; then every rank raises, as :func:`raise_on_any_rank` says.
+    """Call a function that may fail on single ranks; then every rank raises, see :func:`raise_on_any_rank`.
 
     Raises:
         MbclError: on every rank alike.
@@ -171,44 +172,46 @@ def run_and_sync_errors(function: Callable[..., R], world: World, *arguments: An
 
 
 def run_while_ranks_wait(function: Callable[..., R], world: World, *arguments: Any) -> R:
-    """Call a function that may take longer than a collective waits; it has no collectives of its own.
+    """Call a function that may take longer than the timeout of a collective, with heartbeats between the ranks.
 
-    It runs in a thread. All ranks, which call this with functions of their own, meet every round until all have ended,
-    so that none waits in a collective for longer than a round.
+    The function runs in a thread and calls no collectives. All ranks call this, each with its own function, and
+    all-reduce a heartbeat every ``ROUND_SECONDS`` until all functions have returned. So no collective waits for longer
+    than a round.
 
     Raises:
-        Exception: on this rank alone, what the function raises, when the others' have ended.
+        Exception: on this rank alone, the function's exception, once all ranks' functions have ended.
     """
     if world.size == 1:
         return function(*arguments)
-    ended: Future[R] = Future()
+    outcome: Future[R] = Future()
 
     def work() -> None:
         try:
             if world.device.type == "cuda":
-                torch.cuda.set_device(world.device)  # every thread has its own
-            ended.set_result(function(*arguments))
+                torch.cuda.set_device(world.device)  # the current device is per thread
+            outcome.set_result(function(*arguments))
         except BaseException as error:
-            ended.set_exception(error)
+            outcome.set_exception(error)
 
-    # A daemon: an interrupted training does not wait for what nobody takes.
+    # A daemon thread: an interrupted training does not wait for a result that it no longer needs.
     threading.Thread(target=work, daemon=True).start()
     working = 1
     while working:
-        wait([ended], timeout=ROUND_SECONDS)
-        working = int(all_reduce_sum(torch.tensor(int(not ended.done())), world))
-    return ended.result()
+        wait([outcome], timeout=ROUND_SECONDS)
+        working = int(all_reduce_sum(torch.tensor(int(not outcome.done())), world))
+    return outcome.result()
 
 
 def _bytes(content: bytes) -> Tensor:
+    """Copy bytes into a (length,) uint8 tensor."""
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def all_gather_ragged(x: Tensor, world: World) -> Tensor:
-    """All ranks' rows in rank order, without gradient; the ranks may hold different numbers of rows.
+    """Gather ragged tensors from all ranks, without gradient: all rows in rank order.
 
     Args:
-        x: (B, ...), the same but for B on every rank; any dtype and device.
+        x: (B, ...); B may differ between ranks, the rest of the shape must not; any dtype and device.
         world: the ranks.
 
     Returns:
@@ -219,7 +222,7 @@ def all_gather_ragged(x: Tensor, world: World) -> Tensor:
     lengths = torch.zeros(world.size, dtype=torch.int64)
     lengths[world.rank] = len(x)
     counts = all_reduce_sum(lengths, world).tolist()
-    # Collectives move equal shapes, and not every backend moves every dtype: rows travel as padded bytes.
+    # Collectives need equal shapes, and not every backend supports every dtype: rows are sent as padded bytes.
     sent = torch.zeros((max(counts), *x.shape[1:]), dtype=x.dtype, device=x.device)
     sent[: len(x)] = x.detach()
     sent = _movable(sent).flatten().view(torch.uint8)
@@ -231,10 +234,10 @@ def all_gather_ragged(x: Tensor, world: World) -> Tensor:
 
 
 def all_gather_stack(x: Tensor, world: World) -> Tensor:
-    """All ranks' tensors one above the other in rank order, without gradient.
+    """Gather tensors of equal shape from all ranks and stack them in rank order, without gradient.
 
     Args:
-        x: any shape and a dtype that the backend moves, the same on every rank.
+        x: any shape and a dtype that the backend supports, the same on every rank.
         world: the ranks.
 
     Returns:
@@ -249,10 +252,10 @@ def all_gather_stack(x: Tensor, world: World) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[Tensor], world: World) -> None:
-    """Sum ``.grad`` over the ranks, in place, with one collective a dtype and device.
+    """Sum ``.grad`` over the ranks, in place, with one bucket and collective per dtype and device.
 
-    A parameter that has a gradient on some ranks only counts as zero on the others, and has the sum on all of them
-    afterwards; one that has none anywhere stays without, so that an optimiser skips it on every rank or on none.
+    A parameter with a gradient on some ranks only counts as zero on the others, and all ranks have the sum afterwards.
+    A parameter without a gradient on any rank keeps None, so that an optimiser skips it on every rank or on none.
 
     Args:
         parameters: the same ones in the same order on every rank; their gradients are dense.
@@ -262,15 +265,15 @@ def sum_gradients(parameters: Iterable[Tensor], world: World) -> None:
         return
     parameters = list(parameters)
     holders = all_reduce_sum(torch.tensor([p.grad is not None for p in parameters], dtype=torch.int64), world)
-    alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    buckets: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for parameter, holding in zip(parameters, holders.tolist(), strict=True):
         if holding:
-            alike.setdefault((parameter.dtype, parameter.device), []).append(parameter)
-    for group in alike.values():
-        for parameter in group:
+            buckets.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    for bucket in buckets.values():
+        for parameter in bucket:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [cast(Tensor, parameter.grad) for parameter in group]
+        gradients = [cast(Tensor, parameter.grad) for parameter in bucket]
         buffer = _movable(torch.cat([gradient.flatten() for gradient in gradients]))
         td.all_reduce(buffer)
         for gradient, total in zip(gradients, buffer.split([g.numel() for g in gradients]), strict=True):
@@ -278,7 +281,7 @@ def sum_gradients(parameters: Iterable[Tensor], world: World) -> None:
 
 
 def average_buffers(model: nn.Module, world: World) -> None:
-    """Make every floating-point buffer the mean of the ranks' ones, for batch norms that were not synchronised."""
+    """Average every floating-point buffer over the ranks, for batch norms that were not synchronised."""
     if world.size == 1:
         return
     for buffer in model.buffers():
@@ -287,10 +290,10 @@ def average_buffers(model: nn.Module, world: World) -> None:
 
 
 def gather_with_grad(x: Tensor, world: World) -> Tensor:
-    """All ranks' rows in rank order, with gradient.
+    """Gather all ranks' rows in rank order, with gradient.
 
-    The backward pass sums, over the ranks, the gradients of this rank's rows: if every rank's loss looks at all rows,
-    each gets the gradient of the sum of all ranks' losses.
+    The backward pass sums the gradients of this rank's rows over the ranks: if every rank's loss depends on all rows,
+    each row receives the gradient of the sum of all ranks' losses.
 
     Args:
         x: (B, ...) float, the same shape on every rank.
@@ -306,6 +309,8 @@ def gather_with_grad(x: Tensor, world: World) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
+    """All-gather whose backward is an all-reduce of the gradient, cut to this rank's rows."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, world: World) -> Tensor:
         ctx.rows, ctx.world = len(x), world

@@ -1,4 +1,4 @@
-"""Start a function on several processes that form one gloo group, on this machine."""
+"""A launcher that runs a function on several local processes, which form one gloo group."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from mbcl.errors import MbclError
 R = TypeVar("R")
 
 GRACE_SECONDS = 2.0
-"""How long the other ranks may take to tell their own reason once one has failed."""
+"""Grace period: once one rank has failed, how long the others may take to report their own errors."""
 
 
 def launch(function: Callable[..., R], num_workers: int, *arguments: Any) -> list[R]:
     """Run ``function(world, *arguments)`` on every rank, one thread each.
 
     Args:
-        function: of a module, so that it pickles; called with this rank's :class:`~mbcl.distributed.collectives.World`
-            first.
-        num_workers: W, how many processes.
+        function: module-level, so that it pickles; its first argument is this rank's
+            :class:`~mbcl.distributed.collectives.World`.
+        num_workers: W, the number of processes.
         arguments: picklable.
 
     Returns:
         The results by rank.
 
     Raises:
-        MbclError: if a rank raised one; otherwise what a failing rank raised first.
+        MbclError: if a rank raised one; otherwise the exception of a failed rank.
     """
     context = multiprocessing.get_context("spawn")
     with (
@@ -40,20 +40,22 @@ def launch(function: Callable[..., R], num_workers: int, *arguments: Any) -> lis
         ProcessPoolExecutor(num_workers, mp_context=context) as executor,
     ):
         rendezvous = Path(folder) / "rendezvous"
-        # A rank waits in its group for the others, so each is taken by a process of its own.
+        # Each rank gets its own process: a rank blocks in the rendezvous, so its process cannot take a second one.
         ranks = [
-            executor.submit(_rank, function, arguments, rank, num_workers, rendezvous) for rank in range(num_workers)
+            executor.submit(_run_rank, function, arguments, rank, num_workers, rendezvous)
+            for rank in range(num_workers)
         ]
-        done, others = wait(ranks, return_when=FIRST_EXCEPTION)
-        done |= wait(others, timeout=GRACE_SECONDS).done
-        failures = [error for rank in done if (error := rank.exception()) is not None]
+        finished, unfinished = wait(ranks, return_when=FIRST_EXCEPTION)
+        finished |= wait(unfinished, timeout=GRACE_SECONDS).done
+        failures = [error for rank in finished if (error := rank.exception()) is not None]
         if failures:
-            # The others then fail for want of a peer; what users are meant to read comes first.
+            # One failure makes the others fail for lack of a peer, so prefer an error that is written for users.
             raise next((error for error in failures if isinstance(error, MbclError)), failures[0])
         return [rank.result() for rank in ranks]
 
 
-def _rank(function: Callable[..., R], arguments: tuple[Any, ...], rank: int, size: int, rendezvous: Path) -> R:
+def _run_rank(function: Callable[..., R], arguments: tuple[Any, ...], rank: int, size: int, rendezvous: Path) -> R:
+    """Join the group, run the function on one thread, and leave the group."""
     import torch
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Batch norm whose batch is spread over chunks or ranks: moments that merge, normalisation, synchronised layers.
+"""Batch norm over a batch split into chunks or over ranks: mergeable moments, normalisation, synchronised layers.
 
 Letters: B samples, C channels, R parts (chunks, ranks) of a batch.
 """
@@ -22,14 +22,14 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def moments(x: Tensor) -> Tensor:
-    """A part's share of the batch's moments, in a form that :func:`merge_moments` takes.
+    """Compute the moments of one part of a batch, in the form that :func:`merge_moments` takes.
 
     Args:
         x: (B, C, ...) float; B may be 0.
 
     Returns:
-        (2C + 1,) float64: each channel's mean, its sum of squared deviations from that mean, and how many values a
-        channel has.
+        (2C + 1,) float64: each channel's mean, its sum of squared deviations from that mean, and the number of values
+        per channel.
     """
     channels = x.shape[1]
     count = x.numel() // channels
@@ -40,19 +40,19 @@ def moments(x: Tensor) -> Tensor:
 
 
 def merge_moments(parts_RM: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and biased variance of each channel over all parts of a batch.
+    """Merge the moments of all parts of a batch into mean and biased variance of each channel.
 
-    They are merged without ever subtracting two large sums (Chan, Golub, LeVeque 1983, "Algorithms for computing the
-    sample variance", 2.1).
+    The parallel update never subtracts two large sums, so it does not cancel (Chan, Golub, LeVeque 1983, "Algorithms
+    for computing the sample variance", 2.1).
 
     Args:
         parts_RM: (R, 2C + 1) float64, :func:`moments` of the parts.
 
     Returns:
-        (C,) float64 means, (C,) float64 variances, and how many values a channel has.
+        (C,) float64 means, (C,) float64 variances, and the number of values per channel.
 
     Raises:
-        ValueError: if a channel has fewer than two values, which have no variance.
+        ValueError: if a channel has fewer than two values, so that its variance is undefined.
     """
     channels = parts_RM.shape[1] // 2
     means, deviations, counts = parts_RM.split((channels, channels, 1), dim=1)
@@ -66,43 +66,45 @@ def merge_moments(parts_RM: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def update_running(layer: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
-    """Running statistics as torch's: exponential, or cumulative where ``momentum`` is None; if they are tracked.
+    """Update the running statistics as torch does, if they are tracked.
+
+    The average is exponential, or cumulative if ``momentum`` is None.
 
     Args:
-        layer: changed in place.
+        layer: modified in place.
         mean: (C,) of the batch.
         var: (C,) of the batch, biased.
-        count: values a channel.
+        count: values per channel.
     """
     if not (layer.training and layer.track_running_stats) or layer.running_mean is None or layer.running_var is None:
         return
-    share = layer.momentum
+    momentum = layer.momentum
     if layer.num_batches_tracked is not None:
         layer.num_batches_tracked.add_(1)
-        if share is None:
-            share = 1.0 / float(layer.num_batches_tracked)
-    assert share is not None
+        if momentum is None:
+            momentum = 1.0 / float(layer.num_batches_tracked)
+    assert momentum is not None
     unbiased_var = var * (count / (count - 1))
-    layer.running_mean.mul_(1 - share).add_(share * mean.to(layer.running_mean.dtype))
-    layer.running_var.mul_(1 - share).add_(share * unbiased_var.to(layer.running_var.dtype))
+    layer.running_mean.mul_(1 - momentum).add_(momentum * mean.to(layer.running_mean.dtype))
+    layer.running_var.mul_(1 - momentum).add_(momentum * unbiased_var.to(layer.running_var.dtype))
 
 
 def precise(x: Tensor) -> torch.dtype:
-    """The dtype of the statistics of ``x``: float32 at least, for under autocast x is half and they never are."""
+    """Return the dtype for the statistics of ``x``: at least float32, even if autocast made ``x`` half precision."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def normalise(
     layer: _BatchNorm, x: Tensor, mean: Tensor, var: Tensor, count: int, sum_ranks: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """(x - mean) / sqrt(var + eps) · weight + bias, with the gradient through the global mean and variance.
+    """Compute (x - mean) / sqrt(var + eps) · weight + bias, with the gradient through global mean and variance.
 
     Args:
         layer: its weight, bias and eps are used.
         x: (B, C, ...) this rank's part of the batch.
         mean: (C,) of the global batch.
         var: (C,) of the global batch, biased.
-        count: values a channel in the global batch.
+        count: values per channel in the global batch.
         sum_ranks: sums a tensor over the ranks that hold the batch.
 
     Returns:
@@ -116,10 +118,13 @@ def normalise(
 
 
 def _all_but_channels(x: Tensor) -> list[int]:
+    """Return the dimensions to reduce over."""
     return [d for d in range(x.ndim) if d != 1]
 
 
 class _Normalise(torch.autograd.Function):
+    """Normalisation whose backward sums the gradients of the statistics over all ranks."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -142,20 +147,20 @@ class _Normalise(torch.autograd.Function):
         x, mean, scale, weight = ctx.saved_tensors
         dims = _all_but_channels(x)
         view = (1, x.shape[1], *(1 for _ in dims[1:]))
-        normal = (x - mean.view(view)) * scale.view(view)
-        # The weight's and bias's gradients stay local: DDP averages those.
+        normalised = (x - mean.view(view)) * scale.view(view)
+        # The gradients of weight and bias stay local: DDP averages them.
         bias_gradient = gradient.sum(dims, dtype=torch.float64)
-        weight_gradient = (gradient * normal).sum(dims, dtype=torch.float64)
+        weight_gradient = (gradient * normalised).sum(dims, dtype=torch.float64)
         sums = ctx.sum_ranks(torch.cat((bias_gradient, weight_gradient))) / ctx.count
         offset, slope = sums.to(mean.dtype).view(2, *view)
         factor = scale if weight is None else scale * weight
-        x_gradient = ((gradient - offset - normal * slope) * factor.view(view)).to(x.dtype)
+        x_gradient = ((gradient - offset - normalised * slope) * factor.view(view)).to(x.dtype)
         _, _, _, _, needs_weight, needs_bias, _, _ = ctx.needs_input_grad
-        own = (
+        affine_gradients = (
             weight_gradient.to(mean.dtype) if needs_weight else None,
             bias_gradient.to(mean.dtype) if needs_bias else None,
         )
-        return x_gradient, None, None, None, *own, None, None
+        return x_gradient, None, None, None, *affine_gradients, None, None
 
 
 # -- batch norm over all ranks, on CPUs ------------------------------------------------------------------------------
@@ -165,7 +170,7 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
     """BatchNorm1d over the batches of all ranks, for CPU tensors; see :func:`convert_sync_batchnorm`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C) or (B, C, L); the ranks may hold different B."""
+        """Normalise (B, C) or (B, C, L); B may differ between ranks."""
         return _sync_forward(self, x) if self.training and collectives.current().size > 1 else super().forward(x)
 
 
@@ -173,18 +178,18 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d over the batches of all ranks, for CPU tensors; see :func:`convert_sync_batchnorm`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W); the ranks may hold different B."""
+        """Normalise (B, C, H, W); B may differ between ranks."""
         return _sync_forward(self, x) if self.training and collectives.current().size > 1 else super().forward(x)
 
 
 def convert_sync_batchnorm(model: M, world: World) -> M:
     """Make every batch norm of a model use the statistics of the global batch.
 
-    torch's own layer refuses CPU tensors, ours replaces it there. Parameters and buffers are the same objects under
-    the same names, so state dictionaries of one and of several workers interchange.
+    torch's own layer rejects CPU tensors; the layers of this module replace it there. Parameters and buffers keep
+    their identity and names, so state dicts are interchangeable between one and several workers.
 
     Args:
-        model: changed in place, but for a model that is itself a batch norm.
+        model: modified in place, unless the model is itself a batch norm.
         world: its device decides which layer is used.
 
     Returns:
@@ -195,17 +200,18 @@ def convert_sync_batchnorm(model: M, world: World) -> M:
         return converted
     for name, child in list(model.named_children()):
         setattr(model, name, convert_sync_batchnorm(child, world))
-    plain: nn.Module = model
+    layer: nn.Module = model
     for ordinary, synchronised in ((nn.BatchNorm1d, SyncBatchNorm1d), (nn.BatchNorm2d, SyncBatchNorm2d)):
-        if type(plain) is ordinary:
-            # The same object but for its forward: parameters, buffers, settings and hooks stay what they are.
-            twin = synchronised.__new__(synchronised)
-            twin.__dict__ = plain.__dict__
-            return cast(M, twin)
+        if type(layer) is ordinary:
+            # Share the attribute dictionary: parameters, buffers, settings and hooks stay, only the class changes.
+            replacement = synchronised.__new__(synchronised)
+            replacement.__dict__ = layer.__dict__
+            return cast(M, replacement)
     return model
 
 
 def _sync_forward(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Normalise with the moments of the global batch and update the running statistics."""
     layer._check_input_dim(x)  # type: ignore[no-untyped-call]
     world = collectives.current()
     mean, var, count = merge_moments(collectives.all_gather_stack(moments(x), world))

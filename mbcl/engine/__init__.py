@@ -1,4 +1,4 @@
-"""Training: the same trainer in one process, under torchrun and under Ray Train."""
+"""The training engine: one trainer for a single process, torchrun and Ray Train."""
 
 from mbcl.engine.evaluation_checks import check_evaluation
 from mbcl.engine.plan_service import LocalPlanService, make_plan, share_plan

@@ -1,4 +1,4 @@
-"""One process beside the training one, for work that must not hold it up."""
+"""A single background process for work that must not block training."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ import torch
 
 
 class BackgroundProcess:
-    """A process that computes on one thread; started when it is first needed, and again if it was lost."""
+    """A single-threaded worker process, started lazily at the first submission and restarted if it died."""
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Call a module's function there; arguments and answer travel as pickles.
+        """Submit a module-level function; arguments and result are pickled.
 
-        Its future raises BrokenProcessPool if the process ends before the answer is here.
+        The future raises BrokenProcessPool if the process dies before it returns the result.
         """
         if self._pool is not None:
             try:
                 return self._pool.submit(function, *arguments)
             except BrokenProcessPool:
                 self.close()
-        # spawn: a fork would copy the locks of threads that it does not have, and CUDA does not survive one.
+        # spawn: a forked child inherits locks that other threads held, and CUDA cannot be used after a fork.
         spawn = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_begin)
-        # The process inherits the mask, so that an interrupt during its imports is training's alone, too.
+        self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_init_worker)
+        # The child inherits the signal mask, so an interrupt during its imports reaches training only.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return self._pool.submit(function, *arguments)
@@ -42,10 +42,10 @@ class BackgroundProcess:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def close(self) -> None:
-        """End the process at once, whatever it is at: nobody waits for its answer any more."""
+        """Terminate the process at once and discard its pending work."""
         if self._pool is None:
             return
-        processes = list(self._pool._processes.values())  # what Python 3.14's terminate_workers does
+        processes = list(self._pool._processes.values())  # as terminate_workers does from Python 3.14 on
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._pool = None
         for process in processes:
@@ -53,16 +53,17 @@ class BackgroundProcess:
             process.join()
 
 
-def _begin() -> None:
-    """How the process begins: it leaves interrupts to training, and ends when training is gone, however that went."""
+def _init_worker() -> None:
+    """Initialise the worker: it ignores interrupts, runs on one thread, and exits when its parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)  # training has said it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)  # training has issued it already
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
+    """Exit as soon as the parent process has ended, even if it was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""From a configuration to what is trained."""
+"""Construction of data, model and learner from an experiment's configuration."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from mbcl.models import ContrastiveModel
 
 
 def load_parts(experiment: Experiment) -> tuple[SplitData, DataSizes, ContrastiveModel]:
-    """The data, what their sizes decide, and the model with its initial weights.
+    """Load the data, derive their sizes, and build the model with its initial weights.
 
     Raises:
-        ConfigError: if data are missing or do not fit the experiment.
+        ConfigError: if the data are missing or do not fit the experiment.
     """
     data = load_data(experiment.data, seed=experiment.seed)
-    facts = data_sizes(experiment, data)
+    sizes = data_sizes(experiment, data)
     check_evaluation(experiment.evaluation, data, name=experiment.data.name, verify=experiment.data.verify)
-    return data, facts, check_model(experiment, data)
+    return data, sizes, check_model(experiment, data)
 
 
 def build_learner(experiment: Experiment, data: SplitData, model: ContrastiveModel, world: World) -> Learner:
-    """What an experiment trains on this rank, before the first step.
+    """Build the learner of this rank as it is before the first step.
 
     Args:
         experiment: the configuration.
         data: its images.
-        model: its model with initial weights, the same on every rank; changed in place.
+        model: its model with initial weights, the same on every rank; modified in place.
         world: this rank and the number of ranks.
 
     Raises:
-        ConfigError: if the machine cannot compile a network that is to be compiled.
+        ConfigError: if ``train.compile`` is set but torch.compile does not work on this machine.
     """
     train = experiment.train
     compute = Compute.of(train, world.device)

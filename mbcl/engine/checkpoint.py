@@ -1,6 +1,6 @@
-"""Checkpoints: a folder each, complete when its manifest is there and every file matches it.
+"""Checkpoints: one folder each, valid once its manifest exists and every file matches the manifest.
 
-One after every epoch (``epoch_000002``: two epochs are done), and within epochs where that is asked for
+One is written after every epoch (``epoch_000002``: two epochs are completed) and, where requested, within epochs
 (``epoch_000002_step_00000150``: two epochs and 150 steps).
 """
 
@@ -29,11 +29,11 @@ _STATE = "state.pt"
 _META = "meta.json"
 _NAME = re.compile(r"epoch_\d{6}(_step_\d{8})?")
 UNREADABLE = (errno.EIO, errno.ESTALE)
-"""What a disk answers where a file cannot be read any more."""
-_KEPT_WITHIN = 2
-"""Checkpoints within the running epoch that are kept: the newest, and one to fall back to."""
+"""Error numbers of a storage medium whose file can no longer be read: they count as damage."""
+_NUM_KEPT_WITHIN_EPOCH = 2
+"""Checkpoints retained within the running epoch: the newest, and one as a fallback."""
 BEST_BY = "val/retrieval/top1"
-"""The metric whose highest value makes a checkpoint the best; the first of equal ones."""
+"""The metric that selects the best checkpoint: the highest value, the earliest epoch on ties."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Checkpoint:
 
     Args:
         name: its folder's name.
-        epoch: how many epochs were completed.
+        epoch: the number of completed epochs.
         sha256: of the stored state.
         state: tensors and plain values by part (``model``, ``optimizer``, ``objective``, ...), on the CPU.
-        meta: plain values: the experiment, the last row, the trackers' run id, versions.
+        meta: plain values: the experiment, the last row of metrics, the trackers' run id, versions.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Checkpoint:
 
 
 def name_of(epoch: int, step: int = 0) -> str:
-    """The folder name of the checkpoint after ``epoch`` completed epochs and ``step`` steps of the next one."""
+    """Return the folder name of the checkpoint after ``epoch`` completed epochs and ``step`` steps of the next one."""
     return f"epoch_{epoch:06d}" + (f"_step_{step:08d}" if step else "")
 
 
@@ -70,18 +70,19 @@ def save(
     keep: int,
     best: int | None = None,
 ) -> str:
-    """Write a checkpoint and remove those that are not needed any more.
+    """Write a checkpoint and delete the superseded ones.
 
-    The manifest goes last: whatever is interrupted before it leaves a folder that is not a checkpoint.
+    The manifest is the commit marker and is written last: an interrupted write leaves a folder without a manifest,
+    which is not a checkpoint.
 
     Args:
         store: the trial's folder.
-        epoch: how many epochs were completed.
+        epoch: the number of completed epochs.
         step: steps done in the next one; 0 at an epoch's end.
-        state: what :class:`Checkpoint` calls so.
-        meta: likewise.
-        keep: how many checkpoints at an epoch's end are kept, the newest.
-        best: the epoch whose checkpoint is kept besides.
+        state: see :class:`Checkpoint`.
+        meta: see :class:`Checkpoint`.
+        keep: how many of the newest checkpoints at epoch ends to retain.
+        best: the epoch whose checkpoint is retained in addition.
 
     Returns:
         The checkpoint's name.
@@ -97,32 +98,33 @@ def save(
     for key, content in files.items():
         folder.write_bytes(key, content)
     write_text(folder, _MANIFEST, json.dumps({"format": 1, "files": manifest}, indent=1))
-    for old in _superfluous(names(store), name, keep, None if best is None else name_of(best)):
+    for old in _superseded(names(store), name, keep, None if best is None else name_of(best)):
         _delete(store, old)
     return name
 
 
-def _superfluous(found: list[str], written: str, keep: int, best: str | None) -> list[str]:
-    """Of all names, oldest first, those that nobody needs after ``written``.
+def _superseded(existing: list[str], written: str, keep: int, best: str | None) -> list[str]:
+    """Return those of the existing names, oldest first, that ``written`` makes unnecessary.
 
-    Newer ones were damaged: the training went on from before them. Those within an epoch serve that epoch alone.
+    Names newer than ``written`` are damaged checkpoints: the training resumed from before them. Checkpoints within an
+    epoch are needed only until that epoch ends.
     """
-    past = [name for name in found if name <= written]
+    past = [name for name in existing if name <= written]
     ends = [name for name in past if "_step_" not in name]
     within = [name for name in past if "_step_" in name and (not ends or name > ends[-1])]
-    kept = {*ends[-keep:], *within[-_KEPT_WITHIN:], best}
-    return [name for name in found if name not in past or name not in kept]
+    retained = {*ends[-keep:], *within[-_NUM_KEPT_WITHIN_EPOCH:], best}
+    return [name for name in existing if name not in past or name not in retained]
 
 
 def _delete(store: Store, name: str) -> None:
-    """The manifest first: what is interrupted leaves no checkpoint."""
+    """Delete a checkpoint, its manifest first, so that an interrupted deletion leaves no valid checkpoint."""
     store.delete(f"{FOLDER}/{name}/{_MANIFEST}")
     store.delete(f"{FOLDER}/{name}")
 
 
-def folder_and_checkpoint(given: str) -> tuple[str, str | None]:
-    """A training's folder, and the checkpoint's name where ``given`` is one checkpoint's folder."""
-    folder = given.rstrip("/")
+def folder_and_checkpoint(path: str) -> tuple[str, str | None]:
+    """Split a path into a training's folder and, if it is the folder of one checkpoint, that checkpoint's name."""
+    folder = path.rstrip("/")
     parent, _, last = folder.rpartition("/")
     if parent.rpartition("/")[2] == FOLDER:
         return parent.rpartition("/")[0] or ".", last
@@ -130,7 +132,7 @@ def folder_and_checkpoint(given: str) -> tuple[str, str | None]:
 
 
 def names(store: Store) -> list[str]:
-    """The names of all checkpoint folders, oldest first, complete or not."""
+    """List all checkpoint folders by name, oldest first, complete or not."""
     return [name for name in store.list(FOLDER) if _NAME.fullmatch(name)]
 
 
@@ -162,7 +164,7 @@ def load(store: Store, name: str) -> Checkpoint:
     except NotADirectoryError as error:
         raise CheckpointError(f"{folder.uri}: damaged: it is no folder") from error
     except OSError as error:
-        if error.errno not in UNREADABLE:  # a network that is down says nothing about the checkpoint
+        if error.errno not in UNREADABLE:  # e.g. the network is down: the checkpoint may be intact
             raise
         raise CheckpointError(f"{folder.uri}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
@@ -170,59 +172,59 @@ def load(store: Store, name: str) -> Checkpoint:
 
 
 def find_latest_valid(store: Store) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint, and what is wrong with those after it, newest first."""
-    wrong: list[str] = []
+    """Return the newest valid checkpoint, and the errors of the invalid ones after it, newest first."""
+    errors: list[str] = []
     for name in reversed(names(store)):
         try:
-            return load(store, name), wrong
+            return load(store, name), errors
         except CheckpointError as error:
-            wrong.append(str(error))
-    return None, wrong
+            errors.append(str(error))
+    return None, errors
 
 
 def latest(store: Store) -> Checkpoint | None:
-    """The newest checkpoint that is whole; damaged ones are passed over with a warning. None if there is none."""
-    found, wrong = find_latest_valid(store)
-    for line in wrong:
+    """Return the newest valid checkpoint, or None; damaged ones are skipped with a warning."""
+    checkpoint, errors = find_latest_valid(store)
+    for line in errors:
         logger.warning("%s; trying the one before", line)
-    return found
+    return checkpoint
 
 
 def best(store: Store) -> Checkpoint | None:
-    """The whole checkpoint, at an epoch's end, with the highest validation retrieval; None if none was measured."""
-    found: Checkpoint | None = None
+    """Return the valid epoch-end checkpoint with the highest validation retrieval; None if none was measured."""
+    best_checkpoint: Checkpoint | None = None
     for name in reversed(names(store)):
         if "_step_" in name:
             continue
         try:
-            other = load(store, name)
+            checkpoint = load(store, name)
         except CheckpointError as error:
             logger.warning("%s; passed over", error)
             continue
-        score = other.meta["row"].get(BEST_BY)
-        if score is not None and (found is None or score >= found.meta["row"][BEST_BY]):
-            found = other
-    return found
+        score = checkpoint.meta["row"].get(BEST_BY)
+        if score is not None and (best_checkpoint is None or score >= best_checkpoint.meta["row"][BEST_BY]):
+            best_checkpoint = checkpoint
+    return best_checkpoint
 
 
 def none_in(store: Store, which: str = "") -> CheckpointError:
-    """What is said of a folder without a checkpoint, or of no folder."""
-    there = not isinstance(store, LocalStore) or store.folder.is_dir()
-    return CheckpointError(f"{store.uri}: {f'holds no whole checkpoint{which}' if there else 'no such folder'}")
+    """Build the error for a folder without a valid checkpoint, or for a missing folder."""
+    exists = not isinstance(store, LocalStore) or store.folder.is_dir()
+    return CheckpointError(f"{store.uri}: {f'holds no whole checkpoint{which}' if exists else 'no such folder'}")
 
 
 def choose(store: Store, name: str | None = None, *, best_one: bool = False) -> Checkpoint:
-    """The checkpoint of this name; without one the newest whole one, or the best.
+    """Load the named checkpoint; without a name the newest valid one, or the best.
 
     Raises:
         CheckpointError: if there is none.
     """
     if name is not None:
         return load(store, name)
-    found = best(store) if best_one else latest(store)
-    if found is None:
+    checkpoint = best(store) if best_one else latest(store)
+    if checkpoint is None:
         raise none_in(store, " whose validation retrieval was measured" if best_one else "")
-    return found
+    return checkpoint
 
 
 def _sha256(content: bytes) -> str:

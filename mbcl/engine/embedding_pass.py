@@ -1,4 +1,4 @@
-"""Two views' projections of many samples, without gradients: what samplers plan on and evaluation measures."""
+"""The embedding pass: projections of two views of many samples, without gradients, for planning and evaluation."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mbcl.plan import Embeddings
 
 @dataclass(frozen=True)
 class ViewKey:
-    """Which views: with the data-set position and the view's number this determines every random parameter.
+    """The random key of views: with data-set position and view number it determines every augmentation parameter.
 
     Args:
-        seed: seed of the views' stream (training and evaluation have different ones).
+        seed: seed of the views' random stream (training and evaluation have different ones).
         epoch: epoch of the views.
         augmented: False for the image itself, twice.
     """
@@ -33,15 +33,15 @@ class ViewKey:
 
 
 def two_views(images: ImageSet, positions: Tensor, key: ViewKey) -> Tensor:
-    """Both views of some samples.
+    """Compute both views of some samples.
 
     Args:
         images: the data set, on the device that computes.
         positions: (B,) int64 CPU tensor of data-set positions.
-        key: which views.
+        key: selects the views.
 
     Returns:
-        (2B, C, H, W) float32, all first views, then all second ones.
+        (2B, C, H, W) float32: all first views, then all second views.
     """
     pixels = images.pixels(positions)
     if not key.augmented:
@@ -54,10 +54,10 @@ def two_views(images: ImageSet, positions: Tensor, key: ViewKey) -> Tensor:
 
 @contextmanager
 def _normalisation(model: nn.Module, mode: str) -> Iterator[None]:
-    """Put the model into ``train`` or ``eval`` mode for a while: no collectives, running statistics left alone.
+    """Set ``train`` or ``eval`` normalisation temporarily, without collectives or updates of running statistics.
 
-    A batch norm in evaluation mode that has no running statistics normalises with the batch's: torch's rule, which
-    synchronised layers follow too, without synchronising.
+    For ``train`` it uses a rule of torch: a batch norm in evaluation mode without running statistics normalises with
+    the batch's statistics. Synchronised layers follow the rule, too, and do not synchronise then.
     """
     modes = [(module, module.training) for module in model.modules()]
     statistics = [(m, m.running_mean, m.running_var) for m in model.modules() if isinstance(m, _BatchNorm)]
@@ -86,37 +86,37 @@ def embed(
     world: World,
     compute: Compute | None = None,
 ) -> Embeddings:
-    """This rank's share of the projections of a whole data set.
+    """Compute this rank's share of the projections of a whole data set.
 
-    The samples are cut into nearly equal chunks of at most ``batch_size``, and each chunk is one rank's work, whole:
-    with equal weights the embeddings are equal to the last bit on any number of ranks. Planners need that, for the
-    plan is not a continuous function of the embeddings.
+    The samples are split into nearly equal chunks of at most ``batch_size``, and one rank computes a whole chunk. So
+    equal weights give bitwise equal embeddings on any number of ranks. Planners require that, because the plan is not
+    a continuous function of the embeddings.
 
     Args:
         model: encoder and projector, not wrapped in DDP.
         images: the data set.
-        key: which views.
+        key: selects the views.
         mode: ``train`` normalises with the chunk's statistics (as published), ``eval`` with the running ones;
             neither changes the model.
-        batch_size: samples of a forward pass.
+        batch_size: the most samples of one forward pass.
         world: the ranks.
-        compute: number and memory format of the forward pass; plain float32 if omitted.
+        compute: number format and memory format of the forward pass; plain float32 if omitted.
 
     Returns:
-        Embeddings in float32 or better whose ``indices`` are the data-set positions of this rank's rows; a rank may
-        have none.
+        Embeddings in float32 or better; ``indices`` are the data-set positions of this rank's rows. A rank may have no
+        rows.
     """
     num_samples = len(images)
     chunks = torch.arange(num_samples).tensor_split(-(-num_samples // batch_size))
-    mine = chunks[world.rank :: world.size]
+    local_chunks = chunks[world.rank :: world.size]
     compute = compute or Compute(world.device)
     dtype = next(model.parameters()).dtype
     empty = torch.zeros((0, model.projector.out_features), device=world.device, dtype=dtype)
     views_1, views_2 = [empty], [empty]
     with _normalisation(model, mode), compute.autocast():
-        for positions in mine:
+        for positions in local_chunks:
             projections = model(compute.layout(two_views(images, positions, key).to(dtype)))
-            first, second = projections.chunk(2)
-            views_1.append(first)
-            views_2.append(second)
-    return Embeddings(torch.cat(views_1), torch.cat(views_2), torch.cat([torch.arange(0), *mine]))
+            z1, z2 = projections.chunk(2)
+            views_1.append(z1)
+            views_2.append(z2)
+    return Embeddings(torch.cat(views_1), torch.cat(views_2), torch.cat([torch.arange(0), *local_chunks]))

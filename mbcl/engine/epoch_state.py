@@ -1,6 +1,6 @@
-"""Where an epoch stands while it runs: its plan and the place in it, what was counted, and the row that it becomes.
+"""Progress of a running epoch: its plan and the cursor in it, counters, and the row of metrics that it yields.
 
-All of it goes into checkpoints, so that a training that was cut within an epoch goes on at the very next batch.
+Checkpoints hold all of it, so that a training interrupted within an epoch resumes at the next batch.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ STAGES = ("train", "embed", "wait", "eval")
 
 @dataclass(frozen=True)
 class PlanMetrics:
-    """What is known about a plan that was made from embeddings.
+    """Metrics of a plan that was computed from embeddings.
 
     Args:
-        seconds: wall time from the embeddings to the plan with its loss, wherever it is made; with what it takes to
-            hand pools to tasks, without the way to the ranks.
+        seconds: wall time from the embeddings to the scored plan, wherever it is computed; includes handing pools to
+            tasks, excludes the transfer to the ranks.
         loss: mean NT-Xent of the planned batches under the planner's embeddings.
         lift: ``loss`` over the mean of random batches on the same embeddings; NaN where that is 0.
-        age: epochs from the making of the embeddings to the epoch that the plan is used in, mean over the samples.
-        conflicts: pairs of a sample and one of its nearest that share a batch against the sampler's ``skip``; None
-            where none are counted.
+        age: epochs from the computation of the embeddings to the epoch that uses the plan, mean over the samples.
+        conflicts: pairs of a sample and one of its nearest neighbours that share a batch despite the sampler's
+            ``skip``; None where conflicts are not counted.
     """
 
     seconds: float
@@ -43,7 +43,7 @@ class PlanMetrics:
 
 
 def plan_state(plan: BatchPlan) -> dict[str, Any]:
-    """A plan for a checkpoint, as a tensor and plain values; scores are not kept."""
+    """Serialise a plan for a checkpoint as a tensor and plain values, without its scores."""
     return {
         "batches": plan.batches.int(),
         "sampler": plan.sampler,
@@ -55,26 +55,26 @@ def plan_state(plan: BatchPlan) -> dict[str, Any]:
 
 
 def plan_of(state: dict[str, Any]) -> BatchPlan:
-    """What :func:`plan_state` took."""
+    """Restore a plan from :func:`plan_state`."""
     return BatchPlan(**{**state, "batches": state["batches"].long()})
 
 
 @dataclass
 class EpochProgress:
-    """One epoch, from its first plan to its row.
+    """Progress of one epoch, from its first plan to its row of metrics.
 
     Args:
         epoch: counts from 0.
         num_train: N.
-        plan: the plan that is being trained on; None before the first.
-        cursor: how many of its batches were trained on.
-        round: which plan of this epoch it is, from 0.
-        facts: of every plan of this epoch that was made from embeddings.
+        plan: the current plan; None before the first.
+        cursor: how many batches of the plan are done.
+        round: index of the plan within this epoch, from 0.
+        plan_metrics: of every plan of this epoch that was computed from embeddings.
         losses: (steps done,) float64, over the global batches.
-        skipped: steps of which fp16's gradients were not finite, so that the weights stayed.
-        visited: (N,) bool, the samples that were trained on in this epoch.
+        skipped: steps without a weight update, because fp16's gradients were not finite.
+        visited: (N,) bool, the samples that this epoch trained on.
         validation: R@1 on the validation images, if it was measured.
-        u_age: epochs since the objective's state per sample was updated, where it has any.
+        u_age: epochs since the objective's per-sample state was updated, where it has any.
         seconds: wall time by stage.
         total: wall seconds of earlier attempts at this epoch.
     """
@@ -84,10 +84,10 @@ class EpochProgress:
     plan: BatchPlan | None = None
     cursor: int = 0
     round: int = 0
-    facts: list[PlanMetrics] = field(default_factory=list)
+    plan_metrics: list[PlanMetrics] = field(default_factory=list)
     losses: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     skipped: int = 0
-    visited: Tensor = field(default=None)  # type: ignore[assignment]  # filled below
+    visited: Tensor = field(default=None)  # type: ignore[assignment]  # set in __post_init__
     validation: float | None = None
     u_age: float | None = None
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -100,36 +100,36 @@ class EpochProgress:
 
     @property
     def step(self) -> int:
-        """Steps done in this epoch."""
+        """Number of steps done in this epoch."""
         return len(self.losses)
 
     @property
     def next_round(self) -> int | None:
-        """The round of the plan that is due, or None while there are batches left."""
+        """The round of the plan that is due, or None while the current plan has batches left."""
         if self.plan is None:
             return 0
         return self.round + 1 if self.cursor == len(self.plan) else None
 
-    def begin(self, plan: BatchPlan, facts: PlanMetrics | None) -> None:
-        """Take up a plan, made from embeddings if there are facts about it."""
+    def begin(self, plan: BatchPlan, metrics: PlanMetrics | None) -> None:
+        """Start a plan; ``metrics`` is None if it was not computed from embeddings."""
         self.plan, self.cursor, self.round = plan, 0, plan.round
-        if facts is not None:
-            self.facts.append(facts)
+        if metrics is not None:
+            self.plan_metrics.append(metrics)
 
-    def batches(self, most: int) -> Tensor:
-        """The next batches of the plan, at most so many: (n, B)."""
+    def batches(self, max_batches: int) -> Tensor:
+        """Return the next batches of the plan, at most ``max_batches``: (n, B)."""
         assert self.plan is not None
-        return self.plan.batches[self.cursor : self.cursor + most]
+        return self.plan.batches[self.cursor : self.cursor + max_batches]
 
     def trained(self, batches: Tensor, losses: Tensor) -> None:
-        """Count batches that were trained on, (n, B), and their losses, (n,) float64."""
+        """Record batches that were trained on, (n, B), and their losses, (n,) float64."""
         self.cursor += len(batches)
         self.losses = torch.cat([self.losses, losses])
         self.visited[batches.flatten()] = True
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:
-        """Add the time that the block takes to a stage."""
+        """Add the wall time of the block to a stage."""
         start = time.perf_counter()
         try:
             yield
@@ -137,10 +137,10 @@ class EpochProgress:
             self.seconds[stage] += time.perf_counter() - start
 
     def row(self, *, lr: float) -> dict[str, float | int | None]:
-        """The row of metrics, with every key.
+        """Build the row of metrics, with every key.
 
         Args:
-            lr: of the last step.
+            lr: learning rate of the last step.
         """
         row = empty_row()
         row["epoch"] = self.epoch + 1
@@ -150,14 +150,14 @@ class EpochProgress:
         row["train/skipped_steps"] = self.skipped
         row["val/retrieval/top1"] = self.validation
         row["sogclr/u_age"] = self.u_age
-        if self.facts:
-            row["plan/seconds"] = sum(facts.seconds for facts in self.facts)
+        if self.plan_metrics:
+            row["plan/seconds"] = sum(plan.seconds for plan in self.plan_metrics)
             for key in ("loss", "lift", "age"):
-                mean = sum(getattr(facts, key) for facts in self.facts) / len(self.facts)
+                mean = sum(getattr(plan, key) for plan in self.plan_metrics) / len(self.plan_metrics)
                 row[f"plan/{key}"] = mean if math.isfinite(mean) else None
             row["plan/coverage"] = float(self.visited.double().mean())
-            counted = [facts.conflicts for facts in self.facts if facts.conflicts is not None]
-            row["plan/conflicts"] = sum(counted) if counted else None
+            conflicts = [plan.conflicts for plan in self.plan_metrics if plan.conflicts is not None]
+            row["plan/conflicts"] = sum(conflicts) if conflicts else None
         for stage in STAGES:
             row[f"time/{stage}"] = self.seconds[stage]
         row["time/plan"] = row["plan/seconds"] or 0.0
@@ -165,18 +165,18 @@ class EpochProgress:
         return row
 
     def elapsed(self) -> float:
-        """Wall seconds of this epoch so far, over all attempts at it."""
+        """Return the wall seconds of this epoch so far, over all attempts at it."""
         return self.total + time.perf_counter() - self._start
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return the progress as tensors and plain values."""
         assert self.plan is not None
         return {
             "epoch": self.epoch,
             "plan": plan_state(self.plan),
             "cursor": self.cursor,
             "round": self.round,
-            "facts": [asdict(facts) for facts in self.facts],
+            "facts": [asdict(metrics) for metrics in self.plan_metrics],
             "losses": self.losses,
             "skipped": self.skipped,
             "visited": self.visited,
@@ -186,14 +186,14 @@ class EpochProgress:
 
     @staticmethod
     def from_state(state: dict[str, Any]) -> EpochProgress:
-        """What :meth:`state_dict` gave."""
+        """Restore the progress from a :meth:`state_dict`."""
         return EpochProgress(
             epoch=state["epoch"],
             num_train=len(state["visited"]),
             plan=plan_of(state["plan"]),
             cursor=state["cursor"],
             round=state["round"],
-            facts=[PlanMetrics(**facts) for facts in state["facts"]],
+            plan_metrics=[PlanMetrics(**metrics) for metrics in state["facts"]],
             losses=state["losses"],
             skipped=state["skipped"],
             visited=state["visited"],

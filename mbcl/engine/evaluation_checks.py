@@ -1,4 +1,4 @@
-"""Whether an evaluation can be had of these images: checked before training starts, and before evaluating."""
+"""Checks that the data allow the configured evaluation, made before training starts and before evaluating."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from mbcl.errors import ConfigError, nearest
 
 
 def check_evaluation(settings: Evaluation, data: SplitData, *, name: str, verify: Verify = "warn") -> None:
-    """Refuse an evaluation that these images cannot have.
+    """Raise if these images do not allow the evaluation.
 
     Args:
-        settings: what is to be measured.
+        settings: the evaluation block.
         data: the images.
-        name: the data set's.
-        verify: what is not official of a corrupted set is a warning, or an error.
+        name: the data set's name.
+        verify: whether unofficial files of a corrupted set are a warning or an error.
 
     Raises:
-        ConfigError: naming the key, what was found and what is allowed.
-        DataError: if files of a corrupted set are missing or damaged, or are not of these images.
+        ConfigError: naming the key, the value found and the values allowed.
+        DataError: if files of a corrupted set are missing or damaged, or do not show these images.
     """
     num_train, metrics = len(data.train), settings.metrics
     if "knn" in metrics and settings.knn.k > num_train:
@@ -34,10 +34,11 @@ def check_evaluation(settings: Evaluation, data: SplitData, *, name: str, verify
 
 
 def _check_corrupted(settings: Corrupted, clean: ImageSet, *, name: str, verify: Verify) -> None:
-    wanted = corruptions_of(settings, name)
+    """Raise if the corrupted test images that the settings select are missing, damaged or not of ``clean``."""
+    by_severity = corruptions_of(settings, name)
     if settings.dir is None:
         return
-    for severity, corruptions in wanted.items():
+    for severity, corruptions in by_severity.items():
         for corruption in corruptions:
             try:
                 check_corrupted(
@@ -48,15 +49,15 @@ def _check_corrupted(settings: Corrupted, clean: ImageSet, *, name: str, verify:
 
 
 def corruptions_of(settings: Corrupted, name: str) -> dict[int, list[str]]:
-    """By severity, the corruptions that are evaluated: those asked for, or all that there are.
+    """Return the corruptions to evaluate by severity: the configured ones, or all available ones.
 
     Args:
-        settings: what is asked for.
-        name: the clean data set's.
+        settings: the block ``evaluation.corrupted``.
+        name: the clean data set's name.
 
     Raises:
-        DataError: if the official set's folder is not there.
-        ConfigError: if it has not what is asked for, or there is no official set.
+        DataError: if the folder of the official set does not exist.
+        ConfigError: if it lacks a configured corruption or severity, or there is no official set.
     """
     if settings.dir is None:
         return {severity: list(settings.corruptions or CORRUPTIONS) for severity in settings.severities}
@@ -64,19 +65,19 @@ def corruptions_of(settings: Corrupted, name: str) -> dict[int, list[str]]:
         available = corrupted_available(name, settings.dir)
     except ConfigError as error:
         raise type(error)(f"evaluation.corrupted.dir: {error}") from error
-    found = {}
+    selected = {}
     for severity in settings.severities:
-        there = [corruption for corruption, severities in available.items() if severity in severities]
-        missing = [corruption for corruption in settings.corruptions or [] if corruption not in there]
+        present = [corruption for corruption, severities in available.items() if severity in severities]
+        missing = [corruption for corruption in settings.corruptions or [] if corruption not in present]
         if missing:
             raise ConfigError(
                 f"evaluation.corrupted.corruptions: {settings.dir} has no {missing[0]!r} of severity {severity}; "
-                f"{nearest(missing[0], there)}"
+                f"{nearest(missing[0], present)}"
             )
-        if len(there) < (2 if "within" in settings.meanings else 1):
+        if len(present) < (2 if "within" in settings.meanings else 1):
             raise ConfigError(
-                f"evaluation.corrupted.severities: {settings.dir} has {len(there)} corruptions of severity {severity}, "
-                f"too few"
+                f"evaluation.corrupted.severities: {settings.dir} has {len(present)} corruptions of severity "
+                f"{severity}, too few"
             )
-        found[severity] = settings.corruptions or there
-    return found
+        selected[severity] = settings.corruptions or present
+    return selected

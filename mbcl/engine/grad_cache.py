@@ -1,28 +1,28 @@
-r"""An encoder's pass over a batch that does not fit into memory: chunk by chunk, and yet the gradient of the whole.
+r"""GradCache with batch norm: exact gradients of a batch that does not fit into memory, computed chunk by chunk.
 
 A contrastive loss couples all samples, so chunks cannot each have a loss of their own. Gao et al. 2021 ("Scaling Deep
 Contrastive Learning Batch Size under Memory Limited Setup", arXiv:2101.06983, section 3.2) cut the chain rule at the
 features f: compute all f without graphs, then the loss L and g = dL/df, then each chunk again with its graph, adding
-up (df/dw)^T g. That is exact if samples meet in the loss alone. Batch norm couples them in the encoder, too:
+up (df/dw)^T g. That is exact if only the loss couples samples. Batch norm couples them in the encoder, too:
 
     y = w (x - mean) / sqrt(var + eps) + b,   mean = sum x / n,   var = sum (x - mean)^2 / n,
 
-with sums over all n values that a channel has in the batch: in all chunks, on all ranks. The same cut heals that.
+with sums over all n values that a channel has in the batch: in all chunks, on all ranks. The same cut applies there.
 Call S_j = (mean, var) of the j-th batch norm in order of execution, whose input is x_j.
 
 Forward: S_1 needs the chunks up to the first batch norm; S_j needs them up to the j-th, with S_1 ... S_{j-1} given.
-With all S given no sample knows of another. That is one pass over the chunks a batch norm, and one for the outputs y.
+Given all S, samples are independent. That is one pass over the chunks per batch norm, and one for the outputs y.
 
 Backward: the whole derivative of L by S_j is its direct effect on y, the later S given, and its effect through them:
 
     S̄_j = d/dS_j [ <y, ȳ> + sum_{k>j} ( <mean̄_k, sum x_k / n_k> + <var̄_k, sum (x_k - mean_k)^2 / n_k> ) ]
 
 where bars are derivatives of L. (In the last term mean_k is a constant: its derivative, sum (x_k - mean_k), is zero.)
-One pass a batch norm, from the last to the first, and one for the parameters, in which the bracket has all k.
+One pass per batch norm, from the last to the first, and one for the parameters, in which the bracket has all k.
 
-An encoder of m batch norms would need 2m + 2 passes. An encoder that offers ``segments()`` is cut between them as well:
-the inputs of each segment are kept, as gradient checkpointing keeps them, and a segment of m batch norms costs 2m + 2
-passes of its own. A segment without batch norm costs one pass forward and one backward.
+An encoder of m batch norms would need 2m + 2 passes. An encoder that offers ``segments()`` is also cut between them:
+as in gradient checkpointing the inputs of each segment are stored, and a segment of m batch norms costs 2m + 2 passes
+of that segment alone. A segment without batch norm costs one pass forward and one backward.
 
 Letters: B samples of a chunk, C channels.
 """
@@ -49,18 +49,18 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 
 class ChunkedEncoder:
-    """Features of a whole batch without graphs, then its gradient, chunk by chunk.
+    """GradCache for an encoder: the features of a whole batch without graphs, then its gradient, chunk by chunk.
 
-    Batch norms use the statistics of the whole batch, over chunks and ranks, whatever class they have, and update their
-    running statistics once a :meth:`forward`.
+    Batch norms of every class use the statistics of the whole batch, over chunks and ranks, and update their running
+    statistics once per :meth:`forward`.
 
-    All ranks give the same number of chunks, of any sizes. Chunks are computed several times, so the encoder may
-    neither draw random numbers (encoders have no dropout here) nor change other state while it computes.
+    All ranks pass the same number of chunks, of any sizes. Chunks are recomputed several times, so the encoder must
+    neither draw random numbers (encoders have no dropout here) nor change other state in its forward pass.
 
     Args:
-        encoder: not wrapped in DDP. It is cut where :func:`mbcl.models.segments.segments_of` says.
+        encoder: not wrapped in DDP; cut into the segments of :func:`mbcl.models.segments.segments_of`.
         world: the ranks that hold the batch.
-        autocast: makes the context in which the encoder computes; callers must not be inside one themselves.
+        autocast: factory of the context in which the encoder computes; callers must be outside of autocast.
     """
 
     def __init__(self, encoder: nn.Module, world: World, *, autocast: Autocast = nullcontext) -> None:
@@ -71,7 +71,7 @@ class ChunkedEncoder:
 
     @torch.no_grad()
     def forward(self, chunks: Sequence[Tensor]) -> list[Tensor]:
-        """Features of this rank's chunks; what backward needs is kept until then, or until the next forward.
+        """Compute the features of this rank's chunks; stores the segments' inputs until backward or the next forward.
 
         Args:
             chunks: (B, ...) each.
@@ -81,16 +81,16 @@ class ChunkedEncoder:
 
         Raises:
             ConfigError: if a batch norm runs twice within one segment.
-            ValueError: if a batch norm has fewer than two values a channel in the whole batch.
+            ValueError: if a batch norm has fewer than two values per channel in the whole batch.
         """
-        self._segments = []  # free them before others are made
-        done: list[_Segment] = []
+        self._segments = []  # free the old inputs before new ones are allocated
+        segments: list[_Segment] = []
         outputs = [chunk.detach() for chunk in chunks]
         for module in segments_of(self.encoder):
             segment = _Segment(module, outputs, self.world, self.autocast)
             outputs = segment.forward()
-            done.append(segment)
-        self._segments = done
+            segments.append(segment)
+        self._segments = segments
         return outputs
 
     def backward(self, gradients: Sequence[Tensor]) -> None:
@@ -98,14 +98,14 @@ class ChunkedEncoder:
 
         Args:
             gradients: (B, F) for each chunk of the last forward: of the sum of all ranks' losses by the features. The
-                parameters must be the ones of that forward still.
+                parameters must be unchanged since that forward.
         """
         assert self._segments, "backward follows a forward, once"
         assert len(gradients) == len(self._segments[0].inputs), "a gradient for each chunk"
-        flowing = [gradient.detach() for gradient in gradients]
+        upstream = [gradient.detach() for gradient in gradients]
         while self._segments:
-            segment = self._segments.pop()  # and with it, when done, its inputs
-            flowing = segment.backward(flowing, needs_input=bool(self._segments))
+            segment = self._segments.pop()  # frees the segment's inputs after its backward
+            upstream = segment.backward(upstream, needs_input=bool(self._segments))
 
 
 # -- one segment -------------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class ChunkedEncoder:
 
 @dataclass
 class _Statistics:
-    """A batch norm and S = (mean, var) of its inputs in the whole batch, then S̄; (C,) each, float32 or better."""
+    """A batch norm with S = (mean, var) of its inputs in the whole batch, and later S̄; (C,) each, float32 or better."""
 
     norm: _BatchNorm
     mean: Tensor
@@ -123,7 +123,7 @@ class _Statistics:
     var_bar: Tensor | None = None
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Of <mean̄, sum x / n> + <var̄, sum (x - mean)^2 / n> by ``x``."""
+        """Return the gradient of <mean̄, sum x / n> + <var̄, sum (x - mean)^2 / n> by ``x``."""
         assert self.mean_bar is not None
         assert self.var_bar is not None
         view = (1, -1, *(1 for _ in x.shape[2:]))
@@ -132,12 +132,12 @@ class _Statistics:
         return centred.mul_(slope.view(view)).add_(offset.view(view)).to(x.dtype)
 
 
-class _Reached(Exception):
-    """A pass came to the batch norm whose statistics are being collected: there is no need to go on."""
+class _StopForward(Exception):
+    """Stops a forward pass at the batch norm whose statistics are being collected."""
 
 
 class _Segment:
-    """A module, its inputs and, in order of execution, the statistics of its batch norms."""
+    """A segment of the encoder: its module, its inputs, and its batch norms' statistics in order of execution."""
 
     def __init__(self, module: nn.Module, inputs: list[Tensor], world: World, autocast: Autocast) -> None:
         self.module = module
@@ -148,110 +148,113 @@ class _Segment:
         self._norms = {part: name for name, part in module.named_modules() if _uses_batch(part)}
 
     def forward(self) -> list[Tensor]:
-        """The outputs of all chunks, without graphs, after the statistics."""
+        """Collect the statistics of all batch norms, then return the outputs of all chunks, without graphs."""
         while True:
             parts, outputs = [], []
             for x in self.inputs:
                 output, norms = self._run(x, [(s.mean, s.var) for s in self.statistics])
                 if output is None:
                     parts.append(moments(norms[-1][1]))
-                    reached, dtype = norms[-1][0], precise(norms[-1][1])
+                    norm, dtype = norms[-1][0], precise(norms[-1][1])
                 else:
                     outputs.append(output)
             if not parts:
                 return outputs
             assert not outputs, "all chunks pass the same batch norms"
             mean, var, count = merge_moments(collectives.all_gather_stack(torch.stack(parts), self.world).flatten(0, 1))
-            update_running(reached, mean, var, count)
-            self.statistics.append(_Statistics(reached, mean.to(dtype), var.to(dtype), count))
+            update_running(norm, mean, var, count)
+            self.statistics.append(_Statistics(norm, mean.to(dtype), var.to(dtype), count))
 
     def backward(self, gradients: list[Tensor], *, needs_input: bool) -> list[Tensor]:
-        """Parameters' gradients from those of the outputs; returns those of the inputs, if they are needed."""
+        """Accumulate the parameters' gradients from those of the outputs; return those of the inputs, if needed."""
         for index in reversed(range(len(self.statistics))):
             self._adjoint(index, gradients)
         given = [(s.mean, s.var) for s in self.statistics]
-        flowing = []
+        input_gradients = []
         for x, gradient in zip(self.inputs, gradients, strict=True):
             leaf = x.detach().requires_grad_(needs_input)
-            ends, their_gradients = self._ends(leaf, given, gradient, after=-1)
-            if ends:
-                torch.autograd.backward(ends, their_gradients)
+            tensors, tensor_gradients = self._tensors_and_gradients(leaf, given, gradient, after=-1)
+            if tensors:
+                torch.autograd.backward(tensors, tensor_gradients)
             if needs_input:
-                flowing.append(torch.zeros_like(x) if leaf.grad is None else leaf.grad)
-        return flowing
+                input_gradients.append(torch.zeros_like(x) if leaf.grad is None else leaf.grad)
+        return input_gradients
 
     def _adjoint(self, index: int, gradients: list[Tensor]) -> None:
-        """S̄ of one batch norm, those of the later ones being known."""
-        own = self.statistics[index]
-        leaves = [own.mean.clone().requires_grad_(), own.var.clone().requires_grad_()]
+        """Compute S̄ of one batch norm, given the S̄ of all later ones."""
+        stats = self.statistics[index]
+        leaves = [stats.mean.clone().requires_grad_(), stats.var.clone().requires_grad_()]
         given = [(s.mean, s.var) for s in self.statistics]
         given[index] = (leaves[0], leaves[1])
-        total = torch.zeros(2, len(own.mean), dtype=torch.float64, device=own.mean.device)
+        total = torch.zeros(2, len(stats.mean), dtype=torch.float64, device=stats.mean.device)
         for x, gradient in zip(self.inputs, gradients, strict=True):
-            ends, their_gradients = self._ends(x, given, gradient, after=index)
-            # None if the output does not depend on this batch norm, or another one hides its mean or variance.
-            found = torch.autograd.grad(ends, leaves, their_gradients, allow_unused=True) if ends else (None, None)
-            for row, part in zip(total, found, strict=True):
+            tensors, tensor_gradients = self._tensors_and_gradients(x, given, gradient, after=index)
+            # None if the output does not depend on this batch norm, or another one cancels its mean or variance.
+            partials = (
+                torch.autograd.grad(tensors, leaves, tensor_gradients, allow_unused=True) if tensors else (None, None)
+            )
+            for row, part in zip(total, partials, strict=True):
                 if part is not None:
                     row += part
-        own.mean_bar, own.var_bar = collectives.all_reduce_sum(total, self.world).to(own.mean.dtype)
+        stats.mean_bar, stats.var_bar = collectives.all_reduce_sum(total, self.world).to(stats.mean.dtype)
 
-    def _ends(
+    def _tensors_and_gradients(
         self, x: Tensor, given: list[tuple[Tensor, Tensor]], gradient: Tensor, *, after: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """A chunk with its graph: y and x_k, k > ``after``, and the gradients that the bracket has in each of them."""
+        """Run a chunk with its graph; return y and x_k, k > ``after``, and the bracket's gradient by each of them."""
         with torch.enable_grad():
             output, norms = self._run(x, given)
         assert output is not None
         pairs = [(output, gradient.to(output.dtype))]
-        for own, (_, entered) in list(zip(self.statistics, norms, strict=True))[after + 1 :]:
-            if entered.requires_grad:
-                pairs.append((entered, own.gradient(entered)))
+        for stats, (_, norm_input) in list(zip(self.statistics, norms, strict=True))[after + 1 :]:
+            if norm_input.requires_grad:
+                pairs.append((norm_input, stats.gradient(norm_input)))
         pairs = [pair for pair in pairs if pair[0].requires_grad]
-        return [end for end, _ in pairs], [gradient for _, gradient in pairs]
+        return [tensor for tensor, _ in pairs], [gradient for _, gradient in pairs]
 
     def _run(
         self, x: Tensor, given: list[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor | None, list[tuple[_BatchNorm, Tensor]]]:
-        """The module on one chunk, as far as the statistics reach.
+        """Run the module on one chunk, up to the first batch norm without given statistics.
 
         Returns:
             The output, or None if a batch norm has no statistics yet; and the batch norms that ran, with their inputs.
         """
-        ran: list[tuple[_BatchNorm, Tensor]] = []
+        calls: list[tuple[_BatchNorm, Tensor]] = []
 
         def forward(norm: _BatchNorm, x: Tensor) -> Tensor:
             norm._check_input_dim(x)
-            if any(norm is other for other, _ in ran):
+            if any(norm is other for other, _ in calls):
                 raise ConfigError(
                     f"cached accumulation: batch norm {self._norms[norm]!r} runs twice in one pass; each may run once"
                 )
-            ran.append((norm, x))
-            if len(ran) > len(given):
-                raise _Reached
-            return _normalise(norm, x, *given[len(ran) - 1])
+            calls.append((norm, x))
+            if len(calls) > len(given):
+                raise _StopForward
+            return _normalise(norm, x, *given[len(calls) - 1])
 
         with self.autocast(), _replaced(list(self._norms), forward):
             try:
-                # A module may work in place, but what is kept for the next pass must stay.
-                return self.module(x.clone()), ran
-            except _Reached:
-                return None, ran
+                # A module may work in place, but the stored input is needed again by the next pass.
+                return self.module(x.clone()), calls
+            except _StopForward:
+                return None, calls
 
 
 # -- batch norm with given statistics ----------------------------------------------------------------------------------
 
 
 def _uses_batch(module: nn.Module) -> bool:
-    """Whether it is a batch norm that normalises with the statistics of its batch: torch's rule."""
+    """Tell whether a module is a batch norm that normalises with the statistics of its batch, by torch's rule."""
     return isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
 
 
 def _normalise(norm: _BatchNorm, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    """(x - mean) / sqrt(var + eps) · weight + bias in the dtype of ``x``, differentiable by all of them.
+    """Compute (x - mean) / sqrt(var + eps) · weight + bias in the dtype of ``x``, differentiable by all of them.
 
-    torch's kernel does the work. The statistics are constants to it, so their derivatives go through scale and shift,
-    which equal weight and bias: d scale = -weight d var / (2 (var + eps)), d shift = -weight d mean / sqrt(var + eps).
+    It uses torch's kernel, which treats the statistics as constants. So their derivatives are routed through scale and
+    shift, which have the values of weight and bias:
+    d scale = -weight d var / (2 (var + eps)), d shift = -weight d mean / sqrt(var + eps).
     """
     fixed_mean, fixed_var = mean.detach(), var.detach()
     scale = torch.ones_like(fixed_mean) if norm.weight is None else norm.weight.to(mean.dtype)
@@ -264,7 +267,7 @@ def _normalise(norm: _BatchNorm, x: Tensor, mean: Tensor, var: Tensor) -> Tensor
 
 @contextmanager
 def _replaced(norms: Sequence[_BatchNorm], forward: Callable[[_BatchNorm, Tensor], Tensor]) -> Iterator[None]:
-    """Let batch norms compute ``forward`` for a while: an attribute of the object hides the method of its class."""
+    """Patch the forward of batch norms temporarily: an instance attribute shadows the method of the class."""
     try:
         for norm in norms:
             norm.forward = partial(forward, norm)  # type: ignore[method-assign]

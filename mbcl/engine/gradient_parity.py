@@ -1,8 +1,9 @@
-"""The gradient parity certificate: several workers against one process that holds the whole batch.
+"""The gradient parity certificate: several workers compared with one process that holds the whole batch.
 
-Every worker trains a small real network on its part of the batches, through the very step that experiments use (DDP,
-synchronised batch norm, gather, objective, state per sample). Apart, it repeats the same steps alone on whole batches,
-written down without any of that machinery. What differs beyond rounding is an error in the machinery.
+Every worker trains a small real network on its part of the batches, with the step that experiments use (DDP,
+synchronised batch norm, gather, objective, per-sample state). In addition it runs a reference implementation without
+any of that machinery: the same steps on whole batches in one process. A difference beyond rounding is an error in the
+distributed code.
 """
 
 from __future__ import annotations
@@ -27,29 +28,29 @@ from mbcl.objectives import Objective
 
 DTYPES = ("float64", "float32")
 EXACT = 1e-9
-"""The largest error in float64 that is put down to rounding."""
+"""The largest error in float64 that is attributed to rounding."""
 SPREAD = 30.0
-"""The largest error in float32 that is put down to rounding, in units of what a single process rounds.
+"""The largest error in float32 that is attributed to rounding, in units of a single process's rounding error.
 
-How much that is depends on the processor's kernels, and on the training, which magnifies it. So it is measured: one
-process on whole batches, in float32 against float64. That and the error of several workers are both the largest of
-thousands of rounding errors of one size, so they differ by a small factor, twice or so after four steps.
+The unit depends on the processor's kernels, and on the training, which amplifies it. So it is measured: one process on
+whole batches, in float32 against float64. That error and the error of several workers are both the maximum of
+thousands of rounding errors of one size, so they differ by a small factor, about two after four steps.
 """
 BATCH_SIZE = 16
 CHUNK_SIZE = 8
 LEARNING_RATE = 0.003
-"""Small: the comparison is of single steps; at large rates training itself magnifies rounding, step by step."""
+"""Small, because single steps are compared: at large rates training itself amplifies rounding with every step."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is compared.
+    """One configuration to certify.
 
     Args:
-        objective: its name.
+        objective: the objective's name.
         dtype: ``float64`` or ``float32``.
         accumulation: ``none`` or ``cached``.
-        steps: how many are taken; state per sample is met again from the second on.
+        steps: the number of steps; per-sample state is read again from the second on.
     """
 
     objective: str
@@ -65,8 +66,8 @@ class Errors:
     Args:
         loss: of any step.
         gradients: of any parameter in any step.
-        state: of any weight, buffer or state per sample after the last step.
-        bound: up to which they are put down to rounding.
+        state: of any weight, buffer or per-sample state after the last step.
+        bound: the largest error that is attributed to rounding.
     """
 
     loss: float
@@ -76,12 +77,12 @@ class Errors:
 
     @property
     def within(self) -> bool:
-        """Whether all are put down to rounding; what is not finite never is."""
+        """Whether all errors are finite and at most ``bound``."""
         return all(error <= self.bound < math.inf for error in (self.loss, self.gradients, self.state))
 
 
 def certify(world: World, case: Case) -> Errors:
-    """Compare this rank's training with the one of a single process; all ranks call it together.
+    """Compare this rank's training with that of a single process. A collective call.
 
     Returns:
         The largest errors of any rank, and their bound.
@@ -94,18 +95,18 @@ def certify(world: World, case: Case) -> Errors:
     def step(batch: Tensor) -> Tensor:
         return collectives.all_reduce_sum(learner.step(batch, epoch=0, lr=LEARNING_RATE).loss, world)
 
-    alone = _alone(experiment, data, batches)
-    errors = _errors(_trace(step, learner.model, learner.objective, batches), alone)
+    reference = _reference(experiment, data, batches)
+    errors = _errors(_trace(step, learner.model, learner.objective, batches), reference)
     bound = EXACT
     if case.dtype == "float32":
-        bound = SPREAD * max(_errors(alone, _alone(_experiment(replace(case, dtype="float64")), data, batches)))
-    everyone = collectives.all_gather_ragged(torch.tensor([[*errors, bound]], dtype=torch.float64), world)
-    return Errors(*everyone.max(dim=0).values.tolist())
+        bound = SPREAD * max(_errors(reference, _reference(_experiment(replace(case, dtype="float64")), data, batches)))
+    errors_by_rank = collectives.all_gather_ragged(torch.tensor([[*errors, bound]], dtype=torch.float64), world)
+    return Errors(*errors_by_rank.max(dim=0).values.tolist())
 
 
 @dataclass(frozen=True)
 class _Trace:
-    """What a training did: the loss and the gradients of every step, and all state after the last."""
+    """A record of a training: the loss and the gradients of every step, and all state after the last."""
 
     losses: list[Tensor]
     gradients: list[dict[str, Tensor]]
@@ -115,6 +116,7 @@ class _Trace:
 def _trace(
     step: Callable[[Tensor], Tensor], model: ContrastiveModel, objective: Objective, batches: Sequence[Tensor]
 ) -> _Trace:
+    """Run the steps and record their losses and gradients, and the state after the last."""
     losses, gradients = [], []
     for batch in batches:
         losses.append(step(batch))
@@ -122,8 +124,8 @@ def _trace(
     return _Trace(losses, gradients, {**model.state_dict(), **objective.state_dict(prefix="objective.")})
 
 
-def _alone(experiment: Experiment, data: SplitData, batches: Sequence[Tensor]) -> _Trace:
-    """The same training by one process on whole batches, with torch's own batch norm and optimiser."""
+def _reference(experiment: Experiment, data: SplitData, batches: Sequence[Tensor]) -> _Trace:
+    """Train in one process on whole batches, with torch's own batch norm and optimiser."""
     model = model_of(experiment, in_channels=data.train.channels).train()
     objective = experiment.build_objective(len(data.train))
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-6)
@@ -140,18 +142,19 @@ def _alone(experiment: Experiment, data: SplitData, batches: Sequence[Tensor]) -
     return _trace(step, model, objective, batches)
 
 
-def _errors(found: _Trace, expected: _Trace) -> tuple[float, float, float]:
-    """The largest of any step's loss, of its gradients, and of the state."""
-    losses = zip(found.losses, expected.losses, strict=True)
-    gradients = zip(found.gradients, expected.gradients, strict=True)
+def _errors(actual: _Trace, expected: _Trace) -> tuple[float, float, float]:
+    """Return the largest relative errors of the losses, of the gradients, and of the state."""
+    losses = zip(actual.losses, expected.losses, strict=True)
+    gradients = zip(actual.gradients, expected.gradients, strict=True)
     return (
         max(relative_error(*pair) for pair in losses),
         max(_largest_error(*pair) for pair in gradients),
-        _largest_error(found.state, expected.state),
+        _largest_error(actual.state, expected.state),
     )
 
 
 def _experiment(case: Case) -> Experiment:
+    """Build the small experiment on digits that a case describes."""
     chunk_size = CHUNK_SIZE if case.accumulation != "none" else None
     content = {
         "data": {"name": "digits", "max_samples": 60},
@@ -169,7 +172,7 @@ def _experiment(case: Case) -> Experiment:
 
 
 def _batches(experiment: Experiment, num_samples: int, steps: int) -> Iterator[Tensor]:
-    """Batches of one epoch after the other: samples come back from the second epoch on, in other company."""
+    """Yield the batches of successive epochs: from the second epoch on samples recur, in different batches."""
     sampler = experiment.build_sampler()
     epoch = 0
     while steps > 0:
@@ -179,19 +182,19 @@ def _batches(experiment: Experiment, num_samples: int, steps: int) -> Iterator[T
         epoch += 1
 
 
-def _largest_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """Over all tensors; infinite if one is missing."""
-    if list(found) != list(expected):
+def _largest_error(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Return the largest relative error over all tensors; infinite if one is missing."""
+    if list(actual) != list(expected):
         return math.inf
-    return max((relative_error(found[name], tensor) for name, tensor in expected.items()), default=0.0)
+    return max((relative_error(actual[name], tensor) for name, tensor in expected.items()), default=0.0)
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """The largest absolute difference, over the largest absolute entry of ``expected``.
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest absolute difference, divided by the largest absolute entry of ``expected``.
 
-    0 where both are equal; infinite where ``expected`` alone is 0, and where a number is not finite.
+    It is 0 if both are equal; infinite if only ``expected`` is 0, or if a number is not finite.
     """
-    if not (torch.isfinite(found).all() and torch.isfinite(expected).all()):
+    if not (torch.isfinite(actual).all() and torch.isfinite(expected).all()):
         return math.inf
-    difference = (found.double() - expected.double()).abs().max()
+    difference = (actual.double() - expected.double()).abs().max()
     return float(difference / expected.double().abs().max()) if difference > 0 else 0.0

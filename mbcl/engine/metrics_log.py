@@ -1,4 +1,4 @@
-"""The trial's own files: its configuration and its row of metrics an epoch."""
+"""The files of one trial: its resolved configuration and one row of metrics per epoch."""
 
 from __future__ import annotations
 
@@ -41,35 +41,35 @@ KEYS = (
     "time/eval",
     "time/total",
 )
-"""Every line of ``metrics.jsonl`` has every key; what was not measured is null."""
+"""The schema of ``metrics.jsonl``: every line has every key; a value that was not measured is null."""
 
 
 def empty_row() -> dict[str, float | int | None]:
-    """A row with every key and no value."""
+    """Return a row with every key and no values."""
     return dict.fromkeys(KEYS)
 
 
-def write_config(store: Store, experiment: Experiment, facts: DataSizes) -> None:
-    """Write the resolved experiment, and what the data's sizes decided, as ``config.yaml``."""
+def write_config(store: Store, experiment: Experiment, sizes: DataSizes) -> None:
+    """Write ``config.yaml``: the resolved experiment, and the sizes derived from the data as comments."""
     content = experiment.model_dump(mode="json")
-    facts_text = "".join(f"#   {key}: {value}\n" for key, value in asdict(facts).items())
-    text = f"# The resolved experiment. From the data followed:\n{facts_text}{yaml.safe_dump(content, sort_keys=False)}"
+    sizes_text = "".join(f"#   {key}: {value}\n" for key, value in asdict(sizes).items())
+    text = f"# The resolved experiment. From the data followed:\n{sizes_text}{yaml.safe_dump(content, sort_keys=False)}"
     write_text(store, CONFIG_FILE, text)
 
 
 class MetricsLog:
-    """``metrics.jsonl`` of one trial. It is short: every epoch rewrites it whole, so a kill leaves no half line."""
+    """``metrics.jsonl`` of one trial. It is short, so every epoch rewrites it whole: a kill leaves no partial line."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._rows: list[Row] = []
 
     def go_on(self, epoch: int, last: Row) -> None:
-        """Keep the rows of the first ``epoch`` epochs: those that the checkpoint to go on from has seen.
+        """Truncate the log to the first ``epoch`` epochs, those before the checkpoint to resume from.
 
         Args:
-            epoch: how many epochs it has completed.
-            last: the row of the last of them, as the checkpoint knows it; the line may have been lost.
+            epoch: the number of epochs that the checkpoint has completed.
+            last: the row of the last of them, as stored in the checkpoint; its line may have been lost.
         """
         self._rows = [row for row in read_rows(self._store) if (row.get("epoch") or 0) <= epoch]
         if epoch and all(row.get("epoch") != epoch for row in self._rows):
@@ -78,16 +78,16 @@ class MetricsLog:
             self._write()
 
     def best_epoch(self, key: str) -> int | None:
-        """After how many epochs ``key`` was largest, the first time; None if it was never measured."""
+        """Return the first epoch with the largest value of ``key``; None if it was never measured."""
         measured = [(row[key], -int(row["epoch"] or 0)) for row in self._rows if row.get(key) is not None]
-        return -max(measured)[1] if measured else None  # type: ignore[type-var]  # None is left out
+        return -max(measured)[1] if measured else None  # type: ignore[type-var]  # None is filtered out
 
     def add(self, row: Row) -> None:
-        """Know a row that :meth:`write` will write when its checkpoint is there."""
+        """Append a row in memory; :meth:`write` writes it once its checkpoint exists."""
         self._rows.append(row)
 
     def write(self, row: Row) -> None:
-        """Write the file; ``row`` takes the place of the last one that was added."""
+        """Write the file; ``row`` replaces the last row that was added."""
         self._rows[-1] = row
         self._write()
 
@@ -96,24 +96,24 @@ class MetricsLog:
 
 
 def read_rows(store: Store) -> list[Row]:
-    """The rows of a trial; empty if it has none yet. What is damaged is left out with a warning.
+    """Read the rows of a trial; empty if it has none yet. Damaged lines are skipped with a warning.
 
     Raises:
         OSError: if storage cannot be reached.
     """
-    rows, wrong = read_valid_rows(store)
-    for line in wrong:
+    rows, errors = read_valid_rows(store)
+    for line in errors:
         logger.warning("%s", line)
     return rows
 
 
 def read_valid_rows(store: Store) -> tuple[list[Row], list[str]]:
-    """The rows of a trial, and what is wrong with its file, a line each.
+    """Read the valid rows of a trial; returns them and one error message per damaged line.
 
     Raises:
-        OSError: if storage cannot be reached, which says nothing about the file.
+        OSError: if storage cannot be reached, so that the state of the file is unknown.
     """
-    where = f"{store.uri}/{METRICS_FILE}"
+    path = f"{store.uri}/{METRICS_FILE}"
     try:
         lines = store.read_bytes(METRICS_FILE).splitlines()
     except FileNotFoundError:
@@ -121,20 +121,20 @@ def read_valid_rows(store: Store) -> tuple[list[Row], list[str]]:
     except OSError as error:
         if error.errno not in UNREADABLE:
             raise
-        return [], [f"{where}: cannot be read: {error.strerror}"]
-    found = [row_of(line) for line in lines]
-    wrong = [f"{where}: line {number} is damaged and left out" for number, row in enumerate(found, 1) if row is None]
-    return [row for row in found if row is not None], wrong
+        return [], [f"{path}: cannot be read: {error.strerror}"]
+    rows = [row_of(line) for line in lines]
+    errors = [f"{path}: line {number} is damaged and left out" for number, row in enumerate(rows, 1) if row is None]
+    return [row for row in rows if row is not None], errors
 
 
 def row_of(line: bytes) -> Row | None:
-    """A line of ``metrics.jsonl``; None if it is damaged. A row has its epoch, and numbers or nulls alone."""
+    """Parse a line of ``metrics.jsonl``; None if it is damaged. A row has an epoch, and only numbers or nulls."""
     try:
-        row = json.loads(line)  # decodes it, too
-        whole = isinstance(row, dict) and type(row.get("epoch")) is int and all(map(_is_value, row.values()))
+        row = json.loads(line)  # also decodes the bytes
+        is_valid = isinstance(row, dict) and type(row.get("epoch")) is int and all(map(_is_value, row.values()))
     except (ValueError, OverflowError, RecursionError):
         return None
-    return row if whole else None
+    return row if is_valid else None
 
 
 def _is_value(value: object) -> bool:

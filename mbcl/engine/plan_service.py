@@ -1,4 +1,4 @@
-"""Plans for the trainer: made from embeddings, checked, scored, and given to every rank."""
+"""The local plan service: plans are computed from embeddings, checked, scored, and broadcast to every rank."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def make_plan(
     seed: int,
     map_pools: PoolMap = serial,
 ) -> PlannedBatches:
-    """Plan, check and score: what every plan service does, wherever it runs.
+    """Compute, check and score a plan; every plan service calls this.
 
     Args:
         sampler: one that needs embeddings.
         embeddings: of all ``num_samples`` samples, rows in any order.
         key: epoch and rounds; the plans of several rounds are joined in their order.
         num_samples: N.
-        seed: the experiment's.
-        map_pools: who maps the sampler's function over its pools.
+        seed: the experiment's seed.
+        map_pools: maps the sampler's function over its pools, serially or in parallel.
 
     Raises:
-        PlanError: if embeddings or plan are not sound.
+        PlanError: if the embeddings or the plan are invalid.
     """
     start = time.perf_counter()
     embeddings = embeddings.ordered(num_samples)
@@ -57,22 +57,22 @@ def make_plan(
         plans = sampler.plan_rounds(num_samples, embeddings, rounds=rounds, **arguments)
     else:
         plans = [sampler.plan(num_samples, embeddings, round=number, **arguments) for number in rounds]
-    plan = _joined([check_plan(plan, sampler, num_samples) for plan in plans])
+    plan = _join([check_plan(plan, sampler, num_samples) for plan in plans])
     temperature = getattr(sampler, "temperature", DEFAULT_TEMPERATURE)
-    scored = quality(plan, embeddings, temperature=temperature, seed=seed)
-    if not math.isfinite(scored["loss"]):
-        raise PlanError(f"{sampler.name}: the loss of the plan is {scored['loss']}")
+    scores = quality(plan, embeddings, temperature=temperature, seed=seed)
+    if not math.isfinite(scores["loss"]):
+        raise PlanError(f"{sampler.name}: the loss of the plan is {scores['loss']}")
     seconds = time.perf_counter() - start
-    return PlannedBatches(plan, seconds, scored["loss"], scored["lift"])
+    return PlannedBatches(plan, seconds, scores["loss"], scores["lift"])
 
 
-def _joined(plans: list[BatchPlan]) -> BatchPlan:
-    """Plans of consecutive rounds as one, named after the first."""
+def _join(plans: list[BatchPlan]) -> BatchPlan:
+    """Concatenate the plans of consecutive rounds; the result has the key of the first."""
     first = plans[0]
     if len(plans) == 1:
         return first
     scores = [plan.scores for plan in plans if plan.scores is not None]
-    counted = [plan.conflicts for plan in plans if plan.conflicts is not None]
+    conflicts = [plan.conflicts for plan in plans if plan.conflicts is not None]
     return BatchPlan(
         torch.cat([plan.batches for plan in plans]),
         first.sampler,
@@ -80,21 +80,21 @@ def _joined(plans: list[BatchPlan]) -> BatchPlan:
         first.epoch,
         first.round,
         torch.cat(scores) if scores else None,
-        sum(counted) if counted else None,
+        sum(conflicts) if conflicts else None,
     )
 
 
 class LocalPlanService:
-    """Plans for training processes without Ray: rank 0 plans on everyone's embeddings and tells the others.
+    """The plan service without Ray: rank 0 plans on the embeddings of all ranks and broadcasts the plan.
 
-    Plans that are due at once are made in this process. Those that are requested ahead are made beside training: in
-    one background process on one thread, since planning sets the number of threads of its whole process. Where the
-    embeddings lie on a GPU and the sampler can plan there, the plan is made at the request instead: planning takes
-    milliseconds there, and copying the embeddings away would take longer.
+    A plan that is due at once is computed in this process. A plan requested ahead is computed concurrently with
+    training, in a single-threaded background process: planning sets the number of threads of its whole process. If the
+    embeddings are on a GPU and the sampler can plan there, the request computes the plan itself: that takes
+    milliseconds, less than copying the embeddings to the background process.
 
     Args:
         num_samples: N.
-        seed: the experiment's.
+        seed: the experiment's seed.
         world: this rank and the number of ranks.
     """
 
@@ -103,34 +103,34 @@ class LocalPlanService:
         self._seed = seed
         self._world = world
         self._background = BackgroundProcess()
-        self._waiting: dict[PlanKey, Callable[[], PlannedBatches | MbclError | None]] = {}
-        """By key, what gives the plan, or the reason why there is none, on rank 0; what gives None on the others."""
+        self._pending: dict[PlanKey, Callable[[], PlannedBatches | MbclError | None]] = {}
+        """Pending requests by key: a function that returns the plan or its failure on rank 0, and None elsewhere."""
 
     def request(self, key: PlanKey, shard: Embeddings, sampler: Sampler, *, ahead: bool = False) -> None:
-        """Gather all shards, and have the plan made if it is requested ahead."""
+        """Gather all shards, and start planning if the plan is requested ahead."""
         gathered = Embeddings(
             collectives.all_gather_ragged(shard.z1, self._world),
             collectives.all_gather_ragged(shard.z2, self._world),
             collectives.all_gather_ragged(shard.indices, self._world),
         )
         if self._world.rank != 0:
-            self._waiting[key] = lambda: None
+            self._pending[key] = lambda: None
             return
         make = partial(_attempt, sampler, gathered, key, self._num_samples, self._seed)
         if not ahead:
-            self._waiting[key] = make
+            self._pending[key] = make
         elif gathered.z1.device.type != "cpu" and getattr(sampler, "batched", False):
             made = make()
-            self._waiting[key] = lambda: made
+            self._pending[key] = lambda: made
         else:
-            self._waiting[key] = self._beside(make, sampler, gathered, key)
+            self._pending[key] = self._submit(make, sampler, gathered, key)
 
-    def _beside(
+    def _submit(
         self, make: Callable[[], PlannedBatches | MbclError], sampler: Sampler, gathered: Embeddings, key: PlanKey
     ) -> Callable[[], PlannedBatches | MbclError]:
-        """Begin to plan in the background process; what is returned waits for it."""
+        """Start planning in the background process; the returned function waits for the result."""
         arrays = [tensor.detach().cpu().numpy() for tensor in (gathered.z1, gathered.z2, gathered.indices)]
-        future = self._background.submit(_plan_apart, sampler, arrays, key, self._num_samples, self._seed)
+        future = self._background.submit(_plan_in_background, sampler, arrays, key, self._num_samples, self._seed)
 
         def wait() -> PlannedBatches | MbclError:
             try:
@@ -138,27 +138,27 @@ class LocalPlanService:
             except BrokenProcessPool:
                 logger.warning("the process that planned epoch %d was lost; the plan is made again here", key.epoch)
                 return make()
-            except Exception as error:  # what could not travel
+            except Exception as error:  # e.g. arguments or a result that cannot be pickled
                 return failure(error)
 
         return wait
 
     def receive(self, key: PlanKey) -> PlannedBatches:
-        """Plan on rank 0, or wait for the plan that is being made, and broadcast."""
-        assert key in self._waiting, f"{key} was not requested"
-        give = self._waiting.pop(key)
-        return share_plan(collectives.run_while_ranks_wait(give, self._world), self._world)
+        """Compute the plan on rank 0, or wait for it, and broadcast it."""
+        assert key in self._pending, f"{key} was not requested"
+        produce = self._pending.pop(key)
+        return share_plan(collectives.run_while_ranks_wait(produce, self._world), self._world)
 
     def close(self) -> None:
         """End the background process."""
-        self._waiting.clear()
+        self._pending.clear()
         self._background.close()
 
 
 def _attempt(
     sampler: Sampler, embeddings: Embeddings, key: PlanKey, num_samples: int, seed: int
 ) -> PlannedBatches | MbclError:
-    """The plan, or why there is none: other ranks wait for either."""
+    """Return the plan or, instead of raising, its failure: the other ranks wait for either."""
     try:
         return make_plan(sampler, embeddings, key, num_samples=num_samples, seed=seed)
     except Exception as error:
@@ -166,7 +166,7 @@ def _attempt(
 
 
 def failure(error: BaseException) -> MbclError:
-    """What all ranks are told: one line. What nobody expected goes to the log with its traceback."""
+    """Convert an exception to a one-line error for all ranks; an unexpected one is logged with its traceback."""
     if isinstance(error, MbclError):
         return error
     logger.error("planning failed", exc_info=error)
@@ -174,40 +174,40 @@ def failure(error: BaseException) -> MbclError:
     return PlanError(f"planning failed: {type(error).__name__}: {reason}")
 
 
-def _plan_apart(
+def _plan_in_background(
     sampler: Sampler, arrays: list[NDArray[Any]], key: PlanKey, num_samples: int, seed: int
 ) -> dict[str, Any]:
-    """:func:`_attempt` in the background process. Arrays travel there and back: tensors would be shared memory."""
+    """Run :func:`_attempt` in the background process. Transfers arrays, since tensors would use shared memory."""
     embeddings = Embeddings(*(torch.from_numpy(array) for array in arrays))
     return _to_wire(_attempt(sampler, embeddings, key, num_samples, seed))
 
 
 def share_plan(planned: PlannedBatches | MbclError | None, world: World) -> PlannedBatches:
-    """Give rank 0's plan, or its failure, to every rank, so that none waits for a plan that will not come.
+    """Broadcast rank 0's plan or its failure, so that no rank waits for a plan that failed.
 
     Args:
-        planned: the plan or why there is none on rank 0, None elsewhere.
+        planned: the plan or its failure on rank 0, None elsewhere.
         world: the ranks.
 
     Raises:
-        MbclError: on every rank alike, if rank 0 has no plan.
+        MbclError: on every rank alike, if planning failed on rank 0.
     """
     if world.size == 1:
         assert planned is not None
-        given = planned
+        result = planned
     else:
         wire = None
         if world.rank == 0:
             assert planned is not None
             wire = _to_wire(planned)
-        given = _from_wire(collectives.broadcast_object(wire, world))
-    if isinstance(given, MbclError):
-        raise given
-    return given
+        result = _from_wire(collectives.broadcast_object(wire, world))
+    if isinstance(result, MbclError):
+        raise result
+    return result
 
 
 def _to_wire(planned: PlannedBatches | MbclError) -> dict[str, Any]:
-    """A plan, without its scores, or a failure, as arrays and plain values."""
+    """Serialise a plan without its scores, or a failure, to arrays and plain values."""
     if isinstance(planned, MbclError):
         return {"error": str(planned)}
     plan = planned.plan
@@ -221,7 +221,7 @@ def _to_wire(planned: PlannedBatches | MbclError) -> dict[str, Any]:
 
 
 def _from_wire(wire: dict[str, Any]) -> PlannedBatches | MbclError:
-    """What :func:`_to_wire` took; a plan that was damaged on its way is a failure."""
+    """Deserialise the result of :func:`_to_wire`; a plan whose digest does not match is a failure."""
     if "error" in wire:
         return PlanError(wire["error"])
     batches = torch.from_numpy(wire["batches"].astype(np.int64))

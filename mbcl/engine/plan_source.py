@@ -1,4 +1,4 @@
-"""Where an epoch's plans come from, and when: derived on every rank, or made from embeddings, fresh or kept."""
+"""The source of an epoch's plans: derived on every rank, or computed from fresh or cached embeddings."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from mbcl.samplers import Sampler, Shuffle, check_plan
 
 @dataclass(frozen=True)
 class MadePlan:
-    """A plan that was made from embeddings.
+    """A plan that was computed from embeddings.
 
     Args:
-        planned: the plan, and what is known about it.
-        made_in: the epoch in which the embeddings were made, mean over the samples.
+        planned: the plan with its metrics.
+        made_in: the epoch in which the embeddings were computed, mean over the samples.
     """
 
     planned: PlannedBatches
     made_in: float
 
     def metrics(self, epoch: int) -> PlanMetrics:
-        """What is said of the plan in the epoch that trains on it; planning took its time in the first such one."""
+        """Return the plan's metrics for an epoch that trains on it; only the first such epoch counts its seconds."""
         planned = self.planned
         return PlanMetrics(
             seconds=planned.seconds if epoch == planned.plan.epoch else 0.0,
@@ -45,27 +45,28 @@ class MadePlan:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """Return the plan as tensors and plain values."""
         planned = self.planned
-        facts = {"seconds": planned.seconds, "loss": planned.loss, "lift": planned.lift}
-        return {"plan": plan_state(planned.plan), "facts": facts, "made_in": self.made_in}
+        metrics = {"seconds": planned.seconds, "loss": planned.loss, "lift": planned.lift}
+        return {"plan": plan_state(planned.plan), "facts": metrics, "made_in": self.made_in}
 
     @staticmethod
     def from_state(state: dict[str, Any]) -> MadePlan:
-        """What :meth:`state_dict` gave."""
+        """Restore a plan from :meth:`state_dict`."""
         return MadePlan(PlannedBatches(plan_of(state["plan"]), **state["facts"]), state["made_in"])
 
 
 class PlanSource:
-    """Gives the trainer its plans, and keeps what later plans need.
+    """The trainer's source of plans, with the state that later plans need.
 
-    When a plan is made follows from the experiment and the place in the training alone, so every rank knows it. With
-    ``planner.overlap: 1`` one plan at most is on its way beside training; a checkpoint waits for it and holds it.
+    The experiment and the current step alone determine when a plan is computed, so all ranks agree without
+    communication. With ``planner.overlap: 1`` at most one plan is computed concurrently with training; a checkpoint
+    waits for it and includes it.
 
     Args:
         experiment: the configuration.
         learner: whose projections samplers plan on.
-        plans: who plans, if the sampler needs embeddings.
+        plans: the plan service, used if the sampler needs embeddings.
         steps_per_epoch: of the experiment.
     """
 
@@ -79,54 +80,55 @@ class PlanSource:
         cached = self._needs_embeddings and experiment.embeddings.source == "cached"
         self.cache = EmbeddingCache(self._num_train, steps_per_epoch, learner.world) if cached else None
         self._requested: tuple[PlanKey, float] | None = None
-        """What is on its way, and when its embeddings were made."""
+        """The pending request: its key, and the epoch in which its embeddings were computed."""
         self._ahead: MadePlan | None = None
-        """The next plan, if it is here already."""
-        self._kept: list[MadePlan] = []
-        """The plans of the last planned epoch, by round, where later epochs train on them again."""
+        """The next plan, if it was received ahead."""
+        self._reusable: list[MadePlan] = []
+        """The plans of the last planned epoch by round, if later epochs reuse them."""
 
     def next(self, round_: int, progress: EpochProgress) -> tuple[BatchPlan, PlanMetrics | None]:
-        """The epoch's plan of a round, on every rank the same.
+        """Return the epoch's plan of a round, the same on every rank.
 
         Raises:
-            MbclError: on every rank alike, if embeddings or plan are not sound.
+            MbclError: on every rank alike, if the embeddings or the plan are invalid.
         """
         epoch = progress.epoch
         if not self._needs_embeddings:
-            return self._derived(self._experiment.build_sampler(), epoch, round_), None
+            return self._derive(self._experiment.build_sampler(), epoch, round_), None
         planned_in = self._experiment.planner.planned_in(epoch)
         just_made: tuple[Embeddings, float] | None = None
-        facts: PlanMetrics | None = None
+        metrics: PlanMetrics | None = None
         if planned_in is None:
-            plan = self._derived(Shuffle(batch_size=self._experiment.train.batch_size), epoch, round_)
+            plan = self._derive(Shuffle(batch_size=self._experiment.train.batch_size), epoch, round_)
         else:
             if planned_in == epoch:
-                made, just_made = self._planned(self._key(epoch, round_), progress)
-                self._keep_for_later(made, round_)
+                made, just_made = self._obtain(self._key(epoch, round_), progress)
+                self._store_for_reuse(made, round_)
             else:
-                made = self._kept[round_]
-            plan, facts = made.planned.plan, made.metrics(epoch)
+                made = self._reusable[round_]
+            plan, metrics = made.planned.plan, made.metrics(epoch)
         if self._experiment.planner.overlap:
             due = self._due_after(epoch, round_, progress.step + len(plan))
             if due is not None:
                 self._request(due, progress, just_made, ahead=True)
-        return plan, facts
+        return plan, metrics
 
-    def _derived(self, sampler: Sampler, epoch: int, round_: int) -> BatchPlan:
+    def _derive(self, sampler: Sampler, epoch: int, round_: int) -> BatchPlan:
+        """Compute a plan without embeddings; it depends on seed, epoch and round only."""
         plan = sampler.plan(self._num_train, seed=self._experiment.seed, epoch=epoch, round=round_)
         return check_plan(plan, sampler, self._num_train)
 
     # -- which plan, and when ------------------------------------------------------------------------------------------
 
     def _key(self, epoch: int, round_: int) -> PlanKey:
-        """The plan of a round, or that of all the rounds which an epoch needs."""
+        """Return the key of a round's plan, or of the joined plan of all rounds of the epoch."""
         if self._experiment.embeddings.refresh == "round":
             return PlanKey(epoch, round_)
         length = self._experiment.build_sampler(epoch).plan_length(self._num_train)
         return PlanKey(epoch, round_, -(-self._steps_per_epoch // length))
 
     def _due_after(self, epoch: int, round_: int, step: int) -> PlanKey | None:
-        """The plan that is due next, if one is to be made: after a round that ends at a step of an epoch."""
+        """Return the key of the next plan from embeddings after a round that ends at ``step``; None if none is due."""
         planned_in = self._experiment.planner.planned_in
         if step < self._steps_per_epoch:
             return self._key(epoch, round_ + 1) if planned_in(epoch) == epoch else None
@@ -135,14 +137,15 @@ class PlanSource:
             return self._key(following, 0)
         return None
 
-    def _keep_for_later(self, made: MadePlan, round_: int) -> None:
+    def _store_for_reuse(self, made: MadePlan, round_: int) -> None:
+        """Store the plan of a round if later epochs reuse it."""
         if self._experiment.planner.every > 1:
-            self._kept = [*self._kept[:round_], made]
+            self._reusable = [*self._reusable[:round_], made]
 
     # -- plans from embeddings -----------------------------------------------------------------------------------------
 
-    def _planned(self, key: PlanKey, progress: EpochProgress) -> tuple[MadePlan, tuple[Embeddings, float] | None]:
-        """The plan of ``key``, and the embeddings that it was made from if that was now."""
+    def _obtain(self, key: PlanKey, progress: EpochProgress) -> tuple[MadePlan, tuple[Embeddings, float] | None]:
+        """Return the plan of ``key``, and the embeddings if they were computed for it just now."""
         self.settle(progress)
         made, self._ahead = self._ahead, None
         just_made = None
@@ -151,8 +154,8 @@ class PlanSource:
             self.settle(progress)
             made, self._ahead = self._ahead, None
         assert made is not None
-        found = made.planned.plan
-        assert (found.epoch, found.round) == (key.epoch, key.round), f"{key} is due, {found.epoch} was made"
+        plan = made.planned.plan
+        assert (plan.epoch, plan.round) == (key.epoch, key.round), f"{key} is due, {plan.epoch} was made"
         return made, just_made
 
     def _request(
@@ -163,10 +166,10 @@ class PlanSource:
         *,
         ahead: bool = False,
     ) -> tuple[Embeddings, float]:
-        """Have a plan made from these embeddings, or those of this moment; returns them."""
+        """Request a plan from these embeddings, or from current ones; returns the embeddings with their epoch."""
         if shard is None:
             with progress.clock("embed"):
-                shard = self._shard(key, progress)
+                shard = self._embedding_shard(key, progress)
         with progress.clock("wait"):
             sampler = self._experiment.build_sampler(key.epoch)
             self._plans.request(key, shard[0], sampler, ahead=ahead)
@@ -174,10 +177,10 @@ class PlanSource:
         return shard
 
     def settle(self, progress: EpochProgress) -> None:
-        """Wait for the plan that is on its way, if there is one: then it is part of :meth:`state_dict`.
+        """Wait for the pending plan, if any, so that :meth:`state_dict` includes it.
 
         Raises:
-            MbclError: on every rank alike, if the plan cannot be made.
+            MbclError: on every rank alike, if planning failed.
         """
         if self._requested is None:
             return
@@ -185,22 +188,23 @@ class PlanSource:
         with progress.clock("wait"):
             self._ahead = MadePlan(self._plans.receive(key), made_in)
 
-    def _shard(self, key: PlanKey, progress: EpochProgress) -> tuple[Embeddings, float]:
-        """This rank's share of the embeddings that a plan is made from, and the epoch that they were made in."""
+    def _embedding_shard(self, key: PlanKey, progress: EpochProgress) -> tuple[Embeddings, float]:
+        """Return this rank's shard of the embeddings for a plan, and the epoch in which they were computed."""
         epoch = progress.epoch
         if self.cache is None:
-            return self._fresh(key.epoch), float(epoch)
+            return self._embed(key.epoch), float(epoch)
         if not self.cache.begun:
-            shard = self._fresh(key.epoch)
+            shard = self._embed(key.epoch)
             time = epoch * self._steps_per_epoch + progress.step
             self.cache.record(shard.indices, shard.z1, shard.z2, time=time)
             return shard, float(epoch)
-        shard = collectives.run_and_sync_errors(_finite, self._learner.world, self.cache.shard, epoch)
+        shard = collectives.run_and_sync_errors(_require_finite, self._learner.world, self.cache.shard, epoch)
         return shard, epoch - self.cache.age(epoch)
 
-    def _fresh(self, epoch: int) -> Embeddings:
+    def _embed(self, epoch: int) -> Embeddings:
+        """Compute this rank's shard of fresh embeddings for a plan of ``epoch``."""
         source, learner = self._experiment.embeddings, self._learner
-        # The very views that the steps of that epoch will train on.
+        # The same views as the steps of that epoch train on.
         views = ViewKey(learner.seed, epoch, augmented=source.views == "augmented")
         return embed_share(
             learner,
@@ -213,10 +217,10 @@ class PlanSource:
         )
 
     def keep(self, stepped: StepOutput, *, epoch: int, step: int) -> None:
-        """Keep a step's projections for the plans to come.
+        """Record a step's projections in the cache, if there is one.
 
         Args:
-            stepped: what the step left.
+            stepped: the output of the step.
             epoch: counts from 0.
             step: within the epoch, from 0.
         """
@@ -225,35 +229,35 @@ class PlanSource:
             self.cache.record(stepped.positions, stepped.z1, stepped.z2, time=time)
 
     def state_dict(self) -> dict[str, Any]:
-        """The plans that were made for later than now, after :meth:`settle`."""
+        """Return the plans that later rounds and epochs need; call :meth:`settle` first."""
         assert self._requested is None, "a plan that is on its way cannot be stored"
         return {
             "ahead": self._ahead.state_dict() if self._ahead else {},
-            "kept": [made.state_dict() for made in self._kept],
+            "kept": [made.state_dict() for made in self._reusable],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What :meth:`state_dict` gave."""
+        """Restore the plans from :meth:`state_dict`."""
         self._ahead = MadePlan.from_state(state["ahead"]) if state["ahead"] else None
-        self._kept = [MadePlan.from_state(made) for made in state["kept"]]
+        self._reusable = [MadePlan.from_state(made) for made in state["kept"]]
 
 
 def embed_share(
     learner: Learner, images: ImageSet, views: ViewKey, *, mode: str, batch_size: int, compute: Compute, epoch: int
 ) -> Embeddings:
-    """This rank's share of the embeddings; if they are not finite anywhere, every rank raises.
+    """Compute this rank's shard of the embeddings. A collective call.
 
     Raises:
-        TrainingError: on every rank alike.
+        TrainingError: on every rank alike, if the embeddings of any rank are not finite.
     """
     if mode == "eval":
         learner.share_statistics()
-    made = partial(embed, learner.model, images, views, mode=mode, batch_size=batch_size, world=learner.world)
-    return collectives.run_and_sync_errors(_finite, learner.world, partial(made, compute=compute), epoch)
+    make = partial(embed, learner.model, images, views, mode=mode, batch_size=batch_size, world=learner.world)
+    return collectives.run_and_sync_errors(_require_finite, learner.world, partial(make, compute=compute), epoch)
 
 
-def _finite(make: Callable[[], Embeddings], epoch: int) -> Embeddings:
-    """Embeddings, or an error of training if they are not finite."""
+def _require_finite(make: Callable[[], Embeddings], epoch: int) -> Embeddings:
+    """Compute embeddings; embeddings that are not finite raise TrainingError instead of PlanError."""
     try:
         return make()
     except PlanError as error:

@@ -1,7 +1,7 @@
-"""How forward and backward passes are computed: number format, memory format, compiler. Never what is computed.
+"""Execution options of forward and backward passes: number format, memory format, compiler.
 
-Losses, plans and metrics are float32 or better whatever is chosen here: models raise their output, objectives and
-samplers switch autocast off.
+They do not change what is computed: losses, plans and metrics are always float32 or better, because models cast their
+output up, and objectives and samplers disable autocast.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Compute:
-    """What a forward pass runs under.
+    """The options of a forward pass.
 
     Args:
-        device: where.
-        precision: ``float32`` or ``float64``, the weights' own; or ``bf16`` or ``fp16`` for autocast to it.
-        channels_last: whether images and convolutions lie channels last in memory.
+        device: where to compute.
+        precision: ``float32`` or ``float64``, the dtype of the weights; or ``bf16`` or ``fp16`` for autocast to it.
+        channels_last: whether images and convolutions use the channels-last memory format.
     """
 
     device: torch.device = torch.device("cpu")
@@ -36,49 +36,51 @@ class Compute:
 
     @staticmethod
     def of(train: Train, device: torch.device) -> Compute:
-        """What an experiment trains under."""
+        """Return the options that an experiment trains with."""
         return Compute(device, train.precision, train.channels_last)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context of a forward pass."""
+        """Return the autocast context of a forward pass."""
         if self.precision not in _HALF:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=_HALF[self.precision])
 
     def scaler(self) -> torch.amp.GradScaler:
-        """A gradient scaler, which does nothing but in fp16: half of its gradients would be zero without it."""
+        """Create a gradient scaler, enabled in fp16 only: without it half of the gradients there underflow to zero."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def layout(self, views: Tensor) -> Tensor:
-        """Images (B, C, H, W) in the memory format of the model's convolutions."""
+        """Convert images (B, C, H, W) to the memory format of the model's convolutions."""
         return views.contiguous(memory_format=torch.channels_last) if self.channels_last else views
 
     def place(self, model: nn.Module) -> nn.Module:
-        """The model on the device, its convolutions in the memory format."""
+        """Move the model to the device, and its convolutions to the memory format."""
         if self.channels_last:
             return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
         return model.to(self.device)
 
 
 def compiled(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network through ``torch.compile``; state dictionaries are the ones of the network itself.
+    """Compile the network with ``torch.compile``; state dicts are taken from ``network`` itself.
 
     Raises:
-        ConfigError: if this machine cannot compile: tried on a trivial function, so that it is known before training.
+        ConfigError: if torch.compile does not work on this machine. A trivial function is compiled first, so that the
+            error appears before training.
     """
     try:
         torch.compile(_probe)(torch.ones(2, device=device))
-    except Exception as error:  # the compilers' errors have no common type
+    except Exception as error:  # the compilers' exceptions have no common base class
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
         raise ConfigError(f"train.compile: torch.compile does not work on this machine: {reason}") from error
     for module in network.modules():
         if isinstance(module, SyncBatchNorm1d | SyncBatchNorm2d):
-            # Collectives stay outside of graphs. Said here and not at the function: it imports the compiler, for a
-            # second in every process.
+            # Collectives stay outside of compiled graphs. Disabled here and not by a decorator at the function: the
+            # decorator imports the compiler, which takes a second in every process.
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
     return cast(nn.Module, torch.compile(network))
 
 
 def _probe(x: Tensor) -> Tensor:
+    """Compute something trivial that a compiler must handle."""
     return torch.sin(x) + 1

@@ -1,6 +1,6 @@
-"""What the engine asks of whoever runs it. In one process, under torchrun and under Ray these are different objects.
+"""The interfaces between the engine and its host: one process, torchrun and Ray implement them differently.
 
-The engine knows no Ray; orchestration hands it these.
+The engine does not import Ray; the orchestration passes in its own implementations.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Row = Mapping[str, float | int | None]
 
 @dataclass(frozen=True)
 class PlanKey:
-    """Which plan of an experiment: a plan is a pure function of the sampler, the embeddings, the seed and this.
+    """The key of a plan: a plan is a pure function of the sampler, the embeddings, the seed and this key.
 
     Args:
         epoch: counts from 0.
         round: counts the plans of an epoch from 0.
-        rounds: how many plans, from ``round`` on, are made at once and joined to one.
+        rounds: how many plans, from ``round`` on, are computed at once and joined to one.
     """
 
     epoch: int
@@ -32,12 +32,12 @@ class PlanKey:
 
 @dataclass(frozen=True)
 class PlannedBatches:
-    """A plan and what is known about it.
+    """A plan with its metrics.
 
     Args:
         plan: the batches.
-        seconds: wall time from the embeddings to the plan with its loss, wherever it is made; with what it takes to
-            hand pools to tasks, without the way to the ranks.
+        seconds: wall time from the embeddings to the scored plan, wherever it is computed; includes handing pools to
+            tasks, excludes the transfer to the ranks.
         loss: mean NT-Xent of the planned batches under the planner's embeddings.
         lift: ``loss`` over the mean of random batches on the same embeddings; NaN where that is 0.
     """
@@ -49,52 +49,52 @@ class PlannedBatches:
 
 
 class PlanService(Protocol):
-    """Turns the embeddings that the ranks hold into plans. Every rank calls it, in the same order."""
+    """A service that computes plans from the ranks' embeddings. Every rank makes the same calls in the same order."""
 
     def request(self, key: PlanKey, shard: Embeddings, sampler: Sampler, *, ahead: bool = False) -> None:
-        """Hand over this rank's shard of the embeddings; returns at once where planning runs elsewhere.
+        """Request a plan and pass in this rank's shard of the embeddings; asynchronous if planning runs elsewhere.
 
         Args:
-            key: which plan; several may be on their way.
+            key: identifies the plan; several requests may be pending.
             shard: this rank's rows.
-            sampler: who plans; a schedule may change it from epoch to epoch.
-            ahead: whether training goes on before the plan is received.
+            sampler: computes the plan; a schedule may change it from epoch to epoch.
+            ahead: whether training continues before the plan is received.
         """
 
     def receive(self, key: PlanKey) -> PlannedBatches:
-        """Wait for the plan of ``key``; every rank gets the same one."""
+        """Wait for the plan of ``key``; every rank receives the same plan."""
 
     def close(self) -> None:
-        """Give back what is held; no plan is requested any more."""
+        """Release all resources; no further plan is requested."""
 
 
 class Observer(Protocol):
-    """Is told what happens in training. Every rank has its own; files are written by rank 0 alone."""
+    """A listener for the events of a training. Every rank has its own observers; only those of rank 0 write files."""
 
     def on_step(self, step: int, loss: float, lr: float) -> None:
-        """After every step: ``step`` counts from 0 over the whole training."""
+        """Handle the end of a step; ``step`` counts from 0 over the whole training."""
 
     def on_checkpoint(self) -> None:
-        """Before a checkpoint is written: what was told so far must outlive this process, for it is not told again."""
+        """Persist all events so far, just before a checkpoint is written: a resumed training does not repeat them."""
 
     def on_epoch(self, row: Row) -> None:
-        """After every epoch, with the same row on every rank, its checkpoint already written."""
+        """Handle the end of an epoch, after its checkpoint was written; ``row`` is the same on every rank."""
 
     def close(self) -> None:
-        """After the last epoch, or when training failed."""
+        """Release all resources, after the last epoch or after a failure of training."""
 
 
-class BaseObserver:
-    """An :class:`Observer` whose hooks do nothing, to be overridden one by one."""
+class BaseObserver(Observer):
+    """An observer whose hooks do nothing; subclasses override the hooks that they need."""
 
-    def on_step(self, step: int, loss: float, lr: float) -> None:  # noqa: D102
-        pass
+    def on_step(self, step: int, loss: float, lr: float) -> None:
+        """Ignore the step."""
 
-    def on_checkpoint(self) -> None:  # noqa: D102
-        pass
+    def on_checkpoint(self) -> None:
+        """Ignore the checkpoint."""
 
-    def on_epoch(self, row: Row) -> None:  # noqa: D102
-        pass
+    def on_epoch(self, row: Row) -> None:
+        """Ignore the epoch."""
 
-    def close(self) -> None:  # noqa: D102
-        pass
+    def close(self) -> None:
+        """Return at once: there are no resources to release."""

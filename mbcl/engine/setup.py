@@ -1,4 +1,4 @@
-"""What an experiment needs before the first step: its data, split, and the facts that follow from their sizes."""
+"""Setup of an experiment before the first step: its data and split, the sizes derived from them, and its model."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class SplitData:
     test: ImageSet
 
     def part(self, name: Literal["train", "validation", "test"]) -> ImageSet:
-        """One of them by name."""
+        """Return one of the three parts by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}[name]
 
 
 @dataclass(frozen=True)
 class DataSizes:
-    """What the data's sizes decide about an experiment; ``plan_length`` is that of its first planned epoch."""
+    """The sizes of data and epochs; ``plan_length`` is the number of batches in the first planned epoch's plan."""
 
     num_train: int
     num_validation: int
@@ -44,7 +44,7 @@ class DataSizes:
 
 
 def load_data(data: Data, *, seed: int) -> SplitData:
-    """Read the data set and take the validation split off the training images.
+    """Load the data set and split the validation images off the training images.
 
     Raises:
         DataError: if files are missing or damaged.
@@ -65,10 +65,10 @@ def load_data(data: Data, *, seed: int) -> SplitData:
 
 
 def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
-    """The sizes, after checking that the experiment fits them.
+    """Derive the sizes, after checking that the experiment fits the data.
 
     Raises:
-        ConfigError: if the batch size exceeds the data set or the sampler can never plan that many samples.
+        ConfigError: if the batch size exceeds the data set or the sampler cannot plan that many samples.
     """
     num_train = len(data.train)
     batch_size = experiment.train.batch_size
@@ -97,7 +97,7 @@ def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
 
 
 def _check_shape(sampler: Sampler, num_train: int) -> None:
-    """Refuse plans that are made for the synthetic study: batches of another size, or more than an epoch has steps."""
+    """Reject plans meant for the synthetic study: another batch size, or more batches than an epoch has steps."""
     width, steps = sampler.plan_width(num_train), num_train // sampler.batch_size
     if width != sampler.batch_size:
         raise ConfigError(
@@ -112,13 +112,13 @@ def _check_shape(sampler: Sampler, num_train: int) -> None:
 
 
 def model_of(experiment: Experiment, *, in_channels: int) -> ContrastiveModel:
-    """The experiment's model with its initial weights, in its dtype: in float64 those of float32, with zeros behind."""
+    """Build the experiment's model with its initial weights, drawn in float32 and cast to the experiment's dtype."""
     model = build_model(experiment.encoder, experiment.projector, in_channels=in_channels, seed=experiment.seed)
     return model.to(experiment.train.dtype)
 
 
 def channels_of(weights: Mapping[str, Tensor]) -> int:
-    """Channels of the images that a model takes, by the first convolution of its state dict, in the modules' order.
+    """Infer the image channels of a model from the first convolution in its state dict, which has the modules' order.
 
     Raises:
         CheckpointError: if there is no convolution.
@@ -130,30 +130,30 @@ def channels_of(weights: Mapping[str, Tensor]) -> int:
 
 
 def load_model(experiment: Experiment, weights: Mapping[str, Tensor], *, in_channels: int) -> ContrastiveModel:
-    """The experiment's model with stored weights, in training mode on the CPU.
+    """Build the experiment's model with stored weights, in training mode on the CPU.
 
     Args:
-        experiment: whose model it is.
+        experiment: the experiment that defines the model.
         weights: its state dict.
         in_channels: of its images.
 
     Raises:
-        CheckpointError: if they are not weights of this model.
+        CheckpointError: if the weights do not belong to this model.
     """
     try:
         model = model_of(experiment, in_channels=in_channels)
         state = OrderedDict(weights)
-        # Versions of modules, which safetensors cannot hold and MNASNet asks for.
+        # Module versions: safetensors cannot store them, and MNASNet's load hook requires them.
         state._metadata = getattr(weights, "_metadata", model.state_dict()._metadata)  # type: ignore[attr-defined]
         model.load_state_dict(state)
     except (RuntimeError, AttributeError) as error:
-        words = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"these are not weights of encoder {experiment.encoder.name}: {words}") from error
+        message = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"these are not weights of encoder {experiment.encoder.name}: {message}") from error
     return model
 
 
 def check_model(experiment: Experiment, data: SplitData) -> ContrastiveModel:
-    """Build the model and show it two images: some encoders find out only then that images are too small.
+    """Build the model and run it on two images: some encoders reject small images only in their forward pass.
 
     Returns:
         The model with its initial weights, in evaluation mode.
@@ -170,7 +170,7 @@ def check_model(experiment: Experiment, data: SplitData) -> ContrastiveModel:
 
 
 def check_takes(model: ContrastiveModel, experiment: Experiment, images: ImageSet) -> None:
-    """Show two images to a model in evaluation mode, on the CPU.
+    """Run a model in evaluation mode on two images, on the CPU.
 
     Raises:
         ConfigError: if its encoder cannot take images of this size.
@@ -182,5 +182,5 @@ def check_takes(model: ContrastiveModel, experiment: Experiment, images: ImageSe
             model(views)
     except (RuntimeError, ValueError, AssertionError) as error:
         shape = " x ".join(str(size) for size in views.shape[1:])
-        words = " ".join(str(error).split())
-        raise ConfigError(f"encoder: {experiment.encoder.name} cannot take images of {shape}: {words}") from error
+        message = " ".join(str(error).split())
+        raise ConfigError(f"encoder: {experiment.encoder.name} cannot take images of {shape}: {message}") from error

@@ -1,9 +1,9 @@
 """One training step: views, encoder, gather, objective, backward, optimiser.
 
-The scale, once for all objectives: a rank's loss is the sum over its own anchors divided by the number of anchors
-in the global batch. The sum over ranks is then the loss of the whole batch. The gather's backward sums over ranks, so
-each rank's gradients are its samples' share of the whole batch's. DDP averages them over the W ranks, so there the
-loss is multiplied by W first; where chunks are accumulated without DDP they are summed.
+The scale is the same for all objectives: a rank's loss is the sum over its own anchors, divided by the number of
+anchors in the global batch. The sum over ranks is then the loss of the whole batch. The gather's backward sums over
+ranks, so each rank's gradients are its samples' share of the whole batch's. DDP averages them over the W ranks, so
+there the loss is multiplied by W first; where chunks are accumulated without DDP, they are summed.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ from mbcl.seeding import derive
 
 @dataclass(frozen=True, eq=False)
 class StepOutput:
-    """What a step leaves, detached.
+    """The output of a step, detached.
 
     Args:
         loss: scalar, this rank's share of the batch's loss; the sum over ranks is the loss.
         positions: (b,) int64 CPU tensor, this rank's samples.
         z1: (b, D) their projections of view 1, float32 or better.
         z2: (b, D) of view 2.
-        skipped: whether the gradients were not finite, so that the weights stayed: fp16's scaler tries smaller scales.
+        skipped: whether the weights were not updated, because the gradients were not finite: fp16's scaler tries
+            smaller scales.
     """
 
     loss: Tensor
@@ -52,11 +53,11 @@ class StepOutput:
 
 @dataclass
 class Learner:
-    """Everything that a step changes, and what it needs to do so.
+    """The training state that a step updates, with everything that the update needs.
 
-    ``network`` is the model as it is called in training: wrapped in DDP where there are several ranks, and compiled
-    if that is asked for. Cached accumulation calls encoder and projector of ``model`` itself. ``synchronised`` says
-    whether batch norms see the global batch.
+    ``network`` is the model as training calls it: wrapped in DDP on several ranks, and compiled if configured. Cached
+    accumulation calls the encoder and projector of ``model`` directly. ``synchronised`` says whether batch norms use
+    the statistics of the global batch.
     """
 
     model: ContrastiveModel
@@ -75,25 +76,25 @@ class Learner:
         self._chunked = ChunkedEncoder(self.model.encoder, self.world, autocast=self.compute.autocast)
 
     def share_statistics(self) -> None:
-        """Give all ranks the same running statistics where batch norms are not synchronised: the ranks' mean.
+        """Average the running statistics over the ranks where batch norms are not synchronised. A collective call.
 
-        Due before they are used or stored, which every rank does together.
+        It is required before the statistics are used or stored.
         """
         if not self.synchronised:
             collectives.average_buffers(self.model, self.world)
 
     @staticmethod
     def views_seed(seed: int) -> int:
-        """The seed of the training views' stream, from the experiment's seed."""
+        """Derive the seed of the training views' stream from the experiment's seed."""
         return derive(seed, "views")
 
     def step(self, batch: Tensor, *, epoch: int, lr: float) -> StepOutput:
         """Train on one global batch.
 
         Args:
-            batch: (B,) int64 CPU tensor, the data-set positions of the global batch; B, and a chunk of it, divisible by
-                the ranks.
-            epoch: for the views.
+            batch: (B,) int64 CPU tensor, the data-set positions of the global batch; B and the chunk size are divisible
+                by the number of ranks.
+            epoch: the epoch of the views.
             lr: learning rate of this step.
         """
         for group in self.optimizer.param_groups:
@@ -101,29 +102,29 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         key = ViewKey(self.seed, epoch)
         if self.accumulation.mode == "cached":
-            done = self._whole_in_chunks(batch, key)
+            output = self._cached_accumulation(batch, key)
         else:
-            done = self._chunk_by_chunk(batch, key)
+            output = self._plain_accumulation(batch, key)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return replace(done, skipped=True) if self.scaler.get_scale() < scale else done
+        return replace(output, skipped=True) if self.scaler.get_scale() < scale else output
 
     def _views(self, positions: Tensor, key: ViewKey) -> Tensor:
-        """(2b, C, H, W) in the dtype of the weights: all first views, then all second ones."""
+        """Compute the views, (2b, C, H, W) in the dtype of the weights: all first views, then all second views."""
         views = two_views(self.images, positions, key).to(next(self.model.parameters()).dtype)
         return self.compute.layout(views)
 
     def _local_part(self, batch: Tensor) -> Tensor:
-        """This rank's part of a batch or chunk."""
+        """Return this rank's part of a batch or chunk."""
         return batch.chunk(self.world.size)[self.world.rank]
 
-    # -- the batch at once, or (plain accumulation) chunks that know nothing of each other -----------------------------
+    # -- the batch at once, or plain accumulation: chunks with independent losses --------------------------------------
 
-    def _chunk_by_chunk(self, batch: Tensor, key: ViewKey) -> StepOutput:
-        """Forward and backward of every chunk: gradients are the mean of the chunks' own."""
+    def _plain_accumulation(self, batch: Tensor, key: ViewKey) -> StepOutput:
+        """Run forward and backward of every chunk: the gradients are the mean over the chunks."""
         chunks = batch.split(self.accumulation.chunk_size or len(batch))
-        done = []
+        outputs = []
         for index, chunk in enumerate(chunks):
             with self._no_gradient_sync() if index + 1 < len(chunks) else nullcontext():
                 positions = self._local_part(chunk)
@@ -132,19 +133,19 @@ class Learner:
                 z1, z2 = raise_half(projections).chunk(2)
                 loss = self._loss(z1, z2, positions, chunk) / len(chunks)
                 self.scaler.scale(loss * self.world.size).backward()
-            done.append(StepOutput(loss.detach(), positions, z1.detach(), z2.detach()))
-        return _concat_chunks(done)
+            outputs.append(StepOutput(loss.detach(), positions, z1.detach(), z2.detach()))
+        return _concat_chunks(outputs)
 
     def _no_gradient_sync(self) -> AbstractContextManager[object]:
-        """Let DDP add gradients up on this rank; the last chunk's backward sends them."""
+        """Accumulate gradients on this rank without DDP's all-reduce; the last chunk's backward performs it."""
         if self.world.size == 1:
             return nullcontext()
         return cast(DistributedDataParallel, self.network).no_sync()
 
-    # -- cached accumulation: the loss of the whole batch, its samples in chunks ---------------------------------------
+    # -- cached accumulation (GradCache): the loss of the whole batch, the encoder in chunks ---------------------------
 
-    def _whole_in_chunks(self, batch: Tensor, key: ViewKey) -> StepOutput:
-        """Features chunk by chunk without graphs, projector and objective on all of them, then chunks with graphs."""
+    def _cached_accumulation(self, batch: Tensor, key: ViewKey) -> StepOutput:
+        """Run the encoder in chunks without graphs, the loss on the whole batch, then the chunks with graphs."""
         assert self.accumulation.chunk_size is not None
         positions = self._local_part(batch)
         chunks = positions.split(self.accumulation.chunk_size // self.world.size)
@@ -163,7 +164,7 @@ class Learner:
     # -- the objective -------------------------------------------------------------------------------------------------
 
     def _loss(self, z1: Tensor, z2: Tensor, positions: Tensor, batch: Tensor) -> Tensor:
-        """This rank's share of the loss of a batch or chunk; state per sample is brought up to date on all ranks."""
+        """Compute this rank's share of the loss of a batch or chunk; updates the per-sample state on all ranks."""
         candidates = self._candidates(z1, z2, batch)
         loss: Tensor = self.objective(z1, z2, positions.to(z1.device), candidates=candidates)
         if candidates is not None and isinstance(self.objective, StatefulObjective):
@@ -173,21 +174,22 @@ class Learner:
         return loss
 
     def _candidates(self, z1: Tensor, z2: Tensor, batch: Tensor) -> Candidates | None:
-        """All ranks' projections, gathered with gradient, for objectives that look beyond their own rank."""
+        """Gather all ranks' projections with gradient, for objectives that contrast across ranks; None otherwise."""
         if self.world.size == 1 or self.objective.distribution == "local":
             return None
-        together = collectives.gather_with_grad(torch.stack([z1, z2], dim=1), self.world)
+        gathered = collectives.gather_with_grad(torch.stack([z1, z2], dim=1), self.world)
         indices = batch.to(z1.device) if self.objective.distribution == "state" else None
-        return Candidates(together[:, 0], together[:, 1], offset=self.world.rank * len(z1), indices=indices)
+        return Candidates(gathered[:, 0], gathered[:, 1], offset=self.world.rank * len(z1), indices=indices)
 
 
 def _gradient(x: Tensor) -> Tensor:
+    """Return the gradient of a leaf, which backward has set."""
     assert x.grad is not None
     return x.grad
 
 
 def _concat_chunks(parts: Sequence[StepOutput]) -> StepOutput:
-    """One step's chunks as one."""
+    """Combine the outputs of one step's chunks: sum the losses, concatenate the rest."""
     if len(parts) == 1:
         return parts[0]
     loss = torch.stack([part.loss for part in parts]).sum()
@@ -196,15 +198,15 @@ def _concat_chunks(parts: Sequence[StepOutput]) -> StepOutput:
 
 
 def wrap_ddp(model: ContrastiveModel, world: World) -> nn.Module:
-    """The model as training calls it: DDP where there are several ranks.
+    """Wrap the model in DDP if there are several ranks.
 
-    Buffers are not broadcast: synchronised batch norm keeps them equal, and a broadcast between the forward and
-    the backward pass would be one more collective for nothing.
+    Buffers are not broadcast: synchronised batch norm keeps them equal, so a broadcast between the forward and the
+    backward pass would be a redundant collective.
     """
     if world.size == 1:
         return model
     devices = [world.device] if world.device.type == "cuda" else None
-    # torch 2.14 renamed the option and warns of the old name.
+    # torch 2.14 renamed the option and warns about the old name.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     option: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(model, device_ids=devices, **option)

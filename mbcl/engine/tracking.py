@@ -1,4 +1,4 @@
-"""Trackers that users already have. Each is an observer; only rank 0 has any."""
+"""Adapters for experiment trackers (TensorBoard, W&B). Each is an observer, on rank 0 only."""
 
 from __future__ import annotations
 
@@ -10,48 +10,50 @@ from pathlib import Path
 from typing import Any
 
 from mbcl.config.experiment import Experiment
-from mbcl.engine.protocols import Observer, Row
+from mbcl.engine.protocols import BaseObserver, Observer, Row
 from mbcl.errors import ConfigError, TrainingError
 from mbcl.io.store import Store
 
 TENSORBOARD_FOLDER = "tensorboard"
 WANDB_FOLDER = "wandb"
-"""The folder that W&B makes for itself."""
+"""The folder that W&B creates itself."""
 
 
 def _measured(row: Row) -> dict[str, float]:
+    """Return the metrics of a row that have a value, without epoch and step."""
     return {key: float(value) for key, value in row.items() if value is not None and key not in ("epoch", "step")}
 
 
 class TensorBoardTracker:
-    """Writes event files into ``tensorboard/`` of the trial: the loss of every step, the rows of every epoch."""
+    """A writer of event files in the trial's ``tensorboard/``: loss and learning rate of steps, rows of epochs."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._writer: Any = None
 
     def _open(self, step: int) -> Any:
+        """Return the writer; create it lazily, at the first step of this attempt."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # After a resume, what a lost attempt wrote beyond this step is hidden.
+            # After a resume, purge_step hides the events that a lost attempt wrote from this step on.
             self._writer = SummaryWriter(str(self._store.local_folder(TENSORBOARD_FOLDER)), purge_step=step)
         return self._writer
 
     def on_step(self, step: int, loss: float, lr: float) -> None:
-        """Loss and learning rate, by step."""
+        """Log loss and learning rate by step."""
         writer = self._open(step)
         writer.add_scalar("step/loss", loss, step)
         writer.add_scalar("step/lr", lr, step)
 
     def on_checkpoint(self) -> None:
-        """Make the steps so far part of the store."""
+        """Flush the event file and publish it to the store."""
         if self._writer is not None:
             self._writer.flush()
             self._store.publish(TENSORBOARD_FOLDER)
 
     def on_epoch(self, row: Row) -> None:
-        """The row, by step, so that runs with other batch sizes compare on the same axis."""
+        """Log the row by step, so that runs with different batch sizes share an axis."""
         step = int(row["step"] or 0)
         writer = self._open(step)
         for key, value in _measured(row).items():
@@ -65,11 +67,14 @@ class TensorBoardTracker:
             self._writer.close()
 
 
-class WandbTracker:
-    """Logs to W&B under the run id given; offline where there is no key.
+class WandbTracker(BaseObserver):
+    """A W&B run with the given run id that logs the rows of metrics; offline if there is no key.
+
+    Steps are not logged: they are too many for a service, and the rows contain their mean. Checkpoints need no flush,
+    because W&B writes continuously.
 
     Raises:
-        TrainingError: if W&B cannot be reached, or refuses the key.
+        TrainingError: if W&B cannot be reached or rejects the key.
     """
 
     def __init__(self, store: Store, *, run_id: str, group: str, config: Mapping[str, Any]) -> None:
@@ -95,24 +100,18 @@ class WandbTracker:
                 f"track: wandb: {why}; WANDB_MODE=offline keeps the logs in the trial's folder"
             ) from error
 
-    def on_step(self, step: int, loss: float, lr: float) -> None:
-        """Steps are too many for a service; the rows carry their mean."""
-
-    def on_checkpoint(self) -> None:
-        """Nothing: W&B writes as it goes."""
-
     def on_epoch(self, row: Row) -> None:
-        """The row, by step."""
+        """Log the row by step."""
         self._run.log(_measured(row), step=int(row["step"] or 0))
 
     def close(self) -> None:
-        """Finish the run, as failed where an exception is on its way."""
+        """Finish the run; it is marked as failed if an exception is propagating."""
         self._run.finish(exit_code=0 if sys.exception() is None else 1)
         self._store.publish(WANDB_FOLDER)
 
 
 def _wandb_key() -> bool:
-    """Whether W&B would find a key. The key itself is never read into mbcl."""
+    """Tell whether W&B would find an API key. mbcl never reads the key itself."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
@@ -120,7 +119,7 @@ def _wandb_key() -> bool:
 
 
 def check_trackers(experiment: Experiment) -> None:
-    """Refuse what this machine cannot log to.
+    """Raise if this machine cannot log to a tracker of the experiment.
 
     Raises:
         ConfigError: if a tracker's package is missing.
@@ -130,10 +129,10 @@ def check_trackers(experiment: Experiment) -> None:
 
 
 def build_trackers(experiment: Experiment, store: Store, *, run_id: str, group: str) -> list[Observer]:
-    """The trackers that ``experiment.track`` names.
+    """Create the trackers that ``experiment.track`` names.
 
     Raises:
-        ConfigError: as :func:`check_trackers`.
+        ConfigError: if a tracker's package is missing.
     """
     check_trackers(experiment)
     trackers: list[Observer] = []

@@ -1,4 +1,4 @@
-"""What a training is at one moment, into a checkpoint and out of it. Every rank takes part; rank 0 writes."""
+"""Saving and restoring the state of a training. Every rank takes part; rank 0 writes."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ logger = logging.getLogger(__name__)
 
 
 def state_of(
-    learner: Learner, kept: dict[str, Any], plans: dict[str, Any], progress: EpochProgress | None
+    learner: Learner, cached: dict[str, Any], plans: dict[str, Any], progress: EpochProgress | None
 ) -> dict[str, Any]:
-    """Everything that the coming steps depend on, besides the configuration.
+    """Collect all state that later steps depend on, besides the configuration.
 
     Args:
-        learner: weights, optimiser, gradient scaler and the objective's state per sample.
-        kept: the state of the embedding cache, empty without one.
-        plans: the plans that were made for later than now.
-        progress: of an epoch that is not done: its plan and the place in it.
+        learner: weights, optimiser, gradient scaler and the objective's per-sample state.
+        cached: the state of the embedding cache, empty without one.
+        plans: the plans that later rounds and epochs need.
+        progress: of an unfinished epoch: its plan and the cursor in it.
     """
     return {
         "model": learner.model.state_dict(),
         "optimizer": learner.optimizer.state_dict(),
         "scaler": learner.scaler.state_dict(),
         "objective": learner.objective.state_dict(),
-        "embeddings": kept,
+        "embeddings": cached,
         "plans": plans,
         "progress": progress.state_dict() if progress else {},
     }
 
 
 def restore(state: dict[str, Any], learner: Learner, source: PlanSource) -> EpochProgress | None:
-    """Put back what :func:`state_of` took; returns the progress of an epoch that is not done."""
+    """Restore the state from :func:`state_of`; returns the progress of an unfinished epoch, if any."""
     learner.model.load_state_dict(state["model"])
     learner.optimizer.load_state_dict(state["optimizer"])
     learner.scaler.load_state_dict(state["scaler"])
@@ -57,47 +57,48 @@ def restore(state: dict[str, Any], learner: Learner, source: PlanSource) -> Epoc
     return EpochProgress.from_state(state["progress"]) if state["progress"] else None
 
 
-def newest(store: Store, experiment: Experiment, facts: DataSizes, world: World) -> Checkpoint | None:
-    """The newest whole checkpoint of this experiment, on every rank the same: rank 0 chooses, the others follow.
+def newest(store: Store, experiment: Experiment, sizes: DataSizes, world: World) -> Checkpoint | None:
+    """Load the newest valid checkpoint of this experiment; rank 0 chooses it, the others load the same one.
 
     Raises:
-        CheckpointError: on every rank alike, if it is another experiment's, or its data had another size.
+        CheckpointError: on every rank alike, if it belongs to another experiment, or its data had another size.
     """
-    found = checkpoints.latest(store) if world.rank == 0 else None
-    if world.rank == 0 and found is None and checkpoints.names(store):
+    checkpoint = checkpoints.latest(store) if world.rank == 0 else None
+    if world.rank == 0 and checkpoint is None and checkpoints.names(store):
         logger.warning("%s: no whole checkpoint is left; the training starts again", store.uri)
-    name = collectives.broadcast_object(found.name if found else "", world)
+    name = collectives.broadcast_object(checkpoint.name if checkpoint else "", world)
     error: MbclError | None = None
     try:
-        if name and found is None:
-            found = checkpoints.load(store, name)
-        if found is not None:
-            _check_owner(store, found, experiment, facts)
+        if name and checkpoint is None:
+            checkpoint = checkpoints.load(store, name)
+        if checkpoint is not None:
+            _check_owner(store, checkpoint, experiment, sizes)
     except MbclError as caught:
         error = caught
     collectives.raise_on_any_rank(error, world)
-    return found
+    return checkpoint
 
 
-def _differences(stored: Any, wanted: Any, path: str = "") -> Iterator[str]:
-    """``train.epochs was 2, now 3`` for every key that differs."""
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        for key in {**stored, **wanted}:
-            yield from _differences(stored.get(key), wanted.get(key), f"{path}.{key}" if path else key)
-    elif stored != wanted:
-        yield f"{path} was {json.dumps(stored)}, now {json.dumps(wanted)}"
+def _differences(stored: Any, current: Any, path: str = "") -> Iterator[str]:
+    """Yield ``train.epochs was 2, now 3`` for every key that differs."""
+    if isinstance(stored, dict) and isinstance(current, dict):
+        for key in {**stored, **current}:
+            yield from _differences(stored.get(key), current.get(key), f"{path}.{key}" if path else key)
+    elif stored != current:
+        yield f"{path} was {json.dumps(stored)}, now {json.dumps(current)}"
 
 
-def _check_owner(store: Store, found: Checkpoint, experiment: Experiment, facts: DataSizes) -> None:
-    wanted = experiment.model_dump(mode="json")
-    stored = found.meta["experiment"]
-    if stored != wanted:
+def _check_owner(store: Store, checkpoint: Checkpoint, experiment: Experiment, sizes: DataSizes) -> None:
+    """Raise if the checkpoint belongs to another experiment, or to data of another size."""
+    current = experiment.model_dump(mode="json")
+    stored = checkpoint.meta["experiment"]
+    if stored != current:
         raise CheckpointError(
-            f"{store.uri}: its checkpoint {found.name} belongs to another experiment: "
-            f"{', '.join(_differences(stored, wanted))}; a training goes on with the configuration that it began with"
+            f"{store.uri}: its checkpoint {checkpoint.name} belongs to another experiment: "
+            f"{', '.join(_differences(stored, current))}; a training goes on with the configuration that it began with"
         )
-    if found.meta["facts"] != asdict(facts):
+    if checkpoint.meta["facts"] != asdict(sizes):
         raise CheckpointError(
-            f"{store.uri}: its checkpoint {found.name} was made from {found.meta['facts']['num_train']} training "
-            f"samples, but the data have {facts.num_train} now"
+            f"{store.uri}: its checkpoint {checkpoint.name} was made from {checkpoint.meta['facts']['num_train']} "
+            f"training samples, but the data have {sizes.num_train} now"
         )

@@ -1,4 +1,4 @@
-"""The training loop: epochs of planned batches, one row of metrics and one checkpoint each."""
+"""The training loop: epochs of planned batches, with one row of metrics and one checkpoint per epoch."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ from mbcl.seeding import derive
 logger = logging.getLogger(__name__)
 
 MAX_SYNC_INTERVAL = 25
-"""Steps between two looks, at most: a look waits for the device and for all ranks."""
+"""Maximum steps between two synchronisations; each blocks on the device and all-reduces the losses."""
 SYNC_SECONDS = 10.0
-"""Seconds between two looks where steps are slow: a machine that will be taken away says so 30 to 120 s before."""
+"""Seconds between two synchronisations where steps are slow: preemption notices come 30 to 120 s ahead."""
 
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """What training ended with.
+    """The result of a training.
 
     Args:
-        epochs: completed epochs.
+        epochs: number of completed epochs.
         row: the last row of metrics.
         checkpoint: the last checkpoint's name.
     """
@@ -59,17 +59,17 @@ class TrainingOutcome:
 
 
 class Trainer:
-    """Trains one experiment on this rank. Every rank of the world runs the same code.
+    """The training of one experiment on this rank. Every rank of the world runs the same code.
 
     Args:
         experiment: the configuration.
-        world: this rank and the number of ranks; the process group is already up where there are several.
+        world: this rank and the number of ranks; with several ranks the process group is already initialised.
         store: the trial's folder.
-        plans: who plans, for samplers that need embeddings; planned in this process if None.
-        observers: told about every step and epoch.
-        run_id: what trackers call this run; a training that goes on keeps the name that it began with.
-        notice: whether this rank's machine is about to go and no checkpoint was written since; asked at every look. If
-            any rank says so, all write one.
+        plans: the plan service for samplers that need embeddings; a local one if None.
+        observers: notified of every step and epoch.
+        run_id: the trackers' id of this run; a resumed training keeps its original id.
+        notice: returns whether this rank's machine is about to be preempted and no checkpoint was written since; polled
+            at every synchronisation. If it is true on any rank, all ranks write a checkpoint.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class Trainer:
         self.observers = observers
         self.run_id = run_id
         self.notice = notice
-        self._noticed = False
-        self._look, self._seconds_a_step = 1, 0.0
+        self._preemption_noticed = False
+        self._sync_interval, self._seconds_per_step = 1, 0.0
         experiment.train.check_workers(world.size)
-        # Of several machines one may still copy or decode data that another has: for hours where they are large.
+        # One machine may still copy or decode data that another already has, for hours if the data are large.
         data, self.facts, model = collectives.run_and_sync_errors(
             collectives.run_while_ranks_wait, world, load_parts, world, experiment
         )
@@ -111,7 +111,7 @@ class Trainer:
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def run(self) -> TrainingOutcome:
-        """Train to the end, from where :meth:`resume` left it.
+        """Train to the end, starting from the state that :meth:`resume` restored.
 
         Raises:
             TrainingError: if the loss is not finite, on every rank alike.
@@ -129,61 +129,63 @@ class Trainer:
         return TrainingOutcome(self.epoch, self.last_row, checkpoints.name_of(self.epoch))
 
     def _run_epoch(self) -> Row:
+        """Run one epoch, or the rest of a resumed one; returns its row of metrics."""
         progress = self.progress or EpochProgress(self.epoch, self.facts.num_train)
         self.progress = None
         steps, every = self.facts.steps_per_epoch, self.experiment.train.checkpoint_steps or self.facts.steps_per_epoch
         while progress.step < steps:
             if (due := progress.next_round) is not None:
                 progress.begin(*self.source.next(due, progress))
-            # Up to the next look, the end of the epoch, or the next checkpoint.
-            batches = progress.batches(min(self._look, steps - progress.step, every - progress.step % every))
+            # Up to the next synchronisation, the end of the epoch, or the next checkpoint.
+            batches = progress.batches(min(self._sync_interval, steps - progress.step, every - progress.step % every))
             with progress.clock("train"):
                 losses = self._run_steps(batches, progress)
             progress.trained(batches, losses)
-            if (self._noticed or progress.step % every == 0) and progress.step < steps:
+            if (self._preemption_noticed or progress.step % every == 0) and progress.step < steps:
                 self.source.settle(progress)
                 self._save(self.last_row, progress)
         return self._finish_epoch(progress)
 
     def _run_steps(self, batches: Tensor, progress: EpochProgress) -> Tensor:
-        """Some steps, then one look at their losses, (n,) float64, which every rank takes together."""
+        """Run some steps, then synchronise their losses over the ranks; returns them, (n,) float64."""
         start = time.perf_counter()
         rates = []
         losses = []
         for step, batch in enumerate(batches, progress.step):
             rates.append(self._lr(step))
-            stepped = self.learner.step(batch, epoch=self.epoch, lr=rates[-1])
-            self.source.keep(stepped, epoch=self.epoch, step=step)
-            losses.append(stepped.loss)
-            progress.skipped += stepped.skipped
+            output = self.learner.step(batch, epoch=self.epoch, lr=rates[-1])
+            self.source.keep(output, epoch=self.epoch, step=step)
+            losses.append(output.loss)
+            progress.skipped += output.skipped
         if self.learner.scaler.get_scale() < 1:
             raise TrainingError(
                 f"the gradients are not finite in fp16 at any scale of the loss (epoch {self.epoch + 1}, learning rate "
                 f"{rates[-1]:.4g})"
             )
-        together = self._sync_losses(torch.stack(losses))
-        self._seconds_a_step = (time.perf_counter() - start) / len(losses)
-        done = self.epoch * self.facts.steps_per_epoch + progress.step
-        for offset, (loss, lr) in enumerate(zip(together.tolist(), rates, strict=True)):
+        global_losses = self._sync_losses(torch.stack(losses))
+        self._seconds_per_step = (time.perf_counter() - start) / len(losses)
+        first_step = self.epoch * self.facts.steps_per_epoch + progress.step
+        for offset, (loss, lr) in enumerate(zip(global_losses.tolist(), rates, strict=True)):
             if not math.isfinite(loss):
                 raise TrainingError(
-                    f"the loss is {loss} at step {done + offset} (epoch {self.epoch + 1}, learning rate {lr:.4g})"
+                    f"the loss is {loss} at step {first_step + offset} (epoch {self.epoch + 1}, learning rate {lr:.4g})"
                 )
             for observer in self.observers:
-                observer.on_step(done + offset, loss, lr)
-        return together
+                observer.on_step(first_step + offset, loss, lr)
+        return global_losses
 
     def _sync_losses(self, losses: Tensor) -> Tensor:
-        """The losses of some steps over all ranks, (n,) float64 on the CPU, and what else all ranks must know alike."""
-        told = torch.tensor([self.notice(), self._seconds_a_step], dtype=losses.dtype, device=losses.device)
-        together = collectives.all_reduce_sum(torch.cat([losses, told]), self.world).double().cpu()
-        *_, noticed, seconds = together.tolist()
-        self._noticed = noticed > 0
+        """Sum the losses over all ranks, (n,) float64 on the CPU; piggybacks preemption notice and step time."""
+        extra = torch.tensor([self.notice(), self._seconds_per_step], dtype=losses.dtype, device=losses.device)
+        sums = collectives.all_reduce_sum(torch.cat([losses, extra]), self.world).double().cpu()
+        *_, noticed, seconds = sums.tolist()
+        self._preemption_noticed = noticed > 0
         if seconds > 0:
-            self._look = int(min(max(1.0, SYNC_SECONDS * self.world.size / seconds), MAX_SYNC_INTERVAL))
-        return together[:-2]
+            self._sync_interval = int(min(max(1.0, SYNC_SECONDS * self.world.size / seconds), MAX_SYNC_INTERVAL))
+        return sums[:-2]
 
     def _lr(self, step: int) -> float:
+        """Return the learning rate of a step of the current epoch."""
         schedule = self.experiment.schedule
         return cosine_lr(
             epoch=self.epoch + step / self.facts.steps_per_epoch,
@@ -195,23 +197,24 @@ class Trainer:
     # -- the end of an epoch ------------------------------------------------------------------------------------
 
     def _finish_epoch(self, progress: EpochProgress) -> Row:
+        """Validate if due, write row and checkpoint, and return the row."""
         last_lr = self._lr(progress.step - 1)
         self.epoch += 1
         last = self.epoch == self.experiment.train.epochs
         if last or self.epoch % self.experiment.train.eval_every == 0:
             with progress.clock("eval"):
                 progress.validation = self._validate()
-        self.source.settle(progress)  # after validation, which leaves planning more time
+        self.source.settle(progress)  # after validation, to give concurrent planning more time
         progress.u_age = self._u_age()
         self.last_row = progress.row(lr=last_lr)
         self.metrics.add(self.last_row)
         self._save(self.last_row)
-        self.last_row = {**self.last_row, "time/total": progress.elapsed()}  # with what the checkpoint took
+        self.last_row = {**self.last_row, "time/total": progress.elapsed()}  # includes the checkpoint's time
         self._on_rank_0(lambda: self.metrics.write(self.last_row))
         return self.last_row
 
     def _validate(self) -> float:
-        """Mean R@1 of both directions between two views of the validation images, at most 1; without autocast."""
+        """Return R@1 in [0, 1] between two views of the validation images, mean of both directions; no autocast."""
         shard = embed_share(
             self.learner,
             self.validation,
@@ -222,32 +225,35 @@ class Trainer:
             epoch=self.epoch - 1,
         )
         u, v = collectives.all_gather_ragged(shard.z1, self.world), collectives.all_gather_ragged(shard.z2, self.world)
-        found = retrieval(u, v, ks=(1,), similarity=self.experiment.evaluation.similarity)
-        return (found["u2v/top1"] + found["v2u/top1"]) / 2
+        recall = retrieval(u, v, ks=(1,), similarity=self.experiment.evaluation.similarity)
+        return (recall["u2v/top1"] + recall["v2u/top1"]) / 2
 
     def _u_age(self) -> float | None:
-        """Epochs since the objective's state of a sample was updated, mean over the samples that have any."""
-        objective, chunk = self.learner.objective, self.experiment.train.accumulation
+        """Return the mean age of the objective's per-sample state in epochs, over samples that have any."""
+        objective, accumulation = self.learner.objective, self.experiment.train.accumulation
         if not isinstance(objective, StatefulObjective):
             return None
-        updates = self.experiment.train.batch_size // (chunk.chunk_size or 1) if chunk.mode == "plain" else 1
+        updates_per_step = (
+            self.experiment.train.batch_size // (accumulation.chunk_size or 1) if accumulation.mode == "plain" else 1
+        )
         age = objective.age()
-        return None if age is None else age / (updates * self.facts.steps_per_epoch)
+        return None if age is None else age / (updates_per_step * self.facts.steps_per_epoch)
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
     def _save(self, row: Row, progress: EpochProgress | None = None) -> None:
-        """Write a checkpoint: at the end of an epoch, or with the progress of one that is not done."""
+        """Write a checkpoint: at the end of an epoch, or within an epoch with its progress."""
         for observer in self.observers:
             observer.on_checkpoint()
         self.learner.share_statistics()
         cache = self.source.cache
-        kept = cache.state_dict() if cache else {}  # gathered from all ranks
+        cached = cache.state_dict() if cache else {}  # collective: gathered from all ranks
         plans = self.source.state_dict()
         step = progress.step if progress else 0
-        self._on_rank_0(lambda: self._write(train_state.state_of(self.learner, kept, plans, progress), row, step))
+        self._on_rank_0(lambda: self._write(train_state.state_of(self.learner, cached, plans, progress), row, step))
 
     def _write(self, state: dict[str, Any], row: Row, step: int) -> None:
+        """Write a checkpoint with its metadata, on rank 0."""
         meta = {
             "experiment": self.experiment.model_dump(mode="json"),
             "facts": asdict(self.facts),
@@ -267,26 +273,30 @@ class Trainer:
         )
 
     def resume(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one.
+        """Resume from the newest valid checkpoint, if there is one.
 
         Raises:
-            CheckpointError: on every rank alike, if it is another experiment's.
+            CheckpointError: on every rank alike, if it belongs to another experiment.
         """
-        found = train_state.newest(self.store, self.experiment, self.facts, self.world)
-        self._on_rank_0(lambda: self.metrics.go_on(found.epoch if found else 0, found.meta["row"] if found else {}))
-        if found is None:
+        checkpoint = train_state.newest(self.store, self.experiment, self.facts, self.world)
+        self._on_rank_0(
+            lambda: self.metrics.go_on(
+                checkpoint.epoch if checkpoint else 0, checkpoint.meta["row"] if checkpoint else {}
+            )
+        )
+        if checkpoint is None:
             return
-        self.progress = train_state.restore(found.state, self.learner, self.source)
-        self.epoch = found.epoch
-        self.last_row = found.meta["row"]
-        self.run_id = found.meta["run_id"] or self.run_id
-        logger.info("resuming from %s", found.name)
+        self.progress = train_state.restore(checkpoint.state, self.learner, self.source)
+        self.epoch = checkpoint.epoch
+        self.last_row = checkpoint.meta["row"]
+        self.run_id = checkpoint.meta["run_id"] or self.run_id
+        logger.info("resuming from %s", checkpoint.name)
 
     def _on_rank_0(self, write: Callable[[], None]) -> None:
-        """Write something on rank 0; if that fails (a full disk), every rank raises, none waits for ever.
+        """Call ``write`` on rank 0; if it fails (e.g. the disk is full), every rank raises, so that none hangs.
 
         Raises:
-            TrainingError: on every rank alike; where the store lies behind a URI a StorageError.
+            TrainingError: on every rank alike; a StorageError instead if the store is a URI.
         """
 
         def guarded() -> None:
@@ -313,21 +323,21 @@ def train(
     log: Callable[[str], None] | None = None,
     notice: Callable[[], bool] = lambda: False,
 ) -> TrainingOutcome:
-    """Train one experiment to its end, from its last good checkpoint if it has one.
+    """Train one experiment to its end, resuming from its newest valid checkpoint if there is one.
 
     Args:
         experiment: the configuration.
         world: this rank and the number of ranks.
         store: the trial's folder; configuration, metrics, checkpoints and tracker files go there.
-        plans: who plans; in this process if None.
-        observers: told about every step and epoch, besides the trackers that the experiment names.
-        run_id: what trackers call this run; one that goes on keeps the name that it began with.
-        group: the study that it belongs to.
-        log: is told in a line what planning will cost, where it costs anything.
-        notice: whether this rank's machine is about to go and no checkpoint was written since; see :class:`Trainer`.
+        plans: the plan service; a local one if None.
+        observers: notified of every step and epoch, in addition to the trackers that the experiment names.
+        run_id: the trackers' id of this run; a resumed training keeps its original id.
+        group: the study that the run belongs to.
+        log: receives one line with the cost of planning, if there is any.
+        notice: polled for preemption notices; see :class:`Trainer`.
 
     Raises:
-        ConfigError: if configuration and data do not fit.
+        ConfigError: if the configuration does not fit the data.
         CheckpointError: if the folder's checkpoint belongs to another experiment.
         TrainingError: if the loss is not finite.
     """

@@ -1,4 +1,4 @@
-"""Evaluation: a checkpoint and settings in, metrics out. The same function for one checkpoint and for a sweep."""
+"""Evaluation: metrics of a checkpoint under given settings; one function for single checkpoints and sweeps."""
 
 from mbcl.evaluation.baselines import BASELINES
 from mbcl.evaluation.run import EVALUATION_FILE, evaluate, usable_device

@@ -1,4 +1,4 @@
-"""Where a representation stands: the same metrics of the experiment's initial weights, and of raw pixels."""
+"""Baselines of an evaluation: the same metrics for the experiment's initial weights and for raw pixels."""
 
 from __future__ import annotations
 
@@ -18,63 +18,68 @@ from mbcl.evaluation.subject import Representation
 from mbcl.io.store import Store, read_text, write_text
 
 BASELINES = "baselines"
-"""The folder that keeps the metrics of baselines for other trials and checkpoints."""
+"""The folder that caches the metrics of baselines for other trials and checkpoints."""
 _PIXEL_SIDE = 32
 
 
 class Pixels:
-    """The image itself as its features and its projection: normalised pixels, averaged to at most 32 x 32."""
+    """The pixel baseline: features and projection are the normalised pixels, averaged to at most 32 x 32."""
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) images to (B, C min(H, 32) min(W, 32))."""
+        """Map (B, C, H, W) images to (B, C min(H, 32) min(W, 32))."""
         height, width = (min(side, _PIXEL_SIDE) for side in x.shape[-2:])
         return F.adaptive_avg_pool2d(x, (height, width)).flatten(1)
 
     def project(self, features: Tensor) -> Tensor:
-        """The same."""
+        """Return the features unchanged."""
         return features
 
 
 def baseline(kind: Baseline, experiment: Experiment, *, in_channels: int, device: torch.device) -> Representation:
-    """The baseline of a kind: ``random``, the trial's own initial weights, in evaluation mode; ``pixels``."""
+    """Build a baseline: ``random``, the trial's own initial weights in evaluation mode, or ``pixels``."""
     if kind == "pixels":
         return Pixels()
     return model_of(experiment, in_channels=in_channels).eval().to(device)
 
 
-class Kept:
-    """Metrics of one piece of a baseline's evaluation, kept in a store under everything that they follow from.
+class CachedMetrics:
+    """A cache entry for the metrics of one piece of a baseline's evaluation; the key covers all that they depend on.
 
     Args:
         store: the folder; trials of a study share one.
         kind: which baseline.
-        experiment: whose: its seed and dtype, and for ``random`` its model, count.
-        piece: what is measured, and its settings.
-        more: what else they follow from: data, device.
+        experiment: the experiment; the key contains its seed and dtype, and for ``random`` its model.
+        piece: the metric and its settings.
+        extra: other dependencies: data, device.
     """
 
     def __init__(
-        self, store: Store, kind: Baseline, experiment: Experiment, piece: dict[str, Any], **more: Any
+        self, store: Store, kind: Baseline, experiment: Experiment, piece: dict[str, Any], **extra: Any
     ) -> None:
         self._store = store
         dump = experiment.model_dump(mode="json")
         model = {key: dump[key] for key in ("encoder", "projector")} if kind == "random" else None
         versions = {"mbcl": mbcl.__version__, "torch": torch.__version__}
-        self._asked: dict[str, Any] = {"baseline": kind, "seed": experiment.seed, "model": model, "versions": versions}
-        self._asked |= {"dtype": str(experiment.train.dtype), "piece": piece, **more}
-        text = json.dumps(self._asked, sort_keys=True)
+        self._request: dict[str, Any] = {
+            "baseline": kind,
+            "seed": experiment.seed,
+            "model": model,
+            "versions": versions,
+        }
+        self._request |= {"dtype": str(experiment.train.dtype), "piece": piece, **extra}
+        text = json.dumps(self._request, sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         self._file = f"{kind}-{piece['metric']}-{digest}.json"
 
     def read(self) -> dict[str, float] | None:
-        """What was kept; None if there is nothing, or it is damaged."""
+        """Return the cached metrics; None if there are none, or the file is damaged."""
         try:
             content = json.loads(read_text(self._store, self._file))
-            return dict(content["metrics"]) if content["asked"] == self._asked else None
+            return dict(content["metrics"]) if content["asked"] == self._request else None
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
     def write(self, metrics: dict[str, float]) -> None:
-        """Keep metrics."""
-        content = {"asked": self._asked, "metrics": metrics}
+        """Write metrics to the cache."""
+        content = {"asked": self._request, "metrics": metrics}
         write_text(self._store, self._file, json.dumps(content, indent=1, allow_nan=False))

@@ -1,4 +1,4 @@
-"""Class evaluations: what is known of labels, which pretraining never saw, in frozen features of clean images."""
+"""Class evaluations: kNN and linear probe on frozen features of clean images; pretraining never saw the labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mbcl.metrics import choose_probe, knn
 
 
 def measure_knn(subject: Subject) -> dict[str, float]:
-    """``knn/top1``: accuracy of a vote of the nearest training images; see :func:`mbcl.metrics.knn`."""
+    """Measure ``knn/top1``, the accuracy of a vote of the nearest training images; see :func:`mbcl.metrics.knn`."""
     settings = subject.settings.knn
     predicted = knn(
         subject.train_features,
@@ -22,9 +22,9 @@ def measure_knn(subject: Subject) -> dict[str, float]:
 
 
 def measure_probe(subject: Subject) -> dict[str, float]:
-    """``probe/top1``: accuracy of a linear classifier fitted on the training images.
+    """Measure ``probe/top1``, the accuracy of a linear classifier fitted on the training images.
 
-    Its penalty is chosen on a part of them, stratified by class; see :func:`mbcl.metrics.choose_probe`.
+    Its penalty is selected on a held-out part of them, stratified by class; see :func:`mbcl.metrics.choose_probe`.
     """
     settings, labels = subject.settings.probe, subject.train.labels
     _, held_out = stratified_split(labels, settings.held_out, subject.seed, "probe")

@@ -1,4 +1,4 @@
-"""Retrieval under corruption, in both meanings.
+"""Retrieval under corruption, in both meanings: within an image's corruptions, and among clean images.
 
 Letters: N images, M corruptions, D dimensions.
 """
@@ -18,37 +18,38 @@ from mbcl.metrics import retrieval, retrieval_within
 from mbcl.seeding import derive
 
 _BLOCK = 1024
+"""Number of images whose views are compared at once."""
 
 
 def measure(subject: Subject, severity: int, corruptions: Sequence[str]) -> dict[str, float]:
-    """Both meanings of corrupted retrieval, at one severity.
+    """Measure both meanings of corrupted retrieval, at one severity.
 
-    ``corrupted/within/SEVERITY/{u2v,v2u}/top1``, as published: one image at a time, among its own corrupted versions,
-    view 1 of a corruption must find view 2 of the same corruption; the mean over images. Augmented views, each
-    corruption's drawn by itself, the same for all severities.
+    ``corrupted/within/SEVERITY/{u2v,v2u}/top1``, as published: for each image, view 1 of a corruption must retrieve
+    view 2 of the same corruption among the image's own corrupted versions; the mean over images. Views are augmented,
+    drawn independently for each corruption, and the same for all severities.
 
-    ``corrupted/clean/{CORRUPTION,mean}/SEVERITY/top1``: a corrupted image must find its original among the originals
-    of all images. No augmentation; ``mean`` is over the corruptions.
+    ``corrupted/clean/{CORRUPTION,mean}/SEVERITY/top1``: a corrupted image must retrieve its original among the
+    originals of all images. No augmentation; ``mean`` is over the corruptions.
     """
-    meanings, each = subject.settings.corrupted.meanings, {}
+    meanings, clean_top1 = subject.settings.corrupted.meanings, {}
     originals = subject.projected(subject.features) if "clean" in meanings else None
-    views: list[tuple[Tensor, Tensor]] = []
+    view_pairs: list[tuple[Tensor, Tensor]] = []
     for corruption in corruptions:
         images = _corrupted(subject, corruption, severity)
         if "within" in meanings:
-            views.append(subject.projection_pairs(images, subject.views_key(f"corrupted views of {corruption}")))
+            view_pairs.append(subject.projection_pairs(images, subject.views_key(f"corrupted views of {corruption}")))
         if originals is not None:
-            each[corruption] = _found(subject, images, originals)
-    found = {f"corrupted/clean/{corruption}/{severity}/top1": value for corruption, value in each.items()}
-    if views:
-        found |= _within(subject, views, severity)
-    if each:
-        found[f"corrupted/clean/mean/{severity}/top1"] = fmean(each.values())
-    return found
+            clean_top1[corruption] = _top1_clean(subject, images, originals)
+    metrics = {f"corrupted/clean/{corruption}/{severity}/top1": value for corruption, value in clean_top1.items()}
+    if view_pairs:
+        metrics |= _within(subject, view_pairs, severity)
+    if clean_top1:
+        metrics[f"corrupted/clean/mean/{severity}/top1"] = fmean(clean_top1.values())
+    return metrics
 
 
 def _within(subject: Subject, pairs: Sequence[tuple[Tensor, Tensor]], severity: int) -> dict[str, float]:
-    """In blocks of images, so that all views lie in memory once."""
+    """Measure retrieval within each image's corruptions, in blocks of images to avoid a second copy of all views."""
     parts, sizes = [], []
     for block in torch.arange(len(subject.images)).split(_BLOCK):
         u_NMD, v_NMD = (torch.stack([each[block] for each in views], dim=1) for views in zip(*pairs, strict=True))
@@ -57,14 +58,15 @@ def _within(subject: Subject, pairs: Sequence[tuple[Tensor, Tensor]], severity: 
     return {f"corrupted/within/{severity}/{key}": fmean([part[key] for part in parts], sizes) for key in parts[0]}
 
 
-def _found(subject: Subject, images: ImageSet, originals: Tensor) -> float:
+def _top1_clean(subject: Subject, images: ImageSet, originals: Tensor) -> float:
+    """Return how often a corrupted image retrieves its original first."""
     queries = subject.projections(images)
-    each = retrieval(queries, originals, ks=(1,), similarity=subject.settings.similarity, directions=("u2v",))
-    return each["u2v/top1"]
+    metrics = retrieval(queries, originals, ks=(1,), similarity=subject.settings.similarity, directions=("u2v",))
+    return metrics["u2v/top1"]
 
 
 def _corrupted(subject: Subject, corruption: str, severity: int) -> ImageSet:
-    """The split's images under a corruption: the official ones, or made here, alike for every setting of one seed."""
+    """Return the split's images under a corruption: official files, or generated alike for all settings of a seed."""
     images, data, official = subject.images, subject.data, subject.settings.corrupted.dir
     if official is not None:
         return load_corrupted(

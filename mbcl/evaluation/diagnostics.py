@@ -1,4 +1,4 @@
-"""Diagnostics of the features, without labels."""
+"""Label-free diagnostics of the features: alignment, uniformity, effective rank."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from mbcl.metrics import alignment, effective_rank, uniformity
 
 
 def measure(subject: Subject) -> dict[str, float]:
-    """``repr/alignment`` of two augmented views, ``repr/uniformity`` and ``repr/effective_rank`` of clean images.
+    """Measure ``repr/alignment`` of augmented views, ``repr/uniformity`` and ``repr/effective_rank`` of clean images.
 
     See :func:`mbcl.metrics.alignment`, :func:`mbcl.metrics.uniformity` and :func:`mbcl.metrics.effective_rank`.
     """

@@ -1,4 +1,4 @@
-"""What an evaluation consists of: pieces that are measured, kept and found again each by itself."""
+"""The pieces of an evaluation: each is measured, stored and reused independently."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PIECES: Mapping[Metric, tuple[Measure, tuple[str, ...]]] = {
     "probe": (classes.measure_probe, ("probe",)),
     "repr": (diagnostics.measure, ()),
 }
-"""By metric what measures it, and the settings that it follows from, besides the split and the size of batches."""
+"""By metric, its function and the settings that it depends on, besides split and batch size."""
 
 
 @dataclass(frozen=True)
@@ -28,41 +28,41 @@ class Piece:
     """A metric, or one severity of the corrupted ones.
 
     Args:
-        title: for people.
-        asked: the settings that it follows from, as plain data.
-        measure: what measures it.
+        title: a readable name for the log.
+        request: the settings that it depends on, as plain data.
+        measure: the function that measures it.
     """
 
     title: str
-    asked: dict[str, Any]
+    request: dict[str, Any]
     measure: Measure
 
 
 def pieces_of(settings: Evaluation, data: str) -> list[Piece]:
-    """The pieces of an evaluation in the order of its metrics.
+    """List the pieces of an evaluation in the order of its metrics.
 
     Args:
-        settings: what is asked for.
+        settings: the evaluation block.
         data: the clean data set's name.
 
     Raises:
-        DataError, ConfigError: as :func:`mbcl.engine.evaluation_checks.corruptions_of`.
+        DataError, ConfigError: see :func:`mbcl.engine.evaluation_checks.corruptions_of`.
     """
     dump = settings.model_dump(mode="json")
 
-    def piece(title: str, metric: Metric, measure: Measure, keys: Sequence[str], **more: Any) -> Piece:
-        asked = {key: dump[key] for key in ("split", "batch_size", *keys)}
-        return Piece(title, {"metric": metric, **asked, **more}, measure)
+    def piece(title: str, metric: Metric, measure: Measure, keys: Sequence[str], **extra: Any) -> Piece:
+        request = {key: dump[key] for key in ("split", "batch_size", *keys)}
+        return Piece(title, {"metric": metric, **request, **extra}, measure)
 
-    found = []
+    pieces = []
     for metric in settings.metrics:
         if metric != "corrupted":
             measure, keys = _PIECES[metric]
-            found.append(piece(metric, metric, measure, keys))
+            pieces.append(piece(metric, metric, measure, keys))
             continue
         block = {key: dump["corrupted"][key] for key in ("meanings", "dir")}
         for severity, names in corruptions_of(settings.corrupted, data).items():
-            one = partial(corrupted.measure, severity=severity, corruptions=names)
-            more = {"corrupted": block, "severity": severity, "corruptions": list(names)}
-            found.append(piece(f"corrupted, severity {severity}", metric, one, ("similarity",), **more))
-    return found
+            measure_one = partial(corrupted.measure, severity=severity, corruptions=names)
+            extra = {"corrupted": block, "severity": severity, "corruptions": list(names)}
+            pieces.append(piece(f"corrupted, severity {severity}", metric, measure_one, ("similarity",), **extra))
+    return pieces

@@ -1,4 +1,4 @@
-"""From weights and settings to ``evaluation.json``."""
+"""The evaluation of weights, written to ``evaluation.json``; interrupted evaluations resume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mbcl.config.experiment import Data, Evaluation
 from mbcl.engine.evaluation_checks import check_evaluation
 from mbcl.engine.setup import SplitData, check_takes, load_data
 from mbcl.errors import CheckpointError, ConfigError
-from mbcl.evaluation.baselines import BASELINES, Kept, baseline
+from mbcl.evaluation.baselines import BASELINES, CachedMetrics, baseline
 from mbcl.evaluation.pieces import Piece, pieces_of
 from mbcl.evaluation.subject import Representation, Subject
 from mbcl.evaluation.weights import INITIAL, Weights, find_weights, initial_weights
@@ -24,24 +24,24 @@ from mbcl.io.store import Store, read_text, write_text
 
 EVALUATION_FILE = "evaluation.json"
 PART_FILE = "evaluation.part.json"
-"""What is measured of an evaluation that goes on, or was interrupted."""
+"""The partial result of a running or interrupted evaluation."""
 
 Record = dict[str, Any]
-"""A piece that was measured: what was ``asked``, and its ``metrics``."""
+"""A measured piece: its request, under ``asked``, and its ``metrics``."""
 
 
 class LoadData(Protocol):
-    """Reads a data set and splits it; :func:`mbcl.engine.setup.load_data`."""
+    """A function that loads and splits a data set, such as :func:`mbcl.engine.setup.load_data`."""
 
     def __call__(self, data: Data, *, seed: int) -> SplitData:
-        """All parts of it."""
+        """Load all parts of the data set."""
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of this name, if this machine has it.
+    """Return the device of this name, after checking that it works.
 
     Raises:
-        ConfigError: if there is no such device.
+        ConfigError: if this machine has no such device.
     """
     try:
         device = torch.device(name)
@@ -70,37 +70,38 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate weights and write ``evaluation.json``.
 
-    What such a file holds already of the same weights, data and versions is not measured again: each metric by itself,
-    and each severity of the corrupted ones.
+    Results for the same weights, data and versions in an existing file are reused, for each metric independently, and
+    for each severity of the corrupted ones.
 
     Args:
         store: the folder of a training or of an export.
-        checkpoint: which one of a training; the last good one by default, the initial weights as ``INITIAL``.
-        settings: what to measure; the experiment's own by default.
+        checkpoint: name of a training's checkpoint; the newest valid one by default, ``INITIAL`` for the initial
+            weights.
+        settings: the evaluation block; the experiment's own by default.
         device: where to compute.
         data: the images, if others than those of training.
-        out: where ``evaluation.json`` goes; ``store`` by default.
-        earlier: whose ``evaluation.json`` may hold some of it; ``out`` by default.
-        baselines: where metrics of baselines are kept for others; a folder in ``out`` by default.
-        force: measure all of it again, baselines too.
-        load: reads data sets.
-        log: is told what was measured, a line each.
-        before: is told, before anything is measured, where ``evaluation.json`` will be written, what the one that is
-            there was asked for (nothing if there is none) and what is asked for now; it may refuse by raising.
+        out: where ``evaluation.json`` is written; ``store`` by default.
+        earlier: the folder whose ``evaluation.json`` may contain reusable results; ``out`` by default.
+        baselines: the cache for metrics of baselines, which evaluations may share; a folder in ``out`` by default.
+        force: measure everything again, baselines too.
+        load: loads data sets.
+        log: receives one line for each measured piece.
+        before: called before anything is measured, with the store of the new ``evaluation.json``, the request of the
+            existing file (empty if there is none) and the current request; it may raise to abort.
 
     Returns:
         Metrics by their contract names, for example ``retrieval/u2v/top1``; those of baselines under
         ``baseline/KIND/``.
 
     Raises:
-        CheckpointError: if the folder holds no whole checkpoint, or embeddings are not finite.
+        CheckpointError: if the folder has no valid checkpoint, or embeddings are not finite.
         DataError: if the data are missing.
-        ConfigError: if settings and data do not go together.
+        ConfigError: if the settings do not fit the data.
     """
     weights = initial_weights(store) if checkpoint == INITIAL else find_weights(store, checkpoint)
     settings = settings or weights.experiment.evaluation
     data = data or weights.experiment.data
-    asked = {
+    request = {
         "checkpoint": weights.name,
         "sha256": weights.sha256,
         "experiment": weights.experiment.digest,
@@ -109,41 +110,46 @@ def evaluate(
         "settings": settings.model_dump(mode="json"),
     }
     out = out or store
-    place = earlier or out
-    there = _read(place, EVALUATION_FILE)
-    done = {} if force else there
-    if done.get("asked") == asked and place is out:
-        return dict(done["metrics"])
+    source = earlier or out
+    existing = _read(source, EVALUATION_FILE)
+    previous = {} if force else existing
+    if previous.get("asked") == request and source is out:
+        return dict(previous["metrics"])
     if before is not None:
-        before(out, there.get("asked", {}), asked)
+        before(out, existing.get("asked", {}), request)
     start = time.perf_counter()
-    run = _Run(weights, settings, data, usable_device(device), load, log or (lambda line: None))
-    kept = baselines or out.child(BASELINES)
-    begun = {} if force else _read(out, PART_FILE)
+    evaluator = _Evaluator(weights, settings, data, usable_device(device), load, log or (lambda line: None))
+    cache_store = baselines or out.child(BASELINES)
+    partial = {} if force else _read(out, PART_FILE)
     try:
-        known = [record for each in (begun, done) if _same_but_settings(each, asked) for record in each["pieces"]]
-        pieces, others = run.pieces(known, lambda records: _write(out, PART_FILE, asked, {}, records))
+        reusable = [
+            record
+            for result in (partial, previous)
+            if _same_but_settings(result, request)
+            for record in result["pieces"]
+        ]
+        pieces, others = evaluator.pieces(reusable, lambda records: _write(out, PART_FILE, request, {}, records))
         metrics = {key: value for record in pieces for key, value in record["metrics"].items()}
         for kind in settings.baselines:
-            found = run.baseline(kind, kept, force=force)
-            metrics |= {f"baseline/{kind}/{key}": value for key, value in found.items()}
+            baseline_metrics = evaluator.baseline(kind, cache_store, force=force)
+            metrics |= {f"baseline/{kind}/{key}": value for key, value in baseline_metrics.items()}
     except CheckpointError as error:
         raise CheckpointError(f"{store.uri}: {weights.name}: {error}") from error
-    _write(out, EVALUATION_FILE, asked, metrics, pieces + others, seconds=time.perf_counter() - start)
+    _write(out, EVALUATION_FILE, request, metrics, pieces + others, seconds=time.perf_counter() - start)
     out.delete(PART_FILE)
     return metrics
 
 
-class _Run:
-    """One evaluation of weights: images and models are made when a piece needs them.
+class _Evaluator:
+    """An evaluation of weights; images and models are created lazily, when a piece needs them.
 
     Args:
-        weights: what is evaluated.
-        settings: what is measured.
+        weights: the weights to evaluate.
+        settings: the evaluation block.
         data: the data set.
         device: where to compute.
-        load: reads it.
-        log: is told what was measured.
+        load: loads the data set.
+        log: receives one line for each measured piece.
     """
 
     def __init__(
@@ -164,40 +170,45 @@ class _Run:
         self._log = log
         self._pieces = pieces_of(settings, data.name)
 
-    def pieces(self, done: Sequence[Record], keep: Callable[[list[Record]], None]) -> tuple[list[Record], list[Record]]:
-        """Records of what is asked for, those in ``done`` taken from there, and what else is in ``done``.
+    def pieces(self, done: Sequence[Record], save: Callable[[list[Record]], None]) -> tuple[list[Record], list[Record]]:
+        """Measure the pieces that are missing in ``done``.
 
-        What is measured is kept at once, with all that was known before.
+        After each measurement ``save`` receives all records so far, so that an interrupted evaluation resumes there.
+
+        Returns:
+            The records of the requested pieces, and the other records in ``done``.
         """
-        known = {_key(record["asked"]): record for record in done}
+        records = {_key(record["asked"]): record for record in done}
         subject = cache(lambda: self._subject(self._trained()))
         for piece in self._pieces:
-            if _key(piece.asked) not in known:
-                known[_key(piece.asked)] = {"asked": piece.asked, "metrics": self._measured(piece, subject, "")}
-                keep(list(known.values()))
-        found = [known.pop(_key(piece.asked)) for piece in self._pieces]
-        return found, list(known.values())
+            if _key(piece.request) not in records:
+                records[_key(piece.request)] = {"asked": piece.request, "metrics": self._measure(piece, subject, "")}
+                save(list(records.values()))
+        requested = [records.pop(_key(piece.request)) for piece in self._pieces]
+        return requested, list(records.values())
 
-    def baseline(self, kind: Baseline, kept: Store, *, force: bool) -> dict[str, float]:
-        """Metrics of a baseline, those that are kept already taken from there unless ``force``."""
+    def baseline(self, kind: Baseline, store: Store, *, force: bool) -> dict[str, float]:
+        """Return the metrics of a baseline; cached ones are reused unless ``force``."""
         subject = cache(lambda: self._subject(self._baseline(kind)))
         data, metrics = self._data.model_dump(mode="json"), dict[str, float]()
         for piece in self._pieces:
-            place = Kept(kept, kind, self._experiment, piece.asked, data=data, device=self._device.type)
-            found = None if force else place.read()
-            if found is None:
-                found = self._measured(piece, subject, f" of {kind}")
-                place.write(found)
-            metrics |= found
+            cached = CachedMetrics(store, kind, self._experiment, piece.request, data=data, device=self._device.type)
+            piece_metrics = None if force else cached.read()
+            if piece_metrics is None:
+                piece_metrics = self._measure(piece, subject, f" of {kind}")
+                cached.write(piece_metrics)
+            metrics |= piece_metrics
         return metrics
 
-    def _measured(self, piece: Piece, subject: Callable[[], Subject], owner: str) -> dict[str, float]:
+    def _measure(self, piece: Piece, subject: Callable[[], Subject], owner: str) -> dict[str, float]:
+        """Measure a piece and log its duration."""
         start = time.perf_counter()
         metrics = piece.measure(subject())
         self._log(f"{self._weights.name}: {piece.title}{owner}: {time.perf_counter() - start:.1f} s")
         return metrics
 
     def _subject(self, representation: Representation) -> Subject:
+        """Combine a representation with images and settings."""
         return Subject(
             representation,
             self._images,
@@ -210,45 +221,53 @@ class _Run:
 
     @cached_property
     def _images(self) -> SplitData:
+        """All parts of the data set, checked against the settings."""
         images = self._load(self._data, seed=self._experiment.seed)
         check_evaluation(self._settings, images, name=self._data.name, verify=self._data.verify)
         return images
 
     def _trained(self) -> Representation:
+        """Build the model with the evaluated weights, after checking that it takes the images."""
         model = self._weights.model(in_channels=self._images.train.channels)
         check_takes(model, self._experiment, self._images.test)
         return model.to(self._device)
 
     def _baseline(self, kind: Baseline) -> Representation:
+        """Build the representation of a baseline."""
         return baseline(kind, self._experiment, in_channels=self._images.train.channels, device=self._device)
 
 
-def _key(asked: Mapping[str, Any]) -> str:
-    return json.dumps(asked, sort_keys=True)
+def _key(request: Mapping[str, Any]) -> str:
+    """Return a hashable form of a request, independent of the order of its keys."""
+    return json.dumps(request, sort_keys=True)
 
 
-def _same_but_settings(earlier: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    return bool(earlier) and {**earlier["asked"], "settings": None} == {**asked, "settings": None}
+def _same_but_settings(earlier: Mapping[str, Any], request: Mapping[str, Any]) -> bool:
+    """Tell whether an earlier result has the same request, apart from the settings."""
+    return bool(earlier) and {**earlier["asked"], "settings": None} == {**request, "settings": None}
 
 
 def _write(
     store: Store,
     name: str,
-    asked: Mapping[str, Any],
+    request: Mapping[str, Any],
     metrics: Mapping[str, float],
     pieces: Sequence[Record],
-    **more: float,
+    **extra: float,
 ) -> None:
-    content = {"asked": asked, "metrics": metrics, **more, "pieces": pieces}
+    """Write a result file with its request, so that a later evaluation can reuse it."""
+    content = {"asked": request, "metrics": metrics, **extra, "pieces": pieces}
     write_text(store, name, json.dumps(content, indent=1, allow_nan=False))
 
 
 def _read(store: Store, name: str) -> dict[str, Any]:
-    """What an earlier evaluation left; nothing if there is none or it is damaged, and is then made again."""
+    """Read an earlier result; empty if there is none or the file is damaged, so that it is measured again."""
     try:
         content = json.loads(read_text(store, name))
-        whole = isinstance(content["metrics"], dict) and isinstance(content["asked"], dict)
-        whole = whole and all(isinstance(record["metrics"], dict) and record["asked"] for record in content["pieces"])
+        is_valid = isinstance(content["metrics"], dict) and isinstance(content["asked"], dict)
+        is_valid = is_valid and all(
+            isinstance(record["metrics"], dict) and record["asked"] for record in content["pieces"]
+        )
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
-    return dict(content) if whole else {}
+    return dict(content) if is_valid else {}

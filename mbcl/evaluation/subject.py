@@ -1,4 +1,4 @@
-"""What is evaluated: a representation of a data set's images.
+"""The subject of an evaluation: a representation of a data set's images.
 
 Letters: N images, F features, D dimensions of the projections.
 """
@@ -21,26 +21,26 @@ from mbcl.seeding import derive
 
 
 class Representation(Protocol):
-    """Images to features to projections, without state: a model in evaluation mode, or what stands for one."""
+    """A stateless map from images to features to projections: a model in evaluation mode, or a baseline."""
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) normalised images to (B, F) features, which class evaluations read."""
+        """Map (B, C, H, W) normalised images to (B, F) features, which class evaluations use."""
 
     def project(self, features: Tensor) -> Tensor:
-        """(B, F) features to (B, D) projections, which retrieval compares."""
+        """Map (B, F) features to (B, D) projections, which retrieval compares."""
 
 
 class Subject:
-    """A representation with the images that it is shown. What several evaluations need is computed once.
+    """A representation with its input images; features that several metrics need are computed once and cached.
 
     Args:
-        representation: what is evaluated, on ``device``.
+        representation: the representation to evaluate, on ``device``.
         images: all parts of the data set.
-        data: which data set it is.
+        data: the data set's configuration.
         settings: the evaluation block.
-        seed: the experiment's: of views and corruptions.
+        seed: the experiment's seed, for views and corruptions.
         device: where to compute.
-        dtype: of the images that the representation is given.
+        dtype: of the images passed to the representation.
     """
 
     def __init__(
@@ -62,25 +62,26 @@ class Subject:
         self._train, self._device, self._dtype = images.train, device, dtype
 
     def views_key(self, purpose: str) -> ViewKey:
-        """Views of the split for one purpose.
+        """Return the key of the split's views for one purpose.
 
-        They are not those of training or validation, and the same for every setting of one seed, so that they pair.
+        The views differ from those of training and validation. They are the same for every setting of one seed, so
+        that settings can be compared in pairs.
         """
         return ViewKey(derive(self.seed, f"{self.settings.split} {purpose}"))
 
     @cached_property
     def train(self) -> ImageSet:
-        """The training images, which go to the device when they are first asked for."""
+        """The training images, moved to the device at first access."""
         return self._train.to(self._device)
 
     @cached_property
     def train_features(self) -> Tensor:
-        """(N, F) features of the training images as they are."""
+        """(N, F) features of the training images without augmentation."""
         return self._clean(self.representation.features, self.train)
 
     @cached_property
     def features(self) -> Tensor:
-        """(N, F) features of the split's images as they are."""
+        """(N, F) features of the split's images without augmentation."""
         return self._clean(self.representation.features, self.images)
 
     @cached_property
@@ -89,50 +90,56 @@ class Subject:
         return self._pairs(self.representation.features, self.images, self.views_key("evaluation views"))
 
     def projected(self, features: Tensor) -> Tensor:
-        """Projections of features, (N, F) to (N, D)."""
+        """Map features (N, F) to projections (N, D)."""
         rows = features.split(self.settings.batch_size)
-        return self._whole([self._computed(self.representation.project, part) for part in rows])
+        return self._concatenate([self._apply(self.representation.project, part) for part in rows])
 
     def projections(self, images: ImageSet) -> Tensor:
-        """Projections of images as they are, (N, D)."""
+        """Compute the projections (N, D) of images without augmentation."""
         return self._clean(self._images_to_projections, images)
 
     def projection_pairs(self, images: ImageSet, key: ViewKey) -> tuple[Tensor, Tensor]:
-        """Projections of both augmented views of images, two of (N, D)."""
+        """Compute the projections of both augmented views of images, two of (N, D)."""
         return self._pairs(self._images_to_projections, images, key)
 
     def _images_to_projections(self, x: Tensor) -> Tensor:
+        """Map a batch of images to projections."""
         return self.representation.project(self.representation.features(x))
 
     def _clean(self, function: Callable[[Tensor], Tensor], images: ImageSet) -> Tensor:
-        def look(positions: Tensor) -> Tensor:
+        """Apply a function to all images without augmentation."""
+
+        def views_of(positions: Tensor) -> Tensor:
             return clean_views(images.pixels(positions), images=images)
 
-        return self._whole(self._batches(function, look, len(images)))
+        return self._concatenate(self._batches(function, views_of, len(images)))
 
     def _pairs(self, function: Callable[[Tensor], Tensor], images: ImageSet, key: ViewKey) -> tuple[Tensor, Tensor]:
-        found = self._batches(function, lambda positions: two_views(images, positions, key), len(images))
-        views_1, views_2 = zip(*(both.chunk(2) for both in found), strict=True)
-        return self._whole(views_1), self._whole(views_2)
+        """Apply a function to both augmented views of all images."""
+        outputs = self._batches(function, lambda positions: two_views(images, positions, key), len(images))
+        views_1, views_2 = zip(*(output.chunk(2) for output in outputs), strict=True)
+        return self._concatenate(views_1), self._concatenate(views_2)
 
     def _batches(
-        self, function: Callable[[Tensor], Tensor], look: Callable[[Tensor], Tensor], num_images: int
+        self, function: Callable[[Tensor], Tensor], views_of: Callable[[Tensor], Tensor], num_images: int
     ) -> list[Tensor]:
+        """Apply a function to the views of all positions, in nearly equal batches."""
         chunks = torch.arange(num_images).tensor_split(-(-num_images // self.settings.batch_size))
-        return [self._computed(function, look(positions).to(self._dtype)) for positions in chunks]
+        return [self._apply(function, views_of(positions).to(self._dtype)) for positions in chunks]
 
     @torch.no_grad()
-    def _computed(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def _apply(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Call a function without gradients."""
         return function(x)
 
-    def _whole(self, parts: Sequence[Tensor]) -> Tensor:
-        """The rows of all parts.
+    def _concatenate(self, parts: Sequence[Tensor]) -> Tensor:
+        """Concatenate the rows of all parts.
 
         Raises:
-            CheckpointError: if an entry is not finite, which no metric has a meaning for.
+            CheckpointError: if an entry is not finite, since no metric is defined then.
         """
-        found = torch.cat(list(parts))
-        finite = torch.isfinite(found).all(dim=1)
+        rows = torch.cat(list(parts))
+        finite = torch.isfinite(rows).all(dim=1)
         if not bool(finite.all()):
-            raise CheckpointError(f"its embeddings of {int((~finite).sum())} of {len(found)} images are not finite")
-        return found
+            raise CheckpointError(f"its embeddings of {int((~finite).sum())} of {len(rows)} images are not finite")
+        return rows

@@ -1,4 +1,4 @@
-"""What can be evaluated: a checkpoint, an export, or an experiment's initial weights."""
+"""The weights to evaluate: of a checkpoint, of an export, or an experiment's initial weights."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Weights:
     """Weights of an experiment's model.
 
     Args:
-        name: the checkpoint's.
-        sha256: of the stored file; empty for initial weights, which follow from the experiment.
-        experiment: whose model it is.
+        name: the checkpoint's name.
+        sha256: of the stored file; empty for initial weights, which the experiment determines.
+        experiment: the experiment that defines the model.
         state: the model's state dict; None for the initial weights.
-        in_channels: of the images; None for the initial weights, which take any.
+        in_channels: channels of the images; None for the initial weights, which take any number.
     """
 
     name: str
@@ -40,10 +40,11 @@ class Weights:
     in_channels: int | None = None
 
     def model(self, *, in_channels: int) -> ContrastiveModel:
-        """The model in evaluation mode, for images of so many channels.
+        """Build the model in evaluation mode, for images of ``in_channels`` channels.
 
         Raises:
-            ConfigError: if it takes images of other channels, or the weights are of another model.
+            ConfigError: if the weights are for images with another number of channels.
+            CheckpointError: if the weights belong to another model.
         """
         if self.state is None:
             return model_of(self.experiment, in_channels=in_channels).eval()
@@ -56,19 +57,21 @@ class Weights:
 
 
 def find_weights(store: Store, checkpoint: str | None = None) -> Weights:
-    """The weights in a folder: that of a training, or of an export.
+    """Load the weights in a folder of a training or of an export.
 
     Args:
         store: the folder.
-        checkpoint: which one of a training; the last good one by default.
+        checkpoint: name of a training's checkpoint; the newest valid one by default.
 
     Raises:
         CheckpointError: if there is no such checkpoint, or it is damaged.
-        ConfigError: if it is a damaged export.
+        ConfigError: if the export is damaged.
     """
     if checkpoint is None and store.exists(export.RECORD_FILE):
-        found = export.read(store)
-        return Weights(found.checkpoint, found.sha256, found.experiment, found.weights, found.in_channels)
+        exported = export.read(store)
+        return Weights(
+            exported.checkpoint, exported.sha256, exported.experiment, exported.weights, exported.in_channels
+        )
     stored = checkpoints.choose(store, checkpoint)
     experiment = validate(Experiment, stored.meta["experiment"], f"{store.uri}: its checkpoint")
     state = stored.state["model"]
@@ -76,30 +79,31 @@ def find_weights(store: Store, checkpoint: str | None = None) -> Weights:
 
 
 def of_epochs(store: Store, epochs: Sequence[int]) -> list[str]:
-    """The names of a training's checkpoints after so many epochs each; 0 or -1 are the initial weights.
+    """Return the names of a training's checkpoints after each of ``epochs``; 0 or -1 are the initial weights.
 
     Raises:
-        CheckpointError: if one is not there; the text names those that are.
+        CheckpointError: if one does not exist; the message lists the existing ones.
+        ConfigError: if the folder is an export.
     """
     if store.exists(export.RECORD_FILE):
         raise ConfigError(f"--epochs: {store.uri} is an export, which holds one checkpoint")
-    present = [name for name in checkpoints.names(store) if re.fullmatch(r"epoch_\d+", name)]
-    if not present:
+    existing = [name for name in checkpoints.names(store) if re.fullmatch(r"epoch_\d+", name)]
+    if not existing:
         raise checkpoints.none_in(store)
-    wanted = [INITIAL if epoch in (0, -1) else checkpoints.name_of(epoch) for epoch in epochs]
-    for name, epoch in zip(wanted, epochs, strict=True):
-        if name != INITIAL and name not in present:
-            there = ", ".join(str(int(found.removeprefix("epoch_"))) for found in present)
+    names = [INITIAL if epoch in (0, -1) else checkpoints.name_of(epoch) for epoch in epochs]
+    for name, epoch in zip(names, epochs, strict=True):
+        if name != INITIAL and name not in existing:
+            allowed = ", ".join(str(int(existing_name.removeprefix("epoch_"))) for existing_name in existing)
             raise CheckpointError(
-                f"--epochs: no checkpoint after epoch {epoch} in {store.uri}; allowed: -1, 0, {there}"
+                f"--epochs: no checkpoint after epoch {epoch} in {store.uri}; allowed: -1, 0, {allowed}"
             )
-    return list(dict.fromkeys(wanted))
+    return list(dict.fromkeys(names))
 
 
 def initial_weights(store: Store) -> Weights:
-    """The initial weights of a training, which its checkpoints' experiment determines.
+    """Return the initial weights of a training, which the experiment in its checkpoints determines.
 
     Raises:
-        CheckpointError: if it has no whole checkpoint.
+        CheckpointError: if it has no valid checkpoint.
     """
     return Weights(INITIAL, "", find_weights(store).experiment)

@@ -1,4 +1,4 @@
-"""Encoders and projectors."""
+"""Models: encoders and projectors."""
 
 from mbcl.models.contrastive import ContrastiveModel, ProjectorShape, build
 from mbcl.models.projector import ProjectionHead

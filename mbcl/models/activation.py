@@ -1,8 +1,8 @@
-"""The nonlinearities of our own networks.
+"""The activation functions of this package's own networks.
 
-ReLU has a kink: where an input lies on it, the last bit decides whether a unit has a gradient, and such differences
-grow with every step. Small images are full of exact ties (a flat background gives one pre-activation to many pixels),
-so that one worker and two, whose sums are ordered differently, drift apart within twenty steps. SiLU is smooth.
+ReLU has a kink: at an input of 0 the last bit decides whether a unit has a gradient, and such differences grow with
+every step. Small images have many exact ties (a flat background gives many pixels the same pre-activation). So one
+worker and two, whose sums are ordered differently, diverge within twenty steps. SiLU is smooth.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Activation = Literal["relu", "silu"]
 
 
 def build_activation(name: Activation) -> nn.Module:
-    """The nonlinearity of this name.
+    """Create the activation of this name.
 
     Raises:
         ConfigError: if the name is unknown.
     """
-    known = {"relu": nn.ReLU, "silu": nn.SiLU}
-    if name not in known:
-        raise ConfigError(f"unknown activation {name!r}; {nearest(name, known)}")
-    # Not in place: torch.compile cuts graphs at collectives, and the next piece must not change the last one's output.
-    return known[name](inplace=False)
+    activations = {"relu": nn.ReLU, "silu": nn.SiLU}
+    if name not in activations:
+        raise ConfigError(f"unknown activation {name!r}; {nearest(name, activations)}")
+    # Not in place: torch.compile breaks graphs at collectives, and a graph must not modify its predecessor's output.
+    return activations[name](inplace=False)

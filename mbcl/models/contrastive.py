@@ -1,4 +1,4 @@
-"""Encoder and projector as one model, with weights that are a pure function of the seed."""
+"""The contrastive model: encoder and projector, with initial weights that are a pure function of the seed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mbcl.seeding import derive
 
 
 class ContrastiveModel(nn.Module):
-    """Images to projections.
+    """A model that maps images to projections.
 
     Args:
-        encoder: images to features.
-        projector: features to projections.
+        encoder: maps images to features.
+        projector: maps features to projections.
     """
 
     def __init__(self, encoder: nn.Module, projector: ProjectionHead) -> None:
@@ -29,36 +29,36 @@ class ContrastiveModel(nn.Module):
         self.projector = projector
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) float images to (B, F) features, what class evaluations read; float32 under autocast too."""
+        """Map (B, C, H, W) float images to (B, F) features, for class evaluations; float32 even under autocast."""
         return raise_half(self.encoder(x))
 
     def project(self, features: Tensor) -> Tensor:
-        """(B, F) features to (B, D) projections, un-normalised; float32 under autocast too."""
+        """Map (B, F) features to (B, D) projections, un-normalised; float32 even under autocast."""
         return raise_half(self.projector(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) float images to (B, D) projections, un-normalised; float32 under autocast too."""
+        """Map (B, C, H, W) float images to (B, D) projections, un-normalised; float32 even under autocast."""
         return raise_half(self.projector(self.encoder(x)))
 
 
 class ProjectorShape(Protocol):
-    """Settings of :class:`ProjectionHead` as attributes, whatever object holds them."""
+    """The settings of :class:`ProjectionHead` as attributes of any object."""
 
     @property
     def layers(self) -> int:
-        """Linear layers."""
+        """Number of linear layers."""
 
     @property
     def hidden(self) -> int:
-        """Width of the layers but the last."""
+        """Width of all layers but the last."""
 
     @property
     def dim(self) -> int:
-        """D of the projections."""
+        """Dimension D of the projections."""
 
     @property
     def activation(self) -> Activation | None:
-        """Nonlinearity between the layers; the encoder's if None."""
+        """Activation between the layers; the encoder's if None."""
 
 
 def build(
@@ -68,14 +68,14 @@ def build(
     in_channels: int,
     seed: int,
 ) -> ContrastiveModel:
-    """A model whose initial weights are a pure function of its arguments, the same on every rank.
+    """Build a model whose initial weights are a pure function of the arguments, the same on every rank.
 
     Args:
-        encoder: ``name``, registered in ``ENCODERS`` or a torchvision architecture, and the encoder's settings, for
+        encoder: ``name`` (registered in ``ENCODERS`` or a torchvision architecture) and the encoder's settings, for
             example ``{"name": "resnet_small", "blocks": 2}``.
-        projector: shape of the head; the published one if omitted.
+        projector: shape of the projection head; the published shape if omitted.
         in_channels: channels of the images.
-        seed: the experiment's seed. No other generator is read or moved.
+        seed: the experiment's seed. No other random generator is read or advanced.
 
     Raises:
         ConfigError: if a name or a value is not allowed.
@@ -84,9 +84,9 @@ def build(
     factory = ENCODERS[encoder["name"]]
     head = {} if projector is None else {key: getattr(projector, key) for key in ("layers", "hidden", "dim")}
     with torch.random.fork_rng(devices=[]):
-        # The CPU's generator alone: torch.manual_seed would reseed the GPUs', which fork_rng does not restore here.
+        # Seed the CPU generator only: torch.manual_seed also reseeds the GPUs, which fork_rng does not restore here.
         torch.default_generator.manual_seed(derive(seed, "weights"))
         network = factory(in_channels=in_channels, **settings)
-        width, own = cast(Encoder, network).out_features, cast(Encoder, network).nonlinearity
-        activation = projector.activation if projector is not None and projector.activation else own
+        width, encoder_activation = cast(Encoder, network).out_features, cast(Encoder, network).nonlinearity
+        activation = projector.activation if projector is not None and projector.activation else encoder_activation
         return ContrastiveModel(network, ProjectionHead(in_features=width, activation=activation, **head))

@@ -1,4 +1,4 @@
-"""The head between features and the space in which the objective compares views."""
+"""The projection head, from features to the space in which the objective compares views."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from mbcl.models.activation import Activation, build_activation
 
 
 class ProjectionHead(nn.Module):
-    """Linear maps without bias, each but the last followed by batch norm and a nonlinearity, the last by batch norm.
+    """An MLP without biases: every hidden layer has batch norm and an activation, the last layer has batch norm.
 
     The published form has two layers (features, 2048, 128), a ReLU between them, and a last batch norm without scale
-    and shift. Its output is not normalised to unit length: the objectives do that.
+    and shift. The output is not normalised to unit length: the objectives do that.
 
     Args:
-        in_features: D of the encoder's features.
-        layers: linear layers; 1 is a linear head.
-        hidden: width of the layers but the last.
-        dim: D of the projections.
+        in_features: dimension of the encoder's features.
+        layers: number of linear layers; 1 is a linear head.
+        hidden: width of all layers but the last.
+        dim: dimension D of the projections.
         activation: relu, as published, or silu; see :mod:`mbcl.models.activation`.
 
     Raises:
@@ -48,6 +48,6 @@ class ProjectionHead(nn.Module):
         self.out_features = dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_features) features to (B, dim) projections."""
+        """Map (B, in_features) features to (B, dim) projections."""
         projections: Tensor = self.net(x)
         return projections

@@ -1,4 +1,4 @@
-"""The registry of encoders: classes that take ``in_channels`` and keyword-only settings, and have ``out_features``."""
+"""The encoder registry: classes with keyword-only settings, ``in_channels`` among them, and with ``out_features``."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ from mbcl.registry import Registry
 
 
 class Encoder(Protocol):
-    """What every encoder is, besides an ``nn.Module``: images (B, C, H, W) to features (B, ``out_features``).
+    """The interface of an encoder, an ``nn.Module`` from images (B, C, H, W) to features (B, ``out_features``).
 
-    It owns no random state: no dropout, no stochastic depth. It may be :class:`~mbcl.models.segments.Segmented`.
+    It has no random state: no dropout, no stochastic depth. It may be :class:`~mbcl.models.segments.Segmented`.
     """
 
     out_features: int
     nonlinearity: Activation
-    """What the projector uses, too, unless told otherwise."""
+    """The encoder's activation, and the default of the projector."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Features of a batch."""
+        """Compute the features of a batch."""
 
 
 EncoderFactory = Callable[..., nn.Module]
-"""A class or function with keyword-only parameters, ``in_channels`` among them, that makes an :class:`Encoder`.
+"""A class or function with keyword-only parameters, ``in_channels`` among them, that creates an :class:`Encoder`.
 
-Its signature is the encoder's settings. Its weights come from the global generator, which
+Its signature defines the encoder's settings. Weights are drawn from torch's global generator, which
 :func:`mbcl.models.build` seeds.
 """
 
 
 class EncoderRegistry(Registry[EncoderFactory]):
-    """The registered encoders and, behind them, every classification architecture of torchvision.
+    """A registry of encoders that falls back to torchvision's classification architectures.
 
-    torchvision is imported only when a name is asked for that is not registered.
+    It imports torchvision lazily, only to look up a name that is not registered.
     """
 
     def canonical(self, name: str) -> str:
-        """The name itself, if there is such an encoder.
+        """Return the canonical name of an encoder.
 
         Raises:
-            ConfigError: if there is none; the text names the nearest one.
+            ConfigError: if there is no such encoder; the message suggests the nearest name.
         """
         if name in self._parts or name in self._aliases:
             return super().canonical(name)
-        known = architectures()
-        if name not in known:
-            close = difflib.get_close_matches(name, [*self, *known], n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+        vision_names = architectures()
+        if name not in vision_names:
+            matches = difflib.get_close_matches(name, [*self, *vision_names], n=1)
+            hint = f"did you mean {matches[0]!r}? " if matches else ""
             raise ConfigError(
-                f"unknown encoder {name!r}; {hint}known: {', '.join(self)} and the {len(known)} classification "
+                f"unknown encoder {name!r}; {hint}known: {', '.join(self)} and the {len(vision_names)} classification "
                 "architectures of torchvision, for example resnet18"
             )
         return name

@@ -13,6 +13,7 @@ from mbcl.models.segments import GlobalMean
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """Create a 3 x 3 convolution with padding 1 and without bias."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
 
 
@@ -37,7 +38,7 @@ class BasicBlock(nn.Module):
         nn.init.zeros_(self.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride))."""
+        """Map (B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride))."""
         out = self.activation(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         result: Tensor = self.activation(out + self.shortcut(x))
@@ -81,8 +82,8 @@ class ResNetSmall(nn.Module):
         self.activation = build_activation(activation)
         stages: list[nn.Module] = []
         for stage, width in enumerate(widths):
-            before = widths[max(stage - 1, 0)]
-            parts = [BasicBlock(before, width, 1 if stage == 0 else 2, activation)]
+            in_width = widths[max(stage - 1, 0)]
+            parts = [BasicBlock(in_width, width, 1 if stage == 0 else 2, activation)]
             parts += [BasicBlock(width, width, 1, activation) for _ in range(blocks - 1)]
             stages.append(nn.Sequential(*parts))
         self.stages = nn.Sequential(*stages)
@@ -91,11 +92,11 @@ class ResNetSmall(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) float images to (B, out_features) features."""
+        """Map (B, in_channels, H, W) float images to (B, out_features) features."""
         x = self.stages(self.activation(self.bn1(self.conv1(x))))
         return x.mean(dim=(2, 3))
 
     def segments(self) -> list[nn.Module]:
-        """Stem, blocks, pooling; see :class:`~mbcl.models.segments.Segmented`."""
+        """Return stem, blocks and pooling as segments; see :class:`~mbcl.models.segments.Segmented`."""
         blocks = [block for stage in self.stages for block in stage.children()]
         return [nn.Sequential(self.conv1, self.bn1, self.activation), *blocks, GlobalMean()]

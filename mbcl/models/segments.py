@@ -1,8 +1,8 @@
-"""A network as a chain of short segments: what recomputing a large batch chunk by chunk, segment by segment, needs.
+"""Networks as chains of short segments, for GradCache: recomputing a large batch by chunks and segments.
 
-Batch norm sees the whole batch, so a network can be computed in chunks only between two batch norms' looks at it. The
-shorter the segments, the fewer batch norms have to be followed at once. A network without batch norm is one segment:
-its chunks never meet.
+Batch norm couples the whole batch, so a network can be computed in chunks only between two batch norms. Shorter
+segments contain fewer batch norms, whose statistics need one pass each. A network without batch norm is one segment:
+its chunks are independent.
 """
 
 from __future__ import annotations
@@ -16,48 +16,49 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class Segmented(Protocol):
-    """The optional part of an encoder."""
+    """The optional interface of an encoder that can be cut into segments."""
 
     def segments(self) -> list[nn.Module]:
-        """Modules whose composition, in order, is the encoder's forward to the last bit.
+        """Return modules whose composition, in order, is bitwise equal to the encoder's forward.
 
-        They hold the encoder's own submodules, every parameter exactly once, and are not stored in it: the names in
-        its state dict do not change. No segment changes its input in place, so that it can be computed again.
+        They contain the encoder's own submodules, every parameter exactly once. They are not registered in the
+        encoder, so the names in its state dict do not change. No segment modifies its input in place, because segments
+        are recomputed.
         """
 
 
 def segments_of(encoder: nn.Module) -> list[nn.Module]:
-    """The segments of any encoder; one that does not say where it can be cut is a single segment."""
+    """Return the segments of any encoder; one that is not :class:`Segmented` is a single segment."""
     return encoder.segments() if isinstance(encoder, Segmented) else [encoder]
 
 
 class GlobalMean(nn.Module):
-    """The mean over all pixels."""
+    """Global average pooling."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C)."""
+        """Map (B, C, H, W) to (B, C)."""
         return x.mean(dim=(2, 3))
 
 
-class _Grow(nn.Module):
-    """A layer of a dense block with its concatenation: features in, those and the new ones out."""
+class _DenseConnection(nn.Module):
+    """A layer of a dense block with its concatenation: the output is the input followed by the new features."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C + growth, H, W)."""
+        """Map (B, C, H, W) to (B, C + growth, H, W)."""
         return torch.cat((x, self.layer(x)), 1)
 
 
-_STEPS: dict[str, Callable[[], nn.Module]] = {
+_FUNCTIONS: dict[str, Callable[[], nn.Module]] = {
     "F.flatten": lambda: nn.Flatten(1),
     "F.mean": GlobalMean,
     "F.pool": lambda: nn.AdaptiveAvgPool2d(1),
     "F.relu": nn.ReLU,
 }
-"""What torchvision's forwards do without a module."""
+"""The operations that torchvision's forwards apply without a module."""
 
 _CHAINS = {
     "DenseNet": "features | F.relu F.pool F.flatten classifier",
@@ -76,37 +77,38 @@ _CHAINS = {
     "ShuffleNetV2": "conv1 maxpool stage2 stage3 stage4 conv5 | F.mean fc",
     "VGG": "features | avgpool F.flatten classifier",
 }
-"""The forwards of torchvision's networks with batch norm, by class: the convolutional part, then the last segment."""
+"""The forwards of torchvision's networks with batch norm by class: the convolutional trunk | the last segment."""
 
 
 def cut(network: nn.Module) -> list[nn.Module]:
-    """The segments of a torchvision network, as :class:`Segmented` wants them.
+    """Cut a torchvision network into segments as :class:`Segmented` defines them.
 
-    Each block is one, with the pooling that follows it; the first is the stem, the last pools and flattens.
+    The first segment is the stem, the last pools and flattens; in between, each block is a segment, together with the
+    pooling that follows it.
     """
     chain = _CHAINS.get(type(network).__name__)
     if chain is None or not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
         return [network]
     trunk, tail = (
-        [_STEPS[name]() if name in _STEPS else network.get_submodule(name) for name in part.split()]
+        [_FUNCTIONS[name]() if name in _FUNCTIONS else network.get_submodule(name) for name in part.split()]
         for part in chain.split("|")
     )
     groups: list[list[nn.Module]] = []
-    for link in (link for module in trunk for link in _links(module)):
-        # A norm or an activation belongs to the convolution before it; activations work in place.
-        if not groups or any(isinstance(module, nn.Conv2d) for module in link.modules()):
+    for step in (step for module in trunk for step in _flatten(module)):
+        # Keep a norm or an activation with the convolution before it, because activations modify their input in place.
+        if not groups or any(isinstance(module, nn.Conv2d) for module in step.modules()):
             groups.append([])
-        groups[-1].append(link)
+        groups[-1].append(step)
     return [group[0] if len(group) == 1 else nn.Sequential(*group) for group in [*groups, tail]]
 
 
-def _links(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that a container applies one after the other; a block is one of them, whole."""
-    kind = type(module).__name__
-    if kind == "_DenseBlock":
-        yield from (_Grow(layer) for layer in module.children())
-    elif kind in ("Sequential", "ModuleList", "AnyStage", "MaxVitBlock"):
+def _flatten(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules that a container applies in sequence; a residual or similar block is not split."""
+    class_name = type(module).__name__
+    if class_name == "_DenseBlock":
+        yield from (_DenseConnection(layer) for layer in module.children())
+    elif class_name in ("Sequential", "ModuleList", "AnyStage", "MaxVitBlock"):
         for child in module.children():
-            yield from _links(child)
+            yield from _flatten(child)
     else:
         yield module

@@ -1,4 +1,4 @@
-"""torchvision's classification architectures as encoders: random weights, no classifier."""
+"""torchvision's classification architectures as encoders, with random weights and without classifier."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mbcl.models.segments import cut
 
 @cache
 def architectures() -> tuple[str, ...]:
-    """The names of torchvision's classification architectures (imports torchvision)."""
+    """Return the names of torchvision's classification architectures (imports torchvision)."""
     import torchvision
 
     return tuple(torchvision.models.list_models(module=torchvision.models))
@@ -23,7 +23,7 @@ def architectures() -> tuple[str, ...]:
 
 @cache
 def vision_factory(architecture: str) -> Callable[..., nn.Module]:
-    """A function with the settings of :class:`VisionEncoder` that makes the encoder ``architecture``."""
+    """Return a factory of the encoder ``architecture`` with the settings of :class:`VisionEncoder`."""
 
     def build(
         *, in_channels: int = 3, stem: Literal["imagenet", "small"] = "imagenet", zero_init: bool = True
@@ -37,24 +37,24 @@ def vision_factory(architecture: str) -> Callable[..., nn.Module]:
 class VisionEncoder(nn.Module):
     """A torchvision architecture whose classifier is replaced by the identity.
 
-    Dropout and stochastic depth are switched off. A model must own no random state: one worker and several train
-    alike only if no rank draws numbers of its own, and a resumed training ends with the same bits only if nothing but
-    what a checkpoint holds decides them.
+    Dropout and stochastic depth are disabled, because a model must have no random state. One worker and several train
+    identically only if no rank draws its own random numbers, and a resumed training is bitwise reproducible only if
+    it depends on nothing outside the checkpoint.
 
     Args:
         architecture: torchvision's name, for example ``resnet18``.
         in_channels: channels of the images; other than 3 gives the first convolution new weights of that shape.
         stem: ``imagenet`` as published; ``small`` for images of about 32 pixels: a 3 x 3 convolution of stride 1 and
             no pooling first. ResNets (Chen et al. 2020, arXiv:2002.05709, B.9) and DenseNets (Huang et al. 2017,
-            arXiv:1608.06993, section 3, where nothing else stands before the first block) have one.
-        zero_init: start the last batch norm of each residual block at zero, where the architecture has that switch.
+            arXiv:1608.06993, section 3, where nothing else precedes the first block) have one.
+        zero_init: start the last batch norm of each residual block at zero, if the architecture has that option.
 
     Attributes:
-        out_features: what went into the classifier. VGGs and AlexNet keep their hidden linear layers.
+        out_features: number of input features of the classifier. VGGs and AlexNet keep their hidden linear layers.
         classifier: the name of the module that the identity replaced.
 
     Raises:
-        ConfigError: if the architecture is unknown or has no published stem to make small.
+        ConfigError: if the architecture is unknown or has no published small stem.
     """
 
     def __init__(
@@ -76,10 +76,12 @@ class VisionEncoder(nn.Module):
             raise ConfigError(f"unknown encoder {architecture!r}; {nearest(architecture, architectures())}")
         if stem == "small" and not architecture.startswith((*_RESNETS, "densenet")):
             raise ConfigError(f"{architecture}: only ResNets and DenseNets have a small stem, found stem 'small'")
-        network = torchvision.models.get_model(architecture, weights=None, **_switches(architecture, zero_init))
+        network = torchvision.models.get_model(
+            architecture, weights=None, **_constructor_arguments(architecture, zero_init)
+        )
         self.classifier, self.out_features = _drop_classifier(network)
-        self.nonlinearity: Activation = "relu"  # the published head's
-        _switch_off_chance(network)
+        self.nonlinearity: Activation = "relu"  # that of the published projection head
+        _disable_dropout(network)
         if stem == "small":
             _make_stem_small(network, in_channels)
         elif in_channels != 3:
@@ -87,31 +89,32 @@ class VisionEncoder(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) float images to (B, out_features) features."""
+        """Map (B, in_channels, H, W) float images to (B, out_features) features."""
         features: Tensor = self.network(x)
         return features
 
     def segments(self) -> list[nn.Module]:
-        """See :class:`~mbcl.models.segments.Segmented`."""
+        """Return the segments of the network; see :class:`~mbcl.models.segments.Segmented`."""
         return cut(self.network)
 
 
 _RESNETS = ("resnet", "resnext", "wide_resnet")
 
 
-def _switches(architecture: str, zero_init: bool) -> dict[str, Any]:
-    """Keywords of the constructor that only some architectures have."""
+def _constructor_arguments(architecture: str, zero_init: bool) -> dict[str, Any]:
+    """Return constructor arguments that only some architectures have."""
     if architecture.startswith(_RESNETS):
         return {"zero_init_residual": zero_init}
     if architecture in ("googlenet", "inception_v3"):
-        return {"init_weights": True, "aux_logits": False}  # extra classifiers for training: an encoder has none
+        return {"init_weights": True, "aux_logits": False}  # no auxiliary classifiers: an encoder has none
     return {}
 
 
 def _drop_classifier(network: nn.Module) -> tuple[str, int]:
-    """Replace the classifier by the identity; returns its name and how many features went into it.
+    """Replace the classifier by the identity; returns its name and its number of input features.
 
-    It is the last linear layer, or the last convolution where there is none (SqueezeNet, which pools behind it).
+    The classifier is the last linear layer, or the last convolution if there is none (SqueezeNet, which pools after
+    it).
     """
     parts = list(network.named_modules())
     linear = [(name, part.in_features) for name, part in parts if isinstance(part, nn.Linear)]
@@ -121,8 +124,8 @@ def _drop_classifier(network: nn.Module) -> tuple[str, int]:
     return name, width
 
 
-def _switch_off_chance(network: nn.Module) -> None:
-    """Every rate of dropout and of stochastic depth becomes 0: those of modules, and those kept as plain numbers."""
+def _disable_dropout(network: nn.Module) -> None:
+    """Set every rate of dropout and stochastic depth to 0, in modules and in plain float attributes."""
     from torchvision.ops import StochasticDepth
 
     for module in network.modules():
@@ -134,8 +137,8 @@ def _switch_off_chance(network: nn.Module) -> None:
 
 
 def _make_stem_small(network: nn.Module, in_channels: int) -> None:
-    """A 3 x 3 convolution of stride 1 for the first, and no pooling behind it."""
-    parts, name, dropped = (
+    """Replace the first convolution by a 3 x 3 convolution of stride 1, and remove the pooling after it."""
+    parts, name, removed = (
         (network, "conv1", ("maxpool",))
         if hasattr(network, "conv1")
         else (network.get_submodule("features"), "conv0", ("norm0", "relu0", "pool0"))
@@ -143,12 +146,12 @@ def _make_stem_small(network: nn.Module, in_channels: int) -> None:
     new = nn.Conv2d(in_channels, getattr(parts, name).out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
     setattr(parts, name, new)
-    for pooling in dropped:
-        setattr(parts, pooling, nn.Identity())
+    for child in removed:
+        setattr(parts, child, nn.Identity())
 
 
 def _adapt_first_convolution(network: nn.Module, in_channels: int) -> None:
-    """Give the first convolution another number of input channels, with fresh Kaiming weights."""
+    """Replace the first convolution by one for other input channels, with new Kaiming weights."""
     name, old = next((name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d))
     new = nn.Conv2d(
         in_channels,
