@@ -92,7 +92,7 @@ class ImageSet:
         return replace(self.part(positions), images=self._gather(positions), rows=None)
 
     def first(self, num: int) -> ImageSet:
-        """Return a copy of the first ``num`` images, so that the others can be freed; the set itself if it is smaller."""
+        """Return a copy of the first ``num`` images, so that the rest can be freed; the set itself if it is smaller."""
         return self if num >= len(self) else self.subset(torch.arange(num))
 
     def to(self, device: torch.device | str) -> ImageSet:
