@@ -127,8 +127,8 @@ def sampler_of(request: PlanRequest) -> Sampler:
     if isinstance(block, dict):
         apply_overrides(block, request.overrides)
     if not isinstance(block, dict) or not isinstance(block.get("name"), str):
-        found = block.get("name", request.sampler) if isinstance(block, dict) else request.sampler
-        raise ConfigError(f"--sampler: expected a name or a block such as {{name: ...}}, found {found!r}")
+        given = block.get("name", request.sampler) if isinstance(block, dict) else request.sampler
+        raise ConfigError(f"--sampler: expected a name or a block such as {{name: ...}}, found {given!r}")
     name = SAMPLERS.canonical(block.pop("name"))
     try:
         parameters = validate_parameters(SAMPLERS[name], block, frozenset({"batch_size"}))

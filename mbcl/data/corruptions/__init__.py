@@ -84,8 +84,8 @@ def corrupt(images: Tensor, *, corruption: str, severity: int, seed: int, positi
     size = max(1, _CHUNK_ELEMENTS // images[0].numel())
     for part, part_positions in zip(images.cpu().split(size), positions.cpu().split(size), strict=True):
         draws = Draws(seed, corruption, part_positions.tolist())
-        found = _BY_NAME[corruption](part.numpy() / 255, draws, **strengths)
-        results.append(torch.from_numpy(np.rint(found * 255).clip(0, 255).astype(np.uint8)))
+        values = _BY_NAME[corruption](part.numpy() / 255, draws, **strengths)
+        results.append(torch.from_numpy(np.rint(values * 255).clip(0, 255).astype(np.uint8)))
     return torch.cat(results).to(images.device)
 
 

@@ -36,7 +36,7 @@ def read(request: DatasetRequest) -> Splits:
     # 17 grey levels, 0..16, rounded to bytes once: all later arithmetic starts from the same uint8 values
     images = torch.from_numpy(np.rint(stored.images * (255 / 16)).astype(np.uint8))[:, None]
     labels = torch.from_numpy(stored.target.astype(np.int64))
-    whole = ImageSet(images, labels, "digits", RECIPE, mean=(0.3058,), std=(0.3762,), image_size=8)
+    digits = ImageSet(images, labels, "digits", RECIPE, mean=(0.3058,), std=(0.3762,), image_size=8)
     # There is no official test part. The fixed seed 0 gives every experiment the same one.
     train, test = stratified_split(labels, 0.2, 0, "digits test part")
-    return Splits(whole.subset(train), whole.subset(test))
+    return Splits(digits.subset(train), digits.subset(test))

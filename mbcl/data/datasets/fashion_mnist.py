@@ -55,8 +55,8 @@ def read(request: DatasetRequest) -> Splits:
         folder = _folder(root)
     if folder is None:
         problem = "does not exist" if not root.is_dir() else "holds none of the files"
-        given = " (data.dir is not given)" if request.dir is None else ""
-        raise DataError(f"fashion_mnist: {root} {problem}{given}; {HOW_TO_GET}")
+        hint = " (data.dir is not given)" if request.dir is None else ""
+        raise DataError(f"fashion_mnist: {root} {problem}{hint}; {HOW_TO_GET}")
     train, test = _part(folder, "train", request), _part(folder, "t10k", request)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(

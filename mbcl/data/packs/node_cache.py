@@ -118,7 +118,7 @@ def _sha256(path: Path) -> str | None:
 def _copy_files(store: ArrowStore, name: str, files: dict[str, tuple[int, int]]) -> Path:
     key = hashlib.sha256(repr((store.uri, sorted(files.items()))).encode()).hexdigest()[:16]
     folder = cache_folder() / "files" / f"{name}-{key}"
-    if all(_is_intact(folder / file) for file in files):
+    if all(_is_intact(folder / file) for file in files):  # fast path without the lock
         return folder
     with _locked(folder):
         for file, (size, _) in files.items():

@@ -55,8 +55,8 @@ class ViewRecipe:
     @property
     def moves_pixels(self) -> bool:
         """Whether a geometric transform (crop, rotation or flip) can change the position of a pixel."""
-        whole = self.crop_scale == (1.0, 1.0) and self.crop_ratio == (1.0, 1.0)
-        return not whole or self.rotation > 0 or self.flip_probability > 0
+        full_crop = self.crop_scale == (1.0, 1.0) and self.crop_ratio == (1.0, 1.0)
+        return not full_crop or self.rotation > 0 or self.flip_probability > 0
 
 
 def _check_range(name: str, limits: tuple[float, float], above: float, at_most: float) -> None:
