@@ -1,4 +1,4 @@
-"""Data sets in memory, their splits, and views of their images made on the device."""
+"""In-memory data sets, their splits, and on-device augmentation of their images."""
 
 from mbcl.data.corrupted.official_sets import (
     CORRUPTED,

@@ -1,4 +1,4 @@
-"""Sets of images in memory, and how they are split.
+"""Image sets in memory, and stratified splits of them.
 
 Letters: N images, C channels, H and W pixels.
 """
@@ -16,29 +16,29 @@ from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError
 from mbcl.seeding import numpy_generator
 
-_MOVED = 4096
-"""Images that are moved to a device at once."""
+_TRANSFER_CHUNK = 4096
+"""Images per host-to-device copy."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images with labels; position p of a batch plan is image p, which :meth:`pixels` gives.
+    """Images with labels. Position p of a batch plan is image p; :meth:`pixels` returns it.
 
     Args:
-        images: (N, C, H, W) uint8, on any device; more of them if ``rows`` says which they are.
+        images: (N, C, H, W) uint8, on any device. It may hold more than N images if ``rows`` selects the N of this set.
         labels: (N,) int64, on the CPU. Pretraining never reads them.
-        name: which data set, for messages.
-        recipe: the views' default strengths for this data set.
-        mean, std: one number a channel, of pixels in [0, 1].
-        image_size: side of the views and of the encoder's input, pixels.
-        classes: the classes' names by label, where the files tell them.
-        files: the name of every image's file without its ending, where images have files or the archive names them.
-        device: where :meth:`pixels` puts rows; where the images are if None.
-        rows: (N,) int64 on the CPU, where the set's images lie in ``images``; in their order if None. So parts of a
-            set share its memory, and those of a mapped file stay in the file.
+        name: name of the data set, for messages.
+        recipe: default augmentation strengths for this data set.
+        mean, std: one number per channel, for pixels in [0, 1].
+        image_size: side of the views and of the encoder's input, in pixels.
+        classes: class names, indexed by label; empty if the files do not name them.
+        files: file name of every image without its extension; empty if neither files nor the archive name the images.
+        device: the device of what :meth:`pixels` returns; that of ``images`` if None.
+        rows: (N,) int64 on the CPU, the row of each image in ``images``; the identity if None. This indirection lets
+            subsets share one tensor, and leaves a memory-mapped tensor in its file.
 
     Raises:
-        DataError: if it holds no images, or shapes and dtypes do not fit.
+        DataError: if the set is empty, or if shapes and dtypes do not match.
     """
 
     images: Tensor
@@ -75,11 +75,11 @@ class ImageSet:
 
     @property
     def channels(self) -> int:
-        """C."""
+        """The number of channels, C."""
         return self.images.shape[1]
 
     def part(self, positions: Tensor) -> ImageSet:
-        """The images at ``positions`` ((M,) int64), in that order, in the memory of this set.
+        """Return the subset at ``positions`` ((M,) int64), in that order. It shares this set's memory.
 
         ``positions[i]`` becomes position i.
         """
@@ -88,18 +88,18 @@ class ImageSet:
         return replace(self, rows=rows, labels=self.labels[positions], files=files)
 
     def subset(self, positions: Tensor) -> ImageSet:
-        """As :meth:`part`, with memory of its own."""
-        return replace(self.part(positions), images=self._taken(positions), rows=None)
+        """Return the subset at ``positions`` ((M,) int64), in that order. It owns a copy of its images."""
+        return replace(self.part(positions), images=self._gather(positions), rows=None)
 
     def first(self, num: int) -> ImageSet:
-        """The first ``num`` images, which keep no others in memory; all of them if there are fewer."""
+        """Return a copy of the first ``num`` images, so that the rest can be freed; the set itself if it is smaller."""
         return self if num >= len(self) else self.subset(torch.arange(num))
 
     def to(self, device: torch.device | str) -> ImageSet:
-        """The same set for work on ``device``.
+        """Return the set with ``device`` as the device of :meth:`pixels`.
 
-        Its images go there whole, still uint8, if they fit into half of the memory that is free; otherwise they stay
-        where they are, which a warning says, and :meth:`pixels` moves the rows that are asked for.
+        All images are copied to ``device``, still uint8, if they fit into half of its free memory. Otherwise they stay
+        on their device, a warning is issued, and :meth:`pixels` transfers each batch.
         """
         device = torch.device(device)
         if self.images.device == device:
@@ -113,45 +113,45 @@ class ImageSet:
                 stacklevel=2,
             )
             return replace(self, device=device)
-        there = torch.empty((len(self), *self.images.shape[1:]), dtype=torch.uint8, device=device)
-        for positions in torch.arange(len(self)).split(_MOVED):
-            there[positions[0] : positions[-1] + 1] = self._taken(positions)
-        return replace(self, images=there, rows=None, device=device)
+        moved = torch.empty((len(self), *self.images.shape[1:]), dtype=torch.uint8, device=device)
+        for positions in torch.arange(len(self)).split(_TRANSFER_CHUNK):
+            moved[positions[0] : positions[-1] + 1] = self._gather(positions)
+        return replace(self, images=moved, rows=None, device=device)
 
     def pixels(self, positions: Tensor) -> Tensor:
-        """The images at ``positions`` ((B,) int64, on any device), (B, C, H, W) uint8 on the set's device."""
-        taken = self._taken(positions)
-        return taken if self.device is None else taken.to(self.device)
+        """Return the images at ``positions`` ((B,) int64, any device) as (B, C, H, W) uint8 on the set's device."""
+        pixels = self._gather(positions)
+        return pixels if self.device is None else pixels.to(self.device)
 
-    def _taken(self, positions: Tensor) -> Tensor:
+    def _gather(self, positions: Tensor) -> Tensor:
         rows = positions if self.rows is None else self.rows[positions.to(self.rows.device)]
         return self.images[rows.to(self.images.device)]
 
 
 def _free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a device; None for the CPU, whose memory the images are in."""
+    """Return the free bytes on a device; None for the CPU, which already holds the images."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The two official parts of a data set. A validation part is cut off the first by :func:`split_validation`."""
+    """The official training and test parts of a data set. :func:`split_validation` splits the training part further."""
 
     train: ImageSet
     test: ImageSet
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
-    """Rows of two disjoint parts that have the classes' shares of the whole as nearly as counts allow.
+    """Split rows into two disjoint parts with the class proportions of the whole, up to rounding.
 
     Args:
         labels: (N,) int64.
-        fraction: share of the second part, in (0, 1); it gets round(N · fraction) rows, at least 1, at most N - 1.
-        seed: which split.
-        purpose: see :func:`mbcl.seeding.derive`.
+        fraction: share of the second part, in (0, 1). It gets round(N · fraction) rows, clamped to [1, N - 1].
+        seed: seed of the split.
+        purpose: name of the random stream, see :func:`mbcl.seeding.derive`.
 
     Returns:
-        Two int64 tensors of rows, each ascending.
+        Two int64 tensors of row indices, each ascending.
 
     Raises:
         ConfigError: if the fraction is not in (0, 1), or there are fewer than two rows.
@@ -161,28 +161,28 @@ def stratified_split(labels: Tensor, fraction: float, seed: int, purpose: str) -
     num = len(labels)
     if num < 2:
         raise ConfigError(f"a split needs at least 2 samples, found {num}")
-    wanted = min(max(round(num * fraction), 1), num - 1)
+    num_second = min(max(round(num * fraction), 1), num - 1)
     classes, inverse, counts = np.unique(labels.numpy(), return_inverse=True, return_counts=True)
-    quotas = counts * (wanted / num)
-    # The floors leave fewer than one row a class over; the largest remainders get them.
-    takes = np.floor(quotas + 1e-9).astype(np.int64)
-    for row in np.argsort(takes - quotas, kind="stable")[: wanted - int(takes.sum())]:
-        takes[row] += 1
-    chosen = np.zeros(num, dtype=bool)
+    quotas = counts * (num_second / num)
+    # Largest-remainder apportionment: floors leave fewer rows than classes, which go to the largest fractions.
+    class_counts = np.floor(quotas + 1e-9).astype(np.int64)
+    for row in np.argsort(class_counts - quotas, kind="stable")[: num_second - int(class_counts.sum())]:
+        class_counts[row] += 1
+    in_second = np.zeros(num, dtype=bool)
     for index, label in enumerate(classes):
         members = np.flatnonzero(inverse == index)
         order = numpy_generator(seed, purpose, int(label)).permutation(len(members))
-        chosen[members[order[: takes[index]]]] = True
-    return torch.from_numpy(np.flatnonzero(~chosen)), torch.from_numpy(np.flatnonzero(chosen))
+        in_second[members[order[: class_counts[index]]]] = True
+    return torch.from_numpy(np.flatnonzero(~in_second)), torch.from_numpy(np.flatnonzero(in_second))
 
 
 def split_validation(train: ImageSet, fraction: float = 0.1, *, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Cut a validation set off a training set: seeded, stratified by label, disjoint.
+    """Split a training set into disjoint training and validation sets, stratified by label and seeded.
 
-    Both parts keep the order of the whole; positions start at 0 in each.
+    Both parts keep the order of the whole set. Positions start at 0 in each.
 
     Raises:
         ConfigError: if the fraction is not in (0, 1), or there are fewer than two samples.
     """
-    kept, held_out = stratified_split(train.labels, fraction, seed, "validation")
-    return train.part(kept), train.part(held_out)
+    train_positions, validation_positions = stratified_split(train.labels, fraction, seed, "validation")
+    return train.part(train_positions), train.part(validation_positions)

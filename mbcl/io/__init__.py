@@ -1,1 +1,1 @@
-"""Files: local folders and URIs behind one interface, who may write there, and NumPy archives."""
+"""Storage: local folders and URIs behind one interface, write ownership, and NumPy archives."""

@@ -1,4 +1,4 @@
-"""Files of arrays, ``.npz``, from hands that are not trusted: what is in them is data, never code."""
+"""Reader of untrusted ``.npz`` files: their content is treated as data and never unpickled."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ from mbcl.errors import ConfigError, nearest
 def read_arrays(
     path: Path | str, required: Sequence[str], optional: Sequence[str] = (), *, others: bool = True
 ) -> dict[str, NDArray[Any]]:
-    """Some arrays of an ``.npz`` file.
+    """Read arrays of an ``.npz`` file by name.
 
     Args:
-        path: the file. What its other arrays hold is not looked at.
-        required: names that must be there.
-        optional: names that may be there.
-        others: whether arrays of other names may be there.
+        path: the file. Only the named arrays are read.
+        required: names that must exist.
+        optional: names that may exist.
+        others: whether arrays with other names may exist.
 
     Returns:
-        The arrays by name, in the byte order of this machine.
+        The arrays by name, converted to the byte order of this machine.
 
     Raises:
-        ConfigError: if the file cannot be read, is no ``.npz``, is damaged, lacks a required array, holds one of
-            a name that it must not have, or Python objects, which are never unpickled.
+        ConfigError: if the file cannot be read, is not an ``.npz`` file, is damaged, lacks a required array, or holds
+            an array with another name or with Python objects, which are never unpickled.
     """
     try:
-        # Opened here, since NumPy leaves a file open that turns out to be damaged.
+        # Opened here, because NumPy does not close a file that turns out to be damaged.
         with Path(path).open("rb") as stream:
-            return _arrays(stream, path, required, optional, others)
+            return _read_archive(stream, path, required, optional, others)
     except ConfigError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _arrays(
+def _read_archive(
     stream: BinaryIO, path: Path | str, required: Sequence[str], optional: Sequence[str], others: bool
 ) -> dict[str, NDArray[Any]]:
     try:
         archive = np.load(stream, allow_pickle=False)
     except OSError:
         raise
-    except Exception as error:  # damaged bytes make zipfile and NumPy raise many kinds
+    except Exception as error:  # damaged bytes make zipfile and NumPy raise many exception types
         raise ConfigError(f"{path}: not an .npz file") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ConfigError(f"{path}: holds a single array, expected an .npz file with {', '.join(required)}")
     with archive:
-        known = (*required, *optional)
-        for name in () if others else sorted(set(archive) - set(known)):
-            raise ConfigError(f"{path}: unknown array {name!r}; {nearest(name, known)}")
+        allowed = (*required, *optional)
+        for name in () if others else sorted(set(archive) - set(allowed)):
+            raise ConfigError(f"{path}: unknown array {name!r}; {nearest(name, allowed)}")
         for name in required:
             if name not in archive:
-                held = ", ".join(sorted(archive)) or "nothing"
-                raise ConfigError(f"{path}: holds no array {name!r}; it holds {held}")
-        return {name: _read(archive, path, name) for name in known if name in archive}
+                present = ", ".join(sorted(archive)) or "nothing"
+                raise ConfigError(f"{path}: holds no array {name!r}; it holds {present}")
+        return {name: _read_array(archive, path, name) for name in allowed if name in archive}
 
 
-def _read(archive: Any, path: Path | str, name: str) -> NDArray[Any]:
+def _read_array(archive: Any, path: Path | str, name: str) -> NDArray[Any]:
     try:
         array = archive[name]
     except ValueError as error:

@@ -1,10 +1,10 @@
-"""Who may write into a folder: the last one that claimed it, and nobody that was there before.
+"""Write ownership of a folder by fencing tokens: only the holder of the newest claim may write.
 
-Processes outlive the run that they belong to: a sweep that is killed leaves its workers for some seconds, a node that
-the network has lost works on. Whoever takes a folder over writes a new token into its ``.owner``, and a
-:class:`FencedStore` compares tokens before everything that it writes or removes. On a local or shared disk a write and
-the change of a token exclude each other (``flock``), so that nothing of the former owner arrives afterwards. An object
-store has no such locks: there a single object, whose upload was begun with the old token, may still arrive.
+Processes can outlive their run: the workers of a killed sweep run on for some seconds, and a node that lost its network
+connection keeps working. A new owner writes a new token into the folder's ``.owner``, and a :class:`FencedStore`
+compares tokens before every write and delete. On a local or shared disk, writes hold a shared ``flock`` and a claim an
+exclusive one, so that no write of the former owner completes after the claim. An object store has no locks: an upload
+of a single object that began under the old token may still complete.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from mbcl.io.store import LocalStore, Store, is_uri, open_store, read_text, writ
 
 OWNER_FILE = ".owner"
 CLAIM_SECONDS = 60.0
-"""How long a write of the former owner may hold a claim up."""
+"""Timeout of a claim that waits for a write of the former owner."""
 POLL_SECONDS = 0.02
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What file systems without locks answer; there it is as on an object store."""
+"""Errors of file systems without locks, which are treated like object stores."""
 
 
 @dataclass(frozen=True)
@@ -37,30 +37,30 @@ class Fence:
 
     Args:
         location: the folder, a path or URI.
-        token: what its ``.owner`` holds as long as the claim stands.
+        token: content of its ``.owner`` while the claim is valid.
     """
 
     location: str
     token: str
 
     def check(self) -> None:
-        """Compare tokens.
+        """Check that the claim is still valid.
 
         Raises:
-            OwnershipError: if another one has claimed the folder since, or it is not there.
+            OwnershipError: if a newer claim exists, or the folder or its token is missing.
         """
         with self.held():
             pass
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """For a write: the claim stands from the beginning of the block to its end.
+        """Guard a write: check the claim, and on a file system with locks block newer claims until the block ends.
 
         Raises:
-            OwnershipError: if another one has claimed the folder since, or it is not there.
+            OwnershipError: if a newer claim exists, or the folder or its token is missing.
         """
         if is_uri(self.location):
-            self._compare(_read(open_store(self.location)))
+            self._compare(_read_token(open_store(self.location)))
             yield
             return
         try:
@@ -72,33 +72,33 @@ class Fence:
             self._compare(stream.read().decode(errors="replace"))
             yield
 
-    def _compare(self, found: str | None) -> None:
-        if found is None:
+    def _compare(self, token: str | None) -> None:
+        if token is None:
             raise OwnershipError(
                 f"{self.location}: has no {OWNER_FILE}: it was removed, or this machine does not see the results folder"
             )
-        if found != self.token:
+        if token != self.token:
             raise OwnershipError(f"{self.location}: another run works there since, this one may not write any more")
 
 
 def claim(store: Store, *, under: Sequence[Fence] = ()) -> Fence:
-    """Take a folder over.
+    """Claim a folder with a new fencing token.
 
     Args:
-        store: the folder, made if it is not there.
-        under: claims that must stand for this one to be allowed.
+        store: the folder, created if missing.
+        under: parent claims, which must be valid.
 
     Returns:
-        The new claim; all older ones on this folder have fallen.
+        The new claim; all older claims on this folder are invalid.
 
     Raises:
-        OwnershipError: if one of ``under`` has fallen.
-        MbclError: if a process of the former owner does not end its write.
+        OwnershipError: if one of ``under`` is no longer valid.
+        MbclError: if a process of the former owner does not finish its write within ``CLAIM_SECONDS``.
     """
     fence = Fence(store.uri, uuid.uuid4().hex)
     with ExitStack() as stack:
-        for above in under:
-            stack.enter_context(above.held())
+        for parent in under:
+            stack.enter_context(parent.held())
         if isinstance(store, LocalStore):
             _claim_local(store, fence)
         else:
@@ -108,12 +108,12 @@ def claim(store: Store, *, under: Sequence[Fence] = ()) -> Fence:
 
 def _claim_local(store: LocalStore, fence: Fence) -> None:
     store.folder.mkdir(parents=True, exist_ok=True)
-    # In place: a file of another name would leave the former owner's lock on the old one.
+    # Written in place: after a rename, the former owner's lock would be on the old inode.
     descriptor = os.open(store.folder / OWNER_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     with os.fdopen(descriptor, "r+b") as stream:
-        end = time.monotonic() + CLAIM_SECONDS
+        deadline = time.monotonic() + CLAIM_SECONDS
         while not _flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            if time.monotonic() > end:
+            if time.monotonic() > deadline:
                 raise MbclError(f"{store.uri}: a process of an earlier run has been writing for {CLAIM_SECONDS:g} s")
             time.sleep(POLL_SECONDS)
         stream.truncate(0)
@@ -123,18 +123,18 @@ def _claim_local(store: LocalStore, fence: Fence) -> None:
 
 
 def release(store: Store) -> None:
-    """Nobody may write any more, whoever claimed the folder."""
-    nobody = Fence(store.uri, "")
+    """Invalidate all claims on a folder, by an empty token that no claim has."""
+    revoked = Fence(store.uri, "")
     if isinstance(store, LocalStore):
-        _claim_local(store, nobody)
+        _claim_local(store, revoked)
     else:
-        write_text(store, OWNER_FILE, nobody.token)
+        write_text(store, OWNER_FILE, revoked.token)
 
 
-def _flock(stream: IO[bytes], how: int) -> bool:
-    """Lock an open file as far as its file system can; False if somebody else's lock is in the way."""
+def _flock(stream: IO[bytes], operation: int) -> bool:
+    """Lock an open file if its file system supports locks; return False if another process holds a conflicting lock."""
     try:
-        fcntl.flock(stream, how)
+        fcntl.flock(stream, operation)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -143,7 +143,7 @@ def _flock(stream: IO[bytes], how: int) -> bool:
     return True
 
 
-def _read(store: Store) -> str | None:
+def _read_token(store: Store) -> str | None:
     try:
         return read_text(store, OWNER_FILE)
     except FileNotFoundError:
@@ -151,11 +151,11 @@ def _read(store: Store) -> str | None:
 
 
 class FencedStore:
-    """A store that writes and removes only while claims stand. Reading is free.
+    """A store that writes and deletes only while its claims are valid. Reads are not checked.
 
     Args:
-        store: where it writes.
-        fences: the claims.
+        store: the store to guard.
+        fences: claims that must be valid.
     """
 
     def __init__(self, store: Store, fences: Sequence[Fence]) -> None:
@@ -164,48 +164,48 @@ class FencedStore:
 
     @property
     def uri(self) -> str:
-        """The folder, as a person or another process would open it."""
+        """Path or URI of the folder, valid in other processes."""
         return self._store.uri
 
     @contextmanager
-    def _held(self) -> Iterator[None]:
+    def _fenced(self) -> Iterator[None]:
         with ExitStack() as stack:
             for fence in self._fences:
                 stack.enter_context(fence.held())
             yield
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of a file. Raises FileNotFoundError."""
+        """Read a file. Raises FileNotFoundError."""
         return self._store.read_bytes(name)
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file, whole or not at all; raises OwnershipError if a claim has fallen."""
-        with self._held():
+        """Write a file atomically; raises OwnershipError if a claim is no longer valid."""
+        with self._fenced():
             self._store.write_bytes(name, content)
 
     def exists(self, name: str) -> bool:
-        """Whether a file or folder is there."""
+        """Whether a file or folder exists."""
         return self._store.exists(name)
 
     def list(self, name: str = "") -> list[str]:
-        """The sorted names in a folder; empty if there is no such folder."""
+        """List the sorted names in a folder; empty if the folder does not exist."""
         return self._store.list(name)
 
     def delete(self, name: str) -> None:
-        """Remove a file or a folder; raises OwnershipError if a claim has fallen."""
-        with self._held():
+        """Delete a file or a folder; raises OwnershipError if a claim is no longer valid."""
+        with self._fenced():
             self._store.delete(name)
 
     def child(self, name: str) -> FencedStore:
-        """The store of a folder below, under the same claims."""
+        """Return the store of a subfolder, under the same claims."""
         return FencedStore(self._store.child(name), self._fences)
 
     def local_folder(self, name: str) -> Path:
-        """A local folder for a library that insists on paths: what such a library writes is not compared."""
-        with self._held():
+        """Return a local folder for a library that needs paths; writes of the library are not checked."""
+        with self._fenced():
             return self._store.local_folder(name)
 
     def publish(self, name: str) -> None:
-        """Copy what the local folder holds into the store; raises OwnershipError if a claim has fallen."""
-        with self._held():
+        """Copy the local folder into the store; raises OwnershipError if a claim is no longer valid."""
+        with self._fenced():
             self._store.publish(name)

@@ -1,6 +1,6 @@
-"""A folder of results: a local path, or a URI that pyarrow's filesystem opens (``s3://bucket/results``).
+"""Storage for results: a local folder, or a URI that a pyarrow filesystem opens (``s3://bucket/results``).
 
-Every write is whole or not at all, so that a reader never meets half a file.
+Every write is atomic, so that a reader never sees a partial file.
 """
 
 from __future__ import annotations
@@ -19,48 +19,48 @@ from mbcl.errors import ConfigError
 from mbcl.io.uris import check_uri
 
 PIECE_BYTES = 8 * 2**20
-"""How much of a large file is read at a time."""
+"""Chunk size for reading large files."""
 GCS_SECONDS = 30
-"""How long a call of Google's storage is tried again; its own limit of 15 minutes heeds no interrupt.
+"""Retry limit of calls to Google Cloud Storage; its default of 15 minutes cannot be interrupted.
 
-Its waits double, and the last may begin just before the limit: a call ends after a minute at the latest.
+The retries have exponential backoff, and the last one may begin just before the limit. So a call ends within a minute.
 """
 
 
 class Store(Protocol):
-    """Files by relative name below one folder."""
+    """Files by relative name in one folder."""
 
     @property
     def uri(self) -> str:
-        """The folder, as a person or another process would open it."""
+        """Path or URI of the folder, valid in other processes."""
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of a file. Raises FileNotFoundError."""
+        """Read a file. Raises FileNotFoundError."""
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file, whole or not at all; folders are made."""
+        """Write a file atomically; create missing folders."""
 
     def exists(self, name: str) -> bool:
-        """Whether a file or folder is there."""
+        """Whether a file or folder exists."""
 
     def list(self, name: str = "") -> list[str]:
-        """The sorted names in a folder; empty if there is no such folder."""
+        """List the sorted names in a folder; empty if the folder does not exist."""
 
     def delete(self, name: str) -> None:
-        """Remove a file or a folder; nothing happens if it is not there."""
+        """Delete a file or a folder; do nothing if it does not exist."""
 
     def child(self, name: str) -> Store:
-        """The store of a folder below."""
+        """Return the store of a subfolder."""
 
     def local_folder(self, name: str) -> Path:
-        """A local folder for a library that insists on paths; :meth:`publish` makes it part of the store."""
+        """Return a local folder for a library that needs paths; :meth:`publish` copies it into the store."""
 
     def publish(self, name: str) -> None:
-        """Copy what :meth:`local_folder` holds into the store, where that is elsewhere."""
+        """Copy the folder of :meth:`local_folder` into the store, unless it already is in it."""
 
 
 def _fsync(path: Path | str) -> None:
-    """Bring a file or a folder to the disk."""
+    """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -69,54 +69,54 @@ def _fsync(path: Path | str) -> None:
 
 
 def read_text(store: Store, name: str) -> str:
-    """A file of a store as text."""
+    """Read a file of a store as UTF-8 text."""
     return store.read_bytes(name).decode("utf-8")
 
 
 def write_text(store: Store, name: str, text: str) -> None:
-    """Write text into a file of a store, whole or not at all."""
+    """Write text as UTF-8 into a file of a store, atomically."""
     store.write_bytes(name, text.encode("utf-8"))
 
 
 def check_writable(store: Store, option: str) -> None:
-    """Refuse a local folder that cannot be made or written; nothing is left behind.
+    """Check that a local folder can be created and written, with a temporary folder that is removed again.
 
     Args:
-        store: where results would go. Only a write shows whether an object store takes them.
-        option: what the user gave it with.
+        store: store of the results. Only local stores are checked: object stores fail at the first write.
+        option: command-line option of the folder, for the error message.
 
     Raises:
-        ConfigError: with the folder and the system's reason.
+        ConfigError: with the folder and the reason from the operating system.
     """
     if not isinstance(store, LocalStore):
         return
-    place = store.folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    existing = store.folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
     try:
-        with tempfile.TemporaryDirectory(dir=place, prefix=".mbcl-"):
+        with tempfile.TemporaryDirectory(dir=existing, prefix=".mbcl-"):
             pass
     except OSError as error:
-        raise ConfigError(f"{option}: {store.uri} cannot be written: {place}: {error.strerror or error}") from error
+        raise ConfigError(f"{option}: {store.uri} cannot be written: {existing}: {error.strerror or error}") from error
 
 
 class LocalStore:
-    """A store on this machine's disk."""
+    """A store in a local folder."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).absolute()
 
     @property
     def uri(self) -> str:
-        """The absolute path."""
+        """The absolute path of the folder."""
         return str(self.folder)
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of a file. Raises FileNotFoundError."""
+        """Read a file. Raises FileNotFoundError."""
         return (self.folder / name).read_bytes()
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Temporary file, fsync, rename, fsync of the folder: survives a kill and a power cut."""
+        """Write a temporary file, fsync, rename, fsync of the folder: safe against kills and power cuts."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -132,18 +132,18 @@ class LocalStore:
         _fsync(path.parent)
 
     def exists(self, name: str) -> bool:
-        """Whether a file or folder is there."""
+        """Whether a file or folder exists."""
         return (self.folder / name).exists()
 
     def list(self, name: str = "") -> list[str]:
-        """The sorted names in a folder, without unfinished temporary files."""
+        """List the sorted names in a folder, without unfinished temporary files."""
         folder = self.folder / name
         if not folder.is_dir():
             return []
         return sorted(p.name for p in folder.iterdir() if not (p.name.startswith(".") and p.name.endswith(".tmp")))
 
     def delete(self, name: str) -> None:
-        """Remove a file or a folder; nothing happens if it is not there."""
+        """Delete a file or a folder; do nothing if it does not exist."""
         path = self.folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -151,21 +151,21 @@ class LocalStore:
             path.unlink(missing_ok=True)
 
     def child(self, name: str) -> LocalStore:
-        """The store of a folder below."""
+        """Return the store of a subfolder."""
         return LocalStore(self.folder / name)
 
     def local_folder(self, name: str) -> Path:
-        """The folder itself, made if it is not there."""
+        """Return the folder itself, created if missing."""
         path = self.folder / name
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     def publish(self, name: str) -> None:
-        """Nothing to do: the folder is the store."""
+        """Do nothing: the local folder is in the store already."""
 
 
 class ArrowStore:
-    """A store behind a pyarrow filesystem. Object stores show a file only when it is complete."""
+    """A store behind a pyarrow filesystem. Writes rely on object stores to show only complete objects."""
 
     def __init__(self, uri: str) -> None:
         check_uri(uri)
@@ -195,27 +195,27 @@ class ArrowStore:
         return f"{self._root}/{name}".rstrip("/")
 
     def _open(self, name: str) -> Any:
-        # By default pyarrow would decompress what ends in .gz.
+        # By default, pyarrow decompresses files that end in .gz.
         return self._filesystem.open_input_stream(self._path(name), compression=None)
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of a file. Raises FileNotFoundError."""
+        """Read a file. Raises FileNotFoundError."""
         with self._open(name) as stream:
             return bytes(stream.read())
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """The content of a file piece by piece, so that a large one never lies in memory. Raises FileNotFoundError."""
+        """Read a file in chunks, so that a large one is never in memory as a whole. Raises FileNotFoundError."""
         with self._open(name) as stream:
             while piece := stream.read(PIECE_BYTES):
                 yield bytes(piece)
 
     def stat(self, name: str) -> tuple[int, int] | None:
-        """Size in bytes and time of modification in nanoseconds of a file; None if there is no such file."""
+        """Return size in bytes and modification time in nanoseconds of a file; None if it does not exist."""
         info = self._filesystem.get_file_info(self._path(name))
         return (info.size, info.mtime_ns or 0) if info.is_file else None
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write beside and move: atomic on object stores' puts and on mounted filesystems' renames."""
+        """Write a file atomically: by the put of an object store, or by a temporary file and rename elsewhere."""
         path = self._path(name)
         self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
         if self._filesystem.type_name in ("local", "hdfs"):
@@ -235,7 +235,7 @@ class ArrowStore:
                 stream.write(content)
 
     def _sync(self, path: str) -> None:
-        """Bring a file or a folder to the disk, where that is one of this machine's."""
+        """Flush a file or a folder to the disk, if the filesystem is local."""
         if self._filesystem.type_name == "local":
             _fsync(path)
 
@@ -243,19 +243,19 @@ class ArrowStore:
         return self._filesystem.get_file_info(self._path(name)).type.name
 
     def exists(self, name: str) -> bool:
-        """Whether a file or folder is there."""
+        """Whether a file or folder exists."""
         return bool(self._type(name) != "NotFound")
 
     def list(self, name: str = "") -> list[str]:
-        """The sorted names in a folder, without unfinished temporary files."""
+        """List the sorted names in a folder, without unfinished temporary files."""
         from pyarrow.fs import FileSelector
 
         selector = FileSelector(self._path(name), allow_not_found=True)
         names = (info.base_name for info in self._filesystem.get_file_info(selector))
-        return sorted(found for found in names if not found.endswith(".tmp"))
+        return sorted(entry for entry in names if not entry.endswith(".tmp"))
 
     def delete(self, name: str) -> None:
-        """Remove a file or a folder; nothing happens if it is not there."""
+        """Delete a file or a folder; do nothing if it does not exist."""
         kind = self._type(name)
         if kind == "Directory":
             self._filesystem.delete_dir(self._path(name))
@@ -263,21 +263,21 @@ class ArrowStore:
             self._filesystem.delete_file(self._path(name))
 
     def child(self, name: str) -> ArrowStore:
-        """The store of a folder below."""
+        """Return the store of a subfolder."""
         return ArrowStore(f"{self._folder}/{name}{self._query}")
 
     def local_folder(self, name: str) -> Path:
-        """A temporary folder that goes with this store; what it holds is lost unless published."""
+        """Return a temporary folder that is removed with this store; unpublished content is lost."""
         if name not in self._scratch:
-            above = Path(tempfile.mkdtemp(prefix="mbcl-"))
-            weakref.finalize(self, shutil.rmtree, above, ignore_errors=True)
-            # Of that name: W&B is told the folder above, and makes one of its own name in it.
-            self._scratch[name] = above / name
+            parent = Path(tempfile.mkdtemp(prefix="mbcl-"))
+            weakref.finalize(self, shutil.rmtree, parent, ignore_errors=True)
+            # The subfolder has the given name: W&B takes the parent folder and creates its own name in it.
+            self._scratch[name] = parent / name
             self._scratch[name].mkdir(parents=True, exist_ok=True)
         return self._scratch[name]
 
     def publish(self, name: str) -> None:
-        """Copy every file of the local folder into the store."""
+        """Copy every file of the temporary folder into the store."""
         folder = self.local_folder(name)
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             relative = path.relative_to(folder).as_posix()
@@ -285,22 +285,22 @@ class ArrowStore:
 
 
 def _limited(folder: str, query: str) -> str:
-    """The query of a URI, with a limit to the time that Google's storage is tried for, unless it has its own."""
+    """Return the query of a URI; for Google Cloud Storage with a retry limit, unless it sets one itself."""
     if not folder.lower().startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in query:
         return query
     return f"{query or '?'}{'&' if query.strip('?') else ''}retry_limit_seconds={GCS_SECONDS}"
 
 
 def is_uri(location: str | Path) -> bool:
-    """Whether a location is a URI and not a local path."""
+    """Whether a location is a URI rather than a local path."""
     return "://" in str(location)
 
 
 def local_path(text: str) -> Path:
-    """A local path, in which a first ``~`` or ``~user`` is a home folder.
+    """Return a local path, with a leading ``~`` or ``~user`` expanded to the home folder.
 
     Raises:
-        ConfigError: if that user has none.
+        ConfigError: if the user has no home folder.
     """
     try:
         return Path(text).expanduser()
@@ -309,11 +309,11 @@ def local_path(text: str) -> Path:
 
 
 def open_store(location: str | Path) -> Store:
-    """The store at a local path, in which a first ``~`` is a home folder, or a URI.
+    """Open the store at a local path, with a leading ``~`` expanded, or at a URI.
 
     Raises:
-        ConfigError: if no filesystem opens the URI or it names no bucket, if the path is empty, begins with the home of
-            an unknown user or is none that the system takes, or if a file stands where a folder should be.
+        ConfigError: if no filesystem opens the URI or it has no bucket; if the path is empty, begins with the home of
+            an unknown user or is invalid for the operating system; if the path or one of its parents is a file.
     """
     text = str(location)
     if is_uri(text):
@@ -322,9 +322,9 @@ def open_store(location: str | Path) -> Store:
         raise ConfigError("found an empty path, expected a folder")
     store = LocalStore(local_path(text))
     try:
-        above = [path for path in (store.folder, *store.folder.parents) if path.exists()]
-        file = next((path for path in above if not path.is_dir()), None)
-    except (OSError, ValueError) as error:  # too long, a byte that no path has
+        existing = [path for path in (store.folder, *store.folder.parents) if path.exists()]
+        file = next((path for path in existing if not path.is_dir()), None)
+    except (OSError, ValueError) as error:  # a path that is too long or has a null byte
         raise ConfigError(f"{text}: cannot be opened: {getattr(error, 'strerror', None) or error}") from error
     if file is not None:
         raise ConfigError(f"{file}: is a file, expected a folder")

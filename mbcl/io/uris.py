@@ -1,4 +1,4 @@
-"""URIs hold no secrets: they stand in configurations, results, logs and messages."""
+"""Check that URIs hold no secrets, because they appear in configurations, results, logs and messages."""
 
 from __future__ import annotations
 
@@ -33,41 +33,41 @@ OPTIONS = {
     ),
     "hdfs": ("user", "replication", "buffer_size", "default_block_size", "kerb_ticket"),
 }
-"""By scheme, the options behind the question mark that pyarrow knows and that hold no secret.
+"""Allowlist by scheme: the query options of pyarrow that hold no secret.
 
-A list of what secrets are called would never be whole: Azure takes a signature in a dozen parts, HDFS any option.
+A denylist of secret options would never be complete: Azure accepts a signature in a dozen parts, HDFS any option.
 """
-_SAME = {"gcs": "gs", "abfss": "abfs", "viewfs": "hdfs"}
-_PLAIN = re.compile(r"[\w.,:/\[\]~+ -]*", re.ASCII)
-"""A value of an option: a word, number, path or host, but neither who calls (``user:password@``) nor a query."""
-_WORD = re.compile("[A-Za-z_]{1,40}")
+_ALIASES = {"gcs": "gs", "abfss": "abfs", "viewfs": "hdfs"}
+_SAFE_VALUE = re.compile(r"[\w.,:/\[\]~+ -]*", re.ASCII)
+"""Allowed option value: a word, number, path or host, but neither credentials (``user:password@``) nor a query."""
+_OPTION_NAME = re.compile("[A-Za-z_]{1,40}")
 
 
 def check_uri(uri: str) -> None:
-    """Refuse a URI with a password or key in it, or with an option that is not known to hold none.
+    """Refuse a URI with a password or key, or with a query option outside the allowlist.
 
     Args:
-        uri: as a user gave it.
+        uri: the URI as given by the user.
 
     Raises:
-        ConfigError: without the secret; also if the URI does not begin with a scheme.
+        ConfigError: if it is refused, with a message without the secret; if the URI does not begin with a scheme.
     """
-    start = re.match(r"([a-z][a-z0-9+.-]*)://", uri, re.IGNORECASE)
-    if start is None:
+    scheme_match = re.match(r"([a-z][a-z0-9+.-]*)://", uri, re.IGNORECASE)
+    if scheme_match is None:
         raise ConfigError("found a URI that does not begin with a scheme, expected one such as s3://bucket/folder")
-    scheme = start[1].lower()
-    # Keys of AWS may hold a slash, so that digits before one are a secret and no port; only HDFS has ports and no keys.
+    scheme = scheme_match[1].lower()
+    # AWS keys may contain a slash, so `:digits/` can be a secret. Only HDFS has ports there, and it has no keys.
     port = r"(?!\d+/)" if scheme == "hdfs" else ""
-    if re.match(rf"[^/@]*(?::|%3A){port}[^@]*@", uri[start.end() :], re.IGNORECASE):
-        raise _refusal(f"{start[0]}…")
+    if re.match(rf"[^/@]*(?::|%3A){port}[^@]*@", uri[scheme_match.end() :], re.IGNORECASE):
+        raise _refusal(f"{scheme_match[0]}…")
     folder, _, query = uri.partition("?")
-    known = OPTIONS.get(_SAME.get(scheme, scheme), ())
+    allowed = OPTIONS.get(_ALIASES.get(scheme, scheme), ())
     for option in query.split("&"):
         name, mark, value = (unquote(part) for part in option.partition("="))
-        if option and not (name in known and _PLAIN.fullmatch(value)):
-            # What is no word may be a secret itself.
-            shown = f"{name}=…" if mark and _WORD.fullmatch(name) else "…"
-            raise _refusal(f"{folder}?{shown}", f"; options that hold none: {', '.join(known) or 'none is known'}")
+        if option and not (name in allowed and _SAFE_VALUE.fullmatch(value)):
+            # An option name that is not a plain word may itself be a secret, so it is not shown.
+            shown = f"{name}=…" if mark and _OPTION_NAME.fullmatch(name) else "…"
+            raise _refusal(f"{folder}?{shown}", f"; options that hold none: {', '.join(allowed) or 'none is known'}")
 
 
 def _refusal(shown: str, options: str = "") -> ConfigError:

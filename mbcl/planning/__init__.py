@@ -1,1 +1,1 @@
-"""Plans made outside training: ``mbcl plan``."""
+"""Batch plans outside training: the command ``mbcl plan``."""

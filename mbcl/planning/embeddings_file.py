@@ -1,4 +1,4 @@
-"""Files of embeddings: ``.npz`` with ``z1``, ``z2``, and optionally ``indices`` and ``labels``.
+"""Reader of embeddings files: ``.npz`` with ``z1``, ``z2``, and optionally ``indices`` and ``labels``.
 
 Letters: N samples, D dimensions.
 """
@@ -19,19 +19,19 @@ FLOATS = ("float16", "float32", "float64")
 
 
 def read_embeddings(path: Path | str) -> tuple[Embeddings, Tensor | None]:
-    """The embeddings of a whole data set, and the samples' classes if the file has them.
+    """Read the embeddings of a whole data set, and the classes of its samples if the file has labels.
 
     Args:
         path: an ``.npz`` file with ``z1`` and ``z2``, (N, D) float16, float32 or float64; ``indices``, (N,) integers,
-            the data-set position of each row, ``arange(N)`` if omitted; ``labels``, (N,) of any type that sorts.
+            the data-set position of each row, ``arange(N)`` if omitted; ``labels``, (N,) of any sortable type.
 
     Returns:
-        Embeddings with row p holding position p, float16 raised to float32; (N,) int64 classes, in the same order,
-        numbered from 0.
+        Embeddings in float32 or float64 (float16 is converted to float32), where row p is data-set position p; (N,)
+        int64 classes in the same order, numbered from 0, or None.
 
     Raises:
-        ConfigError: if the file is not that, or holds arrays of other names; the text names the file, what was found
-            and what is allowed.
+        ConfigError: if the file does not match or holds arrays with other names; the message has the file, the found
+            and the allowed value.
     """
     arrays = read_arrays(path, ("z1", "z2"), ("indices", "labels"), others=False)
     z1, z2 = arrays.pop("z1"), arrays.pop("z2")
@@ -48,14 +48,16 @@ def read_embeddings(path: Path | str) -> tuple[Embeddings, Tensor | None]:
         raise ConfigError(f"{path}: labels are {labels.shape}, expected one for each of {num_rows} rows")
     positions = np.arange(num_rows) if indices is None else indices.astype(np.int64)
     try:
-        held = Embeddings(torch.from_numpy(z1), torch.from_numpy(z2), torch.from_numpy(positions))
-        ordered = held.ordered(num_rows)
+        embeddings = Embeddings(torch.from_numpy(z1), torch.from_numpy(z2), torch.from_numpy(positions))
+        ordered = embeddings.ordered(num_rows)
     except PlanError as error:
         raise ConfigError(f"{path}: {error}") from error
     if labels is None:
         return ordered, None
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        bad = np.flatnonzero(~np.isfinite(labels))
-        raise ConfigError(f"{path}: labels: {len(bad)} of {num_rows} are not finite, the first in row {bad[0]}")
+        invalid_rows = np.flatnonzero(~np.isfinite(labels))
+        raise ConfigError(
+            f"{path}: labels: {len(invalid_rows)} of {num_rows} are not finite, the first in row {invalid_rows[0]}"
+        )
     classes = torch.from_numpy(np.unique(labels, return_inverse=True)[1].astype(np.int64))
-    return ordered, classes[torch.argsort(held.indices)]
+    return ordered, classes[torch.argsort(embeddings.indices)]

@@ -1,4 +1,4 @@
-"""All that is measured of one plan, as plain numbers under plain names."""
+"""Metrics of one batch plan."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ def measure(
     seed: int,
     stage: Callable[[str], None],
 ) -> Facts:
-    """The numbers that ``mbcl plan`` prints.
+    """Compute the metrics that ``mbcl plan`` prints.
 
     Args:
-        plan: of the N samples.
+        plan: batch plan of the N samples.
         num_samples: N.
-        embeddings: of all samples, or None: then nothing is said about losses.
-        labels: (N,) int64, or None.
-        other: a plan to compare with, or None.
-        temperature: of the losses.
-        seed: of the random batches and of the anchors that are looked at.
-        stage: told what is measured next.
+        embeddings: embeddings of all samples; None skips the losses.
+        labels: (N,) int64 classes; None skips the share of pairs with equal classes.
+        other: a plan to compare with; None skips the overlap.
+        temperature: temperature of the losses.
+        seed: seed of the random batches and of the sampled anchors.
+        stage: callback with the name of each stage, before it starts.
+
+    Returns:
+        The metrics by name, including the digest of the plan.
     """
-    facts: Facts = {
+    metrics: Facts = {
         "samples": num_samples,
         "batches": len(plan),
         "batch_size": plan.batches.shape[1],
@@ -43,33 +46,33 @@ def measure(
     }
     if embeddings is not None:
         stage("measuring losses")
-        found = quality(plan, embeddings, temperature=temperature, seed=seed)
-        clip = quality(plan, embeddings, temperature=temperature, seed=seed, loss="clip")
+        losses = quality(plan, embeddings, temperature=temperature, seed=seed)
+        clip_losses = quality(plan, embeddings, temperature=temperature, seed=seed, loss="clip")
         stage("bounding the loss")
         bound = upper_bound(plan, embeddings, temperature=temperature, seed=seed)
-        facts |= {
+        metrics |= {
             "temperature": temperature,
-            "loss": found["loss"],
-            "lift": found["lift"],
+            "loss": losses["loss"],
+            "lift": losses["lift"],
             "bound": bound.value,
             "bound_anchors": bound.num_anchors,
             "bound_standard_error": bound.standard_error,
-            "loss_of_bound": found["loss"] / bound.value if bound.value > 0 else float("nan"),
-            "clip_loss": clip["loss"],
-            "clip_lift": clip["lift"],
+            "loss_of_bound": losses["loss"] / bound.value if bound.value > 0 else float("nan"),
+            "clip_loss": clip_losses["loss"],
+            "clip_lift": clip_losses["lift"],
         }
     if other is not None:
         stage("comparing plans")
-        shared = overlap(plan, other, num_samples)
-        facts |= {
-            "overlap": shared.value,
-            "overlap_of_random": shared.expected,
+        pair_overlap = overlap(plan, other, num_samples)
+        metrics |= {
+            "overlap": pair_overlap.value,
+            "overlap_of_random": pair_overlap.expected,
             "coverage_of_other": other.coverage(num_samples),
         }
     if labels is not None:
-        same = same_class_share(plan, labels)
-        facts |= {"same_class": same.value, "same_class_of_random": same.expected}
+        class_share = same_class_share(plan, labels)
+        metrics |= {"same_class": class_share.value, "same_class_of_random": class_share.expected}
     if plan.conflicts is not None:
-        facts["conflicts"] = plan.conflicts
-    facts["digest"] = plan.digest
-    return facts
+        metrics["conflicts"] = plan.conflicts
+    metrics["digest"] = plan.digest
+    return metrics

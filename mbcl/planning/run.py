@@ -1,4 +1,4 @@
-"""From a file of embeddings to a file with a plan, and what is to be said about it."""
+"""The command ``mbcl plan``: read embeddings, make a plan, measure and save it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from mbcl.planning.quality import measure
 from mbcl.samplers import SAMPLERS, Sampler, build, check_plan
 
 DEFAULT_TEMPERATURE = 0.1
-MOST_SAMPLES = 2**31 - 1
+MAX_SAMPLES = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """What the command line asks for; see ``mbcl plan --help``."""
+    """Parsed options of ``mbcl plan``; see ``mbcl plan --help``."""
 
     embeddings: str | None
     num_samples: int | None
@@ -48,7 +48,7 @@ class PlanRequest:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What is known about the samples: N, and where a file was given (N, D) embeddings and (N,) classes."""
+    """The samples to plan: their number N, and, if read from a file, (N, D) embeddings and (N,) classes."""
 
     num_samples: int
     embeddings: Embeddings | None = None
@@ -56,11 +56,14 @@ class Samples:
 
 
 def run(request: PlanRequest) -> int:
-    """Plan, examine, measure, write, print; returns the exit code.
+    """Make, validate, measure, save and print a plan; return the exit code.
+
+    Options are validated before any long computation, as far as that is possible without reading the embeddings.
 
     Raises:
-        ConfigError: if what was asked for cannot be; before anything long where the command line alone decides.
-        PlanError: if the plan is not sound, or with ``check`` another one the second time. Nothing is written then.
+        ConfigError: if the request is invalid or a file cannot be read or written.
+        PlanError: if the plan is invalid, or if ``check`` is set and planning again gives a different plan. Nothing is
+            written in this case.
     """
     for name in ("seed", "epoch", "round"):
         value = check_count(f"--{name}", getattr(request, name), least=0)
@@ -70,19 +73,21 @@ def run(request: PlanRequest) -> int:
     temperature = getattr(sampler, "temperature", DEFAULT_TEMPERATURE)
     if request.temperature is not None:
         temperature = check_temperature(request.temperature)
-    store, name = _writable(request)
-    other = _other_plan(request)
+    store, name = _resolve_out(request)
+    other = _load_other_plan(request)
     with Stages() as stages:
-        samples = _samples(request, sampler, stages)
+        samples = _load_samples(request, sampler, stages)
         _check_fits(other, samples.num_samples)
         start = time.perf_counter()
-        plan = _plan(sampler, samples, request, stages, "planning")
+        plan = _make_plan(sampler, samples, request, stages, "planning")
         seconds = time.perf_counter() - start
         if request.check:
-            again = _plan(sampler, samples, request, stages, "planning again")
-            if again.digest != plan.digest:
-                raise PlanError(f"planned twice, the digests are {plan.digest} and {again.digest}; nothing is written")
-        facts = {
+            second_plan = _make_plan(sampler, samples, request, stages, "planning again")
+            if second_plan.digest != plan.digest:
+                raise PlanError(
+                    f"planned twice, the digests are {plan.digest} and {second_plan.digest}; nothing is written"
+                )
+        metrics = {
             "sampler": sampler.name,
             "parameters": repr(sampler),
             "seconds": seconds,
@@ -102,28 +107,28 @@ def run(request: PlanRequest) -> int:
             store.write_bytes(name, plan.to_bytes())
         except OSError as error:
             raise ConfigError(f"--out: {store.uri}/{name}: cannot be written: {error.strerror or error}") from error
-    facts["plan"] = f"{store.uri}/{name}"
+    metrics["plan"] = f"{store.uri}/{name}"
     if request.json:
-        finite = {key: None if isinstance(x, float) and math.isnan(x) else x for key, x in facts.items()}
+        finite = {key: None if isinstance(x, float) and math.isnan(x) else x for key, x in metrics.items()}
         sys.stdout.write(json.dumps(finite, indent=1) + "\n")
     else:
-        table(facts)
+        table(metrics)
     return 0
 
 
 def sampler_of(request: PlanRequest) -> Sampler:
-    """The sampler that was named, with its parameters.
+    """Build the requested sampler with its parameters.
 
     Raises:
-        ConfigError: if there is none of that name, or a parameter is unknown or out of range.
+        ConfigError: if the name is unknown, or if a parameter is unknown or out of range.
     """
     block = parse_yaml(request.sampler, "--sampler")
     block = {"name": block} if isinstance(block, str) else block
     if isinstance(block, dict):
         apply_overrides(block, request.overrides)
     if not isinstance(block, dict) or not isinstance(block.get("name"), str):
-        found = block.get("name", request.sampler) if isinstance(block, dict) else request.sampler
-        raise ConfigError(f"--sampler: expected a name or a block such as {{name: ...}}, found {found!r}")
+        given = block.get("name", request.sampler) if isinstance(block, dict) else request.sampler
+        raise ConfigError(f"--sampler: expected a name or a block such as {{name: ...}}, found {given!r}")
     name = SAMPLERS.canonical(block.pop("name"))
     try:
         parameters = validate_parameters(SAMPLERS[name], block, frozenset({"batch_size"}))
@@ -135,18 +140,18 @@ def sampler_of(request: PlanRequest) -> Sampler:
         raise error if str(error).startswith("sampler ") else ConfigError(f"sampler {name!r}: {error}") from error
 
 
-def _writable(request: PlanRequest) -> tuple[Store, str]:
-    """:func:`_target`, of which the file system may want to hear nothing."""
+def _resolve_out(request: PlanRequest) -> tuple[Store, str]:
+    """Run :func:`_parse_out`, and convert its OSError and ValueError (an invalid path) into ConfigError."""
     try:
-        return _target(request)
+        return _parse_out(request)
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"--out: {request.out!r}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _target(request: PlanRequest) -> tuple[Store, str]:
-    """The folder and the file's name, refused where a plan is already."""
+def _parse_out(request: PlanRequest) -> tuple[Store, str]:
+    """Parse ``--out`` into store and file name; refuse an input file, or an existing plan without ``--overwrite``."""
     folder, name = request.out.rstrip("/"), "plan.npz"
     if folder.endswith(".npz") and not Path(folder).is_dir():
         folder, _, name = folder.rpartition("/")
@@ -160,7 +165,7 @@ def _target(request: PlanRequest) -> tuple[Store, str]:
     return store, name
 
 
-def _samples(request: PlanRequest, sampler: Sampler, stages: Stages) -> Samples:
+def _load_samples(request: PlanRequest, sampler: Sampler, stages: Stages) -> Samples:
     if (request.embeddings is None) == (request.num_samples is None):
         raise ConfigError("give either --embeddings FILE or, for samplers without embeddings, --num-samples N")
     if request.embeddings is not None:
@@ -172,12 +177,12 @@ def _samples(request: PlanRequest, sampler: Sampler, stages: Stages) -> Samples:
     if sampler.needs_embeddings:
         raise ConfigError(f"sampler {sampler.name!r} plans from embeddings; give --embeddings FILE")
     num_samples = check_count("--num-samples", request.num_samples)
-    if num_samples > MOST_SAMPLES:
+    if num_samples > MAX_SAMPLES:
         raise ConfigError(f"--num-samples: a plan file holds positions below 2^31, found {num_samples}")
     return Samples(num_samples)
 
 
-def _other_plan(request: PlanRequest) -> BatchPlan | None:
+def _load_other_plan(request: PlanRequest) -> BatchPlan | None:
     try:
         return BatchPlan.load(request.compare) if request.compare is not None else None
     except PlanError as error:
@@ -192,8 +197,8 @@ def _check_fits(other: BatchPlan | None, num_samples: int) -> None:
         raise ConfigError(f"--compare: a plan of other samples: {error}") from error
 
 
-def _plan(sampler: Sampler, samples: Samples, request: PlanRequest, stages: Stages, words: str) -> BatchPlan:
-    stages.begin(words)
+def _make_plan(sampler: Sampler, samples: Samples, request: PlanRequest, stages: Stages, stage: str) -> BatchPlan:
+    stages.begin(stage)
     plan = sampler.plan(
         samples.num_samples,
         samples.embeddings,

@@ -1,4 +1,4 @@
-"""Corrupted images in folders of classes, brought into the order of the clean images that they were made of."""
+"""Matching of corrupted images in class folders to the clean images that they were made from."""
 
 from __future__ import annotations
 
@@ -13,52 +13,53 @@ from mbcl.data.packs.folders import Listing
 from mbcl.errors import DataError
 
 
-def clean_order(folder: Path, found: Sequence[tuple[Path, str]], clean: ImageSet, request: DatasetRequest) -> Listing:
-    """The images of ``folder/CLASS/IMAGE``, one for each clean image, in their order.
+def clean_order(folder: Path, entries: Sequence[tuple[Path, str]], clean: ImageSet, request: DatasetRequest) -> Listing:
+    """List the images of ``folder/CLASS/IMAGE`` in the order of the clean images, one for each.
 
-    A file belongs to the clean image whose file has its name (endings aside), or whose position its name is. If the
-    names are neither, files of a class are taken in the order of their names, numbers by value, and the request is
-    told.
+    A file matches the clean image whose file has the same name without extension, or whose position is its name. If
+    the names are neither, the files of each class are matched in natural sort order of their names (numbers by value),
+    and a warning is reported through ``request``.
 
     Args:
-        folder: of one corruption and severity.
-        found: its images, with the names of their folders of classes.
+        folder: folder of one corruption and severity.
+        entries: its images, each with the name of its class folder.
         clean: the clean images.
-        request: how to say what is not certain.
+        request: the request that uncertain matches are reported to.
 
     Raises:
-        DataError: if a class is unknown, an image is missing or there is one too many, or one lies in the folder of
-            another class.
+        DataError: if a class is unknown, an image is missing or extra, or an image is in the folder of another class.
     """
-    files = _labelled(folder, found, clean)
-    for names, keys in _schemes(clean, files):
-        places = {name: position for position, name in enumerate(names)}
-        if len(places) == len(names) and sum(key in places for key in keys) > len(keys) / 2:
-            return _by_name(folder, clean, files, [places.get(key) for key in keys])
-    return _by_rank(folder, clean, files, request)
+    files = _with_labels(folder, entries, clean)
+    for names, keys in _join_keys(clean, files):
+        positions = {name: position for position, name in enumerate(names)}
+        if len(positions) == len(names) and sum(key in positions for key in keys) > len(keys) / 2:
+            return _match_by_key(folder, clean, files, [positions.get(key) for key in keys])
+    return _match_by_order(folder, clean, files, request)
 
 
-def _schemes(clean: ImageSet, files: list[tuple[Path, int]]) -> Iterator[tuple[Sequence[Hashable], Sequence[Hashable]]]:
-    """What the clean images may be called, and the files: by name, by name within a class, by position."""
+def _join_keys(
+    clean: ImageSet, files: list[tuple[Path, int]]
+) -> Iterator[tuple[Sequence[Hashable], Sequence[Hashable]]]:
+    """Yield key pairs to join clean images and files on: by name, by name within a class, by position."""
     stems = [path.stem for path, _ in files]
     yield clean.files, stems
     yield list(zip(clean.labels.tolist(), clean.files, strict=False)), [(label, path.stem) for path, label in files]
     numbers = [int(stem) if stem.isdecimal() else None for stem in stems]
-    if len(set(numbers)) == len(numbers):  # else they are counted anew in every class
+    if len(set(numbers)) == len(numbers):  # repeated numbers mean that each class is numbered separately
         yield range(len(clean)), numbers
 
 
-def _labelled(folder: Path, found: Sequence[tuple[Path, str]], clean: ImageSet) -> list[tuple[Path, int]]:
-    """The images with the labels that their folders say."""
+def _with_labels(folder: Path, entries: Sequence[tuple[Path, str]], clean: ImageSet) -> list[tuple[Path, int]]:
+    """Return the images with the labels of their class folders."""
     labels = {name: label for label, name in enumerate(clean.classes)}
-    for name in dict.fromkeys(name for _, name in found):
+    for name in dict.fromkeys(name for _, name in entries):
         if name not in labels and not (name.isdecimal() and int(name) <= int(clean.labels.max())):
-            known = f"one of the {len(labels)} classes" if labels else "a number of a class"
-            raise DataError(f"{folder / name}: not {known} of the clean test images")
-    return [(path, labels[name] if name in labels else int(name)) for path, name in found]
+            expected = f"one of the {len(labels)} classes" if labels else "a number of a class"
+            raise DataError(f"{folder / name}: not {expected} of the clean test images")
+    return [(path, labels[name] if name in labels else int(name)) for path, name in entries]
 
 
-def _by_name(folder: Path, clean: ImageSet, files: list[tuple[Path, int]], positions: list[int | None]) -> Listing:
+def _match_by_key(folder: Path, clean: ImageSet, files: list[tuple[Path, int]], positions: list[int | None]) -> Listing:
     paths: dict[int, Path] = {}
     for (path, label), position in zip(files, positions, strict=True):
         if position is None:
@@ -80,7 +81,7 @@ def _by_name(folder: Path, clean: ImageSet, files: list[tuple[Path, int]], posit
     return Listing([paths[position] for position in range(len(clean))], clean.labels.tolist())
 
 
-def _by_rank(folder: Path, clean: ImageSet, files: list[tuple[Path, int]], request: DatasetRequest) -> Listing:
+def _match_by_order(folder: Path, clean: ImageSet, files: list[tuple[Path, int]], request: DatasetRequest) -> Listing:
     groups: dict[int, list[Path]] = defaultdict(list)
     for path, label in files:
         groups[label].append(path)
@@ -95,10 +96,10 @@ def _by_rank(folder: Path, clean: ImageSet, files: list[tuple[Path, int]], reque
         f"{clean.name}: {folder}: the files' names do not tell which clean images they were made of; those of a class "
         f"are taken in the order of their names"
     )
-    waiting = {label: iter(sorted(paths, key=_natural)) for label, paths in groups.items()}
-    return Listing([next(waiting[label]) for label in labels], labels)
+    remaining = {label: iter(sorted(paths, key=_natural_sort_key)) for label, paths in groups.items()}
+    return Listing([next(remaining[label]) for label in labels], labels)
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sorts numbers in a name by value: img2 before img10."""
+def _natural_sort_key(path: Path) -> list[tuple[int, str]]:
+    """Return a natural sort key, which compares numbers in a name by value: img2 before img10."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.stem)]

@@ -1,4 +1,4 @@
-"""Corrupted sets as folders ``CORRUPTION/SEVERITY/CLASS/IMAGE``, and packs of them: one a corruption and severity."""
+"""Corrupted sets as folders ``CORRUPTION/SEVERITY/CLASS/IMAGE``, with one pack per corruption and severity."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from mbcl.data.packs.folders import Listing, Parts, class_images, decode, image_
 from mbcl.data.packs.pack_file import FOLDER, Pack, open_pack
 from mbcl.errors import DataError
 
-_NONE = Listing([], [])
+_EMPTY = Listing([], [])
 
 
 def severities_in(root: Path, severities: tuple[int, ...]) -> dict[str, list[int]]:
-    """By corruption, the severities that there are as folders or as packs."""
-    found: dict[str, set[int]] = {}
+    """List the severities that exist as folders or as packs, by corruption."""
+    present: dict[str, set[int]] = {}
     for corruption in subfolders(root):
         names = set(subfolders(root / corruption))
-        found[corruption] = {severity for severity in severities if str(severity) in names}
+        present[corruption] = {severity for severity in severities if str(severity) in names}
     for folder in (root / FOLDER, root):
         for path in folder.glob("*-?.json"):
             corruption, _, severity = path.stem.rpartition("-")
             if severity in map(str, severities):
-                found.setdefault(corruption, set()).add(int(severity))
-    return {corruption: sorted(there) for corruption, there in found.items() if there}
+                present.setdefault(corruption, set()).add(int(severity))
+    return {corruption: sorted(found) for corruption, found in present.items() if found}
 
 
 def pack_folders(
@@ -42,17 +42,17 @@ def pack_folders(
     force: bool,
     on_progress: Callable[[int, int], None],
 ) -> Iterator[Packed]:
-    """Pack the folder of each corruption and severity, unless there is a whole pack of it already.
+    """Pack the folder of each corruption and severity, unless an intact pack of it exists.
 
     Args:
-        root: of the corrupted set.
-        available: severities by corruption; those without a folder are left out.
-        out: the packs' folder; ``mbcl-pack`` in the set's own by default, where they are found by themselves.
-        force: pack even what is packed.
-        on_progress: is told how many images of how many of a pack are done.
+        root: folder of the corrupted set.
+        available: severities by corruption; those without a folder are skipped.
+        out: folder for the packs; ``mbcl-pack`` in the set's folder by default, where readers look for them.
+        force: pack even if an intact pack exists.
+        on_progress: callback with the number of images done and the total of the current pack.
 
     Raises:
-        DataError: if an image cannot be read, or has another size than the first.
+        DataError: if an image cannot be read, or its size differs from that of the first.
     """
     for corruption, severities in available.items():
         for severity in severities:
@@ -69,19 +69,21 @@ def pack_folders(
 def folder_reader(
     root: Path, corruption: str, severity: int, clean: ImageSet, request: DatasetRequest, name: str
 ) -> Callable[[], Tensor]:
-    """What reads the images of one corruption and severity, (N, 3, S, S) uint8, in the order of the clean ones.
+    """Check the files of one corruption and severity, and return a function that reads them.
+
+    The function returns (N, 3, S, S) uint8, in the order of the clean images.
 
     Args:
-        root: of the corrupted set.
-        corruption: its folder.
-        severity: likewise.
-        clean: the N clean test images, with whose names and labels the files are compared at once.
-        request: how to say what is not certain.
-        name: of the set, for messages.
+        root: folder of the corrupted set.
+        corruption: name of the corruption's folder.
+        severity: name of the severity's folder in it.
+        clean: the N clean test images. The files are matched to their names and labels immediately.
+        request: the request that uncertain matches are reported to.
+        name: name of the set, for messages.
 
     Raises:
-        DataError: as :func:`mbcl.data.corrupted.clean_order.clean_order`; if a pack is damaged. What is returned: if an
-            image cannot be read.
+        DataError: as :func:`mbcl.data.corrupted.clean_order.clean_order`; if a pack is damaged. The returned function
+            raises it if an image cannot be read.
     """
     folder, size = root / corruption / str(severity), clean.images.shape[-1]
     pack = _usable_pack(root, corruption, severity, request, name)
@@ -90,14 +92,14 @@ def folder_reader(
         return lambda: decode(listing, size=size, name=name)[0]
     if pack.size != size:
         raise DataError(f"{pack.path}: holds images of {pack.size} pixels, the clean ones have {size}")
-    places = {root / record[0]: row for row, record in enumerate(pack.test.records)}
-    files = [(path, pack.classes[record[1]]) for path, record in zip(places, pack.test.records, strict=True)]
-    rows = [places[path] for path in clean_order(folder, files, clean, request).paths]
+    row_of = {root / record[0]: row for row, record in enumerate(pack.test.records)}
+    files = [(path, pack.classes[record[1]]) for path, record in zip(row_of, pack.test.records, strict=True)]
+    rows = [row_of[path] for path in clean_order(folder, files, clean, request).paths]
     return lambda: torch.from_numpy(np.ascontiguousarray(pack.pixels()[rows]))
 
 
 def _usable_pack(root: Path, corruption: str, severity: int, request: DatasetRequest, name: str) -> Pack | None:
-    """The pack, if there is one and it is that of the files, or they are gone."""
+    """Return the pack if it matches the files, or if the files were removed; None otherwise."""
     pack = open_pack(root, f"{corruption}-{severity}")
     if pack is None or not (root / corruption / str(severity)).is_dir():
         return pack
@@ -112,12 +114,12 @@ def _usable_pack(root: Path, corruption: str, severity: int, request: DatasetReq
 
 
 def _class_files(folder: Path) -> list[tuple[Path, str]]:
-    """All images of ``folder/CLASS/IMAGE``, with the names of their classes."""
+    """List all images of ``folder/CLASS/IMAGE``, each with the name of its class."""
     return [(path, name) for name in subfolders(folder) for path in class_images(folder / name)]
 
 
 def _parts(root: Path, corruption: str, severity: int) -> Parts:
-    """One folder as a test part without a training part."""
+    """Return the files of one folder as a test part, with an empty training part."""
     folder = root / corruption / str(severity)
     classes = subfolders(folder)
     files = _class_files(folder)
@@ -127,4 +129,4 @@ def _parts(root: Path, corruption: str, severity: int) -> Parts:
     width, height = image_dimensions(files[0][0])
     if width != height:
         raise DataError(f"{files[0][0]}: found {width} x {height} pixels, not a square")
-    return Parts(root, _NONE, listing, classes, width)
+    return Parts(root, _EMPTY, listing, classes, width)

@@ -1,8 +1,8 @@
-"""The fifteen standard corruptions at five severities, generated on the fly for images of any size.
+"""The fifteen standard image corruptions at five severities, generated on the fly for any image size.
 
 Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to common corruptions and perturbations",
-arXiv:1903.12261. The parts are operations of NumPy, SciPy, torch and Pillow. How strong they are by the size of the
-images is said in ``strengths.py``.
+arXiv:1903.12261. They are built from operations of NumPy, SciPy, torch and Pillow. ``strengths.py`` holds their
+parameters by severity and image size.
 
 Letters: N images, C channels, H and W pixels.
 """
@@ -43,29 +43,29 @@ _FUNCTIONS: tuple[Callable[..., Array], ...] = (
 _BY_NAME = {function.__name__: function for function in _FUNCTIONS}
 
 CORRUPTIONS = tuple(_BY_NAME)
-"""The names, in the order of the publication: noise, blur, weather, digital."""
+"""Names of the corruptions, in the order of the publication: noise, blur, weather, digital."""
 
 _CHUNK_ELEMENTS = 2**20
 
 
 def corrupt(images: Tensor, *, corruption: str, severity: int, seed: int, positions: Tensor) -> Tensor:
-    """Corrupted images: a pure function of (seed, corruption, severity, position) and of the image.
+    """Corrupt images: a pure function of (seed, corruption, severity, position) and of the image.
 
-    They do not depend on the batch that an image comes in, nor on the global generators, which are not moved. The
-    random numbers are the same for all severities: a severer corruption is the same one, stronger.
+    The result does not depend on the batch, and global random generators are neither read nor advanced. The random
+    numbers are the same for all severities, so a higher severity is the same corruption with more strength.
 
     Args:
-        images: (N, C, H, W) uint8 on any device, grey or colour; sides of 8 to 224 pixels are tested.
+        images: (N, C, H, W) uint8 on any device, grey or colour. The tests cover sides of 8 to 224 pixels.
         corruption: a name in ``CORRUPTIONS``.
         severity: 1 to 5.
-        seed: of all randomness.
+        seed: seed of the random numbers.
         positions: (N,) int64, the data-set positions of the images.
 
     Returns:
-        (N, C, H, W) uint8 on the device of ``images``. The computation itself is on the CPU, in float64.
+        (N, C, H, W) uint8 on the device of ``images``. The computation runs on the CPU in float64.
 
     Raises:
-        ConfigError: if the corruption or the severity is unknown, or shapes and dtypes do not fit.
+        ConfigError: if the corruption or the severity is unknown, or if shapes and dtypes do not match.
 
     Example:
         >>> white = torch.full((2, 1, 8, 8), 255, dtype=torch.uint8)
@@ -80,27 +80,27 @@ def corrupt(images: Tensor, *, corruption: str, severity: int, seed: int, positi
     strengths = {key: strength.at(severity, side) for key, strength in STRENGTHS[corruption].items()}
     if corruption == "pixelate":
         strengths["severity"] = severity
-    parts = []
+    results = []
     size = max(1, _CHUNK_ELEMENTS // images[0].numel())
-    for part, places in zip(images.cpu().split(size), positions.cpu().split(size), strict=True):
-        draws = Draws(seed, corruption, places.tolist())
-        found = _BY_NAME[corruption](part.numpy() / 255, draws, **strengths)
-        parts.append(torch.from_numpy(np.rint(found * 255).clip(0, 255).astype(np.uint8)))
-    return torch.cat(parts).to(images.device)
+    for part, part_positions in zip(images.cpu().split(size), positions.cpu().split(size), strict=True):
+        draws = Draws(seed, corruption, part_positions.tolist())
+        values = _BY_NAME[corruption](part.numpy() / 255, draws, **strengths)
+        results.append(torch.from_numpy(np.rint(values * 255).clip(0, 255).astype(np.uint8)))
+    return torch.cat(results).to(images.device)
 
 
 def check_corruption(corruption: str) -> None:
-    """Refuse a name that is not in ``CORRUPTIONS``.
+    """Raise an error for a name that is not in ``CORRUPTIONS``.
 
     Raises:
-        ConfigError: with the nearest name and all known ones.
+        ConfigError: with the nearest name and all known names.
     """
     if corruption not in _BY_NAME:
         raise ConfigError(f"unknown corruption {corruption!r}; {nearest(corruption, CORRUPTIONS)}")
 
 
 def check_severity(severity: int) -> None:
-    """Refuse what is not a whole number in 1..5.
+    """Raise an error for a severity that is not an integer in 1..5.
 
     Raises:
         ConfigError: with the value.

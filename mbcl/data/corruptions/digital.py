@@ -1,6 +1,6 @@
-"""Digital faults: low contrast, elastic distortion, large pixels, JPEG.
+"""Digital corruptions: low contrast, elastic transform, pixelation, JPEG compression.
 
-All take (N, C, H, W) float64 in [0, 1] and return the like, not clipped.
+All functions take (N, C, H, W) float64 in [0, 1] and return the same shape and dtype, not clipped.
 """
 
 from __future__ import annotations
@@ -17,66 +17,67 @@ from mbcl.data.corruptions.draws import Array, Draws
 from mbcl.data.corruptions.filters import gaussian, sample
 
 Bytes = npt.NDArray[np.uint8]
-_SMALL = 16
-_FIRST = 0.4
+_MIN_INTEGER_SIDE = 16
+_FIRST_STEP = 0.4
 
 
 def contrast(x: Array, draws: Draws, *, keep: float) -> Array:
-    """Values come nearer to the mean of their channel; nothing is random."""
+    """Scale the deviation from the mean of each channel by ``keep``; deterministic."""
     mean = x.mean(axis=(2, 3), keepdims=True)
     return np.asarray(mean + keep * (x - mean))
 
 
 def elastic_transform(x: Array, draws: Draws, *, corners: float, wobble: float, smooth: float) -> Array:
-    """A random affine map, three of whose points move by up to ``corners`` pixels, and a smooth random displacement.
+    """Warp by a random affine map, which moves three points by up to ``corners`` pixels, and a smooth displacement.
 
     Args:
         x: images.
-        draws: their random numbers.
-        corners: largest move of the three points along each axis, pixels.
-        wobble: root mean square of the displacement along each axis, pixels.
-        smooth: standard deviation of the Gaussian that smooths it, pixels.
+        draws: random numbers of the images.
+        corners: largest shift of the three points along each axis, in pixels.
+        wobble: root mean square of the displacement along each axis, in pixels.
+        smooth: standard deviation of the Gaussian that smooths the displacement, in pixels.
     """
     height, width = x.shape[2:]
-    # Three points a third of the smaller side from the centre, in pixels from it: (right, down, 1).
+    # Three points in homogeneous coordinates (right, down, 1) from the centre, in pixels: a third of the smaller side.
     third = min(height, width) / 3
     points = np.array([[third, third, 1.0], [third, -third, 1.0], [-third, -third, 1.0]])
     moved = points[:, :2] + corners * draws.uniform(-1.0, 1.0, 3, 2)
     affine = np.swapaxes(np.linalg.solve(np.broadcast_to(points, (len(x), 3, 3)), moved), 1, 2)
     down, right = np.mgrid[:height, :width] + 0.5
-    here = np.stack([right - width / 2, down - height / 2, np.ones((height, width))], axis=-1)
-    there = np.einsum("nij,hwj->nhwi", affine, here)
+    coordinates = np.stack([right - width / 2, down - height / 2, np.ones((height, width))], axis=-1)
+    sources = np.einsum("nij,hwj->nhwi", affine, coordinates)
     field = gaussian(draws.uniform(-1.0, 1.0, 2, height, width), smooth)
     field *= wobble / np.sqrt((field**2).mean(axis=(1, 2, 3), keepdims=True))
-    there += np.moveaxis(field, 1, -1)
-    return sample(x, torch.from_numpy(there * np.array([2 / width, 2 / height])))
+    sources += np.moveaxis(field, 1, -1)
+    return sample(x, torch.from_numpy(sources * np.array([2 / width, 2 / height])))
 
 
 def pixelate(x: Array, draws: Draws, *, share: float, severity: int) -> Array:
-    """Made smaller, to ``share`` of the side, and large again without interpolation, by Pillow; nothing is random.
+    """Downsample to ``share`` of the side, then upsample with nearest neighbours, with Pillow; deterministic.
 
-    Images below 16 pixels have too few sizes for that: there a severity takes at least one pixel more away than the one
-    before, the first a part of one, and a pixel on the border of two cells takes its parts of both.
+    Images below 16 pixels have too few integer sizes for five severities. For them the number of cells per side may be
+    fractional: severity 1 removes 0.4 of a pixel, and severity s > 1 at least s - 1 pixels. A pixel that overlaps two
+    cells gets their average, weighted by the overlap.
     """
     sides = x.shape[2:]
-    if min(sides) >= _SMALL:
+    if min(sides) >= _MIN_INTEGER_SIDE:
         height, width = (min(round(share * side), side - severity) for side in sides)
-        return _through(lambda pixels: _coarse(pixels, height, width), x)
-    most = (side - max(severity - 1, _FIRST) for side in sides)
-    nums = (num if severity == 1 else min(round(share * side), num) for side, num in zip(sides, most, strict=True))
-    down, right = (_cells(side, max(1.0, num)) for side, num in zip(sides, nums, strict=True))
+        return _map_bytes(lambda pixels: _downsample(pixels, height, width), x)
+    max_nums = (side - max(severity - 1, _FIRST_STEP) for side in sides)
+    nums = (num if severity == 1 else min(round(share * side), num) for side, num in zip(sides, max_nums, strict=True))
+    down, right = (_cell_means(side, max(1.0, num)) for side, num in zip(sides, nums, strict=True))
     return np.asarray(down @ x @ right.T)
 
 
-def _cells(side: int, num: float) -> Array:
-    """(side, side): what each pixel takes of each other along one axis, for so many cells, the last one a part."""
+def _cell_means(side: int, num: float) -> Array:
+    """Return the (side, side) averaging matrix of one axis for ``num`` cells, of which the last may be partial."""
     edges = np.minimum(np.arange(math.ceil(num) + 1) * side / num, side)
     pixels = np.arange(side)[:, None]
     shares = (np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)).clip(0)  # (side, cells)
     return np.asarray(shares @ (shares / shares.sum(axis=0)).T)
 
 
-def _coarse(pixels: Bytes, height: int, width: int) -> Bytes:
+def _downsample(pixels: Bytes, height: int, width: int) -> Bytes:
     from PIL import Image
 
     picture = Image.fromarray(pixels)
@@ -85,11 +86,11 @@ def _coarse(pixels: Bytes, height: int, width: int) -> Bytes:
 
 
 def jpeg_compression(x: Array, draws: Draws, *, quality: float) -> Array:
-    """Written as JPEG and read again by Pillow, in colour or each channel by itself; nothing is random."""
-    return _through(lambda pixels: _through_jpeg(pixels, round(quality)), x)
+    """Encode as JPEG and decode with Pillow, three channels as colour, others separately; deterministic."""
+    return _map_bytes(lambda pixels: _jpeg_round_trip(pixels, round(quality)), x)
 
 
-def _through_jpeg(pixels: Bytes, quality: int) -> Bytes:
+def _jpeg_round_trip(pixels: Bytes, quality: int) -> Bytes:
     from PIL import Image
 
     stream = io.BytesIO()
@@ -97,9 +98,9 @@ def _through_jpeg(pixels: Bytes, quality: int) -> Bytes:
     return np.asarray(Image.open(stream, formats=("JPEG",)))
 
 
-def _through(change: Callable[[Bytes], Bytes], x: Array) -> Array:
-    """Every image through a function of bytes, (H, W, 3); without colour each channel by itself, (H, W)."""
+def _map_bytes(function: Callable[[Bytes], Bytes], x: Array) -> Array:
+    """Apply a function of uint8 to every image, (H, W, 3), or to every channel, (H, W), if C is not 3."""
     pixels = np.rint(x * 255).clip(0, 255).astype(np.uint8)
     if x.shape[1] == 3:
-        return np.stack([change(picture) for picture in pixels.transpose(0, 2, 3, 1)]).transpose(0, 3, 1, 2) / 255
-    return np.stack([change(plane) for plane in pixels.reshape(-1, *x.shape[2:])]).reshape(x.shape) / 255
+        return np.stack([function(picture) for picture in pixels.transpose(0, 2, 3, 1)]).transpose(0, 3, 1, 2) / 255
+    return np.stack([function(plane) for plane in pixels.reshape(-1, *x.shape[2:])]).reshape(x.shape) / 255

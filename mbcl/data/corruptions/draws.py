@@ -1,4 +1,4 @@
-"""Random numbers of a corruption: every image has a stream of its own, so none depends on its batch.
+"""Random numbers of a corruption: one stream per image, so that no draw depends on the batch.
 
 Letters: N images.
 """
@@ -16,11 +16,11 @@ Array = npt.NDArray[np.float64]
 
 
 class Draws:
-    """Streams of N images.
+    """Random streams of N images.
 
     Args:
-        seed: of the corruption.
-        corruption: its name. The severity is no part of the key: a severer corruption is the same one, stronger.
+        seed: seed of the corruption.
+        corruption: name of the corruption, part of the key. The severity is not: all severities share their draws.
         positions: data-set positions of the images.
     """
 
@@ -28,13 +28,13 @@ class Draws:
         self._streams = [numpy_generator(seed, f"corruption {corruption}", position) for position in positions]
 
     def normal(self, *shape: int) -> Array:
-        """(N, …) standard normal numbers."""
+        """Draw standard normal numbers, (N, …)."""
         return np.stack([stream.standard_normal(shape) for stream in self._streams])
 
     def uniform(self, low: float, high: float, *shape: int) -> Array:
-        """(N, …) uniform numbers in [low, high)."""
+        """Draw uniform numbers in [low, high), (N, …)."""
         return np.stack([stream.uniform(low, high, shape) for stream in self._streams])
 
     def poisson(self, rates: Array) -> Array:
-        """(N, …) Poisson numbers for as many rates."""
+        """Draw Poisson numbers as float64, one for each of the rates (N, …)."""
         return np.stack([stream.poisson(rate) for stream, rate in zip(self._streams, rates, strict=True)]).astype(float)

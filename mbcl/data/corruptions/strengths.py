@@ -1,10 +1,11 @@
-"""How strong the corruptions are: the published strengths for 32 and for 224 pixels, and what lies between.
+"""Strengths of the corruptions: the published ones for 32 and for 224 pixels, with interpolation between.
 
 The published tables are those of CIFAR-10-C and of ImageNet-C (Hendrycks and Dietterich 2019, "Benchmarking neural
-network robustness to common corruptions and perturbations", arXiv:1903.12261). For images between 32 and 224 pixels a
-strength is interpolated, geometrically in the side; lengths in pixels shrink with images below 32 and grow with those
-above 224. Where a published table does not grow with every severity (glass, motion, snow, fog, elastic), or our
-operation has other parameters (defocus, glass, frost, elastic), numbers are ours, of the same size.
+network robustness to common corruptions and perturbations", arXiv:1903.12261). Between 32 and 224 pixels, strengths are
+interpolated geometrically in the side of the image. Below 32 and above 224 pixels, lengths scale with the side and
+other strengths are constant. Our own numbers, of similar magnitude, replace the published ones where a published table
+does not increase with every severity (glass, motion, snow, fog, elastic), or where our operation has other parameters
+(defocus, glass, frost, elastic).
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ class Strength:
     """One parameter at five severities.
 
     Args:
-        small: for images of 32 pixels; above 0.
-        large: for images of 224 pixels; above 0.
-        pixels: whether it is a length.
+        small: values for images of 32 pixels; above 0.
+        large: values for images of 224 pixels; above 0.
+        pixels: whether the parameter is a length in pixels.
     """
 
     small: Five
@@ -33,11 +34,11 @@ class Strength:
     pixels: bool = False
 
     def at(self, severity: int, side: int) -> float:
-        """The parameter for images of ``side`` pixels at a severity in 1..5."""
+        """Return the value for images of ``side`` pixels at a severity in 1..5."""
         low, high = self.small[severity - 1], self.large[severity - 1]
-        between = min(max(math.log(side / SMALL) / math.log(LARGE / SMALL), 0.0), 1.0)
+        weight = min(max(math.log(side / SMALL) / math.log(LARGE / SMALL), 0.0), 1.0)
         scale = side / min(max(side, SMALL), LARGE) if self.pixels else 1.0
-        return float(low * (high / low) ** between * scale)
+        return float(low * (high / low) ** weight * scale)
 
 
 STRENGTHS: dict[str, dict[str, Strength]] = {
@@ -78,4 +79,4 @@ STRENGTHS: dict[str, dict[str, Strength]] = {
     "pixelate": {"share": Strength((0.95, 0.9, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25))},
     "jpeg_compression": {"quality": Strength((80, 65, 58, 50, 40), (25, 18, 15, 10, 7))},
 }
-"""Every corruption's parameters, by the names of its function's arguments."""
+"""Parameters of every corruption, by the keyword arguments of its function."""

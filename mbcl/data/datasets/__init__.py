@@ -1,1 +1,1 @@
-"""Data sets by name, and what reads their official files."""
+"""Registry of data sets, and readers of their official files."""

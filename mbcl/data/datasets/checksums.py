@@ -1,4 +1,4 @@
-"""Checksums of official files, those that torchvision carries, read from it when they are needed."""
+"""MD5 checksums of official files, taken from torchvision on demand."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from mbcl.data.datasets.request import DatasetRequest
 
 
 def official_md5(torchvision_name: str) -> dict[str, str]:
-    """MD5 by file name: of the archive and of the files in it.
+    """Return the MD5 of the archive and of the files in it, by file name.
 
     Args:
-        torchvision_name: of the class in ``torchvision.datasets``.
+        torchvision_name: name of the class in ``torchvision.datasets``.
     """
     import torchvision
 
     source = getattr(torchvision.datasets, torchvision_name)
     pairs = [*getattr(source, "train_list", ()), *getattr(source, "test_list", ()), *getattr(source, "resources", ())]
-    known = dict(pairs)
+    md5_by_name = dict(pairs)
     if hasattr(source, "filename"):
-        known[source.filename] = source.tgz_md5
-    return known
+        md5_by_name[source.filename] = source.tgz_md5
+    return md5_by_name
 
 
-def md5_differs(path: Path, known: dict[str, str]) -> bool:
-    """Whether a file is not the official one of its name; a file without a known sum is none of those.
+def md5_differs(path: Path, md5_by_name: dict[str, str]) -> bool:
+    """Whether the MD5 of a file differs from the official one; False for a file without an official checksum.
 
     Args:
         path: the file.
-        known: MD5 by name.
+        md5_by_name: official MD5 by file name.
     """
-    expected = known.get(path.name)
+    expected = md5_by_name.get(path.name)
     if expected is None:
         return False
     with path.open("rb") as stream:
@@ -40,21 +40,21 @@ def md5_differs(path: Path, known: dict[str, str]) -> bool:
 
 
 def new_md5() -> hashlib._Hash:
-    """MD5, not for security: these are the sums that exist."""
+    """Return an MD5 hash object. Security does not depend on it: the official checksums exist only as MD5."""
     return hashlib.md5(usedforsecurity=False)
 
 
 def object_to_sums(name: str, paths: Sequence[Path], request: DatasetRequest) -> None:
-    """Say which files do not have the official checksum, in one line; nothing if there are none.
+    """Report files whose checksum is not the official one, in one line; do nothing for an empty list.
 
     Args:
-        name: of the data set.
-        paths: the files, all of one folder.
-        request: how to say it.
+        name: name of the data set.
+        paths: the files with wrong checksums, all in one folder.
+        request: the request that they are reported to.
 
     Raises:
         DataError: if there are any and ``request.verify`` is strict.
     """
     if paths:
-        words = ", ".join(path.name for path in paths)
-        request.object(f"{name}: {paths[0].parent}: not the official checksum (MD5): {words}")
+        names = ", ".join(path.name for path in paths)
+        request.object(f"{name}: {paths[0].parent}: not the official checksum (MD5): {names}")

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009, "Learning multiple layers of features from tiny images").
 
-Read from the official Python archive, extracted or not, or from folders of classes, the published layout.
+The sources are the official Python archive, packed or extracted, and class folders in the published layout.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RECIPE = ViewRecipe()
 
 @dataclass(frozen=True)
 class _Files:
-    """The content of the official files by name, what an error line calls their folder, and the classes' file."""
+    """Official files: prefix of their paths in error messages, contents by name, and content of the metadata file."""
 
     place: str
     content: dict[str, bytes]
@@ -41,20 +41,20 @@ class _Files:
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar:
-    """The reader of one of the two data sets.
+    """Reader of CIFAR-10 or CIFAR-100.
 
     Args:
-        name: ours.
-        torchvision: the name of torchvision's class, which downloads.
-        archive: the official archive.
-        folder: what the archive holds.
-        train: the files of the training part, in order.
-        test: the files of the test part.
-        meta: the file with the classes' names, and their key in it.
-        label_key: of the labels in a file.
-        num_classes: labels are 0..num_classes - 1.
-        mean: of the training part, one number a channel, of pixels in [0, 1].
-        std: likewise.
+        name: registered name.
+        torchvision: name of the torchvision class, which provides URL and checksums.
+        archive: file name of the official archive.
+        folder: top-level folder in the archive.
+        train: file names of the training part, in order.
+        test: file names of the test part.
+        meta: name of the file with the class names, and their key in it.
+        label_key: key of the labels in a file.
+        num_classes: number of classes; labels are 0..num_classes - 1.
+        mean: channel means of the training part, for pixels in [0, 1].
+        std: channel standard deviations of the training part, for pixels in [0, 1].
     """
 
     name: str
@@ -71,7 +71,7 @@ class Cifar:
 
     @property
     def how_to_get(self) -> str:
-        """What ``dir`` must hold and how to get it."""
+        """Describe the files that ``dir`` must hold and how to get them."""
         return (
             f"expected {self.archive}, or {self.folder} with {', '.join((*self.train, *self.test))}, or folders "
             f"train/CLASS/IMAGE and test/CLASS/IMAGE; `download: true` fetches it into data.dir with torchvision"
@@ -80,30 +80,30 @@ class Cifar:
     def __call__(self, request: DatasetRequest) -> Splits:
         """Read both parts.
 
-        The folder is the archive's extracted one, one that holds it, the archive, or folders of classes, or a pack of
-        them. If none of that is there the archive can be fetched with torchvision.
+        ``dir`` is the extracted folder of the archive, or a folder that contains this folder, the archive, class
+        folders, or a pack of them. If none of these exists, ``download`` fetches the archive from torchvision's URL.
 
         Raises:
-            DataError: if a file is missing or damaged, in one line that names it.
-            ConfigError: if ``download`` is asked for without ``dir``.
+            DataError: if a file is missing or damaged; the one-line message names it.
+            ConfigError: if ``download`` is set without ``dir``.
         """
         root = request.root
         if root is None:
-            asked = "download needs data.dir, the folder to download into"
-            kind, what = (ConfigError, asked) if request.download else (DataError, "data.dir is not given")
-            raise kind(f"{self.name}: {what}; {self.how_to_get}")
-        found = self._read(root, request)
-        if found is None and request.download:
+            no_folder = "download needs data.dir, the folder to download into"
+            error_type, problem = (ConfigError, no_folder) if request.download else (DataError, "data.dir is not given")
+            raise error_type(f"{self.name}: {problem}; {self.how_to_get}")
+        splits = self._read(root, request)
+        if splits is None and request.download:
             self._download(root)
-            found = self._read(root, request)
-        if found is None:
-            what = "holds none of the files" if root.is_dir() else "does not exist"
-            raise DataError(f"{self.name}: {root} {what}; {self.how_to_get}")
-        return found
+            splits = self._read(root, request)
+        if splits is None:
+            problem = "holds none of the files" if root.is_dir() else "does not exist"
+            raise DataError(f"{self.name}: {root} {problem}; {self.how_to_get}")
+        return splits
 
     @property
     def class_folders(self) -> FolderSet:
-        """The set as folders of classes."""
+        """The reader of the same set in class folders."""
         return FolderSet(
             name=self.name,
             find=self._find,
@@ -114,18 +114,18 @@ class Cifar:
         )
 
     def _find(self, request: DatasetRequest) -> Parts | None:
-        found = None if request.root is None else train_and_test(request.root, self.name, self.how_to_get)
-        if found is None:
+        folders = None if request.root is None else train_and_test(request.root, self.name, self.how_to_get)
+        if folders is None:
             return None
-        train, test = found
+        train, test = folders
         classes = train_classes(train, self.num_classes)
         return Parts(train.parent, list_class_folders(train, classes), list_class_folders(test, classes), classes, SIZE)
 
     def _read(self, root: Path, request: DatasetRequest) -> Splits | None:
-        """What there is, official files first; None if there is nothing."""
+        """Read the first source that exists: extracted files, archive, pack or class folders; None if there is none."""
         names = (*self.train, *self.test)
         for folder in (root / self.folder, root):
-            # CIFAR-100's files are called as folders of classes are.
+            # is_file: CIFAR-100's files `train` and `test` are named like the folders of the published layout.
             if any((folder / name).is_file() for name in names):
                 content = {name: _content(folder / name) for name in names}
                 self._check([folder / name for name in names], request)
@@ -142,8 +142,8 @@ class Cifar:
         return self.class_folders.read(request)
 
     def _check(self, paths: Sequence[Path], request: DatasetRequest) -> None:
-        known = official_md5(self.torchvision)
-        object_to_sums(self.name, [path for path in paths if md5_differs(path, known)], request)
+        md5_by_name = official_md5(self.torchvision)
+        object_to_sums(self.name, [path for path in paths if md5_differs(path, md5_by_name)], request)
 
     def _from_files(self, files: _Files, request: DatasetRequest) -> Splits:
         classes = self._classes(files)
@@ -152,11 +152,11 @@ class Cifar:
         return Splits(train, test)
 
     def _classes(self, files: _Files) -> tuple[str, ...]:
-        """The classes' names, if the file that holds them is there."""
+        """Return the class names; empty without a metadata file."""
         if files.meta is None:
             return ()
         source = files.place + self.meta[0]
-        names = _words(read_pickled_mapping(files.meta, source).get(self.meta[1]), self.num_classes)
+        names = _decode_strings(read_pickled_mapping(files.meta, source).get(self.meta[1]), self.num_classes)
         if not names:
             raise DataError(f"{source}: {self.meta[1]}: expected {self.num_classes} names of classes")
         return names
@@ -169,7 +169,7 @@ class Cifar:
             batch = read_pickled_mapping(files.content[name], source)
             pixels.append(_pixels(batch.get("data"), source))
             labels.append(self._labels(batch.get(self.label_key), len(pixels[-1]), source))
-            stems += [Path(word).stem for word in _words(batch.get("filenames"), len(pixels[-1]))]
+            stems += [Path(word).stem for word in _decode_strings(batch.get("filenames"), len(pixels[-1]))]
         images = torch.from_numpy(np.concatenate(pixels).reshape(-1, 3, SIZE, SIZE))
         return ImageSet(
             images,
@@ -183,19 +183,19 @@ class Cifar:
             files=tuple(stems) if len(stems) == len(images) else (),
         )
 
-    def _labels(self, found: Any, num: int, source: str) -> npt.NDArray[np.int64]:
+    def _labels(self, labels: Any, num: int, source: str) -> npt.NDArray[np.int64]:
         where = f"{source}: {self.label_key}"
-        numbers = isinstance(found, list) and all(type(label) is int for label in found)
-        if not numbers and not (isinstance(found, np.ndarray) and found.ndim == 1 and found.dtype.kind in "iu"):
-            raise DataError(f"{where}: expected a list of whole numbers, found {_kind(found)}")
-        if len(found) != num:
-            raise DataError(f"{where}: expected {num} labels, one an image, found {len(found)}")
-        for position, label in enumerate(found):
+        is_int_list = isinstance(labels, list) and all(type(label) is int for label in labels)
+        if not is_int_list and not (isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu"):
+            raise DataError(f"{where}: expected a list of whole numbers, found {_describe_type(labels)}")
+        if len(labels) != num:
+            raise DataError(f"{where}: expected {num} labels, one an image, found {len(labels)}")
+        for position, label in enumerate(labels):
             if not 0 <= label < self.num_classes:
                 raise DataError(
                     f"{where}: labels must be in 0..{self.num_classes - 1}, found {label} at position {position}"
                 )
-        return np.asarray(found, dtype=np.int64)
+        return np.asarray(labels, dtype=np.int64)
 
     def _download(self, root: Path) -> None:
         import torchvision
@@ -203,7 +203,7 @@ class Cifar:
 
         source = getattr(torchvision.datasets, self.torchvision)
         try:
-            # Not by torchvision's class, which also unpickles what it has fetched.
+            # Not with torchvision's class, which also unpickles the downloaded files.
             download_url(source.url, str(root), filename=self.archive, md5=source.tgz_md5)
         except (OSError, RuntimeError) as error:  # no network, no permission, a checksum that does not match
             reason = " ".join(str(error).split())
@@ -218,42 +218,42 @@ def _content(path: Path) -> bytes:
 
 
 def _members(archive: Path, folder: str, names: Sequence[str]) -> dict[str, bytes]:
-    """The files of these names in an archive, in one pass; nothing is extracted to disk."""
-    found: dict[str, bytes] = {}
-    wanted = {f"{folder}/{name}": name for name in names}
+    """Read files of an archive into memory, by name, in one streaming pass that writes nothing to disk."""
+    contents: dict[str, bytes] = {}
+    name_of_member = {f"{folder}/{name}": name for name in names}
     try:
         with tarfile.open(archive, "r|gz") as content:
             for member in content:
-                name = wanted.get(member.name.removeprefix("./"))
+                name = name_of_member.get(member.name.removeprefix("./"))
                 stream = content.extractfile(member) if name and member.isreg() else None
                 if name and stream:
-                    found[name] = stream.read()
-                if len(found) == len(wanted):
+                    contents[name] = stream.read()
+                if len(contents) == len(name_of_member):
                     break
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{archive}: damaged archive of {archive.stat().st_size} bytes: {reason}") from error
-    return found
+    return contents
 
 
-def _words(found: Any, num: int) -> tuple[str, ...]:
-    """So many words of a pickle; nothing if it is anything else."""
-    if not isinstance(found, list) or len(found) != num or not all(isinstance(word, bytes | str) for word in found):
+def _decode_strings(value: Any, num: int) -> tuple[str, ...]:
+    """Decode a pickled list of ``num`` strings; empty for any other value."""
+    if not isinstance(value, list) or len(value) != num or not all(isinstance(word, bytes | str) for word in value):
         return ()
-    return tuple(word.decode("latin1") if isinstance(word, bytes) else word for word in found)
+    return tuple(word.decode("latin1") if isinstance(word, bytes) else word for word in value)
 
 
-def _pixels(found: Any, source: str) -> npt.NDArray[np.uint8]:
+def _pixels(data: Any, source: str) -> npt.NDArray[np.uint8]:
     length = 3 * SIZE * SIZE
-    if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.shape[1:] != (length,) or not len(found):
-        raise DataError(f"{source}: data: expected an array of bytes, N x {length}, found {_kind(found)}")
-    return found
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (length,) or not len(data):
+        raise DataError(f"{source}: data: expected an array of bytes, N x {length}, found {_describe_type(data)}")
+    return data
 
 
-def _kind(found: Any) -> str:
-    if isinstance(found, np.ndarray):
-        return f"an array of {found.dtype}, {' x '.join(map(str, found.shape))}"
-    return "nothing" if found is None else f"a {type(found).__name__}"
+def _describe_type(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}, {' x '.join(map(str, value.shape))}"
+    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 CIFAR10 = Cifar(

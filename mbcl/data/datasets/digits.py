@@ -1,4 +1,4 @@
-"""The embedded data set: 1,797 real handwritten digits, 8 x 8 pixels, which scikit-learn ships."""
+"""The embedded data set: 1,797 real handwritten digits of 8 x 8 pixels, shipped with scikit-learn."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from mbcl.data.views.recipe import ViewRecipe
 RECIPE = ViewRecipe(
     crop_scale=(0.7, 1.0),
     rotation=10.0,
-    flip_probability=0.0,  # a mirrored digit is another sign
+    flip_probability=0.0,  # a mirrored digit is no longer the same symbol
     grey_probability=0.0,
     blur_sigma=(0.1, 0.8),
     blur_probability=0.5,
 )
-"""Gentle: at 8 x 8 pixels the published crops (8 % of the area) would leave two pixels by two.
+"""Weak augmentation: the published crops (down to 8 % of the area) would keep only 2 x 2 of the 8 x 8 pixels.
 
-Chosen so that retrieval among the 359 test images starts near 0.05 with random weights, is 0.25 on raw pixels, and
-is about 0.45 after ten epochs: neither trivial nor impossible.
+With these strengths, retrieval among the 359 test images is about 0.05 with random weights, 0.25 on raw pixels, and
+0.45 after ten epochs. So the task is neither trivial nor impossible.
 """
 
 
 def read(request: DatasetRequest) -> Splits:
-    """Read the digits, always all of them; ``dir`` and ``download`` are not used, which a warning says."""
+    """Read all digits. ``dir`` and ``download`` are ignored with a warning."""
     from sklearn.datasets import load_digits
 
     if request.dir is not None or request.download:
         warnings.warn("digits is embedded: data.dir and data.download are not used", UserWarning, stacklevel=2)
     stored = load_digits()
-    # 17 grey levels, 0..16; rounded once here, so that all later arithmetic starts from bytes
+    # 17 grey levels, 0..16, rounded to bytes once: all later arithmetic starts from the same uint8 values
     images = torch.from_numpy(np.rint(stored.images * (255 / 16)).astype(np.uint8))[:, None]
     labels = torch.from_numpy(stored.target.astype(np.int64))
-    whole = ImageSet(images, labels, "digits", RECIPE, mean=(0.3058,), std=(0.3762,), image_size=8)
-    # There is no official test part: this one is fixed, whatever the experiment's seed.
+    digits = ImageSet(images, labels, "digits", RECIPE, mean=(0.3058,), std=(0.3762,), image_size=8)
+    # There is no official test part. The fixed seed 0 gives every experiment the same one.
     train, test = stratified_split(labels, 0.2, 0, "digits test part")
-    return Splits(whole.subset(train), whole.subset(test))
+    return Splits(digits.subset(train), digits.subset(test))

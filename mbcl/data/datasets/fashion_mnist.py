@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747) from its official idx files."""
+"""Reader of Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747) in its official IDX files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mbcl.errors import ConfigError, DataError
 
 NUM_CLASSES = 10
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package ``dataset-fashion-mnist`` installs the files."""
+"""Installation folder of Debian's package ``dataset-fashion-mnist``."""
 
 FILES = tuple(f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
 CONTENT_MD5 = {
@@ -26,7 +26,7 @@ CONTENT_MD5 = {
     "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
     "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
 }
-"""Of the content, whatever it is compressed with; torchvision knows the sums of the published .gz files alone."""
+"""MD5 of the uncompressed content. torchvision has only the checksums of the published .gz files."""
 HOW_TO_GET = (
     f"expected {', '.join(FILES)}, plain or .gz; `apt-get install dataset-fashion-mnist` puts them into {DEBIAN_DIR}, "
     "`download: true` fetches them into data.dir with torchvision"
@@ -36,15 +36,15 @@ RECIPE = ViewRecipe(crop_scale=(0.3, 1.0), grey_probability=0.0, blur_sigma=(0.1
 
 
 def read(request: DatasetRequest) -> Splits:
-    """Read the four files, all images of them.
+    """Read the four files with all their images.
 
-    The folder holds them itself or in ``FashionMNIST/raw`` or ``raw``, as torchvision lays them out; without one it is
-    that of Debian's package, whose files have the official content, but were compressed again.
+    ``dir`` contains them directly, or in ``FashionMNIST/raw`` or ``raw``, the layout of torchvision. The default is the
+    folder of Debian's package, whose files have the official content in another gzip compression.
 
     Raises:
-        DataError: if a file is missing or damaged, in one line that names it; if ``verify`` is strict and the content
-            of one is not the official one.
-        ConfigError: if ``download`` is asked for without ``dir``.
+        DataError: if a file is missing or damaged; the one-line message names it. Also if ``verify`` is strict and the
+            content of a file is not the official one.
+        ConfigError: if ``download`` is set without ``dir``.
     """
     if request.download and request.root is None:
         raise ConfigError("fashion_mnist: download needs data.dir, the folder to download into")
@@ -54,9 +54,9 @@ def read(request: DatasetRequest) -> Splits:
         _download(root)
         folder = _folder(root)
     if folder is None:
-        what = "does not exist" if not root.is_dir() else "holds none of the files"
-        given = " (data.dir is not given)" if request.dir is None else ""
-        raise DataError(f"fashion_mnist: {root} {what}{given}; {HOW_TO_GET}")
+        problem = "does not exist" if not root.is_dir() else "holds none of the files"
+        hint = " (data.dir is not given)" if request.dir is None else ""
+        raise DataError(f"fashion_mnist: {root} {problem}{hint}; {HOW_TO_GET}")
     train, test = _part(folder, "train", request), _part(folder, "t10k", request)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
@@ -67,7 +67,7 @@ def read(request: DatasetRequest) -> Splits:
 
 
 def _folder(root: Path) -> Path | None:
-    """The first usual place under ``root`` that holds any of the files."""
+    """Return the first known location under ``root`` that contains any of the files; None if there is none."""
     for folder in (root, root / "raw", root / "FashionMNIST" / "raw"):
         if any(_find(folder, name) for name in FILES):
             return folder
@@ -75,7 +75,7 @@ def _folder(root: Path) -> Path | None:
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    """The file, plain before gzipped, as torchvision leaves both."""
+    """Return the path of a file; the uncompressed one if there are both, as after a download by torchvision."""
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
@@ -109,11 +109,11 @@ def _part(folder: Path, part: str, request: DatasetRequest) -> ImageSet:
 
 
 def _is_official(path: Path, content: npt.NDArray[np.uint8]) -> bool:
-    """Whether the content or, compressed, the file has an official checksum."""
+    """Whether the uncompressed content or the .gz file has an official checksum."""
     header = np.array([0x800 + content.ndim, *content.shape], dtype=">u4").tobytes()
-    sum_ = new_md5()
-    sum_.update(header + content.tobytes())
-    if sum_.hexdigest() == CONTENT_MD5[path.name.removesuffix(".gz")]:
+    checksum = new_md5()
+    checksum.update(header + content.tobytes())
+    if checksum.hexdigest() == CONTENT_MD5[path.name.removesuffix(".gz")]:
         return True
     return path.suffix == ".gz" and not md5_differs(path, official_md5("FashionMNIST"))
 

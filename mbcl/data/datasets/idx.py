@@ -1,4 +1,4 @@
-"""Reader of the idx files in which MNIST and its successors are published, plain or gzipped."""
+"""Reader of IDX files, plain or gzipped, the format of MNIST and its successors."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _UNSIGNED_BYTE = 0x08
 
 
 def read_idx(path: Path, num_dims: int) -> npt.NDArray[np.uint8]:
-    """Read one idx file of unsigned bytes.
+    """Read one IDX file of unsigned bytes.
 
-    The format: two zero bytes, the type (8: unsigned byte), the number of dimensions, each dimension as a big-endian
-    32-bit integer, the data in row-major order.
+    The format is: two zero bytes, the type (8: unsigned byte), the number of dimensions, each dimension as a big-endian
+    32-bit integer, then the data in row-major order.
 
     Args:
         path: the file; gzipped if it ends in ``.gz``.
-        num_dims: how many dimensions it must have: 3 for images, 1 for labels.
+        num_dims: required number of dimensions: 3 for images, 1 for labels.
 
     Returns:
         A uint8 array of the file's shape.
 
     Raises:
-        DataError: one line naming the file, what was found and what was expected.
+        DataError: if the file does not match; the one-line message has the file, the found and the expected value.
     """
     content = _content(path)
     expected = bytes([0, 0, _UNSIGNED_BYTE, num_dims])
@@ -43,11 +43,11 @@ def read_idx(path: Path, num_dims: int) -> npt.NDArray[np.uint8]:
         raise DataError(f"{path}: truncated: expected a header of {start} bytes, found {len(content)}")
     shape = tuple(int(size) for size in np.frombuffer(content, dtype=">u4", count=num_dims, offset=4))
     if 0 in shape:
-        raise DataError(f"{path}: it is empty: its header says {_times(shape)}")
-    found, wanted = len(content) - start, math.prod(shape)
-    if found != wanted:
-        fault = "truncated" if found < wanted else "too long"
-        raise DataError(f"{path}: {fault}: its header says {_times(shape)} = {wanted} bytes, found {found}")
+        raise DataError(f"{path}: it is empty: its header says {_format_shape(shape)}")
+    actual, required = len(content) - start, math.prod(shape)
+    if actual != required:
+        fault = "truncated" if actual < required else "too long"
+        raise DataError(f"{path}: {fault}: its header says {_format_shape(shape)} = {required} bytes, found {actual}")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 
@@ -64,5 +64,5 @@ def _content(path: Path) -> bytes:
         raise DataError(f"{path}: damaged gzip file of {len(raw)} bytes: {error}") from error
 
 
-def _times(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return " x ".join(str(size) for size in shape)

@@ -1,4 +1,4 @@
-"""Any images in folders of classes: ``train/CLASS/IMAGE`` and ``test/CLASS/IMAGE`` (or ``val``)."""
+"""Reader of arbitrary images in class folders: ``train/CLASS/IMAGE`` and ``test/CLASS/IMAGE`` (or ``val``)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ RECIPE = ViewRecipe()
 
 
 def find(request: DatasetRequest) -> Parts | None:
-    """The images of both parts.
+    """List the images of both parts; return None without a folder ``train``.
 
-    Without ``image_size`` all images must be squares of one size, that of the first.
+    Without ``image_size``, all images must be squares of the same size as the first one.
 
     Raises:
-        DataError: if there is no test part, a folder cannot be read, or the size cannot be told.
+        DataError: if there is no test part, a folder cannot be read, or the size cannot be determined.
     """
-    found = None if request.root is None else train_and_test(request.root, "image_folder", HOW_TO_GET)
-    if found is None:
+    folders = None if request.root is None else train_and_test(request.root, "image_folder", HOW_TO_GET)
+    if folders is None:
         return None
-    train, test = found
+    train, test = folders
     classes = subfolders(train)
     listings = list_class_folders(train, classes), list_class_folders(test, classes)
     size = request.image_size
@@ -43,7 +43,7 @@ def find(request: DatasetRequest) -> Parts | None:
 FILES = FolderSet(
     name="image_folder",
     find=find,
-    mean=(0.485, 0.456, 0.406),  # ImageNet's
+    mean=(0.485, 0.456, 0.406),  # statistics of ImageNet
     std=(0.229, 0.224, 0.225),
     recipe=RECIPE,
     sized=False,
@@ -54,7 +54,7 @@ def read(request: DatasetRequest) -> Splits:
     """Read both parts.
 
     Raises:
-        DataError: if a file is missing or damaged, in one line that names it.
-        ConfigError: if ``download`` is asked for.
+        DataError: if a file is missing or damaged; the one-line message names it.
+        ConfigError: if ``download`` is set.
     """
     return FILES.demanded(request, layout=HOW_TO_GET, no_download="there is nothing to fetch")

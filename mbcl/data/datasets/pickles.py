@@ -1,7 +1,8 @@
-"""Reader of pickled data files that runs nothing: containers, text, bytes, numbers and arrays of numbers.
+"""Restricted unpickler for data files: containers, text, bytes, numbers and arrays of numbers.
 
-A pickle names functions and calls them. The ones that a pickled array names are replaced by stand-ins, and all others
-are refused: NumPy's own would trust the file, and build an array of object pointers out of its bytes.
+A pickle can name and call any function, so unpickling an untrusted file runs its code. Here every global is refused,
+except those of a pickled array, which are replaced by stand-ins. NumPy's own functions are not safe either: they would
+build an array of object pointers from the bytes of the file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mbcl.errors import DataError
 
 
 class _DType:
-    """Stands for ``numpy.dtype``: plain numbers only."""
+    """Stand-in for ``numpy.dtype``; accepts only plain numbers."""
 
     def __init__(self, code: str | bytes, *_: object) -> None:
         self._code = _text(code)
@@ -37,7 +38,7 @@ class _DType:
 
 
 class _Array:
-    """Stands for ``numpy.ndarray``."""
+    """Stand-in for ``numpy.ndarray``."""
 
     values: npt.NDArray[Any]
 
@@ -52,79 +53,79 @@ class _Array:
 
 
 class _Function:
-    """Stands for a function. A class, whose ``__setstate__`` keeps a pickle from setting its attributes."""
+    """Stand-in for a function; a class, so that ``__setstate__`` can refuse a pickle that sets attributes on it."""
 
     def __setstate__(self, state: object) -> None:
         raise ValueError("a function with attributes")
 
 
 class _Reconstruct(_Function):
-    """Stands for NumPy's function of that name."""
+    """Stand-in for NumPy's ``_reconstruct``."""
 
-    def __new__(cls, *_: object) -> _Array:  # type: ignore[misc]  # what is called makes an array
+    def __new__(cls, *_: object) -> _Array:  # type: ignore[misc]  # calling the class returns an array
         return _Array()
 
 
 class _Encode(_Function):
-    """Stands for ``codecs.encode``, which would look for any codec by its name."""
+    """Stand-in for ``codecs.encode``, which would look up any codec by name; accepts only latin1."""
 
-    def __new__(cls, text: str, encoding: str) -> bytes:  # type: ignore[misc]  # what is called makes bytes
+    def __new__(cls, text: str, encoding: str) -> bytes:  # type: ignore[misc]  # calling the class returns bytes
         if encoding != "latin1":
             raise ValueError(f"bytes written by the codec {encoding!r}")
         return text.encode("latin1")
 
 
-def _text(word: str | bytes) -> str:
-    return word.decode("latin1") if isinstance(word, bytes) else word
+def _text(value: str | bytes) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else value
 
 
-_KNOWN: dict[tuple[str, str], Any] = {
+_STAND_INS: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _DType,
     ("numpy", "ndarray"): _Array,
     ("numpy.core.multiarray", "_reconstruct"): _Reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _Reconstruct,
-    ("_codecs", "encode"): _Encode,  # how Python 3 writes bytes in protocol 2
+    ("_codecs", "encode"): _Encode,  # the encoding of bytes by Python 3 in protocol 2
 }
 
 
 class _Reader(pickle.Unpickler):
-    """Refuses every global that is not in ``_KNOWN``, before anything of it is imported."""
+    """Unpickler with an allowlist: it refuses every global outside ``_STAND_INS`` before importing its module."""
 
     def __init__(self, content: bytes, source: str) -> None:
         super().__init__(io.BytesIO(content), encoding="bytes")
         self._source = source
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
+        if (module, name) not in _STAND_INS:
             raise DataError(
                 f"{self._source}: refused: this pickle names {module}.{name}; expected only containers, text, bytes, "
                 f"numbers and NumPy arrays of numbers"
             )
-        return _KNOWN[module, name]
+        return _STAND_INS[module, name]
 
 
 def read_pickled_mapping(content: bytes, source: str) -> dict[str, Any]:
-    """The mapping that a pickle holds, by Python 2 or 3; its keys as text, its arrays as NumPy's (read-only).
+    """Read a pickled mapping, written by Python 2 or 3, with keys as text and arrays as read-only NumPy arrays.
 
     Args:
         content: the pickle.
-        source: what an error line begins with: the file.
+        source: name of the file, the start of every error message.
 
     Raises:
-        DataError: one line that begins with ``source``, if the pickle is damaged, names any function or class but
-            those of plain arrays (nothing of it is executed), or is not a mapping with words as keys.
+        DataError: if the pickle is damaged, is not a mapping with strings as keys, or names a function or class other
+            than those of plain arrays, which is not executed. The one-line message begins with ``source``.
     """
     try:
-        found = _Reader(content, source).load()
+        loaded = _Reader(content, source).load()
     except DataError:
         raise
-    except Exception as error:  # a damaged pickle can raise anything, says the documentation of pickle
+    except Exception as error:  # per the documentation of pickle, a damaged one can raise any exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{source}: damaged, cannot be read as a pickle: {reason}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{source}: expected a pickled mapping, found {type(found).__name__}")
+    if not isinstance(loaded, dict):
+        raise DataError(f"{source}: expected a pickled mapping, found {type(loaded).__name__}")
     mapping = {}
-    for key, value in found.items():
+    for key, value in loaded.items():
         if not isinstance(key, str | bytes):
             raise DataError(f"{source}: expected a pickled mapping with words as keys, found the key {key!r}")
         mapping[_text(key)] = getattr(value, "values", None) if isinstance(value, _Array) else value

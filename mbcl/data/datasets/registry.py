@@ -1,4 +1,4 @@
-"""The data sets by name."""
+"""Registry of the data sets."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from mbcl.registry import Registry
 
 
 class Reader(Protocol):
-    """Reads a data set's official files."""
+    """Callable that reads the official files of a data set."""
 
     def __call__(self, request: DatasetRequest) -> Splits:
-        """The two parts, complete and checked."""
+        """Return both parts, complete and validated."""
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A known data set.
+    """Registry entry of a data set.
 
     Args:
-        read: the reader of its files.
-        summary: what it is, for people.
-        files: what ``dir`` must hold and how to get it; empty if nothing is needed.
-        recipe: the default strengths of its views.
-        folders: how it is read where its images are files of their own, which can be packed.
-        official: the names of official files that are read as they are, and so can be copied from a URI.
+        read: reader of its files.
+        summary: one-line description for users.
+        files: description of the files in ``dir`` and how to get them; empty if none are needed.
+        recipe: default augmentation strengths.
+        folders: reader of the set as image files, which can be packed; None if the set has no such form.
+        official: names of the official files that the reader opens directly, which can be copied from a URI.
     """
 
     read: Reader
@@ -108,21 +108,20 @@ def load(
 
     Args:
         name: a name in ``DATASETS``.
-        dir: the folder of its files; data sets that are embedded need none. A URI such as ``s3://bucket/folder`` is
-            one that holds a pack, or official files that are read as they are: they are copied to this machine once
-            (:mod:`mbcl.data.packs.node_cache`).
-        image_size: side of the views in pixels; the images' own if omitted. Those of ``image_folder`` are brought to
-            it when they are read.
-        max_samples: keep only the first so many training images, before a validation set is cut off. The test part
-            stays whole: retrieval among fewer images is easier, so numbers would not compare. Folders of classes are
-            read class by class, so the first images are those of the first classes, as with the published option.
-        download: fetch missing files into ``dir``, where the data set can be downloaded.
-        verify: ``warn``: what is not official (checksums, counts) or has changed since it was packed is a warning;
-            ``strict``: an error.
+        dir: the folder of its files; None for embedded data sets. A URI such as ``s3://bucket/folder`` must hold a pack
+            or official files, which are copied to this machine once (:mod:`mbcl.data.packs.node_cache`).
+        image_size: side of the views in pixels; the size of the images if omitted. ``image_folder`` resizes its images
+            to it while reading.
+        max_samples: keep only the first ``max_samples`` training images; this precedes a validation split. The test
+            part stays whole: retrieval among fewer images is easier, so metrics would not be comparable. Class folders
+            are read class by class, so the first images are those of the first classes, as in the published option.
+        download: fetch missing files into ``dir``, if the data set can be downloaded.
+        verify: whether unofficial files (checksums, counts) and files that changed after packing are a warning
+            (``warn``) or an error (``strict``).
 
     Raises:
         DataError: if files are missing or damaged.
-        ConfigError: if the name is unknown or a number is not positive.
+        ConfigError: if the name is unknown or a number is out of range.
     """
     request = request_of(dir=dir, image_size=image_size, max_samples=max_samples, download=download, verify=verify)
     if name in CORRUPTED:
@@ -132,31 +131,31 @@ def load(
         )
     splits = _read(name, request)
     train = splits.train if max_samples is None else splits.train.first(max_samples)
-    return Splits(_sized(train, image_size), _sized(splits.test, image_size))
+    return Splits(_with_image_size(train, image_size), _with_image_size(splits.test, image_size))
 
 
 def _read(name: str, request: DatasetRequest) -> Splits:
-    local = _local(name, request)
+    local_request = _resolve_uri(name, request)
     try:
-        return DATASETS[name].read(local)
+        return DATASETS[name].read(local_request)
     except DamagedPackError as error:
-        if not local.copied:
+        if not local_request.copied:
             raise
-        # It was whole when it was copied.
+        # The copy was intact when it was made, so the damage is local: copy again.
         warnings.warn(f"{error.found}; this machine's copy is made again", UserWarning, stacklevel=2)
-        return DATASETS[name].read(_local(name, request, found_damaged=True))
+        return DATASETS[name].read(_resolve_uri(name, request, found_damaged=True))
 
 
-def _local(name: str, request: DatasetRequest, *, found_damaged: bool = False) -> DatasetRequest:
-    """The request with this machine's copy in place of a URI; it is looked at again if it was found damaged."""
-    source = DATASETS[name]
-    if request.dir is None or not is_uri(request.dir) or not source.files:
+def _resolve_uri(name: str, request: DatasetRequest, *, found_damaged: bool = False) -> DatasetRequest:
+    """Replace a URI in the request by this machine's copy; ``found_damaged`` verifies the copy's content again."""
+    spec = DATASETS[name]
+    if request.dir is None or not is_uri(request.dir) or not spec.files:
         return request
     if request.download:
         raise ConfigError(f"download: found true, but dir is the URI {request.dir}; what it holds is copied by itself")
-    pack_name = source.folders.pack_name(request.image_size) if source.folders else None
+    pack_name = spec.folders.pack_name(request.image_size) if spec.folders else None
     canonical = DATASETS.canonical(name)
-    folder = local_copy(request.dir, canonical, pack_name, source.official, found_damaged=found_damaged)
+    folder = local_copy(request.dir, canonical, pack_name, spec.official, found_damaged=found_damaged)
     return replace(request, dir=str(folder), copied=True)
 
 
@@ -168,10 +167,10 @@ def request_of(
     download: bool = False,
     verify: Verify = "warn",
 ) -> DatasetRequest:
-    """What :func:`load` asks a reader for; its arguments.
+    """Build the validated request of :func:`load`; the arguments are the same.
 
     Raises:
-        ConfigError: if a number is not positive or the folder is that of nobody.
+        ConfigError: if a number is out of range, the URI is refused, or ``~user`` in the folder has no home folder.
     """
     if image_size is not None and not LEAST_SIZE <= image_size <= LARGEST_SIZE:
         raise ConfigError(f"data: image_size must be in {LEAST_SIZE}..{LARGEST_SIZE}, found {image_size}")
@@ -192,15 +191,15 @@ def request_of(
     return DatasetRequest(dir=dir, image_size=image_size, max_samples=max_samples, download=download, verify=verify)
 
 
-def _sized(part: ImageSet, image_size: int | None) -> ImageSet:
+def _with_image_size(part: ImageSet, image_size: int | None) -> ImageSet:
     return part if image_size is None else replace(part, image_size=image_size)
 
 
 def describe(name: str) -> str:
-    """What a data set is and what files it needs, in one line.
+    """Return the summary of a data set and the files that it needs, in one line.
 
     Raises:
         ConfigError: if the name is unknown.
     """
-    source = DATASETS[name]
-    return f"{source.summary}; {source.files or 'no files needed'}"
+    spec = DATASETS[name]
+    return f"{spec.summary}; {spec.files or 'no files needed'}"

@@ -1,4 +1,4 @@
-"""What is asked of a reader of a data set."""
+"""Request to the reader of a data set."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from mbcl.errors import DataError
 
 Verify = Literal["warn", "strict"]
 LEAST_SIZE, LARGEST_SIZE = 4, 1024
-"""Sides of views that can be asked for, pixels."""
+"""Allowed range of the side of the views, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRequest:
-    """What is asked of a reader.
+    """Request to the reader of a data set.
 
     Args:
-        dir: the folder of the files, as the user gave it.
-        download: fetch missing files into it.
-        max_samples: only so many training images will be kept; a reader need not make more, but may.
-        image_size: side of the views, pixels; only sets whose images have no size of their own need it to read.
-        verify: whether what is not official, or no longer as it was packed, is a warning or an error.
-        copied: the folder is this node's copy of what a URI holds. A pack in it is the data set: the folder that it was
-            made from may exist on some nodes and not on others, so it is not looked for.
+        dir: the folder of the files, as given by the user.
+        download: fetch missing files into ``dir``.
+        max_samples: number of training images that the caller keeps. A reader may return more.
+        image_size: side of the views in pixels. Only readers of sets without a fixed image size use it.
+        verify: whether unofficial files and files that changed after packing are a warning or an error.
+        copied: whether ``dir`` is this node's copy of a URI. If so, a pack in it is used without a look at its source
+            folder, which may exist on some nodes only.
     """
 
     dir: str | None = None
@@ -41,35 +41,35 @@ class DatasetRequest:
 
     @property
     def root(self) -> Path | None:
-        """The folder, with ``~`` replaced."""
+        """The folder as a path, with ``~`` expanded."""
         return None if self.dir is None else Path(self.dir).expanduser()
 
     def object(self, text: str) -> None:
-        """Say what is not as it should be.
+        """Report a deviation: issue a warning, or raise an error if ``verify`` is strict.
 
         Args:
-            text: one line that begins with the data set.
+            text: one line that begins with the name of the data set.
 
         Raises:
-            DataError: if ``verify`` is strict; otherwise it is a warning.
+            DataError: if ``verify`` is strict.
         """
         if self.verify == "strict":
             raise DataError(f"{text} (an error because of data.verify: strict)")
         warnings.warn(text, UserWarning, stacklevel=3)
 
-    def object_to_counts(self, where: str, found: tuple[int, int], official: tuple[int, int]) -> None:
-        """Say if a data set is not the whole official one.
+    def object_to_counts(self, where: str, counts: tuple[int, int], official: tuple[int, int]) -> None:
+        """Report numbers of images that differ from the official ones.
 
         Args:
-            where: what the line begins with: data set and folder.
-            found: training and test images.
-            official: likewise.
+            where: data set and folder, the start of the message.
+            counts: numbers of training and test images.
+            official: official numbers of training and test images.
 
         Raises:
             DataError: if they differ and ``verify`` is strict.
         """
-        if found != official:
+        if counts != official:
             self.object(
-                f"{where} holds {found[0]:,} training and {found[1]:,} test images, the official set has "
+                f"{where} holds {counts[0]:,} training and {counts[1]:,} test images, the official set has "
                 f"{official[0]:,} and {official[1]:,}"
             )

@@ -1,8 +1,8 @@
 """Tiny ImageNet (Stanford CS231n): 200 classes of ImageNet at 64 x 64 pixels.
 
-The official test part has no labels: the validation part is the test part here. All images are held in memory as bytes,
-1.23 GB for the 100,000 of the training part and 0.12 GB for the test part, by every process that reads the set; cutting
-a validation split off copies the training part once more.
+The official test part has no labels, so the official validation part is the test part here. Read from image files,
+the set takes 1.23 GB (100,000 training images) and 0.12 GB (test part) of memory as uint8, in every process that reads
+it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ RECIPE = ViewRecipe()
 
 
 def find(request: DatasetRequest) -> Parts | None:
-    """The training images and, as the test part, those of the official validation part.
+    """List the training images and, as the test part, those of the official validation part; None without ``train``.
 
     Raises:
-        DataError: if a file is missing, or lies where it does not belong, in one line that names it.
+        DataError: if a file is missing or in the wrong folder; the one-line message names it.
     """
     root = request.root
-    places = () if root is None else (root, root / FOLDER)
-    folder = next((place for place in places if (place / "train").is_dir()), None)
+    candidates = () if root is None else (root, root / FOLDER)
+    folder = next((candidate for candidate in candidates if (candidate / "train").is_dir()), None)
     if folder is None:
         return None
     classes = _classes(folder)
@@ -49,7 +49,7 @@ def find(request: DatasetRequest) -> Parts | None:
 FILES = FolderSet(
     name="tiny_imagenet",
     find=find,
-    mean=(0.485, 0.456, 0.406),  # ImageNet's, as published
+    mean=(0.485, 0.456, 0.406),  # statistics of ImageNet, as published
     std=(0.229, 0.224, 0.225),
     recipe=RECIPE,
     official_counts=OFFICIAL_COUNTS,
@@ -57,17 +57,17 @@ FILES = FolderSet(
 
 
 def read(request: DatasetRequest) -> Splits:
-    """Read both parts, from the extracted folder, one that holds it, or one of class folders.
+    """Read both parts from the extracted folder, a folder that contains it, class folders, or a pack.
 
     Raises:
-        DataError: if a file is missing or damaged, in one line that names it.
-        ConfigError: if ``download`` is asked for: torchvision has none of this set.
+        DataError: if a file is missing or damaged; the one-line message names it.
+        ConfigError: if ``download`` is set: torchvision cannot download this set.
     """
     return FILES.demanded(request, layout=HOW_TO_GET, no_download="it cannot be fetched")
 
 
 def _check_names(listing: Listing, classes: Sequence[str]) -> None:
-    """Official files are called WNID_NUMBER: one in another class's folder was put there by mistake."""
+    """Raise DataError for an official file name, WNID_NUMBER, in the folder of another class."""
     for path, label in zip(listing.paths, listing.labels, strict=True):
         wnid = path.name.partition("_")[0]
         if wnid != classes[label] and wnid in classes:
@@ -75,24 +75,24 @@ def _check_names(listing: Listing, classes: Sequence[str]) -> None:
 
 
 def _classes(folder: Path) -> list[str]:
-    """The classes, sorted: the folders of the training part, which ``wnids.txt`` must agree with if it is there."""
-    found = train_classes(folder / "train", NUM_CLASSES)
+    """Return the sorted class folders of the training part; ``wnids.txt``, if present, must list the same."""
+    classes = train_classes(folder / "train", NUM_CLASSES)
     path = folder / "wnids.txt"
     if not path.is_file():
-        return found
+        return classes
     listed = {line.strip() for line in _lines(path)} - {""}
-    for wnid in sorted(listed.symmetric_difference(found)):
-        where = f"names {wnid}, which train lacks" if wnid in listed else f"lacks {wnid}, which train holds"
-        raise DataError(f"{path}: it {where}")
-    return found
+    for wnid in sorted(listed.symmetric_difference(classes)):
+        difference = f"names {wnid}, which train lacks" if wnid in listed else f"lacks {wnid}, which train holds"
+        raise DataError(f"{path}: it {difference}")
+    return classes
 
 
 def _test_part(folder: Path, classes: Sequence[str]) -> Listing:
-    """The official validation part, or class folders; the official test part, without labels, is never read."""
+    """List the official validation part, or class folders; the official test part has no labels and is never read."""
     val = folder / "val"
     if (val / "images").is_dir() and image_files(val / "images"):
         return _annotated(val, classes)
-    # The official folder has a test part beside class folders in `val` that were made from the annotations.
+    # `val` comes first: users who convert it into class folders still have the unlabelled official `test`.
     for part in (val, folder / "test"):
         if part.is_dir() and set(subfolders(part)) - {"images"}:
             return list_class_folders(part, classes)
@@ -100,27 +100,27 @@ def _test_part(folder: Path, classes: Sequence[str]) -> Listing:
 
 
 def _annotated(val: Path, classes: Sequence[str]) -> Listing:
-    """The images of the official validation part in the order of the annotations."""
+    """List the images of the official validation part in the order of the annotations."""
     path = val / ANNOTATIONS
     if not path.is_file():
         raise DataError(f"tiny_imagenet: {val} lacks {ANNOTATIONS}; {HOW_TO_GET}")
-    waiting = {file.name: file for file in image_files(val / "images")}
-    labels_of = {name: label for label, name in enumerate(classes)}
+    unlisted = {file.name: file for file in image_files(val / "images")}
+    label_of = {name: label for label, name in enumerate(classes)}
     paths, labels = [], []
     for number, name, wnid in _annotations(path):
-        if wnid not in labels_of:
+        if wnid not in label_of:
             raise DataError(f"{path}: line {number}: {wnid} is not one of the {len(classes)} classes of train")
-        if name not in waiting:
+        if name not in unlisted:
             raise DataError(f"{path}: line {number}: {name} is given twice or is not in {val / 'images'}")
-        paths.append(waiting.pop(name))
-        labels.append(labels_of[wnid])
-    if waiting:
-        raise DataError(f"{path}: it lacks {len(waiting)} of the files in {val / 'images'}, first {min(waiting)}")
+        paths.append(unlisted.pop(name))
+        labels.append(label_of[wnid])
+    if unlisted:
+        raise DataError(f"{path}: it lacks {len(unlisted)} of the files in {val / 'images'}, first {min(unlisted)}")
     return Listing(paths, labels)
 
 
 def _annotations(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Line number, file and class; what follows on a line is a bounding box."""
+    """Yield line number, file name and class; the bounding box in the remaining columns is ignored."""
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
             name, *rest = line.split("\t")

@@ -1,1 +1,1 @@
-"""Images in files of their own: listed, decoded, packed into one file, copied to a node once."""
+"""Image files: listing, decoding, packing into one memory-mapped file, and a node-local cache."""

@@ -1,6 +1,6 @@
-"""Data sets whose images are files of their own: read from the files, or from a pack of them where there is one.
+"""Data sets of image files, read from a pack if a valid one exists, or else from the files.
 
-Letters: N images, S pixels a side.
+Letters: N images, S pixels per side.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mbcl.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Packed:
-    """What was packed, whether it was now, and how many seconds that took."""
+    """Result of packing: path and size of the pack, whether it is new, and the seconds spent."""
 
     path: Path
     num_train: int
@@ -38,13 +38,13 @@ class FolderSet:
     """A data set of image files.
 
     Args:
-        name: ours.
-        find: the files that a request's folder holds, listed and checked; None if it holds no such set.
-        mean: one number a channel, of pixels in [0, 1].
-        std: likewise.
-        recipe: default strengths of the views.
-        sized: whether all images have one size; those of other sets are brought to ``data.image_size``.
-        official_counts: of training and test images, where that is known.
+        name: registered name.
+        find: function that lists and checks the files in a request's folder; it returns None if there are none.
+        mean: channel means, for pixels in [0, 1].
+        std: channel standard deviations, for pixels in [0, 1].
+        recipe: default augmentation strengths.
+        sized: whether all images have one fixed size. Otherwise they are resized to ``data.image_size``.
+        official_counts: official numbers of training and test images, if known.
     """
 
     name: str
@@ -56,13 +56,13 @@ class FolderSet:
     official_counts: tuple[int, int] | None = None
 
     def read(self, request: DatasetRequest) -> Splits | None:
-        """Both parts; None if there is neither a folder of this set nor a pack of it.
+        """Read both parts; return None if there are neither files nor a pack of this set.
 
         Raises:
-            DataError: if a file is missing or damaged; if the pack is; if the files are no longer those that were
-                packed and ``request.verify`` is strict (otherwise that is a warning, and the files are read).
+            DataError: if a file is missing or damaged; if the pack is damaged; if the files changed after packing and
+                ``request.verify`` is strict (otherwise a warning is issued and the files are read).
         """
-        pack, parts = self._pack(request, self.find(request))
+        pack, parts = self._valid_pack(request, self.find(request))
         if pack is not None:
             splits = self._from_pack(pack)
             splits = Splits(splits.train.first(request.max_samples or len(splits.train)), splits.test)
@@ -74,49 +74,50 @@ class FolderSet:
         else:
             return None
         if self.official_counts:
-            where = parts.root if parts else pack and pack.path
-            request.object_to_counts(f"{self.name}: {where}", counts, self.official_counts)
+            location = parts.root if parts else pack and pack.path
+            request.object_to_counts(f"{self.name}: {location}", counts, self.official_counts)
         return splits
 
     def demanded(self, request: DatasetRequest, *, layout: str, no_download: str) -> Splits:
-        """Both parts of a set that has no other files than these, and no download.
+        """Read both parts of a set that has no other source and no download.
 
         Args:
-            request: what is asked for.
-            layout: what the folder must hold.
-            no_download: why it cannot be downloaded.
+            request: the request.
+            layout: expected layout of the folder, for error messages.
+            no_download: reason why the set cannot be downloaded, for error messages.
 
         Raises:
-            DataError: as :meth:`read`, and if there is nothing to read.
-            ConfigError: if ``download`` is asked for.
+            DataError: as :meth:`read`, and if there are neither files nor a pack.
+            ConfigError: if ``download`` is set.
         """
         if request.download:
             raise ConfigError(f"{self.name}: download: found true, but {no_download}; {layout}")
         if request.root is None:
             raise DataError(f"{self.name}: data.dir is not given; {layout}")
-        found = self.read(request)
-        if found is None:
-            what = "holds no folder train" if request.root.is_dir() else "does not exist"
-            raise DataError(f"{self.name}: {request.root} {what}; {layout}")
-        return found
+        splits = self.read(request)
+        if splits is None:
+            problem = "holds no folder train" if request.root.is_dir() else "does not exist"
+            raise DataError(f"{self.name}: {request.root} {problem}; {layout}")
+        return splits
 
     def pack_name(self, image_size: int | None) -> str:
-        """What a pack of this set is called; those that are brought to a size have a pack for each."""
+        """Return the name of this set's pack; sets that are resized have one pack per size."""
         return self.name if self.sized or image_size is None else f"{self.name}-{image_size}"
 
     def pack(
         self, request: DatasetRequest, *, out: Path | None, force: bool, on_progress: Callable[[int, int], None]
     ) -> Packed:
-        """Pack the files, unless a whole pack of them is there already.
+        """Pack the files, unless an intact pack of them exists.
 
         Args:
-            request: where they are; ``image_size`` for sets that are brought to a size.
-            out: the pack's folder; ``mbcl-pack`` in the data set's own by default, where it is found by itself.
-            force: pack even if there is one.
-            on_progress: is told how many images of how many are done.
+            request: the request with their folder, and ``image_size`` for sets that are resized.
+            out: folder of the pack; ``mbcl-pack`` in the folder of the data set by default, where :meth:`read` finds
+                it.
+            force: pack even if an intact pack exists.
+            on_progress: callback with the number of images done and the total.
 
         Raises:
-            DataError: if there are no such files, or one cannot be read.
+            DataError: if there are no files, or one cannot be read.
         """
         parts = self.find(request)
         if parts is None:
@@ -125,12 +126,12 @@ class FolderSet:
             )
         return pack_parts(parts, out or parts.root / FOLDER, self.pack_name(request.image_size), force, on_progress)
 
-    def _pack(self, request: DatasetRequest, parts: Parts | None) -> tuple[Pack | None, Parts | None]:
-        """The pack of the files, if there is one and it is theirs, and the files, which may lie elsewhere."""
-        places = [request.root] if request.root else []
-        if parts and parts.root not in places:
-            places.append(parts.root)
-        packs = (open_pack(place, self.pack_name(request.image_size)) for place in places)
+    def _valid_pack(self, request: DatasetRequest, parts: Parts | None) -> tuple[Pack | None, Parts | None]:
+        """Return the pack, None if missing or out of date, and the files, which may be in the pack's source folder."""
+        folders = [request.root] if request.root else []
+        if parts and parts.root not in folders:
+            folders.append(parts.root)
+        packs = (open_pack(folder, self.pack_name(request.image_size)) for folder in folders)
         pack = next((pack for pack in packs if pack), None)
         if pack is None:
             return None, parts
@@ -147,16 +148,16 @@ class FolderSet:
 
     def _from_pack(self, pack: Pack) -> Splits:
         pixels = torch.from_numpy(pack.pixels())
-        border = len(pack.train.labels)
-        images = pixels[:border], pixels[border:]
-        found = zip(images, (pack.train, pack.test), strict=True)
-        return Splits(*(self._set(i, torch.tensor(part.labels), part.files, pack.classes) for i, part in found))
+        num_train = len(pack.train.labels)
+        images = pixels[:num_train], pixels[num_train:]
+        pairs = zip(images, (pack.train, pack.test), strict=True)
+        return Splits(*(self._image_set(i, torch.tensor(part.labels), part.files, pack.classes) for i, part in pairs))
 
     def _decoded(self, listing: Listing, parts: Parts) -> ImageSet:
         images, labels = decode(listing, size=parts.size, name=self.name, resize=parts.resize)
-        return self._set(images, labels, listing.files, parts.classes)
+        return self._image_set(images, labels, listing.files, parts.classes)
 
-    def _set(self, images: Tensor, labels: Tensor, files: tuple[str, ...], classes: Sequence[str]) -> ImageSet:
+    def _image_set(self, images: Tensor, labels: Tensor, files: tuple[str, ...], classes: Sequence[str]) -> ImageSet:
         return ImageSet(
             images,
             labels,
@@ -171,21 +172,21 @@ class FolderSet:
 
 
 def pack_parts(parts: Parts, folder: Path, name: str, force: bool, on_progress: Callable[[int, int], None]) -> Packed:
-    """Pack files, unless a whole pack of them is there already.
+    """Pack files, unless an intact pack of them exists.
 
-    The arguments are those of :func:`mbcl.data.packs.pack_file.write_pack`.
+    ``force`` packs them anyway. The other arguments are those of :func:`mbcl.data.packs.pack_file.write_pack`.
 
     Raises:
         DataError: if a file cannot be read.
     """
     start = time.perf_counter()
-    there = None if force else _whole(folder, name, parts)
-    path = there.path if there else write_pack(parts, folder, name, on_progress)
-    return Packed(path, len(parts.train), len(parts.test), parts.size, there is None, time.perf_counter() - start)
+    existing = None if force else _find_intact(folder, name, parts)
+    path = existing.path if existing else write_pack(parts, folder, name, on_progress)
+    return Packed(path, len(parts.train), len(parts.test), parts.size, existing is None, time.perf_counter() - start)
 
 
-def _whole(folder: Path, name: str, parts: Parts) -> Pack | None:
-    """The pack of these files that a folder holds, unless it is damaged."""
+def _find_intact(folder: Path, name: str, parts: Parts) -> Pack | None:
+    """Return the pack of these files in a folder; None if it is missing, out of date or damaged."""
     try:
         pack = open_pack(folder, name)
         if pack is None or pack.difference(parts):

@@ -1,6 +1,6 @@
-"""Images in folders of classes, the published layout: which files there are, and their pixels in memory.
+"""Listing and decoding of images in class folders, the published layout.
 
-Letters: N images, S pixels a side.
+Letters: N images, S pixels per side.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""What counts as an image, as in torchvision."""
-_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # PIL would start Ghostscript for a file that says EPS
+"""Extensions of image files, as in torchvision."""
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # an allowlist: Pillow starts Ghostscript for EPS content
 _CHUNK = 256
 _MAX_THREADS = 16
 _LOG_EVERY = 2.0  # seconds
@@ -36,7 +36,7 @@ _LOG_EVERY = 2.0  # seconds
 
 @dataclass(frozen=True)
 class Listing:
-    """Image files in the order of the data set, with their classes."""
+    """Image files and their labels, in the order of the data set."""
 
     paths: Sequence[Path]
     labels: Sequence[int]
@@ -45,26 +45,26 @@ class Listing:
         return len(self.paths)
 
     def first(self, num: int | None) -> Listing:
-        """The first ``num`` images; all of them if None."""
+        """Return the first ``num`` images; all of them if ``num`` is None."""
         return Listing(self.paths[:num], self.labels[:num])
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files' names without their endings."""
+        """The file names without extensions."""
         return tuple(path.stem for path in self.paths)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The files of a data set.
+    """Files of the training and test part of a data set.
 
     Args:
-        root: the folder that they are below.
-        train: of the training part.
-        test: of the test part.
-        classes: by label.
-        size: S, what both sides of every image are, or become.
-        resize: whether images of other sizes are brought to it; otherwise they are refused.
+        root: common folder of all files.
+        train: files of the training part.
+        test: files of the test part.
+        classes: class names, indexed by label.
+        size: S, the side of every image, before or after resizing.
+        resize: whether images of other sizes are resized; otherwise they are refused.
     """
 
     root: Path
@@ -76,19 +76,19 @@ class Parts:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted, without hidden ones.
+    """List the names of the folders in a folder, sorted, without hidden ones.
 
     Raises:
-        DataError: if it cannot be read.
+        DataError: if the folder cannot be read.
     """
     return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder, sorted by name, without hidden ones.
+    """List the image files in a folder, sorted by name, without hidden ones.
 
     Raises:
-        DataError: if it cannot be read.
+        DataError: if the folder cannot be read.
     """
     return sorted(Path(entry.path) for entry in _entries(folder) if entry.name.lower().endswith(SUFFIXES))
 
@@ -102,35 +102,35 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def class_images(folder: Path) -> list[Path]:
-    """The image files of one class: those in its folder, or in the folder ``images`` in it; sorted by name.
+    """List the image files of one class, sorted by name: those in its folder ``images``, or else in the folder itself.
 
     Raises:
-        DataError: if it cannot be read, or there are images elsewhere below it, which would be passed over.
+        DataError: if the folder cannot be read, or images elsewhere in it would be skipped.
     """
     inner = folder / "images"
-    chosen = inner if inner.is_dir() else folder
-    below = [folder / name for name in subfolders(folder) if folder / name != inner]
-    for other in [*below, *([folder] if chosen == inner else [])]:
-        if passed := image_files(other):
-            raise DataError(f"{passed[0]}: not where images are expected, {chosen}/IMAGE")
-    return image_files(chosen)
+    image_folder = inner if inner.is_dir() else folder
+    others = [folder / name for name in subfolders(folder) if folder / name != inner]
+    for other in [*others, *([folder] if image_folder == inner else [])]:
+        if misplaced := image_files(other):
+            raise DataError(f"{misplaced[0]}: not where images are expected, {image_folder}/IMAGE")
+    return image_files(image_folder)
 
 
 def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
-    """The images of ``folder/CLASS/IMAGE`` or ``folder/CLASS/images/IMAGE``, class by class, each sorted by name.
+    """List the images of ``folder/CLASS/IMAGE`` or ``folder/CLASS/images/IMAGE``, by class and then by name.
 
     Args:
-        folder: of one part of a data set. It may lack classes, but not hold others.
-        classes: all classes; a label is a position in it.
+        folder: folder of one part of a data set. It may lack classes, but not hold unknown ones.
+        classes: all classes; a label is an index into it.
 
     Raises:
-        DataError: if a folder that is not empty is not one of the classes, or one of a class holds no images.
+        DataError: if a folder that is not empty is not a class, or if the folder of a class holds no images.
     """
     paths: list[Path] = []
     labels: list[int] = []
-    places = {name: label for label, name in enumerate(classes)}
+    label_of = {name: label for label, name in enumerate(classes)}
     for name in subfolders(folder):
-        if name not in places:
+        if name not in label_of:
             if not _entries(folder / name):
                 continue
             raise DataError(f"{folder / name}: not one of the {len(classes)} classes of the training part")
@@ -138,19 +138,19 @@ def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
         if not files:
             raise DataError(f"{folder / name}: it holds no images; expected {', '.join(SUFFIXES)}")
         paths += files
-        labels += [places[name]] * len(files)
+        labels += [label_of[name]] * len(files)
     if not paths:
         raise DataError(f"{folder}: it holds no folders of classes with images")
     return Listing(paths, labels)
 
 
 def train_and_test(root: Path, name: str, layout: str) -> tuple[Path, Path] | None:
-    """The folders ``train`` and ``test``, or ``val`` if there is no ``test``; None if there is no ``train``.
+    """Return the folders ``train`` and ``test``, or ``val`` without ``test``; None without ``train``.
 
     Args:
-        root: of the data set.
-        name: its name, for the error.
-        layout: what is expected, for the error.
+        root: folder of the data set.
+        name: name of the data set, for the error message.
+        layout: expected layout, for the error message.
 
     Raises:
         DataError: if there is no test part.
@@ -163,19 +163,19 @@ def train_and_test(root: Path, name: str, layout: str) -> tuple[Path, Path] | No
     return root / "train", test
 
 
-def train_classes(folder: Path, most: int) -> list[str]:
-    """The classes of a training part: its folders, sorted.
+def train_classes(folder: Path, max_classes: int) -> list[str]:
+    """Return the classes of a training part: the sorted names of its folders.
 
     Args:
-        folder: of the training part.
-        most: how many classes the data set has.
+        folder: folder of the training part.
+        max_classes: number of classes of the data set.
 
     Raises:
         DataError: if there are more.
     """
     classes = subfolders(folder)
-    if len(classes) > most:
-        raise DataError(f"{folder}: expected at most {most} folders of classes, found {len(classes)}")
+    if len(classes) > max_classes:
+        raise DataError(f"{folder}: expected at most {max_classes} folders of classes, found {len(classes)}")
     return classes
 
 
@@ -183,83 +183,83 @@ Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 def decode(listing: Listing, *, size: int, name: str, resize: bool = False) -> tuple[Tensor, Tensor]:
-    """Read images into memory, several at a time; progress goes to the log.
+    """Decode images into memory with several threads, and log the progress.
 
     Args:
         listing: the files.
-        size: S, what both sides of every image must be, or become.
-        name: the data set's, for the log.
+        size: S, the side of every image, before or after resizing.
+        name: name of the data set, for the log.
         resize: see :func:`decoded`.
 
     Returns:
-        (N, 3, S, S) uint8, RGB, grey images repeated; (N,) int64 labels.
+        (N, 3, S, S) uint8 in RGB, grey images with three equal channels; (N,) int64 labels.
 
     Raises:
-        DataError: for the first file that is no image of that size.
+        DataError: for the first file that is not an image of that size.
     """
     pixels = np.empty((len(listing), 3, size, size), np.uint8)
-    done, told = 0, time.monotonic()
+    done, last_logged_at = 0, time.monotonic()
     for chunk in decoded(listing.paths, size=size, resize=resize):
         pixels[done : done + len(chunk)] = chunk
         done += len(chunk)
-        if time.monotonic() - told > _LOG_EVERY:
-            told = time.monotonic()
+        if time.monotonic() - last_logged_at > _LOG_EVERY:
+            last_logged_at = time.monotonic()
             logger.info("%s: %s of %s images decoded", name, f"{done:,}", f"{len(listing):,}")
     return torch.from_numpy(pixels), torch.tensor(listing.labels, dtype=torch.int64)
 
 
 def decoded(paths: Sequence[Path], *, size: int, resize: bool = False) -> Iterator[Pixels]:
-    """Images in order, some (M, 3, S, S) uint8 at a time, read by several threads.
+    """Yield decoded images in order, in chunks of (M, 3, S, S) uint8, read by several threads.
 
     Args:
         paths: the files.
-        size: S, pixels.
-        resize: bring images of any size to S x S as evaluations usually do, the shorter side to S (bilinear,
-            antialiased), then the centre: torchvision's ``Resize(S)`` and ``CenterCrop(S)``.
+        size: S, in pixels.
+        resize: resize images of any size to S x S with the usual evaluation transform, torchvision's ``Resize(S)``
+            (shorter side to S, bilinear, antialiased) and ``CenterCrop(S)``.
 
     Raises:
-        DataError: for the first file that is no image, or not of S x S pixels unless resized.
+        DataError: for the first file that is not an image, or not of S x S pixels unless ``resize`` is set.
     """
     from PIL import Image
 
-    Image.init()  # here: threads would all load the plugins
+    Image.init()  # once, before the threads, each of which would load the plugins
 
-    def work(start: int) -> Pixels:
+    def decode_chunk(start: int) -> Pixels:
         chunk = paths[start : start + _CHUNK]
         return np.stack([_read_image(path, size, resize).transpose(2, 0, 1) for path in chunk])
 
     with ThreadPoolExecutor(min(_MAX_THREADS, _usable_cpus()), thread_name_prefix="decode") as pool:
-        yield from pool.map(work, range(0, len(paths), _CHUNK))
+        yield from pool.map(decode_chunk, range(0, len(paths), _CHUNK))
 
 
 def image_dimensions(path: Path) -> tuple[int, int]:
-    """Width and height of an image file, pixels; only its header is read.
+    """Return width and height of an image file, in pixels; only its header is read.
 
     Raises:
-        DataError: if it is no image.
+        DataError: if the file is not an image.
     """
     from PIL import Image
 
-    with _unreadable(path), Image.open(path, formats=_FORMATS) as image:
+    with _wrap_decoder_errors(path), Image.open(path, formats=_FORMATS) as image:
         return image.size
 
 
 def _read_image(path: Path, size: int, resize: bool) -> Pixels:
-    """(S, S, 3) uint8."""
+    """Decode one image to (S, S, 3) uint8."""
     from PIL import Image
 
-    with _unreadable(path), Image.open(path, formats=_FORMATS) as image:
+    with _wrap_decoder_errors(path), Image.open(path, formats=_FORMATS) as image:
         if image.size != (size, size) and not resize:
             width, height = image.size
             raise DataError(
                 f"{path}: expected {size} x {size} pixels, found {width} x {height}; the data set "
                 f"image_folder takes any with data.image_size"
             )
-        return np.asarray(_centre(_eight_bits(image, path).convert("RGB"), size))
+        return np.asarray(_resize_and_crop(_to_eight_bits(image, path).convert("RGB"), size))
 
 
-def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
-    """The image with 8 bits a channel: Pillow would cut the values of others off at 255, without a word."""
+def _to_eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """Convert an image to 8 bits per channel; Pillow alone would silently clip deeper values at 255."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):
@@ -269,7 +269,7 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
     return image
 
 
-def _centre(image: Image.Image, size: int) -> Image.Image:
+def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     from PIL import Image
 
     width, height = image.size
@@ -283,13 +283,13 @@ def _centre(image: Image.Image, size: int) -> Image.Image:
 
 
 @contextmanager
-def _unreadable(path: Path) -> Iterator[None]:
-    """Whatever a decoder raises is one line that names the file."""
+def _wrap_decoder_errors(path: Path) -> Iterator[None]:
+    """Convert any exception of a decoder into a one-line DataError that names the file."""
     try:
         yield
     except DataError:
         raise
-    except Exception as error:  # decoders raise many kinds for damaged files
+    except Exception as error:  # decoders raise many exception types for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: not a readable image: {reason.removesuffix(f' {str(path)!r}')}") from error
 

@@ -1,13 +1,13 @@
-"""Data sets behind a URI: each machine copies what it reads once, into a folder of its own.
+"""Node-local cache of data sets behind a URI: each machine copies what it reads once.
 
-The first process of a machine that asks takes a lock, copies and checks; the others wait for it and find the copy. The
-lock ends with the process that holds it, however that ends, and a copy gets its name when it is whole, so that after a
-kill the next process copies again.
+The first process on a machine takes a file lock, copies and verifies. The other processes wait for the lock and then
+find the copy. The kernel releases the lock when its process ends in any way, and a copy is renamed to its final name
+only when it is complete. So after a kill the next process copies again.
 
-A copy is called by what it is a copy of: a pack by the digest of its ``NAME.json``, an official file by URI, size and
-time of modification. What changes behind the URI is copied anew; a copy that was damaged later is replaced by a whole
-one, never removed. The content of a pack is compared with its digest by its reader; that of an official file here, each
-time it is asked for, with ``FILE.sha256``, which was written when it was copied.
+The cache key identifies the source: a pack by the digest of its manifest ``NAME.json``, official files by URI, size and
+modification time. A source that changes behind the URI therefore gets a new copy. A damaged copy is replaced
+atomically, never removed, because other processes may have it open. The reader of a pack verifies its digest. The
+digest of an official file is verified here on every request, against ``FILE.sha256`` from the time of the copy.
 """
 
 from __future__ import annotations
@@ -27,46 +27,45 @@ from mbcl.io.ownership import NO_LOCKS
 from mbcl.io.store import ArrowStore
 
 CACHE_VARIABLE = "MBCL_CACHE"
-"""The environment variable that says where a machine keeps its copies."""
+"""Environment variable with the cache folder of a machine."""
 
 
 def cache_folder() -> Path:
-    """Where this machine keeps copies: ``$MBCL_CACHE``, or else ``mbcl`` in the user's cache folder."""
-    given = os.environ.get(CACHE_VARIABLE)
-    if given:
-        return Path(given).expanduser().absolute()
+    """Return the cache folder of this machine: ``$MBCL_CACHE``, or else ``mbcl`` in the user's cache folder."""
+    configured = os.environ.get(CACHE_VARIABLE)
+    if configured:
+        return Path(configured).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "mbcl"
 
 
 def local_copy(
     uri: str, name: str, pack_name: str | None, official: Sequence[str], *, found_damaged: bool = False
 ) -> Path:
-    """This machine's copy of a data set, made now if it is not there.
+    """Return this machine's copy of a data set; copy it first if it is missing.
 
     Args:
-        uri: of the folder of a pack, of one with a pack in ``mbcl-pack``, or of one with official files.
-        name: of the data set.
-        pack_name: of its pack; None where the set is never packed.
-        official: names of official files, of which there may be any.
-        found_damaged: its reader found the copy of a pack damaged. Its content is looked at again then, because another
-            process may have found the same and have made it again, and only what is still damaged is copied anew.
+        uri: URI of the folder of a pack, of a folder with a pack in ``mbcl-pack``, or of a folder with official files.
+        name: name of the data set.
+        pack_name: name of its pack; None if the set is never packed.
+        official: names of official files; those that exist are copied.
+        found_damaged: whether the reader found the copy of the pack damaged. Its digests are then verified under the
+            lock, because another process may have replaced it already. Only a copy that is still damaged is replaced.
 
     Returns:
-        A local folder for the set's reader. A copy of official files that was damaged later is made again, with a
-        warning.
+        A local folder for the set's reader. A damaged copy of official files is replaced with a warning.
 
     Raises:
-        DataError: if the URI holds neither, cannot be read, or what was copied is not what its pack says; if the copy
-            cannot be written.
+        DataError: if the URI holds neither a pack nor official files or cannot be read; if its pixels do not match the
+            manifest, or an official file changes during the copy; if the copy cannot be written.
         ConfigError: if no filesystem opens the URI.
     """
     store = ArrowStore(uri)
     try:
-        for place in (f"{FOLDER}/", "") if pack_name else ():
-            if store.stat(f"{place}{pack_name}.json") is not None:
+        for prefix in (f"{FOLDER}/", "") if pack_name else ():
+            if store.stat(f"{prefix}{pack_name}.json") is not None:
                 assert pack_name is not None
-                return _copy_pack(store, place, pack_name, found_damaged)
-        files = {file: facts for file in official if (facts := store.stat(file)) is not None}
+                return _copy_pack(store, prefix, pack_name, found_damaged)
+        files = {file: stat for file in official if (stat := store.stat(file)) is not None}
         if files:
             return _copy_files(store, name, files)
     except OSError as error:
@@ -77,38 +76,38 @@ def local_copy(
     raise DataError(f"{name}: {uri} holds no data to copy; expected {', or '.join(expected)}")
 
 
-def _copy_pack(store: ArrowStore, place: str, name: str, found_damaged: bool) -> Path:
-    written = store.read_bytes(f"{place}{name}.json")
-    folder = cache_folder() / "packs" / f"{name}-{hashlib.sha256(written).hexdigest()[:16]}"
-    pack = read_pack(written, folder / f"{name}.json", name)
+def _copy_pack(store: ArrowStore, prefix: str, name: str, found_damaged: bool) -> Path:
+    manifest = store.read_bytes(f"{prefix}{name}.json")
+    folder = cache_folder() / "packs" / f"{name}-{hashlib.sha256(manifest).hexdigest()[:16]}"
+    pack = read_pack(manifest, folder / f"{name}.json", name)
     with _locked(folder):
         data = pack.path.with_name(pack.data["file"])
-        whole = _is_whole(pack, written) if found_damaged else _seems_whole(pack)
-        if not whole:  # copied over the old one, which is never removed: nobody who reads it finds it gone
-            found = _copy(store, f"{place}{data.name}", data, pack.data["sha256"])
-            if found != pack.data["sha256"]:
+        intact = _has_right_digests(pack, manifest) if found_damaged else _has_right_sizes(pack)
+        if not intact:  # replaced by a rename, never removed: a process that reads the old copy must not lose it
+            sha256 = _copy(store, f"{prefix}{data.name}", data, pack.data["sha256"])
+            if sha256 != pack.data["sha256"]:
                 raise DataError(
-                    f"{store.uri}/{place}{data.name}: damaged, or another pack's: expected SHA-256 "
-                    f"{pack.data['sha256']}, found {found}; nothing of it is kept"
+                    f"{store.uri}/{prefix}{data.name}: damaged, or another pack's: expected SHA-256 "
+                    f"{pack.data['sha256']}, found {sha256}; nothing of it is kept"
                 )
-            _write(pack.path, iter([written]))
+            _write_atomically(pack.path, iter([manifest]))
     return folder
 
 
-def _seems_whole(pack: Pack) -> bool:
-    """Whether files of the right size are there; their content is checked by whoever reads them, outside the lock."""
+def _has_right_sizes(pack: Pack) -> bool:
+    """Whether both files exist and the pixels have the right size. The reader verifies digests, outside the lock."""
     data = pack.path.with_name(pack.data["file"])
     return pack.path.is_file() and data.is_file() and data.stat().st_size == pack.data["bytes"]
 
 
-def _is_whole(pack: Pack, written: bytes) -> bool:
-    """Whether the content of both files is that of the pack whose ``NAME.json`` is ``written``."""
+def _has_right_digests(pack: Pack, manifest: bytes) -> bool:
+    """Whether both files have the digests of the pack with this manifest."""
     data = pack.path.with_name(pack.data["file"])
-    return _sha256(pack.path) == hashlib.sha256(written).hexdigest() and _sha256(data) == pack.data["sha256"]
+    return _sha256(pack.path) == hashlib.sha256(manifest).hexdigest() and _sha256(data) == pack.data["sha256"]
 
 
 def _sha256(path: Path) -> str | None:
-    """The SHA-256 of a file; None if it cannot be read, which a copy made anew may mend."""
+    """Return the SHA-256 of a file; None if it cannot be read, which a new copy may repair."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -119,58 +118,58 @@ def _sha256(path: Path) -> str | None:
 def _copy_files(store: ArrowStore, name: str, files: dict[str, tuple[int, int]]) -> Path:
     key = hashlib.sha256(repr((store.uri, sorted(files.items()))).encode()).hexdigest()[:16]
     folder = cache_folder() / "files" / f"{name}-{key}"
-    if all(_is_as_copied(folder / file) for file in files):
+    if all(_is_intact(folder / file) for file in files):  # fast path without the lock
         return folder
     with _locked(folder):
         for file, (size, _) in files.items():
             path = folder / file
-            if _is_as_copied(path):  # another process has copied it meanwhile
+            if _is_intact(path):  # double-checked: another process may have copied it before this one got the lock
                 continue
-            if path.is_file() and _sum_of(path).is_file():
-                found = f"{path}: its content is not what was copied"
-                warnings.warn(f"{found}; this machine's copy is made again", UserWarning, stacklevel=2)
+            if path.is_file() and _checksum_path(path).is_file():
+                problem = f"{path}: its content is not what was copied"
+                warnings.warn(f"{problem}; this machine's copy is made again", UserWarning, stacklevel=2)
             sha256 = _copy(store, file, path)
             if path.stat().st_size != size:
                 path.unlink()
                 raise DataError(f"{store.uri}/{file}: it changed while it was copied; nothing of it is kept")
-            _write(_sum_of(path), iter([sha256.encode()]))
+            _write_atomically(_checksum_path(path), iter([sha256.encode()]))
     return folder
 
 
-def _is_as_copied(path: Path) -> bool:
-    """Whether an official file is there with the content that it had when it was copied."""
-    found = _sha256(path)
+def _is_intact(path: Path) -> bool:
+    """Whether the copy of an official file exists and still has its checksum from the time of the copy."""
+    sha256 = _sha256(path)
     try:
-        return found is not None and _sum_of(path).read_bytes() == found.encode()
+        return sha256 is not None and _checksum_path(path).read_bytes() == sha256.encode()
     except OSError:
         return False
 
 
-def _sum_of(path: Path) -> Path:
-    """The file that says what SHA-256 an official file had when it was copied."""
+def _checksum_path(path: Path) -> Path:
+    """Return the path of the file with an official file's SHA-256 from the time of the copy."""
     return path.with_name(f"{path.name}.sha256")
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Wait until no other process is making this folder's copy; then it is this one's turn to look."""
+    """Hold the exclusive file lock of a folder's copy; remove the temporary files of killed processes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX)
-            alone = True
+            exclusive = True
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            alone = False  # each process copies then, which is slow and as good
+            exclusive = False  # without locks every process copies, which is slower but safe
         folder.mkdir(exist_ok=True)
-        for left in folder.glob(".*.tmp") if alone else ():  # by a process that was killed
-            left.unlink(missing_ok=True)
+        for leftover in folder.glob(".*.tmp") if exclusive else ():
+            leftover.unlink(missing_ok=True)
         yield
 
 
 def _copy(store: ArrowStore, source: str, path: Path, sha256: str | None = None) -> str:
-    """Copy a file and return its SHA-256; with another than the one that is expected it does not get its name."""
+    """Copy a file and return its SHA-256; on a mismatch with ``sha256``, leave the destination unchanged."""
     digest = hashlib.sha256()
 
     def pieces() -> Iterator[bytes]:
@@ -178,12 +177,12 @@ def _copy(store: ArrowStore, source: str, path: Path, sha256: str | None = None)
             digest.update(piece)
             yield piece
 
-    _write(path, pieces(), keep=lambda: sha256 in (None, digest.hexdigest()))
+    _write_atomically(path, pieces(), keep=lambda: sha256 in (None, digest.hexdigest()))
     return digest.hexdigest()
 
 
-def _write(path: Path, pieces: Iterator[bytes], keep: Callable[[], bool] = lambda: True) -> None:
-    """Write a file whole, if it is to be kept, or not at all."""
+def _write_atomically(path: Path, pieces: Iterator[bytes], keep: Callable[[], bool] = lambda: True) -> None:
+    """Write a file with fsync and atomic rename; discard it if ``keep()`` is false."""
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as stream:

@@ -1,10 +1,10 @@
-"""Packs: the decoded images of a data set in one memory-mapped file, so that no epoch and no run decodes them again.
+"""Packs: the decoded images of a data set in one memory-mapped file, decoded once for all epochs and runs.
 
-A pack lies in the folder ``mbcl-pack`` of the data set: ``NAME.json``, which says what was packed, and the pixels in
-``NAME-DIGEST.npy``, training images first. The pixels are written first, under the name of their digest, the other file
-last, both by a rename: a reader meets a whole pack or none, an older one until the newer is whole.
+A pack is in the folder ``mbcl-pack`` of the data set. It consists of a manifest, ``NAME.json``, and the pixels in
+``NAME-DIGEST.npy``, training images first. The pixel file is content-addressed and written first, the manifest last,
+each with an atomic rename. So a reader sees a complete pack or none, and the old pack until the new one is complete.
 
-Letters: N images, S pixels a side.
+Letters: N images, S pixels per side.
 """
 
 from __future__ import annotations
@@ -29,53 +29,53 @@ from mbcl.errors import DataError
 
 FOLDER = "mbcl-pack"
 _FORMAT = "mbcl pack 1"
-_AGAIN = "delete it, or make it again with `mbcl data pack`"
+_REBUILD_ADVICE = "delete it, or make it again with `mbcl data pack`"
 
 
 class DamagedPackError(DataError):
-    """A pack that is not what was written.
+    """A pack whose content differs from what was written.
 
     Args:
-        found: which file, and what is wrong with it.
+        found: the file and the damage.
     """
 
     def __init__(self, found: str) -> None:
-        super().__init__(f"{found}; {_AGAIN}")
+        super().__init__(f"{found}; {_REBUILD_ADVICE}")
         self.found = found
 
 
 Record = list[Any]
-"""A file: path below the data set's folder, label, size in bytes, time of modification in nanoseconds."""
+"""A file: path relative to the data set's folder, label, size in bytes, modification time in nanoseconds."""
 
 
 @dataclass(frozen=True)
 class PackedPart:
-    """What was packed of one part, in order."""
+    """Records of the packed files of one part, in order."""
 
     records: list[Record]
 
     @property
     def labels(self) -> list[int]:
-        """A label an image."""
+        """The label of each image."""
         return [record[1] for record in self.records]
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files' names without their endings."""
+        """The file names without extensions."""
         return tuple(Path(record[0]).stem for record in self.records)
 
 
 @dataclass(frozen=True)
 class Pack:
-    """A pack that was found; its pixels are read by :meth:`pixels`.
+    """A pack, described by its manifest; :meth:`pixels` opens the pixels.
 
     Args:
-        path: its ``NAME.json``.
-        train, test: what was packed.
-        classes: their names by label.
+        path: path of the manifest ``NAME.json``.
+        train, test: records of the packed files.
+        classes: class names, indexed by label.
         size: S.
-        source: the folder that the files lay in when they were packed.
-        data: of the file of pixels: ``file``, ``bytes``, ``sha256``.
+        source: folder of the files at the time of packing.
+        data: name, size and digest of the pixel file: ``file``, ``bytes``, ``sha256``.
     """
 
     path: Path
@@ -87,16 +87,16 @@ class Pack:
     data: dict[str, Any]
 
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """The images, (N, 3, S, S), mapped into memory; what a program writes into them does not reach the file.
+        """Return the images, (N, 3, S, S) uint8, memory-mapped copy-on-write: writes do not change the file.
 
         Raises:
-            DataError: if the file is missing, has another size, or its content has another digest.
+            DataError: if the file is missing, or if its size or digest is not that of the manifest.
         """
         path = self.path.with_name(self.data["file"])
         try:
-            found = path.stat().st_size
-            if found != self.data["bytes"]:
-                raise DamagedPackError(f"{path}: damaged pack: expected {self.data['bytes']} bytes, found {found}")
+            num_bytes = path.stat().st_size
+            if num_bytes != self.data["bytes"]:
+                raise DamagedPackError(f"{path}: damaged pack: expected {self.data['bytes']} bytes, found {num_bytes}")
             with path.open("rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != self.data["sha256"]:
                     raise DamagedPackError(f"{path}: damaged pack: its content is not what was written")
@@ -106,31 +106,31 @@ class Pack:
         return images
 
     def difference(self, parts: Parts) -> str | None:
-        """How the files are no longer those that were packed, in words; None if they are the same."""
+        """Describe how the files differ from the packed ones; None if they are the same."""
         if self.classes != list(parts.classes):
             return f"{len(self.classes)} classes were packed, there are {len(parts.classes)}, or they have other names"
         if self.size != parts.size:
             return f"images of {self.size} pixels were packed, now they have {parts.size}"
         for packed, listing in ((self.train, parts.train), (self.test, parts.test)):
-            then, now = (
-                {record[0]: record for record in found} for found in (packed.records, _records(parts, listing))
+            old, new = (
+                {record[0]: record for record in records} for records in (packed.records, _records(parts, listing))
             )
-            changed = [path for path in {**then, **now} if then.get(path) != now.get(path)]
+            changed = [path for path in {**old, **new} if old.get(path) != new.get(path)]
             if changed:
                 return f"{len(changed)} files, first {changed[0]}"
-            if list(then) != list(now):
+            if list(old) != list(new):
                 return "the same files are in another order"
         return None
 
 
 def open_pack(folder: Path, name: str) -> Pack | None:
-    """The pack of this name in a data set's folder, or in the folder of a pack itself; None if there is none.
+    """Return the pack of this name in a data set's folder or in a pack's own folder; None if there is none.
 
     Raises:
-        DataError: if it is damaged.
+        DataError: if the manifest is damaged.
     """
-    places = (folder / FOLDER / f"{name}.json", folder / f"{name}.json")
-    path = next((place for place in places if place.is_file()), None)
+    candidates = (folder / FOLDER / f"{name}.json", folder / f"{name}.json")
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         return None
     try:
@@ -140,27 +140,27 @@ def open_pack(folder: Path, name: str) -> Pack | None:
     return read_pack(content, path, name)
 
 
-def read_pack(written: bytes, path: Path, name: str) -> Pack:
-    """A pack by the content of its ``NAME.json``.
+def read_pack(raw: bytes, path: Path, name: str) -> Pack:
+    """Parse a manifest.
 
     Args:
-        written: the content.
-        path: where it lies, or will lie beside its pixels.
-        name: of the pack.
+        raw: content of the manifest.
+        path: its present or future path, in the folder of the pixel file.
+        name: name of the pack.
 
     Raises:
-        DataError: if it is damaged, or its file of pixels would lie elsewhere.
+        DataError: if the manifest is damaged, or its pixel file would be outside the folder.
     """
     try:
-        content = json.loads(written)
-        whole = content["format"] == _FORMAT and content.pop("digest") == _digest(content)
-        # The digest tells damage, not who wrote it: a name from somewhere else must not lead out of the folder.
-        whole = whole and re.fullmatch(re.escape(name) + r"-[0-9a-f]{16}\.npy", content["data"]["file"]) is not None
+        content = json.loads(raw)
+        intact = content["format"] == _FORMAT and content.pop("digest") == _digest(content)
+        # A digest detects damage but does not authenticate: the file name must not escape the folder (path traversal).
+        intact = intact and re.fullmatch(re.escape(name) + r"-[0-9a-f]{16}\.npy", content["data"]["file"]) is not None
     except (ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
+        intact = False
+    if not intact:
         raise DamagedPackError(f"{path}: damaged pack, or one of another version")
-    train, test = (PackedPart(_unfolded(content[part])) for part in ("train", "test"))
+    train, test = (PackedPart(_ungroup(content[part])) for part in ("train", "test"))
     return Pack(path, train, test, content["classes"], content["shape"][2], content["source"], content["data"])
 
 
@@ -169,16 +169,16 @@ def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int
 
     Args:
         parts: the files.
-        folder: the pack's; made if it is not there.
-        name: of the pack.
-        on_progress: is told how many images of how many are done.
+        folder: folder of the pack, created if missing.
+        name: name of the pack.
+        on_progress: callback with the number of images done and the total.
 
     Returns:
-        The path of its ``NAME.json``.
+        The path of the manifest ``NAME.json``.
 
     Raises:
-        DataError: for the first file that is no image of the right size.
-        OSError: if it cannot be written; what was there before is still there.
+        DataError: for the first file that is not an image of the right size.
+        OSError: if the pack cannot be written; an older pack is unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     listings = parts.train, parts.test
@@ -186,7 +186,7 @@ def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int
     paths = [path for listing in listings for path in listing.paths]
     shape = (len(paths), 3, parts.size, parts.size)
     digest, done = hashlib.sha256(), 0
-    with _new_file(folder) as (stream, finish):
+    with _atomic_file(folder) as (stream, finish):
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
         stream.write(header.getvalue())
@@ -206,16 +206,18 @@ def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int
         "data": {"file": data.name, "bytes": data.stat().st_size, "sha256": digest.hexdigest()},
         "source": str(parts.root.absolute()),
         "classes": list(parts.classes),
-        "train": _folded(train),
-        "test": _folded(test),
+        "train": _group_by_folder(train),
+        "test": _group_by_folder(test),
     }
-    manifest = json.loads(json.dumps(manifest))  # as it will be read
-    with _new_file(folder) as (stream, finish):
+    manifest = json.loads(
+        json.dumps(manifest)
+    )  # round trip, so that the digest is that of the content which a reader parses
+    with _atomic_file(folder) as (stream, finish):
         stream.write(json.dumps(manifest | {"digest": _digest(manifest)}, separators=(",", ":")).encode())
         path = finish(f"{name}.json")
-    for old in folder.glob(f"{name}-{'[0-9a-f]' * 16}.npy"):
-        if old != data:
-            old.unlink(missing_ok=True)
+    for obsolete in folder.glob(f"{name}-{'[0-9a-f]' * 16}.npy"):
+        if obsolete != data:
+            obsolete.unlink(missing_ok=True)
     return path
 
 
@@ -227,31 +229,31 @@ def _records(parts: Parts, listing: Listing) -> list[Record]:
     records: list[Record] = []
     for path, label in zip(listing.paths, listing.labels, strict=True):
         try:
-            found = os.stat(path)
+            stat = os.stat(path)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-        records.append([path.relative_to(parts.root).as_posix(), label, found.st_size, found.st_mtime_ns])
+        records.append([path.relative_to(parts.root).as_posix(), label, stat.st_size, stat.st_mtime_ns])
     return records
 
 
-def _folded(records: list[Record]) -> list[Any]:
-    """Runs of files in one folder, so that its name is written once."""
+def _group_by_folder(records: list[Record]) -> list[Any]:
+    """Group consecutive files of one folder, so that its name is stored once (run-length encoding)."""
     runs: list[Any] = []
-    for path, *facts in records:
+    for path, *rest in records:
         folder, _, file = path.rpartition("/")
         if not runs or runs[-1][0] != folder:
             runs.append([folder, []])
-        runs[-1][1].append([file, *facts])
+        runs[-1][1].append([file, *rest])
     return runs
 
 
-def _unfolded(runs: list[Any]) -> list[Record]:
-    return [[f"{folder}/{file}", *facts] for folder, files in runs for file, *facts in files]
+def _ungroup(runs: list[Any]) -> list[Record]:
+    return [[f"{folder}/{file}", *rest] for folder, files in runs for file, *rest in files]
 
 
 @contextmanager
-def _new_file(folder: Path) -> Iterator[tuple[BinaryIO, Callable[[str], Path]]]:
-    """A temporary file and the function that gives it its name, once it is written; else it goes."""
+def _atomic_file(folder: Path) -> Iterator[tuple[BinaryIO, Callable[[str], Path]]]:
+    """Yield a temporary file and a function that syncs and renames it; without the call the file is removed."""
     temporary = folder / f".{uuid.uuid4().hex}.tmp"
     try:
         with temporary.open("xb") as stream:

@@ -1,1 +1,1 @@
-"""Views of images: what is drawn for each, and the transforms."""
+"""Augmented views of images: random parameters and transforms."""

@@ -1,8 +1,8 @@
-"""Views of images: whole batches augmented at once, each sample with its own parameters, on any device.
+"""Batched augmentation: every sample of a batch has its own random parameters, on any device.
 
-A view is a pure function of (seed, epoch, data-set position, view): the same for any batch, rank and number of
-workers. The chain is the published one: resized crop, colour jitter, grey, blur, flip, normalise. The flip is part of
-the crop's resampling, which changes nothing, as no later step looks at left and right.
+A view is a pure function of (seed, epoch, data-set position, view). It does not depend on the batch, the rank or the
+number of workers. The transforms are the published ones: resized crop, colour jitter, greyscale, blur, flip, normalise.
+The flip is folded into the resampling of the crop. The result is the same, because all later steps commute with a flip.
 
 Letters: B samples, C channels, H and W pixels.
 """
@@ -24,15 +24,15 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL and torchvision
 
 
 def make_views(pixels: Tensor, positions: Tensor, *, images: ImageSet, seed: int, epoch: int, view: int) -> Tensor:
-    """One augmented, normalised view of each sample, with the strengths and the size of its data set.
+    """Return one augmented, normalised view of each sample, with the recipe and the image size of its data set.
 
     Args:
         pixels: (B, C, H, W) uint8, ``images.pixels(positions)``.
-        positions: (B,) int64, their data-set positions.
-        images: the data set: recipe, normalisation, size.
-        seed: what the view depends on besides position, epoch and view.
-        epoch: of the view.
-        view: 0 or 1 in training.
+        positions: (B,) int64, the data-set positions of the samples.
+        images: the data set; its recipe, normalisation and image size are used.
+        seed: experiment seed of the views.
+        epoch: epoch of the view.
+        view: index of the view; 0 or 1 in training.
 
     Returns:
         (B, C, S, S) float32 on the device of ``pixels``, with S = ``images.image_size``.
@@ -51,7 +51,7 @@ def make_views(pixels: Tensor, positions: Tensor, *, images: ImageSet, seed: int
 
 
 def clean_views(pixels: Tensor, *, images: ImageSet) -> Tensor:
-    """The samples as they are, (B, C, H, W) uint8 to (B, C, S, S) float32: resized and normalised."""
+    """Return the samples without augmentation, (B, C, H, W) uint8 to (B, C, S, S) float32: resized and normalised."""
     return clean(pixels, mean=images.mean, std=images.std, out_size=images.image_size)
 
 
@@ -68,19 +68,19 @@ def augment(
     std: Sequence[float],
     out_size: int,
 ) -> Tensor:
-    """One augmented, normalised view of each image.
+    """Return one augmented, normalised view of each image.
 
     Args:
         images: (B, C, H, W) uint8.
-        positions: (B,) int64, the data-set position of each image. On the CPU they cost no synchronisation with the
-            images' device; the parameters are drawn where the positions are, and are the same everywhere.
-        recipe: the strengths.
-        seed: what the view depends on besides position, epoch and view.
-        epoch: of the view.
-        view: 0 or 1 in training.
-        mean: one number a channel, of pixels in [0, 1].
-        std: likewise.
-        out_size: side of the result, pixels. A crop that is larger is sampled without a low-pass filter.
+        positions: (B,) int64, the data-set position of each image. Parameters are drawn on the device of the positions
+            and are equal on every device. Positions on the CPU need no synchronisation with the images' device.
+        recipe: augmentation strengths.
+        seed: experiment seed of the views.
+        epoch: epoch of the view.
+        view: index of the view; 0 or 1 in training.
+        mean: channel means, for pixels in [0, 1].
+        std: channel standard deviations, for pixels in [0, 1].
+        out_size: side of the result, in pixels. Larger crops are downsampled without a low-pass filter.
 
     Returns:
         (B, C, out_size, out_size) float32 on the images' device.
@@ -93,7 +93,7 @@ def augment(
     height, width = images.shape[-2:]
     parameters = draw(positions, recipe=recipe, seed=seed, epoch=epoch, view=view, height=height, width=width)
     with torch.autocast(images.device.type, enabled=False):
-        x = _unit(images)
+        x = _to_unit_range(images)
         if recipe.moves_pixels or (height, width) != (out_size, out_size):
             theta = parameters.theta.to(images.device, non_blocking=True)
             grid = F.affine_grid(theta, [len(x), x.shape[1], out_size, out_size], align_corners=False)
@@ -110,44 +110,45 @@ def augment(
 
 @torch.no_grad()
 def clean(images: Tensor, *, mean: Sequence[float], std: Sequence[float], out_size: int) -> Tensor:
-    """The images as they are: resized (antialiased bilinear, where needed) and normalised.
+    """Return the images without augmentation: resized (antialiased bilinear, if needed) and normalised.
 
     Args:
         images: (B, C, H, W) uint8.
-        mean: one number a channel, of pixels in [0, 1].
-        std: likewise.
-        out_size: side of the result, pixels.
+        mean: channel means, for pixels in [0, 1].
+        std: channel standard deviations, for pixels in [0, 1].
+        out_size: side of the result, in pixels.
 
     Returns:
         (B, C, out_size, out_size) float32 on the images' device.
     """
     with torch.autocast(images.device.type, enabled=False):
-        x = _unit(images)
+        x = _to_unit_range(images)
         if len(x) and x.shape[-2:] != (out_size, out_size):
             x = F.interpolate(x, size=(out_size, out_size), mode="bilinear", align_corners=False, antialias=True)
         return _normalise(x, mean, std)
 
 
 def jitter(x: Tensor, parameters: ViewParameters) -> Tensor:
-    """Brightness, contrast, saturation and hue, in each sample's own random order, as torchvision's ColorJitter.
+    """Apply brightness, contrast, saturation and hue in each sample's own random order, as torchvision's ColorJitter.
 
-    At every step the samples that do the same are changed together, and no others are touched.
+    At each of the four steps, samples are grouped by their operation, and every group is processed as one batch.
+    Samples with a neutral factor are skipped.
 
     Args:
-        x: (B, C, H, W) float32 in [0, 1]; C = 3, or anything else without saturation and hue.
-        parameters: their ``factors`` and ``order`` are used.
+        x: (B, C, H, W) float32 in [0, 1]. Saturation and hue are skipped unless C = 3.
+        parameters: random parameters; ``factors`` and ``order`` are used.
     """
     kinds = (BRIGHTNESS, CONTRAST, SATURATION, HUE) if x.shape[1] == 3 else (BRIGHTNESS, CONTRAST)
     x = x.clone()
     for step in range(parameters.order.shape[1]):
         for kind in kinds:
             factors = parameters.factors[:, kind]
-            chosen = (parameters.order[:, step] == kind) & (factors != (0 if kind == HUE else 1))
-            rows = chosen.nonzero()[:, 0]
+            changed = (parameters.order[:, step] == kind) & (factors != (0 if kind == HUE else 1))
+            rows = changed.nonzero()[:, 0]
             if len(rows):
-                here = rows.to(x.device, non_blocking=True)
+                device_rows = rows.to(x.device, non_blocking=True)
                 factor = factors[rows].to(x.device, non_blocking=True)[:, None, None, None]
-                x.index_copy_(0, here, _CHANGES[kind](x.index_select(0, here), factor))
+                x.index_copy_(0, device_rows, _CHANGES[kind](x.index_select(0, device_rows), factor))
     return x
 
 
@@ -157,7 +158,7 @@ def _change_brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 def _change_contrast(x: Tensor, factor: Tensor) -> Tensor:
     grey = _luma(x) if x.shape[1] == 3 else x
-    # float64, so that the mean does not depend on how a batch of this size is summed
+    # float64: the summation order depends on the batch size, and float32 rounding would expose it
     level = grey.mean(dim=(1, 2, 3), keepdim=True, dtype=torch.float64).float()
     return (factor * x).add_((1 - factor) * level).clamp_(0, 1)
 
@@ -167,20 +168,20 @@ def _change_saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
-    r"""Turn the hue of HSV; its value V and chroma C stay.
+    r"""Rotate the hue in HSV space; value V and chroma C stay the same.
 
-    Back in RGB a channel is :math:`V - C\,\mathrm{clip}(2 - 6d, 0, 1)` with d the distance on the circle, in turns,
+    Back in RGB, a channel is :math:`V - C\,\mathrm{clip}(2 - 6d, 0, 1)` with d the distance on the circle, in turns,
     between the hue and that of the channel's complement (1/2 for red, 5/6 for green, 1/6 for blue): one formula
     instead of six cases.
 
     Args:
         x: (B, 3, H, W).
-        turns: (B, 1, 1, 1).
+        turns: (B, 1, 1, 1), rotation in full turns.
     """
     red, green, blue = x.unbind(1)
     value, low = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
     chroma = value - low
-    scale = (6 * chroma).clamp_(min=1e-12).reciprocal_()  # grey pixels, whose hue says nothing, have no chroma
+    scale = (6 * chroma).clamp_(min=1e-12).reciprocal_()  # grey pixels have zero chroma and no defined hue
     hue = torch.where(
         value == red,
         (green - blue).mul_(scale),
@@ -201,14 +202,14 @@ _CHANGES = {
 
 
 def blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Gaussian blur with a standard deviation for each sample; the border is mirrored.
+    """Blur each sample with a Gaussian of its own standard deviation; borders are reflected.
 
     Args:
         x: (B, C, H, W) float32.
-        sigma: (B,) float32 pixels; 0 for no blur.
-        largest: the largest sigma that can occur, which sets the size of the kernel: three of them to each side.
+        sigma: (B,) float32, in pixels; 0 for no blur.
+        largest: the largest possible sigma. The kernel extends three times as far to each side.
     """
-    from kornia.filters import filter2d_separable  # here: importing it takes a quarter of a second
+    from kornia.filters import filter2d_separable  # lazy import: it takes a quarter of a second
 
     reach = min(math.ceil(3 * largest), min(x.shape[-2:]) - 1)
     if reach < 1:
@@ -216,16 +217,16 @@ def blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
     kernels = _gaussian_kernels(sigma, reach).to(x.device, non_blocking=True)
     num = len(x)
     if num * x.shape[1] == 1:
-        # Several maps are convolved in groups, a single one by another kernel, which rounds differently.
+        # PyTorch uses a different convolution kernel for a single map, which rounds differently: expand to two maps.
         x, kernels = x.expand(2, -1, -1, -1), kernels.expand(2, -1)
     blurred: Tensor = filter2d_separable(x, kernels, kernels, border_type="reflect")
     return blurred[:num]
 
 
 def _gaussian_kernels(sigma: Tensor, reach: int) -> Tensor:
-    """(B, 2·reach + 1) float32 weights that sum to 1; exactly (…, 0, 1, 0, …) where sigma is 0.
+    """Return (B, 2·reach + 1) float32 weights that sum to 1; exactly (…, 0, 1, 0, …) where sigma is 0.
 
-    Kornia's own makes the processor wait for the device, to check that every sigma is positive.
+    Kornia's own function synchronises with the device to check that every sigma is positive.
     """
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64, device=sigma.device)
     weights = torch.exp(-0.5 * (offsets / sigma.double().clamp(min=1e-3)[:, None]).square())
@@ -233,11 +234,11 @@ def _gaussian_kernels(sigma: Tensor, reach: int) -> Tensor:
 
 
 def _luma(x: Tensor) -> Tensor:
-    """(B, 3, H, W) to grey, (B, 1, H, W)."""
+    """Return the luma, (B, 3, H, W) to (B, 1, H, W)."""
     return _LUMA[0] * x[:, 0:1] + _LUMA[1] * x[:, 1:2] + _LUMA[2] * x[:, 2:3]
 
 
-def _unit(images: Tensor) -> Tensor:
+def _to_unit_range(images: Tensor) -> Tensor:
     return images.to(torch.float32) / 255
 
 

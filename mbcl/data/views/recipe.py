@@ -1,4 +1,4 @@
-"""How strongly views are augmented."""
+"""Augmentation strengths of views."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from mbcl.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ViewRecipe:
-    """Strengths of the random transforms that make a view; the defaults are the published ones for natural images.
+    """Strengths of the random transforms of a view. The defaults are the published ones for natural images.
 
     Args:
-        crop_scale: lowest and highest share of the image's area that a crop keeps, in (0, 1].
-        crop_ratio: lowest and highest width / height of a crop in pixels, log-uniform.
-        rotation: largest rotation of the crop, degrees, uniform in both directions.
+        crop_scale: lowest and highest crop area as a share of the image area, in (0, 1].
+        crop_ratio: lowest and highest aspect ratio (width / height in pixels) of a crop, log-uniform.
+        rotation: largest rotation of the crop in degrees, uniform in both directions.
         flip_probability: probability of a horizontal flip.
         jitter: strengths of brightness, contrast, saturation (factors uniform in [max(0, 1 - s), 1 + s]) and hue
             (shift uniform in [-s, s] turns, s at most 0.5). Images of one channel have neither saturation nor hue.
-        jitter_probability: probability that a sample is jittered at all.
-        grey_probability: probability that a colour image loses its colours.
-        blur_sigma: lowest and highest standard deviation of the Gaussian blur, pixels of the output, uniform.
-        blur_probability: probability of the blur.
+        jitter_probability: probability of colour jitter.
+        grey_probability: probability that a colour image is converted to greyscale.
+        blur_sigma: lowest and highest standard deviation of the Gaussian blur in output pixels, uniform.
+        blur_probability: probability of Gaussian blur.
 
     Raises:
-        ConfigError: if a value is out of range; the text holds the value.
+        ConfigError: if a value is out of range; the message contains the value.
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -54,13 +54,13 @@ class ViewRecipe:
 
     @property
     def moves_pixels(self) -> bool:
-        """Whether crop, rotation or flip can change where a pixel is."""
-        whole = self.crop_scale == (1.0, 1.0) and self.crop_ratio == (1.0, 1.0)
-        return not whole or self.rotation > 0 or self.flip_probability > 0
+        """Whether a geometric transform (crop, rotation or flip) can change the position of a pixel."""
+        full_crop = self.crop_scale == (1.0, 1.0) and self.crop_ratio == (1.0, 1.0)
+        return not full_crop or self.rotation > 0 or self.flip_probability > 0
 
 
 def _check_range(name: str, limits: tuple[float, float], above: float, at_most: float) -> None:
-    """Refuse limits that are not ``above < low <= high <= at_most``."""
+    """Raise ConfigError unless ``above < low <= high <= at_most``, with a finite ``high``."""
     if len(limits) != 2 or not above < limits[0] <= limits[1] <= at_most or math.isinf(limits[1]):
         bound = "" if math.isinf(at_most) else f" <= {at_most:g}"
         raise ConfigError(f"views: {name} must be [low, high] with {above:g} < low <= high{bound}, found {limits}")
@@ -74,4 +74,4 @@ IDENTITY = ViewRecipe(
     grey_probability=0.0,
     blur_probability=0.0,
 )
-"""The recipe that changes nothing."""
+"""The recipe without any augmentation."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data.official import pickled
 
-from mbcl.data.datasets.pickles import _KNOWN, read_pickled_mapping
+from mbcl.data.datasets.pickles import _STAND_INS, read_pickled_mapping
 from mbcl.errors import DataError
 
 
@@ -67,7 +67,7 @@ def test_arrays_of_numbers_are_read_as_numpy_reads_them(dtype, order):
 def test_a_pickle_cannot_leave_anything_behind():
     """BUILD sets attributes of what it finds: of a stand-in, for all files to come."""
     attributes = b"}X\x08\x00\x00\x00pollutedK\x01s"
-    for (module, name), stand_in in _KNOWN.items():
+    for (module, name), stand_in in _STAND_INS.items():
         for state in (attributes, b"(N" + attributes + b"t"):  # as an object's dictionary, as its slots
             with pytest.raises(DataError):
                 read_pickled_mapping(f"c{module}\n{name}\n".encode() + state + b"b0}.", "evil")
