@@ -75,13 +75,13 @@ def _synthetic(arguments: argparse.Namespace, write_report: WriteReport) -> int:
     from mbcl.console.stages import Stages
     from mbcl.functional import check_count
     from mbcl.io.store import open_store
-    from mbcl.synthetic.settings import MOST_SEEDS, Settings
+    from mbcl.synthetic.settings import MAX_SEEDS, Settings
     from mbcl.synthetic.study import run
     from mbcl.synthetic.table import show
 
     first = check_count("--first-seed", arguments.first_seed, least=0)
-    if check_count("--seeds", arguments.seeds) > MOST_SEEDS:
-        raise ConfigError(f"--seeds {arguments.seeds}: allowed are at most {MOST_SEEDS:,}")
+    if check_count("--seeds", arguments.seeds) > MAX_SEEDS:
+        raise ConfigError(f"--seeds {arguments.seeds}: allowed are at most {MAX_SEEDS:,}")
     if first + arguments.seeds > 2**63:
         raise ConfigError(
             f"--first-seed must be at most 2^63 - {arguments.seeds}, so that all seeds are, found {first}"
