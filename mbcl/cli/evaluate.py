@@ -188,7 +188,7 @@ def _study_of(out: Store) -> str | None:
 
 
 def _lost_requests(earlier: Mapping[str, Any], requested: Mapping[str, Any]) -> list[str]:
-    """Describe what an earlier evaluation was asked for and is no longer; added metrics lose nothing."""
+    """Describe the requests of an earlier evaluation that the new one drops or changes; added metrics drop nothing."""
     then, now = ({**request, **request.get("settings", {})} for request in (earlier, requested))
     lost = []
     for key, value in then.items():

@@ -95,8 +95,9 @@ def _reference(comparisons: list[Comparison]) -> str:
 
 
 def _holds(comparison: Comparison) -> bool:
-    """Return whether a difference may be claimed: its interval excludes 0, also after Holm's correction, with a spread.
+    """Return whether a difference may be claimed.
 
+    Its interval must exclude 0, its p value after Holm's correction must be below ``ALPHA``, and it must have a spread.
     If all seeds differ by exactly the same amount, this shows a coarse metric, not certainty. A metric by which the
     settings were chosen cannot test them.
     """

@@ -54,16 +54,16 @@ def draw(outcome: Outcome) -> list[Picture]:
 
 
 def _true_loss(outcome: Outcome) -> Picture:
-    least = outcome.reference.full_loss
-    baseline = "the optimum" if outcome.reference.known else "the least loss known"
-    values = [curve.course.true_loss - (least or 0.0) for curve in outcome.curves]
+    reference_loss = outcome.reference.full_loss
+    reference_name = "the optimum" if outcome.reference.known else "the least loss known"
+    values = [curve.course.true_loss - (reference_loss or 0.0) for curve in outcome.curves]
     return _curves(
         outcome,
         "curve_true_loss",
         values,
-        title="Loss of everything" if least is None else f"Loss of everything, above {baseline}",
-        label="true loss" if least is None else "excess of true loss",
-        log=least is not None,
+        title="Loss of everything" if reference_loss is None else f"Loss of everything, above {reference_name}",
+        label="true loss" if reference_loss is None else "excess of true loss",
+        log=reference_loss is not None,
     )
 
 

@@ -110,7 +110,7 @@ _BASELINES = {"random": "the untrained encoder", "pixels": "raw pixels"}
 
 
 def _split_baseline(metric: str) -> tuple[str, str]:
-    """Split ``baseline/KIND/METRIC`` into what was measured, empty for the trained encoder, and the metric."""
+    """Split ``baseline/KIND/METRIC`` into a baseline's description, empty for the trained encoder, and the metric."""
     head, _, tail = metric.partition("/")
     kind, _, inner = tail.partition("/")
     return (_BASELINES[kind], inner) if head == "baseline" and kind in _BASELINES else ("", metric)

@@ -156,16 +156,16 @@ def _short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _label(columns: dict[str, Any], keys: list[str], short: dict[str, str]) -> str:
-    words = []
+    fragments = []
     rest = list(keys)
     for part in ("sampler", "objective"):
         inner = [key for key in rest if key.startswith(f"{part}.")]
         if part in rest or inner:
             details = ", ".join(f"{key.rpartition('.')[2]}={_in_label(columns[key])}" for key in inner)
-            words.append(f"{columns[part]} ({details})" if details else str(columns[part]))
+            fragments.append(f"{columns[part]} ({details})" if details else str(columns[part]))
             rest = [key for key in rest if key != part and key not in inner]
-    words += [f"{short[key]}={_in_label(columns[key])}" for key in rest]
-    return ", ".join(words) or str(columns["sampler"])
+    fragments += [f"{short[key]}={_in_label(columns[key])}" for key in rest]
+    return ", ".join(fragments) or str(columns["sampler"])
 
 
 def by_part(columns: Mapping[str, Any]) -> dict[str, Any]:
