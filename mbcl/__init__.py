@@ -1,6 +1,6 @@
-"""mbcl: which samples should meet in a mini-batch of contrastive learning.
+"""mbcl: the choice of the samples that meet in a mini-batch of contrastive learning.
 
-Importing this package loads neither Ray, torchvision, W&B, matplotlib nor kornia; its parts load when first used.
+Importing this package loads neither Ray, torchvision, W&B, matplotlib nor kornia; submodules are imported on first use.
 
 Example:
     >>> import mbcl

@@ -1,4 +1,4 @@
-"""``python -m mbcl``."""
+"""Entry point of ``python -m mbcl``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The errors that a user can cause or meet. Everything else is a bug and stays a traceback."""
+"""The errors that are meant for users. Any other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class MbclError(Exception):
-    """Base of all errors that mbcl raises on purpose. Its text is one line, meant for the user."""
+    """Base class of all errors that mbcl raises on purpose. The message is one line for the user."""
 
 
 class ConfigError(MbclError, ValueError):
@@ -23,28 +23,28 @@ class PlanError(MbclError, ValueError):
 
 
 class TrainingError(MbclError):
-    """Training cannot go on, for example because the loss is not finite."""
+    """Training cannot continue, for example because the loss is not finite."""
 
 
 class StorageError(TrainingError):
-    """Storage behind a URI does not take what is written; a later attempt may meet it again in order."""
+    """Writing to the storage behind a URI failed. The failure may be transient, so a later attempt can succeed."""
 
 
 class OwnershipError(MbclError):
-    """Another run has taken the folder over that this one writes to."""
+    """Another run has taken over the output folder of this run."""
 
 
 class CheckpointError(ConfigError):
-    """A checkpoint is missing, damaged or another experiment's. Commands end with exit code 2."""
+    """A checkpoint is missing, damaged or of another experiment. Commands end with exit code 2."""
 
 
 def pluralize(number: int, noun: str) -> str:
-    """``1 trial``, ``2 trials``: a number of things whose plural ends in s."""
+    """Format a count with its noun, ``1 trial`` or ``2 trials``, for nouns with a plural in -s."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Words for an error line: the known name nearest to ``name``, if any is near, and all known names."""
+    """Return a hint for an error message: the closest known name, if there is a close one, and all known names."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -1,4 +1,4 @@
-"""A trained encoder as files that other programs read: safetensors, and a state dict with torchvision's own names."""
+"""Export of a trained encoder for other programs: safetensors, and a state dict with torchvision's own names."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ RECORD_FILE = "export.json"
 
 
 def export(store: Store, *, out: Store, checkpoint: str | None = None, best: bool = False) -> dict[str, Any]:
-    """Write a checkpoint's weights for use elsewhere.
+    """Export the weights of a checkpoint.
 
-    ``model.safetensors`` has encoder and projector under mbcl's names. ``encoder.safetensors`` and ``encoder.pt`` have
-    the encoder alone, under its architecture's own names. ``export.json``, written last, says what they are.
+    ``model.safetensors`` holds encoder and projector under mbcl's names. ``encoder.safetensors`` and ``encoder.pt``
+    hold only the encoder, under its architecture's own names. ``export.json``, written last, describes the files.
 
     Args:
         store: the trial's folder.
-        out: where the files go.
-        checkpoint: which one; the last good one by default.
-        best: instead, the one with the best validation retrieval.
+        out: the folder to write to.
+        checkpoint: the name of the checkpoint; by default the last valid one.
+        best: export the checkpoint with the best validation retrieval instead.
 
     Returns:
-        What ``export.json`` holds.
+        The content of ``export.json``.
 
     Raises:
         CheckpointError: if the folder holds no such checkpoint.
@@ -49,18 +49,18 @@ def export(store: Store, *, out: Store, checkpoint: str | None = None, best: boo
     """
     if best and checkpoint is not None:
         raise ConfigError(f"--best chooses among all checkpoints, found {checkpoint}: give the folder of the training")
-    if out.exists(RECORD_FILE):  # written last: without it there are at most the remains of an export that was cut
+    if out.exists(RECORD_FILE):  # written last, so without it there is at most an incomplete export
         raise ConfigError(f"{out.uri}: holds an export already ({RECORD_FILE}); choose another --out")
     if out.exists(checkpoints.FOLDER):
         raise ConfigError(f"{out.uri}: is the folder of a training; choose another --out")
-    found = checkpoints.choose(store, checkpoint, best_one=best)
-    experiment = validate(Experiment, found.meta["experiment"], f"{store.uri}: its checkpoint")
-    in_channels = channels_of(found.state["model"])
-    model = load_model(experiment, found.state["model"], in_channels=in_channels)
+    source = checkpoints.choose(store, checkpoint, best_one=best)
+    experiment = validate(Experiment, source.meta["experiment"], f"{store.uri}: its checkpoint")
+    in_channels = channels_of(source.state["model"])
+    model = load_model(experiment, source.state["model"], in_channels=in_channels)
     record = {
         "format": 1,
         "mbcl": __version__,
-        "checkpoint": {"name": found.name, "sha256": found.sha256, "epoch": found.epoch, "folder": store.uri},
+        "checkpoint": {"name": source.name, "sha256": source.sha256, "epoch": source.epoch, "folder": store.uri},
         "build": {
             "encoder": dict(experiment.encoder),
             "projector": experiment.projector.model_dump(mode="json"),
@@ -71,7 +71,7 @@ def export(store: Store, *, out: Store, checkpoint: str | None = None, best: boo
         "input": _input(experiment),
         "torchvision": _torchvision(model.encoder, experiment, in_channels),
         "digest": experiment.digest,
-        "experiment": found.meta["experiment"],
+        "experiment": source.meta["experiment"],
     }
     record["load"] = how_to_load(record, "DIR")
     _write(out, model, record)
@@ -79,13 +79,13 @@ def export(store: Store, *, out: Store, checkpoint: str | None = None, best: boo
 
 
 def load(location: str | Path) -> ContrastiveModel:
-    """The model of an export, in evaluation mode.
+    """Load the model of an export, in evaluation mode.
 
     Args:
         location: the folder, or its URI.
 
     Raises:
-        ConfigError: if there is no whole export.
+        ConfigError: if there is no complete export, or it is damaged.
     """
     store = open_store(location)
     exported = read(store)
@@ -94,14 +94,14 @@ def load(location: str | Path) -> ContrastiveModel:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export holds.
+    """The content of an export.
 
     Args:
-        checkpoint: the name of the checkpoint that it was made from.
-        experiment: the checkpoint's.
+        checkpoint: the name of the exported checkpoint.
+        experiment: the experiment of the checkpoint.
         weights: the model's state dict.
-        in_channels: of its images.
-        sha256: of the file of the weights.
+        in_channels: the channels of the input images.
+        sha256: the checksum of the weights file.
     """
 
     checkpoint: str
@@ -112,10 +112,10 @@ class Exported:
 
 
 def read(store: Store) -> Exported:
-    """The weights of an export and the experiment that they belong to.
+    """Read the weights of an export and their experiment.
 
     Raises:
-        ConfigError: if there is no whole export, or it is damaged.
+        ConfigError: if there is no complete export, or it is damaged.
     """
     try:
         record = json.loads(read_text(store, RECORD_FILE))
@@ -133,7 +133,7 @@ def read(store: Store) -> Exported:
 
 
 def how_to_load(record: dict[str, Any], folder: str) -> dict[str, list[str]]:
-    """Lines of Python that load an export, with mbcl and, where that has the architecture, with torchvision."""
+    """Return Python lines that load an export with mbcl and, if it has the architecture, with torchvision."""
     lines = {"mbcl": ["from mbcl.export import load", f"model = load({folder!r})"]}
     torchvision = record["torchvision"]
     if torchvision["loads"]:
@@ -149,11 +149,11 @@ def how_to_load(record: dict[str, Any], folder: str) -> dict[str, list[str]]:
 
 
 def _input(experiment: Experiment) -> dict[str, Any]:
-    """What the encoder was fed; the data set's normalisation is known where its files can be read."""
+    """Describe the encoder's input. Mean and std need the data set's files and are None if these cannot be read."""
     try:
-        # The constants are the set's own, whatever part of it is read.
-        few = experiment.data.model_copy(update={"download": False, "max_samples": 2})
-        images = load_data(few, seed=experiment.seed).train
+        # The constants do not depend on the samples, so two samples are enough.
+        data = experiment.data.model_copy(update={"download": False, "max_samples": 2})
+        images = load_data(data, seed=experiment.seed).train
     except ConfigError as error:
         size = experiment.data.image_size
         return {"image_size": size, "mean": None, "std": None, "note": f"the data could not be read: {error}"}
@@ -166,37 +166,37 @@ def _input(experiment: Experiment) -> dict[str, Any]:
 
 
 def _torchvision(encoder: nn.Module, experiment: Experiment, in_channels: int) -> dict[str, Any]:
-    """Whether torchvision's own class takes ``encoder.pt``, and if not, why."""
+    """Return whether torchvision's own class loads ``encoder.pt``, with the arguments or the reason."""
     name = experiment.encoder.name
     if not isinstance(encoder, VisionEncoder):
         return {"loads": False, "note": f"{name} is mbcl's own architecture: torchvision has no class for it"}
     stem = experiment.encoder.get("stem", "imagenet")
-    facts = {
+    build = {
         "architecture": name,
         "classifier": encoder.classifier,
         "arguments": {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {},
     }
     if stem == "imagenet" and in_channels == 3:
         note = f"strict=False, because {encoder.classifier} is missing: the classifier was never trained"
-        return {"loads": True, **facts, "note": note}
-    found = f"stem {stem}, {in_channels} channel{'s' * (in_channels != 1)}"
-    note = f"torchvision's {name} has another first convolution ({found} here): load it with mbcl"
-    return {"loads": False, **facts, "note": note}
+        return {"loads": True, **build, "note": note}
+    description = f"stem {stem}, {in_channels} channel{'s' * (in_channels != 1)}"
+    note = f"torchvision's {name} has another first convolution ({description} here): load it with mbcl"
+    return {"loads": False, **build, "note": note}
 
 
 def _write(out: Store, model: ContrastiveModel, record: dict[str, Any]) -> None:
     encoder: nn.Module = model.encoder
-    own = encoder.network if isinstance(encoder, VisionEncoder) else encoder
+    network = encoder.network if isinstance(encoder, VisionEncoder) else encoder
     metadata = {
         "architecture": record["build"]["encoder"]["name"],
         "mbcl": __version__,
         "experiment": record["digest"],
         "checkpoint": record["checkpoint"]["name"],
     }
-    for name, module in ((ENCODER_FILE, own), (MODEL_FILE, model)):
+    for name, module in ((ENCODER_FILE, network), (MODEL_FILE, model)):
         tensors = {key: tensor.detach().contiguous().clone() for key, tensor in module.state_dict().items()}
         out.write_bytes(name, safetensors.torch.save(tensors, metadata))
     buffer = io.BytesIO()
-    torch.save(own.state_dict(), buffer)
+    torch.save(network.state_dict(), buffer)
     out.write_bytes(TORCH_FILE, buffer.getvalue())
     write_text(out, RECORD_FILE, json.dumps(record, indent=1, allow_nan=False))

@@ -1,6 +1,6 @@
-"""The two words that samplers, engine and planner share: what is known about the samples, and which meet when.
+"""The two data types that samplers, engine and planner share: embeddings of the samples, and batch plans.
 
-Letters: N samples of the data set, M rows held, D dimensions, S batches of a plan, B samples a batch.
+Letters: N samples of the data set, M rows of embeddings, D dimensions, S batches of a plan, B samples per batch.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from mbcl.errors import ConfigError, PlanError
 from mbcl.io.npz import read_arrays
 
 CHUNK_ELEMENTS = 2**22
-"""Numbers of an embedding that are looked at in one go, so that a check needs little memory of its own."""
+"""Maximum number of elements that one chunk of a check reads, to bound its temporary memory."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """Two views' embeddings of some samples, un-normalised.
+    """The embeddings of two views of some samples, not normalised.
 
     Args:
-        z1: (M, D) float with D >= 1, view 1. float16 and bfloat16 are raised to float32; float64 stays.
+        z1: (M, D) float with D >= 1, view 1. float16 and bfloat16 are converted to float32; float64 is kept.
         z2: (M, D) float, view 2, same dtype and device as ``z1``.
         indices: (M,) int64, the data-set position of each row; ``arange(M)`` if omitted.
 
@@ -44,9 +44,9 @@ class Embeddings:
 
     def __post_init__(self) -> None:
         for name in ("z1", "z2", "indices"):
-            found = getattr(self, name)
-            if not isinstance(found, Tensor) and not (name == "indices" and found is None):
-                raise PlanError(f"embeddings: {name} must be a torch tensor, found a {type(found).__name__}")
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and not (name == "indices" and value is None):
+                raise PlanError(f"embeddings: {name} must be a torch tensor, found a {type(value).__name__}")
         if self.z1.ndim != 2 or self.z1.shape != self.z2.shape:
             raise PlanError(
                 f"embeddings must be two (M, D) tensors, found {tuple(self.z1.shape)} and {tuple(self.z2.shape)}"
@@ -77,10 +77,10 @@ class Embeddings:
         return len(self.z1)
 
     def ordered(self, num_samples: int) -> Embeddings:
-        """The same embeddings with row p holding data-set position p.
+        """Return the same embeddings, sorted so that row p holds data-set position p.
 
         Raises:
-            PlanError: unless every position of ``range(num_samples)`` is held exactly once.
+            PlanError: unless every position of ``range(num_samples)`` occurs exactly once.
         """
         positions = self.indices.cpu()
         in_range = len(positions) == 0 or bool((positions.min() >= 0) & (positions.max() < num_samples))
@@ -98,7 +98,7 @@ class Embeddings:
 
     @staticmethod
     def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
-        """The rows of all parts, in order; copies only if there are several."""
+        """Concatenate the rows of all parts in order; a single part is returned without a copy."""
         if len(parts) == 1:
             return parts[0]
         return Embeddings(
@@ -109,22 +109,22 @@ class Embeddings:
 
 
 def _rows_not_finite(z_MD: Tensor) -> Tensor:
-    """The ascending numbers of rows that hold NaN or an infinity."""
+    """Return the ascending indices of rows that contain NaN or an infinity."""
     rows = max(1, CHUNK_ELEMENTS // z_MD.shape[1])
     return (~torch.cat([torch.isfinite(part).all(dim=1) for part in z_MD.split(rows)])).nonzero().flatten()
 
 
 @dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """Which samples meet in which step.
+    """The batches of an epoch or a part of it: the samples that meet in each training step.
 
     Args:
-        batches: (S, B) int64 CPU tensor of data-set positions, one row a batch, in training order.
-        sampler: name of the sampler that made it.
-        seed, epoch, round: what it was made for.
+        batches: (S, B) int64 CPU tensor of data-set positions, one row per batch, in training order.
+        sampler: the name of the sampler that made the plan.
+        seed, epoch, round: the seed, epoch and round for which the plan was made.
         scores: (S,) float64 CPU tensor, the loss by which the sampler ranked each batch, or None.
-        conflicts: pairs of a sample and one of its ``skip`` nearest that share a batch nevertheless; None where no
-            neighbours were to be kept apart.
+        conflicts: the number of pairs of a sample and one of its ``skip`` nearest that share a batch nevertheless; None
+            if the sampler does not separate neighbours.
     """
 
     batches: Tensor
@@ -147,23 +147,24 @@ class BatchPlan:
 
     @property
     def digest(self) -> str:
-        """32 hexadecimal digits that are equal exactly where the batches are equal."""
+        """32 hexadecimal digits (BLAKE2b) that are equal if and only if the batches are equal, in shape and order."""
         content = np.ascontiguousarray(self.batches.numpy(), dtype="<i8")
         return hashlib.blake2b(repr(content.shape).encode() + content.tobytes(), digest_size=16).hexdigest()
 
     def coverage(self, num_samples: int) -> float:
-        """The share of the data set that the plan visits, in [0, 1]."""
+        """Return the fraction of the data set that the plan visits, in [0, 1]."""
         return len(torch.unique(self.batches)) / num_samples
 
     def validate(self, num_samples: int, *, distinct: bool) -> BatchPlan:
-        """Return the plan itself if it is sound.
+        """Return the plan itself if it is valid.
 
         Args:
             num_samples: N; every position must be in ``range(N)``.
-            distinct: whether the sampler promises that no sample is visited twice in the plan.
+            distinct: whether the sampler guarantees that the plan visits no sample twice.
 
         Raises:
-            PlanError: if a position is out of range, or repeated in a batch, or (``distinct``) in the plan.
+            PlanError: if the plan is empty, or a position is out of range, or repeated in a batch, or (``distinct``) in
+                the plan.
         """
         if self.batches.numel() == 0:
             raise PlanError(f"{self.sampler}: the plan is empty")
@@ -178,13 +179,13 @@ class BatchPlan:
         return self
 
     def to_bytes(self) -> bytes:
-        """The content of the file that :meth:`save` writes."""
+        """Return the content of the file that :meth:`save` writes."""
         stream = BytesIO()
         self._write(stream)
         return stream.getvalue()
 
     def save(self, path: Path | str) -> None:
-        """Write the plan as ``.npz`` (batches as int32), whole or not at all."""
+        """Write the plan as ``.npz`` (batches as int32) atomically: temporary file, fsync, rename."""
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:

@@ -1,4 +1,4 @@
-"""Names to classes. One registry a kind of part; YAML, command line, tests and report read the same one."""
+"""Registries from names to classes, one for each kind of component. YAML, command line, tests and report share them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """The known parts of one kind, for example all samplers.
+    """The registered components of one kind, for example all samplers.
 
     Example:
         >>> fruits: Registry[type] = Registry("fruit")
@@ -28,7 +28,7 @@ class Registry(Generic[T]):
         self._aliases: dict[str, str] = {}
 
     def register(self, name: str, *, aliases: tuple[str, ...] = ()) -> Callable[[T], T]:
-        """Class decorator that makes a part known under ``name`` and its published names."""
+        """Return a class decorator that registers a component under ``name`` and its published names."""
 
         def add(part: T) -> T:
             for key in (name, *aliases):
@@ -41,10 +41,10 @@ class Registry(Generic[T]):
         return add
 
     def canonical(self, name: str) -> str:
-        """The registered name behind ``name``, which may be an alias.
+        """Return the registered name of ``name``, which may be an alias.
 
         Raises:
-            ConfigError: if nothing is registered under it; the text names the nearest one.
+            ConfigError: if the name is not registered; the message gives the nearest one.
         """
         name = self._aliases.get(name, name)
         if name not in self._parts:
@@ -52,7 +52,7 @@ class Registry(Generic[T]):
         return name
 
     def aliases(self, name: str) -> tuple[str, ...]:
-        """The published names of the part registered under ``name``."""
+        """Return the published names of the component registered under ``name``."""
         return tuple(alias for alias, target in self._aliases.items() if target == name)
 
     def __getitem__(self, name: str) -> T:
@@ -66,10 +66,10 @@ class Registry(Generic[T]):
 
 
 def construct(kind: str, name: str, factory: Callable[..., T], parameters: Mapping[str, object]) -> T:
-    """Call ``factory`` with ``parameters`` after their names have been checked against its keywords.
+    """Call ``factory`` with ``parameters`` after checking their names against its keyword-only parameters.
 
     Raises:
-        ConfigError: if a parameter is unknown (the text names the nearest one) or a required one is missing.
+        ConfigError: if a parameter is unknown (the message gives the nearest one) or a required one is missing.
     """
     keywords = {
         key: parameter

@@ -1,4 +1,4 @@
-"""Randomness as a pure function of (seed, purpose, keys). Nothing in mbcl reads a global generator."""
+"""Randomness as a pure function of (seed, purpose, keys). No code in mbcl reads a global generator."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 
 def derive(seed: int, purpose: str, *keys: int) -> int:
-    """A 63-bit seed for one purpose, for example ``derive(0, "shuffle", epoch)``.
+    """Derive a 63-bit seed for one purpose, for example ``derive(0, "shuffle", epoch)``.
 
     Args:
         seed: the experiment's seed.
-        purpose: what the numbers are for; two purposes never share a stream.
-        keys: what else the stream depends on: epoch, round, pool.
+        purpose: the use of the random numbers; two purposes never share a stream.
+        keys: further numbers that the stream depends on: epoch, round, pool.
 
     Example:
         >>> derive(0, "shuffle", 1) == derive(0, "shuffle", 1) != derive(0, "shuffle", 2)
@@ -25,10 +25,10 @@ def derive(seed: int, purpose: str, *keys: int) -> int:
 
 
 def numpy_generator(seed: int, purpose: str, *keys: int) -> np.random.Generator:
-    """A NumPy generator for one purpose."""
+    """Create a NumPy generator for one purpose; see :func:`derive`."""
     return np.random.Generator(np.random.PCG64(derive(seed, purpose, *keys)))
 
 
 def torch_generator(seed: int, purpose: str, *keys: int) -> torch.Generator:
-    """A torch CPU generator for one purpose."""
+    """Create a torch CPU generator for one purpose; see :func:`derive`."""
     return torch.Generator().manual_seed(derive(seed, purpose, *keys))

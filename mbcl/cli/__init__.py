@@ -1,4 +1,4 @@
-"""Command lines. ``mbcl`` is :func:`main`."""
+"""Command lines. :func:`main` is the entry point of ``mbcl``."""
 
 from mbcl.cli.app import main
 

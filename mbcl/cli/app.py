@@ -1,4 +1,4 @@
-"""``mbcl``: one thing at a time, in this process, without Ray."""
+"""The ``mbcl`` command: each subcommand does one job in this process, without Ray (except ``bench ray``)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ from mbcl.errors import ConfigError, MbclError
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    top = Parser(prog="mbcl", description="Contrastive learning where the batches are chosen: one thing at a time.")
+    """Build the argument parser of ``mbcl`` with all subcommands."""
+    top = Parser(
+        prog="mbcl",
+        description="Contrastive learning with a choice of which samples meet in a batch. Each command does one job.",
+    )
     top.add_argument("--version", action="version", version=f"mbcl {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_train(commands)
@@ -46,19 +49,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0, 1 failed, 2 bad input, 130 interrupted)."""
+    """Run one command and return its exit code: 0, 1 (failed), 2 (bad input) or 130 (interrupted)."""
     parsed = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    warnings.formatwarning = lambda message, *place, **more: f"note: {message}\n"
-    # A terminated run is an interrupted one: files are closed, the line that resumes it is printed.
-    # A shell that starts it in the background tells it to ignore SIGINT; an interrupt is an interrupt all the same.
+    warnings.formatwarning = lambda message, *args, **kwargs: f"note: {message}\n"
+    # SIGTERM is handled like SIGINT: files are closed, and the command that resumes the run is printed.
+    # SIGINT is set explicitly, because a shell starts background jobs with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run: Callable[[argparse.Namespace], int] = parsed.run
     try:
         return run(parsed)
     except ConfigError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun all processes of a machine read the same input
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun, only one process of a machine prints it
             sys.stderr.write(f"error: {error}\n")
         return EXIT_BAD_INPUT
     except MbclError as error:
@@ -81,14 +84,20 @@ def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="train one experiment in this process",
-        description="Train one experiment in this process, without Ray: a debugger's breakpoint works. Under torchrun "
-        "every process is one worker. An interrupted training goes on with --resume.",
+        description="Train one experiment in this process, without Ray, so that a debugger's breakpoint works. Under "
+        "torchrun, every process is one worker. --resume continues an interrupted training.",
     )
-    train.add_argument("--config", metavar="FILE", help="a space file (its `experiment` block is read) or that block")
-    train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="e.g. train.epochs=2")
-    train.add_argument("--out", metavar="DIR", default="results/train", help="where to write (default: %(default)s)")
-    train.add_argument("--resume", action="store_true", help="go on from the last good checkpoint in DIR")
-    train.add_argument("--quiet", action="store_true", help="print nothing but the result")
+    train.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file with an experiment, or a space file, whose `experiment` block is read",
+    )
+    train.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="override a key, e.g. train.epochs=2"
+    )
+    train.add_argument("--out", metavar="DIR", default="results/train", help="output folder (default: %(default)s)")
+    train.add_argument("--resume", action="store_true", help="continue from the last valid checkpoint in DIR")
+    train.add_argument("--quiet", action="store_true", help="print only the result")
     train.set_defaults(run=_train)
 
 
@@ -122,7 +131,7 @@ def _train(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         if world.rank == 0:
             start = ["torchrun", "--nproc-per-node", str(world.size), "-m"] if world.size > 1 else []
-            line = shlex.join([*start, "mbcl", "train", *_given(arguments), "--resume"])
+            line = shlex.join([*start, "mbcl", "train", *_train_options(arguments), "--resume"])
             sys.stderr.write(f"interrupted; what is finished is kept. To go on:\n  {line}\n")
         return EXIT_INTERRUPTED
     finally:
@@ -132,7 +141,7 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _given(arguments: argparse.Namespace) -> list[str]:
+def _train_options(arguments: argparse.Namespace) -> list[str]:
     config = ["--config", arguments.config] if arguments.config else []
     overrides = [word for override in arguments.set for word in ("--set", override)]
     return [*config, *overrides, "--out", arguments.out]
@@ -144,18 +153,20 @@ def _given(arguments: argparse.Namespace) -> list[str]:
 def _add_export(commands: Any) -> None:
     export = commands.add_parser(
         "export",
-        help="write a checkpoint's weights for other programs",
-        description="Write a checkpoint's encoder as safetensors and as a state dict with torchvision's names, the "
-        "whole model as safetensors, and export.json, which says what they are.",
+        help="export a checkpoint's weights for other programs",
+        description="Write the encoder of a checkpoint as safetensors and as a state dict with torchvision's names, "
+        "the whole model as safetensors, and export.json, which describes the files.",
     )
     export.add_argument(
         "--checkpoint",
         metavar="DIR",
         required=True,
-        help="the folder that training wrote (with checkpoints/ in it), or one checkpoint folder",
+        help="output folder of a training (it contains checkpoints/), or one checkpoint folder",
     )
-    export.add_argument("--best", action="store_true", help="the best validation retrieval, instead of the last one")
-    export.add_argument("--out", metavar="DIR", required=True, help="where to write; it must not hold an export yet")
+    export.add_argument(
+        "--best", action="store_true", help="export the checkpoint with the best validation retrieval, not the last one"
+    )
+    export.add_argument("--out", metavar="DIR", required=True, help="output folder; it must not contain an export yet")
     export.set_defaults(run=_export)
 
 
@@ -182,9 +193,9 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _add_report(commands: Any) -> None:
-    report = commands.add_parser("report", help="write a study's tables and report again")
+    report = commands.add_parser("report", help="write the tables and the report of a study again")
     report.add_argument(
-        "--results", metavar="DIR", required=True, help="the study's folder, for example results/samplers"
+        "--results", metavar="DIR", required=True, help="folder of the study, for example results/samplers"
     )
     report.set_defaults(run=_report)
 
@@ -220,11 +231,11 @@ def _bench_ray(arguments: argparse.Namespace) -> int:
 def _add_doctor(commands: Any) -> None:
     doctor = commands.add_parser(
         "doctor",
-        help="check that several workers train exactly as one",
-        description="Train every objective for some steps on 1, 2 and 4 gloo processes of this machine and print how "
-        "far loss, gradients and state are from those of a single process with the whole batch. Exit code 1 if an "
-        "error is beyond its bound: 1e-9 in float64; in float32 thirty times what one process rounds, measured against "
-        "float64. Takes a minute or two; no GPU needed.",
+        help="check that several workers train exactly like one",
+        description="Train every objective for a few steps on 1, 2 and 4 gloo processes of this machine, and print the "
+        "errors of loss, gradients and state relative to one process with the whole batch. The exit code is 1 if an "
+        "error exceeds its bound: 1e-9 in float64; in float32, thirty times the rounding error of one process, "
+        "measured against float64. Takes a minute or two and needs no GPU.",
     )
     doctor.add_argument(
         "--workers",
@@ -232,13 +243,13 @@ def _add_doctor(commands: Any) -> None:
         type=int,
         nargs="+",
         default=[1, 2, 4],
-        help="numbers of processes that share a batch of 16, a chunk of 8 (default: 1 2 4)",
+        help="numbers of processes that share a batch of 16, or a chunk of 8 (default: 1 2 4)",
     )
-    doctor.add_argument("--objectives", metavar="NAME", nargs="+", help="default: all")
+    doctor.add_argument("--objectives", metavar="NAME", nargs="+", help="objectives to check (default: all)")
     doctor.add_argument("--dtypes", choices=("float64", "float32"), nargs="+", default=["float64", "float32"])
     doctor.add_argument("--accumulation", choices=("none", "cached"), nargs="+", default=["none", "cached"])
-    doctor.add_argument("--steps", metavar="N", type=int, default=4, help="steps of each (default: %(default)s)")
-    doctor.add_argument("--out", metavar="DIR", help="write doctor.json there, too")
+    doctor.add_argument("--steps", metavar="N", type=int, default=4, help="steps of each case (default: %(default)s)")
+    doctor.add_argument("--out", metavar="DIR", help="also write doctor.json to this folder")
     doctor.set_defaults(run=_doctor)
 
 
@@ -259,14 +270,19 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _add_list(commands: Any) -> None:
-    listing = commands.add_parser("list", help="what can be named in a configuration, with parameters and defaults")
+    listing = commands.add_parser(
+        "list", help="list the names that a configuration can use, with parameters and defaults"
+    )
     listing.add_argument(
-        "kind", nargs="?", choices=("samplers", "objectives", "optimizers", "encoders", "datasets"), help="only these"
+        "kind",
+        nargs="?",
+        choices=("samplers", "objectives", "optimizers", "encoders", "datasets"),
+        help="list only this kind",
     )
     listing.add_argument(
         "name",
         nargs="?",
-        help="only this sampler, objective, optimizer or encoder, with all that its documentation says of it",
+        help="only this sampler, objective, optimizer or encoder, with its full documentation",
     )
     listing.set_defaults(run=_list)
 
@@ -284,9 +300,9 @@ def _list(arguments: argparse.Namespace) -> int:
 def _add_explain(commands: Any) -> None:
     explain = commands.add_parser(
         "explain",
-        help="what one sampler, objective, optimizer or encoder is, with parameters and defaults",
-        description="Say what a sampler, objective, optimizer or encoder is, and what each of its parameters means. "
-        "`mbcl list` shows the names; published ones and torchvision's architectures work, too.",
+        help="explain one sampler, objective, optimizer or encoder, with parameters and defaults",
+        description="Explain a sampler, objective, optimizer or encoder and each of its parameters. `mbcl list` shows "
+        "the names; published names and torchvision's architectures work, too.",
     )
     explain.add_argument("name", help="e.g. spectral, sogclr, lars, resnet18")
     explain.set_defaults(run=_explain)

@@ -1,4 +1,4 @@
-"""``mbcl data``: pack the images of a folder once, and check what a data set's folder holds."""
+"""``mbcl data``: pack the images of a folder into one file, and check the files of a data set."""
 
 from __future__ import annotations
 
@@ -14,41 +14,48 @@ if TYPE_CHECKING:
     from mbcl.data import ImageSet, Splits
     from mbcl.data.packs.folder_sets import Packed
 
-_SHARE = 0.1  # progress where nobody looks on: a line for every tenth
+_PROGRESS_STEP = 0.1  # without a terminal, print progress after each tenth of the images
 
 
 def add_data(commands: Any) -> None:
-    """Add ``data`` with what can be done to the commands."""
-    data = commands.add_parser("data", help="pack the images of a folder once; check a data set's files")
-    kinds = data.add_subparsers(title="what is done", metavar="WHAT", required=True)
+    """Add ``data`` with its subcommands to the commands."""
+    data = commands.add_parser("data", help="pack the images of a folder into one file; check the files of a data set")
+    kinds = data.add_subparsers(title="subcommands", metavar="WHAT", required=True)
     pack = kinds.add_parser(
         "pack",
-        help="decode the images of folders once, into one file",
-        description="Decode the images of a data set in folders once, into one file of bytes that is mapped into "
-        "memory; training, sweeps and evaluation then read no JPEG. It lies in the folder mbcl-pack of the data set "
-        "and is used by itself. If a file of the folder changes, a warning says so and the folder is read. A corrupted "
-        "set in folders gets one such file for each corruption and severity.",
+        help="decode the images of folders once and store them in one file",
+        description="Decode the images of a data set in folders once and store them in one file of bytes, which is "
+        "memory-mapped: training, sweeps and evaluation then decode no JPEG. The pack is stored in the data set's "
+        "folder mbcl-pack and is used automatically. If a file of the data set changes, the folder is read instead, "
+        "with a warning. A corrupted set in folders gets one such file for each corruption and severity.",
     )
-    _add_place(pack)
-    pack.add_argument("--out", metavar="DIR", help="the pack's folder, to be given as data.dir (default: see above)")
-    pack.add_argument("--force", action="store_true", help="pack again even if there is a whole pack of these files")
+    _add_source(pack)
+    pack.add_argument("--out", metavar="DIR", help="folder of the pack, to be given as data.dir (default: see above)")
+    pack.add_argument("--force", action="store_true", help="pack again even if a complete pack of these files exists")
     pack.set_defaults(run=_pack)
     check = kinds.add_parser(
         "check",
-        help="read a data set whole, and say what it holds",
-        description="Read every file of a data set and say what it holds: images and classes, what is not official, "
-        "images that are there twice, corruptions that are missing. Exit code 2 if a file is missing or damaged.",
+        help="read a whole data set and summarise its content",
+        description="Read every file of a data set and report images and classes, files that are not official, "
+        "duplicate images and missing corruptions. The exit code is 2 if a file is missing or damaged.",
     )
-    _add_place(check)
-    check.add_argument("--clean-dir", metavar="DIR", help="for a corrupted set: the folder of the clean one")
-    check.add_argument("--verify", choices=("warn", "strict"), default="warn", help="strict: only official files")
+    _add_source(check)
+    check.add_argument("--clean-dir", metavar="DIR", help="for a corrupted set: folder of the clean data set")
+    check.add_argument(
+        "--verify",
+        choices=("warn", "strict"),
+        default="warn",
+        help="strict refuses files that are not official (default: %(default)s)",
+    )
     check.set_defaults(run=_check)
 
 
-def _add_place(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", metavar="NAME", required=True, help="as `mbcl list datasets` has them")
-    command.add_argument("--data-dir", metavar="DIR", help="the folder of its files")
-    command.add_argument("--image-size", metavar="S", type=int, help="what image_folder brings images to, pixels")
+def _add_source(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", metavar="NAME", required=True, help="a name of `mbcl list datasets`")
+    command.add_argument("--data-dir", metavar="DIR", help="folder of its files")
+    command.add_argument(
+        "--image-size", metavar="S", type=int, help="size in pixels to which image_folder resizes and crops images"
+    )
 
 
 # -- pack ----------------------------------------------------------------------------------------------------------
@@ -76,16 +83,16 @@ def _pack(arguments: argparse.Namespace) -> int:
                 for packed in pack_corrupted(
                     arguments.data, dir=arguments.data_dir, on_progress=on_progress, **options
                 ):
-                    _say_packed(packed)
+                    _print_packed(packed)
             else:
-                _say_packed(folders.pack(request, on_progress=on_progress, **options))
+                _print_packed(folders.pack(request, on_progress=on_progress, **options))
     except OSError as error:
         what = f"{error.filename}: the pack cannot be written: {error.strerror}"
         raise ConfigError(f"{what}; --out chooses another folder") from error
     return 0
 
 
-def _say_packed(packed: Packed) -> None:
+def _print_packed(packed: Packed) -> None:
     if not packed.new:
         sys.stdout.write(f"{packed.path}: a whole pack of these files is there already; --force packs them again\n")
         return
@@ -100,18 +107,18 @@ def _say_packed(packed: Packed) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr where a person looks on, else a line now and then."""
+    """Show progress on stderr: a bar on a terminal, otherwise a line after each tenth."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        told = 0.0
+        last_printed = 0.0
 
         def line(done: int, num: int) -> None:
-            nonlocal told
-            if done == num or done >= told + _SHARE * num:
-                told = done
+            nonlocal last_printed
+            if done == num or done >= last_printed + _PROGRESS_STEP * num:
+                last_printed = done
                 sys.stderr.write(f"{done:,} of {num:,} images\n")
 
         yield line
@@ -138,32 +145,32 @@ def _check(arguments: argparse.Namespace) -> int:
             f"{title + ' part':14} {len(part):,} images of {side}, {len(counts)} classes of {int(counts.min()):,} to "
             f"{int(counts.max()):,}\n"
         )
-    for line in _twins(splits):
+    for line in _duplicate_lines(splits):
         sys.stdout.write(line + "\n")
     return 0
 
 
-def _twins(splits: Splits) -> Iterator[str]:
-    """Lines about images that are there more than once, byte for byte."""
-    places: dict[bytes, list[tuple[str, int, int]]] = defaultdict(list)
+def _duplicate_lines(splits: Splits) -> Iterator[str]:
+    """Describe images that occur more than once, byte for byte."""
+    places_by_digest: dict[bytes, list[tuple[str, int, int]]] = defaultdict(list)
     for title, part in (("training", splits.train), ("test", splits.test)):
         for row, (image, label) in enumerate(zip(part.images.numpy(), part.labels.tolist(), strict=True)):
-            places[hashlib.blake2b(image.tobytes(), digest_size=16).digest()].append((title, row, label))
-    repeated = [found for found in places.values() if len(found) > 1]
-    both = [found for found in repeated if len({title for title, _, _ in found}) > 1]
-    classes = [found for found in repeated if len({label for _, _, label in found}) > 1]
+            places_by_digest[hashlib.blake2b(image.tobytes(), digest_size=16).digest()].append((title, row, label))
+    repeated = [places for places in places_by_digest.values() if len(places) > 1]
+    across_parts = [places for places in repeated if len({title for title, _, _ in places}) > 1]
+    across_classes = [places for places in repeated if len({label for _, _, label in places}) > 1]
     yield f"{'twice':14} {len(repeated):,} images"
-    for words, found in (("in both parts", both), ("in two classes", classes)):
-        first = f", first {_named(splits, found[0])}" if found else ""
-        yield f"{words:14} {len(found):,} images{first}"
+    for title, duplicates in (("in both parts", across_parts), ("in two classes", across_classes)):
+        first = f", first {_describe(splits, duplicates[0])}" if duplicates else ""
+        yield f"{title:14} {len(duplicates):,} images{first}"
 
 
-def _named(splits: Splits, found: list[tuple[str, int, int]]) -> str:
+def _describe(splits: Splits, places: list[tuple[str, int, int]]) -> str:
     def name(part: ImageSet, row: int) -> str:
         return f" ({part.files[row]})" if part.files else ""
 
     parts = {"training": splits.train, "test": splits.test}
-    return " and ".join(f"{title} {row}{name(parts[title], row)} of class {label}" for title, row, label in found[:2])
+    return " and ".join(f"{title} {row}{name(parts[title], row)} of class {label}" for title, row, label in places[:2])
 
 
 def _check_corrupted(arguments: argparse.Namespace) -> int:
@@ -177,7 +184,7 @@ def _check_corrupted(arguments: argparse.Namespace) -> int:
     clean = load(CORRUPTED[arguments.data].clean, dir=arguments.clean_dir, verify=arguments.verify).test
     for corruption, severities in corrupted_available(arguments.data, arguments.data_dir).items():
         for severity in severities:
-            found = load_corrupted(
+            corrupted = load_corrupted(
                 arguments.data,
                 dir=arguments.data_dir,
                 corruption=corruption,
@@ -185,8 +192,8 @@ def _check_corrupted(arguments: argparse.Namespace) -> int:
                 clean=clean,
                 verify=arguments.verify,
             )
-            distance = (found.images.float() - clean.images.float()).abs().mean()
+            distance = (corrupted.images.float() - clean.images.float()).abs().mean()
             sys.stdout.write(
-                f"{corruption:18} {severity}  {len(found):,} images, {distance:.1f} of 255 from the clean ones\n"
+                f"{corruption:18} {severity}  {len(corrupted):,} images, {distance:.1f} of 255 from the clean ones\n"
             )
     return 0

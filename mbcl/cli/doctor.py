@@ -32,15 +32,15 @@ def examine(
     steps: int,
     out: str | None = None,
 ) -> bool:
-    """Run every combination, print the errors as they come, and say whether all are within their bounds.
+    """Certify every combination, print the errors, and return whether all are within their bounds.
 
     Args:
         workers: numbers of gloo processes.
-        objectives: names.
-        dtypes: ``float64``, ``float32``.
-        accumulations: ``none``, ``cached``.
-        steps: taken in each.
-        out: folder for ``doctor.json``, if anything is to be written.
+        objectives: registered names.
+        dtypes: of ``float64`` and ``float32``.
+        accumulations: of ``none`` and ``cached``.
+        steps: training steps of each case.
+        out: folder for ``doctor.json``; None writes no file.
 
     Raises:
         ConfigError: if a number of workers cannot share a batch or a chunk.
@@ -63,8 +63,8 @@ def examine(
     results = []
     for size in workers:
         with console.status(f"{size} gloo process{'es' if size > 1 else ''}, {len(cases)} cases"):
-            found = launch(_certify_all, size, cases)[0]
-        for case, errors in zip(cases, found, strict=True):
+            errors_by_case = launch(_certify_all, size, cases)[0]
+        for case, errors in zip(cases, errors_by_case, strict=True):
             console.print(_line(size, case, errors))
             results.append({"workers": size, **asdict(case), **asdict(errors), "within": errors.within})
     beyond = sum(not result["within"] for result in results)

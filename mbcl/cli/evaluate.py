@@ -1,4 +1,4 @@
-"""``mbcl evaluate``: any checkpoint, an export, several checkpoints of a training. Heavy imports come when it runs."""
+"""``mbcl evaluate``: evaluate one or several checkpoints of a training, or an export. Heavy imports are lazy."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from mbcl.io.store import Store
 
 EVALUATIONS = "evaluations"
-"""The folder that has one ``evaluation.json`` a checkpoint, where several are evaluated."""
+"""The folder with one ``evaluation.json`` for each checkpoint, if several are evaluated."""
 
 _DESCRIPTION = """\
-Evaluate the last good checkpoint of a trained experiment, or exported weights, and write evaluation.json beside them.
-Settings are those of the experiment's evaluation block, changed by these options. What an evaluation.json there holds
-already of the same weights, data and settings is not measured again, each metric by itself; one that was asked for with
-other settings is replaced, and a note says so. The folder of a sweep's trial needs --out: the sweep's tables are made
-from the evaluation.json that is there."""
+Evaluate the last valid checkpoint of a trained experiment, or exported weights, and write evaluation.json next to them.
+The settings are those of the experiment's evaluation block, changed by these options. A metric that an existing
+evaluation.json holds for the same weights, data and settings is not measured again. An evaluation.json with other
+settings is replaced, with a note. The folder of a sweep's trial needs --out, because the sweep's tables are made from
+the evaluation.json in it."""
 
 _KEYS = """\
 keys for --set:
-  similarity=cosine             of retrieval; dot as published
-  batch_size=512                images of a forward pass
+  similarity=cosine             similarity of retrieval; dot as published
+  batch_size=512                images per forward pass
   corrupted.meanings=[within, clean]
-                                within one image, as published; against the clean originals
+                                within the versions of one image, as published; against the clean originals
   corrupted.corruptions=[fog, snow]
-                                all fifteen by default, or all that an official set holds
+                                default: all fifteen, or all that an official set holds
   knn.k=20, knn.weighting=similarity, knn.temperature=0.07
   probe.penalties=[1.0, 0.1, 0.01, 0.001, 0.0001], probe.held_out=0.2
 
@@ -44,10 +44,10 @@ examples:
 
 
 def add_evaluate(commands: Any) -> None:
-    """Add the command to a parser's sub-commands."""
+    """Add ``evaluate`` to the commands."""
     evaluate = commands.add_parser(
         "evaluate",
-        help="evaluate a checkpoint",
+        help="evaluate checkpoints or an export",
         description=_DESCRIPTION,
         epilog=_KEYS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -56,41 +56,53 @@ def add_evaluate(commands: Any) -> None:
         "--checkpoint",
         metavar="DIR",
         required=True,
-        help="the folder that training wrote (with checkpoints/ in it), one checkpoint folder, or an export",
+        help="output folder of a training (it contains checkpoints/), one checkpoint folder, or an export",
     )
     evaluate.add_argument(
         "--epochs",
         metavar="N",
         type=int,
         nargs="+",
-        help="the checkpoints after so many epochs each, into evaluations/NAME/; 0 or -1 for the initial weights",
+        help="evaluate the checkpoints after these epochs, each into evaluations/NAME/; 0 or -1: the initial weights",
     )
     evaluate.add_argument(
-        "--metrics", metavar="NAME", nargs="+", help="of retrieval, corrupted, knn, probe, repr (default: as trained)"
+        "--metrics",
+        metavar="NAME",
+        nargs="+",
+        help="any of retrieval, corrupted, knn, probe, repr (default: those of the experiment)",
     )
-    evaluate.add_argument("--corrupted", action="store_true", help="corrupted retrieval besides the other metrics")
-    evaluate.add_argument("--severity", metavar="N", type=int, nargs="+", help="of corruptions, 1 to 5 (default: all)")
+    evaluate.add_argument("--corrupted", action="store_true", help="add corrupted retrieval to the other metrics")
     evaluate.add_argument(
-        "--corrupted-dir", metavar="DIR", help="the data set's official corrupted version (default: made as needed)"
+        "--severity", metavar="N", type=int, nargs="+", help="severities of the corruptions, 1 to 5 (default: all)"
     )
-    evaluate.add_argument("--baselines", metavar="NAME", nargs="+", help="beside them: random weights, raw pixels")
+    evaluate.add_argument(
+        "--corrupted-dir",
+        metavar="DIR",
+        help="folder of the data set's official corrupted version (default: images are corrupted as needed)",
+    )
+    evaluate.add_argument(
+        "--baselines",
+        metavar="NAME",
+        nargs="+",
+        help="also evaluate baselines: random (random weights), pixels (raw pixels)",
+    )
     evaluate.add_argument(
         "--split",
         metavar="NAME",
-        help="test, validation, or train: the images trained on, as published but without the validation split's",
+        help="test, validation or train; train: the training images, as published but without the validation split",
     )
     evaluate.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="a key of the evaluation block"
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="override a key of the evaluation block"
     )
-    evaluate.add_argument("--data", metavar="NAME", help="another data set than the one trained on")
-    evaluate.add_argument("--data-dir", metavar="DIR", help="where the data lie on this machine")
+    evaluate.add_argument("--data", metavar="NAME", help="another data set than that of the training")
+    evaluate.add_argument("--data-dir", metavar="DIR", help="folder of the data on this machine")
     evaluate.add_argument(
         "--out",
         metavar="DIR",
-        help="where evaluation.json goes (default: beside the checkpoints; to be given for the trial of a sweep)",
+        help="folder of evaluation.json (default: that of the checkpoints; required for the trial of a sweep)",
     )
     evaluate.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    evaluate.add_argument("--force", action="store_true", help="evaluate even if that was done already")
+    evaluate.add_argument("--force", action="store_true", help="evaluate again even if the result exists")
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -111,10 +123,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     out = open_store(arguments.out or folder)
     names = of_epochs(store, arguments.epochs) if arguments.epochs else [checkpoint]
     experiments: dict[str, Experiment] = {}
-    for name in names:  # all are read before the first is evaluated: a damaged one is refused at once
+    for name in names:  # read all before the first evaluation, so that a damaged one is refused at once
         weights = find_weights(store, None if name == INITIAL else name)
         experiments[name or weights.name] = weights.experiment
-    name_of_data, data_dir = _official(arguments)
+    name_of_data, data_dir = _data_and_folder(arguments)
     settings = _settings(next(iter(experiments.values())), arguments)
     load = lru_cache(maxsize=1)(load_data)  # once for all checkpoints
     results = {
@@ -129,7 +141,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             force=arguments.force,
             load=load,
             log=lambda line: sys.stderr.write(f"{line}\n"),
-            before=_before,
+            before=_check_out,
         )
         for name, experiment in experiments.items()
     }
@@ -138,11 +150,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _before(out: Store, earlier: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse a folder that is not to be written into, and say what of an earlier evaluation will be gone.
+def _check_out(out: Store, earlier: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
+    """Refuse an output folder that must not be written, and print a note if an earlier evaluation will be replaced.
 
     Raises:
-        ConfigError: if the folder cannot be written, or is that of a sweep's trial.
+        ConfigError: if the folder cannot be written, or belongs to a trial of a sweep.
     """
     from mbcl.evaluation import EVALUATION_FILE
     from mbcl.io.store import check_writable
@@ -154,16 +166,16 @@ def _before(out: Store, earlier: Mapping[str, Any], asked: Mapping[str, Any]) ->
             f"another folder with --out"
         )
     check_writable(out, "--out")
-    gone = _gone(earlier, asked)
-    if gone:
+    lost = _lost_requests(earlier, requested)
+    if lost:
         sys.stderr.write(
-            f"note: {out.uri}/{EVALUATION_FILE} will be replaced, which was asked for with {', '.join(gone)}; another "
+            f"note: {out.uri}/{EVALUATION_FILE} will be replaced, which was asked for with {', '.join(lost)}; another "
             f"--out keeps both\n"
         )
 
 
 def _study_of(out: Store) -> str | None:
-    """The study of which a folder is a trial's, ``STUDY/trials/ID``; None if it is none."""
+    """Return the study to which a trial's folder ``STUDY/trials/ID`` belongs; None for any other folder."""
     from mbcl.io.store import open_store
     from mbcl.study.record import STUDY_FILE
 
@@ -175,21 +187,21 @@ def _study_of(out: Store) -> str | None:
     return study if study and open_store(study).exists(STUDY_FILE) else None
 
 
-def _gone(earlier: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What an earlier evaluation was asked for and is not now, in words; more metrics take nothing away."""
-    then, now = ({**each, **each.get("settings", {})} for each in (earlier, asked))
-    words = []
+def _lost_requests(earlier: Mapping[str, Any], requested: Mapping[str, Any]) -> list[str]:
+    """Describe the requests of an earlier evaluation that the new one drops or changes; added metrics drop nothing."""
+    then, now = ({**request, **request.get("settings", {})} for request in (earlier, requested))
+    lost = []
     for key, value in then.items():
         if key == "settings" or value == now.get(key):
             continue
         if key in ("metrics", "baselines") and set(value) <= set(now[key]):
             continue
-        words.append(f"{key} {value if isinstance(value, str) else json.dumps(value)}")
-    return words
+        lost.append(f"{key} {value if isinstance(value, str) else json.dumps(value)}")
+    return lost
 
 
-def _official(arguments: argparse.Namespace) -> tuple[str | None, str | None]:
-    """Data set and folder; an official corrupted set stands for its clean one, and for ``--corrupted``."""
+def _data_and_folder(arguments: argparse.Namespace) -> tuple[str | None, str | None]:
+    """Return data set and folder. An official corrupted set is read as its clean one with ``--corrupted``."""
     from mbcl.data import CORRUPTED
 
     name, folder = arguments.data, arguments.data_dir
@@ -202,7 +214,7 @@ def _official(arguments: argparse.Namespace) -> tuple[str | None, str | None]:
 
 
 def _settings(experiment: Experiment, arguments: argparse.Namespace) -> Evaluation:
-    """The experiment's evaluation block, changed by the options; ``--set`` counts last."""
+    """Return the experiment's evaluation block, changed by the options; ``--set`` takes precedence."""
     from mbcl.config.base import apply_overrides, validate
     from mbcl.config.experiment import Evaluation
 
@@ -225,7 +237,7 @@ def _settings(experiment: Experiment, arguments: argparse.Namespace) -> Evaluati
 
 
 def _data(experiment: Experiment, name: str | None, folder: str | None) -> Data:
-    """The images: those that were trained on, in another folder if one is given, or another data set, whole."""
+    """Return the data block: the training's, optionally in another folder, or another data set as a whole."""
     from mbcl.config.base import validate
     from mbcl.config.experiment import Data
     from mbcl.data import DATASETS

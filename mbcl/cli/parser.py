@@ -1,4 +1,4 @@
-"""Command lines whose errors are one line, like all others."""
+"""An argument parser whose errors are one line, like all other errors of mbcl."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ EXIT_INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with an error of one line."""
+    """An argument parser that prints its errors as one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where help is; exit code 2."""
+        """Print the error with a reference to ``--help`` and exit with code 2."""
         self.exit(EXIT_BAD_INPUT, f"error: {message} (see {self.prog} --help)\n")

@@ -1,4 +1,4 @@
-"""The command line of ``mbcl synthetic``. What computes is imported only when it runs."""
+"""The command line of ``mbcl synthetic``. The computation is imported lazily, so that ``--help`` stays fast."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ def add_synthetic(commands: Any, write_report: WriteReport) -> None:
 
     Args:
         commands: argparse's subparsers.
-        write_report: writes what was found into a folder; it stands in a layer above.
+        write_report: writes the outcome into a folder. The caller provides it, because the report is a layer above.
     """
     synthetic = commands.add_parser(
         "synthetic",
-        help="points on a sphere, moved directly: samplers against the optimum that theory knows",
+        help="compare samplers with the known optimum, by direct optimisation of points on a sphere",
         description="Move N points on a sphere by plain SGD on the CLIP loss (no temperature) of the batches that "
-        "samplers choose, all from the same starts, and compare them with the optimum: curves against steps, updates "
-        "and samples seen, final Gram matrices, a table, and a page with all of it.",
+        "samplers choose, all from the same starting points, and compare the results with the optimum. The output is "
+        "curves against steps, updates and samples seen, final Gram matrices, a table, and a page with all of them.",
     )
     add = synthetic.add_argument
-    add("--n", metavar="N", type=int, default=8, help="samples (default: %(default)s)")
+    add("--n", metavar="N", type=int, default=8, help="number of samples (default: %(default)s)")
     add("--dim", metavar="D", type=int, help="dimensions (default: 2 N; the published study has 2 N and N / 2)")
-    add("--batch-size", metavar="B", type=int, nargs="+", default=[2], help="one or several (default: 2)")
-    add("--steps", metavar="N", type=int, default=2000, help="of every method (default: %(default)s)")
+    add("--batch-size", metavar="B", type=int, nargs="+", default=[2], help="one or several batch sizes (default: 2)")
+    add("--steps", metavar="N", type=int, default=2000, help="steps of every method (default: %(default)s)")
     add(
         "--samplers",
         metavar="SPEC",
         nargs="+",
         default=list(SAMPLERS),
-        help="NAME or NAME:KEY=VALUE,KEY=VALUE as `mbcl list samplers` has them, or published names: f s full NcB "
-        f"osgd_NcB sc_even (default: {' '.join(SAMPLERS)})",
+        help="NAME or NAME:KEY=VALUE,KEY=VALUE, see `mbcl list samplers`, or published names: f s full NcB osgd_NcB "
+        f"sc_even (default: {' '.join(SAMPLERS)})",
     )
-    add("--seeds", metavar="N", type=int, default=5, help="how many (default: %(default)s)")
-    add("--first-seed", metavar="N", type=int, default=0, help="seeds count from here (default: %(default)s)")
-    add("--lr", metavar="RATE", type=float, default=0.5, help="of SGD (default: %(default)s)")
-    add("--accumulate", choices=("sum", "mean"), help="one update a step, on the sum or mean of its batches' losses")
+    add("--seeds", metavar="N", type=int, default=5, help="number of seeds (default: %(default)s)")
+    add("--first-seed", metavar="N", type=int, default=0, help="the first of the seeds (default: %(default)s)")
+    add("--lr", metavar="RATE", type=float, default=0.5, help="learning rate of SGD (default: %(default)s)")
+    add("--accumulate", choices=("sum", "mean"), help="one update per step, on the sum or mean of its batches' losses")
     add("--equal-init", action="store_true", help="u and v of a sample start at the same point")
     add(
         "--log-every", metavar="N", type=int, default=100, help="steps between points of a curve (default: %(default)s)"
@@ -56,17 +56,17 @@ def add_synthetic(commands: Any, write_report: WriteReport) -> None:
     add(
         "--published-points",
         action="store_true",
-        help="log osgd_exhaustive after the first update of a step, as the published program does, not after the last",
+        help="log osgd_exhaustive after the first update of a step, as the published program does, instead of the last",
     )
     add(
         "--restarts",
         metavar="N",
         type=int,
         default=16,
-        help="where no optimum is known: random starts from which the least loss is looked for (default: %(default)s)",
+        help="where no optimum is known: random restarts of the search for the least loss (default: %(default)s)",
     )
-    add("--overwrite", action="store_true", help="replace a synthetic study that is in DIR already")
-    add("--out", metavar="DIR", default="results/synthetic-study", help="where to write (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace an existing synthetic study in DIR")
+    add("--out", metavar="DIR", default="results/synthetic-study", help="output folder (default: %(default)s)")
     synthetic.set_defaults(run=lambda arguments: _synthetic(arguments, write_report))
 
 
@@ -75,13 +75,13 @@ def _synthetic(arguments: argparse.Namespace, write_report: WriteReport) -> int:
     from mbcl.console.stages import Stages
     from mbcl.functional import check_count
     from mbcl.io.store import open_store
-    from mbcl.synthetic.settings import MOST_SEEDS, Settings
+    from mbcl.synthetic.settings import MAX_SEEDS, Settings
     from mbcl.synthetic.study import run
     from mbcl.synthetic.table import show
 
     first = check_count("--first-seed", arguments.first_seed, least=0)
-    if check_count("--seeds", arguments.seeds) > MOST_SEEDS:
-        raise ConfigError(f"--seeds {arguments.seeds}: allowed are at most {MOST_SEEDS:,}")
+    if check_count("--seeds", arguments.seeds) > MAX_SEEDS:
+        raise ConfigError(f"--seeds {arguments.seeds}: allowed are at most {MAX_SEEDS:,}")
     if first + arguments.seeds > 2**63:
         raise ConfigError(
             f"--first-seed must be at most 2^63 - {arguments.seeds}, so that all seeds are, found {first}"
@@ -112,7 +112,7 @@ def _synthetic(arguments: argparse.Namespace, write_report: WriteReport) -> int:
         outcome = run(settings, progress=stages)
         stages.begin("writing")
         if arguments.overwrite:
-            store.delete("plots")  # figures of methods that are no longer there
+            store.delete("plots")  # stale figures of methods that are no longer in the study
         write_report(store, outcome)
     show(outcome)
     sys.stdout.write(f"page: {store.uri}/report.html\n")
@@ -120,21 +120,21 @@ def _synthetic(arguments: argparse.Namespace, write_report: WriteReport) -> int:
 
 
 def _check_writable(store: Store) -> None:
-    """Refuse a folder of this machine that cannot be written, before hours are spent on what belongs there."""
+    """Refuse a local folder that cannot be written, before the study takes hours (fail fast)."""
     from mbcl.io.store import LocalStore
 
     if isinstance(store, LocalStore):
-        there = next(folder for folder in (store.folder, *store.folder.parents) if folder.exists())
-        if not os.access(there, os.W_OK | os.X_OK):
+        existing = next(folder for folder in (store.folder, *store.folder.parents) if folder.exists())
+        if not os.access(existing, os.W_OK | os.X_OK):
             raise ConfigError(f"{store.uri}: cannot be written; choose another --out")
 
 
 def _check_free(store: Store, overwrite: bool) -> None:
-    """Refuse a folder that holds something, unless it is a synthetic study that may be replaced."""
+    """Refuse a folder that is not empty, unless it holds a synthetic study that may be replaced."""
     from mbcl.synthetic.records import RECORD
 
-    held = store.list()
-    if RECORD in held and not overwrite:
+    files = store.list()
+    if RECORD in files and not overwrite:
         raise ConfigError(f"{store.uri}: holds a synthetic study already; add --overwrite, or choose another --out")
-    if held and RECORD not in held:
-        raise ConfigError(f"{store.uri}: holds other files ({held[0]}); choose another --out")
+    if files and RECORD not in files:
+        raise ConfigError(f"{store.uri}: holds other files ({files[0]}); choose another --out")

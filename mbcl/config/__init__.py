@@ -1,1 +1,1 @@
-"""Configuration: YAML to checked settings, and everything that a configuration can name."""
+"""Configuration: from YAML to validated settings, and the components that a configuration can name."""

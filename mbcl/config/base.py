@@ -1,4 +1,4 @@
-"""YAML in, validated models out, and every mistake one line: the key, what was found, what is allowed."""
+"""Loading of YAML into validated models. Each mistake is one line: the key, the value found, the values allowed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mbcl.errors import ConfigError, nearest
 
 
 class ConfigModel(BaseModel):
-    """A block of a configuration: immutable, typed strictly, unknown keys refused."""
+    """Base class of configuration blocks: immutable, strictly typed, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -27,13 +27,13 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, which YAML's own loader resolves silently."""
+    """A safe YAML loader that refuses duplicate keys; PyYAML's own loader silently takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
-                continue  # `<<: *base`; what it brings may be given again
+                continue  # `<<: *base`; its keys may be overridden
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
@@ -42,23 +42,23 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 takes 1e-4 for a word, since it has no point; everybody means a number.
+# YAML 1.1 reads 1e-4, which has no decimal point, as a string; users mean a float.
 _UniqueKeys.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The content of a YAML text.
+    """Parse a YAML text.
 
     Raises:
-        ConfigError: if it is not YAML; the text names the source and the line.
+        ConfigError: if the text is not YAML; the message names the source and the line.
     """
     try:
         content = yaml.load(text, _UniqueKeys)  # noqa: S506  # a SafeLoader
-        json.dumps(content, default=str)  # an alias inside its own anchor has no end
+        json.dumps(content, default=str)  # raises for an alias inside its own anchor, an endless structure
         return content
-    except (ValueError, OverflowError) as error:  # a date that is none, a number beyond all limits
+    except (ValueError, OverflowError) as error:  # an impossible date, a number out of range, a recursive alias
         raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ConfigError(f"{source}: not YAML: nested too deeply") from error
@@ -70,7 +70,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+    """Read the mapping that a YAML file holds.
 
     Raises:
         ConfigError: if the file cannot be read, is not YAML, is empty or is not a mapping.
@@ -92,10 +92,10 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
 
 
 def set_path(content: dict[str, Any], path: str, value: Any) -> None:
-    """Set a dotted path in a nested mapping, in place; blocks on the way are made.
+    """Set a dotted path in a nested mapping in place; missing blocks are created.
 
     Raises:
-        ConfigError: if the path runs through something that is not a block.
+        ConfigError: if the path is malformed, or runs through a value that is not a block.
     """
     *parents, last = path.split(".")
     block = content
@@ -114,7 +114,7 @@ def apply_overrides(content: dict[str, Any], overrides: list[str]) -> None:
     """Apply ``KEY=VALUE`` strings (dotted path, YAML value) in place.
 
     Raises:
-        ConfigError: if one is not of that form.
+        ConfigError: if a string is not of this form, or its path cannot be set.
     """
     for override in overrides:
         path, separator, text = override.partition("=")
@@ -128,7 +128,7 @@ def apply_overrides(content: dict[str, Any], overrides: list[str]) -> None:
 
 
 def _describe(model: type[BaseModel] | None, error: ErrorDetails) -> str:
-    """One pydantic error as ``key: problem``."""
+    """Format one pydantic error as ``key: problem``."""
     path = ".".join(str(part) for part in error["loc"])
     cause = (error.get("ctx") or {}).get("error")
     if isinstance(cause, ConfigError):
@@ -144,13 +144,13 @@ def _describe(model: type[BaseModel] | None, error: ErrorDetails) -> str:
         return f"{path}: unknown key; {nearest(str(error['loc'][-1]), known)}"
     if error["type"] == "missing":
         return f"{path}: this key is missing"
-    found = error.get("input")
+    value = error.get("input")
     message = error["msg"].removeprefix("Value error, ")
-    return f"{path}: {message}, found {found!r}" if path else message
+    return f"{path}: {message}, found {value!r}" if path else message
 
 
 def _known_keys(model: type[BaseModel] | None, location: tuple[int | str, ...]) -> list[str]:
-    """The keys that were allowed where an unknown one stood."""
+    """Return the allowed keys of the block in which an unknown key was found."""
     for part in location[:-1]:
         field = model.model_fields.get(str(part)) if model else None
         annotation = field.annotation if field else None
@@ -159,28 +159,28 @@ def _known_keys(model: type[BaseModel] | None, location: tuple[int | str, ...]) 
 
 
 def validate(model: type[M], content: Any, source: str) -> M:
-    """``content`` as a model.
+    """Validate ``content`` as a model.
 
     Raises:
-        ConfigError: one line with the source, the first wrong key, what was found and what is allowed.
+        ConfigError: one line with the source, the first wrong key, the value found and the values allowed.
     """
     try:
         return model.model_validate(content)
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        # An unknown key is usually a typo of a missing one: it is the better message.
+        # An unknown key is usually a misspelled one, so it explains a missing key better than "missing" does.
         first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise ConfigError(f"{source}: {_describe(model, first)}{more}") from error
+        remainder = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise ConfigError(f"{source}: {_describe(model, first)}{remainder}") from error
 
 
 @cache
 def parameters_model(part: Callable[..., Any], provided: frozenset[str]) -> type[BaseModel]:
-    """The schema of a part's parameters, read off the signature of its class or factory.
+    """Create the pydantic model of a component's parameters from the signature of its class or factory.
 
     Args:
         part: a registered class or factory with annotated keyword-only parameters.
-        provided: parameters that the experiment fills in itself, such as ``batch_size``.
+        provided: parameters that the experiment supplies itself, such as ``batch_size``.
     """
     target = part.func if isinstance(part, partial) else part
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
@@ -194,7 +194,7 @@ def parameters_model(part: Callable[..., Any], provided: frozenset[str]) -> type
 
 
 class PathConfigError(ConfigError):
-    """A mistake inside a part's block; ``path`` is the key within the block."""
+    """A mistake inside a component's block; ``path`` is the key within the block."""
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(message)
@@ -204,14 +204,14 @@ class PathConfigError(ConfigError):
 def validate_parameters(
     part: Callable[..., Any], parameters: Mapping[str, Any], provided: frozenset[str]
 ) -> dict[str, Any]:
-    """The parameters of a part with defaults filled in.
+    """Validate the parameters of a component and fill in defaults.
 
     Raises:
         PathConfigError: for the first wrong parameter.
     """
     model = parameters_model(part, provided)
     try:
-        # Through JSON, where a list may stand for a tuple and all else stays strict.
+        # In JSON mode, strict validation accepts a list for a tuple; all other types stay strict.
         return model.model_validate_json(json.dumps(dict(parameters), default=str)).model_dump(mode="json")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -221,30 +221,30 @@ def validate_parameters(
 
 
 class Component(dict[str, Any]):
-    """A registered part with its parameters: ``{name: spectral, k: 4}``, resolved to canonical name and defaults."""
+    """A component with its parameters: ``{name: spectral, k: 4}``, resolved to canonical name and defaults."""
 
     @property
     def name(self) -> str:
-        """The canonical name of the part."""
+        """The canonical name of the component."""
         return str(self["name"])
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters of the part, without its name."""
+        """The parameters of the component, without its name."""
         return {key: value for key, value in self.items() if key != "name"}
 
 
 Finder = Callable[[str], tuple[str, Callable[..., Any]]]
-"""The canonical name and the class or factory behind a name."""
+"""A function from a name to its canonical name and its class or factory."""
 
 
 def _resolver(find: Finder, *provided: str, fill: bool) -> Callable[[Any], Component]:
-    """A validator that turns a block with a name into a :class:`Component`.
+    """Return a validator that turns a block with a name into a :class:`Component`.
 
     Args:
-        find: knows the parts of one kind.
-        provided: parameters that the experiment fills in itself.
-        fill: whether parameters that are not given get their defaults; if not, the part has those that are given.
+        find: looks up the components of one kind.
+        provided: parameters that the experiment supplies itself.
+        fill: whether omitted parameters get their defaults; if not, the component has only the given ones.
     """
 
     def resolve(block: Any) -> Component:
@@ -259,5 +259,5 @@ def _resolver(find: Finder, *provided: str, fill: bool) -> Callable[[Any], Compo
 
 
 def component(find: Finder, *provided: str, fill: bool = True) -> Any:
-    """The type of a field that names a part; see :func:`_resolver`."""
+    """Return the annotated type of a field that names a component; see :func:`_resolver`."""
     return Annotated[Any, BeforeValidator(_resolver(find, *provided, fill=fill)), PlainSerializer(dict)]

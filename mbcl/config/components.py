@@ -1,4 +1,4 @@
-"""The parts of an experiment that registries build, by their keys. A registry loads late: it brings torch along."""
+"""The components of an experiment by their keys. Registries are imported lazily, because they import torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMPONENTS = {
 
 
 def registry_of(part: str) -> Registry[Any]:
-    """What builds a part.
+    """Return the registry of a kind of component.
 
     Args:
         part: a key of :data:`COMPONENTS`.
@@ -29,7 +29,7 @@ def registry_of(part: str) -> Registry[Any]:
 
 
 def canonical(part: str, name: str) -> str:
-    """Our name behind a published one; a name that nobody knows as it is, to be refused where it is used."""
+    """Return the canonical name of a published one. An unknown name is returned unchanged and refused when used."""
     try:
         return registry_of(part).canonical(name)
     except ConfigError:
@@ -37,14 +37,14 @@ def canonical(part: str, name: str) -> str:
 
 
 def defaults(part: str, name: str) -> dict[str, Any] | None:
-    """The parameters of a part of that name with their defaults, ``inspect.Parameter.empty`` for those without one.
+    """Return the parameters of a component with their defaults, ``inspect.Parameter.empty`` for required ones.
 
     Returns:
-        None if no part is called so.
+        None if no component has this name.
     """
     try:
         factory = registry_of(part)[name]
     except ConfigError:
         return None
-    found = inspect.signature(factory).parameters.values()
-    return {parameter.name: parameter.default for parameter in found if parameter.kind is parameter.KEYWORD_ONLY}
+    parameters = inspect.signature(factory).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}

@@ -1,4 +1,4 @@
-"""The ``evaluation`` block of an experiment: what is measured once, at the end."""
+"""The ``evaluation`` block of an experiment: the measurements after training."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from mbcl.errors import nearest
 
 Metric = Literal["retrieval", "corrupted", "knn", "probe", "repr"]
 Baseline = Literal["random", "pixels"]
-_CLASS_METRICS = ("knn", "probe")
+_CLASSIFIER_METRICS = ("knn", "probe")
 
 
-def _refuse_twice(key: str, values: Sequence[object]) -> None:
-    for place, value in enumerate(values):
-        if value in values[:place]:
+def _refuse_duplicates(key: str, values: Sequence[object]) -> None:
+    for index, value in enumerate(values):
+        if value in values[:index]:
             raise PathConfigError(key, f"{value!r} is given twice")
 
 
 class Corrupted(ConfigModel):
     """Retrieval under corruption.
 
-    ``meanings``: ``within``, as published: among the corrupted versions of one image, view 1 of a corruption must find
-    view 2 of the same one. ``clean``: a corrupted image must find its original among all images.
+    ``meanings``: the retrieval tasks. ``within``, as published: among the corrupted versions of one image, view 1 of a
+    corruption must find view 2 of the same corruption. ``clean``: a corrupted image must find its original among all
+    images.
 
-    ``severities``: of 1 to 5. ``corruptions``: all by default.
+    ``severities``: any of 1 to 5. ``corruptions``: null for all.
 
-    ``dir``: the folder of the data set's official corrupted version, whose own corruptions are then all by default;
-    without it images are corrupted as they are needed.
+    ``dir``: the folder of the data set's official corrupted version; null then means all corruptions of that version.
+    Without ``dir``, images are corrupted as needed.
     """
 
     meanings: list[Literal["within", "clean"]] = Field(default=["within", "clean"], min_length=1)
@@ -42,7 +43,7 @@ class Corrupted(ConfigModel):
     @model_validator(mode="after")
     def _corruptions_fit(self) -> Corrupted:
         for key in ("meanings", "severities", "corruptions"):
-            _refuse_twice(key, getattr(self, key) or [])
+            _refuse_duplicates(key, getattr(self, key) or [])
         if self.corruptions is None:
             return self
         unknown = [name for name in self.corruptions if name not in CORRUPTIONS]
@@ -68,7 +69,7 @@ class Neighbours(ConfigModel):
 class Probe(ConfigModel):
     """The linear probe, logistic regression; see :func:`mbcl.metrics.choose_probe`.
 
-    ``penalties``: to choose from, by the accuracy on the share ``held_out`` of the training features.
+    ``penalties``: the candidates; the best accuracy on the share ``held_out`` of the training features decides.
     """
 
     penalties: list[Annotated[float, Field(gt=0)]] = Field(default=[1.0, 0.1, 0.01, 0.001, 0.0001], min_length=1)
@@ -76,17 +77,17 @@ class Probe(ConfigModel):
 
 
 class Evaluation(ConfigModel):
-    """What is measured once, at the end.
+    """The measurements after training, made once.
 
-    ``split``: the images that are measured; the published evaluation took all training images, ``train`` are those
-    without the validation split.
+    ``split``: the images to measure. ``train`` has the training images without the validation split; the published
+    evaluation took all of them.
 
-    ``metrics``: ``retrieval``, ``corrupted``, ``knn``, ``probe``, ``repr``. The classifiers are fitted on the features
-    of the training images.
+    ``metrics``: any of ``retrieval``, ``corrupted``, ``knn``, ``probe``, ``repr``. The classifiers, ``knn`` and
+    ``probe``, are fitted on the features of the training images.
 
-    ``similarity``: of retrieval; ``dot`` as published.
+    ``similarity``: the similarity of retrieval; ``dot`` as published.
 
-    ``baselines``: the same metrics of the ``random`` initial weights (published as epoch -1) and of raw ``pixels``.
+    ``baselines``: the same metrics for the ``random`` initial weights (published as epoch -1) and for raw ``pixels``.
     """
 
     split: Literal["test", "validation", "train"] = "test"
@@ -100,9 +101,9 @@ class Evaluation(ConfigModel):
 
     @model_validator(mode="after")
     def _keys_fit(self) -> Evaluation:
-        _refuse_twice("metrics", self.metrics)
-        _refuse_twice("baselines", self.baselines)
-        fitted = [metric for metric in self.metrics if metric in _CLASS_METRICS]
+        _refuse_duplicates("metrics", self.metrics)
+        _refuse_duplicates("baselines", self.baselines)
+        fitted = [metric for metric in self.metrics if metric in _CLASSIFIER_METRICS]
         if fitted and self.split == "train":
             raise PathConfigError(
                 "split", f"found train, the images that {fitted[0]} is fitted on; allowed with it: test, validation"

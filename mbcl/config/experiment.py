@@ -1,4 +1,4 @@
-"""The configuration of one experiment: pretrain an encoder on batches that a sampler chose, then evaluate it."""
+"""The configuration of one experiment: pretraining of an encoder on a sampler's batches, then its evaluation."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from mbcl.samplers import OSGD, SAMPLERS, Sampler
 from mbcl.samplers import build as build_sampler
 
 
-def _in(registry: Registry[Any]) -> Finder:
+def _finder(registry: Registry[Any]) -> Finder:
     return lambda name: (registry.canonical(name), registry[name])
 
 
 class Data(ConfigModel):
-    """Which images, and how they are split.
+    """The data set and its splits.
 
-    ``verify``: whether what is not official (checksums, counts), or has changed since it was packed, is a warning
-    (``warn``) or an error (``strict``).
+    ``verify``: whether files that are not official (checksums, counts), or have changed since they were packed, cause a
+    warning (``warn``) or an error (``strict``).
     """
 
     name: str = "digits"
@@ -53,7 +53,7 @@ class Data(ConfigModel):
 
 
 class Projector(ConfigModel):
-    """The head between features and projections (published: 2 layers, 2048, 128); the encoder's activation if null."""
+    """The head from features to projections (published: 2 layers, 2048, 128). Null ``activation``: the encoder's."""
 
     layers: int = Field(default=2, ge=1, le=4)
     hidden: int = Field(default=2048, ge=1)
@@ -62,22 +62,23 @@ class Projector(ConfigModel):
 
 
 class Schedule(ConfigModel):
-    """The learning rate over the epochs."""
+    """The learning-rate schedule over the epochs."""
 
     warmup_epochs: float = Field(default=10, ge=0)
     scale_lr: Literal["sqrt", "linear", "none"] = "sqrt"
 
 
 class EmbeddingSource(ConfigModel):
-    """How the embeddings that a sampler plans on are made.
+    """The source of the embeddings from which a sampler plans.
 
-    ``fresh``: a forward pass over all samples with the current weights. ``cached``: what the training steps of the
-    epochs before computed anyway (the first plan of a training is fresh), so that planning costs no forward pass.
+    ``source``: ``fresh`` is a forward pass over all samples with the current weights. ``cached`` reuses the embeddings
+    that the training steps of earlier epochs computed anyway, so that planning costs no forward pass; the first plan of
+    a training is fresh.
 
-    ``refresh`` matters to plans that are shorter than an epoch (``osgd``). ``round``: each of them is made from
-    embeddings of its own, as published. ``epoch``: all that an epoch needs are made at once from one set.
+    ``refresh``: for plans that are shorter than an epoch (``osgd``). ``round``: each plan has its own embeddings, as
+    published. ``epoch``: all plans of an epoch are made at once from one set of embeddings.
 
-    Samplers without embeddings ignore all of it, so that one base block serves a grid of samplers.
+    Samplers without embeddings ignore this block, so that one base block serves a grid of samplers.
     """
 
     source: Literal["fresh", "cached"] = "fresh"
@@ -88,24 +89,26 @@ class EmbeddingSource(ConfigModel):
 
     @model_validator(mode="after")
     def _cached_is_what_training_made(self) -> EmbeddingSource:
-        for key, value, only in (("mode", self.mode, "train"), ("views", self.views, "augmented")):
-            if self.source == "cached" and value != only:
-                raise PathConfigError(key, f"cached embeddings are those of training, found {value!r}, allowed: {only}")
+        for key, value, allowed in (("mode", self.mode, "train"), ("views", self.views, "augmented")):
+            if self.source == "cached" and value != allowed:
+                raise PathConfigError(
+                    key, f"cached embeddings are those of training, found {value!r}, allowed: {allowed}"
+                )
         return self
 
 
 def _by_epoch(steps: Any) -> Any:
-    """Epochs as whole numbers in order: YAML's keys are numbers, those of JSON and of ``--set`` are words."""
+    """Convert the keys to sorted integer epochs: keys from YAML are numbers, from JSON and ``--set`` strings."""
     if not isinstance(steps, dict):
         raise ConfigError(f"expected values by epoch, such as {{0: 0.5, 20: 0.0}}, found {steps!r}")
-    found: dict[int, Any] = {}
+    by_epoch: dict[int, Any] = {}
     for key, value in steps.items():
         if not (str(key).isascii() and str(key).isdigit()):
             raise ConfigError(f"found the epoch {key!r}, allowed are whole numbers from 0")
-        if int(key) in found:
+        if int(key) in by_epoch:
             raise ConfigError(f"epoch {int(key)} is given twice")
-        found[int(key)] = value
-    return dict(sorted(found.items()))
+        by_epoch[int(key)] = value
+    return dict(sorted(by_epoch.items()))
 
 
 Steps = Annotated[
@@ -113,11 +116,11 @@ Steps = Annotated[
     BeforeValidator(_by_epoch),
     PlainSerializer(lambda steps: {str(epoch): value for epoch, value in steps.items()}),
 ]
-"""A step function: from an epoch, counted from 0, on, the value; before the first one the sampler's own."""
+"""A step function from epochs, counted from 0, to values; before its first epoch the sampler's own value holds."""
 
 
-def _no_word(value: object) -> object:
-    """``true`` is no number, though Python takes it for 1."""
+def _refuse_bool(value: object) -> object:
+    """Refuse ``true`` and ``false``, which Python equates with 1 and 0."""
     if isinstance(value, bool):
         raise ConfigError(f"expected 0 or 1, found {str(value).lower()}")
     return value
@@ -131,39 +134,41 @@ class PlannerSchedule(ConfigModel):
     k: Steps = {}
 
     def steps(self) -> Iterator[tuple[str, int, Any]]:
-        """Every parameter, epoch and value."""
+        """Yield every step as parameter, epoch and value."""
         for parameter in type(self).model_fields:
             for epoch, value in getattr(self, parameter).items():
                 yield parameter, epoch, value
 
     def at(self, epoch: int) -> dict[str, Any]:
-        """The parameters that are scheduled in an epoch; the value of the last step counts."""
+        """Return the scheduled parameters of an epoch; the value of the latest step counts."""
         return {parameter: value for parameter, first, value in self.steps() if first <= epoch}
 
 
 class Planner(ConfigModel):
-    """Where and when batch plans are computed. Samplers without embeddings ignore all of it.
+    """The place and time of batch planning. Samplers without embeddings ignore this block.
 
-    ``where``: in Ray ``tasks``, or in the training ``worker``, as always where there is no Ray.
+    ``where``: in Ray ``tasks`` or in the training ``worker``. Without Ray, it is always the worker.
 
-    ``overlap``: 0, training waits while a plan is made. 1, as soon as a plan is there the next one is requested, from
-    the embeddings of that moment, and made beside training. The first two plans come from the same embeddings.
+    ``overlap``: 0: training waits while a plan is computed. 1: when a plan arrives, the next one is requested from the
+    embeddings of that moment and computed during training. The first two plans come from the same embeddings.
 
-    ``warmup_epochs``: so many epochs are those of ``shuffle`` with the same seed, without embeddings. After them every
-    ``every``-th epoch is planned; the epochs between train on the last planned one's batches again.
+    ``warmup_epochs``: the number of first epochs that train on the batches of ``shuffle`` with the same seed, without
+    embeddings. After them, every ``every``-th epoch is planned; the epochs in between repeat the batches of the last
+    planned epoch.
 
-    ``schedule``: step functions over the epochs, counted from 0, for ``mix``, ``pool`` and ``k``. Where a sampler with
-    embeddings lacks a parameter, its schedule is not used, and a note says so: a grid may hold samplers of both kinds.
+    ``schedule``: step functions over the epochs, counted from 0, for ``mix``, ``pool`` and ``k``. If a sampler with
+    embeddings lacks a parameter, its schedule is not used, with a note, because a grid may hold samplers with and
+    without it.
     """
 
     where: Literal["tasks", "worker"] = "tasks"
-    overlap: Annotated[Literal[0, 1], BeforeValidator(_no_word)] = 0
+    overlap: Annotated[Literal[0, 1], BeforeValidator(_refuse_bool)] = 0
     warmup_epochs: int = Field(default=0, ge=0)
     every: int = Field(default=1, ge=1)
     schedule: PlannerSchedule = PlannerSchedule()
 
     def planned_in(self, epoch: int) -> int | None:
-        """The epoch whose plans an epoch trains on, itself or an earlier one; None in the warm-up.
+        """Return the epoch whose plans an epoch trains on, itself or an earlier one; None in the warm-up.
 
         Example:
             >>> [Planner(warmup_epochs=1, every=2).planned_in(epoch) for epoch in range(5)]
@@ -177,10 +182,11 @@ Precision = Literal["float32", "float64", "bf16", "fp16"]
 
 
 class Accumulation(ConfigModel):
-    """A batch that is trained on in pieces, for less memory.
+    """Gradient accumulation: the batch is processed in chunks, to save memory.
 
-    ``cached``: two passes over chunks of the batch; the loss, the batch norms and the gradient are those of the whole
-    batch. ``plain``: the mean of the chunks' own losses: fewer negatives, another objective, the published option.
+    ``cached``: GradCache, two passes over the chunks; loss, batch norms and gradient are those of the whole batch.
+    ``plain``: the mean of the chunks' own losses, which has fewer negatives and is another objective; the published
+    option.
 
     ``chunk_size`` counts samples of the global batch, like ``train.batch_size``.
     """
@@ -198,7 +204,7 @@ class Accumulation(ConfigModel):
 
 
 class Train(ConfigModel):
-    """How long, on how many samples at once, and how the numbers are computed."""
+    """Duration, batch size, checkpoints and numerics of the training."""
 
     epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=32, ge=2)
@@ -213,7 +219,7 @@ class Train(ConfigModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights, gradients, optimiser state and the views that the model is given; autocast leaves them alone."""
+        """The dtype of weights, gradients, optimiser state and the model's input views; autocast does not change it."""
         return torch.float64 if self.precision == "float64" else torch.float32
 
     @model_validator(mode="after")
@@ -233,10 +239,10 @@ class Train(ConfigModel):
         return self
 
     def check_workers(self, workers: int) -> None:
-        """Refuse a number of workers that cannot share a batch, or a chunk of it, evenly.
+        """Refuse a number of workers that does not divide a batch, or a chunk of it, evenly.
 
         Raises:
-            ConfigError: naming the key and the numbers.
+            ConfigError: names the key and the numbers.
         """
         for key, size in (("batch_size", self.batch_size), ("accumulation.chunk_size", self.accumulation.chunk_size)):
             if size is not None and size % workers:
@@ -249,10 +255,10 @@ if TYPE_CHECKING:
     SamplerPart: TypeAlias = Component
     OptimizerPart: TypeAlias = Component
 else:
-    EncoderPart = component(_in(ENCODERS), "in_channels", "architecture")
-    ObjectivePart = component(_in(OBJECTIVES), "num_samples")
-    SamplerPart = component(_in(SAMPLERS), "batch_size")
-    OptimizerPart = component(_in(OPTIMIZERS), "params")
+    EncoderPart = component(_finder(ENCODERS), "in_channels", "architecture")
+    ObjectivePart = component(_finder(OBJECTIVES), "num_samples")
+    SamplerPart = component(_finder(SAMPLERS), "batch_size")
+    OptimizerPart = component(_finder(OPTIMIZERS), "params")
 
 
 def _default(name: str) -> Any:
@@ -260,7 +266,7 @@ def _default(name: str) -> Any:
 
 
 class Experiment(ConfigModel):
-    """One experiment. ``mbcl train --config`` reads this block alone."""
+    """One experiment. ``mbcl train --config`` reads only this block."""
 
     seed: int = Field(default=0, ge=0)
     data: Data = Data()
@@ -288,7 +294,7 @@ class Experiment(ConfigModel):
 
     @model_validator(mode="after")
     def _parts_can_be_built(self) -> Experiment:
-        """Range checks belong to the parts: building one runs them. Encoders are built with the data, in the engine."""
+        """Build each component, which runs its range checks. Encoders need the data and are built in the engine."""
         for key, build in (
             ("sampler", lambda: self._sampler_with(self.sampler.parameters)),
             ("objective", self.build_objective),
@@ -309,11 +315,11 @@ class Experiment(ConfigModel):
         return self
 
     def _check_schedule(self) -> None:
-        """Refuse a scheduled value that the sampler would refuse, by the name of its step."""
+        """Refuse a scheduled value that the sampler refuses; the error names the step."""
         provided = frozenset({"batch_size"})
         for parameter, epoch, value in self.planner.schedule.steps():
             if parameter not in self.sampler.parameters:
-                continue  # not used; what the data are loaded with says so
+                continue  # not used; a note says so when the data are loaded
             changed = {**self.sampler.parameters, parameter: value}
             try:
                 validate_parameters(SAMPLERS[self.sampler.name], changed, provided)
@@ -322,7 +328,7 @@ class Experiment(ConfigModel):
                 raise PathConfigError(f"planner.schedule.{parameter}.{epoch}", str(error)) from error
 
     def unused_planning(self) -> list[str]:
-        """A line for everything in ``planner`` that a sampler with embeddings will not use."""
+        """Return a note for each setting of ``planner`` that a sampler with embeddings will not use."""
         if not self.build_sampler().needs_embeddings:
             return []
         epochs, planner = self.train.epochs, self.planner
@@ -331,40 +337,40 @@ class Experiment(ConfigModel):
                 f"planner.warmup_epochs {planner.warmup_epochs} leaves none of the {epochs} epochs, so nothing is "
                 f"planned; allowed for a planned epoch: at most {epochs - 1}"
             ]
-        own = sorted(set(PlannerSchedule.model_fields) & set(self.sampler.parameters))
+        schedulable = sorted(set(PlannerSchedule.model_fields) & set(self.sampler.parameters))
         scheduled = dict.fromkeys(parameter for parameter, _, _ in planner.schedule.steps())
         return [
             f"sampler {self.sampler.name!r} has no parameter {parameter!r}, so planner.schedule.{parameter} is not "
-            f"used; it can schedule: {', '.join(own)}"
+            f"used; it can schedule: {', '.join(schedulable)}"
             for parameter in scheduled
-            if parameter not in own
+            if parameter not in schedulable
         ] + [
             f"planner.schedule.{parameter}.{epoch}: there are {epochs} epochs, 0 to {epochs - 1}, so it is not used"
             for parameter, epoch, _ in planner.schedule.steps()
-            if parameter in own and epoch >= epochs
+            if parameter in schedulable and epoch >= epochs
         ]
 
     def samplers(self) -> dict[int, Sampler]:
-        """The samplers that the schedule makes of this experiment's, by the planned epoch from which on each is used.
+        """Build the samplers of the schedule, keyed by the planned epoch from which each one is used.
 
-        The first is that of the first planned epoch.
+        The first key is the first planned epoch.
         """
         first, end, every = (
             min(self.planner.warmup_epochs, self.train.epochs - 1),
             self.train.epochs,
             self.planner.every,
         )
-        # A step takes effect in the next epoch that is planned.
+        # A step takes effect in the next planned epoch; planned are first, first + every, first + 2 * every, ...
         steps = {
             first - (first - epoch) // every * every for _, epoch, _ in self.planner.schedule.steps() if epoch > first
         }
         return {epoch: self.build_sampler(epoch) for epoch in sorted({first} | steps) if epoch < end}
 
     def build_sampler(self, epoch: int = 0) -> Sampler:
-        """The sampler of this experiment in an epoch; one that scores with the objective is given it."""
-        own = self.sampler.parameters
+        """Build the sampler for an epoch; a sampler that scores with the objective gets this experiment's."""
+        parameters = self.sampler.parameters
         return self._sampler_with(
-            own | {key: value for key, value in self.planner.schedule.at(epoch).items() if key in own}
+            parameters | {key: value for key, value in self.planner.schedule.at(epoch).items() if key in parameters}
         )
 
     def _sampler_with(self, parameters: dict[str, Any]) -> Sampler:
@@ -379,36 +385,36 @@ class Experiment(ConfigModel):
         return sampler
 
     def build_objective(self, num_samples: int = 1) -> Objective:
-        """The objective of this experiment.
+        """Build the objective of this experiment.
 
         Args:
             num_samples: N, for objectives with state per sample; others ignore it.
         """
-        wanted = "num_samples" in inspect.signature(OBJECTIVES[self.objective.name]).parameters
-        provided = {"num_samples": num_samples} if wanted else {}
+        needs_num_samples = "num_samples" in inspect.signature(OBJECTIVES[self.objective.name]).parameters
+        provided = {"num_samples": num_samples} if needs_num_samples else {}
         return build_objective(self.objective.name, **provided, **self.objective.parameters)
 
     def build_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser of this experiment for some parameters, at its unscaled learning rate."""
+        """Build the optimiser of this experiment for some parameters, at its unscaled learning rate."""
         return build_optimizer(self.optimizer.name, parameters, **self.optimizer.parameters)
 
     @property
     def digest(self) -> str:
-        """8 hexadecimal digits that name the resolved configuration with its seed."""
+        """8 hexadecimal digits that identify the resolved configuration, including its seed."""
         return digest_of(self.resolved())
 
     def resolved(self) -> dict[str, Any]:
-        """It as plain data, with all defaults."""
+        """Return the experiment as plain data, with all defaults."""
         return self.model_dump(mode="json")
 
 
 def digest_of(content: dict[str, Any]) -> str:
-    """8 hexadecimal digits that name plain data."""
+    """Return 8 hexadecimal digits that identify plain data."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 def read_experiment(path: str) -> dict[str, Any]:
-    """The experiment's block of a file: its ``experiment`` key if it is a space file, else the whole file.
+    """Read the experiment block of a file: the ``experiment`` key of a space file, otherwise the whole file.
 
     Raises:
         ConfigError: if the file cannot be read or is not a mapping.

@@ -1,4 +1,4 @@
-"""Samplers as words on a command line: ``refined``, ``refined:sweeps=3``, ``gcbs:degree=13,mix=0.1``."""
+"""Sampler specifications of a command line: ``refined``, ``refined:sweeps=3``, ``gcbs:degree=13,mix=0.1``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ FORM = "NAME or NAME:KEY=VALUE,KEY=VALUE"
 
 @dataclass(frozen=True)
 class Spec:
-    """A sampler and the parameters that were given for it.
+    """A sampler with its given parameters.
 
     Args:
-        text: as given; how the sampler is called in tables.
-        name: registered name.
-        parameters: what was given.
+        text: the specification as given, which is the sampler's label in tables.
+        name: the registered name.
+        parameters: the given parameters.
     """
 
     text: str
@@ -28,33 +28,35 @@ class Spec:
     parameters: Mapping[str, object]
 
     def in_pool(self, batch_size: int, num_samples: int) -> Sampler:
-        """The sampler that plans one pool as a whole, as the published planner does; given parameters are kept.
+        """Build the sampler that plans one pool as a whole, as the published planner does.
 
-        ``osgd`` keeps a tenth of the pool's batches, its published share.
+        Given parameters take precedence.
+
+        ``osgd`` selects a tenth of the pool's batches, its published share.
         """
         num_batches = num_samples // batch_size
-        fitting: dict[str, dict[str, object]] = {
+        defaults: dict[str, dict[str, object]] = {
             "spectral": {"k": num_batches},
             "osgd": {"k": num_batches, "q": max(1, num_batches // 10)},
         }
-        return self._build(batch_size, fitting.get(self.name, self._pool(num_samples)))
+        return self._build(batch_size, defaults.get(self.name, self._pool(num_samples)))
 
     def whole(self, batch_size: int) -> Sampler:
-        """The sampler for a whole data set: one pool unless ``pool`` was given."""
+        """Build the sampler for a whole data set: one pool, unless ``pool`` was given."""
         return self._build(batch_size, self._pool(None))
 
     def _pool(self, value: int | None) -> dict[str, object]:
         return {"pool": value} if "pool" in signature(SAMPLERS[self.name]).parameters else {}
 
-    def _build(self, batch_size: int, fitting: Mapping[str, object]) -> Sampler:
-        return build(self.name, batch_size=batch_size, **{**fitting, **self.parameters})
+    def _build(self, batch_size: int, defaults: Mapping[str, object]) -> Sampler:
+        return build(self.name, batch_size=batch_size, **{**defaults, **self.parameters})
 
 
 def parse_spec(text: str) -> Spec:
-    """Read one specification.
+    """Parse one specification.
 
     Raises:
-        ConfigError: if it is not of the form, or there is no sampler of that name.
+        ConfigError: if the text is malformed, or no sampler has this name.
 
     Example:
         >>> parse_spec("osgd:k=20,criterion=min").parameters

@@ -1,1 +1,1 @@
-"""What is printed while a command runs, and listings."""
+"""Console output: progress of a running command, and listings of the registries."""

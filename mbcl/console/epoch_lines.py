@@ -1,4 +1,4 @@
-"""Progress of one training on a console: one line an epoch, and a moving line within it where a person looks on."""
+"""Progress of one training on a console: one line for each epoch, and on a terminal a live status line."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from mbcl.engine.protocols import Row
 
 
 def epoch_line(row: Row, epochs: int) -> str:
-    """One epoch in words, for example ``epoch 3/10  loss 2.78  val top-1 0.278  plan lift 1.43  0.7 s``."""
+    """Format one epoch, for example ``epoch 3/10  loss 2.78  val top-1 0.278  plan lift 1.43  0.7 s``."""
     parts = [f"epoch {row['epoch']}/{epochs}", f"loss {row['train/loss']:.4g}"]
-    for key, words in (("val/retrieval/top1", "val top-1"), ("plan/lift", "plan lift")):
+    for key, label in (("val/retrieval/top1", "val top-1"), ("plan/lift", "plan lift")):
         value = row.get(key)
         if value is not None:
-            parts.append(f"{words} {value:.3g}")
-    if row.get("plan/age"):  # the lift is that of embeddings so many epochs old
+            parts.append(f"{label} {value:.3g}")
+    if row.get("plan/age"):  # the age in epochs of the embeddings that the lift refers to
         parts.append(f"plan age {row['plan/age']:.2g}")
     parts.append(f"{row['time/total']:.1f} s")
     return "  ".join(parts)
 
 
 class EpochLines:
-    """An observer that prints."""
+    """A training observer that prints to the console."""
 
     def __init__(self, epochs: int) -> None:
         self._epochs = epochs
@@ -31,22 +31,22 @@ class EpochLines:
             self._status.start()
 
     def log(self, text: str) -> None:
-        """A line before or between the epochs'."""
+        """Print a line before or between the epoch lines."""
         self._console.print(text, soft_wrap=True, markup=False)
 
     def on_step(self, step: int, loss: float, lr: float) -> None:
-        """Move the line."""
+        """Update the status line."""
         if self._status:
             self._status.update(f"step {step + 1}  loss {loss:.4g}  learning rate {lr:.3g}")
 
     def on_checkpoint(self) -> None:
-        """Nothing to say."""
+        """Print nothing for a checkpoint."""
 
     def on_epoch(self, row: Row) -> None:
-        """Print the epoch's line."""
+        """Print the line of the epoch."""
         self._console.print(epoch_line(row, self._epochs))
 
     def close(self) -> None:
-        """Take the moving line away."""
+        """Remove the status line."""
         if self._status:
             self._status.stop()

@@ -1,4 +1,4 @@
-"""What the registries hold, in words: names, published names, parameters with their defaults."""
+"""Listings of the registries: names, published names, parameters with their defaults."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from mbcl.errors import ConfigError, nearest
 from mbcl.registry import Registry
 
 _PROVIDED = {"batch_size", "num_samples", "in_channels", "architecture", "params"}
+"""Parameters that the experiment fills in itself; listings leave them out."""
 
 
 def _signature(part: Callable[..., Any]) -> str:
@@ -32,14 +33,14 @@ def _parts(kind: str, registry: Registry[Any]) -> Iterator[str]:
 
 
 KINDS = {f"{part}s": part for part in COMPONENTS}
-"""What ``mbcl list`` calls them."""
+"""The plural names that ``mbcl list`` uses, with the keys of :data:`COMPONENTS`."""
 
 
 def about(kind: str, name: str) -> str:
-    """What ``mbcl list KIND NAME`` says: the names, the parameters with their defaults, and what each means.
+    """Return the text of ``mbcl list KIND NAME``: names, parameters with their defaults, and documentation.
 
     Raises:
-        ConfigError: if nothing of that kind is called so, or its kind has no parameters to explain.
+        ConfigError: if that kind has no component of this name, or has no parameters to explain.
     """
     if kind not in KINDS:
         raise ConfigError(f"mbcl list {kind}: says all there is; names are explained of {', '.join(KINDS)}")
@@ -50,24 +51,24 @@ def about(kind: str, name: str) -> str:
 
 
 def explain(name: str) -> str:
-    """What ``mbcl explain NAME`` says: what kind of part is called so, then as :func:`about`.
+    """Return the text of ``mbcl explain NAME``: the kind of the component, then the text of :func:`about`.
 
     Args:
-        name: of a sampler, objective, optimizer or encoder; published names work, too.
+        name: the name of a sampler, objective, optimizer or encoder; published names work, too.
 
     Raises:
-        ConfigError: if no part is called so; the text names the nearest one.
+        ConfigError: if no component has this name; the text gives the nearest one.
     """
     for kind, part in KINDS.items():
         with suppress(ConfigError):
             return f"{part} {about(kind, name)}"
-    known = [known for part in COMPONENTS for known in registry_of(part)]
+    names = [candidate for part in COMPONENTS for candidate in registry_of(part)]
     *others, last = COMPONENTS
-    raise ConfigError(f"no {', '.join(others)} or {last} is called {name!r}; {nearest(name, known)}")
+    raise ConfigError(f"no {', '.join(others)} or {last} is called {name!r}; {nearest(name, names)}")
 
 
 def lines(kind: str | None = None) -> Iterator[str]:
-    """The lines of ``mbcl list``.
+    """Yield the lines of ``mbcl list``.
 
     Args:
         kind: samplers, objectives, optimizers, encoders or datasets; all if None.

@@ -1,4 +1,4 @@
-"""Says what a command is doing, where a person looks on."""
+"""Progress of the stages of a command, on stderr."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from mbcl.samplers import PoolFunction, PoolItem, PoolPlan
 
-PATIENCE = 2.0
-"""Seconds after which a person wants to know what is going on."""
+LONG_STAGE_SECONDS = 2.0
+"""Minimum duration in seconds of a stage that is reported where stderr is no terminal."""
 
 
 class Stages:
-    """Says on stderr what takes long: a moving line on a terminal, elsewhere a line for each stage that took long."""
+    """A progress display on stderr: a live bar on a terminal, elsewhere one line for each stage that took long."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -31,8 +31,8 @@ class Stages:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._begun = time.monotonic()
-        self._words = ""
+        self._started_at = time.monotonic()
+        self._description = ""
         self._task = self._bar.add_task("", total=None, start=False, visible=False)
 
     def __enter__(self) -> Stages:
@@ -40,28 +40,28 @@ class Stages:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None:  # otherwise one line says why not
+        if kind is None:  # an error ends the command with its own line
             self._end()
         self._bar.stop()
 
-    def begin(self, words: str) -> None:
-        """A stage begins, and the one before has ended."""
+    def begin(self, description: str) -> None:
+        """Start a stage and end the previous one."""
         self._end()
-        self._words, self._begun = words, time.monotonic()
-        self._bar.reset(self._task, total=None, description=words, visible=True)
+        self._description, self._started_at = description, time.monotonic()
+        self._bar.reset(self._task, total=None, description=description, visible=True)
 
     def _end(self) -> None:
-        seconds = time.monotonic() - self._begun
-        if self._words and seconds > PATIENCE and not self._console.is_terminal:
-            self._console.print(f"{self._words}: {seconds:.1f} s", highlight=False)
-        self._words = ""
+        seconds = time.monotonic() - self._started_at
+        if self._description and seconds > LONG_STAGE_SECONDS and not self._console.is_terminal:
+            self._console.print(f"{self._description}: {seconds:.1f} s", highlight=False)
+        self._description = ""
 
     def count(self, done: int, total: int) -> None:
-        """So much of the stage is done."""
+        """Update the progress of the stage."""
         self._bar.update(self._task, completed=done, total=total)
 
     def map_pools(self, function: PoolFunction, items: Sequence[PoolItem]) -> Sequence[PoolPlan]:
-        """One pool after the other, counted."""
+        """Plan one pool after the other and count them."""
         self._bar.update(self._task, total=len(items))
         return list(self._each(function, items))
 

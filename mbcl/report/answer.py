@@ -1,4 +1,4 @@
-"""What a study may claim, in sentences that its statistics carry."""
+"""The verdict of a study: sentences that claim only what its statistics support."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from mbcl.study.settings import settings_of
 from mbcl.study.statistics import ALPHA, Comparison, SettingSummary, shown_status
 
 _CLAIMS = ("better", "worse", "higher", "lower")
-MOST_NAMED = 8
-"""Of more settings than that only the number is said; the tables name them."""
-MOST_EXAMPLES = 3
-"""Of more claims than can be named, the largest so many are."""
+MAX_NAMED = 8
+"""Maximum number of settings that a sentence names. Of more it gives only the number; the tables name them."""
+NUM_EXAMPLES = 3
+"""Number of largest differences that a sentence names if there are more than ``MAX_NAMED``."""
 
 
 @dataclass
 class Verdict:
-    """One sentence to remember and those that belong to it."""
+    """A headline and the sentences that explain or qualify it."""
 
     headline: str
     details: list[str] = field(default_factory=list)
 
 
 def status_counts(study: StudyRecord) -> dict[str, int]:
-    """How many trials ended how, in the contract's words; only what occurs."""
+    """Count the trials by status as shown in tables; statuses without trials are left out."""
     counts = Counter(shown_status(trial) for trial in study.trials.values())
     return {status: counts[status] for status in ("finished", "stopped", "failed", "pending") if counts[status]}
 
@@ -36,12 +36,12 @@ def status_counts(study: StudyRecord) -> dict[str, int]:
 def answer(
     study: StudyRecord, summaries: list[SettingSummary], comparisons: list[Comparison], metric: str | None
 ) -> Verdict:
-    """The answer to the study's question as far as it goes.
+    """Answer the study's question as far as its finished trials allow.
 
     Args:
         study: the study.
-        summaries: its settings.
-        comparisons: with the baseline, on ``metric``.
+        summaries: the summaries of its settings.
+        comparisons: the comparisons with the baseline on ``metric``.
         metric: the primary metric; None if nothing has been measured.
     """
     counts = status_counts(study)
@@ -52,30 +52,30 @@ def answer(
         return Verdict(f"No trial has finished, so there is no answer yet ({ended}).")
     if metric is None:
         return Verdict("The finished trials measured no final metric, so there is nothing to compare.")
-    found = _compared(comparisons, metric) if comparisons else _uncompared(study, summaries, metric)
+    verdict = _compared(comparisons, metric) if comparisons else _uncompared(study, summaries, metric)
     missing = [f"{counts[status]} {status}" for status in ("stopped", "failed", "pending") if counts.get(status)]
     if missing:
-        found.details.append(
+        verdict.details.append(
             f"Of {pluralize(len(study.trials), 'trial')}, {listed(missing)}; only finished trials count here"
             + (", so the answer may still change." if counts.get("pending") else ".")
         )
     if any(c.chosen for c in comparisons):
-        found.details.append(
+        verdict.details.append(
             f"Compared are the best settings of each sampler and objective by {study.metric}, chosen alike for the "
-            f"baseline; {_part_in_the_choice(comparisons, metric)}."
+            f"baseline; {_selection_bias(comparisons, metric)}."
         )
-    found.details += _selection(study)
-    return found
+    verdict.details += _early_stopping_bias(study)
+    return verdict
 
 
-def _part_in_the_choice(comparisons: list[Comparison], metric: str) -> str:
+def _selection_bias(comparisons: list[Comparison], metric: str) -> str:
     if any(c.circular for c in comparisons):
         return f"since {metric} is what they were chosen by, it flatters them, and no difference in it is claimed"
     return f"{metric} took no part in the choice"
 
 
-def _selection(study: StudyRecord) -> list[str]:
-    """What early stopping did to the finished settings: nothing is known of the others, and these were picked."""
+def _early_stopping_bias(study: StudyRecord) -> list[str]:
+    """State the selection bias of early stopping: stopped settings have no result, the finished ones were picked."""
     stopped = {trial.setting: trial.stopped for trial in study.trials.values() if trial.stopped}
     if not stopped:
         return []
@@ -95,10 +95,11 @@ def _reference(comparisons: list[Comparison]) -> str:
 
 
 def _holds(comparison: Comparison) -> bool:
-    """Whether a difference may be claimed: its interval excludes 0, Holm's correction agrees, and it has a spread.
+    """Return whether a difference may be claimed.
 
-    Seeds that all differ by exactly the same amount tell of the metric's coarseness, not of certainty; and what
-    settings were chosen by is no test of them.
+    Its interval must exclude 0, its p value after Holm's correction must be below ``ALPHA``, and it must have a spread.
+    If all seeds differ by exactly the same amount, this shows a coarse metric, not certainty. A metric by which the
+    settings were chosen cannot test them.
     """
     return (
         comparison.excludes_zero
@@ -139,13 +140,13 @@ def _compared(comparisons: list[Comparison], metric: str) -> Verdict:
     undecided = [_undecided(c) for c in comparisons if not c.excludes_zero or (c.circular and not c.constant)]
     if undecided and any(c.n > 1 for c in comparisons):
         start = f"No difference from {reference} is shown for" if holds or hints else "Differences measured:"
-        details.append(f"{start} {_some(undecided)}.")
+        details.append(f"{start} {_listed_or_counted(undecided)}.")
     return Verdict(headline, details)
 
 
 def _named_or_counted(comparisons: list[Comparison], names: str) -> str:
-    """The names of few settings; of many how many there are of each verdict."""
-    if len(comparisons) <= MOST_NAMED:
+    """Return the names of up to ``MAX_NAMED`` settings, otherwise their number and the count of each verdict."""
+    if len(comparisons) <= MAX_NAMED:
         return names
     verdicts = listed([f"{count} {verdict}" for verdict, count in _counts(comparisons)])
     return f"{len(comparisons)} settings ({verdicts})"
@@ -155,9 +156,9 @@ def _counts(comparisons: list[Comparison]) -> list[tuple[str, int]]:
     return Counter(c.verdict for c in comparisons).most_common()
 
 
-def _some(words: list[str]) -> str:
-    """All of a few; of many their number."""
-    return listed(words) if len(words) <= MOST_NAMED else f"{len(words)} settings"
+def _listed_or_counted(names: list[str]) -> str:
+    """List up to ``MAX_NAMED`` names, otherwise give their number."""
+    return listed(names) if len(names) <= MAX_NAMED else f"{len(names)} settings"
 
 
 def _undecided(comparison: Comparison) -> str:
@@ -172,10 +173,10 @@ def _undecided(comparison: Comparison) -> str:
 
 
 def second_opinion(comparisons: list[Comparison]) -> str:
-    """One sentence on what a further metric says; empty without comparisons."""
-    shown = [c for c in comparisons if len(comparisons) <= MOST_NAMED or _holds(c)]
+    """Summarise the comparisons on a further metric in one sentence; empty without comparisons."""
+    shown = [c for c in comparisons if len(comparisons) <= MAX_NAMED or _holds(c)]
     verdicts = [f"{c.label} {c.verdict if _holds(c) else _not_shown(c)}" for c in shown]
-    if len(shown) > MOST_NAMED:
+    if len(shown) > MAX_NAMED:
         verdicts = [f"{pluralize(count, 'setting')} {verdict}" for verdict, count in _counts(shown)]
     if left := len(comparisons) - len(shown):
         verdicts.append(f"no difference shown for {left}{' others' if shown else ' settings'}")
@@ -189,9 +190,9 @@ def _claim(comparisons: list[Comparison], word: str, reference: str, metric: str
         f"{c.label} by {number(abs(c.difference or 0.0))} (95 % interval {interval(c, signed=True)}, n={c.n})"
         for c in comparisons
     ]
-    if len(parts) > MOST_NAMED:
+    if len(parts) > MAX_NAMED:
         largest = sorted(zip(comparisons, parts, strict=True), key=lambda pair: -abs(pair[0].difference or 0.0))
-        parts = [*(part for _, part in largest[:MOST_EXAMPLES]), f"{len(parts) - MOST_EXAMPLES} others by less"]
+        parts = [*(part for _, part in largest[:NUM_EXAMPLES]), f"{len(parts) - NUM_EXAMPLES} others by less"]
     if len(parts) == 1:
         label = comparisons[0].label
         return f"{label} is {word} than {reference} on {metric}{parts[0].removeprefix(label)}."
@@ -204,11 +205,11 @@ def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str
     lowest = direction(metric) < 0 or (study.mode == "min" and study.metric == metric)
     best = (min if lowest else max)(measured, key=lambda summary: summary.metrics[metric].mean)
     best = next((summary for summary in measured if chosen and summary.setting == chosen.id), best)
-    found = best.metrics[metric]
-    spread = f"95 % interval {interval(found)}, n={found.n}" if found.n > 1 else "one seed, so no interval"
+    result = best.metrics[metric]
+    spread = f"95 % interval {interval(result)}, n={result.n}" if result.n > 1 else "one seed, so no interval"
     if len(summaries) == 1:
         return Verdict(
-            f"{best.label} reaches {metric} {number(found.mean)} ({spread}); there is nothing to compare with."
+            f"{best.label} reaches {metric} {number(result.mean)} ({spread}); there is nothing to compare with."
         )
     reason = (
         "The study's baseline does not single out a setting to compare with"
@@ -216,8 +217,8 @@ def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str
         else "The study names no baseline"
     )
     if chosen and best.setting == chosen.id:
-        headline = f"The best setting by {study.metric} is {best.label}: {metric} {number(found.mean)} ({spread})."
+        headline = f"The best setting by {study.metric} is {best.label}: {metric} {number(result.mean)} ({spread})."
     else:
         which = "lowest" if lowest else "highest"
-        headline = f"The {which} mean {metric} is {number(found.mean)}, for {best.label} ({spread})."
+        headline = f"The {which} mean {metric} is {number(result.mean)}, for {best.label} ({spread})."
     return Verdict(headline, [f"{reason}, so no difference between settings is tested here."])

@@ -1,4 +1,4 @@
-"""What the trials of a study measured epoch by epoch, read from their ``metrics.jsonl``."""
+"""Learning curves and stage times of a study, read from the ``metrics.jsonl`` of its trials."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mbcl.study.record import StudyRecord
 from mbcl.study.settings import Setting, ordered_trials
 
 History = list[dict[str, float]]
-"""One mapping an epoch, holding only what was measured."""
+"""One mapping for each epoch, with the measured metrics only."""
 
 
 @dataclass(frozen=True)
 class MetricCurve:
-    """A metric over the epochs: mean, smallest and largest over the seeds."""
+    """A metric over the epochs: mean, minimum and maximum over the seeds."""
 
     label: str
     epochs: list[float]
@@ -30,7 +30,10 @@ class MetricCurve:
 
 
 def parse_history(text: str) -> History:
-    """The lines of a ``metrics.jsonl``; a line cut off by a kill is skipped, of an epoch run twice the last counts."""
+    """Parse a ``metrics.jsonl`` into one row for each epoch, in ascending order.
+
+    A line that a kill cut off is skipped. If an epoch ran twice, as after a restart, its last row counts.
+    """
     by_epoch: dict[float, dict[str, float]] = {}
     for line in text.splitlines():
         try:
@@ -48,7 +51,7 @@ def _is_number(value: object) -> bool:
 
 
 def read_histories(store: Store, study: StudyRecord) -> dict[int, History]:
-    """The histories by the ordinals of their trials; a trial that has not begun has none."""
+    """Read the histories by the ordinals of their trials; a trial that has not begun has none."""
     histories = {}
     for key, trial in ordered_trials(study).items():
         try:
@@ -61,7 +64,7 @@ def read_histories(store: Store, study: StudyRecord) -> dict[int, History]:
 
 
 def curve(setting: Setting, histories: dict[int, History], metric: str) -> MetricCurve | None:
-    """One setting's curve over its finished seeds, or over whatever has begun if none is finished."""
+    """Compute a setting's curve over its finished seeds, or over all started ones if none has finished."""
     finished = [trial for trial in setting.trials if trial.status == "finished"]
     chosen = [histories[trial.ordinal] for trial in finished or setting.trials if trial.ordinal in histories]
     values: dict[float, list[float]] = {}
@@ -85,9 +88,9 @@ def curve(setting: Setting, histories: dict[int, History], metric: str) -> Metri
 
 
 def stage_seconds(setting: Setting, histories: dict[int, History]) -> dict[str, float]:
-    """Where the epochs of a trial spend their time: mean over the finished seeds of the sums of ``time/STAGE``.
+    """Sum ``time/STAGE`` over the epochs of each trial and average the sums over the finished seeds.
 
-    A trial whose history is gone counts with the seconds that the study has for the same stages.
+    For a trial without a history, the study record's seconds of the same stages count.
     """
     trials = []
     for trial in setting.trials:
@@ -100,7 +103,7 @@ def stage_seconds(setting: Setting, histories: dict[int, History]) -> dict[str, 
 
 
 def wall_seconds(setting: Setting) -> dict[str, float]:
-    """The seconds that the study has for the stages of a trial, from start to end: mean over the finished seeds."""
+    """Average the study record's seconds of each stage of a trial, from start to end, over the finished seeds."""
     return _means([trial.seconds for trial in setting.trials if trial.status == "finished"])
 
 
@@ -114,4 +117,4 @@ def _means(trials: Sequence[dict[str, float]]) -> dict[str, float]:
         for stage, value in seconds.items():
             if math.isfinite(value):
                 values.setdefault(stage, []).append(value)
-    return {stage: statistics.fmean(found) for stage, found in values.items()}
+    return {stage: statistics.fmean(durations) for stage, durations in values.items()}

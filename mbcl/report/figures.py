@@ -1,4 +1,4 @@
-"""The figures of a study: final metrics with every seed, curves over the epochs, time by stage."""
+"""The figures of a study: final metrics of every seed, curves over the epochs, time by stage."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CURVES = ("val/retrieval/top1", "train/loss", "plan/lift", "plan/loss", "synthetic/distance", "synthetic/excess")
-MOST_SETTINGS = 24
-"""More settings than that cannot be told apart in a figure; the tables have them all."""
-HALF_A_LEGEND = 26
-"""Characters of a label that leave room for another one beside it."""
+MAX_SETTINGS = 24
+"""Maximum number of settings in a figure; more cannot be told apart. The tables show all of them."""
+MAX_HALF_LEGEND = 26
+"""Maximum length of labels, in characters, with which a legend has two columns."""
 _CURVE_NOTES = {
     "train/loss": "Samplers that choose hard batches raise the training loss, so lower is not better here.",
     "plan/lift": "At 1 (dashed) a planned batch is as hard as a random one; above 1 it is harder.",
@@ -33,7 +33,7 @@ _CURVE_NOTES = {
 
 
 def draw(study: StudyRecord, histories: dict[int, History]) -> list[Picture]:
-    """Every figure that the study has data for."""
+    """Draw every figure for which the study has data."""
     settings, note = _chosen(study)
     colours = {s.id: SERIES[i % len(SERIES)] for i, s in enumerate(settings)}
     pictures: list[Picture | None] = []
@@ -45,19 +45,19 @@ def draw(study: StudyRecord, histories: dict[int, History]) -> list[Picture]:
 
 
 def _chosen(study: StudyRecord) -> tuple[list[Setting], str]:
-    """The settings that are drawn, and words for those that are not."""
+    """Return the settings to draw, and a note for the caption if some are left out."""
     settings = settings_of(study)
-    if len(settings) <= MOST_SETTINGS:
+    if len(settings) <= MAX_SETTINGS:
         return settings, ""
     metric = next(iter(primary_metrics(study)), "")
-    means = {s.id: found.mean for s in settings if (found := estimate([v for _, v in _values(s, metric)]))}
+    means = {s.id: result.mean for s in settings if (result := estimate([v for _, v in _values(s, metric)]))}
     always = {s.id for s in baselines(study, settings)}
     sign = direction(metric) or 1
     ranked = sorted(settings, key=lambda s: (s.id not in always, s.id not in means, -sign * means.get(s.id, 0.0)))
-    kept = {s.id for s in ranked[:MOST_SETTINGS]}
+    drawn = {s.id for s in ranked[:MAX_SETTINGS]}
     best = "highest" if sign > 0 else "lowest"
-    note = f" Shown: the baseline and the {best} means, {MOST_SETTINGS} of {len(settings)} settings."
-    return [s for s in settings if s.id in kept], note
+    note = f" Shown: the baseline and the {best} means, {MAX_SETTINGS} of {len(settings)} settings."
+    return [s for s in settings if s.id in drawn], note
 
 
 def _values(setting: Setting, metric: str) -> list[tuple[int, float]]:
@@ -66,17 +66,17 @@ def _values(setting: Setting, metric: str) -> list[tuple[int, float]]:
 
 
 def _file_name(prefix: str, metric: str) -> str:
-    # The first final metric that a study happens to have may be called anything.
+    # Without an evaluation, the primary metric may have any name, so only safe characters are kept.
     return f"{prefix}_" + "".join(c if c.isascii() and c.isalnum() else "_" for c in metric)
 
 
 def _limits(values: Sequence[float], estimates: Iterable[Estimate]) -> tuple[float, float]:
-    """Room for every seed and for the intervals, unless one is so wide that the seeds would shrink to a line."""
+    """Return axis limits around all seeds and intervals; very wide intervals are clipped at twice the seeds' span."""
     low, high = min(values), max(values)
     span = (high - low) or abs(high) * 0.05 or 1.0
-    for found in estimates:
-        if found.ci_low is not None and found.ci_high is not None:
-            low, high = min(low, found.ci_low), max(high, found.ci_high)
+    for result in estimates:
+        if result.ci_low is not None and result.ci_high is not None:
+            low, high = min(low, result.ci_low), max(high, result.ci_high)
     low, high = max(low, min(values) - 2 * span), min(high, max(values) + 2 * span)
     return low - 0.08 * span, high + 0.08 * span
 
@@ -84,19 +84,19 @@ def _limits(values: Sequence[float], estimates: Iterable[Estimate]) -> tuple[flo
 def _final(
     study: StudyRecord, settings: list[Setting], metric: str, colours: dict[int, str], note: str
 ) -> Picture | None:
-    """Dots for the seeds, a diamond for the mean, a bar for the interval."""
+    """Draw the final metric: dots for the seeds, a diamond for the mean, a bar for the 95 % interval."""
     values = {s.id: [value for _, value in _values(s, metric)] for s in settings}
     shown = [s for s in settings if values[s.id]]
-    estimates = {s.id: found for s in shown if (found := estimate(values[s.id]))}
+    estimates = {s.id: result for s in shown if (result := estimate(values[s.id]))}
     if not shown:
         return None
     figure, axes = new_axes(7.2, 1.0 + 0.42 * len(shown))
     for row, setting in enumerate(shown):
-        found, colour = estimates[setting.id], colours[setting.id]
-        if found.ci_low is not None and found.ci_high is not None:
-            axes.plot([found.ci_low, found.ci_high], [row, row], color=colour, linewidth=5, alpha=0.35)
-        axes.scatter(values[setting.id], [row] * found.n, s=22, color=colour, zorder=3, linewidths=0)
-        axes.scatter([found.mean], [row], s=54, marker="D", facecolor="none", edgecolor=INK, linewidths=1.3, zorder=4)
+        result, colour = estimates[setting.id], colours[setting.id]
+        if result.ci_low is not None and result.ci_high is not None:
+            axes.plot([result.ci_low, result.ci_high], [row, row], color=colour, linewidth=5, alpha=0.35)
+        axes.scatter(values[setting.id], [row] * result.n, s=22, color=colour, zorder=3, linewidths=0)
+        axes.scatter([result.mean], [row], s=54, marker="D", facecolor="none", edgecolor=INK, linewidths=1.3, zorder=4)
     reference = [s for s in baselines(study, shown) if s.id in estimates]
     if len(reference) == 1 and len(shown) > 1:
         axes.axvline(estimates[reference[0].id].mean, color=MUTED, linewidth=1, linestyle="--", zorder=1)
@@ -120,20 +120,20 @@ def _final(
 def _curves(
     settings: list[Setting], histories: dict[int, History], metric: str, colours: dict[int, str], note: str
 ) -> Picture | None:
-    found = [(i, s, line) for i, s in enumerate(settings) if (line := curve(s, histories, metric))]
-    if not found:
+    lines = [(i, s, line) for i, s in enumerate(settings) if (line := curve(s, histories, metric))]
+    if not lines:
         return None
     from matplotlib.ticker import MaxNLocator
 
-    columns = 2 if max(len(shorten(s.label)) for _, s, _ in found) <= HALF_A_LEGEND else 1
-    figure, axes = new_axes(4.7, 2.9 + 0.16 * (len(found) // columns))
-    for i, setting, line in found:
+    columns = 2 if max(len(shorten(s.label)) for _, s, _ in lines) <= MAX_HALF_LEGEND else 1
+    figure, axes = new_axes(4.7, 2.9 + 0.16 * (len(lines) // columns))
+    for i, setting, line in lines:
         _draw_curve(axes, line, colours[setting.id], LINES[i // len(SERIES) % len(LINES)])
     if metric == "plan/lift":
         axes.axhline(1, color=MUTED, linewidth=1, linestyle="--", zorder=1)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     steps = metric.startswith("synthetic/")
-    if steps and all(low > 0 for _, _, line in found for low in line.low):
+    if steps and all(low > 0 for _, _, line in lines for low in line.low):
         log_scale(axes, "y")
     axes.set_xlabel("step" if steps else "epoch", color=INK)
     axes.set_ylabel(metric, color=INK)
@@ -141,15 +141,15 @@ def _curves(
     figure.legend(
         loc="outside upper left", ncols=columns, frameon=False, labelcolor=INK, handlelength=1.4, fontsize=8.5
     )
-    seeds = max(line.seeds for _, _, line in found)
-    early = [s for _, s, _ in found if all(trial.status != "finished" for trial in s.trials)]
+    seeds = max(line.seeds for _, _, line in lines)
+    early = [s for _, s, _ in lines if all(trial.status != "finished" for trial in s.trials)]
     stopped = [s for s in early if any(trial.stopped for trial in s.trials)]
-    for words, settings_ in (
+    for sentence, group in (
         ("Stopped early, where the line ends: {}.", stopped),
         ("No trial has finished yet for {}; shown is what there is.", [s for s in early if s not in stopped]),
     ):
-        if settings_:
-            note = f" {words.format(listed([shorten(s.label) for s in settings_]))}{note}"
+        if group:
+            note = f" {sentence.format(listed([shorten(s.label) for s in group]))}{note}"
     band = "Mean over the seeds; the band reaches from the lowest to the highest seed." if seeds > 1 else "One seed."
     return render(
         figure,
@@ -157,7 +157,7 @@ def _curves(
         title=f"{metric} over the {'steps' if steps else 'epochs'}",
         caption=f"{band} {_CURVE_NOTES[metric]}{note}",
         alt=f"{metric} by {'step' if steps else 'epoch'}. "
-        + "; ".join(f"{s.label}: from {number(line.mean[0])} to {number(line.mean[-1])}" for _, s, line in found),
+        + "; ".join(f"{s.label}: from {number(line.mean[0])} to {number(line.mean[-1])}" for _, s, line in lines),
     )
 
 
@@ -169,10 +169,10 @@ def _draw_curve(axes: Axes, line: MetricCurve, colour: str, dashes: str) -> None
 
 
 def _times(settings: list[Setting], histories: dict[int, History], note: str) -> Picture | None:
-    """Stacked bars of what the epochs spend their time on."""
+    """Draw the seconds of each stage, summed over the epochs, as stacked bars."""
     seconds = {s.id: stage_seconds(s, histories) for s in settings}
-    # Waiting for a plan contains its planning, or runs beside it: stacking both would count seconds twice.
-    stages = [stage for stage in STAGES if stage != "plan" and any(stage in found for found in seconds.values())]
+    # "plan" overlaps with "wait" or with training, so stacking it would count the same seconds twice.
+    stages = [stage for stage in STAGES if stage != "plan" and any(stage in row for row in seconds.values())]
     shown = [s for s in settings if any(seconds[s.id].values())]
     if not shown:
         return None

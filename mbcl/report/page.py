@@ -1,4 +1,4 @@
-"""``report.html``: everything about a study on one page that needs nothing beside itself."""
+"""``report.html``: everything about a study on one self-contained page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLASSIFIERS = ("knn/top1", "probe/top1")
 
 @dataclass(frozen=True)
 class TimeTable:
-    """Mean seconds by the label of a setting and by stage."""
+    """The mean seconds by setting label and stage."""
 
     title: str
     wall: bool
@@ -43,16 +43,16 @@ def page(
     space: str,
     folder: str,
 ) -> str:
-    """The page as HTML.
+    """Render the page as HTML.
 
     Args:
         study: the study.
-        summaries: its settings.
-        comparisons: with the baseline, on every primary metric and all others of the evaluation.
+        summaries: the summaries of its settings.
+        comparisons: the comparisons with the baseline, on every primary metric and all others of the evaluation.
         pictures: the figures.
-        histories: what the trials measured by epoch, by ordinal.
+        histories: the epoch rows of the trials, by ordinal.
         space: the text of ``space.yaml``; empty if there is none.
-        folder: the name of the results folder, which ``--name`` takes.
+        folder: the name of the results folder, as ``--name`` takes it.
     """
     metrics = primary_metrics(study)
     first = [c for c in comparisons if metrics and c.metric == metrics[0]]
@@ -86,12 +86,12 @@ def page(
 
 
 def resource(name: str) -> str:
-    """The text of a template or style sheet."""
+    """Read a template or style sheet of this package."""
     return resources.files("mbcl.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def environment() -> Environment:
-    """Templates that escape what users wrote, and know how numbers are shown."""
+    """Create the Jinja environment: autoescape for text from users, and filters that format numbers."""
     environment = Environment(
         loader=FunctionLoader(resource),
         autoescape=True,
@@ -111,18 +111,18 @@ def environment() -> Environment:
 
 
 def _side_metrics(study: StudyRecord, primary: list[str]) -> list[str]:
-    """Metrics that stand beside the primary ones: how hard batches were, the validation split, classifiers, work."""
+    """Return the measured side metrics of the tables: batch hardness, validation split, classifiers, work."""
     measured = {key for trial in study.trials.values() for key in trial.metrics if value_of(trial, key) is not None}
-    beside = ("plan/lift", "val/retrieval/top1", *CLASSIFIERS, "synthetic/updates", "synthetic/samples")
-    return [metric for metric in beside if metric in measured and metric not in primary]
+    side = ("plan/lift", "val/retrieval/top1", *CLASSIFIERS, "synthetic/updates", "synthetic/samples")
+    return [metric for metric in side if metric in measured and metric not in primary]
 
 
 def _trial_rows(study: StudyRecord, summaries: list[SettingSummary], metrics: list[str]) -> list[dict[str, Any]]:
-    names = {summary.setting: summary.label for summary in summaries}
+    labels = {summary.setting: summary.label for summary in summaries}
     return [
         {
             "id": key,
-            "label": names[trial.setting],
+            "label": labels[trial.setting],
             "seed": trial.seed,
             "status": shown_status(trial),
             "error": trial.error,
@@ -136,7 +136,7 @@ def _trial_rows(study: StudyRecord, summaries: list[SettingSummary], metrics: li
 
 
 def _times(study: StudyRecord, histories: dict[int, History]) -> list[TimeTable]:
-    """From start to end, and inside the epochs; a table without rows is left out."""
+    """Return the time tables from start to end and inside the epochs; a table without rows is left out."""
     settings = settings_of(study)
     tables = [
         _time_table("From start to end", {s.label: wall_seconds(s) for s in settings}, wall=True),
@@ -151,7 +151,7 @@ def _time_table(title: str, seconds: dict[str, dict[str, float]], *, wall: bool)
 
 
 def _glossary(study: StudyRecord, histories: dict[int, History]) -> dict[str, str]:
-    """The metrics of this study that have a meaning worth a line."""
+    """Return the metrics of this study that the glossary explains, with their explanations."""
     names = set(final_metrics(study)) | {key for rows in histories.values() for row in rows for key in row}
     return {name: text for name in sorted(names, key=metric_order) if (text := meaning(name))}
 

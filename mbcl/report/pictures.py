@@ -1,6 +1,6 @@
-"""Matplotlib figures as PNG files and as SVG that takes its colours and fonts from the page it stands in.
+"""Matplotlib figures as PNG files and as SVG that inherits colours and fonts from the page around it.
 
-Only the object interface of matplotlib is used, so that nothing is left behind in a process that plots too.
+Only the object interface of matplotlib is used, so the global state of pyplot stays untouched.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 INK, MUTED, GRID = "#1f2329", "#68707b", "#d9dde2"
 SERIES = ("#3a73c2", "#d97f1e", "#2b9c78", "#b0549f", "#c4473d", "#8a7a2e", "#4aa8c7", "#7d828c")
 LINES = ("-", "--", ":")
-"""Of the first, second and third time that a colour is used."""
+"""Line styles for the first, second and third use of a colour."""
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {c: f"--series-{i}" for i, c in enumerate(SERIES)}
 _RC: dict[str, Any] = {
     "svg.fonttype": "none",  # real text: it can be selected, searched and read aloud
     "svg.hashsalt": "mbcl",  # the same figure gives the same file
-    "text.parse_math": False,  # names come from users; a dollar sign is no formula
+    "text.parse_math": False,  # names come from users and may contain a dollar sign
     "text.usetex": False,
     "axes.unicode_minus": True,
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
 }
-_LONGEST = 48
+_MAX_LABEL = 48
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure of the report: ``svg`` for the page that it stands in, ``svg_file`` as a file of its own."""
+    """One figure of the report: ``svg`` to embed in the page, ``svg_file`` as a separate file."""
 
     name: str
     title: str
@@ -50,24 +50,24 @@ class Picture:
 
 
 def shorten(text: str) -> str:
-    """A label that fits beside a plot."""
+    """Shorten a label to one line that fits beside a plot."""
     text = " ".join(printable(text).split())
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    return text if len(text) <= _MAX_LABEL else text[: _MAX_LABEL - 1] + "…"
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The settings that figures are made and saved under; the process's own come back afterwards."""
+    """Apply the matplotlib settings for drawing and saving; restore the process's own settings on exit."""
     import matplotlib
 
     with matplotlib.rc_context(cast(Any, _RC)), warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes in the PNG; the page shows it right.
+        # Glyphs that the font lacks become boxes in the PNG only; the page's SVG holds real text.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty figure with one plain pair of axes; inside :func:`style` only."""
+    """Create a figure with one plain pair of axes. Call it within :func:`style`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -75,7 +75,7 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
-    """A logarithmic axis with ticks in plain numbers: the style of all figures reads no formulas."""
+    """Make an axis logarithmic with plain tick labels; matplotlib's default ``10^k`` needs formulas, which are off."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     axes.set(**{f"{which}scale": "log"})
@@ -85,7 +85,7 @@ def log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
 
 
 def new_row(width: float, height: float, count: int) -> tuple[Figure, list[Axes]]:
-    """An empty figure with plain pairs of axes beside each other, one scale up; inside :func:`style` only."""
+    """Create a figure with a row of plain axes that share the y scale. Call it within :func:`style`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -102,16 +102,16 @@ def _plain(axes: Axes) -> Axes:
 
 
 def render(figure: Figure, name: str, *, title: str, caption: str, alt: str) -> Picture:
-    """Save a figure in both forms; inside :func:`style` only."""
+    """Save a figure as PNG and SVG. Call it within :func:`style`."""
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    figure.set_layout_engine("none")  # what was laid out for one form holds for the other
+    figure.set_layout_engine("none")  # keep the layout of the PNG for the SVG
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     return Picture(name, title, caption, alt, _for_page(svg.getvalue(), name), png.getvalue(), svg.getvalue())
 
 
 def _for_page(svg: str, name: str) -> str:
-    """SVG for use inside HTML: no prologue, no addresses, ids that no other figure has, colours of the page."""
+    """Adapt SVG to HTML: no prologue, no namespaces, ids unique to the figure, colours as CSS variables."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg)

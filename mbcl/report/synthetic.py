@@ -1,8 +1,8 @@
-"""Writes what a synthetic study found.
+"""The report of a synthetic study.
 
-synthetic.json  what was asked for
-table.csv       one row a method, against the optimum
-curves.csv      one row a method, seed and point
+synthetic.json  the settings
+table.csv       one row for each method, against the optimum
+curves.csv      one row for each method, seed and curve point
 points.npz      starts, ends and Gram matrices
 plots/*.png, plots/*.svg
 report.html
@@ -31,18 +31,18 @@ from mbcl.report.wording import listed, number
 from mbcl.synthetic.records import RECORD, Outcome
 from mbcl.synthetic.table import Row, Spread, reference_in_words, rows_of
 
-MOST_STORED = 1024
-"""Samples up to which Gram matrices are stored: they follow from the points, which always are."""
+MAX_STORED = 1024
+"""Maximum number of samples with stored Gram matrices. They follow from the points, which are always stored."""
 
 
 def write(store: Store, outcome: Outcome) -> None:
     """Write tables, points, figures and page.
 
     Args:
-        store: the folder.
-        outcome: of :func:`mbcl.synthetic.study.run`.
+        store: the folder to write to.
+        outcome: the result of :func:`mbcl.synthetic.study.run`.
     """
-    # First, so that a folder in which writing was interrupted is known for what it is.
+    # The record goes first: it marks the folder as a synthetic study even if writing is interrupted.
     write_text(store, RECORD, json.dumps({"version": __version__, **asdict(outcome.settings)}, indent=1) + "\n")
     rows = rows_of(outcome)
     write_text(store, "table.csv", table_csv(rows))
@@ -68,7 +68,7 @@ def _csv(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
 
 
 def table_csv(rows: list[Row]) -> str:
-    """``table.csv``: of every measure mean, lowest and highest seed; empty where it is not measured."""
+    """Return ``table.csv``: mean, minimum and maximum over the seeds of every measure; empty if not measured."""
     header: list[str] = []
     for field in fields(Row):
         spread = field.type == "Spread"
@@ -87,7 +87,7 @@ def table_csv(rows: list[Row]) -> str:
 
 
 def curves_csv(outcome: Outcome) -> str:
-    """``curves.csv``: one row a method, seed and point."""
+    """Return ``curves.csv``: one row for each method, seed and curve point."""
     measures = ("true_loss", "distance", "rearranging")
     lines = [
         [
@@ -96,11 +96,11 @@ def curves_csv(outcome: Outcome) -> str:
             curve.method.batch_size,
             seed,
             *(int(count[point]) for count in (curve.steps, curve.updates, curve.samples)),
-            _number(float(curve.batch_loss[place, point])),
-            *(_number(float(getattr(curve.course, measure)[place, point])) for measure in measures),
+            _number(float(curve.batch_loss[index, point])),
+            *(_number(float(getattr(curve.course, measure)[index, point])) for measure in measures),
         ]
         for curve in outcome.curves
-        for place, seed in enumerate(outcome.settings.seeds)
+        for index, seed in enumerate(outcome.settings.seeds)
         for point in range(len(curve.steps))
     ]
     header = ["label", "sampler", "batch_size", "seed", "step", "updates", "samples", "batch_loss", *measures]
@@ -108,17 +108,17 @@ def curves_csv(outcome: Outcome) -> str:
 
 
 def _points(outcome: Outcome) -> bytes:
-    """``points.npz``: ``start`` and by method ``x`` (2, S, N, D) and ``z`` (S, N, N), u v^T; ``optimum`` (N, N)."""
+    """Return ``points.npz``: ``start``; by method ``x`` (2, S, N, D) and ``z`` (S, N, N), u v^T; ``optimum`` (N, N)."""
     arrays: dict[str, Any] = {
         "start": outcome.start_2SND.numpy(),
         "seeds": np.array(outcome.settings.seeds),
         "labels": np.array([curve.method.label for curve in outcome.curves]),
     }
-    store_gram = outcome.settings.n <= MOST_STORED
-    for place, curve in enumerate(outcome.curves):
-        arrays[f"x{place}"] = curve.x_2SND.numpy()
+    store_gram = outcome.settings.n <= MAX_STORED
+    for index, curve in enumerate(outcome.curves):
+        arrays[f"x{index}"] = curve.x_2SND.numpy()
         if store_gram:
-            arrays[f"z{place}"] = curve.gram().numpy()
+            arrays[f"z{index}"] = curve.gram().numpy()
     if outcome.reference.known is not None and store_gram:
         arrays["optimum"] = outcome.reference.known.gram().numpy()
     stream = io.BytesIO()
@@ -127,30 +127,30 @@ def _points(outcome: Outcome) -> bytes:
 
 
 def headline(outcome: Outcome, rows: list[Row]) -> str:
-    """What the study shows, in a sentence that its numbers carry."""
+    """Summarise the study in one sentence that claims only what its numbers support."""
     if not rows[0].excess.known:
         nearest = min(rows, key=lambda row: row.true_loss.mean)
         return f"The least mean loss of everything is that of {nearest.label}, {nearest.true_loss.mean:.5f}."
     ranked = sorted(rows, key=lambda row: row.excess.mean)
-    words = [f"{row.label} {number(row.excess.mean)}" for row in ranked]
+    results = [f"{row.label} {number(row.excess.mean)}" for row in ranked]
     above = "the optimum" if outcome.reference.known else "the least loss known"
-    return f"Mean loss above {above} after {outcome.settings.steps:,} steps: {listed(words)}."
+    return f"Mean loss above {above} after {outcome.settings.steps:,} steps: {listed(results)}."
 
 
 def command_of(outcome: Outcome) -> str:
-    """The line that runs the study again."""
+    """Return the command line that runs the study again."""
     settings = outcome.settings
-    words = ["mbcl", "synthetic", "--n", settings.n, "--dim", settings.dim, "--batch-size", *settings.batch_sizes]
-    words += ["--steps", settings.steps, "--samplers", *settings.samplers, "--seeds", len(settings.seeds)]
-    words += ["--first-seed", settings.seeds[0]] * (settings.seeds[0] != 0) + ["--lr", settings.lr]
-    words += ["--accumulate", settings.accumulate] if settings.accumulate else []
-    words += ["--equal-init"] * settings.equal_init + ["--log-every", settings.log_every]
-    words += ["--published-points"] * settings.published_points + ["--restarts", settings.restarts]
-    return shlex.join([*map(str, words), "--out", "DIR"])
+    arguments = ["mbcl", "synthetic", "--n", settings.n, "--dim", settings.dim, "--batch-size", *settings.batch_sizes]
+    arguments += ["--steps", settings.steps, "--samplers", *settings.samplers, "--seeds", len(settings.seeds)]
+    arguments += ["--first-seed", settings.seeds[0]] * (settings.seeds[0] != 0) + ["--lr", settings.lr]
+    arguments += ["--accumulate", settings.accumulate] if settings.accumulate else []
+    arguments += ["--equal-init"] * settings.equal_init + ["--log-every", settings.log_every]
+    arguments += ["--published-points"] * settings.published_points + ["--restarts", settings.restarts]
+    return shlex.join([*map(str, arguments), "--out", "DIR"])
 
 
 def page(outcome: Outcome, rows: list[Row], pictures: list[Picture]) -> str:
-    """``report.html``, which needs nothing beside itself."""
+    """Render ``report.html``, a self-contained page."""
     settings = outcome.settings
     context = {
         "settings": settings,

@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-MOST_DRAWN = 512
-"""Samples of a heat map; of more, the first so many are drawn."""
-MOST_CELLS = 32
-"""Samples up to which the cells of a heat map are shapes; above they are one picture, which stays small."""
-FAR = 4
-"""A count of work that ends so many times later for one method than for another has a logarithmic axis."""
+MAX_DRAWN = 512
+"""Maximum number of samples in a heat map; further samples are not drawn."""
+MAX_VECTOR_CELLS = 32
+"""Maximum number of samples for vector cells; a larger heat map is one raster image, which keeps the SVG small."""
+LOG_RATIO = 4
+"""Ratio of the methods' final counts of work above which the axis is logarithmic."""
 COUNTS = (("steps", "steps"), ("updates", "gradient updates"), ("samples", "samples seen"))
 
 
 def draw(outcome: Outcome) -> list[Picture]:
-    """Every figure that there is something to draw for."""
+    """Draw every figure for which the outcome has data."""
     with style():
         pictures: list[Picture | None] = [_true_loss(outcome), _batch_loss(outcome)]
         if outcome.reference.known is not None:
@@ -54,16 +54,16 @@ def draw(outcome: Outcome) -> list[Picture]:
 
 
 def _true_loss(outcome: Outcome) -> Picture:
-    least = outcome.reference.full_loss
-    words = "the optimum" if outcome.reference.known else "the least loss known"
-    values = [curve.course.true_loss - (least or 0.0) for curve in outcome.curves]
+    reference_loss = outcome.reference.full_loss
+    reference_name = "the optimum" if outcome.reference.known else "the least loss known"
+    values = [curve.course.true_loss - (reference_loss or 0.0) for curve in outcome.curves]
     return _curves(
         outcome,
         "curve_true_loss",
         values,
-        title="Loss of everything" if least is None else f"Loss of everything, above {words}",
-        label="true loss" if least is None else "excess of true loss",
-        log=least is not None,
+        title="Loss of everything" if reference_loss is None else f"Loss of everything, above {reference_name}",
+        label="true loss" if reference_loss is None else "excess of true loss",
+        log=reference_loss is not None,
     )
 
 
@@ -97,18 +97,18 @@ def _distance(outcome: Outcome, key: str) -> Picture | None:
 def _curves(
     outcome: Outcome, name: str, values: Sequence[Array], *, title: str, label: str, log: bool, note: str = ""
 ) -> Picture:
-    """One measure against each of the three counts."""
+    """Draw one measure against each of the three counts of work."""
     figure, row = new_row(10.2, 3.2 + 0.17 * (len(outcome.curves) // 4), len(COUNTS))
-    for axes, (count, words) in zip(row, COUNTS, strict=True):
-        for place, (curve, value_SL) in enumerate(zip(outcome.curves, values, strict=True)):
-            _draw(axes, getattr(curve, count) + (count == "steps"), value_SL, place, shorten(curve.method.label))
+    for axes, (count, axis_label) in zip(row, COUNTS, strict=True):
+        for index, (curve, value_SL) in enumerate(zip(outcome.curves, values, strict=True)):
+            _draw(axes, getattr(curve, count) + (count == "steps"), value_SL, index, shorten(curve.method.label))
         if log and any((value_SL > 0).any() for value_SL in values):
             log_scale(axes, "y")
         ends = [int(getattr(curve, count)[-1]) for curve in outcome.curves]
-        if max(ends) > FAR * min(ends):
+        if max(ends) > LOG_RATIO * min(ends):
             log_scale(axes, "x")
         axes.grid(axis="y", color=GRID, linewidth=0.8)
-        axes.set_xlabel(words, color=INK)
+        axes.set_xlabel(axis_label, color=INK)
     row[0].set_ylabel(label, color=INK)
     handles, names = row[0].get_legend_handles_labels()
     figure.legend(
@@ -126,8 +126,8 @@ def _curves(
     )
 
 
-def _draw(axes: Axes, count_L: NDArray[np.int64], value_SL: Array, place: int, label: str) -> None:
-    colour, dashes = SERIES[place % len(SERIES)], LINES[place // len(SERIES) % len(LINES)]
+def _draw(axes: Axes, count_L: NDArray[np.int64], value_SL: Array, index: int, label: str) -> None:
+    colour, dashes = SERIES[index % len(SERIES)], LINES[index // len(SERIES) % len(LINES)]
     if len(value_SL) > 1:
         axes.fill_between(count_L, value_SL.min(axis=0), value_SL.max(axis=0), color=colour, alpha=0.16, linewidth=0)
     dot = "o" if len(count_L) == 1 else None
@@ -135,41 +135,41 @@ def _draw(axes: Axes, count_L: NDArray[np.int64], value_SL: Array, place: int, l
 
 
 def _maps(outcome: Outcome) -> list[Picture]:
-    """Heat maps of the first seed's Gram matrices, and of the optimum, without and with a colour bar."""
+    """Draw heat maps of the first seed's Gram matrices and of the optimum, without and with a colour bar."""
     seed = outcome.settings.seeds[0]
     pictures = []
     if outcome.reference.known is not None:
         pictures += _map("gram_optimum", outcome.reference.known.gram().numpy(), "the optimum", "")
-    for number_, curve in enumerate(outcome.curves):
+    for index, curve in enumerate(outcome.curves):
         slug = re.sub(r"[^a-z0-9]+", "_", curve.method.label.lower()).strip("_")
         z_NN, note = _ordered(curve, outcome)
-        pictures += _map(f"gram_{number_}_{slug}", z_NN, f"{curve.method.label}, seed {seed}", note)
+        pictures += _map(f"gram_{index}_{slug}", z_NN, f"{curve.method.label}, seed {seed}", note)
     return pictures
 
 
 def _ordered(curve: Curve, outcome: Outcome) -> tuple[Array, str]:
-    """The Gram matrix of the first seed; for the cross-polytope, opposites stand beside each other."""
+    """Return the Gram matrix of the first seed, for the cross-polytope with opposite samples next to each other."""
     z_NN = curve.gram()[0].numpy()
     known = outcome.reference.known
     if known is None or known.kind == "simplex":
         return z_NN, ""
     partner_N = opposites(z_NN)
-    order = np.array([place for a, b in enumerate(partner_N) if a < b for place in (a, b)])
+    order = np.array([sample for a, b in enumerate(partner_N) if a < b for sample in (a, b)])
     return z_NN[np.ix_(order, order)], " Samples are ordered so that opposites stand beside each other."
 
 
 def _map(name: str, z_NN: Array, title: str, note: str) -> list[Picture]:
-    """One matrix in two files."""
-    if len(z_NN) > MOST_DRAWN:
-        note += f" The first {MOST_DRAWN} of {len(z_NN)} samples."
-        z_NN = z_NN[:MOST_DRAWN, :MOST_DRAWN]
+    """Draw one matrix twice: without and with a colour bar."""
+    if len(z_NN) > MAX_DRAWN:
+        note += f" The first {MAX_DRAWN} of {len(z_NN)} samples."
+        z_NN = z_NN[:MAX_DRAWN, :MAX_DRAWN]
     diagonal = torch.from_numpy(z_NN).diagonal()
     off = z_NN[~np.eye(len(z_NN), dtype=bool)]
     pictures = []
     for bar in (False, True):
         figure, axes = new_axes(3.6 if bar else 3.0, 3.0)
         image: ScalarMappable
-        if len(z_NN) <= MOST_CELLS:
+        if len(z_NN) <= MAX_VECTOR_CELLS:
             image = axes.pcolormesh(z_NN, cmap="RdBu_r", vmin=-1, vmax=1)
             axes.invert_yaxis()
         else:

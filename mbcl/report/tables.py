@@ -1,4 +1,4 @@
-"""The tables of a results folder as CSV text. An empty cell says that there is no such value."""
+"""The tables of a results folder as CSV text. An empty cell is a missing value."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mbcl.study.settings import flatten, ordered_trials, swept_columns, text_of
 from mbcl.study.statistics import Comparison, SettingSummary, final_metrics, shown_status
 
 STAGES = ("train", "embed", "plan", "wait", "eval")
-"""What an epoch spends its time on, as ``time/STAGE``."""
+"""The stages of an epoch, measured as ``time/STAGE``."""
 _STAGE_ORDER = ("startup", *STAGES, "training", "evaluation", "ray", "total")
 _STOPPED = ("stopped/by", "stopped/epoch", "stopped/value")
-"""Where a scheduler stopped a trial; epoch 0 if its setting had been stopped before it began."""
+"""Columns for a stop by a scheduler; the epoch is 0 if the setting had been stopped before the trial began."""
 _ESTIMATE = ("mean", "sd", "n", "ci_low", "ci_high")
 _COMPARISON = (
     "metric",
@@ -37,22 +37,22 @@ _COMPARISON = (
 
 
 def stage_order(stage: str) -> tuple[int, str]:
-    """Sort key of the stages: as they follow each other, unknown ones last."""
+    """Return a sort key for stages: in chronological order, unknown ones last."""
     return (_STAGE_ORDER.index(stage), "") if stage in _STAGE_ORDER else (len(_STAGE_ORDER), stage)
 
 
 def stages_of(study: StudyRecord) -> list[str]:
-    """Every stage that any trial has seconds for."""
+    """Return every stage for which any trial has seconds."""
     return sorted({stage for trial in study.trials.values() for stage in trial.seconds}, key=stage_order)
 
 
 def single_line(text: str) -> str:
-    """Text without line breaks, so that a row stays a line."""
+    """Replace line breaks by spaces, so that a CSV row stays one line."""
     return " ".join(text.split())
 
 
 def _cell(value: Any) -> str:
-    """Numbers in full (they read back to the last bit), what is missing or not finite as an empty cell."""
+    """Format a cell: numbers in full, so that they read back exactly; a float that is not finite as an empty cell."""
     if isinstance(value, float) and not math.isfinite(value):
         return ""
     return text_of(value)
@@ -71,9 +71,9 @@ def _csv(columns: list[str], rows: Iterable[Mapping[str, str]]) -> str:
 
 
 def results_csv(study: StudyRecord) -> str:
-    """``results.csv``: one row a trial, in the order of the study.
+    """Return ``results.csv``: one row for each trial, in the order of the study.
 
-    A trial that was stopped has no final metrics: what it had measured by then stands in columns of its own.
+    A stopped trial has no final metrics. The value by which it was stopped is in separate columns.
     """
     swept, metrics, stages = swept_columns(study), final_metrics(study), stages_of(study)
     rows = []
@@ -91,8 +91,8 @@ def results_csv(study: StudyRecord) -> str:
         row |= {metric: _number(trial.metrics.get(metric)) for metric in metrics if metric not in row}
         row |= {f"seconds/{stage}": _number(trial.seconds.get(stage)) for stage in stages}
         if trial.stopped is not None:
-            found = trial.stopped
-            row |= dict(zip(_STOPPED, (found.by, str(found.epoch), _number(found.value)), strict=True))
+            stop = trial.stopped
+            row |= dict(zip(_STOPPED, (stop.by, str(stop.epoch), _number(stop.value)), strict=True))
         rows.append(row)
     stopped = _STOPPED if any(trial.stopped for trial in study.trials.values()) else ()
     columns = ["trial_id", "status", "error", "sampler", "objective", "seed", *swept, *metrics, *stopped]
@@ -100,7 +100,7 @@ def results_csv(study: StudyRecord) -> str:
 
 
 def summary_csv(study: StudyRecord, summaries: list[SettingSummary]) -> str:
-    """``summary.csv``: one row a setting, every final metric over its finished seeds."""
+    """Return ``summary.csv``: one row for each setting, every final metric over its finished seeds."""
     swept, metrics = swept_columns(study), final_metrics(study)
     rows = []
     for summary in summaries:
@@ -112,16 +112,16 @@ def summary_csv(study: StudyRecord, summaries: list[SettingSummary]) -> str:
         }
         row |= {column: _cell(summary.parameters[column]) for column in swept if column in summary.parameters}
         for metric in metrics:
-            found = summary.metrics.get(metric)
-            row |= {f"{metric}/{part}": _number(getattr(found, part) if found else None) for part in _ESTIMATE}
-            row[f"{metric}/n"] = str(found.n if found else 0)
+            result = summary.metrics.get(metric)
+            row |= {f"{metric}/{part}": _number(getattr(result, part) if result else None) for part in _ESTIMATE}
+            row[f"{metric}/n"] = str(result.n if result else 0)
         rows.append(row)
     columns = ["setting", "label", "sampler", "objective", *swept]
     return _csv([*columns, *(f"{metric}/{part}" for metric in metrics for part in _ESTIMATE)], rows)
 
 
 def comparison_csv(comparisons: list[Comparison]) -> str:
-    """``comparison.csv``: one row a setting and metric, the paired difference from the baseline."""
+    """Return ``comparison.csv``: one row for each setting and metric with the paired difference from the baseline."""
     rows = []
     for comparison in comparisons:
         values = {name: getattr(comparison, name) for name in _COMPARISON}

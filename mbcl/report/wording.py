@@ -1,4 +1,4 @@
-"""Numbers and counts as a reader sees them. Files for machines have them in full."""
+"""Formatting of numbers and counts for readers. The CSV files hold the numbers in full."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u20
 
 
 def printable(text: str) -> str:
-    """Text without what breaks a page or turns its reading direction round; names and errors come from users."""
+    """Replace control characters and bidirectional overrides: names and errors come from users."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def number(value: float | int | None, *, signed: bool = False) -> str:
-    """About four digits; a dash where there is no value.
+    """Format a number with about four significant digits; None becomes a dash.
 
     Example:
         >>> number(0.87654), number(12.3456), number(-0.5, signed=True), number(None)
@@ -31,30 +31,30 @@ def number(value: float | int | None, *, signed: bool = False) -> str:
     elif size == 0:
         text = "0"
     elif size < 0.001 or size >= 1e6:
-        text = f"{size:.2e}".replace("-", MINUS)  # where a line never breaks
+        text = f"{size:.2e}".replace("-", MINUS)  # a hyphen would allow a line break
     else:
-        whole = size >= 1000 and size == round(size)  # a mean of counts
+        whole = size >= 1000 and size == round(size)  # an integral mean of counts
         digits = 0 if whole else 1 if size >= 100 else 2 if size >= 10 else 3 if size >= 1 else 4
         text = f"{size:,.{digits}f}"
     return (MINUS if value < 0 else "+" if signed and value > 0 else "") + text
 
 
-def interval(found: Estimate | Comparison | None, *, signed: bool = False) -> str:
-    """``0.8421 to 0.9013``; a dash where one seed, or none, gives no interval."""
-    if found is None or found.ci_low is None or found.ci_high is None:
+def interval(result: Estimate | Comparison | None, *, signed: bool = False) -> str:
+    """Format an interval as ``0.8421 to 0.9013``; a dash if there is none, as with fewer than two seeds."""
+    if result is None or result.ci_low is None or result.ci_high is None:
         return NOTHING
-    return f"{number(found.ci_low, signed=signed)} to {number(found.ci_high, signed=signed)}"
+    return f"{number(result.ci_low, signed=signed)} to {number(result.ci_high, signed=signed)}"
 
 
 def p_value(value: float | None) -> str:
-    """Three decimals, as no p value of a few seeds deserves more."""
+    """Format a p value with three decimals; with few seeds, more would be spurious precision."""
     if value is None:
         return NOTHING
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def seconds(value: float | None) -> str:
-    """Seconds with one decimal, and minutes or hours beside them where that reads better."""
+    """Format a duration with one decimal, in seconds below 2 min, in minutes below 2 h, otherwise in hours."""
     if value is None:
         return NOTHING
     if value < 120:
@@ -63,10 +63,10 @@ def seconds(value: float | None) -> str:
 
 
 def pluralize(count: int, noun: str) -> str:
-    """``1 trial``, ``3 trials``."""
+    """Format a count with its noun: ``1 trial``, ``3 trials``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def listed(words: list[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    return " and ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)
+def listed(items: list[str]) -> str:
+    """Join items to a phrase: ``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join(part for part in (", ".join(items[:-1]), *items[-1:]) if part)

@@ -1,4 +1,4 @@
-"""Writes the report of a study into its results folder."""
+"""Writing of a study's report into its results folder."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mbcl.study.statistics import compare, compared_metrics, summarise
 
 
 def write(store: Store, study: StudyRecord) -> None:
-    """Write tables, plots and page; whatever is unfinished or failed is shown as such.
+    """Write tables, plots and page; unfinished and failed trials are shown as such.
 
     Args:
-        store: the results folder; the trials' ``metrics.jsonl`` are read from it where they exist.
-        study: what was asked and what is done.
+        store: the results folder; the trials' ``metrics.jsonl`` are read from it if they exist.
+        study: the record of the study.
     """
     summaries = summarise(study)
     comparisons = [comparison for metric in compared_metrics(study) for comparison in compare(study, metric)]
-    # The tables first: they are what a script waits for, and they need nothing but the study.
+    # Tables first: scripts wait for them, and they need only the study record.
     write_text(store, "results.csv", results_csv(study))
     write_text(store, "summary.csv", summary_csv(study, summaries))
     write_text(store, "comparison.csv", comparison_csv(comparisons))
@@ -41,7 +41,7 @@ def write(store: Store, study: StudyRecord) -> None:
 
 
 def _delete_stale(store: Store, current: set[str]) -> None:
-    """An earlier report of the same study may have drawn a figure that this one has no data for."""
+    """Delete figures of an earlier report for which this one has no data."""
     for name in store.list("plots"):
         if name.endswith(".png") and name not in current:
             store.delete(f"plots/{name}")

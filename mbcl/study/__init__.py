@@ -1,6 +1,6 @@
-"""What a study says in numbers: settings and their labels, means with intervals, paired comparisons.
+"""Statistics of a study: settings and their labels, means with intervals, paired comparisons.
 
-Pure functions of a :class:`~mbcl.study.record.StudyRecord`; the report and the console show them.
+All are pure functions of a :class:`~mbcl.study.record.StudyRecord`; the report and the console show the results.
 """
 
 from mbcl.study.settings import labels

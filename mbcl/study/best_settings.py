@@ -1,4 +1,7 @@
-"""The best of what was tuned: chosen by the metric of the search, on the validation split, never by the test split."""
+"""Model selection: the best tuned settings by the search metric.
+
+The search metric is measured on the validation split. The test split never takes part in the choice.
+"""
 
 from __future__ import annotations
 
@@ -10,38 +13,43 @@ from mbcl.study.settings import Setting
 
 
 def reached(study: StudyRecord, setting: Setting) -> list[float]:
-    """What the finished seeds of a setting reach by the metric of the search."""
-    found = [trial.metrics.get(study.metric) for trial in setting.trials if trial.status == "finished"]
-    return [float(value) for value in found if value is not None and math.isfinite(value)]
+    """Return the finite values of the search metric over the finished seeds of a setting."""
+    values = [trial.metrics.get(study.metric) for trial in setting.trials if trial.status == "finished"]
+    return [float(value) for value in values if value is not None and math.isfinite(value)]
 
 
 def best_of(study: StudyRecord, settings: list[Setting]) -> Setting | None:
-    """The setting whose mean over seeds is best by the metric of the search, the first of equal ones.
+    """Return the setting with the best mean of the search metric over its seeds, the first one in a tie.
 
-    Of settings with more and with fewer finished seeds only those with the most are ranked: a mean over few is as good
-    by luck more easily.
+    Only the settings with the largest number of finished seeds are ranked: a mean over fewer seeds is more often good
+    by chance.
 
     Returns:
-        None if none has finished.
+        None if no setting has a finished seed.
     """
     measured = [(values, s) for s in settings if (values := reached(study, s))]
     if not measured:
         return None
-    most = max(len(values) for values, _ in measured)
+    max_seeds = max(len(values) for values, _ in measured)
     sign = -1 if study.mode == "max" else 1
-    ranked = [(sign * statistics.fmean(values), s) for values, s in measured if len(values) == most]
-    return min(ranked, key=lambda found: found[0])[1]
+    ranked = [(sign * statistics.fmean(values), s) for values, s in measured if len(values) == max_seeds]
+    return min(ranked, key=lambda pair: pair[0])[1]
 
 
 def champions(study: StudyRecord, settings: list[Setting], candidates: list[Setting]) -> list[tuple[Setting, Setting]]:
-    """The best setting of each sampler and objective with the best of its baseline's.
+    """Pair the best setting of each sampler and objective with the best of its baseline settings.
+
+    Both are chosen by the same rule, :func:`best_of`, so that tuning favours neither side.
 
     Args:
         study: the study.
-        settings: all of its settings.
-        candidates: those that its baseline matches: the same choice is made among them.
+        settings: all settings of the study.
+        candidates: the settings that match the study's baseline.
+
+    Returns:
+        One ``(champion, reference)`` pair for each sampler and objective for which both exist.
     """
-    named = {key.partition(".")[0] for key in study.baseline}
+    baseline_keys = {key.partition(".")[0] for key in study.baseline}
     keys = {s.id: {"sampler": s.columns["sampler"], "objective": s.columns["objective"]} for s in settings}
     ids = {candidate.id for candidate in candidates}
     groups: dict[tuple[str, str], list[Setting]] = {}
@@ -55,7 +63,9 @@ def champions(study: StudyRecord, settings: list[Setting], candidates: list[Sett
             candidate
             for candidate in candidates
             if all(
-                keys[candidate.id][part] == keys[group[0].id][part] for part in keys[group[0].id] if part not in named
+                keys[candidate.id][part] == keys[group[0].id][part]
+                for part in keys[group[0].id]
+                if part not in baseline_keys
             )
         ]
         reference = best_of(study, peers)

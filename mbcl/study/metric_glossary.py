@@ -1,4 +1,4 @@
-"""What the metrics mean, which way is better, and in which order a table shows them."""
+"""Glossary of the metrics: their meaning, the direction that is better, and their order in tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _ORDER = (
 )
 
 _ENTRIES: tuple[tuple[str, int, str], ...] = (
-    # pattern, +1 higher is better, -1 lower is better, 0 neither; meaning
+    # (regular expression of the name, direction: +1 higher is better, -1 lower is better, 0 neither, meaning).
+    # The first pattern that matches counts; {0}, {1} are its groups.
     (
         r"retrieval/u2v/top(\d+)",
         1,
@@ -108,22 +109,22 @@ _ENTRIES: tuple[tuple[str, int, str], ...] = (
 _BASELINES = {"random": "the untrained encoder", "pixels": "raw pixels"}
 
 
-def _of_baseline(metric: str) -> tuple[str, str]:
-    """Of what it is, empty for the trained encoder, and the metric itself."""
+def _split_baseline(metric: str) -> tuple[str, str]:
+    """Split ``baseline/KIND/METRIC`` into a baseline's description, empty for the trained encoder, and the metric."""
     head, _, tail = metric.partition("/")
     kind, _, inner = tail.partition("/")
     return (_BASELINES[kind], inner) if head == "baseline" and kind in _BASELINES else ("", metric)
 
 
 def direction(metric: str) -> int:
-    """1 if higher is better, -1 if lower is better, 0 if neither."""
-    _, metric = _of_baseline(metric)
+    """Return 1 if higher is better, -1 if lower is better, 0 if neither."""
+    _, metric = _split_baseline(metric)
     return next((sign for pattern, sign, _ in _ENTRIES if re.fullmatch(pattern, metric)), 0)
 
 
 def meaning(metric: str) -> str:
-    """One line that explains a metric; empty for an unknown one."""
-    owner, inner = _of_baseline(metric)
+    """Return one line that explains a metric; empty for an unknown metric."""
+    owner, inner = _split_baseline(metric)
     if owner:
         return f"{inner} of {owner}, in the same evaluation" if meaning(inner) else ""
     for pattern, _, text in _ENTRIES:
@@ -133,10 +134,10 @@ def meaning(metric: str) -> str:
 
 
 def metric_order(metric: str) -> tuple[int, str, int, str]:
-    """Sort key: the test split first, what training and planning report after it, time last; top5 before top10."""
+    """Return a sort key: the test split first, then training and planning, time last; top5 before top10."""
     head, _, tail = metric.partition("/")
     rank = _ORDER.index(head) if head in _ORDER else len(_ORDER)
-    tail = tail.replace("clean/mean/", "clean/ mean/")  # before its parts
+    tail = tail.replace("clean/mean/", "clean/ mean/")  # a space sorts the mean before the single corruptions
     digits = re.search(r"\d+$", tail)
     stem = tail[: digits.start()] if digits else tail
     parent, _, leaf = stem.rpartition("/")

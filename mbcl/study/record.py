@@ -1,4 +1,4 @@
-"""``study.json``: the only truth about what a study asked for and what of it is done."""
+"""``study.json``: the single source of truth for the trials of a study and for their status."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from mbcl.io.store import Store, read_text, write_text
 STUDY_FILE = "study.json"
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""What a study and a trial may be called: a folder's name that leads nowhere else."""
+"""Allowed names of studies and trials. They become folder names, so path separators and ``..`` are excluded."""
 
 Status = Literal["pending", "running", "finished", "stopped", "failed"]
 
 
 class Stopped(BaseModel):
-    """Where a scheduler stopped a trial, and why.
+    """The epoch at which a scheduler stopped a trial, and the reason.
 
-    ``by`` is the scheduler, ``epoch`` how many of ``of`` epochs it had seen, 0 if the trial never began because its
-    setting had been stopped with ``first_seed``; ``metric`` and ``value`` are what it judged by.
+    ``by`` is the scheduler. ``epoch`` is the number of finished epochs out of ``of``; it is 0 if the trial never
+    began, because its setting had been stopped with ``first_seed``. ``metric`` and ``value`` are the scheduler's
+    criterion and its value.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -36,7 +37,7 @@ class Stopped(BaseModel):
     first_seed: int
 
     def describe(self) -> str:
-        """One line for people."""
+        """Describe the stop in one line."""
         if self.epoch == 0:
             return f"not begun: {self.by} stopped this setting with seed {self.first_seed}"
         value = "" if self.value is None else f" ({self.metric} {self.value:.4f})"
@@ -44,7 +45,7 @@ class Stopped(BaseModel):
 
 
 class Drawn(BaseModel):
-    """What an adaptive search drew for a setting: the ``number``-th draw for a ``point`` of the grids."""
+    """The values that an adaptive search drew for a setting: the ``number``-th draw at a grid ``point``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,11 +57,14 @@ class Drawn(BaseModel):
 class TrialRecord(BaseModel):
     """One trial: a setting with one seed.
 
-    ``parameters`` holds the swept keys with their resolved values, in the order of the space file;
-    ``metrics`` the final ones by their contract names; ``seconds`` the wall time by stage; ``evaluation`` the block
-    that ``--eval-only`` put in the place of the experiment's own, empty if none did; ``drawn`` what an adaptive search
-    drew, by the paths of the domains; ``stopped`` where a scheduler stopped it, whose last values are no final metrics;
-    ``judged`` up to which epoch a scheduler has decided whether it goes on.
+    Attributes:
+        parameters: the swept keys with their resolved values, in the order of the space file.
+        metrics: the final metrics by their public names.
+        seconds: the wall time by stage.
+        evaluation: the block with which ``--eval-only`` replaced the experiment's own; empty without a replacement.
+        drawn: the draw of an adaptive search, by the paths of the domains.
+        stopped: the stop by a scheduler. The last values of a stopped trial are not final metrics.
+        judged: the last epoch at which a scheduler decided whether the trial continues.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -85,8 +89,9 @@ class TrialRecord(BaseModel):
 class StudyRecord(BaseModel):
     """A whole study.
 
-    ``trials`` is in the order of the space, by ``trial_id``; ``left_out`` has the draws of an adaptive search that
-    became no setting: repeats, and what is no experiment.
+    Attributes:
+        trials: the trials by ``trial_id``, in the order of the space.
+        left_out: the draws of an adaptive search that became no setting: repeats and invalid experiments.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -106,18 +111,18 @@ class StudyRecord(BaseModel):
     @field_validator("trials")
     @classmethod
     def _stay_inside(cls, trials: dict[str, TrialRecord]) -> dict[str, TrialRecord]:
-        """A trial's name is a folder's, and the file may be anybody's."""
+        """Refuse names that leave the results folder: a trial's name is a folder's, and the file is untrusted input."""
         for name in trials:
             if not SAFE_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is no trial's name")
         return trials
 
     def unfinished(self) -> list[str]:
-        """The trials that ``--resume`` runs: all that are neither finished nor stopped by a scheduler."""
+        """Return the trials that ``--resume`` runs: all that are neither finished nor stopped by a scheduler."""
         return [key for key, trial in self.trials.items() if trial.status not in ("finished", "stopped")]
 
     def settings(self) -> dict[int, list[TrialRecord]]:
-        """The trials by setting, each list in the order of its seeds."""
+        """Group the trials by setting; each list is in the order of its seeds."""
         groups: dict[int, list[TrialRecord]] = {}
         for trial in self.trials.values():
             groups.setdefault(trial.setting, []).append(trial)
@@ -125,7 +130,7 @@ class StudyRecord(BaseModel):
 
 
 def write_study(store: Store, study: StudyRecord) -> None:
-    """Write ``study.json``, whole or not at all."""
+    """Write ``study.json`` atomically."""
     write_text(store, STUDY_FILE, json.dumps(study.model_dump(mode="json"), indent=1, allow_nan=False))
 
 
@@ -133,7 +138,7 @@ def read_study(store: Store) -> StudyRecord:
     """Read ``study.json``.
 
     Raises:
-        ConfigError: if there is none or it is damaged.
+        ConfigError: if the file is missing or damaged.
     """
     try:
         return StudyRecord.model_validate_json(read_text(store, STUDY_FILE))

@@ -18,16 +18,17 @@ from mbcl.study.settings import Setting, baseline_for, baselines, settings_of
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
+# Patterns of metrics, by precedence: those of the report, summaries of other evaluations, all evaluation metrics.
 PRIMARY = ("retrieval/u2v/top1", "retrieval/v2u/top1", "synthetic/distance", "synthetic/excess")
-SUMMING_UP = (r"(knn|probe)/top1", r"corrupted/clean/mean/\d/top1", r"corrupted/within/\d/u2v/top1")
+SUMMARY_METRICS = (r"(knn|probe)/top1", r"corrupted/clean/mean/\d/top1", r"corrupted/within/\d/u2v/top1")
 _EVALUATED = r"(retrieval|knn|probe|corrupted|repr)/.*"
-"""Patterns of metrics: of the report, of what sums other evaluations up, and of all that an evaluation measures."""
 _ROUNDING = 1e-12
+"""Relative difference below which two values count as equal: summation order changes the last bits."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over ``n`` seeds with its 95 % t interval; one seed has neither spread nor interval."""
+    """The mean over ``n`` seeds with its 95 % t interval. ``sd`` and the interval are None for one seed."""
 
     mean: float
     sd: float | None
@@ -38,28 +39,28 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SettingSummary:
-    """One setting: what it is, how its trials ended, and its final metrics over the finished seeds."""
+    """A setting with the number of trials by status and its final metrics over the finished seeds."""
 
     setting: int
     label: str
     sampler: str
     objective: str
     parameters: dict[str, Any]
-    """The swept keys, flat: ``{"sampler": "spectral", "sampler.k": 4}``."""
+    """The flattened swept keys: ``{"sampler": "spectral", "sampler.k": 4}``."""
     statuses: dict[str, int]
     metrics: dict[str, Estimate]
 
     @property
     def n(self) -> int:
-        """How many seeds have finished."""
+        """Number of finished seeds."""
         return self.statuses.get("finished", 0)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A setting minus the baseline on one metric, paired by seed.
+    """The difference between a setting and the baseline on one metric, paired by seed.
 
-    The interval is not adjusted for the number of comparisons; ``p_holm`` is ``p`` after Holm's correction for all
+    The interval is not adjusted for the number of comparisons. ``p_holm`` is ``p`` after Holm's correction for all
     comparisons on this metric.
     """
 
@@ -78,44 +79,44 @@ class Comparison:
     comparisons: int
     verdict: str
     chosen_by: str = ""
-    """The metric of the search by which both were chosen, each as the best of its kind; empty if all are compared."""
+    """The search metric by which both settings were chosen as the best of their kind; empty if all are compared."""
 
     @property
     def chosen(self) -> bool:
-        """Whether both were chosen, each as the best of its kind."""
+        """Whether both settings were chosen as the best of their kind."""
         return bool(self.chosen_by)
 
     @property
     def circular(self) -> bool:
-        """Whether both were chosen by the very metric on which they are compared, so that it flatters them."""
+        """Whether both were chosen by the metric on which they are compared: selection bias flatters such values."""
         return self.chosen_by == self.metric
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0: the least that a claim needs."""
+        """Whether the interval lies on one side of 0: the minimum requirement for a claim."""
         return self.ci_low is not None and self.ci_high is not None and (self.ci_low > 0 or self.ci_high < 0)
 
     @property
     def constant(self) -> bool:
-        """Whether all seeds show the same difference, so that the interval has no width to speak of."""
+        """Whether all seeds show the same non-zero difference, so that the interval has practically no width."""
         return bool(self.difference and self.sd is not None and self.sd <= _ROUNDING * abs(self.difference))
 
 
 def shown_status(trial: TrialRecord) -> str:
-    """The status in the contract's words: what runs is pending until it is finished."""
+    """Return the status that tables and reports show: a running trial is pending until it is finished."""
     return "pending" if trial.status == "running" else trial.status
 
 
 def value_of(trial: TrialRecord, metric: str) -> float | None:
-    """A final metric; None where it was not measured or is not finite."""
+    """Return a final metric, or None if it was not measured or is not finite."""
     value = trial.metrics.get(metric)
     return None if value is None or not math.isfinite(value) else value
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean, standard deviation and 95 % t interval: ``mean ± t(0.975, n - 1) · sd / sqrt(n)``.
+    """Estimate mean, standard deviation and 95 % t interval: ``mean ± t(0.975, n - 1) · sd / sqrt(n)``.
 
-    Sums are exact, so that the order of the values does not matter to the last bit.
+    Sums are exact: the order of the values does not change the last bit.
 
     Example:
         >>> found = estimate([1.0, 2.0, 3.0])
@@ -134,7 +135,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def final_metrics(study: StudyRecord) -> list[str]:
-    """Every final metric that any trial has, in the order of the tables."""
+    """Return every final metric of any trial, in the order of the tables."""
     return sorted({key for trial in study.trials.values() for key in trial.metrics}, key=metric_order)
 
 
@@ -144,23 +145,24 @@ def _measured(study: StudyRecord) -> list[str]:
 
 
 def primary_metrics(study: StudyRecord) -> list[str]:
-    """What the report is about, the headline's metric first.
+    """Return the metrics that the report is about, the headline's metric first.
 
-    Top-1 retrieval, or the distance to the optimum; otherwise what else sums an evaluation up. Without an evaluation it
-    is the metric of the search, otherwise the first there is.
+    These are top-1 retrieval or the distance to the optimum, otherwise the summary metrics of other evaluations,
+    otherwise the first evaluation metric. Without an evaluation it is the search metric, otherwise the first measured
+    metric.
     """
     measured = _measured(study)
-    for patterns in (PRIMARY, SUMMING_UP, (_EVALUATED,)):
-        found = [metric for metric in measured if any(re.fullmatch(pattern, metric) for pattern in patterns)]
-        if found:
-            found.sort(key=lambda metric: metric != study.metric)
-            return found[:1] if patterns == (_EVALUATED,) else found
+    for patterns in (PRIMARY, SUMMARY_METRICS, (_EVALUATED,)):
+        matches = [metric for metric in measured if any(re.fullmatch(pattern, metric) for pattern in patterns)]
+        if matches:
+            matches.sort(key=lambda metric: metric != study.metric)
+            return matches[:1] if patterns == (_EVALUATED,) else matches
     fallback = [metric for metric in (study.metric, *measured) if metric in measured]
     return fallback[:1]
 
 
 def compared_metrics(study: StudyRecord) -> list[str]:
-    """The metrics on which settings are compared: the primary ones, then all others of the evaluation."""
+    """Return the metrics on which settings are compared: the primary ones, then all others of the evaluation."""
     primary = primary_metrics(study)
     others = [metric for metric in _measured(study) if re.fullmatch(_EVALUATED, metric)]
     return [*primary, *(metric for metric in others if metric not in primary)]
@@ -174,8 +176,8 @@ def _summary(setting: Setting, metrics: Sequence[str]) -> SettingSummary:
     estimates = {}
     for metric in metrics:
         values = [value for trial in finished if (value := value_of(trial, metric)) is not None]
-        if found := estimate(values):
-            estimates[metric] = found
+        if result := estimate(values):
+            estimates[metric] = result
     return SettingSummary(
         setting=setting.id,
         label=setting.label,
@@ -188,13 +190,13 @@ def _summary(setting: Setting, metrics: Sequence[str]) -> SettingSummary:
 
 
 def summarise(study: StudyRecord) -> list[SettingSummary]:
-    """Every setting with its final metrics over finished seeds, in the order of the study."""
+    """Summarise every setting's final metrics over the finished seeds, in the order of the study."""
     metrics = final_metrics(study)
     return [_summary(setting, metrics) for setting in settings_of(study)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Scandinavian Journal of Statistics 6, 1979), in the order given.
+    """Adjust p values by Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979), in the order given.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -214,80 +216,82 @@ def _by_seed(setting: Setting, metric: str) -> dict[int, float]:
 
 
 def _difference(value: float, reference: float) -> float:
-    # The same number computed twice may differ in its last bits, which must not look like an effect.
+    # The same number computed in two ways may differ in its last bits; that is not an effect.
     difference = value - reference
     return 0.0 if abs(difference) <= _ROUNDING * max(abs(value), abs(reference)) else difference
 
 
-def _p_value(found: Estimate) -> float:
-    """Two-sided paired t test against 0."""
-    assert found.sd is not None
-    if found.mean == 0:
+def _p_value(difference: Estimate) -> float:
+    """Return the p value of a two-sided paired t test against 0."""
+    assert difference.sd is not None
+    if difference.mean == 0:
         return 1.0
-    if found.sd == 0:
+    if difference.sd == 0:
         return 0.0
-    return float(2 * stats.t.sf(abs(found.mean) / (found.sd / math.sqrt(found.n)), found.n - 1))
+    return float(2 * stats.t.sf(abs(difference.mean) / (difference.sd / math.sqrt(difference.n)), difference.n - 1))
 
 
-def _verdict(metric: str, found: Estimate | None) -> str:
-    if found is None:
+def _verdict(metric: str, difference: Estimate | None) -> str:
+    if difference is None:
         return "not comparable (no seed finished in both)"
-    if found.ci_low is None or found.ci_high is None:
-        return f"no interval (n={found.n})"
-    if found.ci_low <= 0 <= found.ci_high:
-        return f"no difference shown (n={found.n})"
-    sign = 1 if found.mean > 0 else -1
-    words: Mapping[int, str] = {1: "better", -1: "worse"}
-    return words[sign * direction(metric)] if direction(metric) else ("higher" if sign > 0 else "lower")
+    if difference.ci_low is None or difference.ci_high is None:
+        return f"no interval (n={difference.n})"
+    if difference.ci_low <= 0 <= difference.ci_high:
+        return f"no difference shown (n={difference.n})"
+    sign = 1 if difference.mean > 0 else -1
+    verdicts: Mapping[int, str] = {1: "better", -1: "worse"}
+    return verdicts[sign * direction(metric)] if direction(metric) else ("higher" if sign > 0 else "lower")
 
 
 def compare(study: StudyRecord, metric: str) -> list[Comparison]:
-    """Every other setting against the study's baseline on one metric, paired by seed.
+    """Compare every other setting with the study's baseline on one metric, paired by seed.
 
     Args:
-        study: the study; its ``baseline`` says what to compare with.
+        study: the study; its ``baseline`` names the reference.
         metric: a final metric.
 
     Returns:
-        One comparison for each setting that has a baseline, in the order of the study; empty without a baseline. Where
-        several settings are baselines and none has a counterpart among them, or an adaptive search drew other values
-        for each, the best of every kind by the metric of the search is compared with the best baseline.
+        One comparison for each setting that has a baseline, in the order of the study; empty without a baseline. If
+        several settings match the baseline and no setting has a counterpart among them, or an adaptive search drew
+        different values for each, the best setting of each sampler and objective by the search metric is compared with
+        the best baseline.
     """
     settings = settings_of(study)
     candidates = baselines(study, settings)
-    # Two draws of an adaptive search that agree do so by chance, which must not decide what is compared.
+    # Draws of an adaptive search agree only by chance, so agreement must not decide which settings are paired.
     drawn = len(candidates) > 1 and any(trial.drawn for trial in study.trials.values())
-    found = []
+    comparisons = []
     for setting in settings if not drawn else ():
         reference = baseline_for(study, setting, candidates)
         if reference is not None:
-            found.append(_pair(metric, setting, reference))
-    if not found and len(candidates) > 1:
+            comparisons.append(_pair(metric, setting, reference))
+    if not comparisons and len(candidates) > 1:
         pairs = champions(study, settings, candidates)
-        found = [replace(_pair(metric, *pair), chosen_by=study.metric) for pair in pairs]
-    tested = [i for i, comparison in enumerate(found) if comparison.p is not None]
-    # A difference without spread has a p of 0 and is no rejection that lets the next ones off more lightly.
-    p_values = [1.0 if found[i].constant else found[i].p or 0.0 for i in tested]
+        comparisons = [replace(_pair(metric, *pair), chosen_by=study.metric) for pair in pairs]
+    tested = [i for i, comparison in enumerate(comparisons) if comparison.p is not None]
+    # A constant difference has p = 0 without evidence. It counts as 1 here: as a rejection, it would relax Holm's
+    # bound for the comparisons after it.
+    p_values = [1.0 if comparisons[i].constant else comparisons[i].p or 0.0 for i in tested]
     adjusted = dict(zip(tested, holm(p_values), strict=True))
-    return [replace(c, p_holm=adjusted.get(i), comparisons=len(tested)) for i, c in enumerate(found)]
+    return [replace(c, p_holm=adjusted.get(i), comparisons=len(tested)) for i, c in enumerate(comparisons)]
 
 
 def _pair(metric: str, setting: Setting, reference: Setting) -> Comparison:
     ours, theirs = _by_seed(setting, metric), _by_seed(reference, metric)
-    found = estimate([_difference(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])
+    result = estimate([_difference(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])
     return Comparison(
         metric=metric,
         setting=setting.id,
         label=setting.label,
         baseline=reference.id,
         baseline_label=reference.label,
-        n=found.n if found else 0,
-        difference=found.mean if found else None,
-        sd=found.sd if found else None,
-        ci_low=found.ci_low if found else None,
-        ci_high=found.ci_high if found else None,
-        p=_p_value(found) if found and found.sd is not None else None,
+        n=result.n if result else 0,
+        difference=result.mean if result else None,
+        sd=result.sd if result else None,
+        ci_low=result.ci_low if result else None,
+        ci_high=result.ci_high if result else None,
+        p=_p_value(result) if result and result.sd is not None else None,
         p_holm=None,
         comparisons=0,
-        verdict=_verdict(metric, found),
+        verdict=_verdict(metric, result),
     )

@@ -1,4 +1,4 @@
-"""One synthetic study as the configuration of a trial: the ``experiment`` block that holds a ``synthetic`` block."""
+"""The configuration of a synthetic trial: an ``experiment`` block with a ``synthetic`` block."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from mbcl.config.experiment import Experiment, digest_of
 from mbcl.errors import ConfigError
 from mbcl.samplers import SAMPLERS
 from mbcl.synthetic.selections import Method, fitting, method_of
-from mbcl.synthetic.settings import MOST_COORDINATES, MOST_POINTS, MOST_SAMPLES, Settings
+from mbcl.synthetic.settings import MAX_COORDINATES, MAX_POINTS, MAX_SAMPLES, Settings
 
 if TYPE_CHECKING:
     GivenSampler: TypeAlias = Component
 else:
-    # Defaults follow from N and B, which a sweep may change after the sampler is read.
+    # No defaults here (fill=False): they depend on N and B, which a sweep may change after the sampler is read.
     GivenSampler = component(lambda name: (SAMPLERS.canonical(name), SAMPLERS[name]), "batch_size", fill=False)
 
 
 class Synthetic(ConfigModel):
-    """N points in ``dim`` dimensions (2 N if null), moved by SGD on batches of B; see :class:`Settings`."""
+    """N points in ``dim`` dimensions (null: 2 N), moved by SGD on batches of B; see :class:`Settings`."""
 
-    n: int = Field(default=Settings.n, ge=2, le=MOST_SAMPLES)
+    n: int = Field(default=Settings.n, ge=2, le=MAX_SAMPLES)
     dim: int | None = Field(default=None, ge=2)
     batch_size: int = Field(default=2, ge=2)
     steps: int = Field(default=Settings.steps, ge=1)
@@ -38,13 +38,13 @@ class Synthetic(ConfigModel):
     def _a_batch_can_be_filled(self) -> Synthetic:
         if self.batch_size > self.n:
             raise PathConfigError("batch_size", f"found {self.batch_size}, which is above n {self.n}")
-        if self.dim is not None and self.dim > (most := MOST_COORDINATES // (2 * self.n)):
-            raise PathConfigError("dim", f"found {self.dim}, allowed with n {self.n} are at most {most:,}")
-        if self.steps // self.log_every >= MOST_POINTS:
+        if self.dim is not None and self.dim > (max_dim := MAX_COORDINATES // (2 * self.n)):
+            raise PathConfigError("dim", f"found {self.dim}, allowed with n {self.n} are at most {max_dim:,}")
+        if self.steps // self.log_every >= MAX_POINTS:
             raise PathConfigError(
                 "log_every",
                 f"found {self.log_every}: with {self.steps} steps a curve has too many "
-                f"points; allowed are at most {MOST_POINTS:,}",
+                f"points; allowed are at most {MAX_POINTS:,}",
             )
         return self
 
@@ -66,16 +66,16 @@ class SyntheticExperiment(ConfigModel):
 
     @property
     def objective(self) -> Component:
-        """What is minimised."""
+        """The minimised objective: CLIP at temperature 1."""
         return Component(name="clip", temperature=1.0)
 
     @property
     def digest(self) -> str:
-        """8 hexadecimal digits that name the resolved configuration with its seed."""
+        """8 hexadecimal digits that identify the resolved configuration, including its seed."""
         return digest_of(self.resolved())
 
     def resolved(self) -> dict[str, Any]:
-        """It as plain data, with what N and B decide filled in."""
+        """Return the experiment as plain data, with the defaults that follow from N and B."""
         name, block = self.sampler.name, self.synthetic
         parameters = {**fitting(name, block.batch_size, block.n), **self.sampler.parameters}
         filled = validate_parameters(SAMPLERS[name], parameters, frozenset({"batch_size"}))
@@ -86,17 +86,17 @@ class SyntheticExperiment(ConfigModel):
 
     @property
     def settings(self) -> Settings:
-        """The study that ``mbcl synthetic`` would run."""
+        """The settings with which ``mbcl synthetic`` runs the same study."""
         given = self.synthetic.model_dump(exclude={"batch_size", "dim"})
         dim = 2 * self.synthetic.n if self.synthetic.dim is None else self.synthetic.dim
         sizes = (self.synthetic.batch_size,)
         return Settings(**given, dim=dim, batch_sizes=sizes, samplers=(self.sampler.name,), seeds=(self.seed,))
 
     def build_method(self) -> Method:
-        """The sampler with the parameters that N and B decide.
+        """Build the method: the sampler with the defaults that follow from N and B.
 
         Raises:
-            ConfigError: if it does not fit N and B, for example because C(N, B) is too large.
+            ConfigError: if the sampler does not fit N and B, for example because C(N, B) is too large.
         """
         block = self.synthetic
         try:

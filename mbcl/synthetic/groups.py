@@ -1,7 +1,7 @@
-"""Methods that take their steps together: the runs of several samplers and all seeds in one computation.
+"""Groups of methods: the runs of several samplers and all seeds, vectorised in one computation.
 
 Letters: 2 the views u and v, S seeds, R runs (methods times seeds), N samples, D dimensions, K batches of a step, B
-samples a batch.
+samples per batch.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Accumulate = Literal["sum", "mean"]
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A method after a step.
+    """The state of a method after a step.
 
     Args:
-        x_2SND: (2, S, N, D) float, its points; a copy.
-        batch_loss_S: (S,) the loss of the last batch, before its update; of one update on several, their mean.
-        updates: of the gradient, made until now.
-        samples: seen until now, once for every batch that a sample was in.
+        x_2SND: (2, S, N, D) float, a copy of its points.
+        batch_loss_S: (S,) the loss of the last batch before its update; for one update on several batches, their mean.
+        updates: the number of gradient updates so far.
+        samples: the number of samples seen so far, counted once for every batch that contains them.
     """
 
     x_2SND: Tensor
@@ -39,11 +39,11 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class Final:
-    """A method at the end.
+    """The state of a method at the end of the study.
 
     Args:
-        x_2SND: (2, S, N, D) float, its points; a copy.
-        updates, samples: as those of :class:`State`.
+        x_2SND: (2, S, N, D) float, a copy of its points.
+        updates, samples: as in :class:`State`.
     """
 
     x_2SND: Tensor
@@ -52,11 +52,11 @@ class Final:
 
 
 class MethodGroup(Protocol):
-    """Methods that share their steps."""
+    """A group of methods that take their steps at the same time."""
 
     @property
     def methods(self) -> Sequence[Method]:
-        """Who they are."""
+        """The methods of the group."""
         ...
 
     def step(self, step: int) -> None:
@@ -64,23 +64,23 @@ class MethodGroup(Protocol):
         ...
 
     def states(self) -> list[State]:
-        """Each method's state after the last step, as it is logged."""
+        """Return the state of each method after the last step, for its curve."""
         ...
 
     def finals(self) -> list[Final]:
-        """Each method after its last update."""
+        """Return the state of each method after its last update."""
         ...
 
 
 class OneUpdate:
-    """One method whose steps are one update on all its batches.
+    """A method that makes one update per step, on all batches of the step.
 
     Args:
-        method: ``full``, ``all_batches``, or any that knows its batches when a step begins.
+        method: ``full``, ``all_batches``, or any method whose batches are known when a step begins.
         start_2SND: (2, S, N, D) float.
         seeds: one per run.
         lr: learning rate.
-        accumulate: the sum of the batches' losses, or their mean.
+        accumulate: whether the loss is the sum or the mean of the batches' losses.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class OneUpdate:
         self._batches_SKB: Tensor | None = None
 
     def step(self, step: int) -> None:
-        """As :meth:`Group.step`."""
+        """Make one update on all batches of the step."""
         (method,) = self.methods
         if self._batches_SKB is None or not method.unchanging:
             self._batches_SKB = method.selection.batches(self._points.x_2RND, self._seeds, step)
@@ -104,24 +104,24 @@ class OneUpdate:
         self._samples += num_batches * size
 
     def states(self) -> list[State]:
-        """As :meth:`Group.states`."""
+        """Return the state of the single method after the last step."""
         return [State(self._points.x_2RND.clone(), self._loss_S, self._updates, self._samples)]
 
     def finals(self) -> list[Final]:
-        """As :meth:`Group.finals`."""
+        """Return the final state of the single method."""
         return [Final(self._points.x_2RND.clone(), self._updates, self._samples)]
 
 
 class OneByOne:
-    """Methods of one batch size that make an update a batch, N // B of them a step.
+    """Methods of one batch size that make one update per batch, N // B of them per step.
 
     Args:
-        methods: those that choose before every update stand last.
+        methods: the methods; those that choose a batch before every update are sorted to the end.
         start_2SND: (2, S, N, D) float, the same for all.
         seeds: one per run.
         lr: learning rate.
-        after_first: a state of the methods that choose before every update is that after the first update of a step,
-            as published, instead of after the last.
+        after_first: whether the logged state of a method that chooses before every update is that after the first
+            update of a step, as published, instead of that after the last.
     """
 
     def __init__(
@@ -135,61 +135,61 @@ class OneByOne:
         self._size = methods[0].batch_size
         self._num_batches = start_2SND.shape[2] // self._size
         self._steps = 0
-        self._kept: dict[int, Tensor] = {}
-        self._first: tuple[Tensor, Tensor] | None = None
+        self._constant_batches: dict[int, Tensor] = {}
+        self._after_first_update: tuple[Tensor, Tensor] | None = None
 
     def step(self, step: int) -> None:
-        """As :meth:`Group.step`."""
-        planned = [self._planned(place, step) for place in range(self._num_planned)]
+        """Make one update per batch; exhaustive methods choose their batch before each update."""
+        planned = [self._planned_batches(index, step) for index in range(self._num_planned)]
         planned_RKB = torch.cat(planned) if planned else None
         for number in range(self._num_batches):
             parts = [] if planned_RKB is None else [planned_RKB[:, number]]
-            parts += [self._chosen(place) for place in range(self._num_planned, len(self.methods))]
+            parts += [self._hardest_batch(index) for index in range(self._num_planned, len(self.methods))]
             batch_RB = torch.cat(parts) if len(parts) > 1 else parts[0]
             self._loss_R = self._points.update(batch_RB[:, None], lr=self._lr)[:, 0]
             if number == 0 and self._after_first:
                 first = self._num_planned * len(self._seeds)
-                self._first = self._points.x_2RND[:, first:].clone(), self._loss_R[first:]
+                self._after_first_update = self._points.x_2RND[:, first:].clone(), self._loss_R[first:]
         self._steps += 1
 
-    def _points_of(self, place: int) -> Tensor:
-        return self._points.x_2RND[:, place * len(self._seeds) : (place + 1) * len(self._seeds)]
+    def _points_of(self, index: int) -> Tensor:
+        return self._points.x_2RND[:, index * len(self._seeds) : (index + 1) * len(self._seeds)]
 
-    def _planned(self, place: int, step: int) -> Tensor:
-        """(S, K, B), the batches of a method that knows them when a step begins."""
-        method = self.methods[place]
-        if place in self._kept:
-            return self._kept[place]
-        batches_SKB = method.selection.batches(self._points_of(place), self._seeds, step)
+    def _planned_batches(self, index: int, step: int) -> Tensor:
+        """Return the batches, (S, K, B), of a method that plans them when a step begins."""
+        method = self.methods[index]
+        if index in self._constant_batches:
+            return self._constant_batches[index]
+        batches_SKB = method.selection.batches(self._points_of(index), self._seeds, step)
         if method.unchanging:
-            self._kept[place] = batches_SKB
+            self._constant_batches[index] = batches_SKB
         return batches_SKB
 
-    def _chosen(self, place: int) -> Tensor:
-        """(S, B), the hardest batch of all at this moment."""
-        sampler = self.methods[place].sampler
+    def _hardest_batch(self, index: int) -> Tensor:
+        """Return the batch, (S, B), with the highest loss of all batches at the current points."""
+        sampler = self.methods[index].sampler
         assert isinstance(sampler, OSGDExhaustive)
-        z_SNN = similarities(self._points_of(place))
+        z_SNN = similarities(self._points_of(index))
         return hardest_batches(z_SNN if sampler.temperature == 1 else z_SNN / sampler.temperature, self._size)[0]
 
     def states(self) -> list[State]:
-        """As :meth:`Group.states`."""
+        """Return the state of each method after the last step; for exhaustive methods see ``after_first``."""
         num_seeds, states = len(self._seeds), []
-        for place, method in enumerate(self.methods):
+        for index, method in enumerate(self.methods):
             updates = self._steps * self._num_batches
-            x_2SND, loss_S = self._points_of(place).clone(), self._loss_R[place * num_seeds : (place + 1) * num_seeds]
-            if method.exhaustive and self._first is not None:
+            x_2SND, loss_S = self._points_of(index).clone(), self._loss_R[index * num_seeds : (index + 1) * num_seeds]
+            if method.exhaustive and self._after_first_update is not None:
                 updates -= self._num_batches - 1
-                own = slice((place - self._num_planned) * num_seeds, (place - self._num_planned + 1) * num_seeds)
-                x_2SND, loss_S = self._first[0][:, own], self._first[1][own]
+                runs = slice((index - self._num_planned) * num_seeds, (index - self._num_planned + 1) * num_seeds)
+                x_2SND, loss_S = self._after_first_update[0][:, runs], self._after_first_update[1][runs]
             states.append(State(x_2SND, loss_S, updates, updates * self._size))
         return states
 
     def finals(self) -> list[Final]:
-        """As :meth:`Group.finals`."""
+        """Return the final state of each method."""
         updates = self._steps * self._num_batches
-        places = range(len(self.methods))
-        return [Final(self._points_of(place).clone(), updates, updates * self._size) for place in places]
+        indices = range(len(self.methods))
+        return [Final(self._points_of(index).clone(), updates, updates * self._size) for index in indices]
 
 
 def groups_of(
@@ -201,25 +201,25 @@ def groups_of(
     accumulate: Accumulate | None = None,
     published_points: bool = False,
 ) -> list[MethodGroup]:
-    """Methods put together that can take their steps together; all begin at the same points.
+    """Group the methods that can take their steps in one computation; all begin at the same points.
 
     Args:
-        methods: of the study.
+        methods: the methods of the study.
         start_2SND: (2, S, N, D) float.
         seeds: one per run.
         lr: learning rate.
-        accumulate: one update a step, on the sum or the mean of the losses of its batches. Methods that make one
-            update a step anyway, or choose before every update, stay as they are.
+        accumulate: one update per step, on the sum or the mean of the losses of its batches. Methods that make one
+            update per step anyway, or choose a batch before every update, are unchanged.
         published_points: see :class:`OneByOne`.
     """
     groups: list[MethodGroup] = []
     one_by_one: dict[int, list[Method]] = {}
     for method in methods:
         if method.one_update or (accumulate and not method.exhaustive):
-            how: Accumulate = "mean" if method.one_update or accumulate is None else accumulate
-            groups.append(OneUpdate(method, start_2SND, seeds, lr, how))
+            reduction: Accumulate = "mean" if method.one_update or accumulate is None else accumulate
+            groups.append(OneUpdate(method, start_2SND, seeds, lr, reduction))
         else:
             one_by_one.setdefault(method.batch_size, []).append(method)
-    for together in one_by_one.values():
-        groups.append(OneByOne(together, start_2SND, seeds, lr, after_first=published_points))
+    for same_size in one_by_one.values():
+        groups.append(OneByOne(same_size, start_2SND, seeds, lr, after_first=published_points))
     return groups

@@ -1,6 +1,6 @@
-"""The mean loss of all batches, and the least losses that many restarts find where no optimum is known.
+"""The mean loss over all batches, and numerical minima from random restarts where no optimum is known.
 
-Letters: 2 the views, R runs, N samples, D dimensions, K batches, B samples a batch.
+Letters: 2 the views, R runs, N samples, D dimensions, K batches, B samples per batch.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from mbcl.seeding import numpy_generator
 from mbcl.synthetic.points import CHUNK_ELEMENTS, Points, clip_losses, similarities
 
 EXACT_BATCHES = 20_000
-"""Up to so many batches the mean over all of them is computed, above it is estimated."""
+"""Maximum number of batches for an exact mean; above it the mean is estimated."""
 SAMPLED_BATCHES = 2000
+"""Number of batches drawn for an estimate."""
 STEPS = 2000
-"""Of L-BFGS; from random starts it takes some hundred."""
+"""Maximum number of L-BFGS iterations; from random starts it needs a few hundred."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class MeanLoss:
     Args:
         mean_R: (R,) float64.
         error_R: (R,) float64, the standard error of an estimate; 0 where the mean is exact.
-        num_batches: how many were looked at.
+        num_batches: the number of evaluated batches.
     """
 
     mean_R: Tensor
@@ -49,41 +50,41 @@ def mean_batch_loss(
     exact: int = EXACT_BATCHES,
     sampled: int = SAMPLED_BATCHES,
 ) -> MeanLoss:
-    """The mean CLIP loss over all C(N, B) batches: exactly, or where there are too many without bias.
+    """Compute the mean CLIP loss over all C(N, B) batches, exactly or by an unbiased Monte Carlo estimate.
 
-    An estimate is the mean over batches drawn uniformly and independently; its expectation is the mean over all.
+    The estimate is the mean over batches drawn uniformly and independently; its expectation is the mean over all.
 
     Args:
         x_2RND: (2, R, N, D) float, raw points.
         batch_size: B.
-        generator: what batches are drawn with; the same ones for every run.
-        exact: most batches for which the mean is exact.
-        sampled: batches drawn otherwise, at least 2.
+        generator: draws the batches; all runs share them.
+        exact: the maximum number of batches for an exact mean.
+        sampled: the number of drawn batches otherwise, at least 2.
     """
     _, num_runs, num_samples, _ = x_2RND.shape
-    every = math.comb(num_samples, batch_size) <= exact
-    if every:
+    is_exact = math.comb(num_samples, batch_size) <= exact
+    if is_exact:
         batches_KB = combinations(num_samples, batch_size)
     else:
-        # Without a matrix of K x N random numbers, which for N = 4,096 would be large.
+        # One draw at a time avoids a K x N matrix of random numbers, which is large for N = 4,096.
         drawn = [generator.choice(num_samples, batch_size, replace=False, shuffle=False) for _ in range(sampled)]
         batches_KB = torch.from_numpy(np.stack(drawn))
     loss_RK = torch.stack([_losses(x_2RND[:, [run]], batches_KB) for run in range(num_runs)])
     error_R = torch.zeros(num_runs, dtype=loss_RK.dtype)
-    if not every:
+    if not is_exact:
         error_R = loss_RK.std(dim=1) / math.sqrt(len(batches_KB))
     return MeanLoss(loss_RK.mean(dim=1), error_R, len(batches_KB))
 
 
 def _losses(x_21ND: Tensor, batches_KB: Tensor) -> Tensor:
-    """(K,) the losses of batches of one run."""
+    """Return the losses, (K,), of batches of one run."""
     z_NN = similarities(x_21ND)[0]
     chunk = max(1, CHUNK_ELEMENTS // batches_KB.shape[1] ** 2)
-    return torch.cat([clip_losses(z_NN[some[:, :, None], some[:, None, :]]) for some in batches_KB.split(chunk)])
+    return torch.cat([clip_losses(z_NN[part[:, :, None], part[:, None, :]]) for part in batches_KB.split(chunk)])
 
 
 def starting_points(num_samples: int, dim: int, seed: int) -> Tensor:
-    """(2, N, D) float64, standard normal: where a run of this seed begins.
+    """Draw the starting points of a run: (2, N, D) float64, standard normal, a function of the seed.
 
     Example:
         >>> starting_points(8, 16, 0).shape
@@ -94,12 +95,12 @@ def starting_points(num_samples: int, dim: int, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Least:
-    """The least value that restarts found.
+    """The minimum that restarts found.
 
     Args:
-        loss: the value.
-        x_2ND: (2, N, D) float64, where it is.
-        restarts: how many there were.
+        loss: the minimum.
+        x_2ND: (2, N, D) float64, the minimiser.
+        restarts: the number of restarts.
     """
 
     loss: float
@@ -116,39 +117,41 @@ def least_of_restarts(
     seed: int = 0,
     done: Callable[[], None] = lambda: None,
 ) -> Least:
-    """Minimise the mean loss of some batches from many random starts by L-BFGS, and keep the best.
+    """Minimise the mean loss of some batches by L-BFGS from random starts and return the best result.
 
-    It is an upper bound of the minimum: nobody knows whether one restart more would find less.
+    The result is an upper bound of the global minimum, which further restarts may lower.
 
     Args:
-        batches_KB: (K, B) int64: one batch of everything, or all batches of B.
+        batches_KB: (K, B) int64: one batch of all samples, or all batches of size B.
         num_samples: N.
         dim: D.
-        restarts: random starts.
-        seed: of the starts; none of them is the start of a run.
+        restarts: the number of random starts.
+        seed: the seed of the starts, which differ from the starting points of all runs.
         done: called after each restart.
     """
     best: Least | None = None
     for restart in range(restarts):
         start = numpy_generator(seed, "synthetic/restart", restart).standard_normal((2, num_samples, dim))
         with one_thread():
-            found = minimize(
-                _value,
+            result = minimize(
+                _loss_and_gradient,
                 start.ravel(),
                 args=(batches_KB, num_samples),
                 jac=True,
                 method="L-BFGS-B",
                 options={"maxiter": STEPS, "maxfun": 2 * STEPS, "ftol": 0.0, "gtol": 1e-9},
             )
-        if best is None or found.fun < best.loss:
-            best = Least(float(found.fun), torch.from_numpy(found.x).view(2, num_samples, dim), restarts)
+        if best is None or result.fun < best.loss:
+            best = Least(float(result.fun), torch.from_numpy(result.x).view(2, num_samples, dim), restarts)
         done()
     assert best is not None, "restarts are at least one"
     return best
 
 
-def _value(x: NDArray[np.float64], batches_KB: Tensor, num_samples: int) -> tuple[float, NDArray[np.float64]]:
-    """The mean loss, and its gradient, at a flat vector of all rows."""
+def _loss_and_gradient(
+    x: NDArray[np.float64], batches_KB: Tensor, num_samples: int
+) -> tuple[float, NDArray[np.float64]]:
+    """Return the mean loss and its gradient at a flat vector of all rows, as ``scipy.optimize`` needs them."""
     points = Points(torch.from_numpy(x).view(2, 1, num_samples, -1))
     loss_1, gradient = points.gradient(batches_KB[None])
     return float(loss_1), gradient.ravel().numpy()

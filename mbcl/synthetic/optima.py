@@ -1,9 +1,10 @@
-"""Where the loss is least, as far as that is known, and how far points are from it.
+"""The known optima of the loss, and the distance of points from them.
 
-Two optima are known. For d >= N - 1 it is the simplex equiangular tight frame: u_i = v_i, and all samples at the same
-angle. For d = N / 2 it is the cross-polytope: u_i = v_i, samples in pairs of opposite directions, the pairs orthogonal.
+Two optima are known. For d >= N - 1 it is the simplex equiangular tight frame: u_i = v_i, with the same angle between
+all samples. For d = N / 2 it is the cross-polytope: u_i = v_i, samples in pairs of opposite directions, the pairs
+orthogonal.
 
-Letters: R runs, N samples, B samples a batch.
+Letters: R runs, N samples, B samples per batch.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Optimum:
     num_samples: int
 
     def batch_loss(self, batch_size: int) -> float:
-        """The mean loss over all C(N, B) batches; with B = N the loss of everything.
+        """Return the mean loss over all C(N, B) batches; for B = N the loss of all samples as one batch.
 
         An anchor of a cross-polytope has its opposite in its batch with probability (B - 1) / (N - 1).
 
@@ -45,10 +46,10 @@ class Optimum:
         n, b = self.num_samples, batch_size
         if self.kind == "simplex":
             return 2 * math.log1p((b - 1) * math.exp(-n / (n - 1)))
-        together = (b - 1) / (n - 1)
+        probability = (b - 1) / (n - 1)
         with_opposite = math.log(math.e + 1 / math.e + b - 2) - 1
         without = math.log(math.e + b - 1) - 1
-        return 2 * (together * with_opposite + (1 - together) * without)
+        return 2 * (probability * with_opposite + (1 - probability) * without)
 
     @property
     def full_loss(self) -> float:
@@ -56,7 +57,7 @@ class Optimum:
         return self.batch_loss(self.num_samples)
 
     def gram(self) -> Tensor:
-        """(N, N) float64, u v^T at the optimum, opposites being the samples 2m and 2m + 1, as published."""
+        """Return u v^T, (N, N) float64, at the optimum; samples 2m and 2m + 1 are opposites, as published."""
         if self.kind == "simplex":
             gram_NN = torch.full((self.num_samples, self.num_samples), -1 / (self.num_samples - 1), dtype=torch.float64)
             return gram_NN.fill_diagonal_(1)
@@ -66,7 +67,7 @@ class Optimum:
 
 
 def optimum(num_samples: int, dim: int) -> Optimum | None:
-    """The known optimum, or None.
+    """Return the known optimum of N samples in d dimensions, or None if none is known.
 
     Example:
         >>> optimum(8, 16).kind, optimum(8, 7).kind, optimum(8, 4).kind, optimum(8, 5)
@@ -80,14 +81,15 @@ def optimum(num_samples: int, dim: int) -> Optimum | None:
 
 
 def distance(z_RNN: Tensor, best: Optimum) -> Tensor:
-    r"""How far points are from the optimum: the least Frobenius norm of :math:`u v^T - Z^*`.
+    r"""Compute the distance of points from the optimum: the minimum Frobenius norm of :math:`u v^T - Z^*`.
 
-    A rotation of all points does not change :math:`u v^T`. The simplex is the same for any naming of the samples. For
-    the cross-polytope, the least is taken over all ways to pair the samples as opposites, exactly. Positives that are
-    matched wrongly, u_i with v_j, show: the diagonal of :math:`Z^*` is 1.
+    The minimum is over the symmetries of the optimum. A rotation of all points does not change :math:`u v^T`. The
+    simplex is invariant to permutations of the samples. For the cross-polytope, the minimum is taken exactly over all
+    pairings of the samples as opposites. Wrongly matched positives, u_i with v_j, increase the distance, because the
+    diagonal of :math:`Z^*` is 1.
 
     Args:
-        z_RNN: (R, N, N) float, cosines of u and v.
+        z_RNN: (R, N, N) float, the cosines of u and v.
         best: the optimum.
 
     Returns:
@@ -110,33 +112,33 @@ def distance(z_RNN: Tensor, best: Optimum) -> Tensor:
 
 
 def rearranged(z_RNN: Tensor, solution_NN: Tensor) -> Tensor:
-    """The published rearrangement: each row's values moved, independently of other rows, towards the solution's.
+    """Apply the published rearrangement: a greedy match of each row's values with the solution, row by row.
 
-    In every row, entries of the solution are gone through from left to right, and each takes the closest value that is
-    not used yet. It is not a permutation of the samples: it is blind to wrongly matched positives, and not the least
-    over permutations either. Kept for comparison; :func:`distance` has neither fault.
+    In every row, each entry of the solution, from left to right, takes the closest value that is not used yet. This is
+    not a permutation of the samples: it does not detect wrongly matched positives, and it is not the minimum over
+    permutations. It exists for comparison with the publication; :func:`distance` has neither fault.
 
     Args:
         z_RNN: (R, N, N) float.
         solution_NN: (N, N) float.
 
     Returns:
-        (R, N, N), the same values.
+        (R, N, N), the same values, rearranged within each row.
 
     Example:
         >>> rearranged(torch.tensor([[[0.1, 0.9], [1.0, 0.0]]]), torch.eye(2)).tolist()
         [[[0.8999999761581421, 0.10000000149011612], [0.0, 1.0]]]
     """
-    left_RNN, out = z_RNN.clone(), []
+    unused_RNN, out = z_RNN.clone(), []
     for target_N in solution_NN.to(z_RNN).T:
-        place_RN1 = (left_RNN - target_N[:, None]).abs_().argmin(dim=2, keepdim=True)
-        out.append(left_RNN.gather(2, place_RN1))
-        left_RNN.scatter_(2, place_RN1, torch.inf)
+        nearest_RN1 = (unused_RNN - target_N[:, None]).abs_().argmin(dim=2, keepdim=True)
+        out.append(unused_RNN.gather(2, nearest_RN1))
+        unused_RNN.scatter_(2, nearest_RN1, torch.inf)
     return torch.cat(out, dim=2)
 
 
 def rearranging_norm(z_RNN: Tensor, best: Optimum) -> Tensor:
-    """(R,) the published distance: Frobenius norm of the :func:`rearranged` matrix less the solution."""
+    """Return the published distance, (R,): the Frobenius norm of the :func:`rearranged` matrix minus the solution."""
     solution_NN = best.gram()
     return _frobenius(rearranged(z_RNN.double(), solution_NN) - solution_NN)
 

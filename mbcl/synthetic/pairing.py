@@ -1,6 +1,6 @@
-"""Which samples are each other's opposites: the pairing whose similarities have the least sum, exactly.
+"""Pairing of samples as opposites: the exact minimum-weight perfect matching by similarity.
 
-Letters: N samples, E pairs that may be in the pairing.
+Letters: N samples, E pairs that are candidates (edges) of the matching.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ Array = NDArray[np.float64]
 Positions = NDArray[np.int64]
 
 PAIRS_A_SAMPLE = 8
-"""Among so many times N pairs a pairing is looked for first."""
+"""The first search uses this many times N candidate pairs."""
 SCALE = 1000.0
-"""What the solver takes for equal, 1e-6, is this many times less of a similarity."""
+"""Factor on the costs, so that the solver's tolerance of 1e-6 is a difference of 1e-9 in similarity."""
 
 
 def opposites(z_NN: Array) -> Positions:
-    """The pairing of samples whose similarities, in both directions, have the least sum.
+    """Find the pairing of samples with the minimum sum of similarities, in both directions.
 
-    An assignment of every sample to another is a relaxation of it. Its cycles of even length are pairings as they
-    stand. Only cycles of odd length need the search for a matching; near the optimum there are none.
+    The assignment problem, which gives every sample a successor, is a relaxation of this matching problem. Each cycle
+    of even length splits into two pairings, of which the better one is taken. Only cycles of odd length need the
+    integer program; near the optimum there are none.
 
     Args:
         z_NN: (N, N) float64, N even.
@@ -47,17 +48,18 @@ def opposites(z_NN: Array) -> Positions:
             cycle.append(int(next_N[cycle[-1]]))
         if len(cycle) % 2:
             return _matching(cost_NN, next_N)
-        ways = [list(zip(cycle[shift::2], cycle[1 + shift :: 2] + cycle[:shift], strict=True)) for shift in (0, 1)]
-        for a, b in min(ways, key=lambda pairs: sum(cost_NN[a, b] for a, b in pairs)):
+        pairings = [list(zip(cycle[shift::2], cycle[1 + shift :: 2] + cycle[:shift], strict=True)) for shift in (0, 1)]
+        for a, b in min(pairings, key=lambda pairs: sum(cost_NN[a, b] for a, b in pairs)):
             partner_N[a], partner_N[b] = b, a
     return partner_N
 
 
 def _matching(cost_NN: Array, next_N: Positions) -> Positions:
-    """The perfect matching of least cost, as an integer program over the few pairs that can be in it.
+    """Find the minimum-cost perfect matching by an integer program over candidate pairs (reduced-cost pricing).
 
-    With prices y that no pair undercuts, ``r_ab = cost_ab - y_a - y_b >= 0``, a matching costs the sum of the prices
-    and of its r. So one whose r have the sum R is the best if all pairs with r up to R were admitted.
+    With dual prices y such that all reduced costs ``r_ab = cost_ab - y_a - y_b`` are non-negative, a matching costs the
+    sum of the prices plus the sum R of its reduced costs. A matching found with all pairs of r up to R is therefore
+    optimal: a pair with a larger r alone costs more than R.
 
     Reference:
         Edmonds, Maximum matching and a polyhedron with 0,1-vertices, 1965.
@@ -70,7 +72,7 @@ def _matching(cost_NN: Array, next_N: Positions) -> Positions:
     while True:
         admitted_E = np.flatnonzero(reduced <= limit)
         chosen_E = _integer_program(a[admitted_E], b[admitted_E], reduced[admitted_E], len(cost_NN))
-        if chosen_E is None:  # too few pairs for any matching
+        if chosen_E is None:  # the candidate pairs contain no perfect matching
             limit = 2 * limit + 1 / SCALE
             continue
         pairs = admitted_E[chosen_E]
@@ -84,27 +86,27 @@ def _matching(cost_NN: Array, next_N: Positions) -> Positions:
 
 
 def _prices(cost_NN: Array, next_N: Positions) -> Array:
-    """(N,) the prices that an assignment of least cost proves: shortest ways between columns, by Bellman and Ford."""
-    paid_N = cost_NN[np.arange(len(cost_NN)), next_N]
+    """Return dual prices, (N,), of the optimal assignment: shortest paths between columns, by Bellman-Ford."""
+    matched_cost_N = cost_NN[np.arange(len(cost_NN)), next_N]
     column_N = np.zeros(len(cost_NN))
-    for _ in range(len(cost_NN)):  # at an optimal assignment no way of N steps is shorter than all before
-        shorter_N = np.minimum(column_N, (column_N[next_N] - paid_N + cost_NN.T).min(axis=1))
-        if np.array_equal(shorter_N, column_N):
+    for _ in range(len(cost_NN)):  # an optimal assignment has no negative cycle, so N rounds are enough
+        shortened_N = np.minimum(column_N, (column_N[next_N] - matched_cost_N + cost_NN.T).min(axis=1))
+        if np.array_equal(shortened_N, column_N):
             break
-        column_N = shorter_N
-    return (paid_N - column_N[next_N] + column_N) / 2
+        column_N = shortened_N
+    return (matched_cost_N - column_N[next_N] + column_N) / 2
 
 
 def _integer_program(a_E: Positions, b_E: Positions, cost_E: Array, num_samples: int) -> NDArray[np.bool_] | None:
-    """Which of some pairs make the perfect matching of least cost; None if there is none among them."""
+    """Return a mask of the candidate pairs in the minimum-cost perfect matching; None if they contain none."""
     columns = np.concatenate([np.arange(len(a_E))] * 2)
     shape = (num_samples, len(a_E))
     incidence_NE = csr_array((np.ones(len(columns)), (np.concatenate([a_E, b_E]), columns)), shape=shape)
-    found = milp(
+    result = milp(
         SCALE * cost_E,
         constraints=LinearConstraint(incidence_NE, 1, 1),
         integrality=np.ones(len(a_E)),
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": 0.0},
     )
-    return None if found.x is None else found.x > 0.5
+    return None if result.x is None else result.x > 0.5

@@ -1,4 +1,4 @@
-"""What a synthetic study finds.
+"""The results of a synthetic study.
 
 Letters: 2 the views u and v, S seeds, N samples, D dimensions, L points of a curve.
 """
@@ -23,18 +23,18 @@ from mbcl.synthetic.settings import Settings
 Array = NDArray[np.float64]
 
 RECORD = "synthetic.json"
-"""Says that a folder holds a synthetic study."""
-MOST_REARRANGED = 128
-"""Samples up to which the published norm is computed: it goes through N x N values N times."""
+"""The file that marks a folder as a synthetic study."""
+MAX_REARRANGED = 128
+"""Maximum number of samples for the published norm, which reads N x N values N times."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What is known of points, (S,) float64 each, or (S, L) in a curve.
+    """The measures of points, (S,) float64 each, or (S, L) in a curve.
 
     Args:
-        true_loss: of everything as one batch.
-        distance: to the known optimum; NaN without one.
+        true_loss: the loss of all samples as one batch.
+        distance: the distance to the known optimum; NaN without one.
         rearranging: the published norm; NaN without a known optimum, and for many samples.
     """
 
@@ -45,17 +45,17 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What the losses are compared with.
+    """The reference for the losses.
 
     Args:
-        known: the optimum, where theory has it.
-        full_loss: the least loss of everything that is known: the optimum's, or the least that restarts or runs found;
-            None where N is too large to look for it.
-        restarts: how many there were; 0 with a known optimum.
-        restarted_loss: the least that the restarts alone found, which is the same for every study of this N and d; None
+        known: the optimum, if it is known in closed form.
+        full_loss: the minimum known loss of all samples as one batch: that of the optimum, or the minimum over restarts
+            and runs; None if N is too large for restarts.
+        restarts: the number of restarts; 0 with a known optimum.
+        restarted_loss: the minimum over the restarts alone, which is the same for every study of this N and d; None
             without restarts.
-        other_minimisers: without a known optimum, by B, the loss of everything at the best minimiser of the mean of all
-            batches, less ``full_loss``: 0 if both have the same minimisers, as they have at the known optima.
+        other_minimisers: without a known optimum, by B: the full loss at the best minimiser of the mean over all
+            batches, minus ``full_loss``; 0 if both losses have the same minimisers, as at the known optima.
     """
 
     known: Optimum | None
@@ -67,17 +67,18 @@ class Reference:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """One method.
+    """The curve and the final result of one method.
 
     Args:
-        method: which.
-        steps, updates, samples: (L,) int64, how far, counted in three ways.
+        method: the method.
+        steps, updates, samples: (L,) int64, the work until each point, in three counts.
         batch_loss: (S, L) float64, see :class:`~mbcl.synthetic.groups.State`.
-        course: (S, L) each.
+        course: the measures along the curve, (S, L) each.
         x_2SND: (2, S, N, D) the points at the end.
-        total_updates, total_samples: at the end; more than at the last point where that is an earlier one.
-        final: the measures there.
-        mean_loss: over all batches of B, there.
+        total_updates, total_samples: the counts at the end; larger than at the last point of the curve if that point
+            is after the first update of its step.
+        final: the measures at the end.
+        mean_loss: the mean loss over all batches of size B, at the end.
     """
 
     method: Method
@@ -93,19 +94,19 @@ class Curve:
     mean_loss: MeanLoss
 
     def gram(self) -> Tensor:
-        """(S, N, N) float64, u v^T at the end."""
+        """Return the Gram matrices u v^T at the end, (S, N, N) float64."""
         return similarities(self.x_2SND)
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """All that a study found.
+    """The outcome of a study.
 
     Args:
-        settings: what was asked for.
-        start_2SND: (2, S, N, D) float64, where every method began.
-        curves: one a method, in the order that was asked for.
-        reference: what losses are compared with.
+        settings: the settings of the study.
+        start_2SND: (2, S, N, D) float64, the common starting points of all methods.
+        curves: one per method, in the order of the settings.
+        reference: the reference for the losses.
     """
 
     settings: Settings
@@ -115,7 +116,7 @@ class Outcome:
 
 
 class Recorder:
-    """The points of a method's curve, as they come."""
+    """A recorder that collects the points of a method's curve during the study."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
@@ -126,17 +127,17 @@ class Recorder:
         self._measured: list[Measured] = []
 
     def log(self, step: int, state: State, known: Optimum | None) -> None:
-        """One point more."""
+        """Measure a state and append it to the curve."""
         self._states.append((step, state.updates, state.samples))
         self._batch_loss.append(state.batch_loss_S.double().cpu().numpy())
         self._measured.append(measure(state.x_2SND, known))
 
     def end(self, final: Final) -> None:
-        """Where it ended."""
+        """Record the final state of the method."""
         self.x_2SND, self.updates, self.samples = final.x_2SND, final.updates, final.samples
 
     def curve(self, known: Optimum | None) -> Curve:
-        """All of it, and what is measured at the end only."""
+        """Return the whole curve with the measures that are only taken at the end."""
         assert self.x_2SND is not None
         steps, updates, samples = np.array(self._states, dtype=np.int64).T
         size = self.x_2SND.shape[2] if self.method.name == "full" else self.method.batch_size
@@ -162,19 +163,19 @@ class Recorder:
 
 
 def measure(x_2SND: Tensor, known: Optimum | None) -> Measured:
-    """What is known of points; a few runs at a time, for an N x N matrix each."""
+    """Measure points, in chunks of runs, because each run needs an N x N matrix."""
     num_samples = x_2SND.shape[2]
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for some in x_2SND.split(max(1, CHUNK_ELEMENTS // num_samples**2), dim=1):
-        z_SNN = similarities(some)
+    measures: list[tuple[Tensor, Tensor, Tensor]] = []
+    for part_2SND in x_2SND.split(max(1, CHUNK_ELEMENTS // num_samples**2), dim=1):
+        z_SNN = similarities(part_2SND)
         loss_S = clip_losses(z_SNN).double()
-        nothing_S = torch.full_like(loss_S, torch.nan)
-        rearrange = known is not None and num_samples <= MOST_REARRANGED
-        found.append(
+        nan_S = torch.full_like(loss_S, torch.nan)
+        rearrange = known is not None and num_samples <= MAX_REARRANGED
+        measures.append(
             (
                 loss_S,
-                nothing_S if known is None else distance(z_SNN, known),
-                rearranging_norm(z_SNN, known) if known is not None and rearrange else nothing_S,
+                nan_S if known is None else distance(z_SNN, known),
+                rearranging_norm(z_SNN, known) if known is not None and rearrange else nan_S,
             )
         )
-    return Measured(*(torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True)))
+    return Measured(*(torch.cat(parts).cpu().numpy() for parts in zip(*measures, strict=True)))

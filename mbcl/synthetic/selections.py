@@ -1,6 +1,6 @@
-"""Which batches a sampler chooses for points that are moved directly.
+"""Selection of batches by samplers, for the direct optimisation of points.
 
-Letters: 2 the views u and v, S seeds, N samples, D dimensions, K batches of a step, B samples a batch.
+Letters: 2 the views u and v, S seeds, N samples, D dimensions, K batches of a step, B samples per batch.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from mbcl.samplers import (
 from mbcl.seeding import derive
 
 ONE_GROUP = 1280
-"""Up to so many samples, samplers that can plan everything as one group or pool do, unless told otherwise."""
+"""Maximum number of samples up to which samplers plan all samples as one group or pool by default."""
 
 
 class Selection(Protocol):
-    """What chooses the batches of a step: a sampler, or in a test a list."""
+    """A source of the batches of a step: a sampler, or a list in tests."""
 
     def batches(self, x_2SND: Tensor, seeds: Sequence[int], step: int) -> Tensor:
-        """(S, K, B) int64, chosen when the step begins, in the order of training.
+        """Return the batches of a step, (S, K, B) int64, chosen when the step begins, in training order.
 
         Args:
-            x_2SND: (2, S, N, D) float, the points of each seed; only read.
+            x_2SND: (2, S, N, D) float, the points of each seed; they are not modified.
             seeds: one per run.
             step: counts from 0.
         """
@@ -52,40 +52,40 @@ class Selection(Protocol):
 
 @dataclass(frozen=True)
 class Planned:
-    """Batches by the plans of a sampler, N // B of them a step.
+    """Batches from the plans of a sampler, N // B of them per step.
 
-    A step is what an epoch is to a training: plans that are shorter are followed by those of further rounds, made from
-    the embeddings that the step began with.
+    A step corresponds to an epoch of training. If a plan is shorter than a step, the plans of further rounds follow,
+    made from the embeddings at the start of the step.
 
     Args:
-        sampler: that plans.
+        sampler: the sampler that makes the plans.
     """
 
     sampler: Sampler
 
     def batches(self, x_2SND: Tensor, seeds: Sequence[int], step: int) -> Tensor:
-        """As :meth:`Selection.batches`; the plans of all seeds at once where the sampler can."""
+        """Return the planned batches; the plans of all seeds are made in one computation if the sampler supports it."""
         sampler, num_samples = self.sampler, x_2SND.shape[2]
-        if isinstance(sampler, PoolSampler) and _plans_together(sampler, num_samples):
+        if isinstance(sampler, PoolSampler) and _can_plan_batched(sampler, num_samples):
             streams = [derive(seed, f"synthetic/{sampler.name}", step) for seed in seeds]
             rows_SKB = sampler.plan_batched(x_2SND[0], x_2SND[1], streams)
-            _examine_together(rows_SKB, sampler, num_samples)
-            # As in every plan, batches stand in the order of their first sample.
+            _check_batched_plans(rows_SKB, sampler, num_samples)
+            # As in every plan, sort the batches by their first sample.
             return rows_SKB.take_along_dim(rows_SKB[:, :, :1].argsort(dim=1), dim=1)
-        return torch.stack([self._of_seed(x_2SND[:, place], seed, step) for place, seed in enumerate(seeds)])
+        return torch.stack([self._plan_seed(x_2SND[:, index], seed, step) for index, seed in enumerate(seeds)])
 
-    def _of_seed(self, x_2ND: Tensor, seed: int, step: int) -> Tensor:
+    def _plan_seed(self, x_2ND: Tensor, seed: int, step: int) -> Tensor:
         sampler, num_samples = self.sampler, x_2ND.shape[1]
         embeddings = Embeddings(*x_2ND) if sampler.needs_embeddings else None
-        wanted, parts = num_samples // sampler.batch_size, list[BatchPlan]()
-        while sum(map(len, parts)) < wanted:
+        num_batches, parts = num_samples // sampler.batch_size, list[BatchPlan]()
+        while sum(map(len, parts)) < num_batches:
             plan = sampler.plan(num_samples, embeddings, seed=seed, epoch=step, round=len(parts))
             parts.append(check_plan(plan, sampler, num_samples))
-        return torch.cat([plan.batches for plan in parts])[:wanted]
+        return torch.cat([plan.batches for plan in parts])[:num_batches]
 
 
-def _examine_together(rows_SKB: Tensor, sampler: PoolSampler, num_samples: int) -> None:
-    """What :func:`check_plan` asks of one plan, of those of all seeds: as many batches as promised, no sample twice."""
+def _check_batched_plans(rows_SKB: Tensor, sampler: PoolSampler, num_samples: int) -> None:
+    """Check the plans of all seeds like :func:`check_plan`: the promised shape, valid positions, no sample twice."""
     promised = (sampler.plan_length(num_samples), sampler.batch_size)
     sorted_SM = rows_SKB.flatten(1).sort(dim=1)[0]
     distinct = bool((sorted_SM.diff(dim=1) > 0).all())
@@ -94,8 +94,8 @@ def _examine_together(rows_SKB: Tensor, sampler: PoolSampler, num_samples: int) 
 
 
 @functools.lru_cache(maxsize=64)
-def _plans_together(sampler: PoolSampler, num_samples: int) -> bool:
-    """Whether one pool holds everything, so that the pools of all seeds can be planned in one computation."""
+def _can_plan_batched(sampler: PoolSampler, num_samples: int) -> bool:
+    """Return whether one pool holds all samples, so that the plans of all seeds can be made in one computation."""
     return (
         sampler.batched
         and not isinstance(sampler, OSGD)
@@ -111,11 +111,11 @@ class Method:
     """One curve of the study: a sampler with a batch size.
 
     Args:
-        label: how it is called in tables and figures.
+        label: the name in tables and figures.
         name: the sampler's registered name.
         batch_size: B.
-        sampler: with its parameters.
-        selection: where batches are known when a step begins.
+        sampler: the sampler with its parameters.
+        selection: the source of the batches that are known when a step begins.
     """
 
     label: str
@@ -131,30 +131,30 @@ class Method:
 
     @property
     def one_update(self) -> bool:
-        """Whether a step is one update on the mean of its batches, as published of ``full`` and ``all_batches``."""
+        """Whether a step is one update on the mean of its batches, as published for ``full`` and ``all_batches``."""
         return isinstance(self.sampler, Full | AllBatches)
 
     @property
     def unchanging(self) -> bool:
-        """Whether every step has the batches of the first one."""
+        """Whether all steps have the same batches."""
         return isinstance(self.sampler, Full | AllBatches | Fixed)
 
 
 @dataclass(frozen=True)
 class Whole:
-    """One plan, the same for all seeds: everything, or all batches."""
+    """Batches from one plan that all seeds share: all samples as one batch, or all C(N, B) batches."""
 
     sampler: Sampler
 
     def batches(self, x_2SND: Tensor, seeds: Sequence[int], step: int) -> Tensor:
-        """As :meth:`Selection.batches`."""
+        """Return the batches of the plan, expanded to all seeds."""
         num_samples = x_2SND.shape[2]
         plan = check_plan(self.sampler.plan(num_samples), self.sampler, num_samples)
         return plan.batches.expand(len(seeds), -1, -1)
 
 
 def methods_of(samplers: Sequence[str], batch_sizes: Sequence[int], num_samples: int) -> list[Method]:
-    """Every sampler with every batch size; ``full``, which has only one, once.
+    """Create the methods: every sampler with every batch size, but ``full``, which ignores batch sizes, once.
 
     Args:
         samplers: specifications as :func:`mbcl.config.sampler_spec.parse_spec` reads them; published names are known.
@@ -162,7 +162,7 @@ def methods_of(samplers: Sequence[str], batch_sizes: Sequence[int], num_samples:
         num_samples: N.
 
     Raises:
-        ConfigError: if a specification is not one, is given twice, or does not fit N and B.
+        ConfigError: if a specification is malformed, is given twice, or does not fit N and B.
     """
     methods: list[Method] = []
     seen: dict[tuple[str, str], str] = {}
@@ -185,17 +185,17 @@ def methods_of(samplers: Sequence[str], batch_sizes: Sequence[int], num_samples:
 def method_of(
     name: str, parameters: Mapping[str, object], batch_size: int, num_samples: int, label: str | None = None
 ) -> Method:
-    """One sampler with one batch size.
+    """Create the method of one sampler with one batch size.
 
     Args:
-        name: registered name.
-        parameters: those that are given; the others are :func:`fitting`.
+        name: the registered name.
+        parameters: the given parameters; the others come from :func:`fitting`.
         batch_size: B.
         num_samples: N.
-        label: how it is called; by default its name.
+        label: the name in tables and figures; by default the registered name.
 
     Raises:
-        ConfigError: if the parameters are none of the sampler's, or do not fit N and B.
+        ConfigError: if the sampler has no such parameters, or they do not fit N and B.
     """
     sampler = build(name, batch_size=batch_size, **{**fitting(name, batch_size, num_samples), **parameters})
     if isinstance(sampler, OSGD) and sampler.score == "objective":
@@ -206,20 +206,20 @@ def method_of(
 
 
 def fitting(name: str, batch_size: int, num_samples: int) -> dict[str, object]:
-    """The parameters of a sampler in the study, unless others are given: no temperature, and one group of everything.
+    """Return a sampler's default parameters in the study: temperature 1, and one group or pool of all samples.
 
-    ``osgd`` looks at all batches of a random partition and keeps a tenth, its published share, but at least one.
+    ``osgd`` scores all batches of a random partition and selects a tenth, its published share, but at least one.
 
     Example:
         >>> fitting("spectral", 2, 8), fitting("osgd", 2, 8)
         ({'temperature': 1.0, 'k': None}, {'temperature': 1.0, 'k': 4, 'q': 1})
     """
-    known = inspect.signature(SAMPLERS[name]).parameters
-    found: dict[str, object] = {"temperature": 1.0} if "temperature" in known else {}
-    if "q" in known:
+    parameters = inspect.signature(SAMPLERS[name]).parameters
+    defaults: dict[str, object] = {"temperature": 1.0} if "temperature" in parameters else {}
+    if "q" in parameters:
         k = min(1500, num_samples // batch_size)
-        return found | {"k": max(1, k), "q": max(1, k // 10)}
+        return defaults | {"k": max(1, k), "q": max(1, k // 10)}
     if num_samples <= ONE_GROUP:
         hints = inspect.signature(SAMPLERS[name], eval_str=True).parameters
-        found |= {key: None for key in ("k", "pool") if key in hints and hints[key].annotation == int | None}
-    return found
+        defaults |= {key: None for key in ("k", "pool") if key in hints and hints[key].annotation == int | None}
+    return defaults

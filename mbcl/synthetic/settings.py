@@ -1,4 +1,4 @@
-"""What a synthetic study is asked for."""
+"""The settings of a synthetic study."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from mbcl.errors import ConfigError
 from mbcl.functional import check_choice, check_count, check_number
 from mbcl.synthetic.groups import Accumulate
 
-MOST_SAMPLES = 10_000
-"""N: the loss of everything compares every pair, 0.8 GB of cosines."""
-MOST_SEEDS = 10_000
-MOST_COORDINATES = 2**27
-"""Of all points of all runs, 1 GiB."""
-MOST_POINTS = 1_000_000
-"""Of all curves; each is a row of a table and a place in several arrays."""
+MAX_SAMPLES = 10_000
+"""Maximum N: the loss of all samples compares every pair, which needs 0.8 GB of cosines."""
+MAX_SEEDS = 10_000
+MAX_COORDINATES = 2**27
+"""Maximum number of coordinates of all points of all runs, 1 GiB."""
+MAX_POINTS = 1_000_000
+"""Maximum number of points of all curves; each is a row of a table and an element of several arrays."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is asked for; see ``mbcl synthetic --help``.
+    """The settings of a synthetic study; see ``mbcl synthetic --help``.
 
     Args:
-        n: samples.
-        dim: of the points.
-        batch_sizes: B, each once.
-        steps: of every method.
-        samplers: specifications, each once.
-        seeds: one run each.
-        lr: learning rate of SGD.
-        accumulate: one update a step on the sum or mean of its batches' losses; None for one update a batch.
-        equal_init: u and v of a sample start at the same point.
-        log_every: steps between two points of a curve; the last step is one, too.
-        published_points: ``osgd_exhaustive`` is logged after the first update of a step, as published.
-        restarts: where no optimum is known, random starts from which the least loss is looked for.
+        n: the number of samples.
+        dim: the dimension of the points.
+        batch_sizes: the batch sizes B, each once.
+        steps: the steps of every method.
+        samplers: the specifications of the samplers, each once.
+        seeds: the seeds, with one run each.
+        lr: the learning rate of SGD.
+        accumulate: one update per step on the sum or mean of its batches' losses; None for one update per batch.
+        equal_init: whether u and v of a sample start at the same point.
+        log_every: the steps between two points of a curve; the last step is a point, too.
+        published_points: whether ``osgd_exhaustive`` is logged after the first update of a step, as published.
+        restarts: the number of random starts of the search for the minimum, if no optimum is known.
 
     Raises:
-        ConfigError: naming the option, what was found and what is allowed.
+        ConfigError: names the option, the value found and the values allowed.
     """
 
     n: int = 8
@@ -54,8 +54,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_count("--n", self.n, least=2)
-        if self.n > MOST_SAMPLES:
-            raise ConfigError(f"--n {self.n}: every pair of samples is compared; allowed are at most {MOST_SAMPLES:,}")
+        if self.n > MAX_SAMPLES:
+            raise ConfigError(f"--n {self.n}: every pair of samples is compared; allowed are at most {MAX_SAMPLES:,}")
         for name in ("dim", "steps", "log_every", "restarts"):
             check_count(f"--{name.replace('_', '-')}", getattr(self, name))
         check_number("--lr", self.lr, above=0.0)
@@ -67,29 +67,29 @@ class Settings:
             for value in values:
                 check_count(option, value, least=least)
             if len(set(values)) < len(values):
-                twice = next(value for value in values if values.count(value) > 1)
-                raise ConfigError(f"{option}: {twice} is given twice")
+                duplicate = next(value for value in values if values.count(value) > 1)
+                raise ConfigError(f"{option}: {duplicate} is given twice")
         if not self.samplers:
             raise ConfigError("--samplers: at least one is needed")
         for batch_size in self.batch_sizes:
             if batch_size > self.n:
                 raise ConfigError(f"--batch-size {batch_size}: above --n {self.n}")
         runs = len(self.seeds) * len(self.samplers) * len(self.batch_sizes)
-        if (count := 2 * self.n * self.dim * runs) > MOST_COORDINATES:
+        if (count := 2 * self.n * self.dim * runs) > MAX_COORDINATES:
             raise ConfigError(
                 f"--n {self.n}, --dim {self.dim}: the two views of {runs} runs have {count:,} coordinates; allowed are "
-                f"at most {MOST_COORDINATES:,}"
+                f"at most {MAX_COORDINATES:,}"
             )
 
         points = 1 + -(-self.steps // self.log_every)
-        if points * runs > MOST_POINTS:
+        if points * runs > MAX_POINTS:
             raise ConfigError(
                 f"--steps {self.steps}, --log-every {self.log_every}: the curves of {runs} runs have about "
-                f"{points * runs:,} points; allowed are at most {MOST_POINTS:,}"
+                f"{points * runs:,} points; allowed are at most {MAX_POINTS:,}"
             )
 
     def logged(self) -> list[int]:
-        """The steps after which curves have a point.
+        """Return the steps after which curves have a point.
 
         Example:
             >>> Settings(steps=250).logged()

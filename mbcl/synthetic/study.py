@@ -1,4 +1,4 @@
-"""The study: methods from the same starts, their curves, and what is known about the optimum.
+"""The synthetic study: methods from the same starting points, their curves, and the reference optimum.
 
 Letters: 2 the views u and v, S seeds, N samples, D dimensions, L points of a curve.
 """
@@ -23,34 +23,34 @@ from mbcl.synthetic.records import Curve, Outcome, Recorder, Reference
 from mbcl.synthetic.selections import Method, methods_of
 from mbcl.synthetic.settings import Settings
 
-MOST_MINIMISED = 128
-"""Samples up to which restarts look for the least loss where no optimum is known."""
-MOST_BATCHES_MINIMISED = 2000
-"""C(N, B) up to which the mean over all batches is minimised, too."""
+MAX_MINIMISED = 128
+"""Maximum number of samples for restarts, which search the minimum if no optimum is known."""
+MAX_BATCHES_MINIMISED = 2000
+"""Maximum C(N, B) for which the mean over all batches is also minimised."""
 
 
 class Progress(Protocol):
-    """Who is told how far the study is."""
+    """A receiver of progress reports."""
 
-    def begin(self, words: str) -> None:
-        """A stage begins."""
+    def begin(self, description: str) -> None:
+        """Start a stage."""
 
     def count(self, done: int, total: int) -> None:
-        """So much of the stage is done."""
+        """Report the progress of the stage."""
 
 
 class Silent:
-    """Nobody."""
+    """A progress receiver that ignores all reports."""
 
-    def begin(self, words: str) -> None:
-        """Nothing."""
+    def begin(self, description: str) -> None:
+        """Ignore the stage."""
 
     def count(self, done: int, total: int) -> None:
-        """Nothing."""
+        """Ignore the progress."""
 
 
 def starts(settings: Settings) -> Tensor:
-    """(2, S, N, D) float64, where the runs begin: standard normal, a function of the seed alone."""
+    """Draw the starting points of all runs: (2, S, N, D) float64, standard normal, a function of the seed alone."""
     start_2SND = torch.stack([starting_points(settings.n, settings.dim, seed) for seed in settings.seeds], dim=1)
     if settings.equal_init:
         start_2SND[1] = start_2SND[0]
@@ -68,22 +68,24 @@ def run(
     """Run the study.
 
     Args:
-        settings: what is asked for.
-        progress: who is told.
-        start_2SND: (2, S, N, D) float, other starting points, for example stored ones.
-        methods: other methods, for example with stored batches.
-        other_minimisers: whether, where no optimum is known, the mean over all batches is minimised, too.
+        settings: the settings of the study.
+        progress: receives progress reports.
+        start_2SND: (2, S, N, D) float, replaces the starting points, for example by stored ones.
+        methods: replaces the methods, for example by ones with stored batches.
+        other_minimisers: whether the mean over all batches is also minimised, if no optimum is known.
 
     Raises:
-        ConfigError: if a sampler does not fit.
+        ConfigError: if a sampler does not fit N and B, or points lose their directions.
     """
     progress = progress or Silent()
     methods = methods or methods_of(settings.samplers, settings.batch_sizes, settings.n)
     start_2SND = starts(settings) if start_2SND is None else start_2SND
     known = optimum(settings.n, settings.dim)
-    # Small matrices are slower on two threads than on one, and with one the numbers are the same everywhere.
+    # One thread is faster for small matrices, and makes the numbers independent of the number of cores.
     with torch.no_grad(), one_thread(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)  # said when methods were made
+        warnings.filterwarnings(
+            "ignore", message="sampler ", category=UserWarning
+        )  # already shown when the methods were created
         recorders = _take_steps(settings, methods, start_2SND, known, progress)
         progress.begin("measuring")
         curves = [recorders[id(method)].curve(known) for method in methods]
@@ -131,26 +133,26 @@ def _reference(
 ) -> Reference:
     if known is not None:
         return Reference(known, known.full_loss)
-    if settings.n > MOST_MINIMISED:
+    if settings.n > MAX_MINIMISED:
         return Reference(None, None)
-    sizes = [size for size in settings.batch_sizes if math.comb(settings.n, size) <= MOST_BATCHES_MINIMISED]
+    sizes = [size for size in settings.batch_sizes if math.comb(settings.n, size) <= MAX_BATCHES_MINIMISED]
     sizes = sizes if other_minimisers else []
     progress.begin("looking for the least loss")
     total = settings.restarts * (1 + len(sizes))
     ticks: Iterator[int] = iter(range(1, total + 1))
 
-    def least(batches_KB: Tensor) -> Tensor:
-        found = least_of_restarts(
+    def full_loss_at_minimum(batches_KB: Tensor) -> Tensor:
+        minimum = least_of_restarts(
             batches_KB,
             num_samples=settings.n,
             dim=settings.dim,
             restarts=settings.restarts,
             done=lambda: progress.count(next(ticks), total),
         )
-        return clip_losses(similarities(found.x_2ND[:, None]))[0]
+        return clip_losses(similarities(minimum.x_2ND[:, None]))[0]
 
-    restarted = float(least(torch.arange(settings.n)[None]))
-    others = {size: float(least(combinations(settings.n, size))) for size in sizes}
+    restarted = float(full_loss_at_minimum(torch.arange(settings.n)[None]))
+    others = {size: float(full_loss_at_minimum(combinations(settings.n, size))) for size in sizes}
     loss = min([restarted, *others.values(), *(float(curve.final.true_loss.min()) for curve in curves)])
     above = {size: other - loss for size, other in others.items()}
     return Reference(None, loss, settings.restarts, restarted, above)

@@ -1,4 +1,4 @@
-"""The methods of a study against the optimum, as rows."""
+"""The result table: the methods of a study against the optimum, as rows."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Spread:
-    """A measure over the seeds.
+    """Mean, minimum and maximum of a measure over the seeds.
 
     Args:
-        mean, low, high: over the seeds; NaN where it is not measured.
+        mean, low, high: the mean, minimum and maximum; NaN if the measure was not taken.
     """
 
     mean: float
@@ -28,12 +28,12 @@ class Spread:
 
     @staticmethod
     def of(values_S: Array) -> Spread:
-        """Of one value a seed."""
+        """Summarise one value per seed."""
         return Spread(float(values_S.mean()), float(values_S.min()), float(values_S.max()))
 
     @property
     def known(self) -> bool:
-        """Whether it was measured."""
+        """Whether the measure was taken."""
         return not math.isnan(self.mean)
 
 
@@ -42,15 +42,15 @@ class Row:
     """A method at the end of the study.
 
     Args:
-        label, sampler, batch_size: which; ``full`` has all samples as its batch.
-        updates, samples: what it took.
-        true_loss: of everything.
-        excess: of that above the optimum, or above the least loss known.
-        distance: to the known optimum.
+        label, sampler, batch_size: the method; the batch of ``full`` has all samples.
+        updates, samples: the total work.
+        true_loss: the loss of all samples as one batch.
+        excess: ``true_loss`` minus that of the optimum, or minus the minimum known loss.
+        distance: the distance to the known optimum.
         rearranging: the published norm.
-        mean_loss: over all batches of this size.
-        mean_loss_error: the largest standard error of it over the seeds; 0 if exact.
-        optimal_mean_loss: that of the known optimum, NaN without one.
+        mean_loss: the mean loss over all batches of this size.
+        mean_loss_error: the largest standard error of ``mean_loss`` over the seeds; 0 if exact.
+        optimal_mean_loss: ``mean_loss`` of the known optimum; NaN without one.
     """
 
     label: str
@@ -68,7 +68,7 @@ class Row:
 
 
 def rows_of(outcome: Outcome) -> list[Row]:
-    """One row a method, in the order that was asked for."""
+    """Return one row per method, in the order of the settings."""
     return [_row(curve, outcome) for curve in outcome.curves]
 
 
@@ -93,7 +93,7 @@ def _row(curve: Curve, outcome: Outcome) -> Row:
 
 
 def reference_in_words(outcome: Outcome) -> list[str]:
-    """What the losses are compared with, in sentences."""
+    """Describe the reference for the losses in sentences."""
     settings, reference = outcome.settings, outcome.reference
     where = f"{settings.n} samples in {settings.dim} dimension{'s' * (settings.dim > 1)}"
     if reference.known is not None:
@@ -102,13 +102,13 @@ def reference_in_words(outcome: Outcome) -> list[str]:
     unknown = f"For {where} no optimum is known in closed form"
     if reference.full_loss is None:
         return [f"{unknown}, and there are too many samples to look for it: no excess is reported."]
-    found = [
+    sentences = [
         f"{unknown}. Excess is above {reference.full_loss:.7f}, the least loss that {reference.restarts} restarts of "
         "L-BFGS and all runs found: an upper bound of the optimum, so a lower bound of the excess."
     ]
     for size, gap in reference.other_minimisers.items():
         same = abs(gap) < 1e-6
-        found.append(
+        sentences.append(
             f"The best minimiser found of the mean over all batches of {size} "
             + (
                 "has the same loss of everything: no difference between the two minimisers is seen."
@@ -116,11 +116,11 @@ def reference_in_words(outcome: Outcome) -> list[str]:
                 else f"has a loss of everything {gap:.2e} above it: as far as restarts show, the two minimisers differ."
             )
         )
-    return found
+    return sentences
 
 
 def show(outcome: Outcome) -> None:
-    """Print the table."""
+    """Print the table and the description of the reference."""
     rows = rows_of(outcome)
     header = [
         "",

@@ -1,8 +1,8 @@
-"""One synthetic study as the work of a trial: its files, and the metrics that its row has.
+"""A synthetic study as a trial of a sweep: its files and its final metrics.
 
-config.yaml     what was asked for, with all parameters
-metrics.jsonl   one line a point of the curve: a step stands as an epoch, an update as a step of a training
-points.npz      start and x, (2, N, D) float64: both views where they began and where they ended
+config.yaml     the configuration with all parameters
+metrics.jsonl   one line per point of the curve; "epoch" counts steps of the study from 1, "step" counts updates
+points.npz      start and x, (2, N, D) float64: both views at the start and at the end
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from mbcl.io.store import Store, write_text
 from mbcl.synthetic.experiment import SyntheticExperiment
 from mbcl.synthetic.optima import optimum
 from mbcl.synthetic.records import Measured, Outcome
-from mbcl.synthetic.study import MOST_MINIMISED, run
+from mbcl.synthetic.study import MAX_MINIMISED, run
 
 Metrics = dict[str, float | int | None]
 DISTANCE, EXCESS = "synthetic/distance", "synthetic/excess"
 
 
 def run_synthetic_trial(experiment: SyntheticExperiment, store: Store) -> Metrics:
-    """Run it from its start, and write its files. The same experiment gives the same files.
+    """Run the study from the start and write its files. The same experiment gives the same files.
 
     Args:
-        experiment: what is asked for.
+        experiment: the configuration.
         store: the trial's folder.
 
     Returns:
-        The final metrics; what is not measured is None.
+        The final metrics; None for a measure that was not taken.
 
     Raises:
         ConfigError: if the sampler does not fit, or the points lose their directions.
@@ -51,29 +51,29 @@ def run_synthetic_trial(experiment: SyntheticExperiment, store: Store) -> Metric
         "synthetic/mean_loss_error": float(curve.mean_loss.error_R[0]),
     }
     work = _work(outcome.settings.steps, curve.total_updates, curve.total_samples)
-    return {**_measures(curve.final, least(outcome), 0), **mean_loss, **work}
+    return {**_measures(curve.final, reference_loss(outcome), 0), **mean_loss, **work}
 
 
-def least(outcome: Outcome) -> float | None:
-    """What the loss is compared with: the optimum, or what restarts alone found, so that trials have the same."""
+def reference_loss(outcome: Outcome) -> float | None:
+    """Return the reference loss: the optimum's, or the minimum over restarts alone, which all trials share."""
     reference = outcome.reference
     return reference.full_loss if reference.known is not None else reference.restarted_loss
 
 
 def unknown_optimum(experiment: SyntheticExperiment) -> str:
-    """A line that says what is not measured because no optimum is known; empty if one is."""
+    """Return a note on the measures that need a known optimum; empty if one is known."""
     settings = experiment.settings
     if optimum(settings.n, settings.dim) is not None:
         return ""
     dimensions = f"{settings.dim} dimension{'s' * (settings.dim > 1)}"
     where = f"no optimum of {settings.n} samples in {dimensions} is known in closed form, so there is no"
-    if settings.n > MOST_MINIMISED:
-        return f"{where} {DISTANCE}, and above {MOST_MINIMISED} samples no {EXCESS}"
+    if settings.n > MAX_MINIMISED:
+        return f"{where} {DISTANCE}, and above {MAX_MINIMISED} samples no {EXCESS}"
     return f"{where} {DISTANCE}, and {EXCESS} is above the least loss of {settings.restarts} restarts"
 
 
 def _rows(outcome: Outcome) -> list[Metrics]:
-    """One row a point, with every key."""
+    """Return one row per point of the curve, with all keys."""
     (curve,) = outcome.curves
     return [
         {
@@ -81,7 +81,7 @@ def _rows(outcome: Outcome) -> list[Metrics]:
             "step": int(curve.updates[point]),
             **_work(int(curve.steps[point]) + 1, int(curve.updates[point]), int(curve.samples[point])),
             "synthetic/batch_loss": float(curve.batch_loss[0, point]),
-            **_measures(curve.course, least(outcome), (0, point)),
+            **_measures(curve.course, reference_loss(outcome), (0, point)),
         }
         for point in range(len(curve.steps))
     ]
@@ -91,12 +91,12 @@ def _work(steps: int, updates: int, samples: int) -> Metrics:
     return {"synthetic/steps": steps, "synthetic/updates": updates, "synthetic/samples": samples}
 
 
-def _measures(measured: Measured, least: float | None, place: int | tuple[int, int]) -> Metrics:
-    true_loss = float(measured.true_loss[place])
-    found = {
-        DISTANCE: float(measured.distance[place]),
-        EXCESS: math.nan if least is None else true_loss - least,
+def _measures(measured: Measured, reference: float | None, index: int | tuple[int, int]) -> Metrics:
+    true_loss = float(measured.true_loss[index])
+    values = {
+        DISTANCE: float(measured.distance[index]),
+        EXCESS: math.nan if reference is None else true_loss - reference,
         "synthetic/true_loss": true_loss,
-        "synthetic/rearranging": float(measured.rearranging[place]),
+        "synthetic/rearranging": float(measured.rearranging[index]),
     }
-    return {key: None if math.isnan(value) else value for key, value in found.items()}
+    return {key: None if math.isnan(value) else value for key, value in values.items()}
