@@ -107,7 +107,7 @@ def bench_data(settings: DataBenchSettings) -> list[Row]:
 
 
 def images_of(num: int, size: int) -> ImageSet:
-    """Make random images, (N, 3, S, S) uint8: no step of a pipeline depends on their content for its speed."""
+    """Make random images, (N, 3, S, S) uint8; the speed of the pipelines does not depend on their content."""
     generator = torch_generator(0, "bench/images")
     pixels = torch.randint(0, 256, (num, 3, size, size), generator=generator, dtype=torch.uint8)
     labels = torch.zeros(num, dtype=torch.int64)

@@ -278,7 +278,7 @@ def _print_pools(console: Console, record: Row, protocol: Protocol) -> None:
 
 
 def _print_table(console: Console, rows: Sequence[Row], columns: Sequence[Column]) -> None:
-    """Names to the left, numbers to the right, each column as wide as it must be."""
+    """Print a table with left-aligned names and right-aligned numbers, each column as wide as its longest cell."""
     names: list[Column] = [
         (key.replace("_", " "), lambda row, key=key: str(row[key]))  # type: ignore[misc]
         for key in ("data_set", "method")
