@@ -46,7 +46,7 @@ def even_pools(num_samples: int, batch_size: int, batches_a_pool: int | None) ->
 
 
 def _ignore_blas_flags() -> np.errstate:
-    """Ignore NumPy's "invalid value" flag inside.
+    """Return a context in which NumPy ignores the "invalid value" flag.
 
     BLAS may raise it for a product of a few rows, since its vector instructions also compute on memory beyond them.
     No error is hidden: embeddings are checked to be finite, and so are the scores of a plan.
