@@ -1,4 +1,4 @@
-"""``mbcl bench data``: views a second, whole batches at once against the usual pipeline of one image at a time.
+"""``mbcl bench data``: views per second of whole-batch augmentation and of the usual pipeline, one image at a time.
 
 Letters: N images, B images of a batch, S pixels a side.
 """
@@ -25,12 +25,12 @@ from mbcl.seeding import torch_generator
 
 FILE = "data.json"
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-_LEAST_SIZE = 8
+_MIN_SIZE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataBenchSettings:
-    """What is measured; see ``mbcl bench data --help``."""
+    """The options of ``mbcl bench data``; its ``--help`` describes them."""
 
     sizes: Sequence[int]
     num: int
@@ -42,17 +42,17 @@ class DataBenchSettings:
     out: str | None
 
     def check(self) -> None:
-        """Refuse what cannot be measured.
+        """Check the range of every option.
 
         Raises:
-            ConfigError: one line with what was found and what is allowed.
+            ConfigError: if a value is out of range; one line with the value and what is allowed.
         """
         for option, value in (("--repeats", self.repeats), ("--threads", self.threads)):
             check_count(option, value)
         check_count("--batch-size", self.batch_size, least=2)
         check_count("--num", self.num, least=self.batch_size)
         for size in self.sizes:
-            check_count("--sizes", size, least=_LEAST_SIZE)
+            check_count("--sizes", size, least=_MIN_SIZE)
         for workers in self.workers:
             check_count("--workers", workers, least=0)
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -61,13 +61,13 @@ class DataBenchSettings:
 
 @dataclass(frozen=True)
 class Row:
-    """One pipeline on images of one size.
+    """The speed of one pipeline on images of one size.
 
     Args:
         size: S.
         pipeline: its name.
-        views: a second, the most of all repeats: other load only ever takes away.
-        least: of all repeats.
+        views: views per second of the fastest repeat: other load on the machine can only slow a repeat down.
+        least: views per second of the slowest repeat.
     """
 
     size: int
@@ -77,7 +77,7 @@ class Row:
 
 
 def bench_data(settings: DataBenchSettings) -> list[Row]:
-    """Measure, print a table, and write ``data.json`` if asked.
+    """Measure all pipelines, print a table, and write ``data.json`` if ``settings.out`` names a folder.
 
     Raises:
         ConfigError: if a setting is out of range.
@@ -107,7 +107,7 @@ def bench_data(settings: DataBenchSettings) -> list[Row]:
 
 
 def images_of(num: int, size: int) -> ImageSet:
-    """Random bytes as images, (N, 3, S, S): no step of a pipeline is quicker or slower for other content."""
+    """Make random images, (N, 3, S, S) uint8; the speed of the pipelines does not depend on their content."""
     generator = torch_generator(0, "bench/images")
     pixels = torch.randint(0, 256, (num, 3, size, size), generator=generator, dtype=torch.uint8)
     labels = torch.zeros(num, dtype=torch.int64)
@@ -121,7 +121,7 @@ def _rows(images: ImageSet, settings: DataBenchSettings) -> Iterator[Row]:
     for workers in settings.workers:
         pipelines[f"one image at a time, {workers} workers"] = _usual(images, settings.batch_size, workers)
     for name, run in pipelines.items():
-        run()  # libraries are loaded, workers' code is in the cache
+        run()  # warm-up: loads libraries, and the workers' code into the file cache
         rates = []
         for _ in range(settings.repeats):
             start = time.perf_counter()
@@ -131,7 +131,7 @@ def _rows(images: ImageSet, settings: DataBenchSettings) -> Iterator[Row]:
 
 
 def whole_batches(images: ImageSet, batch_size: int, device: str) -> int:
-    """Two views of every image with :func:`mbcl.data.make_views`; the bytes lie on the device. Returns their number."""
+    """Make two views of every image with :func:`mbcl.data.make_views`, pixels on the device; return their number."""
     images, num = images.to(device), 0
     for positions in torch.arange(len(images)).split(batch_size):
         pixels = images.pixels(positions)
@@ -151,20 +151,20 @@ def _usual(images: ImageSet, batch_size: int, workers: int) -> Callable[[], int]
 
 
 class UsualViews(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Two views of one image at a time by torchvision on Pillow's images: the published chain and strengths."""
+    """Two views of one image at a time, by torchvision on Pillow images with the published chain and strengths."""
 
     def __init__(self, images: ImageSet) -> None:
         from torchvision.transforms import v2
 
         size, recipe = images.image_size, images.recipe
-        reach = max(1, min(round(3 * recipe.blur_sigma[1]), (size - 1) // 2))
+        radius = max(1, min(round(3 * recipe.blur_sigma[1]), (size - 1) // 2))
         self._pixels = images.images.permute(0, 2, 3, 1).contiguous().numpy()
         self._chain = v2.Compose(
             [
                 v2.RandomResizedCrop(size, scale=recipe.crop_scale, ratio=recipe.crop_ratio),
                 v2.RandomApply([v2.ColorJitter(*recipe.jitter)], p=recipe.jitter_probability),
                 v2.RandomGrayscale(recipe.grey_probability),
-                v2.GaussianBlur(2 * reach + 1, sigma=recipe.blur_sigma),
+                v2.GaussianBlur(2 * radius + 1, sigma=recipe.blur_sigma),
                 v2.RandomHorizontalFlip(recipe.flip_probability),
                 v2.ToImage(),
                 v2.ToDtype(torch.float32, scale=True),
@@ -176,7 +176,7 @@ class UsualViews(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return len(self._pixels)
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        """Both views, (3, S, S) float32."""
+        """Return both views, (3, S, S) float32 each."""
         from PIL import Image
 
         if row >= len(self):
@@ -189,8 +189,8 @@ def _table(rows: Sequence[Row], settings: DataBenchSettings) -> Table:
     table = Table(title=f"views a second, best of {settings.repeats}; batches of {settings.batch_size}")
     for column in ("size", "pipeline", "views a second", "of one at a time, 0 workers"):
         table.add_column(column, justify="left" if column == "pipeline" else "right")
-    base = {row.size: row.views for row in rows if row.pipeline.endswith(" 0 workers")}
+    base_views = {row.size: row.views for row in rows if row.pipeline.endswith(" 0 workers")}
     for row in rows:
-        times = f"{row.views / base[row.size]:.1f}" if row.size in base else "-"
-        table.add_row(str(row.size), row.pipeline, f"{row.views:,.0f}", times)
+        ratio = f"{row.views / base_views[row.size]:.1f}" if row.size in base_views else "-"
+        table.add_row(str(row.size), row.pipeline, f"{row.views:,.0f}", ratio)
     return table

@@ -1,4 +1,4 @@
-"""The embeddings on which planners are compared: made here, from a seed, the same on every machine up to rounding.
+"""The embeddings on which planners are compared, made from a seed: the same on every machine up to rounding.
 
 Letters: N samples, D dimensions, B images of a training batch.
 """
@@ -23,7 +23,7 @@ NUM_CLASSES = 100
 DIMENSIONS = 128
 VIEW_NOISE = 0.5
 MIX_CHUNK = 2**13
-"""Samples of a mixture that are made at a time, so that a million of them need little more than they occupy."""
+"""Samples of a mixture that are made at a time, so that the peak of memory is little above the result's size."""
 
 FASHION_SAMPLES = 49_920
 """39 pools of 1,280: an epoch of the published planner on 50,000 samples."""
@@ -53,17 +53,17 @@ class DataSet:
         return len(self.embeddings)
 
     def take(self, rows: Tensor) -> DataSet:
-        """The samples of these (M,) rows, as a data set of their own."""
+        """Return the samples of these (M,) rows as a new data set."""
         rows = rows.to(self.labels.device)
         return DataSet(self.name, Embeddings(self.embeddings.z1[rows], self.embeddings.z2[rows]), self.labels[rows])
 
     def first(self, num_samples: int) -> DataSet:
-        """The first samples, without a copy."""
+        """Return the first samples, as views without a copy."""
         z1, z2 = self.embeddings.z1[:num_samples], self.embeddings.z2[:num_samples]
         return DataSet(self.name, Embeddings(z1, z2), self.labels[:num_samples])
 
     def to(self, device: str) -> DataSet:
-        """The same on another device."""
+        """Return the data set on another device."""
         moved = Embeddings(self.embeddings.z1.to(device), self.embeddings.z2.to(device))
         return DataSet(self.name, moved, self.labels.to(device))
 
@@ -94,15 +94,15 @@ def mixture(noise: float, num_samples: int, seed: int) -> DataSet:
 
 
 def digits(seed: int) -> DataSet:
-    """scikit-learn's 1,797 digits, centred pixels, with noise of half their common standard deviation on each."""
+    """scikit-learn's 1,797 digits: centred pixels plus noise of half the standard deviation over all pixels."""
     from sklearn.datasets import load_digits
 
-    stored = load_digits()
+    bunch = load_digits()
     generator = numpy_generator(seed, "bench/digits")
-    x_ND = stored.data - stored.data.mean(axis=0)
+    x_ND = bunch.data - bunch.data.mean(axis=0)
     scale = VIEW_NOISE * x_ND.std()
     z1, z2 = (torch.from_numpy(x_ND + scale * generator.standard_normal(x_ND.shape)).float() for _ in range(2))
-    return DataSet("digits", Embeddings(z1, z2), torch.from_numpy(stored.target.astype(np.int64)))
+    return DataSet("digits", Embeddings(z1, z2), torch.from_numpy(bunch.target.astype(np.int64)))
 
 
 def views(images_NHW: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
@@ -110,7 +110,7 @@ def views(images_NHW: NDArray[np.float32], generator: np.random.Generator) -> ND
 
     Args:
         images_NHW: (N, H, W) float32 in [0, 1].
-        generator: moved on.
+        generator: draws shifts, mirror images and noise; its state advances.
 
     Returns:
         (N, H * W) float32.
@@ -127,7 +127,10 @@ def views(images_NHW: NDArray[np.float32], generator: np.random.Generator) -> ND
 
 
 def fashion_pca(data_dir: str | None, num_samples: int, seed: int) -> DataSet:
-    """The leading 128 principal components of two views of Fashion-MNIST's first training images."""
+    """The leading 128 principal components of two views of the first ``num_samples`` training images of Fashion-MNIST.
+
+    Mean and components are those of view 1.
+    """
     images_NHW, labels = _fashion(data_dir, num_samples)
     x1_ND, x2_ND = _two_views(images_NHW, seed)
     mean_D = x1_ND.mean(axis=0)
@@ -138,7 +141,10 @@ def fashion_pca(data_dir: str | None, num_samples: int, seed: int) -> DataSet:
 
 
 def fashion_simclr(data_dir: str | None, num_samples: int, seed: int) -> DataSet:
-    """The same views through a perceptron (784-512-512-128) that was trained on such views with NT-Xent."""
+    """The views of :func:`fashion_pca`, embedded by a perceptron (784-512-512-128).
+
+    The perceptron is trained with NT-Xent on other views of the same images.
+    """
     images_NHW, labels = _fashion(data_dir, num_samples)
     model = train_encoder(images_NHW, seed, TRAINING_STEPS)
     x1_ND, x2_ND = _two_views(images_NHW, seed)
@@ -148,9 +154,9 @@ def fashion_simclr(data_dir: str | None, num_samples: int, seed: int) -> DataSet
 
 
 def train_encoder(images_NHW: NDArray[np.float32], seed: int, steps: int) -> nn.Module:
-    """A perceptron trained with NT-Xent at temperature 0.1, B = 256, Adam 1e-3."""
+    """Train a perceptron with NT-Xent at temperature 0.1, B = 256, Adam 1e-3."""
     with torch.random.fork_rng(devices=[]):
-        # A layer of torch draws its weights from the global generator alone, which is put back afterwards.
+        # torch's layers draw their weights from the global generator; fork_rng restores its state afterwards.
         torch.random.manual_seed(derive(seed, "bench/encoder"))  # noqa: TID251
         model = nn.Sequential(
             nn.Linear(images_NHW[0].size, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, DIMENSIONS)
@@ -187,33 +193,35 @@ MAKERS: dict[str, Maker] = {
     "fm_pca": lambda num_samples, data_dir, seed: fashion_pca(data_dir, FASHION_SAMPLES, 0),
     "fm_simclr": lambda num_samples, data_dir, seed: fashion_simclr(data_dir, FASHION_SAMPLES, 0),
 }
-"""From (samples wanted, ``--data-dir``, seed). Only mixtures have as many samples as wanted; Fashion-MNIST's views and
-encoder are the same for every seed."""
+"""Each maker takes (requested samples, ``--data-dir``, seed). Only mixtures have the requested number of samples;
+Fashion-MNIST's views and encoder are the same for every seed."""
 FASHION = ("fm_pca", "fm_simclr")
 
 
 class Library:
-    """Makes the data sets, those of Fashion-MNIST once.
+    """A maker of data sets that caches those of Fashion-MNIST.
 
     Args:
-        data_dir: where Fashion-MNIST's files lie.
-        device: where the embeddings are put.
+        data_dir: the folder of Fashion-MNIST's files.
+        device: of the embeddings.
     """
 
     def __init__(self, data_dir: str | None, device: str) -> None:
         self._data_dir = data_dir
         self._device = device
-        self._kept: dict[str, DataSet] = {}
+        self._cache: dict[str, DataSet] = {}
 
     def get(self, name: str, num_samples: int, seed: int) -> DataSet:
-        """The data set of this name; whether it has ``num_samples`` is the caller's to see.
+        """Return the data set of this name, from the cache if it is one of Fashion-MNIST's.
+
+        It may have fewer or more than ``num_samples`` samples: the caller checks.
 
         Raises:
             DataError: if its files are missing or damaged.
         """
-        if name in self._kept:
-            return self._kept[name]
-        made = MAKERS[name](num_samples, self._data_dir, seed).to(self._device)
+        if name in self._cache:
+            return self._cache[name]
+        data_set = MAKERS[name](num_samples, self._data_dir, seed).to(self._device)
         if name in FASHION:
-            self._kept[name] = made
-        return made
+            self._cache[name] = data_set
+        return data_set

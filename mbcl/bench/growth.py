@@ -1,4 +1,4 @@
-"""How time and memory of a whole-data plan grow with the number of samples, on the mixture of noise 1.
+"""Growth of the time and memory of a whole-data plan with the number of samples, on the mixture of noise 1.
 
 Letters: N samples, S batches.
 """
@@ -28,16 +28,16 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Case:
-    """One plan to be made in a process of its own.
+    """One plan to be measured in a new process.
 
     Args:
         spec: the sampler.
         num_samples: N.
-        warm_up: samples of the plan that is made before, not counted.
+        warm_up: samples of the warm-up plan, which is not counted.
         batch_size: B.
-        pool: samples of the plan with which compiled code is loaded before memory is looked at.
+        pool: samples of a first plan, which loads compiled code before memory is measured.
         temperature: of the loss that is reported.
-        device: where the embeddings lie.
+        device: of the embeddings.
     """
 
     spec: Spec
@@ -50,18 +50,18 @@ class Case:
 
 
 def grow(specs: Sequence[Spec], sizes: Sequence[int], **protocol: Any) -> Iterator[dict[str, Any]]:
-    """A row for every sampler and size, as they are measured; the last of a sampler has the exponent.
+    """Yield a row for every sampler and size as soon as it is measured; the last row of a sampler has the exponent.
 
     Args:
         specs: the samplers.
-        sizes: N of each plan; the smallest is also that of the warm-up.
+        sizes: N of each plan; the smallest is also the size of the warm-up plan.
         protocol: the other fields of :class:`Case`.
     """
     for spec in specs:
         seconds: dict[int, float] = {}
         for num_samples in sorted(sizes):
             case = Case(spec, num_samples, min(sizes), **protocol)
-            # A process each, since the peak of memory never falls again.
+            # A new process each: a process's peak of memory (VmHWM) never falls.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 row = pool.submit(measure, case).result()
             seconds[num_samples] = row["seconds"]
@@ -71,7 +71,7 @@ def grow(specs: Sequence[Spec], sizes: Sequence[int], **protocol: Any) -> Iterat
 
 
 def exponent(seconds: dict[int, float]) -> float | None:
-    """Of time ~ N^a between the smallest and the largest N; None for a single one."""
+    """Return the exponent a of time ~ N^a between the smallest and the largest N; None if there is only one N."""
     first, last = min(seconds), max(seconds)
     if first == last:
         return None
@@ -79,14 +79,14 @@ def exponent(seconds: dict[int, float]) -> float | None:
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Make the data and one plan, in this process.
+    """Make the data and one plan in this process, and return the row of its time, memory and loss.
 
-    ``extra_bytes`` is the peak above what the process held once code was loaded, less the inputs. It includes what
-    making the data takes, 12 MB, and what the warm-up leaves: a bound from above.
+    ``extra_bytes`` is the peak of memory less what the process occupied after compiled code was loaded, less the
+    inputs. It is an upper bound: it includes the memory for making the data, 12 MB, and what the warm-up leaves.
     """
     with one_thread():
         clock = clock_of(case.device)
-        _, cold = timed_plan(
+        _, cold_seconds = timed_plan(
             case.spec.in_pool(case.batch_size, case.pool), mixture(NOISE, case.pool, 1).to(case.device), clock, seed=0
         )
         before = _memory("VmRSS", case.device)
@@ -97,14 +97,14 @@ def measure(case: Case) -> dict[str, Any]:
         inputs = 2 * case.num_samples * DIMENSIONS * FLOAT_BYTES
         extra = _memory("VmHWM", case.device) - before - inputs
         examined = min(BATCHES_EXAMINED, len(plan))
-        chosen = numpy_generator(0, "bench/examined").permutation(len(plan))[:examined]
-        planned = worth(plan.batches[torch.from_numpy(chosen)], data, case.temperature)
+        sampled = numpy_generator(0, "bench/examined").permutation(len(plan))[:examined]
+        planned = worth(plan.batches[torch.from_numpy(sampled)], data, case.temperature)
         chance = worth(random_batches(len(data), case.batch_size, 1, 0)[:examined], data, case.temperature)
     return {
         "method": case.spec.text,
         "num_samples": case.num_samples,
         "seconds": seconds,
-        "warm_up_seconds": cold,
+        "warm_up_seconds": cold_seconds,
         "microseconds_a_sample": seconds / case.num_samples * 1e6,
         "extra_bytes": extra,
         "extra_of_inputs": extra / inputs,
@@ -115,12 +115,12 @@ def measure(case: Case) -> dict[str, Any]:
     }
 
 
-def _memory(what: str, device: str) -> int:
-    """Bytes of this process now (``VmRSS``) or at its peak so far (``VmHWM``); on a GPU, of its allocations there.
+def _memory(field: str, device: str) -> int:
+    """Return the bytes of this process now (``VmRSS``) or at its peak (``VmHWM``); on a GPU, of its allocations there.
 
-    ``ru_maxrss`` would not do: a started process begins with its parent's.
+    ``ru_maxrss`` is unsuitable: a child process starts with its parent's value.
     """
     if device == "cuda":
-        return torch.cuda.max_memory_allocated() if what == "VmHWM" else torch.cuda.memory_allocated()
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+        return torch.cuda.max_memory_allocated() if field == "VmHWM" else torch.cuda.memory_allocated()
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024

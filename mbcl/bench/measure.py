@@ -1,4 +1,4 @@
-"""What a plan took and what it is worth.
+"""Measurements of a plan: its time, its losses and its coverage.
 
 Letters: N samples, S batches of a plan, B samples a batch.
 """
@@ -25,14 +25,14 @@ from mbcl.seeding import numpy_generator
 
 CHUNK_ELEMENTS = 2**22
 RANDOM_PARTITIONS = 8
-"""Random partitions of a pool whose mean loss counts as that of random batches."""
+"""Random partitions of a pool; their mean loss is the reference for random batches."""
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "numba")
 
 Clock = Callable[[], float]
 
 
 def clock_of(device: str) -> Clock:
-    """Seconds: of this process's CPU time, or on a GPU of wall time after all of its work is done."""
+    """Return a clock in seconds: this process's CPU time, or for a GPU wall time after a synchronisation."""
     return time.process_time if device == "cpu" else _gpu_clock
 
 
@@ -42,17 +42,17 @@ def _gpu_clock() -> float:
 
 
 def environment(device: str) -> dict[str, str]:
-    """Processor, GPU if one is used, and versions."""
+    """Return the names of the processor and of the GPU, if one is used, and the versions of Python and libraries."""
     processor = platform.processor() or platform.machine()
-    described = Path("/proc/cpuinfo")  # Linux only; elsewhere the platform's own words are all there is
-    if described.exists():
-        lines = described.read_text().splitlines()
+    cpuinfo = Path("/proc/cpuinfo")  # Linux only; elsewhere Python's platform module names the processor
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
         models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         processor = models[0] if models else processor
-    found = {"processor": processor, "python": platform.python_version()}
+    info = {"processor": processor, "python": platform.python_version()}
     if device == "cuda":
-        found["gpu"] = torch.cuda.get_device_name()
-    return found | {library: version(library) for library in LIBRARIES}
+        info["gpu"] = torch.cuda.get_device_name()
+    return info | {library: version(library) for library in LIBRARIES}
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Worth:
 
 
 def worth(batches_SB: Tensor, data: DataSet, temperature: float) -> Worth:
-    """Examine batches, so many at a time that memory does not grow with S."""
+    """Compute the means over all batches, in chunks, so that memory does not grow with S."""
     batch_size = batches_SB.shape[1]
     totals = torch.zeros(3, dtype=torch.float64)
     for part_sB in batches_SB.split(max(1, CHUNK_ELEMENTS // (2 * batch_size) ** 2)):
@@ -88,7 +88,7 @@ def worth(batches_SB: Tensor, data: DataSet, temperature: float) -> Worth:
 
 
 def random_batches(num_samples: int, batch_size: int, partitions: int, seed: int) -> Tensor:
-    """(S * partitions, B) int64: random partitions, each without the N mod B samples that fill no batch."""
+    """(S * partitions, B) int64: random partitions, each without its last N mod B samples, which fill no batch."""
     generator = numpy_generator(seed, "bench/random")
     used = num_samples // batch_size * batch_size
     orders = [generator.permutation(num_samples)[:used] for _ in range(partitions)]
@@ -96,9 +96,9 @@ def random_batches(num_samples: int, batch_size: int, partitions: int, seed: int
 
 
 def timed_plan(sampler: Sampler, data: DataSet, clock: Clock, *, seed: int, epoch: int = 0) -> tuple[BatchPlan, float]:
-    """A plan of the whole data set, and the seconds of making it."""
+    """Plan the whole data set; return the plan and the seconds that it took."""
     with warnings.catch_warnings():
-        # What a sampler has to say about its settings it said when they were checked.
+        # The settings were checked before, with the same warnings.
         warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)
         start = clock()
         plan = sampler.plan(len(data), data.embeddings, seed=seed, epoch=epoch)

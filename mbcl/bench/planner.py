@@ -1,4 +1,4 @@
-"""``mbcl bench planner``: tables of speed, loss and growth, against the published planner in the same run."""
+"""``mbcl bench planner``: tables of speed, loss and growth, relative to the published planner in the same run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Column = tuple[str, Callable[[Row], str]]
 
 @dataclass(frozen=True, kw_only=True)
 class PlannerBenchSettings:
-    """What is measured; see ``mbcl bench planner --help``."""
+    """The options of ``mbcl bench planner``; its ``--help`` describes them."""
 
     data_sets: Sequence[str]
     samplers: Sequence[str]
@@ -47,10 +47,10 @@ class PlannerBenchSettings:
     overwrite: bool = False
 
     def check(self) -> list[Spec]:
-        """Refuse what cannot be measured before anything is; returns the samplers' specifications.
+        """Check all options before the first measurement, and return the samplers' specifications.
 
         Raises:
-            ConfigError: one line with what was found and what is allowed.
+            ConfigError: if a value is not allowed; one line with the value and what is allowed.
         """
         for name in self.data_sets:
             if name not in MAKERS:
@@ -83,17 +83,17 @@ class PlannerBenchSettings:
 
 
 def bench_planner(settings: PlannerBenchSettings) -> None:
-    """Measure, print tables as they are found, and write ``planner.json`` if a folder is given."""
+    """Measure, print each table when it is complete, and write ``planner.json`` if ``settings.out`` names a folder."""
     specs = settings.check()
     store = None if settings.out is None else open_store(settings.out)
     if store is not None and store.exists(FILE) and not settings.overwrite:
         raise ConfigError(f"{store.uri}/{FILE}: is there already; add --overwrite, or choose another --out")
     console = Console(highlight=False, soft_wrap=True)
-    described = environment(settings.device)
-    console.print(f"mbcl {__version__}, " + ", ".join(f"{name} {value}" for name, value in described.items()))
+    info = environment(settings.device)
+    console.print(f"mbcl {__version__}, " + ", ".join(f"{name} {value}" for name, value in info.items()))
     unit = "CPU seconds of one thread" if settings.device == "cpu" else "wall seconds, the baseline's on one CPU thread"
     console.print(f"B = {settings.batch_size}, temperature {settings.temperature:g}; times are {unit}")
-    record: Row = {"mbcl": __version__, "environment": described, "time": unit, "settings": asdict(settings)}
+    record: Row = {"mbcl": __version__, "environment": info, "time": unit, "settings": asdict(settings)}
     with one_thread():
         _measure(settings, specs, console, record, store)
 
@@ -129,13 +129,13 @@ def _measure(
 
 
 def _save(store: Store | None, record: Row) -> None:
-    """After every table, so that an interrupted run leaves what it has."""
+    """Write the record; called after every table, so that an interrupted run leaves the tables it completed."""
     if store is not None:
         write_text(store, FILE, json.dumps(record, indent=1))
 
 
 def _available(settings: PlannerBenchSettings, library: Library, console: Console) -> list[str]:
-    """The data sets that can be made here; a line for each of the others.
+    """Return the data sets that can be made and fill a pool; print one line for each of the others.
 
     Raises:
         ConfigError: if there is none.
@@ -144,14 +144,14 @@ def _available(settings: PlannerBenchSettings, library: Library, console: Consol
     for name in settings.data_sets:
         try:
             with console.status(f"making {name}"):
-                found = len(library.get(name, settings.pool * settings.pools, 0))
+                num_samples = len(library.get(name, settings.pool * settings.pools, 0))
         except DataError as error:
             if settings.data_dir is not None:
                 raise
             console.print(f"{name} left out: --data-dir must name the folder of Fashion-MNIST's files: {error}")
             continue
-        if found < settings.pool:
-            console.print(f"{name} left out: it has {found} samples, fewer than a pool of {settings.pool}")
+        if num_samples < settings.pool:
+            console.print(f"{name} left out: it has {num_samples} samples, fewer than a pool of {settings.pool}")
             continue
         names.append(name)
     if not names:
@@ -162,7 +162,11 @@ def _available(settings: PlannerBenchSettings, library: Library, console: Consol
 def _warm_up(
     name: str, library: Library, specs: Sequence[Spec], protocol: Protocol, console: Console
 ) -> dict[str, float]:
-    """One plan of one pool by each planner, not counted: imports, and compiled code made or loaded."""
+    """Make one plan of one pool with each planner, not counted: it imports libraries and compiles or loads code.
+
+    Returns:
+        The seconds of each planner's first plan.
+    """
     _, data = next(pools_of(name, library, protocol, 0))
     seconds = {PUBLISHED: baseline(data, protocol, 0).seconds}
     for spec in specs:
@@ -193,10 +197,10 @@ def _whole(
         with console.status(f"{name}: plans of {num_samples} samples"):
             rows += compare_whole(data, specs, protocol)
     if rows:
-        planned, pools = min(settings.pools, num_samples // settings.pool), num_samples // settings.pool
+        num_planned, num_pools = min(settings.pools, num_samples // settings.pool), num_samples // settings.pool
         console.print(
-            f"\nWhole data, {num_samples} samples, seeds: {settings.seeds}. The published planner: {planned} "
-            f"of its {pools} random pools of {settings.pool}, time x {pools / planned:g}"
+            f"\nWhole data, {num_samples} samples, seeds: {settings.seeds}. The published planner: {num_planned} "
+            f"of its {num_pools} random pools of {settings.pool}, time x {num_pools / num_planned:g}"
         )
         _print_table(console, rows, [("seconds", _seconds), *_LOSS_COLUMNS])
     return rows
@@ -274,18 +278,18 @@ def _print_pools(console: Console, record: Row, protocol: Protocol) -> None:
 
 
 def _print_table(console: Console, rows: Sequence[Row], columns: Sequence[Column]) -> None:
-    """Names to the left, numbers to the right, each column as wide as it must be."""
+    """Print a table with left-aligned names and right-aligned numbers, each column as wide as its longest cell."""
     names: list[Column] = [
         (key.replace("_", " "), lambda row, key=key: str(row[key]))  # type: ignore[misc]
         for key in ("data_set", "method")
         if key in rows[0]
     ]
     lines = [[title for title, _ in [*names, *columns]]]
-    lines += [[show(row) for _, show in [*names, *columns]] for row in rows]
+    lines += [[format_cell(row) for _, format_cell in [*names, *columns]] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [
-            cell.ljust(width) if place < len(names) else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if index < len(names) else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         console.print("  ".join(cells).rstrip(), markup=False)

@@ -1,4 +1,4 @@
-"""Planners on the same random pools as the published one: time and loss together, never apart.
+"""Planners on the same random pools as the published one: time and loss of the same plans.
 
 Letters: N samples of a data set, M samples of a pool.
 """
@@ -35,15 +35,15 @@ RATIOS = ("speedup", "ntxent_ratio", "clip_ratio")
 
 @dataclass(frozen=True)
 class Protocol:
-    """How planners are compared.
+    """The settings of a comparison of planners.
 
     Args:
         batch_size: B.
         pool: M.
-        num_pools: of each data set and seed, fewer where a data set has fewer.
-        seeds: how many.
+        num_pools: the most pools of each data set and seed; a small data set has fewer.
+        seeds: number of seeds.
         temperature: of the losses that are reported.
-        clock: seconds.
+        clock: returns seconds.
     """
 
     batch_size: int
@@ -56,7 +56,13 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Measured:
-    """One plan of one pool: seconds, what it is worth, and of the published planner the seconds of each stage."""
+    """The measurements of one plan of one pool.
+
+    Args:
+        seconds: of making it.
+        worth: its losses, same-class share and coverage.
+        stages: the seconds of each stage, for the published planner.
+    """
 
     seconds: float
     worth: Worth
@@ -64,61 +70,63 @@ class Measured:
 
 
 def pool_rows(num_samples: int, pool: int, num_pools: int, seed: int) -> list[Tensor]:
-    """The (M,) rows of at most ``num_pools`` random pools that share no sample."""
+    """Draw at most ``num_pools`` random pools that share no sample; (M,) rows each."""
     order = torch.from_numpy(numpy_generator(seed, "bench/pools").permutation(num_samples))
     return [order[start : start + pool] for start in range(0, num_samples - pool + 1, pool)][:num_pools]
 
 
 def baseline(data: DataSet, protocol: Protocol, seed: int) -> Measured:
-    """The published planner on one pool."""
+    """Plan one pool with the published planner and measure the plan."""
     z1_MD, z2_MD = (z.cpu().numpy() for z in (data.embeddings.z1, data.embeddings.z2))
     rows_KB, stages = plan_published(z1_MD, z2_MD, batch_size=protocol.batch_size, seed=seed, clock=protocol.clock)
-    found = worth(torch.from_numpy(rows_KB), data, protocol.temperature)
-    return Measured(sum(stages.values()), found, stages)
+    plan_worth = worth(torch.from_numpy(rows_KB), data, protocol.temperature)
+    return Measured(sum(stages.values()), plan_worth, stages)
 
 
 def pools_of(name: str, library: Library, protocol: Protocol, seed: int) -> Iterator[tuple[int, DataSet]]:
-    """Each pool of one data set and seed with its number."""
+    """Yield the number and the samples of each pool of one data set and seed."""
     data = library.get(name, protocol.pool * protocol.num_pools, seed)
     for number, rows_M in enumerate(pool_rows(len(data), protocol.pool, protocol.num_pools, seed)):
         yield number, data.take(rows_M)
 
 
 def compare(name: str, library: Library, specs: Sequence[Spec], protocol: Protocol) -> list[dict[str, Any]]:
-    """One row for random batches, the published planner and every sampler.
+    """Return one row each for random batches, the published planner and every sampler.
 
-    Pool by pool all planners take their turn, so that what else the machine does meets them alike.
+    The planners take turns on each pool, so that other load on the machine slows all of them alike.
     """
-    found: dict[str, list[Measured]] = defaultdict(list)
+    plans_by_method: dict[str, list[Measured]] = defaultdict(list)
     samplers = {spec.text: spec.in_pool(protocol.batch_size, protocol.pool) for spec in specs}
     for seed in range(protocol.seeds):
         for number, data in pools_of(name, library, protocol, seed):
             chance = random_batches(len(data), protocol.batch_size, RANDOM_PARTITIONS, seed)
-            found[RANDOM].append(Measured(0.0, worth(chance, data, protocol.temperature)))
-            found[PUBLISHED].append(baseline(data, protocol, seed))
+            plans_by_method[RANDOM].append(Measured(0.0, worth(chance, data, protocol.temperature)))
+            plans_by_method[PUBLISHED].append(baseline(data, protocol, seed))
             for text, sampler in samplers.items():
                 plan, seconds = timed_plan(sampler, data, protocol.clock, seed=seed, epoch=number)
-                found[text].append(Measured(seconds, worth(plan.batches, data, protocol.temperature)))
-    return [_row(name, method, plans, found) for method, plans in found.items()]
+                plans_by_method[text].append(Measured(seconds, worth(plan.batches, data, protocol.temperature)))
+    return [_row(name, method, plans, plans_by_method) for method, plans in plans_by_method.items()]
 
 
-def _row(name: str, method: str, plans: Sequence[Measured], found: dict[str, list[Measured]]) -> dict[str, Any]:
-    """Means over pools and seeds; a ratio is one of two means over the same pools."""
+def _row(
+    name: str, method: str, plans: Sequence[Measured], plans_by_method: dict[str, list[Measured]]
+) -> dict[str, Any]:
+    """Compute the means over pools and seeds; every ratio is one of two means over the same pools."""
     seconds = float(np.mean([plan.seconds for plan in plans]))
     row = {"data_set": name, "method": method, "plans": len(plans), "seconds": seconds}
     if method != RANDOM:
-        row["speedup"] = float(np.mean([plan.seconds for plan in found[PUBLISHED]])) / seconds
+        row["speedup"] = float(np.mean([plan.seconds for plan in plans_by_method[PUBLISHED]])) / seconds
     for loss in ("ntxent", "clip"):
         mean, published, chance = (
-            float(np.mean([getattr(plan.worth, loss) for plan in of]))
-            for of in (plans, found[PUBLISHED], found[RANDOM])
+            float(np.mean([getattr(plan.worth, loss) for plan in group]))
+            for group in (plans, plans_by_method[PUBLISHED], plans_by_method[RANDOM])
         )
         row |= {loss: mean, f"{loss}_ratio": mean / published, f"{loss}_lift": mean / chance}
     for share in ("same_class", "coverage"):
         row[share] = float(np.mean([getattr(plan.worth, share) for plan in plans]))
     stages = [plan.stages for plan in plans if plan.stages is not None]
     if stages:
-        row["stages"] = {stage: float(np.mean([each[stage] for each in stages])) for stage in stages[0]}
+        row["stages"] = {stage: float(np.mean([plan_stages[stage] for plan_stages in stages])) for stage in stages[0]}
     row["each"] = {
         "seconds": [plan.seconds for plan in plans],
         "ntxent": [plan.worth.ntxent for plan in plans],
@@ -128,10 +136,10 @@ def _row(name: str, method: str, plans: Sequence[Measured], found: dict[str, lis
 
 
 def geometric_means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of every planner over the data sets, with the least of each ratio."""
+    """Return each planner's geometric means of its ratios over the data sets, and the least of each ratio."""
     means = []
     for method in dict.fromkeys(row["method"] for row in rows if row["method"] != RANDOM):
         values = {ratio: [row[ratio] for row in rows if row["method"] == method] for ratio in RATIOS}
-        mean = {"method": method} | {ratio: geometric_mean(of) for ratio, of in values.items()}
-        means.append(mean | {f"least_{ratio}": min(of) for ratio, of in values.items()})
+        mean = {"method": method} | {ratio: geometric_mean(numbers) for ratio, numbers in values.items()}
+        means.append(mean | {f"least_{ratio}": min(numbers) for ratio, numbers in values.items()})
     return means

@@ -1,7 +1,7 @@
-"""The published planner, written plainly: what the samplers are measured against.
+"""The published planner, a plain reference implementation: the baseline of the benchmarks.
 
-Dense, one stage after the other, each with the library routine that the published program uses. Nothing of it is
-shared with :mod:`mbcl.samplers`, so that a mistake there cannot hide here.
+All matrices are dense, and every stage uses the library routine that the published program uses. It shares no code
+with :mod:`mbcl.samplers`, so that a mistake in one of them shows as a difference.
 
 Letters: M samples of a pool, D dimensions, B samples a batch, K batches of the pool.
 """
@@ -21,8 +21,8 @@ Array = NDArray[np.float64]
 
 STAGES = ("affinity", "eigenvectors", "kmeans", "distances", "assignment")
 SHIFT = 1.001
-"""Of shift-invert, just above the largest eigenvalue of the normalised affinity, which is 1. Further away (2, as in
-scikit-learn's spectral clustering) this stage takes up to three times as long: the baseline is not made slow here."""
+"""The shift of shift-invert, just above 1, the largest eigenvalue of the normalised affinity. A shift of 2, as in
+scikit-learn's spectral clustering, would make this stage up to three times as slow, and the baseline with it."""
 
 
 def plan_published(
@@ -52,14 +52,14 @@ def plan_published(
         temperature: tau.
         seed: of k-means and of the eigensolver's starting vector.
         restarts: of k-means: 1 with today's scikit-learn, 10 with the one that the authors pinned.
-        clock: seconds.
+        clock: returns seconds.
 
     Returns:
         (K, B) int64 rows of the pool, ascending in a batch, batches by their first row; and the seconds of each of
         ``STAGES``.
 
     Stability:
-        As published: W is formed outright, and overflows for temperatures below about 0.01.
+        As published, W is formed directly, not its logarithm, and overflows for temperatures below about 0.01.
 
     Reference:
         Cho et al., Mini-Batch Optimization of Contrastive Loss, arXiv 2307.05906, section 5 and algorithm 2.
@@ -96,8 +96,8 @@ def _affinity(z1_MD: NDArray[np.floating], z2_MD: NDArray[np.floating], batch_si
     own_M = z_MM.diagonal()
     log_w_MM = np.zeros_like(z_MM)
     for similarity_MM in (z_MM, z_MM.T):
-        for own in (own_M[:, None], own_M[None, :]):
-            log_w_MM += np.log(1 + (batch_size - 1) * np.exp(similarity_MM - own))
+        for positive in (own_M[:, None], own_M[None, :]):
+            log_w_MM += np.log(1 + (batch_size - 1) * np.exp(similarity_MM - positive))
     w_MM = np.exp(log_w_MM)
     np.fill_diagonal(w_MM, 0.0)
     return w_MM

@@ -1,4 +1,4 @@
-"""Planners on whole data sets: what they reach where they are not held to pools of a thousand.
+"""Planners on whole data sets, where samplers are not limited to pools of about a thousand samples.
 
 Letters: N samples, M samples of a pool.
 """
@@ -16,14 +16,14 @@ from mbcl.bench.pools import PUBLISHED, RANDOM, Measured, Protocol, baseline, po
 from mbcl.config.sampler_spec import Spec
 
 PARTITIONS = 4
-"""Random partitions whose mean loss counts as that of random batches."""
+"""Random partitions of the data set; their mean loss is the reference for random batches."""
 
 
 def compare_whole(data: DataSet, specs: Sequence[Spec], protocol: Protocol) -> list[dict[str, Any]]:
-    """One row for random batches, the published planner and every sampler.
+    """Return one row each for random batches, the published planner and every sampler.
 
-    The published planner takes random pools, of which ``protocol.num_pools`` are planned: their mean loss stands for
-    all, their mean seconds are multiplied by the number of pools.
+    The published planner takes random pools, of which at most ``protocol.num_pools`` are planned: their mean loss
+    stands for all pools, and their mean seconds are multiplied by the number of pools.
     """
     pools = pool_rows(len(data), protocol.pool, protocol.num_pools, 0)
     published = [baseline(data.take(rows_M), protocol, 0) for rows_M in pools]
@@ -35,7 +35,7 @@ def compare_whole(data: DataSet, specs: Sequence[Spec], protocol: Protocol) -> l
     rows[-1]["coverage"] = num_pools * protocol.pool / len(data)
     for spec in specs:
         sampler = spec.whole(protocol.batch_size)
-        # Not counted: compiled code is loaded, and on a GPU memory is taken from the driver.
+        # Warm-up, not counted: it loads compiled code, and on a GPU allocates memory from the driver.
         _, first_seconds = timed_plan(sampler, data, protocol.clock, seed=0)
         plans = []
         for seed in range(protocol.seeds):
@@ -56,8 +56,10 @@ def _row(
         "seconds": float(np.mean([plan.seconds for plan in plans])),
     }
     for loss in ("ntxent", "clip"):
-        mean, of_published = (float(np.mean([getattr(plan.worth, loss) for plan in of])) for of in (plans, published))
-        row |= {loss: mean, f"{loss}_ratio": mean / of_published, f"{loss}_lift": mean / getattr(chance, loss)}
+        mean, published_mean = (
+            float(np.mean([getattr(plan.worth, loss) for plan in group])) for group in (plans, published)
+        )
+        row |= {loss: mean, f"{loss}_ratio": mean / published_mean, f"{loss}_lift": mean / getattr(chance, loss)}
     for share in ("same_class", "coverage"):
         row[share] = float(np.mean([getattr(plan.worth, share) for plan in plans]))
     return row

@@ -1,4 +1,4 @@
-"""How much two samples raise each other's loss when they meet in a batch: the affinity of spectral planning.
+"""The affinity of spectral planning: how much two samples raise each other's loss if they share a batch.
 
 Letters: N samples of a pool, D dimensions, B samples a batch.
 """
@@ -46,7 +46,7 @@ def log_affinity(z_NN: Tensor, *, batch_size: int) -> Tensor:
         raise ConfigError(f"batch_size must be >= 1, found {batch_size}")
     z_NN = z_NN.double()
     own_N = z_NN.diagonal()
-    # One half; the other two terms of (i, j) are this half's of (j, i).
+    # Half of the four terms; the other two terms of (i, j) are those of (j, i) in this half.
     half_NN = _phi(z_NN - own_N[:, None], batch_size) + _phi(z_NN - own_N[None, :], batch_size)
     return half_NN + half_NN.T
 
@@ -64,7 +64,7 @@ def affinity(z1: Tensor, z2: Tensor, *, temperature: float, batch_size: int) -> 
         (N, N) float64; rows are normalised in the precision of the inputs, the rest is float64.
 
     Raises:
-        ValueError: if the shapes are not (N, D) both.
+        ValueError: if the shapes are not both (N, D).
         ConfigError: if ``temperature`` is not above 0 or ``batch_size`` < 1.
 
     Example:
@@ -79,7 +79,7 @@ def affinity(z1: Tensor, z2: Tensor, *, temperature: float, batch_size: int) -> 
 
 
 def _phi(x_NN: Tensor, batch_size: int) -> Tensor:
-    """log(1 + (B-1) e^x), which neither overflows for large x nor loses small e^x."""
+    """log(1 + (B-1) e^x), without overflow for large x or loss of precision for small e^x."""
     if batch_size == 1:
         return torch.zeros_like(x_NN)
     shifted_NN = x_NN + math.log(batch_size - 1)

@@ -1,6 +1,6 @@
-"""Anchors held here against the candidates of the whole batch: what NT-Xent and its relatives are made from.
+"""Scores of the local anchors with the candidates of the whole batch: the common part of NT-Xent, DCL, HCL and SogCLR.
 
-Letters: b anchors of a view held here (local), B samples of the whole batch, D dimensions; A = 2b anchors, C = 2B
+Letters: b local samples (those of this process), B samples of the whole batch, D dimensions; A = 2b anchors, C = 2B
 candidates, both views one after the other.
 """
 
@@ -17,7 +17,7 @@ from mbcl.functional._similarity import cosine_similarity
 
 @dataclass(frozen=True, eq=False)
 class Anchors:
-    """Scores of the local anchors, and which of the candidates are an anchor itself and its other view.
+    """Scores of the local anchors, and the positions of each anchor itself and of its other view among the candidates.
 
     Args:
         score_AC: (..., A, C) cosines over the temperature; float32, or float64 for float64 inputs.
@@ -31,28 +31,28 @@ class Anchors:
 
     @property
     def num_candidates(self) -> int:
-        """2B: the candidates of an anchor, and the anchors of the whole batch."""
+        """2B, the number of candidates, which is also the number of anchors of the whole batch."""
         return self.score_AC.shape[-1]
 
     @property
     def num_negatives(self) -> int:
-        """2B - 2: candidates that are neither an anchor itself nor its other view."""
+        """2B - 2, the number of candidates that are neither an anchor itself nor its other view."""
         return self.num_candidates - 2
 
     def positive(self) -> Tensor:
-        """(..., A) scores with the other view."""
+        """(..., A) score of each anchor with its other view."""
         return self.score_AC.gather(-1, self.positive_A1).squeeze(-1)
 
     def negatives(self, x_AC: Tensor) -> Tensor:
-        """(..., A, C) the values ``x_AC`` of all pairs with -inf where a candidate is not a negative."""
+        """(..., A, C) the values ``x_AC``, with -inf where a candidate is not a negative of the anchor."""
         return x_AC.scatter(-1, torch.cat([self.own_A1, self.positive_A1], dim=-1), -torch.inf)
 
     def log_sum_exp(self, x_AC: Tensor) -> Tensor:
-        """(..., A) logarithm of the sum over the negatives of the exponentials of ``x_AC``; never overflows."""
+        """(..., A) log-sum-exp of ``x_AC`` over the negatives of each anchor; never overflows."""
         return self.negatives(x_AC).logsumexp(-1)
 
     def share(self, loss_A: Tensor) -> Tensor:
-        """(...) sum over the local anchors over the number of anchors of the whole batch."""
+        """(...) sum over the local anchors, divided by the number of anchors of the whole batch."""
         return loss_A.sum(-1) / self.num_candidates
 
 
@@ -66,10 +66,10 @@ def compare(
     *,
     temperature: float,
 ) -> Anchors:
-    """The scores of both views' anchors with both views' candidates.
+    """Compute the scores of both views' anchors with both views' candidates.
 
     Args:
-        name: of the loss, for the error's text.
+        name: of the loss, for error messages.
         z1: (..., b, D) float, un-normalised projections of view 1.
         z2: (..., b, D), view 2.
         candidates1: (..., B, D), view 1 of the whole batch; ``z1`` if None.

@@ -1,4 +1,4 @@
-"""Checks that several functions share. They look at shapes and plain numbers only, never at a tensor's values."""
+"""Shared checks of arguments. They read shapes and plain numbers only, never a tensor's values."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ SMALLEST_TEMPERATURE = 1e-6
 
 
 def check_temperature(value: object) -> float:
-    """Return ``value`` if it is a temperature: a finite number above 0, and not so small that cosines over it overflow.
+    """Return ``value`` if it is a temperature: finite, above 0, and large enough that a cosine over it cannot overflow.
 
     Raises:
         ConfigError: if it is not; the text holds the value.
@@ -84,7 +84,7 @@ def check_temperature(value: object) -> float:
 def check_views(
     name: str, z1: Tensor, z2: Tensor, candidates1: Tensor | None, candidates2: Tensor | None, offset: int
 ) -> None:
-    """Check the shapes of two views (..., b, D) and of the candidates (..., B, D) that they stand among.
+    """Check the shapes of two views (..., b, D) and of the candidates (..., B, D) that contain them.
 
     Raises:
         ValueError: if they do not fit together, or if there are fewer than two samples: a single sample has no

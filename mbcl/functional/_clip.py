@@ -1,6 +1,6 @@
 """The loss of CLIP, between two views.
 
-Letters: b anchors held here (local), B samples of the whole batch, D dimensions.
+Letters: b local samples (those of this process), B samples of the whole batch, D dimensions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def clip(
         (...) float32, or float64 for float64 inputs; in nats, not negative.
 
     Stability:
-        As :func:`~mbcl.functional.nt_xent`.
+        The same as :func:`~mbcl.functional.nt_xent`: no overflow, and a loss near 0 keeps its relative precision.
 
     Raises:
         ValueError: if shapes do not fit, or B < 2 (no negatives).

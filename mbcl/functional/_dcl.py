@@ -1,6 +1,7 @@
 """The decoupled contrastive loss: NT-Xent without the positive in its denominator.
 
-Letters: b anchors held here (local), B samples of the whole batch, D dimensions; A = 2b anchors, C = 2B candidates.
+Letters: b local samples (those of this process), B samples of the whole batch, D dimensions; A = 2b anchors, C = 2B
+candidates.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ def dcl(
     r"""Decoupled contrastive loss between two views, over all 2B anchors.
 
     With the 2B normalised rows h of both views, :math:`S = h h^T / \tau`, p(a) the other view of row a and n(a) its
-    2B - 2 negatives, all rows but a and p(a):
+    2B - 2 negatives, all rows except a and p(a):
 
     .. math:: L = \frac{1}{2B} \sum_a \Big[ \log \sum_{c \in n(a)} e^{S_{ac}} - S_{a\,p(a)} \Big]
 
-    Without the positive in the sum, the pull between the views does not weaken as soon as the negatives are far: the
+    Since the positive is not in the sum, the attraction of the views does not weaken when the negatives are far: the
     gradient of an anchor has no common factor that vanishes in small or easy batches. Candidates work as in
     :func:`~mbcl.functional.nt_xent`: the sum over the ranks is the loss of the whole batch.
 

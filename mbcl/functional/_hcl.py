@@ -1,6 +1,7 @@
 """The contrastive loss with debiased hard negatives.
 
-Letters: b anchors held here (local), B samples of the whole batch, D dimensions; A = 2b anchors, C = 2B candidates.
+Letters: b local samples (those of this process), B samples of the whole batch, D dimensions; A = 2b anchors, C = 2B
+candidates.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ def hcl(
         G_a = \max\Big( \frac{R_a - \tau^+ N P_a}{1 - \tau^+},\; N e^{-1/t} \Big), \qquad
         R_a = \frac{\sum_{c \in n(a)} n_{ac}^{1+\beta}}{\frac{1}{N} \sum_{c \in n(a)} n_{ac}^{\beta}}
 
-    R is the sum over the negatives with weights that rise with the similarity (:math:`\beta`); what is subtracted is
-    the part of it that samples of the anchor's own class are expected to make (:math:`\tau^+`). The maximum is the
-    least value that a sum over N negatives can have; where it is taken G is a constant, so that only P has a gradient.
-    With ``estimator="easy"`` G is the plain sum, :math:`\sum_c n_{ac}`, and the loss is
-    :func:`~mbcl.functional.nt_xent`; with :math:`\beta = \tau^+ = 0` the ``hard`` one is too.
+    R is the sum over the negatives with weights that rise with the similarity (:math:`\beta`). The subtracted term is
+    the part of R that is expected from samples of the anchor's class (:math:`\tau^+`). The second argument of the
+    maximum is the least value of a sum over N negatives; where it is the larger one, G is a constant, and only P has a
+    gradient. With ``estimator="easy"`` G is the plain sum, :math:`\sum_c n_{ac}`, and the loss is
+    :func:`~mbcl.functional.nt_xent`; so it is for the ``hard`` estimator with :math:`\beta = \tau^+ = 0`.
 
     Candidates work as in :func:`~mbcl.functional.nt_xent`, and B is the whole batch's: the sum over the ranks is the
     loss of the whole batch.
@@ -52,7 +53,8 @@ def hcl(
         z2: (..., b, D), view 2, row i being the same sample as row i of ``z1``.
         temperature: t, dimensionless, above 0.
         tau_plus: :math:`\tau^+`, in [0, 1): the share of samples that are of the anchor's class. Not used by ``easy``.
-        beta: :math:`\beta`, at least 0: how much hard negatives count for more; 0 is not at all. Not used by ``easy``.
+        beta: :math:`\beta`, at least 0: the exponent of the weights of hard negatives; 0 for equal weights. Not used by
+            ``easy``.
         estimator: ``hard``, the equation above, or ``easy``, without weights and correction.
         candidates1: (..., B, D), un-normalised view 1 of the whole batch; ``z1`` if omitted.
         candidates2: (..., B, D), view 2 of the whole batch; ``z2`` if omitted.
@@ -62,7 +64,7 @@ def hcl(
         (...) float32, or float64 for float64 inputs; in nats, not negative.
 
     Stability:
-        Everything stays in the log domain: at t = 0.01 already :math:`n^{1+\beta} = e^{200}` is beyond float32. The
+        Everything stays in the log domain: at t = 0.01, :math:`n^{1+\beta} = e^{200}` exceeds float32. The
         difference in G is :math:`R (1 - e^r)` with :math:`r = \log(\tau^+ N P / R)`, and the loss is
         :math:`\log(1 + e^x)` with :math:`x = \log G - \log P`, which keeps the relative precision of a loss near 0.
 
@@ -103,8 +105,9 @@ def _log_debiased(anchors: Anchors, positive_A: Tensor, temperature: float, tau_
     def log_g(ratio_A: Tensor) -> Tensor:
         return log_r_A + torch.log(-torch.expm1(ratio_A)) - math.log1p(-tau_plus)
 
-    # A ratio above 0, R less than what is subtracted, gives a NaN, which is not above the floor either. The second
-    # time, such anchors have a ratio that is harmless: a gradient of NaN would stay one, even of a branch not taken.
+    # A ratio above 0 (R is below the subtracted term) gives a NaN, and a comparison of NaN with the floor is False. The
+    # second call gets a harmless ratio for such anchors: a NaN would reach the gradient even from the branch of
+    # torch.where that is not taken.
     with torch.no_grad():
         above_A = log_g(ratio_A) > floor
     return torch.where(above_A, log_g(torch.where(above_A, ratio_A, -1.0)), floor)

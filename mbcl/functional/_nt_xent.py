@@ -1,6 +1,7 @@
 """NT-Xent, the loss of SimCLR.
 
-Letters: b anchors held here (local), B samples of the whole batch, D dimensions; A = 2b anchors, C = 2B candidates.
+Letters: b local samples (those of this process), B samples of the whole batch, D dimensions; A = 2b anchors, C = 2B
+candidates.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ def nt_xent(
 
     .. math:: L = \frac{1}{2B} \sum_a \Big[ \log \sum_{c \ne a} e^{S_{ac}} - S_{a\,p(a)} \Big]
 
-    Given candidates, the sum runs over the anchors held here only and is still divided by 2B, the anchors of the
-    whole batch: the sum over the ranks is the loss of the whole batch, and so are the gradients if the gather that
-    made the candidates adds up, in its backward pass, what all ranks send back.
+    With candidates, the sum runs over the local anchors only, but is divided by 2B, the anchors of the whole batch: the
+    sum over the ranks is the loss of the whole batch. The gradients are those of the whole batch, too, if the backward
+    pass of the gather that made the candidates sums the gradients of all ranks.
 
     Args:
         z1: (..., b, D) float, un-normalised projections of view 1. Leading dimensions are separate batches.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def raise_half(x: Tensor) -> Tensor:
-    """float16 and bfloat16 raised to float32; float32 and float64 unchanged.
+    """Raise float16 and bfloat16 to float32; return float32 and float64 unchanged.
 
     Example:
         >>> raise_half(torch.ones(2, dtype=torch.bfloat16)).dtype, raise_half(torch.ones(2).double()).dtype
@@ -51,8 +51,8 @@ def cosine_similarity(u_MD: Tensor, v_ND: Tensor) -> Tensor:
         v_ND: (..., N, D) float, same dtype.
 
     Returns:
-        (..., M, N) in [-1, 1] up to rounding; float32, or float64 if the inputs are. Autocast does not reach the
-        product: in half precision a cosine has three digits, too few to be divided by a temperature of 0.1.
+        (..., M, N) in [-1, 1] up to rounding; float32, or float64 if the inputs are. Autocast is off for the product:
+        in half precision a cosine has three digits, too few to be divided by a temperature of 0.1.
 
     Example:
         >>> cosine_similarity(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]])).tolist()

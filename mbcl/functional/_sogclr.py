@@ -1,6 +1,7 @@
 """The dynamic contrastive loss of SogCLR: a surrogate whose weights come from a moving average of every sample.
 
-Letters: b samples held here (local), B samples of the whole batch, D dimensions; A = 2b anchors, C = 2B candidates.
+Letters: b local samples (those of this process), B samples of the whole batch, D dimensions; A = 2b anchors, C = 2B
+candidates.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from mbcl.errors import ConfigError
 from mbcl.functional._anchors import compare
 from mbcl.functional._checks import check_temperature
 
-LEAST_TEMPERATURE = 0.002
-"""exp(±1/T) is a normal float64 down to T = 0.00142; this leaves sums, and cosines a rounding above 1, ample room."""
+MIN_TEMPERATURE = 0.002
+"""exp(±1/T) is a normal float64 down to T = 0.00142; the margin is for sums, and for cosines above 1 by rounding."""
 
 
 def check_moving_temperature(value: object) -> float:
-    """Return ``value`` if it is a temperature at which the average of exp(s/T) can be kept as a float64.
+    """Return ``value`` if it is a temperature at which float64 can represent the average of exp(s/T).
 
     Raises:
         ConfigError: if it is not; the text holds the value.
@@ -29,9 +30,9 @@ def check_moving_temperature(value: object) -> float:
         0.01
     """
     temperature = check_temperature(value)
-    if temperature < LEAST_TEMPERATURE:
+    if temperature < MIN_TEMPERATURE:
         raise ConfigError(
-            f"temperature must be >= {LEAST_TEMPERATURE} for sogclr, which keeps averages of exp(1/temperature) in "
+            f"temperature must be >= {MIN_TEMPERATURE} for sogclr, which keeps averages of exp(1/temperature) in "
             f"float64, found {value!r}"
         )
     return temperature
@@ -48,7 +49,7 @@ def sogclr(
     candidates2: Tensor | None = None,
     offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    r"""Surrogate of the global contrastive loss, and the moving averages that its weights are made from.
+    r"""Surrogate of the global contrastive loss, and the moving averages that determine its weights.
 
     With the 2B normalised rows h of both views, s their cosines, p(a) the other view of row a, i(a) its sample, n(a)
     its :math:`K = 2B - 2` negatives and sg the identity without a gradient:
@@ -64,17 +65,17 @@ def sogclr(
 
     As published, L is the mean over the B samples of the sum of their two anchors, and its similarities are not
     divided by T: where all :math:`\gamma = 1`, its gradient is 2T times that of :func:`~mbcl.functional.dcl`. Its value
-    is no likelihood: it is often negative, and does not tell how well training goes.
+    is no likelihood: it is often negative, and does not measure the progress of training.
 
-    Given candidates, the sum runs over the anchors held here only and is still divided by the whole batch's B: the
-    sum over the ranks is the loss of the whole batch, with its gradient, as in :func:`~mbcl.functional.nt_xent`.
+    With candidates, the sum runs over the local anchors only, but is divided by the whole batch's B: the sum over the
+    ranks is the loss of the whole batch, with its gradient, as in :func:`~mbcl.functional.nt_xent`.
 
     Args:
         z1: (..., b, D) float, un-normalised projections of view 1. Leading dimensions are separate batches.
         z2: (..., b, D), view 2, row i being the same sample as row i of ``z1``.
-        u: (..., b) old moving averages of the local samples, better float64: at small T they are beyond float32. What
-            it holds where :math:`\gamma_i = 1` does not matter if it is finite.
-        gamma: in (0, 1], dimensionless, how much of u this batch makes: one number, or (..., b), one per sample.
+        u: (..., b) old moving averages of the local samples, preferably float64: at small T they exceed float32. Where
+            :math:`\gamma_i = 1` any finite value will do.
+        gamma: in (0, 1], dimensionless, the weight of this batch in u: one number, or (..., b), one per sample.
         temperature: T, dimensionless, at least 0.002.
         candidates1: (..., B, D), un-normalised view 1 of the whole batch; ``z1`` if omitted.
         candidates2: (..., B, D), view 2 of the whole batch; ``z2`` if omitted.
@@ -85,8 +86,9 @@ def sogclr(
         (..., b) float64, without a gradient.
 
     Stability:
-        g is a log-sum-exp; it and u are linear in float64 only, where :math:`e^{1/T}` is within range, and the weights
-        are :math:`e^{s/T - \log u}`, at most :math:`K/\gamma`. At T = 0.01, :math:`e^{1/T}` is beyond float32.
+        The logarithm of g is a log-sum-exp. g and u themselves exist in float64 only, whose range :math:`e^{1/T}` does
+        not exceed. The weights are :math:`e^{s/T - \log u}`, at most :math:`K/\gamma`. At T = 0.01, :math:`e^{1/T}`
+        exceeds float32.
 
     Raises:
         ValueError: if shapes do not fit, or B < 2 (no negatives).
@@ -102,7 +104,7 @@ def sogclr(
         (tensor(-2.), tensor([1.0000, 1.0000], dtype=torch.float64))
     """
     check_moving_temperature(temperature)
-    # The cosines themselves: only the weights know the temperature.
+    # Temperature 1, since the loss uses the cosines themselves; only the weights divide by the temperature.
     anchors = compare("sogclr", z1, z2, candidates1, candidates2, offset, temperature=1.0)
     shape = z1.shape[:-1]
     gamma_b = torch.as_tensor(gamma, dtype=torch.float64, device=z1.device)
@@ -118,5 +120,5 @@ def sogclr(
         u_2b = (1 - gamma_1b) * u.double().unsqueeze(-2) + gamma_1b * log_g_A.exp().unflatten(-1, (2, -1))
         log_u_A = u_2b.flatten(-2).log().to(scaled_AC.dtype)
         weight_AC = anchors.negatives(scaled_AC - log_u_A[..., None]).exp()
-    pushed_A = (weight_AC * anchors.score_AC).sum(-1) / anchors.num_negatives
-    return 2 * anchors.share(pushed_A - anchors.positive()), u_2b.mean(-2)
+    repulsion_A = (weight_AC * anchors.score_AC).sum(-1) / anchors.num_negatives
+    return 2 * anchors.share(repulsion_A - anchors.positive()), u_2b.mean(-2)

@@ -1,4 +1,4 @@
-"""Metrics: what a representation is judged by."""
+"""Metrics of a representation: retrieval, nearest neighbours, linear probe, alignment, uniformity, effective rank."""
 
 from mbcl.metrics._diagnostics import alignment, effective_rank, uniformity
 from mbcl.metrics._neighbours import knn

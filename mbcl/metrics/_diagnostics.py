@@ -1,4 +1,4 @@
-"""What a representation looks like, without labels.
+"""Diagnostics of a representation that need no labels.
 
 Letters: N samples, D dimensions, c rows of a chunk.
 """
@@ -22,7 +22,7 @@ def alignment(u: Tensor, v: Tensor) -> float:
         v: (N, D) of view 2, row i of the same sample.
 
     Returns:
-        A number in [0, 4]; 0 if views do not matter, 2 if they are unrelated.
+        A number in [0, 4]; 0 if both views of every sample have the same direction, 2 if they are unrelated.
 
     Raises:
         ValueError: if shapes do not fit or N is 0.
@@ -41,21 +41,21 @@ def alignment(u: Tensor, v: Tensor) -> float:
 
 
 def uniformity(x: Tensor, *, t: float = 2.0, chunk_size: int | None = None) -> float:
-    r"""How evenly samples fill the unit sphere.
+    r"""How evenly samples are spread over the unit sphere.
 
     .. math:: \log \frac{1}{N (N - 1)} \sum_{i \ne j} \exp(-t \|\hat x_i - \hat x_j\|^2)
 
     Args:
         x: (N, D) float embeddings, un-normalised, N at least 2.
         t: of the Gaussian potential, > 0.
-        chunk_size: rows whose distances to all N are held at once; by default as many as fit 64 MiB of float32.
+        chunk_size: rows whose distances to all N are in memory at once; by default as many as fit 64 MiB of float32.
 
     Returns:
-        A number <= 0 up to rounding; 0 if all are the same point, lower is more even.
+        A number <= 0 up to rounding; 0 if all samples are the same point, lower is more even.
 
     Raises:
-        ValueError: if it is not (N, D) with N at least 2.
-        ConfigError: if ``t`` or ``chunk_size`` is not possible.
+        ValueError: if ``x`` is not (N, D) with N at least 2.
+        ConfigError: if ``t`` or ``chunk_size`` is out of range.
 
     Reference:
         Wang & Isola 2020, equation 6 and appendix A; the mean is over pairs of different samples, as in their code.
@@ -81,18 +81,18 @@ def uniformity(x: Tensor, *, t: float = 2.0, chunk_size: int | None = None) -> f
 
 
 def effective_rank(x: Tensor) -> float:
-    r"""How many directions a representation really uses: the exponential of the entropy of its singular values.
+    r"""The effective number of directions of a representation: the exponential of the entropy of its singular values.
 
     .. math:: \exp\Big(-\sum_k p_k \log p_k\Big), \qquad p_k = \sigma_k / \textstyle\sum_l \sigma_l
 
     Args:
-        x: (N, D) float embeddings as they are: neither centred nor normalised.
+        x: (N, D) float embeddings, neither centred nor normalised.
 
     Returns:
         A number in [1, min(N, D)]; 0 if all entries are 0.
 
     Raises:
-        ValueError: if it is not (N, D) without a 0, or an entry is not finite.
+        ValueError: if ``x`` is not (N, D) with N and D above 0, or an entry is not finite.
 
     Reference:
         Roy & Vetterli, The effective rank: a measure of effective dimensionality, EUSIPCO 2007, definition 1.

@@ -1,4 +1,4 @@
-"""Classification by nearest neighbours: do images of one class lie together?
+"""Classification by the k nearest neighbours.
 
 Letters: N bank, Q queries, F features, C classes, c rows of a chunk.
 """
@@ -27,7 +27,7 @@ def knn(
     temperature: float = 0.07,
     chunk_size: int | None = None,
 ) -> Tensor:
-    r"""Class of each query by a vote of its k nearest in the bank, by cosine.
+    r"""Classify each query by a vote of its k nearest samples in the bank, by cosine.
 
     .. math:: \hat y_q = \arg\max_c \sum_{i \in \mathrm{kNN}(q),\; y_i = c} w_i, \qquad
               w_i = \exp(\cos(q, x_i) / \tau) \;\text{or}\; 1
@@ -39,14 +39,14 @@ def knn(
         k: neighbours that vote.
         weighting: ``similarity``, weights as above; ``uniform``, one vote each.
         temperature: tau of ``similarity``, > 0.
-        chunk_size: queries whose similarities to the bank are held at once; by default as many as fit 64 MiB.
+        chunk_size: queries whose similarities to the bank are in memory at once; by default as many as fit 64 MiB.
 
     Returns:
         (Q,) int64 labels on the CPU. Of classes with equal votes the smallest label wins.
 
     Raises:
         ValueError: if shapes do not fit or an entry is not finite.
-        ConfigError: if a parameter is not possible, or k is above N.
+        ConfigError: if a parameter is out of range, or k is above N.
 
     Reference:
         Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018, section 3.4;
@@ -70,16 +70,16 @@ def knn(
     rows = chunk_rows(len(bank)) if chunk_size is None else check_count("chunk_size", chunk_size)
     classes, members = labels.cpu().unique(return_inverse=True)
     members = members.to(bank.device)
-    found = []
+    winners = []
     with torch.no_grad(), torch.autocast(device_type=bank.device.type, enabled=False):
         bank = normalize(bank)
         for part in queries.split(rows):
             nearest_ck, index_ck = (normalize(part) @ bank.T).topk(k, dim=1)
-            # Relative to the nearest, which changes no comparison and cannot overflow.
+            # Cosines relative to the nearest one: this scales all weights of a query alike and prevents overflow.
             weights_ck = ((nearest_ck - nearest_ck[:, :1]).double() / temperature).exp()
             if weighting == "uniform":
                 weights_ck = torch.ones_like(weights_ck)
             votes_cC = torch.zeros((len(part), len(classes)), dtype=torch.float64, device=bank.device)
             votes_cC.scatter_add_(1, members[index_ck], weights_ck)
-            found.append(votes_cC.argmax(dim=1).cpu())  # the first of equal ones
-    return classes[torch.cat(found)] if found else torch.zeros(0, dtype=torch.int64)
+            winners.append(votes_cC.argmax(dim=1).cpu())  # the first of ties
+    return classes[torch.cat(winners)] if winners else torch.zeros(0, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features: what a linear layer can read off them.
+"""The linear probe: a linear classifier on frozen features.
 
 Letters: N samples, F features, C classes.
 """
@@ -17,7 +17,7 @@ from mbcl.functional import check_count, check_number
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 _MEMORY = 20
-"""Steps that L-BFGS remembers."""
+"""Steps in L-BFGS's history."""
 _ITERATIONS = 300
 
 
@@ -31,7 +31,7 @@ class LinearProbe:
         scale: (F,) float64 standard deviations; 1 where a feature is constant.
         weight: (F, C) float64.
         bias: (C,) float64.
-        penalty: that it was fitted with.
+        penalty: the lambda with which it was fitted.
     """
 
     classes: Tensor
@@ -42,15 +42,15 @@ class LinearProbe:
     penalty: float
 
     def logits(self, x: Tensor) -> Tensor:
-        """(N, F) features to (N, C) float64."""
+        """Map (N, F) features to (N, C) float64 logits."""
         return ((x.double() - self.mean) / self.scale) @ self.weight + self.bias
 
     def predict(self, x: Tensor) -> Tensor:
-        """(N, F) features to (N,) int64 labels on the CPU."""
+        """Map (N, F) features to (N,) int64 labels on the CPU."""
         return self.classes[self.logits(x).argmax(dim=1).cpu()]
 
     def accuracy(self, x: Tensor, labels: Tensor) -> float:
-        """Share of (N, F) features whose predicted label is that of ``labels``, (N,) int64."""
+        """Share of the (N, F) features whose predicted label equals that in ``labels``, (N,) int64."""
         return float((self.predict(x) == labels.cpu()).double().mean())
 
 
@@ -59,21 +59,21 @@ def fit_probe(x: Tensor, labels: Tensor, *, penalty: float = 1e-2, max_iteration
 
     .. math:: \min_{W, b} \frac1N \sum_i \mathrm{CE}(y_i, \tilde x_i W + b) + \frac{\lambda}{2} \|W\|^2
 
-    The objective is convex and the start is zero: the same features give the same classifier. Solved by L-BFGS with a
-    strong Wolfe line search in float64, in coordinates in which no curvature exceeds 1: those of the bound
-    :math:`H \preceq \tfrac12 X^\top X / N + \lambda` on the Hessian of each class. Correlated features, such as pixels,
-    would take several times the steps without it.
+    The objective is convex and the start is zero: the same features give the same classifier. The solver is L-BFGS with
+    a strong Wolfe line search in float64. Its coordinates are preconditioned by the bound
+    :math:`H \preceq \tfrac12 X^\top X / N + \lambda` on the Hessian of each class, so that no curvature exceeds 1.
+    Without it, correlated features, such as pixels, would take several times as many steps.
 
     Args:
         x: (N, F) float features.
         labels: (N,) int64, at least two different ones.
         penalty: lambda, > 0; scikit-learn's ``C`` is 1 / (lambda N).
-        max_iterations: of L-BFGS. Strong penalties end earlier; what is missing of the minimum after so many is below
-            a part in a thousand of the objective on the data that we looked at.
+        max_iterations: of L-BFGS. With strong penalties it converges earlier. After the default number, the objective
+            was within a thousandth of its minimum on the data that we examined.
 
     Raises:
         ValueError: if shapes do not fit or an entry is not finite.
-        ConfigError: if ``penalty`` or ``max_iterations`` is not possible, or there is a single class.
+        ConfigError: if ``penalty`` or ``max_iterations`` is out of range, or there is a single class.
 
     Reference:
         Linear evaluation as in Kolesnikov et al., Revisiting Self-Supervised Visual Representation Learning, CVPR
@@ -95,38 +95,38 @@ def choose_probe(
     penalties: Sequence[float] = PENALTIES,
     max_iterations: int = _ITERATIONS,
 ) -> LinearProbe:
-    """The probe whose penalty predicts a held-out part of the features best, fitted on all of them.
+    """Choose the penalty by the accuracy on held-out rows, then fit the probe on all rows.
 
     Args:
         x: (N, F) float features.
         labels: (N,) int64.
-        held_out: (M,) int64 rows that only choose the penalty, 0 < M < N.
-        penalties: to choose from; of equally good ones the largest is taken.
+        held_out: (M,) int64 row numbers of the held-out part, 0 < M < N.
+        penalties: the candidates; of ties the largest is taken.
         max_iterations: see :func:`fit_probe`.
 
     Raises:
-        ValueError, ConfigError: as :func:`fit_probe`.
+        ValueError, ConfigError: as in :func:`fit_probe`.
     """
     if not penalties:
         raise ConfigError("penalties: at least one is needed")
     order = sorted((check_number("penalty", penalty, above=0.0) for penalty in penalties), reverse=True)
     if len(order) == 1:
         return fit_probe(x, labels, penalty=order[0], max_iterations=max_iterations)
-    kept = torch.ones(len(x), dtype=torch.bool)
-    kept[held_out.cpu()] = False
-    rest = kept.nonzero()[:, 0]
-    part = _Problem(x[rest.to(x.device)], labels.cpu()[rest], max_iterations)
+    in_training = torch.ones(len(x), dtype=torch.bool)
+    in_training[held_out.cpu()] = False
+    training_rows = in_training.nonzero()[:, 0]
+    training = _Problem(x[training_rows.to(x.device)], labels.cpu()[training_rows], max_iterations)
     probes: list[LinearProbe] = []
-    for penalty in order:  # each starts where the one before ended
-        probes.append(part.solve(penalty, probes[-1] if probes else None))
-    others, truth = x[held_out.to(x.device)], labels.cpu()[held_out.cpu()]
-    best = max(probes, key=lambda probe: probe.accuracy(others, truth))  # the first of equal ones
-    del part
+    for penalty in order:  # warm start: each from the solution of the previous, stronger penalty
+        probes.append(training.solve(penalty, probes[-1] if probes else None))
+    held_out_x, held_out_labels = x[held_out.to(x.device)], labels.cpu()[held_out.cpu()]
+    best = max(probes, key=lambda probe: probe.accuracy(held_out_x, held_out_labels))  # the first of ties
+    del training
     return _Problem(x, labels, max_iterations).solve(best.penalty, best)
 
 
 class _Problem:
-    """The regression on some features, for any penalty.
+    """The regression problem on some features, to be solved for any penalty.
 
     Args:
         x: (N, F) float features.
@@ -134,7 +134,7 @@ class _Problem:
         max_iterations: of each solution.
 
     Raises:
-        ValueError, ConfigError: as :func:`fit_probe`.
+        ValueError, ConfigError: as in :func:`fit_probe`.
     """
 
     def __init__(self, x: Tensor, labels: Tensor, max_iterations: int) -> None:
@@ -149,7 +149,7 @@ class _Problem:
             raise ConfigError(f"probe: at least 2 classes are needed, found {len(self._classes)}")
         x = x.detach().double()
         self._mean, scale = x.mean(dim=0), x.std(dim=0, correction=0)
-        # Rounding leaves a constant feature a deviation of some last bits, which must not be blown up.
+        # By rounding, a constant feature has a deviation of some last bits; dividing by it would amplify noise.
         self._scale = torch.where(scale <= 1e-10 * self._mean.abs().clamp(min=1e-10), 1.0, scale)
         x = (x - self._mean) / self._scale
         self._target = target.to(x.device)
@@ -157,7 +157,7 @@ class _Problem:
         self._x = x @ self._axes
 
     def solve(self, penalty: float, start: LinearProbe | None = None) -> LinearProbe:
-        """The probe of a penalty, from another one's weights if it knows the same classes, else from zero."""
+        """Fit the probe of a penalty, from the weights of ``start`` if it has the same classes, else from zero."""
         shrink = (self._curvature.clamp(min=0) + penalty).rsqrt()[:, None]
         weight = torch.zeros((self._x.shape[1], len(self._classes)), dtype=self._x.dtype, device=self._x.device)
         bias = weight.new_zeros(len(self._classes))
@@ -167,7 +167,11 @@ class _Problem:
         return LinearProbe(self._classes, self._mean, self._scale, self._axes @ (shrink * weight), bias, penalty)
 
     def _minimise(self, weight: Tensor, bias: Tensor, shrink: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-        """Weights along the axes, (F, C), divided by ``shrink``, and biases, (C,), at the minimum, from a start."""
+        """Minimise the objective from a start.
+
+        Returns:
+            (F, C) weights along the axes, divided by ``shrink``; (C,) biases.
+        """
         with torch.enable_grad(), torch.autocast(device_type=self._x.device.type, enabled=False):
             weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
             solver = torch.optim.LBFGS(
@@ -181,8 +185,8 @@ class _Problem:
 
             def loss() -> Tensor:
                 solver.zero_grad()
-                whole = shrink * weight
-                value = F.cross_entropy(self._x @ whole + bias, self._target) + penalty / 2 * whole.square().sum()
+                scaled = shrink * weight
+                value = F.cross_entropy(self._x @ scaled + bias, self._target) + penalty / 2 * scaled.square().sum()
                 value.backward()  # type: ignore[no-untyped-call]
                 return value
 

@@ -1,4 +1,4 @@
-"""Retrieval between two views: does a sample's view 1 find its own view 2 among all others?
+"""Retrieval between two views: the rank of a sample's own view 2 among all, by similarity to its view 1.
 
 Letters: N samples, D dimensions, c rows of a chunk, G groups of M members.
 """
@@ -29,21 +29,21 @@ def retrieval(
     directions: Sequence[Direction] = ("u2v", "v2u"),
     chunk_size: int | None = None,
 ) -> dict[str, float]:
-    r"""Ranks of the true partners, in both directions, summed up.
+    r"""Summarise the ranks of the true partners in both directions.
 
     With ranks from :func:`ranks`: top-k is the share of ranks :math:`\le k`; mrr the mean of 1/rank; the mean rank;
     and the median rank :math:`\lfloor \mathrm{median}(\mathrm{rank} - 1) \rfloor + 1`.
 
-    Cosine is the default because the losses compare normalised projections: their length is never trained. By the raw
-    inner product a few long targets are the nearest of many queries, whatever the encoder has learnt.
+    Cosine is the default because the losses compare normalised projections: their length is never trained. With the raw
+    inner product, a few long targets are the nearest of many queries, independent of what the encoder has learnt.
 
     Args:
         u: (N, D) float embeddings of view 1, un-normalised.
         v: (N, D) of view 2, row i being the partner of row i of ``u``; same dtype and device.
         ks: the k of top-k.
         similarity: ``cosine``, or ``dot``, the raw inner product, as published.
-        directions: who searches: ``u2v``, each row of ``u`` among those of ``v``; ``v2u``, the other way round.
-        chunk_size: rows whose similarities to all N are held at once; by default as many as fit 64 MiB of float32.
+        directions: ``u2v``: rows of ``u`` are the queries and rows of ``v`` the targets; ``v2u``: vice versa.
+        chunk_size: rows whose similarities to all N are in memory at once; by default as many as fit 64 MiB of float32.
 
     Returns:
         ``u2v/top1`` (one per k, in [0, 1]), ``u2v/mrr``, ``u2v/mean_rank``, ``u2v/median_rank`` (ranks start at 1),
@@ -51,7 +51,7 @@ def retrieval(
 
     Raises:
         ValueError: if shapes or dtypes do not fit, N is 0, or an entry is not finite.
-        ConfigError: if a k, ``similarity`` or ``chunk_size`` is not possible.
+        ConfigError: if a k, ``similarity`` or ``chunk_size`` is not allowed.
 
     Reference:
         Evaluation of the published method, arXiv 2307.05906, section 6.
@@ -73,17 +73,17 @@ def retrieval(
             result |= {f"{direction}/top{k}": float((rank_N <= k).double().mean()) for k in ks}
             result[f"{direction}/mrr"] = float((1 / rank_N).mean())
             result[f"{direction}/mean_rank"] = float(rank_N.mean())
-            # Of an even number the mean of the middle two; torch.quantile refuses above 16 million.
+            # The median of an even number is the mean of the middle two. torch.quantile refuses above 16 million.
             middle = rank_N.sort().values[[(len(rank_N) - 1) // 2, len(rank_N) // 2]].mean()
             result[f"{direction}/median_rank"] = float((middle - 1).floor() + 1)
     return result
 
 
 def retrieval_within(u: Tensor, v: Tensor, similarity: Similarity = "cosine") -> dict[str, float]:
-    """Top-1 retrieval inside each group alone: member m of ``u`` among the M members of its own group in ``v``.
+    """Top-1 retrieval within each group: member m of ``u`` among the M members of the same group in ``v``.
 
-    As published, a group is one image, its members are the image's corrupted versions: this measures how well the
-    corruptions of an image are told apart, not how well images are recognised under corruption.
+    As published, a group is one image and its members are the image's corrupted versions: this measures how well the
+    corruptions of an image are distinguished, not how well images are recognised under corruption.
 
     Args:
         u: (G, M, D) float embeddings of view 1, un-normalised.
@@ -91,12 +91,12 @@ def retrieval_within(u: Tensor, v: Tensor, similarity: Similarity = "cosine") ->
         similarity: ``cosine``, or ``dot``, as published.
 
     Returns:
-        ``u2v/top1`` and ``v2u/top1``, in [0, 1]: means over the groups of each group's share of members whose partner
-        alone is the most similar.
+        ``u2v/top1`` and ``v2u/top1``, in [0, 1]: the share of members whose partner is more similar than all other
+        members of the group.
 
     Raises:
-        ValueError: if shapes or dtypes do not fit, one is 0, or an entry is not finite.
-        ConfigError: if ``similarity`` is not known.
+        ValueError: if shapes or dtypes do not fit, G, M or D is 0, or an entry is not finite.
+        ConfigError: if ``similarity`` is unknown.
 
     Reference:
         Corrupted evaluation of the published method, arXiv 2307.05906, section 6.
@@ -135,8 +135,8 @@ def ranks(queries: Tensor, targets: Tensor, *, chunk_size: int | None = None) ->
     Args:
         queries: (N, D) float32 or float64.
         targets: (N, D), same dtype and device.
-        chunk_size: rows of S held at once; the N x N matrix never is. By default as many as fit 64 MiB of float32,
-            1,024 at most.
+        chunk_size: rows of S in memory at once, never the whole N x N matrix. By default as many as fit 64 MiB of
+            float32, 1,024 at most.
 
     Returns:
         (N,) float64 CPU tensor, in [1, N], in halves.
@@ -145,9 +145,9 @@ def ranks(queries: Tensor, targets: Tensor, *, chunk_size: int | None = None) ->
         ConfigError: if ``chunk_size`` is below 1.
 
     Stability:
-        The own similarity is read from the same product as the others: one that is computed apart differs in the last
-        bit and would win or lose every tie. For this reason each direction makes its own product. Sums of signs are
-        whole numbers, exact in float32 up to 16 million samples.
+        :math:`S_{ii}` is read from the same matrix product as the other entries: computed separately it would differ in
+        the last bit and win or lose every tie. For this reason each direction has its own product. Sums of signs are
+        integers, exact in float32 up to 16 million samples.
 
     Example:
         >>> ranks(torch.ones(3, 2), torch.ones(3, 2)).tolist()
@@ -162,7 +162,7 @@ def ranks(queries: Tensor, targets: Tensor, *, chunk_size: int | None = None) ->
 
 
 def chunk_rows(num_columns: int) -> int:
-    """How many rows of a matrix with so many columns are computed at once: 64 MiB of float32, 1,024 at most.
+    """Return how many rows of a matrix with ``num_columns`` columns fit 64 MiB of float32, 1,024 at most.
 
     Example:
         >>> chunk_rows(100), chunk_rows(100_000)
@@ -171,18 +171,18 @@ def chunk_rows(num_columns: int) -> int:
     return max(1, min(_CHUNK_ROWS, _CHUNK_ENTRIES // max(1, num_columns)))
 
 
-def _middle_ranks(s: Tensor, own: Tensor) -> Tensor:
-    """(..., c, N) similarities, overwritten, and (..., c, 1) own ones to (..., c) float64 ranks."""
-    # In place and without booleans, whose sums torch computes sixty times more slowly.
-    signs = s.sub_(own).sign_()
+def _middle_ranks(s: Tensor, partner: Tensor) -> Tensor:
+    """(..., c) float64 ranks from (..., c, N) similarities, overwritten, and the partners', (..., c, 1)."""
+    # In place and without booleans, whose sums are sixty times slower in torch.
+    signs = s.sub_(partner).sign_()
     balance = signs.sum(dim=-1)
-    if bool(balance.isnan().any()):  # infinity minus infinity, after an overflow: counts as equal, must not flatter
+    if bool(balance.isnan().any()):  # inf - inf after an overflow counts as a tie, so that it cannot improve a rank
         balance = signs.nan_to_num_(nan=0.0).sum(dim=-1)
     return (s.shape[-1] + 1 + balance.double()) / 2
 
 
 def _comparable(x: Tensor, similarity: Similarity, name: str) -> Tensor:
-    """The rows whose inner products are the similarities."""
+    """Check the rows and prepare them, so that their inner products are the similarities."""
     check_choice("similarity", similarity, ("cosine", "dot"))
     finite = torch.isfinite(x).all(dim=-1)
     if not bool(finite.all()):

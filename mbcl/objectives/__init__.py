@@ -1,7 +1,7 @@
-"""Objectives: what a batch of two views is trained on.
+"""Objectives: the contrastive losses of a batch of two views.
 
-``build(name, **parameters)`` makes one by its name or published alias. To add one, write a module with one class,
-register it under a name, and import it here; configuration, command line and tests read the registry.
+``build(name, **parameters)`` makes an objective by its name or published alias. To add one, write a module with one
+class, register the class under a name, and import it here; configuration, command line and tests read the registry.
 """
 
 from mbcl.objectives._base import OBJECTIVES, Candidates, Distribution, Objective, build

@@ -1,4 +1,4 @@
-"""What every objective looks like."""
+"""The interface of objectives and their registry."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class Candidates:
 class Objective(nn.Module):
     """Base of all objectives.
 
-    ``distribution`` says what an objective needs in training on several ranks, so that the training step can do the
-    gathering and the mathematics stays free of collectives:
+    ``distribution`` declares what an objective needs in training on several ranks. The training step gathers it, so the
+    mathematics contains no collectives:
 
     - ``local``: nothing; each rank's loss is that of its own part of the batch, and ranks are averaged.
     - ``candidates``: the projections of all ranks, as :class:`Candidates`, gathered with gradient.
-    - ``state``: the candidates with their ``indices``, and state per sample that all ranks keep equal. Such an
+    - ``state``: the candidates with their ``indices``, and state per sample, which is the same on all ranks. Such an
       objective is a :class:`~mbcl.objectives.StatefulObjective`: after a forward pass with candidates, the training
-      step gathers ``pending``, the new state of each rank's own samples, and hands the whole batch's to ``commit`` on
-      every rank. In one process there are no candidates, and the objective updates itself.
+      step gathers ``pending``, the new state of each rank's own samples, and passes the state of the whole batch to
+      ``commit`` on every rank. In one process there are no candidates, and the objective updates its state itself.
 
-    With candidates, an objective returns its own anchors' share of the loss, already divided by the anchors of the
+    With candidates, an objective returns the local anchors' share of the loss, divided by the number of anchors of the
     whole batch: the sum over the ranks is the loss of the whole batch.
     """
 
@@ -53,7 +53,7 @@ class Objective(nn.Module):
     def forward(
         self, z1: Tensor, z2: Tensor, indices: Tensor | None = None, *, candidates: Candidates | None = None
     ) -> Tensor:
-        """The loss of a batch.
+        """Return the loss of a batch.
 
         Args:
             z1: (B, D) un-normalised projections of view 1.
@@ -70,7 +70,7 @@ OBJECTIVES: Registry[type[Objective]] = Registry("objective")
 
 
 def build(name: str, **parameters: object) -> Objective:
-    """The objective of this name or alias.
+    """Make the objective of this name or alias.
 
     Raises:
         ConfigError: if the name or a parameter is unknown, or a value is out of range.

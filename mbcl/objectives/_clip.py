@@ -1,4 +1,4 @@
-"""CLIP: each view picks its partner among the other view's rows."""
+"""CLIP: cross-entropy from each view to the other, in both directions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class CLIP(StatelessObjective):
 
     Definition, numerics and reference: :func:`mbcl.functional.clip`.
 
-    Meant for every sampler. It is the loss that the theory of batch selection is about: the average over all
-    C(N, B) batches has the same minimiser as the loss of the whole data set, and the synthetic study trains it with
-    ``temperature=1`` under every sampler.
+    Meant for every sampler. The theory of batch selection is about this loss: its average over all C(N, B) batches has
+    the same minimiser as the loss of the whole data set. The synthetic study trains it with ``temperature=1`` under
+    every sampler.
 
     Args:
         temperature: above 0; divides the cosines.

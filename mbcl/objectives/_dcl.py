@@ -13,9 +13,10 @@ class DCL(StatelessObjective):
 
     Definition, numerics and reference: :func:`mbcl.functional.dcl`.
 
-    Meant for small batches and for samplers that do not choose them hard, such as ``shuffle``: SimCLR's gradient
-    fades where the negatives of a batch are far away, this one's does not. With ``osgd`` and ``spectral``, whose
-    batches have near negatives, the two are close; ``osgd`` can score with it (``score: objective``).
+    Meant for small batches and for samplers that do not choose hard batches, such as ``shuffle``: SimCLR's gradient
+    vanishes where the negatives of a batch are far away, the gradient of this loss does not. With ``osgd`` and
+    ``spectral``, whose batches have near negatives, the two losses are similar; ``osgd`` can score with this one
+    (``score: objective``).
 
     Args:
         temperature: above 0; divides the cosines.

@@ -1,4 +1,4 @@
-"""HCL: hard negatives count for more, and the false ones among them are corrected for."""
+"""HCL: higher weights for hard negatives, and a correction for false negatives."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class HCL(StatelessObjective):
 
     Definition, numerics and reference: :func:`mbcl.functional.hcl`.
 
-    Meant for ``shuffle`` above all: it finds hard negatives inside a batch by weights, where ``osgd`` and
-    ``spectral`` find them by choosing the batch. With those it is a second dose of the same, and its correction a
-    remedy for the samples of one class that they bring together. Where views are well separated at a temperature
-    of 0.1 every anchor can sit on the floor of the correction, with a loss near 0 and hardly a gradient.
+    Meant for ``shuffle`` above all: its weights emphasise hard negatives within a batch, while ``osgd`` and
+    ``spectral`` choose batches with hard negatives. With these samplers both effects add up, and the correction
+    counters the samples of one class that they put into a batch. If samples are well separated at a temperature of
+    0.1, every anchor can be at the lower bound of the correction, with a loss near 0 and hardly a gradient.
 
     Args:
         temperature: above 0; divides the cosines.
-        tau_plus: in [0, 1); the share of samples that are of an anchor's class. 0 corrects nothing.
-        beta: at least 0; how much hard negatives count for more. 0 weights nothing.
+        tau_plus: in [0, 1); the share of samples that are of an anchor's class. 0: no correction.
+        beta: at least 0; the exponent of the weights of hard negatives. 0: equal weights.
         estimator: ``hard``, or ``easy``: neither weights nor correction (``tau_plus`` and ``beta`` are not used),
             which is SimCLR's loss.
 
@@ -48,7 +48,7 @@ class HCL(StatelessObjective):
         self.estimator = estimator
 
     def settings(self) -> dict[str, object]:
-        """The parameters, as the function takes them."""
+        """Return the parameters as keyword arguments of the loss function."""
         return {
             "temperature": self.temperature,
             "tau_plus": self.tau_plus,

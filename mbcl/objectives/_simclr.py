@@ -13,8 +13,8 @@ class SimCLR(StatelessObjective):
 
     Definition, numerics and reference: :func:`mbcl.functional.nt_xent`.
 
-    Meant for every sampler. Samplers that choose batches by loss (``osgd``, ``spectral``) score them with this very
-    function; at small batches it depends on the sampler most.
+    Meant for every sampler. Samplers that choose batches by loss (``osgd``, ``spectral``) score them with this
+    function. The sampler has the largest influence at small batches.
 
     Args:
         temperature: above 0; divides the cosines.

@@ -1,4 +1,4 @@
-"""SogCLR: a moving average per sample stands for the negatives that are not in the batch.
+"""SogCLR: a moving average per sample represents the negatives that are not in the batch.
 
 Letters: b samples of this rank, B samples of the whole batch, D dimensions, N samples of the data set.
 """
@@ -24,25 +24,25 @@ class SogCLR(StatefulObjective):
 
     Definition, numerics and reference: :func:`mbcl.functional.sogclr`.
 
-    Meant for ``shuffle`` with small batches: u approaches the average over the whole data set only if a sample meets
-    other samples each time. Samplers that choose batches (``osgd``, ``spectral``) show a sample its
-    nearest ones, which makes u larger than that average; ``osgd`` cannot score with it, as it needs indices. With
-    ``osgd`` a sample may not be met for long, and its u is then old (:meth:`age`).
+    Meant for ``shuffle`` with small batches: u approaches the average over the whole data set only if a sample is
+    combined with other samples each time. Samplers that choose batches (``osgd``, ``spectral``) combine it with its
+    nearest ones, which makes u larger than that average. ``osgd`` cannot score with this loss, since it needs indices.
+    With ``osgd`` a sample may not be visited for long, and its u is then old (:meth:`age`).
 
     The state, equal on all ranks and in ``state_dict()``:
 
-    - ``u``: (N,) float64, the moving averages, 0 where there is none. Stays float64 whatever the module is cast to:
-      at a temperature of 0.01 it is beyond float32.
+    - ``u``: (N,) float64, the moving averages, 0 for samples without one. It stays float64 under every cast of the
+      module: at a temperature of 0.01 it exceeds float32.
     - ``visited_at``: (N,) int64, the number of the update that wrote a sample's u, counted from 1; -1 if none did.
-    - ``num_updates``: () int64, how many batches have updated u.
+    - ``num_updates``: () int64, the number of batches that have updated u.
 
     Args:
         num_samples: N, of the data set that ``indices`` point into.
         temperature: at least 0.002; divides the cosines in the weights.
-        gamma: in (0, 1]; how much of u the newest batch makes.
-        first_touch: when a batch's own average replaces u, as if gamma were 1. ``sample``: for each sample that has no
-            u yet. ``batch``, as published: for a whole batch if none of its samples has; otherwise an unseen sample
-            starts at gamma times its average, which makes its weights 1/gamma too large.
+        gamma: in (0, 1]; the weight of the newest batch in u.
+        first_touch: when a batch's average replaces u, as if gamma were 1. ``sample``: for each sample that has no u
+            yet. ``batch``, as published: for a whole batch if none of its samples has one; otherwise an unseen sample
+            starts at gamma times its average, which makes its weights too large by a factor of 1/gamma.
 
     Example:
         >>> objective = SogCLR(num_samples=3, temperature=1.0)
@@ -72,7 +72,7 @@ class SogCLR(StatefulObjective):
     def forward(
         self, z1: Tensor, z2: Tensor, indices: Tensor | None = None, *, candidates: Candidates | None = None
     ) -> Tensor:
-        """The loss of a batch, as in the base class; in training mode it also makes the samples' new u.
+        """Return the loss of a batch, as in the base class; in training mode also compute the samples' new u.
 
         Args:
             z1: (b, D) un-normalised projections of view 1.
@@ -81,18 +81,18 @@ class SogCLR(StatefulObjective):
             candidates: all ranks' projections, with ``indices``; None in one process.
 
         Raises:
-            ValueError: if ``indices``, or the candidates' where ``first_touch`` is ``batch``, are missing, of another
-                shape or type, or out of range. The range is checked on the CPU only: elsewhere it would wait for the
-                device at every step.
+            ValueError: if ``indices``, or the candidates' ones where ``first_touch`` is ``batch``, are missing, of
+                another shape or type, or out of range. The range is checked for CPU tensors only: on a GPU the check
+                would wait for the device at every step.
         """
         self.pending = None
         local_b = self._checked(indices, len(z1))
-        of_batch = local_b if candidates is None else candidates.indices
+        batch_B = local_b if candidates is None else candidates.indices
         loss, u_b = sogclr(
             z1,
             z2,
             u=self.u[local_b],
-            gamma=self._gamma(local_b, of_batch),
+            gamma=self._gamma(local_b, batch_B),
             temperature=self.temperature,
             candidates1=None if candidates is None else candidates.z1,
             candidates2=None if candidates is None else candidates.z2,
@@ -104,17 +104,17 @@ class SogCLR(StatefulObjective):
             self.pending = u_b
         return loss
 
-    def _gamma(self, local_b: Tensor, of_batch: Tensor | None) -> Tensor:
-        """(b,) float64: 1 where the batch's own average is to replace u."""
+    def _gamma(self, local_b: Tensor, batch_B: Tensor | None) -> Tensor:
+        """(b,) float64: 1 where the batch's average replaces u, else gamma."""
         if self.first_touch == "sample":
             first_b = self.visited_at[local_b] < 0
         else:
-            # The published test: u is never negative, so the sum is 0 only if none of the whole batch has one.
-            first_b = (self.u[self._checked(of_batch)].sum() == 0).expand(len(local_b))
+            # The published test: u is never negative, so the sum is 0 only if no sample of the whole batch has a u.
+            first_b = (self.u[self._checked(batch_B)].sum() == 0).expand(len(local_b))
         return torch.full_like(first_b, self.gamma, dtype=torch.float64).masked_fill(first_b, 1.0)
 
     def _checked(self, indices: Tensor | None, num: int | None = None) -> Tensor:
-        """The data-set positions, if they are such."""
+        """Return ``indices`` if they are data-set positions; see :meth:`forward`."""
         if indices is None:
             raise ValueError("sogclr: indices are required: the (B,) int64 data-set positions of the batch")
         if indices.ndim != 1 or (num is not None and len(indices) != num):
@@ -123,21 +123,21 @@ class SogCLR(StatefulObjective):
         if indices.dtype != torch.int64:
             raise ValueError(f"sogclr: indices must be int64, found {indices.dtype}")
         if indices.device.type == "cpu" and len(indices):
-            least, most = int(indices.min()), int(indices.max())
-            if least < 0 or most >= self.num_samples:
-                raise ValueError(f"sogclr: indices must be in [0, {self.num_samples}), found {least} to {most}")
+            lowest, highest = int(indices.min()), int(indices.max())
+            if lowest < 0 or highest >= self.num_samples:
+                raise ValueError(f"sogclr: indices must be in [0, {self.num_samples}), found {lowest} to {highest}")
         return indices
 
     @torch.no_grad()
     def commit(self, indices: Tensor, values: Tensor) -> None:
-        """Write the new u of a whole batch, as one update; see the base class.
+        """Write the new u of a whole batch as one update; see the base class.
 
         Args:
             indices: (B,) int64 data-set positions, distinct.
             values: (B,) their new u, on any device.
 
         Raises:
-            ValueError: if the two do not fit together, or the indices are not as :meth:`forward` needs them.
+            ValueError: if the two differ in shape, or the indices are not valid for :meth:`forward`.
         """
         indices = self._checked(indices)
         if values.shape != indices.shape:
@@ -149,12 +149,12 @@ class SogCLR(StatefulObjective):
         self.pending = None
 
     def age(self) -> float | None:
-        """Mean over the samples that have a u of ``num_updates - visited_at``; see the base class."""
+        """Mean of ``num_updates - visited_at`` over the samples that have a u; see the base class."""
         age = (self.num_updates - self.visited_at)[self.visited_at >= 0]
         return age.double().mean().item() if len(age) else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SogCLR:
-        """Moves and casts of the module, of which u follows the moves alone."""
+        """Move or cast the module; u is moved, but never cast."""
         u = self.u
         super()._apply(fn, recurse)
         if self.u.dtype != torch.float64:
@@ -162,7 +162,7 @@ class SogCLR(StatefulObjective):
         return self
 
     def extra_repr(self) -> str:
-        """The parameters."""
+        """Return the parameters for ``repr``."""
         return (
             f"num_samples={self.num_samples}, temperature={self.temperature!r}, gamma={self.gamma!r}, "
             f"first_touch={self.first_touch!r}"

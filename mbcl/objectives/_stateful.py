@@ -1,4 +1,4 @@
-"""What the objectives with state per sample have in common: how the ranks keep it equal.
+"""The base of the objectives with state per sample, and the protocol that keeps it equal on all ranks.
 
 Letters: b samples of this rank, B samples of the whole batch.
 """
@@ -14,24 +14,24 @@ from mbcl.objectives._base import Distribution, Objective
 
 
 class StatefulObjective(Objective):
-    """Base of the objectives that remember something of every sample, in buffers, equal on all ranks.
+    """Base of the objectives with state per sample, in buffers that are equal on all ranks.
 
-    In one process the forward pass in training mode updates the buffers by itself. On several ranks it is given
-    :class:`~mbcl.objectives.Candidates`, touches no buffer, and leaves the new state of this rank's samples in
-    ``pending``. The training step, on every rank alike:
+    In one process the forward pass in training mode updates the buffers itself. On several ranks it receives
+    :class:`~mbcl.objectives.Candidates`, changes no buffer, and leaves the new state of this rank's samples in
+    ``pending``. The training step, on every rank:
 
-    1. ``loss = objective(z1, z2, indices, candidates=candidates)``, with ``candidates.indices``,
+    1. computes ``loss = objective(z1, z2, indices, candidates=candidates)``, with ``candidates.indices``,
     2. gathers ``objective.pending`` of all ranks, in rank order,
-    3. ``objective.commit(candidates.indices, gathered)``.
+    3. calls ``objective.commit(candidates.indices, gathered)``.
 
-    A pass in evaluation mode changes nothing and leaves nothing pending.
+    A forward pass in evaluation mode changes no buffer and leaves ``pending`` None.
     """
 
     distribution: ClassVar[Distribution] = "state"
 
     pending: Tensor | None
-    """(b,) new state of this rank's samples, detached, from a forward pass in training mode with candidates until it
-    is committed; else None."""
+    """(b,) new state of this rank's samples, detached, between a forward pass in training mode with candidates and its
+    commit; else None."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,18 +39,18 @@ class StatefulObjective(Objective):
 
     @abstractmethod
     def commit(self, indices: Tensor, values: Tensor) -> None:
-        """Write the new state of a whole batch, as one update.
+        """Write the new state of a whole batch as one update.
 
         Args:
             indices: (B,) int64 data-set positions, distinct.
-            values: (B,) the new state, in the same order: what all ranks had pending.
+            values: (B,) the new state in the same order, gathered from ``pending`` of all ranks.
         """
 
     @abstractmethod
     def age(self) -> float | None:
-        """How many updates ago the state of a sample was written, mean over the samples that have one.
+        """Return the mean number of updates since a sample's state was written, over the samples that have state.
 
-        0 means by the last update, 1 by the one before. An update is a committed batch.
+        A state of the last update has age 0, one of the update before has age 1. An update is a committed batch.
 
         Returns:
             The mean, at least 0; None if no sample has state.

@@ -1,4 +1,4 @@
-"""What the objectives without state share: a temperature, and the whole batch as candidates."""
+"""The base of the objectives without state: a temperature, and the whole batch as candidates."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mbcl.objectives._base import Candidates, Distribution, Objective
 class StatelessObjective(Objective):
     """Base of the objectives that are a pure function of the batch's projections and a few numbers.
 
-    A subclass names its function in ``loss``: (z1, z2, *, temperature, candidates1, candidates2, offset) to a scalar.
-    One with more parameters than a temperature says in :meth:`settings` what its function is to be given.
+    A subclass sets ``loss`` to its function: (z1, z2, *, temperature, candidates1, candidates2, offset) to a scalar.
+    If the function has more parameters than these, the subclass overrides :meth:`settings`.
 
     Args:
         temperature: above 0; divides the cosines.
@@ -31,7 +31,7 @@ class StatelessObjective(Objective):
     def forward(
         self, z1: Tensor, z2: Tensor, indices: Tensor | None = None, *, candidates: Candidates | None = None
     ) -> Tensor:
-        """The loss of a batch, as in the base class. Leading dimensions are separate batches, as a sampler needs."""
+        """Return the loss of a batch, as in the base class; leading dimensions are separate batches, for samplers."""
         loss = type(self).loss
         if candidates is None:
             return loss(z1, z2, **self.settings())
@@ -45,9 +45,9 @@ class StatelessObjective(Objective):
         )
 
     def settings(self) -> dict[str, object]:
-        """The parameters, as the function takes them."""
+        """Return the parameters as keyword arguments of the loss function."""
         return {"temperature": self.temperature}
 
     def extra_repr(self) -> str:
-        """The parameters."""
+        """Return the parameters for ``repr``."""
         return ", ".join(f"{name}={value!r}" for name, value in self.settings().items())

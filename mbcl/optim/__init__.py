@@ -1,4 +1,4 @@
-"""Optimisers and the learning-rate formula."""
+"""Optimisers and the learning-rate schedule."""
 
 from mbcl.optim._build import OPTIMIZERS, Factory, Params, build
 from mbcl.optim._lars import LARS

@@ -19,7 +19,7 @@ Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 Factory = Callable[..., Optimizer]
 
 OPTIMIZERS: Registry[Factory] = Registry("optimizer")
-"""Functions of the parameters and, by keyword, the settings; their signatures are the configuration's schema."""
+"""Functions of the parameters and, by keyword, the settings; their signatures define the configuration's schema."""
 
 
 @OPTIMIZERS.register("lars")
@@ -39,7 +39,7 @@ def lars(
 def sgd(
     params: Params, *, lr: float = 0.075, momentum: float = 0.9, weight_decay: float = 1e-6, nesterov: bool = False
 ) -> Optimizer:
-    """:class:`torch.optim.SGD`; decay applies to every tensor."""
+    """:class:`torch.optim.SGD`; weight decay applies to every tensor."""
     check_number("lr", lr, least=0.0)
     check_number("momentum", momentum, least=0.0, most=1.0)
     check_number("weight_decay", weight_decay, least=0.0)
@@ -57,7 +57,7 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 1e-2,
 ) -> Optimizer:
-    """:class:`torch.optim.AdamW` with torch's defaults; decay applies to every tensor."""
+    """:class:`torch.optim.AdamW` with torch's defaults; weight decay applies to every tensor."""
     check_number("lr", lr, least=0.0)
     check_number("eps", eps, least=0.0)
     check_number("weight_decay", weight_decay, least=0.0)
@@ -67,7 +67,7 @@ def adamw(
 
 
 def build(name: str, params: Params, **parameters: object) -> Optimizer:
-    """The optimiser of this name, for these tensors or parameter groups.
+    """Make the optimiser of this name for tensors or parameter groups.
 
     Raises:
         ConfigError: if the name or a setting is unknown, or a value is out of range.

@@ -13,7 +13,7 @@ from mbcl.functional import check_number
 
 
 class LARS(Optimizer):
-    r"""SGD with momentum whose steps are scaled, tensor by tensor, to the size of the tensor.
+    r"""SGD with momentum and a layer-wise rate: each tensor's step is scaled to the norm of the tensor.
 
     For a tensor p with more than one dimension, weight decay w and trust coefficient c:
 
@@ -22,8 +22,8 @@ class LARS(Optimizer):
 
     For a tensor with at most one dimension (biases, batch norm) :math:`g' = g`: no decay, no scaling. Then
     :math:`m \leftarrow \mu m + g'` and :math:`p \leftarrow p - \eta m`. The rate :math:`\eta` multiplies outside the
-    momentum, so a change of it rescales the whole history. A zero gradient with w > 0 leaves the decay term, which is
-    itself scaled: g' = c p whatever w.
+    momentum, so a change of it rescales the whole history. If the gradient is zero and w > 0, the decay term alone is
+    scaled: g' = c p for every w.
 
     Args:
         params: tensors or parameter groups.
@@ -74,7 +74,7 @@ class LARS(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step.
+        """Make one step.
 
         Args:
             closure: evaluates the model again and returns the loss; optional.
@@ -90,12 +90,12 @@ class LARS(Optimizer):
         return loss
 
     def _update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """Move one tensor."""
+        """Update one tensor and its momentum."""
         if gradient.is_sparse:
             raise ValueError("LARS: sparse gradients are not supported")
         if p.ndim > 1:
             gradient = gradient.add(p, alpha=group["weight_decay"])
-            # Tensors, not Python numbers: a step never waits for the device.
+            # Norms stay tensors: Python numbers would make every step wait for the device.
             p_norm, g_norm = torch.linalg.vector_norm(p), torch.linalg.vector_norm(gradient)
             scaled = group["trust_coefficient"] * p_norm / g_norm
             gradient = gradient * torch.where((p_norm > 0) & (g_norm > 0), scaled, torch.ones_like(scaled))

@@ -19,11 +19,11 @@ def cosine_lr(epoch: float, base_lr: float, warmup_epochs: float, epochs: float)
         \eta(e) = \tfrac12 \eta_0 \big(1 + \cos(\pi (e - W) / (E - W))\big) \quad (e \ge W)
 
     Args:
-        epoch: e, fractional: steps done divided by the steps of an epoch. The first step has rate 0 if W > 0. Beyond E
-            the cosine rises again, as published; training ends before.
+        epoch: e, fractional: completed steps divided by the steps of an epoch. The first step has rate 0 if W > 0.
+            Beyond E the cosine rises again, as published, but training ends at E.
         base_lr: :math:`\eta_0`, after scaling by :func:`scale_lr`.
         warmup_epochs: W.
-        epochs: E. If it is not above W, training ends within the warm-up and the rate stays at its peak from W on.
+        epochs: E. If E <= W, training ends within the warm-up, and the rate stays at its peak from W on.
 
     Raises:
         ConfigError: if ``epoch``, ``base_lr`` or ``warmup_epochs`` is negative, or ``epochs`` is not above 0.
@@ -47,12 +47,12 @@ def cosine_lr(epoch: float, base_lr: float, warmup_epochs: float, epochs: float)
 
 
 def scale_lr(lr: float, batch_size: int, rule: ScaleRule) -> float:
-    r"""The rate for a batch size: ``sqrt`` :math:`\eta \sqrt B`, ``linear`` :math:`\eta B / 256`, ``none``.
+    r"""Scale the rate by the batch size: ``sqrt`` :math:`\eta \sqrt B`, ``linear`` :math:`\eta B / 256`, ``none``.
 
     Args:
         lr: the rate before scaling, at least 0.
         batch_size: B, global.
-        rule: how to scale.
+        rule: the scaling rule.
 
     Raises:
         ConfigError: if a value is out of range or the rule is unknown.

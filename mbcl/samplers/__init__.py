@@ -1,7 +1,8 @@
-"""Samplers: which samples meet in which step.
+"""Samplers: they decide which samples share a mini-batch.
 
-``build(name, batch_size=B, **parameters)`` makes one by its name or published alias. To add one, write a module with
-one class, register it under a name, and import it here; configuration, command line and tests read the registry.
+``build(name, batch_size=B, **parameters)`` makes a sampler by its name or published alias. To add one, write a module
+with one class, register the class under a name, and import it here; configuration, command line and tests read the
+registry.
 """
 
 from mbcl.samplers._base import (

@@ -23,8 +23,8 @@ def balanced_kmeans(x_PMD: Tensor, num_clusters: int, seeds: Sequence[int]) -> T
     """Cut every pool into clusters of equal size with small squared distances to their centres.
 
     k-means++ seeding, some Lloyd steps without a bound on sizes, then rounds of {assign with a bound, recentre}. The
-    assignment is greedy: rows choose their nearest centre with room, in order of regret, the distance to the second
-    nearest centre less that to the nearest, largest first.
+    assignment is greedy: each row takes its nearest centre that still has room, in descending order of regret. The
+    regret of a row is its distance to the second nearest centre less that to the nearest.
 
     Args:
         x_PMD: (P, M, D) float32 or float64, on any device.
@@ -41,15 +41,15 @@ def balanced_kmeans(x_PMD: Tensor, num_clusters: int, seeds: Sequence[int]) -> T
         return torch.zeros(num_pools, num_rows, dtype=torch.int64, device=x_PMD.device)
     centre_PKD = plus_plus(x_PMD, num_clusters, seeds)
     centre_PKD, _, _ = lloyd(x_PMD, centre_PKD, LLOYD)
-    for number in range(ROUNDS):
+    for iteration in range(ROUNDS):
         cluster_PM = greedy_by_regret(distances(x_PMD, centre_PKD), capacity)
-        if number < ROUNDS - 1:
+        if iteration < ROUNDS - 1:
             centre_PKD = recentred(x_PMD, cluster_PM, centre_PKD)
     return cluster_PM
 
 
 def greedy_by_regret(cost_PMK: Tensor, capacity: int) -> Tensor:
-    """Every row its cheapest cluster with room, in order of regret: second cheapest less cheapest, largest first.
+    """Assign each row to its cheapest cluster with room, rows of the largest regret (second cheapest - cheapest) first.
 
     Args:
         cost_PMK: (P, M, K) float, K at least 2.
@@ -61,22 +61,22 @@ def greedy_by_regret(cost_PMK: Tensor, capacity: int) -> Tensor:
     if cost_PMK.device.type == "cpu" and available():
         from mbcl.samplers.kernels.assignment import fill_in_order, regrets
 
-        found = []
+        clusters = []
         for cost_MK in cost_PMK.numpy():
             order_M = np.argsort(-regrets(cost_MK), kind="stable")
-            found.append(fill_in_order(cost_MK, order_M, capacity))
-        return torch.from_numpy(np.stack(found))
+            clusters.append(fill_in_order(cost_MK, order_M, capacity))
+        return torch.from_numpy(np.stack(clusters))
     cheapest_PM2 = cost_PMK.topk(2, dim=2, largest=False).values
     regret_PM = cheapest_PM2[:, :, 1] - cheapest_PM2[:, :, 0]
     return fill_together(cost_PMK, regret_PM.argsort(dim=1, descending=True, stable=True), capacity)
 
 
 def fill_together(cost_PMK: Tensor, order_PM: Tensor, capacity: int) -> Tensor:
-    """What :func:`mbcl.samplers.kernels.assignment.fill_in_order` gives, by deferred acceptance: all rows ask at once.
+    """The result of :func:`mbcl.samplers.kernels.assignment.fill_in_order`, by deferred acceptance (Gale and Shapley).
 
-    Rows ask their cheapest cluster; a cluster keeps the ``capacity`` first in order and turns away all that come
-    later, also those that have not asked yet. Since all clusters prefer rows in the same order, the only stable
-    matching is the one where each row in turn takes what is left.
+    All rows propose to their cheapest cluster at once. A cluster keeps the ``capacity`` proposers that are first in
+    the order and rejects all later rows, also those that have not proposed to it yet. Since all clusters prefer rows
+    in the same order, the only stable matching is that of serial choice, each row in turn taking the best cluster left.
 
     Reference:
         Gale and Shapley, College admissions and the stability of marriage, 1962.
@@ -85,14 +85,14 @@ def fill_together(cost_PMK: Tensor, order_PM: Tensor, capacity: int) -> Tensor:
     cost_PMK = cost_PMK.clone()
     place_PM = order_PM.argsort(dim=1)
     while True:
-        asked_PM = cost_PMK.argmin(dim=2)
-        asks_PMK = asked_PM[:, :, None] == torch.arange(num_clusters, device=cost_PMK.device)
-        turn_PMK = torch.where(asks_PMK, place_PM[:, :, None], num_rows)
-        # The last place that finds room; num_rows where fewer ask than there is room.
+        proposal_PM = cost_PMK.argmin(dim=2)
+        proposes_PMK = proposal_PM[:, :, None] == torch.arange(num_clusters, device=cost_PMK.device)
+        turn_PMK = torch.where(proposes_PMK, place_PM[:, :, None], num_rows)
+        # The place of the last row that is kept; num_rows where fewer rows propose than the cluster has room for.
         last_PK = turn_PMK.kthvalue(capacity, dim=1).values
         late_PMK = place_PM[:, :, None] > last_PK[:, None, :]
-        if not bool((late_PMK & asks_PMK).any()):
-            return asked_PM
+        if not bool((late_PMK & proposes_PMK).any()):
+            return proposal_PM
         cost_PMK.masked_fill_(late_PMK, torch.inf)
 
 
@@ -102,6 +102,6 @@ def rows_of(cluster_PM: Tensor, batch_size: int) -> Tensor:
 
 
 def in_order(rows_KB: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The same batches: inside a batch rows ascend, batches are ordered by their first row."""
+    """Sort the rows of each batch in ascending order, and the batches by their first row."""
     rows_KB = np.sort(rows_KB, axis=1)
     return rows_KB[np.argsort(rows_KB[:, 0])].astype(np.int64)

@@ -1,4 +1,4 @@
-"""What every sampler looks like.
+"""The interface of samplers, their registry, and the check of their plans.
 
 Letters: N samples of the data set, B samples a batch, S batches of a plan.
 """
@@ -29,7 +29,7 @@ class PoolPlan:
     Args:
         rows: (S_p, B) int64 row numbers within the pool.
         scores: (S_p,) float64, the losses by which the batches were ranked, or None.
-        neighbours: (M, skip) int32, of each row of the pool those that should not share a batch with it, or None.
+        neighbours: (M, skip) int32, for each row of the pool the rows that should not share a batch with it, or None.
     """
 
     rows: NDArray[np.int64]
@@ -41,13 +41,13 @@ PoolFunction = Callable[[FloatArray, FloatArray, int], PoolPlan]
 
 
 class PoolMap(Protocol):
-    """Who plans the pools: a loop, or tasks in other processes."""
+    """A map over pools: a loop in this process, or tasks in other processes."""
 
     def __call__(self, function: PoolFunction, items: Sequence[PoolItem]) -> Sequence[PoolPlan]:
-        """``[function(*item) for item in items]``, in this order.
+        """Return ``[function(*item) for item in items]``, in this order.
 
-        ``items`` makes an item when it is asked for it (and makes it anew each time), so whoever maps decides how many
-        are in memory at once.
+        ``items`` is lazy: it makes an item at every access and caches none, so the implementation of the map decides
+        how many items are in memory at once.
         """
         ...
 
@@ -75,14 +75,14 @@ class Sampler(Protocol):
 
     @property
     def covers_all(self) -> bool:
-        """Whether a plan visits every sample but the few that fill no batch or pool."""
+        """Whether a plan visits every sample, except the remainder that fills no batch or pool."""
         ...
 
     def check(self, num_samples: int) -> None:
-        """Raise if plans of this many samples can never be made; warn if a setting will not be used.
+        """Check that ``num_samples`` samples can be planned; warn if a setting has no effect.
 
         Raises:
-            ConfigError: the text holds the numbers.
+            ConfigError: if they cannot; the text holds the numbers.
         """
         ...
 
@@ -91,7 +91,7 @@ class Sampler(Protocol):
         ...
 
     def plan_width(self, num_samples: int) -> int:
-        """The samples of each batch of a plan: B, but for ``full``."""
+        """The samples of each batch of a plan: B, except for ``full``."""
         ...
 
     def plan(
@@ -108,14 +108,14 @@ class Sampler(Protocol):
 
         Args:
             num_samples: N.
-            embeddings: of all N samples, rows in any order, on any device; samplers without need ignore them.
+            embeddings: of all N samples, rows in any order, on any device; ignored unless ``needs_embeddings``.
             seed: the experiment's seed.
             epoch: counts from 0.
-            round: counts the plans of one epoch from 0; more than one is needed where plans are shorter than it.
-            map_pools: who plans the pools; the plan does not depend on it.
+            round: counts the plans of one epoch from 0; an epoch needs several where a plan is shorter than the epoch.
+            map_pools: the map that plans the pools; the plan does not depend on it.
 
         Raises:
-            ConfigError: as :meth:`check`.
+            ConfigError: as in :meth:`check`.
             PlanError: if embeddings are missing or do not hold each sample once.
         """
         ...
@@ -123,7 +123,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BaseSampler:
-    """What most samplers have in common: batches of B, no sample twice, and none left out that fills a batch.
+    """Base of most samplers: batches of B samples, none repeated, and none left out except the remainder N mod B.
 
     Args:
         batch_size: B, global.
@@ -144,11 +144,11 @@ class BaseSampler:
 
     @property
     def covers_all(self) -> bool:
-        """Whether a plan visits every sample but the few that fill no batch or pool."""
+        """Whether a plan visits every sample, except the remainder that fills no batch or pool."""
         return True
 
     def check(self, num_samples: int) -> None:
-        """As :meth:`Sampler.check`: one batch must be filled."""
+        """Check that the samples fill at least one batch."""
         check_num_samples(self.name, self.batch_size, num_samples)
 
     def plan_length(self, num_samples: int) -> int:
@@ -156,7 +156,7 @@ class BaseSampler:
         return num_samples // self.batch_size
 
     def plan_width(self, num_samples: int) -> int:
-        """B."""
+        """The samples of each batch: B."""
         return self.batch_size
 
 
@@ -164,7 +164,7 @@ SAMPLERS: Registry[type[Sampler]] = Registry("sampler")
 
 
 def build(name: str, *, batch_size: int, **parameters: object) -> Sampler:
-    """The sampler of this name or alias.
+    """Make the sampler of this name or alias.
 
     Raises:
         ConfigError: if the name or a parameter is unknown, or a value is out of range.
@@ -177,16 +177,16 @@ def build(name: str, *, batch_size: int, **parameters: object) -> Sampler:
 
 
 def check_plan(plan: BatchPlan, sampler: Sampler, num_samples: int) -> BatchPlan:
-    """Return the plan itself if it is what its sampler promises: every plan passes here before anyone trains on it.
+    """Return the plan itself if it keeps its sampler's promises; every plan is checked here before training uses it.
 
     Args:
         plan: of one round.
-        sampler: that made it.
+        sampler: the sampler that made it.
         num_samples: N.
 
     Raises:
-        PlanError: if a position is out of range or repeated, a batch is missing, a score is not finite, or (a sampler
-            that covers) a sample is missing that fills a batch: S * B different ones must be visited, or all N.
+        PlanError: if a position is out of range or repeated, a batch is missing, or a score is not finite; also, if
+            the sampler has ``covers_all``, unless the plan visits min(S * B, N) different samples.
     """
     plan.validate(num_samples, distinct=sampler.no_repeats)
     expected = (sampler.plan_length(num_samples), sampler.plan_width(num_samples))
@@ -202,12 +202,20 @@ def check_plan(plan: BatchPlan, sampler: Sampler, num_samples: int) -> BatchPlan
 
 
 def check_batch_size(batch_size: object) -> None:
-    """Raise ConfigError unless it is a whole number of at least 2: a single sample has no negatives."""
+    """Check that the batch size is a whole number of at least 2: a single sample has no negatives.
+
+    Raises:
+        ConfigError: if it is not.
+    """
     check_count("batch_size", batch_size, least=2)
 
 
 def check_num_samples(name: str, batch_size: int, num_samples: int) -> None:
-    """Raise ConfigError if not even one batch can be filled."""
+    """Check that the samples fill at least one batch.
+
+    Raises:
+        ConfigError: if they do not.
+    """
     if batch_size > num_samples:
         raise ConfigError(
             f"sampler {name!r}: batch_size {batch_size} is above the {num_samples} samples of the data set"

@@ -1,4 +1,4 @@
-"""The direction in which rows differ most.
+"""The principal direction of rows: that of their largest variance.
 
 Letters: n rows, D dimensions.
 """
@@ -15,7 +15,7 @@ def principal_direction(x_nD: Tensor, start_D: Tensor, power: int) -> Tensor:
     Args:
         x_nD: (n, D) float, on any device.
         start_D: (D,) float, random.
-        power: steps.
+        power: number of steps.
 
     Returns:
         (D,) of length one; zero if no two rows differ.
@@ -24,7 +24,7 @@ def principal_direction(x_nD: Tensor, start_D: Tensor, power: int) -> Tensor:
     direction_D = start_D.to(x_nD)
     for _ in range(power):
         direction_D = (x_nD @ direction_D) @ x_nD
-        # Rows are at most two long: no need for more care, which would cost more than the products of small parts.
+        # Rows are at most 2 long, so nothing overflows; a safer norm would cost more than the products of small parts.
         length = torch.linalg.vector_norm(direction_D)
         direction_D /= torch.where(length > 0, length, 1)
     return direction_D

@@ -1,4 +1,4 @@
-"""The samplers of the synthetic study: ``full``, ``all_batches`` and ``osgd_exhaustive``. They draw nothing.
+"""The samplers of the synthetic study: ``full``, ``all_batches`` and ``osgd_exhaustive``. None of them is random.
 
 Letters: N samples of the data set, C batches, B samples a batch, D dimensions, R runs with embeddings of their own.
 """
@@ -23,19 +23,20 @@ from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers._base import SAMPLERS, BaseSampler, PoolMap, serial
 
 MOST_BATCHES = 10**6
-"""Of C(N, B): more than that are refused."""
+"""The largest C(N, B) that is accepted."""
 MOST_PLACES = 10**8
-"""Of C(N, B) * B: 0.8 GB of positions. Few large batches that leave out a handful of samples could be more."""
+"""The largest C(N, B) * B that is accepted: 0.8 GB of int64 positions. It matters for large B, where C(N, B) may still
+be below :data:`MOST_BATCHES`."""
 CHUNK_ELEMENTS = 2**21
-"""Similarities held at once while batches are scored, 16 MiB in float64."""
+"""Similarities in memory at once while batches are scored, 16 MiB in float64."""
 SAFE_EXPONENT = 75.0
 """e^75 is representable in float32, and so are sums of it."""
 TIE = 1e-12
-"""Losses that differ by less are one: the same terms in another order differ in their last bits."""
+"""Losses that differ by at most this are ties: sums of the same terms in another order differ in their last bits."""
 
 
 def count_batches(name: str, num_samples: int, batch_size: int) -> int:
-    """C(N, B).
+    """Return C(N, B), the number of batches.
 
     Raises:
         ConfigError: if it is above :data:`MOST_BATCHES`, or C(N, B) * B above :data:`MOST_PLACES`.
@@ -61,7 +62,7 @@ def count_batches(name: str, num_samples: int, batch_size: int) -> int:
 
 @lru_cache(maxsize=4)
 def combinations(num_samples: int, batch_size: int) -> Tensor:
-    """(C, B) int64, all batches of B of N samples in lexicographic order; kept, so not to be written to.
+    """(C, B) int64, all batches of B of N samples in lexicographic order; cached, so callers must not write to it.
 
     Example:
         >>> combinations(3, 2).tolist()
@@ -73,13 +74,13 @@ def combinations(num_samples: int, batch_size: int) -> Tensor:
 
 
 def hardest_batches(similarity_RNN: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    r"""Of all C(N, B) batches the one with the highest CLIP loss, for each of R runs.
+    r"""Find the batch with the highest CLIP loss among all C(N, B), for each of R runs.
 
     Of equal losses (to :data:`TIE`) the first in lexicographic order is taken, as published.
 
     Args:
         similarity_RNN: (R, N, N) float, cosines of view 1 and view 2 over the temperature; float64 where near-ties
-            matter. Batches are scored where it lies.
+            matter. Batches are scored on its device.
         batch_size: B.
 
     Returns:
@@ -96,19 +97,19 @@ def hardest_batches(similarity_RNN: Tensor, batch_size: int) -> tuple[Tensor, Te
     batches_CB = combinations(num_samples, batch_size).to(similarity_RNN.device)
     similarity_RN = similarity_RNN.reshape(num_runs, -1)
     positive_RN = similarity_RNN.diagonal(dim1=1, dim2=2)
-    # One exponential a cell, not one a cell of a batch, where the sums of all batches are representable.
+    # If no sum can overflow, take each similarity's exponential once, not once for every batch that contains it.
     in_range = float(similarity_RN.abs().amax()) < SAFE_EXPONENT
     source_RN = similarity_RN.exp() if in_range else similarity_RN
     chunk = max(1, CHUNK_ELEMENTS // (num_runs * batch_size**2))
     losses = []
-    for some_CB in batches_CB.split(chunk):
-        cells = (some_CB[:, :, None] * num_samples + some_CB[:, None, :]).flatten()
-        x_RCBB = source_RN[:, cells].view(num_runs, len(some_CB), batch_size, batch_size)
+    for chunk_CB in batches_CB.split(chunk):
+        cells = (chunk_CB[:, :, None] * num_samples + chunk_CB[:, None, :]).flatten()
+        x_RCBB = source_RN[:, cells].view(num_runs, len(chunk_CB), batch_size, batch_size)
         if in_range:
             total_RC = (x_RCBB.sum(dim=3).log_() + x_RCBB.sum(dim=2).log_()).sum(dim=2)
         else:
             total_RC = (x_RCBB.logsumexp(dim=3) + x_RCBB.logsumexp(dim=2)).sum(dim=2)
-        losses.append((total_RC - 2 * positive_RN[:, some_CB].sum(dim=2)) / batch_size)
+        losses.append((total_RC - 2 * positive_RN[:, chunk_CB].sum(dim=2)) / batch_size)
     loss_RC = torch.cat(losses, dim=1)
     highest_R1 = loss_RC.amax(dim=1, keepdim=True)
     first_R = (loss_RC >= highest_R1 - TIE).to(torch.uint8).argmax(dim=1)
@@ -117,10 +118,10 @@ def hardest_batches(similarity_RNN: Tensor, batch_size: int) -> tuple[Tensor, Te
 
 @dataclass(frozen=True, kw_only=True)
 class Exhaustive(BaseSampler):
-    """Base of the samplers that leave nothing to chance: the plan depends on N, B and the embeddings alone."""
+    """Base of the deterministic samplers: the plan depends on N, B and the embeddings alone."""
 
     def plan_length(self, num_samples: int) -> int:
-        """1."""
+        """S, the batches of one plan: 1."""
         return 1
 
     @abstractmethod
@@ -137,7 +138,7 @@ class Exhaustive(BaseSampler):
         round: int = 0,
         map_pools: PoolMap = serial,
     ) -> BatchPlan:
-        """As :meth:`Sampler.plan`; the same for every seed, epoch and round."""
+        """Make the plan, the same for every seed, epoch and round; see :meth:`Sampler.plan`."""
         self.check(num_samples)
         batches, scores = self.rows(num_samples, embeddings)
         return BatchPlan(batches, self.name, seed, epoch, round, scores).validate(num_samples, distinct=self.no_repeats)
@@ -146,7 +147,7 @@ class Exhaustive(BaseSampler):
 @SAMPLERS.register("full")
 @dataclass(frozen=True, kw_only=True)
 class Full(Exhaustive):
-    """One batch of everything: the loss that the others only approach.
+    """One batch of all N samples, whose loss the other samplers approximate.
 
     Args:
         batch_size: B, global; not used. Training with this sampler needs a batch size of all training samples.
@@ -159,11 +160,11 @@ class Full(Exhaustive):
     name: ClassVar[str] = "full"
 
     def plan_width(self, num_samples: int) -> int:
-        """N."""
+        """The samples of the batch: N."""
         return num_samples
 
     def rows(self, num_samples: int, embeddings: Embeddings | None) -> tuple[Tensor, Tensor | None]:
-        """Everything."""
+        """Return all positions in order as one batch, without a score."""
         return torch.arange(num_samples)[None], None
 
 
@@ -189,27 +190,27 @@ class AllBatches(Exhaustive):
 
     @property
     def no_repeats(self) -> bool:
-        """No: a sample is in C(N - 1, B - 1) batches."""
+        """False: every sample is in C(N - 1, B - 1) batches."""
         return False
 
     def check(self, num_samples: int) -> None:
-        """As :meth:`Sampler.check`: at most 1,000,000 batches."""
+        """Check that the samples fill a batch and that there are at most 1,000,000 batches."""
         super().check(num_samples)
         count_batches(self.name, num_samples, self.batch_size)
 
     def plan_length(self, num_samples: int) -> int:
-        """C(N, B)."""
+        """S, the batches of one plan: C(N, B)."""
         return math.comb(num_samples, self.batch_size)
 
     def rows(self, num_samples: int, embeddings: Embeddings | None) -> tuple[Tensor, Tensor | None]:
-        """Every batch."""
+        """Return every batch, without scores."""
         return combinations(num_samples, self.batch_size).clone(), None
 
 
 @SAMPLERS.register("osgd_exhaustive", aliases=("osgd_NcB",))
 @dataclass(frozen=True, kw_only=True)
 class OSGDExhaustive(Exhaustive):
-    """The one batch of all C(N, B) with the highest CLIP loss, refused above 1,000,000; of equals the first.
+    """The batch with the highest CLIP loss among all C(N, B), the first of ties; refused above 1,000,000 batches.
 
     Args:
         batch_size: B, global. (The published search takes batches of 2, whatever the batch size.)
@@ -235,19 +236,19 @@ class OSGDExhaustive(Exhaustive):
 
     @property
     def covers_all(self) -> bool:
-        """No: one batch is a part of the samples."""
+        """False: a plan is one batch, a part of the samples."""
         return False
 
     def check(self, num_samples: int) -> None:
-        """As :meth:`Sampler.check`: at most 1,000,000 batches."""
+        """Check that the samples fill a batch and that there are at most 1,000,000 batches."""
         super().check(num_samples)
         count_batches(self.name, num_samples, self.batch_size)
 
     def rows(self, num_samples: int, embeddings: Embeddings | None) -> tuple[Tensor, Tensor | None]:
-        """The hardest batch, scored in float64 on the device where the embeddings are."""
+        """Return the hardest batch and its loss, scored in float64 on the embeddings' device."""
         if embeddings is None:
             raise PlanError(f"sampler {self.name!r} needs embeddings")
-        held = embeddings.ordered(num_samples)
-        z1_ND, z2_ND = held.z1.detach().double(), held.z2.detach().double()
+        ordered = embeddings.ordered(num_samples)
+        z1_ND, z2_ND = ordered.z1.detach().double(), ordered.z2.detach().double()
         batch_1B, loss_1 = hardest_batches(cosine_similarity(z1_ND, z2_ND)[None] / self.temperature, self.batch_size)
         return batch_1B.cpu(), loss_1.cpu()

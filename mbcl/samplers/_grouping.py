@@ -1,4 +1,4 @@
-"""Cutting many samples into blocks of similar ones, in near-linear time.
+"""Partition of many samples into blocks of similar ones, in near-linear time.
 
 Letters: N samples, D dimensions, C samples of a block, B samples a batch.
 """
@@ -17,8 +17,8 @@ from mbcl.samplers._normalize import CHUNK_ROWS, pair_sum
 from mbcl.seeding import derive, torch_generator
 
 MOST_BLOCKS = 52
-"""Blocks that balanced k-means cuts at once: 66,560 samples in blocks of 1,280. It costs samples times blocks, so what
-is larger is halved first."""
+"""Blocks that one balanced k-means makes at most: 66,560 samples in blocks of 1,280. Its cost grows as samples times
+blocks, so larger sets are halved first."""
 POWER_STEPS = 4
 POWER_ROWS = 4096
 
@@ -26,44 +26,44 @@ POWER_ROWS = 4096
 def grouped(
     embeddings: Embeddings, positions: NDArray[np.int64], block: int, batch_size: int, seed: int
 ) -> list[NDArray[np.int64]]:
-    """Blocks of similar samples: whole batches each, ``block`` samples but for what is left over.
+    """Partition samples into blocks of similar ones, each of ``block`` samples except for a remainder of whole batches.
 
-    Sets of more than :data:`MOST_BLOCKS` blocks are halved along their principal direction; then balanced k-means.
-    Memory: one float32 (N, D), the sum of both normalised views.
+    Sets of more than :data:`MOST_BLOCKS` blocks are halved along their principal direction until they are small
+    enough; then balanced k-means cuts each of them. Memory: one float32 (N, D), the sum of both normalised views.
 
     Args:
         embeddings: row p holds data-set position p; on any device.
         positions: (N,) int64, a multiple of ``batch_size``.
         block: C, a multiple of ``batch_size``.
         batch_size: B.
-        seed: of this cut.
+        seed: of this partition.
 
     Returns:
-        The positions of each block, which together are ``positions``.
+        The positions of each block, ascending; together they are ``positions``.
     """
     x_ND = pair_sums(embeddings, positions)
     blocks: list[NDArray[np.int64]] = []
-    waiting = [np.arange(len(positions))]
-    while waiting:
-        rows = waiting.pop()
+    pending = [np.arange(len(positions))]
+    while pending:
+        rows = pending.pop()
         if len(rows) > MOST_BLOCKS * block:
             # Depth first: the first half next.
-            waiting += reversed(halves(x_ND, rows, block, derive(seed, "halves", len(blocks), len(waiting))))
+            pending += reversed(halves(x_ND, rows, block, derive(seed, "halves", len(blocks), len(pending))))
             continue
-        whole = len(rows) // block
-        rest = len(rows) - whole * block
-        if whole < 2:
-            parts = [rows] if rest == 0 or whole == 0 else _split(x_ND, rows, whole * block, seed)
+        num_blocks = len(rows) // block
+        remainder = len(rows) - num_blocks * block
+        if num_blocks < 2:
+            parts = [rows] if remainder == 0 or num_blocks == 0 else _split(x_ND, rows, num_blocks * block, seed)
             blocks += parts
             continue
-        if rest:
-            # Balanced k-means needs whole blocks: a block of what is left is cut from one end.
-            rows, last = _split(x_ND, rows, whole * block, seed)
+        if remainder:
+            # Balanced k-means needs whole blocks: the remainder is split off one end of the principal direction.
+            rows, last = _split(x_ND, rows, num_blocks * block, seed)
             blocks.append(last)
-        # Rows stay in ascending order: all of them need no copy.
+        # Rows ascend, so where they are all rows, x_ND serves without a copy.
         part_MD = x_ND if len(rows) == len(x_ND) else x_ND[torch.from_numpy(rows).to(x_ND.device)]
-        cluster_M = balanced_kmeans(part_MD[None], whole, [derive(seed, "blocks", len(blocks))])[0].cpu().numpy()
-        blocks += list(rows[np.argsort(cluster_M, kind="stable")].reshape(whole, block))
+        cluster_M = balanced_kmeans(part_MD[None], num_blocks, [derive(seed, "blocks", len(blocks))])[0].cpu().numpy()
+        blocks += list(rows[np.argsort(cluster_M, kind="stable")].reshape(num_blocks, block))
     return [np.sort(positions[rows]) for rows in blocks]
 
 
@@ -78,26 +78,26 @@ def pair_sums(embeddings: Embeddings, positions: NDArray[np.int64]) -> Tensor:
 
 
 def halves(x_ND: Tensor, rows: NDArray[np.int64], unit_size: int, seed: int) -> list[NDArray[np.int64]]:
-    """Two halves along the principal direction, the first a multiple of ``unit_size``."""
+    """Split rows into two halves along the principal direction, the first a multiple of ``unit_size``."""
     units = -(-len(rows) // unit_size)
     return _split(x_ND, rows, (units // 2) * unit_size, seed)
 
 
-def _split(x_ND: Tensor, rows: NDArray[np.int64], first: int, seed: int) -> list[NDArray[np.int64]]:
-    """The ``first`` rows along the principal direction, and the others."""
+def _split(x_ND: Tensor, rows: NDArray[np.int64], num_first: int, seed: int) -> list[NDArray[np.int64]]:
+    """Split rows by their projection on the principal direction: the ``num_first`` smallest, and the others."""
     direction_D = _direction(x_ND, rows, seed)
-    along = np.concatenate(
+    projection = np.concatenate(
         [
             (x_ND[torch.from_numpy(rows[start : start + CHUNK_ROWS]).to(x_ND.device)] @ direction_D).cpu().numpy()
             for start in range(0, len(rows), CHUNK_ROWS)
         ]
     )
-    order = np.argsort(along, kind="stable")
-    return [np.sort(rows[order[:first]]), np.sort(rows[order[first:]])]
+    order = np.argsort(projection, kind="stable")
+    return [np.sort(rows[order[:num_first]]), np.sort(rows[order[num_first:]])]
 
 
 def _direction(x_ND: Tensor, rows: NDArray[np.int64], seed: int) -> Tensor:
-    """(D,) the principal direction of some rows, from a sample of them."""
+    """(D,) the principal direction of some rows, estimated from at most :data:`POWER_ROWS` of them."""
     generator = torch_generator(seed, "principal direction")
     if len(rows) > POWER_ROWS:
         rows = rows[torch.randperm(len(rows), generator=generator)[:POWER_ROWS].numpy()]

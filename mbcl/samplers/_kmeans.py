@@ -1,4 +1,4 @@
-"""``kmeans`` and ``refined``: batches of similar samples by balanced k-means, and better ones by swaps.
+"""``kmeans`` and ``refined``: batches of similar samples by balanced k-means, and harder ones by swaps between them.
 
 Letters: N samples of the data set, P pools, M samples of a pool, D dimensions, B samples a batch, K batches of a pool.
 """
@@ -29,16 +29,16 @@ from mbcl.samplers._swaps_batched import refine_batched
 from mbcl.samplers.kernels import available
 
 MAX_BLOCK = 20_000
-"""Samples among which swaps can reasonably be searched: four matrices of 1.6 GB each."""
+"""Samples of a block in which swaps are searched, at most: four matrices of 1.6 GB each."""
 
 
 MAX_DISTANCES = 2**28
-"""Of the samples of a block to the centres of its batches: 1 GiB, several times."""
+"""Most distances from a block's samples to the centres of its batches: a matrix of 1 GiB, of which several exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSampler(SizedPools):
-    """Base of the samplers that cut a pool into blocks of similar samples and plan each block by itself."""
+    """Base of the samplers that cut a pool into blocks of similar samples and plan each block independently."""
 
     batched: ClassVar[bool] = True
 
@@ -61,33 +61,33 @@ class BlockSampler(SizedPools):
         return max(2, self.block // self.batch_size) * self.batch_size
 
     def planned_pools(self, num_samples: int) -> int:
-        """As :meth:`PoolSampler.planned_pools`: the blocks of all pools."""
+        """The blocks of all pools, each of which is planned independently."""
         return sum(-(-size // self.block_size) for size in self.pool_sizes(num_samples))
 
     def apart_within(self, num_samples: int) -> int:
-        """As :meth:`PoolSampler.apart_within`: a block."""
+        """The samples of a block, at most: the set in which a sample's ``skip`` nearest are found."""
         return min(super().apart_within(num_samples), self.block_size)
 
     def cut(self, embeddings: Embeddings, pool: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
-        """Blocks of similar samples, on the device where the embeddings are."""
+        """Cut a pool into blocks of similar samples, on the embeddings' device."""
         if len(pool) <= self.block_size:
             return [pool]
         return grouped(embeddings, pool, self.block_size, self.batch_size, seed)
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
-        """One block; inside a batch rows ascend, batches are ordered by their first row."""
+        """Plan one block; inside a batch rows ascend, batches are ordered by their first row."""
         # torch.tensor copies: the arrays may be read-only.
         u_MD, v_MD = (unit(torch.tensor(z)) for z in (z1_MD, z2_MD))
         rows_KB, neighbours = self.plan_block(u_MD, v_MD, seed)
         return PoolPlan(in_order(rows_KB), None, neighbours)
 
     def plan_block(self, u_MD: Tensor, v_MD: Tensor, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int32] | None]:
-        """(K, B) row numbers, and neighbours if they were already kept apart."""
+        """Return (K, B) row numbers, and (M, skip) neighbours if the batches already separate them, else None."""
         cluster_M = balanced_kmeans((u_MD + v_MD)[None], len(u_MD) // self.batch_size, [seed])[0]
         return rows_of(cluster_M[None], self.batch_size)[0].numpy(), None
 
     def plan_batched(self, z1_PMD: Tensor, z2_PMD: Tensor, seeds: Sequence[int]) -> Tensor:
-        """As :meth:`PoolSampler.plan_batched`."""
+        """Plan blocks of one size together; see :meth:`PoolSampler.plan_batched`."""
         u_PMD, v_PMD = unit(z1_PMD), unit(z2_PMD)
         cluster_PM = balanced_kmeans(u_PMD + v_PMD, u_PMD.shape[1] // self.batch_size, seeds)
         return rows_of(cluster_PM, self.batch_size)
@@ -98,14 +98,14 @@ class BlockSampler(SizedPools):
 class KMeans(BlockSampler):
     """Batches of similar samples: balanced k-means of the sum of a sample's two normalised views.
 
-    k-means++, Lloyd steps, then rounds of {greedy assignment with capacity B in order of regret; recentre}. Some
-    hundred times as fast as the published spectral planner (docs/benchmarks.md), at a similar loss.
+    k-means++, Lloyd steps, then rounds of {greedy assignment with capacity B in order of regret; recentre}. It is about
+    a hundred times as fast as the published spectral planner (docs/benchmarks.md), at a similar loss.
 
     Args:
         batch_size: B, global.
         pool: samples of a random pool; None for the whole data set as one, which gives the highest losses.
         block: larger pools are first cut into blocks of at most this many similar samples.
-        mix, skip: as for all samplers with embeddings; the nearest are those of a sample's block.
+        mix, skip: as for all samplers with embeddings; a sample's nearest are searched in its block.
 
     Example:
         >>> KMeans(batch_size=32).pool_sizes(3000)
@@ -118,19 +118,19 @@ class KMeans(BlockSampler):
 @SAMPLERS.register("refined")
 @dataclass(frozen=True, kw_only=True)
 class Refined(BlockSampler):
-    """``kmeans``, then swaps between its batches that raise the mean NT-Xent itself, until a number of sweeps is done.
+    """``kmeans``, then swaps of samples between its batches that raise the mean NT-Xent, for a number of sweeps.
 
     Every swap's exact change of the loss is computed, so no swap lowers it; see :mod:`mbcl.samplers._swaps`. With
-    ``skip``, neighbours are parted first, and swaps keep them so.
+    ``skip``, neighbours are separated first, and no swap increases the number of neighbours that share a batch.
 
     Args:
         batch_size: B, global.
-        pool: samples of a random pool; None for the whole data set as one, which gives the highest losses. How hard
-            batches are is a smooth function of it. The hardest batches are not the best to train on.
+        pool: samples of a random pool; None for the whole data set as one, which gives the highest losses. The loss of
+            the batches grows smoothly with it. The hardest batches are not the best to train on.
         block: larger pools are first cut into blocks of at most this many similar samples, and swaps stay within one.
-        sweeps: how often every sample looks for a better batch; 0 for none.
+        sweeps: passes over the samples; in each pass every sample tries to move to a better batch. 0 for no swaps.
         temperature: of the loss; below 1/170, swaps are judged at 1/170.
-        mix, skip: as for all samplers with embeddings; the nearest are those of a sample's block.
+        mix, skip: as for all samplers with embeddings; a sample's nearest are searched in its block.
 
     Example:
         >>> Refined(batch_size=32, pool=None).pool_sizes(3000)
@@ -153,11 +153,11 @@ class Refined(BlockSampler):
             )
 
     def plan_block(self, u_MD: Tensor, v_MD: Tensor, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int32] | None]:
-        """As :meth:`BlockSampler.plan_block`, refined."""
+        """Plan a block by k-means and improve it by swaps; see :meth:`BlockSampler.plan_block`."""
         rows_KB, _ = super().plan_block(u_MD, v_MD, seed)
         neighbours = apart_MM = None
         if self.skip:
-            rows_KB, neighbours = _parted(u_MD, v_MD, torch.from_numpy(rows_KB), self.skip)
+            rows_KB, neighbours = _separate(u_MD, v_MD, torch.from_numpy(rows_KB), self.skip)
             apart_MM = _pairs(neighbours)
         if len(rows_KB) == 1 or self.sweeps == 0:
             return rows_KB, neighbours
@@ -172,23 +172,25 @@ class Refined(BlockSampler):
         return refined, neighbours
 
     def plan_batched(self, z1_PMD: Tensor, z2_PMD: Tensor, seeds: Sequence[int]) -> Tensor:
-        """As :meth:`PoolSampler.plan_batched`, refined by :func:`refine_batched`."""
+        """Plan blocks of one size together, refined by :func:`refine_batched`; see :meth:`PoolSampler.plan_batched`."""
         rows_PKB = super().plan_batched(z1_PMD, z2_PMD, seeds)
         if rows_PKB.shape[1] == 1:
             return rows_PKB
         u_PMD, v_PMD = unit(z1_PMD), unit(z2_PMD)
         apart_PMM = None
         if self.skip:
-            parted = [_parted(*pool, self.skip) for pool in zip(u_PMD, v_PMD, rows_PKB, strict=True)]
-            rows_PKB = torch.stack([torch.from_numpy(rows) for rows, _ in parted]).to(u_PMD.device)
-            apart_PMM = torch.stack([torch.from_numpy(_pairs(neighbours)) for _, neighbours in parted]).to(u_PMD.device)
+            separated = [_separate(*pool, self.skip) for pool in zip(u_PMD, v_PMD, rows_PKB, strict=True)]
+            rows_PKB = torch.stack([torch.from_numpy(rows) for rows, _ in separated]).to(u_PMD.device)
+            apart_PMM = torch.stack([torch.from_numpy(_pairs(neighbours)) for _, neighbours in separated]).to(
+                u_PMD.device
+            )
         return refine_batched(
             u_PMD, v_PMD, rows_PKB, temperature=self.temperature, sweeps=self.sweeps, apart_PMM=apart_PMM
         )
 
 
-def _parted(u_MD: Tensor, v_MD: Tensor, rows_KB: Tensor, skip: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """The batches with the ``skip`` nearest of every sample kept out of its batch, and who they are."""
+def _separate(u_MD: Tensor, v_MD: Tensor, rows_KB: Tensor, skip: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Separate every sample from its ``skip`` nearest where possible; return the batches and these neighbours."""
     neighbours = nearest(u_MD, v_MD, skip)
     return separate_neighbors(in_order(rows_KB.cpu().numpy()), neighbours, (u_MD + v_MD).cpu().numpy()), neighbours
 

@@ -1,6 +1,6 @@
-"""What a plan is held against: the loss that no plan can pass, another plan, the samples' classes.
+"""Measures of a plan: an upper bound of its loss, its overlap with another plan, and its share of same-class pairs.
 
-Letters: N samples, S batches of a plan, B samples a batch, n samples whose anchors are looked at, a of them at a time,
+Letters: N samples, S batches of a plan, B samples a batch, n samples whose anchors are evaluated, a of them at a time,
 A = 2a anchors, C candidates at a time, D dimensions.
 """
 
@@ -18,13 +18,13 @@ from mbcl.samplers._normalize import unit
 from mbcl.seeding import torch_generator
 
 CHUNK_ELEMENTS = 2**22
-"""Similarities held at once: 16 MiB in float32, of which there are about six."""
+"""Entries of one matrix of similarities: 16 MiB in float32. About six such matrices are in memory at once."""
 ANCHORS = 512
-"""Samples whose anchors meet a block of candidates together."""
+"""Samples whose anchors are compared with a block of candidates at once."""
 EXACT_PAIRS = 2**24
-"""Up to so many pairs of samples all anchors are looked at: 4,096 samples, a second of one core."""
+"""Up to this many pairs of samples, all anchors are evaluated: 4,096 samples, a second of one core."""
 SAMPLED_PAIRS = 2**26
-LEAST_SAMPLES = 256
+MIN_SAMPLES = 256
 
 
 class Bound(NamedTuple):
@@ -32,8 +32,8 @@ class Bound(NamedTuple):
 
     Args:
         value: the mean, nats.
-        num_anchors: so many were looked at.
-        standard_error: of ``value``, from the choice of anchors; 0 where all were looked at.
+        num_anchors: the number of anchors evaluated.
+        standard_error: of ``value``, from the sampling of anchors; 0 if all were evaluated.
     """
 
     value: float
@@ -62,7 +62,7 @@ def upper_bound(
     seed: int = 0,
     num_samples: int | None = None,
 ) -> Bound:
-    r"""A mean NT-Xent that no plan can exceed, if its batches are as large and it visits the same samples as often.
+    r"""An upper bound of the mean NT-Xent of every plan with the same batch size and the same visits of each sample.
 
     With S the similarities over the temperature of the normalised views, anchor a of sample i and p its other view:
 
@@ -72,18 +72,19 @@ def upper_bound(
 
     Proof: in any batch of B, the loss of anchor a is the same expression with J the B - 1 others of the batch, and the
     logarithm grows with the sum; so it is at most :math:`\ell_a`. The loss of a plan is the mean over the anchors of
-    all its places, hence at most the mean of :math:`\ell_a` over them, whoever meets whom. For a partition of the
-    data set that is the mean over all 2N anchors, whatever the partition.
+    all its places, hence at most the mean of :math:`\ell_a` over them, however samples are combined to batches. For a
+    partition of the data set that is the mean over all 2N anchors, the same for every partition.
 
-    It is seldom reached: two samples need not be among each other's hardest.
+    The bound is seldom reached, because being among each other's hardest samples is not symmetric.
 
     Args:
-        plan: (S, B) batches; only its B and how often it visits a sample matter.
+        plan: (S, B) batches; only B and the number of visits of each sample matter.
         embeddings: of all N samples, rows in any order, on any device.
         temperature: dimensionless, above 0.
-        seed: of the places that are looked at, where these are not all.
-        num_samples: so many places of the plan are looked at, drawn without repetition; if omitted, all where that are
-            at most 2^24 pairs, otherwise 2^26 / N of them, and at least 256. Both anchors of a place are taken.
+        seed: of the sample of places, where not all are evaluated.
+        num_samples: the number of places of the plan that are evaluated, drawn without repetition; if omitted, all
+            places where these make at most 2^24 pairs with the N samples, otherwise 2^26 / N places, and at least 256.
+            Both anchors of a place are evaluated.
 
     Returns:
         The mean, the number of anchors, and its standard error.
@@ -104,7 +105,7 @@ def upper_bound(
     places = plan.batches.flatten()
     if num_samples is None:
         exact = len(places) * len(embeddings) <= EXACT_PAIRS
-        num_samples = len(places) if exact else max(LEAST_SAMPLES, SAMPLED_PAIRS // len(embeddings))
+        num_samples = len(places) if exact else max(MIN_SAMPLES, SAMPLED_PAIRS // len(embeddings))
     num_samples = min(num_samples, len(places))
     if num_samples < len(places):
         order = torch.randperm(len(places), generator=torch_generator(seed, "quality/bound"))
@@ -118,7 +119,7 @@ def upper_bound(
 
 
 def _bounds(rows_a: Tensor, embeddings: Embeddings, temperature: float, num_others: int) -> Tensor:
-    """(a,) float64 on the CPU: the mean of the bounds of both anchors of some samples."""
+    """(a,) float64 on the CPU: for each sample, the mean of the bounds of its two anchors."""
     rows_a = rows_a.to(embeddings.z1.device)
     u_aD, v_aD = unit(embeddings.z1[rows_a]), unit(embeddings.z2[rows_a])
     anchor_AD = torch.cat([u_aD, v_aD]) / temperature
@@ -130,11 +131,11 @@ def _bounds(rows_a: Tensor, embeddings: Embeddings, temperature: float, num_othe
         s1_AC = anchor_AD @ unit(embeddings.z1[start : start + step]).T
         s2_AC = anchor_AD @ unit(embeddings.z2[start : start + step]).T
         own_A1 = sample_A1 - start
-        mine = ((own_A1 >= 0) & (own_A1 < s1_AC.shape[1])).squeeze(1)
+        in_block = ((own_A1 >= 0) & (own_A1 < s1_AC.shape[1])).squeeze(1)
         for s_AC in (s1_AC, s2_AC):
-            s_AC[mine.nonzero().squeeze(1), own_A1[mine, 0]] = -torch.inf
+            s_AC[in_block.nonzero().squeeze(1), own_A1[in_block, 0]] = -torch.inf
         # Relative to the row's largest, so that nothing overflows; what underflows is 10^38 times smaller than it.
-        # No similarity is below -1: only the row of a sample that is alone in its block is raised.
+        # Cosines are at least -1, so the clamp only affects a row of -inf: a sample that is alone in its block.
         top_A1 = torch.maximum(s1_AC.amax(dim=1), s2_AC.amax(dim=1)).clamp(min=-2 / temperature)[:, None]
         sum_AC = s1_AC.sub_(top_A1).exp_().add_(s2_AC.sub_(top_A1).exp_())
         best_AK = sum_AC.topk(min(num_others, sum_AC.shape[1]), dim=1).values.log() + top_A1
@@ -145,7 +146,7 @@ def _bounds(rows_a: Tensor, embeddings: Embeddings, temperature: float, num_othe
 
 
 def overlap(plan: BatchPlan, other: BatchPlan, num_samples: int) -> Share:
-    """Of the pairs of samples that share a batch of ``plan``, the share that also shares a batch of ``other``.
+    """Return the share of the pairs within batches of ``plan`` that also share a batch of ``other``.
 
     Args:
         plan: (S, B) batches of the N samples.
@@ -153,8 +154,8 @@ def overlap(plan: BatchPlan, other: BatchPlan, num_samples: int) -> Share:
         num_samples: N.
 
     Returns:
-        The share, and what it would be were the samples of ``other`` drawn at random: the share of all pairs that
-        share one of its batches.
+        The share, and its mean if the samples of ``other`` were drawn at random, which is the share of all pairs of
+        samples that ``other`` puts in one batch.
 
     Raises:
         PlanError: if a plan does not fit the samples.
@@ -167,7 +168,7 @@ def overlap(plan: BatchPlan, other: BatchPlan, num_samples: int) -> Share:
     for each in (plan, other):
         each.validate(num_samples, distinct=False)
     if all(len(torch.unique(each.batches)) == each.batches.numel() for each in (plan, other)):
-        # Samples that are nowhere in the other plan are alone in batches of their own.
+        # A sample that the other plan does not visit gets a negative batch number of its own, which matches no other.
         batch_N = -1 - torch.arange(num_samples)
         batch_N[other.batches] = torch.arange(len(other))[:, None]
         num_both = _equal_pairs(batch_N[plan.batches])
@@ -180,14 +181,14 @@ def overlap(plan: BatchPlan, other: BatchPlan, num_samples: int) -> Share:
 
 
 def same_class_share(plan: BatchPlan, labels: Tensor) -> Share:
-    """The share of pairs within batches whose samples have the same class: false negatives, if classes matter.
+    """Return the share of pairs within batches whose samples have the same class: false negatives, if classes matter.
 
     Args:
         plan: (S, B) batches of the N samples.
         labels: (N,) integer, the class of each sample.
 
     Returns:
-        The share, and that of all pairs of samples, which is what random batches have in the mean.
+        The share, and the share among all pairs of samples, which is the mean over random batches.
 
     Raises:
         PlanError: if labels are not one integer for each sample or the plan does not fit them.
@@ -208,7 +209,7 @@ def same_class_share(plan: BatchPlan, labels: Tensor) -> Share:
 
 
 def _equal_pairs(x_SB: Tensor) -> int:
-    """How many pairs of equal entries the rows hold, in all."""
+    """Return the number of pairs of equal entries within rows, summed over all rows."""
     x_SB = x_SB.sort(dim=1).values
     place_B = torch.arange(x_SB.shape[1])
     first_SB = torch.cat([torch.ones(len(x_SB), 1, dtype=torch.bool), x_SB[:, 1:] != x_SB[:, :-1]], dim=1)
@@ -218,7 +219,7 @@ def _equal_pairs(x_SB: Tensor) -> int:
 
 
 def _pairs(plan: BatchPlan, num_samples: int) -> Tensor:
-    """The ascending numbers i * N + j of the pairs i < j that share a batch, each once."""
+    """The numbers i * N + j of the pairs i < j that share a batch, ascending and without repetition."""
     rows_SB = plan.batches.sort(dim=1).values
     i, j = torch.triu_indices(rows_SB.shape[1], rows_SB.shape[1], offset=1)
     pairs: Tensor = torch.unique(rows_SB[:, i] * num_samples + rows_SB[:, j])

@@ -1,4 +1,4 @@
-"""Rows of length one for planning, whatever their size."""
+"""Normalisation of rows for planning, safe for lengths whose square is not representable."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from mbcl.functional import normalize
 
 CHUNK_ROWS = 8192
-"""Rows that are looked at in one go: several copies of them are held, which should be little beside the inputs."""
+"""Rows of a chunk. Several copies of a chunk are in memory at once, which should be small relative to the inputs."""
 
 
 def unit(z_ND: Tensor) -> Tensor:
-    """Rows of length one as :func:`mbcl.functional.normalize`, also where a squared length is not representable.
+    """Rows of length one, as :func:`mbcl.functional.normalize` gives, also where a squared length is not representable.
 
     Args:
         z_ND: (..., N, D) float.
@@ -29,5 +29,5 @@ def unit(z_ND: Tensor) -> Tensor:
 
 
 def pair_sum(z1_ND: Tensor, z2_ND: Tensor) -> Tensor:
-    """(..., N, D): the sum of both views' unit rows. A product of two is the sum of their views' four similarities."""
+    """(..., N, D): the sum of both views' unit rows. A product of two sums is the sum of the four view similarities."""
     return unit(z1_ND) + unit(z2_ND)

@@ -1,4 +1,4 @@
-"""``osgd``: of every k random batches, the q with the highest loss.
+"""``osgd``: the q batches with the highest loss out of every k random batches.
 
 Letters: P pools, M samples of a pool or of several, K candidate batches among them, B samples a batch, D dimensions.
 """
@@ -23,11 +23,11 @@ from mbcl.samplers._normalize import unit
 from mbcl.samplers._pools import PoolSampler
 
 CHUNK_ELEMENTS = 2**22
-"""Similarities held at once while candidates are scored, 32 MiB in float64, and those of pools that are joined."""
+"""Similarities in memory at once while candidates are scored, 32 MiB in float64. Joined pools have at most as many."""
 
 
 class BatchLoss(Protocol):
-    """A loss that scores many batches in one call: (K, B, D) and (K, B, D) to (K,)."""
+    """A loss that scores K batches in one call: (K, B, D) and (K, B, D) to (K,)."""
 
     def __call__(self, z1: Tensor, z2: Tensor, /) -> Tensor:
         """The loss of each batch."""
@@ -39,16 +39,16 @@ class BatchLoss(Protocol):
 class OSGD(PoolSampler):
     """Ordered SGD on batches: of every ``k`` random batches the ``q`` with the largest loss are trained on.
 
-    A plan visits a share q/k of the samples. As published, the kept batches of a pool come in ascending order of
+    A plan visits a share q/k of the samples. As published, the selected batches of a pool come in ascending order of
     loss under both criteria, and candidates are consecutive blocks of the shuffled data set.
 
     Args:
         batch_size: B, global.
         k: candidate batches in a pool.
-        q: batches kept of a pool, at most ``k``.
-        criterion: ``max`` keeps the largest losses, ``min`` the smallest.
-        score: ``ntxent``, whatever the objective, as published; ``objective`` for the loss that is trained, which has
-            to be handed in by :meth:`with_objective`.
+        q: batches selected from a pool, at most ``k``.
+        criterion: ``max`` selects the largest losses, ``min`` the smallest.
+        score: ``ntxent`` scores by NT-Xent, whatever the objective, as published; ``objective`` scores by the loss
+            that is trained, which :meth:`with_objective` must supply.
         temperature: of the NT-Xent score.
 
     Reference:
@@ -84,11 +84,11 @@ class OSGD(PoolSampler):
 
     @property
     def covers_all(self) -> bool:
-        """Whether every candidate batch is kept."""
+        """Whether every candidate batch is selected."""
         return self.q == self.k
 
     def with_objective(self, objective: BatchLoss) -> OSGD:
-        """The same sampler, scoring with this loss if ``score`` is ``objective``.
+        """Return a copy of the sampler that scores with this loss if ``score`` is ``objective``.
 
         Args:
             objective: a picklable function of float64 tensors (K, B, D) and (K, B, D) that returns (K,), without
@@ -99,7 +99,7 @@ class OSGD(PoolSampler):
         return bound
 
     def check(self, num_samples: int) -> None:
-        """As :meth:`Sampler.check`: at least one pool of k·B samples is needed."""
+        """Check that there is at least one pool of k·B samples, and an objective if one is needed."""
         super().check(num_samples)
         if self.k * self.batch_size > num_samples:
             raise ConfigError(
@@ -111,11 +111,11 @@ class OSGD(PoolSampler):
             raise ConfigError("sampler 'osgd': score 'objective' needs an objective without state per sample")
 
     def plan_length(self, num_samples: int) -> int:
-        """Q * (N // (k * B))."""
+        """S, the batches of one plan: q * (N // (k * B))."""
         return self.q * (num_samples // (self.k * self.batch_size))
 
     def pool_sizes(self, num_samples: int) -> list[int]:
-        """Whole pools of k * B only."""
+        """Whole pools of k * B samples; the remainder is left out."""
         size = self.k * self.batch_size
         return [size] * (num_samples // size)
 
@@ -126,61 +126,61 @@ class OSGD(PoolSampler):
         seeds: Sequence[int],
         map_pools: PoolMap = serial,
     ) -> Sequence[PoolPlan]:
-        """As :meth:`PoolSampler.plan_pools`: small pools are scored together, those of all rounds that are asked for.
+        """Plan every pool; small pools, also of several rounds, are joined and scored in one call.
 
-        With ``skip`` each is planned by itself, since a sample's neighbours are those of its pool.
+        With ``skip`` each pool is planned by itself, since a sample's neighbours are searched in its pool.
         """
-        together = max(1, CHUNK_ELEMENTS // self._elements)
-        if self.skip or together == 1:
+        pools_a_call = max(1, CHUNK_ELEMENTS // self._elements)
+        if self.skip or pools_a_call == 1:
             return super().plan_pools(embeddings, pools, seeds, map_pools)
-        starts = range(0, len(pools), together)
-        joined = [np.concatenate(pools[start : start + together]) for start in starts]
+        starts = range(0, len(pools), pools_a_call)
+        joined = [np.concatenate(pools[start : start + pools_a_call]) for start in starts]
         planned = super().plan_pools(embeddings, joined, [seeds[start] for start in starts], map_pools)
-        return [part for plan in planned for part in self._parts(plan)]
+        return [pool_plan for plan in planned for pool_plan in self._split_joined(plan)]
 
     @property
     def _elements(self) -> int:
-        """Similarities of a pool's candidates."""
+        """The number of similarities of a pool's candidates."""
         return self.k * (2 * self.batch_size) ** 2
 
-    def _parts(self, planned: PoolPlan) -> list[PoolPlan]:
-        """The plans of the pools that were joined to one."""
+    def _split_joined(self, planned: PoolPlan) -> list[PoolPlan]:
+        """Split the plan of joined pools into one plan for each pool."""
         assert planned.scores is not None
         size = self.k * self.batch_size
         rows, scores = planned.rows.reshape(-1, self.q, self.batch_size), planned.scores.reshape(-1, self.q)
         return [PoolPlan(rows[pool] - pool * size, scores[pool]) for pool in range(len(rows))]
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
-        """Score k consecutive blocks of each pool and keep q; M is a whole number of pools."""
+        """Score k consecutive blocks of each pool and select q; M is a whole number of pools."""
         # torch.tensor copies: the arrays may be read-only, and torch aligns its own memory the same in every process.
-        return self._kept(torch.tensor(z1_MD), torch.tensor(z2_MD))
+        return self._select(torch.tensor(z1_MD), torch.tensor(z2_MD))
 
     def plan_on_device(
         self, embeddings: Embeddings, pools: Sequence[NDArray[np.int64]], seeds: Sequence[int]
     ) -> list[PoolPlan]:
-        """As :meth:`PoolSampler.plan_on_device`; only losses leave the device."""
+        """Plan every pool on the embeddings' device, from which only the losses are copied."""
         plans = []
         for pool in pools:
             rows = torch.from_numpy(pool).to(embeddings.z1.device)
             z1_MD, z2_MD = embeddings.z1.detach()[rows], embeddings.z2.detach()[rows]
-            plan = self._kept(z1_MD, z2_MD)
+            plan = self._select(z1_MD, z2_MD)
             plans.append(self._separated(plan, z1_MD, z2_MD) if self.skip else plan)
         return plans
 
-    def _kept(self, z1_MD: Tensor, z2_MD: Tensor) -> PoolPlan:
-        """The q batches of each pool, in ascending order of loss."""
+    def _select(self, z1_MD: Tensor, z2_MD: Tensor) -> PoolPlan:
+        """Select q batches of each pool, in ascending order of loss."""
         losses_Pk = self._losses(z1_MD, z2_MD).reshape(-1, self.k)
         ascending_Pk = np.argsort(losses_Pk, axis=1, kind="stable")
-        kept_Pq = ascending_Pk[:, -self.q :] if self.criterion == "max" else ascending_Pk[:, : self.q]
-        kept = (kept_Pq + self.k * np.arange(len(kept_Pq))[:, None]).ravel()
-        return PoolPlan(kept[:, None] * self.batch_size + np.arange(self.batch_size), losses_Pk.ravel()[kept])
+        selected_Pq = ascending_Pk[:, -self.q :] if self.criterion == "max" else ascending_Pk[:, : self.q]
+        selected = (selected_Pq + self.k * np.arange(len(selected_Pq))[:, None]).ravel()
+        return PoolPlan(selected[:, None] * self.batch_size + np.arange(self.batch_size), losses_Pk.ravel()[selected])
 
     def _nt_xent(self, z1_KBD: Tensor, z2_KBD: Tensor) -> Tensor:
-        """(K,) whatever the lengths of rows."""
+        """(K,) the NT-Xent of each batch, with rows of any finite length."""
         return nt_xent(unit(z1_KBD), unit(z2_KBD), temperature=self.temperature)
 
     def _losses(self, z1_MD: Tensor, z2_MD: Tensor) -> NDArray[np.float64]:
-        """(K,) of all blocks of B rows, in float64, since the order of candidates hangs on differences of 1e-8."""
+        """(K,) losses of all blocks of B rows, in float64: candidates may differ by as little as 1e-8."""
         if self.score == "objective":
             assert self.objective is not None, "check() refuses this"
             loss = self.objective

@@ -1,4 +1,4 @@
-"""Samplers that plan pools of random samples independently of each other.
+"""Base of the samplers that plan pools of random samples independently of each other.
 
 Letters: N samples of the data set, M samples of a pool, D dimensions, B samples a batch, S batches of a plan.
 """
@@ -28,33 +28,34 @@ from mbcl.samplers._threads import one_thread
 from mbcl.seeding import derive, numpy_generator
 
 DEVICE_ELEMENTS = 2**28
-"""Pairs of samples of all pools that are planned in one batch on a device: 1 GiB for a float32 of each."""
+"""Pairs of samples, summed over the pools that are planned in one call on a device: 1 GiB for one float32 a pair."""
 
 
 def even_pools(num_samples: int, batch_size: int, batches_a_pool: int | None) -> list[int]:
-    """M of every pool: ``batches_a_pool`` batches each, the last takes the rest with fewer; None for one pool.
+    """Return M of every pool: ``batches_a_pool`` batches each, fewer in the last; one pool if it is None.
 
     Example:
         >>> even_pools(3000, 32, 40)
         [1280, 1280, 416]
     """
     num_batches = num_samples // batch_size
-    each = num_batches if batches_a_pool is None else min(batches_a_pool, num_batches)
-    sizes = [each * batch_size] * (num_batches // each)
-    rest = num_batches % each
-    return sizes + [rest * batch_size] * (rest > 0)
+    batches_each = num_batches if batches_a_pool is None else min(batches_a_pool, num_batches)
+    sizes = [batches_each * batch_size] * (num_batches // batches_each)
+    remainder = num_batches % batches_each
+    return sizes + [remainder * batch_size] * (remainder > 0)
 
 
-def _no_flags_of_blas() -> np.errstate:
-    """Products of a few rows may compute on what lies beyond them, too, and say that it is invalid.
+def _ignore_blas_flags() -> np.errstate:
+    """Return a context in which NumPy ignores the "invalid value" flag.
 
-    Embeddings are finite, what is planned of them is examined.
+    BLAS may raise it for a product of a few rows, since its vector instructions also compute on memory beyond them.
+    No error is hidden: embeddings are checked to be finite, and so are the scores of a plan.
     """
     return np.errstate(invalid="ignore")
 
 
 class PoolItems(Sequence[PoolItem]):
-    """The arguments of ``plan_pool`` for every pool, each made when it is asked for and not kept.
+    """A lazy sequence of the arguments of ``plan_pool``, one item a pool, made at every access and not cached.
 
     Args:
         embeddings: row p holds data-set position p; on any device.
@@ -85,22 +86,22 @@ class PoolItems(Sequence[PoolItem]):
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSampler(BaseSampler):
-    """Base of the samplers that plan with embeddings: cut pools, plan each, merge in pool order, soften.
+    """Base of the samplers that plan with embeddings: cut pools, plan each, merge in pool order, apply skip and mix.
 
-    A subclass names itself and gives ``plan_length``, ``pool_sizes`` and ``plan_one``, if it has more to check
-    ``check``, and if it can plan many pools at once on a device ``plan_batched``.
+    A subclass has a ``name``, implements ``pool_sizes`` and ``plan_one``, and may override ``plan_length`` and
+    ``check``. If it can plan many pools at once on a device, it also implements ``plan_batched``.
 
     Args:
         batch_size: B, global.
         mix: share of the places of each batch whose samples are permuted among all batches of the plan, in [0, 1].
-        skip: of every sample so many nearest of its pool are kept out of its batch where possible, as likely false
-            negatives. What could not be is counted (``BatchPlan.conflicts``). None only for samplers with a way
-            of their own.
+        skip: the number of nearest samples of its pool that are kept out of a sample's batch where possible, as likely
+            false negatives. Pairs that still share a batch are counted (``BatchPlan.conflicts``). None is allowed only
+            for samplers whose default it is.
     """
 
     needs_embeddings: ClassVar[bool] = True
     batched: ClassVar[bool] = False
-    """Whether :meth:`plan_batched` exists: then embeddings that lie on a GPU are planned there."""
+    """Whether :meth:`plan_batched` is implemented: then embeddings on a GPU are planned on it."""
 
     mix: float = 0.0
     skip: int | None = 0
@@ -112,7 +113,7 @@ class PoolSampler(BaseSampler):
             check_count("skip", self.skip, least=0)
 
     def check(self, num_samples: int) -> None:
-        """As :meth:`Sampler.check`; warns if pools of a single batch leave nothing to choose."""
+        """Check that the samples fill a batch; warn if every pool is a single batch or ``skip`` is too large."""
         super().check(num_samples)
         sizes = self.pool_sizes(num_samples)
         if len(sizes) > 1 and max(sizes) == self.batch_size:
@@ -133,18 +134,18 @@ class PoolSampler(BaseSampler):
 
     @abstractmethod
     def pool_sizes(self, num_samples: int) -> list[int]:
-        """M of every pool; what their sum lacks to N is left out of the plan."""
+        """Return M of every pool; if their sum is below N, the plan leaves out the remainder."""
 
     def apart_within(self, num_samples: int) -> int:
-        """How many samples :meth:`plan_pool` gets at most: among them it finds a sample's ``skip`` nearest."""
+        """Return the most samples that :meth:`plan_pool` gets, among which a sample's ``skip`` nearest are found."""
         return max(self.pool_sizes(num_samples), default=0)
 
     def planned_pools(self, num_samples: int) -> int:
-        """How many pools :meth:`plan_pools` plans apart from each other: what can be planned in parallel."""
+        """Return the number of pools that :meth:`plan_pools` plans independently, and so can plan in parallel."""
         return len(self.pool_sizes(num_samples))
 
     def cut(self, embeddings: Embeddings, pool: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
-        """The pools that one random pool is planned as: itself, unless a sampler groups it first.
+        """Cut one random pool into the pools that are planned: by default the pool itself, uncut.
 
         Args:
             embeddings: row p holds data-set position p.
@@ -155,14 +156,14 @@ class PoolSampler(BaseSampler):
 
     @abstractmethod
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
-        """The batches of one pool, a pure function of the arguments, which may be read-only."""
+        """Plan the batches of one pool: a pure function of the arguments, which may be read-only arrays."""
 
     def at_epoch(self, epoch: int) -> PoolSampler:
-        """The sampler whose :meth:`plan_pool` plans this epoch: itself, unless a parameter changes over the epochs."""
+        """Return the sampler that plans this epoch's pools: itself, unless a parameter changes over the epochs."""
         return self
 
     def plan_batched(self, z1_PMD: Tensor, z2_PMD: Tensor, seeds: Sequence[int]) -> Tensor:
-        """The batches of P pools of one size, planned together on the device where the embeddings are.
+        """Plan the batches of P pools of one size in one call, on the embeddings' device.
 
         Args:
             z1_PMD: (P, M, D) float, un-normalised embeddings of view 1.
@@ -175,7 +176,7 @@ class PoolSampler(BaseSampler):
         raise NotImplementedError
 
     def plan_pool(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
-        """The batches of one pool, planned with one thread, so that they are the same in every process.
+        """Plan the batches of one pool with one thread, so that they are the same in every process.
 
         Args:
             z1_MD: (M, D) float, un-normalised embeddings of view 1; not written to.
@@ -183,9 +184,9 @@ class PoolSampler(BaseSampler):
             seed: of this pool.
 
         Raises:
-            PlanError: if a batch is not one, which is a bug of the sampler.
+            PlanError: if a batch has another size than B or a score is not finite, which is a bug of the sampler.
         """
-        with one_thread(), _no_flags_of_blas():
+        with one_thread(), _ignore_blas_flags():
             planned = self.plan_one(z1_MD, z2_MD, seed)
             if self.skip:
                 # torch.tensor copies: the arrays may be read-only.
@@ -197,12 +198,12 @@ class PoolSampler(BaseSampler):
         return planned
 
     def _separated(self, planned: PoolPlan, z1_MD: Tensor, z2_MD: Tensor) -> PoolPlan:
-        """The pool's plan with neighbours kept apart: those that its maker names, or the ``skip`` nearest."""
+        """Separate neighbours in a pool's plan: the plan's ``neighbours``, or the ``skip`` nearest if it has none."""
         neighbours = planned.neighbours
         if neighbours is None:
             neighbours = nearest(z1_MD, z2_MD, self.skip or 0)
         x_MD = pair_sum(z1_MD, z2_MD).cpu().numpy()
-        # Scores were of other batches.
+        # No scores: those of the plan belong to the batches before the exchanges.
         return PoolPlan(separate_neighbors(planned.rows, neighbours, x_MD), None, neighbours)
 
     def plan(
@@ -215,7 +216,7 @@ class PoolSampler(BaseSampler):
         round: int = 0,
         map_pools: PoolMap = serial,
     ) -> BatchPlan:
-        """As :meth:`Sampler.plan`."""
+        """Make the plan of one round; see :meth:`Sampler.plan`."""
         rounds = range(round, round + 1)
         return self.plan_rounds(num_samples, embeddings, seed=seed, epoch=epoch, rounds=rounds, map_pools=map_pools)[0]
 
@@ -229,9 +230,9 @@ class PoolSampler(BaseSampler):
         rounds: Sequence[int] = (0,),
         map_pools: PoolMap = serial,
     ) -> list[BatchPlan]:
-        """The plans that :meth:`plan` makes of several rounds of an epoch, the pools of all of them planned together.
+        """Make the plans of several rounds of an epoch, their pools in one map, each equal to that of :meth:`plan`.
 
-        Arguments are those of :meth:`plan`, but for the ``rounds`` of the epoch, each a number that counts from 0.
+        The arguments are those of :meth:`plan`, except ``rounds``, the numbers of the rounds, counted from 0.
         """
         self.check(num_samples)
         if embeddings is None:
@@ -244,8 +245,8 @@ class PoolSampler(BaseSampler):
             for key, pools in zip(keys, pools_of, strict=True)
             for pool in range(len(pools))
         ]
-        together = [pool for pools in pools_of for pool in pools]
-        planned = iter(self.at_epoch(epoch).plan_pools(embeddings, together, seeds, map_pools))
+        all_pools = [pool for pools in pools_of for pool in pools]
+        planned = iter(self.at_epoch(epoch).plan_pools(embeddings, all_pools, seeds, map_pools))
         return [
             self._merged(num_samples, pools, list(islice(planned, len(pools))), seed, key)
             for key, pools in zip(keys, pools_of, strict=True)
@@ -258,13 +259,13 @@ class PoolSampler(BaseSampler):
         seeds: Sequence[int],
         map_pools: PoolMap = serial,
     ) -> Sequence[PoolPlan]:
-        """The plan of every pool: on the device where the embeddings are, if that is possible, or mapped on the host.
+        """Plan every pool: on the embeddings' device if the sampler can, else on the host by ``map_pools``.
 
         Args:
             embeddings: row p holds data-set position p.
             pools: the data-set positions of each pool.
             seeds: one per pool.
-            map_pools: who plans them on the host.
+            map_pools: the map over pools on the host.
         """
         if self.batched and embeddings.z1.device.type != "cpu":
             return self.plan_on_device(embeddings, pools, seeds)
@@ -278,7 +279,7 @@ class PoolSampler(BaseSampler):
         seed: int,
         key: tuple[int, int],
     ) -> BatchPlan:
-        """The plan of a round from those of its pools, in their order, softened."""
+        """Merge the plans of a round's pools, in their order, and apply ``mix``."""
         batches = np.concatenate([pool[plan.rows] for pool, plan in zip(pools, planned, strict=True)])
         if len(batches) != self.plan_length(num_samples):
             raise PlanError(f"{self.name}: {len(batches)} batches instead of {self.plan_length(num_samples)}")
@@ -300,7 +301,7 @@ class PoolSampler(BaseSampler):
         order = numpy_generator(seed, f"sampler/{self.name}/order", *key).permutation(num_samples)
         sizes = self.pool_sizes(num_samples)
         pools = np.split(order[: sum(sizes)].astype(np.int64), np.cumsum(sizes)[:-1])
-        with one_thread(), _no_flags_of_blas():
+        with one_thread(), _ignore_blas_flags():
             return [
                 part
                 for number, pool in enumerate(pools)
@@ -310,19 +311,19 @@ class PoolSampler(BaseSampler):
     def plan_on_device(
         self, embeddings: Embeddings, pools: Sequence[NDArray[np.int64]], seeds: Sequence[int]
     ) -> list[PoolPlan]:
-        """The plans of all pools, those of one size together, on the device where the embeddings are."""
+        """Plan all pools on the embeddings' device, those of one size together."""
         planned: dict[int, PoolPlan] = {}
         by_size: dict[int, list[int]] = {}
         for number, pool in enumerate(pools):
             by_size.setdefault(len(pool), []).append(number)
         for size, numbers in by_size.items():
-            together = max(1, DEVICE_ELEMENTS // size**2)
-            for start in range(0, len(numbers), together):
-                some = numbers[start : start + together]
-                rows_PM = torch.from_numpy(np.stack([pools[number] for number in some])).to(embeddings.z1.device)
+            pools_a_call = max(1, DEVICE_ELEMENTS // size**2)
+            for start in range(0, len(numbers), pools_a_call):
+                chunk = numbers[start : start + pools_a_call]
+                rows_PM = torch.from_numpy(np.stack([pools[number] for number in chunk])).to(embeddings.z1.device)
                 z1_PMD, z2_PMD = embeddings.z1.detach()[rows_PM], embeddings.z2.detach()[rows_PM]
-                rows_PSB = self.plan_batched(z1_PMD, z2_PMD, [seeds[number] for number in some]).cpu().numpy()
-                for place, number in enumerate(some):
+                rows_PSB = self.plan_batched(z1_PMD, z2_PMD, [seeds[number] for number in chunk]).cpu().numpy()
+                for place, number in enumerate(chunk):
                     plan = PoolPlan(in_order(rows_PSB[place]))
                     planned[number] = self._separated(plan, z1_PMD[place], z2_PMD[place]) if self.skip else plan
         return [planned[number] for number in range(len(pools))]
@@ -334,14 +335,16 @@ def _count_conflicts(
     planned: Sequence[PoolPlan],
     num_samples: int,
 ) -> int:
-    """Pairs (sample, neighbour of it) that share a batch of the final plan, in which samples may be repeated."""
-    known = [
+    """Count the pairs (sample, its neighbour) that share a batch of the final plan; samples may be repeated in it."""
+    pool_neighbours = [
         (pool, pool[plan.neighbours]) for pool, plan in zip(pools, planned, strict=True) if plan.neighbours is not None
     ]
-    # Pools of fewer samples than `skip` have fewer neighbours: nobody's number fills their rows.
-    neighbours_NP = np.full((num_samples, max((near.shape[1] for _, near in known), default=0)), num_samples)
-    for pool, near in known:
-        neighbours_NP[pool, : near.shape[1]] = near
+    # Pools of at most `skip` samples have fewer neighbours: the number N, which is no sample's, fills up their rows.
+    neighbours_NP = np.full(
+        (num_samples, max((neighbours.shape[1] for _, neighbours in pool_neighbours), default=0)), num_samples
+    )
+    for pool, neighbours in pool_neighbours:
+        neighbours_NP[pool, : neighbours.shape[1]] = neighbours
     present_N = np.zeros(num_samples + 1, dtype=np.bool_)
     count = 0
     for batch_B in batches_SB:

@@ -1,6 +1,6 @@
-"""How good a plan is, under given embeddings.
+"""The quality of a plan under given embeddings: mean loss, lift over random batches, and coverage.
 
-Letters: N samples, S batches of a plan, B samples a batch, b anchors looked at together, D dimensions.
+Letters: N samples, S batches of a plan, B samples a batch, b anchors evaluated at a time, D dimensions.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from mbcl.seeding import torch_generator
 
 CHUNK_ELEMENTS = 2**22
 NUM_RANDOM_BATCHES = 512
-"""So many random batches a plan is compared with at most, if one partition of the data set has them."""
+"""The most random batches of one partition of the data set that a plan is compared with."""
 ENOUGH_ANCHORS = 2**14
-"""Pairs in random batches from which on no further partition is drawn: larger batches differ less in their loss."""
+"""Partitions are drawn until their random batches have this many pairs: the loss of larger batches varies less."""
 LOSSES = {"nt_xent": nt_xent, "clip": clip}
 
 
@@ -32,7 +32,7 @@ def quality(
     seed: int = 0,
     loss: Literal["nt_xent", "clip"] = "nt_xent",
 ) -> dict[str, float]:
-    r"""The mean loss of the planned batches, and how far it lies above that of random ones.
+    r"""Return the mean loss of the planned batches, its ratio to that of random batches, and the plan's coverage.
 
     Rows of any finite length are normalised, also those whose squared length is not representable.
 
@@ -40,9 +40,10 @@ def quality(
         plan: (S, B) batches of the N samples.
         embeddings: of all N samples, rows in any order, on any device.
         temperature: of the loss.
-        seed: of the random batches: partitions of the data set, as many as make up 512 batches or 2^14 pairs; 512
-            batches of one where it has more. The relative error of ``lift`` from that choice is at most about the
-            spread of a random batch's loss, as a share of its mean, divided by the square root of their number.
+        seed: of the random batches. These are partitions of the data set, as many as make up 512 batches or 2^14
+            pairs; if one partition has more than 512 batches, 512 of them. Their choice gives ``lift`` a relative
+            error of at most about s / sqrt(n), for n batches and s the standard deviation of a random batch's loss as
+            a share of its mean.
         loss: :func:`mbcl.functional.nt_xent` or :func:`mbcl.functional.clip` (the sum of both directions).
 
     Returns:
@@ -51,7 +52,7 @@ def quality(
 
     Raises:
         PlanError: if the embeddings do not hold each sample once or the plan does not fit them.
-        ConfigError: if there is no such loss.
+        ConfigError: if the loss is unknown.
 
     Example:
         >>> z = torch.eye(4)
@@ -74,22 +75,26 @@ def quality(
 
 
 def _random_batches(num_samples: int, batch_size: int, seed: int) -> Tensor:
-    """(R, B) positions: whole partitions until they are enough, or a part of the first if that is more than enough."""
+    """(R, B) positions: as many whole partitions as are needed, or a part of the first if that alone is more."""
     generator = torch_generator(seed, "quality/random")
-    num = min(NUM_RANDOM_BATCHES, num_samples // batch_size)
-    enough = min(NUM_RANDOM_BATCHES, math.ceil(ENOUGH_ANCHORS / batch_size))
-    orders = [torch.randperm(num_samples, generator=generator) for _ in range(math.ceil(enough / num))]
-    return torch.cat([order[: num * batch_size].view(num, batch_size) for order in orders])
+    batches_a_partition = min(NUM_RANDOM_BATCHES, num_samples // batch_size)
+    num_needed = min(NUM_RANDOM_BATCHES, math.ceil(ENOUGH_ANCHORS / batch_size))
+    orders = [
+        torch.randperm(num_samples, generator=generator) for _ in range(math.ceil(num_needed / batches_a_partition))
+    ]
+    return torch.cat(
+        [order[: batches_a_partition * batch_size].view(batches_a_partition, batch_size) for order in orders]
+    )
 
 
 def _mean_loss(batches_SB: Tensor, embeddings: Embeddings, temperature: float, loss: str) -> float:
-    """Mean loss over batches, so many pairs at a time that memory does not grow with S, nor with the square of B."""
+    """Mean loss over batches, in chunks of pairs, so that memory grows neither with S nor with the square of B."""
     batch_size = batches_SB.shape[1]
-    together = max(1, CHUNK_ELEMENTS // (2 * batch_size) ** 2)
+    chunk = max(1, CHUNK_ELEMENTS // (2 * batch_size) ** 2)
     anchors = min(batch_size, max(1, CHUNK_ELEMENTS // (4 * batch_size)))
     total = 0.0
     with torch.no_grad():
-        for part_sB in batches_SB.split(together):
+        for part_sB in batches_SB.split(chunk):
             rows_sB = part_sB.to(embeddings.z1.device)
             z1_sBD, z2_sBD = unit(embeddings.z1[rows_sB]), unit(embeddings.z2[rows_sB])
             for start in range(0, batch_size, anchors):

@@ -1,4 +1,4 @@
-"""The samplers that look at nothing: ``fixed`` and ``shuffle``."""
+"""The samplers that use no embeddings: ``fixed`` and ``shuffle``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from mbcl.seeding import numpy_generator
 
 @dataclass(frozen=True, kw_only=True)
 class RandomSampler(BaseSampler):
-    """Base of the samplers whose batches are a random partition: rows of a permutation, its N mod B last left out."""
+    """Base of the samplers whose batches are a random partition: a permutation cut into batches, its remainder dropped.
+
+    The remainder are the last N mod B samples of the permutation.
+    """
 
     @abstractmethod
     def stream(self, epoch: int, round: int) -> tuple[int, int]:
-        """The epoch and the round whose random numbers are used."""
+        """Return the epoch and the round whose random numbers are used."""
 
     def plan(
         self,
@@ -31,7 +34,7 @@ class RandomSampler(BaseSampler):
         round: int = 0,
         map_pools: PoolMap = serial,
     ) -> BatchPlan:
-        """As :meth:`Sampler.plan`."""
+        """Make the plan; see :meth:`Sampler.plan`."""
         self.check(num_samples)
         # One purpose for both samplers: `fixed` has the batches that `shuffle` has in epoch 0.
         order = numpy_generator(seed, "sampler/shuffle", *self.stream(epoch, round)).permutation(num_samples)
@@ -58,16 +61,16 @@ class Shuffle(RandomSampler):
     name: ClassVar[str] = "shuffle"
 
     def stream(self, epoch: int, round: int) -> tuple[int, int]:
-        """Its own for each plan."""
+        """Return the epoch and the round themselves: every plan has its own random numbers."""
         return epoch, round
 
 
 @SAMPLERS.register("fixed", aliases=("f",))
 @dataclass(frozen=True, kw_only=True)
 class Fixed(RandomSampler):
-    """The batches that ``shuffle`` has in epoch 0, for ever: the other end of the scale from ``shuffle``.
+    """The batches that ``shuffle`` has in epoch 0, in every epoch: the opposite extreme of ``shuffle``.
 
-    Two samples that do not share a batch never meet. The N mod B samples left out are never trained on.
+    Two samples in different batches never meet. The N mod B samples left out are never trained on.
 
     Args:
         batch_size: B, global.
@@ -80,5 +83,5 @@ class Fixed(RandomSampler):
     name: ClassVar[str] = "fixed"
 
     def stream(self, epoch: int, round: int) -> tuple[int, int]:
-        """That of epoch 0."""
+        """Return epoch 0 and round 0."""
         return 0, 0

@@ -1,4 +1,4 @@
-"""Samplers whose pools are given by a number of samples.
+"""Bases of the samplers whose pools are given by a number of samples.
 
 Letters: N samples of the data set, M samples of a pool, B samples a batch, D dimensions.
 """
@@ -26,12 +26,12 @@ from mbcl.samplers._pools import PoolSampler, even_pools
 class SizedPools(PoolSampler):
     """Base of the samplers that plan random pools of about ``pool`` samples, or the whole data set as one pool.
 
-    A pool has ``pool // B`` batches, and the last takes the rest with fewer.
+    A pool has ``pool // B`` batches; the last pool has the remaining batches, if there are fewer.
 
     Args:
         batch_size: B, global.
-        pool: samples of a pool, at least B; None for all samples in one. If it is above the data set there is one
-            pool, with a warning.
+        pool: samples of a pool, at least B; None for all samples in one pool. If it is larger than the data set there
+            is one pool, with a warning.
     """
 
     pool: int | None = None
@@ -45,7 +45,7 @@ class SizedPools(PoolSampler):
             raise ConfigError(f"pool must be at least the batch_size {self.batch_size}, or null, found {self.pool}")
 
     def check(self, num_samples: int) -> None:
-        """As :meth:`Sampler.check`; warns if ``pool`` is above the data set."""
+        """Check as the base class does, and warn if ``pool`` is larger than the data set."""
         super().check(num_samples)
         if self.pool is not None and self.pool > num_samples:
             num_batches = num_samples // self.batch_size
@@ -56,40 +56,40 @@ class SizedPools(PoolSampler):
             )
 
     def pool_sizes(self, num_samples: int) -> list[int]:
-        """Pools of ``pool // B`` batches; the last takes the rest."""
+        """Return M of every pool: ``pool // B`` batches each, fewer in the last."""
         batches_a_pool = None if self.pool is None else self.pool // self.batch_size
         return even_pools(num_samples, self.batch_size, batches_a_pool)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SortedPools(SizedPools):
-    """Base of the samplers whose ``plan_one`` gives batches in an order of its own, similar ones beside each other.
+    """Base of the samplers whose ``plan_one`` orders batches by similarity, similar ones next to each other.
 
-    That order is of use to ``skip``, which exchanges samples between batches that are beside each other, but not to
-    training: a plan goes through a pool in random order.
+    ``skip`` needs that order, since it exchanges samples between consecutive batches. Training needs a random one, so
+    :meth:`plan_pool` sorts the batches by their first row.
     """
 
     def plan_pool(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
-        """As :meth:`PoolSampler.plan_pool`; inside a batch rows ascend, batches are ordered by their first row.
+        """Plan a pool, then sort: inside a batch rows ascend, batches are ordered by their first row.
 
-        Rows of a pool are in random order, so that order of batches is random, too.
+        The rows of a pool are in random order, so this order of batches is random, too.
         """
         planned = super().plan_pool(z1_MD, z2_MD, seed)
         return PoolPlan(in_order(planned.rows), None, planned.neighbours)
 
 
 def unit_rows(z_MD: FloatArray) -> NDArray[np.floating]:
-    """(M, D) rows of length one as :func:`mbcl.samplers._normalize.unit`, of an array that may be read-only."""
+    """(M, D): :func:`mbcl.samplers._normalize.unit` of an array that may be read-only."""
     return _in_chunks(unit, z_MD)
 
 
 def pair_rows(z1_MD: FloatArray, z2_MD: FloatArray) -> NDArray[np.floating]:
-    """(M, D) float as :func:`mbcl.samplers._normalize.pair_sum`, of arrays that may be read-only."""
+    """(M, D): :func:`mbcl.samplers._normalize.pair_sum` of arrays that may be read-only."""
     return _in_chunks(pair_sum, z1_MD, z2_MD)
 
 
 def _in_chunks(function: Callable[..., Tensor], *arrays_MD: FloatArray) -> NDArray[np.floating]:
-    """A function of rows, of a few thousand at a time: it makes copies, which are small then."""
+    """Apply a function of rows in chunks of a few thousand rows, so that its temporary copies are small."""
     result_MD = np.empty_like(arrays_MD[0])
     for start in range(0, len(result_MD), CHUNK_ROWS):
         part = slice(start, start + CHUNK_ROWS)

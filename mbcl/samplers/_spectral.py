@@ -1,4 +1,4 @@
-"""``spectral``: samples that raise each other's loss are put into one batch, by even-sized spectral clustering.
+"""``spectral``: even-sized spectral clustering puts samples that raise each other's loss into one batch.
 
 Letters: M samples of a pool, D dimensions, B samples a batch, K batches of the pool.
 """
@@ -32,13 +32,13 @@ from mbcl.seeding import derive, numpy_generator
 Array = NDArray[np.float64]
 
 RESTARTS = (10, 6)
-"""Of greedy k-means++: in groups below :data:`MANY_ROWS`, and in others, where each costs 1.5 ms and matters less.
+"""Restarts of k-means in groups below :data:`MANY_ROWS`, and in larger ones, where each costs 1.5 ms and matters less.
 
-Measured on the golden cases, means of 5 seeds: at least 0.99 of the published loss on every one; with 3, down to 0.97.
+With these, the mean of 5 seeds is at least 0.99 of the published loss on every golden case; with 3, down to 0.97.
 """
 MANY_ROWS = 512
 FEW_ROWS = 64
-"""Up to so many rows, pools are embedded together and clustered in one compiled call each."""
+"""Pools of at most this many rows are embedded together and clustered in one compiled call each."""
 SHORT_RUN = 6
 """Lloyd steps after which restarts are compared."""
 LONG_RUN = 30
@@ -46,7 +46,7 @@ LARGEST_EXPONENT = 75.0
 """e^75 times the samples of the largest group is below the largest float32."""
 COST_STEPS = 2.0**46
 MAX_GROUP = 20_000
-"""Samples of one group that a dense plan can reasonably take: several matrices of 3 GB each, and cubic time."""
+"""Most samples of one group: a dense plan of so many takes several matrices of 3 GB each, and cubic time."""
 
 
 @SAMPLERS.register("spectral", aliases=("sc_even_kb_loose", "sc_even"))
@@ -54,16 +54,17 @@ MAX_GROUP = 20_000
 class Spectral(PoolSampler):
     """Even-sized spectral clustering of random groups of k·B samples.
 
-    In each group, samples are vertices of a graph whose weights say how much two of them raise each other's loss in
+    In each group, samples are vertices of a graph whose weights measure how much two of them raise each other's loss in
     a batch (:func:`mbcl.functional.affinity`). The graph is cut into k clusters of B samples: k leading eigenvectors
     of the normalised affinity, k-means, and an exact assignment with capacity B. Every cluster is a batch.
 
-    The last group takes the rest, with fewer clusters. The N mod B samples left out are drawn anew each epoch.
+    The last group has the remaining clusters, if there are fewer. The N mod B samples left out are drawn anew each
+    epoch.
 
     Args:
         batch_size: B, global.
-        k: batches in a group; None for everything in one group. If k·B is above the data set there is one group,
-            with a warning.
+        k: batches in a group; None for all samples in one group. If k·B is above the number of samples there is one
+            group, with a warning.
         temperature: of the affinity.
 
     Reference:
@@ -87,7 +88,11 @@ class Spectral(PoolSampler):
         check_temperature(self.temperature)
 
     def check(self, num_samples: int) -> None:
-        """As :meth:`Sampler.check`; warns if k·B is above the data set, and refuses groups that are too large."""
+        """Check as the base class does, and the size of the groups; warn if k·B is above the number of samples.
+
+        Raises:
+            ConfigError: also if a group has more than :data:`MAX_GROUP` samples.
+        """
         super().check(num_samples)
         if self.k is not None and self.k * self.batch_size > num_samples:
             warnings.warn(
@@ -103,11 +108,11 @@ class Spectral(PoolSampler):
             )
 
     def pool_sizes(self, num_samples: int) -> list[int]:
-        """Groups of k·B samples; the last takes the rest."""
+        """Return M of every group: k·B, less in the last."""
         return even_pools(num_samples, self.batch_size, self.k)
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
-        """Cut one group; inside a batch rows ascend, batches are ordered by their first row."""
+        """Cut one group into batches; inside a batch rows ascend, batches are ordered by their first row."""
         num_batches = len(z1_MD) // self.batch_size
         if num_batches == 1:
             return PoolPlan(np.arange(self.batch_size, dtype=np.int64)[None])
@@ -120,14 +125,14 @@ class Spectral(PoolSampler):
         return PoolPlan(in_order(rows_of(torch.from_numpy(cluster_M)[None], self.batch_size)[0].numpy()))
 
     def plan_batched(self, z1_PMD: Tensor, z2_PMD: Tensor, seeds: Sequence[int]) -> Tensor:
-        """As :meth:`PoolSampler.plan_batched`."""
+        """Plan groups of one size on their device; see :meth:`PoolSampler.plan_batched`."""
         num_batches = z1_PMD.shape[1] // self.batch_size
         if num_batches == 1:
             return torch.arange(self.batch_size, device=z1_PMD.device).expand(len(z1_PMD), 1, -1)
         u_PMD, v_PMD = unit(z1_PMD), unit(z2_PMD)
         embedded = []
-        together = len(u_PMD) if u_PMD.shape[1] <= FEW_ROWS else 1
-        for u_pMD, v_pMD in zip(u_PMD.split(together), v_PMD.split(together), strict=True):
+        groups_a_call = len(u_PMD) if u_PMD.shape[1] <= FEW_ROWS else 1
+        for u_pMD, v_pMD in zip(u_PMD.split(groups_a_call), v_PMD.split(groups_a_call), strict=True):
             n_pMM, log_degree_pM = normalised_affinity(
                 u_pMD, v_pMD, temperature=self.temperature, batch_size=self.batch_size
             )
@@ -135,7 +140,8 @@ class Spectral(PoolSampler):
             embedded.append(_unscaled(q_pMK[..., -num_batches:], log_degree_pM))
         x_PMK = torch.cat(embedded)
         distance_PMK = torch.cdist(x_PMK, kmeans_centres(x_PMK, num_batches, seeds))
-        # The exact assignment goes from chain to chain: the distances, not the embeddings, are copied to the host.
+        # The exact assignment takes one chain of moves after the other, so it runs on the host: only distances are
+        # copied there, not the embeddings.
         clusters = [assign_evenly(distance_MK, self.batch_size) for distance_MK in distance_PMK.double().cpu().numpy()]
         return rows_of(torch.from_numpy(np.stack(clusters)).to(z1_PMD.device), self.batch_size)
 
@@ -143,9 +149,9 @@ class Spectral(PoolSampler):
 def normalised_affinity(u_MD: Tensor, v_MD: Tensor, *, temperature: float, batch_size: int) -> tuple[Tensor, Tensor]:
     r""":math:`D^{-1/2} W D^{-1/2}` with a zero diagonal, and :math:`\log D`, for the affinity W of :func:`affinity`.
 
-    W is a product of four factors of at least 1. Where two of them are representable in float32 it is formed as one,
-    in a quarter of the time; at low temperatures in the log domain, shifted by each row's largest entry before any
-    exponential.
+    W is a product of four factors of at least 1. Where the product of two factors is representable in float32, W is
+    formed as a product, in a quarter of the time. At low temperatures it is formed in the log domain, and each row is
+    shifted before any exponential, so that none overflows.
 
     Args:
         u_MD: (..., M, D) float, rows of length one, view 1. Leading dimensions are separate pools.
@@ -154,14 +160,14 @@ def normalised_affinity(u_MD: Tensor, v_MD: Tensor, *, temperature: float, batch
         batch_size: B, at least 2.
 
     Returns:
-        (..., M, M) float32, entries in [0, 1]: what eigenvectors are taken of; (..., M) float64.
+        (..., M, M) float32, the normalised affinity, entries in [0, 1]; (..., M) float64, the logarithm of D.
     """
     if 4 / temperature + 2 * math.log(batch_size) < LARGEST_EXPONENT:
         return _by_product(u_MD, v_MD, temperature, batch_size)
     if u_MD.ndim > 2:
         pools = zip(u_MD, v_MD, strict=True)
-        each = [normalised_affinity(u, v, temperature=temperature, batch_size=batch_size) for u, v in pools]
-        n_MM, log_degree_M = (torch.stack(parts) for parts in zip(*each, strict=True))
+        results = [normalised_affinity(u, v, temperature=temperature, batch_size=batch_size) for u, v in pools]
+        n_MM, log_degree_M = (torch.stack(parts) for parts in zip(*results, strict=True))
         return n_MM, log_degree_M
     log_w_MM = affinity(u_MD, v_MD, temperature=temperature, batch_size=batch_size)
     log_w_MM.fill_diagonal_(-math.inf)
@@ -171,9 +177,9 @@ def normalised_affinity(u_MD: Tensor, v_MD: Tensor, *, temperature: float, batch
 
 
 def _by_product(u_MD: Tensor, v_MD: Tensor, temperature: float, batch_size: int) -> tuple[Tensor, Tensor]:
-    """:func:`normalised_affinity` where the product of an entry's two factors of one row fits float32.
+    """:func:`normalised_affinity` where the product h_ij of the two factors with Z_ij is representable in float32.
 
-    With h_ij that product, W_ij = h_ij h_ji. Each row of h is divided by its largest entry, so that W fits, too.
+    Then W_ij = h_ij h_ji. Each row of h is divided by its largest entry, so that W is representable, too.
     """
     e_MM = (u_MD @ v_MD.mT).float().div_(temperature).exp_()
     scale_M = (batch_size - 1) / e_MM.diagonal(dim1=-2, dim2=-1)
@@ -182,7 +188,7 @@ def _by_product(u_MD: Tensor, v_MD: Tensor, temperature: float, batch_size: int)
     half_MM.div_(largest_M[..., :, None])
     w_MM = torch.mul(half_MM, half_MM.mT, out=e_MM)
     w_MM.diagonal(dim1=-2, dim2=-1).zero_()
-    # Of W over both rows' largest entries: the degree is `largest_M` times this.
+    # Row sums of W divided by row i's largest entry of h: the degree is `largest_M` times this.
     sum_M = (w_MM @ largest_M[..., None])[..., 0]
     root_M = (largest_M / sum_M).sqrt_()
     w_MM.mul_(root_M[..., :, None]).mul_(root_M[..., None, :])
@@ -192,40 +198,42 @@ def _by_product(u_MD: Tensor, v_MD: Tensor, temperature: float, batch_size: int)
 def spectral_embedding(n_MM: NDArray[np.float32], log_degree_M: Array, num_clusters: int) -> NDArray[np.float32]:
     r"""Rows of :math:`D^{-1/2} q` for the leading eigenvectors q of the normalised affinity, up to a common factor.
 
-    As published, rows are not normalised and the first, constant, vector is kept. The eigenvectors are LAPACK's, exact
-    to float32: half the time of float64, at the same plan loss. (Looser ones cost loss: the spectrum is dense.)
+    As published, rows are not normalised and the first, constant, vector is included. LAPACK computes the eigenvectors
+    to the precision of float32, in half the time of float64, at the same plan loss. A looser tolerance costs loss,
+    because the spectrum is dense.
 
     Args:
         n_MM: (M, M) float32, symmetric.
         log_degree_M: (M,) float64.
-        num_clusters: K, the vectors taken, at most M.
+        num_clusters: K, the number of eigenvectors, at most M.
 
     Returns:
         (M, K) float32, entries at most about 1 in size.
     """
     num_rows = len(n_MM)
     try:
-        wanted = (num_rows - num_clusters, num_rows - 1)
-        # The upper triangle: OpenBLAS takes a fifth less time with it. The transpose, the same matrix, is in its order.
-        _, q_MK = scipy.linalg.eigh(n_MM.T, lower=False, subset_by_index=wanted, check_finite=False)
+        index_range = (num_rows - num_clusters, num_rows - 1)
+        # OpenBLAS takes a fifth less time with the upper triangle. The transpose, the same matrix, is in Fortran order.
+        _, q_MK = scipy.linalg.eigh(n_MM.T, lower=False, subset_by_index=index_range, check_finite=False)
     except scipy.linalg.LinAlgError:
-        # On some processors LAPACK's method for a part of the spectrum gives up where many rows are equal; the one for
-        # the whole does not.
+        # On some processors LAPACK's driver for a part of the spectrum fails where many rows are equal; "evd", which
+        # computes the whole spectrum, does not.
         _, q_MK = scipy.linalg.eigh(n_MM, driver="evd", check_finite=False)
         q_MK = q_MK[:, -num_clusters:]
     return _unscaled(torch.from_numpy(q_MK), torch.from_numpy(log_degree_M)).contiguous().numpy()
 
 
 def _unscaled(q_MK: Tensor, log_degree_M: Tensor) -> Tensor:
-    """Eigenvectors' rows divided by the roots of the degrees, the largest factor being 1."""
+    """Divide the eigenvectors' rows by the square roots of the degrees, scaled so that the largest factor is 1."""
     lowest = log_degree_M.amin(dim=-1, keepdim=True)
     return q_MK * ((lowest - log_degree_M) / 2).exp().to(q_MK.dtype)[..., None]
 
 
 def kmeans_centres(x_PMK: Tensor, num_clusters: int, seeds: Sequence[int]) -> Tensor:
-    """(P, C, K) centres of the best of several k-means of each pool.
+    """(P, C, K) centres of the best of several restarts of k-means for each pool.
 
-    All restarts take :data:`SHORT_RUN` Lloyd steps; the best goes on until nothing changes, or :data:`LONG_RUN` more.
+    All restarts take :data:`SHORT_RUN` Lloyd steps. The best then runs to convergence, for :data:`LONG_RUN` more steps
+    at most.
 
     Args:
         x_PMK: (P, M, K) float, on any device.
@@ -257,7 +265,7 @@ def _centres_of_few(x_PMK: Tensor, num_clusters: int, seeds: Sequence[int], rest
 
 
 def assign_evenly(cost_MC: Array, capacity: int) -> NDArray[np.int64]:
-    """The exact assignment of all rows to clusters, ``capacity`` rows each, of least total cost.
+    """Assign ``capacity`` rows to each cluster at the least total cost (exact).
 
     Args:
         cost_MC: (M, C) float, at least 0 and finite, M = C * capacity; as published, the distance, not squared.
@@ -269,11 +277,11 @@ def assign_evenly(cost_MC: Array, capacity: int) -> NDArray[np.int64]:
     if available():
         from mbcl.samplers.kernels.transport import transport
 
-        # Whole numbers: floating point can go round for ever among near-ties. Finely: distances of neighbouring rows
-        # of the spectral embedding differ little, and 2^30 steps lose 2.7 % of the loss on noisy embeddings.
+        # Integer costs, since with floating point the algorithm can cycle among near-ties. 2^46 steps, since distances
+        # of neighbouring rows of the spectral embedding differ little: 2^30 lose 2.7 % of the loss on noisy embeddings.
         largest = float(cost_MC.max()) or 1.0
         return np.asarray(transport(np.round(cost_MC * (COST_STEPS / largest)).astype(np.int64), capacity))
-    # Copies of clusters as rows and samples as columns: found 3.5 times faster than the other way round.
+    # With clusters' copies as rows and samples as columns SciPy is 3.5 times faster than with the transpose.
     copy_M, row_M = linear_sum_assignment(np.repeat(cost_MC.T, capacity, axis=0))
     cluster_M = np.empty(len(cost_MC), dtype=np.int64)
     cluster_M[row_M] = copy_M // capacity

@@ -1,6 +1,6 @@
-r"""Swaps between the batches of a pool that raise the true loss, until none is found: compiled loops.
+r"""Local search by swaps between the batches of a pool, each of which raises the NT-Xent: compiled loops.
 
-The mean NT-Xent of a partition is, but for terms that no partition changes, the mean of :math:`\log s_a` over the
+The mean NT-Xent of a partition is, except for terms that no partition changes, the mean of :math:`\log s_a` over the
 2M anchors a, where :math:`s_a` sums :math:`e^{\mathrm{sim}/\tau}` over a's positive and the other samples of its batch.
 A sample adds two terms to an anchor, one per view:
 
@@ -8,8 +8,8 @@ A sample adds two terms to an anchor, one per view:
     A_{ij} = e^{u_i u_j/\tau} + e^{u_i v_j/\tau}
 
 for the anchor :math:`u_i`, and likewise :math:`t_i`, with :math:`C_{ij} = e^{v_i v_j/\tau} + e^{v_i u_j/\tau}`, for
-:math:`v_i`. Swaps are looked for with a table of what each sample would bring to each batch, and made only where the
-exact change of the sum of logarithms is positive: the loss never falls.
+:math:`v_i`. A table of what each sample would add to each batch proposes swaps. A swap is made only if the exact change
+of the sum of logarithms is positive, so the loss never falls.
 
 Letters: M samples of the pool, K batches, B samples a batch, D dimensions.
 """
@@ -27,39 +27,39 @@ from torch import Tensor
 Ints = NDArray[np.int64]
 
 MIN_GAIN = 1e-3
-"""Nats, summed over a pool's anchors, that a swap must bring: below it, float32 sums are not exact enough to trust."""
+"""The least gain of a swap in nats, summed over a pool's anchors; float32 sums are too inexact for smaller ones."""
 TARGETS = 3
-"""Batches that a sample tries to move to: those that its table says most about."""
+"""Batches that a sample tries to move to: those with the largest entries in its column of the table."""
 PARTNERS = 4
-"""Samples of such a batch that it is exchanged with on trial."""
+"""Samples of a target batch with which a swap is evaluated exactly."""
 SINGLE_RANGE = 20.0
 """Up to this 1/temperature the product of two anchors' changes, each up to twice e^40, fits float32."""
 DOUBLE_RANGE = 170.0
-"""Above this 1/temperature the product of two anchors' changes, each up to twice e^340, does not fit float64 either:
-plans are made at temperature 1/170 then."""
+"""Above this 1/temperature the product of two anchors' changes, each up to twice e^340, exceeds float64, too. Plans for
+lower temperatures are made at 1/170."""
 LARGEST_LOG = 700.0
-"""E^700 is below the largest float64."""
+"""e^700 is below the largest float64."""
 
 
 class _Workspace(threading.local):
-    """Four (M, M) matrices of this thread, kept for the next pool of the same size.
+    """A buffer of four (M, M) matrices for each thread, reused for the next pool of the same size.
 
-    To get 26 MiB anew from the system for every pool of 1,280 samples costs as much as half of the products.
+    Allocating 26 MiB anew for every pool of 1,280 samples costs half as much time as the matrix products.
     """
 
-    KEPT = 2048
-    """Samples of a pool up to which memory is kept: at most 64 MiB, 128 in float64."""
+    MAX_ROWS = 2048
+    """Buffers for pools of at most this many samples are reused: 64 MiB in float32, 128 MiB in float64."""
 
-    held: Tensor | None = None
+    buffer: Tensor | None = None
 
     def get(self, num_rows: int, dtype: torch.dtype) -> Tensor:
-        """(4, M, M), not initialised."""
-        if self.held is not None and self.held.shape[1] == num_rows and self.held.dtype == dtype:
-            return self.held
-        self.held = None
+        """Return a (4, M, M) tensor, uninitialised."""
+        if self.buffer is not None and self.buffer.shape[1] == num_rows and self.buffer.dtype == dtype:
+            return self.buffer
+        self.buffer = None
         space_4MM = torch.empty(4, num_rows, num_rows, dtype=dtype)
-        if num_rows <= self.KEPT:
-            self.held = space_4MM
+        if num_rows <= self.MAX_ROWS:
+            self.buffer = space_4MM
         return space_4MM
 
 
@@ -75,8 +75,8 @@ def exponentials(u_MD: Tensor, v_MD: Tensor, temperature: float) -> Tensor:
         temperature: :math:`\tau`.
 
     Returns:
-        (4, M, M), float32 where that is wide enough for the temperature, else float64; valid until this thread's next
-        call.
+        (4, M, M), float32 if its range suffices for the temperature, else float64. It is the thread's buffer, valid
+        until this thread's next call.
     """
     inverse = min(1 / temperature, DOUBLE_RANGE)
     dtype = torch.float32 if inverse <= SINGLE_RANGE else torch.float64
@@ -91,7 +91,7 @@ def exponentials(u_MD: Tensor, v_MD: Tensor, temperature: float) -> Tensor:
 
 
 def _products(x_MD: Tensor, result_MM: Tensor, block: int = 320) -> None:
-    """exp(x xᵀ), computing each pair of blocks once."""
+    """Write exp(x xᵀ) to ``result_MM``; each pair of blocks is computed once and mirrored."""
     num_rows = len(x_MD)
     for start in range(0, num_rows, block):
         end = min(start + block, num_rows)
@@ -100,7 +100,7 @@ def _products(x_MD: Tensor, result_MM: Tensor, block: int = 320) -> None:
 
 
 def factors_a_product(temperature: float) -> int:
-    """Members of a batch whose two factors of a table's entry, each at most 1 + 2 e^(2/tau), float64 holds at once."""
+    """Return how many members' factors one float64 product can hold: two a member, each at most 1 + 2 e^(2/tau)."""
     return max(1, int(LARGEST_LOG / (2 * math.log1p(2 * math.exp(2 * min(1 / temperature, DOUBLE_RANGE))))))
 
 
@@ -115,17 +115,17 @@ def refine(
     partners: int = PARTNERS,
     apart_MM: NDArray[np.bool_] | None = None,
 ) -> Ints:
-    """Batches with a loss at least that of the given ones.
+    """Improve batches by swaps; their loss does not fall.
 
     Args:
         u_MD: (M, D) float CPU tensor, rows of length one, view 1.
         v_MD: (M, D), view 2.
         rows_KB: (K, B) int64, a partition of ``range(M)``.
         temperature: of the loss.
-        sweeps: how often every sample looks for a better batch.
+        sweeps: passes over the samples; in each pass every sample tries to move to a better batch.
         targets: batches that a sample tries.
-        partners: samples of each that it tries to change places with.
-        apart_MM: (M, M), symmetric: samples that should not share a batch; no swap makes more of them share one.
+        partners: samples of each batch with which it tries to change places.
+        apart_MM: (M, M) bool, symmetric: pairs that should not share a batch; no swap increases the number that do.
 
     Returns:
         (K, B) int64, a partition of ``range(M)``.
@@ -134,20 +134,20 @@ def refine(
 
     num_batches, batch_size = rows_KB.shape
     order_M = rows_KB.ravel()
-    # In the order of the batches, so that the rows of one lie side by side.
+    # In the order of the batches, so that the rows of a batch are contiguous in memory.
     u_MD, v_MD = u_MD[order_M], v_MD[order_M]
     uu, uv, vu, vv = exponentials(u_MD, v_MD, temperature).numpy()
     own_M = uv.diagonal().astype(np.float64)
-    apart = np.zeros((1, 1), dtype=np.bool_) if apart_MM is None else apart_MM[np.ix_(order_M, order_M)]
+    constraint_MM = np.zeros((1, 1), dtype=np.bool_) if apart_MM is None else apart_MM[np.ix_(order_M, order_M)]
     batch_M = np.repeat(np.arange(num_batches), batch_size)
     members_KB = np.arange(len(order_M)).reshape(num_batches, batch_size).copy()
-    run = factors_a_product(temperature)
+    members_a_product = factors_a_product(temperature)
     for _ in range(sweeps):
         s_M, t_M = loops.denominators(uu, uv, vu, vv, members_KB, own_M)
-        gain_KM = loops.gain_table(uu, uv, vu, vv, members_KB, own_M, s_M, t_M, run)
+        gain_KM = loops.gain_table(uu, uv, vu, vv, members_KB, own_M, s_M, t_M, members_a_product)
         leave_M = loops.leave_values(uu, uv, vu, vv, members_KB, s_M, t_M)
         gain_KM[batch_M, np.arange(len(batch_M))] = -np.inf
-        keenest_M = np.argsort(leave_M - gain_KM.max(axis=0), kind="stable")
+        order_by_gain_M = np.argsort(leave_M - gain_KM.max(axis=0), kind="stable")
         swaps = loops.sweep(
             uu,
             uv,
@@ -160,11 +160,11 @@ def refine(
             t_M,
             gain_KM,
             leave_M,
-            keenest_M,
+            order_by_gain_M,
             targets,
             partners,
             MIN_GAIN,
-            apart,
+            constraint_MM,
         )
         if swaps == 0:
             break

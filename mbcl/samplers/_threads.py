@@ -1,4 +1,4 @@
-"""How many threads the libraries may use while a pool is planned."""
+"""A limit of the libraries' threads while a pool is planned."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from threadpoolctl import ThreadpoolController
 
 @functools.lru_cache(maxsize=1)
 def _libraries(num_modules: int) -> ThreadpoolController:
-    """The loaded libraries that have threads.
+    """Return the controller of the loaded libraries that have thread pools.
 
-    To look for them costs as much as half a plan of 1,280 samples, and only the import of a module loads another.
+    Finding them costs as much as half a plan of 1,280 samples. Only the import of a module can load another one, so
+    the number of modules is the key of the cache.
     """
     return ThreadpoolController()
 
@@ -26,11 +27,11 @@ _ONE_AT_A_TIME = threading.RLock()
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch, BLAS and OpenMP inside; what was set before is restored.
+    """Limit torch, BLAS and OpenMP to one thread inside; restore their previous limits afterwards.
 
     The order of a sum depends on the number of threads, and so do the last bits of a pool's affinity. With one thread
-    a pool has the same plan wherever it is planned. The setting holds for the whole process while it lasts, so that
-    several threads plan one after the other: planning in parallel takes processes.
+    a pool has the same plan wherever it is planned. The limits are those of the whole process, so a lock lets only one
+    thread plan at a time: planning in parallel takes processes.
     """
     with _ONE_AT_A_TIME:
         num_threads = torch.get_num_threads()

@@ -1,7 +1,7 @@
-"""Loops that NumPy and torch have no words for, compiled by numba.
+"""Loops that NumPy and torch cannot express as array operations, compiled by numba.
 
-Importing a module of this package needs numba, so samplers do it when they plan, and only where numba is
-:func:`available`; without it they plan in torch.
+The modules of this package import numba. Samplers import them while they plan, and only if numba is
+:func:`available`; otherwise they plan in torch.
 """
 
 import importlib.util

@@ -13,7 +13,7 @@ from mbcl.samplers.kernels.compiler import compiled
 
 @compiled
 def regrets(cost_MK: NDArray[np.floating]) -> NDArray[np.floating]:
-    """(M,) the second smallest of each row less the smallest."""
+    """(M,) the second smallest entry of each row less the smallest."""
     regret_M = np.empty(len(cost_MK), dtype=cost_MK.dtype)
     for row in range(len(cost_MK)):
         first, second = np.inf, np.inf
@@ -28,7 +28,7 @@ def regrets(cost_MK: NDArray[np.floating]) -> NDArray[np.floating]:
 
 @compiled
 def fill_in_order(cost_MK: NDArray[np.floating], order_M: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
-    """One row after the other takes its cheapest cluster with room."""
+    """(M,) the cluster of each row: rows take their cheapest cluster with room, one after the other in ``order_M``."""
     num_rows, num_clusters = cost_MK.shape
     room_K = np.full(num_clusters, capacity)
     cluster_M = np.empty(num_rows, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Steps of k-means whose products of matrices were formed before.
+"""Steps of k-means on matrix products that the caller has computed.
 
 Letters: M rows, D dimensions, K clusters, T rows tried.
 """
@@ -18,37 +18,37 @@ def take_best(
     tried_T: NDArray[np.int64],
     nearest_M: NDArray[np.floating],
 ) -> int:
-    """The tried row that leaves the least sum of squared distances; ``nearest_M`` becomes what it leaves.
+    """Return the tried row that leaves the least sum of squared distances, and update ``nearest_M`` with its distances.
 
     Args:
         product_TM: (T, M) products of the tried rows with all.
         squared_M: (M,) squared lengths.
         tried_T: (T,) row numbers.
-        nearest_M: (M,) squared distances to the nearest row taken before, infinite if there is none.
+        nearest_M: (M,) squared distances to the nearest row taken before, infinite if there is none; updated in place.
     """
     num_tried, num_rows = product_TM.shape
     zero = squared_M.dtype.type(0)
     two = squared_M.dtype.type(2)
-    best, least = 0, np.inf
+    best, best_total = 0, np.inf
     for place in range(num_tried):
-        own = squared_M[tried_T[place]]
+        tried_squared = squared_M[tried_T[place]]
         total = 0.0
         for row in range(num_rows):
-            distance = squared_M[row] - two * product_TM[place, row] + own
+            distance = squared_M[row] - two * product_TM[place, row] + tried_squared
             total += min(max(distance, zero), nearest_M[row])
-        if total < least:
-            best, least = place, total
-    own = squared_M[tried_T[best]]
+        if total < best_total:
+            best, best_total = place, total
+    tried_squared = squared_M[tried_T[best]]
     for row in range(num_rows):
-        distance = squared_M[row] - two * product_TM[best, row] + own
+        distance = squared_M[row] - two * product_TM[best, row] + tried_squared
         nearest_M[row] = min(max(distance, zero), nearest_M[row])
-    taken: int = tried_T[best]
-    return taken
+    best_row: int = tried_T[best]
+    return best_row
 
 
 @compiled
 def draw_rows(nearest_M: NDArray[np.floating], draw_T: NDArray[np.float64]) -> NDArray[np.int64]:
-    """(T,) rows drawn with a probability in proportion to ``nearest_M``, from numbers in [0, 1)."""
+    """(T,) rows drawn with probabilities proportional to ``nearest_M``, from T numbers in [0, 1)."""
     total_M = np.cumsum(nearest_M.astype(np.float64))
     rows_T: NDArray[np.int64] = np.searchsorted(total_M, draw_T * total_M[-1], side="right")
     return np.minimum(rows_T, len(nearest_M) - 1)
@@ -56,16 +56,16 @@ def draw_rows(nearest_M: NDArray[np.floating], draw_T: NDArray[np.float64]) -> N
 
 @compiled
 def nearest_cluster(cost_MK: NDArray[np.floating]) -> tuple[NDArray[np.int64], float]:
-    """(M,) the cheapest cluster of each row, of equal ones the first, and the sum of these costs."""
+    """(M,) the cheapest cluster of each row, the first of ties; and the sum of these costs."""
     cluster_M = np.empty(len(cost_MK), dtype=np.int64)
     total = 0.0
     for row in range(len(cost_MK)):
-        best, least = 0, cost_MK[row, 0]
+        best, best_cost = 0, cost_MK[row, 0]
         for cluster in range(1, cost_MK.shape[1]):
-            if cost_MK[row, cluster] < least:
-                best, least = cluster, cost_MK[row, cluster]
+            if cost_MK[row, cluster] < best_cost:
+                best, best_cost = cluster, cost_MK[row, cluster]
         cluster_M[row] = best
-        total += least
+        total += best_cost
     return cluster_M, total
 
 
@@ -78,7 +78,7 @@ def means(
     count_K = np.zeros(len(before_KD), dtype=np.int64)
     for row in range(len(x_MD)):
         count_K[cluster_M[row]] += 1
-        # Views: with plain indices the loop is not vectorised.
+        # Through views of the rows: with indices of two dimensions the compiler does not vectorise the loop.
         sum_D, x_D = sum_KD[cluster_M[row]], x_MD[row]
         for column in range(len(x_D)):
             sum_D[column] += x_D[column]

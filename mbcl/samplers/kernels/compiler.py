@@ -1,4 +1,4 @@
-"""How the loops are compiled."""
+"""The decorator that compiles the loops."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(function: Function) -> Function:
-    """Machine code, made at the first call and kept on disk, so that only a machine's first process waits for it.
+    """Compile a function to machine code at its first call and cache it on disk for the machine's other processes.
 
-    Sums keep their order (no ``fastmath``), and other threads may run meanwhile. Where neither the installed package
-    nor the user's cache folder can be written to, every process compiles for itself, and says so once.
+    Sums keep their order (no ``fastmath``), and the GIL is released. If neither the folder of the installed package nor
+    the user's cache folder is writable, every process compiles for itself and logs one warning.
     """
     try:
         dispatcher = numba.njit(cache=True, nogil=True, error_model="numpy")(function)

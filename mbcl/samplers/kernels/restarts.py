@@ -1,4 +1,4 @@
-"""k-means of few rows from start to end: with a dozen rows, calls take longer than their arithmetic.
+"""The whole of k-means in one call, for few rows: with a dozen rows, the calls take longer than their arithmetic.
 
 Letters: M rows, D dimensions, K clusters, R restarts, T rows tried.
 """
@@ -22,7 +22,7 @@ def best_of_restarts(x_MD: Array, draw_RKT: Array, short_run: int, long_run: int
         x_MD: (M, D) float64.
         draw_RKT: (R, K, T) float64, random numbers in [0, 1).
         short_run: Lloyd steps after which restarts are compared.
-        long_run: most steps of the best after that.
+        long_run: Lloyd steps of the best restart after that, at most.
     """
     num_rows, num_columns = x_MD.shape
     num_restarts, num_clusters, _ = draw_RKT.shape
@@ -33,7 +33,7 @@ def best_of_restarts(x_MD: Array, draw_RKT: Array, short_run: int, long_run: int
             product_MM[row, other] = _product(x_MD[row], x_MD[other])
         squared_M[row] = product_MM[row, row]
     best_KD: Array = np.empty((num_clusters, num_columns))
-    least = np.inf
+    best_inertia = np.inf
     for restart in range(num_restarts):
         nearest_M = np.full(num_rows, np.inf)
         centre_KD: Array = np.empty((num_clusters, num_columns))
@@ -47,8 +47,8 @@ def best_of_restarts(x_MD: Array, draw_RKT: Array, short_run: int, long_run: int
                 product_TM[place] = product_MM[tried_T[place]]
             centre_KD[number] = x_MD[take_best(product_TM, squared_M, tried_T, nearest_M)]
         centre_KD, inertia = _steps(x_MD, centre_KD, short_run)
-        if inertia < least:
-            least = inertia
+        if inertia < best_inertia:
+            best_inertia = inertia
             best_KD = centre_KD
     best_KD, _ = _steps(x_MD, best_KD, long_run)
     return best_KD
@@ -64,7 +64,10 @@ def _product(x_D: Array, y_D: Array) -> float:
 
 @compiled
 def _steps(x_MD: Array, centre_KD: Array, steps: int) -> tuple[Array, float]:
-    """Lloyd steps until nothing changes, and the inertia before the last, less the rows' own squared lengths."""
+    """Run Lloyd steps until no row changes its cluster; return centres and inertia.
+
+    The inertia is that of the centres before the last step, less the rows' squared lengths.
+    """
     num_rows, num_clusters = len(x_MD), len(centre_KD)
     before_M = np.full(num_rows, -1)
     cost_MK = np.empty((num_rows, num_clusters))

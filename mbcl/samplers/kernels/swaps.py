@@ -1,6 +1,6 @@
-"""The loops of the swap search of :mod:`mbcl.samplers._swaps`, which explains the letters s, t, A and C.
+"""The loops of the swap search of :mod:`mbcl.samplers._swaps`, which defines s, t, A and C.
 
-Sums of logarithms are logarithms of products, taken before a product can leave float64's range.
+A sum of logarithms is computed as the logarithm of a product, taken before the product can leave float64's range.
 
 Letters: M samples of the pool, K batches, B samples a batch. ``uu``, ``uv``, ``vu`` and ``vv`` are (M, M), float32 or
 float64; sums are float64.
@@ -19,14 +19,14 @@ Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
 LARGE, SMALL = 1e100, 1e-100
-"""Products outside are replaced by their logarithm. One more factor, below e^341, cannot overflow them."""
+"""A product outside this range is replaced by its logarithm. One more factor, below e^341, cannot overflow it."""
 CANCELLED = 1e-6
-"""A sum that falls to such a share of itself is formed anew: what is left of it by subtraction is rounding."""
+"""A sum that a subtraction reduces below this share of itself is summed anew: cancellation leaves rounding errors."""
 
 
 @compiled
 def both(first_MM: Floats, second_MM: Floats, row: int, column: int) -> float:
-    """An entry of the sum of two matrices, in float64."""
+    """Return one entry of the sum of two matrices, in float64."""
     return float(first_MM[row, column]) + float(second_MM[row, column])
 
 
@@ -34,7 +34,7 @@ def both(first_MM: Floats, second_MM: Floats, row: int, column: int) -> float:
 def sums_of(
     j: int, members_B: Ints, uu: Floats, uv: Floats, vu: Floats, vv: Floats, own_M: Floats
 ) -> tuple[float, float]:
-    """S and t of sample ``j`` among the members of a batch, of which it may be one."""
+    """Return s and t of sample ``j`` with the members of a batch, of which it may be one."""
     s, t = own_M[j], own_M[j]
     for i in members_B:
         if i != j:
@@ -60,10 +60,10 @@ def denominators(
 def gain_table(
     uu: Floats, uv: Floats, vu: Floats, vv: Floats, members_KB: Ints, own_M: Floats, s_M: Floats, t_M: Floats, run: int
 ) -> Floats:
-    """(K, M) float64: what every sample would bring to every batch; of its own batch it says nothing.
+    """(K, M) float64: what every sample would add to every batch; entries of its own batch are meaningless.
 
-    ``run`` is how many members' factors one product holds. The inner loop runs along rows: it reads memory in order,
-    and adds no two numbers of one sum, so the compiler may use vectors.
+    ``run`` is the number of members whose factors one product holds. The inner loop runs along rows: it reads memory
+    in order, and its iterations add to different sums, so the compiler can vectorise it.
     """
     num_rows, num_batches = len(own_M), len(members_KB)
     gain_KM = np.zeros((num_batches, num_rows))
@@ -94,7 +94,7 @@ def gain_table(
 
 @compiled
 def leave_values(uu: Floats, uv: Floats, vu: Floats, vv: Floats, members_KB: Ints, s_M: Floats, t_M: Floats) -> Floats:
-    """(M,) float64: what every sample brings to its own batch, that is, what would be lost without it."""
+    """(M,) float64: what every sample adds to its own batch, which is what the batch would lose without it."""
     leave_M = np.empty(len(s_M))
     for members in members_KB:
         for j in members:
@@ -121,18 +121,18 @@ def change_of(
     s_M: Floats,
     t_M: Floats,
 ) -> float:
-    """The change of the sum of log s + log t if ``j`` of ``home`` and ``other`` of ``target`` change places."""
-    stay, s_other, t_other = exchange(other, j, members_KB[home], uu, uv, vu, vv, own_M, s_M, t_M)
-    away, s_j, t_j = exchange(j, other, members_KB[target], uu, uv, vu, vv, own_M, s_M, t_M)
+    """Return the change of the sum of log s + log t if ``j`` of ``home`` and ``other`` of ``target`` change places."""
+    home_change, s_other, t_other = exchange(other, j, members_KB[home], uu, uv, vu, vv, own_M, s_M, t_M)
+    target_change, s_j, t_j = exchange(j, other, members_KB[target], uu, uv, vu, vv, own_M, s_M, t_M)
     own_s = math.log((s_other / s_M[other]) * (s_j / s_M[j]))
     own_t = math.log((t_other / t_M[other]) * (t_j / t_M[j]))
-    return stay + away + own_s + own_t
+    return home_change + target_change + own_s + own_t
 
 
 @compiled
 def exchange(
-    comes: int,
-    goes: int,
+    arriving: int,
+    leaving: int,
     members_B: Ints,
     uu: Floats,
     uv: Floats,
@@ -142,40 +142,40 @@ def exchange(
     s_M: Floats,
     t_M: Floats,
 ) -> tuple[float, float, float]:
-    """What becomes of a batch if ``comes`` takes the place of its member ``goes``.
+    """Evaluate a batch in which ``arriving`` takes the place of the member ``leaving``.
 
     Returns:
-        The change of the others' sum of log s + log t; s and t of ``comes`` among them.
+        The change of the other members' sum of log s + log t; s and t of ``arriving`` in the batch.
     """
     change, product_s, product_t = 0.0, 1.0, 1.0
-    s, t = own_M[comes], own_M[comes]
+    s, t = own_M[arriving], own_M[arriving]
     for i in members_B:
-        if i == goes:
+        if i == leaving:
             continue
-        factor_s = 1 + (both(uu, vu, comes, i) - both(uu, vu, goes, i)) / s_M[i]
-        factor_t = 1 + (both(vv, uv, comes, i) - both(vv, uv, goes, i)) / t_M[i]
+        factor_s = 1 + (both(uu, vu, arriving, i) - both(uu, vu, leaving, i)) / s_M[i]
+        factor_t = 1 + (both(vv, uv, arriving, i) - both(vv, uv, leaving, i)) / t_M[i]
         if factor_s < CANCELLED or factor_t < CANCELLED:
-            new_s, new_t = sums_after(i, comes, goes, members_B, uu, uv, vu, vv, own_M)
+            new_s, new_t = sums_after(i, arriving, leaving, members_B, uu, uv, vu, vv, own_M)
             factor_s, factor_t = new_s / s_M[i], new_t / t_M[i]
         product_s *= factor_s
         product_t *= factor_t
         if not (SMALL < product_s < LARGE and SMALL < product_t < LARGE):
             change += math.log(product_s) + math.log(product_t)
             product_s, product_t = 1.0, 1.0
-        s += both(uu, uv, comes, i)
-        t += both(vv, vu, comes, i)
+        s += both(uu, uv, arriving, i)
+        t += both(vv, vu, arriving, i)
     return change + math.log(product_s * product_t), s, t
 
 
 @compiled
 def sums_after(
-    i: int, comes: int, goes: int, members_B: Ints, uu: Floats, uv: Floats, vu: Floats, vv: Floats, own_M: Floats
+    i: int, arriving: int, leaving: int, members_B: Ints, uu: Floats, uv: Floats, vu: Floats, vv: Floats, own_M: Floats
 ) -> tuple[float, float]:
-    """S and t of member ``i`` of a batch once ``comes`` has taken the place of ``goes``."""
-    s = own_M[i] + both(uu, uv, i, comes)
-    t = own_M[i] + both(vv, vu, i, comes)
+    """Return s and t of member ``i`` of a batch after ``arriving`` has taken the place of ``leaving``."""
+    s = own_M[i] + both(uu, uv, i, arriving)
+    t = own_M[i] + both(vv, vu, i, arriving)
     for other in members_B:
-        if other not in (i, goes):
+        if other not in (i, leaving):
             s += both(uu, uv, i, other)
             t += both(vv, vu, i, other)
     return s, t
@@ -197,27 +197,27 @@ def swap(
     s_M: Floats,
     t_M: Floats,
 ) -> None:
-    """Let ``j`` of ``home`` and ``other`` of ``target`` change places, and bring all sums up to date."""
+    """Exchange ``j`` of ``home`` and ``other`` of ``target``, and update all sums."""
     for place in range(members_KB.shape[1]):
         if members_KB[home, place] == j:
             members_KB[home, place] = other
         if members_KB[target, place] == other:
             members_KB[target, place] = j
     batch_M[j], batch_M[other] = target, home
-    for comes, goes, batch in ((other, j, home), (j, other, target)):
+    for arriving, leaving, batch in ((other, j, home), (j, other, target)):
         for i in members_KB[batch]:
-            if i != comes:
-                s = s_M[i] + (both(uu, vu, comes, i) - both(uu, vu, goes, i))
-                t = t_M[i] + (both(vv, uv, comes, i) - both(vv, uv, goes, i))
+            if i != arriving:
+                s = s_M[i] + (both(uu, vu, arriving, i) - both(uu, vu, leaving, i))
+                t = t_M[i] + (both(vv, uv, arriving, i) - both(vv, uv, leaving, i))
                 if s < CANCELLED * s_M[i] or t < CANCELLED * t_M[i]:
                     s, t = sums_of(i, members_KB[batch], uu, uv, vu, vv, own_M)
                 s_M[i], t_M[i] = s, t
-        s_M[comes], t_M[comes] = sums_of(comes, members_KB[batch], uu, uv, vu, vv, own_M)
+        s_M[arriving], t_M[arriving] = sums_of(arriving, members_KB[batch], uu, uv, vu, vv, own_M)
 
 
 @compiled
 def crowding(j: int, other: int, home: int, target: int, members_KB: Ints, apart_MM: NDArray[np.bool_]) -> int:
-    """How many more samples share a batch with one that they should not, if the two change places."""
+    """Return the change of the number of pairs that should not share a batch but do, if the two change places."""
     change = 0
     for i in members_KB[home]:
         if i != j:
@@ -249,12 +249,13 @@ def sweep(
 ) -> int:
     """Let every sample, in order, change places with the best of some partners, if that raises the loss.
 
-    The table picks whom to try; it is as old as the sweep, and takes no account of what the two are to each other.
-    What it says of a swap is nearly always too much, so that where it says too little nothing is tried. The exact
-    change decides. ``members_KB``, ``batch_M``, ``s_M``, ``t_M`` and ``leave_M`` are kept up to date.
+    The table ``gain_KM`` selects the partners to try. It is not updated within the sweep, and ignores the terms between
+    the two samples of a swap. Its estimate of a swap is nearly always too high, so partners whose estimate is below
+    ``min_gain`` are not tried. The exact change decides. ``members_KB``, ``batch_M``, ``s_M``, ``t_M`` and ``leave_M``
+    are updated in place.
 
     Returns:
-        How many swaps were made.
+        The number of swaps made.
     """
     num_batches, batch_size = members_KB.shape
     constrained = len(apart_MM) == len(batch_M)
@@ -262,7 +263,7 @@ def sweep(
     swaps = 0
     for j in order_M:
         home = batch_M[j]
-        # The batches that j would bring most to.
+        # Insertion sort of the batches to which j would add most.
         num_tried = 0
         for batch in range(num_batches):
             if batch == home or gain_KM[batch, j] == -np.inf:
@@ -277,18 +278,18 @@ def sweep(
                 num_tried = min(num_tried + 1, targets)
         best, partner = min_gain, -1
         for target in tried_T[:num_tried]:
-            hope = gain_KM[target, j] - leave_M[j]
+            estimate_j = gain_KM[target, j] - leave_M[j]
             limit = np.inf
             for _ in range(partners):
-                # The next best by the table among those not tried yet.
-                likely, other = min_gain - hope, -1
+                # The member with the next highest estimate, below those that were tried.
+                best_estimate, other = min_gain - estimate_j, -1
                 for i in members_KB[target]:
-                    promise = gain_KM[home, i] - leave_M[i]
-                    if likely < promise < limit:
-                        likely, other = promise, i
+                    estimate = gain_KM[home, i] - leave_M[i]
+                    if best_estimate < estimate < limit:
+                        best_estimate, other = estimate, i
                 if other < 0:
                     break
-                limit = likely
+                limit = best_estimate
                 if constrained and crowding(j, other, home, target, members_KB, apart_MM) > 0:
                     continue
                 change = change_of(j, other, home, target, uu, uv, vu, vv, members_KB, own_M, s_M, t_M)

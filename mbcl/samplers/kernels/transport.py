@@ -1,4 +1,4 @@
-"""The exact assignment of rows to clusters of bounded size.
+"""The exact assignment of rows to clusters of bounded size: a transportation problem.
 
 Letters: M rows, K clusters, C capacity, M = K * C.
 """
@@ -16,12 +16,12 @@ FAR = 2**62
 
 @compiled
 def transport(cost_MK: Ints, capacity: int) -> Ints:
-    """Clusters of ``capacity`` rows each, of least total cost.
+    """Assign ``capacity`` rows to each cluster at the least total cost.
 
-    Successive shortest paths. At first every row is in its cheapest cluster, which is best of all but for the sizes.
-    Then, one row at a time, a cluster with too many gives to one with too few along the cheapest chain of moves; each
-    such step keeps the costs least for the sizes it leads to, and there are at most as many as rows. Costs are whole
-    numbers, so that no tie makes it go round.
+    Successive shortest paths. At first every row is in its cheapest cluster, which is optimal without the bound on
+    sizes. Each step then takes the cheapest chain of moves from a cluster that is too large to one that is too small,
+    which makes the first one row smaller and the last one row larger. Every step keeps the assignment optimal for its
+    sizes, and there are at most M steps. Costs are integers, so that ties cannot make the algorithm cycle.
 
     Args:
         cost_MK: (M, K) int64, at least 0, below 2^62 / (2 K).
@@ -49,7 +49,7 @@ def transport(cost_MK: Ints, capacity: int) -> Ints:
         cluster = cluster_M[row]
         members_KM[cluster, size_K[cluster]] = row
         size_K[cluster] += 1
-    # The cheapest move from cluster to cluster, and whose it is.
+    # The cost of the cheapest move from cluster to cluster, and the row that moves.
     move_KK = np.empty((num_clusters, num_clusters), dtype=np.int64)
     mover_KK = np.empty((num_clusters, num_clusters), dtype=np.int64)
     for source in range(num_clusters):
@@ -68,21 +68,21 @@ def transport(cost_MK: Ints, capacity: int) -> Ints:
 
 @compiled
 def _find_moves(source: int, cost_MK: Ints, members_KM: Ints, size_K: Ints, move_KK: Ints, mover_KK: Ints) -> None:
-    """The cheapest move from one cluster to every other."""
+    """Update the cheapest move from one cluster to every other, in ``move_KK`` and ``mover_KK``."""
     move_KK[source] = FAR
     mover_KK[source] = -1
     for place in range(size_K[source]):
         row = members_KM[source, place]
-        stay = cost_MK[row, source]
+        current_cost = cost_MK[row, source]
         for target in range(len(move_KK)):
-            if cost_MK[row, target] - stay < move_KK[source, target]:
-                move_KK[source, target] = cost_MK[row, target] - stay
+            if cost_MK[row, target] - current_cost < move_KK[source, target]:
+                move_KK[source, target] = cost_MK[row, target] - current_cost
                 mover_KK[source, target] = row
 
 
 @compiled
 def _cheapest_chain(start: int, move_KK: Ints, size_K: Ints, capacity: int) -> tuple[Ints, int]:
-    """The cheapest chain of moves from a cluster to one with room (Bellman and Ford): predecessors, and its end."""
+    """Find the cheapest chain of moves from a cluster to one with room (Bellman-Ford): predecessors, and its end."""
     num_clusters = len(move_KK)
     cost_K = np.full(num_clusters, FAR)
     before_K = np.full(num_clusters, -1)
@@ -109,7 +109,7 @@ def _cheapest_chain(start: int, move_KK: Ints, size_K: Ints, capacity: int) -> t
 
 @compiled
 def _move(row: int, source: int, target: int, members_KM: Ints, size_K: Ints, cluster_M: Ints) -> None:
-    """Take a row from one cluster to another."""
+    """Move a row from one cluster to another."""
     for place in range(size_K[source]):
         if members_KM[source, place] == row:
             members_KM[source, place] = members_KM[source, size_K[source] - 1]

@@ -1,1 +1,1 @@
-"""Samplers by others and by simpler ideas, to compare with."""
+"""Peer samplers for comparison: published methods by others, and simple baselines."""

@@ -1,4 +1,4 @@
-"""``bisection``: the data set is halved along its principal direction until a batch is left.
+"""``bisection``: recursive halving along the principal direction, down to single batches.
 
 Letters: M samples of a pool, D dimensions, B samples a batch, S batches of the pool, n samples of a part of it.
 """
@@ -24,17 +24,17 @@ Array = NDArray[np.floating]
 @SAMPLERS.register("bisection")
 @dataclass(frozen=True, kw_only=True)
 class Bisection(SortedPools):
-    """Similar samples in one batch, at the least cost: recursive halves along the principal direction.
+    """Batches of similar samples at a low cost: recursive halving along the principal direction.
 
     Samples are compared by the sum of their views' normalised embeddings. A part of S batches is split at the
-    projection that leaves S // 2 of them below it. The direction is approximate: a few power steps on some samples.
+    projection that leaves S // 2 batches below it. The direction is approximate: a few power steps on some samples.
     A data set of 50,000 is planned in about a second, and the time grows as N log N.
 
     Args:
         batch_size: B, global.
         pool: samples of a random pool; None for the whole data set as one.
         power: power steps for a direction.
-        sample: samples of a part from which its direction is found.
+        sample: samples of a part from which its direction is estimated, at most.
         mix, skip: as for all samplers with embeddings.
 
     Reference:
@@ -57,27 +57,27 @@ class Bisection(SortedPools):
         check_count("sample", self.sample, least=2)
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
-        """Batches in the order of the tree's leaves."""
+        """Plan one pool; batches are in the order of the tree's leaves."""
         rng = numpy_generator(seed, "bisection")
         rows_M = bisected(pair_rows(z1_MD, z2_MD), self.batch_size, self.power, self.sample, rng)
         return PoolPlan(rows_M.reshape(-1, self.batch_size))
 
 
 def bisected(x_MD: Array, leaf: int, power: int, sample: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Row numbers in an order in which every part of the tree is consecutive.
+    """Return the row numbers in the order of the tree's leaves, in which every part is consecutive.
 
     Args:
-        x_MD: (M, D) float, M a multiple of ``leaf``; brought into the order that is returned.
-        leaf: rows of a part that is not split.
+        x_MD: (M, D) float, M a multiple of ``leaf``; sorted in place into the order that is returned.
+        leaf: rows of a leaf.
         power: steps for a direction.
-        sample: rows from which it is found.
+        sample: rows from which a direction is estimated, at most.
         rng: draws samples and starting directions.
 
     Returns:
         (M,) int64; equal projections stay in order.
     """
     rows_M = np.arange(len(x_MD))
-    # Parts counted in leaves. A stack, not recursion, so that memory is what a branch needs.
+    # The bounds of a part are counted in leaves. A stack instead of recursion: memory is that of one branch.
     parts = [(0, len(x_MD) // leaf)]
     while parts:
         start, stop = parts.pop()
@@ -85,7 +85,7 @@ def bisected(x_MD: Array, leaf: int, power: int, sample: int, rng: np.random.Gen
             continue
         part = slice(start * leaf, stop * leaf)
         order_n = np.argsort(x_MD[part] @ direction_of(x_MD[part], power, sample, rng), kind="stable")
-        # Rows of a part lie together in memory, so the next products read them in a stream.
+        # The rows of a part are moved together, so that the next products read contiguous memory.
         x_MD[part] = x_MD[part][order_n]
         rows_M[part] = rows_M[part][order_n]
         middle = start + (stop - start) // 2

@@ -1,4 +1,4 @@
-"""``diverse``: batches of samples that are unlike each other, the control against hardness.
+"""``diverse``: batches of dissimilar samples, the control experiment against hard batches.
 
 Letters: M samples of a pool, D dimensions, B samples a batch, S batches of the pool, m candidates.
 """
@@ -25,9 +25,9 @@ Array = NDArray[np.floating]
 class Diverse(SortedPools):
     r"""Batches grown greedily to a high effective rank, or to a moderate one.
 
-    A batch starts with a random sample. Then, of ``m`` random candidates, the one joins that raises the batch's
-    effective rank most; another takes its place among the candidates, until the batch is full. Every sample is used
-    once, so the last batches have little to choose from.
+    A batch starts with a random sample. Then, of ``m`` random candidates, the one that raises the batch's effective
+    rank most joins the batch, and a new candidate replaces it, until the batch is full. Every sample is used once, so
+    the last batches have few candidates.
 
     The effective rank here is the participation ratio :math:`(\sum_i \lambda_i)^2 / \sum_i \lambda_i^2` of the
     eigenvalues of the batch's Gram matrix :math:`G`, that is :math:`(\operatorname{tr} G)^2 / \|G\|_F^2`: the
@@ -40,10 +40,10 @@ class Diverse(SortedPools):
         batch_size: B, global.
         pool: samples of a random pool; None for the whole data set as one.
         m: candidates at a time.
-        rank_low: a share of B in (0, 1]. A batch that has this effective rank is diverse enough: then the first
-            candidate joins that keeps it between both bounds. None for a batch that is never diverse enough.
-        rank_high: a share of B in (0, 1]. Candidates that lift the effective rank above it do not join; if all do, the
-            one that lifts it least joins. None for no such bound.
+        rank_low: a share of B in (0, 1]. Once a batch has this effective rank, the first candidate joins that keeps it
+            between both bounds. None for no such bound: the candidate that raises the rank most always joins.
+        rank_high: a share of B in (0, 1]. Candidates that would raise the effective rank above it do not join; if all
+            would, the one that raises it least joins. None for no such bound.
         mix, skip: as for all samplers with embeddings.
 
     Reference:
@@ -73,62 +73,62 @@ class Diverse(SortedPools):
             )
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
-        """Batches in the order in which they were filled."""
+        """Plan one pool; batches are in the order in which they were filled."""
         x_MD = unit_rows(pair_rows(z1_MD, z2_MD))
         rng = numpy_generator(seed, "diverse")
         low = np.inf if self.rank_low is None else self.rank_low * self.batch_size
         high = np.inf if self.rank_high is None else self.rank_high * self.batch_size
-        left = Unseen(len(x_MD))
+        unseen = Unseen(len(x_MD))
         batches = [
-            grow(x_MD, left, self.batch_size, self.m, low, high, rng) for _ in range(len(x_MD) // self.batch_size)
+            grow(x_MD, unseen, self.batch_size, self.m, low, high, rng) for _ in range(len(x_MD) // self.batch_size)
         ]
         return PoolPlan(np.stack(batches))
 
 
 class Unseen:
-    """Row numbers that are in no batch yet, from which random ones are taken in constant time."""
+    """The set of row numbers that are in no batch yet; taking k random ones takes time independent of its size."""
 
     def __init__(self, num_rows: int) -> None:
         self._rows = np.arange(num_rows)
         self._end = num_rows
 
     def take(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Remove and return so many, or as many as there are."""
+        """Remove and return ``count`` random rows, or all if there are fewer."""
         count = min(count, self._end)
         places = np.sort(rng.choice(self._end, count, replace=False))
         taken = self._rows[places].copy()
-        # The last ones fill the places of those that go.
-        kept = np.setdiff1d(np.arange(self._end - count, self._end), places, assume_unique=True)
-        self._rows[places[: len(kept)]] = self._rows[kept]
+        # The last rows fill the places of those that are taken.
+        moved = np.setdiff1d(np.arange(self._end - count, self._end), places, assume_unique=True)
+        self._rows[places[: len(moved)]] = self._rows[moved]
         self._end -= count
         return rng.permutation(taken)
 
     def give_back(self, rows: NDArray[np.int64]) -> None:
-        """Put some back."""
+        """Put rows back."""
         self._rows[self._end : self._end + len(rows)] = rows
         self._end += len(rows)
 
 
 def grow(
-    x_MD: Array, left: Unseen, batch_size: int, m: int, low: float, high: float, rng: np.random.Generator
+    x_MD: Array, unseen: Unseen, batch_size: int, m: int, low: float, high: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """One batch, taken from what is left.
+    """Grow one batch from the unseen rows.
 
     Args:
         x_MD: (M, D) float, rows of length one or zero.
-        left: the rows that may be taken, at least B.
+        unseen: the rows that may be taken, at least B; those of the batch are removed.
         batch_size: B.
         m: candidates at a time.
-        low: effective rank from which on a batch is diverse enough.
-        high: effective rank that it should not pass.
+        low: effective rank from which on the first candidate within both bounds joins.
+        high: effective rank that the batch should not exceed.
         rng: draws candidates.
 
     Returns:
         (B,) int64 row numbers.
     """
-    first = left.take(1, rng)
-    # The spare candidates replace those that join, one by one.
-    drawn = left.take(m + batch_size - 2, rng)
+    first = unseen.take(1, rng)
+    # Spare candidates replace those that join, one by one.
+    drawn = unseen.take(m + batch_size - 2, rng)
     candidates, spare = drawn[:m].copy(), drawn[m:]
     y_mD = x_MD[candidates]
     square_m = np.einsum("md,md->m", y_mD, y_mD)
@@ -142,7 +142,7 @@ def grow(
     for size in range(1, batch_size):
         trace_m = trace + square_m
         frobenius_m = frobenius + 2 * overlap_m + square_m**2
-        # All zero rows: no eigenvalue, rank 0.
+        # Where all rows are zero there is no eigenvalue: the rank is 0.
         rank_m = trace_m**2 / np.maximum(frobenius_m, np.finfo(x_MD.dtype).tiny)
         place = chosen(rank_m, trace**2 / max(frobenius, 1e-30), low, high)
         batch[size], b_BD[size] = candidates[place], y_mD[place]
@@ -156,12 +156,12 @@ def grow(
         else:
             candidates, y_mD = np.delete(candidates, place), np.delete(y_mD, place, axis=0)
             square_m, overlap_m = np.delete(square_m, place), np.delete(overlap_m, place)
-    left.give_back(np.concatenate([candidates, spare]))
+    unseen.give_back(np.concatenate([candidates, spare]))
     return batch
 
 
 def chosen(rank_m: Array, rank: float, low: float, high: float) -> int:
-    """Which candidate joins a batch of effective rank ``rank``, if ``rank_m`` is what it would have with each.
+    """Choose the candidate that joins a batch of effective rank ``rank``; ``rank_m`` are the ranks with each candidate.
 
     Example:
         >>> ranks = np.array([2.1, 2.9, 2.5, 2.0])

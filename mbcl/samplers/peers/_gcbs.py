@@ -25,29 +25,29 @@ Array = NDArray[np.floating]
 
 PUBLISHED_QUANTILE = 0.999
 SAMPLE_SIDE = 2048
-"""Rows and columns of similarities from which the quantile is estimated; up to so many samples it is exact."""
+"""Rows and columns of similarities from which the quantile is estimated; up to this many samples it is exact."""
 CHUNK_ELEMENTS = 2**23
 MAX_EDGES = 2**27
-"""Similarities that a pool may keep: the graph of so many takes some 2 GB."""
+"""Most edges of a pool's graph, which then takes about 2 GB."""
 
 
 @SAMPLERS.register("gcbs")
 @dataclass(frozen=True, kw_only=True)
 class GCBS(SortedPools):
-    r"""Global contrastive batch sampling: consecutive vertices of a graph of similar samples, reordered.
+    r"""Global contrastive batch sampling: batches of consecutive vertices in a bandwidth-reducing order of a graph.
 
-    Samples i and j are joined where :math:`\hat u_i \cdot \hat v_j` or :math:`\hat u_j \cdot \hat v_i` lies above a
-    quantile of all similarities. The reverse Cuthill-McKee order of that graph brings joined samples near each other,
-    and every B consecutive ones are a batch. The time grows as N², the memory with the pairs that are kept.
+    The graph joins samples i and j where :math:`\hat u_i \cdot \hat v_j` or :math:`\hat u_j \cdot \hat v_i` is above a
+    quantile of all similarities. Its reverse Cuthill-McKee order brings joined samples near each other, and every B
+    consecutive ones are a batch. The time grows as N², the memory with the number of edges.
 
-    The published quantile keeps N/1000 pairs a sample, too few in small pools, where most of them are a sample with
-    itself; there ``degree`` of 10 to 50 is better.
+    The published quantile keeps N/1000 pairs a sample. That is too few in small pools, where most of these pairs are a
+    sample with itself; a ``degree`` of 10 to 50 is better there.
 
     Args:
         batch_size: B, global.
         pool: samples of a random pool; None for the whole data set as one, as published.
         quantile: share of the similarities that are dropped, in [0, 1); None for the published 0.999.
-        degree: instead of ``quantile``, similarities kept of a sample on average: a quantile of 1 - degree/M.
+        degree: instead of ``quantile``, the mean number of similarities kept for a sample: a quantile of 1 - degree/M.
         mix, skip: as for all samplers with embeddings.
 
     Reference:
@@ -76,13 +76,17 @@ class GCBS(SortedPools):
             check_count("degree", self.degree)
 
     def quantile_of(self, num_samples: int) -> float:
-        """The share of the similarities of a pool of so many samples that are dropped."""
+        """Return the share of similarities that are dropped in a pool of ``num_samples`` samples."""
         if self.degree is not None:
             return 1 - min(self.degree, num_samples) / num_samples
         return PUBLISHED_QUANTILE if self.quantile is None else self.quantile
 
     def check(self, num_samples: int) -> None:
-        """As :meth:`Sampler.check`; refuses graphs that are too large."""
+        """Check as the base class does, and the number of edges; warn if ``degree`` keeps all similarities.
+
+        Raises:
+            ConfigError: also if a graph has more than :data:`MAX_EDGES` edges.
+        """
         largest = self.pool_sizes(num_samples)[0] if num_samples >= self.batch_size else 0
         if (1 - self.quantile_of(max(1, largest))) * largest**2 > MAX_EDGES:
             raise ConfigError(
@@ -99,57 +103,58 @@ class GCBS(SortedPools):
             )
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
-        """Batches in the order of the graph."""
+        """Plan one pool; batches are in the order of the graph."""
         u_MD, v_MD = unit_rows(z1_MD), unit_rows(z2_MD)
         rng = numpy_generator(seed, "gcbs/sample")
         threshold = similarity_quantile(u_MD, v_MD, self.quantile_of(len(u_MD)), rng)
-        kept = most_similar_pairs(u_MD, v_MD, threshold, (1 - self.quantile_of(len(u_MD))) * len(u_MD) ** 2)
-        order_M = reverse_cuthill_mckee(csr_array(kept + kept.T), symmetric_mode=True)
+        pairs = most_similar_pairs(u_MD, v_MD, threshold, (1 - self.quantile_of(len(u_MD))) * len(u_MD) ** 2)
+        order_M = reverse_cuthill_mckee(csr_array(pairs + pairs.T), symmetric_mode=True)
         return PoolPlan(order_M.astype(np.int64).reshape(-1, self.batch_size))
 
 
 def similarity_quantile(u_MD: Array, v_MD: Array, quantile: float, rng: np.random.Generator) -> float:
-    """The quantile of all products of a row of ``u_MD`` and one of ``v_MD``, estimated where there are many.
+    """Return the quantile of all products of a row of ``u_MD`` and a row of ``v_MD``, estimated in large pools.
 
     Args:
         u_MD: (M, D) float, rows of length one.
         v_MD: (M, D) float, rows of length one.
         quantile: in [0, 1).
-        rng: draws the rows of either side.
+        rng: draws the sample of rows of each side.
     """
     num_rows = len(u_MD)
     if num_rows > SAMPLE_SIDE:
-        # Rows and columns apart from each other, so that samples meet themselves as rarely as among all pairs.
+        # Independent draws of rows and columns, so that pairs of a sample with itself are as rare as among all pairs.
         u_MD = u_MD[rng.choice(num_rows, SAMPLE_SIDE, replace=False)]
         v_MD = v_MD[rng.choice(num_rows, SAMPLE_SIDE, replace=False)]
     return float(np.quantile(u_MD @ v_MD.T, quantile))
 
 
 def most_similar_pairs(u_MD: Array, v_MD: Array, threshold: float, expected: float) -> csr_array:
-    """(M, M) pattern of about so many products of rows, those above a threshold.
+    """(M, M) pattern of the products of rows above a threshold, about ``expected`` of them.
 
-    A product can differ from the threshold in its last bits, which depend on the shape of the matrix product. Those
-    that are equal to it up to rounding are left out, or all are kept where the others are too few: samples that occur
-    several times have the same largest similarity. Where all similarities are equal there may be too many to keep.
+    The last bits of a product depend on the shape of the matrix product, so products equal to the threshold up to
+    rounding are ties. Ties are left out, unless fewer than half of the expected products are above them; then all ties
+    are kept. This happens where samples occur several times, since their largest similarities are equal. Where all
+    similarities are equal the ties may exceed :data:`MAX_EDGES`; they are left out then.
     """
     rounding = 2 * math.sqrt(u_MD.shape[1]) * float(np.finfo(u_MD.dtype).eps)
     above = similar_pairs(u_MD, v_MD, threshold + rounding, MAX_EDGES)
     if above is not None and above.nnz >= expected / 2:
         return above
-    equal_too = similar_pairs(u_MD, v_MD, threshold - rounding, MAX_EDGES)
-    chosen = above if equal_too is None else equal_too
-    return csr_array((len(u_MD), len(u_MD)), dtype=np.int8) if chosen is None else chosen
+    with_ties = similar_pairs(u_MD, v_MD, threshold - rounding, MAX_EDGES)
+    pattern = above if with_ties is None else with_ties
+    return csr_array((len(u_MD), len(u_MD)), dtype=np.int8) if pattern is None else pattern
 
 
-def similar_pairs(u_MD: Array, v_MD: Array, threshold: float, most: int) -> csr_array | None:
-    """(M, M) pattern of the products of rows above a threshold; None if there are more than ``most``."""
+def similar_pairs(u_MD: Array, v_MD: Array, threshold: float, max_pairs: int) -> csr_array | None:
+    """(M, M) pattern of the products of rows above a threshold; None if there are more than ``max_pairs``."""
     num_rows = len(u_MD)
-    rows, columns, found = [], [], 0
+    rows, columns, count = [], [], 0
     chunk = max(1, CHUNK_ELEMENTS // num_rows)
     for start in range(0, num_rows, chunk):
         above = np.flatnonzero(u_MD[start : start + chunk] @ v_MD.T > threshold)
-        found += len(above)
-        if found > most:
+        count += len(above)
+        if count > max_pairs:
             return None
         row, column = np.divmod(above, num_rows)
         rows.append((row + start).astype(np.int32))

@@ -1,4 +1,4 @@
-"""``metis``: batches of communities of the graph of moderately near neighbours.
+"""``metis``: batches composed of communities in the graph of moderately near neighbours.
 
 Letters: M samples of a pool, D dimensions, B samples a batch, K samples a community, P = M / K communities, W ranks.
 """
@@ -33,26 +33,27 @@ PUBLISHED_SKIP = 30
 @SAMPLERS.register("metis")
 @dataclass(frozen=True, kw_only=True)
 class Metis(SortedPools):
-    r"""B3: samples that rank each other high, but not highest, by graph partitioning.
+    r"""B3: graph partitioning puts samples together that rank each other high, but not highest.
 
-    Every sample i ranks the others j by :math:`\hat u_i \cdot \hat v_j`. Two are joined where each stands in the
-    other's ranks ``skip`` to ``skip + width``, counted from 0: the first ones are likely false negatives. METIS cuts
+    Every sample i ranks the others j by :math:`\hat u_i \cdot \hat v_j`. An edge joins two samples if each is in the
+    other's ranks ``skip`` to ``skip + width``, counted from 0: the first ranks are likely false negatives. METIS cuts
     the graph into communities of about ``cluster`` samples. Surplus samples, those least like their community, move
-    to the nearest one that is short, until all are equal. A batch is B / cluster random communities.
+    to the nearest community that is short, until all have the same size. A batch is B / cluster random communities.
 
-    As published, ranks that are left out make no edges, and that is all: two such samples share a batch where others
-    join them. If ``skip`` is given they are kept apart in the end as with every sampler, those of this ranking; in
-    small pools many are, and little of the loss remains. The time grows as N².
+    As published, ``skip`` is None: the first ranks make no edges, but a sample and one of its first ranks can still
+    share a batch through other samples. If ``skip`` is given, every sample is separated at the end, as with all
+    samplers, from the first ``skip`` of its ranking. In small pools these are many, and little of the loss remains. The
+    time grows as N².
 
     Needs the extra ``mbcl[metis]``.
 
     Args:
         batch_size: B, global.
         pool: samples of a random pool; None for the whole data set as one, as published.
-        skip: ranks that are left out at the top, and kept out of a sample's batch where possible; None, as published,
-            for 30 that are left out only.
-        width: ranks that are used after them.
-        cluster: samples of a community, at least 2; must divide B. None for 32 where that divides B, otherwise for
+        skip: the number of first ranks that make no edges and are kept out of a sample's batch where possible; None,
+            as published, for 30 that only make no edges.
+        width: the number of next ranks, which make edges.
+        cluster: samples of a community, at least 2; must divide B. None for 32 if that divides B, otherwise for
             the divisor that is nearest in ratio.
         mix: as for all samplers with embeddings.
 
@@ -97,7 +98,11 @@ class Metis(SortedPools):
         return PUBLISHED_SKIP if self.skip is None else self.skip
 
     def check(self, num_samples: int) -> None:
-        """As :meth:`Sampler.check`; refuses where METIS is not installed, warns where no ranks are left to use."""
+        """Check as the base class does, and that METIS is installed; warn if ``skip`` leaves no ranks for edges.
+
+        Raises:
+            ConfigError: also if ``pymetis`` is not installed.
+        """
         super().check(num_samples)
         if importlib.util.find_spec("pymetis") is None:
             raise ConfigError("sampler 'metis': pymetis is not installed; pip install 'mbcl[metis]'")
@@ -110,7 +115,7 @@ class Metis(SortedPools):
             )
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
-        """Batches of random communities."""
+        """Plan one pool; a batch is a random set of communities."""
         num_rows = len(z1_MD)
         ranked_MW = ranking(
             torch.from_numpy(unit_rows(z1_MD)), torch.from_numpy(unit_rows(z2_MD)), self.first + self.width
@@ -128,31 +133,31 @@ class Metis(SortedPools):
 
 
 def _divisors(number: int) -> list[int]:
-    """The divisors of a number but 1, ascending."""
+    """Return the divisors of a number except 1, ascending."""
     return [divisor for divisor in range(2, number + 1) if number % divisor == 0]
 
 
 def mutual(ranked_MW: NDArray[np.int32]) -> csr_array:
-    """(M, M) symmetric pattern of the pairs that hold each other.
+    """(M, M) symmetric pattern of the pairs of rows that list each other.
 
     Args:
-        ranked_MW: (M, W) int32, who each row holds; W may be 0.
+        ranked_MW: (M, W) int32, the rows that each row lists; W may be 0.
     """
     num_rows, width = ranked_MW.shape
     starts = np.arange(num_rows + 1) * width
-    held = csr_array((np.ones(ranked_MW.size, dtype=np.int8), ranked_MW.ravel(), starts), shape=(num_rows, num_rows))
-    both = csr_array(held.multiply(held.T))
-    both.sort_indices()
-    return both
+    listed = csr_array((np.ones(ranked_MW.size, dtype=np.int8), ranked_MW.ravel(), starts), shape=(num_rows, num_rows))
+    graph = csr_array(listed.multiply(listed.T))
+    graph.sort_indices()
+    return graph
 
 
 def partition(graph: csr_array, num_parts: int, seed: int) -> Ints:
-    """(M,) int64, the part of each vertex by METIS, of nearly equal sizes and with few edges between them."""
-    import pymetis  # an optional extra, which check() asks for
+    """(M,) int64, the part of each vertex: METIS makes parts of nearly equal size with few edges between them."""
+    import pymetis  # an optional extra; check() has refused if it is missing
 
     if num_parts == 1:
         return np.zeros(graph.shape[0], dtype=np.int64)
-    # As lists of neighbours: how arrays are passed has changed between versions.
+    # As lists of neighbours, since pymetis has changed its interface for arrays between versions.
     starts, neighbours = graph.indptr.tolist(), graph.indices.tolist()
     adjacency = [neighbours[start:stop] for start, stop in zip(starts[:-1], starts[1:], strict=True)]
     _, part_M = pymetis.part_graph(num_parts, adjacency=adjacency, options=pymetis.Options(seed=seed % 2**31))
@@ -162,13 +167,13 @@ def partition(graph: csr_array, num_parts: int, seed: int) -> Ints:
 def evened(part_M: Ints, num_parts: int, x_MD: Array) -> Ints:
     """Move surplus rows to parts that are short, until all have the same size.
 
-    A part gives the rows that are least like its mean. Each goes, most like a short part first, to the short part
-    with the mean it is most like.
+    The surplus rows of a part are those least similar to its mean. They move in descending order of their largest
+    similarity to the mean of a short part, each to the most similar part that is still short.
 
     Args:
-        part_M: (M,) int64 in ``range(num_parts)``, which divides M; parts may be empty.
+        part_M: (M,) int64 in ``range(num_parts)``; ``num_parts`` divides M; parts may be empty.
         num_parts: P.
-        x_MD: (M, D) float, how rows are compared.
+        x_MD: (M, D) float, whose products are the similarities of rows.
 
     Returns:
         (M,) int64, each part M / P times.
@@ -178,7 +183,7 @@ def evened(part_M: Ints, num_parts: int, x_MD: Array) -> Ints:
     member = csr_array((np.ones(len(part_M), x_MD.dtype), part_M, np.arange(len(part_M) + 1)), (len(part_M), num_parts))
     mean_PD = (member.T @ x_MD) / np.maximum(count_P, 1)[:, None].astype(x_MD.dtype)
     likeness_M = np.einsum("md,md->m", x_MD, mean_PD[part_M])
-    # By part, and in a part the least alike last: those from the capacity on are surplus.
+    # Sorted by part, and within a part by descending similarity to its mean: rows beyond the capacity are surplus.
     order_M = np.lexsort((-likeness_M, part_M))
     place_M = np.arange(len(part_M)) - np.repeat(np.cumsum(count_P) - count_P, count_P)
     surplus = order_M[place_M >= capacity]
@@ -190,12 +195,12 @@ def evened(part_M: Ints, num_parts: int, x_MD: Array) -> Ints:
     best = np.concatenate([(part @ mean_PD[short].T).max(axis=1) for part in _chunks(x_MD[surplus], len(short))])
     surplus = surplus[np.argsort(-best, kind="stable")]
     full = np.zeros(len(short), dtype=x_MD.dtype)
-    taken = 0
+    num_moved = 0
     for chunk_mD in _chunks(x_MD[surplus], len(short)):
         for likeness in chunk_mD @ mean_PD[short].T:
             place = int((likeness + full).argmax())
-            part_M[surplus[taken]] = short[place]
-            taken += 1
+            part_M[surplus[num_moved]] = short[place]
+            num_moved += 1
             room[place] -= 1
             if room[place] == 0:
                 full[place] = -np.inf
@@ -203,5 +208,5 @@ def evened(part_M: Ints, num_parts: int, x_MD: Array) -> Ints:
 
 
 def _chunks(x_MD: Array, width: int) -> list[Array]:
-    """Rows in pieces whose products with ``width`` others fit in memory."""
+    """Split rows into chunks whose products with ``width`` other rows fit in memory."""
     return np.array_split(x_MD, max(1, len(x_MD) * width // CHUNK_ELEMENTS))

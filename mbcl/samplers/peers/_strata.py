@@ -1,4 +1,4 @@
-"""``strata``: every batch from one of a few clusters.
+"""``strata``: stratified batches, each from one of a few clusters.
 
 Letters: M samples of a pool, D dimensions, B samples a batch.
 """
@@ -27,13 +27,13 @@ LLOYD = 25
 class Strata(SortedPools):
     """Stratified batches: k-means finds a few strata, and every batch is random within one of them.
 
-    Strata may have any size; what is left of each when whole batches are cut makes the last batches together. Samples
-    are compared by the sum of their views' normalised embeddings.
+    Strata may have any size. Their remainders, after whole batches are cut, are pooled and make the last batches.
+    Samples are compared by the sum of their views' normalised embeddings.
 
     Args:
         batch_size: B, global.
         pool: samples of a random pool; None for the whole data set as one, as published.
-        k: strata; at most as many as a pool has samples are used.
+        k: number of strata; at most the samples of a pool are used.
         mix, skip: as for all samplers with embeddings.
 
     Reference:
@@ -53,7 +53,7 @@ class Strata(SortedPools):
         check_count("k", self.k)
 
     def check(self, num_samples: int) -> None:
-        """As :meth:`Sampler.check`; warns where there are more strata than batches could be of one."""
+        """Check as the base class does; warn if there are more strata than samples in a pool."""
         super().check(num_samples)
         largest = max(self.pool_sizes(num_samples))
         if self.k > largest:
@@ -64,33 +64,33 @@ class Strata(SortedPools):
             )
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
-        """Batches stratum by stratum, those of leftovers last."""
+        """Plan one pool; batches are in the order of the strata, those of the remainders last."""
         stratum_M = strata(pair_rows(z1_MD, z2_MD), min(self.k, len(z1_MD)), derive(seed, "strata/k-means"))
         return PoolPlan(stratified(stratum_M, self.batch_size, numpy_generator(seed, "strata/batches")))
 
 
 def strata(x_MD: NDArray[np.floating], k: int, seed: int) -> NDArray[np.int64]:
-    """(M,) int64, the cluster of each row by k-means from one start."""
+    """(M,) int64, the cluster of each row by k-means without restarts."""
     x_PMD = torch.from_numpy(x_MD)[None]
     _, _, cluster_PM = lloyd(x_PMD, plus_plus(x_PMD, k, [seed]), LLOYD)
     return cluster_PM[0].numpy()
 
 
 def stratified(stratum_M: NDArray[np.int64], batch_size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Random batches within strata, then random batches of what is left of all.
+    """Cut random batches within strata, then random batches of the pooled remainders.
 
     Args:
-        stratum_M: (M,) int64, M a multiple of ``batch_size``.
+        stratum_M: (M,) int64, the stratum of each row; M is a multiple of ``batch_size``.
         batch_size: B.
-        rng: draws who meets whom.
+        rng: draws the permutations.
 
     Returns:
         (M // B, B) int64 row numbers.
     """
-    whole, left = [], []
+    whole, remainders = [], []
     for stratum in np.unique(stratum_M):
         members = rng.permutation(np.flatnonzero(stratum_M == stratum))
         end = len(members) // batch_size * batch_size
         whole.append(members[:end])
-        left.append(members[end:])
-    return np.concatenate([*whole, rng.permutation(np.concatenate(left))]).reshape(-1, batch_size)
+        remainders.append(members[end:])
+    return np.concatenate([*whole, rng.permutation(np.concatenate(remainders))]).reshape(-1, batch_size)

@@ -1,4 +1,4 @@
-"""``walk``: batches gathered by random walks over a graph of near neighbours among random candidates.
+"""``walk``: batches collected by random walks on a graph of near neighbours among random candidates.
 
 Letters: M samples of a pool, D dimensions, B samples a batch, S batches, C candidates, K neighbours, P forbidden ones.
 """
@@ -28,36 +28,36 @@ Ints = NDArray[np.int64]
 
 NOBODY = np.zeros(0, dtype=np.int64)
 STEPS_A_PLACE = 6
-"""Steps of a walk for each place of a batch, after which the rest is drawn at random. With every sample used once, the
-neighbours of most have been used towards the end of a plan."""
+"""Most steps of a walk for each place of a batch; then the remaining places are filled at random. The limit matters
+towards the end of a plan that uses every sample once, when the neighbours of most samples have been used."""
 
 
 @SAMPLERS.register("walk")
 @dataclass(frozen=True, kw_only=True)
 class Walk(SortedPools):
-    """BatchSampler: every batch is what a random walk with restart meets on a proximity graph.
+    """BatchSampler: every batch is the set of samples that a random walk with restart visits on a proximity graph.
 
     A sample's neighbours in the graph are the ``neighbours`` most similar of ``candidates`` random samples, drawn anew
-    every ``refresh`` batches. Few candidates keep batches moderate: with all of a class rarely among them, neighbours
-    are only somewhat similar. A walk starts at a random sample, and before each step to a random neighbour it returns
-    there with probability ``alpha``, until B different samples are met. Samples are compared by the sum of
-    their views' normalised embeddings.
+    every ``refresh`` batches. Few candidates keep batches moderately hard: they contain few samples of a class, so
+    neighbours are only somewhat similar. A walk starts at a random sample. Before each step to a random neighbour it
+    returns to the start with probability ``alpha``. It ends when it has visited B different samples. Samples are
+    compared by the sum of their views' normalised embeddings.
 
     Args:
         batch_size: B, global.
         pool: samples of a random pool; None for the whole data set as one, as published.
         candidates: random samples among which neighbours are found; all, if a pool has no more.
-        neighbours: of a sample in the graph, at most ``candidates``.
+        neighbours: neighbours of a sample in the graph, at most ``candidates``.
         alpha: probability of a restart before each step in the first epoch.
         alpha_end: the same from epoch ``alpha_epochs`` on; linear between.
-        alpha_epochs: over which the probability changes.
+        alpha_epochs: epochs over which the probability changes.
         refresh: batches after which candidates are drawn again.
-        unique: whether every sample is used exactly once; a walk that finds too few new ones is then filled at random.
-            Otherwise, as published, samples may come in several batches and others in none.
+        unique: whether every sample is used exactly once; a batch whose walk visits too few unused samples is then
+            filled at random. Otherwise, as published, samples may be in several batches and others in none.
         mix: as for all samplers with embeddings.
-        skip: as for all samplers with embeddings. Where samples repeat they cannot be exchanged; there the ``skip``
-            nearest of a sample are no neighbours in the graph, and a walk does not collect what is too near to a
-            sample it has.
+        skip: as for all samplers with embeddings. Repeated samples cannot be exchanged; therefore, unless ``unique``,
+            the ``skip`` nearest of a sample are no neighbours in the graph, and a walk does not collect a sample that
+            is too near to a collected one.
 
     Reference:
         Yang et al., BatchSampler: Sampling Mini-Batches for Contrastive Learning in Vision, Language, and Graphs, KDD
@@ -95,33 +95,33 @@ class Walk(SortedPools):
 
     @property
     def no_repeats(self) -> bool:
-        """Whether samples are used once."""
+        """Whether every sample is used exactly once."""
         return self.unique
 
     @property
     def covers_all(self) -> bool:
-        """Whether samples are used once."""
+        """Whether every sample is used exactly once."""
         return self.unique
 
     def at_epoch(self, epoch: int) -> Walk:
-        """The same sampler with this epoch's probability of a restart in all epochs."""
+        """Return a copy of the sampler with this epoch's probability of a restart in all epochs."""
         share = min(1.0, epoch / self.alpha_epochs)
         alpha = self.alpha + share * (self.alpha_end - self.alpha)
         return dataclasses.replace(self, alpha=alpha, alpha_end=alpha)
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
-        """Batches in the order of the walks, with the restart probability of the first epoch."""
+        """Plan one pool; batches are in the order of the walks, ``alpha`` is the probability of a restart."""
         x_MD, rng = pair_rows(z1_MD, z2_MD), numpy_generator(seed, "walk")
         nearest_MP = None
         if self.skip and not self.unique:
             nearest_MP = nearest(torch.tensor(z1_MD), torch.tensor(z2_MD), self.skip)
         graph = ProximityGraph(x_MD, self.candidates, self.neighbours, rng, nearest_MP)
-        # A plan without repeats is the base's to keep apart.
+        # In a plan without repeats, the base class separates neighbours afterwards.
         near = [NOBODY] * len(x_MD) if nearest_MP is None else both_ways(nearest_MP)
         free_M = np.ones(len(x_MD), dtype=np.bool_)
         batches = []
-        for number in range(len(x_MD) // self.batch_size):
-            if number and number % self.refresh == 0:
+        for batch_number in range(len(x_MD) // self.batch_size):
+            if batch_number and batch_number % self.refresh == 0:
                 graph.forget()
             batches.append(gather(graph, free_M, near, self.batch_size, self.alpha, rng))
             if self.unique:
@@ -129,19 +129,19 @@ class Walk(SortedPools):
         return PoolPlan(np.stack(batches), None, nearest_MP)
 
     def _separated(self, planned: PoolPlan, z1_MD: Tensor, z2_MD: Tensor) -> PoolPlan:
-        """As the base, but walks that may repeat samples have kept them apart themselves."""
+        """Separate neighbours only if ``unique``: otherwise the walks have separated them already."""
         return super()._separated(planned, z1_MD, z2_MD) if self.unique else planned
 
 
 class ProximityGraph:
-    """Who is near whom among random candidates, found when it is asked for.
+    """The graph of nearest neighbours among random candidates, built lazily row by row and cached.
 
     Args:
-        x_MD: (M, D) float, compared by their products.
-        candidates: C, of a row; at most M - 1 are drawn.
-        neighbours: K, kept of them.
+        x_MD: (M, D) float, whose products are the similarities of rows.
+        candidates: C, the candidates of a row; at most M - 1 are drawn.
+        neighbours: K, the most similar of them.
         rng: draws candidates.
-        nearest_MP: (M, P) int32, of each row those that cannot be its neighbours, or None.
+        nearest_MP: (M, P) int32, for each row the rows that cannot be its neighbours, or None.
     """
 
     def __init__(
@@ -157,33 +157,33 @@ class ProximityGraph:
         self._neighbours = neighbours
         self._rng = rng
         self._nearest_MP = nearest_MP
-        self._found: dict[int, Ints] = {}
+        self._cache: dict[int, Ints] = {}
 
     def forget(self) -> None:
-        """Draw candidates again."""
-        self._found.clear()
+        """Clear the cache, so that candidates are drawn again."""
+        self._cache.clear()
 
     def neighbours(self, row: int) -> Ints:
-        """(at most K,) int64 rows, in no order; the same ones until they are forgotten."""
-        if row not in self._found:
+        """(at most K,) int64, the neighbours of a row in any order; the same until :meth:`forget`."""
+        if row not in self._cache:
             others = self._rng.choice(len(self._x_MD) - 1, self._candidates, replace=False, shuffle=False)
             others += others >= row
             if self._nearest_MP is not None:
                 others = others[~np.isin(others, self._nearest_MP[row])]
-            self._found[row] = top(self._x_MD, row, others, self._neighbours)
-        return self._found[row]
+            self._cache[row] = top(self._x_MD, row, others, self._neighbours)
+        return self._cache[row]
 
 
 def top(x_MD: Array, row: int, others: Ints, count: int) -> Ints:
-    """Those ``count`` of ``others`` whose products with a row are largest; all, if there are no more."""
+    """Return the ``count`` of ``others`` with the largest products with a row, in any order; all if there are fewer."""
     if len(others) <= count:
         return others
-    # take: a third faster than an index for many rows.
+    # ``take`` is a third faster than indexing for many rows.
     return others[np.argpartition(x_MD.take(others, axis=0) @ x_MD[row], -count)[-count:]]
 
 
 def both_ways(nearest_MP: NDArray[np.int32]) -> list[Ints]:
-    """Of each row those that it is too near to, or that are too near to it."""
+    """Return for each row the rows that are among its nearest, or that have it among theirs."""
     num_rows, count = nearest_MP.shape
     row = np.repeat(np.arange(num_rows), count)
     pairs = csr_array((np.ones(len(row), dtype=np.int8), (row, nearest_MP.ravel())), shape=(num_rows, num_rows))
@@ -199,42 +199,42 @@ def gather(
     alpha: float,
     rng: np.random.Generator,
 ) -> Ints:
-    """One batch of different rows, met on a walk with restart from a random free one.
+    """Collect one batch of different rows on a random walk with restart from a random free row.
 
     Args:
-        graph: that is walked on, also over rows that are not free.
-        free_M: (M,) which rows may be collected, at least B.
-        near: of each row those that should not be collected beside it.
+        graph: the graph of the walk, which also visits rows that are not free.
+        free_M: (M,) bool, which rows may be collected, at least B.
+        near: for each row the rows that should not share a batch with it.
         batch_size: B.
         alpha: probability of a restart before each step.
-        rng: draws the walk, and who fills the batch after too many steps.
+        rng: draws the walk, and the rows that fill the batch after too many steps.
 
     Returns:
         (B,) int64 in the order of collection.
     """
     batch: list[int] = []
-    may_M = free_M.copy()
+    allowed_M = free_M.copy()
 
     def collect(row: int) -> None:
         batch.append(row)
-        may_M[row] = False
-        may_M[near[row]] = False
+        allowed_M[row] = False
+        allowed_M[near[row]] = False
 
-    start = here = int(rng.choice(np.flatnonzero(free_M)))
+    start = current = int(rng.choice(np.flatnonzero(free_M)))
     collect(start)
     for restart, draw in rng.random((STEPS_A_PLACE * batch_size, 2)).tolist():
         if len(batch) == batch_size:
             break
-        # A restart and the step after it are one: the start itself is in the batch already.
-        around = graph.neighbours(start if restart < alpha else here)
-        here = int(around[int(draw * len(around))]) if len(around) else start
-        if may_M[here]:
-            collect(here)
-    for row in rng.permutation(np.flatnonzero(may_M)).tolist() if len(batch) < batch_size else ():
-        if len(batch) < batch_size and may_M[row]:
+        # A restart and the step after it are one iteration, since the start itself is in the batch already.
+        neighbours = graph.neighbours(start if restart < alpha else current)
+        current = int(neighbours[int(draw * len(neighbours))]) if len(neighbours) else start
+        if allowed_M[current]:
+            collect(current)
+    for row in rng.permutation(np.flatnonzero(allowed_M)).tolist() if len(batch) < batch_size else ():
+        if len(batch) < batch_size and allowed_M[row]:
             collect(row)
     if len(batch) < batch_size:
-        # Nobody is left who is not too near.
-        rest = np.setdiff1d(np.flatnonzero(free_M), batch)
-        batch += rng.choice(rest, batch_size - len(batch), replace=False).tolist()
+        # All other free rows are too near to a collected one: fill up with any of them.
+        remaining = np.setdiff1d(np.flatnonzero(free_M), batch)
+        batch += rng.choice(remaining, batch_size - len(batch), replace=False).tolist()
     return np.array(batch, dtype=np.int64)
