@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 
 from mbcl.engine.metrics_log import read_rows
@@ -17,7 +16,6 @@ from mbcl.orchestration.scheduling.trial_queue import EarlyStopping
 from mbcl.orchestration.search_space.expansion import TrialSpec
 from mbcl.orchestration.search_space.schedulers import MOST_EPOCHS, Asha, Median, build
 from mbcl.orchestration.search_space.schema import Space
-from mbcl.seeding import numpy_generator
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, settings_of
 
@@ -40,11 +38,9 @@ class RayStopper:
     Args:
         block: the space file's block.
         mode: ``min`` or ``max``.
-        seed: for rules that draw.
     """
 
-    def __init__(self, block: Mapping[str, Any], *, mode: str, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, block: Mapping[str, Any], *, mode: str) -> None:
         self._trials: set[_Named] = set()
         settings = build(block)
         common: dict[str, Any] = {"time_attr": EPOCH, "metric": VALUE, "mode": mode}
@@ -55,7 +51,6 @@ class RayStopper:
                 max_t=settings.max_t or MOST_EPOCHS,  # a trial that has reached its own end has not been stopped
                 grace_period=settings.grace_period,
                 reduction_factor=settings.reduction_factor,
-                brackets=settings.brackets,
                 # Or a trial would be judged again on the rungs below the one that it has passed. What ends at max_t
                 # ends by the course.
                 stop_last_trials=False,
@@ -78,21 +73,11 @@ class RayStopper:
         if trial not in self._trials:
             self._trials.add(trial)
             self._rule.on_trial_add(None, trial)
-            if isinstance(self._rule, AsyncHyperBandScheduler):
-                self._choose_bracket(trial_id)
         found = self._rule.on_trial_result(None, trial, {EPOCH: epoch, VALUE: value})
         if isinstance(self._rule, MedianStoppingRule):
             # It takes nothing in from a trial that it has stopped; the baseline goes on all the same.
             self._rule._stopped_trials.discard(trial)
         return bool(found == TrialScheduler.STOP)
-
-    def _choose_bracket(self, trial_id: str) -> None:
-        """As Ray draws it, by the number of rungs, but not from a global generator."""
-        brackets = self._rule._brackets
-        rungs = np.array([len(bracket._rungs) for bracket in brackets])
-        weights = np.exp(rungs - rungs.max())
-        drawn = numpy_generator(self._seed, f"bracket:{trial_id}").choice(len(brackets), p=weights / weights.sum())
-        self._rule._trial_info[trial_id] = brackets[int(drawn)]
 
 
 class StopperPerPoint:
@@ -135,7 +120,7 @@ def build_early_stopping(
     if not rule.stops:
         return None
     # Settings of an adaptive search are drawn for each point of the grids by itself; others for all points alike.
-    stopper = StopperPerPoint(study, lambda: RayStopper(space.scheduler, mode=study.mode, seed=space.search.seed))
+    stopper = StopperPerPoint(study, lambda: RayStopper(space.scheduler, mode=study.mode))
     first: dict[int, str] = {}
     unfinished = set(study.unfinished())
     for key, record in study.trials.items():

@@ -33,7 +33,6 @@ class Scheduler(Protocol):
 
 MOST_EPOCHS = 2**31
 """More than anybody trains."""
-MOST_BRACKETS = 100
 FACTORS = (1.01, 1e6)
 """The least and the largest reduction factor: a smaller one has more rungs than anybody wants."""
 
@@ -72,19 +71,16 @@ class Asha:
     Args:
         grace_period: nobody is stopped before so many epochs.
         reduction_factor: at the rungs ``grace_period * reduction_factor ** i`` the best of so many go on.
-        brackets: how many sets of rungs there are; each begins a factor later.
         max_t: epochs after which a trial is stopped even if it is the best; null: its own epochs, so that who survives
             finishes.
     """
 
     grace_period: int = 1
     reduction_factor: float = 4
-    brackets: int = 1
     max_t: int | None = None
 
     def __post_init__(self) -> None:
         _within("grace_period", self.grace_period, 1, MOST_EPOCHS)
-        _within("brackets", self.brackets, 1, MOST_BRACKETS)
         low, high = FACTORS
         if not low <= self.reduction_factor <= high:
             raise ConfigError(
@@ -108,8 +104,7 @@ class Asha:
     def describe(self, metric: str) -> str:
         """What it does."""
         rungs = ", ".join(f"{self.grace_period * self.reduction_factor**i:g}" for i in range(3))
-        more = f", from {self.brackets} different rungs on" if self.brackets > 1 else ""
-        return f"asha: after {rungs}, ... epochs the best 1/{self.reduction_factor:g} by {metric} go on{more}"
+        return f"asha: after {rungs}, ... epochs the best 1/{self.reduction_factor:g} by {metric} go on"
 
 
 @SCHEDULERS.register("median", aliases=("median_stopping_rule", "median_stopping", "medianstopping"))

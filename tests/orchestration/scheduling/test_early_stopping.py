@@ -106,7 +106,7 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
             jobs[key] = job_of(key, experiment, store, need, num_tasks=2, watched=study.metric, fence=under)
             for epoch in range(1, EPOCHS):
                 shut(gates / f"{key}-{epoch}", WORKER, f"trials/{key}/metrics.jsonl", epoch)
-    race = EarlyStopping(RayStopper(rule, mode="max", seed=0), rule["name"], lambda key: EPOCHS)
+    race = EarlyStopping(RayStopper(rule, mode="max"), rule["name"], lambda key: EPOCHS)
     watcher = Undertaker(study, gates)
     course = TrialQueue(study, jobs, concurrency=1, race=race)
     run_trials(
