@@ -1,1 +1,1 @@
-"""Which trial starts next and which is stopped. No Ray here but its rules for stopping."""
+"""Which trial starts next and which is stopped. No Ray here."""

@@ -1,83 +1,127 @@
-"""Rules of early stopping: Ray Tune's schedulers, asked about one value at a time."""
+"""Early stopping: asynchronous successive halving, the median stopping rule, and their state from a study's rows.
+
+The decisions are those of Ray Tune's ``AsyncHyperBandScheduler`` and ``MedianStoppingRule``. A rule here needs only
+names, epochs and values, so that it can replay the rows of earlier sweeps. It never pauses a trial: a paused one would
+lose its workers.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
+import numpy as np
 
 from mbcl.engine.metrics_log import read_rows
 from mbcl.io.store import Store
 from mbcl.orchestration.results_folder.layout import trial_folder
-from mbcl.orchestration.scheduling.trial_queue import EarlyStopping
+from mbcl.orchestration.scheduling.trial_queue import EarlyStopping, Stopper
 from mbcl.orchestration.search_space.expansion import TrialSpec
 from mbcl.orchestration.search_space.schedulers import MOST_EPOCHS, Asha, Median, build
 from mbcl.orchestration.search_space.schema import Space
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, settings_of
 
-EPOCH, VALUE = "epoch", "value"
 
+class AsyncSuccessiveHalving:
+    """Asynchronous successive halving (ASHA) with one bracket.
 
-@dataclass(frozen=True)
-class _Named:
-    """All that Ray's rules look at of a trial."""
-
-    trial_id: str
-
-
-class RayStopper:
-    """A :class:`~mbcl.orchestration.scheduling.trial_queue.Stopper` that asks a scheduler of Ray Tune.
-
-    The rules need a trial's name alone, none of Tune's own trials, so that what earlier sweeps of a study saw can be
-    told again.
+    The rungs are at ``grace_period * reduction_factor**k`` epochs, up to ``max_t``. A value is compared at the highest
+    rung that the trial has reached, once a rung; a trial that is measured rarely skips the rungs in between. The trial
+    stops if the value is worse than the quantile ``1 - 1/reduction_factor`` of the values that other trials have
+    recorded at that rung. The value is recorded in any case.
 
     Args:
-        block: the space file's block.
         mode: ``min`` or ``max``.
+        grace_period: epochs at the first rung.
+        reduction_factor: the best of so many go on.
+        max_t: no rung lies beyond it; what ends at ``max_t`` is not decided here.
+
+    References:
+        Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, arXiv 1810.05934.
     """
 
-    def __init__(self, block: Mapping[str, Any], *, mode: str) -> None:
-        self._trials: set[_Named] = set()
-        settings = build(block)
-        common: dict[str, Any] = {"time_attr": EPOCH, "metric": VALUE, "mode": mode}
-        self._rule: Any
-        if isinstance(settings, Asha):
-            self._rule = AsyncHyperBandScheduler(
-                **common,
-                max_t=settings.max_t or MOST_EPOCHS,  # a trial that has reached its own end has not been stopped
-                grace_period=settings.grace_period,
-                reduction_factor=settings.reduction_factor,
-                # Or a trial would be judged again on the rungs below the one that it has passed. What ends at max_t
-                # ends by the course.
-                stop_last_trials=False,
-            )
-        else:
-            assert isinstance(settings, Median)
-            self._rule = MedianStoppingRule(
-                **common,
-                grace_period=settings.grace_period,
-                min_samples_required=settings.min_samples_required,
-                # It would pause a trial for others, and a paused one loses its workers.
-                min_time_slice=math.inf,  # type: ignore[arg-type]  # any number will do
-            )
+    def __init__(self, *, mode: str, grace_period: int, reduction_factor: float, max_t: int) -> None:
+        self._sign = 1.0 if mode == "max" else -1.0
+        self._percent = (1 - 1 / reduction_factor) * 100
+        num_rungs = int(np.log(max_t / grace_period) / np.log(reduction_factor) + 1)
+        # Of each rung its epochs, and the signed values by trial. Highest first: the first match is the rung to use.
+        self._rungs: list[tuple[float, dict[str, float]]] = [
+            (grace_period * reduction_factor**k, {}) for k in reversed(range(num_rungs))
+        ]
 
     def observe(self, trial_id: str, epoch: int, value: float) -> bool:
-        """Take a value in; whether the trial shall stop here. A value that is not finite decides nothing."""
+        """Record a value; return whether the trial should stop. A value that is not finite is ignored."""
         if not math.isfinite(value):
             return False
-        trial = _Named(trial_id)
-        if trial not in self._trials:
-            self._trials.add(trial)
-            self._rule.on_trial_add(None, trial)
-        found = self._rule.on_trial_result(None, trial, {EPOCH: epoch, VALUE: value})
-        if isinstance(self._rule, MedianStoppingRule):
-            # It takes nothing in from a trial that it has stopped; the baseline goes on all the same.
-            self._rule._stopped_trials.discard(trial)
-        return bool(found == TrialScheduler.STOP)
+        recorded = next((values for milestone, values in self._rungs if epoch >= milestone), None)
+        if recorded is None or trial_id in recorded:
+            return False
+        score, others = self._sign * value, list(recorded.values())
+        recorded[trial_id] = score
+        return bool(others and score < np.percentile(others, self._percent))
+
+
+class MedianStopping:
+    """The median stopping rule.
+
+    A trial stops if its best value so far is worse than the median of the running means of the other trials that have
+    come as far. A running mean covers the epochs from ``grace_period`` to the trial's present epoch.
+
+    Args:
+        mode: ``min`` or ``max``.
+        grace_period: no trial stops before this epoch.
+        min_samples_required: number of other trials that must have come as far.
+
+    References:
+        Golovin et al., "Google Vizier: A Service for Black-Box Optimization", KDD 2017.
+    """
+
+    def __init__(self, *, mode: str, grace_period: int, min_samples_required: int) -> None:
+        self._sign = 1.0 if mode == "max" else -1.0
+        self._grace_period = grace_period
+        self._min_samples_required = min_samples_required
+        self._rows: dict[str, list[tuple[int, float]]] = {}
+
+    def observe(self, trial_id: str, epoch: int, value: float) -> bool:
+        """Record a value; return whether the trial should stop. A value that is not finite is ignored."""
+        if not math.isfinite(value):
+            return False
+        own = self._rows.setdefault(trial_id, [])
+        own.append((epoch, self._sign * value))
+        if epoch < self._grace_period:
+            return False
+        windows = (
+            [score for at, score in rows if self._grace_period <= at <= epoch]
+            for rows in self._rows.values()
+            if rows is not own and rows[-1][0] >= epoch
+        )
+        means = [mean for window in windows if window and math.isfinite(mean := float(np.mean(window)))]
+        if len(means) < self._min_samples_required:
+            return False
+        return bool(max(score for _, score in own) < np.median(means))
+
+
+def build_stopper(block: Mapping[str, Any], *, mode: str) -> Stopper:
+    """Return the rule of a space file's scheduler block, without any values.
+
+    Args:
+        block: the block of a scheduler that stops trials.
+        mode: ``min`` or ``max``.
+    """
+    settings = build(block)
+    if isinstance(settings, Asha):
+        return AsyncSuccessiveHalving(
+            mode=mode,
+            grace_period=settings.grace_period,
+            reduction_factor=settings.reduction_factor,
+            max_t=settings.max_t or MOST_EPOCHS,
+        )
+    assert isinstance(settings, Median)
+    return MedianStopping(
+        mode=mode, grace_period=settings.grace_period, min_samples_required=settings.min_samples_required
+    )
 
 
 class StopperPerPoint:
@@ -88,13 +132,13 @@ class StopperPerPoint:
         make: makes one.
     """
 
-    def __init__(self, study: StudyRecord, make: Callable[[], RayStopper]) -> None:
+    def __init__(self, study: StudyRecord, make: Callable[[], Stopper]) -> None:
         self._study = study
         self._make = make
-        self._stoppers: dict[int, RayStopper] = {}
+        self._stoppers: dict[int, Stopper] = {}
 
     def observe(self, trial_id: str, epoch: int, value: float) -> bool:
-        """As :meth:`RayStopper.observe`, among the trials of the same point."""
+        """Record a value among the trials of the same point; return whether the trial should stop."""
         drawn = self._study.trials[trial_id].drawn
         point = drawn.point if drawn else 0
         if point not in self._stoppers:
@@ -120,7 +164,7 @@ def build_early_stopping(
     if not rule.stops:
         return None
     # Settings of an adaptive search are drawn for each point of the grids by itself; others for all points alike.
-    stopper = StopperPerPoint(study, lambda: RayStopper(space.scheduler, mode=study.mode))
+    stopper = StopperPerPoint(study, lambda: build_stopper(space.scheduler, mode=study.mode))
     first: dict[int, str] = {}
     unfinished = set(study.unfinished())
     for key, record in study.trials.items():

@@ -1,6 +1,6 @@
 """Who decides which settings go on: the schedulers of a space file and their parameters. No Ray here.
 
-The rules themselves are Ray Tune's, see :mod:`mbcl.orchestration.scheduling.early_stopping`.
+The rules themselves are in :mod:`mbcl.orchestration.scheduling.early_stopping`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Fifo:
 @SCHEDULERS.register("asha", aliases=("async_hyperband", "asynchyperband"))
 @dataclass(frozen=True, kw_only=True)
 class Asha:
-    """Asynchronous successive halving (Li et al., arXiv 1810.05934), Ray's ``AsyncHyperBandScheduler``.
+    """Asynchronous successive halving (Li et al., arXiv 1810.05934), as Ray's ``AsyncHyperBandScheduler``.
 
     Args:
         grace_period: nobody is stopped before so many epochs.
@@ -110,7 +110,7 @@ class Asha:
 @SCHEDULERS.register("median", aliases=("median_stopping_rule", "median_stopping", "medianstopping"))
 @dataclass(frozen=True, kw_only=True)
 class Median:
-    """The median stopping rule (Golovin et al., Google Vizier, KDD 2017), Ray's ``MedianStoppingRule``.
+    """The median stopping rule (Golovin et al., Google Vizier, KDD 2017), as Ray's ``MedianStoppingRule``.
 
     A trial is stopped if its best value so far is worse than the median of the others' running means.
 

@@ -1,13 +1,14 @@
-"""The course of a study: order, races on the first seed, stopping; without Ray but for its rules."""
+"""The course of a study: order, races on the first seed, stopping; without Ray."""
 
 from __future__ import annotations
 
 import pytest
 
 from mbcl.errors import ConfigError
+from mbcl.orchestration.scheduling.early_stopping import StopperPerPoint, build_stopper
 from mbcl.orchestration.scheduling.trial_queue import EarlyStopping, TrialQueue
 from mbcl.orchestration.search_space.schedulers import build
-from mbcl.study.record import StudyRecord, TrialRecord
+from mbcl.study.record import Drawn, StudyRecord, TrialRecord
 
 EPOCHS = 8
 
@@ -219,10 +220,7 @@ def test_settings_that_are_proposed(concurrency, races):
 
 
 def stopper_of(**block):
-    pytest.importorskip("ray")
-    from mbcl.orchestration.scheduling.early_stopping import RayStopper
-
-    return RayStopper(block, mode="max")
+    return build_stopper(block, mode="max")
 
 
 def test_asha_keeps_the_best_at_its_rungs():
@@ -258,19 +256,13 @@ def test_asha_with_a_limit_ends_all_there():
 
 
 def test_asha_for_a_smaller_value():
-    from mbcl.orchestration.scheduling.early_stopping import RayStopper
-
-    stopper = RayStopper({"name": "asha", "reduction_factor": 2}, mode="min")
+    stopper = build_stopper({"name": "asha", "reduction_factor": 2}, mode="min")
     assert not stopper.observe("a", 1, 0.5)
     assert stopper.observe("b", 1, 0.6)
     assert not stopper.observe("c", 1, 0.4)
 
 
 def test_what_is_tuned_apart_races_apart():
-    pytest.importorskip("ray")
-    from mbcl.orchestration.scheduling.early_stopping import StopperPerPoint
-    from mbcl.study.record import Drawn
-
     study = study_of(3)
     for record, point in zip(study.trials.values(), (0, 1, 1), strict=True):
         record.drawn = Drawn(point=point, number=0, values={})

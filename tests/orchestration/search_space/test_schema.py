@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
 from mbcl.orchestration.results_folder.layout import create, load, new_study
+from mbcl.orchestration.scheduling.early_stopping import build_early_stopping
 from mbcl.orchestration.search_space import expansion as trials
 from mbcl.orchestration.search_space.describe import plan_lines
 from mbcl.orchestration.search_space.expansion import expand, space_digest
@@ -314,9 +315,6 @@ def test_baseline_takes_aliases_and_parts_of_blocks(space_file):
 
 def spared(file) -> set[int]:
     """The settings that a race never stops, which are those that a report compares with."""
-    pytest.importorskip("ray")
-    from mbcl.orchestration.scheduling.early_stopping import build_early_stopping
-
     found, trials = read_space(file), trials_of(file)
     study = new_study(found, trials, "test")
     rule = build_early_stopping(found.space, study, trials.by_id, LocalStore(file.parent))
