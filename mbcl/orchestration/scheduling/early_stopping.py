@@ -18,7 +18,7 @@ from mbcl.io.store import Store
 from mbcl.orchestration.results_folder.layout import trial_folder
 from mbcl.orchestration.scheduling.trial_queue import EarlyStopping, Stopper
 from mbcl.orchestration.search_space.expansion import TrialSpec
-from mbcl.orchestration.search_space.schedulers import MOST_EPOCHS, Asha, Median, build
+from mbcl.orchestration.search_space.schedulers import MAX_EPOCHS, Asha, Median, build
 from mbcl.orchestration.search_space.schema import Space
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, settings_of
@@ -116,7 +116,7 @@ def build_stopper(block: Mapping[str, Any], *, mode: str) -> Stopper:
             mode=mode,
             grace_period=settings.grace_period,
             reduction_factor=settings.reduction_factor,
-            max_t=settings.max_t or MOST_EPOCHS,
+            max_t=settings.max_t or MAX_EPOCHS,
         )
     assert isinstance(settings, Median)
     return MedianStopping(

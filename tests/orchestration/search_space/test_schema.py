@@ -258,12 +258,12 @@ def test_more_trials_than_anybody_runs_are_refused_before_they_are_made(space_fi
 
 
 def test_keys_that_few_combinations_have_are_no_more_trials(space_file, monkeypatch):
-    monkeypatch.setattr(trials, "MOST_TRIALS", 7)
+    monkeypatch.setattr(trials, "MAX_TRIALS", 7)
     many = {"grid": [4, 5, 6]}
     samplers = {"grid": ["shuffle", "spectral", "osgd"]}
     changes = {"space": {"sampler.name": samplers, "sampler.k": many, "sampler.q": {"grid": [2]}}, "baseline": {}}
     assert len(expand(read_space(space_file(changes))).specs) == 1 + 3 + 3
-    monkeypatch.setattr(trials, "MOST_TRIALS", 6)
+    monkeypatch.setattr(trials, "MAX_TRIALS", 6)
     with pytest.raises(ConfigError, match="found up to 9 trials"):
         expand(read_space(space_file(changes)))
 
