@@ -1,1 +1,1 @@
-"""Which trial starts next and which is stopped. No Ray here."""
+"""Scheduling of trials: the queue, early stopping, and adaptive search. Imports no Ray."""

@@ -125,11 +125,11 @@ def build_stopper(block: Mapping[str, Any], *, mode: str) -> Stopper:
 
 
 class StopperPerPoint:
-    """A stopper for every point of the grids, so that what is tuned apart races apart.
+    """One rule for every point of the grids, so that settings are compared only within their point.
 
     Args:
-        study: says to which point a trial belongs.
-        make: makes one.
+        study: the record, which has the point of each trial.
+        make: makes the rule of a point.
     """
 
     def __init__(self, study: StudyRecord, make: Callable[[], Stopper]) -> None:
@@ -149,26 +149,26 @@ class StopperPerPoint:
 def build_early_stopping(
     space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store: Store
 ) -> EarlyStopping | None:
-    """The race of a study's settings, with all that its trials have measured so far; None if nothing is stopped.
+    """Return a study's early stopping, with the rows of earlier sweeps replayed; None if the scheduler stops no trial.
 
-    Rows of trials that go on, about which nobody is known to have decided before a kill, are not told here but by the
-    trials' drivers.
+    A kill may separate the last rows of an unfinished trial from their decision. Rows beyond the epoch up to which the
+    study's record says that the trial was judged are not replayed here: the trial's driver reports them again.
 
     Args:
-        space: what is asked for.
-        study: what is done.
-        specs: all trials by name; those of settings that are proposed later are found here, too.
+        space: the space.
+        study: the study's record.
+        specs: all trials by name. Trials of settings that are proposed later must be added to the same mapping.
         store: the results folder.
     """
     rule = build(space.scheduler)
     if not rule.stops:
         return None
-    # Settings of an adaptive search are drawn for each point of the grids by itself; others for all points alike.
+    # An adaptive search tunes each point of the grids separately. Other settings are compared together.
     stopper = StopperPerPoint(study, lambda: build_stopper(space.scheduler, mode=study.mode))
-    first: dict[int, str] = {}
+    first_trials: dict[int, str] = {}
     unfinished = set(study.unfinished())
     for key, record in study.trials.items():
-        if first.setdefault(record.setting, key) == key:
+        if first_trials.setdefault(record.setting, key) == key:
             end = record.stopped.epoch if record.stopped else record.judged if key in unfinished else math.inf
             for row in read_rows(store.child(trial_folder(key))):
                 epoch, value = row.get("epoch") or 0, row.get(study.metric)
@@ -179,8 +179,8 @@ def build_early_stopping(
         by=space.scheduler.name,
         epochs=lambda key: space.kind.num_epochs(specs[key].experiment),
         end=rule.end,
-        # Those of an adaptive search have no counterparts to be compared with one by one.
+        # Settings of an adaptive search are not paired with a baseline, so it protects none.
         protected=frozenset(
-            () if space.search.adaptive else (found.id for found in baselines(study, settings_of(study)))
+            () if space.search.adaptive else (setting.id for setting in baselines(study, settings_of(study)))
         ),
     )
