@@ -175,7 +175,7 @@ class OptunaSearch:
         return self._space.kind.evaluation(experiment_with(base, chosen, self._space, self._source))
 
     def tell(self, setting: int) -> None:
-        """Report the result of a setting, whose trials have all ended, for its draw and for the draws that repeat it."""
+        """Report the result of a setting, whose trials have all ended, for its draw and for draws that repeat it."""
         records = self._study.settings()[setting]
         for tuner, trial in (self._open.pop(setting), *self._repeats.pop(setting, ())):
             self._tell(tuner, trial, records)
