@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias
 
-from mbcl.config.base import ConfigModel
 from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
 from mbcl.orchestration.search_space.domains import short
@@ -24,7 +23,7 @@ class TrialKind(Protocol):
     """The properties in which kinds of trials differ before any of them runs."""
 
     @property
-    def model(self) -> type[ConfigModel]:
+    def model(self) -> type[Experiment] | type[SyntheticExperiment]:
         """The schema of the ``experiment`` block."""
         ...
 

@@ -241,7 +241,8 @@ def run_evaluations(
         done = wait_any(list(running), evaluation_resources(jobs[next(iter(running.values()))]))
         key = running.pop(done)
         try:
-            measured[key] = {**ray.get(done)}
+            metrics: dict[str, float] = ray.get(done)
+            measured[key] = {**metrics}
         except Exception as error:  # one trial's failure leaves the others alone
             failures[key] = describe_error(root_cause(error))
         watcher.on_evaluation_end(key, failures.get(key, ""))
