@@ -105,9 +105,9 @@ class Search(ConfigModel):
             PathConfigError: naming ``search`` or ``search.mode``.
         """
         if self.metric not in searchable:
-            why = " (the test split is read once, at the end)" if self.metric.startswith("retrieval/") else ""
+            reason = " (the test split is read once, at the end)" if self.metric.startswith("retrieval/") else ""
             raise PathConfigError(
-                "search", f"metric {self.metric!r} cannot be searched on{why}; {nearest(self.metric, searchable)}"
+                "search", f"metric {self.metric!r} cannot be searched on{reason}; {nearest(self.metric, searchable)}"
             )
         better = direction(self.metric)
         if not better and "mode" not in self.model_fields_set:
