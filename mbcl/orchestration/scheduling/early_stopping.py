@@ -35,7 +35,7 @@ class AsyncSuccessiveHalving:
     Args:
         mode: ``min`` or ``max``.
         grace_period: epochs at the first rung.
-        reduction_factor: the best of so many go on.
+        reduction_factor: about the best ``1/reduction_factor`` of the trials at a rung go on.
         max_t: no rung lies beyond it; what ends at ``max_t`` is not decided here.
 
     References:
@@ -45,6 +45,7 @@ class AsyncSuccessiveHalving:
     def __init__(self, *, mode: str, grace_period: int, reduction_factor: float, max_t: int) -> None:
         self._sign = 1.0 if mode == "max" else -1.0
         self._percent = (1 - 1 / reduction_factor) * 100
+        # Rounded as in Ray. The logarithms may lose a rung at max_t itself, where every trial ends anyway.
         num_rungs = int(np.log(max_t / grace_period) / np.log(reduction_factor) + 1)
         # Of each rung its epochs, and the signed values by trial. Highest first: the first match is the rung to use.
         self._rungs: list[tuple[float, dict[str, float]]] = [

@@ -30,6 +30,7 @@ from mbcl.orchestration.search_space.expansion import (
     samples_of,
 )
 from mbcl.orchestration.search_space.schema import Search, Space, SpaceFile
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.seeding import derive
 from mbcl.study.record import Drawn, StudyRecord, TrialRecord
 
@@ -74,12 +75,12 @@ class OptunaSearch:
         added: Callable[[list[TrialSpec]], None],
         log: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._space, self._source = file.space, str(file.path)
+        self._file, self._space = file, file.space
         self._study = study
         self._total = total
         self._added = added
         self._log = log
-        self._base = base_of(self._space, self._source)
+        self._base = base_of(self._space)
         self._points = points(self._space)
         self._tuners = [_Tuner(self._space, number, point) for number, point in enumerate(self._points)]
         self._open: dict[int, tuple[_Tuner, optuna.Trial]] = {}
@@ -108,7 +109,7 @@ class OptunaSearch:
                 self._leave_out(tuner, trial, chosen)
                 continue
             self._open[setting] = tuner, trial
-            self._seen[identity_of(experiment_with(self._base, chosen, self._space, self._source))] = setting
+            self._seen[identity_of(self._experiment(self._base, chosen))] = setting
             if all(record.status in ENDED for record in self._study.settings()[setting]):
                 self.tell(setting)
         return _slot(draws[-1][0]) if draws else (-1, -1)
@@ -139,7 +140,7 @@ class OptunaSearch:
         A draw that repeats an earlier setting gets that setting's result, now or when the setting ends.
         """
         try:
-            setting = self._seen.get(identity_of(experiment_with(self._base, chosen, self._space, self._source)))
+            setting = self._seen.get(identity_of(self._experiment(self._base, chosen)))
         except ConfigError as error:
             tuner.tell_failure(trial)
             return f"is no experiment ({error})"
@@ -152,7 +153,7 @@ class OptunaSearch:
         return f"repeats setting {setting}"
 
     def _add_setting(self, tuner: _Tuner, trial: optuna.Trial, chosen: Mapping[str, Any], drawn: Drawn) -> list[str]:
-        experiment = experiment_with(self._base, chosen, self._space, self._source)
+        experiment = self._experiment(self._base, chosen)
         setting = max((record.setting for record in self._study.trials.values()), default=-1) + 1
         self._seen[identity_of(experiment)] = setting
         self._open[setting] = tuner, trial
@@ -172,7 +173,12 @@ class OptunaSearch:
         if block is None:
             return {}
         base = {**self._base, "evaluation": block}
-        return self._space.kind.evaluation(experiment_with(base, chosen, self._space, self._source))
+        return self._space.kind.evaluation(self._experiment(base, chosen))
+
+    def _experiment(self, base: dict[str, Any], chosen: Mapping[str, Any]) -> AnyExperiment:
+        """Return the experiment of a setting; an error names the space file."""
+        with self._file.name_in_errors():
+            return experiment_with(base, chosen, self._space)
 
     def tell(self, setting: int) -> None:
         """Report the result of a setting, whose trials have all ended, for its draw and for draws that repeat it."""

@@ -71,7 +71,7 @@ def _pitfalls(rule: Scheduler, epochs_range: list[int]) -> Iterator[str]:
 
 
 def _measured_too_late(rule: Scheduler, epochs_range: list[int], eval_every: int) -> Iterator[str]:
-    """Yield a note if a metric is measured only at the end, after which no trial can be stopped."""
+    """Yield a note if a metric, measured every ``eval_every`` epochs and at the end, comes too late to stop a trial."""
     low, high = epochs_range
     if rule.end(low) == low and rule.grace_period < high <= eval_every:
         yield (

@@ -85,21 +85,24 @@ def expand(file: SpaceFile) -> Trials:
         ConfigError: if a setting is no valid experiment, occurs twice in a space without draws, or does not fit the
             number of workers; if the baseline is none of the settings; if there are more than ``MAX_TRIALS`` trials.
     """
-    space, source = file.space, str(file.path)
-    _check_number(space, source)
-    if space.search.adaptive:
-        return _adaptive(file)
+    with file.name_in_errors():
+        _check_number(file.space)
+        return _expand_adaptive(file.space) if file.space.search.adaptive else _expand(file.space)
+
+
+def _expand(space: Space) -> Trials:
+    """Return the trials of a space whose settings are known in advance."""
     settings: list[tuple[dict[str, Any], AnyExperiment]] = []
     seen: dict[str, int] = {}
     repeated = 0
-    base = base_of(space, source)
+    base = base_of(space)
     random = any(domains.is_drawn(domain) for domain in space.space.values())
-    for chosen in _chosen(space, source):
-        experiment = experiment_with(base, chosen, space, source)
+    for chosen in _chosen(space):
+        experiment = experiment_with(base, chosen, space)
         identity = identity_of(experiment)
         if identity in seen and not random:
             raise ConfigError(
-                f"{source}: space: setting {len(settings)} ({_format_values(chosen)}) is the same experiment as "
+                f"space: setting {len(settings)} ({_format_values(chosen)}) is the same experiment as "
                 f"setting {seen[identity]}; remove one"
             )
         if identity in seen:
@@ -108,7 +111,7 @@ def expand(file: SpaceFile) -> Trials:
         seen[identity] = len(settings)
         settings.append((resolved(experiment, chosen), experiment))
     experiments = [experiment for _, experiment in settings]
-    note = check_baseline(space, experiments, [parameters for parameters, _ in settings], source)
+    note = check_baseline(space, experiments, [parameters for parameters, _ in settings])
     left_out = f"{repeated} draws repeat an earlier setting and are left out" if repeated else ""
     total = len(settings) * len(space.seeds)
     specs = [
@@ -119,19 +122,18 @@ def expand(file: SpaceFile) -> Trials:
     return Trials(tuple(specs), tuple(filter(None, (left_out, note))), total)
 
 
-def _adaptive(file: SpaceFile) -> Trials:
+def _expand_adaptive(space: Space) -> Trials:
     """Return the size of an adaptive search, and its probes, which are validated here."""
-    space, source = file.space, str(file.path)
-    grid, base = points(space), base_of(space, source)
+    grid, base = points(space), base_of(space)
     if not any(domains.is_drawn(point) for point in grid):
         raise ConfigError(
-            f"{source}: search.name: found {space.search.name}, but the space has only grids, so there is nothing to "
+            f"search.name: found {space.search.name}, but the space has only grids, so there is nothing to "
             f"draw; allowed: random, or a domain such as {{loguniform: [0.01, 1.0]}}"
         )
     chosen = [values for point in grid for values in domains.probes(point, applies, max(8, PROBES // len(grid)))]
-    experiments = [experiment_with(base, values, space, source) for values in chosen]
+    experiments = [experiment_with(base, values, space) for values in chosen]
     parameters = [resolved(experiment, values) for experiment, values in zip(experiments, chosen, strict=True)]
-    note = check_baseline(space, experiments, parameters, source)
+    note = check_baseline(space, experiments, parameters)
     total = sum(samples_of(space, point) for point in grid) * len(space.seeds)
     probes = [
         next(replicate(space, total + number, swept, experiment, total))
@@ -140,7 +142,7 @@ def _adaptive(file: SpaceFile) -> Trials:
     return Trials((), (note,) if note else (), total, tuple(probes))
 
 
-def _check_number(space: Space, source: str) -> None:
+def _check_number(space: Space) -> None:
     """Refuse a space of more than ``MAX_TRIALS`` trials before they are made.
 
     Raises:
@@ -153,7 +155,7 @@ def _check_number(space: Space, source: str) -> None:
         # An upper bound: conditional keys reduce the number, and the exact one is known only by enumeration.
         combinations = domains.num_combinations(space.space)
         raise ConfigError(
-            f"{source}: space: found up to {combinations * trials_per_point} trials (combinations of the grids: "
+            f"space: found up to {combinations * trials_per_point} trials (combinations of the grids: "
             f"{combinations}, draws of each: {draws}, seeds: {len(space.seeds)}), allowed: at most {MAX_TRIALS}"
         )
 
@@ -163,12 +165,12 @@ def samples_of(space: Space, point: Mapping[str, Any]) -> int:
     return space.search.num_samples if domains.is_drawn(point) else 1
 
 
-def _chosen(space: Space, source: str) -> Iterator[dict[str, Any]]:
+def _chosen(space: Space) -> Iterator[dict[str, Any]]:
     """Yield the values of the swept keys, setting by setting. All grid points get the same draws, so that they pair."""
     grid = points(space)
     if space.search.num_samples > 1 and not any(domains.is_drawn(point) for point in grid):
         raise ConfigError(
-            f"{source}: search.num_samples: found {space.search.num_samples}, but the space has only grids, so every "
+            f"search.num_samples: found {space.search.num_samples}, but the space has only grids, so every "
             f"draw would be the same; allowed: 1 (for replicates give more `seeds`)"
         )
     for number in range(space.search.num_samples):
@@ -181,19 +183,19 @@ def points(space: Space) -> list[dict[str, Any]]:
     return list(domains.points(space.space, applies))
 
 
-def base_of(space: Space, source: str) -> dict[str, Any]:
+def base_of(space: Space) -> dict[str, Any]:
     """Return the experiment that all settings modify, resolved, as plain data."""
-    return experiment_of(space.experiment, source).model_dump(mode="json")
+    return experiment_of(space.experiment, "").model_dump(mode="json")
 
 
-def experiment_with(base: dict[str, Any], chosen: Mapping[str, Any], space: Space, source: str) -> AnyExperiment:
+def experiment_with(base: dict[str, Any], chosen: Mapping[str, Any], space: Space) -> AnyExperiment:
     """Return the experiment of a setting: the base with the setting's values.
 
     Raises:
         ConfigError: if the result is no valid experiment; the text names the values.
     """
     content = copy.deepcopy(base)
-    where = f"{source}: space ({_format_values(chosen)})"
+    where = f"space ({_format_values(chosen)})"
     # Whole blocks first, then the names in them: a key inside one of them is meant for the new block.
     for key in sorted(chosen, key=lambda key: (key.count("."), not key.endswith(".name"))):
         part, _, parameter = key.partition(".")
@@ -204,10 +206,7 @@ def experiment_with(base: dict[str, Any], chosen: Mapping[str, Any], space: Spac
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
     experiment = experiment_of(content, where)
-    try:
-        space.kind.check_resources(experiment, space.resources)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
+    space.kind.check_resources(experiment, space.resources)
     return experiment
 
 
@@ -288,16 +287,13 @@ def resolved_baseline(space: Space) -> dict[str, Any]:
     return result
 
 
-def check_baseline(
-    space: Space, experiments: list[AnyExperiment], parameters: list[dict[str, Any]], source: str
-) -> str:
+def check_baseline(space: Space, experiments: list[AnyExperiment], parameters: list[dict[str, Any]]) -> str:
     """Refuse a baseline that is none of the settings.
 
     Args:
         space: the space, which has the baseline.
         experiments: the experiments of the settings.
         parameters: the swept keys with their values, of each setting.
-        source: the beginning of an error line.
 
     Returns:
         A note if the baseline is every setting; otherwise empty.
@@ -309,20 +305,20 @@ def check_baseline(
     try:
         baseline = resolved_baseline(space)
     except ConfigError as error:
-        raise ConfigError(f"{source}: baseline: {error}") from error
+        raise ConfigError(f"baseline: {error}") from error
     dumps = [experiment.model_dump(mode="json") for experiment in experiments]
     full = [flatten(dump) for dump in dumps]
     for key, value in baseline.items():
-        check_key(key, space.kind, f"{source}: baseline")
+        check_key(key, space.kind, "baseline")
         if not any(fits(columns, {key: value}) for columns in full):
             existing = [short(_get(dump, key)) for dump in dumps]
             raise ConfigError(
-                f"{source}: baseline.{key}: found {short(space.baseline[key])}, which is none of the settings: "
+                f"baseline.{key}: found {short(space.baseline[key])}, which is none of the settings: "
                 f"{', '.join(dict.fromkeys(existing))}"
             )
     matching = [fits(columns, baseline) for columns in full]
     if not any(matching):
-        raise ConfigError(f"{source}: baseline: no setting matches all of {short(space.baseline)}")
+        raise ConfigError(f"baseline: no setting matches all of {short(space.baseline)}")
     if baseline and all(matching) and len(matching) > 1:
         return f"baseline {short(space.baseline)} is every setting, so nothing is compared with it and none is spared"
     # The report knows only the swept keys, so they alone must select the same settings.
@@ -330,7 +326,7 @@ def check_baseline(
     columns = [columns_of(experiment.sampler.name, experiment.objective.name, swept) for experiment, swept in pairs]
     if baseline and len(matching) > 1 and singled_out(columns, baseline) != matching:
         raise ConfigError(
-            f"{source}: baseline: found {short(space.baseline)}, which settings have by what is not swept; "
+            f"baseline: found {short(space.baseline)}, which settings have by what is not swept; "
             f"allowed: swept keys, which are {', '.join(space.space)}"
         )
     return ""
@@ -345,6 +341,6 @@ def space_digest(trials: Trials, space: Space) -> str:
     identity: list[Any] = [spec.trial_id for spec in trials.specs]
     if space.search.adaptive:
         search = space.model_dump(mode="json", include={"space", "search", "seeds"})
-        identity = [base_of(space, ""), search, list(space.space)]
+        identity = [base_of(space), search, list(space.space)]
     content = [identity, space.search.metric, space.search.mode, resolved_baseline(space)]
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -29,17 +29,18 @@ def with_drawn_trials(file: SpaceFile, trials: Trials, study: StudyRecord) -> Tr
     Raises:
         ConfigError: if the record does not belong to the space.
     """
-    space, source = file.space, str(file.path)
+    space = file.space
     if not space.search.adaptive:
         return trials
-    base, grid = base_of(space, source), points(space)
+    base, grid = base_of(space), points(space)
     specs: list[TrialSpec] = []
-    for setting, records in study.settings().items():
-        chosen = _replayed(grid, records[0].drawn, f"{source}: setting {setting}")
-        experiment = experiment_with(base, chosen, space, source)
-        specs += replicate(space, setting, resolved(experiment, chosen), experiment, trials.total)
-    for number, drawn in enumerate(study.left_out):
-        _replayed(grid, drawn, f"{source}: draw {number} that was left out")
+    with file.name_in_errors():
+        for setting, records in study.settings().items():
+            chosen = _replayed(grid, records[0].drawn, f"setting {setting}")
+            experiment = experiment_with(base, chosen, space)
+            specs += replicate(space, setting, resolved(experiment, chosen), experiment, trials.total)
+        for number, drawn in enumerate(study.left_out):
+            _replayed(grid, drawn, f"draw {number} that was left out")
     return replace(trials, specs=tuple(specs))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -104,9 +105,9 @@ class Search(ConfigModel):
             PathConfigError: naming ``search`` or ``search.mode``.
         """
         if self.metric not in searchable:
-            why = " (the test split is read once, at the end)" if self.metric.startswith("retrieval/") else ""
+            reason = " (the test split is read once, at the end)" if self.metric.startswith("retrieval/") else ""
             raise PathConfigError(
-                "search", f"metric {self.metric!r} cannot be searched on{why}; {nearest(self.metric, searchable)}"
+                "search", f"metric {self.metric!r} cannot be searched on{reason}; {nearest(self.metric, searchable)}"
             )
         better = direction(self.metric)
         if not better and "mode" not in self.model_fields_set:
@@ -216,13 +217,13 @@ _BLOCKS: dict[TrialKind, type[ConfigModel]] = {
 """Wrappers of the experiment models: error lines of the wrapped model begin with ``experiment.``."""
 
 
-def experiment_of(content: dict[str, Any], source: str) -> AnyExperiment:
-    """Validate an ``experiment`` block; error lines begin with the source and ``experiment.``.
+def experiment_of(content: dict[str, Any], where: str) -> AnyExperiment:
+    """Validate an ``experiment`` block; error lines begin with ``where`` and ``experiment.``.
 
     Raises:
         ConfigError: for the first wrong key or value.
     """
-    block: Any = validate(_BLOCKS[kind_of(content)], {"experiment": content}, source)
+    block: Any = validate(_BLOCKS[kind_of(content)], {"experiment": content}, where)
     experiment: AnyExperiment = block.experiment
     return experiment
 
@@ -242,6 +243,14 @@ class SpaceFile:
     given: dict[str, Any]
     overrides: tuple[str, ...]
     space: Space
+
+    @contextmanager
+    def name_in_errors(self) -> Iterator[None]:
+        """Begin the text of every ConfigError of the block with the file's path."""
+        try:
+            yield
+        except ConfigError as error:
+            raise ConfigError(f"{self.path}: {error}") from error
 
 
 def _join_swept_keys(content: dict[str, Any]) -> None:
