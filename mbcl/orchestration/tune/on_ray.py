@@ -1,12 +1,12 @@
-"""A study on Ray: start or join it, share its resources out, then run the trials or evaluate them again."""
+"""A study on Ray: start or join it, share its resources out, then run the trials or evaluate them again.
+
+Modules that import Ray are imported after :func:`cluster` has set what Ray reads once, when it is imported.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-
-from ray.exceptions import RayError
-from ray.tune import TuneError
 
 from mbcl.config.evaluation import Evaluation
 from mbcl.config.experiment import Experiment
@@ -27,9 +27,7 @@ from mbcl.orchestration.trial.preflight import (
     check_shared,
     distinct_experiments,
 )
-from mbcl.orchestration.trial.pretraining import reevaluation_store
 from mbcl.orchestration.trial.trial_runners import runner_of
-from mbcl.orchestration.tune.run_trials import run_evaluations, run_trials
 from mbcl.orchestration.tune.study_run import RayLostError, StudyRun
 from mbcl.study.record import TrialRecord
 
@@ -55,12 +53,18 @@ def run_on_ray(run: StudyRun, nodes: list[Node], preflight: PreflightReport | No
     """
     try:
         return _run_connected(run, nodes, preflight)
-    except (RayError, TuneError) as error:  # before OSError, which some of Ray's errors are, too
-        raise RayLostError(describe_error(error)) from error
-    except ConnectionError as error:
-        if error.filename is not None:  # of a store
-            raise
-        raise RayLostError(describe_error(error)) from error
+    except Exception as error:
+        if _is_loss_of_ray(error):
+            raise RayLostError(describe_error(error)) from error
+        raise
+
+
+def _is_loss_of_ray(error: Exception) -> bool:
+    """Whether Ray raised an error itself, or lost its connection; a store's error names a file."""
+    from ray.exceptions import RayError
+    from ray.tune import TuneError
+
+    return isinstance(error, RayError | TuneError) or (isinstance(error, ConnectionError) and error.filename is None)
 
 
 def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport | None) -> dict[str, str]:
@@ -86,6 +90,8 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
         with console.progress(num_todo):
             if options.eval_only:
                 return _evaluate_again(run, {key: jobs[key] for key in study.todo}, concurrency.num_trials)
+            from mbcl.orchestration.tune.run_trials import run_trials
+
             rule = build_early_stopping(space, study.record, study.specs, run.store)
             queue = TrialQueue(
                 study.record, study.todo, concurrency=concurrency.num_trials, race=rule, source=run.search
@@ -105,6 +111,9 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
 
 def _evaluate_again(run: StudyRun, jobs: dict[str, Job], concurrency: int) -> dict[str, str]:
     """Evaluate finished trials; the study takes all new metrics or, if one evaluation failed, none."""
+    from mbcl.orchestration.trial.pretraining import reevaluation_store
+    from mbcl.orchestration.tune.run_trials import run_evaluations
+
     measured, failures = run_evaluations(jobs, concurrency=concurrency, watcher=run.console)
     if not failures:
         signals.ignore_signals()  # a commit that stops halfway would mix old and new evaluations
