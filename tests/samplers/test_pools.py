@@ -129,7 +129,7 @@ def test_one_thread_limits_threads_and_restores_their_number(two_threads: None) 
 
 
 def test_one_thread_excludes_other_threads(two_threads: None) -> None:
-    """Without the lock, the first thread to leave would restore the limit of the other thread, and vice versa."""
+    """Without a lock, the first thread to leave would lift the other's limit, and the other would leave 1 for good."""
     before = thread_counts()
     entered = threading.Event()
 

@@ -57,7 +57,7 @@ def test_mixed_never_repeats_a_sample_in_a_batch() -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
 def test_mixed_handles_plans_that_repeat_samples(share: float) -> None:
-    """Samples are drawn about twice: chance puts some twice into a batch, and a second exchange moves them on."""
+    """Samples are drawn about twice: chance puts some twice into a batch, and those move to other batches."""
     draw = rng()
     before = np.stack([draw.choice(1000, 32, replace=False) for _ in range(62)])
     after = mixed(before, share, rng(1))

@@ -132,8 +132,10 @@ def test_corrupt_contrast_and_brightness_equal_their_formulas():
     brightened = corrupted(images, "brightness", 3)[0].permute(1, 2, 0).reshape(-1, 3)
     pixels = x[0].permute(1, 2, 0).reshape(-1, 3).tolist()
     hsv = (colorsys.rgb_to_hsv(*pixel) for pixel in pixels)
-    wanted = torch.tensor([colorsys.hsv_to_rgb(hue, depth, min(value + 0.15, 1.0)) for hue, depth, value in hsv]) * 255
-    assert (brightened.float() - wanted).abs().max() <= 0.51
+    expected_brightened = (
+        torch.tensor([colorsys.hsv_to_rgb(hue, depth, min(value + 0.15, 1.0)) for hue, depth, value in hsv]) * 255
+    )
+    assert (brightened.float() - expected_brightened).abs().max() <= 0.51
 
 
 def test_corrupt_jpeg_and_pixelate_equal_pillow():

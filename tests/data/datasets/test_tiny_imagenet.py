@@ -240,7 +240,7 @@ def test_tiny_imagenet_requires_a_labelled_test_part(folder):
 
 def test_tiny_imagenet_needs_no_wnids_file(folder):
     (folder / "wnids.txt").unlink()
-    assert len(load(folder).train) == len(WNIDS) * 4, "the folders of train say which classes there are"
+    assert len(load(folder).train) == len(WNIDS) * 4, "the folders of train define the classes"
     assert "wnids.txt" not in data.describe("tiny_imagenet")
 
 

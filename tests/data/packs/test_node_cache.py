@@ -183,14 +183,14 @@ REPLACE_IN_STEPS = """
 import sys, warnings
 from mbcl import data
 from mbcl.data.datasets import registry as catalogue
-asked = []
+calls = []
 copy = catalogue.local_copy
 def step(name):
     print(name, flush=True)
     assert sys.stdin.readline()
 def local_copy(*arguments, **options):
-    asked.append(arguments)
-    again = len(asked) > 1
+    calls.append(arguments)
+    again = len(calls) > 1
     if again:
         step("asks again")
     folder = copy(*arguments, **options)

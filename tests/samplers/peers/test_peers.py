@@ -179,9 +179,9 @@ def test_bisected_splits_into_whole_batches_along_the_projection() -> None:
 
 def test_direction_of_is_the_first_principal_component() -> None:
     x = rng().standard_normal((3000, 6)) * np.array([5.0, 2, 1, 1, 1, 1]) @ np.linalg.qr(rng(1).random((6, 6)))[0] + 7
-    wanted = np.linalg.eigh(np.cov(x.T))[1][:, -1]
+    expected = np.linalg.eigh(np.cov(x.T))[1][:, -1]
     for sample in (3000, 800):
-        assert abs(direction_of(x, 6, sample, rng()) @ wanted) > 0.99
+        assert abs(direction_of(x, 6, sample, rng()) @ expected) > 0.99
     assert np.array_equal(direction_of(np.ones((5, 2)), 4, 9, rng()), [0, 0])
 
 
@@ -194,11 +194,11 @@ def test_gcbs_equals_its_dense_definition(quantile: float) -> None:
     z1, z2 = embeddings.z1.numpy(), embeddings.z2.numpy()
     u, v = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (z1, z2))
     similarity = u @ v.T
-    kept = similarity > np.quantile(similarity, quantile)
-    order = reverse_cuthill_mckee(csr_array((kept | kept.T).astype(np.int8)), symmetric_mode=True)
-    wanted = {frozenset(batch) for batch in order.reshape(-1, 8).tolist()}
+    edges = similarity > np.quantile(similarity, quantile)
+    order = reverse_cuthill_mckee(csr_array((edges | edges.T).astype(np.int8)), symmetric_mode=True)
+    expected = {frozenset(batch) for batch in order.reshape(-1, 8).tolist()}
     plan = build("gcbs", batch_size=8, quantile=quantile).plan_pool(z1, z2, seed=3)
-    assert {frozenset(batch) for batch in plan.rows.tolist()} == wanted
+    assert {frozenset(batch) for batch in plan.rows.tolist()} == expected
 
 
 def test_gcbs_graph_is_exact_in_chunks_and_its_quantile_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
