@@ -50,8 +50,8 @@ def test_every_data_set_is_loaded_once_and_gone_before_the_next(monkeypatch):
     assert loaded == list(SIZES)
     for setting in experiments:
         alone = check_data({setting: experiments[setting]}, "space.yaml")
-        assert checked.pools[setting] == alone.pools[setting]
-        assert checked.planning[setting] == alone.planning[setting]
+        assert checked.max_pools[setting] == alone.max_pools[setting]
+        assert checked.planning_cost[setting] == alone.planning_cost[setting]
 
 
 def test_notes_are_in_the_order_of_the_settings(monkeypatch):
