@@ -82,7 +82,9 @@ def this_machine() -> list[Node]:
 
 
 def usable_cpus(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
-    """Return the number of CPUs that this process may use, the minimum of its affinity mask and cgroup quotas.
+    """Return the number of CPUs that this process may use: the minimum of its affinity mask and cgroup quotas.
+
+    Systems without affinity masks count the CPUs of the machine instead. The result is at least 1.
 
     Args:
         cgroups: mount point of the control groups.
@@ -196,7 +198,7 @@ class Concurrency:
 
     Args:
         num_trials: the number.
-        limit: describes what limits it.
+        limit: the limiting resource, described with numbers.
     """
 
     num_trials: int
@@ -228,7 +230,7 @@ def max_concurrency(
         limits.append(
             Concurrency(int(gpus) // resources.gpus, f"{gpus:g} GPUs, of which a trial takes {resources.gpus}")
         )
-    # Ray may place drivers that do not request `driver` on any node, in the worst case all of them on each.
+    # Ray may place drivers that do not request `driver` on any node, in the worst case all on the same one.
     drivers_per_node = max(1, limits[0].num_trials) if drivers is None else 0
     num_slots = sum(_num_slots(resources, node, drivers_per_node) for node in nodes)
     limits.append(
@@ -257,6 +259,6 @@ def max_concurrency(
 
 
 def _num_slots(resources: TrialResources, node: Node, num_drivers: int) -> int:
-    """Return the number of workers that fit on a node next to so many drivers."""
+    """Return the number of workers that fit on a node together with ``num_drivers`` drivers."""
     num_slots = max(0, milli(node.cpus) - num_drivers * milli(DRIVER_CPUS)) // max(1, milli(resources.cpus_per_worker))
     return min(num_slots, int(node.gpus)) if resources.gpus_per_worker else num_slots

@@ -60,7 +60,7 @@ class LargestDivisorScalingPolicy(ScalingPolicy):
 
 
 def _may_grow(waited: float) -> bool:
-    """Return whether the capacity may still grow for a trial that has waited for so many seconds."""
+    """Return whether the capacity may still grow for a trial that has waited ``waited`` seconds."""
     if waited <= SETTLE_SECONDS:
         return True
     if waited > BOOT_SECONDS:

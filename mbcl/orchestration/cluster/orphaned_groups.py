@@ -24,7 +24,7 @@ def actor_groups() -> list[PlacementGroupInfo]:
 
 
 def num_waiting_groups(seconds: float) -> int:
-    """Count the worker groups of this job that have waited for resources for longer than so many seconds."""
+    """Count the worker groups of this job that have waited for resources for more than ``seconds``."""
     own, latest = ray.get_runtime_context().get_job_id(), time.time() - seconds
     return sum(group.job_id == own and not group.created and group.requested_at < latest for group in actor_groups())
 

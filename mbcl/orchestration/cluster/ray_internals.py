@@ -255,11 +255,11 @@ class ScalingPolicy(FixedScalingPolicy):
         self._requested_size = scaling_config.num_workers
 
     def choose_size(self, resources_per_worker: Mapping[str, float]) -> int | None:
-        """Return the number of workers to start now; None to be asked again at once."""
+        """Return the number of workers to start now; None to be called again at once."""
         raise NotImplementedError
 
     def request_nodes_for(self, size: int) -> None:
-        """Request nodes for so many workers from the autoscaler from now on."""
+        """Request nodes for ``size`` workers from the autoscaler from now on."""
         if size != self._requested_size:
             self._requested_size = size
             self._send_resource_request()  # type: ignore[no-untyped-call]

@@ -32,7 +32,7 @@ from mbcl.orchestration.trial.job import Job, mute_sampler_warnings
 from mbcl.orchestration.trial.planner_actor import RayPlanService
 
 COLLECTIVE_SECONDS = 600
-"""Timeout of collectives: longer than any validation, during which the other ranks wait for rank 0."""
+"""Timeout of collectives: longer than any validation, and short enough that a hang does not cost a night."""
 MAX_FAILURES = 2
 """Restarts of a worker group after the loss of a worker; the count starts again with each new checkpoint."""
 START_FAILURES = 3
