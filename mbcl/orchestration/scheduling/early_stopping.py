@@ -35,8 +35,8 @@ class AsyncSuccessiveHalving:
     Args:
         mode: ``min`` or ``max``.
         grace_period: epochs at the first rung.
-        reduction_factor: the best ``1 / reduction_factor`` of the trials at a rung go on.
-        max_t: maximum epochs of a rung; the end of a trial at ``max_t`` is not decided here.
+        reduction_factor: the best of so many go on.
+        max_t: no rung lies beyond it; what ends at ``max_t`` is not decided here.
 
     References:
         Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, arXiv 1810.05934.

@@ -192,7 +192,7 @@ class PlannerProcess:
             )
         except Exception as error:
             return failure(cause_of(error))
-        if self._shards.get(key) == shards:  # a restarted worker group may have replaced them meanwhile
+        if self._shards.get(key) == shards:  # restarted workers may have replaced them meanwhile
             del self._shards[key]
         return planned
 

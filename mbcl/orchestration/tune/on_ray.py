@@ -55,10 +55,10 @@ def run_on_ray(run: StudyRun, nodes: list[Node], preflight: PreflightReport | No
     """
     try:
         return _run_connected(run, nodes, preflight)
-    except (RayError, TuneError) as error:  # first, because some of Ray's errors are also OSErrors
+    except (RayError, TuneError) as error:  # before OSError, which some of Ray's errors are, too
         raise RayLostError(describe_error(error)) from error
     except ConnectionError as error:
-        if error.filename is not None:  # raised by a store, not by Ray
+        if error.filename is not None:  # of a store
             raise
         raise RayLostError(describe_error(error)) from error
 
