@@ -85,7 +85,7 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
         study.has_begun = True
         with console.progress(num_todo):
             if options.eval_only:
-                return _reevaluate(run, {key: jobs[key] for key in study.todo}, concurrency.num_trials)
+                return _evaluate_again(run, {key: jobs[key] for key in study.todo}, concurrency.num_trials)
             rule = build_early_stopping(space, study.record, study.specs, run.store)
             queue = TrialQueue(
                 study.record, study.todo, concurrency=concurrency.num_trials, rule=rule, source=run.search
@@ -103,7 +103,7 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
     return {}
 
 
-def _reevaluate(run: StudyRun, jobs: dict[str, Job], concurrency: int) -> dict[str, str]:
+def _evaluate_again(run: StudyRun, jobs: dict[str, Job], concurrency: int) -> dict[str, str]:
     """Evaluate finished trials in a transaction: all new metrics are committed or, if an evaluation failed, none."""
     metrics, failures = run_evaluations(jobs, concurrency=concurrency, observer=run.console)
     if not failures:
