@@ -56,7 +56,7 @@ def job_of(key: str, experiment: Experiment, store: LocalStore, need: TrialResou
         "store": store.child(f"trials/{key}").uri,
         "baselines": store.child("baselines").uri,
         "scratch": str(store.local_folder(".ray")),
-        "need": need,
+        "resources": need,
         "group": "test",
         "num_tasks": 1,
     }

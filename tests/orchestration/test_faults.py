@@ -144,7 +144,7 @@ def run_one(
         job = job_of(TRIAL, experiment, store, need, num_tasks=2, fence=under)
         if attack:
             attack.start()
-        run_trials({TRIAL: job}, store=store, scratch=job.scratch, study=study, concurrency=1, watcher=Quiet())
+        run_trials({TRIAL: job}, store=store, scratch=job.scratch, study=study, concurrency=1, observer=Quiet())
     if attack:
         attack.over.set()
         attack.join()
@@ -237,13 +237,13 @@ class Interrupted(TrialRecord):
 def test_an_interrupt_between_two_fields_of_a_record_waits_for_the_last(local_ray, tmp_path):
     from mbcl.orchestration import signals
 
-    before = {number: signal.getsignal(number) for number in signals.NUMBERS}
-    signals.install_handlers(anew=True)
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    signals.install_handlers(reset=True)
     try:
         with pytest.raises(KeyboardInterrupt):
             run_one(tmp_path, experiment=SHORT, kind=Interrupted)
     finally:
-        signals.install_handlers(anew=True)  # this one is no later test's
+        signals.install_handlers(reset=True)  # this one is no later test's
         for number, handler in before.items():
             signal.signal(number, handler)
     (record,) = read_study(LocalStore(tmp_path)).trials.values()

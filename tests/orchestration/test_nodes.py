@@ -103,11 +103,11 @@ def lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
             record = TrialRecord(ordinal=0, setting=0, seed=0, sampler="shuffle", objective="simclr", parameters={})
             study = StudyRecord(name="", space_digest="", metric="", mode="max", created="", trials={TRIAL: record})
             attacked = attack.submit(within_the_second_epoch)
-            run_trials({TRIAL: job}, store=store, scratch=job.scratch, study=study, concurrency=1, watcher=Quiet())
+            run_trials({TRIAL: job}, store=store, scratch=job.scratch, study=study, concurrency=1, observer=Quiet())
         attacked.result()
     finally:
         nodes.shutdown()
-    return seen | {"record": record.model_dump(mode="json"), "need": job.need.workers}
+    return seen | {"record": record.model_dump(mode="json"), "need": job.resources.workers}
 
 
 @pytest.mark.ray

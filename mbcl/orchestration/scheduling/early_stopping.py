@@ -177,11 +177,11 @@ def build_early_stopping(
                     stopper.observe(key, int(epoch), float(value))
     return EarlyStopping(
         stopper=stopper,
-        by=space.scheduler.name,
-        epochs=lambda key: space.kind.num_epochs(specs[key].experiment),
-        end=rule.end,
+        scheduler_name=space.scheduler.name,
+        num_epochs=lambda key: space.kind.num_epochs(specs[key].experiment),
+        end_epoch=rule.end,
         # Settings of an adaptive search are not paired with a baseline, so it protects none.
-        protected=frozenset(
+        protected_settings=frozenset(
             () if space.search.adaptive else (setting.id for setting in baselines(study, settings_of(study)))
         ),
     )

@@ -38,17 +38,17 @@ class EarlyStopping:
 
     Args:
         stopper: the rule.
-        by: the rule's name.
-        epochs: returns the number of epochs of a trial, by the trial's name.
-        end: returns the last epoch that a trial of that many epochs runs.
-        protected: settings that the rule never stops.
+        scheduler_name: name of the scheduler.
+        num_epochs: returns the number of epochs of a trial, by the trial's name.
+        end_epoch: returns the last epoch that a trial of that many epochs runs.
+        protected_settings: settings that the rule never stops.
     """
 
     stopper: Stopper
-    by: str
-    epochs: Callable[[str], int]
-    end: Callable[[int], int] = lambda epochs: epochs
-    protected: frozenset[int] = field(default_factory=frozenset)
+    scheduler_name: str
+    num_epochs: Callable[[str], int]
+    end_epoch: Callable[[int], int] = lambda num_epochs: num_epochs
+    protected_settings: frozenset[int] = field(default_factory=frozenset)
 
 
 class TrialQueue:
@@ -58,7 +58,7 @@ class TrialQueue:
         study: the study's record. The caller, which runs the trials, updates their status there.
         todo: the trials to run, in order.
         concurrency: number of trials that run at a time.
-        race: early stopping; None if all trials run to their end.
+        rule: early stopping; None if all trials run to their end.
         source: proposes settings when all trials so far have started; None if all settings are known from the start.
     """
 
@@ -68,7 +68,7 @@ class TrialQueue:
         todo: Iterable[str],
         *,
         concurrency: int,
-        race: EarlyStopping | None = None,
+        rule: EarlyStopping | None = None,
         source: SettingSource | None = None,
     ) -> None:
         self._study = study
@@ -76,7 +76,7 @@ class TrialQueue:
         self._running: set[str] = set()
         self._stopped: dict[str, Stopped] = {}
         self._concurrency = concurrency
-        self._rule = race
+        self._rule = rule
         self._source = source
         self._drained = source is None
         self._first_trials: dict[int, str] = {}
@@ -146,16 +146,21 @@ class TrialQueue:
             return False
         if key in self._stopped:
             return True
-        epochs = rule.epochs(key)
-        stop = epoch >= rule.end(epochs) < epochs
+        num_epochs = rule.num_epochs(key)
+        stop = epoch >= rule.end_epoch(num_epochs) < num_epochs
         if key == self._first_trial_of(key):
             worse = rule.stopper.observe(key, epoch, value)
             # A first seed that failed may run again after other seeds have finished, which the study's means contain.
-            exempt = record.setting in rule.protected or self._finished(record.setting)
-            stop = stop or (worse and epoch < epochs and not exempt)
+            exempt = record.setting in rule.protected_settings or self._finished(record.setting)
+            stop = stop or (worse and epoch < num_epochs and not exempt)
         if stop:
             self._stopped[key] = Stopped(
-                by=rule.by, epoch=epoch, of=epochs, metric=self._study.metric, value=value, first_seed=record.seed
+                by=rule.scheduler_name,
+                epoch=epoch,
+                of=num_epochs,
+                metric=self._study.metric,
+                value=value,
+                first_seed=record.seed,
             )
         else:
             record.judged = epoch

@@ -1,4 +1,4 @@
-"""A trial's job and its result: what travels between the sweep and the trial's driver. No Ray here."""
+"""A trial's job and its result, which are passed between the sweep and the trial's driver. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class Job:
     """One trial to run.
 
     Args:
-        trial_id: its name.
+        trial_id: the trial's name.
         experiment: the resolved configuration.
-        store: the trial's folder, a path or URI that every node opens.
+        store: the trial's folder, a path or URI that every node can open.
         baselines: the folder in which the study's trials share the metrics of baselines.
         scratch: a folder for Ray's own files while the trial runs.
-        need: the resources of its workers.
+        resources: the resources of the trial's workers.
         group: the name of the study.
-        num_tasks: how many pools are planned at a time.
-        placement: the nodes on which its small processes run.
-        sizes: numbers of workers with which it may begin, ascending; empty for ``need.workers`` alone.
-        fence: the claim on the results folder under which everything of this trial is written; None for no fencing.
-        watched: the metric by which a scheduler decides while the trial trains; empty if none does.
-        judged: the last epoch about which the scheduler has decided already.
+        num_tasks: number of planning tasks that run at a time.
+        placement: the nodes on which the driver, the planner and the tasks run.
+        sizes: numbers of workers with which the trial may start, ascending; empty for ``resources.workers`` alone.
+        fence: the claim on the results folder, checked before each write of this trial; None for no fencing.
+        watched_metric: the metric by which a scheduler decides while the trial trains; empty if none does.
+        judged_epoch: the last epoch about which the scheduler has already decided.
         evaluation: replaces the experiment's own evaluation block; None to keep it.
-        joined: whether Ray is a joined cluster, which others may use and whose nodes come and go.
+        joined: whether Ray is a joined cluster, which others may use and whose nodes may come and go.
         verbose: whether Ray may print.
-        rehearsal: whether everything is computed on CPUs, although GPUs are reserved.
+        rehearsal: whether everything is computed on CPUs although GPUs are reserved.
     """
 
     trial_id: str
@@ -47,14 +47,14 @@ class Job:
     store: str
     baselines: str
     scratch: str
-    need: TrialResources
+    resources: TrialResources
     group: str
     num_tasks: int
     placement: Placement = Placement()
     sizes: tuple[int, ...] = ()
     fence: Fence | None = None
-    watched: str = ""
-    judged: int = 0
+    watched_metric: str = ""
+    judged_epoch: int = 0
     evaluation: Evaluation | None = None
     joined: bool = False
     verbose: bool = False
@@ -62,25 +62,25 @@ class Job:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether a worker, and the evaluation, compute on a GPU."""
-        return bool(self.need.gpus_per_worker) and not self.rehearsal
+        """Whether the workers and the evaluation compute on GPUs."""
+        return bool(self.resources.gpus_per_worker) and not self.rehearsal
 
     @property
     def fences(self) -> tuple[Fence, ...]:
-        """The claims that this trial is written under."""
+        """The claims that must be valid for this trial to write."""
         return (self.fence,) if self.fence else ()
 
     def open(self, location: str) -> Store:
-        """The store at a location, for writing under the sweep's claim."""
+        """Open a store whose writes fail once another sweep has taken over the results folder."""
         return FencedStore(open_store(location), self.fences)
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial ended.
+    """The result of a trial.
 
     Args:
-        error: why it failed in one line; empty if it finished.
+        error: the reason of a failure in one line; empty if the trial finished.
         metrics: the final metrics by their contract names.
         seconds: wall time by stage.
     """
@@ -91,16 +91,19 @@ class TrialResult:
 
 
 def merge_metrics(row: Row, evaluated: Mapping[str, float]) -> Metrics:
-    """The metrics of the last epoch, without counters and clocks, and those of the evaluation; not finite is None."""
+    """Merge the metrics of the last epoch and of the evaluation.
+
+    Counters and times are left out. A value that is not finite becomes None.
+    """
     trained = {key: value for key, value in row.items() if "/" in key and not key.startswith("time/")}
     merged = {**trained, **evaluated}
     return {key: value if value is None or math.isfinite(value) else None for key, value in merged.items()}
 
 
 def describe_error(error: BaseException) -> str:
-    """An error as one line: its own words if it is meant for users, otherwise its kind too.
+    """Describe an error in one line: its message and, unless it is an :class:`MbclError`, its type.
 
-    Ray wraps errors of other processes in tracebacks: the last line of those is the error itself.
+    Ray wraps the errors of other processes in tracebacks, whose last line is the error itself.
     """
     from mbcl.errors import MbclError
 
@@ -112,5 +115,5 @@ def describe_error(error: BaseException) -> str:
 
 
 def mute_sampler_warnings() -> None:
-    """Keep samplers from warning in this process: the sweep has said it once, before the first trial."""
+    """Suppress the warnings of samplers in this process: the sweep prints them once, before the first trial."""
     warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)

@@ -1,4 +1,4 @@
-"""What is checked before any trial starts: data and models against every setting, and storage that all nodes see."""
+"""Checks before the first trial: the data and models of every setting, and storage that all nodes can see."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ SHARED_FILE = ".shared"
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """What the data say about the settings.
+    """The result of the checks.
 
     Args:
-        pools: by setting, how many pools a plan has at most; 0 for samplers without.
-        planning: by setting, what planning costs, in words; empty where it costs nothing.
-        notes: what a user should know, one line each.
+        max_pools: by setting, the maximum number of pools of a plan; 0 for samplers without pools.
+        planning_cost: by setting, a description of what planning costs; empty if it costs nothing.
+        notes: notes for the user, one line each.
     """
 
-    pools: dict[int, int]
-    planning: dict[int, str]
+    max_pools: dict[int, int]
+    planning_cost: dict[int, str]
     notes: tuple[str, ...]
 
 
 def distinct_experiments(specs: Sequence[TrialSpec]) -> dict[int, AnyExperiment]:
-    """The first experiment of every setting: seeds change neither the data's size nor what fits them."""
+    """Return the first experiment of every setting; the result of the checks does not depend on the seed."""
     return {spec.setting: spec.experiment for spec in reversed(specs)}
 
 
 def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> PreflightReport:
-    """Load every data set once, one at a time, build every model on it once, and check what only they can tell.
+    """Load every data set once, one at a time, build every model on it once, and check the settings against them.
 
     Args:
         experiments: pretrainings by setting.
-        source: the file's name, with which an error begins.
+        source: name of the space file, the prefix of error messages.
 
     Raises:
-        ConfigError: if data are missing, or an experiment does not fit them.
+        ConfigError: if data are missing, or a setting does not fit them.
     """
-    # In a grid the last key varies fastest, so settings with the same data need not be neighbors.
+    # In a grid the last key varies fastest, so settings with the same data need not be adjacent.
     by_data: dict[str, dict[int, Experiment]] = {}
     for setting, experiment in sorted(experiments.items(), key=lambda item: item[0]):
         assert isinstance(experiment, Experiment)
@@ -60,27 +60,27 @@ def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> Preflig
         reports.update(_check_on_same_data(group, source))
     settings = sorted(experiments)
     return PreflightReport(
-        {setting: reports[setting].pools for setting in settings},
-        {setting: reports[setting].planning for setting in settings},
+        {setting: reports[setting].max_pools for setting in settings},
+        {setting: reports[setting].planning_cost for setting in settings},
         tuple(dict.fromkeys(note for setting in settings for note in reports[setting].notes)),
     )
 
 
 class _SettingReport(NamedTuple):
-    """What the data say about one setting, as in :class:`PreflightReport`."""
+    """The result of the checks of one setting, with the fields of :class:`PreflightReport`."""
 
-    pools: int
-    planning: str
+    max_pools: int
+    planning_cost: str
     notes: list[str]
 
 
 def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, _SettingReport]:
-    """Check the settings of one data set; it is out of memory afterwards."""
+    """Check the settings that share a data set, which is freed on return."""
     from mbcl import engine
 
     data: engine.SplitData | None = None
-    built: set[str] = set()
-    evaluable: list[Evaluation] = []
+    checked_models: set[str] = set()
+    checked_evaluations: list[Evaluation] = []
     reports: dict[int, _SettingReport] = {}
     for setting, experiment in group.items():
         with _errors_of_experiment(source):
@@ -90,26 +90,26 @@ def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, 
                 if data is None:
                     data = engine.load_data(experiment.data, seed=experiment.seed)
                 sizes = engine.data_sizes(experiment, data)
-                if experiment.evaluation not in evaluable:
-                    evaluable.append(experiment.evaluation)
+                if experiment.evaluation not in checked_evaluations:
+                    checked_evaluations.append(experiment.evaluation)
                     name, verify = experiment.data.name, experiment.data.verify
                     engine.check_evaluation(experiment.evaluation, data, name=name, verify=verify)
-            network = repr((experiment.encoder, experiment.projector))
-            if network not in built:
-                built.add(network)
+            model = repr((experiment.encoder, experiment.projector))
+            if model not in checked_models:
+                checked_models.add(model)
                 engine.check_model(experiment, data)
-        pools = max(
+        max_pools = max(
             sampler.planned_pools(sizes.num_train) if isinstance(sampler, PoolSampler) else 0
             for sampler in experiment.samplers().values()
         )
         notes = [str(warning.message) for warning in caught]
-        reports[setting] = _SettingReport(pools, engine.planning_cost(experiment, sizes.num_train), notes)
+        reports[setting] = _SettingReport(max_pools, engine.planning_cost(experiment, sizes.num_train), notes)
     return reports
 
 
 @contextmanager
 def _errors_of_experiment(source: str) -> Iterator[None]:
-    """Put the file and the block before the key that an error names."""
+    """Prefix the key in the message of a ConfigError with the file and the block."""
     try:
         yield
     except ConfigError as error:
@@ -119,11 +119,11 @@ def _errors_of_experiment(source: str) -> Iterator[None]:
 def check_data_on_cluster(
     experiments: Mapping[int, AnyExperiment], source: str, resources: dict[str, float]
 ) -> PreflightReport:
-    """Run :func:`check_data` where the data will be read: as a first task on a node that trains.
+    """Run :func:`check_data` as a task on a node that trains, where the data will be read.
 
     Args:
         experiments: pretrainings by setting.
-        source: the file's name, with which an error begins.
+        source: name of the space file, the prefix of error messages.
         resources: the custom resources of nodes that train.
 
     Raises:
@@ -142,24 +142,24 @@ def check_data_on_cluster(
 
 
 def check_shared(store: Store) -> None:
-    """Refuse a local results folder that another node of the cluster does not see.
+    """Check that every node of the cluster sees a local results folder: each reads back a token written there.
 
     Raises:
-        ConfigError: naming the node.
+        ConfigError: naming a node that does not.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if is_uri(store.uri):
         return
-    here = ray.get_runtime_context().get_node_id()
-    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    own_id = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own_id]
     if not others:
         return
     token = uuid.uuid4().hex
     write_text(store, SHARED_FILE, token)
     try:
-        read_token = ray.remote(num_cpus=0, max_retries=2)(_token_at)
+        read_token = ray.remote(num_cpus=0, max_retries=2)(_read_token)
         for node in others:
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             if ray.get(read_token.options(scheduling_strategy=strategy).remote(store.uri)) != token:
@@ -171,7 +171,7 @@ def check_shared(store: Store) -> None:
         store.delete(SHARED_FILE)
 
 
-def _token_at(uri: str) -> str:
+def _read_token(uri: str) -> str:
     try:
         return open_store(uri).read_bytes(SHARED_FILE).decode()
     except OSError:

@@ -1,7 +1,7 @@
-"""How a trial of each kind runs: its check before Ray, its resources, and the function in its driver's process.
+"""The runners of each kind of trial: the check before Ray starts, the resources, and the function of the driver.
 
-What a kind is, without running it, is in :mod:`mbcl.orchestration.search_space.trial_kinds`. Ray is imported when a
-trial runs, so that a dry run loads none.
+The kinds themselves are in :mod:`mbcl.orchestration.search_space.trial_kinds`. Ray is imported when a trial runs, so
+that a dry run does not import it.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from mbcl.orchestration.trial.preflight import PreflightReport, check_data
 from mbcl.synthetic.experiment import SyntheticExperiment
 
 AUTO_CPUS_PER_SYNTHETIC_STUDY = 1
-"""What ``auto`` reserves for a synthetic study, which computes on one thread."""
+"""CPUs that ``auto`` reserves for a synthetic study, which computes on one thread."""
 
 
 class TrialRunner(Protocol):
-    """What differs between kinds of trials when they run."""
+    """The part of running a trial that depends on its kind."""
 
     def check(self, experiments: Mapping[int, AnyExperiment], source: str) -> PreflightReport:
-        """Check everything that the file alone does not tell.
+        """Check what cannot be checked from the space file alone.
 
         Args:
             experiments: by setting.
-            source: the file's name, with which an error begins.
+            source: name of the space file, the prefix of error messages.
 
         Raises:
             ConfigError: naming the key.
@@ -42,40 +42,43 @@ class TrialRunner(Protocol):
     def trial_resources(
         self, requested: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
     ) -> TrialResources:
-        """Decide what one trial gets; arguments and errors as of :func:`.capacity.resolve_resources`."""
+        """Resolve the resources of one trial; arguments and errors as for :func:`.capacity.resolve_resources`."""
 
     def planning_tasks(self, experiment: AnyExperiment, resources: TrialResources, cpus: int, pools: int) -> int:
-        """How many of a trial's ``pools`` are planned at a time, of ``cpus`` that it may use."""
+        """Return the number of planning tasks that run at a time for a plan of ``pools`` pools on ``cpus`` CPUs."""
 
     def driver_resources(self, resources: TrialResources, placement: Placement) -> dict[str, float]:
-        """What Ray reserves for the process in which :meth:`run` runs, by resource."""
+        """Return the resources that Ray reserves for the driver, the process that calls :meth:`run`."""
 
     def run(self, job: Job, start: float) -> TrialResult:
-        """Run a trial in its driver's process, which entered at ``start``, in seconds since the epoch."""
+        """Run a trial in its driver's process, which started the trial at ``start``, in seconds since the epoch."""
 
 
 class PretrainingRunner:
-    """Trains an encoder in worker processes, on plans of a planner, and evaluates it in a task."""
+    """Trains an encoder in worker processes on the plans of a planner, and evaluates it in a task."""
 
     def check(self, experiments: Mapping[int, AnyExperiment], source: str) -> PreflightReport:
-        """Read the data and build the models; see :func:`.preflight.check_data`."""
+        """Load the data and build the models; see :func:`.preflight.check_data`."""
         return check_data(experiments, source)
 
     def trial_resources(
         self, requested: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
     ) -> TrialResources:
-        """Resolve the block as it is."""
+        """Resolve the resources block without changes."""
         return resolve_resources(requested, nodes, drivers=drivers, sizes=sizes)
 
     def planning_tasks(self, experiment: AnyExperiment, resources: TrialResources, cpus: int, pools: int) -> int:
-        """One task per pool, at most one per CPU; with ``planner.overlap`` training keeps its own."""
+        """Return one task per pool, at most one per CPU; with ``planner.overlap`` the workers keep their CPUs."""
         assert isinstance(experiment, Experiment)
         if experiment.planner.overlap:
             cpus -= resources.workers * resources.threads
         return max(1, min(cpus, pools))
 
     def driver_resources(self, resources: TrialResources, placement: Placement) -> dict[str, float]:
-        """Next to nothing: the driver only waits. A head may have no CPUs at all."""
+        """Return the custom resource ``driver`` where a node offers it, otherwise a token share of a CPU.
+
+        The driver only waits, and the head of a cluster may offer no CPUs.
+        """
         return placement.for_driver or {"CPU": DRIVER_CPUS}
 
     def run(self, job: Job, start: float) -> TrialResult:
@@ -86,10 +89,10 @@ class PretrainingRunner:
 
 
 class SyntheticRunner:
-    """Moves points in the driver's own process, on one CPU."""
+    """Runs a synthetic study in the driver's own process, on one CPU."""
 
     def check(self, experiments: Mapping[int, AnyExperiment], source: str) -> PreflightReport:
-        """Check that the samplers fit N and B; there are no data."""
+        """Check that the samplers fit N and B; a synthetic study has no data."""
         from mbcl.synthetic.trial import unknown_optimum
 
         notes: dict[str, None] = {}  # an ordered set
@@ -108,20 +111,20 @@ class SyntheticRunner:
     def trial_resources(
         self, requested: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
     ) -> TrialResources:
-        """One CPU and no GPU."""
+        """Resolve the resources block without a GPU; ``auto`` means one CPU."""
         without_gpu = requested.model_copy(update={"gpu": False})
-        return resolve_resources(without_gpu, nodes, cpus_a_worker=AUTO_CPUS_PER_SYNTHETIC_STUDY)
+        return resolve_resources(without_gpu, nodes, auto_cpus_per_worker=AUTO_CPUS_PER_SYNTHETIC_STUDY)
 
     def planning_tasks(self, experiment: AnyExperiment, resources: TrialResources, cpus: int, pools: int) -> int:
-        """It plans in its own process."""
+        """Return 1: a synthetic study plans in its own process, without tasks."""
         return 1
 
     def driver_resources(self, resources: TrialResources, placement: Placement) -> dict[str, float]:
-        """All of the trial's resources, on a node that computes."""
+        """Return all resources of the trial, on a node that computes."""
         return {"CPU": resources.cpus, **placement.for_task}
 
     def run(self, job: Job, start: float) -> TrialResult:
-        """Move the points here."""
+        """Run the synthetic study in this process."""
         from mbcl.synthetic.trial import run_synthetic_trial
 
         assert isinstance(job.experiment, SyntheticExperiment)
@@ -135,5 +138,5 @@ _RUNNERS: dict[type, TrialRunner] = {Experiment: PretrainingRunner(), SyntheticE
 
 
 def runner_of(model: type[Experiment] | type[SyntheticExperiment]) -> TrialRunner:
-    """What runs the trials of this class of experiment."""
+    """Return the runner for trials of this class of experiment."""
     return _RUNNERS[model]

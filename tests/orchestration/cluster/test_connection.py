@@ -80,7 +80,7 @@ def look(folder: Path, space: Path) -> dict[str, Any]:
             _internal_kv_put(DEBUG_AUTOSCALING_STATUS, json.dumps(status), overwrite=True)
             seen["booting"] = autoscaler_status().num_booting
             seen["loggers"] = [type(logger).__name__ for logger in _create_default_callbacks([], air_verbosity=None)]
-            module._joined(log)
+            module._cluster_info(log)
             seen["said"] = said
             check_shared(LocalStore(folder))
             try:

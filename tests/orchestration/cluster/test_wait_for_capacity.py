@@ -105,7 +105,7 @@ def two_trials_in_the_place_of_one(folder: Path) -> dict[str, Any]:
 
     runner.WAITING_SECONDS = PATIENCE
     with cluster(None, [Node(2)], verbose=False):
-        run_trials(jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=2, watcher=Told())
+        run_trials(jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=2, observer=Told())
     waited = max(record.seconds["startup"] for record in study.trials.values())
     return {
         "status": [[record.status, record.error] for record in study.trials.values()],

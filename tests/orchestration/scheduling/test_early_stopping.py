@@ -103,14 +103,14 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
                 ordinal=len(jobs), setting=setting, seed=seed, sampler="", objective="", parameters={"lr": lr}
             )
             need = resolve_resources(Resources(), [Node(CPUS)])
-            jobs[key] = job_of(key, experiment, store, need, num_tasks=2, watched=study.metric, fence=under)
+            jobs[key] = job_of(key, experiment, store, need, num_tasks=2, watched_metric=study.metric, fence=under)
             for epoch in range(1, EPOCHS):
                 shut(gates / f"{key}-{epoch}", WORKER, f"trials/{key}/metrics.jsonl", epoch)
     race = EarlyStopping(build_stopper(rule, mode="max"), rule["name"], lambda key: EPOCHS)
     watcher = Undertaker(study, gates)
-    course = TrialQueue(study, jobs, concurrency=1, race=race)
+    course = TrialQueue(study, jobs, concurrency=1, rule=race)
     run_trials(
-        jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=1, watcher=watcher, course=course
+        jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=1, observer=watcher, queue=course
     )
     while any(thread.is_alive() for thread in watcher.threads):
         remove_orphaned_groups()  # as a sweep does every second

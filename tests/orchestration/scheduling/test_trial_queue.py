@@ -62,7 +62,7 @@ def run(study: StudyRecord, course: TrialQueue, values: dict[int, float]) -> lis
 
 
 def race(stopper, **options) -> EarlyStopping:
-    return EarlyStopping(stopper=stopper, by="below", epochs=lambda key: EPOCHS, **options)
+    return EarlyStopping(stopper=stopper, scheduler_name="below", num_epochs=lambda key: EPOCHS, **options)
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 5])
@@ -87,7 +87,7 @@ def test_settings_race_on_their_first_seed_alone(concurrency):
     study = study_of(3, 3)
     stopper = Below(0.5, epoch=2)
     values = {0: 0.9, 1: 0.1, 2: 0.6}
-    order = run(study, TrialQueue(study, study.trials, concurrency=concurrency, race=race(stopper)), values)
+    order = run(study, TrialQueue(study, study.trials, concurrency=concurrency, rule=race(stopper)), values)
     assert sorted(order) == ["0", "1", "2", "3", "6", "7", "8"], "the stopped setting's other seeds never begin"
     assert {key for key, _ in stopper.seen} == {"0", "3", "6"}, "other seeds are not even looked at"
     by_setting = [[record.status for record in records] for records in study.settings().values()]
@@ -102,7 +102,7 @@ def test_settings_race_on_their_first_seed_alone(concurrency):
 
 def test_the_record_says_at_once_what_a_stop_means_for_the_other_seeds():
     study = study_of(2, 2)
-    course = TrialQueue(study, study.trials, concurrency=1, race=race(Below(0.5)))
+    course = TrialQueue(study, study.trials, concurrency=1, rule=race(Below(0.5)))
     assert course.next_trial() == "0"
     assert course.on_result("0", 1, 0.1)
     study.trials["0"].status, study.trials["0"].stopped = "stopped", course.where_stopped("0")
@@ -113,7 +113,7 @@ def test_the_record_says_at_once_what_a_stop_means_for_the_other_seeds():
 
 def test_a_row_that_is_told_again_decides_nothing():
     study, stopper = study_of(1), Below(0.5)
-    course = TrialQueue(study, study.trials, concurrency=1, race=race(stopper))
+    course = TrialQueue(study, study.trials, concurrency=1, rule=race(stopper))
     assert course.next_trial() == "0"
     assert [course.on_result("0", epoch, 0.9) for epoch in (1, 2, 2, 1, 3)] == [False] * 5
     assert stopper.seen == [("0", 1), ("0", 2), ("0", 3)]
@@ -121,7 +121,7 @@ def test_a_row_that_is_told_again_decides_nothing():
 
 def test_another_seed_waits_for_the_race():
     study = study_of(2, 2)
-    course = TrialQueue(study, study.trials, concurrency=4, race=race(Below(0.5)))
+    course = TrialQueue(study, study.trials, concurrency=4, rule=race(Below(0.5)))
     assert [course.next_trial() for _ in range(3)] == ["0", "2", None]
     assert not course.exhausted
     study.trials["2"].status = "finished"
@@ -131,7 +131,7 @@ def test_another_seed_waits_for_the_race():
 
 def test_a_failed_first_seed_decides_nothing():
     study = study_of(1, 2)
-    course = TrialQueue(study, study.trials, concurrency=1, race=race(Below(0.5)))
+    course = TrialQueue(study, study.trials, concurrency=1, rule=race(Below(0.5)))
     assert course.next_trial() == "0"
     study.trials["0"].status = "failed"
     course.on_trial_end("0")
@@ -140,13 +140,13 @@ def test_a_failed_first_seed_decides_nothing():
 
 def test_a_setting_with_a_finished_seed_is_not_stopped_on_another():
     study = study_of(2, 3)
-    course = TrialQueue(study, study.trials, concurrency=1, race=race(Below(0.0)))
+    course = TrialQueue(study, study.trials, concurrency=1, rule=race(Below(0.0)))
     assert course.next_trial() == "0"
     study.trials["0"].status = "failed"
     course.on_trial_end("0")
     assert run(study, course, {0: 0.1, 1: 0.1}) == ["1", "2", "3", "4", "5"]
     stopper = Below(0.5)
-    assert run(study, TrialQueue(study, study.unfinished(), concurrency=1, race=race(stopper)), {0: 0.1}) == ["0"]
+    assert run(study, TrialQueue(study, study.unfinished(), concurrency=1, rule=race(stopper)), {0: 0.1}) == ["0"]
     assert stopper.seen[-1] == ("0", EPOCHS), "it is seen all the same"
     assert {record.status for record in study.trials.values()} == {"finished"}
 
@@ -156,7 +156,7 @@ def test_the_baseline_is_seen_but_never_stopped():
     stopper = Below(2.0)
     run(
         study,
-        TrialQueue(study, study.trials, concurrency=1, race=race(stopper, protected=frozenset({0}))),
+        TrialQueue(study, study.trials, concurrency=1, rule=race(stopper, protected_settings=frozenset({0}))),
         {0: 1, 1: 1},
     )
     assert [record.status for record in study.trials.values()] == ["finished", "stopped"]
@@ -165,21 +165,21 @@ def test_the_baseline_is_seen_but_never_stopped():
 
 def test_who_has_trained_to_the_end_is_not_stopped():
     study = study_of(1)
-    run(study, TrialQueue(study, study.trials, concurrency=1, race=race(Below(2.0, epoch=EPOCHS))), {0: 1})
+    run(study, TrialQueue(study, study.trials, concurrency=1, rule=race(Below(2.0, epoch=EPOCHS))), {0: 1})
     assert study.trials["0"].status == "finished"
 
 
 def test_a_limit_below_the_epochs_stops_all(monkeypatch):
     study = study_of(2, 2)
-    limited = race(Below(0.5), end=build({"name": "asha", "max_t": 3}).end, protected=frozenset({0}))
-    run(study, TrialQueue(study, study.trials, concurrency=2, race=limited), {0: 0.9, 1: 0.9})
+    limited = race(Below(0.5), end_epoch=build({"name": "asha", "max_t": 3}).end, protected_settings=frozenset({0}))
+    run(study, TrialQueue(study, study.trials, concurrency=2, rule=limited), {0: 0.9, 1: 0.9})
     assert [record.stopped.epoch for record in study.trials.values()] == [3, 0, 3, 0]
 
 
 def test_resuming_a_stopped_setting_runs_none_of_its_seeds():
     study = study_of(2, 2)
-    run(study, TrialQueue(study, ["0"], concurrency=1, race=race(Below(0.5))), {0: 0.1, 1: 0.9})
-    assert run(study, TrialQueue(study, study.unfinished(), concurrency=1, race=race(Below(0.5))), {1: 0.9}) == [
+    run(study, TrialQueue(study, ["0"], concurrency=1, rule=race(Below(0.5))), {0: 0.1, 1: 0.9})
+    assert run(study, TrialQueue(study, study.unfinished(), concurrency=1, rule=race(Below(0.5))), {1: 0.9}) == [
         "2",
         "3",
     ]
@@ -212,7 +212,7 @@ class Three:
 def test_settings_that_are_proposed(concurrency, races):
     study = study_of(0)
     source = Three(study)
-    course = TrialQueue(study, (), concurrency=concurrency, race=race(Below(0.5)) if races else None, source=source)
+    course = TrialQueue(study, (), concurrency=concurrency, rule=race(Below(0.5)) if races else None, source=source)
     assert not course.exhausted
     order = run(study, course, {0: 0.9, 1: 0.1, 2: 0.9})
     assert sorted(order) == [key for key in "012345" if key != "3" or not races]
@@ -250,8 +250,8 @@ def test_asha_does_not_judge_again_on_lower_rungs_what_is_measured_rarely():
 def test_asha_with_a_limit_ends_all_there():
     study = study_of(3)
     rule = {"name": "asha", "grace_period": 1, "reduction_factor": 4, "max_t": 5}
-    limited = race(stopper_of(**rule), end=build(rule).end)
-    run(study, TrialQueue(study, study.trials, concurrency=3, race=limited), {0: 0.9, 1: 0.9, 2: 0.1})
+    limited = race(stopper_of(**rule), end_epoch=build(rule).end)
+    run(study, TrialQueue(study, study.trials, concurrency=3, rule=limited), {0: 0.9, 1: 0.9, 2: 0.1})
     assert [record.stopped.epoch for record in study.trials.values()] == [5, 5, 1]
 
 

@@ -318,8 +318,8 @@ def spared(file) -> set[int]:
     found, trials = read_space(file), trials_of(file)
     study = new_study(found, trials, "test")
     rule = build_early_stopping(found.space, study, trials.by_id, LocalStore(file.parent))
-    assert rule.protected == {setting.id for setting in baselines(study, settings_of(study))}
-    return set(rule.protected)
+    assert rule.protected_settings == {setting.id for setting in baselines(study, settings_of(study))}
+    return set(rule.protected_settings)
 
 
 NAMES = {"sampler.name": {"grid": ["shuffle", "spectral"]}}

@@ -20,14 +20,14 @@ SAMPLERS = ({"name": "shuffle"}, {"name": "spectral", "k": 4}, {"name": "kmeans"
 SIZES = (200, 250, 300)
 
 
-def grid() -> dict[int, dict[str, Any]]:
+def grid() -> dict[int, Experiment]:
     """Settings as a space numbers them: the last key, ``data.max_samples``, varies fastest."""
     content = yaml.safe_load(yaml.safe_dump(SPACE))["experiment"]
     pairs = [(sampler, size) for sampler in SAMPLERS for size in SIZES]
     return {
         setting: Experiment.model_validate(
             content | {"sampler": sampler, "data": {"name": "digits", "max_samples": size}}
-        ).model_dump(mode="json")
+        )
         for setting, (sampler, size) in enumerate(pairs)
     }
 
@@ -50,8 +50,8 @@ def test_every_data_set_is_loaded_once_and_gone_before_the_next(monkeypatch):
     assert loaded == list(SIZES)
     for setting in experiments:
         alone = check_data({setting: experiments[setting]}, "space.yaml")
-        assert checked.pools[setting] == alone.pools[setting]
-        assert checked.planning[setting] == alone.planning[setting]
+        assert checked.max_pools[setting] == alone.max_pools[setting]
+        assert checked.planning_cost[setting] == alone.planning_cost[setting]
 
 
 def test_notes_are_in_the_order_of_the_settings(monkeypatch):
@@ -69,6 +69,7 @@ def test_notes_are_in_the_order_of_the_settings(monkeypatch):
 
 def test_a_setting_that_does_not_fit_its_data_is_named():
     experiments = grid()
-    experiments[4]["train"]["batch_size"] = 256
+    changes = {"train": experiments[4].train.model_copy(update={"batch_size": 256})}
+    experiments[4] = experiments[4].model_copy(update=changes)
     with pytest.raises(ConfigError, match=r"space.yaml: experiment.train.batch_size: 256 is above the 225 training"):
         check_data(experiments, "space.yaml")

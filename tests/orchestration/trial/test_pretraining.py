@@ -31,7 +31,7 @@ def trained(space_file, tmp_path):
         store=store.uri,
         baselines=str(tmp_path / "baselines"),
         scratch=str(tmp_path / "scratch"),
-        need=need,
+        resources=need,
         group="test",
         num_tasks=1,
     )
