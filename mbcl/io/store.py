@@ -5,7 +5,6 @@ Every write is atomic, so that a reader never sees a partial file.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import uuid
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mbcl.errors import ConfigError
+from mbcl.io.files import atomic_write, fsync
 from mbcl.io.uris import check_uri
 
 PIECE_BYTES = 8 * 2**20
@@ -57,15 +57,6 @@ class Store(Protocol):
 
     def publish(self, name: str) -> None:
         """Copy the folder of :meth:`local_folder` into the store, unless it already is in it."""
-
-
-def _fsync(path: Path | str) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_text(store: Store, name: str) -> str:
@@ -116,20 +107,11 @@ class LocalStore:
         return (self.folder / name).read_bytes()
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a temporary file, fsync, rename, fsync of the folder: safe against kills and power cuts."""
+        """Write a file atomically, safe against kills and power cuts; create missing folders."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("xb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _fsync(path.parent)
+        with atomic_write(path) as stream:
+            stream.write(content)
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder exists."""
@@ -237,7 +219,7 @@ class ArrowStore:
     def _sync(self, path: str) -> None:
         """Flush a file or a folder to the disk, if the filesystem is local."""
         if self._filesystem.type_name == "local":
-            _fsync(path)
+            fsync(path)
 
     def _type(self, name: str) -> Any:
         return self._filesystem.get_file_info(self._path(name)).type.name

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from mbcl.data.datasets.request import DatasetRequest
+from mbcl.io.files import file_digest
 
 
 def official_md5(torchvision_name: str) -> dict[str, str]:
@@ -32,16 +32,7 @@ def md5_differs(path: Path, md5_by_name: dict[str, str]) -> bool:
         path: the file.
         md5_by_name: official MD5 by file name.
     """
-    expected = md5_by_name.get(path.name)
-    if expected is None:
-        return False
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, new_md5).hexdigest() != expected
-
-
-def new_md5() -> hashlib._Hash:
-    """Return an MD5 hash object. Security does not depend on it: the official checksums exist only as MD5."""
-    return hashlib.md5(usedforsecurity=False)
+    return path.name in md5_by_name and file_digest(path, "md5") != md5_by_name[path.name]
 
 
 def object_to_sums(name: str, paths: Sequence[Path], request: DatasetRequest) -> None:

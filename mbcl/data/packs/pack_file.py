@@ -14,18 +14,17 @@ import io
 import json
 import os
 import re
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mbcl.data.packs.folders import Listing, Parts, decoded
 from mbcl.errors import DataError
+from mbcl.io.files import atomic_write, file_digest
 
 FOLDER = "mbcl-pack"
 _FORMAT = "mbcl pack 1"
@@ -97,9 +96,8 @@ class Pack:
             num_bytes = path.stat().st_size
             if num_bytes != self.data["bytes"]:
                 raise DamagedPackError(f"{path}: damaged pack: expected {self.data['bytes']} bytes, found {num_bytes}")
-            with path.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != self.data["sha256"]:
-                    raise DamagedPackError(f"{path}: damaged pack: its content is not what was written")
+            if file_digest(path) != self.data["sha256"]:
+                raise DamagedPackError(f"{path}: damaged pack: its content is not what was written")
             images: npt.NDArray[np.uint8] = np.load(path, mmap_mode="c", allow_pickle=False)
         except OSError as error:
             raise DamagedPackError(f"{path}: damaged pack: cannot be read: {error.strerror}") from error
@@ -186,7 +184,11 @@ def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int
     paths = [path for listing in listings for path in listing.paths]
     shape = (len(paths), 3, parts.size, parts.size)
     digest, done = hashlib.sha256(), 0
-    with _atomic_file(folder) as (stream, finish):
+
+    def data_name() -> str:
+        return f"{name}-{digest.hexdigest()[:16]}.npy"
+
+    with atomic_write(folder / f"{name}.npy", name=data_name) as stream:
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
         stream.write(header.getvalue())
@@ -197,7 +199,7 @@ def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int
             digest.update(content)
             done += len(chunk)
             on_progress(done, len(paths))
-        data = finish(f"{name}-{digest.hexdigest()[:16]}.npy")
+    data = folder / data_name()
     manifest = {
         "format": _FORMAT,
         "name": name,
@@ -209,12 +211,10 @@ def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int
         "train": _group_by_folder(train),
         "test": _group_by_folder(test),
     }
-    manifest = json.loads(
-        json.dumps(manifest)
-    )  # round trip, so that the digest is that of the content which a reader parses
-    with _atomic_file(folder) as (stream, finish):
+    manifest = json.loads(json.dumps(manifest))  # round trip: the digest is that of the content that a reader parses
+    path = folder / f"{name}.json"
+    with atomic_write(path) as stream:
         stream.write(json.dumps(manifest | {"digest": _digest(manifest)}, separators=(",", ":")).encode())
-        path = finish(f"{name}.json")
     for obsolete in folder.glob(f"{name}-{'[0-9a-f]' * 16}.npy"):
         if obsolete != data:
             obsolete.unlink(missing_ok=True)
@@ -249,20 +249,3 @@ def _group_by_folder(records: list[Record]) -> list[Any]:
 
 def _ungroup(runs: list[Any]) -> list[Record]:
     return [[f"{folder}/{file}", *rest] for folder, files in runs for file, *rest in files]
-
-
-@contextmanager
-def _atomic_file(folder: Path) -> Iterator[tuple[BinaryIO, Callable[[str], Path]]]:
-    """Yield a temporary file and a function that syncs and renames it; without the call the file is removed."""
-    temporary = folder / f".{uuid.uuid4().hex}.tmp"
-    try:
-        with temporary.open("xb") as stream:
-
-            def finish(name: str) -> Path:
-                stream.flush()
-                os.fsync(stream.fileno())
-                return temporary.replace(folder / name)
-
-            yield stream, finish
-    finally:
-        temporary.unlink(missing_ok=True)
