@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,28 +11,25 @@ import torch
 from torch import Tensor
 
 from mbcl.data.corrupted.clean_order import clean_order
+from mbcl.data.corruptions import SEVERITIES
 from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet
 from mbcl.data.packs.folder_sets import Packed, pack_parts
-from mbcl.data.packs.folders import Listing, Parts, class_images, decode, image_dimensions, subfolders
-from mbcl.data.packs.pack_file import FOLDER, Pack, open_pack
+from mbcl.data.packs.folders import Listing, Parts, class_images, decode, square_side, subfolders
+from mbcl.data.packs.pack_file import FOLDER, open_pack
 from mbcl.errors import DataError
 
-_EMPTY = Listing([], [])
 
-
-def severities_in(root: Path, severities: tuple[int, ...]) -> dict[str, list[int]]:
+def severities_in(root: Path) -> dict[str, list[int]]:
     """List the severities that exist as folders or as packs, by corruption."""
-    present: dict[str, set[int]] = {}
-    for corruption in subfolders(root):
-        names = set(subfolders(root / corruption))
-        present[corruption] = {severity for severity in severities if str(severity) in names}
-    for folder in (root / FOLDER, root):
-        for path in folder.glob("*-?.json"):
-            corruption, _, severity = path.stem.rpartition("-")
-            if severity in map(str, severities):
-                present.setdefault(corruption, set()).add(int(severity))
-    return {corruption: sorted(found) for corruption, found in present.items() if found}
+    names = [(corruption, severity) for corruption in subfolders(root) for severity in subfolders(root / corruption)]
+    packs = (path.stem for folder in (root / FOLDER, root) for path in folder.glob("*-?.json"))
+    names += [(stem[:-2], stem[-1]) for stem in packs]
+    present: dict[str, set[int]] = defaultdict(set)
+    for corruption, severity in names:
+        if severity in map(str, SEVERITIES):
+            present[corruption].add(int(severity))
+    return {corruption: sorted(severities) for corruption, severities in present.items()}
 
 
 def pack_folders(
@@ -57,13 +55,8 @@ def pack_folders(
     for corruption, severities in available.items():
         for severity in severities:
             if (root / corruption / str(severity)).is_dir():
-                yield pack_parts(
-                    _parts(root, corruption, severity),
-                    out or root / FOLDER,
-                    f"{corruption}-{severity}",
-                    force,
-                    on_progress,
-                )
+                parts, name = _parts(root, corruption, severity), f"{corruption}-{severity}"
+                yield pack_parts(parts, out or root / FOLDER, name, force, on_progress)
 
 
 def folder_reader(
@@ -86,8 +79,8 @@ def folder_reader(
             raises it if an image cannot be read.
     """
     folder, size = root / corruption / str(severity), clean.images.shape[-1]
-    pack = _usable_pack(root, corruption, severity, request, name)
-    if pack is None:
+    pack = open_pack(root, f"{corruption}-{severity}")  # the files may have been removed after packing
+    if pack is None or (folder.is_dir() and not pack.is_current(_parts(root, corruption, severity), name, request)):
         listing = clean_order(folder, _class_files(folder), clean, request)
         return lambda: decode(listing, size=size, name=name)[0]
     if pack.size != size:
@@ -96,21 +89,6 @@ def folder_reader(
     files = [(path, pack.classes[record[1]]) for path, record in zip(row_of, pack.test.records, strict=True)]
     rows = [row_of[path] for path in clean_order(folder, files, clean, request).paths]
     return lambda: torch.from_numpy(np.ascontiguousarray(pack.pixels()[rows]))
-
-
-def _usable_pack(root: Path, corruption: str, severity: int, request: DatasetRequest, name: str) -> Pack | None:
-    """Return the pack if it matches the files, or if the files were removed; None otherwise."""
-    pack = open_pack(root, f"{corruption}-{severity}")
-    if pack is None or not (root / corruption / str(severity)).is_dir():
-        return pack
-    difference = pack.difference(_parts(root, corruption, severity))
-    if difference is None:
-        return pack
-    request.object(
-        f"{name}: {pack.path} is not used, the files have changed since they were packed: {difference}; "
-        f"`mbcl data pack` packs them again"
-    )
-    return None
 
 
 def _class_files(folder: Path) -> list[tuple[Path, str]]:
@@ -126,7 +104,4 @@ def _parts(root: Path, corruption: str, severity: int) -> Parts:
     if not files:
         raise DataError(f"{folder}: it holds no folders of classes with images")
     listing = Listing([path for path, _ in files], [classes.index(name) for _, name in files])
-    width, height = image_dimensions(files[0][0])
-    if width != height:
-        raise DataError(f"{files[0][0]}: found {width} x {height} pixels, not a square")
-    return Parts(root, _EMPTY, listing, classes, width)
+    return Parts(root, Listing([], []), listing, classes, square_side(files[0][0]))

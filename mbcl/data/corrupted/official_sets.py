@@ -20,6 +20,7 @@ from mbcl.data.corrupted.corrupted_folders import folder_reader, pack_folders, s
 from mbcl.data.corruptions import CORRUPTIONS, SEVERITIES, check_severity
 from mbcl.data.datasets.request import DatasetRequest, Verify
 from mbcl.data.images import ImageSet
+from mbcl.data.messages import format_shape, one_line
 from mbcl.data.packs.folder_sets import Packed
 from mbcl.errors import ConfigError, DataError, nearest
 from mbcl.io.store import is_uri, local_path
@@ -62,11 +63,6 @@ for _set in (
     CORRUPTED.register(_set.name)(_set)
 
 
-def corrupted_of(name: str) -> CorruptedSet | None:
-    """Return the corrupted set for its own name or for the name of its clean data set; None if there is none."""
-    return next((CORRUPTED[key] for key in CORRUPTED if name in (key, CORRUPTED[key].clean)), None)
-
-
 def corrupted_available(name: str, dir: str) -> dict[str, list[int]]:
     """List the corruptions and severities in a folder.
 
@@ -83,9 +79,9 @@ def corrupted_available(name: str, dir: str) -> dict[str, list[int]]:
     """
     source = _get_set(name)
     root = _find_root(source, dir)
-    severities = {path.stem: list(SEVERITIES) for path in root.glob("*.npy")} if source.archives else {}
-    severities.pop(_LABELS, None)
-    severities = {**severities_in(root, SEVERITIES), **severities}
+    severities = severities_in(root)
+    if source.archives:
+        severities |= {path.stem: list(SEVERITIES) for path in root.glob("*.npy") if path.stem != _LABELS}
     if not severities:
         raise DataError(f"{source.name}: {root} holds no corruptions; {source.how_to_get}")
     order = [name for name in CORRUPTIONS if name in severities] + sorted(set(severities) - set(CORRUPTIONS))
@@ -144,11 +140,7 @@ def load_corrupted(
 def check_corrupted(
     name: str, *, dir: str, corruption: str, severity: int, clean: ImageSet, verify: Verify = "warn"
 ) -> None:
-    """Run the checks of :func:`load_corrupted` that need no image data; the arguments are the same.
-
-    Raises:
-        DataError, ConfigError: as :func:`load_corrupted`.
-    """
+    """Run the checks of :func:`load_corrupted` that need no image data; arguments and errors are the same."""
     _reader(name, dir, corruption, severity, clean, verify)
 
 
@@ -198,10 +190,11 @@ def pack_corrupted(
 
 
 def _get_set(name: str) -> CorruptedSet:
-    source = corrupted_of(name)
-    if source is None:
-        raise ConfigError(f"there is no corrupted set of {name!r}; {nearest(name, CORRUPTED)}")
-    return source
+    """Return the corrupted set for its own name or for the name of its clean data set."""
+    for key in CORRUPTED:
+        if name in (key, CORRUPTED[key].clean):
+            return CORRUPTED[key]
+    raise ConfigError(f"there is no corrupted set of {name!r}; {nearest(name, CORRUPTED)}")
 
 
 def _find_root(source: CorruptedSet, dir: str) -> Path:
@@ -223,8 +216,8 @@ def _archive_reader(path: Path, severity: int, clean: ImageSet) -> Callable[[], 
     expected = (len(SEVERITIES) * num, size, size, 3)
     if images.shape != expected or images.dtype != np.uint8:
         raise DataError(
-            f"{path}: expected uint8 {_format_shape(expected)}, five severities of the {num} clean test images, found "
-            f"{images.dtype} {_format_shape(images.shape)}"
+            f"{path}: expected uint8 {format_shape(expected)}, five severities of the {num} clean test images, found "
+            f"{images.dtype} {format_shape(images.shape)}"
         )
     rows = slice((severity - 1) * num, severity * num)
     _check_labels(path.with_name(f"{_LABELS}.npy"), rows, clean)
@@ -239,7 +232,7 @@ def _check_labels(path: Path, rows: slice, clean: ImageSet) -> None:
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) not in (num, len(SEVERITIES) * num):
         raise DataError(
             f"{path}: expected {len(SEVERITIES) * num} or {num} whole numbers, found {labels.dtype} "
-            f"{_format_shape(labels.shape)}"
+            f"{format_shape(labels.shape)}"
         )
     start = 0 if len(labels) == num else rows.start
     found_N = np.asarray(labels[start : start + num], dtype=np.int64)
@@ -259,10 +252,5 @@ def _load_mapped(path: Path) -> npt.NDArray[np.generic]:
         if not isinstance(array, np.ndarray):
             raise ValueError("an archive of arrays (.npz)")
     except (OSError, ValueError, EOFError, SyntaxError) as error:  # a damaged header can raise any of these
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: not a whole NumPy file of {path.stat().st_size} bytes: {reason}") from error
+        raise DataError(f"{path}: not a whole NumPy file of {path.stat().st_size} bytes: {one_line(error)}") from error
     return array
-
-
-def _format_shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

@@ -13,6 +13,7 @@ from mbcl.data.datasets.checksums import md5_differs, object_to_sums, official_m
 from mbcl.data.datasets.idx import read_idx
 from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet, Splits
+from mbcl.data.messages import one_line
 from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError
 
@@ -124,5 +125,5 @@ def _download(root: Path) -> None:
     try:
         FashionMNIST(root=str(root), download=True)
     except (OSError, RuntimeError) as error:  # no network, no permission, a checksum that does not match
-        reason = " ".join(str(error).split())
-        raise DataError(f"fashion_mnist: the download into {root} failed ({reason}); {HOW_TO_GET}") from error
+        problem = f"the download into {root} failed ({one_line(error)})"
+        raise DataError(f"fashion_mnist: {problem}; {HOW_TO_GET}") from error

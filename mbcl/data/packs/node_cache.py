@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from mbcl.data.messages import one_line
 from mbcl.data.packs.pack_file import FOLDER, Pack, read_pack
 from mbcl.errors import DataError
 from mbcl.io.files import atomic_write, file_digest
@@ -69,8 +70,7 @@ def local_copy(
         if files:
             return _copy_files(store, name, files)
     except OSError as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name}: {uri} cannot be copied to {cache_folder()}: {reason}") from error
+        raise DataError(f"{name}: {uri} cannot be copied to {cache_folder()}: {one_line(error)}") from error
     expected = [f"a pack ({pack_name}.json, made by `mbcl data pack`)"] if pack_name else []
     expected += [f"official files ({', '.join(official)})"] if official else []
     raise DataError(f"{name}: {uri} holds no data to copy; expected {', or '.join(expected)}")

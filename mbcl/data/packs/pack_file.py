@@ -16,12 +16,16 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mbcl.data.datasets.request import DatasetRequest
+from mbcl.data.messages import data_errors
 from mbcl.data.packs.folders import Listing, Parts, decoded
 from mbcl.errors import DataError
 from mbcl.io.files import atomic_write, file_digest
@@ -120,6 +124,20 @@ class Pack:
                 return "the same files are in another order"
         return None
 
+    def is_current(self, parts: Parts, name: str, request: DatasetRequest) -> bool:
+        """Whether the files are the packed ones; otherwise their difference is reported through the request.
+
+        Raises:
+            DataError: if they differ and ``request.verify`` is strict.
+        """
+        difference = self.difference(parts)
+        if difference is not None:
+            request.object(
+                f"{name}: {self.path} is not used, the files have changed since they were packed: {difference}; "
+                f"`mbcl data pack` packs them again"
+            )
+        return difference is None
+
 
 def open_pack(folder: Path, name: str) -> Pack | None:
     """Return the pack of this name in a data set's folder or in a pack's own folder; None if there is none.
@@ -132,10 +150,9 @@ def open_pack(folder: Path, name: str) -> Pack | None:
     if path is None:
         return None
     try:
-        content = path.read_bytes()
+        return read_pack(path.read_bytes(), path, name)
     except OSError as error:
         raise DamagedPackError(f"{path}: damaged pack: cannot be read: {error.strerror}") from error
-    return read_pack(content, path, name)
 
 
 def read_pack(raw: bytes, path: Path, name: str) -> Pack:
@@ -228,23 +245,16 @@ def _digest(content: dict[str, Any]) -> str:
 def _records(parts: Parts, listing: Listing) -> list[Record]:
     records: list[Record] = []
     for path, label in zip(listing.paths, listing.labels, strict=True):
-        try:
+        with data_errors(path):
             stat = os.stat(path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         records.append([path.relative_to(parts.root).as_posix(), label, stat.st_size, stat.st_mtime_ns])
     return records
 
 
 def _group_by_folder(records: list[Record]) -> list[Any]:
     """Group consecutive files of one folder, so that its name is stored once (run-length encoding)."""
-    runs: list[Any] = []
-    for path, *rest in records:
-        folder, _, file = path.rpartition("/")
-        if not runs or runs[-1][0] != folder:
-            runs.append([folder, []])
-        runs[-1][1].append([file, *rest])
-    return runs
+    rows = ([*path.rpartition("/")[::2], *rest] for path, *rest in records)
+    return [[folder, [row[1:] for row in run]] for folder, run in groupby(rows, itemgetter(0))]
 
 
 def _ungroup(runs: list[Any]) -> list[Record]:
