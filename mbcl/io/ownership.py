@@ -33,12 +33,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @dataclass(frozen=True)
 class Fence:
-    """A claim on a folder.
-
-    Args:
-        location: the folder, a path or URI.
-        token: content of its ``.owner`` while the claim is valid.
-    """
+    """A claim on a folder, a path or URI; ``token`` is the content of its ``.owner`` while the claim is valid."""
 
     location: str
     token: str
@@ -82,14 +77,9 @@ class Fence:
 
 
 def claim(store: Store, *, under: Sequence[Fence] = ()) -> Fence:
-    """Claim a folder with a new fencing token.
+    """Claim a folder, created if missing, with a new fencing token; all older claims on it become invalid.
 
-    Args:
-        store: the folder, created if missing.
-        under: parent claims, which must be valid.
-
-    Returns:
-        The new claim; all older claims on this folder are invalid.
+    The parent claims ``under`` it must be valid.
 
     Raises:
         OwnershipError: if one of ``under`` is no longer valid.
@@ -150,10 +140,6 @@ class FencedStore(Store):
     """A store that writes, deletes and publishes only while its claims are valid, or else raises OwnershipError.
 
     Reads are not checked. The stores of subfolders have the same claims.
-
-    Args:
-        store: the store to guard.
-        fences: claims that must be valid.
     """
 
     def __init__(self, store: Store, fences: Sequence[Fence]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ from mbcl.data.corrupted.clean_order import clean_order
 from mbcl.data.corruptions import SEVERITIES
 from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet
-from mbcl.data.packs.folder_sets import Packed, pack_parts
 from mbcl.data.packs.folders import Listing, Parts, class_images, decode, square_side, subfolders
 from mbcl.data.packs.pack_file import FOLDER, open_pack
 from mbcl.errors import DataError
@@ -32,55 +31,23 @@ def severities_in(root: Path) -> dict[str, list[int]]:
     return {corruption: sorted(severities) for corruption, severities in present.items()}
 
 
-def pack_folders(
-    root: Path,
-    available: dict[str, list[int]],
-    *,
-    out: Path | None,
-    force: bool,
-    on_progress: Callable[[int, int], None],
-) -> Iterator[Packed]:
-    """Pack the folder of each corruption and severity, unless an intact pack of it exists.
-
-    Args:
-        root: folder of the corrupted set.
-        available: severities by corruption; those without a folder are skipped.
-        out: folder for the packs; ``mbcl-pack`` in the set's folder by default, where readers look for them.
-        force: pack even if an intact pack exists.
-        on_progress: callback with the number of images done and the total of the current pack.
-
-    Raises:
-        DataError: if an image cannot be read, or its size differs from that of the first.
-    """
-    for corruption, severities in available.items():
-        for severity in severities:
-            if (root / corruption / str(severity)).is_dir():
-                parts, name = _parts(root, corruption, severity), f"{corruption}-{severity}"
-                yield pack_parts(parts, out or root / FOLDER, name, force, on_progress)
-
-
 def folder_reader(
     root: Path, corruption: str, severity: int, clean: ImageSet, request: DatasetRequest, name: str
 ) -> Callable[[], Tensor]:
     """Check the files of one corruption and severity, and return a function that reads them.
 
-    The function returns (N, 3, S, S) uint8, in the order of the clean images.
-
-    Args:
-        root: folder of the corrupted set.
-        corruption: name of the corruption's folder.
-        severity: name of the severity's folder in it.
-        clean: the N clean test images. The files are matched to their names and labels immediately.
-        request: the request that uncertain matches are reported to.
-        name: name of the set, for messages.
+    The files are matched immediately to the names and labels of the N clean test images, and uncertain matches are
+    reported to the request. ``name`` is that of the set, for messages. The function returns (N, 3, S, S) uint8, in the
+    order of the clean images; it raises DataError if an image cannot be read.
 
     Raises:
-        DataError: as :func:`mbcl.data.corrupted.clean_order.clean_order`; if a pack is damaged. The returned function
-            raises it if an image cannot be read.
+        DataError: as :func:`mbcl.data.corrupted.clean_order.clean_order`; if a pack is damaged.
     """
     folder, size = root / corruption / str(severity), clean.images.shape[-1]
     pack = open_pack(root, f"{corruption}-{severity}")  # the files may have been removed after packing
-    if pack is None or (folder.is_dir() and not pack.is_current(_parts(root, corruption, severity), name, request)):
+    if pack is None or (
+        folder.is_dir() and not pack.is_current(severity_parts(root, corruption, severity), name, request)
+    ):
         listing = clean_order(folder, _class_files(folder), clean, request)
         return lambda: decode(listing, size=size, name=name)[0]
     if pack.size != size:
@@ -96,8 +63,12 @@ def _class_files(folder: Path) -> list[tuple[Path, str]]:
     return [(path, name) for name in subfolders(folder) for path in class_images(folder / name)]
 
 
-def _parts(root: Path, corruption: str, severity: int) -> Parts:
-    """Return the files of one folder as a test part, with an empty training part."""
+def severity_parts(root: Path, corruption: str, severity: int) -> Parts:
+    """Return the files of one folder as a test part, with an empty training part.
+
+    Raises:
+        DataError: if there is no image, or the first one is not a square.
+    """
     folder = root / corruption / str(severity)
     classes = subfolders(folder)
     files = _class_files(folder)

@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mbcl.data.corrupted.corrupted_folders import folder_reader, pack_folders, severities_in
+from mbcl.data.corrupted.corrupted_folders import folder_reader, severities_in, severity_parts
 from mbcl.data.corruptions import CORRUPTIONS, SEVERITIES, check_severity
 from mbcl.data.datasets.request import DatasetRequest, Verify
 from mbcl.data.images import ImageSet
 from mbcl.data.messages import format_shape, one_line
-from mbcl.data.packs.folder_sets import Packed
+from mbcl.data.packs.folder_sets import Packed, pack_parts
+from mbcl.data.packs.pack_file import FOLDER
 from mbcl.errors import ConfigError, DataError, nearest
 from mbcl.io.store import is_uri, local_path
 from mbcl.registry import Registry
@@ -64,21 +65,15 @@ for _set in (
 
 
 def corrupted_available(name: str, dir: str) -> dict[str, list[int]]:
-    """List the corruptions and severities in a folder.
+    """List the severities by corruption in the folder of a corrupted set: the standard fifteen first, others by name.
 
-    Args:
-        name: name of the corrupted set or of its clean data set.
-        dir: the folder of the corrupted set.
-
-    Returns:
-        Severities by corruption: the standard fifteen first, in their order, then all others by name.
+    ``name`` is that of the corrupted set or of its clean data set.
 
     Raises:
         DataError: if the folder holds no corruptions.
         ConfigError: if the set is unknown.
     """
-    source = _get_set(name)
-    root = _find_root(source, dir)
+    source, root = _open_set(name, dir)
     severities = severities_in(root)
     if source.archives:
         severities |= {path.stem: list(SEVERITIES) for path in root.glob("*.npy") if path.stem != _LABELS}
@@ -91,17 +86,14 @@ def corrupted_available(name: str, dir: str) -> dict[str, list[int]]:
 def check_complete(name: str, *, dir: str, verify: Verify = "warn") -> None:
     """Report which of the fifteen standard corruptions at five severities are missing in a folder.
 
-    Args:
-        name: name of the corrupted set or of its clean data set.
-        dir: the folder of the corrupted set.
-        verify: whether missing ones are a warning or an error.
+    ``name`` is that of the corrupted set or of its clean data set.
 
     Raises:
         DataError: if the folder holds no corruptions, or if it lacks some and ``verify`` is ``strict``.
         ConfigError: if the set is unknown.
     """
-    source, available = _get_set(name), corrupted_available(name, dir)
-    request, location = DatasetRequest(dir=dir, verify=verify), f"{source.name}: {_find_root(source, dir)}"
+    (source, root), available = _open_set(name, dir), corrupted_available(name, dir)
+    request, location = DatasetRequest(dir=dir, verify=verify), f"{source.name}: {root}"
     missing = [corruption for corruption in CORRUPTIONS if corruption not in available]
     if missing:
         present = f"{len(CORRUPTIONS) - len(missing)} of the {len(CORRUPTIONS)} standard corruptions"
@@ -134,7 +126,7 @@ def load_corrupted(
         ConfigError: if the set, corruption or severity is unknown.
     """
     read = _reader(name, dir, corruption, severity, clean, verify)
-    return replace(clean, images=read().to(clean.images.device), rows=None, name=_get_set(name).name)
+    return replace(clean, images=read().to(clean.images.device), rows=None, name=_open_set(name, dir)[0].name)
 
 
 def check_corrupted(
@@ -148,7 +140,7 @@ def _reader(
     name: str, dir: str, corruption: str, severity: int, clean: ImageSet, verify: Verify
 ) -> Callable[[], torch.Tensor]:
     """Check names, sizes and labels of the files; return a function that reads the images, (N, 3, S, S) uint8."""
-    source = _get_set(name)
+    source, root = _open_set(name, dir)
     check_severity(severity)
     available = corrupted_available(name, dir)
     if corruption not in available:
@@ -160,7 +152,6 @@ def _reader(
     request = DatasetRequest(dir=dir, verify=verify)
     if len(clean) != _OFFICIAL:
         request.object(f"{source.name}: the official set has {_OFFICIAL:,} images, the clean one has {len(clean):,}")
-    root = _find_root(source, dir)
     archive = root / f"{corruption}.npy"
     if source.archives and archive.is_file():
         return _archive_reader(archive, severity, clean)
@@ -170,34 +161,37 @@ def _reader(
 def pack_corrupted(
     name: str, *, dir: str, out: Path | None, force: bool, on_progress: Callable[[int, int], None]
 ) -> Iterator[Packed]:
-    """Pack every corruption and severity that is stored as a folder of images.
+    """Pack every corruption and severity that is stored as a folder of images, unless an intact pack of it exists.
 
-    See :func:`mbcl.data.corrupted.corrupted_folders.pack_folders`.
+    Args:
+        name: name of the corrupted set or of its clean data set.
+        dir: the folder of the corrupted set.
+        out: folder for the packs; ``mbcl-pack`` in the set's folder by default, where readers look for them.
+        force: pack even if an intact pack exists.
+        on_progress: callback with the number of images done and the total of the current pack.
 
     Raises:
-        DataError: if there is no folder of images, or an image cannot be read.
+        DataError: if there is no folder of images, or an image cannot be read or differs from the first in size.
     """
-    source, available = _get_set(name), corrupted_available(name, dir)
-    root = _find_root(source, dir)
-    folders = {
-        corruption: severities
+    (source, root), available = _open_set(name, dir), corrupted_available(name, dir)
+    folders = [
+        (corruption, severity)
         for corruption, severities in available.items()
-        if (root / corruption).is_dir() and not (root / f"{corruption}.npy").is_file()
-    }
+        for severity in severities
+        if (root / corruption / str(severity)).is_dir() and not (root / f"{corruption}.npy").is_file()
+    ]
     if not folders:
         raise DataError(f"{source.name}: {root} holds no folders of images to pack; its archives are read as they are")
-    yield from pack_folders(root, folders, out=out, force=force, on_progress=on_progress)
+    for corruption, severity in folders:
+        parts, pack_name = severity_parts(root, corruption, severity), f"{corruption}-{severity}"
+        yield pack_parts(parts, out or root / FOLDER, pack_name, force, on_progress)
 
 
-def _get_set(name: str) -> CorruptedSet:
-    """Return the corrupted set for its own name or for the name of its clean data set."""
-    for key in CORRUPTED:
-        if name in (key, CORRUPTED[key].clean):
-            return CORRUPTED[key]
-    raise ConfigError(f"there is no corrupted set of {name!r}; {nearest(name, CORRUPTED)}")
-
-
-def _find_root(source: CorruptedSet, dir: str) -> Path:
+def _open_set(name: str, dir: str) -> tuple[CorruptedSet, Path]:
+    """Return the corrupted set for its own name or for the name of its clean data set, and the folder of its files."""
+    source = next((CORRUPTED[key] for key in CORRUPTED if name in (key, CORRUPTED[key].clean)), None)
+    if source is None:
+        raise ConfigError(f"there is no corrupted set of {name!r}; {nearest(name, CORRUPTED)}")
     if is_uri(dir):
         raise ConfigError(
             f"{source.name}: found {dir}, a URI; corrupted sets are read from a folder that all nodes have"
@@ -206,7 +200,7 @@ def _find_root(source: CorruptedSet, dir: str) -> Path:
     if not root.is_dir():
         raise DataError(f"{source.name}: {root} does not exist; {source.how_to_get}")
     inner = root / source.folder
-    return inner if inner.is_dir() else root
+    return source, inner if inner.is_dir() else root
 
 
 def _archive_reader(path: Path, severity: int, clean: ImageSet) -> Callable[[], torch.Tensor]:

@@ -61,10 +61,7 @@ class DatasetRequest:
         return None if self.dir is None else Path(self.dir).expanduser()
 
     def object(self, text: str) -> None:
-        """Report a deviation: issue a warning, or raise an error if ``verify`` is strict.
-
-        Args:
-            text: one line that begins with the name of the data set.
+        """Report a deviation in one line that begins with the data set's name, as a warning or an error.
 
         Raises:
             DataError: if ``verify`` is strict.
@@ -74,12 +71,9 @@ class DatasetRequest:
         warnings.warn(text, UserWarning, stacklevel=3)
 
     def object_to_counts(self, where: str, counts: tuple[int, int], official: tuple[int, int]) -> None:
-        """Report numbers of images that differ from the official ones.
+        """Report numbers of training and test images that differ from the official ones.
 
-        Args:
-            where: data set and folder, the start of the message.
-            counts: numbers of training and test images.
-            official: official numbers of training and test images.
+        ``where``, the start of the message, names data set and folder.
 
         Raises:
             DataError: if they differ and ``verify`` is strict.

@@ -106,14 +106,9 @@ class FolderSet:
     def pack(
         self, request: DatasetRequest, *, out: Path | None, force: bool, on_progress: Callable[[int, int], None]
     ) -> Packed:
-        """Pack the files, unless an intact pack of them exists.
+        """Pack the files, as :func:`pack_parts`; sets that are resized need ``image_size``.
 
-        Args:
-            request: the request with their folder, and ``image_size`` for sets that are resized.
-            out: folder of the pack; ``mbcl-pack`` in the folder of the data set by default, where :meth:`read` finds
-                it.
-            force: pack even if an intact pack exists.
-            on_progress: callback with the number of images done and the total.
+        The default of ``out`` is the folder ``mbcl-pack`` of the data set, where :meth:`read` finds the pack.
 
         Raises:
             DataError: if there are no files, or one cannot be read.

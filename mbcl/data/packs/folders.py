@@ -118,9 +118,7 @@ def class_images(folder: Path) -> list[Path]:
 def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
     """List the images of ``folder/CLASS/IMAGE`` or ``folder/CLASS/images/IMAGE``, by class and then by name.
 
-    Args:
-        folder: folder of one part of a data set. It may lack classes, but not hold unknown ones.
-        classes: all classes; a label is an index into it.
+    A label is an index into ``classes``. The folder, one part of a data set, may lack classes, but not hold others.
 
     Raises:
         DataError: if a folder that is not empty is not a class, or if the folder of a class holds no images.
@@ -195,13 +193,7 @@ Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 def decode(listing: Listing, *, size: int, name: str, resize: bool = False) -> tuple[Tensor, Tensor]:
-    """Decode images into memory with several threads, and log the progress.
-
-    Args:
-        listing: the files.
-        size: S, the side of every image, before or after resizing.
-        name: name of the data set, for the log.
-        resize: see :func:`decoded`.
+    """Decode images into memory as :func:`decoded`, and log the progress with the name of the data set.
 
     Returns:
         (N, 3, S, S) uint8 in RGB, grey images with three equal channels; (N,) int64 labels.
@@ -225,7 +217,7 @@ def decoded(paths: Sequence[Path], *, size: int, resize: bool = False) -> Iterat
 
     Args:
         paths: the files.
-        size: S, in pixels.
+        size: S, the side of every image in pixels, before or after resizing.
         resize: resize images of any size to S x S with the usual evaluation transform, torchvision's ``Resize(S)``
             (shorter side to S, bilinear, antialiased) and ``CenterCrop(S)``.
 

@@ -97,17 +97,12 @@ def _has_right_sizes(pack: Pack) -> bool:
 
 
 def _has_right_digests(pack: Pack, manifest: bytes) -> bool:
-    """Whether both files have the digests of the pack with this manifest."""
+    """Whether both files have the content of the pack with this manifest; a new copy may repair an unreadable one."""
     data = pack.path.with_name(pack.data["file"])
-    return _sha256(pack.path) == hashlib.sha256(manifest).hexdigest() and _sha256(data) == pack.data["sha256"]
-
-
-def _sha256(path: Path) -> str | None:
-    """Return the SHA-256 of a file; None if it cannot be read, which a new copy may repair."""
     try:
-        return file_digest(path)
+        return pack.path.read_bytes() == manifest and file_digest(data) == pack.data["sha256"]
     except OSError:
-        return None
+        return False
 
 
 def _copy_files(store: ArrowStore, name: str, files: dict[str, tuple[int, int]]) -> Path:
@@ -131,9 +126,8 @@ def _copy_files(store: ArrowStore, name: str, files: dict[str, tuple[int, int]])
 
 def _is_intact(path: Path) -> bool:
     """Whether the copy of an official file exists and still has its checksum from the time of the copy."""
-    sha256 = _sha256(path)
     try:
-        return sha256 is not None and _checksum_path(path).read_bytes() == sha256.encode()
+        return _checksum_path(path).read_bytes() == file_digest(path).encode()
     except OSError:
         return False
 

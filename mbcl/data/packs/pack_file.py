@@ -36,11 +36,7 @@ _REBUILD_ADVICE = "delete it, or make it again with `mbcl data pack`"
 
 
 class DamagedPackError(DataError):
-    """A pack whose content differs from what was written.
-
-    Args:
-        found: the file and the damage.
-    """
+    """A pack whose content differs from what was written; ``found`` names the file and the damage."""
 
     def __init__(self, found: str) -> None:
         super().__init__(f"{found}; {_REBUILD_ADVICE}")
@@ -156,12 +152,7 @@ def open_pack(folder: Path, name: str) -> Pack | None:
 
 
 def read_pack(raw: bytes, path: Path, name: str) -> Pack:
-    """Parse a manifest.
-
-    Args:
-        raw: content of the manifest.
-        path: its present or future path, in the folder of the pixel file.
-        name: name of the pack.
+    """Parse the manifest of a pack; ``path``, in the folder of the pixel file, is its present or future path.
 
     Raises:
         DataError: if the manifest is damaged, or its pixel file would be outside the folder.
@@ -180,16 +171,9 @@ def read_pack(raw: bytes, path: Path, name: str) -> Pack:
 
 
 def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int, int], None]) -> Path:
-    """Decode all images once and write a pack.
+    """Decode all images once, write a pack into a folder, created if missing, and return the path of its manifest.
 
-    Args:
-        parts: the files.
-        folder: folder of the pack, created if missing.
-        name: name of the pack.
-        on_progress: callback with the number of images done and the total.
-
-    Returns:
-        The path of the manifest ``NAME.json``.
+    ``on_progress`` is called with the number of images done and the total.
 
     Raises:
         DataError: for the first file that is not an image of the right size.
