@@ -74,14 +74,12 @@ def _pack(arguments: argparse.Namespace) -> int:
     request = DatasetRequest(dir=arguments.data_dir, image_size=arguments.image_size)
     options = {"out": out, "force": arguments.force}
     try:
-        with _progress() as on_progress:
+        with _progress() as show:
             if folders is None:
-                for packed in pack_corrupted(
-                    arguments.data, dir=arguments.data_dir, on_progress=on_progress, **options
-                ):
+                for packed in pack_corrupted(arguments.data, dir=arguments.data_dir, on_progress=show, **options):
                     _print_packed(packed)
             else:
-                _print_packed(folders.pack(request, on_progress=on_progress, **options))
+                _print_packed(folders.pack(request, on_progress=show, **options))
     except OSError as error:
         what = f"{error.filename}: the pack cannot be written: {error.strerror}"
         raise ConfigError(f"{what}; --out chooses another folder") from error
@@ -176,18 +174,12 @@ def _check_corrupted(arguments: argparse.Namespace) -> int:
     for option, value in (("--data-dir", arguments.data_dir), ("--clean-dir", arguments.clean_dir)):
         if value is None:
             raise ConfigError(f"{option} is not given; {arguments.data}: {CORRUPTED[arguments.data].how_to_get}")
-    check_complete(arguments.data, dir=arguments.data_dir, verify=arguments.verify)
+    source = {"dir": arguments.data_dir, "verify": arguments.verify}
+    check_complete(arguments.data, **source)
     clean = load(CORRUPTED[arguments.data].clean, dir=arguments.clean_dir, verify=arguments.verify).test
     for corruption, severities in corrupted_available(arguments.data, arguments.data_dir).items():
         for severity in severities:
-            corrupted = load_corrupted(
-                arguments.data,
-                dir=arguments.data_dir,
-                corruption=corruption,
-                severity=severity,
-                clean=clean,
-                verify=arguments.verify,
-            )
+            corrupted = load_corrupted(arguments.data, corruption=corruption, severity=severity, clean=clean, **source)
             distance = (corrupted.images.float() - clean.images.float()).abs().mean()
             sys.stdout.write(
                 f"{corruption:18} {severity}  {len(corrupted):,} images, {distance:.1f} of 255 from the clean ones\n"

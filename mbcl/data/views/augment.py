@@ -85,7 +85,7 @@ def augment(
     height, width = images.shape[-2:]
     parameters = draw(positions, recipe=recipe, seed=seed, epoch=epoch, view=view, height=height, width=width)
     with torch.autocast(images.device.type, enabled=False):
-        x = _to_unit_range(images)
+        x = images.to(torch.float32) / 255
         if recipe.moves_pixels or (height, width) != (out_size, out_size):
             theta = parameters.theta.to(images.device, non_blocking=True)
             grid = F.affine_grid(theta, [len(x), x.shape[1], out_size, out_size], align_corners=False)
@@ -107,7 +107,7 @@ def clean(images: Tensor, *, mean: Sequence[float], std: Sequence[float], out_si
     (B, C, H, W) uint8 to (B, C, out_size, out_size) float32 on the same device, arguments as of :func:`augment`.
     """
     with torch.autocast(images.device.type, enabled=False):
-        x = _to_unit_range(images)
+        x = images.to(torch.float32) / 255
         if len(x) and x.shape[-2:] != (out_size, out_size):
             x = F.interpolate(x, size=(out_size, out_size), mode="bilinear", align_corners=False, antialias=True)
         return _normalise(x, mean, std)
@@ -210,10 +210,6 @@ def _gaussian_kernels(sigma: Tensor, reach: int) -> Tensor:
 def _luma(x: Tensor) -> Tensor:
     """Return the luma, (B, 3, H, W) to (B, 1, H, W)."""
     return _LUMA[0] * x[:, 0:1] + _LUMA[1] * x[:, 1:2] + _LUMA[2] * x[:, 2:3]
-
-
-def _to_unit_range(images: Tensor) -> Tensor:
-    return images.to(torch.float32) / 255
 
 
 def _normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
