@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import joblib
 import numpy as np
 import torch
 from torch import Tensor
@@ -224,6 +223,7 @@ def decoded(paths: Sequence[Path], *, size: int, resize: bool = False) -> Iterat
     Raises:
         DataError: for the first file that is not an image, or not of S x S pixels unless ``resize`` is set.
     """
+    import joblib  # knows affinity and quotas
     from PIL import Image
 
     Image.init()  # once, before the threads, each of which would load the plugins
