@@ -133,7 +133,7 @@ def _fit_locally(file: SpaceFile, trials: Trials, nodes: list[Node]) -> tuple[Tr
         ConfigError: if not one fits.
     """
     sizes = trials.numbers_of_workers(file.space)
-    resources = runner_of(file.space.kind).trial_resources(file.space.resources, nodes, sizes=sizes)
+    resources = runner_of(file.space.kind.model).trial_resources(file.space.resources, nodes, sizes=sizes)
     return resources, max_concurrency(resources, nodes, file.space.resources)
 
 
@@ -147,7 +147,7 @@ def _preflight(options: StudyOptions, file: SpaceFile, study: OpenedStudy) -> Pr
         return None
     with consoles.busy("reading data, building models", quiet=options.quiet):
         experiments = distinct_experiments([*study.todo.values(), *study.trials.probes])
-        return runner_of(file.space.kind).check(experiments, str(file.path))
+        return runner_of(file.space.kind.model).check(experiments, str(file.path))
 
 
 def _run_trials(

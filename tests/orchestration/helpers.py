@@ -52,7 +52,7 @@ def job_of(key: str, experiment: Experiment, store: LocalStore, need: TrialResou
     """A trial's job in a results folder, as a sweep makes it but for what is changed."""
     values: dict[str, Any] = {
         "trial_id": key,
-        "experiment": experiment.model_dump(mode="json"),
+        "experiment": experiment,
         "store": store.child(f"trials/{key}").uri,
         "baselines": store.child("baselines").uri,
         "scratch": str(store.local_folder(".ray")),

@@ -262,7 +262,7 @@ class ScalingPolicy(FixedScalingPolicy):
         """Let the autoscaler make room for so many workers from now on."""
         if size != self._requested_size:
             self._requested_size = size
-            self._send_resource_request()
+            self._send_resource_request()  # type: ignore[no-untyped-call]
 
     def _get_num_workers_for_resource_request(self) -> int:
         # An autoscaler boots nodes for all that is requested, and holds them as long as it is.
@@ -270,7 +270,7 @@ class ScalingPolicy(FixedScalingPolicy):
 
     def make_decision_for_non_running_worker_group(self) -> ResizeDecision | NoopDecision:
         """Start a group or wait. Called by Ray Train's controller at the beginning and after a loss."""
-        self._maybe_send_resource_request()
+        self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
         resources = self.scaling_config._resources_per_worker_not_none
         size = self.choose_size(resources)
         if size is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import ray
 
@@ -15,6 +16,8 @@ from mbcl.errors import MbclError
 from mbcl.orchestration.cluster import autoscaler
 from mbcl.orchestration.cluster.capacity import milli
 from mbcl.orchestration.cluster.ray_internals import autoscaler_status, draining_nodes
+
+T = TypeVar("T")
 
 NO_CAPACITY_SECONDS = 600.0
 """How long a task waits on a cluster that could not run it even if it were idle."""
@@ -49,7 +52,7 @@ def _fit(nodes: Iterable[Mapping[str, float]], requested: Mapping[str, float], c
     return sum(num_fitting(node, requested) for node in nodes) >= count
 
 
-def wait_any(tasks: Sequence[ray.ObjectRef], requested: Mapping[str, float]) -> ray.ObjectRef:
+def wait_any(tasks: Sequence[ray.ObjectRef[T]], requested: Mapping[str, float]) -> ray.ObjectRef[T]:
     """Wait until one of the tasks is done, as long as the cluster can ever run them.
 
     Args:

@@ -11,7 +11,6 @@ import ray.tune
 import mbcl.orchestration.trial.pretraining  # noqa: F401  # takes seconds, which come before a trial's clock starts
 from mbcl.orchestration.cluster.failure_policy import root_cause
 from mbcl.orchestration.cluster.orphaned_groups import remove_orphaned_groups
-from mbcl.orchestration.search_space.trial_kinds import kind_of
 from mbcl.orchestration.trial.job import Job, TrialResult, describe_error
 from mbcl.orchestration.trial.trial_runners import runner_of
 
@@ -29,7 +28,7 @@ def run_trial(config: dict[str, Any]) -> None:
     start = time.time()
     try:
         remove_orphaned_groups()  # what an attempt before this one, whose driver was killed, had reserved
-        answer = runner_of(kind_of(job.experiment)).run(job, start)
+        answer = runner_of(type(job.experiment)).run(job, start)
     except Exception as error:  # whatever went wrong belongs to this trial alone
         answer = TrialResult(describe_error(root_cause(error)), seconds={"total": time.time() - start})
     ray.tune.report({RESULT: asdict(answer)})

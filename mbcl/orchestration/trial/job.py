@@ -1,4 +1,4 @@
-"""What a trial's driver is told, and what it answers. Plain data that travels between processes; no Ray here."""
+"""A trial's job and its result: what travels between the sweep and the trial's driver. No Ray here."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from mbcl.config.evaluation import Evaluation
+from mbcl.engine.protocols import Row
 from mbcl.io.ownership import Fence, FencedStore
 from mbcl.io.store import Store, open_store
 from mbcl.orchestration.cluster.capacity import TrialResources
 from mbcl.orchestration.cluster.placement import Placement
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 
 Metrics = dict[str, float | int | None]
 
@@ -22,26 +24,26 @@ class Job:
 
     Args:
         trial_id: its name.
-        experiment: the resolved configuration as plain data.
-        store: where its folder is, a path or URI that every node opens.
-        baselines: where the study's trials keep what baselines gave, for each other.
-        scratch: where Ray may keep files of its own while the trial runs.
-        need: what its workers get.
-        group: the study that it belongs to.
+        experiment: the resolved configuration.
+        store: the trial's folder, a path or URI that every node opens.
+        baselines: the folder in which the study's trials share the metrics of baselines.
+        scratch: a folder for Ray's own files while the trial runs.
+        need: the resources of its workers.
+        group: the name of the study.
         num_tasks: how many pools are planned at a time.
-        placement: which nodes its small processes run on.
-        sizes: with how many workers it may begin, ascending; empty for ``need.workers`` alone.
-        fence: the claim on the results folder that everything of this trial is written under; None for no such care.
-        watched: the metric that a scheduler decides by while the trial trains; empty if none does.
-        judged: up to which epoch it has decided before.
-        evaluation: the evaluation block that takes the place of the experiment's own, as plain data; empty for that.
-        joined: whether the Ray is a cluster that others may use, too, and whose nodes come and go.
-        verbose: whether Ray may talk.
+        placement: the nodes on which its small processes run.
+        sizes: numbers of workers with which it may begin, ascending; empty for ``need.workers`` alone.
+        fence: the claim on the results folder under which everything of this trial is written; None for no fencing.
+        watched: the metric by which a scheduler decides while the trial trains; empty if none does.
+        judged: the last epoch about which the scheduler has decided already.
+        evaluation: replaces the experiment's own evaluation block; None to keep it.
+        joined: whether Ray is a joined cluster, which others may use and whose nodes come and go.
+        verbose: whether Ray may print.
         rehearsal: whether everything is computed on CPUs, although GPUs are reserved.
     """
 
     trial_id: str
-    experiment: dict[str, Any]
+    experiment: AnyExperiment
     store: str
     baselines: str
     scratch: str
@@ -53,7 +55,7 @@ class Job:
     fence: Fence | None = None
     watched: str = ""
     judged: int = 0
-    evaluation: dict[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
     joined: bool = False
     verbose: bool = False
     rehearsal: bool = False
@@ -88,10 +90,10 @@ class TrialResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def merge_metrics(row: Mapping[str, Any], evaluated: Mapping[str, float]) -> Metrics:
-    """The last row of training, without its counters and clocks, and what the evaluation measured."""
-    kept = {key: value for key, value in row.items() if "/" in key and not key.startswith("time/")}
-    merged = {**kept, **evaluated}
+def merge_metrics(row: Row, evaluated: Mapping[str, float]) -> Metrics:
+    """The metrics of the last epoch, without counters and clocks, and those of the evaluation; not finite is None."""
+    trained = {key: value for key, value in row.items() if "/" in key and not key.startswith("time/")}
+    merged = {**trained, **evaluated}
     return {key: value if value is None or math.isfinite(value) else None for key, value in merged.items()}
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy.typing as npt
 import ray
 import torch
 
@@ -52,6 +53,8 @@ DEPOSITS = "deposits"
 
 ANYWHERE = Placement()
 
+Arrays = list[npt.NDArray[Any]]
+"""A shard of embeddings as NumPy arrays: both views and the positions."""
 PoolFunction = Callable[[FloatArray, FloatArray, int], PoolPlan]
 
 
@@ -84,7 +87,7 @@ class TaskMap:
     def __call__(self, function: PoolFunction, items: Sequence[PoolItem]) -> list[PoolPlan]:
         """``[function(*item) for item in items]``."""
         shared: Any = ray.put(function)
-        running: dict[ray.ObjectRef, int] = {}
+        running: dict[ray.ObjectRef[list[PoolPlan]], int] = {}
         done: dict[int, list[PoolPlan]] = {}
 
         def collect() -> None:
@@ -128,7 +131,7 @@ class WorkerGroup:
     size: int
 
 
-class Planner:
+class PlannerProcess:
     """Makes the plans of one trial. Holds the shards' references until their plan is made, and nothing else.
 
     Args:
@@ -143,11 +146,16 @@ class Planner:
         self._group = WorkerGroup("", 0)
         self._map = TaskMap(num_tasks, placement)
         self._map.warm_up()
-        self._shards: dict[PlanKey, dict[int, ray.ObjectRef]] = {}
+        self._shards: dict[PlanKey, dict[int, ray.ObjectRef[Arrays]]] = {}
 
-    @ray.method(concurrency_group=DEPOSITS)  # type: ignore[untyped-decorator]
+    @ray.method(concurrency_group=DEPOSITS)
     def deposit(
-        self, group: WorkerGroup, key: PlanKey, rank: int, shard: list[ray.ObjectRef], wanted: Sequence[PlanKey] = ()
+        self,
+        group: WorkerGroup,
+        key: PlanKey,
+        rank: int,
+        shard: list[ray.ObjectRef[Arrays]],
+        wanted: Sequence[PlanKey] = (),
     ) -> None:
         """Remember where a rank's shard lies.
 
@@ -185,7 +193,7 @@ class Planner:
             del self._shards[key]
         return planned
 
-    @ray.method(concurrency_group=DEPOSITS)  # type: ignore[untyped-decorator]
+    @ray.method(concurrency_group=DEPOSITS)
     def held(self) -> int:
         """How many shards are remembered."""
         return sum(len(shards) for shards in self._shards.values())
@@ -197,8 +205,9 @@ def cause_of(error: Exception) -> BaseException:
 
 
 _actor: Any = ray.remote  # whose own types know no concurrency groups
-PlannerActor = _actor(num_cpus=0, max_restarts=-1, max_task_retries=-1, concurrency_groups={DEPOSITS: 1})(Planner)
-"""A :class:`Planner` in a process of its own, started again whenever it dies, as long as its trial lives."""
+_options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "concurrency_groups": {DEPOSITS: 1}}
+PlannerActor = _actor(**_options)(PlannerProcess)
+"""A :class:`PlannerProcess` in a process of its own, started again whenever it dies, as long as its trial lives."""
 
 
 class RayPlanService:
@@ -213,8 +222,8 @@ class RayPlanService:
         self._planner = planner
         self._world = world
         self._group = WorkerGroup(collectives.broadcast_object(uuid.uuid4().hex, world), world.size)
-        self._held: dict[PlanKey, tuple[ray.ObjectRef, Sampler]] = {}
-        self._asked: dict[PlanKey, ray.ObjectRef] = {}
+        self._held: dict[PlanKey, tuple[ray.ObjectRef[Arrays], Sampler]] = {}
+        self._asked: dict[PlanKey, ray.ObjectRef[PlannedBatches | MbclError | None]] = {}
 
     def request(self, key: PlanKey, shard: Embeddings, sampler: Sampler, *, ahead: bool = False) -> None:
         """Put the shard into the object store, deposit it, and (rank 0, when all have) ask for the plan."""

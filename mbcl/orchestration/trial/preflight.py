@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from mbcl.config.evaluation import Evaluation
 from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError, MbclError
 from mbcl.io.store import Store, is_uri, open_store, write_text
 from mbcl.orchestration.search_space.expansion import TrialSpec
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.samplers import PoolSampler
 
 SHARED_FILE = ".shared"
@@ -32,37 +35,38 @@ class PreflightReport:
     notes: tuple[str, ...]
 
 
-def distinct_experiments(specs: Sequence[TrialSpec]) -> dict[int, dict[str, Any]]:
-    """By setting, its experiment as plain data: seeds change neither the data's size nor what fits them."""
-    return {spec.setting: spec.experiment.model_dump(mode="json") for spec in reversed(specs)}
+def distinct_experiments(specs: Sequence[TrialSpec]) -> dict[int, AnyExperiment]:
+    """The first experiment of every setting: seeds change neither the data's size nor what fits them."""
+    return {spec.setting: spec.experiment for spec in reversed(specs)}
 
 
-def check_data(experiments: dict[int, dict[str, Any]], source: str) -> PreflightReport:
+def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> PreflightReport:
     """Load every data set once, one at a time, build every model on it once, and check what only they can tell.
 
     Args:
-        experiments: by setting, as plain data.
-        source: what an error line begins with.
+        experiments: pretrainings by setting.
+        source: the file's name, with which an error begins.
 
     Raises:
         ConfigError: if data are missing, or an experiment does not fit them.
     """
-    parsed = {setting: Experiment.model_validate(experiments[setting]) for setting in sorted(experiments)}
-    # Of a grid the last key varies fastest: settings with the same data need not follow each other.
-    together: dict[str, dict[int, Experiment]] = {}
-    for setting, experiment in parsed.items():
-        together.setdefault(experiment.data.model_dump_json(), {})[setting] = experiment
-    found: dict[int, _Found] = {}
-    for group in together.values():
-        found.update(_check_on_same_data(group, source))
+    # In a grid the last key varies fastest, so settings with the same data need not be neighbors.
+    by_data: dict[str, dict[int, Experiment]] = {}
+    for setting, experiment in sorted(experiments.items(), key=lambda item: item[0]):
+        assert isinstance(experiment, Experiment)
+        by_data.setdefault(experiment.data.model_dump_json(), {})[setting] = experiment
+    reports: dict[int, _SettingReport] = {}
+    for group in by_data.values():
+        reports.update(_check_on_same_data(group, source))
+    settings = sorted(experiments)
     return PreflightReport(
-        {setting: found[setting].pools for setting in parsed},
-        {setting: found[setting].planning for setting in parsed},
-        tuple(dict.fromkeys(note for setting in parsed for note in found[setting].notes)),
+        {setting: reports[setting].pools for setting in settings},
+        {setting: reports[setting].planning for setting in settings},
+        tuple(dict.fromkeys(note for setting in settings for note in reports[setting].notes)),
     )
 
 
-class _Found(NamedTuple):
+class _SettingReport(NamedTuple):
     """What the data say about one setting, as in :class:`PreflightReport`."""
 
     pools: int
@@ -70,62 +74,56 @@ class _Found(NamedTuple):
     notes: list[str]
 
 
-def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, _Found]:
-    """Check the settings of one data set, by number; it is out of memory afterwards."""
-    from mbcl.engine import (
-        SplitData,
-        check_evaluation,
-        check_model,
-        check_trackers,
-        data_sizes,
-        load_data,
-        planning_cost,
-    )
+def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, _SettingReport]:
+    """Check the settings of one data set; it is out of memory afterwards."""
+    from mbcl import engine
 
-    data: SplitData | None = None
+    data: engine.SplitData | None = None
     built: set[str] = set()
-    evaluable: list[Any] = []
-    found: dict[int, _Found] = {}
+    evaluable: list[Evaluation] = []
+    reports: dict[int, _SettingReport] = {}
     for setting, experiment in group.items():
-        _of_experiment(source, check_trackers, experiment)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            if data is None:
-                data = _of_experiment(source, load_data, experiment.data, seed=experiment.seed)
-            facts = _of_experiment(source, data_sizes, experiment, data)
-            if experiment.evaluation not in evaluable:
-                evaluable.append(experiment.evaluation)
-                facts_of_data = {"name": experiment.data.name, "verify": experiment.data.verify}
-                _of_experiment(source, check_evaluation, experiment.evaluation, data, **facts_of_data)
-        samplers = experiment.samplers().values()
+        with _errors_of_experiment(source):
+            engine.check_trackers(experiment)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                if data is None:
+                    data = engine.load_data(experiment.data, seed=experiment.seed)
+                sizes = engine.data_sizes(experiment, data)
+                if experiment.evaluation not in evaluable:
+                    evaluable.append(experiment.evaluation)
+                    name, verify = experiment.data.name, experiment.data.verify
+                    engine.check_evaluation(experiment.evaluation, data, name=name, verify=verify)
+            network = repr((experiment.encoder, experiment.projector))
+            if network not in built:
+                built.add(network)
+                engine.check_model(experiment, data)
         pools = max(
-            sampler.planned_pools(facts.num_train) if isinstance(sampler, PoolSampler) else 0 for sampler in samplers
+            sampler.planned_pools(sizes.num_train) if isinstance(sampler, PoolSampler) else 0
+            for sampler in experiment.samplers().values()
         )
         notes = [str(warning.message) for warning in caught]
-        found[setting] = _Found(pools, planning_cost(experiment, facts.num_train), notes)
-        network = repr((experiment.encoder, experiment.projector))
-        if network not in built:
-            built.add(network)
-            _of_experiment(source, check_model, experiment, data)
-    return found
+        reports[setting] = _SettingReport(pools, engine.planning_cost(experiment, sizes.num_train), notes)
+    return reports
 
 
-def _of_experiment(source: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call a function whose errors name a key of the experiment."""
+@contextmanager
+def _errors_of_experiment(source: str) -> Iterator[None]:
+    """Put the file and the block before the key that an error names."""
     try:
-        return function(*arguments, **options)
+        yield
     except ConfigError as error:
         raise ConfigError(f"{source}: experiment.{error}") from error
 
 
 def check_data_on_cluster(
-    experiments: dict[int, dict[str, Any]], source: str, resources: dict[str, float]
+    experiments: Mapping[int, AnyExperiment], source: str, resources: dict[str, float]
 ) -> PreflightReport:
-    """:func:`check_data` where the data will be read: as a first task on a node that trains.
+    """Run :func:`check_data` where the data will be read: as a first task on a node that trains.
 
     Args:
-        experiments: by setting, as plain data.
-        source: what an error line begins with.
+        experiments: pretrainings by setting.
+        source: the file's name, with which an error begins.
         resources: the custom resources of nodes that train.
 
     Raises:
@@ -134,14 +132,13 @@ def check_data_on_cluster(
     import ray
 
     try:
-        checked: PreflightReport = ray.get(
-            ray.remote(num_cpus=1)(check_data).options(resources=resources).remote(experiments, source)
-        )
+        task = ray.remote(num_cpus=1)(check_data).options(resources=resources)
+        report: PreflightReport = ray.get(task.remote(experiments, source))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, MbclError):
             raise ConfigError(str(error.cause)) from error
         raise
-    return checked
+    return report
 
 
 def check_shared(store: Store) -> None:
@@ -162,10 +159,10 @@ def check_shared(store: Store) -> None:
     token = uuid.uuid4().hex
     write_text(store, SHARED_FILE, token)
     try:
-        look = ray.remote(num_cpus=0, max_retries=2)(_token_at)
+        read_token = ray.remote(num_cpus=0, max_retries=2)(_token_at)
         for node in others:
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            if ray.get(look.options(scheduling_strategy=strategy).remote(store.uri)) != token:
+            if ray.get(read_token.options(scheduling_strategy=strategy).remote(store.uri)) != token:
                 raise ConfigError(
                     f"--results-dir: node {node['NodeManagerAddress']} of the cluster does not see {store.uri}; "
                     f"several nodes need storage that they share or a URI such as s3://bucket/results"

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 import torch
 
-from mbcl.config.experiment import Evaluation, Experiment
+from mbcl.config.experiment import Experiment
 from mbcl.engine.checkpoint import name_of
 from mbcl.evaluation import evaluate
 from mbcl.io.store import Store, open_store
@@ -30,8 +30,8 @@ def pretrain(job: Job, start: float) -> TrialResult:
         job: the trial.
         start: when its driver entered, in seconds since the epoch.
     """
-    experiment = Experiment.model_validate(job.experiment)
-    planner = _start_planner(job, experiment)
+    assert isinstance(job.experiment, Experiment)
+    planner = _start_planner(job, job.experiment)
     try:
         with reporting(open_store(job.store), job.watched, job.judged):
             trained = run_training(job, planner)
@@ -55,7 +55,7 @@ def _start_planner(job: Job, experiment: Experiment) -> Any | None:
     return planner.remote(experiment.seed, job.num_tasks, job.placement)
 
 
-def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
+def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef[dict[str, float]]:
     """Evaluate a trial's last checkpoint in a Ray task of its own. A task whose process dies is started again.
 
     Args:
@@ -63,11 +63,11 @@ def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
         again: whether it is another evaluation beside the one that is there, with a file that goes into
             :func:`reevaluation_store`.
     """
-    asked = evaluation_resources(job)
+    resources = evaluation_resources(job)
     options = _evaluate.options(
-        num_gpus=asked.pop("GPU", 0),
+        num_gpus=resources.pop("GPU", 0),
         max_retries=EVALUATION_RETRIES,
-        resources=asked,
+        resources=resources,
         scheduling_strategy=NO_PLACEMENT_GROUP,
     )
     return options.remote(job, again)
@@ -93,14 +93,15 @@ def evaluate_end(job: Job, again: bool) -> dict[str, float]:
             place, whose metrics would stand beside the last row of training.
         DataError, ConfigError: as :func:`mbcl.evaluation.evaluate`.
     """
+    assert isinstance(job.experiment, Experiment)
     torch.set_num_threads(job.need.threads)
     store = job.open(job.store)
     return evaluate(
         store,
-        settings=Evaluation.model_validate(job.evaluation) if job.evaluation else None,
+        settings=job.evaluation,
         device="cuda" if job.on_gpu else "cpu",
         baselines=job.open(job.baselines),
-        checkpoint=name_of(job.experiment["train"]["epochs"]),
+        checkpoint=name_of(job.experiment.train.epochs),
         out=reevaluation_store(job) if again else None,
         earlier=store if again else None,
     )

@@ -183,7 +183,7 @@ def _train_on_worker(config: dict[str, Any]) -> TrainResult:
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=device)
     torch.set_num_threads(job.need.threads)
     mute_sampler_warnings()
-    experiment = Experiment.model_validate(job.experiment)
+    assert isinstance(job.experiment, Experiment)
     plans = None
     if config["planner"] is not None:
         plans = RayPlanService(config["planner"], world=world)
@@ -196,7 +196,7 @@ def _train_on_worker(config: dict[str, Any]) -> TrainResult:
         notice = PreemptionNotice()
         observers.append(notice)
     outcome = train(
-        experiment,
+        job.experiment,
         world=world,
         store=FencedStore(open_store(job.store), fences),
         plans=plans,

@@ -1,4 +1,4 @@
-"""How a trial of each kind runs: its check before Ray, what it needs, and the function in its driver's process.
+"""How a trial of each kind runs: its check before Ray, its resources, and the function in its driver's process.
 
 What a kind is, without running it, is in :mod:`mbcl.orchestration.search_space.trial_kinds`. Ray is imported when a
 trial runs, so that a dry run loads none.
@@ -8,89 +8,93 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
 from mbcl.orchestration.cluster.capacity import DRIVER_CPUS, Node, TrialResources, resolve_resources
 from mbcl.orchestration.cluster.placement import Placement
 from mbcl.orchestration.search_space.resources_block import Resources
-from mbcl.orchestration.search_space.trial_kinds import PRETRAINING, SYNTHETIC, TrialKind
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.orchestration.trial.job import Job, TrialResult, mute_sampler_warnings
 from mbcl.orchestration.trial.preflight import PreflightReport, check_data
 from mbcl.synthetic.experiment import SyntheticExperiment
 
-CPUS_A_STUDY = 1
+AUTO_CPUS_PER_SYNTHETIC_STUDY = 1
 """What ``auto`` reserves for a synthetic study, which computes on one thread."""
 
 
 class TrialRunner(Protocol):
     """What differs between kinds of trials when they run."""
 
-    def check(self, experiments: dict[int, dict[str, Any]], source: str) -> PreflightReport:
-        """Check everything that the file alone does not tell; as :func:`.preflight.check_data`."""
-        ...
+    def check(self, experiments: Mapping[int, AnyExperiment], source: str) -> PreflightReport:
+        """Check everything that the file alone does not tell.
+
+        Args:
+            experiments: by setting.
+            source: the file's name, with which an error begins.
+
+        Raises:
+            ConfigError: naming the key.
+        """
 
     def trial_resources(
-        self, asked: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
+        self, requested: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
     ) -> TrialResources:
-        """What a trial needs; as :func:`mbcl.orchestration.cluster.capacity.resolve_resources`."""
-        ...
+        """Decide what one trial gets; arguments and errors as of :func:`.capacity.resolve_resources`."""
 
-    def planning_tasks(self, experiment: Any, need: TrialResources, cpus: int, pools: int) -> int:
-        """How many of a trial's pools are planned at a time, of ``cpus`` that it may use."""
-        ...
+    def planning_tasks(self, experiment: AnyExperiment, resources: TrialResources, cpus: int, pools: int) -> int:
+        """How many of a trial's ``pools`` are planned at a time, of ``cpus`` that it may use."""
 
-    def driver_resources(self, need: TrialResources, placement: Placement) -> dict[str, float]:
-        """What Ray reserves for the process that :meth:`run` runs in."""
-        ...
+    def driver_resources(self, resources: TrialResources, placement: Placement) -> dict[str, float]:
+        """What Ray reserves for the process in which :meth:`run` runs, by resource."""
 
     def run(self, job: Job, start: float) -> TrialResult:
         """Run a trial in its driver's process, which entered at ``start``, in seconds since the epoch."""
-        ...
 
 
 class PretrainingRunner:
-    """An encoder is trained by workers of its own, on plans of a planner, and evaluated in a task."""
+    """Trains an encoder in worker processes, on plans of a planner, and evaluates it in a task."""
 
-    def check(self, experiments: dict[int, dict[str, Any]], source: str) -> PreflightReport:
-        """As :meth:`TrialRunner.check`: data are read, models are built."""
+    def check(self, experiments: Mapping[int, AnyExperiment], source: str) -> PreflightReport:
+        """Read the data and build the models; see :func:`.preflight.check_data`."""
         return check_data(experiments, source)
 
     def trial_resources(
-        self, asked: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
+        self, requested: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
     ) -> TrialResources:
-        """As :meth:`TrialRunner.trial_resources`."""
-        return resolve_resources(asked, nodes, drivers=drivers, sizes=sizes)
+        """Resolve the block as it is."""
+        return resolve_resources(requested, nodes, drivers=drivers, sizes=sizes)
 
-    def planning_tasks(self, experiment: Experiment, need: TrialResources, cpus: int, pools: int) -> int:
-        """As :meth:`TrialRunner.planning_tasks`."""
+    def planning_tasks(self, experiment: AnyExperiment, resources: TrialResources, cpus: int, pools: int) -> int:
+        """One task per pool, at most one per CPU; with ``planner.overlap`` training keeps its own."""
+        assert isinstance(experiment, Experiment)
         if experiment.planner.overlap:
-            cpus -= need.workers * need.threads  # these go on training meanwhile
+            cpus -= resources.workers * resources.threads
         return max(1, min(cpus, pools))
 
-    def driver_resources(self, need: TrialResources, placement: Placement) -> dict[str, float]:
-        """As :meth:`TrialRunner.driver_resources`: next to nothing, it only waits. A head may have no CPUs at all."""
+    def driver_resources(self, resources: TrialResources, placement: Placement) -> dict[str, float]:
+        """Next to nothing: the driver only waits. A head may have no CPUs at all."""
         return placement.for_driver or {"CPU": DRIVER_CPUS}
 
     def run(self, job: Job, start: float) -> TrialResult:
-        """As :meth:`TrialRunner.run`."""
+        """Train and evaluate through Ray."""
         from mbcl.orchestration.trial.pretraining import pretrain
 
         return pretrain(job, start)
 
 
 class SyntheticRunner:
-    """Points are moved in the driver's own process, on one CPU."""
+    """Moves points in the driver's own process, on one CPU."""
 
-    def check(self, experiments: dict[int, dict[str, Any]], source: str) -> PreflightReport:
-        """As :meth:`TrialRunner.check`: samplers fit N and B."""
+    def check(self, experiments: Mapping[int, AnyExperiment], source: str) -> PreflightReport:
+        """Check that the samplers fit N and B; there are no data."""
         from mbcl.synthetic.trial import unknown_optimum
 
-        notes: dict[str, None] = {}
-        for setting in sorted(experiments):
-            experiment = SyntheticExperiment.model_validate(experiments[setting])
+        notes: dict[str, None] = {}  # an ordered set
+        for _, experiment in sorted(experiments.items(), key=lambda item: item[0]):
+            assert isinstance(experiment, SyntheticExperiment)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 try:
@@ -102,32 +106,34 @@ class SyntheticRunner:
         return PreflightReport(dict.fromkeys(experiments, 0), {}, tuple(notes))
 
     def trial_resources(
-        self, asked: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
+        self, requested: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
     ) -> TrialResources:
-        """As :meth:`TrialRunner.trial_resources`: one CPU."""
-        return resolve_resources(asked.model_copy(update={"gpu": False}), nodes, cpus_a_worker=CPUS_A_STUDY)
+        """One CPU and no GPU."""
+        without_gpu = requested.model_copy(update={"gpu": False})
+        return resolve_resources(without_gpu, nodes, cpus_a_worker=AUTO_CPUS_PER_SYNTHETIC_STUDY)
 
-    def planning_tasks(self, experiment: SyntheticExperiment, need: TrialResources, cpus: int, pools: int) -> int:
-        """As :meth:`TrialRunner.planning_tasks`: it plans by itself."""
+    def planning_tasks(self, experiment: AnyExperiment, resources: TrialResources, cpus: int, pools: int) -> int:
+        """It plans in its own process."""
         return 1
 
-    def driver_resources(self, need: TrialResources, placement: Placement) -> dict[str, float]:
-        """As :meth:`TrialRunner.driver_resources`: all that the trial has, on a node that works."""
-        return {"CPU": need.cpus, **placement.for_task}
+    def driver_resources(self, resources: TrialResources, placement: Placement) -> dict[str, float]:
+        """All of the trial's resources, on a node that computes."""
+        return {"CPU": resources.cpus, **placement.for_task}
 
     def run(self, job: Job, start: float) -> TrialResult:
-        """As :meth:`TrialRunner.run`."""
+        """Move the points here."""
         from mbcl.synthetic.trial import run_synthetic_trial
 
+        assert isinstance(job.experiment, SyntheticExperiment)
         mute_sampler_warnings()
-        metrics = run_synthetic_trial(SyntheticExperiment.model_validate(job.experiment), job.open(job.store))
+        metrics = run_synthetic_trial(job.experiment, job.open(job.store))
         seconds = time.time() - start
         return TrialResult(metrics=metrics, seconds={"training": seconds, "total": seconds})
 
 
-_RUNNERS: dict[TrialKind, TrialRunner] = {PRETRAINING: PretrainingRunner(), SYNTHETIC: SyntheticRunner()}
+_RUNNERS: dict[type, TrialRunner] = {Experiment: PretrainingRunner(), SyntheticExperiment: SyntheticRunner()}
 
 
-def runner_of(kind: TrialKind) -> TrialRunner:
-    """What runs the trials of a kind."""
-    return _RUNNERS[kind]
+def runner_of(model: type[Experiment] | type[SyntheticExperiment]) -> TrialRunner:
+    """What runs the trials of this class of experiment."""
+    return _RUNNERS[model]

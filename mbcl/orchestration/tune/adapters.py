@@ -74,7 +74,7 @@ class TuneScheduler(NoSnapshotMixin, FIFOScheduler):
     """
 
     def __init__(self, course: TrialQueue) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._course = course
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from ray.exceptions import RayError
 from ray.tune import TuneError
 
+from mbcl.config.evaluation import Evaluation
+from mbcl.config.experiment import Experiment
 from mbcl.evaluation import BASELINES
 from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Node, TrialResources, max_concurrency
@@ -17,6 +19,7 @@ from mbcl.orchestration.results_folder.reevaluation import commit, evaluation_bl
 from mbcl.orchestration.scheduling.early_stopping import build_early_stopping
 from mbcl.orchestration.scheduling.trial_queue import TrialQueue
 from mbcl.orchestration.search_space.schedulers import build as build_scheduler
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.orchestration.trial.job import Job, describe_error
 from mbcl.orchestration.trial.preflight import (
     PreflightReport,
@@ -28,6 +31,7 @@ from mbcl.orchestration.trial.pretraining import reevaluation_store
 from mbcl.orchestration.trial.trial_runners import runner_of
 from mbcl.orchestration.tune.run_trials import run_evaluations, run_trials
 from mbcl.orchestration.tune.study_run import RayLostError, StudyRun
+from mbcl.study.record import TrialRecord
 
 REHEARSAL_VARIABLE = "MBCL_REHEARSAL"
 """The environment variable that lets trials reserve GPUs, which nodes only claim to have, and compute on CPUs."""
@@ -61,7 +65,7 @@ def run_on_ray(run: StudyRun, nodes: list[Node], preflight: PreflightReport | No
 
 def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport | None) -> dict[str, str]:
     options, space, study, console = run.options, run.file.space, run.study, run.console
-    runner = runner_of(space.kind)
+    runner = runner_of(space.kind.model)
     with cluster(options.address, nodes, verbose=options.verbose, log=console.log) as ray_cluster:
         sizes = study.trials.numbers_of_workers(space)
         resources = runner.trial_resources(space.resources, ray_cluster.nodes, drivers=ray_cluster.drivers, sizes=sizes)
@@ -147,20 +151,28 @@ class StudyJobs(Mapping[str, Job]):
         pools = self._pools.get(spec.setting, max(self._pools.values(), default=0))
         return Job(
             trial_id=trial_id,
-            experiment=spec.experiment.model_dump(mode="json"),
+            experiment=spec.experiment,
             store=run.store.child(layout.trial_folder(trial_id)).uri,
             baselines=run.store.child(BASELINES).uri,
             scratch=layout.scratch(run.store),
             need=self._resources,
             group=run.study.record.name,
-            num_tasks=runner_of(space.kind).planning_tasks(spec.experiment, self._resources, self._cpus, pools),
+            num_tasks=runner_of(space.kind.model).planning_tasks(spec.experiment, self._resources, self._cpus, pools),
             placement=self._cluster.placement,
             sizes=space.kind.numbers_of_workers(spec.experiment, space.resources, self._resources.workers),
             watched=run.study.record.metric if build_scheduler(space.scheduler).stops else "",
             judged=record.judged,
-            evaluation=space.kind.evaluation(spec.experiment) if run.options.eval_only else record.evaluation,
+            evaluation=_evaluation(run, spec.experiment, record),
             fence=run.fence,
             joined=run.options.address is not None,
             verbose=run.options.verbose,
             rehearsal=bool(os.environ.get(REHEARSAL_VARIABLE)),
         )
+
+
+def _evaluation(run: StudyRun, experiment: AnyExperiment, record: TrialRecord) -> Evaluation | None:
+    """What replaces the trained experiment's evaluation block: the space's, or that of an earlier ``--eval-only``."""
+    if run.options.eval_only:
+        assert isinstance(experiment, Experiment)
+        return experiment.evaluation
+    return Evaluation.model_validate(record.evaluation) if record.evaluation else None

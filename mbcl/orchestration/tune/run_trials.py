@@ -18,7 +18,6 @@ from mbcl.orchestration.cluster.failure_policy import root_cause
 from mbcl.orchestration.cluster.orphaned_groups import num_waiting_groups, remove_orphaned_groups
 from mbcl.orchestration.cluster.wait_for_capacity import wait_any
 from mbcl.orchestration.scheduling.trial_queue import TrialQueue
-from mbcl.orchestration.search_space.trial_kinds import kind_of
 from mbcl.orchestration.trial.entrypoint import RESULT, run_trial
 from mbcl.orchestration.trial.job import Job, Metrics, TrialResult, describe_error
 from mbcl.orchestration.trial.pretraining import evaluation_resources, submit_evaluation
@@ -186,7 +185,7 @@ def run_trials(
     course = course or TrialQueue(study, jobs, concurrency=concurrency)
     if driver is None:
         first = next(iter(jobs.values()))
-        driver = runner_of(kind_of(first.experiment)).driver_resources(first.need, first.placement)
+        driver = runner_of(type(first.experiment)).driver_resources(first.need, first.placement)
     trainable = ray.tune.with_resources(
         run_trial,
         ray.tune.PlacementGroupFactory([driver]),
@@ -233,7 +232,7 @@ def run_evaluations(
     measured: dict[str, Metrics] = {}
     failures: dict[str, str] = {}
     todo = list(jobs)
-    running: dict[ray.ObjectRef, str] = {}
+    running: dict[ray.ObjectRef[dict[str, float]], str] = {}
     while todo or running:
         while todo and len(running) < concurrency:
             key = todo.pop(0)
@@ -242,7 +241,8 @@ def run_evaluations(
         done = wait_any(list(running), evaluation_resources(jobs[next(iter(running.values()))]))
         key = running.pop(done)
         try:
-            measured[key] = ray.get(done)
+            metrics: dict[str, float] = ray.get(done)
+            measured[key] = {**metrics}
         except Exception as error:  # one trial's failure leaves the others alone
             failures[key] = describe_error(root_cause(error))
         watcher.on_evaluation_end(key, failures.get(key, ""))

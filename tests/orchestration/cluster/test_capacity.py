@@ -146,7 +146,7 @@ def test_without_control_groups_the_affinity_counts(tmp_path, monkeypatch):
 def test_planning_beside_training_leaves_its_cores(overlap, cpus, pools, tasks):
     experiment = validate(Experiment, {"planner": {"overlap": overlap}}, "x")
     need = TrialResources(workers=2, cpus_per_worker=1.0, gpus_per_worker=0, threads=1)
-    assert runner_of(PRETRAINING).planning_tasks(experiment, need, cpus, pools) == tasks
+    assert runner_of(Experiment).planning_tasks(experiment, need, cpus, pools) == tasks
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_of_a_range_only_numbers_that_share_a_batch_evenly_are_reserved(space_fi
     space = space_file({"resources": {"workers": {"min": 1, "max": 3}}, "space/train.batch_size": {"grid": [16, 32]}})
     file = read_space(space)
     assert (sizes := expand(file).numbers_of_workers(file.space)) == [1, 2]
-    assert runner_of(PRETRAINING).trial_resources(file.space.resources, [Node(2)], sizes=sizes).workers == 2
+    assert runner_of(Experiment).trial_resources(file.space.resources, [Node(2)], sizes=sizes).workers == 2
 
 
 def test_a_range_of_which_none_fits_is_refused_by_its_least():

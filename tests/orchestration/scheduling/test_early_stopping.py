@@ -78,7 +78,7 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
     """A race of learning rates, one trial at a time; the higher the better: no rounding decides who is stopped."""
     from mbcl.orchestration.cluster.capacity import Node, resolve_resources
     from mbcl.orchestration.cluster.orphaned_groups import remove_orphaned_groups
-    from mbcl.orchestration.scheduling.early_stopping import RayStopper
+    from mbcl.orchestration.scheduling.early_stopping import build_stopper
     from mbcl.orchestration.scheduling.trial_queue import EarlyStopping, TrialQueue
     from mbcl.orchestration.search_space.resources_block import Resources
     from mbcl.orchestration.tune.run_trials import run_trials
@@ -106,7 +106,7 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
             jobs[key] = job_of(key, experiment, store, need, num_tasks=2, watched=study.metric, fence=under)
             for epoch in range(1, EPOCHS):
                 shut(gates / f"{key}-{epoch}", WORKER, f"trials/{key}/metrics.jsonl", epoch)
-    race = EarlyStopping(RayStopper(rule, mode="max", seed=0), rule["name"], lambda key: EPOCHS)
+    race = EarlyStopping(build_stopper(rule, mode="max"), rule["name"], lambda key: EPOCHS)
     watcher = Undertaker(study, gates)
     course = TrialQueue(study, jobs, concurrency=1, race=race)
     run_trials(

@@ -1,13 +1,14 @@
-"""The course of a study: order, races on the first seed, stopping; without Ray but for its rules."""
+"""The course of a study: order, races on the first seed, stopping; without Ray."""
 
 from __future__ import annotations
 
 import pytest
 
 from mbcl.errors import ConfigError
+from mbcl.orchestration.scheduling.early_stopping import StopperPerPoint, build_stopper
 from mbcl.orchestration.scheduling.trial_queue import EarlyStopping, TrialQueue
 from mbcl.orchestration.search_space.schedulers import build
-from mbcl.study.record import StudyRecord, TrialRecord
+from mbcl.study.record import Drawn, StudyRecord, TrialRecord
 
 EPOCHS = 8
 
@@ -219,10 +220,7 @@ def test_settings_that_are_proposed(concurrency, races):
 
 
 def stopper_of(**block):
-    pytest.importorskip("ray")
-    from mbcl.orchestration.scheduling.early_stopping import RayStopper
-
-    return RayStopper(block, mode="max", seed=0)
+    return build_stopper(block, mode="max")
 
 
 def test_asha_keeps_the_best_at_its_rungs():
@@ -257,27 +255,14 @@ def test_asha_with_a_limit_ends_all_there():
     assert [record.stopped.epoch for record in study.trials.values()] == [5, 5, 1]
 
 
-def test_asha_for_a_smaller_value_and_with_brackets():
-    from mbcl.orchestration.scheduling.early_stopping import RayStopper
-
-    stopper = RayStopper({"name": "asha", "reduction_factor": 2}, mode="min", seed=0)
+def test_asha_for_a_smaller_value():
+    stopper = build_stopper({"name": "asha", "reduction_factor": 2}, mode="min")
     assert not stopper.observe("a", 1, 0.5)
     assert stopper.observe("b", 1, 0.6)
     assert not stopper.observe("c", 1, 0.4)
 
-    def decisions() -> list[bool]:
-        rule = RayStopper({"name": "asha", "reduction_factor": 2, "brackets": 3}, mode="max", seed=1)
-        return [rule.observe(str(i), 1, -float(i)) for i in range(40)]
-
-    assert decisions() == decisions(), "brackets are drawn from the seed"
-    assert 0 < sum(decisions()) < 39, "some begin at a later rung"
-
 
 def test_what_is_tuned_apart_races_apart():
-    pytest.importorskip("ray")
-    from mbcl.orchestration.scheduling.early_stopping import StopperPerPoint
-    from mbcl.study.record import Drawn
-
     study = study_of(3)
     for record, point in zip(study.trials.values(), (0, 1, 1), strict=True):
         record.drawn = Drawn(point=point, number=0, values={})
@@ -298,7 +283,7 @@ def test_median_needs_samples_and_never_pauses():
 
 
 @pytest.mark.parametrize(
-    "block", [{"name": "asha"}, {"name": "median_stopping_rule"}, {"name": "async_hyperband", "brackets": 2}]
+    "block", [{"name": "asha"}, {"name": "median_stopping_rule"}, {"name": "async_hyperband", "max_t": 9}]
 )
 def test_schedulers_say_what_they_do(block):
     rule = build(block)
