@@ -17,7 +17,7 @@ from mbcl import __version__
 from mbcl.cli.bench import add_bench
 from mbcl.cli.data import add_data
 from mbcl.cli.evaluate import add_evaluate
-from mbcl.cli.parser import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Parser, settings_of
+from mbcl.cli.parser import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Parser, option_values
 from mbcl.cli.plan import add_plan
 from mbcl.cli.synthetic import add_synthetic
 from mbcl.errors import ConfigError, MbclError
@@ -210,7 +210,7 @@ def _bench_ray(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{error.name} is not installed; pip install 'mbcl[ray]'") from error
     from mbcl import report
 
-    return bench_ray(RayBenchSettings(**settings_of(arguments)), report.write)
+    return bench_ray(RayBenchSettings(**option_values(arguments)), report.write)
 
 
 def _add_doctor(commands: Any) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from mbcl.cli.parser import settings_of
+from mbcl.cli.parser import option_values
 
 DATA_SETS = ("mix_0.5", "mix_1", "mix_2", "digits", "fm_pca", "fm_simclr")
 SAMPLERS = ("spectral", "kmeans", "refined")
@@ -53,7 +53,7 @@ def _add_planner(kinds: Any) -> None:
 def _planner(arguments: argparse.Namespace) -> int:
     from mbcl.bench.planner import PlannerBenchSettings, bench_planner
 
-    bench_planner(PlannerBenchSettings(**settings_of(arguments)))
+    bench_planner(PlannerBenchSettings(**option_values(arguments)))
     return 0
 
 
@@ -78,7 +78,7 @@ def _add_data(kinds: Any) -> None:
 def _data(arguments: argparse.Namespace) -> int:
     from mbcl.bench.data import DataBenchSettings, bench_data
 
-    bench_data(DataBenchSettings(**settings_of(arguments)))
+    bench_data(DataBenchSettings(**option_values(arguments)))
     return 0
 
 

@@ -32,6 +32,6 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=help)
 
 
-def settings_of(arguments: argparse.Namespace, *others: str) -> dict[str, Any]:
+def option_values(arguments: argparse.Namespace, *others: str) -> dict[str, Any]:
     """Return the values of the options by name, without those named ``others``."""
     return {key: value for key, value in vars(arguments).items() if key not in ("run", *others)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mbcl.cli.parser import settings_of
+from mbcl.cli.parser import option_values
 
 
 def add_plan(commands: Any) -> None:
@@ -40,4 +40,4 @@ def add_plan(commands: Any) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     from mbcl.planning.run import PlanRequest, run
 
-    return run(PlanRequest(**settings_of(arguments, "set"), overrides=arguments.set))
+    return run(PlanRequest(**option_values(arguments, "set"), overrides=arguments.set))
