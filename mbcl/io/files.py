@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import uuid
@@ -30,7 +31,11 @@ def atomic_write(path: Path, *, name: Callable[[], str] | None = None) -> Iterat
         temporary.replace(path.with_name(name()) if name else path)
     finally:
         temporary.unlink(missing_ok=True)
-    fsync(path.parent)
+    try:
+        fsync(path.parent)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # the answer of file systems that cannot sync a folder, such as SMB
+            raise
 
 
 def fsync(path: Path | str) -> None:
