@@ -79,10 +79,7 @@ def export(store: Store, *, out: Store, checkpoint: str | None = None, best: boo
 
 
 def load(location: str | Path) -> ContrastiveModel:
-    """Load the model of an export, in evaluation mode.
-
-    Args:
-        location: the folder, or its URI.
+    """Load the model of an export, a folder or its URI, in evaluation mode.
 
     Raises:
         ConfigError: if there is no complete export, or it is damaged.
@@ -94,15 +91,7 @@ def load(location: str | Path) -> ContrastiveModel:
 
 @dataclass(frozen=True)
 class Exported:
-    """The content of an export.
-
-    Args:
-        checkpoint: the name of the exported checkpoint.
-        experiment: the experiment of the checkpoint.
-        weights: the model's state dict.
-        in_channels: the channels of the input images.
-        sha256: the checksum of the weights file.
-    """
+    """The content of an export: name and experiment of the checkpoint, the model's state dict and its file's digest."""
 
     checkpoint: str
     experiment: Experiment

@@ -6,7 +6,6 @@ Letters: N samples of the data set, M rows of embeddings, D dimensions, S batche
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mbcl.errors import ConfigError, PlanError
+from mbcl.io.files import atomic_write
 from mbcl.io.npz import read_arrays
 
 CHUNK_ELEMENTS = 2**22
@@ -185,18 +185,9 @@ class BatchPlan:
         return stream.getvalue()
 
     def save(self, path: Path | str) -> None:
-        """Write the plan as ``.npz`` (batches as int32) atomically: temporary file, fsync, rename."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as stream:
-                self._write(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        """Write the plan as ``.npz`` (batches as int32) atomically, see :func:`mbcl.io.files.atomic_write`."""
+        with atomic_write(Path(path)) as stream:
+            self._write(stream)
 
     def _write(self, stream: IO[bytes]) -> None:
         np.savez(

@@ -17,7 +17,7 @@ from mbcl import __version__
 from mbcl.cli.bench import add_bench
 from mbcl.cli.data import add_data
 from mbcl.cli.evaluate import add_evaluate
-from mbcl.cli.parser import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Parser
+from mbcl.cli.parser import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Parser, option_values
 from mbcl.cli.plan import add_plan
 from mbcl.cli.synthetic import add_synthetic
 from mbcl.errors import ConfigError, MbclError
@@ -87,17 +87,11 @@ def _add_train(commands: Any) -> None:
         description="Train one experiment in this process, without Ray, so that a debugger's breakpoint works. Under "
         "torchrun, every process is one worker. --resume continues an interrupted training.",
     )
-    train.add_argument(
-        "--config",
-        metavar="FILE",
-        help="YAML file with an experiment, or a space file, whose `experiment` block is read",
-    )
-    train.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="override a key, e.g. train.epochs=2"
-    )
-    train.add_argument("--out", metavar="DIR", default="results/train", help="output folder (default: %(default)s)")
-    train.add_argument("--resume", action="store_true", help="continue from the last valid checkpoint in DIR")
-    train.add_argument("--quiet", action="store_true", help="print only the result")
+    train.option("--config", "FILE", "YAML file with an experiment, or a space file, whose `experiment` block is read")
+    train.overrides("override a key, e.g. train.epochs=2")
+    train.option("--out", "DIR", "output folder", "results/train")
+    train.flag("--resume", "continue from the last valid checkpoint in DIR")
+    train.flag("--quiet", "print only the result")
     train.set_defaults(run=_train)
 
 
@@ -157,16 +151,10 @@ def _add_export(commands: Any) -> None:
         description="Write the encoder of a checkpoint as safetensors and as a state dict with torchvision's names, "
         "the whole model as safetensors, and export.json, which describes the files.",
     )
-    export.add_argument(
-        "--checkpoint",
-        metavar="DIR",
-        required=True,
-        help="output folder of a training (it contains checkpoints/), or one checkpoint folder",
-    )
-    export.add_argument(
-        "--best", action="store_true", help="export the checkpoint with the best validation retrieval, not the last one"
-    )
-    export.add_argument("--out", metavar="DIR", required=True, help="output folder; it must not contain an export yet")
+    checkpoint = "output folder of a training (it contains checkpoints/), or one checkpoint folder"
+    export.option("--checkpoint", "DIR", checkpoint, required=True)
+    export.flag("--best", "export the checkpoint with the best validation retrieval, not the last one")
+    export.option("--out", "DIR", "output folder; it must not contain an export yet", required=True)
     export.set_defaults(run=_export)
 
 
@@ -194,9 +182,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _add_report(commands: Any) -> None:
     report = commands.add_parser("report", help="write the tables and the report of a study again")
-    report.add_argument(
-        "--results", metavar="DIR", required=True, help="folder of the study, for example results/samplers"
-    )
+    report.option("--results", "DIR", "folder of the study, for example results/samplers", required=True)
     report.set_defaults(run=_report)
 
 
@@ -224,8 +210,7 @@ def _bench_ray(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{error.name} is not installed; pip install 'mbcl[ray]'") from error
     from mbcl import report
 
-    settings = {key: value for key, value in vars(arguments).items() if key != "run"}
-    return bench_ray(RayBenchSettings(**settings), report.write)
+    return bench_ray(RayBenchSettings(**option_values(arguments)), report.write)
 
 
 def _add_doctor(commands: Any) -> None:
@@ -237,20 +222,14 @@ def _add_doctor(commands: Any) -> None:
         "error exceeds its bound: 1e-9 in float64; in float32, thirty times the rounding error of one process, "
         "measured against float64. Takes a minute or two and needs no GPU.",
     )
-    doctor.add_argument(
-        "--workers",
-        metavar="N",
-        type=int,
-        nargs="+",
-        default=[1, 2, 4],
-        help="numbers of processes that share a batch of 16, or a chunk of 8 (default: 1 2 4)",
-    )
-    doctor.add_argument("--objectives", metavar="NAME", nargs="+", help="objectives to check (default: all)")
+    workers = "numbers of processes that share a batch of 16, or a chunk of 8 (default: 1 2 4)"
+    doctor.option("--workers", "N", workers, type=int, nargs="+")
+    doctor.option("--objectives", "NAME", "objectives to check (default: all)", nargs="+")
     doctor.add_argument("--dtypes", choices=("float64", "float32"), nargs="+", default=["float64", "float32"])
     doctor.add_argument("--accumulation", choices=("none", "cached"), nargs="+", default=["none", "cached"])
-    doctor.add_argument("--steps", metavar="N", type=int, default=4, help="steps of each case (default: %(default)s)")
-    doctor.add_argument("--out", metavar="DIR", help="also write doctor.json to this folder")
-    doctor.set_defaults(run=_doctor)
+    doctor.option("--steps", "N", "steps of each case", 4)
+    doctor.option("--out", "DIR", "also write doctor.json to this folder")
+    doctor.set_defaults(workers=[1, 2, 4], run=_doctor)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -270,30 +249,20 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _add_list(commands: Any) -> None:
-    listing = commands.add_parser(
-        "list", help="list the names that a configuration can use, with parameters and defaults"
-    )
-    listing.add_argument(
-        "kind",
-        nargs="?",
-        choices=("samplers", "objectives", "optimizers", "encoders", "datasets"),
-        help="list only this kind",
-    )
-    listing.add_argument(
-        "name",
-        nargs="?",
-        help="only this sampler, objective, optimizer or encoder, with its full documentation",
-    )
+    summary = "list the names that a configuration can use, with parameters and defaults"
+    listing = commands.add_parser("list", help=summary)
+    kinds = ("samplers", "objectives", "optimizers", "encoders", "datasets")
+    listing.add_argument("kind", nargs="?", choices=kinds, help="list only this kind")
+    only = "only this sampler, objective, optimizer or encoder, with its full documentation"
+    listing.add_argument("name", nargs="?", help=only)
     listing.set_defaults(run=_list)
 
 
 def _list(arguments: argparse.Namespace) -> int:
     from mbcl.console.listing import about, lines
 
-    if arguments.name is not None:
-        sys.stdout.write(about(arguments.kind, arguments.name) + "\n")
-        return 0
-    sys.stdout.write("\n".join(lines(arguments.kind)) + "\n")
+    text = [about(arguments.kind, arguments.name)] if arguments.name is not None else lines(arguments.kind)
+    sys.stdout.write("\n".join(text) + "\n")
     return 0
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from mbcl.cli.parser import Parser
+
 if TYPE_CHECKING:
     from mbcl.data import ImageSet, Splits
     from mbcl.data.packs.folder_sets import Packed
@@ -30,8 +32,8 @@ def add_data(commands: Any) -> None:
         "with a warning. A corrupted set in folders gets one such file for each corruption and severity.",
     )
     _add_source(pack)
-    pack.add_argument("--out", metavar="DIR", help="folder of the pack, to be given as data.dir (default: see above)")
-    pack.add_argument("--force", action="store_true", help="pack again even if a complete pack of these files exists")
+    pack.option("--out", "DIR", "folder of the pack, to be given as data.dir (default: see above)")
+    pack.flag("--force", "pack again even if a complete pack of these files exists")
     pack.set_defaults(run=_pack)
     check = kinds.add_parser(
         "check",
@@ -40,29 +42,23 @@ def add_data(commands: Any) -> None:
         "duplicate images and missing corruptions. The exit code is 2 if a file is missing or damaged.",
     )
     _add_source(check)
-    check.add_argument("--clean-dir", metavar="DIR", help="for a corrupted set: folder of the clean data set")
-    check.add_argument(
-        "--verify",
-        choices=("warn", "strict"),
-        default="warn",
-        help="strict refuses files that are not official (default: %(default)s)",
-    )
+    check.option("--clean-dir", "DIR", "for a corrupted set: folder of the clean data set")
+    check.option("--verify", None, "strict refuses files that are not official", "warn", choices=("warn", "strict"))
     check.set_defaults(run=_check)
 
 
-def _add_source(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", metavar="NAME", required=True, help="a name of `mbcl list datasets`")
-    command.add_argument("--data-dir", metavar="DIR", help="folder of its files")
-    command.add_argument(
-        "--image-size", metavar="S", type=int, help="size in pixels to which image_folder resizes and crops images"
-    )
+def _add_source(command: Parser) -> None:
+    command.option("--data", "NAME", "a name of `mbcl list datasets`", required=True)
+    command.option("--data-dir", "DIR", "folder of its files")
+    command.option("--image-size", "S", "size in pixels to which image_folder resizes and crops images", type=int)
 
 
 # -- pack ----------------------------------------------------------------------------------------------------------
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from mbcl.data import CORRUPTED, DATASETS, pack_corrupted, request_of
+    from mbcl.data import CORRUPTED, DATASETS, pack_corrupted
+    from mbcl.data.datasets.request import DatasetRequest
     from mbcl.errors import ConfigError
     from mbcl.io.store import local_path
 
@@ -75,17 +71,15 @@ def _pack(arguments: argparse.Namespace) -> int:
     if arguments.data_dir is None:
         files = CORRUPTED[arguments.data].how_to_get if corrupted else DATASETS[arguments.data].files
         raise ConfigError(f"--data-dir is not given; {files}")
-    request = request_of(dir=arguments.data_dir, image_size=arguments.image_size)
+    request = DatasetRequest(dir=arguments.data_dir, image_size=arguments.image_size)
     options = {"out": out, "force": arguments.force}
     try:
-        with _progress() as on_progress:
+        with _progress() as show:
             if folders is None:
-                for packed in pack_corrupted(
-                    arguments.data, dir=arguments.data_dir, on_progress=on_progress, **options
-                ):
+                for packed in pack_corrupted(arguments.data, dir=arguments.data_dir, on_progress=show, **options):
                     _print_packed(packed)
             else:
-                _print_packed(folders.pack(request, on_progress=on_progress, **options))
+                _print_packed(folders.pack(request, on_progress=show, **options))
     except OSError as error:
         what = f"{error.filename}: the pack cannot be written: {error.strerror}"
         raise ConfigError(f"{what}; --out chooses another folder") from error
@@ -180,18 +174,12 @@ def _check_corrupted(arguments: argparse.Namespace) -> int:
     for option, value in (("--data-dir", arguments.data_dir), ("--clean-dir", arguments.clean_dir)):
         if value is None:
             raise ConfigError(f"{option} is not given; {arguments.data}: {CORRUPTED[arguments.data].how_to_get}")
-    check_complete(arguments.data, dir=arguments.data_dir, verify=arguments.verify)
+    source = {"dir": arguments.data_dir, "verify": arguments.verify}
+    check_complete(arguments.data, **source)
     clean = load(CORRUPTED[arguments.data].clean, dir=arguments.clean_dir, verify=arguments.verify).test
     for corruption, severities in corrupted_available(arguments.data, arguments.data_dir).items():
         for severity in severities:
-            corrupted = load_corrupted(
-                arguments.data,
-                dir=arguments.data_dir,
-                corruption=corruption,
-                severity=severity,
-                clean=clean,
-                verify=arguments.verify,
-            )
+            corrupted = load_corrupted(arguments.data, corruption=corruption, severity=severity, clean=clean, **source)
             distance = (corrupted.images.float() - clean.images.float()).abs().mean()
             sys.stdout.write(
                 f"{corruption:18} {severity}  {len(corrupted):,} images, {distance:.1f} of 255 from the clean ones\n"

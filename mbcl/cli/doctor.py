@@ -34,13 +34,7 @@ def examine(
 ) -> bool:
     """Certify every combination, print the errors, and return whether all are within their bounds.
 
-    Args:
-        workers: numbers of gloo processes.
-        objectives: registered names.
-        dtypes: of ``float64`` and ``float32``.
-        accumulations: of ``none`` and ``cached``.
-        steps: training steps of each case.
-        out: folder for ``doctor.json``; None writes no file.
+    ``workers`` are numbers of gloo processes; ``out`` is the folder for ``doctor.json``, None for no file.
 
     Raises:
         ConfigError: if a number of workers cannot share a batch or a chunk.

@@ -53,57 +53,28 @@ def add_evaluate(commands: Any) -> None:
         epilog=_KEYS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    evaluate.add_argument(
-        "--checkpoint",
-        metavar="DIR",
-        required=True,
-        help="output folder of a training (it contains checkpoints/), one checkpoint folder, or an export",
-    )
-    evaluate.add_argument(
-        "--epochs",
-        metavar="N",
-        type=int,
-        nargs="+",
-        help="evaluate the checkpoints after these epochs, each into evaluations/NAME/; 0 or -1: the initial weights",
-    )
-    evaluate.add_argument(
-        "--metrics",
-        metavar="NAME",
-        nargs="+",
-        help="any of retrieval, corrupted, knn, probe, repr (default: those of the experiment)",
-    )
-    evaluate.add_argument("--corrupted", action="store_true", help="add corrupted retrieval to the other metrics")
-    evaluate.add_argument(
-        "--severity", metavar="N", type=int, nargs="+", help="severities of the corruptions, 1 to 5 (default: all)"
-    )
-    evaluate.add_argument(
-        "--corrupted-dir",
-        metavar="DIR",
-        help="folder of the data set's official corrupted version (default: images are corrupted as needed)",
-    )
-    evaluate.add_argument(
-        "--baselines",
-        metavar="NAME",
-        nargs="+",
-        help="also evaluate baselines: random (random weights), pixels (raw pixels)",
-    )
-    evaluate.add_argument(
-        "--split",
-        metavar="NAME",
-        help="test, validation or train; train: the training images, as published but without the validation split",
-    )
-    evaluate.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="override a key of the evaluation block"
-    )
-    evaluate.add_argument("--data", metavar="NAME", help="another data set than that of the training")
-    evaluate.add_argument("--data-dir", metavar="DIR", help="folder of the data on this machine")
-    evaluate.add_argument(
-        "--out",
-        metavar="DIR",
-        help="folder of evaluation.json (default: that of the checkpoints; required for the trial of a sweep)",
-    )
-    evaluate.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    evaluate.add_argument("--force", action="store_true", help="evaluate again even if the result exists")
+    add = evaluate.option
+    checkpoint = "output folder of a training (it contains checkpoints/), one checkpoint folder, or an export"
+    add("--checkpoint", "DIR", checkpoint, required=True)
+    epochs = "evaluate the checkpoints after these epochs, each into evaluations/NAME/; 0 or -1: the initial weights"
+    add("--epochs", "N", epochs, type=int, nargs="+")
+    metrics = "any of retrieval, corrupted, knn, probe, repr (default: those of the experiment)"
+    add("--metrics", "NAME", metrics, nargs="+")
+    evaluate.flag("--corrupted", "add corrupted retrieval to the other metrics")
+    add("--severity", "N", "severities of the corruptions, 1 to 5 (default: all)", type=int, nargs="+")
+    folder = "folder of the data set's official corrupted version (default: images are corrupted as needed)"
+    add("--corrupted-dir", "DIR", folder)
+    baselines = "also evaluate baselines: random (random weights), pixels (raw pixels)"
+    add("--baselines", "NAME", baselines, nargs="+")
+    split = "test, validation or train; train: the training images, as published but without the validation split"
+    add("--split", "NAME", split)
+    evaluate.overrides("override a key of the evaluation block")
+    add("--data", "NAME", "another data set than that of the training")
+    add("--data-dir", "DIR", "folder of the data on this machine")
+    out = "folder of evaluation.json (default: that of the checkpoints; required for the trial of a sweep)"
+    add("--out", "DIR", out)
+    add("--device", None, "cpu or cuda", "cpu")
+    evaluate.flag("--force", "evaluate again even if the result exists")
     evaluate.set_defaults(run=_evaluate)
 
 

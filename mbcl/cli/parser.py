@@ -1,9 +1,9 @@
-"""An argument parser whose errors are one line, like all other errors of mbcl."""
+"""An argument parser whose errors are one line, like all other errors of mbcl, with the forms that options share."""
 
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -16,3 +16,22 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the error with a reference to ``--help`` and exit with code 2."""
         self.exit(EXIT_BAD_INPUT, f"error: {message} (see {self.prog} --help)\n")
+
+    def option(self, name: str, metavar: str | None, help: str, default: Any = None, **settings: Any) -> None:
+        """Add an option with a value. A default determines the type, and the help names it."""
+        if default is not None:
+            help, settings = f"{help} (default: %(default)s)", {"type": type(default), **settings}
+        self.add_argument(name, metavar=metavar, help=help, default=default, **settings)
+
+    def flag(self, name: str, help: str) -> None:
+        """Add an option without a value."""
+        self.add_argument(name, action="store_true", help=help)
+
+    def overrides(self, help: str) -> None:
+        """Add ``--set KEY=VALUE``, which can be repeated."""
+        self.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=help)
+
+
+def option_values(arguments: argparse.Namespace, *others: str) -> dict[str, Any]:
+    """Return the values of the options by name, without those named ``others``."""
+    return {key: value for key, value in vars(arguments).items() if key not in ("run", *others)}

@@ -19,12 +19,7 @@ SAMPLERS = ("fixed", "shuffle", "full", "all_batches", "osgd_exhaustive", "spect
 
 
 def add_synthetic(commands: Any, write_report: WriteReport) -> None:
-    """Add ``synthetic`` to the commands.
-
-    Args:
-        commands: argparse's subparsers.
-        write_report: writes the outcome into a folder. The caller provides it, because the report is a layer above.
-    """
+    """Add ``synthetic`` to the commands. ``write_report`` writes the outcome into a folder: it is a layer above."""
     synthetic = commands.add_parser(
         "synthetic",
         help="compare samplers with the known optimum, by direct optimisation of points on a sphere",
@@ -32,41 +27,26 @@ def add_synthetic(commands: Any, write_report: WriteReport) -> None:
         "samplers choose, all from the same starting points, and compare the results with the optimum. The output is "
         "curves against steps, updates and samples seen, final Gram matrices, a table, and a page with all of them.",
     )
-    add = synthetic.add_argument
-    add("--n", metavar="N", type=int, default=8, help="number of samples (default: %(default)s)")
-    add("--dim", metavar="D", type=int, help="dimensions (default: 2 N; the published study has 2 N and N / 2)")
-    add("--batch-size", metavar="B", type=int, nargs="+", default=[2], help="one or several batch sizes (default: 2)")
-    add("--steps", metavar="N", type=int, default=2000, help="steps of every method (default: %(default)s)")
-    add(
-        "--samplers",
-        metavar="SPEC",
-        nargs="+",
-        default=list(SAMPLERS),
-        help="NAME or NAME:KEY=VALUE,KEY=VALUE, see `mbcl list samplers`, or published names: f s full NcB osgd_NcB "
-        f"sc_even (default: {' '.join(SAMPLERS)})",
-    )
-    add("--seeds", metavar="N", type=int, default=5, help="number of seeds (default: %(default)s)")
-    add("--first-seed", metavar="N", type=int, default=0, help="the first of the seeds (default: %(default)s)")
-    add("--lr", metavar="RATE", type=float, default=0.5, help="learning rate of SGD (default: %(default)s)")
-    add("--accumulate", choices=("sum", "mean"), help="one update per step, on the sum or mean of its batches' losses")
-    add("--equal-init", action="store_true", help="u and v of a sample start at the same point")
-    add(
-        "--log-every", metavar="N", type=int, default=100, help="steps between points of a curve (default: %(default)s)"
-    )
-    add(
-        "--published-points",
-        action="store_true",
-        help="log osgd_exhaustive after the first update of a step, as the published program does, instead of the last",
-    )
-    add(
-        "--restarts",
-        metavar="N",
-        type=int,
-        default=16,
-        help="where no optimum is known: random restarts of the search for the least loss (default: %(default)s)",
-    )
-    add("--overwrite", action="store_true", help="replace an existing synthetic study in DIR")
-    add("--out", metavar="DIR", default="results/synthetic-study", help="output folder (default: %(default)s)")
+    add = synthetic.option
+    add("--n", "N", "number of samples", 8)
+    add("--dim", "D", "dimensions (default: 2 N; the published study has 2 N and N / 2)", type=int)
+    add("--batch-size", "B", "one or several batch sizes (default: 2)", type=int, nargs="+")
+    add("--steps", "N", "steps of every method", 2000)
+    samplers = "NAME or NAME:KEY=VALUE,KEY=VALUE, see `mbcl list samplers`, or published names: f s full NcB osgd_NcB "
+    add("--samplers", "SPEC", f"{samplers}sc_even (default: {' '.join(SAMPLERS)})", nargs="+")
+    add("--seeds", "N", "number of seeds", 5)
+    add("--first-seed", "N", "the first of the seeds", 0)
+    add("--lr", "RATE", "learning rate of SGD", 0.5)
+    accumulate = "one update per step, on the sum or mean of its batches' losses"
+    add("--accumulate", None, accumulate, choices=("sum", "mean"))
+    synthetic.flag("--equal-init", "u and v of a sample start at the same point")
+    add("--log-every", "N", "steps between points of a curve", 100)
+    points = "log osgd_exhaustive after the first update of a step, as the published program does, instead of the last"
+    synthetic.flag("--published-points", points)
+    add("--restarts", "N", "where no optimum is known: random restarts of the search for the least loss", 16)
+    synthetic.flag("--overwrite", "replace an existing synthetic study in DIR")
+    add("--out", "DIR", "output folder", "results/synthetic-study")
+    synthetic.set_defaults(batch_size=[2], samplers=list(SAMPLERS))
     synthetic.set_defaults(run=lambda arguments: _synthetic(arguments, write_report))
 
 

@@ -5,12 +5,11 @@ from mbcl.data.corrupted.official_sets import (
     check_complete,
     check_corrupted,
     corrupted_available,
-    corrupted_of,
     load_corrupted,
     pack_corrupted,
 )
 from mbcl.data.corruptions import CORRUPTIONS, corrupt
-from mbcl.data.datasets.registry import DATASETS, DatasetSpec, describe, load, request_of
+from mbcl.data.datasets.registry import DATASETS, DatasetSpec, describe, load
 from mbcl.data.images import ImageSet, Splits, split_validation
 from mbcl.data.views.augment import augment, clean, clean_views, make_views
 from mbcl.data.views.recipe import IDENTITY, ViewRecipe
@@ -31,12 +30,10 @@ __all__ = [
     "clean_views",
     "corrupt",
     "corrupted_available",
-    "corrupted_of",
     "describe",
     "load",
     "load_corrupted",
     "make_views",
     "pack_corrupted",
-    "request_of",
     "split_validation",
 ]

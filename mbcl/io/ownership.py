@@ -33,12 +33,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @dataclass(frozen=True)
 class Fence:
-    """A claim on a folder.
-
-    Args:
-        location: the folder, a path or URI.
-        token: content of its ``.owner`` while the claim is valid.
-    """
+    """A claim on a folder, a path or URI; ``token`` is the content of its ``.owner`` while the claim is valid."""
 
     location: str
     token: str
@@ -82,14 +77,9 @@ class Fence:
 
 
 def claim(store: Store, *, under: Sequence[Fence] = ()) -> Fence:
-    """Claim a folder with a new fencing token.
+    """Claim a folder, created if missing, with a new fencing token; all older claims on it become invalid.
 
-    Args:
-        store: the folder, created if missing.
-        under: parent claims, which must be valid.
-
-    Returns:
-        The new claim; all older claims on this folder are invalid.
+    The parent claims ``under`` it must be valid.
 
     Raises:
         OwnershipError: if one of ``under`` is no longer valid.
@@ -99,14 +89,14 @@ def claim(store: Store, *, under: Sequence[Fence] = ()) -> Fence:
     with ExitStack() as stack:
         for parent in under:
             stack.enter_context(parent.held())
-        if isinstance(store, LocalStore):
-            _claim_local(store, fence)
-        else:
-            write_text(store, OWNER_FILE, fence.token)
+        _write_token(store, fence.token)
     return fence
 
 
-def _claim_local(store: LocalStore, fence: Fence) -> None:
+def _write_token(store: Store, token: str) -> None:
+    if not isinstance(store, LocalStore):
+        write_text(store, OWNER_FILE, token)
+        return
     store.folder.mkdir(parents=True, exist_ok=True)
     # Written in place: after a rename, the former owner's lock would be on the old inode.
     descriptor = os.open(store.folder / OWNER_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -117,18 +107,14 @@ def _claim_local(store: LocalStore, fence: Fence) -> None:
                 raise MbclError(f"{store.uri}: a process of an earlier run has been writing for {CLAIM_SECONDS:g} s")
             time.sleep(POLL_SECONDS)
         stream.truncate(0)
-        stream.write(fence.token.encode())
+        stream.write(token.encode())
         stream.flush()
         os.fsync(stream.fileno())
 
 
 def release(store: Store) -> None:
     """Invalidate all claims on a folder, by an empty token that no claim has."""
-    revoked = Fence(store.uri, "")
-    if isinstance(store, LocalStore):
-        _claim_local(store, revoked)
-    else:
-        write_text(store, OWNER_FILE, revoked.token)
+    _write_token(store, "")
 
 
 def _flock(stream: IO[bytes], operation: int) -> bool:
@@ -150,12 +136,10 @@ def _read_token(store: Store) -> str | None:
         return None
 
 
-class FencedStore:
-    """A store that writes and deletes only while its claims are valid. Reads are not checked.
+class FencedStore(Store):
+    """A store that writes, deletes and publishes only while its claims are valid, or else raises OwnershipError.
 
-    Args:
-        store: the store to guard.
-        fences: claims that must be valid.
+    Reads are not checked. The stores of subfolders have the same claims.
     """
 
     def __init__(self, store: Store, fences: Sequence[Fence]) -> None:
@@ -164,7 +148,6 @@ class FencedStore:
 
     @property
     def uri(self) -> str:
-        """Path or URI of the folder, valid in other processes."""
         return self._store.uri
 
     @contextmanager
@@ -175,29 +158,23 @@ class FencedStore:
             yield
 
     def read_bytes(self, name: str) -> bytes:
-        """Read a file. Raises FileNotFoundError."""
         return self._store.read_bytes(name)
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file atomically; raises OwnershipError if a claim is no longer valid."""
         with self._fenced():
             self._store.write_bytes(name, content)
 
     def exists(self, name: str) -> bool:
-        """Whether a file or folder exists."""
         return self._store.exists(name)
 
     def list(self, name: str = "") -> list[str]:
-        """List the sorted names in a folder; empty if the folder does not exist."""
         return self._store.list(name)
 
     def delete(self, name: str) -> None:
-        """Delete a file or a folder; raises OwnershipError if a claim is no longer valid."""
         with self._fenced():
             self._store.delete(name)
 
     def child(self, name: str) -> FencedStore:
-        """Return the store of a subfolder, under the same claims."""
         return FencedStore(self._store.child(name), self._fences)
 
     def local_folder(self, name: str) -> Path:
@@ -206,6 +183,5 @@ class FencedStore:
             return self._store.local_folder(name)
 
     def publish(self, name: str) -> None:
-        """Copy the local folder into the store; raises OwnershipError if a claim is no longer valid."""
         with self._fenced():
             self._store.publish(name)

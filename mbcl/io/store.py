@@ -5,7 +5,6 @@ Every write is atomic, so that a reader never sees a partial file.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import uuid
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mbcl.errors import ConfigError
+from mbcl.io.files import atomic_write, fsync
 from mbcl.io.uris import check_uri
 
 PIECE_BYTES = 8 * 2**20
@@ -44,7 +44,7 @@ class Store(Protocol):
         """Whether a file or folder exists."""
 
     def list(self, name: str = "") -> list[str]:
-        """List the sorted names in a folder; empty if the folder does not exist."""
+        """List the sorted names in a folder, without unfinished temporary files; empty if it does not exist."""
 
     def delete(self, name: str) -> None:
         """Delete a file or a folder; do nothing if it does not exist."""
@@ -57,15 +57,6 @@ class Store(Protocol):
 
     def publish(self, name: str) -> None:
         """Copy the folder of :meth:`local_folder` into the store, unless it already is in it."""
-
-
-def _fsync(path: Path | str) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_text(store: Store, name: str) -> str:
@@ -81,12 +72,10 @@ def write_text(store: Store, name: str, text: str) -> None:
 def check_writable(store: Store, option: str) -> None:
     """Check that a local folder can be created and written, with a temporary folder that is removed again.
 
-    Args:
-        store: store of the results. Only local stores are checked: object stores fail at the first write.
-        option: command-line option of the folder, for the error message.
+    Other stores are not checked: object stores fail at the first write.
 
     Raises:
-        ConfigError: with the folder and the reason from the operating system.
+        ConfigError: with the option that names the folder, the folder, and the reason from the operating system.
     """
     if not isinstance(store, LocalStore):
         return
@@ -100,50 +89,35 @@ def check_writable(store: Store, option: str) -> None:
         raise ConfigError(f"{option}: {store.uri} cannot be written: {existing}: {error.strerror or error}") from error
 
 
-class LocalStore:
-    """A store in a local folder."""
+class LocalStore(Store):
+    """A store in a local folder. Writes are safe against kills and power cuts."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).absolute()
 
     @property
     def uri(self) -> str:
-        """The absolute path of the folder."""
         return str(self.folder)
 
     def read_bytes(self, name: str) -> bytes:
-        """Read a file. Raises FileNotFoundError."""
         return (self.folder / name).read_bytes()
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a temporary file, fsync, rename, fsync of the folder: safe against kills and power cuts."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("xb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _fsync(path.parent)
+        with atomic_write(path) as stream:
+            stream.write(content)
 
     def exists(self, name: str) -> bool:
-        """Whether a file or folder exists."""
         return (self.folder / name).exists()
 
     def list(self, name: str = "") -> list[str]:
-        """List the sorted names in a folder, without unfinished temporary files."""
         folder = self.folder / name
         if not folder.is_dir():
             return []
         return sorted(p.name for p in folder.iterdir() if not (p.name.startswith(".") and p.name.endswith(".tmp")))
 
     def delete(self, name: str) -> None:
-        """Delete a file or a folder; do nothing if it does not exist."""
         path = self.folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -151,11 +125,9 @@ class LocalStore:
             path.unlink(missing_ok=True)
 
     def child(self, name: str) -> LocalStore:
-        """Return the store of a subfolder."""
         return LocalStore(self.folder / name)
 
     def local_folder(self, name: str) -> Path:
-        """Return the folder itself, created if missing."""
         path = self.folder / name
         path.mkdir(parents=True, exist_ok=True)
         return path
@@ -164,7 +136,7 @@ class LocalStore:
         """Do nothing: the local folder is in the store already."""
 
 
-class ArrowStore:
+class ArrowStore(Store):
     """A store behind a pyarrow filesystem. Writes rely on object stores to show only complete objects."""
 
     def __init__(self, uri: str) -> None:
@@ -188,7 +160,6 @@ class ArrowStore:
 
     @property
     def uri(self) -> str:
-        """The URI as given."""
         return self._folder + self._query
 
     def _path(self, name: str) -> str:
@@ -199,7 +170,6 @@ class ArrowStore:
         return self._filesystem.open_input_stream(self._path(name), compression=None)
 
     def read_bytes(self, name: str) -> bytes:
-        """Read a file. Raises FileNotFoundError."""
         with self._open(name) as stream:
             return bytes(stream.read())
 
@@ -237,17 +207,15 @@ class ArrowStore:
     def _sync(self, path: str) -> None:
         """Flush a file or a folder to the disk, if the filesystem is local."""
         if self._filesystem.type_name == "local":
-            _fsync(path)
+            fsync(path)
 
     def _type(self, name: str) -> Any:
         return self._filesystem.get_file_info(self._path(name)).type.name
 
     def exists(self, name: str) -> bool:
-        """Whether a file or folder exists."""
         return bool(self._type(name) != "NotFound")
 
     def list(self, name: str = "") -> list[str]:
-        """List the sorted names in a folder, without unfinished temporary files."""
         from pyarrow.fs import FileSelector
 
         selector = FileSelector(self._path(name), allow_not_found=True)
@@ -255,7 +223,6 @@ class ArrowStore:
         return sorted(entry for entry in names if not entry.endswith(".tmp"))
 
     def delete(self, name: str) -> None:
-        """Delete a file or a folder; do nothing if it does not exist."""
         kind = self._type(name)
         if kind == "Directory":
             self._filesystem.delete_dir(self._path(name))
@@ -263,7 +230,6 @@ class ArrowStore:
             self._filesystem.delete_file(self._path(name))
 
     def child(self, name: str) -> ArrowStore:
-        """Return the store of a subfolder."""
         return ArrowStore(f"{self._folder}/{name}{self._query}")
 
     def local_folder(self, name: str) -> Path:
@@ -277,7 +243,6 @@ class ArrowStore:
         return self._scratch[name]
 
     def publish(self, name: str) -> None:
-        """Copy every file of the temporary folder into the store."""
         folder = self.local_folder(name)
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             relative = path.relative_to(folder).as_posix()

@@ -46,9 +46,6 @@ _OPTION_NAME = re.compile("[A-Za-z_]{1,40}")
 def check_uri(uri: str) -> None:
     """Refuse a URI with a password or key, or with a query option outside the allowlist.
 
-    Args:
-        uri: the URI as given by the user.
-
     Raises:
         ConfigError: if it is refused, with a message without the secret; if the URI does not begin with a scheme.
     """

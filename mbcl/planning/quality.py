@@ -23,20 +23,11 @@ def measure(
     seed: int,
     stage: Callable[[str], None],
 ) -> Facts:
-    """Compute the metrics that ``mbcl plan`` prints.
+    """Compute the metrics that ``mbcl plan`` prints, by name, of a plan of N samples.
 
-    Args:
-        plan: batch plan of the N samples.
-        num_samples: N.
-        embeddings: embeddings of all samples; None skips the losses.
-        labels: (N,) int64 classes; None skips the share of pairs with equal classes.
-        other: a plan to compare with; None skips the overlap.
-        temperature: temperature of the losses.
-        seed: seed of the random batches and of the sampled anchors.
-        stage: callback with the name of each stage, before it starts.
-
-    Returns:
-        The metrics by name, including the digest of the plan.
+    Without ``embeddings`` of all samples, the losses are skipped; without ``labels``, (N,) int64, the share of pairs
+    with equal classes; without an ``other`` plan, the overlap. ``seed`` is that of the random batches and of the
+    sampled anchors. ``stage`` is called with the name of each stage, before it starts.
     """
     metrics: Facts = {
         "samples": num_samples,

@@ -141,27 +141,22 @@ def sampler_of(request: PlanRequest) -> Sampler:
 
 
 def _resolve_out(request: PlanRequest) -> tuple[Store, str]:
-    """Run :func:`_parse_out`, and convert its OSError and ValueError (an invalid path) into ConfigError."""
-    try:
-        return _parse_out(request)
-    except ConfigError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--out: {request.out!r}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _parse_out(request: PlanRequest) -> tuple[Store, str]:
     """Parse ``--out`` into store and file name; refuse an input file, or an existing plan without ``--overwrite``."""
     folder, name = request.out.rstrip("/"), "plan.npz"
-    if folder.endswith(".npz") and not Path(folder).is_dir():
-        folder, _, name = folder.rpartition("/")
-        folder = folder or ("/" if request.out.startswith("/") else ".")
-    store = open_store(folder or request.out)
-    for option, source in (("--embeddings", request.embeddings), ("--compare", request.compare)):
-        if source is not None and Path(source).resolve() == Path(store.uri, name).resolve():
-            raise ConfigError(f"--out: {store.uri}/{name} is what {option} names; choose another")
-    if store.exists(name) and not request.overwrite:
-        raise ConfigError(f"{store.uri}/{name}: is there already; add --overwrite, or choose another --out")
+    try:
+        if folder.endswith(".npz") and not Path(folder).is_dir():
+            folder, _, name = folder.rpartition("/")
+            folder = folder or ("/" if request.out.startswith("/") else ".")
+        store = open_store(folder or request.out)
+        for option, source in (("--embeddings", request.embeddings), ("--compare", request.compare)):
+            if source is not None and Path(source).resolve() == Path(store.uri, name).resolve():
+                raise ConfigError(f"--out: {store.uri}/{name} is what {option} names; choose another")
+        if store.exists(name) and not request.overwrite:
+            raise ConfigError(f"{store.uri}/{name}: is there already; add --overwrite, or choose another --out")
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: an invalid path
+        raise ConfigError(f"--out: {request.out!r}: {getattr(error, 'strerror', None) or error}") from error
     return store, name
 
 

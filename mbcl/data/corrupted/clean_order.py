@@ -18,13 +18,8 @@ def clean_order(folder: Path, entries: Sequence[tuple[Path, str]], clean: ImageS
 
     A file matches the clean image whose file has the same name without extension, or whose position is its name. If
     the names are neither, the files of each class are matched in natural sort order of their names (numbers by value),
-    and a warning is reported through ``request``.
-
-    Args:
-        folder: folder of one corruption and severity.
-        entries: its images, each with the name of its class folder.
-        clean: the clean images.
-        request: the request that uncertain matches are reported to.
+    and a warning is reported through ``request``. ``entries`` are the images in ``folder``, which is that of one
+    corruption and severity, each with the name of its class folder.
 
     Raises:
         DataError: if a class is unknown, an image is missing or extra, or an image is in the folder of another class.

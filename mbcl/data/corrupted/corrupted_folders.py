@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,60 +11,24 @@ import torch
 from torch import Tensor
 
 from mbcl.data.corrupted.clean_order import clean_order
+from mbcl.data.corruptions import SEVERITIES
 from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet
-from mbcl.data.packs.folder_sets import Packed, pack_parts
-from mbcl.data.packs.folders import Listing, Parts, class_images, decode, image_dimensions, subfolders
-from mbcl.data.packs.pack_file import FOLDER, Pack, open_pack
+from mbcl.data.packs.folders import Listing, Parts, class_images, decode, square_side, subfolders
+from mbcl.data.packs.pack_file import FOLDER, open_pack
 from mbcl.errors import DataError
 
-_EMPTY = Listing([], [])
 
-
-def severities_in(root: Path, severities: tuple[int, ...]) -> dict[str, list[int]]:
+def severities_in(root: Path) -> dict[str, list[int]]:
     """List the severities that exist as folders or as packs, by corruption."""
-    present: dict[str, set[int]] = {}
-    for corruption in subfolders(root):
-        names = set(subfolders(root / corruption))
-        present[corruption] = {severity for severity in severities if str(severity) in names}
-    for folder in (root / FOLDER, root):
-        for path in folder.glob("*-?.json"):
-            corruption, _, severity = path.stem.rpartition("-")
-            if severity in map(str, severities):
-                present.setdefault(corruption, set()).add(int(severity))
-    return {corruption: sorted(found) for corruption, found in present.items() if found}
-
-
-def pack_folders(
-    root: Path,
-    available: dict[str, list[int]],
-    *,
-    out: Path | None,
-    force: bool,
-    on_progress: Callable[[int, int], None],
-) -> Iterator[Packed]:
-    """Pack the folder of each corruption and severity, unless an intact pack of it exists.
-
-    Args:
-        root: folder of the corrupted set.
-        available: severities by corruption; those without a folder are skipped.
-        out: folder for the packs; ``mbcl-pack`` in the set's folder by default, where readers look for them.
-        force: pack even if an intact pack exists.
-        on_progress: callback with the number of images done and the total of the current pack.
-
-    Raises:
-        DataError: if an image cannot be read, or its size differs from that of the first.
-    """
-    for corruption, severities in available.items():
-        for severity in severities:
-            if (root / corruption / str(severity)).is_dir():
-                yield pack_parts(
-                    _parts(root, corruption, severity),
-                    out or root / FOLDER,
-                    f"{corruption}-{severity}",
-                    force,
-                    on_progress,
-                )
+    names = [(corruption, severity) for corruption in subfolders(root) for severity in subfolders(root / corruption)]
+    packs = (path.stem for folder in (root / FOLDER, root) for path in folder.glob("*-?.json"))
+    names += [(stem[:-2], stem[-1]) for stem in packs]
+    present: dict[str, set[int]] = defaultdict(set)
+    for corruption, severity in names:
+        if severity in map(str, SEVERITIES):
+            present[corruption].add(int(severity))
+    return {corruption: sorted(severities) for corruption, severities in present.items()}
 
 
 def folder_reader(
@@ -71,23 +36,18 @@ def folder_reader(
 ) -> Callable[[], Tensor]:
     """Check the files of one corruption and severity, and return a function that reads them.
 
-    The function returns (N, 3, S, S) uint8, in the order of the clean images.
-
-    Args:
-        root: folder of the corrupted set.
-        corruption: name of the corruption's folder.
-        severity: name of the severity's folder in it.
-        clean: the N clean test images. The files are matched to their names and labels immediately.
-        request: the request that uncertain matches are reported to.
-        name: name of the set, for messages.
+    The files are matched immediately to the names and labels of the N clean test images, and uncertain matches are
+    reported to the request. ``name`` is that of the set, for messages. The function returns (N, 3, S, S) uint8, in the
+    order of the clean images; it raises DataError if an image cannot be read.
 
     Raises:
-        DataError: as :func:`mbcl.data.corrupted.clean_order.clean_order`; if a pack is damaged. The returned function
-            raises it if an image cannot be read.
+        DataError: as :func:`mbcl.data.corrupted.clean_order.clean_order`; if a pack is damaged.
     """
     folder, size = root / corruption / str(severity), clean.images.shape[-1]
-    pack = _usable_pack(root, corruption, severity, request, name)
-    if pack is None:
+    pack = open_pack(root, f"{corruption}-{severity}")  # the files may have been removed after packing
+    if pack is None or (
+        folder.is_dir() and not pack.is_current(severity_parts(root, corruption, severity), name, request)
+    ):
         listing = clean_order(folder, _class_files(folder), clean, request)
         return lambda: decode(listing, size=size, name=name)[0]
     if pack.size != size:
@@ -98,35 +58,21 @@ def folder_reader(
     return lambda: torch.from_numpy(np.ascontiguousarray(pack.pixels()[rows]))
 
 
-def _usable_pack(root: Path, corruption: str, severity: int, request: DatasetRequest, name: str) -> Pack | None:
-    """Return the pack if it matches the files, or if the files were removed; None otherwise."""
-    pack = open_pack(root, f"{corruption}-{severity}")
-    if pack is None or not (root / corruption / str(severity)).is_dir():
-        return pack
-    difference = pack.difference(_parts(root, corruption, severity))
-    if difference is None:
-        return pack
-    request.object(
-        f"{name}: {pack.path} is not used, the files have changed since they were packed: {difference}; "
-        f"`mbcl data pack` packs them again"
-    )
-    return None
-
-
 def _class_files(folder: Path) -> list[tuple[Path, str]]:
     """List all images of ``folder/CLASS/IMAGE``, each with the name of its class."""
     return [(path, name) for name in subfolders(folder) for path in class_images(folder / name)]
 
 
-def _parts(root: Path, corruption: str, severity: int) -> Parts:
-    """Return the files of one folder as a test part, with an empty training part."""
+def severity_parts(root: Path, corruption: str, severity: int) -> Parts:
+    """Return the files of one folder as a test part, with an empty training part.
+
+    Raises:
+        DataError: if there is no image, or the first one is not a square.
+    """
     folder = root / corruption / str(severity)
     classes = subfolders(folder)
     files = _class_files(folder)
     if not files:
         raise DataError(f"{folder}: it holds no folders of classes with images")
     listing = Listing([path for path, _ in files], [classes.index(name) for _, name in files])
-    width, height = image_dimensions(files[0][0])
-    if width != height:
-        raise DataError(f"{files[0][0]}: found {width} x {height} pixels, not a square")
-    return Parts(root, _EMPTY, listing, classes, width)
+    return Parts(root, Listing([], []), listing, classes, square_side(files[0][0]))

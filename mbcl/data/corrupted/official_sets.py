@@ -16,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mbcl.data.corrupted.corrupted_folders import folder_reader, pack_folders, severities_in
+from mbcl.data.corrupted.corrupted_folders import folder_reader, severities_in, severity_parts
 from mbcl.data.corruptions import CORRUPTIONS, SEVERITIES, check_severity
 from mbcl.data.datasets.request import DatasetRequest, Verify
 from mbcl.data.images import ImageSet
-from mbcl.data.packs.folder_sets import Packed
+from mbcl.data.messages import format_shape, one_line
+from mbcl.data.packs.folder_sets import Packed, pack_parts
+from mbcl.data.packs.pack_file import FOLDER
 from mbcl.errors import ConfigError, DataError, nearest
 from mbcl.io.store import is_uri, local_path
 from mbcl.registry import Registry
@@ -62,30 +64,19 @@ for _set in (
     CORRUPTED.register(_set.name)(_set)
 
 
-def corrupted_of(name: str) -> CorruptedSet | None:
-    """Return the corrupted set for its own name or for the name of its clean data set; None if there is none."""
-    return next((CORRUPTED[key] for key in CORRUPTED if name in (key, CORRUPTED[key].clean)), None)
-
-
 def corrupted_available(name: str, dir: str) -> dict[str, list[int]]:
-    """List the corruptions and severities in a folder.
+    """List the severities by corruption in the folder of a corrupted set: the standard fifteen first, others by name.
 
-    Args:
-        name: name of the corrupted set or of its clean data set.
-        dir: the folder of the corrupted set.
-
-    Returns:
-        Severities by corruption: the standard fifteen first, in their order, then all others by name.
+    ``name`` is that of the corrupted set or of its clean data set.
 
     Raises:
         DataError: if the folder holds no corruptions.
         ConfigError: if the set is unknown.
     """
-    source = _get_set(name)
-    root = _find_root(source, dir)
-    severities = {path.stem: list(SEVERITIES) for path in root.glob("*.npy")} if source.archives else {}
-    severities.pop(_LABELS, None)
-    severities = {**severities_in(root, SEVERITIES), **severities}
+    source, root = _open_set(name, dir)
+    severities = severities_in(root)
+    if source.archives:
+        severities |= {path.stem: list(SEVERITIES) for path in root.glob("*.npy") if path.stem != _LABELS}
     if not severities:
         raise DataError(f"{source.name}: {root} holds no corruptions; {source.how_to_get}")
     order = [name for name in CORRUPTIONS if name in severities] + sorted(set(severities) - set(CORRUPTIONS))
@@ -95,17 +86,14 @@ def corrupted_available(name: str, dir: str) -> dict[str, list[int]]:
 def check_complete(name: str, *, dir: str, verify: Verify = "warn") -> None:
     """Report which of the fifteen standard corruptions at five severities are missing in a folder.
 
-    Args:
-        name: name of the corrupted set or of its clean data set.
-        dir: the folder of the corrupted set.
-        verify: whether missing ones are a warning or an error.
+    ``name`` is that of the corrupted set or of its clean data set.
 
     Raises:
         DataError: if the folder holds no corruptions, or if it lacks some and ``verify`` is ``strict``.
         ConfigError: if the set is unknown.
     """
-    source, available = _get_set(name), corrupted_available(name, dir)
-    request, location = DatasetRequest(dir=dir, verify=verify), f"{source.name}: {_find_root(source, dir)}"
+    (source, root), available = _open_set(name, dir), corrupted_available(name, dir)
+    request, location = DatasetRequest(dir=dir, verify=verify), f"{source.name}: {root}"
     missing = [corruption for corruption in CORRUPTIONS if corruption not in available]
     if missing:
         present = f"{len(CORRUPTIONS) - len(missing)} of the {len(CORRUPTIONS)} standard corruptions"
@@ -138,17 +126,13 @@ def load_corrupted(
         ConfigError: if the set, corruption or severity is unknown.
     """
     read = _reader(name, dir, corruption, severity, clean, verify)
-    return replace(clean, images=read().to(clean.images.device), rows=None, name=_get_set(name).name)
+    return replace(clean, images=read().to(clean.images.device), rows=None, name=_open_set(name, dir)[0].name)
 
 
 def check_corrupted(
     name: str, *, dir: str, corruption: str, severity: int, clean: ImageSet, verify: Verify = "warn"
 ) -> None:
-    """Run the checks of :func:`load_corrupted` that need no image data; the arguments are the same.
-
-    Raises:
-        DataError, ConfigError: as :func:`load_corrupted`.
-    """
+    """Run the checks of :func:`load_corrupted` that need no image data; arguments and errors are the same."""
     _reader(name, dir, corruption, severity, clean, verify)
 
 
@@ -156,7 +140,7 @@ def _reader(
     name: str, dir: str, corruption: str, severity: int, clean: ImageSet, verify: Verify
 ) -> Callable[[], torch.Tensor]:
     """Check names, sizes and labels of the files; return a function that reads the images, (N, 3, S, S) uint8."""
-    source = _get_set(name)
+    source, root = _open_set(name, dir)
     check_severity(severity)
     available = corrupted_available(name, dir)
     if corruption not in available:
@@ -168,7 +152,6 @@ def _reader(
     request = DatasetRequest(dir=dir, verify=verify)
     if len(clean) != _OFFICIAL:
         request.object(f"{source.name}: the official set has {_OFFICIAL:,} images, the clean one has {len(clean):,}")
-    root = _find_root(source, dir)
     archive = root / f"{corruption}.npy"
     if source.archives and archive.is_file():
         return _archive_reader(archive, severity, clean)
@@ -178,33 +161,37 @@ def _reader(
 def pack_corrupted(
     name: str, *, dir: str, out: Path | None, force: bool, on_progress: Callable[[int, int], None]
 ) -> Iterator[Packed]:
-    """Pack every corruption and severity that is stored as a folder of images.
+    """Pack every corruption and severity that is stored as a folder of images, unless an intact pack of it exists.
 
-    See :func:`mbcl.data.corrupted.corrupted_folders.pack_folders`.
+    Args:
+        name: name of the corrupted set or of its clean data set.
+        dir: the folder of the corrupted set.
+        out: folder for the packs; ``mbcl-pack`` in the set's folder by default, where readers look for them.
+        force: pack even if an intact pack exists.
+        on_progress: callback with the number of images done and the total of the current pack.
 
     Raises:
-        DataError: if there is no folder of images, or an image cannot be read.
+        DataError: if there is no folder of images, or an image cannot be read or differs from the first in size.
     """
-    source, available = _get_set(name), corrupted_available(name, dir)
-    root = _find_root(source, dir)
-    folders = {
-        corruption: severities
+    (source, root), available = _open_set(name, dir), corrupted_available(name, dir)
+    folders = [
+        (corruption, severity)
         for corruption, severities in available.items()
-        if (root / corruption).is_dir() and not (root / f"{corruption}.npy").is_file()
-    }
+        for severity in severities
+        if (root / corruption / str(severity)).is_dir() and not (root / f"{corruption}.npy").is_file()
+    ]
     if not folders:
         raise DataError(f"{source.name}: {root} holds no folders of images to pack; its archives are read as they are")
-    yield from pack_folders(root, folders, out=out, force=force, on_progress=on_progress)
+    for corruption, severity in folders:
+        parts, pack_name = severity_parts(root, corruption, severity), f"{corruption}-{severity}"
+        yield pack_parts(parts, out or root / FOLDER, pack_name, force, on_progress)
 
 
-def _get_set(name: str) -> CorruptedSet:
-    source = corrupted_of(name)
+def _open_set(name: str, dir: str) -> tuple[CorruptedSet, Path]:
+    """Return the corrupted set for its own name or for the name of its clean data set, and the folder of its files."""
+    source = next((CORRUPTED[key] for key in CORRUPTED if name in (key, CORRUPTED[key].clean)), None)
     if source is None:
         raise ConfigError(f"there is no corrupted set of {name!r}; {nearest(name, CORRUPTED)}")
-    return source
-
-
-def _find_root(source: CorruptedSet, dir: str) -> Path:
     if is_uri(dir):
         raise ConfigError(
             f"{source.name}: found {dir}, a URI; corrupted sets are read from a folder that all nodes have"
@@ -213,7 +200,7 @@ def _find_root(source: CorruptedSet, dir: str) -> Path:
     if not root.is_dir():
         raise DataError(f"{source.name}: {root} does not exist; {source.how_to_get}")
     inner = root / source.folder
-    return inner if inner.is_dir() else root
+    return source, inner if inner.is_dir() else root
 
 
 def _archive_reader(path: Path, severity: int, clean: ImageSet) -> Callable[[], torch.Tensor]:
@@ -223,8 +210,8 @@ def _archive_reader(path: Path, severity: int, clean: ImageSet) -> Callable[[], 
     expected = (len(SEVERITIES) * num, size, size, 3)
     if images.shape != expected or images.dtype != np.uint8:
         raise DataError(
-            f"{path}: expected uint8 {_format_shape(expected)}, five severities of the {num} clean test images, found "
-            f"{images.dtype} {_format_shape(images.shape)}"
+            f"{path}: expected uint8 {format_shape(expected)}, five severities of the {num} clean test images, found "
+            f"{images.dtype} {format_shape(images.shape)}"
         )
     rows = slice((severity - 1) * num, severity * num)
     _check_labels(path.with_name(f"{_LABELS}.npy"), rows, clean)
@@ -239,7 +226,7 @@ def _check_labels(path: Path, rows: slice, clean: ImageSet) -> None:
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) not in (num, len(SEVERITIES) * num):
         raise DataError(
             f"{path}: expected {len(SEVERITIES) * num} or {num} whole numbers, found {labels.dtype} "
-            f"{_format_shape(labels.shape)}"
+            f"{format_shape(labels.shape)}"
         )
     start = 0 if len(labels) == num else rows.start
     found_N = np.asarray(labels[start : start + num], dtype=np.int64)
@@ -259,10 +246,5 @@ def _load_mapped(path: Path) -> npt.NDArray[np.generic]:
         if not isinstance(array, np.ndarray):
             raise ValueError("an archive of arrays (.npz)")
     except (OSError, ValueError, EOFError, SyntaxError) as error:  # a damaged header can raise any of these
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: not a whole NumPy file of {path.stat().st_size} bytes: {reason}") from error
+        raise DataError(f"{path}: not a whole NumPy file of {path.stat().st_size} bytes: {one_line(error)}") from error
     return array
-
-
-def _format_shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

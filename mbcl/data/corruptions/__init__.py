@@ -89,16 +89,6 @@ def corrupt(images: Tensor, *, corruption: str, severity: int, seed: int, positi
     return torch.cat(results).to(images.device)
 
 
-def check_corruption(corruption: str) -> None:
-    """Raise an error for a name that is not in ``CORRUPTIONS``.
-
-    Raises:
-        ConfigError: with the nearest name and all known names.
-    """
-    if corruption not in _BY_NAME:
-        raise ConfigError(f"unknown corruption {corruption!r}; {nearest(corruption, CORRUPTIONS)}")
-
-
 def check_severity(severity: int) -> None:
     """Raise an error for a severity that is not an integer in 1..5.
 
@@ -110,7 +100,8 @@ def check_severity(severity: int) -> None:
 
 
 def _check(images: Tensor, corruption: str, severity: int, positions: Tensor) -> None:
-    check_corruption(corruption)
+    if corruption not in _BY_NAME:
+        raise ConfigError(f"unknown corruption {corruption!r}; {nearest(corruption, CORRUPTIONS)}")
     check_severity(severity)
     if images.ndim != 4 or images.dtype != torch.uint8 or 0 in images.shape[1:]:
         raise ConfigError(f"images must be (N, C, H, W) uint8, found {tuple(images.shape)} {images.dtype}")
@@ -120,4 +111,4 @@ def _check(images: Tensor, corruption: str, severity: int, positions: Tensor) ->
         )
 
 
-__all__ = ["CORRUPTIONS", "SEVERITIES", "check_corruption", "check_severity", "corrupt"]
+__all__ = ["CORRUPTIONS", "SEVERITIES", "check_severity", "corrupt"]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from mbcl.data.datasets.request import DatasetRequest
+from mbcl.io.files import file_digest
 
 
 def official_md5(torchvision_name: str) -> dict[str, str]:
-    """Return the MD5 of the archive and of the files in it, by file name.
-
-    Args:
-        torchvision_name: name of the class in ``torchvision.datasets``.
-    """
+    """Return the MD5 of the archive of a class in ``torchvision.datasets``, and of the files in it, by file name."""
     import torchvision
 
     source = getattr(torchvision.datasets, torchvision_name)
@@ -26,31 +22,12 @@ def official_md5(torchvision_name: str) -> dict[str, str]:
 
 
 def md5_differs(path: Path, md5_by_name: dict[str, str]) -> bool:
-    """Whether the MD5 of a file differs from the official one; False for a file without an official checksum.
-
-    Args:
-        path: the file.
-        md5_by_name: official MD5 by file name.
-    """
-    expected = md5_by_name.get(path.name)
-    if expected is None:
-        return False
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, new_md5).hexdigest() != expected
-
-
-def new_md5() -> hashlib._Hash:
-    """Return an MD5 hash object. Security does not depend on it: the official checksums exist only as MD5."""
-    return hashlib.md5(usedforsecurity=False)
+    """Whether the MD5 of a file differs from that of its name; False for a file without an official checksum."""
+    return path.name in md5_by_name and file_digest(path, "md5") != md5_by_name[path.name]
 
 
 def object_to_sums(name: str, paths: Sequence[Path], request: DatasetRequest) -> None:
-    """Report files whose checksum is not the official one, in one line; do nothing for an empty list.
-
-    Args:
-        name: name of the data set.
-        paths: the files with wrong checksums, all in one folder.
-        request: the request that they are reported to.
+    """Report files of a data set whose checksum is not the official one, all in one folder, in one line.
 
     Raises:
         DataError: if there are any and ``request.verify`` is strict.

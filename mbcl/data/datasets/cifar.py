@@ -20,8 +20,9 @@ from mbcl.data.datasets.checksums import md5_differs, object_to_sums, official_m
 from mbcl.data.datasets.pickles import read_pickled_mapping
 from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet, Splits
+from mbcl.data.messages import format_shape, one_line, read_bytes
 from mbcl.data.packs.folder_sets import FolderSet
-from mbcl.data.packs.folders import Parts, list_class_folders, train_and_test, train_classes
+from mbcl.data.packs.folders import Parts, find_parts
 from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError
 
@@ -114,12 +115,7 @@ class Cifar:
         )
 
     def _find(self, request: DatasetRequest) -> Parts | None:
-        folders = None if request.root is None else train_and_test(request.root, self.name, self.how_to_get)
-        if folders is None:
-            return None
-        train, test = folders
-        classes = train_classes(train, self.num_classes)
-        return Parts(train.parent, list_class_folders(train, classes), list_class_folders(test, classes), classes, SIZE)
+        return find_parts(request.root, self.name, self.how_to_get, max_classes=self.num_classes, size=SIZE)
 
     def _read(self, root: Path, request: DatasetRequest) -> Splits | None:
         """Read the first source that exists: extracted files, archive, pack or class folders; None if there is none."""
@@ -127,9 +123,9 @@ class Cifar:
         for folder in (root / self.folder, root):
             # is_file: CIFAR-100's files `train` and `test` are named like the folders of the published layout.
             if any((folder / name).is_file() for name in names):
-                content = {name: _content(folder / name) for name in names}
+                content = {name: read_bytes(folder / name) for name in names}
                 self._check([folder / name for name in names], request)
-                meta = _content(folder / self.meta[0]) if (folder / self.meta[0]).is_file() else None
+                meta = read_bytes(folder / self.meta[0]) if (folder / self.meta[0]).is_file() else None
                 return self._from_files(_Files(f"{folder}/", content, meta), request)
         archive = root / self.archive
         if archive.is_file():
@@ -206,15 +202,8 @@ class Cifar:
             # Not with torchvision's class, which also unpickles the downloaded files.
             download_url(source.url, str(root), filename=self.archive, md5=source.tgz_md5)
         except (OSError, RuntimeError) as error:  # no network, no permission, a checksum that does not match
-            reason = " ".join(str(error).split())
-            raise DataError(f"{self.name}: the download into {root} failed ({reason}); {self.how_to_get}") from error
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+            problem = f"the download into {root} failed ({one_line(error)})"
+            raise DataError(f"{self.name}: {problem}; {self.how_to_get}") from error
 
 
 def _members(archive: Path, folder: str, names: Sequence[str]) -> dict[str, bytes]:
@@ -231,8 +220,8 @@ def _members(archive: Path, folder: str, names: Sequence[str]) -> dict[str, byte
                 if len(contents) == len(name_of_member):
                     break
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{archive}: damaged archive of {archive.stat().st_size} bytes: {reason}") from error
+        size = archive.stat().st_size
+        raise DataError(f"{archive}: damaged archive of {size} bytes: {one_line(error)}") from error
     return contents
 
 
@@ -252,7 +241,7 @@ def _pixels(data: Any, source: str) -> npt.NDArray[np.uint8]:
 
 def _describe_type(value: Any) -> str:
     if isinstance(value, np.ndarray):
-        return f"an array of {value.dtype}, {' x '.join(map(str, value.shape))}"
+        return f"an array of {value.dtype}, {format_shape(value.shape)}"
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from mbcl.data.datasets.checksums import md5_differs, new_md5, object_to_sums, official_md5
+from mbcl.data.datasets.checksums import md5_differs, object_to_sums, official_md5
 from mbcl.data.datasets.idx import read_idx
 from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet, Splits
+from mbcl.data.messages import one_line
 from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError
 
@@ -111,8 +113,7 @@ def _part(folder: Path, part: str, request: DatasetRequest) -> ImageSet:
 def _is_official(path: Path, content: npt.NDArray[np.uint8]) -> bool:
     """Whether the uncompressed content or the .gz file has an official checksum."""
     header = np.array([0x800 + content.ndim, *content.shape], dtype=">u4").tobytes()
-    checksum = new_md5()
-    checksum.update(header + content.tobytes())
+    checksum = hashlib.md5(header + content.tobytes(), usedforsecurity=False)
     if checksum.hexdigest() == CONTENT_MD5[path.name.removesuffix(".gz")]:
         return True
     return path.suffix == ".gz" and not md5_differs(path, official_md5("FashionMNIST"))
@@ -124,5 +125,5 @@ def _download(root: Path) -> None:
     try:
         FashionMNIST(root=str(root), download=True)
     except (OSError, RuntimeError) as error:  # no network, no permission, a checksum that does not match
-        reason = " ".join(str(error).split())
-        raise DataError(f"fashion_mnist: the download into {root} failed ({reason}); {HOW_TO_GET}") from error
+        problem = f"the download into {root} failed ({one_line(error)})"
+        raise DataError(f"fashion_mnist: {problem}; {HOW_TO_GET}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from mbcl.data.messages import format_shape, read_bytes
 from mbcl.errors import DataError
 
 _UNSIGNED_BYTE = 0x08
@@ -43,26 +44,19 @@ def read_idx(path: Path, num_dims: int) -> npt.NDArray[np.uint8]:
         raise DataError(f"{path}: truncated: expected a header of {start} bytes, found {len(content)}")
     shape = tuple(int(size) for size in np.frombuffer(content, dtype=">u4", count=num_dims, offset=4))
     if 0 in shape:
-        raise DataError(f"{path}: it is empty: its header says {_format_shape(shape)}")
+        raise DataError(f"{path}: it is empty: its header says {format_shape(shape)}")
     actual, required = len(content) - start, math.prod(shape)
     if actual != required:
         fault = "truncated" if actual < required else "too long"
-        raise DataError(f"{path}: {fault}: its header says {_format_shape(shape)} = {required} bytes, found {actual}")
+        raise DataError(f"{path}: {fault}: its header says {format_shape(shape)} = {required} bytes, found {actual}")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 
 def _content(path: Path) -> bytes:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    raw = read_bytes(path)
     if path.suffix != ".gz":
         return raw
     try:
         return gzip.decompress(raw)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip file of {len(raw)} bytes: {error}") from error
-
-
-def _format_shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(size) for size in shape)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mbcl.data.messages import one_line
 from mbcl.errors import DataError
 
 
@@ -120,8 +121,7 @@ def read_pickled_mapping(content: bytes, source: str) -> dict[str, Any]:
     except DataError:
         raise
     except Exception as error:  # per the documentation of pickle, a damaged one can raise any exception
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{source}: damaged, cannot be read as a pickle: {reason}") from error
+        raise DataError(f"{source}: damaged, cannot be read as a pickle: {one_line(error)}") from error
     if not isinstance(loaded, dict):
         raise DataError(f"{source}: expected a pickled mapping, found {type(loaded).__name__}")
     mapping = {}

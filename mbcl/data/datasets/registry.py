@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Protocol, get_args
 
 from mbcl.data.corrupted.official_sets import CORRUPTED
 from mbcl.data.datasets import cifar, digits, fashion_mnist, image_folder, tiny_imagenet
-from mbcl.data.datasets.request import LARGEST_SIZE, LEAST_SIZE, DatasetRequest, Verify
-from mbcl.data.images import ImageSet, Splits
+from mbcl.data.datasets.request import DatasetRequest, Verify
+from mbcl.data.images import Splits
 from mbcl.data.packs.folder_sets import FolderSet
 from mbcl.data.packs.node_cache import local_copy
 from mbcl.data.packs.pack_file import DamagedPackError
 from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError
 from mbcl.io.store import is_uri
-from mbcl.io.uris import check_uri
 from mbcl.registry import Registry
-
-
-class Reader(Protocol):
-    """Callable that reads the official files of a data set."""
-
-    def __call__(self, request: DatasetRequest) -> Splits:
-        """Return both parts, complete and validated."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +24,7 @@ class DatasetSpec:
     """Registry entry of a data set.
 
     Args:
-        read: reader of its files.
+        read: reader of its files; it returns both parts, complete and validated.
         summary: one-line description for users.
         files: description of the files in ``dir`` and how to get them; empty if none are needed.
         recipe: default augmentation strengths.
@@ -41,7 +32,7 @@ class DatasetSpec:
         official: names of the official files that the reader opens directly, which can be copied from a URI.
     """
 
-    read: Reader
+    read: Callable[[DatasetRequest], Splits]
     summary: str
     files: str
     recipe: ViewRecipe
@@ -49,50 +40,40 @@ class DatasetSpec:
     official: tuple[str, ...] = ()
 
 
-DATASETS: Registry[DatasetSpec] = Registry("data set")
+def _cifar(reader: cifar.Cifar, summary: str) -> DatasetSpec:
+    return DatasetSpec(reader, summary, reader.how_to_get, cifar.RECIPE, reader.class_folders, (reader.archive,))
 
-DATASETS.register("digits")(
-    DatasetSpec(
+
+def _folders(files: FolderSet, summary: str) -> DatasetSpec:
+    return DatasetSpec(files.demanded, summary, files.layout, files.recipe, files)
+
+
+DATASETS: Registry[DatasetSpec] = Registry("data set")
+for _name, _spec in {
+    "digits": DatasetSpec(
         digits.read,
         "1,797 real handwritten digits, 8 x 8 grey, 10 classes, shipped with scikit-learn; fixed test part of 20 %",
         "",
         digits.RECIPE,
-    )
-)
-DATASETS.register("fashion_mnist")(
-    DatasetSpec(
+    ),
+    "fashion_mnist": DatasetSpec(
         fashion_mnist.read,
         "60,000 + 10,000 photographs of clothes, 28 x 28 grey, 10 classes",
         fashion_mnist.HOW_TO_GET,
         fashion_mnist.RECIPE,
         official=tuple(f"{file}{ending}" for file in fashion_mnist.FILES for ending in ("", ".gz")),
-    )
-)
-for _reader, _summary in (
-    (cifar.CIFAR10, "50,000 + 10,000 photographs, 32 x 32 colour, 10 classes"),
-    (cifar.CIFAR100, "50,000 + 10,000 photographs, 32 x 32 colour, 100 classes"),
-):
-    DATASETS.register(_reader.name)(
-        DatasetSpec(_reader, _summary, _reader.how_to_get, cifar.RECIPE, _reader.class_folders, (_reader.archive,))
-    )
-DATASETS.register("tiny_imagenet")(
-    DatasetSpec(
-        tiny_imagenet.read,
-        "100,000 + 10,000 photographs, 64 x 64 colour, 200 classes; the official validation part is the test part",
-        tiny_imagenet.HOW_TO_GET,
-        tiny_imagenet.RECIPE,
+    ),
+    "cifar10": _cifar(cifar.CIFAR10, "50,000 + 10,000 photographs, 32 x 32 colour, 10 classes"),
+    "cifar100": _cifar(cifar.CIFAR100, "50,000 + 10,000 photographs, 32 x 32 colour, 100 classes"),
+    "tiny_imagenet": _folders(
         tiny_imagenet.FILES,
-    )
-)
-DATASETS.register("image_folder")(
-    DatasetSpec(
-        image_folder.read,
-        "any images in folders of classes, resized to data.image_size where they have other sizes",
-        image_folder.HOW_TO_GET,
-        image_folder.RECIPE,
-        image_folder.FILES,
-    )
-)
+        "100,000 + 10,000 photographs, 64 x 64 colour, 200 classes; the official validation part is the test part",
+    ),
+    "image_folder": _folders(
+        image_folder.FILES, "any images in folders of classes, resized to data.image_size where they have other sizes"
+    ),
+}.items():
+    DATASETS.register(_name)(_spec)
 
 
 def load(
@@ -123,7 +104,7 @@ def load(
         DataError: if files are missing or damaged.
         ConfigError: if the name is unknown or a number is out of range.
     """
-    request = request_of(dir=dir, image_size=image_size, max_samples=max_samples, download=download, verify=verify)
+    request = DatasetRequest(dir=dir, image_size=image_size, max_samples=max_samples, download=download, verify=verify)
     if name in CORRUPTED:
         raise ConfigError(
             f"{name} is a corrupted test set without training images: train on {CORRUPTED[name].clean}, and evaluate "
@@ -131,7 +112,7 @@ def load(
         )
     splits = _read(name, request)
     train = splits.train if max_samples is None else splits.train.first(max_samples)
-    return Splits(_with_image_size(train, image_size), _with_image_size(splits.test, image_size))
+    return Splits(*(replace(part, image_size=image_size or part.image_size) for part in (train, splits.test)))
 
 
 def _read(name: str, request: DatasetRequest) -> Splits:
@@ -157,42 +138,6 @@ def _resolve_uri(name: str, request: DatasetRequest, *, found_damaged: bool = Fa
     canonical = DATASETS.canonical(name)
     folder = local_copy(request.dir, canonical, pack_name, spec.official, found_damaged=found_damaged)
     return replace(request, dir=str(folder), copied=True)
-
-
-def request_of(
-    *,
-    dir: str | None,
-    image_size: int | None = None,
-    max_samples: int | None = None,
-    download: bool = False,
-    verify: Verify = "warn",
-) -> DatasetRequest:
-    """Build the validated request of :func:`load`; the arguments are the same.
-
-    Raises:
-        ConfigError: if a number is out of range, the URI is refused, or ``~user`` in the folder has no home folder.
-    """
-    if image_size is not None and not LEAST_SIZE <= image_size <= LARGEST_SIZE:
-        raise ConfigError(f"data: image_size must be in {LEAST_SIZE}..{LARGEST_SIZE}, found {image_size}")
-    if max_samples is not None and max_samples < 1:
-        raise ConfigError(f"data: max_samples must be at least 1, found {max_samples}")
-    if dir is not None and is_uri(dir):
-        try:
-            check_uri(dir)
-        except ConfigError as error:
-            raise ConfigError(f"dir: {error}") from error
-    elif dir is not None:
-        try:
-            Path(dir).expanduser()
-        except RuntimeError as error:
-            raise ConfigError(f"dir: found {dir!r}, whose user has no home folder here") from error
-    if verify not in get_args(Verify):
-        raise ConfigError(f"verify: found {verify!r}, allowed: {', '.join(get_args(Verify))}")
-    return DatasetRequest(dir=dir, image_size=image_size, max_samples=max_samples, download=download, verify=verify)
-
-
-def _with_image_size(part: ImageSet, image_size: int | None) -> ImageSet:
-    return part if image_size is None else replace(part, image_size=image_size)
 
 
 def describe(name: str) -> str:

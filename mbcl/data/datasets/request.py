@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from mbcl.errors import DataError
+from mbcl.errors import ConfigError, DataError
+from mbcl.io.store import is_uri, local_path
+from mbcl.io.uris import check_uri
 
 Verify = Literal["warn", "strict"]
 LEAST_SIZE, LARGEST_SIZE = 4, 1024
@@ -26,6 +28,9 @@ class DatasetRequest:
         verify: whether unofficial files and files that changed after packing are a warning or an error.
         copied: whether ``dir`` is this node's copy of a URI. If so, a pack in it is used without a look at its source
             folder, which may exist on some nodes only.
+
+    Raises:
+        ConfigError: if a number is out of range, the URI is refused, or ``~user`` in the folder has no home folder.
     """
 
     dir: str | None = None
@@ -36,8 +41,19 @@ class DatasetRequest:
     copied: bool = False
 
     def __post_init__(self) -> None:
+        if self.image_size is not None and not LEAST_SIZE <= self.image_size <= LARGEST_SIZE:
+            raise ConfigError(f"data: image_size must be in {LEAST_SIZE}..{LARGEST_SIZE}, found {self.image_size}")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ConfigError(f"data: max_samples must be at least 1, found {self.max_samples}")
         if self.dir == "":
             raise DataError("the folder of the data is empty text; write . for the one that you are in")
+        try:
+            if self.dir is not None:
+                check_uri(self.dir) if is_uri(self.dir) else local_path(self.dir)
+        except ConfigError as error:
+            raise ConfigError(f"dir: {error}") from error
+        if self.verify not in get_args(Verify):
+            raise ConfigError(f"verify: found {self.verify!r}, allowed: {', '.join(get_args(Verify))}")
 
     @property
     def root(self) -> Path | None:
@@ -45,10 +61,7 @@ class DatasetRequest:
         return None if self.dir is None else Path(self.dir).expanduser()
 
     def object(self, text: str) -> None:
-        """Report a deviation: issue a warning, or raise an error if ``verify`` is strict.
-
-        Args:
-            text: one line that begins with the name of the data set.
+        """Report a deviation in one line that begins with the data set's name, as a warning or an error.
 
         Raises:
             DataError: if ``verify`` is strict.
@@ -58,12 +71,9 @@ class DatasetRequest:
         warnings.warn(text, UserWarning, stacklevel=3)
 
     def object_to_counts(self, where: str, counts: tuple[int, int], official: tuple[int, int]) -> None:
-        """Report numbers of images that differ from the official ones.
+        """Report numbers of training and test images that differ from the official ones.
 
-        Args:
-            where: data set and folder, the start of the message.
-            counts: numbers of training and test images.
-            official: official numbers of training and test images.
+        ``where``, the start of the message, names data set and folder.
 
         Raises:
             DataError: if they differ and ``verify`` is strict.

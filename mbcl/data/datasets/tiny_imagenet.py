@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mbcl.data.datasets.request import DatasetRequest
-from mbcl.data.images import Splits
+from mbcl.data.messages import read_bytes
 from mbcl.data.packs.folder_sets import FolderSet
 from mbcl.data.packs.folders import Listing, Parts, image_files, list_class_folders, subfolders, train_classes
 from mbcl.data.views.recipe import ViewRecipe
@@ -53,17 +53,9 @@ FILES = FolderSet(
     std=(0.229, 0.224, 0.225),
     recipe=RECIPE,
     official_counts=OFFICIAL_COUNTS,
+    layout=HOW_TO_GET,
+    no_download="it cannot be fetched",
 )
-
-
-def read(request: DatasetRequest) -> Splits:
-    """Read both parts from the extracted folder, a folder that contains it, class folders, or a pack.
-
-    Raises:
-        DataError: if a file is missing or damaged; the one-line message names it.
-        ConfigError: if ``download`` is set: torchvision cannot download this set.
-    """
-    return FILES.demanded(request, layout=HOW_TO_GET, no_download="it cannot be fetched")
 
 
 def _check_names(listing: Listing, classes: Sequence[str]) -> None:
@@ -131,7 +123,6 @@ def _annotations(path: Path) -> Iterator[tuple[int, str, str]]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise DataError(f"{path}: cannot be read: {reason}") from error
+        return read_bytes(path).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: cannot be read: not a text file") from error

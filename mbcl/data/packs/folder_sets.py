@@ -45,6 +45,8 @@ class FolderSet:
         recipe: default augmentation strengths.
         sized: whether all images have one fixed size. Otherwise they are resized to ``data.image_size``.
         official_counts: official numbers of training and test images, if known.
+        layout: expected layout of the folder, for the errors of :meth:`demanded`.
+        no_download: reason why the set cannot be downloaded, for the errors of :meth:`demanded`.
     """
 
     name: str
@@ -54,6 +56,8 @@ class FolderSet:
     recipe: ViewRecipe
     sized: bool = True
     official_counts: tuple[int, int] | None = None
+    layout: str = ""
+    no_download: str = ""
 
     def read(self, request: DatasetRequest) -> Splits | None:
         """Read both parts; return None if there are neither files nor a pack of this set.
@@ -78,26 +82,21 @@ class FolderSet:
             request.object_to_counts(f"{self.name}: {location}", counts, self.official_counts)
         return splits
 
-    def demanded(self, request: DatasetRequest, *, layout: str, no_download: str) -> Splits:
+    def demanded(self, request: DatasetRequest) -> Splits:
         """Read both parts of a set that has no other source and no download.
-
-        Args:
-            request: the request.
-            layout: expected layout of the folder, for error messages.
-            no_download: reason why the set cannot be downloaded, for error messages.
 
         Raises:
             DataError: as :meth:`read`, and if there are neither files nor a pack.
             ConfigError: if ``download`` is set.
         """
         if request.download:
-            raise ConfigError(f"{self.name}: download: found true, but {no_download}; {layout}")
+            raise ConfigError(f"{self.name}: download: found true, but {self.no_download}; {self.layout}")
         if request.root is None:
-            raise DataError(f"{self.name}: data.dir is not given; {layout}")
+            raise DataError(f"{self.name}: data.dir is not given; {self.layout}")
         splits = self.read(request)
         if splits is None:
             problem = "holds no folder train" if request.root.is_dir() else "does not exist"
-            raise DataError(f"{self.name}: {request.root} {problem}; {layout}")
+            raise DataError(f"{self.name}: {request.root} {problem}; {self.layout}")
         return splits
 
     def pack_name(self, image_size: int | None) -> str:
@@ -107,14 +106,9 @@ class FolderSet:
     def pack(
         self, request: DatasetRequest, *, out: Path | None, force: bool, on_progress: Callable[[int, int], None]
     ) -> Packed:
-        """Pack the files, unless an intact pack of them exists.
+        """Pack the files, as :func:`pack_parts`; sets that are resized need ``image_size``.
 
-        Args:
-            request: the request with their folder, and ``image_size`` for sets that are resized.
-            out: folder of the pack; ``mbcl-pack`` in the folder of the data set by default, where :meth:`read` finds
-                it.
-            force: pack even if an intact pack exists.
-            on_progress: callback with the number of images done and the total.
+        The default of ``out`` is the folder ``mbcl-pack`` of the data set, where :meth:`read` finds the pack.
 
         Raises:
             DataError: if there are no files, or one cannot be read.
@@ -137,14 +131,7 @@ class FolderSet:
             return None, parts
         if parts is None and not request.copied:
             parts = self.find(replace(request, dir=pack.source))
-        difference = pack.difference(parts) if parts else None
-        if difference is None:
-            return pack, parts
-        request.object(
-            f"{self.name}: {pack.path} is not used, the files have changed since they were packed: {difference}; "
-            f"`mbcl data pack` packs them again"
-        )
-        return None, parts
+        return pack if parts is None or pack.is_current(parts, self.name, request) else None, parts
 
     def _from_pack(self, pack: Pack) -> Splits:
         pixels = torch.from_numpy(pack.pixels())

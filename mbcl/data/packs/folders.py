@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mbcl.data.messages import data_errors, one_line
 from mbcl.errors import DataError
 
 if TYPE_CHECKING:
@@ -94,11 +95,8 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
+    with data_errors(folder), os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
 
 
 def class_images(folder: Path) -> list[Path]:
@@ -119,9 +117,7 @@ def class_images(folder: Path) -> list[Path]:
 def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
     """List the images of ``folder/CLASS/IMAGE`` or ``folder/CLASS/images/IMAGE``, by class and then by name.
 
-    Args:
-        folder: folder of one part of a data set. It may lack classes, but not hold unknown ones.
-        classes: all classes; a label is an index into it.
+    A label is an index into ``classes``. The folder, one part of a data set, may lack classes, but not hold others.
 
     Raises:
         DataError: if a folder that is not empty is not a class, or if the folder of a class holds no images.
@@ -144,37 +140,50 @@ def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
     return Listing(paths, labels)
 
 
-def train_and_test(root: Path, name: str, layout: str) -> tuple[Path, Path] | None:
-    """Return the folders ``train`` and ``test``, or ``val`` without ``test``; None without ``train``.
+def find_parts(
+    root: Path | None,
+    name: str,
+    layout: str,
+    *,
+    max_classes: int | None = None,
+    size: int | None = None,
+    resize: bool = False,
+) -> Parts | None:
+    """List the images of ``train/CLASS/IMAGE`` and ``test/CLASS/IMAGE``, or ``val`` without ``test``.
 
     Args:
         root: folder of the data set.
         name: name of the data set, for the error message.
         layout: expected layout, for the error message.
+        max_classes: see :func:`train_classes`.
+        size: S; by default that of the first image, which must be a square.
+        resize: see :class:`Parts`.
+
+    Returns:
+        The files; None without a folder ``train``.
 
     Raises:
-        DataError: if there is no test part.
+        DataError: if there is no test part, a folder cannot be read, or the size cannot be determined.
     """
-    if not (root / "train").is_dir():
+    if root is None or not (root / "train").is_dir():
         return None
     test = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
     if test is None:
         raise DataError(f"{name}: {root} has a folder train, but neither test nor val; {layout}")
-    return root / "train", test
+    classes = train_classes(root / "train", max_classes)
+    train_files, test_files = (list_class_folders(folder, classes) for folder in (root / "train", test))
+    size = size or square_side(train_files.paths[0], "; data.image_size says the side")
+    return Parts(root, train_files, test_files, classes, size, resize)
 
 
-def train_classes(folder: Path, max_classes: int) -> list[str]:
+def train_classes(folder: Path, max_classes: int | None) -> list[str]:
     """Return the classes of a training part: the sorted names of its folders.
 
-    Args:
-        folder: folder of the training part.
-        max_classes: number of classes of the data set.
-
     Raises:
-        DataError: if there are more.
+        DataError: if there are more than ``max_classes``, the number of classes of the data set, if it is fixed.
     """
     classes = subfolders(folder)
-    if len(classes) > max_classes:
+    if max_classes is not None and len(classes) > max_classes:
         raise DataError(f"{folder}: expected at most {max_classes} folders of classes, found {len(classes)}")
     return classes
 
@@ -183,13 +192,7 @@ Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 def decode(listing: Listing, *, size: int, name: str, resize: bool = False) -> tuple[Tensor, Tensor]:
-    """Decode images into memory with several threads, and log the progress.
-
-    Args:
-        listing: the files.
-        size: S, the side of every image, before or after resizing.
-        name: name of the data set, for the log.
-        resize: see :func:`decoded`.
+    """Decode images into memory as :func:`decoded`, and log the progress with the name of the data set.
 
     Returns:
         (N, 3, S, S) uint8 in RGB, grey images with three equal channels; (N,) int64 labels.
@@ -213,13 +216,14 @@ def decoded(paths: Sequence[Path], *, size: int, resize: bool = False) -> Iterat
 
     Args:
         paths: the files.
-        size: S, in pixels.
+        size: S, the side of every image in pixels, before or after resizing.
         resize: resize images of any size to S x S with the usual evaluation transform, torchvision's ``Resize(S)``
             (shorter side to S, bilinear, antialiased) and ``CenterCrop(S)``.
 
     Raises:
         DataError: for the first file that is not an image, or not of S x S pixels unless ``resize`` is set.
     """
+    import joblib  # knows affinity and quotas
     from PIL import Image
 
     Image.init()  # once, before the threads, each of which would load the plugins
@@ -228,20 +232,23 @@ def decoded(paths: Sequence[Path], *, size: int, resize: bool = False) -> Iterat
         chunk = paths[start : start + _CHUNK]
         return np.stack([_read_image(path, size, resize).transpose(2, 0, 1) for path in chunk])
 
-    with ThreadPoolExecutor(min(_MAX_THREADS, _usable_cpus()), thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(min(_MAX_THREADS, joblib.cpu_count()), thread_name_prefix="decode") as pool:
         yield from pool.map(decode_chunk, range(0, len(paths), _CHUNK))
 
 
-def image_dimensions(path: Path) -> tuple[int, int]:
-    """Return width and height of an image file, in pixels; only its header is read.
+def square_side(path: Path, advice: str = "") -> int:
+    """Return the side of a square image in pixels; only the file's header is read.
 
     Raises:
-        DataError: if the file is not an image.
+        DataError: if the file is not an image, or not a square; ``advice`` ends the message.
     """
     from PIL import Image
 
     with _wrap_decoder_errors(path), Image.open(path, formats=_FORMATS) as image:
-        return image.size
+        width, height = image.size
+        if width != height:
+            raise DataError(f"{path}: found {width} x {height} pixels, not a square{advice}")
+        return width
 
 
 def _read_image(path: Path, size: int, resize: bool) -> Pixels:
@@ -290,10 +297,5 @@ def _wrap_decoder_errors(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:  # decoders raise many exception types for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: not a readable image: {reason.removesuffix(f' {str(path)!r}')}") from error
-
-
-def _usable_cpus() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+        reason = one_line(error).removesuffix(f" {str(path)!r}")
+        raise DataError(f"{path}: not a readable image: {reason}") from error

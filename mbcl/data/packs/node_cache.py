@@ -15,14 +15,15 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from mbcl.data.messages import one_line
 from mbcl.data.packs.pack_file import FOLDER, Pack, read_pack
 from mbcl.errors import DataError
+from mbcl.io.files import atomic_write, file_digest
 from mbcl.io.ownership import NO_LOCKS
 from mbcl.io.store import ArrowStore
 
@@ -69,8 +70,7 @@ def local_copy(
         if files:
             return _copy_files(store, name, files)
     except OSError as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name}: {uri} cannot be copied to {cache_folder()}: {reason}") from error
+        raise DataError(f"{name}: {uri} cannot be copied to {cache_folder()}: {one_line(error)}") from error
     expected = [f"a pack ({pack_name}.json, made by `mbcl data pack`)"] if pack_name else []
     expected += [f"official files ({', '.join(official)})"] if official else []
     raise DataError(f"{name}: {uri} holds no data to copy; expected {', or '.join(expected)}")
@@ -84,13 +84,9 @@ def _copy_pack(store: ArrowStore, prefix: str, name: str, found_damaged: bool) -
         data = pack.path.with_name(pack.data["file"])
         intact = _has_right_digests(pack, manifest) if found_damaged else _has_right_sizes(pack)
         if not intact:  # replaced by a rename, never removed: a process that reads the old copy must not lose it
-            sha256 = _copy(store, f"{prefix}{data.name}", data, pack.data["sha256"])
-            if sha256 != pack.data["sha256"]:
-                raise DataError(
-                    f"{store.uri}/{prefix}{data.name}: damaged, or another pack's: expected SHA-256 "
-                    f"{pack.data['sha256']}, found {sha256}; nothing of it is kept"
-                )
-            _write_atomically(pack.path, iter([manifest]))
+            _copy(store, f"{prefix}{data.name}", data, sha256=pack.data["sha256"])
+            with atomic_write(pack.path) as stream:
+                stream.write(manifest)
     return folder
 
 
@@ -101,18 +97,12 @@ def _has_right_sizes(pack: Pack) -> bool:
 
 
 def _has_right_digests(pack: Pack, manifest: bytes) -> bool:
-    """Whether both files have the digests of the pack with this manifest."""
+    """Whether both files have the content of the pack with this manifest; a new copy may repair an unreadable one."""
     data = pack.path.with_name(pack.data["file"])
-    return _sha256(pack.path) == hashlib.sha256(manifest).hexdigest() and _sha256(data) == pack.data["sha256"]
-
-
-def _sha256(path: Path) -> str | None:
-    """Return the SHA-256 of a file; None if it cannot be read, which a new copy may repair."""
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return pack.path.read_bytes() == manifest and file_digest(data) == pack.data["sha256"]
     except OSError:
-        return None
+        return False
 
 
 def _copy_files(store: ArrowStore, name: str, files: dict[str, tuple[int, int]]) -> Path:
@@ -128,19 +118,16 @@ def _copy_files(store: ArrowStore, name: str, files: dict[str, tuple[int, int]])
             if path.is_file() and _checksum_path(path).is_file():
                 problem = f"{path}: its content is not what was copied"
                 warnings.warn(f"{problem}; this machine's copy is made again", UserWarning, stacklevel=2)
-            sha256 = _copy(store, file, path)
-            if path.stat().st_size != size:
-                path.unlink()
-                raise DataError(f"{store.uri}/{file}: it changed while it was copied; nothing of it is kept")
-            _write_atomically(_checksum_path(path), iter([sha256.encode()]))
+            sha256 = _copy(store, file, path, size=size)
+            with atomic_write(_checksum_path(path)) as stream:
+                stream.write(sha256.encode())
     return folder
 
 
 def _is_intact(path: Path) -> bool:
     """Whether the copy of an official file exists and still has its checksum from the time of the copy."""
-    sha256 = _sha256(path)
     try:
-        return sha256 is not None and _checksum_path(path).read_bytes() == sha256.encode()
+        return _checksum_path(path).read_bytes() == file_digest(path).encode()
     except OSError:
         return False
 
@@ -168,29 +155,18 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _copy(store: ArrowStore, source: str, path: Path, sha256: str | None = None) -> str:
-    """Copy a file and return its SHA-256; on a mismatch with ``sha256``, leave the destination unchanged."""
+def _copy(store: ArrowStore, source: str, path: Path, *, sha256: str | None = None, size: int | None = None) -> str:
+    """Copy a file and return its SHA-256; if digest or size are not as given, raise DataError and keep ``path``."""
     digest = hashlib.sha256()
-
-    def pieces() -> Iterator[bytes]:
+    with atomic_write(path) as stream:
         for piece in store.pieces(source):
             digest.update(piece)
-            yield piece
-
-    _write_atomically(path, pieces(), keep=lambda: sha256 in (None, digest.hexdigest()))
+            stream.write(piece)
+        if sha256 not in (None, digest.hexdigest()):
+            raise DataError(
+                f"{store.uri}/{source}: damaged, or another pack's: expected SHA-256 {sha256}, found "
+                f"{digest.hexdigest()}; nothing of it is kept"
+            )
+        if size not in (None, stream.tell()):
+            raise DataError(f"{store.uri}/{source}: it changed while it was copied; nothing of it is kept")
     return digest.hexdigest()
-
-
-def _write_atomically(path: Path, pieces: Iterator[bytes], keep: Callable[[], bool] = lambda: True) -> None:
-    """Write a file with fsync and atomic rename; discard it if ``keep()`` is false."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as stream:
-            for piece in pieces:
-                stream.write(piece)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if keep():
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -14,18 +14,21 @@ import io
 import json
 import os
 import re
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mbcl.data.datasets.request import DatasetRequest
+from mbcl.data.messages import data_errors
 from mbcl.data.packs.folders import Listing, Parts, decoded
 from mbcl.errors import DataError
+from mbcl.io.files import atomic_write, file_digest
 
 FOLDER = "mbcl-pack"
 _FORMAT = "mbcl pack 1"
@@ -33,11 +36,7 @@ _REBUILD_ADVICE = "delete it, or make it again with `mbcl data pack`"
 
 
 class DamagedPackError(DataError):
-    """A pack whose content differs from what was written.
-
-    Args:
-        found: the file and the damage.
-    """
+    """A pack whose content differs from what was written; ``found`` names the file and the damage."""
 
     def __init__(self, found: str) -> None:
         super().__init__(f"{found}; {_REBUILD_ADVICE}")
@@ -97,9 +96,8 @@ class Pack:
             num_bytes = path.stat().st_size
             if num_bytes != self.data["bytes"]:
                 raise DamagedPackError(f"{path}: damaged pack: expected {self.data['bytes']} bytes, found {num_bytes}")
-            with path.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != self.data["sha256"]:
-                    raise DamagedPackError(f"{path}: damaged pack: its content is not what was written")
+            if file_digest(path) != self.data["sha256"]:
+                raise DamagedPackError(f"{path}: damaged pack: its content is not what was written")
             images: npt.NDArray[np.uint8] = np.load(path, mmap_mode="c", allow_pickle=False)
         except OSError as error:
             raise DamagedPackError(f"{path}: damaged pack: cannot be read: {error.strerror}") from error
@@ -122,6 +120,20 @@ class Pack:
                 return "the same files are in another order"
         return None
 
+    def is_current(self, parts: Parts, name: str, request: DatasetRequest) -> bool:
+        """Whether the files are the packed ones; otherwise their difference is reported through the request.
+
+        Raises:
+            DataError: if they differ and ``request.verify`` is strict.
+        """
+        difference = self.difference(parts)
+        if difference is not None:
+            request.object(
+                f"{name}: {self.path} is not used, the files have changed since they were packed: {difference}; "
+                f"`mbcl data pack` packs them again"
+            )
+        return difference is None
+
 
 def open_pack(folder: Path, name: str) -> Pack | None:
     """Return the pack of this name in a data set's folder or in a pack's own folder; None if there is none.
@@ -134,19 +146,13 @@ def open_pack(folder: Path, name: str) -> Pack | None:
     if path is None:
         return None
     try:
-        content = path.read_bytes()
+        return read_pack(path.read_bytes(), path, name)
     except OSError as error:
         raise DamagedPackError(f"{path}: damaged pack: cannot be read: {error.strerror}") from error
-    return read_pack(content, path, name)
 
 
 def read_pack(raw: bytes, path: Path, name: str) -> Pack:
-    """Parse a manifest.
-
-    Args:
-        raw: content of the manifest.
-        path: its present or future path, in the folder of the pixel file.
-        name: name of the pack.
+    """Parse the manifest of a pack; ``path``, in the folder of the pixel file, is its present or future path.
 
     Raises:
         DataError: if the manifest is damaged, or its pixel file would be outside the folder.
@@ -165,16 +171,9 @@ def read_pack(raw: bytes, path: Path, name: str) -> Pack:
 
 
 def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int, int], None]) -> Path:
-    """Decode all images once and write a pack.
+    """Decode all images once, write a pack into a folder, created if missing, and return the path of its manifest.
 
-    Args:
-        parts: the files.
-        folder: folder of the pack, created if missing.
-        name: name of the pack.
-        on_progress: callback with the number of images done and the total.
-
-    Returns:
-        The path of the manifest ``NAME.json``.
+    ``on_progress`` is called with the number of images done and the total.
 
     Raises:
         DataError: for the first file that is not an image of the right size.
@@ -186,7 +185,11 @@ def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int
     paths = [path for listing in listings for path in listing.paths]
     shape = (len(paths), 3, parts.size, parts.size)
     digest, done = hashlib.sha256(), 0
-    with _atomic_file(folder) as (stream, finish):
+
+    def data_name() -> str:
+        return f"{name}-{digest.hexdigest()[:16]}.npy"
+
+    with atomic_write(folder / f"{name}.npy", name=data_name) as stream:
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
         stream.write(header.getvalue())
@@ -197,7 +200,7 @@ def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int
             digest.update(content)
             done += len(chunk)
             on_progress(done, len(paths))
-        data = finish(f"{name}-{digest.hexdigest()[:16]}.npy")
+    data = folder / data_name()
     manifest = {
         "format": _FORMAT,
         "name": name,
@@ -209,12 +212,10 @@ def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int
         "train": _group_by_folder(train),
         "test": _group_by_folder(test),
     }
-    manifest = json.loads(
-        json.dumps(manifest)
-    )  # round trip, so that the digest is that of the content which a reader parses
-    with _atomic_file(folder) as (stream, finish):
+    manifest = json.loads(json.dumps(manifest))  # round trip: the digest is that of the content that a reader parses
+    path = folder / f"{name}.json"
+    with atomic_write(path) as stream:
         stream.write(json.dumps(manifest | {"digest": _digest(manifest)}, separators=(",", ":")).encode())
-        path = finish(f"{name}.json")
     for obsolete in folder.glob(f"{name}-{'[0-9a-f]' * 16}.npy"):
         if obsolete != data:
             obsolete.unlink(missing_ok=True)
@@ -228,41 +229,17 @@ def _digest(content: dict[str, Any]) -> str:
 def _records(parts: Parts, listing: Listing) -> list[Record]:
     records: list[Record] = []
     for path, label in zip(listing.paths, listing.labels, strict=True):
-        try:
+        with data_errors(path):
             stat = os.stat(path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         records.append([path.relative_to(parts.root).as_posix(), label, stat.st_size, stat.st_mtime_ns])
     return records
 
 
 def _group_by_folder(records: list[Record]) -> list[Any]:
     """Group consecutive files of one folder, so that its name is stored once (run-length encoding)."""
-    runs: list[Any] = []
-    for path, *rest in records:
-        folder, _, file = path.rpartition("/")
-        if not runs or runs[-1][0] != folder:
-            runs.append([folder, []])
-        runs[-1][1].append([file, *rest])
-    return runs
+    rows = ([*path.rpartition("/")[::2], *rest] for path, *rest in records)
+    return [[folder, [row[1:] for row in run]] for folder, run in groupby(rows, itemgetter(0))]
 
 
 def _ungroup(runs: list[Any]) -> list[Record]:
     return [[f"{folder}/{file}", *rest] for folder, files in runs for file, *rest in files]
-
-
-@contextmanager
-def _atomic_file(folder: Path) -> Iterator[tuple[BinaryIO, Callable[[str], Path]]]:
-    """Yield a temporary file and a function that syncs and renames it; without the call the file is removed."""
-    temporary = folder / f".{uuid.uuid4().hex}.tmp"
-    try:
-        with temporary.open("xb") as stream:
-
-            def finish(name: str) -> Path:
-                stream.flush()
-                os.fsync(stream.fileno())
-                return temporary.replace(folder / name)
-
-            yield stream, finish
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -24,18 +24,10 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL and torchvision
 
 
 def make_views(pixels: Tensor, positions: Tensor, *, images: ImageSet, seed: int, epoch: int, view: int) -> Tensor:
-    """Return one augmented, normalised view of each sample, with the recipe and the image size of its data set.
+    """Return views of ``pixels = images.pixels(positions)``, augmented with the recipe of their data set.
 
-    Args:
-        pixels: (B, C, H, W) uint8, ``images.pixels(positions)``.
-        positions: (B,) int64, the data-set positions of the samples.
-        images: the data set; its recipe, normalisation and image size are used.
-        seed: experiment seed of the views.
-        epoch: epoch of the view.
-        view: index of the view; 0 or 1 in training.
-
-    Returns:
-        (B, C, S, S) float32 on the device of ``pixels``, with S = ``images.image_size``.
+    :func:`augment` with recipe, normalisation and image size S of ``images``: (B, C, H, W) uint8 to (B, C, S, S)
+    float32.
     """
     return augment(
         pixels,
@@ -93,7 +85,7 @@ def augment(
     height, width = images.shape[-2:]
     parameters = draw(positions, recipe=recipe, seed=seed, epoch=epoch, view=view, height=height, width=width)
     with torch.autocast(images.device.type, enabled=False):
-        x = _to_unit_range(images)
+        x = images.to(torch.float32) / 255
         if recipe.moves_pixels or (height, width) != (out_size, out_size):
             theta = parameters.theta.to(images.device, non_blocking=True)
             grid = F.affine_grid(theta, [len(x), x.shape[1], out_size, out_size], align_corners=False)
@@ -112,17 +104,10 @@ def augment(
 def clean(images: Tensor, *, mean: Sequence[float], std: Sequence[float], out_size: int) -> Tensor:
     """Return the images without augmentation: resized (antialiased bilinear, if needed) and normalised.
 
-    Args:
-        images: (B, C, H, W) uint8.
-        mean: channel means, for pixels in [0, 1].
-        std: channel standard deviations, for pixels in [0, 1].
-        out_size: side of the result, in pixels.
-
-    Returns:
-        (B, C, out_size, out_size) float32 on the images' device.
+    (B, C, H, W) uint8 to (B, C, out_size, out_size) float32 on the same device, arguments as of :func:`augment`.
     """
     with torch.autocast(images.device.type, enabled=False):
-        x = _to_unit_range(images)
+        x = images.to(torch.float32) / 255
         if len(x) and x.shape[-2:] != (out_size, out_size):
             x = F.interpolate(x, size=(out_size, out_size), mode="bilinear", align_corners=False, antialias=True)
         return _normalise(x, mean, std)
@@ -131,12 +116,8 @@ def clean(images: Tensor, *, mean: Sequence[float], std: Sequence[float], out_si
 def jitter(x: Tensor, parameters: ViewParameters) -> Tensor:
     """Apply brightness, contrast, saturation and hue in each sample's own random order, as torchvision's ColorJitter.
 
-    At each of the four steps, samples are grouped by their operation, and every group is processed as one batch.
-    Samples with a neutral factor are skipped.
-
-    Args:
-        x: (B, C, H, W) float32 in [0, 1]. Saturation and hue are skipped unless C = 3.
-        parameters: random parameters; ``factors`` and ``order`` are used.
+    ``x`` is (B, C, H, W) float32 in [0, 1]. At each of the four steps, samples are grouped by their operation, and
+    every group is processed as one batch. Samples with a neutral factor are skipped; saturation and hue unless C = 3.
     """
     kinds = (BRIGHTNESS, CONTRAST, SATURATION, HUE) if x.shape[1] == 3 else (BRIGHTNESS, CONTRAST)
     x = x.clone()
@@ -172,11 +153,7 @@ def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
 
     Back in RGB, a channel is :math:`V - C\,\mathrm{clip}(2 - 6d, 0, 1)` with d the distance on the circle, in turns,
     between the hue and that of the channel's complement (1/2 for red, 5/6 for green, 1/6 for blue): one formula
-    instead of six cases.
-
-    Args:
-        x: (B, 3, H, W).
-        turns: (B, 1, 1, 1), rotation in full turns.
+    instead of six cases. ``x`` is (B, 3, H, W), ``turns`` is (B, 1, 1, 1).
     """
     red, green, blue = x.unbind(1)
     value, low = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
@@ -202,12 +179,9 @@ _CHANGES = {
 
 
 def blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Blur each sample with a Gaussian of its own standard deviation; borders are reflected.
+    """Blur each sample, (B, C, H, W) float32, with a Gaussian of its own standard deviation; borders are reflected.
 
-    Args:
-        x: (B, C, H, W) float32.
-        sigma: (B,) float32, in pixels; 0 for no blur.
-        largest: the largest possible sigma. The kernel extends three times as far to each side.
+    ``sigma`` is (B,) float32, in pixels; 0 for no blur. The kernel extends three times ``largest`` to each side.
     """
     from kornia.filters import filter2d_separable  # lazy import: it takes a quarter of a second
 
@@ -236,10 +210,6 @@ def _gaussian_kernels(sigma: Tensor, reach: int) -> Tensor:
 def _luma(x: Tensor) -> Tensor:
     """Return the luma, (B, 3, H, W) to (B, 1, H, W)."""
     return _LUMA[0] * x[:, 0:1] + _LUMA[1] * x[:, 1:2] + _LUMA[2] * x[:, 2:3]
-
-
-def _to_unit_range(images: Tensor) -> Tensor:
-    return images.to(torch.float32) / 255
 
 
 def _normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

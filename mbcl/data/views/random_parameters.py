@@ -52,16 +52,9 @@ class ViewParameters:
 def draw(
     positions: Tensor, *, recipe: ViewRecipe, seed: int, epoch: int, view: int, height: int, width: int
 ) -> ViewParameters:
-    """Draw the parameters of one view of some samples.
+    """Draw the parameters of one view of the samples at ``positions``, (B,) int64, on the same device.
 
-    Args:
-        positions: (B,) int64 data-set positions; the parameters are on their device.
-        recipe: augmentation strengths.
-        seed: experiment seed of the views.
-        epoch: epoch of the view.
-        view: index of the view, 0, 1, …
-        height: height of the images before the crop, in pixels.
-        width: width of the images before the crop, in pixels.
+    ``height`` and ``width`` are those of the images before the crop, in pixels.
     """
     u = uniforms(derive(seed, "views", epoch, view), positions, _NUM)
     sigma = recipe.blur_sigma[0] + (recipe.blur_sigma[1] - recipe.blur_sigma[0]) * u[:, _SIGMA]
