@@ -188,7 +188,7 @@ def test_compile_trains_to_the_same_result(tmp_path):
     utils.counters.clear()
     encoder = {"name": "resnet_small", "widths": [8]}
     compiled = runs.run(World(), tmp_path / "compiled", runs.exact(encoder=encoder, train={"compile": True}))
-    assert utils.counters["stats"]["unique_graphs"] > 1, "the probe is one"
+    assert utils.counters["stats"]["unique_graphs"] > 1, "one graph is the probe's"
     expected = runs.run(World(), tmp_path / "eager", runs.exact(encoder=encoder))
     runs.assert_alike(compiled, expected)
 
@@ -245,7 +245,7 @@ def test_sync_batchnorm_false_normalises_each_rank_alone(tmp_path):
     (kinds, loss, means, top1), other = gloo.run(_unsynchronised, 2, content)
     assert {kind for kind in kinds if "BatchNorm" in kind} == {"BatchNorm1d", "BatchNorm2d"}
     assert abs(loss - row["train/loss"]) > 1000 * runs.EXACT, "each rank normalises its own half"
-    assert torch.equal(means[0], means[1]), "what is saved and validated is the ranks' mean"
+    assert torch.equal(means[0], means[1]), "saved and validated statistics are the mean over the ranks"
     assert top1 == other[3]
 
 

@@ -212,7 +212,7 @@ def test_planner_overlap_requests_the_next_plan_an_epoch_ahead(trained, embeddin
     assert trainer.passes == [(0, 0)] if embeddings else [(0, 0), (11, 2), (22, 3)], "the first two share one"
     # Cached embeddings of the 4 samples that an epoch leaves out are older: of 3 epochs, by 3 epochs at most.
     assert [row["plan/age"] for row in rows] == pytest.approx(ages, abs=4 * 3 * 3 / 180)
-    assert [row["time/wait"] > 0 for row in rows] == [True] * 3 + [False], "nothing is asked for in the last epoch"
+    assert [row["time/wait"] > 0 for row in rows] == [True] * 3 + [False], "the last epoch requests no plan"
 
 
 def test_planner_overlap_with_warmup_and_every_has_plans_one_epoch_old(trained):

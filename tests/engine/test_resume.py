@@ -111,7 +111,7 @@ def test_resume_continues_at_the_last_checkpoint_within_an_epoch(tmp_path):
     losses, _, rows = runs.run(World(), tmp_path, content)
     assert len(losses) == 3, "steps 8 to 10 of the second epoch"
     assert checkpoints.names(LocalStore(tmp_path)) == ["epoch_000001", "epoch_000002"]
-    assert rows[0]["plan/coverage"] > 11 * 16 / 180 / 2, "what was visited before the cut counts"
+    assert rows[0]["plan/coverage"] > 11 * 16 / 180 / 2, "samples visited before the cut count"
 
 
 def test_resume_skips_damaged_checkpoints_and_writes_them_again(uncut, tmp_path, caplog):

@@ -79,7 +79,7 @@ def test_evaluate_measures_only_new_pieces(store, tmp_path):
     assert not [key for key in metrics if "/2/" in key]
     assert measure(**larger) == (metrics, [])
     back, names = measure(metrics=["knn", "corrupted"], corrupted={**corrupted, "severities": [2, 1]})
-    assert (back, names) == (first, []), "what is not asked for meanwhile is kept"
+    assert (back, names) == (first, []), "stored metrics outside of a request are kept"
     assert list(back) == list(first)
     assert measure(metrics=["knn"], knn={"k": 3})[1] == ["knn"]
     assert measure(metrics=["knn"], split="validation")[1] == ["knn"]
@@ -103,7 +103,7 @@ def test_evaluate_keeps_pieces_measured_before_an_interrupt(store, tmp_path):
     settings = Evaluation(metrics=["knn", "repr", "probe"])
     with pytest.raises(KeyboardInterrupt):
         evaluate(store, settings=settings, out=out, log=interrupt)
-    assert out.list() == ["evaluation.part.json"], "half an evaluation is none"
+    assert out.list() == ["evaluation.part.json"], "a partial evaluation has another name"
     log_lines.clear()
     metrics = evaluate(store, settings=settings, out=out, log=log_lines.append)
     assert [line.partition(": ")[2].partition(":")[0] for line in log_lines] == ["probe"]
