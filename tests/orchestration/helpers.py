@@ -73,7 +73,7 @@ def run_study(space: Path, results: Path, *options: str) -> subprocess.Completed
     return subprocess.run(command(space, results, *options), cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
-def python_command(module: str, code: str) -> list[str]:
+def line_of(module: str, code: str) -> list[str]:
     """The command of a new process, without Ray, that runs code in the namespace of a test module."""
     return [
         sys.executable,
@@ -84,7 +84,7 @@ def python_command(module: str, code: str) -> list[str]:
 
 def apart(module: str, expression: str, *, environment: dict[str, str] = ENVIRONMENT) -> Any:
     """The value of an expression of a test module, computed in such a process."""
-    line = python_command(module, f"import json, pathlib; print(json.dumps({expression}))")
+    line = line_of(module, f"import json, pathlib; print(json.dumps({expression}))")
     result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
@@ -224,7 +224,7 @@ def close_gate(gate: Path, title: str, pattern: str, lines: int = 0) -> None:
 
 def gated_command(space: Path, results: Path, gates: Path, *options: str) -> list[str]:
     """The command of a study whose trials run under a :class:`Gate`."""
-    line = python_command("helpers", f"run_study_under_gates({str(gates)!r})")
+    line = line_of("helpers", f"run_study_under_gates({str(gates)!r})")
     return [*line, *command(space, results, *options)[2:]]
 
 

@@ -24,7 +24,7 @@ from .helpers import (
     assert_same_metrics,
     close_gate,
     gated_command,
-    python_command,
+    line_of,
     train_without_ray,
 )
 
@@ -91,7 +91,7 @@ def test_trial_on_two_nodes_survives_the_loss_of_one(space_file, tmp_path, monke
         "resources": {"workers": 2, "gpu": True},
     }
     file = space_file(changes)
-    line = python_command("test_three_nodes", f"run_and_lose_a_node(Path({str(tmp_path)!r}))")
+    line = line_of("test_three_nodes", f"run_and_lose_a_node(Path({str(tmp_path)!r}))")
     result = subprocess.run(line, cwd=ROOT, env=ENVIRONMENT | DETECTION, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "lost in epoch" in result.stdout

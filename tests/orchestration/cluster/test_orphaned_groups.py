@@ -10,7 +10,7 @@ import time
 import pytest
 from patience import PATIENCE, wait_for
 
-from ..helpers import ROOT, apart, python_command, ray_processes
+from ..helpers import ROOT, apart, line_of, ray_processes
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
@@ -60,7 +60,7 @@ def num_groups_after_a_kill(address: str) -> int:
 
     from mbcl.orchestration.cluster.orphaned_groups import actor_groups
 
-    job = python_command("cluster.test_orphaned_groups", f"make_groups({address!r})")
+    job = line_of("cluster.test_orphaned_groups", f"make_groups({address!r})")
     with subprocess.Popen(job, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
@@ -85,7 +85,7 @@ def kill_and_join() -> dict[str, int]:
         ray.init(nodes.address, log_to_driver=False)
         left = wait_for(lambda: num_groups_after_a_kill(nodes.address))  # Ray itself removes most of them
         ray.shutdown()
-        other = python_command("cluster.test_orphaned_groups", f"hold_a_group({nodes.address!r})")
+        other = line_of("cluster.test_orphaned_groups", f"hold_a_group({nodes.address!r})")
         pipe = subprocess.PIPE
         with subprocess.Popen(other, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as job:
             assert job.stdout is not None
