@@ -69,13 +69,13 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parser().parse_args(arguments)
-    signals.install_handlers(anew=True)
+    signals.install_handlers(reset=True)
     try:
         # These take seconds, in which an interrupt is one line, too.
         from mbcl import report
         from mbcl.orchestration.study import StudyOptions, run
     except KeyboardInterrupt:
-        sys.stderr.write(f"error: {signals.BEFORE}\n")
+        sys.stderr.write(f"error: {signals.NOT_STARTED}\n")
         return signals.EXIT_INTERRUPTED
     request = StudyOptions(**{**vars(options), "overrides": tuple(options.overrides)})
     return run(request, report.write)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mbcl import metrics, objectives, optim, samplers
     from mbcl.plan import BatchPlan, Embeddings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["BatchPlan", "Embeddings", "metrics", "objectives", "optim", "samplers"]
 

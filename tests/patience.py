@@ -1,7 +1,7 @@
-"""How long a test waits for what must happen, in one place: no test is about how fast something is.
+"""The limit for waiting for an event in a test. No test measures speed.
 
-Where a machine is slow, busy or paused everything comes later, and nothing else. So what a test waits for is an event
-that comes whatever else happens meanwhile; this limit ends a test whose event never does.
+A slow, busy or paused machine only delays events. So a test waits for an event that must come, and this limit ends a
+test whose event never comes.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import TypeVar
 T = TypeVar("T")
 
 PATIENCE = float(os.environ.get("MBCL_TEST_PATIENCE", "900"))
-"""Seconds; below the limit of pytest-timeout in pyproject.toml, which says less about what was waited for."""
+"""Seconds; below the limit of pytest-timeout in pyproject.toml, whose error names no event."""
 
 
 def wait_for(condition: Callable[[], T], *, every: float = 0.05) -> T:
-    """What a condition gives as soon as it is true.
+    """Wait until a condition is true, and return its value.
 
     Raises:
-        AssertionError: if it does not become so.
+        AssertionError: if it does not become true in time.
     """
     end = time.monotonic() + PATIENCE
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < end, f"not within {PATIENCE:g} s"
         time.sleep(every)
-    return found
+    return value

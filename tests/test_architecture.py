@@ -1,6 +1,6 @@
-"""What `import mbcl` and its commands load, and that no import goes round.
+"""What `import mbcl` and its commands load, and the absence of import cycles.
 
-Which module may import which is said to import-linter in pyproject.toml.
+The import contracts stand in pyproject.toml; import-linter checks them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
 
 
-def test_the_package_and_its_methods_load_nothing_heavy():
+def test_mbcl_import_and_methods_load_no_heavy_package():
     heavy = "'ray', 'torchvision', 'wandb', 'matplotlib', 'kornia'"
-    found = run_python("import sys, mbcl; assert not {'yaml', 'numba'} & set(sys.modules)")
-    assert found.returncode == 0, found.stderr
-    found = run_python(
+    result = run_python("import sys, mbcl; assert not {'yaml', 'numba'} & set(sys.modules)")
+    assert result.returncode == 0, result.stderr
+    result = run_python(
         "import sys, mbcl, torch\n"
         "criterion = mbcl.objectives.build('simclr')\n"
         "z = torch.randn(128, 8)\n"
@@ -35,27 +35,27 @@ def test_the_package_and_its_methods_load_nothing_heavy():
         f"loaded = [name for name in ({heavy}, 'pydantic') if name in sys.modules]\n"
         "assert not loaded, loaded"
     )
-    assert found.returncode == 0, found.stderr
+    assert result.returncode == 0, result.stderr
 
 
-def test_the_processes_of_a_trial_load_no_compiler():
+def test_trial_processes_do_not_load_torch_dynamo():
     """torch._dynamo takes a second of CPU, and a trial has four processes."""
-    found = run_python("import sys, mbcl.cli, mbcl.engine, mbcl.evaluation; assert 'torch._dynamo' not in sys.modules")
-    assert found.returncode == 0, found.stderr
+    result = run_python("import sys, mbcl.cli, mbcl.engine, mbcl.evaluation; assert 'torch._dynamo' not in sys.modules")
+    assert result.returncode == 0, result.stderr
 
 
-def test_training_and_evaluating_load_no_ray(tmp_path):
+def test_train_and_evaluate_do_not_load_ray(tmp_path):
     arguments = (
         f"['train', '--set', 'data.max_samples=80', '--set', 'train.epochs=1', '--quiet', '--out', {str(tmp_path)!r}]"
     )
-    found = run_python(
+    result = run_python(
         "import sys\n"
         "from mbcl.cli import main\n"
         f"assert main({arguments}) == 0\n"
         f"assert main(['evaluate', '--checkpoint', {str(tmp_path)!r}]) == 0\n"
         "assert 'ray' not in sys.modules"
     )
-    assert found.returncode == 0, found.stderr
+    assert result.returncode == 0, result.stderr
 
 
 def modules_of(root: Path) -> dict[str, Path]:
@@ -65,7 +65,7 @@ def modules_of(root: Path) -> dict[str, Path]:
 
 
 def imported(path: Path) -> Iterator[tuple[str, str]]:
-    """Every import of a file, wherever it stands: a module, and a name that is taken from it."""
+    """Every import in a file, also within functions: the module, and the imported name."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
@@ -76,7 +76,7 @@ def imported(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def import_graph(root: Path) -> dict[str, set[str]]:
-    """Which modules of the package each one imports: when it is loaded, within functions, and for its types."""
+    """The modules of the package that each one imports: at load time, within functions, and for types only."""
     modules = modules_of(root)
     graph: dict[str, set[str]] = {}
     for module, path in modules.items():
@@ -87,7 +87,7 @@ def import_graph(root: Path) -> dict[str, set[str]]:
     return graph
 
 
-def test_there_is_no_circle_of_imports():
+def test_import_graph_of_mbcl_has_no_cycle():
     graph = import_graph(ROOT)
     assert "mbcl.orchestration.trial.pretraining" in graph["mbcl.orchestration.trial.trial_runners"], "in a function"
     assert "mbcl.plan" in graph["mbcl"], "for types"
@@ -104,7 +104,7 @@ def test_there_is_no_circle_of_imports():
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from mbcl.a import x",
     ],
 )
-def test_import_graph_sees_every_way_to_close_a_circle(tmp_path, text):
+def test_import_graph_contains_every_kind_of_import(tmp_path, text):
     (tmp_path / "mbcl").mkdir()
     (tmp_path / "mbcl/__init__.py").touch()
     (tmp_path / "mbcl/a.py").write_text("from mbcl.b import y")
@@ -113,5 +113,5 @@ def test_import_graph_sees_every_way_to_close_a_circle(tmp_path, text):
         TopologicalSorter(import_graph(tmp_path)).prepare()
 
 
-def test_at_most_eight_modules_stand_loose():
+def test_mbcl_has_at_most_eight_top_level_modules():
     assert len(list((ROOT / "mbcl").glob("*.py"))) <= 8

@@ -1,4 +1,4 @@
-"""The documents' code runs."""
+"""The code in README and CONTRIBUTING runs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def python_blocks(name: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
 
 
-def test_the_sampler_that_contributing_adds_plans(monkeypatch):
-    """The block as it stands there, under the imports of its neighbours."""
+def test_contributing_example_sampler_plans(monkeypatch):
+    """The block of CONTRIBUTING, with the imports of a sampler module."""
     monkeypatch.setattr(SAMPLERS, "_parts", dict(SAMPLERS._parts))
     header = (
         "from dataclasses import dataclass\nfrom typing import ClassVar\nimport numpy as np\n"
@@ -38,8 +38,8 @@ def test_the_sampler_that_contributing_adds_plans(monkeypatch):
     assert norms.flatten().tolist() == sorted(z.flatten().tolist())
 
 
-def test_the_readmes_python_runs_and_its_plan_is_made(monkeypatch, tmp_path, capsys):
-    """The plan that the README shows comes from embeddings that its Python writes; figures hang on the processor."""
+def test_readme_python_runs_and_its_plan_command_works(monkeypatch, tmp_path, capsys):
+    """The README's plan uses embeddings that its Python writes; its figures depend on the processor."""
     monkeypatch.chdir(tmp_path)
     blocks = python_blocks("README.md")
     assert blocks

@@ -1,4 +1,4 @@
-"""``mbcl export``: weights that other programs read, and that give the same features to the last bit."""
+"""``mbcl export``: weights for other programs, with the same features to the last bit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RESNET = {
 
 @pytest.fixture
 def colour_digits(monkeypatch):
-    """The digits with three channels, as ImageNet's stem wants them."""
+    """The digits with three channels, for ImageNet's stem."""
     source = DATASETS["digits"]
 
     def coloured(part):
@@ -47,14 +47,14 @@ def colour_digits(monkeypatch):
     monkeypatch.setitem(DATASETS._parts, "digits", dataclasses.replace(source, read=read))
 
 
-def trained(folder, **changes):
+def train_and_save(folder, **changes):
     content = experiment(**changes)
     train(content, world=World(), store=LocalStore(folder))
     return content
 
 
-def saved(folder, name, in_channels=3, **settings):
-    """A checkpoint of an encoder that has seen one batch, so that its buffers have moved; no training."""
+def save_untrained(folder, name, in_channels=3, **settings):
+    """Save a checkpoint of an untrained encoder after one batch, which updates its buffers."""
     content = experiment(encoder={"name": name, **settings}, data={"name": "digits", "image_size": 32})
     model = model_of(content, in_channels=in_channels)
     with torch.no_grad():
@@ -65,21 +65,21 @@ def saved(folder, name, in_channels=3, **settings):
 
 
 def reference(content, folder, in_channels):
-    """The model of the newest checkpoint, put together without the export."""
+    """The model of the newest checkpoint, built without the export."""
     model = model_of(content, in_channels=in_channels)
     model.load_state_dict(checkpoints.latest(LocalStore(folder)).state["model"])
     return model.eval()
 
 
-def in_torchvision(lines):
-    """The features' network that the printed lines make."""
+def build_from_lines(lines):
+    """The network of features that the printed lines build."""
     scope = {"torch": torch, "torchvision": torchvision}
     exec("\n".join(lines), scope)
     return scope["network"].eval()
 
 
-def test_a_trained_resnet18_goes_to_torchvision_and_back_bit_for_bit(tmp_path, capsys, colour_digits):
-    content = trained(tmp_path / "t", **RESNET)
+def test_export_of_a_trained_resnet18_equals_torchvision_bit_for_bit(tmp_path, capsys, colour_digits):
+    content = train_and_save(tmp_path / "t", **RESNET)
     assert main(["export", "--checkpoint", str(tmp_path / "t"), "--out", str(tmp_path / "e")]) == 0
     assert sorted(p.name for p in (tmp_path / "e").iterdir()) == [
         "encoder.pt",
@@ -97,7 +97,7 @@ def test_a_trained_resnet18_goes_to_torchvision_and_back_bit_for_bit(tmp_path, c
     x = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         features, projections = expected.features(x), expected(x)
-        assert torch.equal(in_torchvision(ways["torchvision"])(x), features)
+        assert torch.equal(build_from_lines(ways["torchvision"])(x), features)
         assert torch.equal(load(tmp_path / "e").features(x), features)
         own = models.build(content.encoder, content.projector, in_channels=3, seed=99)
         own.load_state_dict(load_file(tmp_path / "e" / "model.safetensors"))
@@ -113,17 +113,17 @@ def test_a_trained_resnet18_goes_to_torchvision_and_back_bit_for_bit(tmp_path, c
     assert keys.unexpected_keys == []
 
 
-def test_what_the_record_and_the_metadata_say(tmp_path, colour_digits):
-    saved(tmp_path / "t", "resnet18")
+def test_export_writes_its_record_and_metadata(tmp_path, colour_digits):
+    save_untrained(tmp_path / "t", "resnet18")
     record = export(LocalStore(tmp_path / "t"), out=LocalStore(tmp_path / "e"))
-    found = checkpoints.latest(LocalStore(tmp_path / "t"))
+    checkpoint = checkpoints.latest(LocalStore(tmp_path / "t"))
     assert record["checkpoint"] == {
         "name": "epoch_000001",
-        "sha256": found.sha256,
+        "sha256": checkpoint.sha256,
         "epoch": 1,
         "folder": str(tmp_path / "t"),
     }
-    assert record["experiment"] == found.meta["experiment"]
+    assert record["experiment"] == checkpoint.meta["experiment"]
     assert record["out_features"] == 512
     assert record["input"]["image_size"] == 32
     assert record["input"]["mean"] == [0.3, 0.31, 0.32]
@@ -139,8 +139,10 @@ def test_what_the_record_and_the_metadata_say(tmp_path, colour_digits):
             }
 
 
-def test_resnet_small_and_other_stems_say_that_torchvision_has_no_such_class(tmp_path, capsys):
-    content = trained(tmp_path / "t", data={"name": "digits", "max_samples": 40}, train={"epochs": 1, "batch_size": 16})
+def test_export_says_where_torchvision_has_no_such_class(tmp_path, capsys):
+    content = train_and_save(
+        tmp_path / "t", data={"name": "digits", "max_samples": 40}, train={"epochs": 1, "batch_size": 16}
+    )
     assert main(["export", "--checkpoint", f"{tmp_path}/t/checkpoints/epoch_000001", "--out", f"{tmp_path}/e"]) == 0
     assert "resnet_small is mbcl's own architecture" in capsys.readouterr().out
     x = torch.randn(3, *load_data(content.data, seed=0).train.images.shape[1:])
@@ -152,7 +154,7 @@ def test_resnet_small_and_other_stems_say_that_torchvision_has_no_such_class(tmp
         assert torch.equal(own.eval()(x), expected.features(x))
 
     for number, (channels, stem) in enumerate([(1, "imagenet"), (3, "small")]):
-        saved(tmp_path / f"t{number}", "resnet18", channels, stem=stem)
+        save_untrained(tmp_path / f"t{number}", "resnet18", channels, stem=stem)
         record = export(LocalStore(tmp_path / f"t{number}"), out=LocalStore(tmp_path / f"e{number}"))
         assert record["torchvision"]["loads"] is False
         assert f"another first convolution (stem {stem}, {channels} channel" in record["torchvision"]["note"]
@@ -160,13 +162,13 @@ def test_resnet_small_and_other_stems_say_that_torchvision_has_no_such_class(tmp
 
 
 @pytest.mark.parametrize("name", ["mnasnet0_5", "googlenet", "squeezenet1_1", "densenet121"])
-def test_other_architectures_load_into_torchvision(tmp_path, name):
-    expected = saved(tmp_path / "t", name)
+def test_export_of_other_architectures_loads_into_torchvision(tmp_path, name):
+    expected = save_untrained(tmp_path / "t", name)
     record = export(LocalStore(tmp_path / "t"), out=LocalStore(tmp_path / "e"))
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         features = expected.features(x)
-        assert torch.equal(in_torchvision(how_to_load(record, str(tmp_path / "e"))["torchvision"])(x), features)
+        assert torch.equal(build_from_lines(how_to_load(record, str(tmp_path / "e"))["torchvision"])(x), features)
         assert torch.equal(load(tmp_path / "e").features(x), features)
     network = torchvision.models.get_model(name, **record["torchvision"]["arguments"])
     keys = network.load_state_dict(torch.load(tmp_path / "e" / "encoder.pt", weights_only=True), strict=False)
@@ -174,7 +176,7 @@ def test_other_architectures_load_into_torchvision(tmp_path, name):
     assert keys.unexpected_keys == []
 
 
-def test_an_export_of_float64_stays_float64(tmp_path):
+def test_export_keeps_float64(tmp_path):
     content = experiment(encoder={"name": "squeezenet1_1"}, train={"precision": "float64"})
     model = model_of(content, in_channels=3).eval()
     meta = {"experiment": content.model_dump(mode="json"), "row": {}}
@@ -184,35 +186,35 @@ def test_an_export_of_float64_stays_float64(tmp_path):
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         features = model.features(x)
-        assert torch.equal(in_torchvision(how_to_load(record, str(tmp_path / "e"))["torchvision"])(x), features)
+        assert torch.equal(build_from_lines(how_to_load(record, str(tmp_path / "e"))["torchvision"])(x), features)
         assert torch.equal(load(tmp_path / "e").features(x), features)
 
 
-def test_best_is_the_highest_validation_retrieval(tmp_path):
+def test_export_best_takes_the_highest_validation_retrieval(tmp_path):
     store = LocalStore(tmp_path / "t")
-    trained(tmp_path / "t", data={"name": "digits", "max_samples": 40}, train={"epochs": 3, "batch_size": 16})
+    train_and_save(tmp_path / "t", data={"name": "digits", "max_samples": 40}, train={"epochs": 3, "batch_size": 16})
     record = export(store, out=LocalStore(tmp_path / "e"), best=True)
     assert record["checkpoint"]["name"] == checkpoints.best(store).name
     with pytest.raises(ConfigError, match="--best chooses among all checkpoints, found epoch_000003"):
         export(store, out=LocalStore(tmp_path / "f"), checkpoint="epoch_000003", best=True)
-    saved(tmp_path / "unmeasured", "resnet18")
+    save_untrained(tmp_path / "unmeasured", "resnet18")
     with pytest.raises(ConfigError, match="holds no whole checkpoint whose validation retrieval was measured"):
         export(LocalStore(tmp_path / "unmeasured"), out=LocalStore(tmp_path / "f"), best=True)
     assert not (tmp_path / "f").exists()
 
 
-def test_data_that_are_not_on_this_machine_leave_the_normalisation_open(tmp_path):
-    saved(tmp_path / "t", "squeezenet1_1")
-    found = checkpoints.latest(LocalStore(tmp_path / "t"))
-    found.meta["experiment"]["data"] |= {"name": "fashion_mnist", "dir": str(tmp_path / "none")}
-    checkpoints.save(LocalStore(tmp_path / "t"), epoch=2, state=found.state, meta=found.meta, keep=1)
+def test_export_without_the_data_leaves_the_normalisation_open(tmp_path):
+    save_untrained(tmp_path / "t", "squeezenet1_1")
+    checkpoint = checkpoints.latest(LocalStore(tmp_path / "t"))
+    checkpoint.meta["experiment"]["data"] |= {"name": "fashion_mnist", "dir": str(tmp_path / "none")}
+    checkpoints.save(LocalStore(tmp_path / "t"), epoch=2, state=checkpoint.state, meta=checkpoint.meta, keep=1)
     record = export(LocalStore(tmp_path / "t"), out=LocalStore(tmp_path / "e"))
     assert (record["input"]["image_size"], record["input"]["mean"]) == (32, None)
     assert "the data could not be read: " in record["input"]["note"]
 
 
-def test_mistakes_are_one_line_and_exit_code_2(tmp_path, capsys):
-    saved(tmp_path / "t", "squeezenet1_1")
+def test_export_reports_mistakes_in_one_line(tmp_path, capsys):
+    save_untrained(tmp_path / "t", "squeezenet1_1")
     assert main(["export", "--checkpoint", f"{tmp_path}/none", "--out", f"{tmp_path}/e"]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}/none: no such folder\n"
     assert main(["export", "--checkpoint", f"{tmp_path}/t/checkpoints/epoch_000009", "--out", f"{tmp_path}/e"]) == 2
@@ -223,16 +225,16 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, capsys):
     assert main(["export", "--checkpoint", f"{tmp_path}/t", "--out", f"{tmp_path}/e"]) == 2
     assert "e: holds an export already (export.json); choose another --out\n" in capsys.readouterr().err
     assert (tmp_path / "e" / "export.json").read_bytes() == before
-    (tmp_path / "e" / "export.json").unlink()  # written last: what an export that was cut leaves
+    (tmp_path / "e" / "export.json").unlink()  # written last, so an interrupted export lacks it
     (tmp_path / "e" / "encoder.safetensors").write_bytes(b"half")
     assert main(["export", "--checkpoint", f"{tmp_path}/t", "--out", f"{tmp_path}/e"]) == 0
     assert load_file(tmp_path / "e" / "encoder.safetensors")
 
 
-def test_a_folder_that_is_no_whole_export(tmp_path):
+def test_load_refuses_an_incomplete_export(tmp_path):
     with pytest.raises(ConfigError, match="holds no whole export"):
         load(tmp_path)
-    saved(tmp_path / "t", "squeezenet1_1")
+    save_untrained(tmp_path / "t", "squeezenet1_1")
     export(LocalStore(tmp_path / "t"), out=LocalStore(tmp_path / "e"))
     (tmp_path / "e" / "model.safetensors").write_bytes(b"no")
     with pytest.raises(ConfigError, match="its export is damaged"):

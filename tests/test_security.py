@@ -1,4 +1,4 @@
-"""Nothing that is found or downloaded is run, no secret is written down, no name leaves the results folder."""
+"""No code from files or downloads runs, no secret is stored, and no name leads out of the results folder."""
 
 from __future__ import annotations
 
@@ -59,28 +59,28 @@ import joblib, numpy as np, pandas as pd, torch, torch.distributed, yaml
 
 
 @pytest.mark.parametrize("name", ["mbcl/x.py", "mbcl/orchestration/x.py", "benchmarks/x.py", "run_ray.py"])
-def test_ruff_knows_every_call_that_runs_what_it_reads_or_draws_from_a_global_generator(name):
-    """So that no rule of pyproject.toml is taken back unnoticed."""
+def test_ruff_forbids_unsafe_calls_and_global_generators(name):
+    """The test fails if somebody removes a rule from pyproject.toml."""
     ruff = [str(Path(sys.executable).parent / "ruff"), "check", "--no-cache", "--output-format", "json"]
     source = (IMPORTS.strip() + FORBIDDEN).encode()
     result = subprocess.run([*ruff, "--stdin-filename", name, "-"], input=source, cwd=ROOT, capture_output=True)
-    found = [rule for rule in json.loads(result.stdout) if rule["code"].startswith(("S", "TID", "NPY"))]
-    lines = {rule["location"]["row"] for rule in found}
+    rules = [rule for rule in json.loads(result.stdout) if rule["code"].startswith(("S", "TID", "NPY"))]
+    lines = {rule["location"]["row"] for rule in rules}
     assert [line for number, line in enumerate(FORBIDDEN.splitlines()[1:], 3) if number not in lines] == []
 
 
-def test_what_no_rule_of_ruff_knows_is_in_no_source():
+def test_sources_have_no_unsafe_calls_beyond_ruffs_rules():
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
-                called, where = ast.unparse(node.func), f"{path}:{node.lineno}"
-                options = {word.arg: ast.unparse(word.value) for word in node.keywords}
-                assert called != "compile", where
-                assert not called.endswith(".extractall"), where
+                called, position = ast.unparse(node.func), f"{path}:{node.lineno}"
+                options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert called != "compile", position
+                assert not called.endswith(".extractall"), position
                 if called == "torch.load":
-                    assert options.get("weights_only") == "True", where
+                    assert options.get("weights_only") == "True", position
                 if called in ("np.load", "numpy.load"):
-                    assert options.get("allow_pickle") == "False", where
+                    assert options.get("allow_pickle") == "False", position
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_what_no_rule_of_ruff_knows_is_in_no_source():
         "a: !!python/name:os.system",
     ],
 )
-def test_yaml_makes_no_objects(tmp_path, monkeypatch, text):
+def test_parse_yaml_creates_no_objects(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="python/"):
         parse_yaml(text, "space.yaml")
@@ -99,7 +99,7 @@ def test_yaml_makes_no_objects(tmp_path, monkeypatch, text):
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "/etc/passwd", "..", "", "a/b"])
-def test_a_studys_record_cannot_name_a_folder_elsewhere(tmp_path, name):
+def test_read_study_refuses_trial_names_outside_the_folder(tmp_path, name):
     trial = {"ordinal": 0, "setting": 0, "seed": 0, "sampler": "shuffle", "objective": "simclr", "parameters": {}}
     study = {"name": "x", "space_digest": "0", "metric": "a", "mode": "max", "created": "now"}
     (tmp_path / "study.json").write_text(json.dumps(study | {"trials": {"0-0123abcd": trial}}))
@@ -109,7 +109,7 @@ def test_a_studys_record_cannot_name_a_folder_elsewhere(tmp_path, name):
         read_study(LocalStore(tmp_path))
 
 
-def test_no_key_of_wandb_is_written_down(tmp_path, monkeypatch, capfd):
+def test_train_stores_no_wandb_key(tmp_path, monkeypatch, capfd):
     pytest.importorskip("wandb")
     key = "5ec2e7" + "0123456789" * 3 + "abcd"
     monkeypatch.setenv("WANDB_API_KEY", key)
@@ -122,7 +122,7 @@ def test_no_key_of_wandb_is_written_down(tmp_path, monkeypatch, capfd):
     assert key not in printed.out + printed.err
 
 
-def test_the_files_of_this_repository_hold_no_key():
+def test_repository_files_contain_no_key():
     for path in (ROOT / "cluster.yaml", *sorted((ROOT / "tune_spaces").glob("*.yaml"))):
         text = path.read_text()
         assert yaml.safe_load(text)

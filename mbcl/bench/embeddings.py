@@ -121,7 +121,7 @@ def views(images_NHW: NDArray[np.float32], generator: np.random.Generator) -> ND
     column_NW = np.arange(width) + right_N[:, None]
     column_NW = np.where(generator.random((num, 1)) < 0.5, column_NW[:, ::-1], column_NW)
     row_NH = np.arange(height) + down_N[:, None]
-    view_NHW = padded[np.arange(num)[:, None, None], row_NH[:, :, None], column_NW[:, None, :]]
+    view_NHW: NDArray[np.float32] = padded[np.arange(num)[:, None, None], row_NH[:, :, None], column_NW[:, None, :]]
     view_NHW += np.float32(PIXEL_NOISE) * generator.standard_normal(view_NHW.shape, dtype=np.float32)
     return view_NHW.reshape(num, -1)
 

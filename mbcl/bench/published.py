@@ -98,6 +98,6 @@ def _affinity(z1_MD: NDArray[np.floating], z2_MD: NDArray[np.floating], batch_si
     for similarity_MM in (z_MM, z_MM.T):
         for positive in (own_M[:, None], own_M[None, :]):
             log_w_MM += np.log(1 + (batch_size - 1) * np.exp(similarity_MM - positive))
-    w_MM = np.exp(log_w_MM)
+    w_MM: NDArray[np.float64] = np.exp(log_w_MM)
     np.fill_diagonal(w_MM, 0.0)
     return w_MM

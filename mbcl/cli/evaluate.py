@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from mbcl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mbcl.config.experiment import Data, Evaluation, Experiment
+    from mbcl.config.evaluation import Evaluation
+    from mbcl.config.experiment import Data, Experiment
     from mbcl.io.store import Store
 
 EVALUATIONS = "evaluations"
@@ -216,7 +217,7 @@ def _data_and_folder(arguments: argparse.Namespace) -> tuple[str | None, str | N
 def _settings(experiment: Experiment, arguments: argparse.Namespace) -> Evaluation:
     """Return the experiment's evaluation block, changed by the options; ``--set`` takes precedence."""
     from mbcl.config.base import apply_overrides, validate
-    from mbcl.config.experiment import Evaluation
+    from mbcl.config.evaluation import Evaluation
 
     content = experiment.evaluation.model_dump(mode="json")
     content |= {

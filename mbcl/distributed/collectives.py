@@ -304,7 +304,7 @@ def gather_with_grad(x: Tensor, world: World) -> Tensor:
     """
     if world.size == 1:
         return x
-    gathered: Tensor = _Gather.apply(x, world)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(x, world)
     return gathered
 
 
@@ -320,6 +320,6 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         start = ctx.world.rank * ctx.rows
         return all_reduce_sum(gradient, ctx.world)[start : start + ctx.rows], None

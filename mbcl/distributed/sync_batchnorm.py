@@ -111,9 +111,7 @@ def normalise(
         (B, C, ...) in the dtype of ``x``. The gradients of weight and bias are this rank's contributions.
     """
     mean, var = mean.to(precise(x)), var.to(precise(x))
-    result: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
-        x, mean, var, count, layer.weight, layer.bias, layer.eps, sum_ranks
-    )
+    result: Tensor = _Normalise.apply(x, mean, var, count, layer.weight, layer.bias, layer.eps, sum_ranks)
     return result
 
 
@@ -143,7 +141,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, scale, weight = ctx.saved_tensors
         dims = _all_but_channels(x)
         view = (1, x.shape[1], *(1 for _ in dims[1:]))
@@ -212,7 +210,7 @@ def convert_sync_batchnorm(model: M, world: World) -> M:
 
 def _sync_forward(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
     """Normalise with the moments of the global batch and update the running statistics."""
-    layer._check_input_dim(x)  # type: ignore[no-untyped-call]
+    layer._check_input_dim(x)
     world = collectives.current()
     mean, var, count = merge_moments(collectives.all_gather_stack(moments(x), world))
     update_running(layer, mean, var, count)

@@ -80,7 +80,7 @@ class MetricsLog:
     def best_epoch(self, key: str) -> int | None:
         """Return the first epoch with the largest value of ``key``; None if it was never measured."""
         measured = [(row[key], -int(row["epoch"] or 0)) for row in self._rows if row.get(key) is not None]
-        return -max(measured)[1] if measured else None  # type: ignore[type-var]  # None is filtered out
+        return -max(measured)[1] if measured else None
 
     def add(self, row: Row) -> None:
         """Append a row in memory; :meth:`write` writes it once its checkpoint exists."""

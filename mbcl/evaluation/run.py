@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 
 import mbcl
-from mbcl.config.evaluation import Baseline
-from mbcl.config.experiment import Data, Evaluation
+from mbcl.config.evaluation import Baseline, Evaluation
+from mbcl.config.experiment import Data
 from mbcl.engine.evaluation_checks import check_evaluation
 from mbcl.engine.setup import SplitData, check_takes, load_data
 from mbcl.errors import CheckpointError, ConfigError

@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mbcl.config.experiment import Data, Evaluation
+from mbcl.config.evaluation import Evaluation
+from mbcl.config.experiment import Data
 from mbcl.data import ImageSet, clean_views
 from mbcl.engine.embedding_pass import ViewKey, two_views
 from mbcl.engine.setup import SplitData

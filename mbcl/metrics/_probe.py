@@ -187,8 +187,8 @@ class _Problem:
                 solver.zero_grad()
                 scaled = shrink * weight
                 value = F.cross_entropy(self._x @ scaled + bias, self._target) + penalty / 2 * scaled.square().sum()
-                value.backward()  # type: ignore[no-untyped-call]
+                value.backward()
                 return value
 
-            solver.step(loss)  # type: ignore[no-untyped-call]
+            solver.step(loss)
         return weight.detach(), bias.detach()

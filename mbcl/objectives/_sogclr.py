@@ -156,7 +156,7 @@ class SogCLR(StatefulObjective):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SogCLR:
         """Move or cast the module; u is moved, but never cast."""
         u = self.u
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.u.dtype != torch.float64:
             self.u = u.to(self.u.device)
         return self

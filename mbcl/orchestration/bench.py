@@ -1,4 +1,4 @@
-"""``mbcl bench ray``: what Ray costs a study of small trials, from the command to the first step and trial by trial."""
+"""``mbcl bench ray``: the overhead of Ray for a study of small trials, to the first step and per trial."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class RayBenchSettings:
-    """What is measured; see ``mbcl bench ray --help``."""
+    """The settings of the benchmark; see ``mbcl bench ray --help``."""
 
     trials: int
     sampler: str
@@ -46,10 +46,10 @@ class RayBenchSettings:
     overwrite: bool
 
     def check(self) -> None:
-        """Refuse what cannot be measured.
+        """Refuse a number of trials that is out of range, and an output file that exists.
 
         Raises:
-            ConfigError: one line with what was found and what is allowed.
+            ConfigError: one line with the value and what is allowed.
         """
         check_count("--trials", self.trials)
         if self.out and open_store(self.out).exists(FILE) and not self.overwrite:
@@ -57,7 +57,7 @@ class RayBenchSettings:
 
 
 def space_of(settings: RayBenchSettings) -> dict[str, Any]:
-    """A study of so many seeds of one epoch each on 300 digits."""
+    """Return a space of one setting with ``settings.trials`` seeds: one epoch each on 300 digits."""
     sampler = {"name": settings.sampler} | ({"k": 4} if settings.sampler == "spectral" else {})
     return {
         "seeds": list(range(settings.trials)),
@@ -74,24 +74,28 @@ def space_of(settings: RayBenchSettings) -> dict[str, Any]:
 
 
 def stages_of(record: TrialRecord, epochs: float) -> dict[str, float]:
-    """Seconds of a trial by :data:`STAGES`, in order; their sum is the trial's.
+    """Return the seconds of a trial by the keys of :data:`STAGES`; their sum is the trial's total.
 
     Args:
-        record: of a finished trial.
-        epochs: seconds of its epochs, validation and checkpoints included.
+        record: the record of a finished trial.
+        epochs: seconds of its epochs, with validation and checkpoints.
     """
-    told = record.seconds
-    known = {
-        "startup": told["startup"],
-        "prepare": told["training"] - epochs,
+    seconds = record.seconds
+    stages = {
+        "startup": seconds["startup"],
+        "prepare": seconds["training"] - epochs,
         "epochs": epochs,
-        "evaluation": told["evaluation"],
+        "evaluation": seconds["evaluation"],
     }
-    return known | {"other": told["total"] - sum(known.values())}
+    return stages | {"other": seconds["total"] - sum(stages.values())}
 
 
 def bench_ray(settings: RayBenchSettings, write_report: WriteReport) -> int:
-    """Run a study of tiny trials on a local Ray of this machine, print a table, and write ``ray.json`` if asked.
+    """Run a study of tiny trials on a local Ray, print a table, and write ``ray.json`` if ``settings.out`` is given.
+
+    Args:
+        settings: the settings of the benchmark.
+        write_report: writes the report of the study.
 
     Returns:
         The exit code of the study, 0 or 130.
@@ -116,33 +120,38 @@ def bench_ray(settings: RayBenchSettings, write_report: WriteReport) -> int:
             stages_of(record, sum(float(row["time/total"] or 0) for row in read_rows(store.child(f"trials/{key}"))))
             for key, record in read_study(store).trials.items()
         ]
-    found = summarize(trials, wall)
+    summary = summarize(trials, wall)
     console = Console(highlight=False)
-    console.print(_table(trials, found))
-    for words in (
-        f"the study took {wall:.1f} s; outside its trials {found['outside']:.1f} s: starting and stopping Ray, "
+    console.print(_table(trials, summary))
+    for line in (
+        f"the study took {wall:.1f} s; outside its trials {summary['outside']:.1f} s: starting and stopping Ray, "
         "checking the data, the report",
-        f"a trial after the first costs {found['overhead']:.1f} s beyond its epochs and its evaluation",
-        f"this process held {found['memory_mib']:.0f} MiB at most",
+        f"a trial after the first costs {summary['overhead']:.1f} s beyond its epochs and its evaluation",
+        f"this process held {summary['memory_mib']:.0f} MiB at most",
     ):
-        console.print(words, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if settings.out:
         content = {"version": __version__, "environment": environment("cpu"), "settings": asdict(settings)}
-        write_text(open_store(settings.out), FILE, json.dumps(content | found | {"trials": trials}, indent=1))
+        write_text(open_store(settings.out), FILE, json.dumps(content | summary | {"trials": trials}, indent=1))
         console.print(f"{settings.out}/{FILE}", soft_wrap=True, markup=False)
     return EXIT_FINISHED
 
 
 def summarize(trials: Sequence[dict[str, float]], wall: float) -> dict[str, float]:
-    """What follows from the seconds of all trials, one after the other, and of the study.
+    """Summarize the stages of all trials, which ran one at a time, and the duration of the study.
 
     Args:
-        trials: as :func:`stages_of`, in the order they ran.
+        trials: seconds by stage of each trial, see :func:`stages_of`, in the order in which the trials ran.
         wall: seconds of the study.
+
+    Returns:
+        Seconds: ``wall``; ``outside`` of all trials; ``first_step``, until the first step of the first trial;
+        ``first_step_later``, the mean of this over later trials; ``overhead``, the mean over later trials of all but
+        epochs and evaluation. ``memory_mib`` is the peak resident memory of this process in MiB.
 
     Example:
         >>> one = {"startup": 5.0, "prepare": 1.0, "epochs": 3.0, "evaluation": 1.0, "other": 2.0}
-        >>> facts([one, {**one, "startup": 3.0}], 30.0)["overhead"]
+        >>> summarize([one, {**one, "startup": 3.0}], 30.0)["overhead"]
         6.0
     """
     later = list(trials[1:]) or list(trials)
@@ -156,20 +165,20 @@ def summarize(trials: Sequence[dict[str, float]], wall: float) -> dict[str, floa
     }
 
 
-def _table(trials: Sequence[dict[str, float]], found: dict[str, float]) -> Table:
+def _table(trials: Sequence[dict[str, float]], summary: dict[str, float]) -> Table:
     later = list(trials[1:])
     table = Table(title=f"seconds of a trial, {len(trials)} trials, one at a time")
     for column in ("stage", "first trial", "later, mean", "what it is"):
         table.add_column(column, justify="left" if column in ("stage", "what it is") else "right")
 
-    def of_later(values: list[float]) -> str:
+    def format_mean(values: list[float]) -> str:
         return f"{mean(values):.2f}" if values else "-"
 
-    for stage, words in STAGES.items():
-        table.add_row(stage, f"{trials[0][stage]:.2f}", of_later([stages[stage] for stages in later]), words)
+    for stage, meaning in STAGES.items():
+        table.add_row(stage, f"{trials[0][stage]:.2f}", format_mean([stages[stage] for stages in later]), meaning)
     table.add_section()
     first_steps = [stages["startup"] + stages["prepare"] for stages in later]
-    table.add_row("to the first step", f"{found['first_step']:.2f}", of_later(first_steps), "startup and prepare")
+    table.add_row("to the first step", f"{summary['first_step']:.2f}", format_mean(first_steps), "startup and prepare")
     totals = [sum(stages.values()) for stages in later]
-    table.add_row("a trial", f"{sum(trials[0].values()):.2f}", of_later(totals), "all of it")
+    table.add_row("a trial", f"{sum(trials[0].values()):.2f}", format_mean(totals), "all of it")
     return table

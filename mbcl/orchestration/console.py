@@ -1,4 +1,7 @@
-"""What a person sees: a progress display, one line a finished trial, a table at the end. The only place that prints."""
+"""The console output of a study: a progress display, a line per finished trial, a final table.
+
+While a study runs, only this module prints.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from rich.console import Console as Screen
+from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -28,24 +31,26 @@ from mbcl.orchestration.trial.preflight import PreflightReport
 from mbcl.study import Estimate, primary_metrics, summarise
 
 TABLE_METRICS = ("retrieval/u2v/top1", "knn/top1", "probe/top1", "plan/lift", "synthetic/excess")
-"""Beside the metric of the search and the first primary one, those of them that were measured."""
+"""Further columns of the table if measured, after the metric of the search and the first primary metric."""
 PLAIN_WIDTH = 160
-"""Columns where the output is not a terminal: nothing there wraps a table."""
+"""Width of output that is not a terminal, where a table need not fit a screen."""
 
 
-class _Screen(Screen):
-    """A screen that nobody may read any more, as after ``| head``: then what is printed goes nowhere."""
+class _PipeSafeConsole(RichConsole):
+    """A console that discards its output once stdout is closed, as by ``| head``."""
 
     def on_broken_pipe(self) -> None:
-        """Print nowhere from now on, and let the caller go on. Rich would end the process wherever it is."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())
-        os.close(nowhere)
+        """Redirect the output to the null device and return; Rich would exit the process."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.file.fileno())
+        os.close(null)
 
 
-class _ScreenOfStudy(_Screen):
+class _StudyConsole(_PipeSafeConsole):
+    """The console of a study, which a closed stdout interrupts."""
+
     def on_broken_pipe(self) -> None:
-        """A study that nobody watches any more is interrupted: what is done is kept, and it can go on."""
+        """Discard further output and interrupt the study: finished trials are kept, and it can be resumed."""
         super().on_broken_pipe()
         signals.interrupt()
 
@@ -56,8 +61,8 @@ class Console:
     Args:
         space: the space.
         store: the results folder.
-        opened: the study whose trials run.
-        quiet: whether only the last lines are printed.
+        opened: the study.
+        quiet: whether only the table and the summary are printed.
     """
 
     def __init__(self, space: Space, store: Store, opened: OpenedStudy, *, quiet: bool) -> None:
@@ -67,38 +72,38 @@ class Console:
         self._study = opened.record
         self._labels: dict[int, str] = {}
         self._quiet = quiet
-        self._screen = _ScreenOfStudy(highlight=False)
+        self._screen = _StudyConsole(highlight=False)
         if not self._screen.is_terminal:
             self._screen.width = PLAIN_WIDTH
         self._progress: Progress | None = None
-        self._all: TaskID | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._total_bar: TaskID | None = None
+        self._trial_bars: dict[str, TaskID] = {}
 
     def log(self, text: str) -> None:
-        """One line, unless quiet."""
+        """Print a line unless quiet."""
         if not self._quiet:
             self._screen.print(escape(text), soft_wrap=True)
 
     def print_summary(self, text: str) -> None:
-        """One of the last lines, which are printed always."""
+        """Print a line of the summary, also when quiet."""
         self._screen.print(escape(text), soft_wrap=True)
 
     def print_header(
         self,
         num_todo: int,
-        need: TrialResources,
-        fit: Concurrency,
+        resources: TrialResources,
+        concurrency: Concurrency,
         notes: Sequence[str],
         *,
         evaluation_alone: bool = False,
     ) -> None:
-        """Say what is about to happen, and what a person should know about it."""
+        """Print the study's question, the number of trials, their resources, the plan of the space, and the notes."""
         total, seeds = self._opened.trials.total, len(self._space.seeds)
         self.log(f"{self._study.name}: {self._study.question}" if self._study.question else self._study.name)
-        most = "at most " if self._opened.trials.probes else ""
+        prefix = "at most " if self._opened.trials.probes else ""
         done = f", {total - num_todo} of them done" if num_todo < total else ""
-        counts = f"{most}{pluralize(total, 'trial')}{done}: {by_seeds(total // seeds, seeds)}"
-        self.log(f"{_to_evaluate(num_todo) if evaluation_alone else counts}; {fit}, each {need}")
+        counts = f"{prefix}{pluralize(total, 'trial')}{done}: {by_seeds(total // seeds, seeds)}"
+        self.log(f"{_to_evaluate(num_todo) if evaluation_alone else counts}; {concurrency}, each {resources}")
         for line in () if evaluation_alone else plan_lines(self._space):
             self.log(line)
         for note in (*self._opened.trials.notes, *notes):
@@ -106,80 +111,83 @@ class Console:
 
     @contextmanager
     def progress(self, num_todo: int) -> Iterator[None]:
-        """The progress display, on a terminal; elsewhere nothing but the lines."""
+        """Show the progress display during the block, if the output is a terminal."""
         if self._quiet or not self._screen.is_terminal:
             yield
             return
         columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self._screen, transient=True) as self._progress:
-            self._all = self._progress.add_task("trials", total=num_todo)
+            self._total_bar = self._progress.add_task("trials", total=num_todo)
             try:
                 yield
             finally:
                 self._progress = None
 
     def on_trial_start(self, trial_id: str) -> None:
-        """A trial begins: a bar of epochs."""
+        """Add a progress bar of the trial's epochs."""
         if self._progress is not None:
-            label = f"{self._words(trial_id)}: starting"
+            text = f"{self._label(trial_id)}: starting"
             num_epochs = self._space.kind.num_epochs(self._opened.specs[trial_id].experiment)
-            self._tasks[trial_id] = self._progress.add_task(escape(label), total=num_epochs)
+            self._trial_bars[trial_id] = self._progress.add_task(escape(text), total=num_epochs)
 
     def poll(self, trial_ids: Sequence[str]) -> None:
-        """Move the bars of running trials, from the metrics that they have written."""
+        """Advance the bars of running trials to their last row of metrics."""
         if self._progress is None:
             return
         for trial_id in trial_ids:
             row = _last_row(self._store, trial_id)
-            if row is not None and trial_id in self._tasks:
-                words = f"{self._words(trial_id)}: loss {_number(row.get('train/loss'))}"
+            if row is not None and trial_id in self._trial_bars:
+                text = f"{self._label(trial_id)}: loss {_number(row.get('train/loss'))}"
                 if row.get("val/retrieval/top1") is not None:
-                    words += f", val {_number(row['val/retrieval/top1'])}"
-                self._progress.update(self._tasks[trial_id], completed=row.get("epoch", 0), description=escape(words))
+                    text += f", val {_number(row['val/retrieval/top1'])}"
+                bar = self._trial_bars[trial_id]
+                self._progress.update(bar, completed=row.get("epoch", 0), description=escape(text))
 
     def on_waiting(self, number: int) -> None:
-        """One line about trials that wait for room."""
+        """Print how many trials wait for resources."""
         trials = f"{number} trial{'s wait' if number > 1 else ' waits'}"
         self.log(f"waiting: {trials} for room on the cluster, which others use or whose nodes are yet to come")
 
     def on_trial_end(self, trial_id: str) -> None:
-        """One line for a trial that has ended."""
+        """Print a line about the result of a trial."""
         record = self._study.trials[trial_id]
-        words = self._words(trial_id)
+        label = self._label(trial_id)
         if record.status == "failed":
-            self.log(f"FAILED    {words}  {record.error}")
+            self.log(f"FAILED    {label}  {record.error}")
         elif record.stopped:
-            self.log(f"stopped   {words}  {record.stopped.describe()}")
+            self.log(f"stopped   {label}  {record.stopped.describe()}")
         else:
             metric = self._study.metric
             seconds = record.seconds.get("total")
-            took = "" if seconds is None else f"  {seconds:.1f} s"
-            self.log(f"finished  {words}  {metric} {_number(record.metrics.get(metric))}{took}")
+            duration = "" if seconds is None else f"  {seconds:.1f} s"
+            self.log(f"finished  {label}  {metric} {_number(record.metrics.get(metric))}{duration}")
         self._advance(trial_id)
 
     def on_evaluation_end(self, trial_id: str, error: str) -> None:
-        """One line for a trial that was evaluated again, or could not be."""
-        self.log(f"FAILED    {self._words(trial_id)}  {error}" if error else f"evaluated {self._words(trial_id)}")
+        """Print a line about the result of a re-evaluation."""
+        self.log(f"FAILED    {self._label(trial_id)}  {error}" if error else f"evaluated {self._label(trial_id)}")
         self._advance(trial_id)
 
     def _advance(self, trial_id: str) -> None:
-        if self._progress is not None and self._all is not None:
-            self._progress.advance(self._all)
-            if trial_id in self._tasks:
-                self._progress.remove_task(self._tasks.pop(trial_id))
+        """Count a trial as done and remove its bar."""
+        if self._progress is not None and self._total_bar is not None:
+            self._progress.advance(self._total_bar)
+            if trial_id in self._trial_bars:
+                self._progress.remove_task(self._trial_bars.pop(trial_id))
 
-    def _words(self, trial_id: str) -> str:
+    def _label(self, trial_id: str) -> str:
+        """Return the trial's name, the label of its setting, and its seed."""
         record = self._study.trials[trial_id]
         if record.setting not in self._labels:
             self._labels = {setting.setting: setting.label for setting in summarise(self._study)}
         return f"{trial_id}  {self._labels[record.setting]}, seed {record.seed}"
 
     def print_table(self) -> None:
-        """The final table: one row a setting, over its finished seeds."""
+        """Print the final table: a row per setting, with means over its finished seeds, and the failed trials."""
         settings = summarise(self._study)
         measured = {metric for setting in settings for metric in setting.metrics}
-        beside = (name for name in TABLE_METRICS if name in measured)
-        metrics = list(dict.fromkeys([self._study.metric, *primary_metrics(self._study)[:1], *beside]))
+        further = (name for name in TABLE_METRICS if name in measured)
+        metrics = list(dict.fromkeys([self._study.metric, *primary_metrics(self._study)[:1], *further]))
         table = Table("setting", "seeds", *metrics, title=f"{self._study.name}: mean [95 % interval]")
         for setting in settings:
             cells = [_interval(setting.metrics.get(metric)) for metric in metrics]
@@ -196,47 +204,49 @@ def dry_run(
     specs: Sequence[TrialSpec],
     trials: Trials,
     space: Space,
-    fit: tuple[TrialResources, Concurrency] | None,
+    allocation: tuple[TrialResources, Concurrency] | None,
     location: str,
-    checked: PreflightReport | None,
+    preflight: PreflightReport | None,
     *,
     evaluation_alone: bool = False,
 ) -> None:
-    """List every trial that would run with its parameters, the resources that it needs and what planning costs it.
+    """List every trial that would run, with its parameters, its resources and the cost of planning.
 
     Args:
-        specs: those that would run, as far as they are known.
-        trials: all of the space.
-        space: what is asked for.
-        fit: the need of one and how many run at a time; None where a cluster decides that.
+        specs: the trials that would run, without those that an adaptive search will draw.
+        trials: all trials of the space.
+        space: the space.
+        allocation: the resources of one trial and how many run at a time; None if they depend on the cluster.
         location: the results folder.
-        checked: what the data say; None where only a cluster can read them.
-        evaluation_alone: whether those that would run are evaluated and nothing else.
+        preflight: the result of the checks; None if only the nodes of the cluster can read the data.
+        evaluation_alone: whether the trials would only be evaluated.
     """
-    screen = _Screen(highlight=False)
+    screen = _PipeSafeConsole(highlight=False)
 
     def log(text: str) -> None:
         screen.print(escape(text), soft_wrap=True)
 
-    need, together = ("what the cluster gives", "") if fit is None else (str(fit[0]), f", {fit[1]}")
+    resources, concurrency = ("what the cluster gives", "")
+    if allocation is not None:
+        resources, concurrency = str(allocation[0]), f", {allocation[1]}"
     for line in () if evaluation_alone else (*domain_lines(space), *plan_lines(space)):
         log(line)
     for spec in specs:
         parameters = ", ".join(f"{key} = {short(value)}" for key, value in spec.parameters.items())
-        cost = checked.planning.get(spec.setting) if checked else None
-        log(f"{spec.trial_id}  seed {spec.seed}  {parameters}  [{need}]" + (f"  {cost}" if cost else ""))
-    for note in (*trials.notes, *(checked.notes if checked else ("the data are checked on the cluster",))):
+        cost = preflight.planning_cost.get(spec.setting) if preflight else None
+        log(f"{spec.trial_id}  seed {spec.seed}  {parameters}  [{resources}]" + (f"  {cost}" if cost else ""))
+    for note in (*trials.notes, *(preflight.notes if preflight else ("the data are checked on the cluster",))):
         log(f"note: {note}")
     if evaluation_alone:
         count = _to_evaluate(len(specs))
     elif trials.probes:
-        log(f"each [{need}]; checked at the ends of the domains: {pluralize(len(trials.probes), 'setting')}")
+        log(f"each [{resources}]; checked at the ends of the domains: {pluralize(len(trials.probes), 'setting')}")
         drawn = f" ({len(trials.specs)} are drawn, of which {len(specs)} are to run)" if trials.specs else ""
         count = f"at most {pluralize(trials.total, 'trial')}{drawn}"
     else:
-        of = trials.total
-        count = f"{len(specs)} of {of} trials" if len(specs) < of else pluralize(of, "trial")
-    log(f"{count}{together}, into {location}; nothing was started")
+        total = trials.total
+        count = f"{len(specs)} of {total} trials" if len(specs) < total else pluralize(total, "trial")
+    log(f"{count}{concurrency}, into {location}; nothing was started")
 
 
 def _to_evaluate(number: int) -> str:
@@ -244,18 +254,18 @@ def _to_evaluate(number: int) -> str:
 
 
 def busy(text: str, *, quiet: bool) -> AbstractContextManager[object]:
-    """A moving line on a terminal while something takes its time."""
-    return nullcontext() if quiet else _Screen(stderr=True).status(text)
+    """Show a spinner on a terminal during the block."""
+    return nullcontext() if quiet else _PipeSafeConsole(stderr=True).status(text)
 
 
 def warn(text: str) -> None:
-    """A line on stderr about something that takes its time."""
-    _Screen(stderr=True, highlight=False).print(escape(text), soft_wrap=True)
+    """Print a line to stderr about an operation that takes long."""
+    _PipeSafeConsole(stderr=True, highlight=False).print(escape(text), soft_wrap=True)
 
 
 def error(text: str) -> None:
-    """The one line on stderr that every error ends in."""
-    _Screen(stderr=True, highlight=False).print(escape(f"error: {' '.join(text.split())}"), soft_wrap=True)
+    """Print an error to stderr in one line."""
+    _PipeSafeConsole(stderr=True, highlight=False).print(escape(f"error: {' '.join(text.split())}"), soft_wrap=True)
 
 
 def _last_row(store: Store, trial_id: str) -> Row | None:
@@ -272,12 +282,12 @@ def _number(value: Any) -> str:
     return f"{value:.4f}" if abs(value) >= 0.001 or not value else f"{value:.2e}"
 
 
-def _interval(found: Estimate | None) -> str:
-    """``0.5984 [0.506, 0.691]``: a mean and its 95 % interval, which one seed does not have."""
-    if found is None:
+def _interval(estimate: Estimate | None) -> str:
+    """Format a mean with its 95 % interval as ``0.5984 [0.506, 0.691]``; one seed has no interval."""
+    if estimate is None:
         return "-"
-    if found.ci_low is None:
-        return _number(found.mean)
-    if abs(found.mean) < 0.001:
-        return f"{found.mean:.2e} [{found.ci_low:.1e}, {found.ci_high:.1e}]"
-    return f"{found.mean:.4f} [{found.ci_low:.3f}, {found.ci_high:.3f}]"
+    if estimate.ci_low is None:
+        return _number(estimate.mean)
+    if abs(estimate.mean) < 0.001:
+        return f"{estimate.mean:.2e} [{estimate.ci_low:.1e}, {estimate.ci_high:.1e}]"
+    return f"{estimate.mean:.4f} [{estimate.ci_low:.3f}, {estimate.ci_high:.3f}]"

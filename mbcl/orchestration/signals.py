@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM of the sweep's process, both as KeyboardInterrupt; a process has one set of signal handlers."""
+"""Handlers of SIGINT and SIGTERM in the sweep's process: both raise KeyboardInterrupt.
+
+The state is global because a process has one set of signal handlers.
+"""
 
 from __future__ import annotations
 
@@ -9,94 +12,94 @@ from contextlib import contextmanager
 from typing import Any
 
 EXIT_INTERRUPTED = 130
-BEFORE = "interrupted before anything was started; the same command starts it"
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
-TOGETHER_SECONDS = 3.0
-"""Signals that follow each other sooner are one interrupt: a script, a terminal and a service manager may all send."""
+NOT_STARTED = "interrupted before anything was started; the same command starts it"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+DEBOUNCE_SECONDS = 3.0
+"""Debounce window: a terminal, a wrapper script and a service manager may each deliver the same interrupt."""
 
 
 class _Interrupts:
-    """What has come, and whether it may be raised now."""
+    """The state of the handlers: whether a signal was received, and whether interrupts are deferred."""
 
     def __init__(self) -> None:
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """As if nothing had come."""
-        self.pending = False
-        self.held = 0
-        self.raised = float("-inf")
+    def reset(self) -> None:
+        """Forget all signals."""
+        self.received = False
+        self.num_defers = 0  # nesting depth of defer()
+        self.last_raised_at = float("-inf")
 
     def handle(self, number: int, frame: Any) -> None:
-        """The handler of both signals."""
-        self.pending = True
-        if not self.held:
-            self.check()
+        """Handle either signal."""
+        self.received = True
+        if not self.num_defers:
+            self.raise_pending()
 
-    def check(self) -> None:
-        """Raise an interrupt that has come and has not been raised lately."""
-        if self.pending and time.monotonic() - self.raised > TOGETHER_SECONDS:
-            self.raised = time.monotonic()
+    def raise_pending(self) -> None:
+        """Raise an interrupt if a signal was received and none was raised within the debounce window."""
+        if self.received and time.monotonic() - self.last_raised_at > DEBOUNCE_SECONDS:
+            self.last_raised_at = time.monotonic()
             raise KeyboardInterrupt
 
 
 _interrupts = _Interrupts()
 
 
-def install_handlers(*, anew: bool = False) -> None:
-    """Raise KeyboardInterrupt on both signals, from now on; ``anew`` forgets what has come before.
+def install_handlers(*, reset: bool = False) -> None:
+    """Raise KeyboardInterrupt on both signals from now on; ``reset`` forgets the signals received so far.
 
-    Explicitly: a shell that starts the run in the background tells it to ignore SIGINT.
+    Python's default handler is not enough: a shell that starts the run in the background makes it ignore SIGINT.
     """
-    if anew:
-        _interrupts.forget()
-    for number in NUMBERS:
+    if reset:
+        _interrupts.reset()
+    for number in SIGNALS:
         signal.signal(number, _interrupts.handle)
 
 
 @contextmanager
 def preserve_handlers() -> Iterator[None]:
-    """For ``ray.init``, which puts handlers of its own in place of these: afterwards they are what they were."""
-    handlers = {number: signal.getsignal(number) for number in NUMBERS}
+    """Restore the handlers at the end of the block; around ``ray.init``, which replaces them by its own."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:
         for number, handler in handlers.items():
-            if handler is not None:  # one that is no Python's cannot be put back
+            if handler is not None:  # None: not installed from Python, so it cannot be restored
                 signal.signal(number, handler)
 
 
 def interrupt() -> None:
-    """As if the user had interrupted the run.
+    """Interrupt the run as the user would.
 
     Raises:
-        KeyboardInterrupt: unless interrupts are held back or ignored just now.
+        KeyboardInterrupt: unless interrupts are deferred, ignored or debounced.
     """
     signal.raise_signal(signal.SIGINT)
 
 
 def ignore_signals() -> None:
-    """From here on what is begun is ended."""
-    for number in NUMBERS:
+    """Ignore both signals from now on, so that what follows runs to its end."""
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def raise_pending() -> None:
-    """Raise an interrupt that was lost: Python drops exceptions that are raised in destructors and callbacks of C.
+    """Raise an interrupt that was lost: Python discards exceptions raised in destructors and in callbacks from C.
 
     Raises:
-        KeyboardInterrupt: if one of the signals has come.
+        KeyboardInterrupt: if a signal was received, unless one was raised within the debounce window.
     """
-    _interrupts.check()
+    _interrupts.raise_pending()
 
 
 @contextmanager
 def defer() -> Iterator[None]:
-    """For files that belong together: an interrupt waits for the end of the block."""
-    _interrupts.held += 1
+    """Defer interrupts to the end of the block, so that files that belong together are all written."""
+    _interrupts.num_defers += 1
     try:
         yield
     finally:
-        _interrupts.held -= 1
-    if not _interrupts.held:
-        _interrupts.check()
+        _interrupts.num_defers -= 1
+    if not _interrupts.num_defers:
+        _interrupts.raise_pending()

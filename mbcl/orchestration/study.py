@@ -1,4 +1,4 @@
-"""The main job: check everything that can be checked, open the results folder, run what is missing, report."""
+"""The main job: check the input, open the results folder, run the missing trials, write the report."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ WriteReport = Callable[[Store, StudyRecord], None]
 
 
 def run(options: StudyOptions, write_report: WriteReport) -> int:
-    """Run a study; every expected error becomes one line on stderr.
+    """Run a study; print every expected error in one line to stderr.
 
     Args:
-        options: of the command line.
-        write_report: writes tables, figures and page from a results folder.
+        options: the command line's options.
+        write_report: writes tables, figures and page into a results folder.
 
     Returns:
-        The exit code of the contract: 0 finished, 1 failed, 2 bad input, 130 interrupted.
+        The exit code: 0 finished, 1 failed, 2 bad input, 130 interrupted.
     """
     signals.install_handlers()
     try:
@@ -58,33 +58,33 @@ def run(options: StudyOptions, write_report: WriteReport) -> int:
     except MbclError as error:
         consoles.error(str(error))
         return EXIT_FAILED
-    except OSError as error:  # before the folder is locked; later ones are explained by _explained_errors
+    except OSError as error:  # before the folder is locked; _explained_errors converts later ones
         consoles.error(f"{error.filename or options.results_dir}: {error.strerror or error}")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        consoles.error(signals.BEFORE)
+        consoles.error(signals.NOT_STARTED)
         return EXIT_INTERRUPTED
 
 
 def run_study(options: StudyOptions, write_report: WriteReport) -> int:
-    """Run a study from the space file to the report; returns the exit code.
+    """Run a study from the space file to the report and return the exit code.
 
     Raises:
-        ConfigError: if the input is bad; then nothing has been written, or it was rolled back.
-        MbclError: if the results folder cannot be written any more, or Ray was lost. Finished trials are kept.
+        ConfigError: if the input is bad; nothing was written, or it was rolled back.
+        MbclError: if the results folder became unwritable, or Ray was lost. Finished trials are kept.
         OSError: if the results folder cannot be reached.
         KeyboardInterrupt: before anything has started.
     """
     check_exclusive(options)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
 
-    # Read the space, and check all that the file and this machine alone decide.
+    # Read the space, and check what depends only on the file and this machine.
     file = read_space(options.space, list(options.overrides))
     trials = expand(file)
     check_installed(file.space.search)
     check_name(options.folder, "--name" if options.name is not None else "the space file's stem (give --name)")
     nodes = this_machine()
-    local_fit = None if options.address is not None else _fit_locally(file, trials, nodes)
+    allocation = None if options.address is not None else _allocate_locally(file, trials, nodes)
 
     # Check the results folder, the data and the models before anything is written.
     store = open_store(options.results_dir).child(options.folder)
@@ -96,7 +96,7 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
             list(study.todo.values()),
             study.trials,
             file.space,
-            local_fit,
+            allocation,
             store.uri,
             preflight,
             evaluation_alone=options.eval_only,
@@ -118,7 +118,7 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
         study_run = StudyRun(options, file, study, fenced, fence, console, search)
         with _explained_errors(study_run):
             interrupted, failures = _run_trials(study_run, nodes, preflight)
-            signals.ignore_signals()  # a second signal would only lose the report
+            signals.ignore_signals()  # a second signal would lose the report
             layout.finalize(fenced, study.record)
             write_report(fenced, study.record)
         console.print_table()
@@ -126,19 +126,19 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
         return _exit_code(study_run, failures, interrupted=interrupted)
 
 
-def _fit_locally(file: SpaceFile, trials: Trials, nodes: list[Node]) -> tuple[TrialResources, Concurrency]:
-    """What one trial needs of this machine, and how many run at a time.
+def _allocate_locally(file: SpaceFile, trials: Trials, nodes: list[Node]) -> tuple[TrialResources, Concurrency]:
+    """Return the resources of one trial on this machine, and how many run at a time.
 
     Raises:
-        ConfigError: if not one fits.
+        ConfigError: if no trial fits.
     """
     sizes = trials.numbers_of_workers(file.space)
-    resources = runner_of(file.space.kind).trial_resources(file.space.resources, nodes, sizes=sizes)
+    resources = runner_of(file.space.kind.model).trial_resources(file.space.resources, nodes, sizes=sizes)
     return resources, max_concurrency(resources, nodes, file.space.resources)
 
 
 def _preflight(options: StudyOptions, file: SpaceFile, study: OpenedStudy) -> PreflightReport | None:
-    """Check data and models of every setting; None if only the nodes of a cluster can read the data.
+    """Check the data and models of every setting; return None if only the nodes of a cluster can read the data.
 
     Raises:
         ConfigError: if data are missing, or a setting does not fit them.
@@ -147,13 +147,13 @@ def _preflight(options: StudyOptions, file: SpaceFile, study: OpenedStudy) -> Pr
         return None
     with consoles.busy("reading data, building models", quiet=options.quiet):
         experiments = distinct_experiments([*study.todo.values(), *study.trials.probes])
-        return runner_of(file.space.kind).check(experiments, str(file.path))
+        return runner_of(file.space.kind.model).check(experiments, str(file.path))
 
 
 def _run_trials(
     study_run: StudyRun, nodes: list[Node], preflight: PreflightReport | None
 ) -> tuple[bool, dict[str, str]]:
-    """Prepare the folder and run what is missing; returns whether it was interrupted, and failed evaluations."""
+    """Prepare the folder and run the missing trials; return whether it was interrupted, and failed evaluations."""
     options, file, study = study_run.options, study_run.file, study_run.study
     try:
         with signals.defer():
@@ -173,11 +173,11 @@ def _run_trials(
 
 @contextmanager
 def _explained_errors(study_run: StudyRun) -> Iterator[None]:
-    """Add to errors of a run how to go on. A new study that fails before its first trial is rolled back.
+    """Add the resume command to the errors of a run. If a new study fails before its first trial, roll it back.
 
     Raises:
         ConfigError: if a new study cannot begin; the same command can be run again.
-        MbclError: if the results folder cannot be written any more, or Ray was lost.
+        MbclError: if the results folder became unwritable, or Ray was lost.
     """
     resume_command = study_run.options.resume_command()
     try:
@@ -199,7 +199,7 @@ def _explained_errors(study_run: StudyRun) -> Iterator[None]:
 
 
 def _exit_code(study_run: StudyRun, failures: dict[str, str], *, interrupted: bool) -> int:
-    """Print what is missing or failed; returns the exit code."""
+    """Print what is missing or failed, and return the exit code."""
     options, study = study_run.options, study_run.study
     num_missing = len(study.record.unfinished()) + study_run.num_undrawn
     for trial_id, reason in failures.items():

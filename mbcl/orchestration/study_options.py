@@ -1,4 +1,4 @@
-"""What the command line of the main job asks for."""
+"""The options of ``run_ray.py``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What the command line asks for; see ``run_ray.py --help``."""
+    """The options of the command line; see ``run_ray.py --help``."""
 
     space: Path
     name: str | None = None
@@ -24,14 +24,14 @@ class StudyOptions:
 
     @property
     def folder(self) -> str:
-        """The results folder's name."""
+        """Name of the results folder."""
         return self.space.stem if self.name is None else self.name
 
     def resume_command(self) -> str:
-        """The command that goes on where this one stops."""
-        words = ["python", "run_ray.py", "--space", str(self.space)]
-        words += ["--name", self.name] if self.name else []
-        words += ["--results-dir", self.results_dir] if self.results_dir != "results" else []
-        words += [word for override in self.overrides for word in ("--set", override)]
-        words += ["--address", self.address] if self.address else []
-        return shlex.join([*words, "--eval-only" if self.eval_only else "--resume"])
+        """Return the command that continues this run."""
+        arguments = ["python", "run_ray.py", "--space", str(self.space)]
+        arguments += ["--name", self.name] if self.name else []
+        arguments += ["--results-dir", self.results_dir] if self.results_dir != "results" else []
+        arguments += [argument for override in self.overrides for argument in ("--set", override)]
+        arguments += ["--address", self.address] if self.address else []
+        return shlex.join([*arguments, "--eval-only" if self.eval_only else "--resume"])

@@ -178,7 +178,7 @@ def _map(name: str, z_NN: Array, title: str, note: str) -> list[Picture]:
         axes.set_axis_off()
         if bar:
             scale = figure.colorbar(image, ax=axes, shrink=0.85)
-            scale.outline.set_visible(False)  # type: ignore[operator]  # matplotlib's stubs take it for a class
+            scale.outline.set_visible(False)
             scale.ax.tick_params(colors=MUTED, labelcolor=INK, length=3)
         pictures.append(
             render(

@@ -1,4 +1,4 @@
-"""``mbcl bench data``: what it counts and writes."""
+"""``mbcl bench data``: its output and its checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mbcl.bench.data import UsualViews, images_of, whole_batches
 from mbcl.cli import main
 
 
-def test_it_prints_and_writes_views_a_second(tmp_path, capsys):
+def test_bench_data_prints_and_writes_views_a_second(tmp_path, capsys):
     line = "bench data --sizes 12 --num 24 --batch-size 8 --workers 0 --repeats 2 --out".split()
     assert main([*line, str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -22,7 +22,7 @@ def test_it_prints_and_writes_views_a_second(tmp_path, capsys):
     assert {"torch", "processor"} <= set(content["environment"])
 
 
-def test_both_pipelines_make_two_views_of_every_image():
+def test_pipelines_make_two_views_of_every_image():
     images = images_of(10, 12)
     assert whole_batches(images, 4, "cpu") == 20
     views = [view for pair in UsualViews(images) for view in pair]
@@ -31,6 +31,6 @@ def test_both_pipelines_make_two_views_of_every_image():
 
 
 @pytest.mark.parametrize("option", ["--sizes 4", "--num 2", "--workers -1", "--repeats 0", "--batch-size 1"])
-def test_what_cannot_be_measured_is_refused(option, capsys):
+def test_bench_data_refuses_bad_options(option, capsys):
     assert main(["bench", "data", *option.split()]) == 2
     assert option.split()[0] in capsys.readouterr().err

@@ -51,7 +51,7 @@ def record(tmp_path_factory):
     return json.loads((out / "planner.json").read_text())
 
 
-def test_the_record_says_what_was_measured_where(record):
+def test_bench_planner_records_settings_and_environment(record):
     assert record["settings"]["samplers"] == SAMPLERS
     assert record["settings"]["batch_size"] == 32
     assert {"processor", "python", "torch", "numpy", "scipy", "scikit-learn", "numba"} <= set(record["environment"])
@@ -61,7 +61,7 @@ def test_the_record_says_what_was_measured_where(record):
 
 
 @pytest.mark.parametrize("name", ["mix_1", "digits"])
-def test_losses_and_ratios_are_those_of_the_plans(record, name):
+def test_bench_planner_records_losses_and_ratios_of_the_plans(record, name):
     data = MAKERS[name](128, None, 0)
     rows = pool_rows(len(data), 128, 1, seed=0)[0]
     z1, z2 = data.embeddings.z1[rows].numpy(), data.embeddings.z2[rows].numpy()
@@ -74,13 +74,13 @@ def test_losses_and_ratios_are_those_of_the_plans(record, name):
         "osgd:k=4,q=2": OSGD(batch_size=32, k=4, q=2).plan(128, pool, seed=0).batches.numpy(),
         "random": random_batches(128, 32, 8, 0).numpy(),
     }
-    found = {row["method"]: row for row in record["pools"] if row["data_set"] == name}
+    rows_by_method = {row["method"]: row for row in record["pools"] if row["data_set"] == name}
     ntxent, clip = (
         {method: np.mean([loss(z1[b], z2[b]) for b in batches]) for method, batches in plans.items()}
         for loss in (nt_xent_by_hand, clip_by_hand)
     )
     for method, batches in plans.items():
-        row = found[method]
+        row = rows_by_method[method]
         assert row["ntxent"] == pytest.approx(ntxent[method], rel=1e-4)
         assert row["ntxent_ratio"] == pytest.approx(ntxent[method] / ntxent["published"], rel=1e-4)
         assert row["ntxent_lift"] == pytest.approx(ntxent[method] / ntxent["random"], rel=1e-4)
@@ -89,10 +89,10 @@ def test_losses_and_ratios_are_those_of_the_plans(record, name):
         pairs = [labels[i] == labels[j] for b in batches for i in b for j in b if i != j]
         assert row["same_class"] == pytest.approx(np.mean(pairs))
         assert row["coverage"] == len(np.unique(batches)) / 128
-    assert found["osgd:k=4,q=2"]["coverage"] == 0.5
+    assert rows_by_method["osgd:k=4,q=2"]["coverage"] == 0.5
 
 
-def test_speed_is_relative_to_the_baseline_of_the_same_run(record):
+def test_bench_planner_speedup_is_relative_to_the_baseline(record):
     for name in ("mix_1", "digits"):
         rows = {row["method"]: row for row in record["pools"] if row["data_set"] == name}
         base = rows["published"]
@@ -107,7 +107,7 @@ def test_speed_is_relative_to_the_baseline_of_the_same_run(record):
         assert mean["least_clip_ratio"] == min(both)
 
 
-def test_whole_data_rows(record):
+def test_bench_planner_records_rows_of_whole_data_sets(record):
     for name in ("mix_1", "digits"):
         data = MAKERS[name](256, None, 0)
         z1, z2 = (z[:256].numpy() for z in (data.embeddings.z1, data.embeddings.z2))
@@ -125,7 +125,7 @@ def test_whole_data_rows(record):
         assert "first_seconds" in rows["shuffle"]
 
 
-def test_growth_in_a_process_of_its_own():
+def test_grow_measures_time_and_memory_in_another_process():
     spec = parse_spec("spectral:k=50")
     (row,) = grow([spec], [1600], **GROWTH)
     assert row["exponent"] is None
@@ -139,7 +139,7 @@ def test_growth_in_a_process_of_its_own():
     assert 20e6 < row["extra_bytes"] < 200e6
 
 
-def test_the_exponent_of_a_known_growth():
+def test_exponent_and_geometric_means_equal_hand_values():
     assert exponent({100: 1.0, 10_000: 1000.0, 1000: 5.0}) == pytest.approx(1.5)
     assert exponent({100: 1.0}) is None
     assert geometric_mean([1.0, 4.0, 2.0]) == pytest.approx(2.0)
@@ -147,14 +147,14 @@ def test_the_exponent_of_a_known_growth():
     assert geometric_means(rows)[0] | {"speedup": 4.0, "least_speedup": 2.0} == geometric_means(rows)[0]
 
 
-def test_pools_are_disjoint_random_and_whole():
+def test_pool_rows_are_disjoint_random_and_full():
     pools = pool_rows(1797, 128, 100, seed=0)
     assert len(pools) == 14
     assert len(torch.unique(torch.cat(pools))) == 14 * 128
     assert not torch.equal(pools[0], pool_rows(1797, 128, 100, seed=1)[0])
 
 
-def test_specifications():
+def test_parse_spec_resolves_names_and_parameters():
     spec = parse_spec("osgd_kb_loose:k=20,criterion=min,mix=0.5,temperature=1e-1")
     assert (spec.name, spec.parameters) == ("osgd", {"k": 20, "criterion": "min", "mix": 0.5, "temperature": 0.1})
     assert parse_spec("sc_even").in_pool(32, 320).k == 10
@@ -190,7 +190,7 @@ def test_specifications():
         (["--data-sets", "fm_pca", "--data-dir", "/nowhere"], "/nowhere does not exist"),
     ],
 )
-def test_bad_arguments_are_one_line_and_exit_code_2(arguments, expected, capsys):
+def test_bench_planner_reports_bad_arguments_in_one_line(arguments, expected, capsys):
     try:
         code = main(["bench", "planner", *TOY, "--samplers", "spectral", *arguments])
     except SystemExit as stop:
@@ -200,7 +200,7 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments, expected, capsys)
     assert expected in line
 
 
-def test_a_data_set_without_files_is_left_out_with_a_line(tmp_path, capsys, monkeypatch):
+def test_bench_planner_skips_a_data_set_without_files(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("mbcl.data.datasets.fashion_mnist.DEBIAN_DIR", tmp_path)  # a machine without Debian's package
     assert main(["bench", "planner", *TOY, "--samplers", "shuffle", "--data-sets", "fm_pca", "digits"]) == 0
     out = capsys.readouterr().out
@@ -210,13 +210,13 @@ def test_a_data_set_without_files_is_left_out_with_a_line(tmp_path, capsys, monk
     assert "none of fm_pca can be measured" in capsys.readouterr().err
 
 
-def test_too_small_data_sets_are_left_out_with_a_line(capsys):
+def test_bench_planner_skips_too_small_data_sets(capsys):
     arguments = ["--data-sets", "digits", "--pool", "2048", "--samplers", "shuffle"]
     assert main(["bench", "planner", *arguments]) == 2
     assert "digits left out: it has 1797 samples, fewer than a pool of 2048" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_no_gpu_is_one_line(capsys):
+def test_bench_planner_reports_a_missing_gpu_in_one_line(capsys):
     assert main(["bench", "planner", *TOY, "--samplers", "shuffle", "--device", "cuda"]) == 2
     assert "torch finds no GPU here" in capsys.readouterr().err

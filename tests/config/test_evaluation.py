@@ -1,4 +1,4 @@
-"""The evaluation block: defaults, what it refuses, and what the data refuse."""
+"""The evaluation block: defaults, its own checks, and checks against the data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mbcl.engine.setup import load_data
 from mbcl.errors import ConfigError
 
 
-def test_by_default_retrieval_alone_is_measured_as_before():
+def test_evaluation_measures_retrieval_by_default():
     settings = validate(Experiment, {}, "x").evaluation
     assert (settings.metrics, settings.baselines, settings.split) == (["retrieval"], [], "test")
     assert settings.similarity == "cosine"
@@ -40,14 +40,14 @@ def test_by_default_retrieval_alone_is_measured_as_before():
         ),
     ],
 )
-def test_what_cannot_be_is_one_line(block: dict[str, Any], text: str):
+def test_evaluation_refuses_bad_settings_in_one_line(block: dict[str, Any], text: str):
     with pytest.raises(ConfigError) as caught:
         validate(Experiment, {"evaluation": block}, "x")
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_published_retrieval_reads_the_training_images():
+def test_evaluation_takes_published_retrieval_on_training_images():
     assert validate(Evaluation, {"split": "train", "similarity": "dot"}, "x").split == "train"
 
 
@@ -59,7 +59,7 @@ def test_published_retrieval_reads_the_training_images():
         ({"metrics": ["corrupted"], "corrupted": {"dir": "/nowhere"}}, "evaluation.corrupted.dir: "),
     ],
 )
-def test_what_the_data_refuse(block: dict[str, Any], text: str):
+def test_check_evaluation_refuses_settings_that_do_not_fit_the_data(block: dict[str, Any], text: str):
     data = load_data(runs.experiment().data, seed=0)
     data.train.labels[:] = 4
     with pytest.raises(ConfigError) as caught:
@@ -67,7 +67,7 @@ def test_what_the_data_refuse(block: dict[str, Any], text: str):
     assert text in str(caught.value)
 
 
-def test_training_does_not_start_where_the_evaluation_cannot_be_had(tmp_path):
+def test_train_refuses_an_impossible_evaluation_before_it_starts(tmp_path):
     content = runs.experiment(evaluation={"metrics": ["knn"], "knn": {"k": 500}})
     with pytest.raises(ConfigError, match="evaluation.knn.k: 500 is above the 180 training images"):
         runs.run(runs.World(), tmp_path, content)

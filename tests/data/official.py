@@ -20,7 +20,7 @@ WNIDS = ("n02124075", "n01443537", "n04067472")  # as in wnids.txt: not sorted
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes what Python 2 wrote, as in the official files: byte strings, and NumPy's old module names."""
+    """Writes pickles of Python 2, like the official files: byte strings and NumPy's old module names."""
 
     dispatch = dict(pickle._Pickler.dispatch)
 
@@ -90,7 +90,7 @@ def write_cifar(
 
 
 def pack_cifar(root: Path, name: str = "cifar100") -> Path:
-    """The official archive of what :func:`write_cifar` left in ``root``, which then goes."""
+    """Pack the folder that :func:`write_cifar` wrote in ``root`` into the official archive, and delete the folder."""
     folder, archive, _, _ = CIFAR[name]
     with tarfile.open(root / archive, "w:gz") as stream:
         stream.add(root / folder, folder)
@@ -132,12 +132,12 @@ def write_tiny_imagenet(root: Path, *, num_train: int = 4, num_val: int = 5) -> 
 def write_corrupted_archive(
     root: Path, images: np.ndarray, labels: np.ndarray, corruptions: tuple[str, ...] = ("fog", "snow")
 ) -> None:
-    """CIFAR's corrupted set as published: (5N, 32, 32, 3) bytes a corruption, labels five times.
+    """CIFAR's corrupted set as published: (5N, 32, 32, 3) bytes for each corruption, labels five times.
 
-    Severity s of a corruption is ``images`` plus 10 s + the place of the corruption, modulo 256.
+    Severity s of a corruption is ``images`` plus 10 s plus the corruption's index, modulo 256.
     """
     root.mkdir(parents=True, exist_ok=True)
-    for place, corruption in enumerate(corruptions):
-        severities = [(images.astype(int) + 10 * s + place) % 256 for s in range(1, 6)]
+    for number, corruption in enumerate(corruptions):
+        severities = [(images.astype(int) + 10 * s + number) % 256 for s in range(1, 6)]
         np.save(root / f"{corruption}.npy", np.concatenate(severities).astype(np.uint8).transpose(0, 2, 3, 1))
     np.save(root / "labels.npy", np.tile(labels, 5).astype(np.int64))

@@ -18,14 +18,14 @@ STORED = np.load(Path(__file__).parents[1] / "golden" / "affinity.npz")
 
 
 @pytest.mark.parametrize("case", range(int(STORED["n_cases"])))
-def test_golden(case: int) -> None:
+def test_affinity_equals_golden_values(case: int) -> None:
     get = {key: STORED[f"c{case}_{key}"] for key in ("U", "V", "u_raw", "v_raw", "t", "B", "aff_f64", "expaff_f64")}
     z_NN = torch.tensor(get["U"]).double() @ torch.tensor(get["V"]).double().T
-    found = log_affinity(z_NN, batch_size=int(get["B"])).numpy()
-    # The stored numbers are log(1 + x) computed as such: small ones carry the rounding of 1 + x, about 1e-16.
-    np.testing.assert_allclose(found, get["aff_f64"], rtol=1e-12, atol=1e-15)
+    log_weights = log_affinity(z_NN, batch_size=int(get["B"])).numpy()
+    # The stored numbers are log(1 + x), not log1p(x): small ones have the rounding error of 1 + x, about 1e-16.
+    np.testing.assert_allclose(log_weights, get["aff_f64"], rtol=1e-12, atol=1e-15)
     # exp turns an absolute error of the logarithm into a relative one, and the logarithms reach about 50
-    np.testing.assert_allclose(np.exp(found), get["expaff_f64"], rtol=1e-12 * np.abs(found).max())
+    np.testing.assert_allclose(np.exp(log_weights), get["expaff_f64"], rtol=1e-12 * np.abs(log_weights).max())
     # The stored rows were normalised in float32; in float64 the last bits of the inputs count.
     for dtype, rtol in ((torch.float32, 1e-6), (torch.float64, 4e-6)):
         raw = affinity(
@@ -40,28 +40,28 @@ def test_golden(case: int) -> None:
 
 @given(seed=st.integers(0, 2**31), size=st.integers(1, 6), batch_size=st.integers(1, 9))
 @settings(max_examples=20, deadline=None)
-def test_oracle_and_symmetry(seed: int, size: int, batch_size: int) -> None:
+def test_affinity_equals_the_oracle_and_is_symmetric(seed: int, size: int, batch_size: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     u, v = (torch.randn(size, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-    found = affinity(u, v, temperature=0.5, batch_size=batch_size)
+    log_weights = affinity(u, v, temperature=0.5, batch_size=batch_size)
     z = [[float(a @ b / (a.norm() * b.norm())) / 0.5 for b in v] for a in u]
     for i in range(size):
         for j in range(size):
             gaps = (z[i][j] - z[i][i], z[j][i] - z[i][i], z[j][i] - z[j][j], z[i][j] - z[j][j])
-            wanted = sum(math.log(1 + (batch_size - 1) * math.exp(gap)) for gap in gaps)
-            assert found[i, j].item() == pytest.approx(wanted, rel=1e-10, abs=1e-12)
-    assert torch.equal(found, found.T)
-    torch.testing.assert_close(found.diagonal(), torch.full((size,), 4 * math.log(batch_size)).double())
+            expected = sum(math.log(1 + (batch_size - 1) * math.exp(gap)) for gap in gaps)
+            assert log_weights[i, j].item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
+    assert torch.equal(log_weights, log_weights.T)
+    torch.testing.assert_close(log_weights.diagonal(), torch.full((size,), 4 * math.log(batch_size)).double())
 
 
-def test_tiny_temperature_is_finite() -> None:
+def test_affinity_is_finite_at_a_tiny_temperature() -> None:
     z = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
-    found = affinity(z, -z, temperature=0.001, batch_size=32)
-    assert torch.isfinite(found).all()
-    assert found.max() > 710  # beyond what exp can hold in float64
+    log_weights = affinity(z, -z, temperature=0.001, batch_size=32)
+    assert torch.isfinite(log_weights).all()
+    assert log_weights.max() > 710  # beyond what exp can hold in float64
 
 
-def test_bad_input() -> None:
+def test_affinity_refuses_bad_input() -> None:
     eye = torch.eye(3)
     with pytest.raises(ConfigError, match="batch_size must be >= 1, found 0"):
         affinity(eye, eye, temperature=0.1, batch_size=0)

@@ -1,4 +1,4 @@
-"""What NT-Xent and its relatives have in common: properties, ranks, precision, checks. Values have their own files."""
+"""Common tests of NT-Xent, DCL and HCL: invariances, ranks, precision, argument checks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "hcl-easy": partial(hcl, estimator="easy"),
 }
 
-each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
+all_losses = pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
 
 
 def views(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -31,10 +31,12 @@ def views(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> list[to
     return [torch.randn(*shape, generator=generator, dtype=dtype) for _ in range(2)]
 
 
-@each_loss
+@all_losses
 @given(seed=st.integers(0, 2**31), size=st.integers(2, 9), temperature=st.sampled_from([0.01, 0.1, 1.0]))
 @settings(max_examples=15, deadline=None)
-def test_invariances(loss: Callable[..., torch.Tensor], seed: int, size: int, temperature: float) -> None:
+def test_loss_ignores_order_views_lengths_and_rotation(
+    loss: Callable[..., torch.Tensor], seed: int, size: int, temperature: float
+) -> None:
     z1, z2 = views(seed, size, 4)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(size, generator=generator)
@@ -50,10 +52,10 @@ def test_invariances(loss: Callable[..., torch.Tensor], seed: int, size: int, te
         torch.testing.assert_close(other, value, rtol=1e-9, atol=1e-11)
 
 
-@each_loss
+@all_losses
 @given(seed=st.integers(0, 2**31), ranks=st.sampled_from([1, 2, 3, 6]), temperature=st.sampled_from([0.1, 1.0]))
 @settings(max_examples=15, deadline=None)
-def test_ranks_add_up_to_the_whole_batch(
+def test_loss_shares_of_ranks_sum_to_the_whole_batch(
     loss: Callable[..., torch.Tensor], seed: int, ranks: int, temperature: float
 ) -> None:
     whole = [z.requires_grad_() for z in views(seed, 6, 4)]
@@ -72,12 +74,14 @@ def test_ranks_add_up_to_the_whole_batch(
         ]
     ).sum()
     torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-14)
-    for found, wanted in zip(torch.autograd.grad(total, whole), torch.autograd.grad(expected, whole), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    for gradient, expected_gradient in zip(
+        torch.autograd.grad(total, whole), torch.autograd.grad(expected, whole), strict=True
+    ):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
 
 
-@each_loss
-def test_leading_dimensions_are_separate_batches(loss: Callable[..., torch.Tensor]) -> None:
+@all_losses
+def test_loss_treats_leading_dimensions_as_batches(loss: Callable[..., torch.Tensor]) -> None:
     z1, z2 = views(0, 2, 3, 5, 4)
     losses = loss(z1, z2, temperature=0.1)
     assert losses.shape == (2, 3)
@@ -91,9 +95,9 @@ def test_leading_dimensions_are_separate_batches(loss: Callable[..., torch.Tenso
     torch.testing.assert_close(torch.stack(shares).sum(0), losses)
 
 
-@each_loss
+@all_losses
 @pytest.mark.parametrize("temperature", [0.3, 2.0])
-def test_gradcheck(loss: Callable[..., torch.Tensor], temperature: float) -> None:
+def test_loss_passes_gradcheck(loss: Callable[..., torch.Tensor], temperature: float) -> None:
     z1, z2 = (z.requires_grad_() for z in views(1, 3, 4))
     assert torch.autograd.gradcheck(lambda a, b: loss(a, b, temperature=temperature), (z1, z2))
     assert torch.autograd.gradcheck(
@@ -101,10 +105,10 @@ def test_gradcheck(loss: Callable[..., torch.Tensor], temperature: float) -> Non
     )
 
 
-@each_loss
+@all_losses
 @pytest.mark.parametrize("temperature", [0.01, 0.05])
 @pytest.mark.parametrize("arrangement", ["random", "opposite", "equal views", "all equal", "two groups", "zero"])
-def test_small_temperatures_stay_finite(
+def test_loss_is_finite_at_small_temperatures(
     loss: Callable[..., torch.Tensor], temperature: float, arrangement: str
 ) -> None:
     z1, z2 = views(2, 16, 4, dtype=torch.float32)
@@ -126,30 +130,30 @@ def test_small_temperatures_stay_finite(
     for gradient in torch.autograd.grad(value, [z1, z2]):
         assert torch.isfinite(gradient).all()
     exact = loss(z1.detach().double(), z2.detach().double(), temperature=temperature)
-    # A cosine's rounding is divided by the temperature.
+    # The rounding error of a cosine is divided by the temperature.
     torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=3e-7 / temperature, check_dtype=False)
 
 
-@each_loss
-def test_precision(loss: Callable[..., torch.Tensor]) -> None:
+@all_losses
+def test_loss_computes_in_float32_or_more(loss: Callable[..., torch.Tensor]) -> None:
     z1, z2 = (z.requires_grad_() for z in views(3, 8, 4, dtype=torch.float32))
     for half in (torch.float16, torch.bfloat16):
         low1, low2 = z1.to(half), z2.to(half)
-        raised = loss(low1, low2, temperature=0.1)
-        assert raised.dtype == torch.float32
-        assert torch.equal(raised, loss(low1.float(), low2.float(), temperature=0.1))
+        widened = loss(low1, low2, temperature=0.1)
+        assert widened.dtype == torch.float32
+        assert torch.equal(widened, loss(low1.float(), low2.float(), temperature=0.1))
     outside = loss(z1, z2, temperature=0.1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = loss(z1, z2, temperature=0.1)
     assert torch.equal(inside, outside)
-    for found, wanted in zip(
+    for gradient, expected in zip(
         torch.autograd.grad(inside, [z1, z2]), torch.autograd.grad(outside, [z1, z2]), strict=True
     ):
-        assert torch.equal(found, wanted)
+        assert torch.equal(gradient, expected)
 
 
-@each_loss
-def test_bad_input(loss: Callable[..., torch.Tensor]) -> None:
+@all_losses
+def test_loss_refuses_bad_input(loss: Callable[..., torch.Tensor]) -> None:
     eye = torch.eye(3)
     for temperature in (0.0, -1.0, math.nan, math.inf, True, "warm"):
         with pytest.raises(ConfigError, match=f"temperature must be .*found {temperature!r}"):

@@ -18,7 +18,7 @@ def views(seed: int, *shape: int) -> list[torch.Tensor]:
 
 
 def oracle(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> float:
-    """The sum as it is written, one pair at a time."""
+    """The published sum, one pair at a time."""
     rows = [row / row.norm() for row in torch.cat([z1, z2])]
     half = len(z1)
     total = 0.0
@@ -36,14 +36,14 @@ def oracle(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> float:
     temperature=st.sampled_from([0.05, 0.5, 2]),
 )
 @settings(max_examples=25, deadline=None)
-def test_oracle(seed: int, size: int, dim: int, temperature: float) -> None:
+def test_dcl_equals_the_oracle(seed: int, size: int, dim: int, temperature: float) -> None:
     z1, z2 = views(seed, size, dim)
     value = dcl(z1, z2, temperature=temperature).item()
     assert value == pytest.approx(oracle(z1, z2, temperature), rel=1e-10, abs=1e-12)
     assert value >= math.log(2 * size - 2) - 2 / temperature - 1e-9
 
 
-def test_hand_values() -> None:
+def test_dcl_equals_hand_values() -> None:
     eye = torch.eye(2, dtype=torch.float64)
     assert dcl(eye, eye, temperature=1.0).item() == pytest.approx(math.log(2) - 1)
     same = torch.ones(5, 3, dtype=torch.float64)
@@ -51,17 +51,17 @@ def test_hand_values() -> None:
     assert dcl(eye * 2, -eye, temperature=1.0).item() == pytest.approx(math.log(2) + 1)
 
 
-def test_below_nt_xent_which_adds_the_positive() -> None:
-    """NT-Xent of an anchor is log(1 + e^x), with x this loss of it."""
+def test_dcl_is_below_nt_xent() -> None:
+    """NT-Xent of an anchor is log(1 + e^x), where x is its DCL loss."""
     z1, z2 = views(0, 6, 4)
     assert dcl(z1, z2, temperature=0.1) < nt_xent(z1, z2, temperature=0.1)
-    # All anchors are alike in this arrangement, so that the means are those of one anchor.
+    # All anchors are equivalent here, so the mean equals the loss of one anchor.
     eye = torch.eye(5, dtype=torch.float64)
     x = dcl(eye, eye, temperature=0.2)
     torch.testing.assert_close(torch.log1p(x.exp()), nt_xent(eye, eye, temperature=0.2))
 
 
-def test_gradient_does_not_fade_in_easy_batches() -> None:
+def test_dcl_gradient_does_not_vanish_in_easy_batches() -> None:
     z1, _ = views(1, 4, 8)
     z1 = torch.linalg.qr(z1.T)[0].T.contiguous().requires_grad_()
     z2 = (z1.detach() + 0.1 * views(2, 4, 8)[0]).requires_grad_()

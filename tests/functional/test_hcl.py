@@ -25,7 +25,7 @@ def views(seed: int, *shape: int) -> list[torch.Tensor]:
 def oracle(
     z1: torch.Tensor, z2: torch.Tensor, temperature: float, tau_plus: float, beta: float
 ) -> tuple[torch.Tensor, int]:
-    """The sum as it is written, one pair at a time, and how many anchors are on the floor."""
+    """The published sum, one pair at a time, and the number of anchors at the floor."""
     rows = [row / row.norm() for row in torch.cat([z1, z2])]
     half, total, floored = len(z1), torch.zeros((), dtype=torch.float64), 0
     num = 2 * half - 2
@@ -43,7 +43,7 @@ def oracle(
 
 
 @pytest.mark.parametrize("case", range(int(STORED["n_cases"])))
-def test_golden(case: int) -> None:
+def test_hcl_equals_golden_values(case: int) -> None:
     names = ("out_1", "out_2", "temperature", "tau_plus", "beta", "loss_f64", "loss_f32", "grad1_f64", "grad2_f64")
     get = {name: STORED[f"c{case}_{name}"] for name in names}
     parameters = {name: float(get[name]) for name in ("temperature", "tau_plus", "beta")}
@@ -53,9 +53,9 @@ def test_golden(case: int) -> None:
         assert loss.dtype == dtype
         np.testing.assert_allclose(loss.item(), get["loss_f64"], rtol=rtol, atol=atol)
         np.testing.assert_allclose(loss.item(), get["loss_f32"], rtol=1e-5, atol=1e-7)
-        for found, name in zip(torch.autograd.grad(loss, [z1, z2]), ("grad1_f64", "grad2_f64"), strict=True):
+        for gradient, name in zip(torch.autograd.grad(loss, [z1, z2]), ("grad1_f64", "grad2_f64"), strict=True):
             largest = float(np.abs(get[name]).max())
-            np.testing.assert_allclose(found.numpy(), get[name], rtol=0, atol=of_largest * largest)
+            np.testing.assert_allclose(gradient.numpy(), get[name], rtol=0, atol=of_largest * largest)
 
 
 @given(
@@ -66,27 +66,31 @@ def test_golden(case: int) -> None:
     beta=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
 )
 @settings(max_examples=40, deadline=None)
-def test_oracle(seed: int, size: int, temperature: float, tau_plus: float, beta: float) -> None:
+def test_hcl_equals_the_oracle(seed: int, size: int, temperature: float, tau_plus: float, beta: float) -> None:
     z1, z2 = (z.requires_grad_() for z in views(seed, size, 3))
     loss = hcl(z1, z2, temperature=temperature, tau_plus=tau_plus, beta=beta)
-    wanted, _ = oracle(z1, z2, temperature, tau_plus, beta)
-    torch.testing.assert_close(loss, wanted, rtol=1e-9, atol=1e-12)
-    for found, slow in zip(torch.autograd.grad(loss, [z1, z2]), torch.autograd.grad(wanted, [z1, z2]), strict=True):
-        torch.testing.assert_close(found, slow, rtol=1e-7, atol=1e-9)
+    expected, _ = oracle(z1, z2, temperature, tau_plus, beta)
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+    for gradient, slow in zip(
+        torch.autograd.grad(loss, [z1, z2]), torch.autograd.grad(expected, [z1, z2]), strict=True
+    ):
+        torch.testing.assert_close(gradient, slow, rtol=1e-7, atol=1e-9)
 
 
-def test_oracle_where_some_anchors_are_on_the_floor() -> None:
+def test_hcl_equals_the_oracle_with_anchors_at_the_floor() -> None:
     z1, noise = views(5, 12, 3)
     z1, z2 = z1.requires_grad_(), (z1 + 0.4 * noise).requires_grad_()
-    wanted, floored = oracle(z1, z2, 0.2, 0.6, 1.0)
+    expected, floored = oracle(z1, z2, 0.2, 0.6, 1.0)
     assert 6 < floored < 18
     loss = hcl(z1, z2, temperature=0.2, tau_plus=0.6, beta=1.0)
-    torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=0)
-    for found, slow in zip(torch.autograd.grad(loss, [z1, z2]), torch.autograd.grad(wanted, [z1, z2]), strict=True):
-        torch.testing.assert_close(found, slow, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    for gradient, slow in zip(
+        torch.autograd.grad(loss, [z1, z2]), torch.autograd.grad(expected, [z1, z2]), strict=True
+    ):
+        torch.testing.assert_close(gradient, slow, rtol=1e-9, atol=1e-12)
 
 
-def test_hand_values() -> None:
+def test_hcl_equals_hand_values() -> None:
     eye = torch.eye(2, dtype=torch.float64)
     # Negatives of cosine 0: R = N = 2 for every beta, and P = e.
     for beta in (0.0, 1.0, 5.0):
@@ -99,32 +103,32 @@ def test_hand_values() -> None:
     assert hcl(same, same, temperature=0.1).item() == pytest.approx(math.log(9))  # the correction changes nothing
 
 
-def test_on_the_floor_only_the_positive_has_a_gradient() -> None:
-    """Well separated samples: their negatives may move without a change of the loss."""
+def test_hcl_gradient_at_the_floor_is_of_the_positive_alone() -> None:
+    """Well separated samples: the loss does not depend on their negatives."""
     z1, z2 = torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
     z2[:, 0] += 0.1
     z1, z2 = z1.requires_grad_(), z2.requires_grad_()
-    found = torch.autograd.grad(hcl(z1, z2, temperature=0.1), [z1, z2])
+    gradients = torch.autograd.grad(hcl(z1, z2, temperature=0.1), [z1, z2])
     h1, h2 = (z / z.norm(dim=1, keepdim=True) for z in (z1, z2))
     positive = (h1 * h2).sum(1) / 0.1
-    wanted = torch.autograd.grad(torch.log1p(6 * torch.exp(-10 - positive)).mean(), [z1, z2])
-    for a, b in zip(found, wanted, strict=True):
+    expected = torch.autograd.grad(torch.log1p(6 * torch.exp(-10 - positive)).mean(), [z1, z2])
+    for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-18)
 
 
 @given(seed=st.integers(0, 2**31), temperature=st.sampled_from([0.01, 0.1, 1.0]))
 @settings(max_examples=20, deadline=None)
-def test_easy_and_plain_are_nt_xent(seed: int, temperature: float) -> None:
+def test_hcl_easy_or_without_weights_is_nt_xent(seed: int, temperature: float) -> None:
     z1, z2 = (z.requires_grad_() for z in views(seed, 6, 4))
-    wanted = nt_xent(z1, z2, temperature=temperature)
-    assert torch.equal(hcl(z1, z2, temperature=temperature, estimator="easy"), wanted)
+    expected = nt_xent(z1, z2, temperature=temperature)
+    assert torch.equal(hcl(z1, z2, temperature=temperature, estimator="easy"), expected)
     plain = hcl(z1, z2, temperature=temperature, tau_plus=0.0, beta=0.0)
-    torch.testing.assert_close(plain, wanted, rtol=1e-10, atol=1e-14)
-    for a, b in zip(torch.autograd.grad(plain, [z1, z2]), torch.autograd.grad(wanted, [z1, z2]), strict=True):
+    torch.testing.assert_close(plain, expected, rtol=1e-10, atol=1e-14)
+    for a, b in zip(torch.autograd.grad(plain, [z1, z2]), torch.autograd.grad(expected, [z1, z2]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
 
 
-def test_larger_beta_is_a_larger_loss() -> None:
+def test_hcl_increases_with_beta() -> None:
     z1, z2 = views(3, 8, 4)
     losses = [hcl(z1, z2, temperature=0.5, tau_plus=0.0, beta=beta).item() for beta in (0.0, 0.5, 1.0, 4.0, 40.0)]
     assert losses == sorted(losses)
@@ -133,7 +137,7 @@ def test_larger_beta_is_a_larger_loss() -> None:
 
 @pytest.mark.parametrize("tau_plus", [0.0, 0.1, 0.999])
 @pytest.mark.parametrize("beta", [0.0, 1.0, 30.0])
-def test_extreme_parameters_at_a_small_temperature_stay_finite(tau_plus: float, beta: float) -> None:
+def test_hcl_is_finite_at_extreme_parameters(tau_plus: float, beta: float) -> None:
     for z1, z2 in ([torch.ones(8, 4)] * 2, [torch.ones(8, 4), -torch.ones(8, 4)], [z.float() for z in views(4, 8, 4)]):
         z1, z2 = (z.clone().requires_grad_() for z in (z1, z2))
         loss = hcl(z1, z2, temperature=0.01, tau_plus=tau_plus, beta=beta)
@@ -142,7 +146,7 @@ def test_extreme_parameters_at_a_small_temperature_stay_finite(tau_plus: float, 
             assert torch.isfinite(gradient).all()
 
 
-def test_bad_parameters() -> None:
+def test_hcl_refuses_bad_parameters() -> None:
     eye = torch.eye(3)
     for tau_plus in (-0.1, 1.0, math.nan, "x"):
         with pytest.raises(ConfigError, match=f"tau_plus must be .*>= 0 and < 1, found {tau_plus!r}"):

@@ -26,7 +26,7 @@ def cases(name: str) -> list[dict[str, np.ndarray]]:
 
 
 def oracle(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> float:
-    """The sum as it is written, one pair at a time."""
+    """The published sum, one pair at a time."""
     rows = [row / max(np.sqrt((row**2).sum()), 1e-12) for row in torch.cat([z1, z2]).double().numpy()]
     half = len(z1)
     total = 0.0
@@ -42,7 +42,7 @@ def views(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> tuple[t
 
 
 @pytest.mark.parametrize("case", cases("ntxent"), ids=lambda case: f"B{len(case['z_i'])}-seed{case['seed']}")
-def test_golden(case: dict[str, np.ndarray]) -> None:
+def test_nt_xent_equals_golden_values(case: dict[str, np.ndarray]) -> None:
     for dtype, suffix in ((torch.float64, "f64"), (torch.float32, "f32")):
         z1, z2 = (torch.tensor(case[key], dtype=dtype, requires_grad=True) for key in ("z_i", "z_j"))
         loss = nt_xent(z1, z2, temperature=float(case["tau"]))
@@ -65,13 +65,13 @@ def test_golden(case: dict[str, np.ndarray]) -> None:
     temperature=st.sampled_from([0.05, 0.5, 2]),
 )
 @settings(max_examples=25, deadline=None)
-def test_oracle(seed: int, size: int, dim: int, temperature: float) -> None:
+def test_nt_xent_equals_the_oracle(seed: int, size: int, dim: int, temperature: float) -> None:
     z1, z2 = views(seed, size, dim)
     value = nt_xent(z1, z2, temperature=temperature).item()
     assert value == pytest.approx(oracle(z1, z2, temperature), rel=1e-10, abs=1e-12)
 
 
-def test_hand_values() -> None:
+def test_nt_xent_equals_hand_values() -> None:
     eye = torch.eye(2, dtype=torch.float64)
     assert nt_xent(eye, eye, temperature=1.0).item() == pytest.approx(math.log(1 + 2 / math.e))
     same = torch.ones(5, 3, dtype=torch.float64)
@@ -82,7 +82,7 @@ def test_hand_values() -> None:
 
 @given(seed=st.integers(0, 2**31), size=st.integers(2, 9))
 @settings(max_examples=20, deadline=None)
-def test_invariances(seed: int, size: int) -> None:
+def test_nt_xent_ignores_order_views_lengths_and_rotation(seed: int, size: int) -> None:
     z1, z2 = views(seed, size, 4)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(size, generator=generator)
@@ -101,7 +101,7 @@ def test_invariances(seed: int, size: int) -> None:
 
 @given(seed=st.integers(0, 2**31), ranks=st.sampled_from([1, 2, 3, 6]))
 @settings(max_examples=12, deadline=None)
-def test_ranks_add_up_to_the_whole_batch(seed: int, ranks: int) -> None:
+def test_nt_xent_shares_of_ranks_sum_to_the_whole_batch(seed: int, ranks: int) -> None:
     whole = [z.requires_grad_() for z in views(seed, 6, 4)]
     expected = nt_xent(*whole, temperature=0.1)
     expected_gradients = torch.autograd.grad(expected, whole)
@@ -119,12 +119,12 @@ def test_ranks_add_up_to_the_whole_batch(seed: int, ranks: int) -> None:
     ]
     total = torch.stack(parts).sum()
     torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-14)
-    for found, wanted in zip(torch.autograd.grad(total, whole), expected_gradients, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    for gradient, expected_gradient in zip(torch.autograd.grad(total, whole), expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", cases("ddp"), ids=lambda case: f"n{len(case['x1'])}")
-def test_golden_of_two_processes(case: dict[str, np.ndarray]) -> None:
+def test_nt_xent_of_two_processes_equals_golden_values(case: dict[str, np.ndarray]) -> None:
     """The sum over two ranks has the loss and the weights' gradient of one process with all samples."""
     weight, bias = (torch.tensor(case[key], dtype=torch.float64, requires_grad=True) for key in ("W", "b"))
     z1, z2 = (torch.tensor(case[key], dtype=torch.float64) @ weight.T + bias for key in ("x1", "x2"))
@@ -143,20 +143,20 @@ def test_golden_of_two_processes(case: dict[str, np.ndarray]) -> None:
     assert isinstance(total, torch.Tensor)
     np.testing.assert_allclose(total.item(), case["sim_full_loss_f64"], rtol=1e-9)
     np.testing.assert_allclose(total.item(), case["sim_loss_ranks_f64"], rtol=1e-9)
-    for found, key in zip(torch.autograd.grad(total, [weight, bias]), ("W", "b"), strict=True):
+    for gradient, key in zip(torch.autograd.grad(total, [weight, bias]), ("W", "b"), strict=True):
         largest = float(np.abs(case[f"sim_full_{key}_f64"]).max())
-        np.testing.assert_allclose(found.numpy(), case[f"sim_full_{key}_f64"], rtol=0, atol=1e-9 * largest)
-        np.testing.assert_allclose(found.numpy(), case[f"sim_ddp_{key}_ranks_f64"][0], rtol=0, atol=1e-9 * largest)
+        np.testing.assert_allclose(gradient.numpy(), case[f"sim_full_{key}_f64"], rtol=0, atol=1e-9 * largest)
+        np.testing.assert_allclose(gradient.numpy(), case[f"sim_ddp_{key}_ranks_f64"][0], rtol=0, atol=1e-9 * largest)
 
 
-def test_leading_dimensions_are_separate_batches() -> None:
+def test_nt_xent_treats_leading_dimensions_as_batches() -> None:
     z1, z2 = views(0, 2, 3, 5, 4)
     losses = nt_xent(z1, z2, temperature=0.1)
     assert losses.shape == (2, 3)
     torch.testing.assert_close(losses[1, 2], nt_xent(z1[1, 2], z2[1, 2], temperature=0.1))
 
 
-def test_gradcheck() -> None:
+def test_nt_xent_passes_gradcheck() -> None:
     z1, z2 = (z.requires_grad_() for z in views(1, 3, 4))
     assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, temperature=0.3), (z1, z2))
     assert torch.autograd.gradcheck(
@@ -165,7 +165,7 @@ def test_gradcheck() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.05])
-def test_small_temperatures_stay_finite(temperature: float) -> None:
+def test_nt_xent_is_finite_at_small_temperatures(temperature: float) -> None:
     z1, z2 = (z.requires_grad_() for z in views(2, 16, 4, dtype=torch.float32))
     for partner in (z2, -z1, z1):
         z1.grad = None
@@ -176,31 +176,31 @@ def test_small_temperatures_stay_finite(temperature: float) -> None:
         assert torch.isfinite(z1.grad).all()
 
 
-def test_loss_near_zero_keeps_its_precision() -> None:
+def test_nt_xent_is_precise_near_zero() -> None:
     eye = torch.eye(4)
     expected = math.log1p(6 * math.exp(-1 / 0.05))
     assert nt_xent(eye, eye, temperature=0.05).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_precision() -> None:
+def test_nt_xent_computes_in_float32_or_more() -> None:
     z1, z2 = views(3, 8, 4, dtype=torch.float32)
     for half in (torch.float16, torch.bfloat16):
         low1, low2 = z1.to(half), z2.to(half)
-        raised = nt_xent(low1, low2, temperature=0.1)
-        assert raised.dtype == torch.float32
-        assert torch.equal(raised, nt_xent(low1.float(), low2.float(), temperature=0.1))
+        widened = nt_xent(low1, low2, temperature=0.1)
+        assert widened.dtype == torch.float32
+        assert torch.equal(widened, nt_xent(low1.float(), low2.float(), temperature=0.1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = nt_xent(z1, z2, temperature=0.1)
     assert torch.equal(inside, nt_xent(z1, z2, temperature=0.1))
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf, True, "warm"])
-def test_bad_temperature(temperature: float) -> None:
+def test_nt_xent_refuses_a_bad_temperature(temperature: float) -> None:
     with pytest.raises(ConfigError, match="temperature must be"):
         nt_xent(torch.eye(2), torch.eye(2), temperature=temperature)
 
 
-def test_bad_shapes() -> None:
+def test_nt_xent_refuses_bad_shapes() -> None:
     eye = torch.eye(3)
     with pytest.raises(ValueError, match="of one shape"):
         nt_xent(eye, eye[:2], temperature=0.1)

@@ -1,4 +1,4 @@
-"""What `import mbcl` and the methods may load."""
+"""`import mbcl` and its mathematical modules load no heavy package."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ HEAVY = ("ray", "torchvision", "wandb", "matplotlib", "kornia", "pydantic", "yam
 @pytest.mark.parametrize(
     "statement", ["import mbcl", "import mbcl; mbcl.objectives, mbcl.samplers, mbcl.metrics, mbcl.optim"]
 )
-def test_loads_nothing_heavy(statement: str) -> None:
+def test_import_loads_no_heavy_package(statement: str) -> None:
     code = f"{statement}; import sys; print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_public_names() -> None:
+def test_package_has_its_public_names() -> None:
     assert mbcl.Embeddings.__name__ == "Embeddings"
     assert mbcl.BatchPlan.__name__ == "BatchPlan"
     assert {"objectives", "samplers", "metrics", "optim"} <= set(dir(mbcl))

@@ -1,4 +1,4 @@
-"""URIs with a password or key in them are refused, and it is not repeated."""
+"""URIs that contain a password or key are refused, and the message does not repeat the secret."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from mbcl.io.uris import OPTIONS, check_uri
         "AK:hidden@s3://bucket/x",
     ],
 )
-def test_a_secret_is_refused_and_not_repeated(uri):
+def test_open_store_refuses_a_secret_without_repeating_it(uri):
     with pytest.raises(ConfigError) as caught:
         open_store(uri)
     assert "hidden" not in str(caught.value)
@@ -57,11 +57,11 @@ def test_a_secret_is_refused_and_not_repeated(uri):
         "file:///a:b@c",
     ],
 )
-def test_what_holds_none_passes(uri):
+def test_check_uri_accepts_uris_without_secrets(uri):
     check_uri(uri)
 
 
-def test_beside_an_unknown_option_the_known_ones_are_told():
+def test_check_uri_lists_known_options_for_an_unknown_one():
     with pytest.raises(ConfigError, match=r"s3://b/x\?zone=… .*, or what may be one, .*none: region, scheme"):
         check_uri("s3://b/x?zone=us-west-2")
 
@@ -69,10 +69,12 @@ def test_beside_an_unknown_option_the_known_ones_are_told():
 @pytest.mark.parametrize(
     ("scheme", "option"), [(scheme, option) for scheme in ("s3", "gs") for option in OPTIONS[scheme]]
 )
-def test_the_options_are_those_that_pyarrow_knows(scheme, option):
+def test_uri_options_are_known_to_pyarrow(scheme, option):
     from pyarrow.fs import FileSystem
 
-    region = "region=us-west-2&" if scheme == "s3" else ""  # without, it would be asked for over the network
+    region = (
+        "region=us-west-2&" if scheme == "s3" else ""
+    )  # without it pyarrow would request the region over the network
     user = "anonymous@" if scheme == "gs" else ""
     values = {
         "scheme": "http",

@@ -20,7 +20,7 @@ def random(seed: int, *shape: int) -> torch.Tensor:
 
 @given(seed=st.integers(0, 2**31), size=st.integers(2, 9), chunk_size=st.integers(1, 10))
 @settings(max_examples=25, deadline=None)
-def test_slow_loops_say_the_same(seed: int, size: int, chunk_size: int) -> None:
+def test_diagnostics_equal_slow_loops(seed: int, size: int, chunk_size: int) -> None:
     u, v = random(seed, 2, size, 3)
     a, b = (x.numpy() / np.linalg.norm(x.numpy(), axis=1, keepdims=True) for x in (u, v))
     assert alignment(u, v) == pytest.approx(np.mean([((x - y) ** 2).sum() for x, y in zip(a, b, strict=True)]))
@@ -35,7 +35,7 @@ def test_slow_loops_say_the_same(seed: int, size: int, chunk_size: int) -> None:
     assert effective_rank(u[order]) == pytest.approx(effective_rank(u))
 
 
-def test_a_collapsed_representation() -> None:
+def test_diagnostics_of_a_collapsed_representation() -> None:
     x = torch.ones(50, 4)
     assert alignment(x, x) == 0
     assert uniformity(x) == pytest.approx(0, abs=1e-5)
@@ -43,9 +43,9 @@ def test_a_collapsed_representation() -> None:
     assert effective_rank(x * 0) == 0
 
 
-def test_random_directions_are_even_and_of_full_rank() -> None:
+def test_diagnostics_of_random_directions() -> None:
     x = random(0, 4000, 8)
-    # E exp(-2 |x - y|^2) = e^-4 E exp(4 x.y); for the uniform sphere in 8 dimensions the series of that mean.
+    # E exp(-2 |x - y|^2) = e^-4 E exp(4 x.y); the mean as a series for the uniform sphere in 8 dimensions.
     series = sum(4 ** (2 * k) / math.factorial(2 * k) * _moment(k, 8) for k in range(30))
     assert uniformity(x) == pytest.approx(math.log(series) - 4, abs=0.01)
     assert effective_rank(x) == pytest.approx(8, abs=0.01)
@@ -57,7 +57,7 @@ def _moment(k: int, dim: int) -> float:
     return math.prod((2 * i - 1) / (dim + 2 * i - 2) for i in range(1, k + 1))
 
 
-def test_bad_input() -> None:
+def test_diagnostics_refuse_bad_input() -> None:
     with pytest.raises(ValueError, match=r"two \(N, D\) tensors"):
         alignment(torch.eye(3), torch.eye(2))
     with pytest.raises(ValueError, match="N at least 2"):

@@ -22,17 +22,17 @@ def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("k", [1, 5, 20])
 @pytest.mark.parametrize("weighting", ["uniform", "similarity"])
-def test_scikit_learn_says_the_same(k: int, weighting: str) -> None:
+def test_knn_equals_scikit_learn(k: int, weighting: str) -> None:
     bank, labels, queries = digits()
     weights = "uniform" if weighting == "uniform" else lambda distance: np.exp((1 - distance) / 0.07)
     oracle = KNeighborsClassifier(k, weights=weights, metric="cosine", algorithm="brute").fit(bank, labels)
-    found = knn(bank, labels, queries, k=k, weighting=weighting)  # type: ignore[arg-type]
-    assert (found.numpy() == oracle.predict(queries)).mean() >= 0.998, "votes that tie are broken by rounding"
+    predicted = knn(bank, labels, queries, k=k, weighting=weighting)  # type: ignore[arg-type]
+    assert (predicted.numpy() == oracle.predict(queries)).mean() >= 0.998, "rounding decides tied votes"
 
 
 @given(seed=st.integers(0, 2**31), k=st.integers(1, 6), chunk_size=st.integers(1, 9))
 @settings(max_examples=25, deadline=None)
-def test_a_slow_loop_says_the_same_in_any_order_and_chunks(seed: int, k: int, chunk_size: int) -> None:
+def test_knn_equals_a_slow_loop_in_any_order_and_chunks(seed: int, k: int, chunk_size: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     bank, queries = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (9, 5))
     labels = torch.randint(-2, 2, (9,), generator=generator) * 10
@@ -48,11 +48,11 @@ def test_a_slow_loop_says_the_same_in_any_order_and_chunks(seed: int, k: int, ch
     assert knn(bank[order], labels[order], queries, k=k).tolist() == expected
 
 
-def test_equal_votes_go_to_the_smallest_label() -> None:
+def test_knn_resolves_ties_to_the_smallest_label() -> None:
     assert knn(torch.eye(3), torch.tensor([9, 4, 5]), torch.ones(1, 3), k=3, weighting="uniform").tolist() == [4]
 
 
-def test_bad_input() -> None:
+def test_knn_refuses_bad_input() -> None:
     eye, labels = torch.eye(3), torch.arange(3)
     with pytest.raises(ConfigError, match="k must be at most the 3 samples of the bank, found 4"):
         knn(eye, labels, eye, k=4)

@@ -21,63 +21,63 @@ def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("penalty", [1.0, 0.01])
-def test_scikit_learn_finds_the_same_minimum(digits, penalty: float) -> None:
+def test_fit_probe_equals_scikit_learn(digits, penalty: float) -> None:
     x, y, others, _ = digits
     scaler = StandardScaler().fit(x.double())
     oracle = LogisticRegression(C=1 / (penalty * len(x)), tol=1e-8, max_iter=2000).fit(scaler.transform(x.double()), y)
-    found = fit_probe(x, y, penalty=penalty)
+    probe = fit_probe(x, y, penalty=penalty)
     expected = oracle.predict_proba(scaler.transform(others.double()))
-    assert found.logits(others).softmax(dim=1).numpy() == pytest.approx(expected, abs=2e-4)
-    assert found.predict(others).tolist() == oracle.predict(scaler.transform(others.double())).tolist()
+    assert probe.logits(others).softmax(dim=1).numpy() == pytest.approx(expected, abs=2e-4)
+    assert probe.predict(others).tolist() == oracle.predict(scaler.transform(others.double())).tolist()
 
 
-def test_strongly_correlated_features_converge_too() -> None:
-    """Their Hessian has a condition of 10^6: as with pixels, or features that have nearly collapsed."""
+def test_fit_probe_converges_with_correlated_features() -> None:
+    """The Hessian has a condition number of 10^6, like that of pixels or of nearly collapsed features."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 30)) * np.logspace(0, -3, 30) @ rng.normal(size=(30, 30))
     y = (x @ rng.normal(size=(30, 4))).argmax(axis=1)
     scaled = StandardScaler().fit_transform(x)
     oracle = LogisticRegression(C=1 / (1e-4 * 400), solver="newton-cg", tol=1e-10, max_iter=1000).fit(scaled, y)
-    found = fit_probe(torch.tensor(x), torch.tensor(y), penalty=1e-4)
+    probe = fit_probe(torch.tensor(x), torch.tensor(y), penalty=1e-4)
 
     def objective(weight: np.ndarray, bias: np.ndarray) -> float:
         logits = torch.tensor(scaled @ weight + bias)
         return float(torch.nn.functional.cross_entropy(logits, torch.tensor(y))) + 5e-5 * float((weight**2).sum())
 
     least = objective(oracle.coef_.T, oracle.intercept_)
-    assert objective(found.weight.numpy(), found.bias.numpy()) == pytest.approx(least, rel=1e-4)
+    assert objective(probe.weight.numpy(), probe.bias.numpy()) == pytest.approx(least, rel=1e-4)
 
 
-def test_the_penalty_is_the_best_on_the_held_out_part(digits) -> None:
+def test_choose_probe_takes_the_best_penalty_on_held_out_samples(digits) -> None:
     x, y, others, truth = digits
     held_out = torch.arange(0, 700, 5)
     rest = torch.tensor([row for row in range(700) if row % 5])
     penalties = (1.0, 1e-2, 1e-4)
     scores = [fit_probe(x[rest], y[rest], penalty=p).accuracy(x[held_out], y[held_out]) for p in penalties]
-    found = choose_probe(x, y, held_out, penalties=penalties[::-1])
-    assert found.penalty == penalties[int(np.argmax(scores))]
-    assert found.accuracy(others, truth) > 0.85
+    probe = choose_probe(x, y, held_out, penalties=penalties[::-1])
+    assert probe.penalty == penalties[int(np.argmax(scores))]
+    assert probe.accuracy(others, truth) > 0.85
     again = choose_probe(x, y, held_out, penalties=penalties)
-    assert torch.equal(found.weight, again.weight), "the same to the last bit"
+    assert torch.equal(probe.weight, again.weight), "equal to the last bit"
 
 
-def test_order_of_samples_and_scale_of_features_do_not_matter(digits) -> None:
+def test_fit_probe_ignores_sample_order_and_feature_scale(digits) -> None:
     x, y, others, _ = digits
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    found = fit_probe(x, y, penalty=0.1).logits(others)
-    assert fit_probe(x[order], y[order], penalty=0.1).logits(others) == pytest.approx(found, abs=1e-3)
-    assert fit_probe(5 * x + 3, y, penalty=0.1).logits(5 * others + 3) == pytest.approx(found, abs=1e-3)
+    logits = fit_probe(x, y, penalty=0.1).logits(others)
+    assert fit_probe(x[order], y[order], penalty=0.1).logits(others) == pytest.approx(logits, abs=1e-3)
+    assert fit_probe(5 * x + 3, y, penalty=0.1).logits(5 * others + 3) == pytest.approx(logits, abs=1e-3)
 
 
-def test_constant_features_and_labels_of_any_kind() -> None:
+def test_fit_probe_takes_constant_features_and_any_labels() -> None:
     x = torch.tensor([[0.0, 0.1], [1.0, 0.1], [0.0, 0.1], [1.0, 0.1]])
-    found = fit_probe(x, torch.tensor([7, -3, 7, -3]))
-    assert found.predict(x).tolist() == [7, -3, 7, -3]
-    assert float(found.weight[1].abs().max()) == 0.0
-    assert found.accuracy(x, torch.tensor([7, -3, 7, 5])) == 0.75, "a class that was never seen"
+    probe = fit_probe(x, torch.tensor([7, -3, 7, -3]))
+    assert probe.predict(x).tolist() == [7, -3, 7, -3]
+    assert float(probe.weight[1].abs().max()) == 0.0
+    assert probe.accuracy(x, torch.tensor([7, -3, 7, 5])) == 0.75, "a class that is not in the training part"
 
 
-def test_bad_input() -> None:
+def test_fit_probe_refuses_bad_input() -> None:
     x, y = torch.eye(3), torch.arange(3)
     with pytest.raises(ConfigError, match="at least 2 classes are needed, found 1"):
         fit_probe(x, y * 0)

@@ -20,15 +20,15 @@ STORED = np.load(Path(__file__).parents[1] / "golden" / "retrieval.npz")
 @pytest.mark.parametrize("case", range(int(STORED["n_cases"])))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("chunk_size", [1, 7, 1024])
-def test_golden(case: int, dtype: torch.dtype, chunk_size: int) -> None:
+def test_retrieval_equals_golden_values(case: int, dtype: torch.dtype, chunk_size: int) -> None:
     u, v = (torch.tensor(STORED[f"c{case}_f{side}"], dtype=dtype) for side in (1, 2))
-    found = retrieval(u, v, similarity="dot", chunk_size=chunk_size)
-    assert len(found) == 12
+    scores = retrieval(u, v, similarity="dot", chunk_size=chunk_size)
+    assert len(scores) == 12
     for direction, stored in (("u2v", "fwd"), ("v2u", "bwd")):
         for name, key in (("top1", "R1"), ("top5", "R5"), ("top10", "R10")):
-            assert found[f"{direction}/{name}"] == pytest.approx(float(STORED[f"c{case}_{stored}_{key}"]), rel=1e-12)
+            assert scores[f"{direction}/{name}"] == pytest.approx(float(STORED[f"c{case}_{stored}_{key}"]), rel=1e-12)
         for name in ("mrr", "mean_rank", "median_rank"):
-            assert found[f"{direction}/{name}"] == pytest.approx(float(STORED[f"c{case}_{stored}_{name}"]), rel=1e-12)
+            assert scores[f"{direction}/{name}"] == pytest.approx(float(STORED[f"c{case}_{stored}_{name}"]), rel=1e-12)
     if int(STORED[f"c{case}_unit_norm"]):
         assert retrieval(u.double(), v.double(), similarity="cosine") == pytest.approx(
             retrieval(u.double(), v.double(), similarity="dot")
@@ -37,8 +37,8 @@ def test_golden(case: int, dtype: torch.dtype, chunk_size: int) -> None:
 
 @given(seed=st.integers(0, 2**31), size=st.integers(1, 12), chunk_size=st.integers(1, 13))
 @settings(max_examples=30, deadline=None)
-def test_oracle_with_ties(seed: int, size: int, chunk_size: int) -> None:
-    """Small whole numbers tie often, and exactly."""
+def test_ranks_equals_the_oracle_with_ties(seed: int, size: int, chunk_size: int) -> None:
+    """Small integers give many exact ties."""
     generator = torch.Generator().manual_seed(seed)
     u, v = (torch.randint(-1, 2, (size, 2), generator=generator).float() for _ in range(2))
     scores = u @ v.T
@@ -48,11 +48,11 @@ def test_oracle_with_ties(seed: int, size: int, chunk_size: int) -> None:
         assert rank == 1 + larger + equal / 2
 
 
-def test_hand_values() -> None:
+def test_retrieval_equals_hand_values() -> None:
     u = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    found = retrieval(u, u[[1, 0, 2]], ks=(1, 2, 100))
-    # Partners 0 and 1 are exchanged: orthogonal, behind the other two. Partner 2 is itself.
-    assert found == {
+    scores = retrieval(u, u[[1, 0, 2]], ks=(1, 2, 100))
+    # Partners 0 and 1 are exchanged: orthogonal, and ranked third. Sample 2 is its own partner.
+    assert scores == {
         f"{direction}/{key}": value
         for direction in ("u2v", "v2u")
         for key, value in {
@@ -68,16 +68,16 @@ def test_hand_values() -> None:
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 @pytest.mark.parametrize("size,dim,chunk_size", [(101, 16, 1024), (300, 128, 64), (64, 7, 10)])
-def test_a_collapsed_encoder_scores_like_chance(similarity: str, size: int, dim: int, chunk_size: int) -> None:
+def test_retrieval_of_a_collapsed_encoder_is_at_chance(similarity: str, size: int, dim: int, chunk_size: int) -> None:
     row = torch.randn(1, dim, generator=torch.Generator().manual_seed(0))
     for u in (row.expand(size, dim), torch.zeros(size, dim)):
-        found = retrieval(u, u.clone(), similarity=similarity, chunk_size=chunk_size)  # type: ignore[arg-type]
+        scores = retrieval(u, u.clone(), similarity=similarity, chunk_size=chunk_size)  # type: ignore[arg-type]
         for direction in ("u2v", "v2u"):
-            assert found[f"{direction}/top1"] <= 2 / size
-            assert found[f"{direction}/mean_rank"] == pytest.approx((size + 1) / 2, rel=0.1)
+            assert scores[f"{direction}/top1"] <= 2 / size
+            assert scores[f"{direction}/mean_rank"] == pytest.approx((size + 1) / 2, rel=0.1)
 
 
-def test_cosine_ignores_length_and_dot_does_not() -> None:
+def test_retrieval_by_cosine_ignores_length_and_by_dot_does_not() -> None:
     u, v = torch.randn(2, 40, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     longer = v * torch.linspace(0.1, 10, 40, dtype=torch.float64)[:, None]
     assert retrieval(u, longer) == pytest.approx(retrieval(u, v))
@@ -86,17 +86,17 @@ def test_cosine_ignores_length_and_dot_does_not() -> None:
 
 @given(seed=st.integers(0, 2**31))
 @settings(max_examples=10, deadline=None)
-def test_order_and_direction(seed: int) -> None:
+def test_retrieval_ignores_order_and_swaps_directions_with_the_views(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     u, v = torch.randn(2, 15, 3, generator=generator, dtype=torch.float64)
     order = torch.randperm(15, generator=generator)
-    found, swapped = retrieval(u, v), retrieval(v, u)
-    assert retrieval(u[order], v[order]) == pytest.approx(found)
-    assert all(swapped[f"v2u/{key[4:]}"] == value for key, value in found.items() if key.startswith("u2v"))
-    assert 0 <= found["u2v/top1"] <= found["u2v/top5"] <= found["u2v/top10"] <= 1
+    scores, swapped = retrieval(u, v), retrieval(v, u)
+    assert retrieval(u[order], v[order]) == pytest.approx(scores)
+    assert all(swapped[f"v2u/{key[4:]}"] == value for key, value in scores.items() if key.startswith("u2v"))
+    assert 0 <= scores["u2v/top1"] <= scores["u2v/top5"] <= scores["u2v/top10"] <= 1
 
 
-def test_precision_and_autocast() -> None:
+def test_retrieval_is_the_same_in_half_precision_and_autocast() -> None:
     u, v = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(0))
     assert retrieval(u.half(), v.half()) == retrieval(u.half().float(), v.half().float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -104,7 +104,7 @@ def test_precision_and_autocast() -> None:
     assert inside == retrieval(u, v)
 
 
-def test_bad_input() -> None:
+def test_retrieval_refuses_bad_input() -> None:
     eye = torch.eye(3)
     broken = eye.clone()
     broken[1, 1] = torch.nan
@@ -121,32 +121,32 @@ def test_bad_input() -> None:
         retrieval(eye, eye, chunk_size=0)
 
 
-def test_overflow_does_not_flatter() -> None:
+def test_retrieval_counts_overflow_as_a_miss() -> None:
     u = torch.full((5, 2), 3e38) * torch.tensor([1.0, -1.0])
-    assert retrieval(u, u.flip(1), similarity="dot")["u2v/top1"] == 0  # inf - inf, not a number
+    assert retrieval(u, u.flip(1), similarity="dot")["u2v/top1"] == 0  # inf - inf is nan
 
 
 @pytest.mark.parametrize("group", range(int(STORED["n_groups"])))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_golden_within_groups(group: int, dtype: torch.dtype) -> None:
+def test_retrieval_within_equals_golden_values(group: int, dtype: torch.dtype) -> None:
     u, v = (torch.tensor(STORED[f"g{group}_z{view}"], dtype=dtype) for view in (1, 2))
-    found = retrieval_within(u, v, similarity="dot")
-    assert found["u2v/top1"] == pytest.approx(float(STORED[f"g{group}_fwd_R1"]), rel=1e-12)
-    assert found["v2u/top1"] == pytest.approx(float(STORED[f"g{group}_bwd_R1"]), rel=1e-12)
+    scores = retrieval_within(u, v, similarity="dot")
+    assert scores["u2v/top1"] == pytest.approx(float(STORED[f"g{group}_fwd_R1"]), rel=1e-12)
+    assert scores["v2u/top1"] == pytest.approx(float(STORED[f"g{group}_bwd_R1"]), rel=1e-12)
     alone = [retrieval_within(u[i : i + 1], v[i : i + 1], similarity="dot")["u2v/top1"] for i in range(len(u))]
     assert alone == pytest.approx(STORED[f"g{group}_per_image_fwd_R1"].tolist())
 
 
 @given(seed=st.integers(0, 2**31), groups=st.integers(1, 4), members=st.integers(1, 5))
 @settings(max_examples=20, deadline=None)
-def test_within_groups_is_retrieval_of_each_group(seed: int, groups: int, members: int) -> None:
+def test_retrieval_within_is_the_mean_over_groups(seed: int, groups: int, members: int) -> None:
     u, v = torch.randn(2, groups, members, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     each = [retrieval(a, b) for a, b in zip(u, v, strict=True)]
-    for direction, found in retrieval_within(u, v).items():
-        assert found == pytest.approx(np.mean([one[direction] for one in each]))
+    for direction, score in retrieval_within(u, v).items():
+        assert score == pytest.approx(np.mean([one[direction] for one in each]))
 
 
-def test_within_groups_of_equal_members_nothing_is_found() -> None:
+def test_retrieval_within_groups_of_equal_members_is_zero() -> None:
     assert retrieval_within(torch.ones(4, 3, 2), torch.ones(4, 3, 2)) == {"u2v/top1": 0.0, "v2u/top1": 0.0}
     with pytest.raises(ValueError, match=r"two \(G, M, D\) tensors"):
         retrieval_within(torch.ones(4, 2), torch.ones(4, 2))
@@ -156,7 +156,7 @@ def test_within_groups_of_equal_members_nothing_is_found() -> None:
         retrieval_within(broken, torch.ones(4, 3, 2))
 
 
-def test_one_direction_is_that_part_of_both() -> None:
+def test_retrieval_of_one_direction_is_part_of_both() -> None:
     u, v = torch.randn(2, 30, 4, generator=torch.Generator().manual_seed(0))
     both, one = retrieval(u, v), retrieval(u, v, directions=("u2v",))
     assert one == {key: value for key, value in both.items() if key.startswith("u2v/")}

@@ -25,7 +25,7 @@ def build(name: str = "resnet_small", in_channels: int = 1, seed: int = 0, shape
     return models.build({"name": name, **settings}, shape or Shape(), in_channels=in_channels, seed=seed)
 
 
-def test_shapes_and_dtypes():
+def test_model_has_the_expected_shapes_and_dtypes():
     model = build(widths=[4, 8], blocks=2)
     x = torch.randn(5, 1, 8, 8)
     assert model(x).shape == (5, 16)
@@ -35,7 +35,7 @@ def test_shapes_and_dtypes():
         assert model(x).dtype == model.features(x).dtype == torch.float32
 
 
-def test_float64_stays_float64():
+def test_model_keeps_float64():
     model = build(widths=[4, 8]).double().eval()
     x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
     assert model(x).dtype == model.features(x).dtype == torch.float64
@@ -44,11 +44,11 @@ def test_float64_stays_float64():
 
 
 @pytest.mark.parametrize("size, stride", [(8, 1), (28, 2), (7, 1), (1, 1)])
-def test_any_image_size(size, stride):
+def test_resnet_small_takes_any_image_size(size, stride):
     assert build(stem_stride=stride)(torch.randn(2, 1, size, size)).shape == (2, 16)
 
 
-def test_new_blocks_are_the_identity_on_their_shortcut():
+def test_resnet_small_blocks_start_as_the_identity():
     model = build(widths=[4, 8])
     blocks = [m for m in model.modules() if type(m).__name__ == "BasicBlock"]
     assert len(blocks) == 2
@@ -58,7 +58,7 @@ def test_new_blocks_are_the_identity_on_their_shortcut():
     assert torch.equal(blocks[0](x.clone()), nn.functional.silu(x))
 
 
-def test_the_projector_is_the_published_one():
+def test_projector_is_the_published_one():
     model = models.build({"name": "resnet18"}, in_channels=1, seed=0)
     kinds = [type(part) for part in model.projector.net]
     assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear, nn.BatchNorm1d]
@@ -71,13 +71,13 @@ def test_the_projector_is_the_published_one():
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_projector_depths(layers):
+def test_projection_head_has_the_given_depth(layers):
     head = models.ProjectionHead(in_features=6, layers=layers, hidden=8, dim=4)
     assert sum(isinstance(m, nn.Linear) for m in head.modules()) == layers
     assert head(torch.randn(3, 6)).shape == (3, 4)
 
 
-def test_weights_are_a_pure_function_of_the_seed():
+def test_build_draws_weights_from_the_seed_alone():
     torch.manual_seed(1)
     state = torch.get_rng_state()
     first = build(seed=3).state_dict()
@@ -88,7 +88,7 @@ def test_weights_are_a_pure_function_of_the_seed():
     assert not torch.equal(first["encoder.conv1.weight"], other["encoder.conv1.weight"])
 
 
-def test_names_in_checkpoints_stay():
+def test_model_keeps_its_names_in_checkpoints():
     """Changing a name makes old checkpoints unreadable."""
     names = list(build(widths=[4, 8]).state_dict())
     assert names[0] == "encoder.conv1.weight"
@@ -109,12 +109,12 @@ def test_names_in_checkpoints_stay():
         ({"in_channels": 0}, "in_channels must be at least 1, found 0"),
     ],
 )
-def test_values_out_of_range(settings, text):
+def test_build_refuses_values_out_of_range(settings, text):
     with pytest.raises(ConfigError, match=text):
         build(**settings)
 
 
-def test_signatures_are_the_settings():
+def test_encoders_have_signatures_and_canonical_names():
     assert list(inspect.signature(models.ENCODERS["resnet18"]).parameters) == ["in_channels", "stem", "zero_init"]
     assert models.ENCODERS["resnet18"] is models.ENCODERS["resnet18"]
     assert models.ENCODERS.canonical("resnet50") == "resnet50"
@@ -125,11 +125,11 @@ def test_signatures_are_the_settings():
     ("encoder", "own", "expected"),
     [("resnet_small", None, nn.SiLU), ("resnet18", None, nn.ReLU), ("resnet_small", "relu", nn.ReLU)],
 )
-def test_the_projector_has_the_encoders_nonlinearity_unless_told_otherwise(encoder, own, expected):
+def test_projector_takes_the_encoders_activation_by_default(encoder, own, expected):
     model = build(encoder, shape=Shape(activation=own))
     assert expected in [type(part) for part in model.projector.net]
 
 
-def test_an_unknown_nonlinearity_is_refused():
+def test_build_refuses_an_unknown_activation():
     with pytest.raises(ConfigError, match=r"unknown activation 'silo'; did you mean 'silu'"):
         build(activation="silo")

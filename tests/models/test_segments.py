@@ -1,4 +1,4 @@
-"""Encoders cut into segments: the same function, the same modules, nothing stored twice."""
+"""Encoders cut into segments: the same function and the same modules, without copies."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(segments: list[nn.Module], x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "settings", "size", "count"), CASES)
-def test_the_composition_is_the_encoder(name, settings, size, count):
+def test_segments_of_compose_to_the_encoder(name, settings, size, count):
     encoder = ENCODERS[name](in_channels=1, **settings)
     twin = copy.deepcopy(encoder)
     names = list(encoder.state_dict())
@@ -55,24 +55,24 @@ def test_the_composition_is_the_encoder(name, settings, size, count):
     x = torch.randn(2, 1, size, size)
     with torch.no_grad():
         assert torch.equal(run(segments, x), twin(x))
-        # the buffers moved alike: same modules, each seen once
+        # buffers are equal too: the same modules, each run once
         assert all(torch.equal(a, b) for a, b in zip(encoder.buffers(), twin.buffers(), strict=True))
         encoder.eval()
         assert torch.equal(run(segments_of(encoder), x), twin.eval()(x))
     assert list(encoder.state_dict()) == names
 
 
-def test_gradients_are_the_same_to_the_last_bit():
+def test_segments_of_have_the_encoders_gradients_to_the_last_bit():
     encoder = ENCODERS["resnet18"](in_channels=1, stem="small")
     twin = copy.deepcopy(encoder)
     x = torch.randn(2, 1, 8, 8)
     functools.reduce(lambda y, segment: segment(y), segments_of(encoder), x).square().sum().backward()
     twin(x).square().sum().backward()
     pairs = zip(encoder.parameters(), twin.parameters(), strict=True)
-    assert all(torch.equal(ours.grad, theirs.grad) for ours, theirs in pairs)
+    assert all(torch.equal(parameter.grad, expected.grad) for parameter, expected in pairs)
 
 
-def test_an_encoder_that_says_nothing_is_one_segment():
+def test_segments_of_a_plain_encoder_is_one_segment():
     class Plain(nn.Module):
         out_features = 1
         nonlinearity = "relu"

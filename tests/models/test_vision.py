@@ -13,7 +13,7 @@ from mbcl.models import segments_of
 from mbcl.models.vision import VisionEncoder, architectures
 
 FAMILIES = {
-    # name: features, an image size that it takes
+    # name: features, a valid image size
     "alexnet": (4096, 63),
     "convnext_tiny": (768, 32),
     "densenet121": (1024, 32),
@@ -47,8 +47,8 @@ def family(request):
     return request.param, width, size
 
 
-def test_one_of_each_family_embeds_and_draws_nothing(family):
-    """A model owns no random state: two forwards in training mode are the same, and no generator moves."""
+def test_vision_encoder_of_each_family_embeds_without_randomness(family):
+    """Two forward passes in training mode are equal, and no generator advances."""
     name, width, size = family
     for channels in (1,) if name in HEAVY else (3, 1):
         encoder = models.ENCODERS[name](in_channels=channels)
@@ -61,8 +61,8 @@ def test_one_of_each_family_embeds_and_draws_nothing(family):
         assert torch.equal(state, torch.get_rng_state())
 
 
-def test_every_architecture_has_no_chance_in_it_and_few_batch_norms_a_segment():
-    """Without weights, so that it is quick. With batch norm a network is cut, and no part has more than Inception's."""
+def test_vision_encoders_have_no_randomness_and_small_segments():
+    """On the meta device, for speed. A network with batch norm is cut; no segment has more of them than Inception's."""
     for name in architectures():
         if name.startswith("regnet"):  # cannot be built on the meta device, and has no dropout
             continue
@@ -70,8 +70,8 @@ def test_every_architecture_has_no_chance_in_it_and_few_batch_norms_a_segment():
             encoder = VisionEncoder(architecture=name)
         assert encoder.out_features >= 512
         for module in encoder.modules():
-            chance = isinstance(module, nn.modules.dropout._DropoutNd | StochasticDepth)
-            assert not chance or module.p == 0.0, (name, module)
+            random_layer = isinstance(module, nn.modules.dropout._DropoutNd | StochasticDepth)
+            assert not random_layer or module.p == 0.0, (name, module)
             rates = [getattr(module, key, 0.0) for key in ("dropout", "attention_dropout", "drop_rate")]
             assert all(rate == 0.0 for rate in rates if not isinstance(rate, nn.Module)), (name, module)
         norms = [sum(isinstance(m, nn.BatchNorm2d) for m in segment.modules()) for segment in segments_of(encoder)]
@@ -81,7 +81,7 @@ def test_every_architecture_has_no_chance_in_it_and_few_batch_norms_a_segment():
 
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_resnet18_with_both_stems(stem, channels):
+def test_resnet18_has_both_stems(stem, channels):
     encoder = models.ENCODERS["resnet18"](in_channels=channels, stem=stem)
     network = encoder.network
     assert encoder.out_features == 512
@@ -93,26 +93,26 @@ def test_resnet18_with_both_stems(stem, channels):
     assert all(last.weight.abs().sum() == 0 for last in lasts)
 
 
-def test_zero_init_can_be_switched_off_and_weights_follow_the_seed():
+def test_resnet18_zero_init_is_optional_and_weights_follow_the_seed():
     first, again = (models.build({"name": "resnet18"}, in_channels=3, seed=0).encoder.network for _ in range(2))
     twin = models.build({"name": "resnet18", "zero_init": False}, in_channels=3, seed=0).encoder.network
     assert twin.layer1[0].bn2.weight.min() == 1
     assert torch.equal(again.conv1.weight, first.conv1.weight)
 
 
-def test_the_small_stem_of_a_densenet_is_one_convolution():
+def test_densenet_small_stem_is_one_convolution():
     """Huang et al. 2017, section 3: a 3 x 3 convolution with twice the growth rate of outputs, then the blocks."""
     encoder = models.ENCODERS["densenet121"](in_channels=1, stem="small").eval()
     stem = encoder.network.features
     assert (stem.conv0.in_channels, stem.conv0.out_channels, stem.conv0.stride) == (1, 64, (1, 1))
-    seen = []
-    stem.denseblock1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    shapes = []
+    stem.denseblock1.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
     with torch.no_grad():
         assert encoder(torch.randn(2, 1, 16, 16)).shape == (2, 1024)
-    assert seen == [(2, 64, 16, 16)]
+    assert shapes == [(2, 64, 16, 16)]
 
 
-def test_encoders_that_cannot_be():
+def test_encoders_refuse_bad_settings():
     make = models.ENCODERS.__getitem__
     with pytest.raises(ConfigError, match="only ResNets and DenseNets have a small stem"):
         make("mobilenet_v3_small")(stem="small")
@@ -134,7 +134,7 @@ def test_encoders_that_cannot_be():
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("name", architectures())
-def test_every_architecture_embeds_a_batch_at_its_own_size(name, channels):
+def test_vision_encoder_embeds_at_its_published_size(name, channels):
     """`pytest -m slow tests/models/test_vision.py`; vit_h_14 and regnet_y_128gf take 3 GB."""
     import torchvision
 

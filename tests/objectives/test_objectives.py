@@ -1,4 +1,4 @@
-"""Objectives: every registered one, then each by itself."""
+"""Objectives: the contract of every registered one, then each objective's own values and parameters."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mbcl.functional import clip, dcl, hcl, nt_xent
 from mbcl.objectives import OBJECTIVES, Candidates, StatefulObjective
 
 REQUIRED: dict[str, dict[str, object]] = {"sogclr": {"num_samples": 8}}
-"""Parameters of objectives that cannot be built without."""
+"""Required parameters of objectives."""
 
-each_objective = pytest.mark.parametrize("name", list(OBJECTIVES))
+all_objectives = pytest.mark.parametrize("name", list(OBJECTIVES))
 
 
 def batch(seed: int = 0, size: int = 6, dim: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -26,8 +26,8 @@ def batch(seed: int = 0, size: int = 6, dim: int = 4) -> tuple[torch.Tensor, tor
     return z1, z2, torch.randperm(size, generator=generator)
 
 
-@each_objective
-def test_a_batch_has_a_finite_scalar_loss_and_gradients(name: str) -> None:
+@all_objectives
+def test_objective_has_a_finite_scalar_loss_and_gradients(name: str) -> None:
     z1, z2, indices = batch()
     for dtype in (torch.float64, torch.float32, torch.float16):
         a, b = (z.to(dtype).requires_grad_() for z in (z1, z2))
@@ -38,8 +38,8 @@ def test_a_batch_has_a_finite_scalar_loss_and_gradients(name: str) -> None:
             assert torch.isfinite(gradient).all()
 
 
-@each_objective
-def test_the_order_of_the_batch_does_not_matter(name: str) -> None:
+@all_objectives
+def test_objective_ignores_the_order_of_the_batch(name: str) -> None:
     z1, z2, indices = batch(1)
     order = torch.randperm(len(z1), generator=torch.Generator().manual_seed(2))
     first = mbcl.objectives.build(name, **REQUIRED.get(name, {}))(z1, z2, indices)
@@ -47,9 +47,9 @@ def test_the_order_of_the_batch_does_not_matter(name: str) -> None:
     torch.testing.assert_close(first, second)
 
 
-@each_objective
-def test_shares_of_the_ranks_add_up(name: str) -> None:
-    """Over three steps, with the gradients, and with the state where there is one."""
+@all_objectives
+def test_objective_shares_of_ranks_sum_to_the_whole_batch(name: str) -> None:
+    """Checked over three steps: loss, gradients and, where an objective has it, state."""
     if OBJECTIVES[name].distribution == "local":
         pytest.skip("not made of shares")
     alone = mbcl.objectives.build(name, **REQUIRED.get(name, {}))
@@ -59,14 +59,14 @@ def test_shares_of_the_ranks_add_up(name: str) -> None:
         z1, z2 = z1.requires_grad_(), z2.requires_grad_()
         expected = alone(z1, z2, indices)
         shares = [
-            rank(z1[at], z2[at], indices[at], candidates=Candidates(z1, z2, at.start, indices))
-            for rank, at in zip(ranks, (slice(0, 3), slice(3, 6)), strict=True)
+            rank(z1[rows], z2[rows], indices[rows], candidates=Candidates(z1, z2, rows.start, indices))
+            for rank, rows in zip(ranks, (slice(0, 3), slice(3, 6)), strict=True)
         ]
         torch.testing.assert_close(shares[0] + shares[1], expected)
-        for found, wanted in zip(
+        for gradient, expected_gradient in zip(
             torch.autograd.grad(shares[0] + shares[1], [z1, z2]), torch.autograd.grad(expected, [z1, z2]), strict=True
         ):
-            torch.testing.assert_close(found, wanted)
+            torch.testing.assert_close(gradient, expected_gradient)
         if isinstance(alone, StatefulObjective):
             pending = torch.cat([rank.pending for rank in ranks])  # type: ignore[misc, union-attr]
             for rank in ranks:
@@ -75,15 +75,15 @@ def test_shares_of_the_ranks_add_up(name: str) -> None:
         torch.testing.assert_close(rank.state_dict(), alone.state_dict())
 
 
-@each_objective
-def test_state_is_what_the_distribution_says(name: str) -> None:
+@all_objectives
+def test_objective_has_state_if_its_distribution_says_so(name: str) -> None:
     objective = mbcl.objectives.build(name, **REQUIRED.get(name, {}))
     assert isinstance(objective, StatefulObjective) == (objective.distribution == "state")
     assert bool(objective.state_dict()) == (objective.distribution == "state")
 
 
-@each_objective
-def test_leading_dimensions_where_there_is_no_state(name: str) -> None:
+@all_objectives
+def test_objective_without_state_takes_leading_dimensions(name: str) -> None:
     """A sampler scores many batches at once."""
     if OBJECTIVES[name].distribution == "state":
         pytest.skip("its batches come with indices")
@@ -94,8 +94,8 @@ def test_leading_dimensions_where_there_is_no_state(name: str) -> None:
     torch.testing.assert_close(losses[1], objective(z1[1], z2[1]))
 
 
-@each_objective
-def test_declares_its_distribution_and_documents_itself(name: str) -> None:
+@all_objectives
+def test_objective_declares_its_distribution_and_is_documented(name: str) -> None:
     objective = OBJECTIVES[name]
     assert objective.distribution in ("local", "candidates", "state")
     assert objective.__doc__ is not None
@@ -105,8 +105,8 @@ def test_declares_its_distribution_and_documents_itself(name: str) -> None:
     assert all(parameter.annotation is not inspect.Parameter.empty for parameter in parameters)
 
 
-@each_objective
-def test_survives_pickling_and_its_state_dict(name: str) -> None:
+@all_objectives
+def test_objective_is_the_same_after_pickling(name: str) -> None:
     z1, z2, indices = batch(4)
     objective = mbcl.objectives.build(name, **REQUIRED.get(name, {}))
     copy = pickle.loads(pickle.dumps(objective))
@@ -114,25 +114,25 @@ def test_survives_pickling_and_its_state_dict(name: str) -> None:
     assert torch.equal(copy(z1, z2, indices), objective(z1, z2, indices))
 
 
-@each_objective
+@all_objectives
 @pytest.mark.parametrize("temperature", [0.0, -0.1, float("nan"), "hot", None])
-def test_bad_temperature(name: str, temperature: object) -> None:
+def test_build_refuses_a_bad_temperature(name: str, temperature: object) -> None:
     with pytest.raises(ConfigError, match=f"temperature must be .*found {temperature!r}"):
         mbcl.objectives.build(name, **{**REQUIRED.get(name, {}), "temperature": temperature})
 
 
-@each_objective
-def test_unknown_parameter_names_the_nearest(name: str) -> None:
+@all_objectives
+def test_build_suggests_the_nearest_parameter(name: str) -> None:
     with pytest.raises(ConfigError, match=r"unknown parameter 'tempera'; did you mean 'temperature'\?"):
         mbcl.objectives.build(name, tempera=0.1)
 
 
-def test_unknown_objective_names_the_nearest() -> None:
+def test_build_suggests_the_nearest_objective() -> None:
     with pytest.raises(ConfigError, match=r"unknown objective 'simclrr'; did you mean 'simclr'\?"):
         mbcl.objectives.build("simclrr")
 
 
-def test_published_names_and_defaults() -> None:
+def test_build_knows_published_names_and_defaults() -> None:
     assert OBJECTIVES.canonical("sim") == "simclr"
     assert OBJECTIVES.canonical("sog") == "sogclr"
     for name in ("simclr", "sim", "clip", "dcl", "hcl", "sog"):
@@ -145,7 +145,7 @@ def test_published_names_and_defaults() -> None:
     assert repr(mbcl.objectives.build("clip", temperature=1)) == "CLIP(temperature=1)"
 
 
-def test_values_are_those_of_the_functions() -> None:
+def test_objectives_equal_their_functions() -> None:
     z1, z2, _ = batch(5)
     for name, function in (("simclr", nt_xent), ("clip", clip), ("dcl", dcl), ("hcl", hcl)):
         assert torch.equal(mbcl.objectives.build(name, temperature=0.3)(z1, z2), function(z1, z2, temperature=0.3))
@@ -168,11 +168,11 @@ def test_values_are_those_of_the_functions() -> None:
         ("sogclr", {"temperature": 0.001}, "temperature must be >= 0.002 for sogclr"),
     ],
 )
-def test_bad_parameters(name: str, parameters: dict[str, object], text: str) -> None:
+def test_build_refuses_bad_parameters(name: str, parameters: dict[str, object], text: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(text)):
         mbcl.objectives.build(name, **{**REQUIRED.get(name, {}), **parameters})
 
 
-def test_sogclr_needs_to_know_how_many_samples() -> None:
+def test_build_requires_num_samples_for_sogclr() -> None:
     with pytest.raises(ConfigError, match="parameter 'num_samples' is required"):
         mbcl.objectives.build("sogclr")

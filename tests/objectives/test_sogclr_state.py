@@ -1,4 +1,4 @@
-"""What happens to SogCLR's state, and which indices it takes."""
+"""SogCLR's state under saving, casting and moving, and its checks of indices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def batch(seed: int, size: int = 4, num_samples: int = 10) -> tuple[torch.Tensor
     return z1, z2, torch.randperm(num_samples, generator=generator)[:size]
 
 
-def test_state_survives_saving_pickling_and_copying() -> None:
+def test_sogclr_state_is_the_same_after_saving_pickling_and_copying() -> None:
     objective = SogCLR(num_samples=10, temperature=0.01)
     for step in range(3):
         objective(*batch(step))
@@ -37,7 +37,7 @@ def test_state_survives_saving_pickling_and_copying() -> None:
     assert set(objective.state_dict()) == {"u", "visited_at", "num_updates"}
 
 
-def test_casting_the_module_does_not_touch_u() -> None:
+def test_sogclr_u_stays_float64_under_casts() -> None:
     objective = SogCLR(num_samples=10, temperature=0.01)
     same = torch.ones(4, 3)
     objective(same, same, torch.arange(4))
@@ -52,12 +52,12 @@ def test_casting_the_module_does_not_touch_u() -> None:
     ):
         assert cast is objective
         torch.testing.assert_close(objective.state_dict(), before, rtol=0, atol=0)
-    # A state that has been saved in less is loaded into float64.
+    # A state that was saved in float32 is loaded into float64.
     objective.load_state_dict({**before, "u": before["u"].clamp(max=1e30).float()})
     assert objective.u.dtype == torch.float64
 
 
-def test_moves_to_another_device_with_everything() -> None:
+def test_sogclr_moves_all_buffers_to_a_device() -> None:
     objective = SogCLR(num_samples=10).to("meta")
     assert {buffer.device.type for buffer in objective.buffers()} == {"meta"}
     assert objective.half().u.dtype == torch.float64
@@ -66,19 +66,19 @@ def test_moves_to_another_device_with_everything() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_as_on_the_cpu() -> None:
+def test_sogclr_on_the_gpu_equals_the_cpu() -> None:
     on_cpu, on_gpu = SogCLR(num_samples=10), SogCLR(num_samples=10).cuda()
     for step in range(3):
         z1, z2, indices = batch(step)
-        found, wanted = on_gpu(z1.cuda(), z2.cuda(), indices.cuda()), on_cpu(z1, z2, indices)
-        torch.testing.assert_close(found.cpu(), wanted)
+        loss, expected = on_gpu(z1.cuda(), z2.cuda(), indices.cuda()), on_cpu(z1, z2, indices)
+        torch.testing.assert_close(loss.cpu(), expected)
     on_gpu.half()
     assert on_gpu.u.dtype == torch.float64
     torch.testing.assert_close({key: value.cpu() for key, value in on_gpu.state_dict().items()}, on_cpu.state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_loss_is_float32_for_float32_and_less(dtype: torch.dtype) -> None:
+def test_sogclr_loss_is_float32_for_float32_and_half(dtype: torch.dtype) -> None:
     z1, z2, indices = batch(1)
     objective = SogCLR(num_samples=10, temperature=0.01)
     for _ in range(2):
@@ -92,7 +92,7 @@ def test_loss_is_float32_for_float32_and_less(dtype: torch.dtype) -> None:
     assert torch.equal(inside, objective(z1.float(), z2.float(), indices))
 
 
-def test_bad_indices() -> None:
+def test_sogclr_refuses_bad_indices() -> None:
     z1, z2, indices = batch(0)
     objective = mbcl.objectives.build("sogclr", num_samples=10)
     before = copy.deepcopy(objective.state_dict())

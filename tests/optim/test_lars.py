@@ -18,8 +18,8 @@ STORED = np.load(Path(__file__).parents[1] / "golden" / "lars.npz")
 
 @pytest.mark.parametrize("case", range(int(STORED["n_cases"])))
 @pytest.mark.parametrize("dtype,suffix", [(torch.float64, "f64"), (torch.float32, "f32")])
-def test_golden(case: int, dtype: torch.dtype, suffix: str) -> None:
-    """The gradients are given, so nothing is magnified: a step rounds each entry some times, and steps add up."""
+def test_lars_equals_golden_steps(case: int, dtype: torch.dtype, suffix: str) -> None:
+    """The gradients are stored, so rounding errors do not grow: each step rounds an entry a few times."""
     get = {key.split("_", 1)[1]: STORED[key] for key in STORED.files if key.startswith(f"c{case}_")}
     count = range(int(get["n_params"]))
     params = [torch.nn.Parameter(torch.tensor(get[f"p{j}_init"], dtype=dtype)) for j in count]
@@ -36,13 +36,13 @@ def test_golden(case: int, dtype: torch.dtype, suffix: str) -> None:
             p.grad = torch.tensor(get[f"p{j}_grads"][step], dtype=dtype)
         optimizer.step()
         for j, p in enumerate(params):
-            wanted = get[f"p{j}_after_{suffix}"][step]
+            expected = get[f"p{j}_after_{suffix}"][step]
             bound = 10 * (step + 1) * torch.finfo(dtype).eps
-            np.testing.assert_allclose(p.detach().numpy(), wanted, rtol=0, atol=bound * float(np.abs(wanted).max()))
+            np.testing.assert_allclose(p.detach().numpy(), expected, rtol=0, atol=bound * float(np.abs(expected).max()))
 
 
-def test_hand_values() -> None:
-    """One matrix scaled to trust * its length, one vector left alone, momentum before the rate."""
+def test_lars_equals_hand_values() -> None:
+    """A matrix step has length trust * norm, a vector is not scaled, and momentum precedes the learning rate."""
     matrix, vector = (torch.nn.Parameter(torch.tensor(x)) for x in ([[3.0, 4.0]], [3.0, 4.0]))
     optimizer = mbcl.optim.LARS([matrix, vector], lr=1.0, momentum=0.5, weight_decay=0.0, trust_coefficient=0.1)
     for _ in range(2):
@@ -55,14 +55,14 @@ def test_hand_values() -> None:
 
 
 @pytest.mark.parametrize("weight_decay", [1e-6, 0.5])
-def test_zero_gradient_with_decay_still_moves(weight_decay: float) -> None:
+def test_lars_moves_by_weight_decay_without_a_gradient(weight_decay: float) -> None:
     p = torch.nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
     p.grad = torch.zeros_like(p)
     mbcl.optim.LARS([p], lr=1.0, weight_decay=weight_decay, trust_coefficient=0.01).step()
     torch.testing.assert_close(p.detach(), torch.tensor([[3.0, 4.0]], dtype=torch.float64) * 0.99)
 
 
-def test_zero_weights_and_zero_gradients() -> None:
+def test_lars_handles_zero_weights_and_zero_gradients() -> None:
     p, still = (torch.nn.Parameter(torch.zeros(2, 2)) for _ in range(2))
     p.grad, still.grad = torch.ones(2, 2), torch.zeros(2, 2)
     mbcl.optim.LARS([p, still], lr=0.5).step()
@@ -70,7 +70,7 @@ def test_zero_weights_and_zero_gradients() -> None:
     torch.testing.assert_close(still.detach(), torch.zeros(2, 2))
 
 
-def test_resumes_exactly() -> None:
+def test_lars_resumes_exactly() -> None:
     def step(params: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         for p in params:
@@ -88,7 +88,7 @@ def test_resumes_exactly() -> None:
     assert all(torch.equal(a, b) for a, b in zip(params, saved[0], strict=True))
 
 
-def test_closure_and_missing_gradients() -> None:
+def test_lars_takes_a_closure_and_skips_missing_gradients() -> None:
     p, unused = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
     optimizer = mbcl.optim.LARS([p, unused], lr=0.5)
 
@@ -113,12 +113,12 @@ def test_closure_and_missing_gradients() -> None:
         ({"lr": 1.0, "trust_coefficient": 0.0}, "trust_coefficient must be > 0"),
     ],
 )
-def test_bad_values(settings: dict[str, float], match: str) -> None:
+def test_lars_refuses_bad_settings(settings: dict[str, float], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         mbcl.optim.LARS([torch.nn.Parameter(torch.ones(2, 2))], **settings)
 
 
-def test_sparse_gradients_are_refused() -> None:
+def test_lars_refuses_sparse_gradients() -> None:
     p = torch.nn.Parameter(torch.ones(2, 2))
     p.grad = torch.ones(2, 2).to_sparse()
     with pytest.raises(ValueError, match="sparse"):

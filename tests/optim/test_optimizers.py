@@ -17,7 +17,7 @@ def params() -> list[torch.nn.Parameter]:
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_every_optimizer_goes_downhill(name: str) -> None:
+def test_optimizer_lowers_the_loss(name: str) -> None:
     weights = params()
     optimizer = mbcl.optim.build(name, weights, lr=0.1)
     assert all(group["lr"] == 0.1 for group in optimizer.param_groups)
@@ -29,7 +29,7 @@ def test_every_optimizer_goes_downhill(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_signatures_describe_the_settings(name: str) -> None:
+def test_optimizer_signature_has_keyword_settings_with_defaults(name: str) -> None:
     parameters = inspect.signature(OPTIMIZERS[name], eval_str=True).parameters
     assert next(iter(parameters)) == "params"
     settings = [parameter for key, parameter in parameters.items() if key != "params"]
@@ -38,7 +38,7 @@ def test_signatures_describe_the_settings(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_bad_settings(name: str) -> None:
+def test_build_refuses_bad_settings(name: str) -> None:
     for key, value in (("lr", -1), ("weight_decay", -1.0), ("lr", float("inf"))):
         with pytest.raises(ConfigError, match=f"{key} must be .*{value}"):
             mbcl.optim.build(name, params(), **{key: value})
@@ -46,7 +46,7 @@ def test_bad_settings(name: str) -> None:
         mbcl.optim.build(name, params(), weight_decy=0)
 
 
-def test_names() -> None:
+def test_build_resolves_names() -> None:
     assert isinstance(mbcl.optim.build("sgd", params(), nesterov=True), torch.optim.SGD)
     assert isinstance(mbcl.optim.build("adamw", params(), betas=(0.8, 0.9)), torch.optim.AdamW)
     assert isinstance(mbcl.optim.build("lars", params()), mbcl.optim.LARS)

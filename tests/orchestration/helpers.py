@@ -52,11 +52,11 @@ def job_of(key: str, experiment: Experiment, store: LocalStore, need: TrialResou
     """The job of a trial in a results folder, as a study makes it, with changes."""
     values: dict[str, Any] = {
         "trial_id": key,
-        "experiment": experiment.model_dump(mode="json"),
+        "experiment": experiment,
         "store": store.child(f"trials/{key}").uri,
         "baselines": store.child("baselines").uri,
         "scratch": str(store.local_folder(".ray")),
-        "need": need,
+        "resources": need,
         "group": "test",
         "num_tasks": 1,
     }

@@ -144,7 +144,9 @@ def run_one_trial(
         job = job_of(TRIAL, experiment, store, need, num_tasks=2, fence=gate_fence)
         if attack:
             attack.start()
-        run_trials({TRIAL: job}, store=store, scratch=job.scratch, study=study, concurrency=1, watcher=SilentObserver())
+        run_trials(
+            {TRIAL: job}, store=store, scratch=job.scratch, study=study, concurrency=1, observer=SilentObserver()
+        )
     if attack:
         attack.over.set()
         attack.join()
@@ -237,13 +239,13 @@ class Interrupted(TrialRecord):
 def test_run_trials_defers_an_interrupt_until_the_record_is_complete(local_ray, tmp_path):
     from mbcl.orchestration import signals
 
-    before = {number: signal.getsignal(number) for number in signals.NUMBERS}
-    signals.install_handlers(anew=True)
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    signals.install_handlers(reset=True)
     try:
         with pytest.raises(KeyboardInterrupt):
             run_one_trial(tmp_path, experiment=SHORT, kind=Interrupted)
     finally:
-        signals.install_handlers(anew=True)  # drop the interrupt before the next test
+        signals.install_handlers(reset=True)  # drop the interrupt before the next test
         for number, handler in before.items():
             signal.signal(number, handler)
     (record,) = read_study(LocalStore(tmp_path)).trials.values()

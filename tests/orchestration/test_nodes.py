@@ -110,12 +110,12 @@ def run_and_lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
             study = StudyRecord(name="", space_digest="", metric="", mode="max", created="", trials={TRIAL: record})
             attacked = attack.submit(within_the_second_epoch)
             run_trials(
-                {TRIAL: job}, store=store, scratch=job.scratch, study=study, concurrency=1, watcher=SilentObserver()
+                {TRIAL: job}, store=store, scratch=job.scratch, study=study, concurrency=1, observer=SilentObserver()
             )
         attacked.result()
     finally:
         nodes.shutdown()
-    return results | {"record": record.model_dump(mode="json"), "need": job.need.workers}
+    return results | {"record": record.model_dump(mode="json"), "need": job.resources.workers}
 
 
 @pytest.mark.ray

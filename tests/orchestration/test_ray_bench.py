@@ -40,7 +40,7 @@ def test_space_of_runs_one_trial_at_a_time_on_any_machine(tmp_path):
     path = tmp_path / "bench.yaml"
     path.write_text(yaml.safe_dump(space_of(RayBenchSettings(trials=3, sampler="shuffle", out=None, overwrite=False))))
     space, nodes = read_space(path, []).space, [Node(16)]
-    needed = runner_of(space.kind).trial_resources(space.resources, nodes)
+    needed = runner_of(space.kind.model).trial_resources(space.resources, nodes)
     assert max_concurrency(needed, nodes, space.resources).num_trials == 1
 
 

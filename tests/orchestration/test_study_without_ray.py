@@ -125,7 +125,7 @@ BAD = {
     "small images": ({"experiment/encoder": {"name": "vgg11"}}, [], "vgg11 cannot take images of 1 x 8 x 8"),
     "workers": ({"resources": {"workers": 16}}, [], "resources.workers: 16 workers need"),
     "gpu": ({"resources": {"gpu": True}}, [], "GPU"),
-    "scheduler": ({"scheduler": {"name": "asha", "grace": 2}}, [], "scheduler.grace: unknown key; did you mean"),
+    "scheduler": ({"scheduler": {"name": "asha", "grace": 2}}, [], "scheduler.grace: unknown key; known: grace_period"),
     "searcher": ({"search": {"name": "optuna", "sampler": "tpe"}}, [], "search.sampler: unknown key"),
     "nothing to draw": ({"search": {"name": "optuna", "num_samples": 4}}, [], "there is nothing to draw"),
     "an end of a domain": (

@@ -64,14 +64,14 @@ FULL = {"shuffle": [0.80, 0.82, 0.81], "osgd": [0.79, 0.83, 0.80], "spectral": [
 
 
 def partial() -> StudyRecord:
-    """Finished, stopped, failed, running and pending trials side by side."""
-    found = grid(FULL)
-    keys = list(found.trials)
+    """A study with finished, stopped, failed, running and pending trials."""
+    record = grid(FULL)
+    keys = list(record.trials)
     for key, status in zip(keys[2:8:2], ("failed", "stopped", "running"), strict=True):
-        found.trials[key] = found.trials[key].model_copy(update={"status": status, "metrics": {}, "seconds": {}})
-    found.trials[keys[2]] = found.trials[keys[2]].model_copy(update={"error": "the loss is nan\nat step 3"})
-    found.trials[keys[5]] = trial(5, 1, 2, OSGD)
-    return found
+        record.trials[key] = record.trials[key].model_copy(update={"status": status, "metrics": {}, "seconds": {}})
+    record.trials[keys[2]] = record.trials[keys[2]].model_copy(update={"error": "the loss is nan\nat step 3"})
+    record.trials[keys[5]] = trial(5, 1, 2, OSGD)
+    return record
 
 
 def write_histories(store: LocalStore, record: StudyRecord, epochs: int = 3) -> None:
@@ -96,8 +96,8 @@ def write_histories(store: LocalStore, record: StudyRecord, epochs: int = 3) -> 
 
 def raced() -> StudyRecord:
     """``osgd`` was stopped on its first seed after two of four epochs; shuffle and spectral have all seeds."""
-    found = grid({"shuffle": FULL["shuffle"], "osgd": [None] * 3, "spectral": FULL["spectral"]})
-    for seed, key in enumerate(list(found.trials)[3:6]):
+    record = grid({"shuffle": FULL["shuffle"], "osgd": [None] * 3, "spectral": FULL["spectral"]})
+    for seed, key in enumerate(list(record.trials)[3:6]):
         stopped = Stopped(
             by="asha",
             epoch=0 if seed else 2,
@@ -106,5 +106,5 @@ def raced() -> StudyRecord:
             value=None if seed else 0.25,
             first_seed=0,
         )
-        found.trials[key] = trial(3 + seed, 1, seed, OSGD, status="stopped", stopped=stopped)
-    return found
+        record.trials[key] = trial(3 + seed, 1, seed, OSGD, status="stopped", stopped=stopped)
+    return record

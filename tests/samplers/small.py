@@ -14,12 +14,12 @@ from mbcl.seeding import torch_generator
 
 
 def build_small(name: str, batch_size: int) -> Sampler:
-    """Groups of a few batches, whatever the sampler calls them."""
-    known = inspect.signature(SAMPLERS[name]).parameters
-    small: dict[str, object] = {"pool": max(12, batch_size), "k": 4 if "q" in known else 3, "q": 2}
+    """Groups of a few batches, whatever the sampler's parameters are called."""
+    parameters = inspect.signature(SAMPLERS[name]).parameters
+    small: dict[str, object] = {"pool": max(12, batch_size), "k": 4 if "q" in parameters else 3, "q": 2}
     if name == "metis":  # of a dozen samples the first thirty ranks are all
         small["skip"] = 2
-    return build(name, batch_size=batch_size, **{key: value for key, value in small.items() if key in known})
+    return build(name, batch_size=batch_size, **{key: value for key, value in small.items() if key in parameters})
 
 
 def embeddings(num_samples: int, seed: int = 0, dim: int = 5) -> Embeddings:
@@ -29,6 +29,6 @@ def embeddings(num_samples: int, seed: int = 0, dim: int = 5) -> Embeddings:
 
 
 def conflicts(batch_M: NDArray[np.integer], neighbours_MP: NDArray[np.integer]) -> int:
-    """How many (sample, neighbour of it) share a batch; ``batch_M`` is -1 for samples that are in none."""
-    together_MP = batch_M[neighbours_MP] == batch_M[:, None]
-    return int((together_MP & (batch_M >= 0)[:, None]).sum())
+    """The number of pairs (sample, its neighbour) that share a batch; ``batch_M`` is -1 for samples in no batch."""
+    same_batch_MP = batch_M[neighbours_MP] == batch_M[:, None]
+    return int((same_batch_MP & (batch_M >= 0)[:, None]).sum())

@@ -1,4 +1,4 @@
-"""``full``, ``all_batches`` and ``osgd_exhaustive``: golden choices, plain loops, ties, refusals."""
+"""``full``, ``all_batches`` and ``osgd_exhaustive``: golden choices, brute force, ties, errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def losses_one_by_one(
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("batch_size", "key"), [(2, "osgd_choice"), (3, "osgd_choice_B3")])
-def test_the_published_choice(case: int, batch_size: int, key: str) -> None:
+def test_osgd_exhaustive_makes_the_published_choice(case: int, batch_size: int, key: str) -> None:
     z1, z2 = (torch.from_numpy(GOLDEN[f"c{case}_x_{view}"]) for view in "uv")
     plan = build("osgd_NcB", batch_size=batch_size).plan(len(z1), Embeddings(z1, z2))
     assert plan.batches.tolist() == [GOLDEN[f"c{case}_{key}"].tolist()]
@@ -48,8 +48,10 @@ def test_the_published_choice(case: int, batch_size: int, key: str) -> None:
     st.integers(3, 8), st.integers(1, 5), st.integers(2, 4), st.integers(0, 1000), st.sampled_from([0.002, 0.1, 1, 50])
 )
 @settings(max_examples=60, deadline=None)
-def test_the_hardest_of_all(num_samples: int, dim: int, batch_size: int, seed: int, temperature: float) -> None:
-    """At temperature 0.002 exponentials of the similarities leave even float64's range of equal parts."""
+def test_osgd_exhaustive_chooses_the_hardest_batch(
+    num_samples: int, dim: int, batch_size: int, seed: int, temperature: float
+) -> None:
+    """At temperature 0.002 the exponentials of the similarities differ by more than float64's precision."""
     batch_size = min(batch_size, num_samples)
     z1, z2 = views(num_samples, dim, seed)
     losses = losses_one_by_one(z1, z2, batch_size, temperature)
@@ -61,25 +63,25 @@ def test_the_hardest_of_all(num_samples: int, dim: int, batch_size: int, seed: i
     assert plan.scores is not None
     assert float(plan.scores[0]) == pytest.approx(highest, rel=1e-10, abs=1e-11)
     clearly_before = [batch for batch in losses if batch < chosen and losses[batch] > highest - 1e-14]
-    assert not clearly_before, "the first of equals"
+    assert not clearly_before, "the first of equal batches"
 
 
-def test_runs_are_scored_apart_and_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hardest_batches_is_independent_by_run_and_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [views(7, 3, seed) for seed in range(4)]
-    each = [hardest_batches(cosine_similarity(z1, z2)[None], 3) for z1, z2 in pairs]
-    together = torch.stack([cosine_similarity(z1, z2) for z1, z2 in pairs])
-    before = together.clone()
+    separate = [hardest_batches(cosine_similarity(z1, z2)[None], 3) for z1, z2 in pairs]
+    similarity = torch.stack([cosine_similarity(z1, z2) for z1, z2 in pairs])
+    before = similarity.clone()
     for elements in (1, 100, 10**6):
         monkeypatch.setattr("mbcl.samplers._exhaustive.CHUNK_ELEMENTS", elements)
-        batches, losses = hardest_batches(together, 3)
-        assert torch.equal(batches, torch.cat([batch for batch, _ in each]))
-        torch.testing.assert_close(losses, torch.cat([loss for _, loss in each]), rtol=1e-14, atol=0)
-    assert torch.equal(together, before), "similarities are only read"
+        batches, losses = hardest_batches(similarity, 3)
+        assert torch.equal(batches, torch.cat([batch for batch, _ in separate]))
+        torch.testing.assert_close(losses, torch.cat([loss for _, loss in separate]), rtol=1e-14, atol=0)
+    assert torch.equal(similarity, before), "similarities are only read"
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 5])
-def test_of_equal_batches_the_first_wins(batch_size: int) -> None:
-    """On a simplex all batches are equal but for rounding, and so they are where all samples are one."""
+def test_osgd_exhaustive_chooses_the_first_of_equal_batches(batch_size: int) -> None:
+    """On a simplex, and where all samples are equal, all batches have the same loss up to rounding."""
     simplex = torch.eye(8, dtype=torch.float64) - 1 / 8
     for z in (simplex, simplex @ torch.linalg.qr(views(8, 8, 0)[0])[0], torch.ones(8, 3)):
         plan = build("osgd_exhaustive", batch_size=batch_size).plan(8, Embeddings(z, z))
@@ -88,7 +90,7 @@ def test_of_equal_batches_the_first_wins(batch_size: int) -> None:
 
 @given(st.integers(2, 9), st.integers(2, 9))
 @settings(max_examples=30, deadline=None)
-def test_all_batches_are_all(num_samples: int, batch_size: int) -> None:
+def test_all_batches_lists_every_combination(num_samples: int, batch_size: int) -> None:
     batch_size = min(batch_size, num_samples)
     sampler = build("all_batches", batch_size=batch_size)
     plan = check_plan(sampler.plan(num_samples), sampler, num_samples)
@@ -99,14 +101,14 @@ def test_all_batches_are_all(num_samples: int, batch_size: int) -> None:
     assert sampler.plan(num_samples).batches.tolist() == expected, "plans share no memory"
 
 
-def test_full_is_one_batch_whatever_the_batch_size() -> None:
+def test_full_is_one_batch_at_any_batch_size() -> None:
     for batch_size in (2, 5):
         sampler = build("full", batch_size=batch_size)
         assert check_plan(sampler.plan(5), sampler, 5).batches.tolist() == [[0, 1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize("name", ["all_batches", "osgd_exhaustive"])
-def test_more_than_a_million_batches_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_refuses_more_than_a_million_batches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = build(name, batch_size=2)
     sampler.check(1414)  # 998,991 pairs
     with pytest.raises(
@@ -124,8 +126,8 @@ TOY = ["data.max_samples=40", "train.epochs=1", "encoder.name=resnet_small", "pr
 
 
 def train(tmp_path: Path, *settings_: str) -> int:
-    words = [word for setting in (*TOY, *settings_) for word in ("--set", setting)]
-    return main(["train", "--quiet", "--out", str(tmp_path), *words])
+    arguments = [argument for setting in (*TOY, *settings_) for argument in ("--set", setting)]
+    return main(["train", "--quiet", "--out", str(tmp_path), *arguments])
 
 
 @pytest.mark.parametrize(
@@ -135,15 +137,15 @@ def train(tmp_path: Path, *settings_: str) -> int:
         ("all_batches", "sampler 'all_batches': its 630 batches are more than the 18 steps of an epoch"),
     ],
 )
-def test_a_training_that_these_do_not_fit_is_refused(
+def test_train_refuses_samplers_that_do_not_fit(
     name: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path, f"sampler={{name: {name}}}", "train.batch_size=2") == 2
-    found = capsys.readouterr().err
-    assert expected in found
-    assert found.count("\n") == 1
+    message = capsys.readouterr().err
+    assert expected in message
+    assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize(("name", "batch_size"), [("full", 36), ("osgd_exhaustive", 34), ("all_batches", 36)])
-def test_a_training_that_they_fit_runs(name: str, batch_size: int, tmp_path: Path) -> None:
+def test_train_runs_with_exhaustive_samplers(name: str, batch_size: int, tmp_path: Path) -> None:
     assert train(tmp_path, f"sampler={{name: {name}}}", f"train.batch_size={batch_size}") == 0

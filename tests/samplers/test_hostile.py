@@ -1,4 +1,4 @@
-"""Embeddings that nobody wants to meet: a sound plan, or one line that says what is wrong; never anything else."""
+"""Degenerate embeddings: every sampler makes a valid plan or raises a one-line error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mbcl.samplers._measures import upper_bound
 
 N = 41
 
-each_sampler = pytest.mark.parametrize("name", list(SAMPLERS))
+all_samplers = pytest.mark.parametrize("name", list(SAMPLERS))
 
 
 def rows(dim: int = 3, seed: int = 0) -> torch.Tensor:
@@ -56,10 +56,12 @@ HOSTILE: dict[str, torch.Tensor] = {
 }
 
 
-@each_sampler
-def test_a_sound_plan_whose_quality_is_known(name: str) -> None:
+@all_samplers
+def test_plan_is_valid_for_hostile_embeddings(name: str) -> None:
     sampler = build_small(name, 2 if name == "all_batches" else 4)  # 101,270 batches of 4 would only take longer
-    cases = HOSTILE if sampler.needs_embeddings else {"float64": HOSTILE["float64"]}  # the others see none of them
+    cases = (
+        HOSTILE if sampler.needs_embeddings else {"float64": HOSTILE["float64"]}
+    )  # the other samplers read no embeddings
     for (case, z1), sign in product(cases.items(), (1, -1)):
         try:
             _check_hostile(sampler, z1, sign * z1)
@@ -69,31 +71,31 @@ def test_a_sound_plan_whose_quality_is_known(name: str) -> None:
 
 
 def _check_hostile(sampler: Sampler, z1: torch.Tensor, z2: torch.Tensor) -> None:
-    before, held = z1.clone(), Embeddings(z1, z2)
-    plan = check_plan(sampler.plan(N, held), sampler, N)
+    before, embeddings = z1.clone(), Embeddings(z1, z2)
+    plan = check_plan(sampler.plan(N, embeddings), sampler, N)
     assert torch.equal(z1, before), "embeddings are only read"
-    assert sampler.plan(N, held).digest == plan.digest
-    loss, bound = quality(plan, held)["loss"], upper_bound(plan, held).value
-    # Logits are at most 10 in size, so float32 rounds them by 1e-6, and a sum of eight no further than tenfold.
+    assert sampler.plan(N, embeddings).digest == plan.digest
+    loss, bound = quality(plan, embeddings)["loss"], upper_bound(plan, embeddings).value
+    # Logits are at most 10, so float32 rounds them by 1e-6, and a sum of eight terms by at most 1e-5.
     assert 0 <= loss <= bound + 1e-5 * max(1.0, bound) < torch.inf
 
 
-@each_sampler
+@all_samplers
 @pytest.mark.parametrize("temperature", [1e-3, 100.0])
-def test_extreme_temperatures(name: str, temperature: float) -> None:
-    held, sampler = embeddings(N), build_small(name, 4)
+def test_plan_is_valid_at_extreme_temperatures(name: str, temperature: float) -> None:
+    z, sampler = embeddings(N), build_small(name, 4)
     if hasattr(sampler, "temperature"):
         sampler = type(sampler)(**{**vars_of(sampler), "temperature": temperature})
-    check_plan(sampler.plan(N, held), sampler, N)
-    assert np.isfinite(quality(sampler.plan(N, held), held, temperature=temperature)["loss"])
+    check_plan(sampler.plan(N, z), sampler, N)
+    assert np.isfinite(quality(sampler.plan(N, z), z, temperature=temperature)["loss"])
 
 
 def vars_of(sampler: Sampler) -> dict[str, object]:
     return {key: value for key, value in vars(sampler).items() if key != "objective"}
 
 
-@each_sampler
-def test_softened_plans_of_hostile_embeddings(name: str) -> None:
+@all_samplers
+def test_plan_with_skip_and_mix_is_valid_for_hostile_embeddings(name: str) -> None:
     sampler = build_small(name, 4)
     if not hasattr(sampler, "skip"):
         return
@@ -103,33 +105,33 @@ def test_softened_plans_of_hostile_embeddings(name: str) -> None:
         assert plan.conflicts is not None
 
 
-@each_sampler
-def test_batches_of_everything_and_of_more(name: str) -> None:
+@all_samplers
+def test_plan_takes_one_batch_of_all_samples_and_refuses_more(name: str) -> None:
     if name != "osgd":  # which needs k batches
         everything = build_small(name, N)
-        plan = check_plan(_quietly(everything), everything, N)
+        plan = check_plan(_plan_without_warnings(everything), everything, N)
         assert sorted(plan.batches.flatten().tolist()) == list(range(N))
     for batch_size, expected in ((N + 1, f"batch_size {N + 1} is above the {N} samples"), (1, "batch_size must be")):
         with pytest.raises(ConfigError, match=expected) as raised:
-            _quietly(build_small(name, batch_size))
+            _plan_without_warnings(build_small(name, batch_size))
         assert "\n" not in str(raised.value)
 
 
-def _quietly(sampler: Sampler):
+def _plan_without_warnings(sampler: Sampler):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a group of more samples than there are
+        warnings.simplefilter("ignore")  # a group above the data set
         return sampler.plan(N, embeddings(N))
 
 
-@each_sampler
+@all_samplers
 @pytest.mark.parametrize("num_samples", [0, 1, 3])
-def test_too_few_samples(name: str, num_samples: int) -> None:
+def test_plan_refuses_too_few_samples(name: str, num_samples: int) -> None:
     with pytest.raises(ConfigError, match=f"batch_size 4 is above the {num_samples} samples"):
         build_small(name, 4).plan(num_samples, embeddings(num_samples))
 
 
-@each_sampler
-def test_indices_that_repeat_or_are_out_of_range(name: str) -> None:
+@all_samplers
+def test_plan_refuses_indices_that_repeat_or_are_out_of_range(name: str) -> None:
     sampler = build_small(name, 4)
     if not sampler.needs_embeddings:
         return
@@ -138,9 +140,9 @@ def test_indices_that_repeat_or_are_out_of_range(name: str) -> None:
             sampler.plan(N, Embeddings(rows(), rows(), indices))
 
 
-@each_sampler
-def test_files_mapped_into_memory_that_cannot_be_written_to(name: str, tmp_path: Path) -> None:
-    """A write would end the process."""
+@all_samplers
+def test_plan_reads_read_only_memory_maps(name: str, tmp_path: Path) -> None:
+    """A write would crash the process."""
     np.save(tmp_path / "z.npy", rows().numpy())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")

@@ -1,4 +1,4 @@
-"""Pools: how they are cut, made lazily and merged."""
+"""Pools: cut, made lazily and merged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mbcl.samplers._threads import one_thread
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks(PoolSampler):
-    """Pools of 6 samples, consecutive batches; can be told to misbehave."""
+    """Pools of 6 samples, consecutive batches, and a fault to inject."""
 
     name: ClassVar[str] = "blocks"
 
@@ -49,19 +49,19 @@ class Blocks(PoolSampler):
         return PoolPlan(rows, scores)
 
 
-def held(num_samples: int = 20) -> Embeddings:
+def random_embeddings(num_samples: int = 20) -> Embeddings:
     z = torch.randn(num_samples, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     return Embeddings(z, z + 1)
 
 
-def test_pools_are_merged_in_order() -> None:
+def test_pool_sampler_merges_pools_in_order() -> None:
     seen = []
 
     def spy(function: PoolFunction, items: PoolItems) -> list[PoolPlan]:  # type: ignore[override]
         seen.extend(items)
         return [function(*item) for item in items]
 
-    embeddings = held()
+    embeddings = random_embeddings()
     plan = Blocks(batch_size=3).plan(20, embeddings, map_pools=spy)  # type: ignore[arg-type]
     assert plan.batches.shape == (6, 3)
     assert len({seed for _, _, seed in seen}) == 3
@@ -74,12 +74,12 @@ def test_pools_are_merged_in_order() -> None:
         assert plan.scores[2 * pool : 2 * pool + 2].tolist() == [seed % 97] * 2
 
 
-def test_items_are_made_when_asked_for() -> None:
+def test_pool_items_are_made_lazily() -> None:
     class Counting(Embeddings):
         pass
 
     pools = [np.array([0, 1]), np.array([2, 3]), np.array([4, 5])]
-    items = PoolItems(held(6), pools, [7, 8, 9])
+    items = PoolItems(random_embeddings(6), pools, [7, 8, 9])
     assert len(items) == 3
     assert [seed for _, _, seed in items[1:]] == [8, 9]
     assert items[0][0] is not items[0][0]
@@ -96,12 +96,12 @@ def test_items_are_made_when_asked_for() -> None:
         ("nan", "score of a batch is not finite"),
     ],
 )
-def test_faulty_plans_are_refused(fault: str, match: str) -> None:
+def test_pool_sampler_refuses_faulty_pool_plans(fault: str, match: str) -> None:
     with pytest.raises(PlanError, match=match):
-        Blocks(batch_size=3, fault=fault).plan(20, held())
+        Blocks(batch_size=3, fault=fault).plan(20, random_embeddings())
 
 
-def numbers_of_threads() -> list[int]:
+def thread_counts() -> list[int]:
     return [torch.get_num_threads(), *(pool["num_threads"] for pool in threadpool_info())]
 
 
@@ -114,23 +114,23 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_one_thread_inside_and_the_old_number_afterwards(two_threads: None) -> None:
-    before = numbers_of_threads()
+def test_one_thread_limits_threads_and_restores_their_number(two_threads: None) -> None:
+    before = thread_counts()
     assert 2 in before
     with one_thread():
-        assert set(numbers_of_threads()) == {1}
+        assert set(thread_counts()) == {1}
         with one_thread():
             pass
-        assert set(numbers_of_threads()) == {1}
-    assert numbers_of_threads() == before
+        assert set(thread_counts()) == {1}
+    assert thread_counts() == before
     with pytest.raises(KeyError), one_thread():
         raise KeyError
-    assert numbers_of_threads() == before
+    assert thread_counts() == before
 
 
-def test_threads_that_plan_wait_for_each_other(two_threads: None) -> None:
-    """Whoever leaves first would otherwise give the other its threads back, and take them away for good."""
-    before = numbers_of_threads()
+def test_one_thread_excludes_other_threads(two_threads: None) -> None:
+    """Without a lock, the first thread to leave would lift the other's limit, and the other would leave 1 for good."""
+    before = thread_counts()
     entered = threading.Event()
 
     def second() -> int:
@@ -142,18 +142,18 @@ def test_threads_that_plan_wait_for_each_other(two_threads: None) -> None:
         with one_thread():
             done = pool.submit(second)
             assert not entered.wait(0.2)
-            assert set(numbers_of_threads()) == {1}
+            assert set(thread_counts()) == {1}
         assert done.result(PATIENCE) == 1
-    assert numbers_of_threads() == before
+    assert thread_counts() == before
 
 
 @pytest.mark.parametrize(
     "name,parameters", [("spectral", {"k": 1}), ("kmeans", {"pool": 9}), ("osgd", {"k": 1, "q": 1})]
 )
-def test_pools_of_one_batch_leave_nothing_to_choose(name: str, parameters: dict[str, int]) -> None:
+def test_check_warns_about_pools_of_one_batch(name: str, parameters: dict[str, int]) -> None:
     sampler = build(name, batch_size=8, **parameters)
     with pytest.warns(UserWarning, match=f"sampler '{name}': every pool is a single batch of 8 samples"):
         sampler.check(24)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sampler.check(15)  # one pool, one batch: there is no other
+        sampler.check(15)  # one pool of one batch: no other choice exists

@@ -23,33 +23,31 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 @given(batches=st.integers(1, 9), size=st.integers(2, 9), share=st.floats(0, 1), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_mixing_keeps_a_partition_and_moves_only_so_many_places(
-    batches: int, size: int, share: float, seed: int
-) -> None:
+def test_mixed_keeps_a_partition_and_moves_at_most_the_share(batches: int, size: int, share: float, seed: int) -> None:
     before = rng(seed).permutation(batches * size).reshape(batches, size)
     after = mixed(before, share, rng(seed))
     assert sorted(after.ravel()) == sorted(before.ravel())
     assert ((after != before).sum(axis=1) <= math.ceil(share * size)).all()
 
 
-def test_mixing_everything_is_a_new_random_partition() -> None:
+def test_mixed_with_share_one_is_a_random_partition() -> None:
     before = np.arange(64_000).reshape(2000, 32)
     after = mixed(before, 1.0, rng())
     assert (after == before).mean() < 0.001
     half = mixed(before, 0.5, rng())
     assert 0.49 < (half != before).mean() <= 0.5
-    # Every place is as likely as any other.
+    # All places are equally likely to change.
     assert abs((half != before).mean(axis=0) - 0.5).max() < 0.06
 
 
-def test_a_small_share_moves_that_share_on_average() -> None:
+def test_mixed_moves_a_small_share_on_average() -> None:
     before = np.arange(32_000).reshape(1000, 32)
     after = mixed(before, 0.01, rng())
     assert 0.007 < (after != before).mean() < 0.0125
     assert ((after != before).sum(axis=1) <= 1).all()
 
 
-def test_mixing_never_puts_a_sample_twice_into_a_batch() -> None:
+def test_mixed_never_repeats_a_sample_in_a_batch() -> None:
     before = np.array([[0, 1], [0, 2], [0, 3]])  # a plan that repeats sample 0
     for seed in range(50):
         after = mixed(before, 1.0, rng(seed))
@@ -58,8 +56,8 @@ def test_mixing_never_puts_a_sample_twice_into_a_batch() -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
-def test_plans_that_repeat_samples_are_mixed_too(share: float) -> None:
-    """Of 2,000 samples half are drawn twice and more: chance puts some twice into a batch, and they are moved on."""
+def test_mixed_handles_plans_that_repeat_samples(share: float) -> None:
+    """Samples are drawn about twice: chance puts some twice into a batch, and those move to other batches."""
     draw = rng()
     before = np.stack([draw.choice(1000, 32, replace=False) for _ in range(62)])
     after = mixed(before, share, rng(1))
@@ -68,34 +66,34 @@ def test_plans_that_repeat_samples_are_mixed_too(share: float) -> None:
     assert 0.9 * share < (after != before).mean() <= share + 1 / 32
 
 
-def test_mix_of_walks_that_repeat_samples() -> None:
+def test_mix_applies_to_walks_that_repeat_samples() -> None:
     z = Embeddings(*torch.randn(2, 2000, 8, generator=torch.Generator().manual_seed(0)))
     plain, mixing = (mbcl.samplers.build("walk", batch_size=32, mix=mix).plan(2000, z) for mix in (0.0, 0.5))
     assert 0.4 < (plain.batches != mixing.batches).double().mean() <= 0.52
 
 
-def test_nearest_against_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearest_equals_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     z1, z2 = torch.randn(2, 50, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u, v = (z / z.norm(dim=1, keepdim=True) for z in (z1, z2))
     similarity = u @ u.T + u @ v.T + v @ u.T + v @ v.T
     similarity.fill_diagonal_(-torch.inf)
-    wanted = similarity.argsort(dim=1, descending=True)[:, :4].numpy()
-    np.testing.assert_array_equal(nearest(z1, z2, 4), wanted)
+    expected = similarity.argsort(dim=1, descending=True)[:, :4].numpy()
+    np.testing.assert_array_equal(nearest(z1, z2, 4), expected)
     monkeypatch.setattr("mbcl.samplers._separation.CHUNK_ELEMENTS", 128)
-    np.testing.assert_array_equal(nearest(z1, z2, 4), wanted)
+    np.testing.assert_array_equal(nearest(z1, z2, 4), expected)
     assert nearest(z1[:3], z2[:3], 10).shape == (3, 2)
 
 
-def test_conflicts_are_counted_by_hand() -> None:
+def test_conflicts_equals_a_hand_count() -> None:
     batch = np.array([0, 0, 1, 1, -1])
-    neighbours = np.array([[1], [2], [3], [2], [3]])  # 0-1 together, 1-2 not, 2-3 and 3-2 together, 4 is in none
+    neighbours = np.array([[1], [2], [3], [2], [3]])  # 0-1, 2-3 and 3-2 share a batch, 1-2 do not, 4 is in no batch
     assert conflicts(batch, neighbours) == 3
 
 
 @given(batches=st.integers(2, 8), size=st.integers(2, 6), skip=st.integers(0, 3), seed=st.integers(0, 99))
 @settings(max_examples=100, deadline=None)
-@example(batches=2, size=4, skip=2, seed=2)  # where pairs that name each other must count twice
-def test_keeping_apart_is_a_partition_with_fewer_conflicts(batches: int, size: int, skip: int, seed: int) -> None:
+@example(batches=2, size=4, skip=2, seed=2)  # mutual neighbours must count twice
+def test_separate_neighbors_permutes_with_fewer_conflicts(batches: int, size: int, skip: int, seed: int) -> None:
     z = torch.from_numpy(rng(seed).normal(size=(batches * size, 3)))
     before = rng(seed).permutation(batches * size).reshape(batches, size)
     neighbours = nearest(z, z, skip)
@@ -110,7 +108,7 @@ def test_keeping_apart_is_a_partition_with_fewer_conflicts(batches: int, size: i
     assert count(after) <= count(before)
 
 
-def test_twins_are_parted_and_their_friends_stay() -> None:
+def test_separate_neighbors_splits_copies_and_keeps_clusters() -> None:
     """Pairs of near copies in tight groups: each pair is split, each group stays together in half batches."""
     centres = np.repeat(np.eye(4), 8, axis=0)
     x = centres + 0.01 * np.repeat(rng().normal(size=(16, 4)), 2, axis=0) + 1e-6 * rng(1).normal(size=(32, 4))
@@ -124,27 +122,27 @@ def test_twins_are_parted_and_their_friends_stay() -> None:
     assert all(len({row // 8 for row in group}) == 1 for group in after.tolist())
 
 
-def held(num_samples: int = 120) -> Embeddings:
+def clustered_embeddings(num_samples: int = 120) -> Embeddings:
     centres = torch.randn(12, 6, generator=torch.Generator().manual_seed(1)).repeat_interleave(num_samples // 12, 0)
     noise = torch.randn(2, num_samples, 6, generator=torch.Generator().manual_seed(2))
     return Embeddings(centres + 0.3 * noise[0], centres + 0.3 * noise[1])
 
 
-def test_skip_of_a_sampler_is_counted_on_the_final_plan() -> None:
-    embeddings = held()
+def test_skip_counts_conflicts_on_the_final_plan() -> None:
+    embeddings = clustered_embeddings()
     plain = mbcl.samplers.build("spectral", batch_size=10, k=6).plan(120, embeddings)
     skipping = mbcl.samplers.build("spectral", batch_size=10, k=6, skip=2).plan(120, embeddings)
     assert plain.conflicts is None
-    # The slow count, pool by pool: pools are the first and the second half of the batches.
+    # A slow count by pool: the first half of the batches is one pool, the second half the other.
     for plan in (plain, skipping):
         total = 0
         for pool in plan.batches.view(2, 6, 10):
             members = pool.flatten()
-            found = members[torch.from_numpy(nearest(embeddings.z1[members], embeddings.z2[members], 2)).long()]
-            home = {int(sample): number for number, batch in enumerate(pool) for sample in batch}
+            neighbours = members[torch.from_numpy(nearest(embeddings.z1[members], embeddings.z2[members], 2)).long()]
+            batch_of = {int(sample): number for number, batch in enumerate(pool) for sample in batch}
             total += sum(
-                home[int(sample)] == home[int(other)]
-                for sample, others in zip(members, found, strict=True)
+                batch_of[int(sample)] == batch_of[int(other)]
+                for sample, others in zip(members, neighbours, strict=True)
                 for other in others
             )
         if plan is plain:
@@ -153,8 +151,8 @@ def test_skip_of_a_sampler_is_counted_on_the_final_plan() -> None:
             assert total == skipping.conflicts <= 6
 
 
-def test_mix_of_a_sampler_lowers_the_lift_towards_one() -> None:
-    embeddings = held(480)
+def test_mix_lowers_the_lift_towards_one() -> None:
+    embeddings = clustered_embeddings(480)
     lifts = []
     for mix in (0.0, 0.25, 0.5, 1.0):
         plan = mbcl.samplers.build("spectral", batch_size=10, k=12, mix=mix).plan(480, embeddings)
@@ -164,7 +162,7 @@ def test_mix_of_a_sampler_lowers_the_lift_towards_one() -> None:
     assert lifts[-1] == pytest.approx(1, abs=0.15)
 
 
-def test_bad_values() -> None:
+def test_build_refuses_bad_mix_and_skip() -> None:
     for mix in (-0.1, 1.1, float("nan"), "half", True):
         with pytest.raises(ConfigError, match=f"mix must be .*found {mix!r}"):
             mbcl.samplers.build("spectral", batch_size=4, mix=mix)

@@ -1,4 +1,4 @@
-"""What is best goes by the validation split, and tuned settings are compared with tuned ones."""
+"""The best settings are chosen on the validation split, and tuned settings are compared with tuned ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPECTRAL = {"name": "spectral", "k": 4}
 
 
 def tuned(objectives: tuple[str, ...] = ("simclr",), **other) -> StudyRecord:
-    """Two drawn rates a sampler (and objective), two seeds; validation and test rank the rates the other way round."""
+    """Two drawn rates for each sampler (and objective), two seeds; validation and test rank the rates oppositely."""
     trials = []
     for objective in objectives:
         for block, offset in ((SHUFFLE, 0.0), (SPECTRAL, 0.1)):
@@ -26,12 +26,12 @@ def tuned(objectives: tuple[str, ...] = ("simclr",), **other) -> StudyRecord:
                     parameters = {"sampler": block, "optimizer.lr": lr} | (
                         {"objective": {"name": objective}} if len(objectives) > 1 else {}
                     )
-                    found = trial(len(trials), setting, seed, block, 0.5, metrics=metrics, parameters=parameters)
-                    trials.append(found.model_copy(update={"objective": objective}))
+                    record = trial(len(trials), setting, seed, block, 0.5, metrics=metrics, parameters=parameters)
+                    trials.append(record.model_copy(update={"objective": objective}))
     return study(trials, **other)
 
 
-def test_the_best_of_each_kind_by_validation_are_compared():
+def test_compare_takes_the_best_of_each_kind_by_validation():
     record = tuned()
     (comparison,) = compare(record, TOP1)
     assert comparison.chosen
@@ -42,23 +42,23 @@ def test_the_best_of_each_kind_by_validation_are_compared():
     assert (lowest.setting, lowest.baseline) == (2, 0)
 
 
-def test_drawn_values_that_agree_by_chance_do_not_decide_what_is_compared():
+def test_compare_ignores_drawn_values_that_agree_by_chance():
     record = tuned()
-    for found in record.trials.values():
-        found.drawn = Drawn(point=0, number=0, values={})
-        if found.setting == 2:
-            found.parameters["optimizer.lr"] = 0.1  # as setting 0
+    for each in record.trials.values():
+        each.drawn = Drawn(point=0, number=0, values={})
+        if each.setting == 2:
+            each.parameters["optimizer.lr"] = 0.1  # as setting 0
     (comparison,) = compare(record, TOP1)
     assert comparison.chosen
     assert (comparison.setting, comparison.baseline) == (3, 1)
 
 
-def test_each_objective_has_its_own_baseline():
+def test_compare_has_a_baseline_for_each_objective():
     pairs = {(c.setting, c.baseline) for c in compare(tuned(("simclr", "dcl")), TOP1)}
     assert pairs == {(3, 1), (7, 5)}
 
 
-def test_what_has_not_finished_is_not_chosen():
+def test_compare_chooses_finished_settings_only():
     record = tuned()
     for key in list(record.trials)[6:8]:
         record.trials[key] = record.trials[key].model_copy(update={"status": "stopped", "metrics": {}})
@@ -68,7 +68,7 @@ def test_what_has_not_finished_is_not_chosen():
     assert compare(record, TOP1) == []
 
 
-def test_one_lucky_seed_does_not_beat_a_mean_over_all():
+def test_compare_chooses_by_the_mean_over_all_seeds():
     record = tuned()
     lucky, unlucky = list(record.trials)[6:8]
     record.trials[lucky].metrics[VAL] = 0.99
@@ -76,22 +76,22 @@ def test_one_lucky_seed_does_not_beat_a_mean_over_all():
     assert [(c.setting, c.baseline) for c in compare(record, TOP1)] == [(2, 1)]
 
 
-def test_the_answer_says_how_they_were_chosen():
+def test_answer_explains_how_settings_were_chosen():
     record = tuned()
-    found = answer(record, summarise(record), compare(record, TOP1), TOP1)
-    assert any(f"best settings of each sampler and objective by {VAL}" in sentence for sentence in found.details)
-    assert any(f"{TOP1} took no part in the choice" in sentence for sentence in found.details)
+    text = answer(record, summarise(record), compare(record, TOP1), TOP1)
+    assert any(f"best settings of each sampler and objective by {VAL}" in sentence for sentence in text.details)
+    assert any(f"{TOP1} took no part in the choice" in sentence for sentence in text.details)
 
 
-def test_no_difference_is_claimed_in_what_the_settings_were_chosen_by():
+def test_answer_claims_nothing_on_the_metric_of_the_choice():
     record = tuned(metric=TOP1)
     for each in record.trials.values():  # a clear difference, with some spread
         each.metrics[TOP1] += (each.sampler == "spectral") * each.seed / 1000
     comparisons = compare(record, TOP1)
     assert all(c.excludes_zero and c.circular and not c.constant and c.p_holm < 0.05 for c in comparisons)
-    found = answer(record, summarise(record), comparisons, TOP1)
-    assert found.headline == f"No setting is shown to differ from shuffle, lr=0.1 on {TOP1}."
-    text = " ".join(found.details)
+    report = answer(record, summarise(record), comparisons, TOP1)
+    assert report.headline == f"No setting is shown to differ from shuffle, lr=0.1 on {TOP1}."
+    text = " ".join(report.details)
     assert f"since {TOP1} is what they were chosen by, it flatters them" in text
     assert "took no part" not in text
     assert "Holm" not in text
@@ -99,12 +99,12 @@ def test_no_difference_is_claimed_in_what_the_settings_were_chosen_by():
     assert "better" not in second_opinion(comparisons)
 
 
-def test_without_a_baseline_the_best_goes_by_validation():
+def test_answer_without_baseline_names_the_best_by_validation():
     record = tuned(baseline={})
-    found = answer(record, summarise(record), compare(record, TOP1), TOP1)
-    assert found.headline.startswith(f"The best setting by {VAL} is shuffle, lr=0.11: {TOP1} 0.4050")
+    report = answer(record, summarise(record), compare(record, TOP1), TOP1)
+    assert report.headline.startswith(f"The best setting by {VAL} is shuffle, lr=0.11: {TOP1} 0.4050")
 
 
-def test_drawn_rates_are_short_in_labels_and_still_differ():
+def test_labels_shorten_drawn_rates_and_stay_unique():
     columns = [{"sampler": "shuffle", "optimizer.lr": lr} for lr in (0.42668550567811425, 0.4266899, 0.075)]
     assert labels(columns) == ["lr=0.4267 #0", "lr=0.4267 #1", "lr=0.075"]

@@ -4,7 +4,7 @@ from report.studies import FULL, OSGD, SHUFFLE, SPECTRAL, grid, study, trial
 from mbcl.study.settings import flatten, labels, settings_of, swept_columns, text_of
 
 
-def named(*parameters: dict) -> list[str]:
+def labels_of(*parameters: dict) -> list[str]:
     trials = [
         trial(
             i,
@@ -20,7 +20,7 @@ def named(*parameters: dict) -> list[str]:
     return [setting.label for setting in settings_of(study(trials))]
 
 
-def test_flatten() -> None:
+def test_flatten_uses_dotted_keys() -> None:
     assert flatten({"sampler": SPECTRAL, "train.epochs": 5}) == {
         "sampler": "spectral",
         "sampler.k": 4,
@@ -35,39 +35,42 @@ def test_flatten() -> None:
     ("value", "text"),
     [("a", "a"), (4, "4"), (0.1, "0.1"), (True, "true"), (None, "null"), ([1, "x"], '[1, "x"]'), (1e-7, "1e-07")],
 )
-def test_text_of(value: object, text: str) -> None:
+def test_text_of_is_short(value: object, text: str) -> None:
     assert text_of(value) == text
 
 
-def test_labels_hold_what_differs() -> None:
+def test_settings_of_label_what_differs() -> None:
     assert [s.label for s in settings_of(grid(FULL))] == ["shuffle", "osgd (k=20, q=5)", "spectral (k=4)"]
-    assert named({"sampler": SPECTRAL}, {"sampler": SPECTRAL | {"k": 8}}) == ["spectral (k=4)", "spectral (k=8)"]
-    assert named({"train.batch_size": 16}, {"train.batch_size": 32}) == ["batch_size=16", "batch_size=32"]
-    assert named({"sampler": OSGD}) == ["osgd"]
+    assert labels_of({"sampler": SPECTRAL}, {"sampler": SPECTRAL | {"k": 8}}) == ["spectral (k=4)", "spectral (k=8)"]
+    assert labels_of({"train.batch_size": 16}, {"train.batch_size": 32}) == ["batch_size=16", "batch_size=32"]
+    assert labels_of({"sampler": OSGD}) == ["osgd"]
     sim, clip = {"name": "simclr", "temperature": 0.1}, {"name": "clip", "temperature": 0.1}
-    assert named(
+    assert labels_of(
         {"objective": sim, "sampler": SHUFFLE},
         {"objective": clip, "sampler": SHUFFLE},
         {"objective": sim, "sampler": SPECTRAL},
     ) == ["shuffle, simclr", "shuffle, clip", "spectral (k=4), simclr"]
-    assert named({"objective": sim}, {"objective": sim | {"temperature": 0.5}}) == [
+    assert labels_of({"objective": sim}, {"objective": sim | {"temperature": 0.5}}) == [
         "simclr (temperature=0.1)",
         "simclr (temperature=0.5)",
     ]
 
 
-def test_ambiguous_words_are_written_out_and_labels_are_always_different() -> None:
-    assert named({"a.size": 1, "b.size": 1}, {"a.size": 2, "b.size": 3}) == ["a.size=1, b.size=1", "a.size=2, b.size=3"]
+def test_labels_are_unique_and_qualify_ambiguous_keys() -> None:
+    assert labels_of({"a.size": 1, "b.size": 1}, {"a.size": 2, "b.size": 3}) == [
+        "a.size=1, b.size=1",
+        "a.size=2, b.size=3",
+    ]
     columns = [{"sampler": "shuffle", "objective": "simclr"}] * 2
     assert labels(columns) == ["shuffle #0", "shuffle #1"]
     assert labels([]) == []
 
 
-def test_parts_that_no_registry_knows_still_have_labels() -> None:
-    assert named({"sampler": {"name": "gone", "z": 1}}, {"sampler": SHUFFLE}) == ["gone (z=1)", "shuffle"]
+def test_settings_of_label_unregistered_components() -> None:
+    assert labels_of({"sampler": {"name": "gone", "z": 1}}, {"sampler": SHUFFLE}) == ["gone (z=1)", "shuffle"]
 
 
-def test_swept_columns_keep_blocks_together_and_repeat_nothing() -> None:
+def test_swept_columns_group_blocks_without_repeats() -> None:
     both = {"sampler": SHUFFLE, "train.epochs": 1}, {"sampler": SPECTRAL, "train.epochs": 1}, {"seed": 3}
     trials = [trial(i, i, 0, SHUFFLE, 0.5, parameters=p) for i, p in enumerate(both)]
     assert swept_columns(study(trials)) == ["sampler.k", "sampler.temperature", "train.epochs"]

@@ -13,71 +13,71 @@ from mbcl.study.statistics import holm
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 
 
-def test_interval_by_hand() -> None:
+def test_estimate_interval_equals_hand_values() -> None:
     # t(0.975, 2) = 4.302652730; mean 2, sd 1, n 3: 2 +- 4.302652730 / sqrt(3)
-    found = estimate([1.0, 2.0, 3.0])
-    assert found is not None
-    assert (found.mean, found.sd, found.n) == (2.0, 1.0, 3)
-    assert found.ci_low == pytest.approx(2 - 2.484137712, abs=1e-8)
-    assert found.ci_high == pytest.approx(2 + 2.484137712, abs=1e-8)
+    three = estimate([1.0, 2.0, 3.0])
+    assert three is not None
+    assert (three.mean, three.sd, three.n) == (2.0, 1.0, 3)
+    assert three.ci_low == pytest.approx(2 - 2.484137712, abs=1e-8)
+    assert three.ci_high == pytest.approx(2 + 2.484137712, abs=1e-8)
     # t(0.975, 4) = 2.776445105; mean 3, sd sqrt(2.5)
     five = estimate([5.0, 1.0, 4.0, 2.0, 3.0])
     assert five is not None
     assert five.ci_high == pytest.approx(3 + 2.776445105 * math.sqrt(2.5 / 5), abs=1e-8)
 
 
-def test_one_seed_has_no_spread_and_none_has_nothing() -> None:
-    found = estimate([0.5])
-    assert found is not None
-    assert (found.mean, found.sd, found.n, found.ci_low, found.ci_high) == (0.5, None, 1, None, None)
+def test_estimate_of_one_seed_has_no_interval_and_of_none_is_none() -> None:
+    one = estimate([0.5])
+    assert one is not None
+    assert (one.mean, one.sd, one.n, one.ci_low, one.ci_high) == (0.5, None, 1, None, None)
     assert estimate([]) is None
 
 
 @given(st.lists(finite, min_size=2, max_size=9), st.randoms())
 def test_estimate_contains_its_mean_and_ignores_order(values: list[float], rng: random.Random) -> None:
-    found = estimate(values)
-    assert found is not None
-    assert found.ci_low is not None
-    assert found.ci_high is not None
-    assert found.ci_low <= found.mean <= found.ci_high
-    assert min(values) <= found.mean <= max(values)
+    expected = estimate(values)
+    assert expected is not None
+    assert expected.ci_low is not None
+    assert expected.ci_high is not None
+    assert expected.ci_low <= expected.mean <= expected.ci_high
+    assert min(values) <= expected.mean <= max(values)
     shuffled = list(values)
     rng.shuffle(shuffled)
-    assert estimate(shuffled) == found
+    assert estimate(shuffled) == expected
 
 
 @given(st.lists(st.tuples(finite, finite), min_size=2, max_size=8, unique=True))
-def test_comparison_agrees_with_scipy(pairs: list[tuple[float, float]]) -> None:
+def test_compare_equals_scipys_paired_t_test(pairs: list[tuple[float, float]]) -> None:
     differences = [b - a for a, b in pairs]
     scale = max(abs(x) for pair in pairs for x in pair)
     if max(differences) - min(differences) <= 1e-6 * scale:
         return  # scipy itself warns that such differences lose all their digits
     record = grid({"shuffle": [a for a, _ in pairs], "spectral": [b for _, b in pairs]})
-    (found,) = compare(record, TOP1)
+    (comparison,) = compare(record, TOP1)
     expected = stats.ttest_rel([b for _, b in pairs], [a for a, _ in pairs])
     low, high = expected.confidence_interval(0.95)
-    assert found.n == len(pairs)
-    assert found.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
-    assert found.ci_low == pytest.approx(low, rel=1e-6, abs=1e-6 * scale)
-    assert found.ci_high == pytest.approx(high, rel=1e-6, abs=1e-6 * scale)
-    assert found.p_holm == found.p
-    claims = found.verdict in ("better", "worse")
-    assert claims == (found.ci_low > 0 or found.ci_high < 0)
+    assert comparison.n == len(pairs)
+    assert comparison.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
+    assert comparison.ci_low == pytest.approx(low, rel=1e-6, abs=1e-6 * scale)
+    assert comparison.ci_high == pytest.approx(high, rel=1e-6, abs=1e-6 * scale)
+    assert comparison.p_holm == comparison.p
+    claims = comparison.verdict in ("better", "worse")
+    assert claims == (comparison.ci_low > 0 or comparison.ci_high < 0)
 
 
-def test_holm_by_hand() -> None:
+def test_holm_equals_hand_values() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
 
 
 @given(st.lists(st.floats(0, 1), max_size=8))
-def test_holm_is_between_raw_and_bonferroni(p_values: list[float]) -> None:
+def test_holm_is_between_raw_and_bonferroni_p_values(p_values: list[float]) -> None:
     for raw, adjusted in zip(p_values, holm(p_values), strict=True):
         assert raw <= adjusted <= min(1.0, raw * len(p_values))
 
 
-def test_summaries_count_finished_seeds_only() -> None:
+def test_summarise_counts_finished_seeds_only() -> None:
     summaries = summarise(partial())
     assert [s.n for s in summaries] == [2, 1, 2]
     assert [s.metrics[TOP1].n for s in summaries] == [2, 1, 2]
@@ -87,7 +87,7 @@ def test_summaries_count_finished_seeds_only() -> None:
 
 
 @given(st.lists(st.sampled_from(["finished", "stopped", "failed", "pending", "running"]), min_size=1, max_size=7))
-def test_n_is_the_number_of_finished_seeds(statuses: list[str]) -> None:
+def test_summarise_n_is_the_number_of_finished_seeds(statuses: list[str]) -> None:
     record = study([trial(i, 0, i, SHUFFLE, 0.5 + i / 100, status=status) for i, status in enumerate(statuses)])
     (summary,) = summarise(record)
     count = statuses.count("finished")
@@ -96,16 +96,16 @@ def test_n_is_the_number_of_finished_seeds(statuses: list[str]) -> None:
     assert (TOP1 in summary.metrics) == bool(count)
 
 
-def test_the_order_of_mappings_changes_nothing() -> None:
+def test_summarise_and_compare_ignore_the_order_of_mappings() -> None:
     record = partial()
-    turned = record.model_copy(update={"trials": dict(reversed(record.trials.items()))})
-    for t in turned.trials.values():
+    reversed_record = record.model_copy(update={"trials": dict(reversed(record.trials.items()))})
+    for t in reversed_record.trials.values():
         t.metrics = dict(reversed(t.metrics.items()))
-    assert summarise(turned) == summarise(record)
-    assert compare(turned, TOP1) == compare(record, TOP1)
+    assert summarise(reversed_record) == summarise(record)
+    assert compare(reversed_record, TOP1) == compare(record, TOP1)
 
 
-def test_missing_and_infinite_values_do_not_count() -> None:
+def test_summarise_skips_missing_and_infinite_values() -> None:
     record = grid({"shuffle": [0.5, 0.7, 0.9]})
     records = list(record.trials.values())
     records[0].metrics[TOP1] = None
@@ -115,7 +115,7 @@ def test_missing_and_infinite_values_do_not_count() -> None:
     assert summary.metrics[BACK].n == 3
 
 
-def test_verdicts() -> None:
+def test_compare_gives_verdicts() -> None:
     verdicts = {c.label: c for c in compare(grid(FULL), TOP1)}
     assert verdicts["spectral (k=4)"].verdict == "better"
     assert verdicts["spectral (k=4)"].excludes_zero
@@ -127,13 +127,13 @@ def test_verdicts() -> None:
     for t in by_rank.trials.values():
         t.metrics = {"retrieval/u2v/mean_rank": t.metrics[TOP1], "train/loss": t.metrics[TOP1]}
     assert compare(by_rank, "retrieval/u2v/mean_rank")[0].verdict == "worse"  # a higher rank is worse
-    assert compare(by_rank, "train/loss")[0].verdict == "higher"  # and a loss says nothing about quality
+    assert compare(by_rank, "train/loss")[0].verdict == "higher"  # a training loss does not measure quality
 
 
-def test_pairs_are_the_seeds_that_finished_in_both() -> None:
-    (found,) = compare(grid({"shuffle": [0.8, None, 0.9, 0.7], "spectral": [None, 0.9, 0.95, 0.8]}), TOP1)
-    assert found.n == 2
-    assert found.difference == pytest.approx(0.075)
+def test_compare_pairs_seeds_that_finished_in_both() -> None:
+    (comparison,) = compare(grid({"shuffle": [0.8, None, 0.9, 0.7], "spectral": [None, 0.9, 0.95, 0.8]}), TOP1)
+    assert comparison.n == 2
+    assert comparison.difference == pytest.approx(0.075)
     (none,) = compare(grid({"shuffle": [0.8, None], "spectral": [None, 0.9]}), TOP1)
     assert (none.n, none.difference, none.p, none.p_holm) == (0, None, None, None)
     assert none.verdict == "not comparable (no seed finished in both)"
@@ -141,16 +141,16 @@ def test_pairs_are_the_seeds_that_finished_in_both() -> None:
     assert (one.ci_low, one.p, one.verdict) == (None, None, "no interval (n=1)")
 
 
-def test_rounding_is_no_effect() -> None:
-    # 0.1 + 0.2 and 0.3 differ in the last bit: three such pairs must not give an interval without 0.
-    (found,) = compare(grid({"shuffle": [0.3, 0.3, 0.3], "spectral": [0.1 + 0.2] * 3}), TOP1)
-    assert (found.difference, found.p, found.verdict) == (0.0, 1.0, "no difference shown (n=3)")
+def test_compare_ignores_rounding_errors() -> None:
+    # 0.1 + 0.2 and 0.3 differ in the last bit: three such pairs must not exclude 0.
+    (comparison,) = compare(grid({"shuffle": [0.3, 0.3, 0.3], "spectral": [0.1 + 0.2] * 3}), TOP1)
+    assert (comparison.difference, comparison.p, comparison.verdict) == (0.0, 1.0, "no difference shown (n=3)")
     (same,) = compare(grid({"shuffle": [0.25, 0.5], "spectral": [0.5, 0.75]}), TOP1)
     assert same.constant
     assert (same.ci_low, same.ci_high) == (0.25, 0.25)
 
 
-def test_baseline_is_matched_by_alias_by_part_and_by_agreeing_in_the_rest() -> None:
+def test_compare_matches_the_baseline_by_alias_block_and_other_keys() -> None:
     assert len(compare(grid(FULL, baseline={"sampler": "s"}), TOP1)) == 2
     assert [c.baseline for c in compare(grid(FULL, baseline={"sampler": {"k": 4}}), TOP1)] == [2, 2]
     assert [c.baseline for c in compare(grid(FULL, baseline={"sampler.k": 20}), TOP1)] == [1, 1]
@@ -173,18 +173,18 @@ def test_baseline_is_matched_by_alias_by_part_and_by_agreeing_in_the_rest() -> N
 
 
 def pairs_of(parameters: list[dict], baseline: dict) -> list[tuple[int, int]]:
-    """Which settings are compared with which, where each has those swept keys."""
+    """The pairs (setting, baseline) that are compared, for settings with these swept keys."""
     trials = [
         trial(2 * i + seed, i, seed, p.get("sampler", SHUFFLE), 0.5 + i / 10 + seed / 100, parameters=p)
         for i, p in enumerate(parameters)
         for seed in range(2)
     ]
-    found = compare(study(trials, baseline=baseline), TOP1)
-    assert not any(c.chosen for c in found)
-    return [(c.setting, c.baseline) for c in found]
+    comparisons = compare(study(trials, baseline=baseline), TOP1)
+    assert not any(c.chosen for c in comparisons)
+    return [(c.setting, c.baseline) for c in comparisons]
 
 
-def test_only_what_the_baseline_names_may_differ_in_a_pair() -> None:
+def test_compare_pairs_differ_only_in_keys_of_the_baseline() -> None:
     rates = [{"optimizer.lr": lr, "optimizer.momentum": m} for lr in (0.1, 0.2) for m in (0.8, 0.9)]
     assert pairs_of(rates, {"optimizer.lr": 0.1}) == [(2, 0), (3, 1)]
     rates = [{"optimizer": {"name": "sgd", **{k.partition(".")[2]: v for k, v in p.items()}}} for p in rates]
@@ -196,16 +196,16 @@ def test_only_what_the_baseline_names_may_differ_in_a_pair() -> None:
     assert pairs_of(blocks, {"sampler": {"k": 4}}) == [(0, 2), (1, 3)], "shuffle has no k that could agree"
 
 
-def test_primary_metrics_fall_back() -> None:
+def test_primary_metrics_fall_back_to_other_metrics() -> None:
     assert primary_metrics(grid(FULL)) == [TOP1, BACK]
     other = study([trial(0, 0, 0, OSGD, 0.5, metrics={"knn/top1": 0.4, "val/retrieval/top1": 0.3})])
     assert primary_metrics(other) == ["knn/top1"], "the test split decides"
     values = {"corrupted/clean/mean/3/top1": 0.1, "corrupted/clean/fog/3/top1": 0.1, "probe/top1": 0.2, "knn/top1": 0.3}
     values |= {"repr/alignment": 1.0, "val/retrieval/top1": 0.5, "baseline/pixels/knn/top1": 0.9, "plan/lift": 1.0}
-    summing_up = ["knn/top1", "probe/top1", "corrupted/clean/mean/3/top1"]
-    everything = study([trial(0, 0, 0, OSGD, 0.5, metrics=values)])
-    assert primary_metrics(everything) == summing_up
-    assert compared_metrics(everything) == [*summing_up, "corrupted/clean/fog/3/top1", "repr/alignment"]
+    summary_metrics = ["knn/top1", "probe/top1", "corrupted/clean/mean/3/top1"]
+    all_metrics = study([trial(0, 0, 0, OSGD, 0.5, metrics=values)])
+    assert primary_metrics(all_metrics) == summary_metrics
+    assert compared_metrics(all_metrics) == [*summary_metrics, "corrupted/clean/fog/3/top1", "repr/alignment"]
     repr_alone = {"repr/uniformity": -1.0, "repr/alignment": 1.0, "val/retrieval/top1": 0.5}
     assert primary_metrics(study([trial(0, 0, 0, OSGD, 0.5, metrics=repr_alone)])) == ["repr/alignment"]
     validation = study([trial(0, 0, 0, OSGD, 0.5, metrics={"a": 1.0, "val/retrieval/top1": 0.3})])

@@ -1,4 +1,4 @@
-"""The published study's numbers: pieces, solutions, rearrangement, and every curve from the stored starts."""
+"""The published study's golden numbers: losses, optima, rearrangement, and every curve from the stored starts."""
 
 from __future__ import annotations
 
@@ -49,30 +49,30 @@ def points_of(get: dict[str, np.ndarray], dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("precision", ["f64", "f32"])
-def test_losses_and_gradients(case: int, precision: str) -> None:
+def test_losses_and_gradients_equal_golden_values(case: int, precision: str) -> None:
     get = piece(case)
     x = points_of(get, torch.float64 if precision == "f64" else torch.float32)
     rtol, share = (1e-9, 1e-12) if precision == "f64" else (1e-5, 2e-5)
-    everything = torch.arange(x.shape[2])[None]
-    for name, batches in (("clip", everything), ("mini2", combinations(8, 2)), ("mini3", combinations(8, 3))):
+    all_samples = torch.arange(x.shape[2])[None]
+    for name, batches in (("clip", all_samples), ("mini2", combinations(8, 2)), ("mini3", combinations(8, 3))):
         loss, gradient = Points(x).gradient(batches[None])
         np.testing.assert_allclose(loss.double(), get[f"{name}_{precision}"], rtol=rtol, atol=1e-7)
         if name != "mini3":
             for view in (0, 1):
-                wanted = get[f"{name}_grad_x{'uv'[view]}_{precision}"]
-                np.testing.assert_allclose(gradient[view, 0], wanted, atol=share * np.abs(wanted).max(), rtol=0)
+                expected = get[f"{name}_grad_x{'uv'[view]}_{precision}"]
+                np.testing.assert_allclose(gradient[view, 0], expected, atol=share * np.abs(expected).max(), rtol=0)
     z = similarities(x)[0]
     pairs = torch.from_numpy(get["pairs"])
     assert torch.equal(pairs, combinations(8, 2))
-    found = clip_losses(z[pairs[:, :, None], pairs[:, None, :]])
-    np.testing.assert_allclose(found.double(), get[f"pair_losses_{precision}"], rtol=rtol, atol=1e-7)
+    pair_losses = clip_losses(z[pairs[:, :, None], pairs[:, None, :]])
+    np.testing.assert_allclose(pair_losses.double(), get[f"pair_losses_{precision}"], rtol=rtol, atol=1e-7)
     for key, one in (("full_uv", z), ("full_vu", z.T)):
         one_way = (one.logsumexp(1) - one.diagonal()).mean().double()
         np.testing.assert_allclose(one_way, get[f"{key}_{precision}"], rtol=rtol, atol=1e-7)
 
 
 @pytest.mark.parametrize(("kind", "n"), SOLUTIONS)
-def test_solutions_and_their_losses(kind: str, n: int) -> None:
+def test_optimum_and_its_losses_equal_golden_values(kind: str, n: int) -> None:
     best = optimum(n, 2 * n if kind == "etf" else n // 2)
     assert best is not None
     assert best.kind == KINDS[kind]
@@ -82,10 +82,10 @@ def test_solutions_and_their_losses(kind: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("number", range(int(PIECES["n_rearr"])))
-def test_the_published_rearrangement(number: int) -> None:
+def test_rearranged_equals_the_published_one(number: int) -> None:
     get = {key: PIECES[f"r{number}_{key}"] for key in ("z", "solution", "out", "norm", "norm_plain")}
     z, solution = torch.from_numpy(get["z"])[None], torch.from_numpy(get["solution"])
-    assert torch.equal(rearranged(z, solution)[0], torch.from_numpy(get["out"])), "values are only moved"
+    assert torch.equal(rearranged(z, solution)[0], torch.from_numpy(get["out"])), "values are only permuted"
     n = len(solution)
     best = next(
         b for b in (Optimum("simplex", n), Optimum("cross_polytope", n)) if (b.gram() - solution).abs().max() < 1e-6
@@ -140,47 +140,47 @@ def replayed(dim: int) -> dict[str, Curve]:
 
 @pytest.mark.parametrize("dim", [16, 4])
 @pytest.mark.parametrize("key", NAMES)
-def test_every_curve(dim: int, key: str) -> None:
+def test_run_equals_every_published_curve(dim: int, key: str) -> None:
     curve = replayed(dim)[key]
     chooses = key == "osgd_NcB"
     loss_tolerance, norm_tolerance = (5e-3, 5e-2) if chooses else (5e-6, 2e-3)
-    for place, seed in enumerate(dict(RUNS)[dim]):
+    for row, seed in enumerate(dict(RUNS)[dim]):
         steps = stored(dim, seed, f"{key}_steps")
         points = len(steps)  # the published program does not log the last step of osgd_NcB
         assert curve.steps[:points].tolist() == steps.tolist()
-        for kept, name, tolerance in (
+        for values, name, tolerance in (
             (curve.course.true_loss, "true_loss", loss_tolerance),
             (curve.course.rearranging, "solution_norm", norm_tolerance),
-            # Of one pair, stored in float32 only: no tolerance is stated, and a mean of 8 anchors is steadier than one.
+            # The loss of one pair, stored in float32 only, varies more than a mean over 8 anchors.
             (curve.batch_loss, "batch_loss", 4 * loss_tolerance),
         ):
-            wanted = stored(dim, seed, f"{key}_{name}")
-            np.testing.assert_allclose(kept[place, :points], wanted, atol=tolerance, rtol=0, err_msg=name)
+            expected = stored(dim, seed, f"{key}_{name}")
+            np.testing.assert_allclose(values[row, :points], expected, atol=tolerance, rtol=0, err_msg=name)
         if not chooses:  # the independent replay in float64, whose norms are those of matrices in float32
             loss, norm = (stored(dim, seed, f"{key}_{name}_f64") for name in ("true_loss", "solution_norm"))
-            np.testing.assert_allclose(curve.course.true_loss[place], loss, atol=1e-9, rtol=0)
-            np.testing.assert_allclose(curve.course.rearranging[place], norm, atol=1e-6, rtol=0)
+            np.testing.assert_allclose(curve.course.true_loss[row], loss, atol=1e-9, rtol=0)
+            np.testing.assert_allclose(curve.course.rearranging[row], norm, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("dim", [16, 4])
 @pytest.mark.parametrize("key", NAMES)
-def test_every_end(dim: int, key: str) -> None:
+def test_run_equals_every_published_end(dim: int, key: str) -> None:
     curve = replayed(dim)[key]
     loss_tolerance, norm_tolerance = (1e-4, 3e-2) if key == "osgd_NcB" else (5e-6, 2e-3)
-    for place, seed in enumerate(dict(RUNS)[dim]):
+    for row, seed in enumerate(dict(RUNS)[dim]):
         final = curve.final
-        assert final.true_loss[place] == pytest.approx(stored(dim, seed, f"{key}_final_true_loss"), abs=loss_tolerance)
+        assert final.true_loss[row] == pytest.approx(stored(dim, seed, f"{key}_final_true_loss"), abs=loss_tolerance)
         norm = stored(dim, seed, f"{key}_final_solution_norm")
-        assert final.rearranging[place] == pytest.approx(norm, abs=norm_tolerance)
+        assert final.rearranging[row] == pytest.approx(norm, abs=norm_tolerance)
         if key != "osgd_NcB":
-            np.testing.assert_allclose(curve.gram()[place], stored(dim, seed, f"{key}_final_z"), atol=2e-3)
+            np.testing.assert_allclose(curve.gram()[row], stored(dim, seed, f"{key}_final_z"), atol=2e-3)
             x = [stored(dim, seed, f"{key}_final_x_{view}") for view in "uv"]
-            np.testing.assert_allclose(curve.x_2SND[:, place], x, atol=5e-3)
+            np.testing.assert_allclose(curve.x_2SND[:, row], x, atol=5e-3)
 
 
 @cache
-def from_the_stored_starts(dim: int) -> dict[str, Curve]:
-    """Our own random batches and plans, and the pairs that the published search for the worst one chose."""
+def runs_from_stored_starts(dim: int) -> dict[str, Curve]:
+    """Runs with our own random batches and plans, and with the pairs that the published search chose."""
     seeds = dict(RUNS)[dim]
     own = ("fixed", "shuffle", "spectral")
     pairs = np.stack([stored(dim, seed, "osgd_NcB_batches") for seed in seeds])
@@ -192,29 +192,29 @@ def from_the_stored_starts(dim: int) -> dict[str, Curve]:
 
 @pytest.mark.parametrize("dim", [16, 4])
 @pytest.mark.parametrize(("name", "key"), [("fixed", "f"), ("shuffle", "s"), ("spectral", "sc_even")])
-def test_the_final_table_within_the_spread_of_the_seeds(dim: int, name: str, key: str) -> None:
-    """With our own randomness: the mean of three seeds lies where three published ones lie, and half as far beyond."""
-    final, seeds = from_the_stored_starts(dim)[name].final, dict(RUNS)[dim]
-    for found, what in ((final.true_loss, "true_loss"), (final.rearranging, "solution_norm")):
-        published = np.array([stored(dim, seed, f"{key}_final_{what}") for seed in seeds])
+def test_run_reproduces_the_final_table_within_the_seeds_spread(dim: int, name: str, key: str) -> None:
+    """With our own seeds, the mean of three lies in the published range, extended by half its width on either side."""
+    final, seeds = runs_from_stored_starts(dim)[name].final, dict(RUNS)[dim]
+    for values, quantity in ((final.true_loss, "true_loss"), (final.rearranging, "solution_norm")):
+        published = np.array([stored(dim, seed, f"{key}_final_{quantity}") for seed in seeds])
         half = (published.max() - published.min()) / 2
-        assert published.min() - half <= found.mean() <= published.max() + half, (what, found, published)
+        assert published.min() - half <= values.mean() <= published.max() + half, (quantity, values, published)
 
 
-def test_the_pairs_of_the_published_search_lead_to_its_end() -> None:
-    """In 16 dimensions. In 4, fixed pairs correct no rounding error: float32 from that start ends elsewhere, too."""
+def test_run_with_the_published_pairs_reaches_the_published_end() -> None:
+    """In 16 dimensions only: in 4, fixed pairs correct no rounding errors, and float32 ends elsewhere, too."""
     dim = 16
-    curve = from_the_stored_starts(dim)["pairs"]
-    for place, seed in enumerate(dict(RUNS)[dim]):
-        wanted = [stored(dim, seed, f"osgd_NcB_final_{what}") for what in ("true_loss", "solution_norm")]
-        assert curve.final.true_loss[place] == pytest.approx(wanted[0], abs=5e-6)
-        assert curve.final.rearranging[place] == pytest.approx(wanted[1], abs=2e-3)
-        np.testing.assert_allclose(curve.gram()[place], stored(dim, seed, "osgd_NcB_final_z"), atol=2e-3)
+    curve = runs_from_stored_starts(dim)["pairs"]
+    for row, seed in enumerate(dict(RUNS)[dim]):
+        expected = [stored(dim, seed, f"osgd_NcB_final_{quantity}") for quantity in ("true_loss", "solution_norm")]
+        assert curve.final.true_loss[row] == pytest.approx(expected[0], abs=5e-6)
+        assert curve.final.rearranging[row] == pytest.approx(expected[1], abs=2e-3)
+        np.testing.assert_allclose(curve.gram()[row], stored(dim, seed, "osgd_NcB_final_z"), atol=2e-3)
 
 
 @pytest.mark.parametrize("dim", [16, 4])
-def test_updates_and_samples_are_counted(dim: int) -> None:
-    """A published step is not the same work for every selection."""
+def test_run_counts_updates_and_samples(dim: int) -> None:
+    """The work of a published step depends on the selection."""
     counted = {key: (curve.updates[-1], curve.samples[-1]) for key, curve in replayed(dim).items()}
     planned = (8000, 16_000)
     assert counted == {
@@ -227,16 +227,16 @@ def test_updates_and_samples_are_counted(dim: int) -> None:
     }
 
 
-def test_the_mean_over_all_batches_is_the_published_one() -> None:
+def test_mean_batch_loss_equals_the_published_mean() -> None:
     for case in CASES:
         get = piece(case)
         for size in (2, 3):
-            found = mean_batch_loss(points_of(get, torch.float64), size, np.random.default_rng(0))
-            assert float(found.mean_R) == pytest.approx(float(get[f"mini{size}_f64"]), rel=1e-9)
-            assert float(found.error_R) == 0
+            loss = mean_batch_loss(points_of(get, torch.float64), size, np.random.default_rng(0))
+            assert float(loss.mean_R) == pytest.approx(float(get[f"mini{size}_f64"]), rel=1e-9)
+            assert float(loss.error_R) == 0
 
 
-def test_the_stored_loss_is_the_objective_of_the_library() -> None:
+def test_clip_equals_the_published_loss() -> None:
     for case in CASES:
         get = piece(case)
         u, v = points_of(get, torch.float64)[:, 0]

@@ -1,4 +1,4 @@
-"""The optima: geometry, closed forms, what the distance sees and does not see, and the theorems."""
+"""The optima: geometry, closed forms, invariances of the distance, and the theorems."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mbcl.synthetic.points import Points, clip_losses, similarities
 evens = st.integers(1, 6).map(lambda half: 2 * half)
 
 
-def turned(x: Tensor, seed: int) -> Tensor:
+def rotated(x: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     dim = x.shape[-1]
     return x @ torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=generator))[0]
@@ -40,7 +40,7 @@ def cross_polytope(n: int) -> Tensor:
     return torch.stack([eye, -eye], dim=1).reshape(n, n // 2)
 
 
-def named_anew(n: int, seed: int) -> Tensor:
+def random_order(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
@@ -57,19 +57,19 @@ def pairings(items: list[int]):
 
 
 @given(st.integers(2, 12), st.integers(1, 30))
-def test_which_optimum_is_known(n: int, dim: int) -> None:
-    found = optimum(n, dim)
+def test_optimum_is_known_for_simplex_and_cross_polytope(n: int, dim: int) -> None:
+    best = optimum(n, dim)
     if dim >= n - 1:
-        assert found == Optimum("simplex", n)
+        assert best == Optimum("simplex", n)
     elif 2 * dim == n:
-        assert found == Optimum("cross_polytope", n)
+        assert best == Optimum("cross_polytope", n)
     else:
-        assert found is None
+        assert best is None
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 7, 8, 12])
 @pytest.mark.parametrize("kind", ["simplex", "cross_polytope"])
-def test_grams_and_closed_forms_are_those_of_points(n: int, kind: str) -> None:
+def test_optimum_gram_and_losses_equal_those_of_points(n: int, kind: str) -> None:
     if kind == "cross_polytope" and n % 2:
         return
     best = Optimum(kind, n)
@@ -83,24 +83,24 @@ def test_grams_and_closed_forms_are_those_of_points(n: int, kind: str) -> None:
         assert best.batch_loss(size) == pytest.approx(float(each.mean()), rel=1e-11)
     points = torch.stack([x, x])[:, None]
     _, gradient = Points(points).gradient(torch.arange(n)[None, None])
-    assert gradient.abs().max() < 1e-12, "nothing moves at the optimum"
+    assert gradient.abs().max() < 1e-12, "the gradient is zero at the optimum"
 
 
 @given(st.integers(2, 12), st.integers(0, 5), st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
-def test_the_distance_is_blind_to_rotation_and_names(n: int, more: int, seed: int) -> None:
+def test_distance_ignores_rotation_and_order(n: int, more: int, seed: int) -> None:
     kinds = [("simplex", torch.cat([simplex(n), torch.zeros(n, more, dtype=torch.float64)], dim=1))]
     if n % 2 == 0:
         kinds.append(("cross_polytope", cross_polytope(n)))
     for kind, x in kinds:
-        u = turned(x, seed)[named_anew(n, seed)]
+        u = rotated(x, seed)[random_order(n, seed)]
         assert float(distance((u @ u.T)[None], Optimum(kind, n))) < 1e-11
 
 
 @given(st.integers(2, 5).map(lambda half: 2 * half), st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
-def test_the_distance_is_the_least_over_all_pairings(n: int, seed: int) -> None:
-    """Against every pairing, for points that are nowhere near the optimum, so that odd cycles occur, too."""
+def test_distance_is_the_least_over_all_pairings(n: int, seed: int) -> None:
+    """Against every pairing, for points far from the optimum, where odd cycles occur."""
     generator = torch.Generator().manual_seed(seed)
     z = similarities(torch.randn(2, 1, n, 3, dtype=torch.float64, generator=generator))
     norms = []
@@ -112,8 +112,8 @@ def test_the_distance_is_the_least_over_all_pairings(n: int, seed: int) -> None:
     assert float(distance(z, Optimum("cross_polytope", n))) == pytest.approx(min(norms), rel=1e-12)
 
 
-def test_odd_cycles_need_the_matching() -> None:
-    """Two triangles that attract: the assignment goes round each, a pairing has to cross."""
+def test_opposites_pairs_across_odd_cycles() -> None:
+    """Two triangles: the assignment is a cycle in each, so a pairing must join them."""
     z = np.ones((6, 6))
     for triangle in ((0, 1, 2), (3, 4, 5)):
         for a, b in itertools.permutations(triangle, 2):
@@ -123,13 +123,13 @@ def test_odd_cycles_need_the_matching() -> None:
 
 
 @pytest.mark.parametrize("first", [1, 8])
-def test_pairings_of_many_samples_are_those_of_a_blossom_algorithm(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting with many admitted pairs, and with so few that there is no matching among them."""
+def test_opposites_equals_a_blossom_algorithm(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With many candidate pairs, and with so few that they contain no perfect matching."""
     networkx = pytest.importorskip("networkx")
     monkeypatch.setattr(pairing, "PAIRS_A_SAMPLE", first)
     searches = []
     program = pairing._integer_program
-    monkeypatch.setattr(pairing, "_integer_program", lambda *given: searches.append(1) or program(*given))
+    monkeypatch.setattr(pairing, "_integer_program", lambda *arguments: searches.append(1) or program(*arguments))
     for seed in range(12):
         n = 30 + 2 * seed
         z = similarities(torch.randn(2, 1, n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
@@ -145,7 +145,7 @@ def test_pairings_of_many_samples_are_those_of_a_blossom_algorithm(first: int, m
 
 
 @pytest.mark.parametrize("n", [4, 6, 8])
-def test_the_distance_sees_wrongly_matched_positives_and_the_published_norm_does_not(n: int) -> None:
+def test_distance_detects_mismatched_positives_unlike_rearranging_norm(n: int) -> None:
     for kind, x in (("simplex", simplex(n)), ("cross_polytope", cross_polytope(n))):
         best = Optimum(kind, n)
         z = (x @ x.roll(2, dims=0).T)[None]
@@ -154,7 +154,7 @@ def test_the_distance_sees_wrongly_matched_positives_and_the_published_norm_does
         assert float(clip_losses(z)) > best.full_loss + 0.1
 
 
-def rearranged_in_words(z: np.ndarray, solution: np.ndarray) -> np.ndarray:
+def slow_rearranged(z: np.ndarray, solution: np.ndarray) -> np.ndarray:
     """The oracle: row by row, target by target."""
     out = np.empty_like(z)
     for i, row in enumerate(z):
@@ -167,11 +167,11 @@ def rearranged_in_words(z: np.ndarray, solution: np.ndarray) -> np.ndarray:
 
 @given(st.integers(2, 7), st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
-def test_rearranging_goes_greedily_through_each_row(n: int, seed: int) -> None:
+def test_rearranged_is_greedy_in_each_row(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     z, solution = rng.uniform(-1, 1, (3, n, n)), rng.uniform(-1, 1, (n, n))
-    found = rearranged(torch.from_numpy(z), torch.from_numpy(solution)).numpy()
-    np.testing.assert_array_equal(found, np.stack([rearranged_in_words(one, solution) for one in z]))
+    batched = rearranged(torch.from_numpy(z), torch.from_numpy(solution)).numpy()
+    np.testing.assert_array_equal(batched, np.stack([slow_rearranged(one, solution) for one in z]))
 
 
 # -- theorems -------------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_rearranging_goes_greedily_through_each_row(n: int, seed: int) -> None:
 
 @pytest.mark.parametrize(("n", "dim"), [(4, 3), (5, 8), (6, 3), (8, 4), (8, 7), (8, 16)])
 @pytest.mark.parametrize("size", [2, 3])
-def test_minimisers_of_everything_and_of_all_batches_coincide(n: int, dim: int, size: int) -> None:
+def test_minimisers_of_full_and_all_batches_coincide(n: int, dim: int, size: int) -> None:
     """Both reach the closed form, and the minimiser of one is at the other's optimum."""
     best = optimum(n, dim)
     assert best is not None
@@ -187,28 +187,28 @@ def test_minimisers_of_everything_and_of_all_batches_coincide(n: int, dim: int, 
     every = least_of_restarts(combinations(n, size), num_samples=n, dim=dim, restarts=2)
     assert full.loss == pytest.approx(best.full_loss, abs=1e-9)
     assert every.loss == pytest.approx(best.batch_loss(size), abs=1e-9)
-    for found in (full, every):
-        z = similarities(found.x_2ND[:, None])
+    for minimiser in (full, every):
+        z = similarities(minimiser.x_2ND[:, None])
         assert float(distance(z, best)) < 1e-4
         assert float(clip_losses(z)) == pytest.approx(best.full_loss, abs=1e-8)
 
 
 @pytest.mark.parametrize(("n", "dim"), [(8, 16), (8, 4)])
-def test_minimisers_of_a_part_of_the_batches_do_not(n: int, dim: int) -> None:
-    """A fixed partition, and all pairs but those of one sample with all but one other."""
+def test_minimisers_of_some_batches_differ_from_the_optimum(n: int, dim: int) -> None:
+    """A fixed partition, and all pairs except that sample 0 has one partner only."""
     best = optimum(n, dim)
     assert best is not None
     partition = torch.arange(n).view(-1, 2)
     most = torch.tensor([pair for pair in itertools.combinations(range(n), 2) if pair[0] > 0 or pair[1] == 1])
     for batches in (partition, most):
-        found = least_of_restarts(batches, num_samples=n, dim=dim, restarts=2)
-        z = similarities(found.x_2ND[:, None])
+        minimiser = least_of_restarts(batches, num_samples=n, dim=dim, restarts=2)
+        z = similarities(minimiser.x_2ND[:, None])
         assert float(clip_losses(z)) > best.full_loss + 1e-3
         assert float(distance(z, best)) > 0.1
 
 
-def test_elsewhere_they_may_differ() -> None:
-    """8 samples in 3 dimensions, where no theorem speaks: reported, and they do."""
+def test_minimisers_may_differ_without_a_known_optimum() -> None:
+    """8 samples in 3 dimensions: no theorem applies, and the minimisers differ."""
     full = least_of_restarts(torch.arange(8)[None], num_samples=8, dim=3, restarts=4)
     every = least_of_restarts(combinations(8, 2), num_samples=8, dim=3, restarts=4)
     assert float(clip_losses(similarities(every.x_2ND[:, None]))) > full.loss + 1e-4

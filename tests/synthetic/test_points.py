@@ -1,4 +1,4 @@
-"""Losses, gradients and updates against autograd, the library's loss and a plain loop."""
+"""Losses, gradients and updates against autograd, ``mbcl.functional.clip`` and a plain loop."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def batches_of(num_runs: int, num_batches: int, num_samples: int, size: int, see
 
 
 def loss_by_autograd(x_2ND: Tensor, batches_KB: Tensor) -> Tensor:
-    """The oracle: the library's own loss, batch by batch."""
+    """The oracle: ``mbcl.functional.clip``, batch by batch."""
     return torch.stack([clip(x_2ND[0, rows], x_2ND[1, rows], temperature=1.0) for rows in batches_KB])
 
 
 @given(runs, sizes, st.integers(2, 7), st.integers(1, 4), st.integers(0, 10_000))
 @settings(max_examples=60, deadline=None)
-def test_gradients_are_those_of_autograd(
+def test_gradient_equals_autograd(
     num_runs: int, shape: tuple[int, int], size: int, num_batches: int, seed: int
 ) -> None:
     num_samples, dim = shape
@@ -54,10 +54,10 @@ def test_gradients_are_those_of_autograd(
 
 @given(runs, sizes, st.integers(1, 4), st.sampled_from([0.01, 0.5, 3.0]), st.booleans(), st.integers(0, 10_000))
 @settings(max_examples=40, deadline=None)
-def test_updates_are_those_of_torchs_sgd(
+def test_update_equals_torchs_sgd(
     num_runs: int, shape: tuple[int, int], num_batches: int, lr: float, mean: bool, seed: int
 ) -> None:
-    """Three steps; samples may be in several batches of a step; runs do not touch each other."""
+    """Three steps; a sample may be in several batches of a step; runs are independent."""
     num_samples, dim = shape
     x = start(num_runs, num_samples, dim, seed)
     moved, before = Points(x), x.clone()
@@ -65,18 +65,18 @@ def test_updates_are_those_of_torchs_sgd(
     optimizers = [torch.optim.SGD([leaf], lr=lr) for leaf in leaves]
     for step in range(3):
         batches = batches_of(num_runs, num_batches, num_samples, 2, seed + step)
-        found = moved.update(batches, lr=lr, scale=1 / num_batches if mean else 1.0)
+        losses_RK = moved.update(batches, lr=lr, scale=1 / num_batches if mean else 1.0)
         for run, (leaf, optimizer) in enumerate(zip(leaves, optimizers, strict=True)):
             optimizer.zero_grad()
             each = loss_by_autograd(leaf, batches[run])
             (each.mean() if mean else each.sum()).backward()
             optimizer.step()
-            torch.testing.assert_close(found[run], each.detach(), rtol=1e-9, atol=1e-10)
+            torch.testing.assert_close(losses_RK[run], each.detach(), rtol=1e-9, atol=1e-10)
             torch.testing.assert_close(moved.x_2RND[:, run], leaf.detach(), rtol=1e-8, atol=1e-9)
     assert torch.equal(x, before), "the starting points are copied"
 
 
-def test_many_batches_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_update_of_many_batches_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     x, batches = start(2, 8, 3, 0), combinations(8, 3).expand(2, -1, -1)
     whole, pieces = Points(x), Points(x)
     losses_of_whole = whole.update(batches, lr=0.5, scale=0.1)
@@ -85,8 +85,8 @@ def test_many_batches_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(pieces.x_2RND, whole.x_2RND, rtol=1e-12, atol=1e-13)
 
 
-def test_many_runs_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One large batch of each run: no more are in memory than fit."""
+def test_update_of_many_runs_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One large batch for each run; a chunk holds as many runs as fit into memory."""
     x, batches = start(5, 8, 3, 0), torch.arange(8).expand(5, 1, -1)
     whole, pieces = Points(x), Points(x)
     losses_of_whole = whole.update(batches, lr=0.5)
@@ -97,48 +97,48 @@ def test_many_runs_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(sizes, st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
-def test_losses_do_not_hang_on_rotations_lengths_or_names(shape: tuple[int, int], seed: int) -> None:
+def test_clip_losses_ignore_rotation_length_and_order(shape: tuple[int, int], seed: int) -> None:
     num_samples, dim = shape
     x = start(1, num_samples, dim, seed)
     loss = clip_losses(similarities(x))
     rotation = torch.linalg.qr(start(1, dim, dim, seed + 1)[0, 0])[0]
-    names = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed))
     lengths = start(1, num_samples, 1, seed + 2).abs() + 0.1
-    for other in (x @ rotation, x[:, :, names], x * lengths, x.flip(0)):
+    for other in (x @ rotation, x[:, :, order], x * lengths, x.flip(0)):
         torch.testing.assert_close(clip_losses(similarities(other)), loss, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(("num_samples", "size"), [(9, 2), (9, 4), (12, 3)])
-def test_the_estimated_mean_has_no_bias(num_samples: int, size: int) -> None:
-    """The mean of 200 estimates lies where their own spread says it should, and so does their standard error."""
+def test_mean_batch_loss_estimate_is_unbiased(num_samples: int, size: int) -> None:
+    """The mean of 200 estimates is exact within its error, and the reported standard error equals their spread."""
     x = start(1, num_samples, 3, 0)
     exact = mean_batch_loss(x, size, np.random.default_rng(0))
     assert exact.num_batches == len(combinations(num_samples, size))
     rng = np.random.default_rng(1)
-    found = [mean_batch_loss(x, size, rng, exact=0, sampled=50) for _ in range(200)]
-    means, errors = np.array([[float(f.mean_R), float(f.error_R)] for f in found]).T
+    estimates = [mean_batch_loss(x, size, rng, exact=0, sampled=50) for _ in range(200)]
+    means, errors = np.array([[float(f.mean_R), float(f.error_R)] for f in estimates]).T
     assert abs(means.mean() - float(exact.mean_R)) < 4 * means.std() / np.sqrt(200)
     assert errors.mean() == pytest.approx(means.std(), rel=0.2)
 
 
-def test_an_estimate_where_nobody_can_count_the_batches() -> None:
-    """C(4096, 64) has 141 digits. Of random points in many dimensions, the mean is near that of a bound."""
+def test_mean_batch_loss_estimates_where_batches_are_innumerable() -> None:
+    """For random points in many dimensions the estimated mean has a small error."""
     x = starting_points(512, 64, 0)[:, None].repeat(1, 2, 1, 1)
-    found = mean_batch_loss(x, 64, np.random.default_rng(0), sampled=200)
-    assert found.num_batches == 200
-    assert float(found.mean_R[0]) == float(found.mean_R[1]), "the same batches for every run"
-    assert 0 < float(found.error_R[0]) < 0.02 * float(found.mean_R[0])
+    estimate = mean_batch_loss(x, 64, np.random.default_rng(0), sampled=200)
+    assert estimate.num_batches == 200
+    assert float(estimate.mean_R[0]) == float(estimate.mean_R[1]), "the same batches for every run"
+    assert 0 < float(estimate.error_R[0]) < 0.02 * float(estimate.mean_R[0])
 
 
-def test_restarts_keep_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    everything, ticks = torch.arange(5)[None], []
-    few = least_of_restarts(everything, num_samples=5, dim=2, restarts=1)
-    more = least_of_restarts(everything, num_samples=5, dim=2, restarts=4, done=lambda: ticks.append(1))
+def test_least_of_restarts_returns_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    all_samples, ticks = torch.arange(5)[None], []
+    few = least_of_restarts(all_samples, num_samples=5, dim=2, restarts=1)
+    more = least_of_restarts(all_samples, num_samples=5, dim=2, restarts=4, done=lambda: ticks.append(1))
     assert more.loss <= few.loss
     assert (len(ticks), more.restarts) == (4, 4)
     x = more.x_2ND[:, None]
     assert more.loss == pytest.approx(float(clip_losses(similarities(x))), rel=1e-12)
-    _, gradient = Points(x).gradient(everything[None])
+    _, gradient = Points(x).gradient(all_samples[None])
     assert gradient.abs().max() < 1e-6
     monkeypatch.setattr(losses, "STEPS", 1)
-    assert least_of_restarts(everything, num_samples=5, dim=2, restarts=1).loss > more.loss
+    assert least_of_restarts(all_samples, num_samples=5, dim=2, restarts=1).loss > more.loss

@@ -1,4 +1,4 @@
-"""A synthetic study as a trial: what its block resolves to, its files, and that it is the command's study."""
+"""A synthetic study as a trial: its resolved block, its files, and its equality with the command's study."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def experiment(sampler: str = "shuffle", seed: int = 0, **block: Any) -> Synthet
 
 
 @pytest.mark.parametrize("sampler", ["fixed", "shuffle", "full", "all_batches", "osgd_exhaustive", "spectral", "osgd"])
-def test_it_is_the_study_that_the_command_runs(sampler: str, tmp_path: Path) -> None:
-    """One seed of five, bit for bit where runs do not share a product, and the rows are the curve."""
+def test_run_synthetic_trial_equals_the_study_of_the_command(sampler: str, tmp_path: Path) -> None:
+    """One seed of the study: its metrics, the rows of its curve and its points."""
     metrics = run_synthetic_trial(experiment(sampler, seed=3), LocalStore(tmp_path))
-    together = run(Settings(n=6, dim=5, steps=40, log_every=10, samplers=(sampler,), seeds=(2, 3)))
-    (curve,) = together.curves
-    wanted = {
+    both_seeds = run(Settings(n=6, dim=5, steps=40, log_every=10, samplers=(sampler,), seeds=(2, 3)))
+    (curve,) = both_seeds.curves
+    expected = {
         "synthetic/distance": curve.final.distance[1],
         "synthetic/true_loss": curve.final.true_loss[1],
-        "synthetic/excess": curve.final.true_loss[1] - together.reference.full_loss,
+        "synthetic/excess": curve.final.true_loss[1] - both_seeds.reference.full_loss,
         "synthetic/rearranging": curve.final.rearranging[1],
         "synthetic/mean_loss": float(curve.mean_loss.mean_R[1]),
         "synthetic/mean_loss_error": 0.0,
@@ -44,7 +44,7 @@ def test_it_is_the_study_that_the_command_runs(sampler: str, tmp_path: Path) -> 
         "synthetic/updates": curve.total_updates,
         "synthetic/samples": curve.total_samples,
     }
-    assert metrics == pytest.approx(wanted, rel=1e-8, abs=1e-10)
+    assert metrics == pytest.approx(expected, rel=1e-8, abs=1e-10)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 11, 21, 31, 40]
     assert [row["step"] for row in rows] == curve.updates.tolist()
@@ -53,11 +53,11 @@ def test_it_is_the_study_that_the_command_runs(sampler: str, tmp_path: Path) -> 
         {key: value for key, value in metrics.items() if not key.startswith("synthetic/mean")}
     )
     points = np.load(tmp_path / "points.npz")
-    assert np.array_equal(points["start"], together.start_2SND[:, 1])
+    assert np.array_equal(points["start"], both_seeds.start_2SND[:, 1])
     np.testing.assert_allclose(points["x"], curve.x_2SND[:, 1], rtol=1e-9, atol=1e-10)
 
 
-def test_the_written_experiment_makes_the_same_files(tmp_path: Path) -> None:
+def test_run_synthetic_trial_is_reproduced_by_its_config_file(tmp_path: Path) -> None:
     first = run_synthetic_trial(experiment("osgd", n=12, dim=None), LocalStore(tmp_path / "a"))
     content = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
     assert content["sampler"]["k"] == 6
@@ -70,24 +70,24 @@ def test_the_written_experiment_makes_the_same_files(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_what_n_decides_is_decided_after_the_sweep_chose_n() -> None:
+def test_resolved_derives_sampler_parameters_from_the_final_n() -> None:
     base = experiment("osgd").model_dump(mode="json")
     base["synthetic"]["n"] = 40
     assert validate(SyntheticExperiment, base, "test").resolved()["sampler"]["k"] == 20
 
 
-def test_without_a_known_optimum_trials_are_above_the_same_loss(tmp_path: Path) -> None:
-    """That of the restarts alone, whatever a trial itself found."""
-    found = [
+def test_run_synthetic_trial_without_optimum_uses_one_reference_loss(tmp_path: Path) -> None:
+    """The reference is the least loss of the restarts, independent of the trial."""
+    results = [
         run_synthetic_trial(experiment(name, dim=4, steps=steps, restarts=3), LocalStore(tmp_path / name))
         for name, steps in (("fixed", 5), ("full", 3000))
     ]
-    least = {metrics["synthetic/true_loss"] - metrics["synthetic/excess"] for metrics in found}
+    least = {metrics["synthetic/true_loss"] - metrics["synthetic/excess"] for metrics in results}
     assert max(least) - min(least) < 1e-12
-    assert all(metrics["synthetic/distance"] is metrics["synthetic/rearranging"] is None for metrics in found)
+    assert all(metrics["synthetic/distance"] is metrics["synthetic/rearranging"] is None for metrics in results)
 
 
-def test_a_training_refuses_the_block_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_refuses_a_synthetic_block_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     space = Path(__file__).parents[2] / "tune_spaces" / "synthetic.yaml"
     assert main(["train", "--config", str(space), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
@@ -116,7 +116,7 @@ def test_a_training_refuses_the_block_in_one_line(tmp_path: Path, capsys: pytest
         ({"synthetic": {}, "samplr": {}}, "samplr: unknown key; did you mean 'sampler'?"),
     ],
 )
-def test_mistakes_name_their_key(content: dict[str, Any], expected: str) -> None:
+def test_validate_names_the_key_of_a_mistake(content: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         validate(SyntheticExperiment, content, "file")
     assert str(caught.value).startswith(f"file: {expected}")

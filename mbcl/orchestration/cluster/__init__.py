@@ -1,1 +1,1 @@
-"""Ray as a cluster: starting or joining one, what it has, and how it loses and gains nodes."""
+"""Ray as a cluster: connecting to it, its capacity, and the loss and gain of nodes."""

@@ -1,4 +1,4 @@
-"""The largest cluster that an autoscaler can make of a joined one."""
+"""The maximum size of a joined cluster that has an autoscaler."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import yaml
 from mbcl.orchestration.cluster.ray_internals import NodeResources, NodeType, autoscaler_status
 
 UNLIMITED = 1000
-"""The number of nodes that stands for any number."""
+"""Substitute for an unlimited number of nodes."""
 
 
 def max_nodes() -> list[NodeResources] | None:
-    """The resources of every node that the cluster can have at a time.
+    """Return the resources of each node of the cluster at its maximum size.
 
     Returns:
-        None if that is unknown here: there is no autoscaler, or this is not the head, on which its configuration lies.
+        None if that is unknown: there is no autoscaler, or its configuration file is on another node, the head.
     """
     node_types = autoscaler_status().node_types
     if node_types:
@@ -33,7 +33,7 @@ def max_nodes() -> list[NodeResources] | None:
 
 
 def from_config(config: Mapping[str, Any]) -> list[NodeResources] | None:
-    """The resources of the largest cluster of a ``cluster.yaml``: its head, and workers, the largest type first.
+    """Return the resources of the nodes of a ``cluster.yaml`` at its maximum size: head, then workers, largest first.
 
     Args:
         config: the content of the file.
@@ -56,7 +56,7 @@ def from_config(config: Mapping[str, Any]) -> list[NodeResources] | None:
 
 
 def _largest_cluster(node_types: Sequence[NodeType], max_workers: float) -> list[NodeResources]:
-    """Nodes of each type up to its maximum, those with most GPUs and CPUs first, up to ``max_workers`` in all."""
+    """Return nodes of each type up to its maximum, most GPUs and CPUs first, at most ``max_workers`` in all."""
     nodes: list[NodeResources] = []
     largest_first = sorted(
         node_types, key=lambda each: (each.resources.get("GPU", 0), each.resources.get("CPU", 0)), reverse=True
@@ -68,12 +68,12 @@ def _largest_cluster(node_types: Sequence[NodeType], max_workers: float) -> list
 
 
 def _config_file(gcs_address: str) -> Path | None:
-    """The configuration of the autoscaler that serves a cluster, if it runs on this machine."""
+    """Return the configuration file of the cluster's autoscaler, if that runs on this machine."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             arguments = (process / "cmdline").read_text().split("\0")
         except OSError:
-            continue  # it has ended
+            continue  # the process has ended
         options = dict(each[2:].split("=", 1) for each in arguments if each.startswith("--") and "=" in each)
         if any(each.endswith("monitor.py") for each in arguments) and options.get("gcs-address") == gcs_address:
             file = options.get("autoscaling-config")

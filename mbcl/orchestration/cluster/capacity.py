@@ -1,6 +1,7 @@
-"""What one trial needs, what the machine or cluster has, and how many trials fit at a time. No Ray here.
+"""The resources of a trial, the capacity of the machine or cluster, and how many trials run at a time. Imports no Ray.
 
-Ray waits for ever for resources that never come, so everything is compared before the first trial starts.
+Ray waits without limit for resources that do not exist, so requests are checked against the capacity before the first
+trial starts.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from mbcl.errors import ConfigError, pluralize
 from mbcl.orchestration.search_space.resources_block import Resources
 
 DRIVER_CPUS = 0.001
-"""Ray Tune refuses a trial driver with no resources at all; it only waits for others."""
+"""CPUs of a trial's driver, which only waits; Ray Tune refuses a trial without any resources."""
 DRIVER_SLOTS = 2
-"""How much of the custom resource ``driver`` a trial takes where a cluster has it: its driver and its planner."""
+"""Units of the custom resource ``driver`` that a trial takes on a cluster that offers it: its driver and planner."""
 AUTO_CPUS_PER_WORKER = 2
-"""What ``auto`` reserves for a worker: one CPU for its training thread, one for the planner and Ray's own processes."""
+"""CPUs that ``auto`` reserves for a worker: one for its training thread, one for the planner and Ray's processes."""
 MIN_AUTO_CPUS = 0.45
-"""The smallest share that ``auto`` gives a worker: below, the machine is asked for too much."""
+"""Minimum CPUs that ``auto`` reserves for a worker; a smaller share is an error, because the machine is overloaded."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ class Node:
 
 @dataclass(frozen=True)
 class TrialResources:
-    """What one trial needs.
+    """The resources of one trial.
 
     Args:
-        workers: training processes.
-        cpus_per_worker: what Ray reserves for each.
+        workers: number of training processes.
+        cpus_per_worker: CPUs that Ray reserves for each.
         gpus_per_worker: 0 or 1.
-        threads: how many threads torch uses in each, whatever runs beside it.
+        threads: number of torch threads in each, independent of the load of the machine.
     """
 
     workers: int
@@ -50,15 +51,16 @@ class TrialResources:
 
     @property
     def cpus(self) -> float:
-        """All CPUs of a trial: workers and driver. Evaluation and planner reserve none.
+        """CPUs of the workers and the driver. Evaluation and planner reserve none.
 
-        They run while workers wait; with ``planner.overlap`` the planner uses what training leaves, at least one.
+        Both run while the workers wait, except that with ``planner.overlap`` the planner uses the CPUs that training
+        leaves, at least one.
         """
         return (milli(self.cpus_per_worker) * self.workers + milli(DRIVER_CPUS)) / 1000
 
     @property
     def gpus(self) -> int:
-        """All GPUs of a trial. The evaluation takes one after the workers gave theirs back."""
+        """GPUs of the workers. The evaluation reserves one after the workers have released theirs."""
         return self.workers * self.gpus_per_worker
 
     def __str__(self) -> str:
@@ -68,23 +70,25 @@ class TrialResources:
 
 
 def milli(amount: float) -> int:
-    """An amount of a resource in thousandths, which unlike its sums and quotients are exact."""
+    """Convert an amount of a resource to whole thousandths: fixed-point sums and quotients are exact."""
     return round(amount * 1000)
 
 
 def this_machine() -> list[Node]:
-    """This machine as a cluster of one node: the CPUs that this process may use, and the GPUs that torch sees."""
+    """Return this machine as a cluster of one node: the CPUs that this process may use, the GPUs that torch sees."""
     import torch
 
     return [Node(usable_cpus(), torch.cuda.device_count())]
 
 
 def usable_cpus(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
-    """The CPUs that this process may use: of the machine, its affinity mask, and the quotas of its control groups.
+    """Return the number of CPUs that this process may use: the minimum of its affinity mask and cgroup quotas.
+
+    Systems without affinity masks count the CPUs of the machine instead. The result is at least 1.
 
     Args:
-        cgroups: where control groups are mounted.
-        membership: the file that names this process's groups.
+        cgroups: mount point of the control groups.
+        membership: file that lists the control groups of this process.
     """
     affinity = getattr(os, "sched_getaffinity", None)
     cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -92,7 +96,7 @@ def usable_cpus(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path(
 
 
 def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
-    """The CPU quotas, in CPUs, of this process's control groups and of those above them, versions 1 and 2."""
+    """Yield the quotas, in CPUs, of this process's control groups and their ancestors, of cgroup versions 1 and 2."""
     try:
         groups = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:
@@ -102,7 +106,7 @@ def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
             continue
         root = cgroups / "cpu" if controllers else cgroups
         relative = Path(path.lstrip("/"))
-        # In a container the path may be the host's; then the mount itself is this process's group.
+        # In a container the path may be the host's. The last ancestor, the mount itself, is then this process's group.
         for folder in [root / part for part in (relative, *relative.parents)]:
             try:
                 if controllers:
@@ -116,49 +120,53 @@ def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
 
 
 def resolve_resources(
-    asked: Resources,
+    requested: Resources,
     nodes: Sequence[Node],
     *,
-    cpus_a_worker: int = AUTO_CPUS_PER_WORKER,
+    auto_cpus_per_worker: int = AUTO_CPUS_PER_WORKER,
     drivers: float | None = None,
     sizes: Sequence[int] = (),
 ) -> TrialResources:
-    """Decide what ``auto`` means on these nodes, and of a range of workers the most that fit.
+    """Resolve ``auto`` on these nodes, and a range of workers to the largest number that fits.
 
     Args:
-        asked: the resources block.
-        nodes: what there is.
-        cpus_a_worker: the most that ``auto`` reserves for a worker.
-        drivers: as :func:`max_concurrency` takes it.
-        sizes: the numbers of workers that a trial may have, ascending; by default all that are asked for.
+        requested: the resources block.
+        nodes: the nodes.
+        auto_cpus_per_worker: maximum number of CPUs that ``auto`` reserves for a worker.
+        drivers: as for :func:`max_concurrency`.
+        sizes: the numbers of workers that a trial may have, ascending; by default all of the block.
 
     Raises:
-        ConfigError: if it cannot be decided within what the nodes have; the text holds the numbers.
+        ConfigError: if the request exceeds the capacity of the nodes; the message contains the numbers.
     """
-    *more, least = reversed(sizes or asked.numbers_of_workers)
-    for workers in more:
+    *larger, smallest = reversed(sizes or requested.numbers_of_workers)
+    for workers in larger:
         try:
-            need = _resolve(asked, workers, nodes, cpus_a_worker)
-            max_concurrency(need, nodes, asked, drivers=drivers)
+            resources = _resolve(requested, workers, nodes, auto_cpus_per_worker)
+            max_concurrency(resources, nodes, requested, drivers=drivers)
         except ConfigError:
             continue
-        return need
-    return _resolve(asked, least, nodes, cpus_a_worker)
+        return resources
+    return _resolve(requested, smallest, nodes, auto_cpus_per_worker)
 
 
-def _resolve(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_worker: int) -> TrialResources:
+def _resolve(requested: Resources, workers: int, nodes: Sequence[Node], auto_cpus_per_worker: int) -> TrialResources:
+    """Resolve the block for a number of workers. Raises ConfigError."""
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    use_gpu = gpus >= 1 if asked.gpu == "auto" else bool(asked.gpu)
+    use_gpu = gpus >= 1 if requested.gpu == "auto" else bool(requested.gpu)
     if use_gpu and gpus < workers:
         raise ConfigError(
-            f"resources: found gpu: {str(asked.gpu).lower()} and workers: {workers}, which need "
+            f"resources: found gpu: {str(requested.gpu).lower()} and workers: {workers}, which need "
             f"{pluralize(workers, 'GPU')}; there are {gpus:g}"
-            f"{' (resources.gpu: false trains on CPUs)' if asked.gpu == 'auto' else ''}"
+            f"{' (resources.gpu: false trains on CPUs)' if requested.gpu == 'auto' else ''}"
         )
-    explicit = asked.cpus_per_worker != "auto"
-    per_worker = float(asked.cpus_per_worker) if explicit else _auto_cpus(asked, workers, nodes, cpus_a_worker)
+    explicit = requested.cpus_per_worker != "auto"
+    if explicit:
+        per_worker = float(requested.cpus_per_worker)
+    else:
+        per_worker = _auto_cpus(requested, workers, nodes, auto_cpus_per_worker)
     if not explicit and per_worker < MIN_AUTO_CPUS:
-        trials = asked.max_concurrent_trials
+        trials = requested.max_concurrent_trials
         if trials != "auto" and milli(cpus) >= workers * milli(MIN_AUTO_CPUS):
             raise ConfigError(
                 f"resources.max_concurrent_trials: found {trials}; {trials * workers} workers need at least "
@@ -169,28 +177,28 @@ def _resolve(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_worke
             f"resources.workers: {pluralize(workers, 'worker')} need{'s' * (workers == 1)} at least "
             f"{workers * MIN_AUTO_CPUS:g} CPUs, there are {cpus:g} (resources.cpus_per_worker sets a smaller share)"
         )
-    # One thread unless more is asked for: on busy cores two threads of a small network wait for each other, which made
-    # an epoch six times as long, and the last bits of a sum depend on the number of threads.
+    # One thread unless `cpus_per_worker` is explicit: on busy cores the two threads of a small network wait for each
+    # other, which made an epoch six times as long, and the last bits of a sum depend on the number of threads.
     return TrialResources(workers, per_worker, int(use_gpu), max(1, int(per_worker)) if explicit else 1)
 
 
-def _auto_cpus(asked: Resources, workers: int, nodes: Sequence[Node], cpus_a_worker: int) -> float:
-    """A trial's even share of the CPUs, at most ``cpus_a_worker`` a worker, rounded down to what Ray counts."""
+def _auto_cpus(requested: Resources, workers: int, nodes: Sequence[Node], auto_cpus_per_worker: int) -> float:
+    """Return the CPUs of a worker: a trial's even share, at most ``auto_cpus_per_worker``, in whole thousandths."""
     cpus = sum(node.cpus for node in nodes)
-    trials = 1 if asked.max_concurrent_trials == "auto" else asked.max_concurrent_trials
-    total = min(milli(cpus_a_worker) * workers, milli(cpus) // trials)
-    # On several nodes the drivers of all trials may lie on one, where they must not take a worker's place.
+    trials = 1 if requested.max_concurrent_trials == "auto" else requested.max_concurrent_trials
+    total = min(milli(auto_cpus_per_worker) * workers, milli(cpus) // trials)
+    # Ray may place the drivers of all trials on one of several nodes, where they must not take a worker's CPUs.
     drivers = 1 if len(nodes) == 1 else max(1, milli(cpus) // max(1, total))
     return max(0, total - drivers * milli(DRIVER_CPUS)) // workers / 1000
 
 
 @dataclass(frozen=True)
 class Concurrency:
-    """How many trials run at a time.
+    """The number of trials that run at a time.
 
     Args:
-        trials: so many.
-        limit: what does not allow more, with numbers.
+        num_trials: the number.
+        limit: the limiting resource, described with numbers.
     """
 
     num_trials: int
@@ -201,54 +209,56 @@ class Concurrency:
 
 
 def max_concurrency(
-    need: TrialResources, nodes: Sequence[Node], asked: Resources, *, drivers: float | None = None
+    resources: TrialResources, nodes: Sequence[Node], requested: Resources, *, drivers: float | None = None
 ) -> Concurrency:
-    """How many trials run at a time, from the scarcest resource.
+    """Return how many trials run at a time, which the scarcest resource limits.
 
     Args:
-        need: what one needs.
-        nodes: what there is, or can be.
-        asked: the resources block.
-        drivers: how much there is of the custom resource ``driver``, if drivers and planners ask for it.
+        resources: the resources of one trial.
+        nodes: the nodes that exist or can be started.
+        requested: the resources block.
+        drivers: the cluster's amount of the custom resource ``driver``; None if drivers and planners do not request it.
 
     Raises:
-        ConfigError: if not even one fits, or fewer than ``resources.max_concurrent_trials``.
+        ConfigError: if no trial fits, or fewer than ``resources.max_concurrent_trials``.
     """
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    # Drivers that ask for `driver` take no CPUs.
-    each = need.cpus if drivers is None else need.cpus - DRIVER_CPUS
+    # Drivers that request `driver` take no CPUs.
+    each = resources.cpus if drivers is None else resources.cpus - DRIVER_CPUS
     limits = [Concurrency(milli(cpus) // milli(each), f"{cpus:g} CPUs, of which a trial takes {each:g}")]
-    if need.gpus:
-        limits.append(Concurrency(int(gpus) // need.gpus, f"{gpus:g} GPUs, of which a trial takes {need.gpus}"))
-    # Other drivers may lie on any node, and all of them on one.
-    beside = max(1, limits[0].num_trials) if drivers is None else 0
-    places = sum(_places(need, node, beside) for node in nodes)
+    if resources.gpus:
+        limits.append(
+            Concurrency(int(gpus) // resources.gpus, f"{gpus:g} GPUs, of which a trial takes {resources.gpus}")
+        )
+    # Ray may place drivers that do not request `driver` on any node, in the worst case all on the same one.
+    drivers_per_node = max(1, limits[0].num_trials) if drivers is None else 0
+    num_slots = sum(_num_slots(resources, node, drivers_per_node) for node in nodes)
     limits.append(
         Concurrency(
-            places // need.workers,
-            f"room for {pluralize(places, 'worker')} on {pluralize(len(nodes), 'node')}, of which a trial has "
-            f"{need.workers}",
+            num_slots // resources.workers,
+            f"room for {pluralize(num_slots, 'worker')} on {pluralize(len(nodes), 'node')}, of which a trial has "
+            f"{resources.workers}",
         )
     )
     if drivers is not None:
         text = f"{drivers:g} of the resource 'driver', of which a trial takes {DRIVER_SLOTS}"
         limits.append(Concurrency(int(drivers) // DRIVER_SLOTS, text))
-    scarcest = min(limits, key=lambda found: found.num_trials)
+    scarcest = min(limits, key=lambda limit: limit.num_trials)
     if scarcest.num_trials < 1:
-        missing = "; ".join(found.limit for found in limits if found.num_trials < 1)
-        raise ConfigError(f"resources: not one trial fits: it needs {need}; there are {missing}")
-    wanted = asked.max_concurrent_trials
-    if wanted == "auto":
+        missing = "; ".join(limit.limit for limit in limits if limit.num_trials < 1)
+        raise ConfigError(f"resources: not one trial fits: it needs {resources}; there are {missing}")
+    num_requested = requested.max_concurrent_trials
+    if num_requested == "auto":
         return scarcest
-    if wanted > scarcest.num_trials:
+    if num_requested > scarcest.num_trials:
         raise ConfigError(
-            f"resources.max_concurrent_trials: found {wanted}, but only {scarcest.num_trials} fit: there are "
-            f"{scarcest.limit}; a trial needs {need}"
+            f"resources.max_concurrent_trials: found {num_requested}, but only {scarcest.num_trials} fit: there are "
+            f"{scarcest.limit}; a trial needs {resources}"
         )
-    return Concurrency(wanted, "resources.max_concurrent_trials")
+    return Concurrency(num_requested, "resources.max_concurrent_trials")
 
 
-def _places(need: TrialResources, node: Node, drivers: int) -> int:
-    """How many workers fit on one node, beside so many drivers."""
-    places = max(0, milli(node.cpus) - drivers * milli(DRIVER_CPUS)) // max(1, milli(need.cpus_per_worker))
-    return min(places, int(node.gpus)) if need.gpus_per_worker else places
+def _num_slots(resources: TrialResources, node: Node, num_drivers: int) -> int:
+    """Return the number of workers that fit on a node together with ``num_drivers`` drivers."""
+    num_slots = max(0, milli(node.cpus) - num_drivers * milli(DRIVER_CPUS)) // max(1, milli(resources.cpus_per_worker))
+    return min(num_slots, int(node.gpus)) if resources.gpus_per_worker else num_slots

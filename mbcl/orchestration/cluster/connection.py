@@ -1,4 +1,4 @@
-"""Starting a local Ray or joining one, quietly, and what its nodes have."""
+"""Connecting to Ray: a local Ray or a joined cluster, with little output, and the capacity of its nodes."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from mbcl.orchestration.cluster.ray_environment import ENV_ALL, ENV_CLUSTER, ENV
 from mbcl.orchestration.cluster.ship_code import ship_working_dir
 
 BOOT_SECONDS = 900.0
-"""How long nodes that an autoscaler has asked for may take to boot."""
+"""How long nodes that an autoscaler has requested may take to boot."""
 FIRST_REQUEST_SECONDS = 20.0
-"""How long an autoscaler may take to ask for the first node that is needed."""
+"""How long an autoscaler may take to request the first node."""
 NOTIFY_SECONDS = 30.0
-"""How often a person is told what is waited for."""
+"""Interval of log lines while waiting."""
 POLL_SECONDS = 2.0
 CONNECT_SECONDS = 10.0
-"""How long a cluster may take to accept a connection."""
+"""Timeout of a TCP connection to the cluster."""
 STATUS_SECONDS = 30.0
-"""How long ``ray status`` may take to answer; it imports Ray first."""
+"""Timeout of ``ray status``, which first imports Ray."""
 
 
 @dataclass(frozen=True)
 class ClusterInfo:
-    """A Ray that runs.
+    """The capacity of a running Ray.
 
     Args:
-        nodes: those that trials can use; of a cluster that grows, those that it can have.
-        placement: which nodes the small processes of trials run on.
-        drivers: how much there is of the custom resource ``driver``; None if nobody offers it.
+        nodes: the nodes for trials; of an autoscaled cluster, at its maximum size.
+        placement: the nodes that run the drivers, planners and tasks of trials.
+        drivers: the cluster's amount of the custom resource ``driver``; None if no node offers it.
     """
 
     nodes: list[Node]
@@ -61,30 +61,30 @@ def cluster(
     log: Callable[[str], None] = lambda text: None,
     dashboard: bool = False,
 ) -> Iterator[ClusterInfo]:
-    """A Ray for the time of the block: a local one that ends with it, or the one at ``address``.
+    """Connect to Ray for the block: to a local one that ends with the block, or to the cluster at ``address``.
 
     Args:
-        address: of a running cluster, or None.
-        nodes: what a local Ray may use.
-        verbose: whether Ray may talk.
-        log: is told in a line what is waited for.
-        dashboard: whether a local Ray starts one; nothing here needs it.
+        address: address of a running cluster, or None.
+        nodes: the node for a local Ray.
+        verbose: whether Ray may print.
+        log: takes a line about what is waited for.
+        dashboard: whether a local Ray starts its dashboard, which mbcl does not use.
 
     Yields:
-        What it has.
+        The capacity of the cluster.
 
     Raises:
         ConfigError: if no cluster answers at ``address``.
     """
-    wanted = {**ENV_DRIVER, **({} if address else ENV_LOCAL | ENV_ALL)}
-    added = {key: value for key, value in wanted.items() if key not in os.environ}
+    variables = {**ENV_DRIVER, **({} if address else ENV_LOCAL | ENV_ALL)}
+    added = {key: value for key, value in variables.items() if key not in os.environ}
     os.environ.update(added)
     level = logging.INFO if verbose else logging.ERROR
     if address is None and "ray" not in sys.modules:
-        # A token that only this user can read; without it any user of this machine could run code as this one. Ray does
-        # so by itself, but warns; and it reads the mode once, when it is imported.
+        # Authenticate with a token that only this user can read; otherwise any user of this machine could run code as
+        # this user. Ray would choose the mode by itself, but with a warning. It reads the variable once, at its import.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-        # Ray's services then listen on the loopback alone, as they do on other systems than Linux.
+        # Ray's services then listen on the loopback only, as they do on other systems than Linux.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
@@ -94,26 +94,26 @@ def cluster(
     except BaseException as error:
         ray.shutdown()
         _unset_variables(added)
-        if isinstance(error, SystemExit):  # by Ray's own handler of SIGTERM, before ours was put back
+        if isinstance(error, SystemExit):  # from Ray's handler of SIGTERM, before ours was restored
             raise KeyboardInterrupt from None
         raise
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(level)
     try:
-        yield ClusterInfo(nodes) if address is None else _joined(log)
+        yield ClusterInfo(nodes) if address is None else _cluster_info(log)
     finally:
         ray.shutdown()
         _unset_variables(added)
 
 
 def _unset_variables(added: Iterable[str]) -> None:
-    """Take these environment variables back: what holds for a local Ray does not for a cluster joined later."""
+    """Remove the variables that we set; they must not leak into a cluster that this process joins later."""
     for key in added:
         os.environ.pop(key, None)
 
 
 def _connect(address: str | None, nodes: list[Node], *, verbose: bool, level: int, dashboard: bool) -> None:
-    """Start a local Ray with these nodes' resources, or join the one at the address.
+    """Start a local Ray with this node's resources, or join the cluster at the address.
 
     Raises:
         ConfigError: if no cluster answers there.
@@ -122,7 +122,7 @@ def _connect(address: str | None, nodes: list[Node], *, verbose: bool, level: in
 
     common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
     if address is None:
-        # Without an address Ray would join a cluster that RAY_ADDRESS names or that runs on this machine by chance.
+        # Without an address Ray would join the cluster of RAY_ADDRESS or one that happens to run on this machine.
         ray.init(
             address="local",
             num_cpus=int(nodes[0].cpus),
@@ -134,21 +134,21 @@ def _connect(address: str | None, nodes: list[Node], *, verbose: bool, level: in
         check_address(address)
         try:
             with ship_working_dir() as code:
-                there = {key: os.environ.get(key, value) for key, value in (ENV_ALL | ENV_CLUSTER).items()}
-                ray.init(address=address, runtime_env={"env_vars": there, **code}, **common)
+                env_vars = {key: os.environ.get(key, value) for key, value in (ENV_ALL | ENV_CLUSTER).items()}
+                ray.init(address=address, runtime_env={"env_vars": env_vars, **code}, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"--address {address}: no Ray cluster answers: {str(error).splitlines()[0]}") from error
 
 
 def check_address(address: str) -> None:
-    """Ask ``HOST:PORT`` whether it is a Ray cluster: Ray itself would go on trying for minutes.
+    """Check that a Ray cluster answers at ``HOST:PORT``, because ``ray.init`` would retry for minutes.
 
     Args:
-        address: as it was given; what Ray looks up itself, such as ``auto``, is not asked.
+        address: the value of ``--address``; addresses that Ray resolves itself, such as ``auto``, are not checked.
 
     Raises:
-        ConfigError: if nothing listens there or it is no Ray; if the cluster asks for another token; or if it is for
-            Ray's client, through which nobody can ask what nodes have.
+        ConfigError: if nothing listens there or it is not Ray; if the cluster requires another token; or if the
+            address is one of Ray's client, which cannot query the resources of nodes.
     """
     if address.startswith("ray://"):
         raise ConfigError(
@@ -166,13 +166,13 @@ def check_address(address: str) -> None:
 
 
 def _check_is_ray(address: str) -> None:
-    """Run ``ray status`` there, in a process: Ray's own client ends its process where nothing answers it."""
+    """Run ``ray status`` in a subprocess, because Ray's client ends its own process if nothing answers."""
     command = shutil.which("ray", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if command is None:
-        return  # without Ray's command line the attempt to join tells
+        return  # no Ray command line: ray.init will fail instead
     try:
-        line = [command, "status", "--address", address]
-        status = subprocess.run(line, capture_output=True, text=True, timeout=STATUS_SECONDS)
+        arguments = [command, "status", "--address", address]
+        status = subprocess.run(arguments, capture_output=True, text=True, timeout=STATUS_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise ConfigError(
             f"--address {address}: something listens there that does not answer as a Ray cluster within "
@@ -190,25 +190,25 @@ def _check_is_ray(address: str) -> None:
         raise ConfigError(f"--address {address}: no Ray cluster answers: {last_line}")
 
 
-def _joined(log: Callable[[str], None]) -> ClusterInfo:
-    """What the joined cluster can have, where that is known; otherwise what it has once booting nodes are up.
+def _cluster_info(log: Callable[[str], None]) -> ClusterInfo:
+    """Return the maximum capacity of the joined cluster; if it is unknown, the capacity once no node is booting.
 
-    How many trials run at a time is decided now. Nodes that come later take in waiting trials.
+    The number of concurrent trials is derived from it once. Nodes that boot later run trials that wait until then.
     """
     import ray
 
     from mbcl.orchestration.cluster import autoscaler
     from mbcl.orchestration.cluster.orphaned_groups import remove_orphaned_groups
 
-    remove_orphaned_groups()  # of sweeps that were killed
+    remove_orphaned_groups()  # of killed sweeps, so that their resources are free
     max_nodes = autoscaler.max_nodes()
-    present = _nodes() if max_nodes is not None else _wait_for_nodes(log)
-    possible = _training_nodes(max_nodes or [])
+    present = _present_nodes() if max_nodes is not None else _wait_for_nodes(log)
+    maximum = _training_nodes(max_nodes or [])
     resources = ray.cluster_resources()
     for node in max_nodes or []:
         resources |= {key: resources.get(key, 0) or amount for key, amount in node.items()}
-    # Nodes may have joined by hand.
-    nodes = possible if len(possible) > len(present) else present
+    # More nodes than the autoscaler's maximum may be present: nodes that joined by hand.
+    nodes = maximum if len(maximum) > len(present) else present
     if len(nodes) > len(present):
         log(
             f"nodes that train: the cluster can have {len(nodes)}, {len(present)} are up; others boot when trials need "
@@ -219,19 +219,19 @@ def _joined(log: Callable[[str], None]) -> ClusterInfo:
 
 
 def _wait_for_nodes(log: Callable[[str], None]) -> list[Node]:
-    """The nodes that can train, once none is booting any more."""
+    """Wait until no node is booting, at most :data:`BOOT_SECONDS`; return the nodes that can train."""
     from mbcl.orchestration.cluster.ray_internals import autoscaler_status
 
     start = time.monotonic()
     last_notified_at = -math.inf
     while True:
-        nodes, status, waited = _nodes(), autoscaler_status(), time.monotonic() - start
+        nodes, status, waited = _present_nodes(), autoscaler_status(), time.monotonic() - start
         # Right after `ray up` the autoscaler has not requested its first nodes yet.
         if not status.num_booting and (nodes or waited > FIRST_REQUEST_SECONDS or not status.present):
             return nodes
         if waited > BOOT_SECONDS:
-            late = f"{status.num_booting} nodes have not come up within {BOOT_SECONDS:g} s"
-            log(f"note: {late}; the study uses {len(nodes)}")
+            problem = f"{status.num_booting} nodes have not come up within {BOOT_SECONDS:g} s"
+            log(f"note: {problem}; the study uses {len(nodes)}")
             return nodes
         if waited - last_notified_at > NOTIFY_SECONDS:
             last_notified_at = waited
@@ -240,14 +240,14 @@ def _wait_for_nodes(log: Callable[[str], None]) -> list[Node]:
 
 
 def await_node(resources: dict[str, float], log: Callable[[str], None]) -> None:
-    """Wait until a node that trains takes a task.
+    """Wait until a node that trains has run a task.
 
     Args:
-        resources: the custom resources of such nodes.
-        log: is told in a line what is waited for.
+        resources: the custom resources of nodes that train.
+        log: takes a line about what is waited for.
 
     Raises:
-        ConfigError: if none does.
+        ConfigError: if no node has run it within :data:`BOOT_SECONDS`.
     """
     import ray
 
@@ -257,19 +257,20 @@ def await_node(resources: dict[str, float], log: Callable[[str], None]) -> None:
         waited = time.monotonic() - start
         if waited > BOOT_SECONDS:
             ray.cancel(probe)
-            has = ", ".join(f"{count:g} {name}" for name, count in sorted(ray.available_resources().items()))
+            free = ", ".join(f"{count:g} {name}" for name, count in sorted(ray.available_resources().items()))
             raise ConfigError(
-                f"--address: no node has had a free CPU for {BOOT_SECONDS:g} s; free are: {has or 'none'}"
+                f"--address: no node has had a free CPU for {BOOT_SECONDS:g} s; free are: {free or 'none'}"
             )
         log(f"waiting for a node with a free CPU, {waited:.0f} s so far")
 
 
-def _nodes() -> list[Node]:
-    """The living nodes of the joined cluster that have CPUs for trials."""
+def _present_nodes() -> list[Node]:
+    """Return the alive nodes of the joined cluster that offer CPUs."""
     import ray
 
     return _training_nodes(node["Resources"] for node in ray.nodes() if node["Alive"])
 
 
 def _training_nodes(nodes: Iterable[Mapping[str, float]]) -> list[Node]:
+    """Return the nodes that offer CPUs; the head of a cluster usually offers none."""
     return [Node(node.get("CPU", 0), node.get("GPU", 0)) for node in nodes if node.get("CPU", 0) > 0]

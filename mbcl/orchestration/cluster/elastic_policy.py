@@ -1,7 +1,7 @@
-"""How many workers a trial with a range of workers begins with: as many as fit now, or boot for it.
+"""The number of workers with which a trial with a range of workers starts: as many as fit now or are booting.
 
-Ray Train asks the policy before it starts a worker group: at the beginning, and again after a loss. A running group
-keeps its size.
+Ray Train asks the policy before it starts a worker group: at the beginning, and again after the loss of a worker. A
+running group keeps its size.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from mbcl.orchestration.cluster.ray_internals import (
 from mbcl.orchestration.cluster.wait_for_capacity import num_fitting
 
 SETTLE_SECONDS = 5.0
-"""How long the largest size is waited for: resources that others gave back are reported a moment later."""
+"""How long to wait for the largest size: Ray reports released resources with a delay."""
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 2.0
-"""How long a node may take to accept a connection. Ray itself notices a lost one after half a minute."""
+"""Timeout of a connection to a node. Ray itself detects a lost node after half a minute."""
 
 
 class LargestDivisorScalingPolicy(ScalingPolicy):
-    """The largest allowed worker group that the cluster has room for.
+    """Chooses the largest allowed worker group that fits on the cluster.
 
     Args:
         scaling_config: Ray Train's, with the largest size.
@@ -45,7 +45,7 @@ class LargestDivisorScalingPolicy(ScalingPolicy):
         self._since: float | None = None
 
     def choose_size(self, resources_per_worker: Mapping[str, float]) -> int | None:
-        """The largest size that fits, or the smallest, for which Ray then waits; None while more room may come."""
+        """Return the largest size that fits, or the smallest, which Ray then waits for; None while more may fit."""
         if self._since is None:  # at the beginning, or after a loss
             self._since = time.monotonic()
             self.request_nodes_for(self._sizes[-1])
@@ -60,7 +60,7 @@ class LargestDivisorScalingPolicy(ScalingPolicy):
 
 
 def _may_grow(waited: float) -> bool:
-    """Whether more room may come to a trial that has waited for so many seconds."""
+    """Return whether the capacity may still grow for a trial that has waited ``waited`` seconds."""
     if waited <= SETTLE_SECONDS:
         return True
     if waited > BOOT_SECONDS:
@@ -70,12 +70,12 @@ def _may_grow(waited: float) -> bool:
 
 
 def num_free_slots(resources_per_worker: Mapping[str, float]) -> int:
-    """How many workers fit on the cluster now, without nodes that are draining or unreachable.
+    """Return how many workers fit on the cluster now, without nodes that are draining or unreachable.
 
-    What the calling actor has reserved itself counts as free: it gives that back before it reserves anew.
+    The reservations of the calling actor count as free: it releases them before it reserves again.
 
     Args:
-        resources_per_worker: by resource.
+        resources_per_worker: amounts by resource.
     """
     draining = draining_nodes()
     free = free_resources_by_node()
@@ -85,14 +85,14 @@ def num_free_slots(resources_per_worker: Mapping[str, float]) -> int:
         node_id = node["NodeID"]
         if not node["Alive"] or node_id in draining or not _reachable(node):
             continue
-        free_here, own_here = free.get(node_id, {}), own.get(node_id, {})
-        available = {key: free_here.get(key, 0) + own_here.get(key, 0) for key in resources_per_worker}
+        node_free, node_own = free.get(node_id, {}), own.get(node_id, {})
+        available = {key: node_free.get(key, 0) + node_own.get(key, 0) for key in resources_per_worker}
         total += int(num_fitting(available, resources_per_worker))
     return total
 
 
 def _own_reservations() -> dict[str, dict[str, float]]:
-    """By node, the resources in placement groups that this actor has made."""
+    """Return by node the resources in placement groups that this actor has created."""
     own_id = ray.get_runtime_context().get_actor_id()
     total: dict[str, dict[str, float]] = {}
     for group in placement_groups():
@@ -105,7 +105,7 @@ def _own_reservations() -> dict[str, dict[str, float]]:
 
 
 def _reachable(node: Mapping[str, Any]) -> bool:
-    """Whether a node's raylet accepts a connection."""
+    """Return whether a node's raylet accepts a connection."""
     try:
         address = node["NodeManagerAddress"], node["NodeManagerPort"]
         socket.create_connection(address, timeout=CONNECT_SECONDS).close()

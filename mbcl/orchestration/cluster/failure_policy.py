@@ -1,4 +1,4 @@
-"""Which failures of training workers are retried: lost processes, but no exception that would be raised again."""
+"""Retries of failed training workers: lost processes are retried, deterministic exceptions are not."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mbcl.io.store import open_store
 from mbcl.orchestration.cluster.ray_internals import LOST_WORKER_ERRORS, FailurePolicy
 
 PEER_FAILURE_MESSAGES = ("connection", "gloo", "nccl", "timed out", "timeout", "socket", "broken pipe", "peer", "store")
-"""Parts of the messages with which a collective fails because *another* worker or the network went away.
+"""Parts of the messages with which a collective fails because *another* worker or the network was lost.
 
-gloo raises a plain RuntimeError for it, so its type does not tell.
+The type of the exception does not tell: gloo raises a plain RuntimeError.
 """
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether a worker's failure is the loss of another worker, as a collective reports it."""
+    """Return whether a worker failed because a collective lost another worker."""
     if isinstance(error, DISTRIBUTED_ERRORS):
         return True
     if not isinstance(error, RuntimeError) or isinstance(error, (MbclError, *LOST_WORKER_ERRORS)):
@@ -29,10 +29,10 @@ def is_peer_failure(error: BaseException) -> bool:
 
 
 def is_deterministic(error: BaseException) -> bool:
-    """Whether a worker's failure is an exception of the code itself, which another attempt would raise again.
+    """Return whether a worker's failure is an exception of the code itself, which a retry would raise again.
 
     Args:
-        error: as Ray Train passes it on: what the training function raised, or one of Ray's where the process died.
+        error: from Ray Train: the exception of the training function, or one of Ray's if the process died.
     """
     if isinstance(error, (OSError, StorageError, *LOST_WORKER_ERRORS)):
         return False  # storage, network, a lost planner, a lost process
@@ -40,9 +40,9 @@ def is_deterministic(error: BaseException) -> bool:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error of the process where it happened, unwrapped from Ray's.
+    """Return the original error of a process, unwrapped from Ray's.
 
-    Of several workers it is that of the lowest rank which did not merely lose another.
+    If several workers failed, it is that of the lowest rank which did not merely lose another worker.
     """
     failures = getattr(error, "worker_failures", None)
     if failures:
@@ -55,16 +55,16 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 class RetryLostWorkers(FailurePolicy):
-    """Ray Train's failure policy, but an exception that would be raised again ends the trial at once.
+    """Ray Train's failure policy, except that a deterministic exception ends the trial at once.
 
-    Where a process was lost its peers fail in their collectives; those errors alone never decide. Only losses without a
-    new checkpoint in between add up to the limit: on spot nodes a long training meets more of them than any limit.
+    After the loss of a process its peers fail in their collectives; the errors of peers are never decisive. A new
+    checkpoint resets the count of losses: on spot nodes a long training exceeds any fixed limit.
 
     Args:
-        failure_config: how many failures are retried.
-        location: the trial's folder, whose checkpoints show progress; empty for not looking.
-        capacity_may_come: whether workers that could not be started may find room later; then they are retried without
-            limit.
+        failure_config: number of failures that are retried.
+        location: the trial's folder, whose checkpoints show progress; empty to ignore progress.
+        capacity_may_come: returns whether the cluster may later have resources for workers that could not be started;
+            starting them is then retried without limit.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class RetryLostWorkers(FailurePolicy):
         self._newest: str | None = None
 
     def waits_for_capacity(self) -> bool:
-        """Whether the cluster can ever hold the workers."""
+        """Return whether the cluster can ever run the workers."""
         return self._capacity_may_come()
 
     def has_progressed(self) -> bool:
-        """Whether a checkpoint is newer than that at the last failure."""
+        """Return whether there is a newer checkpoint than at the last failure."""
         newest = self._newest_checkpoint()
         if newest is None or newest == self._newest:
             return False
@@ -91,7 +91,7 @@ class RetryLostWorkers(FailurePolicy):
         return True
 
     def _newest_checkpoint(self) -> str | None:
-        """The name of the newest checkpoint, None if unknown."""
+        """Return the name of the newest checkpoint; None if unknown."""
         if not self._location:
             return None
         try:
@@ -100,7 +100,7 @@ class RetryLostWorkers(FailurePolicy):
             return None
 
     def retries(self, worker_errors: Mapping[int, BaseException]) -> bool:
-        """Whether a process was lost, or no worker raised an exception of its own."""
+        """Return whether a process was lost, or no worker raised a deterministic exception."""
         errors = worker_errors.values()
         lost = any(isinstance(error, LOST_WORKER_ERRORS) for error in errors)
         return lost or not any(is_deterministic(error) for error in errors)

@@ -1,4 +1,4 @@
-"""On which nodes of a cluster the small processes of a trial run."""
+"""The nodes of a cluster that run a trial's driver, planner and tasks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Placement:
-    """On which nodes of a cluster the processes of a trial that reserve no CPUs run; anywhere by default.
+    """The nodes for the processes of a trial that reserve no CPUs; by default any node.
 
-    A node that offers the custom resource ``driver`` keeps the drivers and planners of trials, one that offers
-    ``task`` the planning of pools and evaluations. ``cluster.yaml`` gives the first to its head, which no spot market
-    takes away, and the second to the workers, which have the CPUs.
+    Nodes that offer the custom resource ``driver`` run the drivers and planners of trials. Nodes that offer ``task``
+    run the planning and evaluation tasks. ``cluster.yaml`` gives ``driver`` to its head, which is not preempted, and
+    ``task`` to the workers, which have the CPUs.
 
     Args:
-        driver: whether some node offers ``driver``.
-        task: whether some node offers ``task``.
+        driver: whether a node offers ``driver``.
+        task: whether a node offers ``task``.
     """
 
     driver: bool = False
@@ -23,10 +23,10 @@ class Placement:
 
     @property
     def for_driver(self) -> dict[str, float]:
-        """The custom resources that a driver or planner asks for."""
+        """The custom resources of a driver or planner."""
         return {"driver": 1} if self.driver else {}
 
     @property
     def for_task(self) -> dict[str, float]:
-        """The custom resources that a planning or evaluation task asks for."""
+        """The custom resources of a planning or evaluation task."""
         return {"task": 1} if self.task else {}

@@ -1,10 +1,10 @@
-"""The door to Ray's private API: the only file that imports it, as plain functions and dataclasses for the others.
+"""The adapter to Ray's private API: the only file that imports it; it exports plain functions and dataclasses.
 
-Ray promises nothing about these names. Each assumption is a test in
-``tests/orchestration/cluster/test_ray_internals.py``, so that an upgrade of Ray fails by the name of what has changed.
+Ray may change these names in any release. Each assumption has a test in
+``tests/orchestration/cluster/test_ray_internals.py``, so that after an upgrade a failing test names what has changed.
 ``pyproject.toml`` states the range of versions for which these tests have passed.
 
-The functions ask the cluster that this process has joined, so they need ``ray.init``; the classes do not.
+The functions query the cluster that this process is connected to, so they need ``ray.init``; the classes do not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, 
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 LOST_WORKER_ERRORS: tuple[type[Exception], ...] = (ray.exceptions.RayError, RayTrainError)
-"""What Ray raises for a process that died or that it could not reach."""
+"""The errors that Ray raises for a process that died or is unreachable."""
 
 NodeResources = dict[str, float]
 """Amounts by resource, such as ``{"CPU": 8.0, "GPU": 1.0}``."""
@@ -40,16 +40,16 @@ NodeResources = dict[str, float]
 
 @dataclass(frozen=True)
 class PlacementGroupInfo:
-    """A placement group that has not been removed, as the GCS knows it.
+    """A placement group that has not been removed, from the table of the GCS.
 
     Args:
-        id: in hex.
-        job_id: of the job that made it, in hex.
-        creator_actor_id: of the actor that made it, in hex; empty if a driver process or a task did.
-        creator_dead: whether the GCS marked it when its maker died.
-        detached: whether it is meant to outlive its maker.
+        id: id in hex.
+        job_id: id of the job that created it, in hex.
+        creator_actor_id: id of the actor that created it, in hex; empty if a driver process or a task did.
+        creator_dead: whether the GCS marked it when its creator died.
+        detached: whether it outlives its creator on purpose.
         created: whether its resources are reserved; otherwise it waits for them.
-        requested_at: seconds since the epoch.
+        requested_at: time of the request in seconds since the epoch.
         reserved: resources by node id, in hex; empty while it waits.
     """
 
@@ -63,19 +63,19 @@ class PlacementGroupInfo:
     reserved: dict[str, NodeResources]
 
     def remove(self) -> None:
-        """Give its resources back."""
+        """Remove the group, which releases its resources."""
         remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(self.id)))
 
 
 def placement_groups() -> list[PlacementGroupInfo]:
-    """The placement groups of all jobs of the cluster, waiting ones included. The public API needs the dashboard."""
+    """Return the placement groups of all jobs, also waiting ones. Ray's public API for this needs the dashboard."""
     table = state._connect_and_get_accessor().get_placement_group_table()
     groups = map(PlacementGroupTableData.FromString, table)
     return [_group_info(group) for group in groups if group.state != PlacementGroupTableData.REMOVED]
 
 
 def _group_info(group: Any) -> PlacementGroupInfo:
-    maker = ray.ActorID(group.creator_actor_id)
+    creator = ray.ActorID(group.creator_actor_id)
     reserved: dict[str, NodeResources] = {}
     for bundle in group.bundles:
         if bundle.node_id:
@@ -85,7 +85,7 @@ def _group_info(group: Any) -> PlacementGroupInfo:
     return PlacementGroupInfo(
         id=group.placement_group_id.hex(),
         job_id=group.creator_job_id.hex(),
-        creator_actor_id="" if maker.is_nil() else maker.hex(),
+        creator_actor_id="" if creator.is_nil() else creator.hex(),
         creator_dead=group.creator_actor_dead,
         detached=group.is_detached,
         created=group.state == PlacementGroupTableData.CREATED,
@@ -95,31 +95,31 @@ def _group_info(group: Any) -> PlacementGroupInfo:
 
 
 def live_jobs() -> set[str]:
-    """The ids of the jobs that have not ended, in hex."""
+    """Return the ids of the jobs that have not ended, in hex."""
     return {str(job["JobID"]) for job in state.job_table() if not job["IsDead"]}
 
 
 def actor_is_dead(actor_id: str) -> bool:
-    """Whether an actor has died for good."""
+    """Return whether an actor is dead and will not be restarted."""
     return bool(state.actor_table(actor_id).get("State") == "DEAD")
 
 
 def draining_nodes() -> set[str]:
-    """The ids of nodes that were announced to go, in hex."""
+    """Return the ids of the nodes that are being drained, in hex."""
     return set(state.get_draining_nodes())
 
 
 def free_resources_by_node() -> dict[str, NodeResources]:
-    """By node id in hex, what no task, actor or placement group has reserved."""
+    """Return by node id, in hex, the resources that no task, actor or placement group has reserved."""
     return {node: dict(free) for node, free in state.available_resources_per_node().items()}
 
 
 def drain_this_node(seconds: float, node_id: str = "") -> None:
-    """Announce that a node will be gone in so many seconds.
+    """Drain a node: announce that it will be preempted.
 
     Args:
-        seconds: from now.
-        node_id: in hex; this node by default.
+        seconds: time until then.
+        node_id: the node's id in hex; this node by default.
 
     Raises:
         ConnectionError: if Ray rejects the notice.
@@ -139,8 +139,8 @@ class NodeType:
     """A type of node that an autoscaler can start.
 
     Args:
-        resources: of one node.
-        max_count: how many there may be; -1 for any number.
+        resources: the resources of one node.
+        max_count: maximum number of nodes; -1 for no limit.
     """
 
     resources: NodeResources
@@ -149,12 +149,12 @@ class NodeType:
 
 @dataclass(frozen=True)
 class AutoscalerStatus:
-    """What the autoscaler of a cluster reports, of either version.
+    """The state that the autoscaler of a cluster, version 1 or 2, reports.
 
     Args:
-        present: whether the cluster has one.
-        num_booting: nodes that were requested and are not up.
-        node_types: what it can start, where it reports that.
+        present: whether the cluster has an autoscaler.
+        num_booting: number of nodes that were requested and are not up.
+        node_types: the types of nodes that it can start; empty if it does not report them.
     """
 
     present: bool
@@ -163,7 +163,7 @@ class AutoscalerStatus:
 
 
 def autoscaler_status() -> AutoscalerStatus:
-    """Ask for the state of the cluster's autoscaler."""
+    """Return the state of the cluster's autoscaler."""
     config = state.get_cluster_config()
     groups = config.node_group_configs if config is not None else ()
     node_types = tuple(NodeType(dict(group.resources), group.max_count) for group in groups)
@@ -179,16 +179,16 @@ def autoscaler_status() -> AutoscalerStatus:
 
 
 class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]
-    """A TorchTrainer without two helper processes of 2 CPU-seconds each, and with policies of its own.
+    """A TorchTrainer without two callbacks, whose processes cost 2 CPU-seconds each, and with replaceable policies.
 
-    No Ray Data set is used. Ray's cleaner of placement groups needs the dashboard;
-    :func:`~mbcl.orchestration.cluster.orphaned_groups.remove_orphaned_groups` takes its place.
+    Ray Data is not used. Ray's cleaner of placement groups needs the dashboard;
+    :func:`~mbcl.orchestration.cluster.orphaned_groups.remove_orphaned_groups` replaces it.
     """
 
     UNUSED_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
     policies: Mapping[str, Any] = {}
-    """Replacements of Ray Train's policies, by ``failure_policy`` and ``scaling_policy``."""
+    """Replacements of Ray Train's policies under the keys ``failure_policy`` and ``scaling_policy``."""
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
@@ -205,29 +205,29 @@ class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]
 
 
 class FailurePolicy(DefaultFailurePolicy):
-    """Ray Train's counting of failures, with three decisions that a subclass makes.
+    """Ray Train's policy, which counts failures, with three decisions that a subclass overrides.
 
     Args:
-        failure_config: how many failures of each kind are retried.
+        failure_config: number of failures of each kind that are retried.
     """
 
     def __init__(self, failure_config: FailureConfig) -> None:
         super().__init__(failure_config)
 
     def waits_for_capacity(self) -> bool:
-        """Whether workers that did not start in time are tried again without counting it."""
+        """Return whether a timeout of starting workers is retried without counting it."""
         return False
 
     def has_progressed(self) -> bool:
-        """Whether training went on since the last failure, so that counting begins anew."""
+        """Return whether training has progressed since the last failure, which resets the counts."""
         return False
 
     def retries(self, worker_errors: Mapping[int, BaseException]) -> bool:
-        """Whether a failure of workers is retried, within the limits; their errors are given by rank."""
+        """Return whether a failure of workers, given by rank, is retried within the limits."""
         return True
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        """Retry or raise. Called by Ray Train's controller."""
+        """Decide whether to retry or to raise; called by Ray Train's controller."""
         if isinstance(training_failed_error, ControllerError):
             timed_out = isinstance(training_failed_error.controller_failure, WorkerGroupStartupTimeoutError)
             if timed_out and self.waits_for_capacity():
@@ -247,7 +247,7 @@ class ScalingPolicy(FixedScalingPolicy):
     """A policy that chooses the size of a worker group before it starts; a running group keeps its size.
 
     Args:
-        scaling_config: Ray Train's, with the largest size.
+        scaling_config: Ray Train's configuration, with the largest size.
     """
 
     def __init__(self, scaling_config: ScalingConfig) -> None:
@@ -255,22 +255,22 @@ class ScalingPolicy(FixedScalingPolicy):
         self._requested_size = scaling_config.num_workers
 
     def choose_size(self, resources_per_worker: Mapping[str, float]) -> int | None:
-        """The number of workers to start now; None to be asked again at once."""
+        """Return the number of workers to start now; None to be called again at once."""
         raise NotImplementedError
 
     def request_nodes_for(self, size: int) -> None:
-        """Let the autoscaler make room for so many workers from now on."""
+        """Request nodes for ``size`` workers from the autoscaler from now on."""
         if size != self._requested_size:
             self._requested_size = size
-            self._send_resource_request()
+            self._send_resource_request()  # type: ignore[no-untyped-call]
 
     def _get_num_workers_for_resource_request(self) -> int:
-        # An autoscaler boots nodes for all that is requested, and holds them as long as it is.
+        # The autoscaler boots nodes for the requested resources, and keeps them while they are requested.
         return int(self._requested_size)
 
     def make_decision_for_non_running_worker_group(self) -> ResizeDecision | NoopDecision:
-        """Start a group or wait. Called by Ray Train's controller at the beginning and after a loss."""
-        self._maybe_send_resource_request()
+        """Start a group or wait; called by Ray Train's controller at the beginning and after the loss of a worker."""
+        self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
         resources = self.scaling_config._resources_per_worker_not_none
         size = self.choose_size(resources)
         if size is None:

@@ -1,4 +1,4 @@
-"""The code that the nodes of a cluster run: that of the process which starts the study."""
+"""Shipping of the study's source code to the nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mbcl.orchestration.cluster.ray_environment import JOB_CONFIG_VARIABLE, WORK
 
 @contextmanager
 def ship_working_dir() -> Iterator[dict[str, str]]:
-    """What brings this very source to every node, as entries of a Ray runtime environment, while ``ray.init`` runs.
+    """Yield the entries of a Ray runtime environment that ship this source to every node; keep open for ``ray.init``.
 
-    It is the working directory of Ray's processes, not one of ``py_modules``: these come behind the folder that the
-    study is started in, and a node may have an older revision at the same place.
+    The source is shipped as the working directory of Ray's processes. ``py_modules`` would not do: they come after the
+    folder that the study is started in on ``sys.path``, and a node may have an older revision at the same path.
 
-    Nothing is brought where the study is a job that Ray has given a working directory, for it is that code which runs.
+    Nothing is shipped if the study is a Ray job that was submitted with a working directory: the nodes run that code.
 
     Raises:
-        ConfigError: if this process of such a job runs other code.
+        ConfigError: if the study is such a job and this process runs other code.
     """
     package = Path(mbcl.__file__).resolve().parent
-    if _is_brought():
+    if _job_has_working_dir():
         if WORKING_DIR_FOLDER not in package.parts:
             raise ConfigError(
                 f"the job's working directory does not hold mbcl, which this process has from {package}: the nodes "
@@ -41,7 +41,8 @@ def ship_working_dir() -> Iterator[dict[str, str]]:
         yield {"working_dir": folder}
 
 
-def _is_brought() -> bool:
+def _job_has_working_dir() -> bool:
+    """Return whether this process belongs to a Ray job that was submitted with a working directory."""
     try:
         job = json.loads(os.environ.get(JOB_CONFIG_VARIABLE, "{}"))
         return bool((job.get("runtime_env") or {}).get("working_dir"))

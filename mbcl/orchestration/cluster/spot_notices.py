@@ -1,7 +1,7 @@
-"""Tells Ray that this node will be taken away; runs beside Ray on every spot node.
+"""Passes the preemption notice of a spot node on to Ray; runs next to Ray on every spot node.
 
-Clouds announce the end of a spot machine at an address of its own: AWS two minutes before, Google thirty seconds. Ray
-does not look there. A node that is drained gets nothing new to do, and trainings that run on it are told and write a
+Clouds announce the preemption of a machine on its metadata server: AWS two minutes before, Google thirty seconds. Ray
+does not poll it. Ray schedules nothing new on a drained node and notifies the trainings that run there, which write a
 checkpoint.
 
     python -m mbcl.orchestration.spot aws
@@ -32,29 +32,29 @@ _open = build_opener(ProxyHandler({})).open
 
 
 def aws(address: str = AWS) -> float | None:
-    """Seconds until this AWS machine is taken away, None as long as nothing is known of it."""
-    token = _ask(f"{address}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, method="PUT")
-    answer = _ask(f"{address}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token or ""})
-    if answer is None:
+    """Return the seconds until this AWS machine is preempted; None without a notice."""
+    token = _request(f"{address}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, method="PUT")
+    notice = _request(f"{address}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token or ""})
+    if notice is None:
         return None
-    when = datetime.strptime(loads(answer)["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+    preempted_at = datetime.strptime(loads(notice)["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    return max(0.0, (preempted_at - datetime.now(UTC)).total_seconds())
 
 
 def google(address: str = GOOGLE) -> float | None:
-    """Seconds until this machine of Google's is taken away, None as long as nothing is known of it."""
-    answer = _ask(f"{address}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
-    return GOOGLE_SECONDS if answer == "TRUE" else None
+    """Return the seconds until this Google machine is preempted; None without a notice."""
+    preempted = _request(f"{address}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
+    return GOOGLE_SECONDS if preempted == "TRUE" else None
 
 
 CLOUDS: dict[str, Callable[[], float | None]] = {"aws": aws, "gcp": google}
 
 
-def _ask(url: str, headers: dict[str, str], method: str = "GET") -> str | None:
-    """The answer, or None if there is no such thing (yet)."""
+def _request(url: str, headers: dict[str, str], method: str = "GET") -> str | None:
+    """Return the body of the response; None if the status is 404: there is no notice yet."""
     try:
-        with _open(Request(url, headers=headers, method=method), timeout=ANSWER_SECONDS) as answer:
-            return str(answer.read().decode()).strip()
+        with _open(Request(url, headers=headers, method=method), timeout=ANSWER_SECONDS) as response:
+            return str(response.read().decode()).strip()
     except HTTPError as error:
         if error.code == 404:
             return None
@@ -62,14 +62,14 @@ def _ask(url: str, headers: dict[str, str], method: str = "GET") -> str | None:
 
 
 def drain(seconds: float, node: str = "") -> None:
-    """Tell Ray that a node will be gone in so many seconds.
+    """Drain a node: announce to Ray that it will be preempted.
 
     Args:
-        seconds: from now.
-        node: its id in Ray; this node by default.
+        seconds: time until then.
+        node: the node's id in Ray; this node by default.
 
     Raises:
-        ConnectionError: if no Ray answers here, or it does not take the notice.
+        ConnectionError: if no Ray runs on this machine, or it rejects the notice.
     """
     import ray
 
@@ -80,25 +80,33 @@ def drain(seconds: float, node: str = "") -> None:
     drain_this_node(seconds, node)
 
 
-def watch(look: Callable[[], float | None], tell: Callable[[float], None], *, poll: float = POLL_SECONDS) -> None:
-    """Wait for the notice, then tell Ray, as often as that needs."""
-    told = False
-    while not told:
+def watch(
+    read_notice: Callable[[], float | None], pass_on: Callable[[float], None], *, poll: float = POLL_SECONDS
+) -> None:
+    """Poll for the notice and pass it on, with retries until both have succeeded.
+
+    Args:
+        read_notice: returns the seconds until the preemption; None without a notice.
+        pass_on: passes them on to Ray.
+        poll: polling interval in seconds.
+    """
+    passed_on = False
+    while not passed_on:
         try:
-            seconds = look()
+            seconds = read_notice()
             if seconds is not None:
                 logger.warning("this node goes in %.0f s", seconds)
-                tell(seconds)
-                told = True
+                pass_on(seconds)
+                passed_on = True
         except Exception as error:
-            # Whatever it is: Ray's own errors have no common base, and a watcher that has died says nothing any more.
+            # Any exception: Ray's errors have no common base class, and a dead watcher would miss the notice.
             logger.warning("no word of this node's end could be had or passed on: %s", error)
-        if not told:
+        if not passed_on:
             time.sleep(poll)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line until the notice was passed on."""
+    """Run the command line; returns once the notice was passed on."""
     parser = argparse.ArgumentParser(prog="python -m mbcl.orchestration.spot", description=__doc__)
     parser.add_argument("cloud", choices=sorted(CLOUDS))
     options = parser.parse_args(arguments)

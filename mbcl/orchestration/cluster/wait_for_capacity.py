@@ -1,4 +1,4 @@
-"""Whether a joined cluster can ever run what waits: others may use it, nodes may be lost for good or boot.
+"""Waiting for the capacity of a joined cluster, which others may use and whose nodes may be lost or booting.
 
 Ray itself waits without limit and without a message.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import ray
 
@@ -16,27 +17,29 @@ from mbcl.orchestration.cluster import autoscaler
 from mbcl.orchestration.cluster.capacity import milli
 from mbcl.orchestration.cluster.ray_internals import autoscaler_status, draining_nodes
 
+T = TypeVar("T")
+
 NO_CAPACITY_SECONDS = 600.0
-"""How long a task waits on a cluster that could not run it even if it were idle."""
+"""How long a task waits on a cluster that could not run it even when idle."""
 POLL_SECONDS = 10.0
 
 
 class NoCapacityError(MbclError):
-    """The cluster has lost what a task needs, and nothing takes its place."""
+    """The cluster has lost the resources that a task needs, and they were not replaced."""
 
 
 def num_fitting(available: Mapping[str, float], requested: Mapping[str, float]) -> float:
-    """How many processes fit into a node's available resources; infinity for those that request none."""
+    """Return how many processes fit into a node's available resources; infinity if they request none."""
     counts = [milli(available.get(key, 0)) // milli(amount) for key, amount in requested.items() if amount > 0]
     return min(counts, default=math.inf)
 
 
 def can_ever_fit(requested: Mapping[str, float], count: int = 1) -> bool:
-    """Whether the idle cluster could hold so many processes: as it is, as it can grow, or as it boots just now.
+    """Return whether the idle cluster could run the processes, at its present or maximum size; true while nodes boot.
 
     Args:
-        requested: what each process needs, by resource.
-        count: of processes.
+        requested: the resources of each process.
+        count: number of processes.
     """
     draining = draining_nodes()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
@@ -49,26 +52,26 @@ def _fit(nodes: Iterable[Mapping[str, float]], requested: Mapping[str, float], c
     return sum(num_fitting(node, requested) for node in nodes) >= count
 
 
-def wait_any(tasks: Sequence[ray.ObjectRef], requested: Mapping[str, float]) -> ray.ObjectRef:
-    """Wait until one of the tasks is done, as long as the cluster can ever run them.
+def wait_any(tasks: Sequence[ray.ObjectRef[T]], requested: Mapping[str, float]) -> ray.ObjectRef[T]:
+    """Wait for the first of the tasks to finish, while the cluster can ever run them.
 
     Args:
-        tasks: with the same resources.
+        tasks: tasks that request the same resources.
         requested: these resources.
 
     Raises:
-        NoCapacityError: if the cluster could not run them for ten minutes; they are cancelled.
+        NoCapacityError: if even the idle cluster could not run them for ten minutes; they are cancelled.
     """
-    since: float | None = None
+    unfit_since: float | None = None
     while True:
         done, _ = ray.wait(list(tasks), num_returns=1, timeout=POLL_SECONDS)
         if done:
             return done[0]
         if can_ever_fit(requested):
-            since = None
+            unfit_since = None
             continue
-        since = since or time.monotonic()
-        if time.monotonic() - since > NO_CAPACITY_SECONDS:
+        unfit_since = unfit_since or time.monotonic()
+        if time.monotonic() - unfit_since > NO_CAPACITY_SECONDS:
             for task in tasks:
                 ray.cancel(task, force=True)
             amounts = ", ".join(f"{amount:g} {key}" for key, amount in requested.items())

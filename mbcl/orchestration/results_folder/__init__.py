@@ -1,1 +1,1 @@
-"""The results folder: its layout, who holds it, and how it is put in order."""
+"""The results folder: its layout, its lock or lease, and its recovery."""

@@ -1,4 +1,4 @@
-"""The results folder of a study: made, found again, locked; ``study.json`` first and always."""
+"""The layout of a study's results folder: create it, load it, and finalize it. ``study.json`` makes it a study."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ PACKAGES = ("torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn")
 
 
 def trial_folder(trial_id: str) -> str:
-    """Where a trial's files lie in the results folder."""
+    """Return the path of a trial's folder in the results folder."""
     return f"{TRIALS}/{trial_id}"
 
 
 def versions() -> dict[str, str]:
-    """What this study ran with."""
-    found = {"mbcl": mbcl.__version__, "python": platform.python_version(), "git": _git_revision()}
+    """Return the versions of mbcl, Python, the source tree and the installed packages of ``PACKAGES``."""
+    result = {"mbcl": mbcl.__version__, "python": platform.python_version(), "git": _git_revision()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            result[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def _git_revision() -> str:
-    """The revision of the source tree, marked if files differ from it; ``unknown`` outside of one."""
+    """Return the source tree's git revision, with ``-modified`` if files differ; ``unknown`` outside a repository."""
     folder = Path(mbcl.__file__).parent
     try:
-        words = [
+        outputs = [
             subprocess.run(
                 ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10, check=True
             ).stdout.strip()
@@ -62,11 +62,11 @@ def _git_revision() -> str:
         ]
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return words[0] + ("-modified" if words[1] else "")
+    return outputs[0] + ("-modified" if outputs[1] else "")
 
 
 def new_study(file: SpaceFile, trials: Trials, title: str) -> StudyRecord:
-    """The record of a study of which nothing is done yet."""
+    """Return the record of a study that has not started."""
     return StudyRecord(
         name=title,
         question=file.space.question,
@@ -91,8 +91,8 @@ def check_new(store: Store, name: str) -> None:
             f"--name {name}: {store.uri} already holds results; --resume runs what is missing there, "
             f"--name OTHER starts anew elsewhere"
         )
-    # A sweep that was killed while it began may have left files of its own.
-    foreign = [found for found in store.list() if found not in OWN_FILES]
+    # A sweep that was killed before it wrote study.json may have left some of our files.
+    foreign = [entry for entry in store.list() if entry not in OWN_FILES]
     if foreign:
         raise ConfigError(
             f"--name {name}: {store.uri} holds files of something else ({foreign[0]}); choose another --name"
@@ -100,7 +100,7 @@ def check_new(store: Store, name: str) -> None:
 
 
 def create(store: Store, file: SpaceFile, trials: Trials, study: StudyRecord) -> None:
-    """Write ``space.yaml`` and ``study.json`` of a new study, in this order: with the second there is a study."""
+    """Write ``space.yaml`` and then ``study.json`` of a new study. The second commits: with it the study exists."""
     content = {
         "given": file.given,
         "set": list(file.overrides),
@@ -114,19 +114,19 @@ def create(store: Store, file: SpaceFile, trials: Trials, study: StudyRecord) ->
 
 
 def roll_back(store: Store) -> None:
-    """Take back what :func:`create` wrote."""
+    """Remove what :func:`create` wrote."""
     for name in (STUDY_FILE, SPACE_FILE, SCRATCH):
         store.delete(name)
 
 
 def scratch(store: Store) -> str:
-    """Ray's own files: a folder in the results folder that goes when the sweep ends."""
+    """Return the path or URI of the folder for Ray's files. It is removed when the sweep ends."""
     return store.child(SCRATCH).uri if is_uri(store.uri) else str(store.local_folder(SCRATCH))
 
 
 def finalize(store: Store, study: StudyRecord) -> None:
-    """At the end of a sweep: Ray's own files go, and nothing runs any more."""
-    remove_scratch(store)  # first: on a full disk there is room for the record then
+    """End a sweep: remove Ray's files and set trials that are recorded as running back to pending."""
+    remove_scratch(store)  # first: on a full disk this makes room for the record
     for record in study.trials.values():
         if record.status == "running":
             record.status = "pending"
@@ -134,7 +134,7 @@ def finalize(store: Store, study: StudyRecord) -> None:
 
 
 def remove_scratch(store: Store) -> None:
-    """Remove Ray's own files, of whichever sweep. A worker that is about to end may still write some."""
+    """Remove Ray's files of all sweeps. It is retried, because a worker that is about to end may still write some."""
     for _ in range(TIDY_TRIES):
         try:
             store.delete(SCRATCH)
@@ -144,10 +144,11 @@ def remove_scratch(store: Store) -> None:
 
 
 def load(store: Store, file: SpaceFile, trials: Trials) -> tuple[StudyRecord, Trials]:
-    """The study in a folder and its trials, if the space still asks for the same.
+    """Load the study in a folder and its trials, if the space still defines the same ones.
 
     Raises:
-        ConfigError: if there is none, it cannot be read, or the first thing in which the two spaces differ.
+        ConfigError: if there is no study, it cannot be read, or it was made from another space; the text then names the
+            first key that differs.
     """
     study = read_study(store)
     if study.space_digest != space_digest(trials, file.space):
@@ -156,25 +157,25 @@ def load(store: Store, file: SpaceFile, trials: Trials) -> tuple[StudyRecord, Tr
             f"--name OTHER starts a new study"
         )
     trials = with_drawn_trials(file, trials, study)
-    wrong = sorted(set(study.trials) ^ set(trials.by_id))
-    if wrong:
+    mismatches = sorted(set(study.trials) ^ set(trials.by_id))
+    if mismatches:
         raise ConfigError(
             f"--resume: {store.uri}/{STUDY_FILE} is damaged: it has {len(study.trials)} trials, the space asks for "
-            f"{len(trials.by_id)}; they differ in {wrong[0]}"
+            f"{len(trials.by_id)}; they differ in {mismatches[0]}"
         )
-    return study, replace(trials, notes=(*trials.notes, *_of_scheduler(store, file)))
+    return study, replace(trials, notes=(*trials.notes, *_scheduler_note(store, file)))
 
 
 def _resolved(store: Store) -> Any:
-    """The space that a study was made from; None if it cannot be read."""
+    """Return the space that a study was made from; None if it cannot be read."""
     try:
         return yaml.safe_load(store.read_bytes(SPACE_FILE))["resolved"]
     except (FileNotFoundError, yaml.YAMLError, KeyError, TypeError):
         return None
 
 
-def _of_scheduler(store: Store, file: SpaceFile) -> Iterator[str]:
-    """What a person should know who goes on with another scheduler."""
+def _scheduler_note(store: Store, file: SpaceFile) -> Iterator[str]:
+    """Yield a note if the scheduler differs from the stored one, which a resumed study allows."""
     stored, now = _resolved(store), file.space.model_dump(mode="json")["scheduler"]
     old = stored.get("scheduler", now) if isinstance(stored, dict) else now
     if old != now:

@@ -1,12 +1,12 @@
-"""One sweep at a time on a results folder: a lock where files can be locked, a lease with a heartbeat elsewhere.
+"""Mutual exclusion of sweeps on a results folder: a file lock where files can be locked, elsewhere a lease.
 
-Both end with the process that holds them. A lock is given back by the system. A lease is a heartbeat that changes; who
-wants the folder watches it for longer than two beats, and takes it over if it has stopped. On the holder's own machine
-it is enough to look whether the process lives.
+Both end with the process that holds them. The system releases a lock. A lease has a heartbeat: another sweep watches it
+for longer than two beats and takes the lease over if the heartbeat has stopped. On the holder's own machine a check of
+the process is enough.
 
-Object stores know no compare-and-swap here, so two sweeps that want a stopped lease in the same second may both write:
-each then reads what has remained, and only the last writer goes on. Whatever happens, :mod:`mbcl.io.ownership` lets
-only the one whose token stands write into the folder.
+The stores offer no compare-and-swap, so two sweeps that take over an expired lease in the same second may both write.
+Each reads the lease after a pause, and only the last writer continues. In any case the fencing token of
+:mod:`mbcl.io.ownership` lets only its current owner write into the folder.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ LOCK_FILE = ".lock"
 LEASE_FILE = ".lease"
 BEAT_FILE = ".beat"
 BEAT_SECONDS = 15.0
-"""How often a sweep on an object store shows that it lives."""
+"""Interval of the heartbeat."""
 WATCH_SECONDS = 40.0
-"""How long a heartbeat that stands still is watched before its lease is taken over: more than two beats."""
+"""How long a heartbeat must stand still before its lease is taken over: more than two beats."""
 SETTLE_SECONDS = 2.0
-"""How long a lease must have been one's own: longer than another sweep's write of it takes."""
+"""Pause before a new lease is read back: longer than a concurrent write of another sweep takes."""
 POLL_SECONDS = 1.0
 
 
 @contextmanager
 def hold(store: Store, log: Callable[[str], None] = lambda text: None) -> Iterator[Fence]:
-    """Hold a results folder for one sweep at a time, and fence off whatever earlier ones have left running.
+    """Hold a results folder exclusively, and fence off processes that earlier sweeps have left running.
 
     Args:
         store: the results folder.
-        log: is told in a line what is waited for.
+        log: called with a line when the sweep waits for a lease to expire.
 
     Yields:
-        The claim that every process of this sweep writes under.
+        The fence with this sweep's token. Every process of the sweep writes under it.
 
     Raises:
         ConfigError: if another sweep holds the folder, or it cannot be written.
@@ -64,13 +64,13 @@ def hold(store: Store, log: Callable[[str], None] = lambda text: None) -> Iterat
         try:
             yield fence
         finally:
-            # Where a former owner cannot be kept from overwriting a new one's token, it does not try.
+            # Only under the lock: without one, this release could overwrite the token of a new owner.
             if locked:
-                _give_back(store)
+                _release(store)
 
 
-def _give_back(store: Store) -> None:
-    """The next sweep claims the folder anyway: what is in the way of that is no failure of this one."""
+def _release(store: Store) -> None:
+    """Release the folder. An error is only logged, because the next sweep can claim the folder anyway."""
     try:
         release(store)
     except (OSError, MbclError) as error:
@@ -83,7 +83,7 @@ def _unwritable(store: Store, error: OSError) -> ConfigError:
 
 @contextmanager
 def _lock(store: LocalStore, log: Callable[[str], None]) -> Iterator[bool]:
-    """Hold the lock, or the lease where files have no locks; yields whether it is the lock."""
+    """Hold the lock, or the lease if the file system has no locks; yield whether it is the lock."""
     path = store.folder / LOCK_FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,19 +110,19 @@ def _lock(store: LocalStore, log: Callable[[str], None]) -> Iterator[bool]:
 
 @contextmanager
 def _lease(store: Store, log: Callable[[str], None]) -> Iterator[bool]:
-    """Hold the lease; yields that it is no lock."""
-    _wait_for(store, log)
-    mine = _who()
+    """Hold the lease; yield False, because it is no lock."""
+    _wait_until_free(store, log)
+    own_lease = _new_lease()
     try:
-        write_text(store, LEASE_FILE, json.dumps(mine))
+        write_text(store, LEASE_FILE, json.dumps(own_lease))
         time.sleep(SETTLE_SECONDS)
-        found = _read(store)
+        lease = _read(store)
     except OSError as error:
         raise _unwritable(store, error) from error
-    if found != mine:
-        raise _held_by(store, found or {})
+    if lease != own_lease:
+        raise _held_by(store, lease or {})
     stop = threading.Event()
-    heart = threading.Thread(target=_beat, args=(store, mine, stop), daemon=True)
+    heart = threading.Thread(target=_beat, args=(store, own_lease, stop), daemon=True)
     heart.start()
     try:
         yield False
@@ -130,49 +130,49 @@ def _lease(store: Store, log: Callable[[str], None]) -> Iterator[bool]:
         stop.set()
         heart.join()
         with suppress(OSError):
-            if _read(store) == mine:
+            if _read(store) == own_lease:
                 store.delete(LEASE_FILE)
                 store.delete(BEAT_FILE)
 
 
-def _beat(store: Store, mine: dict[str, Any], stop: threading.Event) -> None:
-    """Show again and again that this sweep lives, until it ends or another one has the lease.
+def _beat(store: Store, own_lease: dict[str, Any], stop: threading.Event) -> None:
+    """Write the heartbeat until the sweep ends or another one has the lease.
 
-    In a file of its own: a beat that was on its way for long cannot overwrite the lease of who has it since.
+    The heartbeat has its own file, so that a delayed write cannot overwrite the lease of a new holder.
     """
     beat = 0
     while not stop.wait(BEAT_SECONDS):
         beat += 1
         try:
-            if _read(store) != mine:
+            if _read(store) != own_lease:
                 logger.warning("%s: the lease is another sweep's now", store.uri)
                 return
-            write_text(store, BEAT_FILE, f"{mine['token']} {beat}")
-        except OSError as error:  # the next beat may come through
+            write_text(store, BEAT_FILE, f"{own_lease['token']} {beat}")
+        except OSError as error:  # transient errors are harmless: the next beat may succeed
             logger.warning("%s: no heartbeat: %s", store.uri, error)
 
 
-def _wait_for(store: Store, log: Callable[[str], None]) -> None:
-    """Return when nobody holds the lease.
+def _wait_until_free(store: Store, log: Callable[[str], None]) -> None:
+    """Return when there is no lease, or its holder is known to have ended, or its heartbeat has stopped.
 
     Raises:
-        ConfigError: if another sweep does.
+        ConfigError: if another sweep holds the lease.
     """
-    found = _read(store)
-    if found is None or _is_gone(found):
+    lease = _read(store)
+    if lease is None or _has_ended_here(lease):
         return
-    if _is_here(found):
-        raise _held_by(store, found)
+    if _lives_here(lease):
+        raise _held_by(store, lease)
     beat = _last_beat(store)
-    log(f"{store.uri} was left by {_name(found)}; watching for {WATCH_SECONDS:g} s whether that still lives")
+    log(f"{store.uri} was left by {_describe(lease)}; watching for {WATCH_SECONDS:g} s whether that still lives")
     end = time.monotonic() + WATCH_SECONDS
     while time.monotonic() < end:
         time.sleep(POLL_SECONDS)
-        now = _read(store)
-        if now is None:
+        current = _read(store)
+        if current is None:
             return
-        if now != found or _last_beat(store) != beat:
-            raise _held_by(store, now)
+        if current != lease or _last_beat(store) != beat:
+            raise _held_by(store, current)
 
 
 def _last_beat(store: Store) -> str:
@@ -182,66 +182,70 @@ def _last_beat(store: Store) -> str:
         return ""
 
 
-def _held_by(store: Store, found: dict[str, Any]) -> ConfigError:
-    return ConfigError(f"{store.uri}: another sweep is at work there ({_name(found)})")
+def _held_by(store: Store, lease: dict[str, Any]) -> ConfigError:
+    return ConfigError(f"{store.uri}: another sweep is at work there ({_describe(lease)})")
 
 
-def _name(found: dict[str, Any]) -> str:
-    return f"process {found.get('process', 'unknown')} on {str(found.get('machine', 'unknown')).partition(' ')[0]}"
+def _describe(lease: dict[str, Any]) -> str:
+    return f"process {lease.get('process', 'unknown')} on {str(lease.get('machine', 'unknown')).partition(' ')[0]}"
 
 
-def _who() -> dict[str, Any]:
-    """This process, as another one can look whether it still lives."""
+def _new_lease() -> dict[str, Any]:
+    """Return a lease of this process. Machine, process number and start time let others check whether it lives."""
     process = os.getpid()
-    return {"token": uuid.uuid4().hex, "machine": _machine(), "process": process, "started": _started(process)}
+    return {"token": uuid.uuid4().hex, "machine": _machine(), "process": process, "started": _start_time(process)}
 
 
 def _machine() -> str:
-    """This machine and its current boot, and the space that process numbers belong to: containers have their own."""
-    words = [socket.gethostname()]
+    """Return host name, boot id and PID namespace, within which a process number is unique.
+
+    Containers on one host have their own PID namespaces.
+    """
+    parts = [socket.gethostname()]
     try:
-        words.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        words.append(os.readlink("/proc/self/ns/pid"))
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
     except OSError:
         pass
-    return " ".join(words)
+    return " ".join(parts)
 
 
-def _started(process: int) -> str:
-    """When a process started, in the system's ticks; empty where that cannot be known."""
+def _start_time(process: int) -> str:
+    """Return when a process started, in clock ticks since boot; empty if unknown."""
     return (_stat(process) or [""] * 20)[19]
 
 
 def _stat(process: int) -> list[str]:
-    """What the system says about a process, from its state on; empty where that cannot be known."""
+    """Return the fields of a process's ``/proc`` stat from its state on; empty if unknown."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
 
 
-def _is_here(found: dict[str, Any]) -> bool:
-    """Whether the holder is a living process of this machine."""
-    return found.get("machine") == _machine() and not _is_gone(found)
+def _lives_here(lease: dict[str, Any]) -> bool:
+    """Return whether the holder is a living process of this machine."""
+    return lease.get("machine") == _machine() and not _has_ended_here(lease)
 
 
-def _is_gone(found: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine that has ended."""
-    if found.get("machine") != _machine():
+def _has_ended_here(lease: dict[str, Any]) -> bool:
+    """Return whether the holder was a process of this machine that has ended."""
+    if lease.get("machine") != _machine():
         return False
     try:
-        os.kill(int(found["process"]), 0)
+        os.kill(int(lease["process"]), 0)
     except ProcessLookupError:
         return True
     except (KeyError, TypeError, ValueError, PermissionError):
         return False
-    process = int(found["process"])
-    # One that has ended stays in the system's table until its parent asks for it, which some never do.
-    return _stat(process)[:1] == ["Z"] or _started(process) != found.get("started")
+    process = int(lease["process"])
+    # A zombie has ended, too: it stays in the process table until its parent waits for it, which some never do. Another
+    # start time means that the process number was reused.
+    return _stat(process)[:1] == ["Z"] or _start_time(process) != lease.get("started")
 
 
 def _read(store: Store) -> dict[str, Any] | None:
-    """The lease, None if there is none; what cannot be read is nobody's."""
+    """Return the lease; None if there is none or it cannot be parsed."""
     try:
         content = json.loads(read_text(store, LEASE_FILE))
     except (FileNotFoundError, ValueError):

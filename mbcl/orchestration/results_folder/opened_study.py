@@ -1,4 +1,4 @@
-"""A study as ``run_ray.py`` opens it: new, to be resumed, or to be evaluated again."""
+"""A study as ``run_ray.py`` opens it: new, to be resumed, or to be re-evaluated."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class OpenedStudy:
     """The record of a study and the trials that are to run.
 
     Args:
-        record: the content of ``study.json``, also of a study that is not written yet.
-        trials: all trials that the record and the space know.
-        todo: the trials to run or to evaluate, by the id under which the record has them.
+        record: the content of ``study.json``, also before it is first written.
+        trials: all trials of the record and the space.
+        todo: the trials to run or to evaluate, by their id in the record.
         is_new: whether this command creates the study.
         notes: lines for the user.
-        has_begun: whether trials may have run under this command. A new study that fails before is rolled back.
+        has_begun: whether this command may have started trials. A new study that fails before is rolled back.
     """
 
     record: StudyRecord
@@ -44,20 +44,22 @@ class OpenedStudy:
 
 
 def open_study(options: StudyOptions, file: SpaceFile, trials: Trials, store: Store) -> OpenedStudy:
-    """Read or make the record that the options ask for. Writes nothing.
+    """Read the study's record, or make that of a new study, as the options require. Writes nothing.
 
     Args:
-        options: of the command line.
+        options: the command line's options.
         file: the space.
         trials: the expansion of the space.
         store: the results folder.
 
     Raises:
-        ConfigError: if the folder does not hold what the options need, or holds what they would overwrite.
+        ConfigError: if the folder lacks the study that the options require, or contains one that they would overwrite.
     """
     title = options.name or file.space.name or options.folder
     if options.eval_only:
-        file.space.kind.evaluation((*trials.specs, *trials.probes)[0].experiment)  # raises where there is none
+        file.space.kind.evaluation(
+            (*trials.specs, *trials.probes)[0].experiment
+        )  # raises if the kind has no evaluation
         record, todo, trials, notes = reopen_for_evaluation(store, file, trials)
         return OpenedStudy(record, trials, todo, notes=notes)
     if options.resume:
@@ -68,10 +70,10 @@ def open_study(options: StudyOptions, file: SpaceFile, trials: Trials, store: St
 
 
 def check_exclusive(options: StudyOptions) -> None:
-    """Refuse options that contradict each other.
+    """Check that no options contradict each other.
 
     Raises:
-        ConfigError: naming them.
+        ConfigError: naming the options.
     """
     if options.resume and options.eval_only:
         raise ConfigError("--resume and --eval-only: choose one; --resume evaluates what it runs")
@@ -80,13 +82,13 @@ def check_exclusive(options: StudyOptions) -> None:
 
 
 def prepare_folder(store: Store, file: SpaceFile, study: OpenedStudy, *, resume: bool) -> None:
-    """Remove what an earlier run has left, and write the record of a new study.
+    """Remove the leftovers of an earlier run, and write the record of a new study.
 
     Args:
         store: the results folder, locked.
         file: the space.
-        study: what is opened there.
-        resume: whether a record that cannot be read is about to be replaced; then it is kept under another name.
+        study: the opened study.
+        resume: whether the study is resumed; then a damaged record, which will be replaced, is kept under another name.
     """
     layout.remove_scratch(store)
     recovery.remove_temporaries(store)
@@ -99,14 +101,14 @@ def prepare_folder(store: Store, file: SpaceFile, study: OpenedStudy, *, resume:
 def resume_notes(
     store: Store, file: SpaceFile, study: OpenedStudy, *, draws_more: bool, log: Callable[[str], None]
 ) -> list[str]:
-    """Read the checkpoints and rows of the trials that go on, and describe what is damaged or differs from the space.
+    """Read the checkpoints and rows of trials that continue, and describe what is damaged or differs from the space.
 
     Args:
         store: the results folder.
         file: the space.
         study: the resumed study.
-        draws_more: whether a search will draw further trials, which are evaluated as the existing ones.
-        log: takes a line before checkpoints are read, which may take minutes.
+        draws_more: whether a search will draw further trials, which are evaluated like the existing ones.
+        log: takes a line before the checkpoints are read, which may take minutes.
 
     Raises:
         OSError: if storage cannot be reached.

@@ -1,4 +1,4 @@
-"""What ``--resume`` finds in a results folder that a sweep, a machine or a disk has left in disorder."""
+"""Recovery of a results folder for ``--resume``, after a crash or damage to its files."""
 
 from __future__ import annotations
 
@@ -19,37 +19,38 @@ from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.study.record import STUDY_FILE, StudyRecord, read_study
 
 DAMAGED_FILE = f"{STUDY_FILE}.damaged"
-"""What was found in the place of a record that cannot be read."""
+"""Copy of a record that cannot be read."""
 
 
 def recover(store: Store, file: SpaceFile, trials: Trials, title: str) -> tuple[StudyRecord, Trials, list[str]]:
-    """The study in a folder. Where its record is lost it is made again: trials find what they did in their folders.
+    """Load the study in a folder. A lost record is rebuilt, and its trials resume from what their folders hold.
 
     Args:
         store: the results folder.
         file: the space.
-        trials: its trials, as far as the file alone tells.
-        title: the study's name, where the record that tells it is lost.
+        trials: the space's trials that are known without the record.
+        title: the study's name if the record, which has it, is lost.
 
     Returns:
-        The record, all trials that it knows, and what a person should know about it. Nothing is written.
+        The record, all trials that it has, and notes for the user. Nothing is written.
 
     Raises:
-        ConfigError: if there is no study, or the folder is another space's; if the record of an adaptive search is
-            lost, which alone knows the settings that were drawn; the text says what is left and how to go on.
+        ConfigError: if there is no study, or the folder belongs to another space; if the record of an adaptive search
+            is lost, because only the record has the settings that were drawn. The text says what is left and how to go
+            on.
     """
     try:
         read_study(store)
     except ConfigError as error:
         if file.space.search.adaptive:
             raise _without_draws(store, error) from error
-        study, notes = _made_again(store, file, trials, title, error)
+        study, notes = _rebuild(store, file, trials, title, error)
         return study, trials, notes
     return *load(store, file, trials), []
 
 
 def _without_draws(store: Store, error: ConfigError) -> ConfigError:
-    """What is said where the record of an adaptive search is lost: a draw cannot be told from what became of it."""
+    """Return the error for a lost record of an adaptive search: the trials' files do not have its draws."""
     if not store.list(TRIALS):
         return ConfigError(f"--resume: {error}, and no trial has begun; --name OTHER starts a new study")
     return ConfigError(
@@ -60,20 +61,25 @@ def _without_draws(store: Store, error: ConfigError) -> ConfigError:
     )
 
 
-def _made_again(
+def _rebuild(
     store: Store, file: SpaceFile, trials: Trials, title: str, error: ConfigError
 ) -> tuple[StudyRecord, list[str]]:
+    """Return a new record with the evaluations of ``space.yaml``, and a note about it.
+
+    Raises:
+        ConfigError: if no trial exists, or the trials are not those of the space.
+    """
     try:
         stored = yaml.safe_load(read_text(store, SPACE_FILE))
-        known, later = list(stored["trials"]), stored.get("evaluation", {}).get("evaluated", [])
+        trial_ids, evaluated = list(stored["trials"]), stored.get("evaluation", {}).get("evaluated", [])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
-        known, later = store.list(TRIALS), []
-    if not known:
+        trial_ids, evaluated = store.list(TRIALS), []
+    if not trial_ids:
         raise ConfigError(f"--resume: {error}; without --resume a new study starts there") from error
-    if not set(known) <= set(trials.by_id):
+    if not set(trial_ids) <= set(trials.by_id):
         raise ConfigError(f"--resume: {error}, and its trials are not those of {file.path}") from error
     study = new_study(file, trials, title)
-    for block in later:
+    for block in evaluated:
         for key in block["trials"]:
             if key in study.trials:
                 study.trials[key].evaluation = block["settings"]
@@ -82,7 +88,7 @@ def _made_again(
 
 
 def keep_damaged(store: Store) -> None:
-    """Put a record that cannot be read aside, before the new one takes its place."""
+    """Copy a record that cannot be read to ``DAMAGED_FILE`` before a new one overwrites it."""
     try:
         read_study(store)
     except ConfigError:
@@ -91,18 +97,22 @@ def keep_damaged(store: Store) -> None:
 
 
 def remove_temporaries(store: Store) -> None:
-    """Remove what writes have left that a kill has cut. Nobody else writes there any more."""
+    """Remove the temporary files of writes that a kill has interrupted. No other process may write there."""
     if is_uri(store.uri):
-        return  # an object appears when it is complete
+        return  # object stores write atomically: an object appears when it is complete
     folder = Path(store.uri)
-    # Baselines and plots lie one folder down. What a kill leaves in a checkpoint's folder goes with that.
+    # Baselines and plots are one folder down. Leftovers in a checkpoint's folder are removed with that folder.
     for pattern in (".*.tmp", "*/.*.tmp", f"{TRIALS}/*/.*.tmp"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 
 
 def notes_of_trials(store: Store, trial_ids: Iterable[str]) -> list[str]:
-    """What is wrong with the rows and the newest checkpoints of trials that go on: a line for each, if anything is.
+    """Return a line for each defect in the rows and the newest checkpoints of trials that resume.
+
+    Args:
+        store: the results folder.
+        trial_ids: the trials that resume.
 
     Raises:
         OSError: if storage cannot be reached.
@@ -110,27 +120,30 @@ def notes_of_trials(store: Store, trial_ids: Iterable[str]) -> list[str]:
     notes = []
     for key in trial_ids:
         trial = store.child(trial_folder(key))
-        found, wrong = checkpoints.find_latest_valid(trial)
-        rows, damaged = metrics_log.read_valid_rows(trial)
-        last, done = max((int(row["epoch"] or 0) for row in rows), default=0), found.epoch if found else 0
-        if not wrong and last > done:
-            wrong = [f"{trial.uri}: the checkpoint of epoch {last} is gone"]
-        gone = sorted(set(range(1, done)) - {row["epoch"] for row in rows})  # the last one the checkpoint knows, too
-        if gone and not damaged:
-            damaged = [f"{trial.uri}/{metrics_log.METRICS_FILE}: rows are gone, the first of epoch {gone[0]}"]
-        where = f"from {found.name}" if found else "from its beginning"
-        for lines in filter(None, (wrong, damaged)):
-            more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-            notes.append(f"{key}: {lines[0]}{more}; the trial goes on {where}")
+        checkpoint, damaged_checkpoints = checkpoints.find_latest_valid(trial)
+        rows, damaged_rows = metrics_log.read_valid_rows(trial)
+        last = max((int(row["epoch"] or 0) for row in rows), default=0)
+        done = checkpoint.epoch if checkpoint else 0
+        if not damaged_checkpoints and last > done:
+            damaged_checkpoints = [f"{trial.uri}: the checkpoint of epoch {last} is gone"]
+        # The last row may be missing: the checkpoint has it, too.
+        missing = sorted(set(range(1, done)) - {row["epoch"] for row in rows})
+        if missing and not damaged_rows:
+            damaged_rows = [f"{trial.uri}/{metrics_log.METRICS_FILE}: rows are gone, the first of epoch {missing[0]}"]
+        where = f"from {checkpoint.name}" if checkpoint else "from its beginning"
+        for lines in filter(None, (damaged_checkpoints, damaged_rows)):
+            rest = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+            notes.append(f"{key}: {lines[0]}{rest}; the trial goes on {where}")
     return notes
 
 
-def notes_of(study: StudyRecord, asked: dict[str, dict[str, Any]]) -> list[str]:
-    """What a person should know of evaluations that differ from those of the space file.
+def notes_of(study: StudyRecord, blocks: dict[str, dict[str, Any]]) -> list[str]:
+    """Return a note if resumed trials have an evaluation that differs from the space file's.
 
     Args:
         study: the record.
-        asked: by trial that goes on, its experiment's own evaluation block.
+        blocks: by trial that resumes, the evaluation block of its experiment.
     """
-    later = [key for key, block in asked.items() if study.trials[key].evaluation not in ({}, block)]
-    return ["trials are evaluated as the last --eval-only asked, like those that it found finished"] if later else []
+    overridden = [key for key, block in blocks.items() if study.trials[key].evaluation not in ({}, block)]
+    note = "trials are evaluated as the last --eval-only asked, like those that it found finished"
+    return [note] if overridden else []

@@ -1,4 +1,4 @@
-"""``--eval-only``: which finished trials are evaluated again and under what; a study takes all new metrics or none."""
+"""``--eval-only``: evaluate finished trials again under new settings. A study takes all new metrics or none."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _NEEDED = "in which the new evaluation would be noted; put a copy of it back fir
 def reopen_for_evaluation(
     store: Store, file: SpaceFile, trials: Trials
 ) -> tuple[StudyRecord, dict[str, TrialSpec], Trials, list[str]]:
-    """A study's record and its finished trials, if the space differs from theirs in the evaluation at most.
+    """Load a study's record and its finished trials, if only the evaluation of the space differs from theirs.
 
     Returns:
-        The record, by the stored trial's name the space's trial, whose evaluation block counts, all trials, and what
-        a person should know about it.
+        The record; the space's trial by the stored trial's name, which gives the new evaluation block; all trials; and
+        notes for the user.
 
     Raises:
-        ConfigError: if the folder holds no study or a damaged one, nothing is finished, or the space is another one.
+        ConfigError: if the folder holds no study or a damaged one, no trial is finished, or more of the space differs.
     """
     if not store.exists(STUDY_FILE):
         raise ConfigError(f"--eval-only: {store.uri} holds no {STUDY_FILE}")
@@ -44,15 +44,15 @@ def reopen_for_evaluation(
     if not finished:
         raise ConfigError(f"--eval-only: {store.uri} has no finished trial")
     trials = with_drawn_trials(file, trials, study)
-    _stored_space(store)  # it will be written, too: better refused now than when everything is measured
+    _stored_space(store)  # commit() rewrites it: fail now rather than after all evaluations
     by_ordinal = {spec.ordinal: spec for spec in trials.specs}
     chosen, notes = {}, []
     for key, record in finished.items():
         spec = by_ordinal.get(record.ordinal)
         stored, note = _stored_experiment(store.child(trial_folder(key)))
         notes += [f"{key}: {note}"] if note else []
-        wanted = {} if spec is None or stored is None else spec.experiment.model_dump(mode="json")
-        different = [name for name in wanted if name != "evaluation" and wanted[name] != (stored or {}).get(name)]
+        expected = {} if spec is None or stored is None else spec.experiment.model_dump(mode="json")
+        different = [name for name in expected if name != "evaluation" and expected[name] != (stored or {}).get(name)]
         if spec is None or different:
             what = different[0] if different else "number of trials"
             raise ConfigError(
@@ -64,10 +64,10 @@ def reopen_for_evaluation(
 
 
 def _stored_space(store: Store) -> dict[str, Any]:
-    """The content of a study's ``space.yaml``.
+    """Return the content of a study's ``space.yaml``.
 
     Raises:
-        ConfigError: if it is not there or damaged.
+        ConfigError: if it is missing or damaged.
     """
     try:
         content = _mapping(store.read_bytes(SPACE_FILE))
@@ -79,25 +79,25 @@ def _stored_space(store: Store) -> dict[str, Any]:
 
 
 def _stored_experiment(trial: Store) -> tuple[dict[str, Any] | None, str]:
-    """What a trial was made from, and what a person should know about it; empty if there is nothing to know.
+    """Return the experiment that a trial was made from, and a note, which is empty if ``config.yaml`` is intact.
 
-    Where its ``config.yaml`` is damaged its newest checkpoint tells. None if that is damaged, too: then the trial
-    cannot be evaluated, and its evaluation says so.
+    If ``config.yaml`` is damaged, the experiment comes from the newest valid checkpoint. It is None if there is none:
+    then the trial cannot be evaluated, and its evaluation says so.
     """
     try:
         return _mapping(trial.read_bytes(CONFIG_FILE)), ""
     except (OSError, ValueError, yaml.YAMLError) as error:
-        why = "is gone" if isinstance(error, FileNotFoundError) else f"cannot be read: {_first_line(error)}"
-    found, _ = checkpoints.find_latest_valid(trial)
-    tells = f"its checkpoint {found.name} tells what it was" if found else "no whole checkpoint tells what it was"
-    return found.meta["experiment"] if found else None, f"{trial.uri}/{CONFIG_FILE} {why}; {tells}"
+        reason = "is gone" if isinstance(error, FileNotFoundError) else f"cannot be read: {_first_line(error)}"
+    latest, _ = checkpoints.find_latest_valid(trial)
+    source = f"its checkpoint {latest.name} tells what it was" if latest else "no whole checkpoint tells what it was"
+    return latest.meta["experiment"] if latest else None, f"{trial.uri}/{CONFIG_FILE} {reason}; {source}"
 
 
 def _mapping(content: bytes) -> dict[str, Any]:
-    found = yaml.safe_load(content)
-    if not isinstance(found, dict):
-        raise ValueError(f"expected a mapping, found {short(found)}")
-    return found
+    value = yaml.safe_load(content)
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a mapping, found {short(value)}")
+    return value
 
 
 def _first_line(error: Exception) -> str:
@@ -105,7 +105,7 @@ def _first_line(error: Exception) -> str:
 
 
 def evaluation_blocks(study: StudyRecord, trials: Trials, kind: TrialKind) -> dict[str, dict[str, Any]]:
-    """By stored trial, finished or not, the evaluation block that the space asks for, as plain data."""
+    """Return the space's evaluation block as plain data, by stored trial, finished or not."""
     by_ordinal = {spec.ordinal: kind.evaluation(spec.experiment) for spec in trials.specs}
     return {key: by_ordinal[record.ordinal] for key, record in study.trials.items() if record.ordinal in by_ordinal}
 
@@ -118,22 +118,22 @@ def commit(
     measured: Mapping[str, Metrics],
     written: Callable[[Job], Store],
 ) -> None:
-    """Make the evaluations of all finished trials the study's: their files, ``space.yaml``, then ``study.json``.
+    """Commit the new evaluations of all finished trials: write their files, ``space.yaml``, then ``study.json``.
 
-    Everything that is needed is read before anything is written. With ``study.json``, which tables and report are made
-    from, all metrics are the new ones; if a kill comes before it, they are all the earlier ones, although some files
-    are new already, and the same evaluation, asked for again, makes everything new.
+    All inputs are read before the first write. ``study.json``, from which tables and report are made, is the commit
+    point: with it all metrics are new. After a kill before it all metrics are the earlier ones, although some files are
+    new already; the same command run again then completes the evaluation.
 
     Args:
         store: the results folder.
         study: the record, changed in place.
         jobs: the trials.
-        settings: by trial, the evaluation block; trials that are not finished will be evaluated so, too, when they are.
-        measured: by trial, what it gave.
-        written: where a trial's new ``evaluation.json`` waits.
+        settings: by trial, the evaluation block. Unfinished trials are evaluated by theirs when they finish.
+        measured: by trial, its new metrics.
+        written: returns the store that has a trial's new ``evaluation.json``.
 
     Raises:
-        ConfigError: if ``space.yaml`` is gone or damaged; nothing is changed.
+        ConfigError: if ``space.yaml`` is missing or damaged; nothing is changed.
     """
     content = _stored_space(store)
     files = {key: written(jobs[key]).read_bytes(EVALUATION_FILE) for key in measured}
@@ -143,16 +143,16 @@ def commit(
     write_text(store, SPACE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     for key, metrics in measured.items():
         record = study.trials[key]
-        # What training measured stays.
-        kept = {name: value for name, value in record.metrics.items() if name in KEYS}
-        record.metrics = {**kept, **metrics}
-    for key, asked in settings.items():
-        study.trials[key].evaluation = asked
+        # Metrics of the training stay; those of the earlier evaluation go, even if the new one lacks them.
+        of_training = {name: value for name, value in record.metrics.items() if name in KEYS}
+        record.metrics = {**of_training, **metrics}
+    for key, evaluation in settings.items():
+        study.trials[key].evaluation = evaluation
     write_study(store, study)
 
 
 def _evaluated(settings: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """What ``space.yaml`` says of an evaluation: when, with what, and which trials by which block."""
+    """Return the entry of ``space.yaml`` for an evaluation: time, versions, and the trials of each distinct block."""
     blocks: list[dict[str, Any]] = []
     for key in settings:
         block = next((block for block in blocks if block["settings"] == settings[key]), None)

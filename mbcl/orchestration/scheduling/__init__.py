@@ -1,1 +1,1 @@
-"""Which trial starts next and which is stopped. No Ray here but its rules for stopping."""
+"""Scheduling of trials: the queue, early stopping, and adaptive search. Imports no Ray."""

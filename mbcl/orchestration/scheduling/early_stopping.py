@@ -1,115 +1,145 @@
-"""Rules of early stopping: Ray Tune's schedulers, asked about one value at a time."""
+"""Early stopping: asynchronous successive halving, the median stopping rule, and their state from a study's rows.
+
+The decisions are those of Ray Tune's ``AsyncHyperBandScheduler`` and ``MedianStoppingRule``. A rule here needs only
+names, epochs and values, so that it can replay the rows of earlier sweeps. It never pauses a trial: a paused one would
+lose its workers.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 
 from mbcl.engine.metrics_log import read_rows
 from mbcl.io.store import Store
 from mbcl.orchestration.results_folder.layout import trial_folder
-from mbcl.orchestration.scheduling.trial_queue import EarlyStopping
+from mbcl.orchestration.scheduling.trial_queue import EarlyStopping, Stopper
 from mbcl.orchestration.search_space.expansion import TrialSpec
-from mbcl.orchestration.search_space.schedulers import MOST_EPOCHS, Asha, Median, build
+from mbcl.orchestration.search_space.schedulers import MAX_EPOCHS, Asha, Median, build
 from mbcl.orchestration.search_space.schema import Space
-from mbcl.seeding import numpy_generator
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, settings_of
 
-EPOCH, VALUE = "epoch", "value"
 
+class AsyncSuccessiveHalving:
+    """Asynchronous successive halving (ASHA) with one bracket.
 
-@dataclass(frozen=True)
-class _Named:
-    """All that Ray's rules look at of a trial."""
-
-    trial_id: str
-
-
-class RayStopper:
-    """A :class:`~mbcl.orchestration.scheduling.trial_queue.Stopper` that asks a scheduler of Ray Tune.
-
-    The rules need a trial's name alone, none of Tune's own trials, so that what earlier sweeps of a study saw can be
-    told again.
+    The rungs are at ``grace_period * reduction_factor**k`` epochs, up to ``max_t``. A value is compared at the highest
+    rung that the trial has reached, once a rung; a trial that is measured rarely skips the rungs in between. The trial
+    stops if the value is worse than the quantile ``1 - 1/reduction_factor`` of the values that other trials have
+    recorded at that rung. The value is recorded in any case.
 
     Args:
-        block: the space file's block.
         mode: ``min`` or ``max``.
-        seed: for rules that draw.
+        grace_period: epochs at the first rung.
+        reduction_factor: about the best ``1/reduction_factor`` of the trials at a rung go on.
+        max_t: no rung lies beyond it; what ends at ``max_t`` is not decided here.
+
+    References:
+        Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, arXiv 1810.05934.
     """
 
-    def __init__(self, block: Mapping[str, Any], *, mode: str, seed: int) -> None:
-        self._seed = seed
-        self._trials: set[_Named] = set()
-        settings = build(block)
-        common: dict[str, Any] = {"time_attr": EPOCH, "metric": VALUE, "mode": mode}
-        self._rule: Any
-        if isinstance(settings, Asha):
-            self._rule = AsyncHyperBandScheduler(
-                **common,
-                max_t=settings.max_t or MOST_EPOCHS,  # a trial that has reached its own end has not been stopped
-                grace_period=settings.grace_period,
-                reduction_factor=settings.reduction_factor,
-                brackets=settings.brackets,
-                # Or a trial would be judged again on the rungs below the one that it has passed. What ends at max_t
-                # ends by the course.
-                stop_last_trials=False,
-            )
-        else:
-            assert isinstance(settings, Median)
-            self._rule = MedianStoppingRule(
-                **common,
-                grace_period=settings.grace_period,
-                min_samples_required=settings.min_samples_required,
-                # It would pause a trial for others, and a paused one loses its workers.
-                min_time_slice=math.inf,  # type: ignore[arg-type]  # any number will do
-            )
+    def __init__(self, *, mode: str, grace_period: int, reduction_factor: float, max_t: int) -> None:
+        self._sign = 1.0 if mode == "max" else -1.0
+        self._percent = (1 - 1 / reduction_factor) * 100
+        # Rounded as in Ray. The logarithms may lose a rung at max_t itself, where every trial ends anyway.
+        num_rungs = int(np.log(max_t / grace_period) / np.log(reduction_factor) + 1)
+        # Of each rung its epochs, and the signed values by trial. Highest first: the first match is the rung to use.
+        self._rungs: list[tuple[float, dict[str, float]]] = [
+            (grace_period * reduction_factor**k, {}) for k in reversed(range(num_rungs))
+        ]
 
     def observe(self, trial_id: str, epoch: int, value: float) -> bool:
-        """Take a value in; whether the trial shall stop here. A value that is not finite decides nothing."""
+        """Record a value; return whether the trial should stop. A value that is not finite is ignored."""
         if not math.isfinite(value):
             return False
-        trial = _Named(trial_id)
-        if trial not in self._trials:
-            self._trials.add(trial)
-            self._rule.on_trial_add(None, trial)
-            if isinstance(self._rule, AsyncHyperBandScheduler):
-                self._choose_bracket(trial_id)
-        found = self._rule.on_trial_result(None, trial, {EPOCH: epoch, VALUE: value})
-        if isinstance(self._rule, MedianStoppingRule):
-            # It takes nothing in from a trial that it has stopped; the baseline goes on all the same.
-            self._rule._stopped_trials.discard(trial)
-        return bool(found == TrialScheduler.STOP)
+        recorded = next((values for milestone, values in self._rungs if epoch >= milestone), None)
+        if recorded is None or trial_id in recorded:
+            return False
+        score, others = self._sign * value, list(recorded.values())
+        recorded[trial_id] = score
+        return bool(others and score < np.percentile(others, self._percent))
 
-    def _choose_bracket(self, trial_id: str) -> None:
-        """As Ray draws it, by the number of rungs, but not from a global generator."""
-        brackets = self._rule._brackets
-        rungs = np.array([len(bracket._rungs) for bracket in brackets])
-        weights = np.exp(rungs - rungs.max())
-        drawn = numpy_generator(self._seed, f"bracket:{trial_id}").choice(len(brackets), p=weights / weights.sum())
-        self._rule._trial_info[trial_id] = brackets[int(drawn)]
+
+class MedianStopping:
+    """The median stopping rule.
+
+    A trial stops if its best value so far is worse than the median of the running means of the other trials that have
+    come as far. A running mean covers the epochs from ``grace_period`` to the trial's present epoch.
+
+    Args:
+        mode: ``min`` or ``max``.
+        grace_period: no trial stops before this epoch.
+        min_samples_required: number of other trials that must have come as far.
+
+    References:
+        Golovin et al., "Google Vizier: A Service for Black-Box Optimization", KDD 2017.
+    """
+
+    def __init__(self, *, mode: str, grace_period: int, min_samples_required: int) -> None:
+        self._sign = 1.0 if mode == "max" else -1.0
+        self._grace_period = grace_period
+        self._min_samples_required = min_samples_required
+        self._rows: dict[str, list[tuple[int, float]]] = {}
+
+    def observe(self, trial_id: str, epoch: int, value: float) -> bool:
+        """Record a value; return whether the trial should stop. A value that is not finite is ignored."""
+        if not math.isfinite(value):
+            return False
+        own = self._rows.setdefault(trial_id, [])
+        own.append((epoch, self._sign * value))
+        if epoch < self._grace_period:
+            return False
+        windows = (
+            [score for at, score in rows if self._grace_period <= at <= epoch]
+            for rows in self._rows.values()
+            if rows is not own and rows[-1][0] >= epoch
+        )
+        means = [mean for window in windows if window and math.isfinite(mean := float(np.mean(window)))]
+        if len(means) < self._min_samples_required:
+            return False
+        return bool(max(score for _, score in own) < np.median(means))
+
+
+def build_stopper(block: Mapping[str, Any], *, mode: str) -> Stopper:
+    """Return the rule of a space file's scheduler block, without any values.
+
+    Args:
+        block: the block of a scheduler that stops trials.
+        mode: ``min`` or ``max``.
+    """
+    settings = build(block)
+    if isinstance(settings, Asha):
+        return AsyncSuccessiveHalving(
+            mode=mode,
+            grace_period=settings.grace_period,
+            reduction_factor=settings.reduction_factor,
+            max_t=settings.max_t or MAX_EPOCHS,
+        )
+    assert isinstance(settings, Median)
+    return MedianStopping(
+        mode=mode, grace_period=settings.grace_period, min_samples_required=settings.min_samples_required
+    )
 
 
 class StopperPerPoint:
-    """A stopper for every point of the grids, so that what is tuned apart races apart.
+    """One rule for every point of the grids, so that settings are compared only within their point.
 
     Args:
-        study: says to which point a trial belongs.
-        make: makes one.
+        study: the record, which has the point of each trial.
+        make: makes the rule of a point.
     """
 
-    def __init__(self, study: StudyRecord, make: Callable[[], RayStopper]) -> None:
+    def __init__(self, study: StudyRecord, make: Callable[[], Stopper]) -> None:
         self._study = study
         self._make = make
-        self._stoppers: dict[int, RayStopper] = {}
+        self._stoppers: dict[int, Stopper] = {}
 
     def observe(self, trial_id: str, epoch: int, value: float) -> bool:
-        """As :meth:`RayStopper.observe`, among the trials of the same point."""
+        """Record a value among the trials of the same point; return whether the trial should stop."""
         drawn = self._study.trials[trial_id].drawn
         point = drawn.point if drawn else 0
         if point not in self._stoppers:
@@ -120,26 +150,26 @@ class StopperPerPoint:
 def build_early_stopping(
     space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store: Store
 ) -> EarlyStopping | None:
-    """The race of a study's settings, with all that its trials have measured so far; None if nothing is stopped.
+    """Return a study's early stopping, with the rows of earlier sweeps replayed; None if the scheduler stops no trial.
 
-    Rows of trials that go on, about which nobody is known to have decided before a kill, are not told here but by the
-    trials' drivers.
+    A kill may separate the last rows of an unfinished trial from their decision. Rows beyond the epoch up to which the
+    study's record says that the trial was judged are not replayed here: the trial's driver reports them again.
 
     Args:
-        space: what is asked for.
-        study: what is done.
-        specs: all trials by name; those of settings that are proposed later are found here, too.
+        space: the space.
+        study: the study's record.
+        specs: all trials by name. Trials of settings that are proposed later must be added to the same mapping.
         store: the results folder.
     """
     rule = build(space.scheduler)
     if not rule.stops:
         return None
-    # Settings of an adaptive search are drawn for each point of the grids by itself; others for all points alike.
-    stopper = StopperPerPoint(study, lambda: RayStopper(space.scheduler, mode=study.mode, seed=space.search.seed))
-    first: dict[int, str] = {}
+    # An adaptive search tunes each point of the grids separately. Other settings are compared together.
+    stopper = StopperPerPoint(study, lambda: build_stopper(space.scheduler, mode=study.mode))
+    first_trials: dict[int, str] = {}
     unfinished = set(study.unfinished())
     for key, record in study.trials.items():
-        if first.setdefault(record.setting, key) == key:
+        if first_trials.setdefault(record.setting, key) == key:
             end = record.stopped.epoch if record.stopped else record.judged if key in unfinished else math.inf
             for row in read_rows(store.child(trial_folder(key))):
                 epoch, value = row.get("epoch") or 0, row.get(study.metric)
@@ -147,11 +177,11 @@ def build_early_stopping(
                     stopper.observe(key, int(epoch), float(value))
     return EarlyStopping(
         stopper=stopper,
-        by=space.scheduler.name,
-        epochs=lambda key: space.kind.num_epochs(specs[key].experiment),
-        end=rule.end,
-        # Those of an adaptive search have no counterparts to be compared with one by one.
-        protected=frozenset(
-            () if space.search.adaptive else (found.id for found in baselines(study, settings_of(study)))
+        scheduler_name=space.scheduler.name,
+        num_epochs=lambda key: space.kind.num_epochs(specs[key].experiment),
+        end_epoch=rule.end,
+        # Settings of an adaptive search are not paired with a baseline, so it protects none.
+        protected_settings=frozenset(
+            () if space.search.adaptive else (setting.id for setting in baselines(study, settings_of(study)))
         ),
     )

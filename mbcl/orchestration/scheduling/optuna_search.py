@@ -1,10 +1,10 @@
-"""Adaptive search: Optuna's TPE proposes settings from the validation results of those before. No Ray here.
+"""Adaptive search: Optuna's TPE proposes settings from the validation results of earlier ones. Imports no Ray.
 
-Every point of the grids has a search of its own, so that a grid of samplers tunes each as hard as the others. What is
-told is the mean over the seeds of a setting: a seed is never what makes a setting win.
+Every point of the grids has a separate search, so that a grid of samplers gives each the same tuning budget. Optuna
+gets the mean over the seeds of a setting, so that no single lucky seed makes a setting win.
 
-Optuna keeps nothing on disk. ``study.json`` has every draw and every result, and a study that goes on is told them
-again; each draw has a seed of its own, so that one trial at a time proposes the same whether it was cut or not.
+Optuna stores nothing on disk. ``study.json`` has every draw and every result, and ``--resume`` replays them. Each draw
+has its own seed, so that with one trial at a time the proposals are the same whether the sweep was interrupted or not.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from mbcl.orchestration.search_space.expansion import (
     samples_of,
 )
 from mbcl.orchestration.search_space.schema import Search, Space, SpaceFile
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.seeding import derive
 from mbcl.study.record import Drawn, StudyRecord, TrialRecord
 
@@ -40,10 +41,10 @@ ENDED = ("finished", "stopped")
 
 
 def check_installed(search: Search) -> None:
-    """Refuse a search whose package is missing.
+    """Refuse a search whose package is not installed.
 
     Raises:
-        ConfigError: naming what to install.
+        ConfigError: naming the package and the command that installs it.
     """
     if search.name == "optuna":
         try:
@@ -55,14 +56,14 @@ def check_installed(search: Search) -> None:
 
 
 class OptunaSearch:
-    """A :class:`~mbcl.orchestration.scheduling.trial_queue.SettingSource`: the settings that Optuna draws.
+    """A :class:`~mbcl.orchestration.scheduling.trial_queue.SettingSource` of the settings that Optuna draws.
 
     Args:
         file: the space.
-        study: the record, to which new trials are added; what it has already is told to Optuna first.
-        total: how many trials there will be at most.
-        added: is told of new trials.
-        log: is told in a line what is left out.
+        study: the record. Its draws and results are replayed to Optuna first, and new trials are added to it.
+        total: maximum number of trials of the study.
+        added: called with the new trials of each proposed setting.
+        log: called with a line for each draw that is left out.
     """
 
     def __init__(
@@ -74,33 +75,33 @@ class OptunaSearch:
         added: Callable[[list[TrialSpec]], None],
         log: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._space, self._source = file.space, str(file.path)
+        self._file, self._space = file, file.space
         self._study = study
         self._total = total
         self._added = added
         self._log = log
-        self._base = base_of(self._space, self._source)
+        self._base = base_of(self._space)
         self._points = points(self._space)
         self._tuners = [_Tuner(self._space, number, point) for number, point in enumerate(self._points)]
         self._open: dict[int, tuple[_Tuner, optuna.Trial]] = {}
         self._repeats: dict[int, list[tuple[_Tuner, optuna.Trial]]] = {}
         self._seen: dict[str, int] = {}
         last = self._restore()
-        most = max(samples_of(self._space, point) for point in self._points)
+        max_samples = max(samples_of(self._space, point) for point in self._points)
         self._slots = [
             (number, point)
-            for number in range(most)
+            for number in range(max_samples)
             for point in range(len(self._points))
             if number < samples_of(self._space, self._points[point]) and (number, point) > last
         ]
 
     def _restore(self) -> tuple[int, int]:
-        """Tell Optuna what the study has drawn and measured, in the same order; returns the number of the last draw."""
+        """Replay the study's draws and results to Optuna in their order; return the slot of the last draw."""
         draws: list[tuple[Drawn, int | None]] = [(drawn, None) for drawn in self._study.left_out]
-        for known, records in self._study.settings().items():
+        for number, records in self._study.settings().items():
             assert records[0].drawn is not None
-            draws.append((records[0].drawn, known))
-        draws.sort(key=lambda found: _slot(found[0]))
+            draws.append((records[0].drawn, number))
+        draws.sort(key=lambda draw: _slot(draw[0]))
         for drawn, setting in draws:
             tuner = self._tuners[drawn.point]
             trial, chosen = tuner.ask(drawn.number, drawn.values)
@@ -108,48 +109,51 @@ class OptunaSearch:
                 self._leave_out(tuner, trial, chosen)
                 continue
             self._open[setting] = tuner, trial
-            self._seen[identity_of(experiment_with(self._base, chosen, self._space, self._source))] = setting
+            self._seen[identity_of(self._experiment(self._base, chosen))] = setting
             if all(record.status in ENDED for record in self._study.settings()[setting]):
                 self.tell(setting)
         return _slot(draws[-1][0]) if draws else (-1, -1)
 
     @property
     def left(self) -> int:
-        """How many trials may still be drawn."""
+        """Number of trials that may still be drawn."""
         return len(self._slots) * len(self._space.seeds)
 
     def propose(self) -> list[str]:
-        """The trials of a new setting, which the study now has; empty if all have been drawn."""
+        """Draw a new setting, add its trials to the study and return their names; empty if all have been drawn."""
         while self._slots:
             number, point = self._slots.pop(0)
             tuner = self._tuners[point]
             trial, chosen = tuner.ask(number)
             drawn = Drawn(point=point, number=number, values=trial.params)
-            why = self._leave_out(tuner, trial, chosen)
-            if why:
+            reason = self._leave_out(tuner, trial, chosen)
+            if reason:
                 self._study.left_out.append(drawn)
-                self._log(f"note: draw {number} of point {point} {why} and is left out")
+                self._log(f"note: draw {number} of point {point} {reason} and is left out")
                 continue
-            return self._begin(tuner, trial, chosen, drawn)
+            return self._add_setting(tuner, trial, chosen, drawn)
         return []
 
     def _leave_out(self, tuner: _Tuner, trial: optuna.Trial, chosen: Mapping[str, Any]) -> str:
-        """Tell Optuna of a draw that becomes no setting; why it does not, empty if it does."""
+        """Report a draw that becomes no setting to Optuna; return the reason, empty if the draw becomes one.
+
+        A draw that repeats an earlier setting gets that setting's result, now or when the setting ends.
+        """
         try:
-            known = self._seen.get(identity_of(experiment_with(self._base, chosen, self._space, self._source)))
+            setting = self._seen.get(identity_of(self._experiment(self._base, chosen)))
         except ConfigError as error:
             tuner.tell_failure(trial)
             return f"is no experiment ({error})"
-        if known is None:
+        if setting is None:
             return ""
-        if known in self._open:
-            self._repeats.setdefault(known, []).append((tuner, trial))
+        if setting in self._open:
+            self._repeats.setdefault(setting, []).append((tuner, trial))
         else:
-            self._tell(tuner, trial, self._study.settings()[known])
-        return f"repeats setting {known}"
+            self._tell(tuner, trial, self._study.settings()[setting])
+        return f"repeats setting {setting}"
 
-    def _begin(self, tuner: _Tuner, trial: optuna.Trial, chosen: Mapping[str, Any], drawn: Drawn) -> list[str]:
-        experiment = experiment_with(self._base, chosen, self._space, self._source)
+    def _add_setting(self, tuner: _Tuner, trial: optuna.Trial, chosen: Mapping[str, Any], drawn: Drawn) -> list[str]:
+        experiment = self._experiment(self._base, chosen)
         setting = max((record.setting for record in self._study.trials.values()), default=-1) + 1
         self._seen[identity_of(experiment)] = setting
         self._open[setting] = tuner, trial
@@ -161,18 +165,23 @@ class OptunaSearch:
         return [spec.trial_id for spec in specs]
 
     def _evaluation(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """The block that takes the place of a new setting's own; empty if no ``--eval-only`` gave the study another.
+        """Return the evaluation block that overrides a new setting's own; empty unless an ``--eval-only`` changed it.
 
-        Any trial's will do, for what is swept of it is the new setting's.
+        The block of any trial serves: its swept keys are set to the new setting's values.
         """
-        later = next((record.evaluation for record in self._study.trials.values() if record.evaluation), None)
-        if later is None:
+        block = next((record.evaluation for record in self._study.trials.values() if record.evaluation), None)
+        if block is None:
             return {}
-        base = {**self._base, "evaluation": later}
-        return self._space.kind.evaluation(experiment_with(base, chosen, self._space, self._source))
+        base = {**self._base, "evaluation": block}
+        return self._space.kind.evaluation(self._experiment(base, chosen))
+
+    def _experiment(self, base: dict[str, Any], chosen: Mapping[str, Any]) -> AnyExperiment:
+        """Return the experiment of a setting; an error names the space file."""
+        with self._file.name_in_errors():
+            return experiment_with(base, chosen, self._space)
 
     def tell(self, setting: int) -> None:
-        """All trials of a setting have ended: of it, and of the draws that repeated it meanwhile."""
+        """Report the result of a setting, whose trials have all ended, for its draw and for draws that repeat it."""
         records = self._study.settings()[setting]
         for tuner, trial in (self._open.pop(setting), *self._repeats.pop(setting, ())):
             self._tell(tuner, trial, records)
@@ -182,7 +191,7 @@ class OptunaSearch:
         values = [record.metrics.get(metric) for record in records if record.status == "finished"]
         measured = [float(value) for value in values if value is not None]
         stopped = records[0].stopped
-        if len(measured) == len(records):  # the mean over some seeds is no measure beside that over others
+        if len(measured) == len(records):  # means over different sets of seeds are not comparable
             tuner.tell(trial, statistics.fmean(measured))
         elif stopped is not None and stopped.value is not None:
             tuner.tell_stopped(trial, stopped.epoch, stopped.value)
@@ -216,8 +225,8 @@ class _Tuner:
         """Draw a setting.
 
         Args:
-            number: which draw of this point it is.
-            values: what was drawn already, by path; None to draw anew.
+            number: number of the draw at this point, which its seed depends on.
+            values: the recorded draw to replay, by path; None to draw a new one.
 
         Returns:
             Optuna's trial, and the values of the swept keys.
@@ -229,25 +238,25 @@ class _Tuner:
         return trial, domains.fill(self._template, applies, _drawing(trial))
 
     def tell(self, trial: optuna.Trial, value: float) -> None:
-        """What a setting has reached."""
+        """Report the result of a setting."""
         self._study.tell(trial, value)
 
     def tell_stopped(self, trial: optuna.Trial, epoch: int, value: float) -> None:
-        """What a setting had reached when it was stopped."""
+        """Report the value of a setting that was stopped early, as pruned."""
         import optuna
 
         trial.report(value, step=epoch)
         self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
     def tell_failure(self, trial: optuna.Trial) -> None:
-        """A setting has no result."""
+        """Report that a setting has no result."""
         import optuna
 
         self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
 
 def _slot(drawn: Drawn) -> tuple[int, int]:
-    """Its place in the order of draws: each point once in turn."""
+    """Return the position of a draw in the round-robin order over the points."""
     return drawn.number, drawn.point
 
 

@@ -1,9 +1,9 @@
-"""The course of a study: which trial starts next, which is stopped early, and when there is nothing more. No Ray here.
+"""The queue of a study's trials: which one starts next, which one stops early, and when none is left. Imports no Ray.
 
-Seeds are replicates of a setting, so nothing is ever decided by comparing two of them. Where a scheduler stops trials,
-the settings race on their first seed alone, all on the same one; a setting that survives is then run to its end with
-all others, and one that is stopped is not run with them at all. The baseline takes part but is never stopped: what
-others are compared with must be there.
+Seeds are replicates of a setting, so two seeds are never compared with each other. Early stopping compares settings on
+their first seed only, which is the same for all. A setting that survives then runs the other seeds to their end; a
+setting that is stopped does not run them. The baseline takes part but is never stopped by the rule, because the report
+compares the other settings with it.
 """
 
 from __future__ import annotations
@@ -19,47 +19,47 @@ class Stopper(Protocol):
     """A rule of early stopping; see :mod:`.early_stopping`."""
 
     def observe(self, trial_id: str, epoch: int, value: float) -> bool:
-        """Take a value in; whether the trial shall stop here."""
+        """Record a value; return whether the trial should stop."""
 
 
 class SettingSource(Protocol):
-    """Where further settings come from; see :mod:`.optuna_search`."""
+    """A source of further settings; see :mod:`.optuna_search`."""
 
     def propose(self) -> list[str]:
-        """The trials of a new setting, which the study now has; empty if there will be none."""
+        """Add the trials of a new setting to the study and return their names; empty if there are no more settings."""
 
     def tell(self, setting: int) -> None:
-        """All trials of a setting have ended."""
+        """Take the results of a setting, all trials of which have ended."""
 
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """How settings race.
+    """The early stopping of a study.
 
     Args:
-        stopper: who decides.
-        by: its name.
-        epochs: how many epochs a trial has.
-        end: after how many of so many epochs a trial ends at the latest.
-        protected: settings that are never stopped.
+        stopper: the rule.
+        scheduler_name: name of the scheduler.
+        num_epochs: returns the number of epochs of a trial, by the trial's name.
+        end_epoch: returns the last epoch that a trial of that many epochs runs.
+        protected_settings: settings that the rule never stops.
     """
 
     stopper: Stopper
-    by: str
-    epochs: Callable[[str], int]
-    end: Callable[[int], int] = lambda epochs: epochs
-    protected: frozenset[int] = field(default_factory=frozenset)
+    scheduler_name: str
+    num_epochs: Callable[[str], int]
+    end_epoch: Callable[[int], int] = lambda num_epochs: num_epochs
+    protected_settings: frozenset[int] = field(default_factory=frozenset)
 
 
 class TrialQueue:
     """Hands out the trials of a study.
 
     Args:
-        study: its record; whoever runs the trials keeps their status there.
+        study: the study's record. The caller, which runs the trials, updates their status there.
         todo: the trials to run, in order.
-        concurrency: how many run at a time.
-        race: how settings race; None if all run to their end.
-        source: proposes settings when those at hand have started; None if all are known.
+        concurrency: number of trials that run at a time.
+        rule: early stopping; None if all trials run to their end.
+        source: proposes settings when all trials so far have started; None if all settings are known from the start.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TrialQueue:
         todo: Iterable[str],
         *,
         concurrency: int,
-        race: EarlyStopping | None = None,
+        rule: EarlyStopping | None = None,
         source: SettingSource | None = None,
     ) -> None:
         self._study = study
@@ -76,60 +76,60 @@ class TrialQueue:
         self._running: set[str] = set()
         self._stopped: dict[str, Stopped] = {}
         self._concurrency = concurrency
-        self._race = race
+        self._rule = rule
         self._source = source
         self._drained = source is None
-        self._first: dict[int, str] = {}
+        self._first_trials: dict[int, str] = {}
         for key, record in sorted(study.trials.items(), key=lambda item: item[1].ordinal):
-            self._first.setdefault(record.setting, key)
+            self._first_trials.setdefault(record.setting, key)
 
     @property
     def early_stopping(self) -> bool:
         """Whether trials may be stopped early."""
-        return self._race is not None
+        return self._rule is not None
 
     @property
     def exhausted(self) -> bool:
-        """Whether no trial will start any more."""
+        """Whether no further trial will start."""
         return not self._waiting and self._drained
 
     def next_trial(self) -> str | None:
-        """A trial to start now; None if there is none now."""
+        """Return a trial to start now; None if no trial may start now."""
         if len(self._running) >= self._concurrency:
             return None
         while True:
             for key in list(self._waiting):
-                if self._waits_for_race(key):
+                if self._waits_for_first_seed(key):
                     continue
                 del self._waiting[key]
-                if self._lost_race(key):
+                if self._stop_with_first_seed(key):
                     self._end_setting(self._study.trials[key].setting)
                     continue
                 self._running.add(key)
                 return key
-            if not self._more():
+            if not self._propose():
                 return None
 
-    def _more(self) -> bool:
-        """Ask for another setting; whether there is one."""
+    def _propose(self) -> bool:
+        """Ask the source for another setting and queue its trials; return whether there is one."""
         keys = [] if self._drained or self._source is None else self._source.propose()
         if not keys:
             self._drained = True
             return False
-        self._first[self._study.trials[keys[0]].setting] = keys[0]
+        self._first_trials[self._study.trials[keys[0]].setting] = keys[0]
         self._waiting.update(dict.fromkeys(keys))
         return True
 
-    def _first_of(self, key: str) -> str:
-        return self._first[self._study.trials[key].setting]
+    def _first_trial_of(self, key: str) -> str:
+        return self._first_trials[self._study.trials[key].setting]
 
-    def _waits_for_race(self, key: str) -> bool:
-        first = self._first_of(key)
+    def _waits_for_first_seed(self, key: str) -> bool:
+        first = self._first_trial_of(key)
         return self.early_stopping and key != first and (first in self._waiting or first in self._running)
 
-    def _lost_race(self, key: str) -> bool:
-        """Whether the trial's setting was stopped on its first seed; the trial is then stopped before it begins."""
-        first, record = self._study.trials[self._first_of(key)], self._study.trials[key]
+    def _stop_with_first_seed(self, key: str) -> bool:
+        """Mark a trial as stopped if its setting was stopped on its first seed; return whether it was."""
+        first, record = self._study.trials[self._first_trial_of(key)], self._study.trials[key]
         if first is record or first.status != "stopped" or first.stopped is None:
             return False
         record.status, record.error = "stopped", ""
@@ -137,49 +137,54 @@ class TrialQueue:
         return True
 
     def on_result(self, key: str, epoch: int, value: float) -> bool:
-        """Take in what a running trial measured after so many epochs; whether it shall stop here.
+        """Take the metric of a running trial after an epoch; return whether the trial should stop.
 
-        A row that was taken in before decides nothing: a driver that was started again may tell it once more.
+        Idempotent: a driver that restarts may report a row again, and a row that was judged before decides nothing.
         """
-        race, record = self._race, self._study.trials[key]
-        if race is None or epoch <= record.judged:
+        rule, record = self._rule, self._study.trials[key]
+        if rule is None or epoch <= record.judged:
             return False
         if key in self._stopped:
             return True
-        epochs = race.epochs(key)
-        stop = epoch >= race.end(epochs) < epochs
-        if key == self._first_of(key):
-            lost = race.stopper.observe(key, epoch, value)
-            # A first seed that failed and runs again: its setting is in the study's means by then.
-            spared = record.setting in race.protected or self._finished(record.setting)
-            stop = stop or (lost and epoch < epochs and not spared)
+        num_epochs = rule.num_epochs(key)
+        stop = epoch >= rule.end_epoch(num_epochs) < num_epochs
+        if key == self._first_trial_of(key):
+            worse = rule.stopper.observe(key, epoch, value)
+            # A first seed that failed may run again after other seeds have finished, which the study's means contain.
+            exempt = record.setting in rule.protected_settings or self._finished(record.setting)
+            stop = stop or (worse and epoch < num_epochs and not exempt)
         if stop:
             self._stopped[key] = Stopped(
-                by=race.by, epoch=epoch, of=epochs, metric=self._study.metric, value=value, first_seed=record.seed
+                by=rule.scheduler_name,
+                epoch=epoch,
+                of=num_epochs,
+                metric=self._study.metric,
+                value=value,
+                first_seed=record.seed,
             )
         else:
             record.judged = epoch
         return stop
 
     def _finished(self, setting: int) -> bool:
-        """Whether any trial of a setting has finished."""
+        """Return whether any trial of a setting has finished."""
         return any(r.status == "finished" for r in self._study.trials.values() if r.setting == setting)
 
     def where_stopped(self, key: str) -> Stopped | None:
-        """Where a trial was stopped; None if it was not."""
+        """Return where a trial of this queue was stopped; None if it was not."""
         return self._stopped.get(key)
 
     def on_trial_end(self, key: str) -> None:
-        """A trial has ended; its record says how."""
+        """Take the end of a trial, whose record has the new status."""
         self._running.discard(key)
         setting = self._study.trials[key].setting
-        # At once, so that the record that is written now says what became of them.
+        # Now rather than when their turn comes: the caller writes the record next, and it must have their status.
         for other in [other for other in self._waiting if self._study.trials[other].setting == setting]:
-            if self._lost_race(other):
+            if self._stop_with_first_seed(other):
                 del self._waiting[other]
         self._end_setting(setting)
 
     def _end_setting(self, setting: int) -> None:
-        left = (self._study.trials[key].setting == setting for key in (*self._waiting, *self._running))
-        if self._source is not None and not any(left):
+        unfinished = (self._study.trials[key].setting == setting for key in (*self._waiting, *self._running))
+        if self._source is not None and not any(unfinished):
             self._source.tell(setting)

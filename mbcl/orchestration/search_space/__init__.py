@@ -1,1 +1,1 @@
-"""The space file: schema, domains, and its expansion to trials. No Ray here."""
+"""The space file: its schema, its domains, and its expansion to trials. Imports no Ray."""

@@ -1,4 +1,4 @@
-"""Swept parameters that only some choices of a swept part have: k and q of samplers, for example."""
+"""Conditional parameters: swept keys that only some choices of a swept component have, such as k and q of samplers."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from mbcl.orchestration.search_space.domains import Domain
 
 
 def applies(key: str, chosen: Mapping[str, Any]) -> bool:
-    """Whether a swept key means anything: the parameter of a swept part does only where that part has it.
+    """Return whether a swept key applies. A component's parameter applies only if the chosen component has it.
 
     Args:
-        key: dotted.
-        chosen: values of the keys that were chosen before; one that is not drawn yet decides nothing.
+        key: the dotted key.
+        chosen: values of the keys that were chosen before. While the component has no name yet, the key applies.
     """
     part, _, parameter = key.partition(".")
     if part not in COMPONENTS or not parameter or parameter == "name":
         return True
     block = chosen.get(part)
     name = chosen.get(f"{part}.name", block.get("name") if isinstance(block, Mapping) else None)
-    known = defaults(part, name) if isinstance(name, str) else None
-    return known is None or parameter.partition(".")[0] in known
+    parameters = defaults(part, name) if isinstance(name, str) else None
+    return parameters is None or parameter.partition(".")[0] in parameters
 
 
 def check_conditional(domains: Mapping[str, Domain]) -> None:
-    """Refuse a swept parameter that none of a swept part's choices has, or that a block of them sweeps, too.
+    """Refuse a swept parameter that no choice of its swept component has, or that a block among them sweeps, too.
 
     Raises:
-        ConfigError: naming the key and the parameters that there are.
+        ConfigError: naming the key and the parameters that the choices have.
     """
     for key in domains:
         part, _, parameter = key.partition(".")
         if part in domains and any(isinstance(block.get(parameter), Domain) for block in _blocks(domains[part])):
             raise ConfigError(f"space.{key}: a block of space.{part} has a domain for {parameter}, too; give it once")
-        swept = [domains[above] for above in (part, f"{part}.name") if above in domains]
+        swept = [domains[parent] for parent in (part, f"{part}.name") if parent in domains]
         if part not in COMPONENTS or parameter in ("", "name") or not swept:
             continue
         names = dict.fromkeys(name for domain in swept for name in _names(domain))
-        known = [defaults(part, name) for name in names]
-        if None in known or any(parameter.partition(".")[0] in (found or ()) for found in known):
+        choices = [defaults(part, name) for name in names]
+        if None in choices or any(parameter.partition(".")[0] in (parameters or ()) for parameters in choices):
             continue
-        everything = {parameter for found in known for parameter in found or ()}
+        all_parameters = {parameter for parameters in choices for parameter in parameters or ()}
         raise ConfigError(
-            f"space.{key}: none of {', '.join(names)} has this parameter; {nearest(parameter, everything)}"
+            f"space.{key}: none of {', '.join(names)} has this parameter; {nearest(parameter, all_parameters)}"
         )
 
 
 def _blocks(value: Any) -> Iterator[Mapping[str, Any]]:
-    """The blocks in a domain."""
+    """Yield the blocks in a domain, at any depth of nested domains."""
     if isinstance(value, Domain):
         for inner in value.values:
             yield from _blocks(inner)
@@ -59,7 +59,7 @@ def _blocks(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _names(value: Any) -> Iterator[str]:
-    """The names that a part may take in a domain."""
+    """Yield the component names in a domain, given as strings or as the ``name`` of a block."""
     if isinstance(value, Domain):
         for inner in value.values:
             yield from _names(inner)

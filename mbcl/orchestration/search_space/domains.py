@@ -1,7 +1,7 @@
-"""What a swept key may take: lists, ranges, and blocks with domains of their own inside.
+"""Domains: the values that a swept key takes. They are lists, ranges, and blocks with nested domains.
 
-A space is taken apart in two steps. :func:`points` multiplies all grids out; what is left of a point holds only domains
-that are drawn. :func:`fill` draws those, from a seed (:func:`drawn_from`), by a search, or all extremes in turn
+A space is expanded in two steps. :func:`points` forms the Cartesian product of all grids; the domains that remain in a
+point are drawn. :func:`fill` draws them: from a seed (:func:`drawn_from`), by a search, or all extremes in turn
 (:func:`extremes`).
 """
 
@@ -20,8 +20,8 @@ from mbcl.seeding import numpy_generator
 LISTS = ("grid", "choice")
 RANGES = ("uniform", "loguniform", "randint")
 KINDS = (*LISTS, *RANGES)
-MOST_INTEGER, MOST_FLOAT = 2**53, 1e100
-"""The largest ends of a range: beyond them whole numbers are not exact in a search, and widths overflow."""
+MAX_INTEGER, MAX_FLOAT = 2**53, 1e100
+"""Largest absolute ends of a range. Beyond 2**53 a float64 of the search is not exact; beyond 1e100 widths overflow."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Domain:
     Args:
         kind: ``grid`` (every value), ``choice`` (one value a draw), or a range to draw from: ``uniform``,
             ``loguniform``, ``randint`` (whole numbers, the upper end excluded, as in Ray and NumPy).
-        values: what is allowed, in the order of the file; of a range its two ends. A block among them may hold
-            domains.
+        values: the values of a list in the order of the file, or the two ends of a range. A block among the values may
+            hold domains.
     """
 
     kind: str
@@ -40,16 +40,16 @@ class Domain:
 
 
 Draw = Callable[[str, Domain], Any]
-"""Draws from a domain, given its path, which no other domain of a setting has: the index of a choice, or a number."""
+"""Draws from a domain: an index for ``choice``, a number for a range. The path is unique among a setting's domains."""
 Applies = Callable[[str, Mapping[str, Any]], bool]
-"""Whether a swept key means anything, given the values of the keys that it depends on."""
+"""Whether a swept key applies, given the values of the keys that it depends on."""
 
 
 def parse(block: Any) -> Domain:
-    """A domain as the space file has it, such as ``{grid: [1, 2]}``.
+    """Parse a domain from the space file, such as ``{grid: [1, 2]}``.
 
     Raises:
-        ConfigError: if it is none; the text says what is allowed.
+        ConfigError: if the block is no domain; the text says what is allowed.
     """
     if isinstance(block, Domain):
         return block
@@ -65,19 +65,19 @@ def parse(block: Any) -> Domain:
         return Domain(kind, tuple(values))
     if not isinstance(values, list) or not values:
         raise ConfigError(f"{kind}: expected a list of at least one value, found {values!r}")
-    found = Domain(kind, tuple(_parse_inside(value) for value in values))
-    if kind == "choice" and any(has_grid(value) for value in found.values):
+    domain = Domain(kind, tuple(_parse_nested(value) for value in values))
+    if kind == "choice" and any(has_grid(value) for value in domain.values):
         raise ConfigError("choice: found a grid inside it, which cannot be tried whole in one draw; allowed: choice")
-    return found
+    return domain
 
 
-def _parse_inside(value: Any) -> Any:
-    """A value of a list, with the domains that a block may hold."""
+def _parse_nested(value: Any) -> Any:
+    """Parse the domains inside one value of a list."""
     if not isinstance(value, Mapping):
         return value
     if len(value) == 1 and next(iter(value)) in KINDS:
         return parse(value)
-    return {key: _parse_inside(inner) for key, inner in value.items()}
+    return {key: _parse_nested(inner) for key, inner in value.items()}
 
 
 def _check_range(kind: str, values: Any) -> None:
@@ -93,9 +93,9 @@ def _check_range(kind: str, values: Any) -> None:
             f"{kind}: expected [a, b] with {'whole ' if kind == 'randint' else ''}numbers, found {values!r}"
         )
     low, high = values
-    most = MOST_INTEGER if kind == "randint" else MOST_FLOAT
-    if max(abs(low), abs(high)) > most:
-        raise ConfigError(f"{kind}: expected [a, b] within {-most:g} and {most:g}, found an end beyond them")
+    limit = MAX_INTEGER if kind == "randint" else MAX_FLOAT
+    if max(abs(low), abs(high)) > limit:
+        raise ConfigError(f"{kind}: expected [a, b] within {-limit:g} and {limit:g}, found an end beyond them")
     if low >= high:
         raise ConfigError(f"{kind}: expected [a, b] with a below b, found {values!r}")
     if kind == "loguniform" and low <= 0:
@@ -103,7 +103,7 @@ def _check_range(kind: str, values: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A domain, or a value with domains inside, as the space file has it."""
+    """Return a domain, or a value with nested domains, in the space file's form. The inverse of :func:`parse`."""
     if isinstance(value, Domain):
         return {value.kind: [plain(inner) for inner in value.values]}
     if isinstance(value, Mapping):
@@ -112,7 +112,7 @@ def plain(value: Any) -> Any:
 
 
 def walk(value: Any) -> Iterator[Domain]:
-    """A domain and all domains inside it."""
+    """Yield all domains of a value, outer ones first."""
     if isinstance(value, Domain):
         yield value
         for inner in value.values:
@@ -123,17 +123,17 @@ def walk(value: Any) -> Iterator[Domain]:
 
 
 def has_grid(value: Any) -> bool:
-    """Whether a grid is in there."""
+    """Return whether a value holds a grid, at any depth."""
     return any(domain.kind == "grid" for domain in walk(value))
 
 
 def is_drawn(value: Any) -> bool:
-    """Whether anything in there is drawn."""
+    """Return whether a value holds a domain that is drawn, at any depth."""
     return any(domain.kind != "grid" for domain in walk(value))
 
 
 def _grids(value: Any) -> Iterator[Any]:
-    """A value with each of its grids' values in turn."""
+    """Yield the value once for every combination of its grids' values; drawn domains stay."""
     if isinstance(value, Domain) and value.kind == "grid":
         for inner in value.values:
             yield from _grids(inner)
@@ -145,7 +145,7 @@ def _grids(value: Any) -> Iterator[Any]:
 
 
 def num_combinations(value: Any) -> int:
-    """How many combinations the grids' values have in a value with domains inside, if every key applies."""
+    """Return how many combinations the grids of a value have if every key applies."""
     if isinstance(value, Domain) and value.kind == "grid":
         return sum(num_combinations(inner) for inner in value.values)
     if isinstance(value, Mapping):
@@ -153,26 +153,26 @@ def num_combinations(value: Any) -> int:
     return 1
 
 
-def _in_order(domains: Mapping[str, Any]) -> list[str]:
-    """The keys as in the file, but each after those that it depends on: a block, or the name in that block."""
+def _topological_order(domains: Mapping[str, Any]) -> list[str]:
+    """Return the keys in the file's order, but each after the keys that it depends on: a block, or its ``name``."""
     order: dict[str, None] = {}
     for key in domains:
         parts = key.split(".")
         for depth in range(1, len(parts)):
-            above = ".".join(parts[:depth])
-            order.update((found, None) for found in (above, f"{above}.name") if found in domains)
+            block = ".".join(parts[:depth])
+            order.update((parent, None) for parent in (block, f"{block}.name") if parent in domains)
         order[key] = None
     return list(order)
 
 
 def points(domains: Mapping[str, Domain], applies: Applies) -> Iterator[dict[str, Any]]:
-    """All combinations of the grids' values, the last key fastest; what is drawn stays a domain.
+    """Yield all combinations of the grids' values, the last key fastest. Drawn domains stay domains.
 
     Args:
         domains: by swept key.
         applies: keys for which it is false are left out of a combination.
     """
-    order = _in_order(domains)
+    order = _topological_order(domains)
 
     def extend(chosen: dict[str, Any], position: int) -> Iterator[dict[str, Any]]:
         if position == len(order):
@@ -189,9 +189,9 @@ def points(domains: Mapping[str, Domain], applies: Applies) -> Iterator[dict[str
 
 
 def fill(point: Mapping[str, Any], applies: Applies, draw: Draw) -> dict[str, Any]:
-    """A setting's values by swept key: a point of the grids with everything drawn that applies."""
+    """Return a setting's values by swept key: a point of the grids whose domains are drawn, if their keys apply."""
     chosen: dict[str, Any] = {}
-    for key in _in_order(point):
+    for key in _topological_order(point):
         if applies(key, chosen):
             chosen[key] = _fill(point[key], key, draw)
     return {key: chosen[key] for key in point if key in chosen}
@@ -207,7 +207,10 @@ def _fill(value: Any, path: str, draw: Draw) -> Any:
 
 
 def drawn_from(seed: int, number: int) -> Draw:
-    """Independent draws: a pure function of seed, path and number, so that equal domains of two points pair."""
+    """Draw independently, as a pure function of seed, path and number.
+
+    Equal domains of two points of the grids get the same values (common random numbers), so that their settings pair.
+    """
 
     def draw(path: str, domain: Domain) -> Any:
         rng = numpy_generator(seed, f"search:{path}", number)
@@ -218,47 +221,56 @@ def drawn_from(seed: int, number: int) -> Draw:
             return int(rng.integers(low, high))
         if domain.kind == "uniform":
             return float(rng.uniform(low, high))
-        # The exponential may round to the other side of an end.
+        # The exponential may round to a value outside of the range.
         return float(min(max(math.exp(rng.uniform(math.log(low), math.log(high))), low), high))
 
     return draw
 
 
-class _Script:
-    """Draws what a list of positions says, the first option beyond its end, and notes what there was."""
+class _ScriptedDraw:
+    """Draws the options at the given positions, then first options, and records each position with its option count.
+
+    Args:
+        script: position of the option for each draw, in order.
+    """
 
     def __init__(self, script: list[int]) -> None:
         self._script = script
-        self.taken: list[tuple[int, int]] = []
+        self.record: list[tuple[int, int]] = []
 
     def __call__(self, path: str, domain: Domain) -> Any:
         options = list(range(len(domain.values))) if domain.kind == "choice" else _ends(domain)
-        picked = self._script[len(self.taken)] if len(self.taken) < len(self._script) else 0
-        self.taken.append((picked, len(options)))
-        return options[picked]
+        position = self._script[len(self.record)] if len(self.record) < len(self._script) else 0
+        self.record.append((position, len(options)))
+        return options[position]
 
 
 def extremes(point: Mapping[str, Any], applies: Applies) -> Iterator[dict[str, Any]]:
-    """A point with every combination of its choices' values and its ranges' ends."""
-    script = _Script([])
+    """Yield a point with every combination of its choices' values and its ranges' ends.
+
+    Which domains apply depends on earlier draws, so this is no plain product: it backtracks over the recorded draws.
+    """
+    draw = _ScriptedDraw([])
     while True:
-        yield fill(point, applies, script)
-        taken = script.taken
-        while taken and taken[-1][0] + 1 == taken[-1][1]:
-            taken.pop()
-        if not taken:
+        yield fill(point, applies, draw)
+        record = draw.record
+        while record and record[-1][0] + 1 == record[-1][1]:
+            record.pop()
+        if not record:
             return
-        *before, last = (picked for picked, _ in taken)
-        script = _Script([*before, last + 1])
+        *prefix, last = (position for position, _ in record)
+        draw = _ScriptedDraw([*prefix, last + 1])
 
 
-def probes(point: Mapping[str, Any], applies: Applies, most: int) -> list[dict[str, Any]]:
-    """All extremes of a point, or ``most`` of them at random if there are more."""
-    found = list(itertools.islice(extremes(point, applies), most + 1))
-    return found if len(found) <= most else [fill(point, applies, _end_from(number)) for number in range(most)]
+def probes(point: Mapping[str, Any], applies: Applies, limit: int) -> list[dict[str, Any]]:
+    """Return all extremes of a point, or ``limit`` random ones if there are more."""
+    combinations = list(itertools.islice(extremes(point, applies), limit + 1))
+    if len(combinations) <= limit:
+        return combinations
+    return [fill(point, applies, _random_end(number)) for number in range(limit)]
 
 
-def _end_from(number: int) -> Draw:
+def _random_end(number: int) -> Draw:
     def draw(path: str, domain: Domain) -> Any:
         rng = numpy_generator(0, f"probe:{path}", number)
         if domain.kind == "choice":
@@ -277,7 +289,7 @@ def _ends(domain: Domain) -> list[Any]:
 
 
 def describe(value: Any) -> str:
-    """A domain, or a value with domains inside, for people: ``0.1 to 1``, ``one of 2, 4``."""
+    """Describe a domain, or a value with nested domains, for people: ``0.1 to 1``, ``one of 2, 4``."""
     if isinstance(value, Domain):
         if value.kind in LISTS:
             return (
@@ -293,7 +305,7 @@ def describe(value: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """A value of a space as one would type it: ``{name: osgd, k: 20}``."""
+    """Format a value of a space in YAML's flow style: ``{name: osgd, k: 20}``."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {short(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list | tuple):

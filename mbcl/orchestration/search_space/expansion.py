@@ -1,4 +1,4 @@
-"""From a space to its trials: every setting with every seed, in an order and under names that never change."""
+"""Expansion of a space to its trials: every setting with every seed, in a deterministic order under stable names."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.study.record import Drawn, TrialRecord
 from mbcl.study.settings import columns_of, fits, flatten, singled_out
 
-MOST_TRIALS = 10_000
-"""More than anybody runs. Each is checked as a whole before the first begins, which takes some milliseconds."""
+MAX_TRIALS = 10_000
+"""Maximum trials of a study. Each is validated before the first starts, which takes some milliseconds a trial."""
 PROBES = 200
-"""About how many extreme settings of an adaptive search are checked before it starts."""
+"""Approximate number of extreme settings of an adaptive search that are validated before it starts."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class TrialSpec:
 
     Args:
         trial_id: ordinal and digest of the resolved experiment, the same on every run of the same space.
-        ordinal: its place in the space's order.
-        setting: which setting it belongs to; its other seeds share it.
+        ordinal: position in the space's order.
+        setting: number of its setting, shared by the setting's other seeds.
         seed: the replicate.
         parameters: the swept keys with their resolved values, in the order of the space file.
         experiment: the resolved configuration.
@@ -53,10 +53,10 @@ class Trials:
     """All trials of a space.
 
     Args:
-        specs: in order; the seeds of a setting stand together. Of an adaptive search, those that are known.
-        notes: what the user should know about them, one line each.
-        total: how many there will be; of an adaptive search, at most.
-        probes: settings at the ends of an adaptive search's domains, to be checked in place of those to come.
+        specs: in order, the seeds of a setting one after another. Of an adaptive search, the trials drawn so far.
+        notes: remarks for the user, one line each.
+        total: number of trials; of an adaptive search, the maximum.
+        probes: settings at the ends of an adaptive search's domains, validated in place of the settings to come.
     """
 
     specs: tuple[TrialSpec, ...]
@@ -70,44 +70,48 @@ class Trials:
         return {spec.trial_id: spec for spec in self.specs}
 
     def numbers_of_workers(self, space: Space) -> list[int]:
-        """The numbers of workers that some trial may have, where enough fit, ascending."""
-        most = max(space.resources.numbers_of_workers)
-        found: set[int] = set()
+        """Return the numbers of workers that any trial may have on a cluster that is large enough, ascending."""
+        limit = max(space.resources.numbers_of_workers)
+        numbers: set[int] = set()
         for spec in (*self.specs, *self.probes):
-            found.update(space.kind.numbers_of_workers(spec.experiment, space.resources, most))
-        return sorted(found)
+            numbers.update(space.kind.numbers_of_workers(spec.experiment, space.resources, limit))
+        return sorted(numbers)
 
 
 def expand(file: SpaceFile) -> Trials:
-    """The trials of a space: grids x draws x seeds.
+    """Return the trials of a space: grids x draws x seeds.
 
     Raises:
-        ConfigError: if a setting is not a valid experiment, is given twice, does not fit the number of workers, or if
-            the baseline is none of them; if there are more trials than anybody runs.
+        ConfigError: if a setting is no valid experiment, occurs twice in a space without draws, or does not fit the
+            number of workers; if the baseline is none of the settings; if there are more than ``MAX_TRIALS`` trials.
     """
-    space, source = file.space, str(file.path)
-    _check_number(space, source)
-    if space.search.adaptive:
-        return _adaptive(file)
+    with file.name_in_errors():
+        _check_number(file.space)
+        return _expand_adaptive(file.space) if file.space.search.adaptive else _expand(file.space)
+
+
+def _expand(space: Space) -> Trials:
+    """Return the trials of a space whose settings are known in advance."""
     settings: list[tuple[dict[str, Any], AnyExperiment]] = []
     seen: dict[str, int] = {}
     repeated = 0
-    base = base_of(space, source)
+    base = base_of(space)
     random = any(domains.is_drawn(domain) for domain in space.space.values())
-    for chosen in _chosen(space, source):
-        experiment = experiment_with(base, chosen, space, source)
+    for chosen in _chosen(space):
+        experiment = experiment_with(base, chosen, space)
         identity = identity_of(experiment)
         if identity in seen and not random:
             raise ConfigError(
-                f"{source}: space: setting {len(settings)} ({_words(chosen)}) is the same experiment as setting "
-                f"{seen[identity]}; remove one"
+                f"space: setting {len(settings)} ({_format_values(chosen)}) is the same experiment as "
+                f"setting {seen[identity]}; remove one"
             )
         if identity in seen:
             repeated += 1
             continue
         seen[identity] = len(settings)
         settings.append((resolved(experiment, chosen), experiment))
-    note = check_baseline(space, [found for _, found in settings], [parameters for parameters, _ in settings], source)
+    experiments = [experiment for _, experiment in settings]
+    note = check_baseline(space, experiments, [parameters for parameters, _ in settings])
     left_out = f"{repeated} draws repeat an earlier setting and are left out" if repeated else ""
     total = len(settings) * len(space.seeds)
     specs = [
@@ -118,20 +122,19 @@ def expand(file: SpaceFile) -> Trials:
     return Trials(tuple(specs), tuple(filter(None, (left_out, note))), total)
 
 
-def _adaptive(file: SpaceFile) -> Trials:
-    """What is known of an adaptive search beforehand: its size, and that the ends of its domains are experiments."""
-    space, source = file.space, str(file.path)
-    found, base = points(space), base_of(space, source)
-    if not any(domains.is_drawn(point) for point in found):
+def _expand_adaptive(space: Space) -> Trials:
+    """Return the size of an adaptive search, and its probes, which are validated here."""
+    grid, base = points(space), base_of(space)
+    if not any(domains.is_drawn(point) for point in grid):
         raise ConfigError(
-            f"{source}: search.name: found {space.search.name}, but the space has only grids, so there is nothing to "
+            f"search.name: found {space.search.name}, but the space has only grids, so there is nothing to "
             f"draw; allowed: random, or a domain such as {{loguniform: [0.01, 1.0]}}"
         )
-    chosen = [values for point in found for values in domains.probes(point, applies, max(8, PROBES // len(found)))]
-    experiments = [experiment_with(base, values, space, source) for values in chosen]
+    chosen = [values for point in grid for values in domains.probes(point, applies, max(8, PROBES // len(grid)))]
+    experiments = [experiment_with(base, values, space) for values in chosen]
     parameters = [resolved(experiment, values) for experiment, values in zip(experiments, chosen, strict=True)]
-    note = check_baseline(space, experiments, parameters, source)
-    total = sum(samples_of(space, point) for point in found) * len(space.seeds)
+    note = check_baseline(space, experiments, parameters)
+    total = sum(samples_of(space, point) for point in grid) * len(space.seeds)
     probes = [
         next(replicate(space, total + number, swept, experiment, total))
         for number, (swept, experiment) in enumerate(zip(parameters, experiments, strict=True))
@@ -139,88 +142,85 @@ def _adaptive(file: SpaceFile) -> Trials:
     return Trials((), (note,) if note else (), total, tuple(probes))
 
 
-def _check_number(space: Space, source: str) -> None:
-    """Refuse a space of more trials than anybody runs, before they are made.
+def _check_number(space: Space) -> None:
+    """Refuse a space of more than ``MAX_TRIALS`` trials before they are made.
 
     Raises:
-        ConfigError: with their number.
+        ConfigError: with an upper bound of their number.
     """
     draws = space.search.num_samples if any(domains.is_drawn(domain) for domain in space.space.values()) else 1
-    each = draws * len(space.seeds)
-    most = MOST_TRIALS // each
-    if sum(1 for _ in itertools.islice(domains.points(space.space, applies), most + 1)) > most:
-        # Keys that only some combinations have make fewer of them: how many could be counted only one by one.
+    trials_per_point = draws * len(space.seeds)
+    max_points = MAX_TRIALS // trials_per_point
+    if sum(1 for _ in itertools.islice(domains.points(space.space, applies), max_points + 1)) > max_points:
+        # An upper bound: conditional keys reduce the number, and the exact one is known only by enumeration.
         combinations = domains.num_combinations(space.space)
         raise ConfigError(
-            f"{source}: space: found up to {combinations * each} trials (combinations of the grids: {combinations}, "
-            f"draws of each: {draws}, seeds: {len(space.seeds)}), allowed: at most {MOST_TRIALS}"
+            f"space: found up to {combinations * trials_per_point} trials (combinations of the grids: "
+            f"{combinations}, draws of each: {draws}, seeds: {len(space.seeds)}), allowed: at most {MAX_TRIALS}"
         )
 
 
 def samples_of(space: Space, point: Mapping[str, Any]) -> int:
-    """How many settings are drawn for a point of the grids."""
+    """Return the number of settings that are drawn for a point of the grids."""
     return space.search.num_samples if domains.is_drawn(point) else 1
 
 
-def _chosen(space: Space, source: str) -> Iterator[dict[str, Any]]:
-    """The values of the swept keys, setting by setting. Every grid point gets the same draws, so that they pair."""
-    found = points(space)
-    if space.search.num_samples > 1 and not any(domains.is_drawn(point) for point in found):
+def _chosen(space: Space) -> Iterator[dict[str, Any]]:
+    """Yield the values of the swept keys, setting by setting. All grid points get the same draws, so that they pair."""
+    grid = points(space)
+    if space.search.num_samples > 1 and not any(domains.is_drawn(point) for point in grid):
         raise ConfigError(
-            f"{source}: search.num_samples: found {space.search.num_samples}, but the space has only grids, so every "
+            f"search.num_samples: found {space.search.num_samples}, but the space has only grids, so every "
             f"draw would be the same; allowed: 1 (for replicates give more `seeds`)"
         )
     for number in range(space.search.num_samples):
-        for point in found:
+        for point in grid:
             yield domains.fill(point, applies, domains.drawn_from(space.search.seed, number))
 
 
 def points(space: Space) -> list[dict[str, Any]]:
-    """The points of a space's grids, in which only what is drawn is a domain."""
+    """Return the points of a space's grids. The domains that remain in them are drawn."""
     return list(domains.points(space.space, applies))
 
 
-def base_of(space: Space, source: str) -> dict[str, Any]:
-    """The experiment that every setting starts from, resolved, as plain data."""
-    return experiment_of(space.experiment, source).model_dump(mode="json")
+def base_of(space: Space) -> dict[str, Any]:
+    """Return the experiment that all settings modify, resolved, as plain data."""
+    return experiment_of(space.experiment, "").model_dump(mode="json")
 
 
-def experiment_with(base: dict[str, Any], chosen: Mapping[str, Any], space: Space, source: str) -> AnyExperiment:
-    """A base with the values of a setting.
+def experiment_with(base: dict[str, Any], chosen: Mapping[str, Any], space: Space) -> AnyExperiment:
+    """Return the experiment of a setting: the base with the setting's values.
 
     Raises:
-        ConfigError: if that is no valid experiment; the text names the values.
+        ConfigError: if the result is no valid experiment; the text names the values.
     """
     content = copy.deepcopy(base)
-    where = f"{source}: space ({_words(chosen)})"
+    where = f"space ({_format_values(chosen)})"
     # Whole blocks first, then the names in them: a key inside one of them is meant for the new block.
     for key in sorted(chosen, key=lambda key: (key.count("."), not key.endswith(".name"))):
         part, _, parameter = key.partition(".")
         if part in COMPONENTS and parameter == "name" and canonical(part, chosen[key]) != content[part].get("name"):
-            content[part] = {}  # the base's parameters are those of another part
+            content[part] = {}  # the base's parameters belong to another component
         try:
             set_path(content, key, copy.deepcopy(chosen[key]))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
     experiment = experiment_of(content, where)
-    try:
-        space.kind.check_resources(experiment, space.resources)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
+    space.kind.check_resources(experiment, space.resources)
     return experiment
 
 
-def _words(chosen: Mapping[str, Any]) -> str:
+def _format_values(chosen: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} = {short(value)}" for key, value in chosen.items())
 
 
 def identity_of(experiment: AnyExperiment) -> str:
-    """What two experiments have in common if they are the same."""
+    """Return a canonical text that is equal for two experiments if and only if they are the same."""
     return json.dumps(experiment.resolved(), sort_keys=True)
 
 
 def resolved(experiment: AnyExperiment, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The swept keys of a setting with the values that the experiment has for them."""
+    """Return the swept keys of a setting with the experiment's values, in which defaults are filled in."""
     dump = experiment.model_dump(mode="json")
     return {key: _get(dump, key) for key in chosen}
 
@@ -235,14 +235,14 @@ def _get(dump: Mapping[str, Any], key: str) -> Any:
 def replicate(
     space: Space, setting: int, parameters: dict[str, Any], experiment: AnyExperiment, total: int
 ) -> Iterator[TrialSpec]:
-    """The trials of a setting, one a seed.
+    """Yield the trials of a setting, one a seed.
 
     Args:
-        space: has the seeds.
-        setting: its number.
-        parameters: its swept keys.
-        experiment: with any seed.
-        total: how many trials the study has at most: names sort in their order.
+        space: the space, which has the seeds.
+        setting: number of the setting.
+        parameters: the swept keys with their values.
+        experiment: the setting's experiment, with any seed.
+        total: maximum trials of the study. Ordinals are padded to its width, so that names sort in the order of trials.
     """
     width = max(3, len(str(total - 1)))
     for position, seed in enumerate(space.seeds):
@@ -253,12 +253,12 @@ def replicate(
 
 
 def record_of(spec: TrialSpec, drawn: Drawn | None = None, evaluation: Mapping[str, Any] | None = None) -> TrialRecord:
-    """The record of a trial of which nothing is done yet.
+    """Return the record of a trial that has not started.
 
     Args:
         spec: the trial.
-        drawn: what an adaptive search drew for it.
-        evaluation: the block that takes the place of its experiment's own.
+        drawn: the draw of an adaptive search that it comes from.
+        evaluation: an evaluation block that overrides the experiment's own.
     """
     return TrialRecord(
         ordinal=spec.ordinal,
@@ -273,75 +273,74 @@ def record_of(spec: TrialSpec, drawn: Drawn | None = None, evaluation: Mapping[s
 
 
 def resolved_baseline(space: Space) -> dict[str, Any]:
-    """The baseline with published names replaced by ours: ``{sampler: {name: shuffle}}``."""
+    """Return the baseline with aliases replaced by canonical names: ``{sampler: {name: shuffle}}``."""
     result: dict[str, Any] = {}
-    for key, wanted in space.baseline.items():
+    for key, value in space.baseline.items():
         part, _, parameter = key.partition(".")
-        if part in COMPONENTS and parameter == "name" and isinstance(wanted, str):
-            result[key] = registry_of(part).canonical(wanted)
+        if part in COMPONENTS and parameter == "name" and isinstance(value, str):
+            result[key] = registry_of(part).canonical(value)
             continue
-        block = {"name": wanted} if key in COMPONENTS and isinstance(wanted, str) else wanted
+        block = {"name": value} if key in COMPONENTS and isinstance(value, str) else value
         if key in COMPONENTS and isinstance(block, Mapping) and "name" in block:
             block = {**block, "name": registry_of(key).canonical(str(block["name"]))}
         result[key] = block
     return result
 
 
-def check_baseline(
-    space: Space, experiments: list[AnyExperiment], parameters: list[dict[str, Any]], source: str
-) -> str:
+def check_baseline(space: Space, experiments: list[AnyExperiment], parameters: list[dict[str, Any]]) -> str:
     """Refuse a baseline that is none of the settings.
 
     Args:
-        space: has the baseline.
-        experiments: those of the settings.
-        parameters: the swept keys of each.
-        source: what an error line begins with.
+        space: the space, which has the baseline.
+        experiments: the experiments of the settings.
+        parameters: the swept keys with their values, of each setting.
 
     Returns:
-        What a person should know about it, if anything.
+        A note if the baseline is every setting; otherwise empty.
 
     Raises:
-        ConfigError: naming what is missing and what there is.
+        ConfigError: naming the value that no setting has, and the settings' values; or if the baseline selects settings
+            by keys that are not swept.
     """
     try:
         baseline = resolved_baseline(space)
     except ConfigError as error:
-        raise ConfigError(f"{source}: baseline: {error}") from error
+        raise ConfigError(f"baseline: {error}") from error
     dumps = [experiment.model_dump(mode="json") for experiment in experiments]
     full = [flatten(dump) for dump in dumps]
-    for key, wanted in baseline.items():
-        check_key(key, space.kind, f"{source}: baseline")
-        if not any(fits(columns, {key: wanted}) for columns in full):
-            found = [short(_get(dump, key)) for dump in dumps]
+    for key, value in baseline.items():
+        check_key(key, space.kind, "baseline")
+        if not any(fits(columns, {key: value}) for columns in full):
+            existing = [short(_get(dump, key)) for dump in dumps]
             raise ConfigError(
-                f"{source}: baseline.{key}: found {short(space.baseline[key])}, which is none of the settings: "
-                f"{', '.join(dict.fromkeys(found))}"
+                f"baseline.{key}: found {short(space.baseline[key])}, which is none of the settings: "
+                f"{', '.join(dict.fromkeys(existing))}"
             )
     matching = [fits(columns, baseline) for columns in full]
     if not any(matching):
-        raise ConfigError(f"{source}: baseline: no setting matches all of {short(space.baseline)}")
+        raise ConfigError(f"baseline: no setting matches all of {short(space.baseline)}")
     if baseline and all(matching) and len(matching) > 1:
         return f"baseline {short(space.baseline)} is every setting, so nothing is compared with it and none is spared"
-    # The report has the swept keys alone.
+    # The report knows only the swept keys, so they alone must select the same settings.
     pairs = zip(experiments, parameters, strict=True)
-    columns = [columns_of(found.sampler.name, found.objective.name, swept) for found, swept in pairs]
+    columns = [columns_of(experiment.sampler.name, experiment.objective.name, swept) for experiment, swept in pairs]
     if baseline and len(matching) > 1 and singled_out(columns, baseline) != matching:
         raise ConfigError(
-            f"{source}: baseline: found {short(space.baseline)}, which settings have by what is not swept; "
+            f"baseline: found {short(space.baseline)}, which settings have by what is not swept; "
             f"allowed: swept keys, which are {', '.join(space.space)}"
         )
     return ""
 
 
 def space_digest(trials: Trials, space: Space) -> str:
-    """16 hexadecimal digits that are equal where two spaces ask for the same trials and rank them alike.
+    """Return 16 hexadecimal digits that are equal if two spaces define the same trials and the same ranking.
 
-    Resources, wording and scheduler are left out: a study may be resumed on another machine, and keeps its question.
+    Name, question, resources and scheduler do not count: a study may be resumed with others, for example on another
+    machine.
     """
-    what: list[Any] = [spec.trial_id for spec in trials.specs]
+    identity: list[Any] = [spec.trial_id for spec in trials.specs]
     if space.search.adaptive:
-        given = space.model_dump(mode="json", include={"space", "search", "seeds"})
-        what = [base_of(space, ""), given, list(space.space)]
-    asked = [what, space.search.metric, space.search.mode, resolved_baseline(space)]
-    return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8).hexdigest()
+        search = space.model_dump(mode="json", include={"space", "search", "seeds"})
+        identity = [base_of(space), search, list(space.space)]
+    content = [identity, space.search.metric, space.search.mode, resolved_baseline(space)]
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()

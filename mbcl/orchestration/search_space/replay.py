@@ -1,4 +1,4 @@
-"""The trials that an adaptive search has drawn so far, made again from the study's record."""
+"""Replay of an adaptive search: the trials that it has drawn so far, rebuilt from the study's record."""
 
 from __future__ import annotations
 
@@ -24,27 +24,28 @@ from mbcl.study.record import Drawn, StudyRecord
 
 
 def with_drawn_trials(file: SpaceFile, trials: Trials, study: StudyRecord) -> Trials:
-    """The trials of a space with those that an adaptive search has drawn so far, made again from its record.
+    """Return the trials of a space. Those of an adaptive search are rebuilt from the draws in the study's record.
 
     Raises:
         ConfigError: if the record does not belong to the space.
     """
-    space, source = file.space, str(file.path)
+    space = file.space
     if not space.search.adaptive:
         return trials
-    base, grid = base_of(space, source), points(space)
-    found: list[TrialSpec] = []
-    for setting, records in study.settings().items():
-        chosen = _replayed(grid, records[0].drawn, f"{source}: setting {setting}")
-        experiment = experiment_with(base, chosen, space, source)
-        found += replicate(space, setting, resolved(experiment, chosen), experiment, trials.total)
-    for number, drawn in enumerate(study.left_out):
-        _replayed(grid, drawn, f"{source}: draw {number} that was left out")
-    return replace(trials, specs=tuple(found))
+    base, grid = base_of(space), points(space)
+    specs: list[TrialSpec] = []
+    with file.name_in_errors():
+        for setting, records in study.settings().items():
+            chosen = _replayed(grid, records[0].drawn, f"setting {setting}")
+            experiment = experiment_with(base, chosen, space)
+            specs += replicate(space, setting, resolved(experiment, chosen), experiment, trials.total)
+        for number, drawn in enumerate(study.left_out):
+            _replayed(grid, drawn, f"draw {number} that was left out")
+    return replace(trials, specs=tuple(specs))
 
 
 def _replayed(grid: list[dict[str, Any]], drawn: Drawn | None, what: str) -> dict[str, Any]:
-    """The values of the swept keys that a record has."""
+    """Return the values of the swept keys of a recorded draw; an error text begins with ``what``."""
     if drawn is None or not 0 <= drawn.point < len(grid):
         raise ConfigError(f"{what} of the study has no draw of this space; study.json is damaged")
     try:

@@ -1,6 +1,6 @@
-"""Who decides which settings go on: the schedulers of a space file and their parameters. No Ray here.
+"""The schedulers of a space file and their parameters. Imports no Ray.
 
-The rules themselves are Ray Tune's, see :mod:`mbcl.orchestration.scheduling.early_stopping`.
+The rules themselves are in :mod:`mbcl.orchestration.scheduling.early_stopping`.
 """
 
 from __future__ import annotations
@@ -14,28 +14,27 @@ from mbcl.registry import Registry, construct
 
 
 class Scheduler(Protocol):
-    """What a space file says about a scheduler."""
+    """A scheduler block of a space file."""
 
     @property
     def stops(self) -> bool:
-        """Whether it ever stops a trial."""
+        """Whether it can stop a trial early."""
 
     @property
     def grace_period(self) -> int:
-        """Before so many epochs it stops nobody."""
+        """Number of epochs before which it stops no trial."""
 
     def end(self, epochs: int) -> int:
-        """After how many epochs a trial of so many ends at the latest."""
+        """Return the last epoch of a trial that has ``epochs`` epochs."""
 
     def describe(self, metric: str) -> str:
-        """What it does, for people."""
+        """Describe the scheduler in a line for people."""
 
 
-MOST_EPOCHS = 2**31
-"""More than anybody trains."""
-MOST_BRACKETS = 100
+MAX_EPOCHS = 2**31
+"""Upper bound of any number of epochs. ASHA without ``max_t`` has its rungs up to here."""
 FACTORS = (1.01, 1e6)
-"""The least and the largest reduction factor: a smaller one has more rungs than anybody wants."""
+"""The smallest and the largest reduction factor. Near 1 the rungs lie so close that their number explodes."""
 
 SCHEDULERS: Registry[Any] = Registry("scheduler")
 
@@ -47,114 +46,111 @@ class Fifo:
 
     @property
     def stops(self) -> bool:
-        """Never."""
+        """False: no trial is stopped."""
         return False
 
     @property
     def grace_period(self) -> int:
-        """Nobody is stopped at all."""
+        """0, which has no effect: no trial is stopped."""
         return 0
 
     def end(self, epochs: int) -> int:
-        """All of them."""
+        """Return ``epochs``: the scheduler sets no limit."""
         return epochs
 
     def describe(self, metric: str) -> str:
-        """What it does."""
+        """Describe the scheduler in a line for people."""
         return "fifo: every trial runs to its end"
 
 
 @SCHEDULERS.register("asha", aliases=("async_hyperband", "asynchyperband"))
 @dataclass(frozen=True, kw_only=True)
 class Asha:
-    """Asynchronous successive halving (Li et al., arXiv 1810.05934), Ray's ``AsyncHyperBandScheduler``.
+    """Asynchronous successive halving (Li et al., arXiv 1810.05934), as Ray's ``AsyncHyperBandScheduler``.
 
     Args:
-        grace_period: nobody is stopped before so many epochs.
-        reduction_factor: at the rungs ``grace_period * reduction_factor ** i`` the best of so many go on.
-        brackets: how many sets of rungs there are; each begins a factor later.
-        max_t: epochs after which a trial is stopped even if it is the best; null: its own epochs, so that who survives
-            finishes.
+        grace_period: no trial stops before this epoch.
+        reduction_factor: at each rung, ``grace_period * reduction_factor ** i`` epochs, the best
+            ``1 / reduction_factor`` of the trials go on.
+        max_t: last epoch of every trial, even of the best; null: the trial's own number of epochs, so that survivors
+            finish.
     """
 
     grace_period: int = 1
     reduction_factor: float = 4
-    brackets: int = 1
     max_t: int | None = None
 
     def __post_init__(self) -> None:
-        _within("grace_period", self.grace_period, 1, MOST_EPOCHS)
-        _within("brackets", self.brackets, 1, MOST_BRACKETS)
+        _within("grace_period", self.grace_period, 1, MAX_EPOCHS)
         low, high = FACTORS
         if not low <= self.reduction_factor <= high:
             raise ConfigError(
                 f"reduction_factor: found {self.reduction_factor!r}, allowed: a number from {low:g} to {high:g}"
             )
-        if self.max_t is not None and not self.grace_period <= self.max_t <= MOST_EPOCHS:
+        if self.max_t is not None and not self.grace_period <= self.max_t <= MAX_EPOCHS:
             raise ConfigError(
                 f"max_t: found {self.max_t}, allowed: null or at least the grace_period of {self.grace_period} and at "
-                f"most {MOST_EPOCHS}"
+                f"most {MAX_EPOCHS}"
             )
 
     @property
     def stops(self) -> bool:
-        """Always may."""
+        """True."""
         return True
 
     def end(self, epochs: int) -> int:
-        """``max_t``, if that comes first."""
+        """Return ``max_t`` or ``epochs``, whichever is smaller."""
         return min(epochs, self.max_t or epochs)
 
     def describe(self, metric: str) -> str:
-        """What it does."""
+        """Describe the scheduler in a line for people."""
         rungs = ", ".join(f"{self.grace_period * self.reduction_factor**i:g}" for i in range(3))
-        more = f", from {self.brackets} different rungs on" if self.brackets > 1 else ""
-        return f"asha: after {rungs}, ... epochs the best 1/{self.reduction_factor:g} by {metric} go on{more}"
+        return f"asha: after {rungs}, ... epochs the best 1/{self.reduction_factor:g} by {metric} go on"
 
 
 @SCHEDULERS.register("median", aliases=("median_stopping_rule", "median_stopping", "medianstopping"))
 @dataclass(frozen=True, kw_only=True)
 class Median:
-    """The median stopping rule (Golovin et al., Google Vizier, KDD 2017), Ray's ``MedianStoppingRule``.
+    """The median stopping rule (Golovin et al., Google Vizier, KDD 2017), as Ray's ``MedianStoppingRule``.
 
     A trial is stopped if its best value so far is worse than the median of the others' running means.
 
     Args:
-        grace_period: nobody is stopped before so many epochs, and means begin there.
-        min_samples_required: so many others must have come as far.
+        grace_period: no trial stops before this epoch, and running means begin here.
+        min_samples_required: number of other trials that must have come as far.
     """
 
     grace_period: int = 1
     min_samples_required: int = 3
 
     def __post_init__(self) -> None:
-        _within("grace_period", self.grace_period, 1, MOST_EPOCHS)
-        _within("min_samples_required", self.min_samples_required, 1, MOST_EPOCHS)
+        _within("grace_period", self.grace_period, 1, MAX_EPOCHS)
+        _within("min_samples_required", self.min_samples_required, 1, MAX_EPOCHS)
 
     @property
     def stops(self) -> bool:
-        """Always may."""
+        """True."""
         return True
 
     def end(self, epochs: int) -> int:
-        """All of them."""
+        """Return ``epochs``: the scheduler sets no limit."""
         return epochs
 
     def describe(self, metric: str) -> str:
-        """What it does."""
+        """Describe the scheduler in a line for people."""
         return (
             f"median: from epoch {self.grace_period} on, who is below the median of at least "
             f"{self.min_samples_required} others by {metric} is stopped"
         )
 
 
-def _within(key: str, found: int, least: int, most: int) -> None:
-    if not least <= found <= most:
-        raise ConfigError(f"{key}: found {found}, allowed: a whole number of at least {least} and at most {most}")
+def _within(key: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{key}: found {value}, allowed: a whole number of at least {low} and at most {high}")
 
 
 def build(block: Mapping[str, Any]) -> Scheduler:
-    """The scheduler of a space file's block.
+    """Build the scheduler of a space file's block.
 
     Raises:
         ConfigError: for an unknown name or parameter, or a value that is not allowed.

@@ -1,9 +1,10 @@
-"""The space file: what a study asks for. Parsed and checked without Ray; :mod:`.expansion` expands it."""
+"""The space file: schema, parsing and checks, without Ray; :mod:`.expansion` expands it to trials."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -40,14 +41,14 @@ from mbcl.study.record import SAFE_NAME
 SAMPLER_OPTIONS = ("n_startup_trials", "n_ei_candidates", "multivariate", "group", "constant_liar")
 """Parameters of Optuna's TPE sampler that a space file may give."""
 MODES = {1: "max", -1: "min"}
-"""By the direction in which a metric is better."""
+"""``search.mode`` by the direction in which a metric is better."""
 
 
 def check_name(name: str, key: str) -> str:
-    """A name that stays inside the results folder.
+    """Return a study's name if it is safe as the name of a folder.
 
     Raises:
-        ConfigError: if it could leave it, or cannot be a folder's name everywhere.
+        ConfigError: if it could point outside the results folder, or is no valid folder name on every system.
     """
     if not SAFE_NAME.fullmatch(name):
         raise ConfigError(
@@ -57,10 +58,11 @@ def check_name(name: str, key: str) -> str:
 
 
 class Search(ConfigModel):
-    """How settings are drawn, and what "best" means; a space fills in the metric of its kind of trials.
+    """The ``search`` block: how settings are drawn and which metric ranks them.
 
-    ``name``: ``random`` draws independently; ``optuna`` lets its TPE sampler propose what earlier settings suggest, for
-    every point of the grids by itself. The keys after ``seed`` are that sampler's own, null for its defaults.
+    A space fills in the default metric of its kind of trials. ``name``: ``random`` draws independently; ``optuna`` lets
+    its TPE sampler propose settings from the results of earlier ones, separately for every point of the grids. The keys
+    after ``seed`` are parameters of that sampler; null means its default.
     """
 
     name: Literal["random", "optuna"] = "random"
@@ -76,12 +78,12 @@ class Search(ConfigModel):
 
     @property
     def adaptive(self) -> bool:
-        """Whether settings follow from the results of earlier ones."""
+        """Whether settings depend on the results of earlier ones."""
         return self.name != "random"
 
     @property
     def options(self) -> dict[str, Any]:
-        """What was given for the search's own sampler."""
+        """The parameters of Optuna's sampler that the file gives."""
         return {key: value for key in SAMPLER_OPTIONS if (value := getattr(self, key)) is not None}
 
     @model_validator(mode="after")
@@ -94,15 +96,18 @@ class Search(ConfigModel):
         return self
 
     def check(self, searchable: Sequence[str]) -> None:
-        """Refuse a metric that is not one of these, the worse end of it, or none where either could be meant.
+        """Refuse a metric that cannot be searched on, or a mode that is its worse end or is missing.
+
+        Args:
+            searchable: the metrics that a search may go by.
 
         Raises:
-            PathConfigError: if it is.
+            PathConfigError: naming ``search`` or ``search.mode``.
         """
         if self.metric not in searchable:
-            why = " (the test split is read once, at the end)" if self.metric.startswith("retrieval/") else ""
+            reason = " (the test split is read once, at the end)" if self.metric.startswith("retrieval/") else ""
             raise PathConfigError(
-                "search", f"metric {self.metric!r} cannot be searched on{why}; {nearest(self.metric, searchable)}"
+                "search", f"metric {self.metric!r} cannot be searched on{reason}; {nearest(self.metric, searchable)}"
             )
         better = direction(self.metric)
         if not better and "mode" not in self.model_fields_set:
@@ -124,7 +129,7 @@ else:
 
 
 class Space(ConfigModel):
-    """One study: a question, a base experiment, and what varies."""
+    """One study: a question, a base experiment, and the domains of the swept keys."""
 
     name: str | None = None
     question: str = ""
@@ -138,7 +143,7 @@ class Space(ConfigModel):
 
     @property
     def kind(self) -> TrialKind:
-        """The kind of its trials."""
+        """The kind of the study's trials."""
         return kind_of(self.experiment)
 
     @model_validator(mode="before")
@@ -188,7 +193,7 @@ class Space(ConfigModel):
 
 
 def check_key(key: str, kind: TrialKind, where: str = "space") -> None:
-    """Refuse a key that is not in an experiment, as far as the sections alone can tell.
+    """Refuse a key that the schema of an experiment does not have. Parameters of components are not checked here.
 
     Raises:
         ConfigError: beginning with ``where``.
@@ -203,35 +208,35 @@ def check_key(key: str, kind: TrialKind, where: str = "space") -> None:
             raise ConfigError(f"{where}.{key}: unknown key {word!r}; {nearest(word, model.model_fields)}")
         model = model.model_fields[word].annotation
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            return  # a plain value, or a part whose own parameters are checked when it is built
+            return  # a plain value, or a component, whose parameters are checked when it is built
 
 
 _BLOCKS: dict[TrialKind, type[ConfigModel]] = {
     kind: create_model("Block", __base__=ConfigModel, experiment=(kind.model, ...)) for kind in (PRETRAINING, SYNTHETIC)
 }
-"""Only for error lines that begin with ``experiment.``."""
+"""Wrappers of the experiment models: error lines of the wrapped model begin with ``experiment.``."""
 
 
-def experiment_of(content: dict[str, Any], source: str) -> AnyExperiment:
-    """Validate an ``experiment`` block; error lines begin with the source and ``experiment.``.
+def experiment_of(content: dict[str, Any], where: str) -> AnyExperiment:
+    """Validate an ``experiment`` block; error lines begin with ``where`` and ``experiment.``.
 
     Raises:
         ConfigError: for the first wrong key or value.
     """
-    block: Any = validate(_BLOCKS[kind_of(content)], {"experiment": content}, source)
+    block: Any = validate(_BLOCKS[kind_of(content)], {"experiment": content}, where)
     experiment: AnyExperiment = block.experiment
     return experiment
 
 
 @dataclass(frozen=True)
 class SpaceFile:
-    """A space and where it came from.
+    """A parsed space file.
 
     Args:
         path: the file.
-        given: its content, before any override.
+        given: its content before any override.
         overrides: the ``--set`` strings.
-        space: the result.
+        space: the content after the overrides, validated.
     """
 
     path: Path
@@ -239,9 +244,17 @@ class SpaceFile:
     overrides: tuple[str, ...]
     space: Space
 
+    @contextmanager
+    def name_in_errors(self) -> Iterator[None]:
+        """Begin the text of every ConfigError of the block with the file's path."""
+        try:
+            yield
+        except ConfigError as error:
+            raise ConfigError(f"{self.path}: {error}") from error
+
 
 def _join_swept_keys(content: dict[str, Any]) -> None:
-    """Make ``--set space.optimizer.lr={grid: [0.1]}`` mean the swept key ``optimizer.lr``, in place."""
+    """Join nested keys of the ``space`` block in place: ``optimizer: {lr: {grid: ...}}`` becomes ``optimizer.lr``."""
     space = content.get("space")
     if not isinstance(space, dict):
         return
@@ -254,7 +267,7 @@ def _join_swept_keys(content: dict[str, Any]) -> None:
 
 
 def _override(content: dict[str, Any], override: str) -> None:
-    """Apply a ``--set``, in place. What follows ``space.`` is one swept key, whatever block or keys stand beside it."""
+    """Apply a ``--set`` in place. The path after ``space.`` is one swept key, even if the block has a shorter one."""
     path, separator, text = override.partition("=")
     block, _, key = path.strip().partition(".")
     _join_swept_keys(content)
@@ -263,14 +276,14 @@ def _override(content: dict[str, Any], override: str) -> None:
         apply_overrides(content, [override])
         return
     value = parse_yaml(text, f"--set {override}")
-    above, _, last = key.rpartition(".")
-    if above and last in KINDS:  # space.sampler.grid=[...]
-        key, value = above, {last: value}
+    parent, _, last = key.rpartition(".")
+    if parent and last in KINDS:  # space.sampler.grid=[...]
+        key, value = parent, {last: value}
     space[key] = value
 
 
 def read_space(path: Path | str, overrides: list[str] | None = None) -> SpaceFile:
-    """Read a space file, apply ``--set`` overrides, and check it as far as the file alone decides.
+    """Read a space file, apply ``--set`` overrides, and validate the result, without data or cluster.
 
     Raises:
         ConfigError: naming the file, the key, what was found and what is allowed.

@@ -1,1 +1,1 @@
-"""One trial: what its driver is told, and the processes that train, plan and evaluate it."""
+"""One trial: its job, its result, and the processes that train, plan and evaluate it."""

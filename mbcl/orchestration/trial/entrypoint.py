@@ -1,4 +1,4 @@
-"""One trial as Ray Tune runs it: the function that a trial's driver process calls."""
+"""The trainable of Ray Tune: the function that a trial's driver process runs."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ from typing import Any
 
 import ray.tune
 
-import mbcl.orchestration.trial.pretraining  # noqa: F401  # takes seconds, which come before a trial's clock starts
+import mbcl.orchestration.trial.pretraining  # noqa: F401  # imported here: it takes seconds, which a trial's time must not include
 from mbcl.orchestration.cluster.failure_policy import root_cause
 from mbcl.orchestration.cluster.orphaned_groups import remove_orphaned_groups
-from mbcl.orchestration.search_space.trial_kinds import kind_of
 from mbcl.orchestration.trial.job import Job, TrialResult, describe_error
 from mbcl.orchestration.trial.trial_runners import runner_of
 
 RESULT = "answer"
-"""The key of Ray Tune's result that holds the answer."""
+"""The key of the :class:`TrialResult` in what is reported to Ray Tune."""
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """The function that Ray Tune calls for every trial. It never raises: a failure is an answer, too.
+    """Run a trial and report its result to Ray Tune. A failure is a result, too: this function never raises.
 
     Args:
-        config: holds the ``job``.
+        config: contains the ``job``.
     """
     job: Job = config["job"]
     start = time.time()
     try:
-        remove_orphaned_groups()  # what an attempt before this one, whose driver was killed, had reserved
-        answer = runner_of(kind_of(job.experiment)).run(job, start)
-    except Exception as error:  # whatever went wrong belongs to this trial alone
-        answer = TrialResult(describe_error(root_cause(error)), seconds={"total": time.time() - start})
-    ray.tune.report({RESULT: asdict(answer)})
+        remove_orphaned_groups()  # of an earlier attempt whose driver was killed
+        result = runner_of(type(job.experiment)).run(job, start)
+    except Exception as error:  # a failed trial must not end the study
+        result = TrialResult(describe_error(root_cause(error)), seconds={"total": time.time() - start})
+    ray.tune.report({RESULT: asdict(result)})

@@ -1,4 +1,4 @@
-"""What a trial's driver is told, and what it answers. Plain data that travels between processes; no Ray here."""
+"""A trial's job and its result, which are passed between the sweep and the trial's driver. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from mbcl.config.evaluation import Evaluation
+from mbcl.engine.protocols import Row
 from mbcl.io.ownership import Fence, FencedStore
 from mbcl.io.store import Store, open_store
 from mbcl.orchestration.cluster.capacity import TrialResources
 from mbcl.orchestration.cluster.placement import Placement
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 
 Metrics = dict[str, float | int | None]
 
@@ -21,64 +23,64 @@ class Job:
     """One trial to run.
 
     Args:
-        trial_id: its name.
-        experiment: the resolved configuration as plain data.
-        store: where its folder is, a path or URI that every node opens.
-        baselines: where the study's trials keep what baselines gave, for each other.
-        scratch: where Ray may keep files of its own while the trial runs.
-        need: what its workers get.
-        group: the study that it belongs to.
-        num_tasks: how many pools are planned at a time.
-        placement: which nodes its small processes run on.
-        sizes: with how many workers it may begin, ascending; empty for ``need.workers`` alone.
-        fence: the claim on the results folder that everything of this trial is written under; None for no such care.
-        watched: the metric that a scheduler decides by while the trial trains; empty if none does.
-        judged: up to which epoch it has decided before.
-        evaluation: the evaluation block that takes the place of the experiment's own, as plain data; empty for that.
-        joined: whether the Ray is a cluster that others may use, too, and whose nodes come and go.
-        verbose: whether Ray may talk.
-        rehearsal: whether everything is computed on CPUs, although GPUs are reserved.
+        trial_id: the trial's name.
+        experiment: the resolved configuration.
+        store: the trial's folder, a path or URI that every node can open.
+        baselines: the folder in which the study's trials share the metrics of baselines.
+        scratch: a folder for Ray's own files while the trial runs.
+        resources: the resources of the trial's workers.
+        group: the name of the study.
+        num_tasks: number of planning tasks that run at a time.
+        placement: the nodes on which the driver, the planner and the tasks run.
+        sizes: numbers of workers with which the trial may start, ascending; empty for ``resources.workers`` alone.
+        fence: the claim on the results folder, checked before each write of this trial; None for no fencing.
+        watched_metric: the metric by which a scheduler decides while the trial trains; empty if none does.
+        judged_epoch: the last epoch about which the scheduler has already decided.
+        evaluation: replaces the experiment's own evaluation block; None to keep it.
+        joined: whether Ray is a joined cluster, which others may use and whose nodes may come and go.
+        verbose: whether Ray may print.
+        rehearsal: whether everything is computed on CPUs although GPUs are reserved.
     """
 
     trial_id: str
-    experiment: dict[str, Any]
+    experiment: AnyExperiment
     store: str
     baselines: str
     scratch: str
-    need: TrialResources
+    resources: TrialResources
     group: str
     num_tasks: int
     placement: Placement = Placement()
     sizes: tuple[int, ...] = ()
     fence: Fence | None = None
-    watched: str = ""
-    judged: int = 0
-    evaluation: dict[str, Any] = field(default_factory=dict)
+    watched_metric: str = ""
+    judged_epoch: int = 0
+    evaluation: Evaluation | None = None
     joined: bool = False
     verbose: bool = False
     rehearsal: bool = False
 
     @property
     def on_gpu(self) -> bool:
-        """Whether a worker, and the evaluation, compute on a GPU."""
-        return bool(self.need.gpus_per_worker) and not self.rehearsal
+        """Whether the workers and the evaluation compute on GPUs."""
+        return bool(self.resources.gpus_per_worker) and not self.rehearsal
 
     @property
     def fences(self) -> tuple[Fence, ...]:
-        """The claims that this trial is written under."""
+        """The claims that must be valid for this trial to write."""
         return (self.fence,) if self.fence else ()
 
     def open(self, location: str) -> Store:
-        """The store at a location, for writing under the sweep's claim."""
+        """Open a store whose writes fail once another sweep has taken over the results folder."""
         return FencedStore(open_store(location), self.fences)
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial ended.
+    """The result of a trial.
 
     Args:
-        error: why it failed in one line; empty if it finished.
+        error: the reason of a failure in one line; empty if the trial finished.
         metrics: the final metrics by their contract names.
         seconds: wall time by stage.
     """
@@ -88,17 +90,20 @@ class TrialResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def merge_metrics(row: Mapping[str, Any], evaluated: Mapping[str, float]) -> Metrics:
-    """The last row of training, without its counters and clocks, and what the evaluation measured."""
-    kept = {key: value for key, value in row.items() if "/" in key and not key.startswith("time/")}
-    merged = {**kept, **evaluated}
+def merge_metrics(row: Row, evaluated: Mapping[str, float]) -> Metrics:
+    """Merge the metrics of the last epoch and of the evaluation.
+
+    Counters and times are left out. A value that is not finite becomes None.
+    """
+    trained = {key: value for key, value in row.items() if "/" in key and not key.startswith("time/")}
+    merged = {**trained, **evaluated}
     return {key: value if value is None or math.isfinite(value) else None for key, value in merged.items()}
 
 
 def describe_error(error: BaseException) -> str:
-    """An error as one line: its own words if it is meant for users, otherwise its kind too.
+    """Describe an error in one line: its message and, unless it is an :class:`MbclError`, its type.
 
-    Ray wraps errors of other processes in tracebacks: the last line of those is the error itself.
+    Ray wraps the errors of other processes in tracebacks, whose last line is the error itself.
     """
     from mbcl.errors import MbclError
 
@@ -110,5 +115,5 @@ def describe_error(error: BaseException) -> str:
 
 
 def mute_sampler_warnings() -> None:
-    """Keep samplers from warning in this process: the sweep has said it once, before the first trial."""
+    """Suppress the warnings of samplers in this process: the sweep prints them once, before the first trial."""
     warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)

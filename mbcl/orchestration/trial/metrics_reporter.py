@@ -1,4 +1,4 @@
-"""Tells Ray Tune what a trial measures while it trains: a thread of its driver that reads the rows it writes."""
+"""Reports a running trial's metrics to Ray Tune: a thread of the trial's driver tails ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -14,39 +14,40 @@ from mbcl.io.store import LocalStore, Store
 
 EPOCH, VALUE = "mbcl_epoch", "mbcl_value"
 LOCAL_SECONDS, REMOTE_SECONDS = 0.3, 3.0
-"""How often rows are looked for in a folder, and in an object store."""
+"""Polling interval for new rows on a disk, and in an object store."""
 
 
 @contextmanager
-def reporting(store: Store, metric: str, after: int) -> Iterator[None]:
-    """Report every row that is there or appears during the block, in order, the last one before it ends.
+def report_to_tune(store: Store, metric: str, after: int) -> Iterator[None]:
+    """Report every row that exists or is written during the block, in order; the block's end reports the last rows.
 
-    Ray Tune takes one report at a time, and a trial that it stops ends in the middle of one.
+    ``ray.tune.report`` blocks until Ray Tune has taken the report. If Ray Tune stops the trial, it ends the process
+    during that call.
 
     Args:
         store: the trial's folder.
-        metric: what counts; epochs without it are not reported. Nothing is reported if it is empty.
-        after: rows up to this epoch are not reported; the scheduler knows them.
+        metric: the metric to report; epochs without it are not reported. Nothing is reported if it is empty.
+        after: rows up to this epoch are not reported, because the scheduler has already decided about them.
     """
     if not metric:
         yield
         return
-    done = threading.Event()
+    stop = threading.Event()
     reporter = _Reporter(store, metric, after)
-    thread = threading.Thread(target=_watch, args=(reporter, store, done), daemon=True, name="rows to Ray Tune")
+    thread = threading.Thread(target=_poll, args=(reporter, store, stop), daemon=True, name="rows to Ray Tune")
     thread.start()
     try:
         yield
     finally:
-        done.set()
+        stop.set()
         thread.join()
 
 
-def _watch(report: Callable[[], None], store: Store, done: threading.Event) -> None:
-    seconds = LOCAL_SECONDS if isinstance(store, LocalStore) else REMOTE_SECONDS
-    while not done.wait(seconds):
+def _poll(report: Callable[[], None], store: Store, stop: threading.Event) -> None:
+    interval = LOCAL_SECONDS if isinstance(store, LocalStore) else REMOTE_SECONDS
+    while not stop.wait(interval):
         report()
-    report()
+    report()  # rows written since the last poll
 
 
 def _epoch(row: Row) -> int:
@@ -54,21 +55,21 @@ def _epoch(row: Row) -> int:
 
 
 class _Reporter:
-    """Reports rows that are new since the last call."""
+    """Reports the rows written since the last call."""
 
     def __init__(self, store: Store, metric: str, after: int) -> None:
         self._store = store
         self._metric = metric
-        self._reported = after
+        self._last_epoch = after
 
     def __call__(self) -> None:
         try:
-            rows, _ = read_valid_rows(self._store)  # what is damaged, the workers say
+            rows, _ = read_valid_rows(self._store)  # the workers warn about damaged rows
         except OSError:
-            return  # the next look will find it
+            return  # the next poll tries again
         for row in rows:
             value = row.get(self._metric)
-            if _epoch(row) > self._reported:
-                self._reported = _epoch(row)
+            if _epoch(row) > self._last_epoch:
+                self._last_epoch = _epoch(row)
                 if value is not None:
-                    ray.tune.report({EPOCH: self._reported, VALUE: float(value)})
+                    ray.tune.report({EPOCH: self._last_epoch, VALUE: float(value)})

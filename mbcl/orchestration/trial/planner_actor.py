@@ -1,11 +1,12 @@
-"""The planner: one actor a trial, off the training workers, that plans pools as parallel Ray tasks.
+"""The planner: one actor per trial, outside the training workers, that plans pools in parallel Ray tasks.
 
-Protocol. Every rank puts its shard of the embeddings into the object store and deposits the reference; the ranks meet
-at a barrier; rank 0 asks for the plan. An actor that was killed and restarted in between has lost the references and
-says so instead of waiting; then every rank deposits again the reference that it still holds. A plan is a pure function
-of sampler, embeddings, seed, epoch and round, so the second attempt gives the same plan as the first would have.
+Protocol: every rank puts its shard of the embeddings into the object store and deposits the reference with the actor;
+after a barrier rank 0 requests the plan. An actor that was killed and restarted in between has lost the references and
+returns None at once; every rank then deposits its reference again. A plan is a pure function of sampler, embeddings,
+seed, epoch and round, so the retry gives the same plan.
 
-A plan may be asked for long before it is received. Deposits are taken while the actor plans, so asking never waits.
+A plan may be requested long before it is received. The actor accepts deposits while it plans, so a request does not
+block.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy.typing as npt
 import ray
 import torch
 
@@ -33,43 +35,46 @@ from mbcl.samplers._base import FloatArray, PoolItem
 
 logger = logging.getLogger(__name__)
 
-TRIES = 20
-"""How often a plan is asked for again after its planner was lost."""
-ANSWER_SECONDS = 120.0
-"""How long a restarting planner may take to take a shard."""
+MAX_ATTEMPTS = 20
+"""How often a plan is requested before the loss of its planner becomes an error."""
+DEPOSIT_SECONDS = 120.0
+"""Timeout of a deposit; the planner may be restarting."""
 PLAN_SECONDS = 3600.0
-"""How long one plan may take."""
+"""Timeout of a plan."""
 TASK_RETRIES = 5
-"""How often pools are planned again after their process died."""
+"""How often a planning task is retried after its process died."""
 READY, WAITING, LOST = "ready", "waiting", "lost"
-"""What rank 0 tells the others about a plan."""
-POOLS_A_TASK = 16
-"""At most this many pools travel to a task together: a task costs 2 ms, a pool of 128 samples plans in about that."""
-GROUPS_A_TASK = 4
-"""How often each of the tasks gets pools at least, so that none is left with many while the others have none."""
+"""The states of a plan that rank 0 broadcasts."""
+MAX_POOLS_PER_TASK = 16
+"""Pools are sent to tasks in groups of at most this size: a task costs 2 ms, about as much as planning a pool of 128
+samples."""
+MIN_GROUPS_PER_SLOT = 4
+"""Minimum number of groups per concurrent task, for load balance."""
 DEPOSITS = "deposits"
-"""The threads of the actor that take shards while its other one plans."""
+"""The actor's concurrency group for deposits: a thread that accepts shards while the main thread plans."""
 
 ANYWHERE = Placement()
 
+Arrays = list[npt.NDArray[Any]]
+"""A shard of embeddings as NumPy arrays: both views and the indices."""
 PoolFunction = Callable[[FloatArray, FloatArray, int], PoolPlan]
 
 
 @ray.remote(num_cpus=0, max_retries=TASK_RETRIES)
 def _plan_pools(function: PoolFunction | None, items: list[PoolItem]) -> list[PoolPlan]:
-    """Plan some pools in a process of their own, on one thread."""
+    """Plan a group of pools in a task, on one thread."""
     torch.set_num_threads(1)
-    if function is None:  # only to start the process
+    if function is None:  # only starts the process; see TaskMap.warm_up
         return []
     return [function(*item) for item in items]
 
 
 class TaskMap:
-    """Maps a function over pools in Ray tasks: at most ``num_tasks`` in flight, results in order.
+    """Maps a function over pools in Ray tasks: at most ``num_tasks`` in flight, results in the order of the pools.
 
     Args:
-        num_tasks: how many run at a time; the results do not depend on it.
-        placement: which nodes they run on.
+        num_tasks: maximum number of tasks that run at a time; the results do not depend on it.
+        placement: the nodes that run the tasks.
     """
 
     def __init__(self, num_tasks: int, placement: Placement = ANYWHERE) -> None:
@@ -77,64 +82,65 @@ class TaskMap:
         self._task = _plan_pools.options(resources=placement.for_task)
 
     def warm_up(self) -> None:
-        """Start the processes that will plan, while the trial's workers start: each imports torch for some seconds."""
+        """Start the processes of the tasks while the trial's workers start: importing torch takes each some seconds."""
         for _ in range(self._num_tasks):
             self._task.remote(None, [])
 
     def __call__(self, function: PoolFunction, items: Sequence[PoolItem]) -> list[PoolPlan]:
-        """``[function(*item) for item in items]``."""
-        shared: Any = ray.put(function)
-        running: dict[ray.ObjectRef, int] = {}
-        done: dict[int, list[PoolPlan]] = {}
+        """Return ``[function(*item) for item in items]``."""
+        function_ref: Any = ray.put(function)
+        running: dict[ray.ObjectRef[list[PoolPlan]], int] = {}
+        plans: dict[int, list[PoolPlan]] = {}  # by the group's first pool
 
         def collect() -> None:
-            """Take what is done, at least one group."""
+            """Wait for a group and collect its plans."""
             ready, _ = ray.wait(list(running), num_returns=1)
             for reference in ready:
                 start = running.pop(reference)
                 try:
-                    done[start] = ray.get(reference)
+                    plans[start] = ray.get(reference)
                 except ray.exceptions.RayError:
                     for other in running:
                         ray.cancel(other)
                     raise
 
         for start, group in self._groups(len(items)):
-            # Pools are cut out of the embeddings one group ahead: no task waits for it, and no more of them lie about.
-            next_: Any = ray.put([items[index] for index in group])
+            # Prefetch one group: slicing pools out of the embeddings overlaps with the running tasks, and the object
+            # store holds at most one group that no task uses yet.
+            items_ref: Any = ray.put([items[index] for index in group])
             if len(running) == self._num_tasks:
                 collect()
-            running[self._task.remote(shared, next_)] = start
+            running[self._task.remote(function_ref, items_ref)] = start
         while running:
             collect()
-        return [plan for start in sorted(done) for plan in done[start]]
+        return [plan for start in sorted(plans) for plan in plans[start]]
 
     def _groups(self, num_items: int) -> list[tuple[int, range]]:
-        """Neighbouring pools that one task plans, with the first of them."""
-        size = max(1, min(POOLS_A_TASK, -(-num_items // (GROUPS_A_TASK * self._num_tasks))))
+        """Split the pools into groups of consecutive ones, each with the index of its first pool."""
+        size = max(1, min(MAX_POOLS_PER_TASK, -(-num_items // (MIN_GROUPS_PER_SLOT * self._num_tasks))))
         return [(start, range(start, min(start + size, num_items))) for start in range(0, num_items, size)]
 
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """Workers that train together, until one of them is lost; those that go on may be fewer.
+    """A group of workers that train together until one is lost; the group that replaces it may be smaller.
 
     Args:
-        name: unlike that of any other group.
-        size: how many shards make the data set.
+        name: a unique name.
+        size: number of workers, which is the number of shards of the data set.
     """
 
     name: str
     size: int
 
 
-class Planner:
-    """Makes the plans of one trial. Holds the shards' references until their plan is made, and nothing else.
+class PlannerProcess:
+    """Computes the plans of one trial. Its only state is the references to the shards of pending plans.
 
     Args:
-        seed: the experiment's.
-        num_tasks: how many pools are planned at a time.
-        placement: which nodes plan them.
+        seed: the experiment's seed.
+        num_tasks: maximum number of planning tasks that run at a time.
+        placement: the nodes that run the tasks.
     """
 
     def __init__(self, seed: int, num_tasks: int, placement: Placement = ANYWHERE) -> None:
@@ -143,33 +149,38 @@ class Planner:
         self._group = WorkerGroup("", 0)
         self._map = TaskMap(num_tasks, placement)
         self._map.warm_up()
-        self._shards: dict[PlanKey, dict[int, ray.ObjectRef]] = {}
+        self._shards: dict[PlanKey, dict[int, ray.ObjectRef[Arrays]]] = {}
 
-    @ray.method(concurrency_group=DEPOSITS)  # type: ignore[untyped-decorator]
+    @ray.method(concurrency_group=DEPOSITS)
     def deposit(
-        self, group: WorkerGroup, key: PlanKey, rank: int, shard: list[ray.ObjectRef], wanted: Sequence[PlanKey] = ()
+        self,
+        group: WorkerGroup,
+        key: PlanKey,
+        rank: int,
+        shard: list[ray.ObjectRef[Arrays]],
+        pending: Sequence[PlanKey] = (),
     ) -> None:
-        """Remember where a rank's shard lies.
+        """Store the reference to a rank's shard. It comes in a list: Ray would replace a bare reference by its value.
 
-        Its shards of other plans are dropped, but for those ``wanted``, and all those of other groups of workers.
+        The rank's shards of plans that are not ``pending`` are dropped, and all shards of other worker groups.
         """
         if group != self._group:
             self._group, self._shards = group, {}
-        for old in [held for held in list(self._shards) if held not in (key, *wanted)]:
-            shards = self._shards.get(old, {})
+        for other in [other for other in list(self._shards) if other not in (key, *pending)]:
+            shards = self._shards.get(other, {})
             shards.pop(rank, None)
             if not shards:
-                self._shards.pop(old, None)
+                self._shards.pop(other, None)
         self._shards.setdefault(key, {})[rank] = shard[0]
 
     def plan(self, group: WorkerGroup, key: PlanKey, sampler: Sampler) -> PlannedBatches | MbclError | None:
-        """The plan of ``key``, the reason why there cannot be one, or None if the group's shards are missing."""
-        held = dict(self._shards.get(key, {}))
-        if group != self._group or len(held) < group.size:
+        """Return the plan of ``key``, the error of planning, or None if shards of the group are missing."""
+        shards = dict(self._shards.get(key, {}))
+        if group != self._group or len(shards) < group.size:
             return None
         try:
             embeddings = Embeddings.concatenate(
-                [Embeddings(*(torch.tensor(a) for a in ray.get(held[rank]))) for rank in sorted(held)]
+                [Embeddings(*(torch.tensor(a) for a in ray.get(shards[rank]))) for rank in sorted(shards)]
             )
             planned = make_plan(
                 sampler,
@@ -181,28 +192,29 @@ class Planner:
             )
         except Exception as error:
             return failure(cause_of(error))
-        if self._shards.get(key) == held:  # not those of ranks that began anew meanwhile
+        if self._shards.get(key) == shards:  # restarted workers may have replaced them meanwhile
             del self._shards[key]
         return planned
 
-    @ray.method(concurrency_group=DEPOSITS)  # type: ignore[untyped-decorator]
-    def held(self) -> int:
-        """How many shards are remembered."""
+    @ray.method(concurrency_group=DEPOSITS)
+    def num_shards(self) -> int:
+        """Return the number of stored references to shards."""
         return sum(len(shards) for shards in self._shards.values())
 
 
 def cause_of(error: Exception) -> BaseException:
-    """What was raised in a task, without what Ray adds to its text."""
+    """Return the error that a task raised, unwrapped from Ray's, whose message contains a traceback."""
     return error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
 
 
-_actor: Any = ray.remote  # whose own types know no concurrency groups
-PlannerActor = _actor(num_cpus=0, max_restarts=-1, max_task_retries=-1, concurrency_groups={DEPOSITS: 1})(Planner)
-"""A :class:`Planner` in a process of its own, started again whenever it dies, as long as its trial lives."""
+_actor: Any = ray.remote  # its type stubs lack concurrency groups
+_options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "concurrency_groups": {DEPOSITS: 1}}
+PlannerActor = _actor(**_options)(PlannerProcess)
+"""A :class:`PlannerProcess` as an actor, which Ray restarts whenever it dies while its trial runs."""
 
 
 class RayPlanService:
-    """A rank's side of the planner: a plan service whose plans are made elsewhere.
+    """A rank's client of the planner: a plan service whose plans are computed by an actor.
 
     Args:
         planner: the trial's :data:`PlannerActor`.
@@ -213,67 +225,69 @@ class RayPlanService:
         self._planner = planner
         self._world = world
         self._group = WorkerGroup(collectives.broadcast_object(uuid.uuid4().hex, world), world.size)
-        self._held: dict[PlanKey, tuple[ray.ObjectRef, Sampler]] = {}
-        self._asked: dict[PlanKey, ray.ObjectRef] = {}
+        self._pending: dict[PlanKey, tuple[ray.ObjectRef[Arrays], Sampler]] = {}
+        self._plan_refs: dict[PlanKey, ray.ObjectRef[PlannedBatches | MbclError | None]] = {}
 
     def request(self, key: PlanKey, shard: Embeddings, sampler: Sampler, *, ahead: bool = False) -> None:
-        """Put the shard into the object store, deposit it, and (rank 0, when all have) ask for the plan."""
+        """Put the shard into the object store and deposit it; after all ranks have, rank 0 requests the plan."""
         arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in (shard.z1, shard.z2, shard.indices)]
-        self._held[key] = ray.put(arrays), sampler
+        self._pending[key] = ray.put(arrays), sampler
         self._deposit(key)
 
     def receive(self, key: PlanKey) -> PlannedBatches:
-        """Wait for the plan; deposit again as often as the planner lost the shards.
+        """Wait for the plan; deposit the shards again whenever the planner has lost them.
 
         Raises:
-            PlanError: on every rank alike, if there is no plan.
+            PlanError: on all ranks, if planning failed, timed out, or lost its planner too often.
         """
-        assert key in self._held, "receive comes after request"
+        assert key in self._pending, "receive comes after request"
         planned: PlannedBatches | MbclError | None = None
-        lost = 0
-        end = time.monotonic() + PLAN_SECONDS
-        while lost < TRIES:
+        num_losses = 0
+        deadline = time.monotonic() + PLAN_SECONDS
+        while num_losses < MAX_ATTEMPTS:
             state = LOST
             if self._world.rank == 0:
-                state, planned = self._answer(key, end)
-            # The others meet rank 0 here every round: no collective lasts as long as a plan may.
+                state, planned = self._poll_plan(key, deadline)
+            # A broadcast every round, because a plan may take longer than the timeout of a collective.
             state = collectives.broadcast_object(state, self._world)
             if state == READY:
                 break
             if state == LOST:
-                lost += 1
+                num_losses += 1
                 logger.warning("the planner of epoch %d lost its shards; they are deposited again", key.epoch)
                 self._deposit(key)
         else:
-            planned = PlanError(f"the planner was lost {TRIES} times while it made the plan of epoch {key.epoch}")
-        del self._held[key]
+            planned = PlanError(
+                f"the planner was lost {MAX_ATTEMPTS} times while it made the plan of epoch {key.epoch}"
+            )
+        del self._pending[key]
         return share_plan(planned if self._world.rank == 0 else None, self._world)
 
     def close(self) -> None:
-        """Nothing is held beyond a plan; the trial ends its planner itself."""
+        """Return at once: the trial's driver ends the planner."""
 
     def _deposit(self, key: PlanKey) -> None:
-        shard, sampler = self._held[key]
-        deposited = self._planner.deposit.remote(self._group, key, self._world.rank, [shard], tuple(self._held))
-        ray.get(deposited, timeout=ANSWER_SECONDS)
+        """Deposit this rank's shard; rank 0 requests the plan once all ranks have deposited theirs."""
+        shard, sampler = self._pending[key]
+        deposit = self._planner.deposit.remote(self._group, key, self._world.rank, [shard], tuple(self._pending))
+        ray.get(deposit, timeout=DEPOSIT_SECONDS)
         collectives.barrier(self._world)
         if self._world.rank == 0:
-            self._asked[key] = self._planner.plan.remote(self._group, key, sampler)
+            self._plan_refs[key] = self._planner.plan.remote(self._group, key, sampler)
 
-    def _answer(self, key: PlanKey, end: float) -> tuple[str, PlannedBatches | MbclError | None]:
-        """What became of the plan within a round: READY with a plan or the reason for none, WAITING or LOST."""
-        asked = self._asked[key]
+    def _poll_plan(self, key: PlanKey, deadline: float) -> tuple[str, PlannedBatches | MbclError | None]:
+        """Wait for the plan for one round; return READY with the plan or its error, WAITING, or LOST."""
         try:
-            answer = ray.get(asked, timeout=collectives.ROUND_SECONDS)
+            planned = ray.get(self._plan_refs[key], timeout=collectives.ROUND_SECONDS)
         except ray.exceptions.GetTimeoutError:
-            if time.monotonic() < end:
+            if time.monotonic() < deadline:
                 return WAITING, None
-            answer = PlanError(f"no plan for epoch {key.epoch}, round {key.round} within {PLAN_SECONDS:g} s")
+            planned = PlanError(f"no plan for epoch {key.epoch}, round {key.round} within {PLAN_SECONDS:g} s")
         except ray.exceptions.RayActorError as error:
-            # Only while the actor restarts and Ray has given up on this call: ask again.
+            # The actor is restarting and Ray has given up on this call: the plan must be requested again.
             logger.warning("the planner was lost: %s", str(error).splitlines()[0])
-            answer = None
+            planned = None
         except ray.exceptions.RayError as error:
-            answer = failure(cause_of(error))
-        del self._asked[key]
-        return (LOST, None) if answer is None else (READY, answer)
+            planned = failure(cause_of(error))
+        del self._plan_refs[key]
+        return (LOST, None) if planned is None else (READY, planned)

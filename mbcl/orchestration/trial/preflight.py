@@ -1,17 +1,20 @@
-"""What is checked before any trial starts: data and models against every setting, and storage that all nodes see."""
+"""Checks before the first trial: the data and models of every setting, and storage that all nodes can see."""
 
 from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from mbcl.config.evaluation import Evaluation
 from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError, MbclError
 from mbcl.io.store import Store, is_uri, open_store, write_text
 from mbcl.orchestration.search_space.expansion import TrialSpec
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.samplers import PoolSampler
 
 SHARED_FILE = ".shared"
@@ -19,113 +22,108 @@ SHARED_FILE = ".shared"
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """What the data say about the settings.
+    """The result of the checks.
 
     Args:
-        pools: by setting, how many pools a plan has at most; 0 for samplers without.
-        planning: by setting, what planning costs, in words; empty where it costs nothing.
-        notes: what a user should know, one line each.
+        max_pools: by setting, the maximum number of pools of a plan; 0 for samplers without pools.
+        planning_cost: by setting, a description of what planning costs; empty if it costs nothing.
+        notes: notes for the user, one line each.
     """
 
-    pools: dict[int, int]
-    planning: dict[int, str]
+    max_pools: dict[int, int]
+    planning_cost: dict[int, str]
     notes: tuple[str, ...]
 
 
-def distinct_experiments(specs: Sequence[TrialSpec]) -> dict[int, dict[str, Any]]:
-    """By setting, its experiment as plain data: seeds change neither the data's size nor what fits them."""
-    return {spec.setting: spec.experiment.model_dump(mode="json") for spec in reversed(specs)}
+def distinct_experiments(specs: Sequence[TrialSpec]) -> dict[int, AnyExperiment]:
+    """Return the first experiment of every setting; the result of the checks does not depend on the seed."""
+    return {spec.setting: spec.experiment for spec in reversed(specs)}
 
 
-def check_data(experiments: dict[int, dict[str, Any]], source: str) -> PreflightReport:
-    """Load every data set once, one at a time, build every model on it once, and check what only they can tell.
+def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> PreflightReport:
+    """Load every data set once, one at a time, build every model on it once, and check the settings against them.
 
     Args:
-        experiments: by setting, as plain data.
-        source: what an error line begins with.
+        experiments: pretrainings by setting.
+        source: name of the space file, the prefix of error messages.
 
     Raises:
-        ConfigError: if data are missing, or an experiment does not fit them.
+        ConfigError: if data are missing, or a setting does not fit them.
     """
-    parsed = {setting: Experiment.model_validate(experiments[setting]) for setting in sorted(experiments)}
-    # Of a grid the last key varies fastest: settings with the same data need not follow each other.
-    together: dict[str, dict[int, Experiment]] = {}
-    for setting, experiment in parsed.items():
-        together.setdefault(experiment.data.model_dump_json(), {})[setting] = experiment
-    found: dict[int, _Found] = {}
-    for group in together.values():
-        found.update(_check_on_same_data(group, source))
+    # In a grid the last key varies fastest, so settings with the same data need not be adjacent.
+    by_data: dict[str, dict[int, Experiment]] = {}
+    for setting, experiment in sorted(experiments.items(), key=lambda item: item[0]):
+        assert isinstance(experiment, Experiment)
+        by_data.setdefault(experiment.data.model_dump_json(), {})[setting] = experiment
+    reports: dict[int, _SettingReport] = {}
+    for group in by_data.values():
+        reports.update(_check_on_same_data(group, source))
+    settings = sorted(experiments)
     return PreflightReport(
-        {setting: found[setting].pools for setting in parsed},
-        {setting: found[setting].planning for setting in parsed},
-        tuple(dict.fromkeys(note for setting in parsed for note in found[setting].notes)),
+        {setting: reports[setting].max_pools for setting in settings},
+        {setting: reports[setting].planning_cost for setting in settings},
+        tuple(dict.fromkeys(note for setting in settings for note in reports[setting].notes)),
     )
 
 
-class _Found(NamedTuple):
-    """What the data say about one setting, as in :class:`PreflightReport`."""
+class _SettingReport(NamedTuple):
+    """The result of the checks of one setting, with the fields of :class:`PreflightReport`."""
 
-    pools: int
-    planning: str
+    max_pools: int
+    planning_cost: str
     notes: list[str]
 
 
-def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, _Found]:
-    """Check the settings of one data set, by number; it is out of memory afterwards."""
-    from mbcl.engine import (
-        SplitData,
-        check_evaluation,
-        check_model,
-        check_trackers,
-        data_sizes,
-        load_data,
-        planning_cost,
-    )
+def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, _SettingReport]:
+    """Check the settings that share a data set, which is freed on return."""
+    from mbcl import engine
 
-    data: SplitData | None = None
-    built: set[str] = set()
-    evaluable: list[Any] = []
-    found: dict[int, _Found] = {}
+    data: engine.SplitData | None = None
+    checked_models: set[str] = set()
+    checked_evaluations: list[Evaluation] = []
+    reports: dict[int, _SettingReport] = {}
     for setting, experiment in group.items():
-        _of_experiment(source, check_trackers, experiment)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            if data is None:
-                data = _of_experiment(source, load_data, experiment.data, seed=experiment.seed)
-            facts = _of_experiment(source, data_sizes, experiment, data)
-            if experiment.evaluation not in evaluable:
-                evaluable.append(experiment.evaluation)
-                facts_of_data = {"name": experiment.data.name, "verify": experiment.data.verify}
-                _of_experiment(source, check_evaluation, experiment.evaluation, data, **facts_of_data)
-        samplers = experiment.samplers().values()
-        pools = max(
-            sampler.planned_pools(facts.num_train) if isinstance(sampler, PoolSampler) else 0 for sampler in samplers
+        with _errors_of_experiment(source):
+            engine.check_trackers(experiment)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                if data is None:
+                    data = engine.load_data(experiment.data, seed=experiment.seed)
+                sizes = engine.data_sizes(experiment, data)
+                if experiment.evaluation not in checked_evaluations:
+                    checked_evaluations.append(experiment.evaluation)
+                    name, verify = experiment.data.name, experiment.data.verify
+                    engine.check_evaluation(experiment.evaluation, data, name=name, verify=verify)
+            model = repr((experiment.encoder, experiment.projector))
+            if model not in checked_models:
+                checked_models.add(model)
+                engine.check_model(experiment, data)
+        max_pools = max(
+            sampler.planned_pools(sizes.num_train) if isinstance(sampler, PoolSampler) else 0
+            for sampler in experiment.samplers().values()
         )
         notes = [str(warning.message) for warning in caught]
-        found[setting] = _Found(pools, planning_cost(experiment, facts.num_train), notes)
-        network = repr((experiment.encoder, experiment.projector))
-        if network not in built:
-            built.add(network)
-            _of_experiment(source, check_model, experiment, data)
-    return found
+        reports[setting] = _SettingReport(max_pools, engine.planning_cost(experiment, sizes.num_train), notes)
+    return reports
 
 
-def _of_experiment(source: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call a function whose errors name a key of the experiment."""
+@contextmanager
+def _errors_of_experiment(source: str) -> Iterator[None]:
+    """Prefix the key in the message of a ConfigError with the file and the block."""
     try:
-        return function(*arguments, **options)
+        yield
     except ConfigError as error:
         raise ConfigError(f"{source}: experiment.{error}") from error
 
 
 def check_data_on_cluster(
-    experiments: dict[int, dict[str, Any]], source: str, resources: dict[str, float]
+    experiments: Mapping[int, AnyExperiment], source: str, resources: dict[str, float]
 ) -> PreflightReport:
-    """:func:`check_data` where the data will be read: as a first task on a node that trains.
+    """Run :func:`check_data` as a task on a node that trains, where the data will be read.
 
     Args:
-        experiments: by setting, as plain data.
-        source: what an error line begins with.
+        experiments: pretrainings by setting.
+        source: name of the space file, the prefix of error messages.
         resources: the custom resources of nodes that train.
 
     Raises:
@@ -134,38 +132,37 @@ def check_data_on_cluster(
     import ray
 
     try:
-        checked: PreflightReport = ray.get(
-            ray.remote(num_cpus=1)(check_data).options(resources=resources).remote(experiments, source)
-        )
+        task = ray.remote(num_cpus=1)(check_data).options(resources=resources)
+        report: PreflightReport = ray.get(task.remote(experiments, source))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, MbclError):
             raise ConfigError(str(error.cause)) from error
         raise
-    return checked
+    return report
 
 
 def check_shared(store: Store) -> None:
-    """Refuse a local results folder that another node of the cluster does not see.
+    """Check that every node of the cluster sees a local results folder: each reads back a token written there.
 
     Raises:
-        ConfigError: naming the node.
+        ConfigError: naming a node that does not.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if is_uri(store.uri):
         return
-    here = ray.get_runtime_context().get_node_id()
-    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    own_id = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own_id]
     if not others:
         return
     token = uuid.uuid4().hex
     write_text(store, SHARED_FILE, token)
     try:
-        look = ray.remote(num_cpus=0, max_retries=2)(_token_at)
+        read_token = ray.remote(num_cpus=0, max_retries=2)(_read_token)
         for node in others:
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            if ray.get(look.options(scheduling_strategy=strategy).remote(store.uri)) != token:
+            if ray.get(read_token.options(scheduling_strategy=strategy).remote(store.uri)) != token:
                 raise ConfigError(
                     f"--results-dir: node {node['NodeManagerAddress']} of the cluster does not see {store.uri}; "
                     f"several nodes need storage that they share or a URI such as s3://bucket/results"
@@ -174,7 +171,7 @@ def check_shared(store: Store) -> None:
         store.delete(SHARED_FILE)
 
 
-def _token_at(uri: str) -> str:
+def _read_token(uri: str) -> str:
     try:
         return open_store(uri).read_bytes(SHARED_FILE).decode()
     except OSError:

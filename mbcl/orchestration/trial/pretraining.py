@@ -1,4 +1,4 @@
-"""A pretraining as a trial: planner, training, evaluation; what is done is not done again."""
+"""A pretraining as a trial: planner, training, evaluation. A restarted trial resumes from its checkpoints."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 import ray
 import torch
 
-from mbcl.config.experiment import Evaluation, Experiment
+from mbcl.config.experiment import Experiment
 from mbcl.engine.checkpoint import name_of
 from mbcl.evaluation import evaluate
 from mbcl.io.store import Store, open_store
 from mbcl.orchestration.cluster.wait_for_capacity import wait_any
 from mbcl.orchestration.trial.job import Job, TrialResult, merge_metrics
-from mbcl.orchestration.trial.metrics_reporter import reporting
+from mbcl.orchestration.trial.metrics_reporter import report_to_tune
 from mbcl.orchestration.trial.planner_actor import PlannerActor
 from mbcl.orchestration.trial.train_workers import run_training
 
 EVALUATION_RETRIES = 3
 NO_PLACEMENT_GROUP = "DEFAULT"
-"""Not within the placement group of the trial's driver, which holds just what that driver has for itself."""
+"""Schedule outside the driver's placement group: its bundle covers only the driver."""
 
 
 def pretrain(job: Job, start: float) -> TrialResult:
@@ -28,79 +28,79 @@ def pretrain(job: Job, start: float) -> TrialResult:
 
     Args:
         job: the trial.
-        start: when its driver entered, in seconds since the epoch.
+        start: when the driver started the trial, in seconds since the epoch.
     """
-    experiment = Experiment.model_validate(job.experiment)
-    planner = _start_planner(job, experiment)
+    assert isinstance(job.experiment, Experiment)
+    planner = _start_planner(job, job.experiment)
     try:
-        with reporting(open_store(job.store), job.watched, job.judged):
-            trained = run_training(job, planner)
+        with report_to_tune(open_store(job.store), job.watched_metric, job.judged_epoch):
+            training = run_training(job, planner)
     finally:
         if planner is not None:
             ray.kill(planner)
-    seconds = {"startup": trained.entered - start, "training": trained.seconds}
+    seconds = {"startup": training.entered - start, "training": training.seconds}
     evaluation_start = time.time()
-    evaluated = ray.get(wait_any([submit_evaluation(job)], evaluation_resources(job)))
+    evaluation = ray.get(wait_any([submit_evaluation(job)], evaluation_resources(job)))
     seconds["evaluation"] = time.time() - evaluation_start
     seconds["total"] = time.time() - start
     seconds["ray"] = seconds["total"] - seconds["training"] - seconds["evaluation"]
-    return TrialResult(metrics=merge_metrics(trained.row, evaluated), seconds=seconds)
+    return TrialResult(metrics=merge_metrics(training.row, evaluation), seconds=seconds)
 
 
 def _start_planner(job: Job, experiment: Experiment) -> Any | None:
-    """The trial's planner, owned by this driver so that it ends with it; None where no planner is needed."""
+    """Start the trial's planner, an actor that ends with this driver, its owner; None if no planner is needed."""
     if not experiment.build_sampler().needs_embeddings or experiment.planner.where != "tasks":
         return None
     planner = PlannerActor.options(resources=job.placement.for_driver, scheduling_strategy=NO_PLACEMENT_GROUP)
     return planner.remote(experiment.seed, job.num_tasks, job.placement)
 
 
-def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef:
-    """Evaluate a trial's last checkpoint in a Ray task of its own. A task whose process dies is started again.
+def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef[dict[str, float]]:
+    """Submit the evaluation of a trial's last checkpoint as a Ray task, which is retried if its process dies.
 
     Args:
         job: the trial.
-        again: whether it is another evaluation beside the one that is there, with a file that goes into
-            :func:`reevaluation_store`.
+        again: whether the trial has already been evaluated; then the new file goes into :func:`reevaluation_store`.
     """
-    asked = evaluation_resources(job)
+    resources = evaluation_resources(job)
     options = _evaluate.options(
-        num_gpus=asked.pop("GPU", 0),
+        num_gpus=resources.pop("GPU", 0),
         max_retries=EVALUATION_RETRIES,
-        resources=asked,
+        resources=resources,
         scheduling_strategy=NO_PLACEMENT_GROUP,
     )
     return options.remote(job, again)
 
 
 def evaluation_resources(job: Job) -> dict[str, float]:
-    """What an evaluation reserves, by resource."""
-    return ({"GPU": 1} if job.need.gpus_per_worker else {}) | job.placement.for_task
+    """Return the resources that an evaluation reserves."""
+    return ({"GPU": 1} if job.resources.gpus_per_worker else {}) | job.placement.for_task
 
 
 def evaluate_end(job: Job, again: bool) -> dict[str, float]:
-    """Evaluate the checkpoint that a trial's training ended with, in this process.
+    """Evaluate the last checkpoint of a trial in this process.
 
     Args:
-        job: a trial that has trained to its end.
+        job: a trial whose training has finished.
         again: as in :func:`submit_evaluation`.
 
     Returns:
         The metrics by their contract names.
 
     Raises:
-        CheckpointError: if that checkpoint is damaged or cannot be seen here; never is another one evaluated in its
-            place, whose metrics would stand beside the last row of training.
+        CheckpointError: if that checkpoint is damaged or not visible on this node. No earlier checkpoint is evaluated
+            instead: its metrics would not belong to the last row of training.
         DataError, ConfigError: as :func:`mbcl.evaluation.evaluate`.
     """
-    torch.set_num_threads(job.need.threads)
+    assert isinstance(job.experiment, Experiment)
+    torch.set_num_threads(job.resources.threads)
     store = job.open(job.store)
     return evaluate(
         store,
-        settings=Evaluation.model_validate(job.evaluation) if job.evaluation else None,
+        settings=job.evaluation,
         device="cuda" if job.on_gpu else "cpu",
         baselines=job.open(job.baselines),
-        checkpoint=name_of(job.experiment["train"]["epochs"]),
+        checkpoint=name_of(job.experiment.train.epochs),
         out=reevaluation_store(job) if again else None,
         earlier=store if again else None,
     )
@@ -110,5 +110,5 @@ _evaluate = ray.remote(num_cpus=0)(evaluate_end)
 
 
 def reevaluation_store(job: Job) -> Store:
-    """Where the file of another evaluation waits until all of the study's are done."""
+    """Return the staging folder of a re-evaluation, whose file is committed once all of the study have succeeded."""
     return open_store(job.scratch).child(f"evaluations/{job.trial_id}")

@@ -1,6 +1,6 @@
-"""The training stage of a trial: Ray Train's TorchTrainer around the engine, without its dispensable helpers.
+"""The training stage of a trial: Ray Train's TorchTrainer around the engine.
 
-Ray keeps no checkpoints here: the engine writes and finds its own, so a restarted worker group goes on by itself.
+Ray Train stores no checkpoints: the engine writes and finds its own, so a restarted worker group resumes by itself.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from mbcl.orchestration.trial.job import Job, mute_sampler_warnings
 from mbcl.orchestration.trial.planner_actor import RayPlanService
 
 COLLECTIVE_SECONDS = 600
-"""How long a rank waits for another: longer than any validation, shorter than a night."""
+"""Timeout of collectives: longer than any validation, and short enough that a hang does not cost a night."""
 MAX_FAILURES = 2
-"""How often a trial's workers are started again after one was lost and before a new checkpoint was written."""
+"""Restarts of a worker group after the loss of a worker; the count starts again with each new checkpoint."""
 START_FAILURES = 3
-"""How often starting the workers is tried; Ray's own default is for ever."""
+"""Retries after a failed start of the worker group; Ray's default is unlimited."""
 FAILURES = FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=START_FAILURES)
 NOTICE_SECONDS = 15.0
-"""How much training at most is lost with a node that was announced to go."""
+"""Maximum training time lost when a node is preempted after a notice."""
 OWNER_SECONDS, OWNER_SECONDS_REMOTE = 1.0, 10.0
-"""How often a worker looks whether its folder is still its own: on a disk, and where that takes a request."""
+"""Interval of a worker's check that it still owns its folder: on a disk, and in an object store."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What the workers answer.
+    """The result of training, as the workers return it.
 
     Args:
-        entered: when the training function began, in seconds since the epoch.
+        entered: when the training function started, in seconds since the epoch.
         seconds: wall time of training alone.
         row: the last row of metrics.
     """
@@ -60,9 +60,9 @@ class TrainResult:
 
 
 class PreemptionNotice(BaseObserver):
-    """Asks the engine for a checkpoint when a node of the worker group will be taken away, and then every 15 s.
+    """Requests a checkpoint when a node of the worker group is about to be preempted, and then every 15 s.
 
-    Called by every rank at every synchronisation of the losses: Ray Train broadcasts the news from rank 0.
+    Every rank calls it at every synchronisation of the losses: Ray Train broadcasts the notice from rank 0.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class PreemptionNotice(BaseObserver):
         """Whether a checkpoint is due."""
         if ray.train.get_preemption_info() is None:
             return False
-        if not self._noticed:  # a checkpoint from before the notice does not count
+        if not self._noticed:  # an earlier checkpoint must not delay the first one after the notice
             self._noticed, self._saved_at = True, float("-inf")
         return time.monotonic() - self._saved_at > NOTICE_SECONDS
 
@@ -83,13 +83,14 @@ class PreemptionNotice(BaseObserver):
 
 
 class RayReporter(BaseObserver):
-    """Reports every epoch to Ray Train. Every rank reports: Ray waits for all of them.
+    """Reports every epoch to Ray Train. Every rank reports, because ``ray.train.report`` is a barrier.
 
-    Steps are not reported, which would cost up to a health-check interval each, and checkpoints are the engine's own.
+    Steps are not reported: each report costs up to one health-check interval. No checkpoint is attached, because the
+    engine writes its own.
     """
 
     def on_epoch(self, row: Row) -> None:
-        """Report what was measured, as plain floats."""
+        """Report the row's values as floats, without those that are None."""
         ray.train.report({key: float(value) for key, value in row.items() if value is not None})
 
 
@@ -97,7 +98,7 @@ class OwnershipGuard(BaseObserver):
     """Ends a training whose folder another run has taken over.
 
     Args:
-        fences: the claims that must stand, checked at checkpoints and every second (in object stores every ten).
+        fences: the claims that must be valid, checked at checkpoints and every second (in object stores every ten).
     """
 
     def __init__(self, fences: Sequence[Fence]) -> None:
@@ -106,16 +107,16 @@ class OwnershipGuard(BaseObserver):
         self._checked_at = time.monotonic()
 
     def on_step(self, step: int, loss: float, lr: float) -> None:
-        """Check, if the interval has passed."""
+        """Check the claims if the interval has passed."""
         if time.monotonic() - self._checked_at > self._interval:
             self._check()
 
     def on_checkpoint(self) -> None:
-        """Check."""
+        """Check the claims."""
         self._check()
 
     def on_epoch(self, row: Row) -> None:
-        """Check."""
+        """Check the claims."""
         self._check()
 
     def _check(self) -> None:
@@ -125,47 +126,49 @@ class OwnershipGuard(BaseObserver):
 
 
 def _claim(job: Job, world: World) -> tuple[Fence, ...]:
-    """The claims to write under: the sweep's, and on rank 0, which writes, this worker group's on the trial.
+    """Return the claims for this rank's writes: the sweep's, and on rank 0, which writes, a new one on the trial.
+
+    The new claim invalidates that of an earlier worker group, which may still be running on an unreachable node.
 
     Raises:
-        OwnershipError: on every rank alike, if another sweep has the results folder since.
+        OwnershipError: on all ranks, if another sweep has taken over the results folder.
     """
     if world.rank == 0 and job.fence is not None:
-        own = collectives.run_and_sync_errors(lambda: claim(open_store(job.store), under=job.fences), world)
-        return (*job.fences, own)
+        trial_fence = collectives.run_and_sync_errors(lambda: claim(open_store(job.store), under=job.fences), world)
+        return (*job.fences, trial_fence)
     collectives.run_and_sync_errors(lambda: None, world)
     return job.fences
 
 
 def run_training(job: Job, planner: Any | None) -> TrainResult:
-    """Train a trial's experiment to its end.
+    """Train a trial's experiment to its last epoch.
 
     Args:
         job: the trial.
-        planner: its planner, or None if the workers plan themselves.
+        planner: the trial's planner, or None if the workers plan themselves.
 
     Raises:
-        Exception: what Ray raises when training failed for good, or workers cannot be started or were lost too often.
+        Exception: Ray's error if training failed, or if workers could not be started or were lost too often.
     """
-    use_gpu = bool(job.need.gpus_per_worker)
-    resources = {"CPU": job.need.cpus_per_worker} | ({"GPU": job.need.gpus_per_worker} if use_gpu else {})
-    sizes = job.sizes or (job.need.workers,)
-    scaling = ScalingConfig(num_workers=max(sizes), use_gpu=use_gpu, resources_per_worker=dict(resources))
+    use_gpu = bool(job.resources.gpus_per_worker)
+    per_worker = {"CPU": job.resources.cpus_per_worker} | ({"GPU": job.resources.gpus_per_worker} if use_gpu else {})
+    sizes = job.sizes or (job.resources.workers,)
+    scaling = ScalingConfig(num_workers=max(sizes), use_gpu=use_gpu, resources_per_worker=dict(per_worker))
     trainer = LeanTorchTrainer(
         _train_on_worker,
         train_loop_config={"job": job, "planner": planner},
         torch_config=TorchConfig(backend=None if job.on_gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),
         scaling_config=scaling,
         run_config=RunConfig(
-            # A name of its own for every attempt: Ray takes an old name for a run to go on with.
+            # Unique for every attempt: Ray Train would resume a run whose name it finds.
             name=f"{job.trial_id}-{uuid.uuid4().hex[:8]}",
             storage_path=job.scratch,
             failure_config=FAILURES,
             logging_config=LoggingConfig(log_level="INFO" if job.verbose else "ERROR"),
         ),
     )
-    # A local Ray serves this sweep alone: capacity that it lacks will not come.
-    capacity_may_come = partial(can_ever_fit, resources, min(sizes)) if job.joined else lambda: False
+    # A local Ray is used by this sweep only and does not grow: missing capacity will never become free.
+    capacity_may_come = partial(can_ever_fit, per_worker, min(sizes)) if job.joined else lambda: False
     trainer.policies = {"failure_policy": RetryLostWorkers(FAILURES, job.store, capacity_may_come)}
     if len(sizes) > 1:
         trainer.policies["scaling_policy"] = LargestDivisorScalingPolicy(scaling, sizes)
@@ -175,28 +178,28 @@ def run_training(job: Job, planner: Any | None) -> TrainResult:
 
 
 def _train_on_worker(config: dict[str, Any]) -> TrainResult:
-    """What every training worker runs."""
+    """Train in a worker process; the training function of Ray Train."""
     entered, start = time.time(), time.perf_counter()
     job: Job = config["job"]
     context = ray.train.get_context()
     device = get_device() if job.on_gpu else torch.device("cpu")
     world = World(rank=context.get_world_rank(), size=context.get_world_size(), device=device)
-    torch.set_num_threads(job.need.threads)
+    torch.set_num_threads(job.resources.threads)
     mute_sampler_warnings()
-    experiment = Experiment.model_validate(job.experiment)
+    assert isinstance(job.experiment, Experiment)
     plans = None
     if config["planner"] is not None:
         plans = RayPlanService(config["planner"], world=world)
-    # An exception ends the trial or the attempt (failure_policy.py), and Ray then ends the other ranks, which may wait
-    # in a collective for this one.
+    # An exception here ends the attempt or the trial (failure_policy.py). Ray then kills the other ranks, which may be
+    # waiting for this one in a collective.
     fences = _claim(job, world)
     observers: list[Observer] = [OwnershipGuard(fences), RayReporter()]
     notice = None
-    if job.joined:  # a local machine is not preempted, and asking is a barrier
+    if job.joined:  # a local machine is not preempted, and get_preemption_info is a barrier
         notice = PreemptionNotice()
         observers.append(notice)
     outcome = train(
-        experiment,
+        job.experiment,
         world=world,
         store=FencedStore(open_store(job.store), fences),
         plans=plans,

@@ -1,96 +1,103 @@
-"""How a trial of each kind runs: its check before Ray, what it needs, and the function in its driver's process.
+"""The runners of each kind of trial: the check before Ray starts, the resources, and the function of the driver.
 
-What a kind is, without running it, is in :mod:`mbcl.orchestration.search_space.trial_kinds`. Ray is imported when a
-trial runs, so that a dry run loads none.
+The kinds themselves are in :mod:`mbcl.orchestration.search_space.trial_kinds`. Ray is imported when a trial runs, so
+that a dry run does not import it.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
 from mbcl.orchestration.cluster.capacity import DRIVER_CPUS, Node, TrialResources, resolve_resources
 from mbcl.orchestration.cluster.placement import Placement
 from mbcl.orchestration.search_space.resources_block import Resources
-from mbcl.orchestration.search_space.trial_kinds import PRETRAINING, SYNTHETIC, TrialKind
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.orchestration.trial.job import Job, TrialResult, mute_sampler_warnings
 from mbcl.orchestration.trial.preflight import PreflightReport, check_data
 from mbcl.synthetic.experiment import SyntheticExperiment
 
-CPUS_A_STUDY = 1
-"""What ``auto`` reserves for a synthetic study, which computes on one thread."""
+AUTO_CPUS_PER_SYNTHETIC_STUDY = 1
+"""CPUs that ``auto`` reserves for a synthetic study, which computes on one thread."""
 
 
 class TrialRunner(Protocol):
-    """What differs between kinds of trials when they run."""
+    """The part of running a trial that depends on its kind."""
 
-    def check(self, experiments: dict[int, dict[str, Any]], source: str) -> PreflightReport:
-        """Check everything that the file alone does not tell; as :func:`.preflight.check_data`."""
-        ...
+    def check(self, experiments: Mapping[int, AnyExperiment], source: str) -> PreflightReport:
+        """Check what cannot be checked from the space file alone.
+
+        Args:
+            experiments: by setting.
+            source: name of the space file, the prefix of error messages.
+
+        Raises:
+            ConfigError: naming the key.
+        """
 
     def trial_resources(
-        self, asked: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
+        self, requested: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
     ) -> TrialResources:
-        """What a trial needs; as :func:`mbcl.orchestration.cluster.capacity.resolve_resources`."""
-        ...
+        """Resolve the resources of one trial; arguments and errors as for :func:`.capacity.resolve_resources`."""
 
-    def planning_tasks(self, experiment: Any, need: TrialResources, cpus: int, pools: int) -> int:
-        """How many of a trial's pools are planned at a time, of ``cpus`` that it may use."""
-        ...
+    def planning_tasks(self, experiment: AnyExperiment, resources: TrialResources, cpus: int, pools: int) -> int:
+        """Return the number of planning tasks that run at a time for a plan of ``pools`` pools on ``cpus`` CPUs."""
 
-    def driver_resources(self, need: TrialResources, placement: Placement) -> dict[str, float]:
-        """What Ray reserves for the process that :meth:`run` runs in."""
-        ...
+    def driver_resources(self, resources: TrialResources, placement: Placement) -> dict[str, float]:
+        """Return the resources that Ray reserves for the driver, the process that calls :meth:`run`."""
 
     def run(self, job: Job, start: float) -> TrialResult:
-        """Run a trial in its driver's process, which entered at ``start``, in seconds since the epoch."""
-        ...
+        """Run a trial in its driver's process, which started the trial at ``start``, in seconds since the epoch."""
 
 
 class PretrainingRunner:
-    """An encoder is trained by workers of its own, on plans of a planner, and evaluated in a task."""
+    """Trains an encoder in worker processes on the plans of a planner, and evaluates it in a task."""
 
-    def check(self, experiments: dict[int, dict[str, Any]], source: str) -> PreflightReport:
-        """As :meth:`TrialRunner.check`: data are read, models are built."""
+    def check(self, experiments: Mapping[int, AnyExperiment], source: str) -> PreflightReport:
+        """Load the data and build the models; see :func:`.preflight.check_data`."""
         return check_data(experiments, source)
 
     def trial_resources(
-        self, asked: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
+        self, requested: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
     ) -> TrialResources:
-        """As :meth:`TrialRunner.trial_resources`."""
-        return resolve_resources(asked, nodes, drivers=drivers, sizes=sizes)
+        """Resolve the resources block without changes."""
+        return resolve_resources(requested, nodes, drivers=drivers, sizes=sizes)
 
-    def planning_tasks(self, experiment: Experiment, need: TrialResources, cpus: int, pools: int) -> int:
-        """As :meth:`TrialRunner.planning_tasks`."""
+    def planning_tasks(self, experiment: AnyExperiment, resources: TrialResources, cpus: int, pools: int) -> int:
+        """Return one task per pool, at most one per CPU; with ``planner.overlap`` the workers keep their CPUs."""
+        assert isinstance(experiment, Experiment)
         if experiment.planner.overlap:
-            cpus -= need.workers * need.threads  # these go on training meanwhile
+            cpus -= resources.workers * resources.threads
         return max(1, min(cpus, pools))
 
-    def driver_resources(self, need: TrialResources, placement: Placement) -> dict[str, float]:
-        """As :meth:`TrialRunner.driver_resources`: next to nothing, it only waits. A head may have no CPUs at all."""
+    def driver_resources(self, resources: TrialResources, placement: Placement) -> dict[str, float]:
+        """Return the custom resource ``driver`` where a node offers it, otherwise a token share of a CPU.
+
+        The driver only waits, and the head of a cluster may offer no CPUs.
+        """
         return placement.for_driver or {"CPU": DRIVER_CPUS}
 
     def run(self, job: Job, start: float) -> TrialResult:
-        """As :meth:`TrialRunner.run`."""
+        """Train and evaluate through Ray."""
         from mbcl.orchestration.trial.pretraining import pretrain
 
         return pretrain(job, start)
 
 
 class SyntheticRunner:
-    """Points are moved in the driver's own process, on one CPU."""
+    """Runs a synthetic study in the driver's own process, on one CPU."""
 
-    def check(self, experiments: dict[int, dict[str, Any]], source: str) -> PreflightReport:
-        """As :meth:`TrialRunner.check`: samplers fit N and B."""
+    def check(self, experiments: Mapping[int, AnyExperiment], source: str) -> PreflightReport:
+        """Check that the samplers fit N and B; a synthetic study has no data."""
         from mbcl.synthetic.trial import unknown_optimum
 
-        notes: dict[str, None] = {}
-        for setting in sorted(experiments):
-            experiment = SyntheticExperiment.model_validate(experiments[setting])
+        notes: dict[str, None] = {}  # an ordered set
+        for _, experiment in sorted(experiments.items(), key=lambda item: item[0]):
+            assert isinstance(experiment, SyntheticExperiment)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 try:
@@ -102,32 +109,34 @@ class SyntheticRunner:
         return PreflightReport(dict.fromkeys(experiments, 0), {}, tuple(notes))
 
     def trial_resources(
-        self, asked: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
+        self, requested: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
     ) -> TrialResources:
-        """As :meth:`TrialRunner.trial_resources`: one CPU."""
-        return resolve_resources(asked.model_copy(update={"gpu": False}), nodes, cpus_a_worker=CPUS_A_STUDY)
+        """Resolve the resources block without a GPU; ``auto`` means one CPU."""
+        without_gpu = requested.model_copy(update={"gpu": False})
+        return resolve_resources(without_gpu, nodes, auto_cpus_per_worker=AUTO_CPUS_PER_SYNTHETIC_STUDY)
 
-    def planning_tasks(self, experiment: SyntheticExperiment, need: TrialResources, cpus: int, pools: int) -> int:
-        """As :meth:`TrialRunner.planning_tasks`: it plans by itself."""
+    def planning_tasks(self, experiment: AnyExperiment, resources: TrialResources, cpus: int, pools: int) -> int:
+        """Return 1: a synthetic study plans in its own process, without tasks."""
         return 1
 
-    def driver_resources(self, need: TrialResources, placement: Placement) -> dict[str, float]:
-        """As :meth:`TrialRunner.driver_resources`: all that the trial has, on a node that works."""
-        return {"CPU": need.cpus, **placement.for_task}
+    def driver_resources(self, resources: TrialResources, placement: Placement) -> dict[str, float]:
+        """Return all resources of the trial, on a node that computes."""
+        return {"CPU": resources.cpus, **placement.for_task}
 
     def run(self, job: Job, start: float) -> TrialResult:
-        """As :meth:`TrialRunner.run`."""
+        """Run the synthetic study in this process."""
         from mbcl.synthetic.trial import run_synthetic_trial
 
+        assert isinstance(job.experiment, SyntheticExperiment)
         mute_sampler_warnings()
-        metrics = run_synthetic_trial(SyntheticExperiment.model_validate(job.experiment), job.open(job.store))
+        metrics = run_synthetic_trial(job.experiment, job.open(job.store))
         seconds = time.time() - start
         return TrialResult(metrics=metrics, seconds={"training": seconds, "total": seconds})
 
 
-_RUNNERS: dict[TrialKind, TrialRunner] = {PRETRAINING: PretrainingRunner(), SYNTHETIC: SyntheticRunner()}
+_RUNNERS: dict[type, TrialRunner] = {Experiment: PretrainingRunner(), SyntheticExperiment: SyntheticRunner()}
 
 
-def runner_of(kind: TrialKind) -> TrialRunner:
-    """What runs the trials of a kind."""
-    return _RUNNERS[kind]
+def runner_of(model: type[Experiment] | type[SyntheticExperiment]) -> TrialRunner:
+    """Return the runner for trials of this class of experiment."""
+    return _RUNNERS[model]

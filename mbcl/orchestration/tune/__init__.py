@@ -1,1 +1,1 @@
-"""Ray Tune: it runs the trials and asks the scheduling."""
+"""Ray Tune, which runs the trials that :mod:`mbcl.orchestration.scheduling` selects."""

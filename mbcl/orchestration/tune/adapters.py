@@ -1,4 +1,4 @@
-"""Ray Tune's side of a study's course: a searcher that hands out its trials, a scheduler that stops them."""
+"""Adapters of a trial queue to Ray Tune: a searcher that suggests its trials, and a scheduler that stops them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mbcl.orchestration.trial.metrics_reporter import EPOCH, VALUE
 
 
 class NoSnapshotMixin:
-    """Nothing to pickle: the snapshots that Ray Tune makes of its searcher and scheduler are never read."""
+    """Excludes the state from Ray Tune's snapshots of its searcher and scheduler, which are never read."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -25,61 +25,61 @@ class NoSnapshotMixin:
 
 
 class TuneSearcher(NoSnapshotMixin, Searcher):
-    """Hands the trials of a course to Ray Tune, one whenever it asks.
+    """Suggests the trials of a queue to Ray Tune.
 
     Args:
-        course: decides which comes next, and how many run at a time.
-        jobs: the trials by name; those that the course adds later are found here, too.
+        queue: selects the next trial and limits how many run at a time.
+        jobs: the jobs by trial, including trials that the queue adds later.
     """
 
-    def __init__(self, course: TrialQueue, jobs: Mapping[str, Job]) -> None:
+    def __init__(self, queue: TrialQueue, jobs: Mapping[str, Job]) -> None:
         super().__init__()
-        self._course = course
+        self._queue = queue
         self._jobs = jobs
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's configuration; None if none may start now, ``FINISHED`` if none will any more."""
-        key = self._course.next_trial()
+        """Return the next trial's configuration; None if none may start now, ``FINISHED`` if no further one will."""
+        key = self._queue.next_trial()
         if key is not None:
             return {"trial_id": key, "job": self._jobs[key]}
-        return Searcher.FINISHED if self._course.exhausted else None
+        return Searcher.FINISHED if self._queue.exhausted else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: the course learns it with the record."""
+        """Ignore the end of a trial: the recorder passes it to the queue once the record is up to date."""
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        """Nothing to set: what counts stands in the study."""
+        """Accept and ignore the metric and mode: the study defines them."""
         return True
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
-        """The course keeps the limit."""
+        """Accept the limit, which the queue enforces."""
         return True
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing: Ray Tune's own snapshots are never read."""
+        """Write no snapshot: Ray Tune's snapshots are never read."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: Ray Tune's own snapshots are never read."""
+        """Write no snapshot: Ray Tune's snapshots are never read."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Never: ``study.json`` is what is restored."""
+        """Raise NotImplementedError: a study resumes from ``study.json``."""
         raise NotImplementedError
 
 
 class TuneScheduler(NoSnapshotMixin, FIFOScheduler):
-    """Stops a trial where its course says so.
+    """Stops trials early as the queue decides.
 
     Args:
-        course: decides.
+        queue: decides which trials stop.
     """
 
-    def __init__(self, course: TrialQueue) -> None:
-        super().__init__()
-        self._course = course
+    def __init__(self, queue: TrialQueue) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._queue = queue
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Ask the course about what a trial has measured."""
+        """Pass a trial's metric to the queue and return the queue's decision."""
         if EPOCH not in result:
             return str(TrialScheduler.CONTINUE)
-        stop = self._course.on_result(trial.config["trial_id"], result[EPOCH], result[VALUE])
+        stop = self._queue.on_result(trial.config["trial_id"], result[EPOCH], result[VALUE])
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)

@@ -1,13 +1,15 @@
-"""A study on Ray: start or join it, share its resources out, then run the trials or evaluate them again."""
+"""A study on Ray: start or join Ray, allocate its resources, then run the trials or re-evaluate them.
+
+Modules that import Ray are imported after :func:`cluster` has set what Ray reads once, when it is imported.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 
-from ray.exceptions import RayError
-from ray.tune import TuneError
-
+from mbcl.config.evaluation import Evaluation
+from mbcl.config.experiment import Experiment
 from mbcl.evaluation import BASELINES
 from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Node, TrialResources, max_concurrency
@@ -17,6 +19,7 @@ from mbcl.orchestration.results_folder.reevaluation import commit, evaluation_bl
 from mbcl.orchestration.scheduling.early_stopping import build_early_stopping
 from mbcl.orchestration.scheduling.trial_queue import TrialQueue
 from mbcl.orchestration.search_space.schedulers import build as build_scheduler
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.orchestration.trial.job import Job, describe_error
 from mbcl.orchestration.trial.preflight import (
     PreflightReport,
@@ -24,25 +27,24 @@ from mbcl.orchestration.trial.preflight import (
     check_shared,
     distinct_experiments,
 )
-from mbcl.orchestration.trial.pretraining import reevaluation_store
 from mbcl.orchestration.trial.trial_runners import runner_of
-from mbcl.orchestration.tune.run_trials import run_evaluations, run_trials
 from mbcl.orchestration.tune.study_run import RayLostError, StudyRun
+from mbcl.study.record import TrialRecord
 
 REHEARSAL_VARIABLE = "MBCL_REHEARSAL"
-"""The environment variable that lets trials reserve GPUs, which nodes only claim to have, and compute on CPUs."""
+"""Environment variable: trials reserve GPUs, which the nodes may only claim to have, but compute on CPUs."""
 
 
 def run_on_ray(run: StudyRun, nodes: list[Node], preflight: PreflightReport | None) -> dict[str, str]:
-    """Start or join Ray and run the trials, or evaluate them again.
+    """Start or join Ray and run the trials, or re-evaluate them.
 
     Args:
         run: the run.
         nodes: this machine, for a local Ray.
-        preflight: what the data say about the settings; None if only the cluster can read them.
+        preflight: the result of the checks; None if only the nodes of the cluster can read the data.
 
     Returns:
-        With ``--eval-only`` the reasons of failed evaluations, by trial; otherwise empty.
+        With ``--eval-only`` the errors of failed evaluations by trial; otherwise empty.
 
     Raises:
         RayLostError: if Ray was lost.
@@ -51,23 +53,29 @@ def run_on_ray(run: StudyRun, nodes: list[Node], preflight: PreflightReport | No
     """
     try:
         return _run_connected(run, nodes, preflight)
-    except (RayError, TuneError) as error:  # before OSError, which some of Ray's errors are, too
-        raise RayLostError(describe_error(error)) from error
-    except ConnectionError as error:
-        if error.filename is not None:  # of a store
-            raise
-        raise RayLostError(describe_error(error)) from error
+    except Exception as error:
+        if _is_loss_of_ray(error):
+            raise RayLostError(describe_error(error)) from error
+        raise
+
+
+def _is_loss_of_ray(error: Exception) -> bool:
+    """Whether Ray raised an error itself, or lost its connection; a store's error names a file."""
+    from ray.exceptions import RayError
+    from ray.tune import TuneError
+
+    return isinstance(error, RayError | TuneError) or (isinstance(error, ConnectionError) and error.filename is None)
 
 
 def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport | None) -> dict[str, str]:
     options, space, study, console = run.options, run.file.space, run.study, run.console
-    runner = runner_of(space.kind)
+    runner = runner_of(space.kind.model)
     with cluster(options.address, nodes, verbose=options.verbose, log=console.log) as ray_cluster:
         sizes = study.trials.numbers_of_workers(space)
         resources = runner.trial_resources(space.resources, ray_cluster.nodes, drivers=ray_cluster.drivers, sizes=sizes)
         concurrency = max_concurrency(resources, ray_cluster.nodes, space.resources, drivers=ray_cluster.drivers)
         if options.address is not None:
-            # A cluster that grows may consist of its head alone so far, which sees its own disk.
+            # An autoscaled cluster may so far consist of its head alone, on which check_shared would find no problem.
             await_node(ray_cluster.placement.for_task, console.log)
             check_shared(run.store)
         if preflight is None:
@@ -82,9 +90,11 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
         with console.progress(num_todo):
             if options.eval_only:
                 return _evaluate_again(run, {key: jobs[key] for key in study.todo}, concurrency.num_trials)
+            from mbcl.orchestration.tune.run_trials import run_trials
+
             rule = build_early_stopping(space, study.record, study.specs, run.store)
             queue = TrialQueue(
-                study.record, study.todo, concurrency=concurrency.num_trials, race=rule, source=run.search
+                study.record, study.todo, concurrency=concurrency.num_trials, rule=rule, source=run.search
             )
             run_trials(
                 jobs,
@@ -92,32 +102,35 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
                 scratch=layout.scratch(run.store),
                 study=study.record,
                 concurrency=concurrency.num_trials,
-                watcher=console,
-                course=queue,
+                observer=console,
+                queue=queue,
                 driver=runner.driver_resources(resources, ray_cluster.placement),
             )
     return {}
 
 
 def _evaluate_again(run: StudyRun, jobs: dict[str, Job], concurrency: int) -> dict[str, str]:
-    """Evaluate finished trials; the study takes all new metrics or, if one evaluation failed, none."""
-    measured, failures = run_evaluations(jobs, concurrency=concurrency, watcher=run.console)
+    """Evaluate finished trials in a transaction: all new metrics are committed or, if an evaluation failed, none."""
+    from mbcl.orchestration.trial.pretraining import reevaluation_store
+    from mbcl.orchestration.tune.run_trials import run_evaluations
+
+    metrics, failures = run_evaluations(jobs, concurrency=concurrency, observer=run.console)
     if not failures:
-        signals.ignore_signals()  # a commit that stops halfway would mix old and new evaluations
+        signals.ignore_signals()  # an interrupted commit would mix old and new evaluations
         blocks = evaluation_blocks(run.study.record, run.study.trials, run.file.space.kind)
-        commit(run.store, run.study.record, jobs, blocks, measured, reevaluation_store)
+        commit(run.store, run.study.record, jobs, blocks, metrics, reevaluation_store)
     return failures
 
 
 class StudyJobs(Mapping[str, Job]):
-    """The jobs of a study by trial, made when they are looked up: an adaptive search draws trials while others run.
+    """The jobs of a study by trial, made on lookup, because an adaptive search draws trials while others run.
 
     Args:
         run: the run.
-        resources: of one trial.
-        ray_cluster: where it runs.
-        preflight: says how many pools a plan has.
-        cpus_per_trial: how many CPUs a trial's planning tasks may use.
+        resources: the resources of one trial.
+        ray_cluster: the cluster that runs the trials.
+        preflight: contains the number of pools of a plan.
+        cpus_per_trial: number of CPUs that a trial's planning tasks may use.
     """
 
     def __init__(
@@ -131,7 +144,7 @@ class StudyJobs(Mapping[str, Job]):
         self._run = run
         self._resources = resources
         self._cluster = ray_cluster
-        self._pools = preflight.pools
+        self._max_pools = preflight.max_pools
         self._cpus = cpus_per_trial
 
     def __len__(self) -> int:
@@ -143,24 +156,33 @@ class StudyJobs(Mapping[str, Job]):
     def __getitem__(self, trial_id: str) -> Job:
         run, space, spec = self._run, self._run.file.space, self._run.study.specs[trial_id]
         record = run.study.record.trials[trial_id]
-        # What an adaptive search draws was not checked by itself; it has no more pools than the ends of the domains.
-        pools = self._pools.get(spec.setting, max(self._pools.values(), default=0))
+        # The preflight did not check settings that an adaptive search draws later, only the ends of the domains, which
+        # bound their number of pools.
+        pools = self._max_pools.get(spec.setting, max(self._max_pools.values(), default=0))
         return Job(
             trial_id=trial_id,
-            experiment=spec.experiment.model_dump(mode="json"),
+            experiment=spec.experiment,
             store=run.store.child(layout.trial_folder(trial_id)).uri,
             baselines=run.store.child(BASELINES).uri,
             scratch=layout.scratch(run.store),
-            need=self._resources,
+            resources=self._resources,
             group=run.study.record.name,
-            num_tasks=runner_of(space.kind).planning_tasks(spec.experiment, self._resources, self._cpus, pools),
+            num_tasks=runner_of(space.kind.model).planning_tasks(spec.experiment, self._resources, self._cpus, pools),
             placement=self._cluster.placement,
             sizes=space.kind.numbers_of_workers(spec.experiment, space.resources, self._resources.workers),
-            watched=run.study.record.metric if build_scheduler(space.scheduler).stops else "",
-            judged=record.judged,
-            evaluation=space.kind.evaluation(spec.experiment) if run.options.eval_only else record.evaluation,
+            watched_metric=run.study.record.metric if build_scheduler(space.scheduler).stops else "",
+            judged_epoch=record.judged,
+            evaluation=_evaluation(run, spec.experiment, record),
             fence=run.fence,
             joined=run.options.address is not None,
             verbose=run.options.verbose,
             rehearsal=bool(os.environ.get(REHEARSAL_VARIABLE)),
         )
+
+
+def _evaluation(run: StudyRun, experiment: AnyExperiment, record: TrialRecord) -> Evaluation | None:
+    """Return the block that replaces the experiment's own: the space's, or that of an earlier ``--eval-only``."""
+    if run.options.eval_only:
+        assert isinstance(experiment, Experiment)
+        return experiment.evaluation
+    return Evaluation.model_validate(record.evaluation) if record.evaluation else None

@@ -1,4 +1,4 @@
-"""Trials through Ray Tune. The sweep's process is the only writer of ``study.json``."""
+"""Running trials with Ray Tune. The sweep's process is the only writer of ``study.json``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from mbcl.orchestration.cluster.failure_policy import root_cause
 from mbcl.orchestration.cluster.orphaned_groups import num_waiting_groups, remove_orphaned_groups
 from mbcl.orchestration.cluster.wait_for_capacity import wait_any
 from mbcl.orchestration.scheduling.trial_queue import TrialQueue
-from mbcl.orchestration.search_space.trial_kinds import kind_of
 from mbcl.orchestration.trial.entrypoint import RESULT, run_trial
 from mbcl.orchestration.trial.job import Job, Metrics, TrialResult, describe_error
 from mbcl.orchestration.trial.pretraining import evaluation_resources, submit_evaluation
@@ -27,137 +26,138 @@ from mbcl.orchestration.tune.adapters import TuneScheduler, TuneSearcher
 from mbcl.study.record import StudyRecord, write_study
 
 DRIVER_RESTARTS = 2
-"""How often a trial whose driver process died is started again."""
+"""How often a trial is restarted after its driver process died."""
 POLL_SECONDS = 1.0
-"""How often the progress of running trials is looked up."""
+"""Polling interval for orphaned groups and the progress of running trials."""
 WAITING_SECONDS = 60.0
-"""How long workers may wait for room before a person is told."""
+"""How long workers wait for resources before the observer is notified."""
 NOTIFY_SECONDS = 600.0
-"""How often it is told again."""
+"""Interval between notifications."""
 
 
 class TrialObserver(Protocol):
-    """Is told how trials go."""
+    """A listener for the progress of trials."""
 
     def on_trial_start(self, trial_id: str) -> None:
-        """A trial begins."""
+        """Handle the start of a trial or of its re-evaluation."""
 
     def poll(self, trial_ids: Sequence[str]) -> None:
-        """These trials are running; about once a second."""
+        """Handle the tick of about a second while these trials run."""
 
     def on_waiting(self, number: int) -> None:
-        """So many trials have waited for room for a while."""
+        """Handle that this number of trials has waited for resources for :data:`WAITING_SECONDS`."""
 
     def on_trial_end(self, trial_id: str) -> None:
-        """A trial has ended; its record says how."""
+        """Handle the end of a trial, whose record has the new status."""
 
     def on_evaluation_end(self, trial_id: str, error: str) -> None:
-        """A trial was evaluated again; why not, if there is an error."""
+        """Handle the end of a re-evaluation; ``error`` is empty if it succeeded."""
 
 
 class _Recorder(ray.tune.Callback):
-    """Writes ``study.json`` when a trial starts or ends, and tells the watcher."""
+    """Writes ``study.json`` when a trial starts or ends, and notifies the queue and the observer."""
 
-    def __init__(self, store: Store, study: StudyRecord, course: TrialQueue, watcher: TrialObserver) -> None:
+    def __init__(self, store: Store, study: StudyRecord, queue: TrialQueue, observer: TrialObserver) -> None:
         self._store = store
         self._study = study
-        self._course = course
-        self._watcher = watcher
-        self._running: dict[str, float] = {}
-        self._looked = time.monotonic()
-        self._told = float("-inf")
-        self._failed: Exception | None = None
+        self._queue = queue
+        self._observer = observer
+        self._started_at: dict[str, float] = {}  # of running trials
+        self._last_poll_at = time.monotonic()
+        self._last_notified_at = float("-inf")
+        self._failure: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune pickles its callbacks into snapshots of its own, which nobody reads."""
+        """Return no state: Ray Tune pickles its callbacks into snapshots, which are never read."""
         return {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Recorder:
         return self
 
     @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """For a record that changes: an interrupt waits for its end, and a failure for the end of Ray Tune's step.
+    def _update(self) -> Iterator[None]:
+        """Change a record: defer interrupts to the end of the block, and failures to the end of Ray Tune's step.
 
-        Raised at once, Tune would take it for the trial's own and run a finished trial again.
+        Ray Tune would take an exception from a callback for a failure of the trial, and run a finished trial again.
         """
         with signals.defer():
             try:
                 yield
             except Exception as error:
-                self._failed = self._failed or error
+                self._failure = self._failure or error
 
     def raise_failure(self) -> None:
-        """Raise what went wrong with a record.
+        """Raise the first failure of updating a record, if there is one.
 
         Raises:
-            Exception: storage that does not take it, a results folder that another sweep has taken over.
+            Exception: if the storage rejects the record, or another sweep has taken over the results folder.
         """
-        if self._failed is not None:
-            raise self._failed
+        if self._failure is not None:
+            raise self._failure
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        with self._whole():
+        with self._update():
             key = trial.config["trial_id"]
             record = self._study.trials[key]
             record.status, record.error = "running", ""
             record.attempts += 1
-            self._running.setdefault(key, time.monotonic())
+            self._started_at.setdefault(key, time.monotonic())
             write_study(self._store, self._study)
-            self._watcher.on_trial_start(key)
+            self._observer.on_trial_start(key)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        with self._whole():
+        with self._update():
             remove_orphaned_groups()
             key = trial.config["trial_id"]
-            found = (trial.last_result or {}).get(RESULT)
-            if found is None and self._course.where_stopped(key):
-                self._stop(key)
+            result = (trial.last_result or {}).get(RESULT)
+            if result is None and self._queue.where_stopped(key):
+                self._record_stop(key)
             else:
-                self._end(
-                    key, TrialResult(**found) if found else TrialResult("the trial's driver ended without an answer")
+                self._record_result(
+                    key, TrialResult(**result) if result else TrialResult("the trial's driver ended without an answer")
                 )
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        with self._whole():
+        with self._update():
             remove_orphaned_groups()
             if trial.status == Trial.ERROR:
-                self._end(trial.config["trial_id"], TrialResult("the process of the trial's driver was lost"))
+                self._record_result(trial.config["trial_id"], TrialResult("the process of the trial's driver was lost"))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self.raise_failure()
         signals.raise_pending()
-        if time.monotonic() - self._looked > POLL_SECONDS:
-            self._looked = time.monotonic()
+        if time.monotonic() - self._last_poll_at > POLL_SECONDS:
+            self._last_poll_at = time.monotonic()
             remove_orphaned_groups()
-            self._watcher.poll(list(self._running))
-            if time.monotonic() - self._told > NOTIFY_SECONDS and (number := num_waiting_groups(WAITING_SECONDS)):
-                self._told = time.monotonic()
-                self._watcher.on_waiting(number)
+            self._observer.poll(list(self._started_at))
+            notify = time.monotonic() - self._last_notified_at > NOTIFY_SECONDS
+            if notify and (number := num_waiting_groups(WAITING_SECONDS)):
+                self._last_notified_at = time.monotonic()
+                self._observer.on_waiting(number)
 
-    def _end(self, trial_id: str, answer: TrialResult) -> None:
-        """Record a trial's end."""
+    def _record_result(self, trial_id: str, result: TrialResult) -> None:
+        """Record the result of a trial."""
         record = self._study.trials[trial_id]
-        record.status = "failed" if answer.error else "finished"
-        record.error = answer.error
-        record.seconds = {key: round(value, 3) for key, value in answer.seconds.items()}
-        if not answer.error:
-            record.metrics = answer.metrics
-        self._ended(trial_id)
+        record.status = "failed" if result.error else "finished"
+        record.error = result.error
+        record.seconds = {key: round(value, 3) for key, value in result.seconds.items()}
+        if not result.error:
+            record.metrics = result.metrics
+        self._finish(trial_id)
 
-    def _stop(self, trial_id: str) -> None:
-        """Record that a trial was stopped. What it measured last is no final metric."""
+    def _record_stop(self, trial_id: str) -> None:
+        """Record that a trial was stopped early; its last row does not become its final metrics."""
         record = self._study.trials[trial_id]
         record.status, record.error = "stopped", ""
-        record.stopped = self._course.where_stopped(trial_id)
-        record.seconds = {"total": round(time.monotonic() - self._running[trial_id], 3)}
-        self._ended(trial_id)
+        record.stopped = self._queue.where_stopped(trial_id)
+        record.seconds = {"total": round(time.monotonic() - self._started_at[trial_id], 3)}
+        self._finish(trial_id)
 
-    def _ended(self, trial_id: str) -> None:
-        self._running.pop(trial_id, None)
-        self._course.on_trial_end(trial_id)
+    def _finish(self, trial_id: str) -> None:
+        self._started_at.pop(trial_id, None)
+        self._queue.on_trial_end(trial_id)  # before writing: it may mark further trials as stopped
         write_study(self._store, self._study)
-        self._watcher.on_trial_end(trial_id)
+        self._observer.on_trial_end(trial_id)
 
 
 def run_trials(
@@ -167,41 +167,41 @@ def run_trials(
     scratch: str,
     study: StudyRecord,
     concurrency: int,
-    watcher: TrialObserver,
-    course: TrialQueue | None = None,
+    observer: TrialObserver,
+    queue: TrialQueue | None = None,
     driver: dict[str, float] | None = None,
 ) -> None:
-    """Run trials through Ray Tune until each has ended.
+    """Run trials with Ray Tune until each has ended.
 
     Args:
-        jobs: the trials to run, in order, by name; those that the course adds later are found here, too.
+        jobs: the jobs by trial, in order, including trials that the queue adds later.
         store: the results folder.
-        scratch: where Ray Tune may keep files of its own.
+        scratch: a folder for Ray Tune's own files.
         study: the record, changed in place and written after every trial.
-        concurrency: how many run at a time.
-        watcher: is told how they go.
-        course: decides which trial comes next; by default all of ``jobs`` in order.
-        driver: what Ray reserves for a trial's driver; by default what the first of ``jobs`` needs.
+        concurrency: maximum number of trials that run at a time.
+        observer: is notified of progress.
+        queue: selects the next trial; by default all of ``jobs`` in order.
+        driver: the resources of a trial's driver; by default those of the first of ``jobs``.
     """
-    course = course or TrialQueue(study, jobs, concurrency=concurrency)
+    queue = queue or TrialQueue(study, jobs, concurrency=concurrency)
     if driver is None:
         first = next(iter(jobs.values()))
-        driver = runner_of(kind_of(first.experiment)).driver_resources(first.need, first.placement)
+        driver = runner_of(type(first.experiment)).driver_resources(first.resources, first.placement)
     trainable = ray.tune.with_resources(
         run_trial,
         ray.tune.PlacementGroupFactory([driver]),
     )
-    recorder = _Recorder(store, study, course, watcher)
+    recorder = _Recorder(store, study, queue, observer)
     tuner = ray.tune.Tuner(
         trainable,
         tune_config=ray.tune.TuneConfig(
-            search_alg=TuneSearcher(course, jobs),
-            scheduler=TuneScheduler(course),
+            search_alg=TuneSearcher(queue, jobs),
+            scheduler=TuneScheduler(queue),
             num_samples=-1,
             max_concurrent_trials=concurrency,
-            # A driver process imports for 5 s; the next trial takes over the last one's. A trial that is stopped early
-            # takes its driver along.
-            reuse_actors=not course.early_stopping,
+            # Imports of a driver process take 5 s, so the next trial reuses the last one's process. With early stopping
+            # that is impossible: stopping a trial kills its driver.
+            reuse_actors=not queue.early_stopping,
             trial_name_creator=lambda trial: trial.config["trial_id"],
             trial_dirname_creator=lambda trial: trial.config["trial_id"],
         ),
@@ -218,32 +218,33 @@ def run_trials(
 
 
 def run_evaluations(
-    jobs: Mapping[str, Job], *, concurrency: int, watcher: TrialObserver
+    jobs: Mapping[str, Job], *, concurrency: int, observer: TrialObserver
 ) -> tuple[dict[str, Metrics], dict[str, str]]:
-    """Evaluate finished trials again, so many at a time. Nothing is recorded.
+    """Evaluate finished trials again. Nothing is recorded.
 
     Args:
-        jobs: the trials, with the evaluation to make.
-        concurrency: how many run at a time.
-        watcher: is told how they go.
+        jobs: the jobs by trial, with the evaluation to run.
+        concurrency: maximum number of evaluations that run at a time.
+        observer: is notified of progress.
 
     Returns:
-        By trial, what was measured; and why evaluations failed.
+        By trial, the metrics; and by trial, the errors of failed evaluations.
     """
     measured: dict[str, Metrics] = {}
     failures: dict[str, str] = {}
     todo = list(jobs)
-    running: dict[ray.ObjectRef, str] = {}
+    running: dict[ray.ObjectRef[dict[str, float]], str] = {}
     while todo or running:
         while todo and len(running) < concurrency:
             key = todo.pop(0)
             running[submit_evaluation(jobs[key], again=True)] = key
-            watcher.on_trial_start(key)
+            observer.on_trial_start(key)
         done = wait_any(list(running), evaluation_resources(jobs[next(iter(running.values()))]))
         key = running.pop(done)
         try:
-            measured[key] = ray.get(done)
-        except Exception as error:  # one trial's failure leaves the others alone
+            metrics: dict[str, float] = ray.get(done)
+            measured[key] = {**metrics}
+        except Exception as error:  # a failed evaluation must not end the others
             failures[key] = describe_error(root_cause(error))
-        watcher.on_evaluation_end(key, failures.get(key, ""))
+        observer.on_evaluation_end(key, failures.get(key, ""))
     return measured, failures

@@ -1,4 +1,4 @@
-"""What one run of a study works on. No Ray here."""
+"""The context of one run of a study. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class RayLostError(MbclError):
 
 @dataclass(frozen=True)
 class StudyRun:
-    """What one run of a study works on.
+    """The context of one run of a study.
 
     Args:
-        options: of the command line.
+        options: the command line's options.
         file: the space.
-        study: the opened study; its record changes as trials end.
-        store: the results folder, which refuses writes once another process has taken it over.
+        study: the opened study, whose record changes as trials end.
+        store: the results folder, whose writes fail once another process has taken it over.
         fence: the claim on that folder, passed on to every process of the run.
         console: reports to the user.
-        search: draws further trials; None if all are known.
+        search: draws further trials; None if all trials are known.
     """
 
     options: StudyOptions
@@ -41,5 +41,5 @@ class StudyRun:
 
     @property
     def num_undrawn(self) -> int:
-        """How many trials the search may still draw."""
+        """Number of trials that the search may still draw."""
         return self.search.left if self.search else 0

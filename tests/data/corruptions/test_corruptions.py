@@ -1,4 +1,4 @@
-"""The fifteen corruptions made on the fly: pure, the severer the stronger, for every size and for grey and colour."""
+"""The fifteen corruptions made on the fly: pure, increasing with severity, for every size, grey and colour."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ RANDOM = set(STANDARD) - {"defocus_blur", "zoom_blur", "brightness", "contrast",
 
 
 def photographs(size: int, channels: int, num: int) -> Tensor:
-    """Parts of scikit-learn's two photographs, made smaller."""
-    found = []
+    """Parts of scikit-learn's two photographs, resized."""
+    resized = []
     for row in range(num):
         whole = load_sample_image(("china.jpg", "flower.jpg")[row % 2])
         part = Image.fromarray(whole[20 * row : 20 * row + 224, 40 * row : 40 * row + 224])
-        found.append(np.asarray(part.resize((size, size), Image.Resampling.BOX)))
-    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)[:, :channels].contiguous()
+        resized.append(np.asarray(part.resize((size, size), Image.Resampling.BOX)))
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)[:, :channels].contiguous()
 
 
 def corrupted(images: Tensor, corruption: str, severity: int = 3, seed: int = 0, positions: Tensor | None = None):
-    places = torch.arange(len(images)) if positions is None else positions
-    return data.corrupt(images, corruption=corruption, severity=severity, seed=seed, positions=places)
+    indices = torch.arange(len(images)) if positions is None else positions
+    return data.corrupt(images, corruption=corruption, severity=severity, seed=seed, positions=indices)
 
 
-def test_the_names_are_the_standard_ones():
+def test_corruptions_have_the_standard_names():
     assert list(data.CORRUPTIONS) == STANDARD == list(STRENGTHS)
 
 
 @pytest.mark.parametrize("corruption", STANDARD)
-def test_an_image_does_not_depend_on_its_batch(corruption, monkeypatch):
+def test_corrupt_is_independent_of_the_batch(corruption, monkeypatch):
     images, positions = photographs(16, 3, 6), torch.tensor([4, 11, 3, 900_000_000_000, 0, 7])
     whole = corrupted(images, corruption, positions=positions)
     assert whole.dtype == torch.uint8
@@ -52,7 +52,7 @@ def test_an_image_does_not_depend_on_its_batch(corruption, monkeypatch):
 
 
 @pytest.mark.parametrize("corruption", STANDARD)
-def test_the_seed_and_the_position_decide_what_is_random(corruption):
+def test_corrupt_draws_by_seed_and_position(corruption):
     images = photographs(24, 3, 1).expand(2, -1, -1, -1)
     first, second = corrupted(images, corruption)
     other = corrupted(images, corruption, seed=1)[0]
@@ -61,33 +61,33 @@ def test_the_seed_and_the_position_decide_what_is_random(corruption):
     assert torch.equal(first, other) != differs
 
 
-def test_the_global_generators_are_neither_read_nor_moved():
+def test_corrupt_leaves_global_generators_alone():
     images = photographs(12, 3, 2)
-    found = []
+    outputs = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-        found.append(torch.cat([corrupted(images, name) for name in STANDARD]))
+        outputs.append(torch.cat([corrupted(images, name) for name in STANDARD]))
         assert torch.equal(torch.get_rng_state(), states[0])
         assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
-    assert torch.equal(*found)
+    assert torch.equal(*outputs)
 
 
 @pytest.mark.parametrize("size, channels, num", [(8, 1, 64), (28, 1, 8), (32, 3, 8), (64, 3, 6), (224, 3, 2)])
-def test_a_higher_severity_is_stronger(size, channels, num):
+def test_corrupt_increases_with_severity(size, channels, num):
     images = data.load("digits").test.images[:num] if size == 8 else photographs(size, channels, num)
     for corruption in STANDARD:
         distances = []
         for severity in (1, 2, 3, 4, 5):
-            found = corrupted(images, corruption, severity)
-            distances.append(float((found.float() - images.float()).abs().mean()))
+            corrupted_images = corrupted(images, corruption, severity)
+            distances.append(float((corrupted_images.float() - images.float()).abs().mean()))
         assert distances[0] > 0.8, (corruption, distances)
         assert distances == sorted(set(distances)), (corruption, distances)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 12), (1, 9, 8), (2, 8, 8), (4, 10, 10), (3, 1, 1)])
-def test_images_of_any_shape(shape):
+def test_corrupt_takes_images_of_any_shape(shape):
     images = torch.arange(2 * np.prod(shape)).reshape(2, *shape).remainder(256).to(torch.uint8)
     for corruption in STANDARD:
         for severity in (1, 5):
@@ -95,14 +95,14 @@ def test_images_of_any_shape(shape):
     assert corrupted(images[:0], "snow").shape == (0, *shape)
 
 
-# -- what they do, against formulas and libraries ------------------------------------------------------------------
+# -- each corruption against its formula or a library --------------------------------------------------------------
 
 
 def flat(value: int, size: int = 32, num: int = 8) -> Tensor:
     return torch.full((num, 3, size, size), value, dtype=torch.uint8)
 
 
-def test_noise_has_the_published_distribution():
+def test_corrupt_noise_has_the_published_distribution():
     noisy = corrupted(flat(128), "gaussian_noise", 3).double() / 255 - 128 / 255
     assert float(noisy.mean()) == pytest.approx(0, abs=0.002)
     assert float(noisy.std()) == pytest.approx(0.08, rel=0.02)
@@ -116,12 +116,12 @@ def test_noise_has_the_published_distribution():
 
 
 @pytest.mark.parametrize("corruption", ["defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "elastic_transform"])
-def test_what_moves_pixels_leaves_flat_images(corruption):
+def test_corrupt_leaves_flat_images_where_it_only_moves_pixels(corruption):
     for size in (8, 32):
         assert torch.equal(corrupted(flat(77, size), corruption, 5), flat(77, size))
 
 
-def test_contrast_and_brightness_by_formula():
+def test_corrupt_contrast_and_brightness_equal_their_formulas():
     import colorsys
 
     images = photographs(32, 3, 2)
@@ -129,14 +129,16 @@ def test_contrast_and_brightness_by_formula():
     mean = x.mean(dim=(2, 3), keepdim=True)
     expected = ((mean + 0.4 * (x - mean)) * 255).round().to(torch.uint8)
     assert torch.equal(corrupted(images, "contrast", 3), expected)
-    found = corrupted(images, "brightness", 3)[0].permute(1, 2, 0).reshape(-1, 3)
+    brightened = corrupted(images, "brightness", 3)[0].permute(1, 2, 0).reshape(-1, 3)
     pixels = x[0].permute(1, 2, 0).reshape(-1, 3).tolist()
     hsv = (colorsys.rgb_to_hsv(*pixel) for pixel in pixels)
-    wanted = torch.tensor([colorsys.hsv_to_rgb(hue, depth, min(value + 0.15, 1.0)) for hue, depth, value in hsv]) * 255
-    assert (found.float() - wanted).abs().max() <= 0.51
+    expected_brightened = (
+        torch.tensor([colorsys.hsv_to_rgb(hue, depth, min(value + 0.15, 1.0)) for hue, depth, value in hsv]) * 255
+    )
+    assert (brightened.float() - expected_brightened).abs().max() <= 0.51
 
 
-def test_jpeg_and_pixelate_are_pillows():
+def test_corrupt_jpeg_and_pixelate_equal_pillow():
     import io
 
     image = photographs(64, 3, 1)
@@ -147,24 +149,26 @@ def test_jpeg_and_pixelate_are_pillows():
     )
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=quality)
-    found = corrupted(image, "jpeg_compression", 4)[0].permute(1, 2, 0).numpy()
-    assert np.array_equal(found, np.asarray(Image.open(stream)))
+    corrupted_image = corrupted(image, "jpeg_compression", 4)[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(corrupted_image, np.asarray(Image.open(stream)))
     small = picture.resize((round(64 * share),) * 2, Image.Resampling.BOX)
-    found = corrupted(image, "pixelate", 4)[0].permute(1, 2, 0).numpy()
-    assert np.array_equal(found, np.asarray(small.resize((64, 64), Image.Resampling.NEAREST)))
+    corrupted_image = corrupted(image, "pixelate", 4)[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(corrupted_image, np.asarray(small.resize((64, 64), Image.Resampling.NEAREST)))
 
 
-def test_defocus_spreads_a_point_over_a_disc():
+def test_corrupt_defocus_spreads_a_point_over_a_disc():
     point = torch.zeros(1, 1, 224, 224, dtype=torch.uint8)
     point[..., 108:117, 108:117] = 255
-    found = corrupted(point, "defocus_blur", 5)[0, 0].double()
-    assert float(found.sum()) == pytest.approx(float(point.sum()), rel=0.01)
+    blurred = corrupted(point, "defocus_blur", 5)[0, 0].double()
+    assert float(blurred.sum()) == pytest.approx(float(point.sum()), rel=0.01)
     rows = torch.arange(224, dtype=torch.float64)
-    spread = float((found.sum(1) * (rows - 112) ** 2).sum() / found.sum())
-    assert spread == pytest.approx(10**2 / 4 + (9**2 - 1) / 12, rel=0.03)  # of a disc and of the square
+    spread = float((blurred.sum(1) * (rows - 112) ** 2).sum() / blurred.sum())
+    assert spread == pytest.approx(
+        10**2 / 4 + (9**2 - 1) / 12, rel=0.03
+    )  # the variance of a disc plus that of the square
 
 
-def test_motion_goes_along_one_line():
+def test_corrupt_motion_blurs_along_one_line():
     point = torch.zeros(8, 1, 65, 65, dtype=torch.uint8)
     point[..., 32, 32] = 255
     for image in corrupted(point, "motion_blur", 5)[:, 0].double():
@@ -179,7 +183,7 @@ def test_motion_goes_along_one_line():
 # -- strengths -----------------------------------------------------------------------------------------------------
 
 
-def test_strengths_are_the_published_ones_at_32_and_224_pixels():
+def test_strengths_equal_the_published_ones_at_32_and_224_pixels():
     assert [STRENGTHS["gaussian_noise"]["deviation"].at(s, 32) for s in (1, 5)] == [0.04, 0.10]
     assert [STRENGTHS["contrast"]["keep"].at(s, 224) for s in (1, 5)] == pytest.approx([0.4, 0.05])
     between = Strength((1, 1, 1, 1, 1), (9, 9, 9, 9, 9))
@@ -202,8 +206,8 @@ def test_strengths_are_the_published_ones_at_32_and_224_pixels():
         ({"positions": torch.arange(3)}, r"2 images need as many int64 positions, found \(3,\)"),
     ],
 )
-def test_bad_input_is_one_line(changes, text):
-    given = {"images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "corruption": "fog", "severity": 1, "seed": 0}
-    given |= {"positions": torch.arange(2)} | changes
+def test_corrupt_refuses_bad_input(changes, text):
+    arguments = {"images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "corruption": "fog", "severity": 1, "seed": 0}
+    arguments |= {"positions": torch.arange(2)} | changes
     with pytest.raises(ConfigError, match=text):
-        data.corrupt(given.pop("images"), **given)
+        data.corrupt(arguments.pop("images"), **arguments)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their official formats, written here: read whole, nothing executed, damage in one line."""
+"""CIFAR-10 and CIFAR-100 in their official formats: reading, no execution of pickles, damage, download, checksums."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def load(root: Path, name: str = "cifar100", **options) -> data.Splits:
     return data.load(name, dir=str(root), **options)
 
 
-def refused(root: Path, text: str, name: str = "cifar100", **options) -> str:
+def assert_refused(root: Path, text: str, name: str = "cifar100", **options) -> str:
     with pytest.raises(DataError, match=text) as caught:
         load(root, name, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-# -- what is read --------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("by", ["python 2", "protocol 2", "protocol 4"])
 @pytest.mark.parametrize("name", CIFAR)
-def test_reads_what_was_written(tmp_path, name, by):
+def test_cifar_reads_its_official_files(tmp_path, name, by):
     batches = write_cifar(tmp_path, name, by=by)
     splits = load(tmp_path, name)
     *train, test = batches.values()
@@ -48,7 +48,7 @@ def test_reads_what_was_written(tmp_path, name, by):
     assert len(splits.train) == (100 if name == "cifar10" else 20)
 
 
-def test_normalisation_and_views_are_the_published_ones(tmp_path):
+def test_cifar_has_the_published_statistics_and_recipe(tmp_path):
     write_cifar(tmp_path)
     train = load(tmp_path).train
     assert train.mean == (0.5071, 0.4865, 0.4409)
@@ -57,23 +57,23 @@ def test_normalisation_and_views_are_the_published_ones(tmp_path):
 
 
 @pytest.mark.parametrize("name", CIFAR)
-def test_agrees_with_torchvision(tmp_path, name, monkeypatch):
+def test_cifar_equals_torchvision(tmp_path, name, monkeypatch):
     import torchvision
 
-    theirs = getattr(torchvision.datasets, name.upper())
-    monkeypatch.setattr(theirs, "_check_integrity", lambda self: True)
-    monkeypatch.setattr(theirs, "_load_meta", lambda self: None)
+    dataset = getattr(torchvision.datasets, name.upper())
+    monkeypatch.setattr(dataset, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(dataset, "_load_meta", lambda self: None)
     write_cifar(tmp_path, name)
     splits = load(tmp_path, name)
     for train, part in ((True, splits.train), (False, splits.test)):
-        expected = theirs(root=str(tmp_path), train=train)
+        expected = dataset(root=str(tmp_path), train=train)
         assert np.array_equal(expected.data, part.images.permute(0, 2, 3, 1).numpy())
         assert expected.targets == part.labels.tolist()
 
 
 @pytest.mark.parametrize("name", CIFAR)
 @pytest.mark.parametrize("place", ["the folder", "its parent", "the archive's folder", "home"])
-def test_where_the_files_may_lie(tmp_path, name, place, monkeypatch):
+def test_cifar_finds_its_files_in_several_places(tmp_path, name, place, monkeypatch):
     write_cifar(tmp_path / "sets", name)
     if place == "the archive's folder":
         pack_cifar(tmp_path / "sets", name)
@@ -82,23 +82,23 @@ def test_where_the_files_may_lie(tmp_path, name, place, monkeypatch):
     assert len(load(where.get(place, tmp_path / "sets"), name).test) == 8
 
 
-def test_an_archive_is_read_without_extracting_it(tmp_path):
+def test_cifar_reads_an_archive_without_extracting_it(tmp_path):
     write_cifar(tmp_path)
     expected = load(tmp_path)
     archive = pack_cifar(tmp_path)
-    found = load(tmp_path)
-    assert torch.equal(found.train.images, expected.train.images)
-    assert torch.equal(found.test.labels, expected.test.labels)
+    loaded = load(tmp_path)
+    assert torch.equal(loaded.train.images, expected.train.images)
+    assert torch.equal(loaded.test.labels, expected.test.labels)
     assert list(tmp_path.iterdir()) == [archive]
 
 
-def test_other_counts_are_a_warning_with_both_numbers(tmp_path, recwarn):
+def test_cifar_warns_about_other_counts(tmp_path, recwarn):
     write_cifar(tmp_path)
     with pytest.warns(UserWarning, match=r"20 training and 8 test images, the official set has 50,000 and 10,000"):
         load(tmp_path)
 
 
-def test_the_official_counts_warn_of_nothing(tmp_path, monkeypatch, recwarn):
+def test_cifar_of_official_counts_does_not_warn(tmp_path, monkeypatch, recwarn):
     monkeypatch.setattr("mbcl.data.datasets.cifar.OFFICIAL_COUNTS", (20, 8))
     monkeypatch.setattr("mbcl.data.datasets.cifar.official_md5", lambda name: {})
     write_cifar(tmp_path)
@@ -106,7 +106,7 @@ def test_the_official_counts_warn_of_nothing(tmp_path, monkeypatch, recwarn):
     assert not recwarn.list
 
 
-def test_labels_may_be_an_array(tmp_path):
+def test_cifar_takes_labels_as_an_array(tmp_path):
     batches = write_cifar(tmp_path)
     labels = np.array(batches["train"][b"fine_labels"], dtype=np.int64)
     content = pickled(batches["train"] | {b"fine_labels": labels}, "protocol 2")
@@ -114,12 +114,12 @@ def test_labels_may_be_an_array(tmp_path):
     assert load(tmp_path).train.labels.tolist() == labels.tolist()
 
 
-def test_max_samples(tmp_path):
+def test_cifar_takes_max_samples(tmp_path):
     write_cifar(tmp_path)
     assert torch.equal(load(tmp_path, max_samples=7).train.images, load(tmp_path).train.images[:7])
 
 
-# -- what is not executed ---------------------------------------------------------------------------------------------
+# -- hostile pickles ------------------------------------------------------------------------------------------------
 
 
 class Evil:
@@ -134,18 +134,18 @@ class Evil:
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 @pytest.mark.parametrize("archive", [False, True])
-def test_an_evil_pickle_is_refused_and_not_executed(tmp_path, protocol, archive):
+def test_cifar_refuses_a_hostile_pickle_without_executing_it(tmp_path, protocol, archive):
     sets, witness = tmp_path / "sets", tmp_path / "witness"
     batches = write_cifar(sets)
     content = pickle.dumps(batches["train"] | {b"x": Evil(witness)}, protocol=protocol)
     (sets / "cifar-100-python" / "train").write_bytes(content)
     if archive:
         pack_cifar(sets)
-    found = refused(sets, r"cifar-100-python/train: refused: this pickle names .*")
-    assert "pathlib" in found or "getattr" in found
+    message = assert_refused(sets, r"cifar-100-python/train: refused: this pickle names .*")
+    assert "pathlib" in message or "getattr" in message
     assert not witness.exists()
     pickle.loads(content)
-    assert witness.exists(), "it was evil"
+    assert witness.exists(), "the pickle is hostile"
 
 
 # -- damage --------------------------------------------------------------------------------------------------------
@@ -181,40 +181,42 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_told_in_one_line_with_the_file(tmp_path, damage):
+def test_cifar_names_the_damaged_file_in_one_line(tmp_path, damage):
     content, text = DAMAGE[damage]
     write_cifar(tmp_path)
     path = tmp_path / "cifar-100-python" / "train"
     path.write_bytes(content)
-    assert refused(tmp_path, text).startswith(f"{path}: ")
+    assert assert_refused(tmp_path, text).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize("name, file", [("cifar100", "test"), ("cifar10", "data_batch_3")])
-def test_a_missing_file_is_named(tmp_path, name, file):
+def test_cifar_names_a_missing_file(tmp_path, name, file):
     write_cifar(tmp_path, name)
     (tmp_path / CIFAR[name][0] / file).unlink()
-    refused(tmp_path, f"{CIFAR[name][0]}/{file}: cannot be read: No such file", name)
+    assert_refused(tmp_path, f"{CIFAR[name][0]}/{file}: cannot be read: No such file", name)
 
 
-def test_damaged_archives(tmp_path):
+def test_cifar_refuses_damaged_archives(tmp_path):
     write_cifar(tmp_path)
     archive = pack_cifar(tmp_path)
     whole = archive.read_bytes()
     for content in (whole[: len(whole) // 2], b"no archive", b""):
         archive.write_bytes(content)
-        assert str(archive) in refused(tmp_path, f"damaged archive of {len(content)} bytes|it lacks")
+        assert str(archive) in assert_refused(tmp_path, f"damaged archive of {len(content)} bytes|it lacks")
     with tarfile.open(archive, "w:gz") as stream:
         member = tarfile.TarInfo("cifar-100-python/train")
         member.size = len(PICKLED)
         stream.addfile(member, io.BytesIO(PICKLED))
-    refused(tmp_path, "cifar-100-python.tar.gz: it lacks cifar-100-python/test; expected cifar-100-python.tar.gz")
+    assert_refused(
+        tmp_path, "cifar-100-python.tar.gz: it lacks cifar-100-python/test; expected cifar-100-python.tar.gz"
+    )
 
 
 @pytest.mark.parametrize("folder, problem", [("nowhere", "does not exist"), ("", "holds none of the files")])
-def test_a_missing_folder_says_what_is_expected_and_how_to_get_it(tmp_path, folder, problem):
-    found = refused(tmp_path / folder, problem)
-    for words in (str(tmp_path), "cifar-100-python.tar.gz", "train/CLASS/IMAGE", "download: true"):
-        assert words in found
+def test_cifar_explains_a_missing_folder(tmp_path, folder, problem):
+    message = assert_refused(tmp_path / folder, problem)
+    for text in (str(tmp_path), "cifar-100-python.tar.gz", "train/CLASS/IMAGE", "download: true"):
+        assert text in message
     with pytest.raises(DataError, match="cifar10: data.dir is not given; expected cifar-10-python.tar.gz"):
         data.load("cifar10")
 
@@ -230,35 +232,35 @@ def write_folders(root: Path, test: str = "test", size: int = 32) -> None:
 
 
 @pytest.mark.parametrize("test", ["test", "val"])
-def test_reads_the_published_folders_of_classes(tmp_path, test):
+def test_cifar_reads_folders_of_classes(tmp_path, test):
     from torchvision.datasets import ImageFolder
 
     write_folders(tmp_path, test)
     splits = load(tmp_path)
     for folder, part in (("train", splits.train), (test, splits.test)):
-        theirs = ImageFolder(str(tmp_path / folder))
-        assert part.labels.tolist() == theirs.targets
-        for (image, _), found in zip(theirs, part.images, strict=True):
-            assert np.array_equal(np.asarray(image), found.permute(1, 2, 0).numpy())
+        expected = ImageFolder(str(tmp_path / folder))
+        assert part.labels.tolist() == expected.targets
+        for (image, _), pixels in zip(expected, part.images, strict=True):
+            assert np.array_equal(np.asarray(image), pixels.permute(1, 2, 0).numpy())
     assert splits.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert splits.train.mean == (0.5071, 0.4865, 0.4409)
 
 
-def test_folders_that_do_not_fit(tmp_path):
+def test_cifar_refuses_folders_that_do_not_fit(tmp_path):
     write_folders(tmp_path, size=31)
-    refused(tmp_path, r"train/apple/0.png: expected 32 x 32 pixels, found 31 x 31")
+    assert_refused(tmp_path, r"train/apple/0.png: expected 32 x 32 pixels, found 31 x 31")
     for number in range(9):
         (tmp_path / "train" / f"class {number}").mkdir()
-    refused(tmp_path, "train: expected at most 10 folders of classes, found 11", "cifar10")
+    assert_refused(tmp_path, "train: expected at most 10 folders of classes, found 11", "cifar10")
     (tmp_path / "test").rename(tmp_path / "other")
-    refused(tmp_path, "has a folder train, but neither test nor val; expected cifar-100-python.tar.gz")
+    assert_refused(tmp_path, "has a folder train, but neither test nor val; expected cifar-100-python.tar.gz")
 
 
 # -- download ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CIFAR)
-def test_download_is_asked_of_torchvision_only_where_files_are_missing(tmp_path, name, monkeypatch):
+def test_cifar_downloads_only_missing_files(tmp_path, name, monkeypatch):
     def fetch(url, root, filename, md5):
         assert url.endswith(f"/{CIFAR[name][1]}")
         assert len(md5) == 32
@@ -266,7 +268,7 @@ def test_download_is_asked_of_torchvision_only_where_files_are_missing(tmp_path,
         assert pack_cifar(Path(root), name).name == filename
 
     def unpickle(*_):
-        raise AssertionError("torchvision's class was asked, which unpickles")
+        raise AssertionError("torchvision's class was used, which unpickles")
 
     monkeypatch.setattr(f"torchvision.datasets.{name.upper()}.__init__", unpickle)
     monkeypatch.setattr("torchvision.datasets.utils.download_url", fetch)
@@ -275,12 +277,12 @@ def test_download_is_asked_of_torchvision_only_where_files_are_missing(tmp_path,
     assert len(load(tmp_path, name, download=True).test) == 8
 
 
-def test_a_failing_download(tmp_path, monkeypatch):
+def test_cifar_reports_a_failed_download(tmp_path, monkeypatch):
     def fail(url, root, filename, md5):
         raise RuntimeError("no\nnetwork")
 
     monkeypatch.setattr("torchvision.datasets.utils.download_url", fail)
-    refused(tmp_path, r"the download into .* failed \(no network\); expected cifar-100-python", download=True)
+    assert_refused(tmp_path, r"the download into .* failed \(no network\); expected cifar-100-python", download=True)
     with pytest.raises(ConfigError, match="download needs data.dir"):
         data.load("cifar100", download=True)
 
@@ -289,7 +291,7 @@ def test_a_failing_download(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_files_that_are_not_official_are_told_and_refused_if_asked(tmp_path, packed, monkeypatch):
+def test_cifar_warns_about_unofficial_files_and_strict_refuses(tmp_path, packed, monkeypatch):
     import hashlib
 
     write_cifar(tmp_path, "cifar10")
@@ -298,7 +300,7 @@ def test_files_that_are_not_official_are_told_and_refused_if_asked(tmp_path, pac
         names = pack_cifar(tmp_path, "cifar10").name
     with pytest.warns(UserWarning, match=f"not the official checksum .MD5.: {names}"):
         load(tmp_path, "cifar10")
-    refused(tmp_path, f"not the official checksum .*{names} .*data.verify: strict", "cifar10", verify="strict")
+    assert_refused(tmp_path, f"not the official checksum .*{names} .*data.verify: strict", "cifar10", verify="strict")
     paths = [path for path in tmp_path.rglob("*") if path.is_file()]
     sums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in paths}
     monkeypatch.setattr("mbcl.data.datasets.cifar.official_md5", lambda name: sums)
@@ -306,7 +308,7 @@ def test_files_that_are_not_official_are_told_and_refused_if_asked(tmp_path, pac
     assert len(load(tmp_path, "cifar10", verify="strict").test) == 8
 
 
-def test_the_checksums_are_torchvisions():
+def test_official_md5_equals_torchvisions_checksums():
     from torchvision.datasets import CIFAR10
 
     from mbcl.data.datasets.checksums import official_md5
@@ -318,7 +320,7 @@ def test_the_checksums_are_torchvisions():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_names_of_classes_and_files(tmp_path, packed):
+def test_cifar_reads_names_of_classes_and_files(tmp_path, packed):
     write_cifar(tmp_path)
     if packed:
         pack_cifar(tmp_path)
@@ -328,10 +330,10 @@ def test_names_of_classes_and_files(tmp_path, packed):
     assert test.subset(torch.tensor([3, 1])).files == ("image_000003", "image_000001")
 
 
-def test_the_file_with_the_names_of_classes_may_be_missing_but_not_damaged(tmp_path):
+def test_cifar_needs_no_class_names_but_refuses_damaged_ones(tmp_path):
     write_cifar(tmp_path)
     meta = tmp_path / "cifar-100-python" / "meta"
     meta.write_bytes(pickled({b"fine_label_names": [b"apple"]}))
-    refused(tmp_path, "meta: fine_label_names: expected 100 names of classes")
+    assert_refused(tmp_path, "meta: fine_label_names: expected 100 names of classes")
     meta.unlink()
     assert load(tmp_path).test.classes == ()

@@ -31,7 +31,7 @@ def write(root: Path, sizes=SIZES, test: str = "test") -> None:
 
 @pytest.mark.parametrize("test", ["test", "val"])
 @pytest.mark.parametrize("size", [24, 40])
-def test_sizes_are_brought_to_one_as_torchvision_does(tmp_path, test, size):
+def test_image_folder_resizes_like_torchvision(tmp_path, test, size):
     from torchvision.transforms import CenterCrop, Compose, Resize
 
     write(tmp_path, test=test)
@@ -47,7 +47,7 @@ def test_sizes_are_brought_to_one_as_torchvision_does(tmp_path, test, size):
             assert np.array_equal(image.permute(1, 2, 0).numpy(), expected), path
 
 
-def test_without_a_size_all_images_must_have_one(tmp_path):
+def test_image_folder_without_image_size_needs_equal_squares(tmp_path):
     write(tmp_path, [(28, 28)] * 3)
     splits = load(tmp_path)
     assert splits.train.images.shape == (6, 3, 28, 28)
@@ -61,7 +61,7 @@ def test_without_a_size_all_images_must_have_one(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
-def test_every_mode_becomes_three_channels(tmp_path, mode):
+def test_image_folder_converts_every_mode_to_rgb(tmp_path, mode):
     write(tmp_path, [(28, 28)])
     path = tmp_path / "train" / "cat" / "0.png"
     picture = Image.open(path).convert(mode)
@@ -71,8 +71,8 @@ def test_every_mode_becomes_three_channels(tmp_path, mode):
     assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(picture.convert("RGB")))
 
 
-def test_16_bits_become_8_as_in_colour(tmp_path):
-    """Pillow converts a value above 255 to 255."""
+def test_image_folder_converts_16_bits_to_8(tmp_path):
+    """Pillow itself would clip values above 255."""
     write(tmp_path, [(28, 28)])
     path = tmp_path / "train" / "cat" / "0.png"
     values = np.arange(28 * 28, dtype=np.uint16).reshape(28, 28) * 83
@@ -85,7 +85,7 @@ def test_16_bits_become_8_as_in_colour(tmp_path):
             load(tmp_path)
 
 
-def test_images_deeper_in_a_class_are_not_passed_over(tmp_path):
+def test_image_folder_refuses_nested_images(tmp_path):
     write(tmp_path)
     deep = tmp_path / "train" / "cat" / "old" / "9.png"
     write_image(deep, 0)
@@ -96,7 +96,7 @@ def test_images_deeper_in_a_class_are_not_passed_over(tmp_path):
         load(tmp_path, image_size=16)
 
 
-def test_max_samples(tmp_path):
+def test_image_folder_takes_max_samples(tmp_path):
     write(tmp_path)
     whole, few = load(tmp_path, image_size=16), load(tmp_path, image_size=16, max_samples=3)
     assert torch.equal(few.train.images, whole.train.images[:3])
@@ -104,7 +104,7 @@ def test_max_samples(tmp_path):
     assert len(few.test) == 10
 
 
-def test_what_is_missing_is_said_with_the_layout(tmp_path):
+def test_image_folder_explains_what_is_missing(tmp_path):
     layout = "expected folders train/CLASS/IMAGE and test/CLASS/IMAGE"
     with pytest.raises(DataError, match=f"nowhere does not exist; {layout}"):
         load(tmp_path / "nowhere")
@@ -123,7 +123,7 @@ def test_what_is_missing_is_said_with_the_layout(tmp_path):
         load(tmp_path, image_size=16)
 
 
-def test_an_unreadable_image_is_named(tmp_path):
+def test_image_folder_names_an_unreadable_image(tmp_path):
     write(tmp_path)
     path = tmp_path / "test" / "dog" / "2.png"
     path.write_bytes(path.read_bytes()[:60])

@@ -1,4 +1,4 @@
-"""What a pickled data file may hold: plain arrays, and nothing that is called."""
+"""Pickled data files: plain arrays are read, any other global is refused."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mbcl.data.datasets.pickles import _STAND_INS, read_pickled_mapping
 from mbcl.errors import DataError
 
 
-class Names:
-    """Pickled as a call of any function that is named."""
+class CallOf:
+    """An object whose pickle calls a given function."""
 
     def __init__(self, function, *arguments) -> None:
         self.called = function, arguments
@@ -33,7 +33,7 @@ class Names:
         (object(), "__builtin__.object|copy_reg._reconstructor|builtins.object"),
     ],
 )
-def test_a_pickle_may_name_nothing_but_plain_arrays(value, name):
+def test_read_pickled_mapping_refuses_all_globals_but_arrays(value, name):
     for protocol in (2, 4):
         text = name.replace("__builtin__", "builtins") if protocol == 4 else name.replace("builtins", "__builtin__")
         with pytest.raises(DataError, match=f"^file: refused: this pickle names ({text});"):
@@ -45,27 +45,27 @@ def test_a_pickle_may_name_nothing_but_plain_arrays(value, name):
     [
         (np.array(["a"], dtype=object), "type 'O8'"),
         (np.zeros(2, dtype=[("a", "u1")]), "type 'V1'"),
-        (Names(np.ndarray, (1,), "O", b"\xff" * 8), r"_Array\(\) takes no arguments"),
-        (Names(np.dtype, "V8"), "type 'V8'"),
+        (CallOf(np.ndarray, (1,), "O", b"\xff" * 8), r"_Array\(\) takes no arguments"),
+        (CallOf(np.dtype, "V8"), "type 'V8'"),
     ],
 )
-def test_numpy_never_makes_pointers_of_a_files_bytes(value, text):
+def test_read_pickled_mapping_makes_no_pointers_of_file_bytes(value, text):
     with pytest.raises(DataError, match=f"^file: damaged, cannot be read as a pickle: .*{text}"):
         read_pickled_mapping(pickle.dumps({"x": value}, protocol=2), "file")
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", ["u1", ">i4", "<f8", "?"])
-def test_arrays_of_numbers_are_read_as_numpy_reads_them(dtype, order):
+def test_read_pickled_mapping_reads_number_arrays(dtype, order):
     array = np.asarray(np.arange(12).reshape(3, 4), dtype=dtype, order=order)
     for by in ("python 2", "protocol 2", "protocol 4"):
-        found = read_pickled_mapping(pickled({b"x": array}, by), "file")["x"]
-        assert found.dtype == array.dtype
-        assert np.array_equal(found, array)
+        read = read_pickled_mapping(pickled({b"x": array}, by), "file")["x"]
+        assert read.dtype == array.dtype
+        assert np.array_equal(read, array)
 
 
-def test_a_pickle_cannot_leave_anything_behind():
-    """BUILD sets attributes of what it finds: of a stand-in, for all files to come."""
+def test_read_pickled_mapping_changes_no_global_state():
+    """The opcode BUILD sets attributes; on a stand-in they would persist for all later files."""
     attributes = b"}X\x08\x00\x00\x00pollutedK\x01s"
     for (module, name), stand_in in _STAND_INS.items():
         for state in (attributes, b"(N" + attributes + b"t"):  # as an object's dictionary, as its slots
@@ -74,7 +74,7 @@ def test_a_pickle_cannot_leave_anything_behind():
             assert not hasattr(stand_in, "polluted")
 
 
-def test_bytes_are_decoded_by_no_other_codec():
-    content = pickle.dumps({"x": Names(codecs.encode, "abc", "rot13")}, protocol=2)
+def test_read_pickled_mapping_refuses_other_codecs():
+    content = pickle.dumps({"x": CallOf(codecs.encode, "abc", "rot13")}, protocol=2)
     with pytest.raises(DataError, match="bytes written by the codec 'rot13'"):
         read_pickled_mapping(content, "file")

@@ -1,4 +1,4 @@
-"""The catalogue, the embedded digits, and splits."""
+"""The registry of data sets, the embedded digits, image sets and splits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def digits() -> data.Splits:
     return data.load("digits")
 
 
-def make(num: int, **changes) -> data.ImageSet:
+def image_set(num: int, **changes) -> data.ImageSet:
     values = {
         "images": torch.zeros(num, 1, 4, 4, dtype=torch.uint8),
         "labels": torch.zeros(num, dtype=torch.int64),
@@ -37,7 +37,7 @@ def make(num: int, **changes) -> data.ImageSet:
 # -- digits --------------------------------------------------------------------------------------------------------
 
 
-def test_digits_are_the_ones_of_scikit_learn(digits):
+def test_digits_equal_scikit_learns(digits):
     from sklearn.datasets import load_digits
 
     stored = load_digits()
@@ -45,8 +45,8 @@ def test_digits_are_the_ones_of_scikit_learn(digits):
     assert both.shape == (1797, 1, 8, 8)
     assert both.dtype == torch.uint8
     assert both.max() == 255
-    ours = sorted(map(bytes, np.rint(both.numpy()[:, 0] / 255 * 16).astype(np.uint8)))
-    assert ours == sorted(map(bytes, stored.images.astype(np.uint8)))
+    pixels = sorted(map(bytes, np.rint(both.numpy()[:, 0] / 255 * 16).astype(np.uint8)))
+    assert pixels == sorted(map(bytes, stored.images.astype(np.uint8)))
 
 
 def test_digits_test_part_is_a_fixed_stratified_fifth(digits):
@@ -61,37 +61,37 @@ def test_digits_test_part_is_a_fixed_stratified_fifth(digits):
     assert int(digits.test.images.long().sum()) == PINNED_SUM
 
 
-def test_digits_statistics(digits):
+def test_digits_have_the_statistics_of_their_pixels(digits):
     pixels = digits.train.images.float() / 255
     assert digits.train.mean[0] == pytest.approx(float(pixels.mean()), abs=1e-4)
     assert digits.train.std[0] == pytest.approx(float(pixels.std()), abs=1e-4)
 
 
-def test_digits_are_never_mirrored(digits):
+def test_digits_recipe_does_not_mirror(digits):
     assert digits.train.recipe.flip_probability == 0
 
 
-def test_settings_that_digits_do_not_use_are_warned_of(tmp_path):
+def test_digits_warn_about_unused_settings(tmp_path):
     with pytest.warns(UserWarning, match="digits is embedded"):
         data.load("digits", dir=str(tmp_path))
 
 
-# -- the catalogue -------------------------------------------------------------------------------------------------
+# -- the registry --------------------------------------------------------------------------------------------------
 
 
-def test_every_data_set_describes_itself():
+def test_describe_is_one_line_for_every_data_set():
     for name in data.DATASETS:
         assert "\n" not in data.describe(name)
     assert "no files needed" in data.describe("digits")
     assert "train-images-idx3-ubyte" in data.describe("fashion_mnist")
 
 
-def test_unknown_names_get_the_nearest():
+def test_load_suggests_the_nearest_name():
     with pytest.raises(ConfigError, match="did you mean 'fashion_mnist'"):
         data.load("fashion-mnist")
 
 
-def test_max_samples_takes_the_first_training_images(digits):
+def test_load_takes_the_first_max_samples_training_images(digits):
     few = data.load("digits", max_samples=100)
     assert torch.equal(few.train.images, digits.train.images[:100])
     assert torch.equal(few.train.labels, digits.train.labels[:100])
@@ -100,13 +100,13 @@ def test_max_samples_takes_the_first_training_images(digits):
     assert len(data.load("digits", max_samples=10**6).train) == 1438
 
 
-def test_image_size_is_the_views(digits):
+def test_load_sets_the_image_size_of_views(digits):
     assert data.load("digits", image_size=16).train.image_size == 16
     assert digits.train.image_size == 8
 
 
 @pytest.mark.parametrize(("key", "text"), [("max_samples", "at least 1"), ("image_size", r"in 4\.\.1024")])
-def test_numbers_out_of_range(key, text):
+def test_load_refuses_numbers_out_of_range(key, text):
     with pytest.raises(ConfigError, match=f"{key} must be {text}, found 0"):
         data.load("digits", **{key: 0})
 
@@ -126,36 +126,36 @@ def test_numbers_out_of_range(key, text):
         ({"mean": (0.5, 0.5)}, "1 channels, but 2 means, 1 stds"),
     ],
 )
-def test_sets_that_do_not_fit_are_refused(changes, text):
+def test_image_set_refuses_inconsistent_fields(changes, text):
     with pytest.raises(DataError, match=text):
-        make(3, **changes)
+        image_set(3, **changes)
 
 
-def test_images_stay_where_they_are_if_the_device_has_no_room(monkeypatch):
-    images = make(5, images=torch.arange(80, dtype=torch.uint8).reshape(5, 1, 4, 4))
+def test_image_set_stays_on_the_cpu_without_device_memory(monkeypatch):
+    images = image_set(5, images=torch.arange(80, dtype=torch.uint8).reshape(5, 1, 4, 4))
     rows = torch.tensor([3, 1])
     assert images.to("meta").images.device.type == "meta"
     monkeypatch.setattr("mbcl.data.images._free_memory", lambda device: 159)
     with pytest.warns(UserWarning, match="do not fit into half .* they stay on cpu, and every batch is moved"):
-        kept = images.to("meta")
-    assert kept.images.device.type == "cpu"
-    assert kept.pixels(rows).device.type == "meta"
+        on_cpu = images.to("meta")
+    assert on_cpu.images.device.type == "cpu"
+    assert on_cpu.pixels(rows).device.type == "meta"
     assert torch.equal(images.to("cpu").pixels(rows), images.images[rows])
     monkeypatch.setattr("mbcl.data.images._free_memory", lambda device: 160)
     assert images.to("meta").images.device.type == "meta"
 
 
-def test_names_of_files_go_with_their_images():
-    images = make(3, files=("a", "b", "c"))
+def test_image_set_keeps_file_names_with_images():
+    images = image_set(3, files=("a", "b", "c"))
     assert images.subset(torch.tensor([2, 0])).files == ("c", "a")
     assert images.first(2).files == ("a", "b")
     assert images.first(3) is images
     with pytest.raises(DataError, match="3 images, but 1 names of files"):
-        make(3, files=("a",))
+        image_set(3, files=("a",))
 
 
-def test_a_part_shares_memory_and_a_subset_does_not(monkeypatch):
-    images = make(6, files=tuple("abcdef"))
+def test_image_set_part_shares_memory_and_subset_copies(monkeypatch):
+    images = image_set(6, files=tuple("abcdef"))
     part = images.part(torch.tensor([4, 1, 5])).part(torch.tensor([2, 0]))
     assert part.images is images.images
     assert (part.files, part.labels.tolist()) == (("f", "e"), images.labels[[5, 4]].tolist())
@@ -178,14 +178,14 @@ def test_a_part_shares_memory_and_a_subset_does_not(monkeypatch):
     fraction=st.floats(0.01, 0.99),
     seed=st.integers(0, 3),
 )
-def test_splits_are_disjoint_complete_and_stratified(labels, fraction, seed):
+def test_stratified_split_is_disjoint_complete_and_stratified(labels, fraction, seed):
     values = torch.tensor(labels)
     first, second = stratified_split(values, fraction, seed, "test")
-    num, wanted = len(labels), min(max(round(len(labels) * fraction), 1), len(labels) - 1)
-    assert len(second) == wanted
+    num, num_second = len(labels), min(max(round(len(labels) * fraction), 1), len(labels) - 1)
+    assert len(second) == num_second
     assert sorted(first.tolist() + second.tolist()) == list(range(num))
     assert first.tolist() == sorted(first.tolist())
-    quotas = values.bincount() * (wanted / num)
+    quotas = values.bincount() * (num_second / num)
     assert ((values[second].bincount(minlength=len(quotas)) - quotas).abs() < 1 + 1e-6).all()
     again = stratified_split(values, fraction, seed, "test")
     assert torch.equal(again[1], second)
@@ -195,7 +195,7 @@ def _pairs(part: data.ImageSet):
     return zip(part.pixels(torch.arange(len(part))).numpy(), part.labels.tolist(), strict=True)
 
 
-def test_the_validation_split_depends_on_the_seed_and_keeps_pixels_with_labels(digits):
+def test_split_validation_draws_by_seed_and_keeps_labels(digits):
     train, validation = data.split_validation(digits.train, 0.1, seed=0)
     assert (len(train), len(validation)) == (1294, 144)
     other = data.split_validation(digits.train, 0.1, seed=1)[1]
@@ -208,21 +208,21 @@ def test_the_validation_split_depends_on_the_seed_and_keeps_pixels_with_labels(d
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
-def test_fractions_out_of_range(fraction):
+def test_split_validation_refuses_fractions_out_of_range(fraction):
     with pytest.raises(ConfigError, match=f"found {fraction}"):
-        data.split_validation(make(4), fraction, seed=0)
+        data.split_validation(image_set(4), fraction, seed=0)
 
 
-def test_one_sample_cannot_be_split():
+def test_split_validation_refuses_one_sample():
     with pytest.raises(ConfigError, match="at least 2 samples, found 1"):
-        data.split_validation(make(1), seed=0)
+        data.split_validation(image_set(1), seed=0)
 
 
-def test_a_folder_without_a_name_is_not_the_current_one():
+def test_load_refuses_an_empty_folder_name():
     with pytest.raises(DataError, match="is empty text; write . for the one that you are in"):
         data.load("cifar10", dir="")
 
 
-def test_a_folder_of_nobody_is_one_line():
+def test_load_refuses_the_home_of_an_unknown_user():
     with pytest.raises(ConfigError, match="dir: found '~nobody_such/x', whose user has no home folder here"):
         data.load("cifar100", dir="~nobody_such/x")

@@ -1,4 +1,4 @@
-"""Tiny ImageNet in its official layout, written here, and as plain folders of classes."""
+"""Tiny ImageNet in its official layout and as plain folders of classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load(root: Path, **options) -> data.Splits:
     return data.load("tiny_imagenet", dir=str(root), **options)
 
 
-def refused(root: Path, text: str) -> str:
+def assert_refused(root: Path, text: str) -> str:
     with pytest.raises(DataError, match=text) as caught:
         load(root)
     assert "\n" not in str(caught.value)
@@ -38,7 +38,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1)
 
 
-def test_reads_the_official_layout(folder):
+def test_tiny_imagenet_reads_the_official_layout(folder):
     splits = load(folder)
     wnids = sorted(WNIDS)
     assert splits.train.images.shape == (12, 3, 64, 64)
@@ -56,35 +56,35 @@ def test_reads_the_official_layout(folder):
     assert splits.train.image_size == 64
 
 
-def test_grey_images_have_three_equal_channels(folder):
+def test_tiny_imagenet_converts_grey_images_to_rgb(folder):
     grey = load(folder).train.images[1]
     assert Image.open(folder / "train" / min(WNIDS) / "images" / f"{min(WNIDS)}_1.JPEG").mode == "L"
     assert torch.equal(grey[0], grey[1])
     assert torch.equal(grey[0], grey[2])
 
 
-def test_the_folder_or_its_parent_or_home(folder, monkeypatch):
+def test_tiny_imagenet_finds_its_folder_in_several_places(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
     for place in (folder, folder.parent, Path("~/tiny-imagenet-200")):
         assert len(load(place).test) == 5
 
 
-def test_agrees_with_torchvision_on_the_training_part(folder):
+def test_tiny_imagenet_training_part_equals_torchvision(folder):
     from torchvision.datasets import ImageFolder
 
-    theirs = ImageFolder(str(folder / "train"))
+    expected = ImageFolder(str(folder / "train"))
     train = load(folder).train
-    assert theirs.targets == train.labels.tolist()
-    for (image, _), found in zip(theirs, train.images, strict=True):
-        assert np.array_equal(np.asarray(image), found.permute(1, 2, 0).numpy())
+    assert expected.targets == train.labels.tolist()
+    for (image, _), pixels_CHW in zip(expected, train.images, strict=True):
+        assert np.array_equal(np.asarray(image), pixels_CHW.permute(1, 2, 0).numpy())
 
 
-def test_other_counts_are_a_warning_with_both_numbers(folder):
+def test_tiny_imagenet_warns_about_other_counts(folder):
     with pytest.warns(UserWarning, match=r"12 training and 5 test images, the official set has 100,000 and 10,000"):
         load(folder)
 
 
-def test_max_samples_decodes_no_more(folder):
+def test_tiny_imagenet_decodes_max_samples_only(folder):
     whole = load(folder)
     for wnid in sorted(WNIDS)[1:]:
         for file in (folder / "train" / wnid / "images").iterdir():
@@ -94,7 +94,7 @@ def test_max_samples_decodes_no_more(folder):
     assert torch.equal(few.test.images, whole.test.images)
 
 
-def test_many_images_keep_their_order_and_their_progress_is_logged(folder, monkeypatch, caplog):
+def test_tiny_imagenet_keeps_the_order_and_logs_progress(folder, monkeypatch, caplog):
     whole = load(folder)
     monkeypatch.setattr(folders, "_CHUNK", 5)
     monkeypatch.setattr(folders, "_LOG_EVERY", 0.0)
@@ -107,7 +107,7 @@ def test_many_images_keep_their_order_and_their_progress_is_logged(folder, monke
 
 
 def as_class_folders(folder: Path, test: str, inner: str = "") -> None:
-    """The validation part sorted into classes, as the usual scripts do, which leave the annotations."""
+    """Sort the validation part into classes, like the usual scripts, which leave the annotations."""
     for line in (folder / "val" / "val_annotations.txt").read_text().splitlines():
         name, wnid, *_ = line.split("\t")
         target = folder / test / wnid / inner
@@ -117,7 +117,7 @@ def as_class_folders(folder: Path, test: str, inner: str = "") -> None:
 
 @pytest.mark.parametrize("inner", ["", "images"])
 @pytest.mark.parametrize("test", ["val", "test"])
-def test_plain_folders_of_classes(folder, test, inner):
+def test_tiny_imagenet_reads_plain_folders_of_classes(folder, test, inner):
     expected = load(folder)
     (folder / "test" / "images" / "test_0.JPEG").unlink()
     if test == "test":
@@ -129,19 +129,19 @@ def test_plain_folders_of_classes(folder, test, inner):
         (folder / "train" / wnid / "images").rmdir()
     if test == "val":
         (folder / "val" / "images").rmdir()
-    found = load(folder)
-    assert torch.equal(found.train.images, expected.train.images)
+    loaded = load(folder)
+    assert torch.equal(loaded.train.images, expected.train.images)
     order = expected.test.labels.argsort(stable=True)
-    assert torch.equal(found.test.images, expected.test.images[order])
-    assert torch.equal(found.test.labels, expected.test.labels[order])
+    assert torch.equal(loaded.test.images, expected.test.images[order])
+    assert torch.equal(loaded.test.labels, expected.test.labels[order])
 
 
-def test_an_emptied_folder_of_validation_images_may_stay(folder):
+def test_tiny_imagenet_ignores_an_empty_validation_folder(folder):
     as_class_folders(folder, "val")
     assert len(load(folder).test) == 5
 
 
-def test_what_is_no_image_is_not_listed(folder):
+def test_tiny_imagenet_ignores_files_that_are_no_images(folder):
     images = folder / "train" / WNIDS[0] / "images"
     (images / ".DS_Store").write_bytes(b"")
     (images / "._hidden.JPEG").write_bytes(b"")
@@ -164,22 +164,22 @@ def image(wnid: str = WNIDS[0]) -> str:
         (None, "not a readable image: .*truncated"),
     ],
 )
-def test_an_unreadable_image_is_named(folder, content, text):
+def test_tiny_imagenet_names_an_unreadable_image(folder, content, text):
     path = folder / image()
     path.write_bytes(path.read_bytes()[:-200] if content is None else content)
-    assert refused(folder, text).startswith(f"{path}: ")
+    assert assert_refused(folder, text).startswith(f"{path}: ")
 
 
-def test_of_several_unreadable_images_the_first_is_named(folder, monkeypatch):
+def test_tiny_imagenet_names_the_first_of_several_unreadable_images(folder, monkeypatch):
     monkeypatch.setattr(folders, "_CHUNK", 1)
     for wnid in WNIDS:
         (folder / image(wnid)).write_bytes(b"")
-    refused(folder, image(min(WNIDS)))
+    assert_refused(folder, image(min(WNIDS)))
 
 
-def test_images_of_another_size(folder):
+def test_tiny_imagenet_refuses_images_of_another_size(folder):
     write_image(folder / image(), 0, size=32)
-    refused(folder, f"{image()}: expected 64 x 64 pixels, found 32 x 32")
+    assert_refused(folder, f"{image()}: expected 64 x 64 pixels, found 32 x 32")
 
 
 ANNOTATIONS = {
@@ -193,67 +193,67 @@ ANNOTATIONS = {
 
 
 @pytest.mark.parametrize("damage", ANNOTATIONS)
-def test_damaged_annotations(folder, damage):
+def test_tiny_imagenet_refuses_damaged_annotations(folder, damage):
     line, text = ANNOTATIONS[damage]
     path = folder / "val" / "val_annotations.txt"
     lines = path.read_text().splitlines()
     lines[1] = line
     path.write_text("\n".join(lines))
-    assert refused(folder, text).startswith(f"{path}: ")
+    assert assert_refused(folder, text).startswith(f"{path}: ")
 
 
-def test_annotations_that_are_no_text(folder):
+def test_tiny_imagenet_refuses_annotations_that_are_no_text(folder):
     (folder / "val" / "val_annotations.txt").write_bytes(b"\xff\xfe\x00")
-    refused(folder, "val_annotations.txt: cannot be read: not a text file")
+    assert_refused(folder, "val_annotations.txt: cannot be read: not a text file")
     (folder / "val" / "val_annotations.txt").unlink()
-    refused(folder, "val lacks val_annotations.txt; expected the extracted tiny-imagenet-200.zip")
+    assert_refused(folder, "val lacks val_annotations.txt; expected the extracted tiny-imagenet-200.zip")
 
 
-def test_classes_must_agree(folder):
+def test_tiny_imagenet_refuses_classes_that_disagree(folder):
     wnids = folder / "wnids.txt"
     wnids.write_text("\n".join([*WNIDS, "n00000001"]))
-    refused(folder, "wnids.txt: it names n00000001, which train lacks")
+    assert_refused(folder, "wnids.txt: it names n00000001, which train lacks")
     wnids.write_text("\n".join(WNIDS[1:]))
-    refused(folder, f"wnids.txt: it lacks {WNIDS[0]}, which train holds")
+    assert_refused(folder, f"wnids.txt: it lacks {WNIDS[0]}, which train holds")
     wnids.unlink()
     (folder / "train" / "n00000002").mkdir()
-    refused(folder, "train/n00000002: it holds no images; expected .jpg, .jpeg")
+    assert_refused(folder, "train/n00000002: it holds no images; expected .jpg, .jpeg")
 
 
-def test_a_file_of_another_class_is_named(folder):
+def test_tiny_imagenet_names_a_file_of_another_class(folder):
     path = folder / image(WNIDS[0])
     moved = folder / "train" / WNIDS[1] / "images" / path.name
     path.rename(moved)
-    refused(folder, f"{moved}: an image of {WNIDS[0]} in the folder of {WNIDS[1]}")
+    assert_refused(folder, f"{moved}: an image of {WNIDS[0]} in the folder of {WNIDS[1]}")
 
 
-def test_a_test_part_with_other_classes(folder):
+def test_tiny_imagenet_refuses_a_test_part_with_other_classes(folder):
     as_class_folders(folder, "val")
     (folder / "val" / WNIDS[0]).rename(folder / "val" / "n00000003")
-    refused(folder, "val/n00000003: not one of the 3 classes of the training part")
+    assert_refused(folder, "val/n00000003: not one of the 3 classes of the training part")
 
 
-def test_no_test_part_with_labels(folder):
+def test_tiny_imagenet_requires_a_labelled_test_part(folder):
     (folder / "val").rename(folder / "elsewhere")
-    refused(folder, "has no test part with labels; expected the extracted")
+    assert_refused(folder, "has no test part with labels; expected the extracted")
 
 
-def test_what_is_expected_is_what_is_needed(folder):
+def test_tiny_imagenet_needs_no_wnids_file(folder):
     (folder / "wnids.txt").unlink()
-    assert len(load(folder).train) == len(WNIDS) * 4, "the folders of train say which classes there are"
+    assert len(load(folder).train) == len(WNIDS) * 4, "the folders of train define the classes"
     assert "wnids.txt" not in data.describe("tiny_imagenet")
 
 
-def test_no_classes_at_all(folder):
+def test_tiny_imagenet_requires_classes(folder):
     (folder / "train").rename(folder / "elsewhere")
-    refused(folder, "holds no folder train; expected the extracted")
+    assert_refused(folder, "holds no folder train; expected the extracted")
     (folder / "train").mkdir()
     (folder / "wnids.txt").unlink()
-    refused(folder, "train: it holds no folders of classes with images")
+    assert_refused(folder, "train: it holds no folders of classes with images")
 
 
-def test_there_is_no_download(tmp_path):
-    refused(tmp_path / "nowhere", r"nowhere does not exist; expected the extracted .*there is no download")
+def test_tiny_imagenet_has_no_download(tmp_path):
+    assert_refused(tmp_path / "nowhere", r"nowhere does not exist; expected the extracted .*there is no download")
     with pytest.raises(ConfigError, match="download: found true, but it cannot be fetched; expected"):
         load(tmp_path, download=True)
     with pytest.raises(DataError, match=r"data.dir is not given; expected the extracted"):

@@ -1,4 +1,4 @@
-"""Packs: the same images without decoding, used by themselves; what has changed or is damaged is told."""
+"""Packs: the same images without decoding; changes of the source and damage are reported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pack(root: Path, *more: str, name: str = "tiny_imagenet") -> int:
     return main(["data", "pack", "--data", name, "--data-dir", str(root), *more])
 
 
-def same(first: data.Splits, second: data.Splits) -> None:
+def assert_same(first: data.Splits, second: data.Splits) -> None:
     for a, b in ((first.train, second.train), (first.test, second.test)):
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.labels, b.labels)
@@ -62,20 +62,20 @@ def packed(folder) -> tuple[Path, data.Splits]:
     return folder, expected
 
 
-# -- what it is ----------------------------------------------------------------------------------------------------
+# -- content -------------------------------------------------------------------------------------------------------
 
 
-def test_a_pack_is_used_by_itself_and_is_the_same_images(packed, no_decoding):
+def test_load_uses_a_pack_with_the_same_images(packed, no_decoding):
     folder, expected = packed
     for place in (folder, folder.parent, folder / "mbcl-pack"):
-        same(load(place), expected)
+        assert_same(load(place), expected)
     few = load(folder, max_samples=5)
     assert torch.equal(few.train.images, expected.train.images[:5])
     assert len(few.test) == 9
     assert load(folder, image_size=32).train.image_size == 32
 
 
-def test_it_is_hardly_larger_than_the_pixels(packed):
+def test_pack_is_hardly_larger_than_its_pixels(packed):
     files = list((packed[0] / "mbcl-pack").iterdir())
     assert len(files) == 2
     assert sum(file.stat().st_size for file in files) <= 1.1 * (36 + 9) * 3 * 64 * 64
@@ -83,38 +83,38 @@ def test_it_is_hardly_larger_than_the_pixels(packed):
     assert np.load(pixels, mmap_mode="r", allow_pickle=False).shape == (45, 3, 64, 64)
 
 
-def test_the_images_are_mapped_and_writing_does_not_reach_the_file(packed, no_decoding):
+def test_load_maps_the_pack_copy_on_write(packed, no_decoding):
     folder, expected = packed
-    found = load(folder)
-    found.train.images[:] = 0
-    same(load(folder), expected)
+    loaded = load(folder)
+    loaded.train.images[:] = 0
+    assert_same(load(folder), expected)
 
 
-def test_counts_are_told_of_a_pack_too(packed):
+def test_load_warns_about_counts_of_a_pack(packed):
     with pytest.warns(UserWarning, match=f"36 training and 9 test images, {OFFICIAL} 100,000"):
         load(packed[0])
 
 
-def test_the_source_may_be_gone(packed, no_decoding, tmp_path):
+def test_load_needs_no_source_beside_the_pack(packed, no_decoding, tmp_path):
     folder, expected = packed
     shutil.move(folder / "mbcl-pack", tmp_path / "elsewhere" / "mbcl-pack")
     shutil.rmtree(folder)
-    same(load(tmp_path / "elsewhere"), expected)
-    same(load(tmp_path / "elsewhere" / "mbcl-pack"), expected)
+    assert_same(load(tmp_path / "elsewhere"), expected)
+    assert_same(load(tmp_path / "elsewhere" / "mbcl-pack"), expected)
 
 
-def test_out_is_a_data_dir_of_its_own(folder, tmp_path, capsys):
+def test_data_pack_out_is_a_data_dir(folder, tmp_path, capsys):
     expected = load(folder)
     assert pack(folder, "--out", str(tmp_path / "out")) == 0
-    same(load(tmp_path / "out"), expected)
+    assert_same(load(tmp_path / "out"), expected)
     assert not (folder / "mbcl-pack").exists()
     path = folder / "train" / WNIDS[0] / "images" / f"{WNIDS[0]}_0.JPEG"
     write_image(path, 77)
     with pytest.warns(UserWarning, match="have changed since they were packed: 1 files"):
-        same(load(tmp_path / "out"), load(folder))
+        assert_same(load(tmp_path / "out"), load(folder))
 
 
-def test_what_is_printed(folder, capsys):
+def test_data_pack_prints_counts_and_existing_packs(folder, capsys):
     assert pack(folder) == 0
     out, err = capsys.readouterr()
     assert "36 training and 9 test images of 64 x 64;" in out
@@ -130,7 +130,7 @@ def test_what_is_printed(folder, capsys):
     assert len(list((folder / "mbcl-pack").iterdir())) == 2
 
 
-def test_sets_without_files_are_not_packed(tmp_path, capsys):
+def test_data_pack_refuses_sets_without_image_files(tmp_path, capsys):
     assert pack(tmp_path, name="digits") == 2
     allowed = "cifar10, cifar100, tiny_imagenet, image_folder, cifar10_c, cifar100_c, tiny_imagenet_c"
     assert f"digits has no image files to pack; allowed: {allowed}" in capsys.readouterr().err
@@ -140,17 +140,17 @@ def test_sets_without_files_are_not_packed(tmp_path, capsys):
     assert "--data-dir is not given" in capsys.readouterr().err
 
 
-def test_cifar_as_folders_of_classes(tmp_path, monkeypatch):
+def test_data_pack_packs_cifar_as_folders(tmp_path, monkeypatch):
     for part in ("train", "test"):
         for number in range(6):
             write_image(tmp_path / part / f"class{number % 2}" / f"{number}.png", number, size=32)
     expected = load(tmp_path, name="cifar10")
     assert pack(tmp_path, name="cifar10") == 0
     monkeypatch.setattr(folders, "_read_image", None)
-    same(load(tmp_path, name="cifar10"), expected)
+    assert_same(load(tmp_path, name="cifar10"), expected)
 
 
-def test_image_folder_has_a_pack_for_each_size(tmp_path, monkeypatch):
+def test_data_pack_makes_a_pack_for_each_image_size(tmp_path, monkeypatch):
     for part in ("train", "val"):
         for number in range(6):
             write_image(tmp_path / part / f"class{number % 2}" / f"{number}.png", number, size=20 + number)
@@ -159,7 +159,7 @@ def test_image_folder_has_a_pack_for_each_size(tmp_path, monkeypatch):
         assert pack(tmp_path, "--image-size", str(size), name="image_folder") == 0
     monkeypatch.setattr(folders, "_read_image", None)
     for size, splits in expected.items():
-        same(load(tmp_path, name="image_folder", image_size=size), splits)
+        assert_same(load(tmp_path, name="image_folder", image_size=size), splits)
 
 
 # -- a source that changes -----------------------------------------------------------------------------------------
@@ -205,21 +205,21 @@ def _reorder(folder: Path) -> None:
         (_reorder, "in another order"),
     ],
 )
-def test_a_changed_source_is_noticed(packed, change, text, monkeypatch):
+def test_load_warns_about_a_changed_source(packed, change, text, monkeypatch):
     folder, _ = packed
     change(folder)
     monkeypatch.setattr("mbcl.data.datasets.tiny_imagenet.OFFICIAL_COUNTS", None)
     with pytest.warns(UserWarning, match=f"have changed since they were packed: .*{text}") as caught:
-        found = load(folder)
+        loaded = load(folder)
     assert "\n" not in str(caught[0].message)
     with pytest.raises(DataError, match=f"{text}.* data.verify: strict"):
         load(folder, verify="strict")
     shutil.move(folder / "mbcl-pack", folder / "no-pack")
-    same(found, load(folder))
+    assert_same(loaded, load(folder))
     shutil.move(folder / "no-pack", folder / "mbcl-pack")
     assert pack(folder) == 0
     monkeypatch.setattr(folders, "_read_image", None)
-    same(load(folder), found)
+    assert_same(load(folder), loaded)
 
 
 # -- damage --------------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def _flip(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [_flip, lambda c: c[:-1], lambda c: c + b"0", lambda c: b"", None])
 @pytest.mark.parametrize("which", [0, 1])
-def test_damaged_packs_are_refused_and_can_be_made_again(packed, damage, which):
+def test_load_refuses_a_damaged_pack_and_data_pack_replaces_it(packed, damage, which):
     folder, expected = packed
     path = files(folder)[which]
     if damage:
@@ -251,10 +251,10 @@ def test_damaged_packs_are_refused_and_can_be_made_again(packed, damage, which):
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
     assert pack(folder) == 0
-    same(load(folder), expected)
+    assert_same(load(folder), expected)
 
 
-def test_an_unreadable_image_leaves_the_old_pack(packed, capsys):
+def test_data_pack_keeps_the_old_pack_on_an_unreadable_image(packed, capsys):
     folder, _ = packed
     before = {path.name: path.read_bytes() for path in (folder / "mbcl-pack").iterdir()}
     path = folder / "train" / WNIDS[2] / "images" / f"{WNIDS[2]}_11.JPEG"
@@ -265,7 +265,7 @@ def test_an_unreadable_image_leaves_the_old_pack(packed, capsys):
 
 
 @pytest.mark.parametrize("moment", ["pixels", "manifest"])
-def test_an_interrupted_pack_leaves_no_pack(folder, monkeypatch, moment):
+def test_data_pack_leaves_no_pack_when_interrupted(folder, monkeypatch, moment):
     real = pack_file._digest
 
     def stop(*_, **__):
@@ -285,7 +285,7 @@ def test_an_interrupted_pack_leaves_no_pack(folder, monkeypatch, moment):
 # -- check ---------------------------------------------------------------------------------------------------------
 
 
-def test_check_says_what_there_is(folder, capsys):
+def test_data_check_prints_counts_and_duplicates(folder, capsys):
     images = folder / "train"
     shutil.copy(folder / "val" / "images" / "val_2.JPEG", images / WNIDS[1] / "images" / "copy.JPEG")
     assert main(["data", "check", "--data", "tiny_imagenet", "--data-dir", str(folder)]) == 0
@@ -298,7 +298,7 @@ def test_check_says_what_there_is(folder, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:tiny_imagenet_c.*(standard corruptions|fog lacks severity):UserWarning")
-def test_check_of_a_corrupted_set(folder, capsys, tmp_path):
+def test_data_check_measures_a_corrupted_set(folder, capsys, tmp_path):
     clean = load(folder).test
     for path, label in zip(sorted((folder / "val" / "images").iterdir()), clean.labels.tolist(), strict=True):
         target = tmp_path / "C" / "fog" / "2" / clean.classes[label] / path.name

@@ -1,4 +1,4 @@
-"""Views: pure in (seed, epoch, position, view), and distributed as torchvision's transforms."""
+"""Views: pure functions of (seed, epoch, position, view), with the distribution of torchvision's transforms."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def parameters(num: int, recipe: ViewRecipe, height: int = 224, width: int = 224
 
 @pytest.mark.parametrize("channels, recipe", [(1, data.load("digits").train.recipe), (3, COLOUR), (3, ViewRecipe())])
 @pytest.mark.parametrize("out_size", [8, 13])
-def test_a_view_does_not_depend_on_the_rest_of_the_batch(channels, recipe, out_size):
+def test_augment_is_independent_of_the_batch(channels, recipe, out_size):
     images = pictures(64, channels)
     whole = view_of(images, torch.arange(64), recipe, out_size=out_size)
     assert whole.shape == (64, channels, out_size, out_size)
@@ -50,11 +50,11 @@ def test_a_view_does_not_depend_on_the_rest_of_the_batch(channels, recipe, out_s
     for size in (1, 2, 5, 32, 63):
         rows = torch.randperm(64, generator=torch.Generator().manual_seed(size))
         parts = [view_of(images[part], part, recipe, out_size=out_size) for part in rows.split(size)]
-        # Bit-equal where we measured; other processors may choose other kernels for other shapes.
+        # Bit-equal on our machines; other processors may choose other kernels for other shapes.
         assert (torch.cat(parts) - whole[rows]).abs().max() < 2e-6
 
 
-def test_every_key_makes_another_view():
+def test_augment_depends_on_every_key():
     images, positions = pictures(8, 1), torch.arange(8)
     first = view_of(images, positions, COLOUR)
     assert torch.equal(first, view_of(images, positions, COLOUR))
@@ -63,45 +63,45 @@ def test_every_key_makes_another_view():
         assert (other != first).flatten(1).any(dim=1).all(), change
 
 
-def test_no_global_generator_is_read_or_moved():
+def test_augment_leaves_global_generators_alone():
     state = torch.get_rng_state()
     view_of(pictures(4, 3), torch.arange(4), COLOUR)
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_a_strength_changes_nothing_but_its_own_draws():
+def test_draw_of_one_strength_changes_no_other_parameters():
     weak, strong = parameters(100, ViewRecipe(jitter=(0.1, 0.1, 0.1, 0.0))), parameters(100, ViewRecipe(rotation=0))
     assert torch.equal(weak.theta, strong.theta)
     assert torch.equal(weak.sigma, strong.sigma)
     assert torch.equal(weak.order, strong.order)
 
 
-def test_autocast_does_not_reach_the_views():
+def test_augment_ignores_autocast():
     images, positions = pictures(8, 3), torch.arange(8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = view_of(images, positions, COLOUR)
-    assert torch.equal(found, view_of(images, positions, COLOUR))
+        view = view_of(images, positions, COLOUR)
+    assert torch.equal(view, view_of(images, positions, COLOUR))
 
 
 # -- identity ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_identity_recipe_is_the_normalised_image(channels):
+def test_augment_with_identity_is_the_normalised_image(channels):
     images = pictures(5, channels)
     expected = (images.float() / 255 - 0.5) / 0.25
     assert torch.equal(view_of(images, torch.arange(5), IDENTITY), expected)
     assert torch.equal(data.clean(images, mean=[0.5] * channels, std=[0.25] * channels, out_size=8), expected)
 
 
-def test_a_whole_crop_through_the_resampling_is_the_image():
+def test_augment_resamples_a_whole_crop_exactly():
     images = pictures(5, 1)
     mirrored = view_of(images, torch.arange(5), dataclasses.replace(IDENTITY, flip_probability=1.0))
     expected = (images.float() / 255 - 0.5).flip(3) / 0.25
     torch.testing.assert_close(mirrored, expected, atol=1e-5, rtol=0)
 
 
-def test_clean_views_resize_with_a_low_pass_filter():
+def test_clean_resizes_with_a_low_pass_filter():
     flat = torch.full((2, 1, 32, 32), 100, dtype=torch.uint8)
     flat[:, :, ::2] = 200
     small = data.clean(flat, mean=[0.0], std=[1.0], out_size=8)
@@ -109,13 +109,13 @@ def test_clean_views_resize_with_a_low_pass_filter():
     torch.testing.assert_close(small, torch.full_like(small, 150 / 255), atol=0.03, rtol=0)
 
 
-def test_empty_batches():
+def test_augment_and_clean_take_empty_batches():
     images, positions = pictures(0, 1), torch.arange(0)
     assert view_of(images, positions, COLOUR, out_size=9).shape == (0, 1, 9, 9)
     assert data.clean(images, mean=[0.5], std=[1.0], out_size=9).shape[0] == 0
 
 
-def test_views_by_data_set():
+def test_make_views_uses_the_image_set():
     part = data.load("digits", image_size=12).test
     rows = torch.tensor([3, 1])
     view = data.make_views(part.images[rows], rows, images=part, seed=4, epoch=2, view=1)
@@ -132,11 +132,11 @@ def test_views_by_data_set():
     "height, width, scale, ratio",
     [
         (224, 224, (0.08, 1.0), (3 / 4, 4 / 3)),
-        (100, 300, (0.5, 1.0), (3 / 4, 4 / 3)),  # often no crop fits: the fallback
+        (100, 300, (0.5, 1.0), (3 / 4, 4 / 3)),  # often no crop fits: the fallback is used
         (300, 100, (0.9, 1.0), (1.0, 2.0)),
     ],
 )
-def test_crops_are_distributed_as_torchvisions(height, width, scale, ratio):
+def test_draw_crops_like_torchvision(height, width, scale, ratio):
     from torchvision.transforms import RandomResizedCrop
 
     num = 2000
@@ -145,11 +145,11 @@ def test_crops_are_distributed_as_torchvisions(height, width, scale, ratio):
         image = torch.zeros(1, height, width)
         boxes = torch.tensor([RandomResizedCrop.get_params(image, scale, ratio) for _ in range(num)]).double()
     top, left, tall, wide = boxes.T
-    found = parameters(num, ViewRecipe(crop_scale=scale, crop_ratio=ratio, flip_probability=0.0), height, width)
-    our_wide, our_tall = found.theta[:, 0, 0].double() * width, found.theta[:, 1, 1].double() * height
-    our_left = (found.theta[:, 0, 2].double() + 1) / 2 * width - our_wide / 2
-    our_top = (found.theta[:, 1, 2].double() + 1) / 2 * height - our_tall / 2
-    # torchvision's crops have whole pixels, ours are rounded for the comparison alone.
+    drawn = parameters(num, ViewRecipe(crop_scale=scale, crop_ratio=ratio, flip_probability=0.0), height, width)
+    our_wide, our_tall = drawn.theta[:, 0, 0].double() * width, drawn.theta[:, 1, 1].double() * height
+    our_left = (drawn.theta[:, 0, 2].double() + 1) / 2 * width - our_wide / 2
+    our_top = (drawn.theta[:, 1, 2].double() + 1) / 2 * height - our_tall / 2
+    # torchvision's crops have whole pixels; ours are rounded for the comparison only.
     pairs = {"wide": (our_wide, wide), "tall": (our_tall, tall), "left": (our_left, left), "top": (our_top, top)}
     for name, (ours, theirs) in pairs.items():
         distance = stats.ks_2samp(ours.round().numpy(), theirs.numpy()).statistic
@@ -165,31 +165,31 @@ def test_crops_are_distributed_as_torchvisions(height, width, scale, ratio):
     assert (our_top + our_tall).max() < height + 1e-3
 
 
-def test_other_parameters_have_the_recipes_distribution():
-    found = parameters(5000, ViewRecipe(blur_probability=0.5))
+def test_draw_has_the_recipes_distribution():
+    drawn = parameters(5000, ViewRecipe(blur_probability=0.5))
     tolerance = 4 * math.sqrt(0.25 / 5000)
-    jittered = (found.factors[:, :3] != 1).any(dim=1)
+    jittered = (drawn.factors[:, :3] != 1).any(dim=1)
     assert float(jittered.float().mean()) == pytest.approx(0.8, abs=tolerance)
-    assert float(found.grey.float().mean()) == pytest.approx(0.2, abs=tolerance)
-    assert float((found.sigma > 0).float().mean()) == pytest.approx(0.5, abs=tolerance)
-    assert float((found.theta[:, 0, 0] < 0).float().mean()) == pytest.approx(0.5, abs=tolerance)
+    assert float(drawn.grey.float().mean()) == pytest.approx(0.2, abs=tolerance)
+    assert float((drawn.sigma > 0).float().mean()) == pytest.approx(0.5, abs=tolerance)
+    assert float((drawn.theta[:, 0, 0] < 0).float().mean()) == pytest.approx(0.5, abs=tolerance)
     limits = [(0.6, 0.8), (0.6, 0.8), (0.8, 0.4), (-0.1, 0.2)]
     for kind, (low, width) in enumerate(limits):
-        values = found.factors[jittered, kind].numpy()
+        values = drawn.factors[jittered, kind].numpy()
         assert stats.kstest(values, "uniform", args=(low, width)).pvalue > 1e-4
-    assert stats.kstest(found.sigma[found.sigma > 0].numpy(), "uniform", args=(0.1, 1.9)).pvalue > 1e-4
-    orders, counts = found.order.unique(dim=0, return_counts=True)
+    assert stats.kstest(drawn.sigma[drawn.sigma > 0].numpy(), "uniform", args=(0.1, 1.9)).pvalue > 1e-4
+    orders, counts = drawn.order.unique(dim=0, return_counts=True)
     assert len(orders) == 24
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
 
 
-def test_two_views_are_independent():
+def test_draw_of_two_views_is_independent():
     first, second = (parameters(5000, COLOUR, view=view) for view in (0, 1))
     for a, b in ((first.theta[:, 0, 0], second.theta[:, 0, 0]), (first.factors[:, 0], second.factors[:, 0])):
         assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 5 / math.sqrt(5000)
 
 
-def test_rotation_is_one_of_pixels():
+def test_draw_rotates_in_pixel_space():
     recipe = dataclasses.replace(IDENTITY, rotation=30.0, crop_scale=(0.3, 0.8), crop_ratio=(0.5, 2.0))
     theta = parameters(500, recipe, 100, 200).theta.double()
     # Unit steps of the output, in pixels of the input: they stay at right angles.
@@ -204,9 +204,9 @@ def test_rotation_is_one_of_pixels():
 
 
 def fixed(factors: list[float], order: list[int], num: int) -> ViewParameters:
-    made = parameters(num, IDENTITY)
+    drawn = parameters(num, IDENTITY)
     return dataclasses.replace(
-        made, factors=torch.tensor([factors] * num), order=torch.tensor([order] * num), grey=made.grey
+        drawn, factors=torch.tensor([factors] * num), order=torch.tensor([order] * num), grey=drawn.grey
     )
 
 
@@ -214,7 +214,7 @@ def fixed(factors: list[float], order: list[int], num: int) -> ViewParameters:
     "order", [[BRIGHTNESS, CONTRAST, SATURATION, HUE], [HUE, SATURATION, CONTRAST, BRIGHTNESS], [2, 0, 3, 1]]
 )
 @pytest.mark.parametrize("factors", [[1.4, 0.6, 1.2, 0.1], [0.7, 1.3, 0.8, -0.1], [1.0, 1.0, 1.0, 0.0]])
-def test_jitter_is_torchvisions(order, factors):
+def test_jitter_equals_torchvision(order, factors):
     import torchvision.transforms.functional as TF
 
     functions = {
@@ -231,64 +231,64 @@ def test_jitter_is_torchvisions(order, factors):
     torch.testing.assert_close(jitter(x, fixed(factors, order, 6)), expected, atol=1e-4, rtol=0)
 
 
-def test_every_sample_is_jittered_by_its_own_parameters_in_its_own_order():
+def test_jitter_uses_each_samples_parameters_and_order():
     import torchvision.transforms.functional as TF
 
     functions = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
-    x, made = pictures(200, 3).float() / 255, parameters(200, ViewRecipe())
+    x, drawn = pictures(200, 3).float() / 255, parameters(200, ViewRecipe())
     before = x.clone()
-    found = jitter(x, made)
+    jittered = jitter(x, drawn)
     assert torch.equal(x, before)
     for row in range(200):
         expected = x[row]
-        for kind in made.order[row].tolist():
-            expected = functions[kind](expected, float(made.factors[row, kind]))
-        torch.testing.assert_close(found[row], expected, atol=2e-4, rtol=0)
+        for kind in drawn.order[row].tolist():
+            expected = functions[kind](expected, float(drawn.factors[row, kind]))
+        torch.testing.assert_close(jittered[row], expected, atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("turns", [-0.5, -0.31, 0.05, 0.25, 0.5])
-def test_hue_is_torchvisions_for_all_colours(turns):
+def test_jitter_of_hue_equals_torchvision_for_all_colours(turns):
     import torchvision.transforms.functional as TF
 
     levels = torch.linspace(0, 1, 12)
     x = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 36, 48).contiguous()  # edges, grey, black, white
-    found = jitter(x, fixed([1.0, 1.0, 1.0, turns], [HUE, 0, 1, 2], 1))
-    torch.testing.assert_close(found, TF.adjust_hue(x, turns), atol=1e-5, rtol=0)
+    jittered = jitter(x, fixed([1.0, 1.0, 1.0, turns], [HUE, 0, 1, 2], 1))
+    torch.testing.assert_close(jittered, TF.adjust_hue(x, turns), atol=1e-5, rtol=0)
     grey = (x.amax(1) == x.amin(1)).expand(3, -1, -1)
-    assert torch.equal(found[0][grey], x[0][grey])
+    assert torch.equal(jittered[0][grey], x[0][grey])
 
 
-def test_jitter_of_one_channel_is_brightness_and_contrast():
+def test_jitter_of_grey_images_is_brightness_and_contrast():
     import torchvision.transforms.functional as TF
 
     x = pictures(6, 1).float() / 255
     expected = TF.adjust_contrast(TF.adjust_brightness(x, 1.3), 0.7)
-    found = jitter(x, fixed([1.3, 0.7, 1.2, 0.1], [BRIGHTNESS, SATURATION, HUE, CONTRAST], 6))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    jittered = jitter(x, fixed([1.3, 0.7, 1.2, 0.1], [BRIGHTNESS, SATURATION, HUE, CONTRAST], 6))
+    torch.testing.assert_close(jittered, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 2.0])
-def test_blur_is_torchvisions(sigma):
+def test_blur_equals_torchvision(sigma):
     import torchvision.transforms.functional as TF
 
     x = pictures(4, 3, size=24).float() / 255
     sigmas = torch.tensor([sigma, 0.0, sigma, 0.0])
-    found = blur(x, sigmas, 2.0)
+    blurred = blur(x, sigmas, 2.0)
     expected = TF.gaussian_blur(x, [13, 13], [sigma, sigma])
-    torch.testing.assert_close(found[::2], expected[::2], atol=1e-5, rtol=0)
-    torch.testing.assert_close(found[1::2], x[1::2], atol=1e-7, rtol=0)
+    torch.testing.assert_close(blurred[::2], expected[::2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(blurred[1::2], x[1::2], atol=1e-7, rtol=0)
 
 
-def test_blur_of_images_smaller_than_its_kernel():
+def test_blur_takes_images_smaller_than_its_kernel():
     assert torch.isfinite(blur(torch.rand(2, 1, 3, 3), torch.tensor([2.0, 0.1]), 2.0)).all()
     one = torch.rand(2, 1, 1, 1)
     assert torch.equal(blur(one, torch.tensor([2.0, 0.1]), 2.0), one)
 
 
 def with_parameters(images: Tensor, recipe: ViewRecipe, monkeypatch, out_size: int, **changes) -> Tensor:
-    """The view of images with some parameters given."""
-    made = dataclasses.replace(parameters(len(images), IDENTITY, *images.shape[2:]), **changes)
-    monkeypatch.setattr("mbcl.data.views.augment.draw", lambda *_, **__: made)
+    """Views of images with some given parameters."""
+    drawn = dataclasses.replace(parameters(len(images), IDENTITY, *images.shape[2:]), **changes)
+    monkeypatch.setattr("mbcl.data.views.augment.draw", lambda *_, **__: drawn)
     channels = images.shape[1]
     keys = {"mean": [0.0] * channels, "std": [1.0] * channels, "out_size": out_size}
     return view_of(images, torch.arange(len(images)), recipe, **keys)
@@ -296,7 +296,7 @@ def with_parameters(images: Tensor, recipe: ViewRecipe, monkeypatch, out_size: i
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("top, left, tall, wide", [(0, 0, 20, 30), (3, 5, 9, 11), (10, 2, 6, 6)])
-def test_crops_and_flips_are_torchvisions(top, left, tall, wide, flip, monkeypatch):
+def test_augment_crops_and_flips_like_torchvision(top, left, tall, wide, flip, monkeypatch):
     import torchvision.transforms.functional as TF
 
     images, out_size = pictures(2, 3, size=30)[:, :, :20], 24
@@ -304,29 +304,29 @@ def test_crops_and_flips_are_torchvisions(top, left, tall, wide, flip, monkeypat
     centre = [2 * (left + wide / 2) / 30 - 1, 2 * (top + tall / 2) / 20 - 1]
     theta = torch.tensor([[[across, 0, centre[0]], [0, down, centre[1]]]] * 2)
     recipe = dataclasses.replace(IDENTITY, flip_probability=0.5)
-    found = with_parameters(images, recipe, monkeypatch, out_size, theta=theta)
+    view = with_parameters(images, recipe, monkeypatch, out_size, theta=theta)
     size = [out_size, out_size]
     expected = TF.resized_crop(images.float() / 255, top, left, tall, wide, size, antialias=False)
     expected = TF.hflip(expected) if flip else expected
-    # At a crop's border torchvision repeats the crop's last pixel, ours sees the image beyond it.
+    # At a crop's border torchvision repeats the crop's last pixel; ours reads the image beyond it.
     edge = math.ceil(out_size / min(tall, wide) / 2)
     inner = slice(edge, -edge)
-    torch.testing.assert_close(found[..., inner, inner], expected[..., inner, inner], atol=1e-4, rtol=0)
+    torch.testing.assert_close(view[..., inner, inner], expected[..., inner, inner], atol=1e-4, rtol=0)
 
 
-def test_grey_is_torchvisions(monkeypatch):
+def test_augment_converts_to_grey_like_torchvision(monkeypatch):
     import torchvision.transforms.functional as TF
 
     images, grey = pictures(4, 3), torch.tensor([True, False, True, False])
     recipe = dataclasses.replace(IDENTITY, grey_probability=0.5)
-    found = with_parameters(images, recipe, monkeypatch, 8, grey=grey)
+    view = with_parameters(images, recipe, monkeypatch, 8, grey=grey)
     x = images.float() / 255
     expected = torch.where(grey[:, None, None, None], TF.rgb_to_grayscale(x, 3), x)
-    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(view, expected, atol=1e-3, rtol=0)
 
 
-def test_whole_views_are_distributed_as_torchvisions_chain():
-    """Every step of the published chain at once, on many views of one picture: levels and spreads of the pixels."""
+def test_augment_has_the_distribution_of_torchvisions_chain():
+    """All steps of the published chain on many views of one picture, compared by statistics of the pixels."""
     from torchvision.transforms import v2
 
     recipe, num = ViewRecipe(), 1500
@@ -345,7 +345,7 @@ def test_whole_views_are_distributed_as_torchvisions_chain():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         theirs = torch.stack([chain(image[0].float() / 255) for _ in range(num)])
-    facts = {
+    statistics = {
         "level": lambda views: views.mean(dim=(1, 2, 3)),
         "spread": lambda views: views.std(dim=(1, 2, 3)),
         "colour": lambda views: (views[:, 0] - views[:, 2]).mean(dim=(1, 2)),
@@ -353,12 +353,12 @@ def test_whole_views_are_distributed_as_torchvisions_chain():
         "centre": lambda views: views[:, 1, 16, 16],
         "sharpness": lambda views: views.diff(dim=3).abs().mean(dim=(1, 2, 3)),
     }
-    for name, fact in facts.items():
-        distance = stats.ks_2samp(fact(ours).numpy(), fact(theirs).numpy()).statistic
+    for name, statistic in statistics.items():
+        distance = stats.ks_2samp(statistic(ours).numpy(), statistic(theirs).numpy()).statistic
         assert distance < 0.07, (name, distance)  # 0.0594 is the 99 % point of equal distributions
 
 
-def test_grey_images_have_equal_channels():
+def test_augment_makes_grey_images_of_equal_channels():
     recipe = dataclasses.replace(IDENTITY, grey_probability=1.0)
     view = view_of(pictures(4, 3), torch.arange(4), recipe)
     assert (view - view[:, :1]).abs().max() == 0
@@ -382,17 +382,17 @@ def test_grey_images_have_equal_channels():
         ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "hue jitter must be at most 0.5 turns, found 0.6"),
     ],
 )
-def test_recipes_out_of_range(changes, text):
+def test_view_recipe_refuses_values_out_of_range(changes, text):
     with pytest.raises(ConfigError, match=text):
         ViewRecipe(**changes)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_views_on_the_gpu_are_those_of_the_cpu():
+def test_augment_on_the_gpu_equals_the_cpu():
     for channels in (1, 3):
         images, positions = pictures(32, channels), torch.arange(32)
         expected = view_of(images, positions, COLOUR)
-        for where in ("cpu", "cuda"):
-            found = view_of(images.cuda(), positions.to(where), COLOUR).cpu()
-            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        for device in ("cpu", "cuda"):
+            view = view_of(images.cuda(), positions.to(device), COLOUR).cpu()
+            torch.testing.assert_close(view, expected, atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""The hash behind the views' random parameters."""
+"""The counter-based generator of the views' random parameters."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def reference(state: int) -> int:
     return z ^ (z >> 31)
 
 
-def test_splitmix64_is_the_published_one():
-    # The first outputs for seed 1234567, as in the reference implementation's tests.
+def test_splitmix64_equals_the_published_one():
+    # The first outputs for seed 1234567 in the tests of the reference implementation.
     states = [(1234567 + step * 0x9E3779B97F4A7C15) & MASK for step in range(3)]
     assert [reference(s) for s in states] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
     some = [0, 1, 2**63 - 1, 2**63, MASK, *states, *range(50)]
@@ -38,7 +38,7 @@ def draws() -> np.ndarray:
     return torch.stack([uniforms(key, positions, 12) for key in keys]).numpy()
 
 
-def test_uniform(draws):
+def test_uniforms_are_uniform(draws):
     flat = draws.reshape(-1)
     assert flat.min() >= 0
     assert flat.max() < 1
@@ -50,12 +50,12 @@ def test_uniform(draws):
 
 
 def largest_correlation(columns: np.ndarray) -> float:
-    """Of (n, columns), in standard deviations of independent ones."""
+    """The largest correlation of (n, columns), in standard deviations of independent columns."""
     matrix = np.corrcoef(columns, rowvar=False)
     return float(np.abs(matrix - np.eye(len(matrix))).max() * np.sqrt(len(columns)))
 
 
-def test_independent_between_slots_keys_and_neighbours(draws):
+def test_uniforms_are_independent_between_slots_keys_and_neighbours(draws):
     for transform in (lambda u: u, lambda u: (u - 0.5) ** 2):
         u = transform(draws)
         assert largest_correlation(u.transpose(1, 0, 2).reshape(4000, -1)) < 5.5  # 96 columns: all slots and keys
@@ -64,21 +64,21 @@ def test_independent_between_slots_keys_and_neighbours(draws):
             assert abs(np.corrcoef(first, second)[0, 1]) * np.sqrt(len(first)) < 5
 
 
-def test_no_number_occurs_twice(draws):
+def test_uniforms_do_not_repeat(draws):
     assert len(np.unique(draws)) == draws.size
 
 
-def test_positions_alone_decide():
+def test_uniforms_depend_on_key_and_position_only():
     positions = torch.tensor([5, 10**9, 0, 5])
-    found = uniforms(3, positions, 4)
-    assert torch.equal(found[0], found[3])
-    assert torch.equal(found[1:2], uniforms(3, positions[1:2], 4))
-    assert torch.equal(found[:, :2], uniforms(3, positions, 2))
-    assert not torch.equal(found, uniforms(4, positions, 4))
+    drawn = uniforms(3, positions, 4)
+    assert torch.equal(drawn[0], drawn[3])
+    assert torch.equal(drawn[1:2], uniforms(3, positions[1:2], 4))
+    assert torch.equal(drawn[:, :2], uniforms(3, positions, 2))
+    assert not torch.equal(drawn, uniforms(4, positions, 4))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_equal_on_the_gpu():
+def test_uniforms_on_the_gpu_equal_the_cpu():
     positions = torch.arange(1000)
     assert torch.equal(uniforms(3, positions, 8), uniforms(3, positions.cuda(), 8).cpu())

@@ -146,7 +146,7 @@ def test_usable_cpus_without_cgroups_is_the_affinity(tmp_path, monkeypatch):
 def test_planning_tasks_with_overlap_leave_the_cores_of_training(overlap, cpus, pools, tasks):
     experiment = validate(Experiment, {"planner": {"overlap": overlap}}, "x")
     need = TrialResources(workers=2, cpus_per_worker=1.0, gpus_per_worker=0, threads=1)
-    assert runner_of(PRETRAINING).planning_tasks(experiment, need, cpus, pools) == tasks
+    assert runner_of(Experiment).planning_tasks(experiment, need, cpus, pools) == tasks
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_trial_resources_of_a_range_reserve_workers_that_divide_the_batch(space_
     space = space_file({"resources": {"workers": {"min": 1, "max": 3}}, "space/train.batch_size": {"grid": [16, 32]}})
     file = read_space(space)
     assert (sizes := expand(file).numbers_of_workers(file.space)) == [1, 2]
-    assert runner_of(PRETRAINING).trial_resources(file.space.resources, [Node(2)], sizes=sizes).workers == 2
+    assert runner_of(Experiment).trial_resources(file.space.resources, [Node(2)], sizes=sizes).workers == 2
 
 
 def test_resolve_resources_of_a_range_names_its_least_when_none_fits():

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
 from mbcl.orchestration.trial.preflight import check_shared
 
-from ..helpers import ROOT, apart, command
+from ..helpers import ROOT, apart, command, line_of
 from .autoscaled import autoscaled
 
 pytestmark = pytest.mark.ray
@@ -82,7 +80,7 @@ def look(folder: Path, space: Path) -> dict[str, Any]:
             _internal_kv_put(DEBUG_AUTOSCALING_STATUS, json.dumps(status), overwrite=True)
             seen["booting"] = autoscaler_status().num_booting
             seen["loggers"] = [type(logger).__name__ for logger in _create_default_callbacks([], air_verbosity=None)]
-            module._joined(log)
+            module._cluster_info(log)
             seen["said"] = said
             check_shared(LocalStore(folder))
             try:
@@ -177,34 +175,27 @@ def test_a_job_whose_working_directory_has_no_mbcl_is_refused(tmp_path, unpacked
         assert "the job's working directory does not hold mbcl" in result.stderr
 
 
+def serve() -> None:
+    """Run the head of a cluster until the input of this process ends; prints its address."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, connect=False, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    print(nodes.address, flush=True)
+    sys.stdin.read()
+    nodes.shutdown()
+
+
 @pytest.fixture(scope="module")
-def head(tmp_path_factory) -> Iterator[str]:
-    """The address of the process that answers for a cluster, which asks for a token."""
-    import ray
-
-    folder = tmp_path_factory.mktemp("head")
-    port = free_port()
-    line = [
-        str(Path(ray.__file__).parent / "core" / "src" / "ray" / "gcs" / "gcs_server"),
-        f"--log_dir={folder}",
-        f"--config_list={base64.b64encode(b'{}').decode()}",
-        f"--gcs_server_port={port}",
-        "--metrics-agent-port=-1",
-        "--node-ip-address=127.0.0.1",
-        "--session-name=test",
-    ]
+def head() -> Iterator[str]:
+    """The address of a cluster that asks for a token."""
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-    with subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            yield f"127.0.0.1:{port}"
-        finally:
-            process.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    line, pipe = line_of("cluster.test_connection", "serve()"), subprocess.PIPE
+    with subprocess.Popen(
+        line, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.communicate()
 
 
 TOKEN = "0123456789abcdef" * 4
@@ -215,16 +206,11 @@ def asked(address: str) -> str:
     from mbcl.orchestration.cluster import connection as module
 
     module.CONNECT_SECONDS = module.STATUS_SECONDS = PATIENCE
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            module.check_address(address)
-        except ConfigError as error:
-            if "refused" in str(error) and time.monotonic() < end:  # it has not begun to listen
-                time.sleep(0.1)
-                continue
-            return str(error)
-        return ""
+    try:
+        module.check_address(address)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 @pytest.mark.parametrize(

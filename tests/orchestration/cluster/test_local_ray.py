@@ -73,8 +73,8 @@ def interrupt_local_ray() -> list[str]:
     from mbcl.orchestration.cluster.connection import ENV_ALL, ENV_DRIVER, ENV_LOCAL, cluster
 
     outcomes = []
-    for number in signals.NUMBERS:
-        signals.install_handlers(anew=True)
+    for number in signals.SIGNALS:
+        signals.install_handlers(reset=True)
         try:
             with cluster(None, [Node(1)], verbose=False):
                 os.kill(os.getpid(), number)

@@ -106,7 +106,7 @@ def run_two_trials_with_capacity_for_one(folder: Path) -> dict[str, Any]:
     runner.WAITING_SECONDS = PATIENCE
     with cluster(None, [Node(2)], verbose=False):
         run_trials(
-            jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=2, watcher=WaitingObserver()
+            jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=2, observer=WaitingObserver()
         )
     waited = max(record.seconds["startup"] for record in study.trials.values())
     return {

@@ -174,7 +174,7 @@ def test_damaged_rows_end_neither_the_race_nor_its_reports(space_file, tmp_path,
     write(rows[0], b"1", b"\xff")
     assert early_stopping.build_early_stopping(file.space, study, trials.by_id, store) is not None
     assert console._last_row(store, first) is None
-    with metrics_reporter.reporting(trial, metric, after=0):
+    with metrics_reporter.report_to_tune(trial, metric, after=0):
         write(rows[0], b"\xff", rows[1], rows[2])
     assert [found[metrics_reporter.EPOCH] for found in reported] == [1, 2, 3]
     assert console._last_row(store, first)["epoch"] == 3
@@ -203,11 +203,11 @@ def test_a_decision_that_a_kill_cut_off_is_made_on_resume(space_file, tmp_path, 
         rows = [json.dumps({"epoch": epoch, metric: value}) for epoch in range(1, epochs + 1)]
         store.child(f"trials/{key}").write_bytes("metrics.jsonl", "\n".join(rows).encode())
     race = early_stopping.build_early_stopping(file.space, study, trials.by_id, store)
-    course = TrialQueue(study, study.unfinished(), concurrency=1, race=race)
+    course = TrialQueue(study, study.unfinished(), concurrency=1, rule=race)
     assert course.next_trial() == worse
     reported = []
     monkeypatch.setattr(metrics_reporter.ray.tune, "report", reported.append)
-    with metrics_reporter.reporting(store.child(f"trials/{worse}"), metric, after=study.trials[worse].judged):
+    with metrics_reporter.report_to_tune(store.child(f"trials/{worse}"), metric, after=study.trials[worse].judged):
         pass
     stops = [course.on_result(worse, row[metrics_reporter.EPOCH], row[metrics_reporter.VALUE]) for row in reported]
     assert stops == ([False] if judged else [True, True]), "a rung that was passed is not judged again"

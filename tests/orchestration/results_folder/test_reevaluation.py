@@ -91,7 +91,12 @@ def test_a_kill_between_two_writes_leaves_the_earlier_metrics_and_a_repeat_makes
 
 @pytest.mark.parametrize(
     ("damage", "said"),
-    [(None, "holds no space.yaml"), (b"given: [", "space.yaml: damaged: "), (b"", "expected a mapping"), (b"\xff", "")],
+    [
+        (None, "holds no space.yaml"),
+        (b"given: [", "space.yaml: damaged: "),
+        (b"", "expected a mapping"),
+        (b"\xff", "space.yaml: damaged: "),
+    ],
 )
 def test_a_damaged_space_is_refused_before_anything_is_measured_or_written(finished, tmp_path, damage, said):
     store, file, trials = finished

@@ -80,7 +80,7 @@ def run_with_early_stopping(
     """Compare learning rates by their own value, one trial at a time, so that no rounding decides which is stopped."""
     from mbcl.orchestration.cluster.capacity import Node, resolve_resources
     from mbcl.orchestration.cluster.orphaned_groups import remove_orphaned_groups
-    from mbcl.orchestration.scheduling.early_stopping import RayStopper
+    from mbcl.orchestration.scheduling.early_stopping import build_stopper
     from mbcl.orchestration.scheduling.trial_queue import EarlyStopping, TrialQueue
     from mbcl.orchestration.search_space.resources_block import Resources
     from mbcl.orchestration.tune.run_trials import run_trials
@@ -105,14 +105,14 @@ def run_with_early_stopping(
                 ordinal=len(jobs), setting=setting, seed=seed, sampler="", objective="", parameters={"lr": lr}
             )
             need = resolve_resources(Resources(), [Node(CPUS)])
-            jobs[key] = job_of(key, experiment, store, need, num_tasks=2, watched=study.metric, fence=gate_fence)
+            jobs[key] = job_of(key, experiment, store, need, num_tasks=2, watched_metric=study.metric, fence=gate_fence)
             for epoch in range(1, EPOCHS):
                 close_gate(gates / f"{key}-{epoch}", WORKER, f"trials/{key}/metrics.jsonl", epoch)
-    early_stopping = EarlyStopping(RayStopper(rule, mode="max", seed=0), rule["name"], lambda key: EPOCHS)
+    early_stopping = EarlyStopping(build_stopper(rule, mode="max"), rule["name"], lambda key: EPOCHS)
     watcher = ReleaseObserver(study, gates)
-    queue = TrialQueue(study, jobs, concurrency=1, race=early_stopping)
+    queue = TrialQueue(study, jobs, concurrency=1, rule=early_stopping)
     run_trials(
-        jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=1, watcher=watcher, course=queue
+        jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=1, observer=watcher, queue=queue
     )
     while any(thread.is_alive() for thread in watcher.threads):
         remove_orphaned_groups()  # as a study does every second

@@ -1,13 +1,14 @@
-"""The queue of trials: their order, early stopping on the first seed; Ray is needed for its stopping rules only."""
+"""The queue of trials: their order, and early stopping on the first seed; without Ray."""
 
 from __future__ import annotations
 
 import pytest
 
 from mbcl.errors import ConfigError
+from mbcl.orchestration.scheduling.early_stopping import StopperPerPoint, build_stopper
 from mbcl.orchestration.scheduling.trial_queue import EarlyStopping, TrialQueue
 from mbcl.orchestration.search_space.schedulers import build
-from mbcl.study.record import StudyRecord, TrialRecord
+from mbcl.study.record import Drawn, StudyRecord, TrialRecord
 
 EPOCHS = 8
 
@@ -61,7 +62,7 @@ def run(study: StudyRecord, queue: TrialQueue, values: dict[int, float]) -> list
 
 
 def early_stopping(stopper, **options) -> EarlyStopping:
-    return EarlyStopping(stopper=stopper, by="below", epochs=lambda key: EPOCHS, **options)
+    return EarlyStopping(stopper=stopper, scheduler_name="below", num_epochs=lambda key: EPOCHS, **options)
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 5])
@@ -86,7 +87,7 @@ def test_early_stopping_compares_settings_on_their_first_seed_only(concurrency):
     study = study_of(3, 3)
     stopper = StopBelow(0.5, epoch=2)
     values = {0: 0.9, 1: 0.1, 2: 0.6}
-    order = run(study, TrialQueue(study, study.trials, concurrency=concurrency, race=early_stopping(stopper)), values)
+    order = run(study, TrialQueue(study, study.trials, concurrency=concurrency, rule=early_stopping(stopper)), values)
     assert sorted(order) == ["0", "1", "2", "3", "6", "7", "8"], "the stopped setting's other seeds never begin"
     assert {key for key, _ in stopper.seen} == {"0", "3", "6"}, "other seeds are not observed"
     by_setting = [[record.status for record in records] for records in study.settings().values()]
@@ -101,7 +102,7 @@ def test_early_stopping_compares_settings_on_their_first_seed_only(concurrency):
 
 def test_on_trial_end_marks_the_other_seeds_of_a_stopped_setting():
     study = study_of(2, 2)
-    queue = TrialQueue(study, study.trials, concurrency=1, race=early_stopping(StopBelow(0.5)))
+    queue = TrialQueue(study, study.trials, concurrency=1, rule=early_stopping(StopBelow(0.5)))
     assert queue.next_trial() == "0"
     assert queue.on_result("0", 1, 0.1)
     study.trials["0"].status, study.trials["0"].stopped = "stopped", queue.where_stopped("0")
@@ -112,7 +113,7 @@ def test_on_trial_end_marks_the_other_seeds_of_a_stopped_setting():
 
 def test_on_result_ignores_repeated_epochs():
     study, stopper = study_of(1), StopBelow(0.5)
-    queue = TrialQueue(study, study.trials, concurrency=1, race=early_stopping(stopper))
+    queue = TrialQueue(study, study.trials, concurrency=1, rule=early_stopping(stopper))
     assert queue.next_trial() == "0"
     assert [queue.on_result("0", epoch, 0.9) for epoch in (1, 2, 2, 1, 3)] == [False] * 5
     assert stopper.seen == [("0", 1), ("0", 2), ("0", 3)]
@@ -120,7 +121,7 @@ def test_on_result_ignores_repeated_epochs():
 
 def test_next_trial_holds_other_seeds_until_the_first_has_ended():
     study = study_of(2, 2)
-    queue = TrialQueue(study, study.trials, concurrency=4, race=early_stopping(StopBelow(0.5)))
+    queue = TrialQueue(study, study.trials, concurrency=4, rule=early_stopping(StopBelow(0.5)))
     assert [queue.next_trial() for _ in range(3)] == ["0", "2", None]
     assert not queue.exhausted
     study.trials["2"].status = "finished"
@@ -130,7 +131,7 @@ def test_next_trial_holds_other_seeds_until_the_first_has_ended():
 
 def test_next_trial_runs_other_seeds_after_a_failed_first():
     study = study_of(1, 2)
-    queue = TrialQueue(study, study.trials, concurrency=1, race=early_stopping(StopBelow(0.5)))
+    queue = TrialQueue(study, study.trials, concurrency=1, rule=early_stopping(StopBelow(0.5)))
     assert queue.next_trial() == "0"
     study.trials["0"].status = "failed"
     queue.on_trial_end("0")
@@ -139,13 +140,13 @@ def test_next_trial_runs_other_seeds_after_a_failed_first():
 
 def test_early_stopping_never_stops_a_setting_with_a_finished_seed():
     study = study_of(2, 3)
-    queue = TrialQueue(study, study.trials, concurrency=1, race=early_stopping(StopBelow(0.0)))
+    queue = TrialQueue(study, study.trials, concurrency=1, rule=early_stopping(StopBelow(0.0)))
     assert queue.next_trial() == "0"
     study.trials["0"].status = "failed"
     queue.on_trial_end("0")
     assert run(study, queue, {0: 0.1, 1: 0.1}) == ["1", "2", "3", "4", "5"]
     stopper = StopBelow(0.5)
-    assert run(study, TrialQueue(study, study.unfinished(), concurrency=1, race=early_stopping(stopper)), {0: 0.1}) == [
+    assert run(study, TrialQueue(study, study.unfinished(), concurrency=1, rule=early_stopping(stopper)), {0: 0.1}) == [
         "0"
     ]
     assert stopper.seen[-1] == ("0", EPOCHS), "its values are observed nevertheless"
@@ -157,7 +158,7 @@ def test_early_stopping_observes_the_baseline_but_never_stops_it():
     stopper = StopBelow(2.0)
     run(
         study,
-        TrialQueue(study, study.trials, concurrency=1, race=early_stopping(stopper, protected=frozenset({0}))),
+        TrialQueue(study, study.trials, concurrency=1, rule=early_stopping(stopper, protected_settings=frozenset({0}))),
         {0: 1, 1: 1},
     )
     assert [record.status for record in study.trials.values()] == ["finished", "stopped"]
@@ -167,23 +168,25 @@ def test_early_stopping_observes_the_baseline_but_never_stops_it():
 def test_early_stopping_never_stops_a_trial_at_its_last_epoch():
     study = study_of(1)
     run(
-        study, TrialQueue(study, study.trials, concurrency=1, race=early_stopping(StopBelow(2.0, epoch=EPOCHS))), {0: 1}
+        study, TrialQueue(study, study.trials, concurrency=1, rule=early_stopping(StopBelow(2.0, epoch=EPOCHS))), {0: 1}
     )
     assert study.trials["0"].status == "finished"
 
 
 def test_early_stopping_with_max_t_stops_all_trials(monkeypatch):
     study = study_of(2, 2)
-    limited = early_stopping(StopBelow(0.5), end=build({"name": "asha", "max_t": 3}).end, protected=frozenset({0}))
-    run(study, TrialQueue(study, study.trials, concurrency=2, race=limited), {0: 0.9, 1: 0.9})
+    limited = early_stopping(
+        StopBelow(0.5), end_epoch=build({"name": "asha", "max_t": 3}).end, protected_settings=frozenset({0})
+    )
+    run(study, TrialQueue(study, study.trials, concurrency=2, rule=limited), {0: 0.9, 1: 0.9})
     assert [record.stopped.epoch for record in study.trials.values()] == [3, 0, 3, 0]
 
 
 def test_trial_queue_of_a_resume_runs_no_seed_of_a_stopped_setting():
     study = study_of(2, 2)
-    run(study, TrialQueue(study, ["0"], concurrency=1, race=early_stopping(StopBelow(0.5))), {0: 0.1, 1: 0.9})
+    run(study, TrialQueue(study, ["0"], concurrency=1, rule=early_stopping(StopBelow(0.5))), {0: 0.1, 1: 0.9})
     assert run(
-        study, TrialQueue(study, study.unfinished(), concurrency=1, race=early_stopping(StopBelow(0.5))), {1: 0.9}
+        study, TrialQueue(study, study.unfinished(), concurrency=1, rule=early_stopping(StopBelow(0.5))), {1: 0.9}
     ) == [
         "2",
         "3",
@@ -218,7 +221,7 @@ def test_trial_queue_runs_the_settings_of_a_source(concurrency, races):
     study = study_of(0)
     source = ThreeSettings(study)
     queue = TrialQueue(
-        study, (), concurrency=concurrency, race=early_stopping(StopBelow(0.5)) if races else None, source=source
+        study, (), concurrency=concurrency, rule=early_stopping(StopBelow(0.5)) if races else None, source=source
     )
     assert not queue.exhausted
     order = run(study, queue, {0: 0.9, 1: 0.1, 2: 0.9})
@@ -227,10 +230,7 @@ def test_trial_queue_runs_the_settings_of_a_source(concurrency, races):
 
 
 def stopper_of(**block):
-    pytest.importorskip("ray")
-    from mbcl.orchestration.scheduling.early_stopping import RayStopper
-
-    return RayStopper(block, mode="max", seed=0)
+    return build_stopper(block, mode="max")
 
 
 def test_asha_keeps_the_best_at_its_rungs():
@@ -260,32 +260,19 @@ def test_asha_does_not_decide_again_at_lower_rungs_that_were_skipped():
 def test_asha_with_max_t_ends_all_trials():
     study = study_of(3)
     rule = {"name": "asha", "grace_period": 1, "reduction_factor": 4, "max_t": 5}
-    limited = early_stopping(stopper_of(**rule), end=build(rule).end)
-    run(study, TrialQueue(study, study.trials, concurrency=3, race=limited), {0: 0.9, 1: 0.9, 2: 0.1})
+    limited = early_stopping(stopper_of(**rule), end_epoch=build(rule).end)
+    run(study, TrialQueue(study, study.trials, concurrency=3, rule=limited), {0: 0.9, 1: 0.9, 2: 0.1})
     assert [record.stopped.epoch for record in study.trials.values()] == [5, 5, 1]
 
 
-def test_asha_supports_mode_min_and_brackets():
-    from mbcl.orchestration.scheduling.early_stopping import RayStopper
-
-    stopper = RayStopper({"name": "asha", "reduction_factor": 2}, mode="min", seed=0)
+def test_asha_supports_mode_min():
+    stopper = build_stopper({"name": "asha", "reduction_factor": 2}, mode="min")
     assert not stopper.observe("a", 1, 0.5)
     assert stopper.observe("b", 1, 0.6)
     assert not stopper.observe("c", 1, 0.4)
 
-    def decisions() -> list[bool]:
-        rule = RayStopper({"name": "asha", "reduction_factor": 2, "brackets": 3}, mode="max", seed=1)
-        return [rule.observe(str(i), 1, -float(i)) for i in range(40)]
-
-    assert decisions() == decisions(), "brackets are drawn from the seed"
-    assert 0 < sum(decisions()) < 39, "some begin at a later rung"
-
 
 def test_stopper_per_point_compares_within_one_point():
-    pytest.importorskip("ray")
-    from mbcl.orchestration.scheduling.early_stopping import StopperPerPoint
-    from mbcl.study.record import Drawn
-
     study = study_of(3)
     for record, point in zip(study.trials.values(), (0, 1, 1), strict=True):
         record.drawn = Drawn(point=point, number=0, values={})
@@ -306,7 +293,7 @@ def test_median_needs_samples_and_never_pauses():
 
 
 @pytest.mark.parametrize(
-    "block", [{"name": "asha"}, {"name": "median_stopping_rule"}, {"name": "async_hyperband", "brackets": 2}]
+    "block", [{"name": "asha"}, {"name": "median_stopping_rule"}, {"name": "async_hyperband", "max_t": 9}]
 )
 def test_scheduler_describe_names_the_metric(block):
     rule = build(block)

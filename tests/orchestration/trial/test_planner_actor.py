@@ -110,13 +110,13 @@ def test_planner_tasks_make_the_serial_plan(start, embeddings, num_tasks):
 @pytest.mark.parametrize("num_tasks", [1, 2, 4, 50])
 @pytest.mark.parametrize("num_items", [0, 1, 5, 39, 500])
 def test_task_map_groups_all_pools_in_order_and_evenly(num_items, num_tasks):
-    from mbcl.orchestration.trial.planner_actor import POOLS_A_TASK, TaskMap
+    from mbcl.orchestration.trial.planner_actor import MAX_POOLS_PER_TASK, TaskMap
 
     groups = TaskMap(num_tasks)._groups(num_items)
     assert [index for _, group in groups for index in group] == list(range(num_items))
     sizes = [len(group) for _, group in groups]
     assert all(start == group[0] for start, group in groups)
-    assert max(sizes, default=0) <= POOLS_A_TASK
+    assert max(sizes, default=0) <= MAX_POOLS_PER_TASK
     # The load of the busiest task, if groups are assigned one by one to tasks of equal speed.
     busy = [0] * num_tasks
     for size in sizes:
@@ -139,7 +139,7 @@ def test_planner_accepts_the_shards_of_two_ranks_in_any_order(planner, embedding
     ray.get(planner.deposit.remote(two, KEY, 0, shard(embeddings, slice(0, 2500))))
     planned = ray.get(planner.plan.remote(two, KEY, SPECTRAL))
     assert planned.plan.digest == serial(SPECTRAL, embeddings).plan.digest
-    assert ray.get(planner.held.remote()) == 0, "the planner holds no more than it needs"
+    assert ray.get(planner.num_shards.remote()) == 0, "the planner holds no more than it needs"
 
 
 def test_planner_drops_the_shards_of_a_lost_worker_group(planner, embeddings):
@@ -159,7 +159,7 @@ def test_planner_drops_the_shards_of_a_lost_worker_group(planner, embeddings):
 def test_planner_drops_the_shards_of_a_lost_epoch(planner, embeddings):
     for epoch in range(4):
         ray.get(planner.deposit.remote(group(2, "long"), PlanKey(epoch, 0), 0, shard(embeddings, slice(0, 10))))
-    assert ray.get(planner.held.remote()) == 1
+    assert ray.get(planner.num_shards.remote()) == 1
 
 
 def test_planner_killed_between_deposit_and_plan_gets_the_shards_again(start, embeddings):
@@ -235,13 +235,13 @@ def test_planner_killed_with_two_requested_plans_makes_both_again(start, embeddi
     service.request(KEY, embeddings, sampler)
     ray.get(gate.wait_for_arrival.remote(), timeout=PATIENCE)
     service.request(second, embeddings, SPECTRAL)
-    num_held = ray.get(planner.held.remote(), timeout=PATIENCE)
+    num_held = ray.get(planner.num_shards.remote(), timeout=PATIENCE)
     assert num_held == 2, "deposits are taken while a plan is made, and asking for plans waits for none"
     os.kill(first_process, signal.SIGKILL)
     ray.get(gate.let_through.remote())
     for key in (KEY, second):
         assert service.receive(key).plan.digest == serial(SPECTRAL, embeddings, key).plan.digest
-    assert ray.get(planner.held.remote()) == 0
+    assert ray.get(planner.num_shards.remote()) == 0
     ray.kill(gate)
 
 

@@ -20,14 +20,14 @@ SAMPLERS = ({"name": "shuffle"}, {"name": "spectral", "k": 4}, {"name": "kmeans"
 SIZES = (200, 250, 300)
 
 
-def grid() -> dict[int, dict[str, Any]]:
+def grid() -> dict[int, Experiment]:
     """Settings as a space numbers them: the last key, ``data.max_samples``, varies fastest."""
     content = yaml.safe_load(yaml.safe_dump(SPACE))["experiment"]
     pairs = [(sampler, size) for sampler in SAMPLERS for size in SIZES]
     return {
         setting: Experiment.model_validate(
             content | {"sampler": sampler, "data": {"name": "digits", "max_samples": size}}
-        ).model_dump(mode="json")
+        )
         for setting, (sampler, size) in enumerate(pairs)
     }
 
@@ -50,8 +50,8 @@ def test_check_data_loads_each_data_set_once_and_frees_it(monkeypatch):
     assert loaded == list(SIZES)
     for setting in experiments:
         single = check_data({setting: experiments[setting]}, "space.yaml")
-        assert checked.pools[setting] == single.pools[setting]
-        assert checked.planning[setting] == single.planning[setting]
+        assert checked.max_pools[setting] == single.max_pools[setting]
+        assert checked.planning_cost[setting] == single.planning_cost[setting]
 
 
 def test_check_data_orders_notes_by_setting(monkeypatch):
@@ -69,6 +69,7 @@ def test_check_data_orders_notes_by_setting(monkeypatch):
 
 def test_check_data_refuses_a_setting_that_does_not_fit_its_data():
     experiments = grid()
-    experiments[4]["train"]["batch_size"] = 256
+    changes = {"train": experiments[4].train.model_copy(update={"batch_size": 256})}
+    experiments[4] = experiments[4].model_copy(update=changes)
     with pytest.raises(ConfigError, match=r"space.yaml: experiment.train.batch_size: 256 is above the 225 training"):
         check_data(experiments, "space.yaml")

@@ -27,11 +27,11 @@ def trained(space_file, tmp_path):
     need = TrialResources(workers=1, cpus_per_worker=1, gpus_per_worker=0, threads=torch.get_num_threads())
     job = Job(
         trial_id=spec.trial_id,
-        experiment=spec.experiment.model_dump(mode="json"),
+        experiment=spec.experiment,
         store=store.uri,
         baselines=str(tmp_path / "baselines"),
         scratch=str(tmp_path / "scratch"),
-        need=need,
+        resources=need,
         group="test",
         num_tasks=1,
     )

@@ -1,4 +1,4 @@
-"""The published peers and controls, each against its own definition written down slowly."""
+"""The published peers and controls, each against a slow implementation of its definition."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PEERS = {
     "strata": {"k": 24},
     "diverse": {},
 }
-each_peer = pytest.mark.parametrize("name", list(PEERS))
+all_peers = pytest.mark.parametrize("name", list(PEERS))
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -42,7 +42,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def planted(num_clusters: int = 24, size: int = 8, spread: float = 0.2, seed: int = 0) -> Embeddings:
-    """Tight clusters of equal size in random order; sample p is of cluster ``labels()[p]``."""
+    """Tight clusters of equal size in random order; sample p belongs to cluster ``labels()[p]``."""
     draw = rng(seed)
     z = draw.standard_normal((num_clusters, 16))[labels(num_clusters, size)]
     return Embeddings(*(torch.from_numpy(z + spread * draw.standard_normal(z.shape)) for _ in range(2)))
@@ -52,8 +52,8 @@ def labels(num_clusters: int = 24, size: int = 8) -> NDArray[np.int64]:
     return rng(99).permutation(np.repeat(np.arange(num_clusters), size))
 
 
-def same_share(batches: torch.Tensor) -> float:
-    """The share of the pairs in a batch that are of one planted cluster."""
+def planted_pair_share(batches: torch.Tensor) -> float:
+    """The share of pairs in a batch that belong to one planted cluster."""
     of_SB = labels()[batches.numpy()]
     same = of_SB[:, :, None] == of_SB[:, None, :]
     batch_size = of_SB.shape[1]
@@ -71,20 +71,20 @@ def same_share(batches: torch.Tensor) -> float:
         ("diverse", 0.0, 0.02),
     ],
 )
-def test_planted_clusters_of_one_batch_each(name: str, least: float, most: float) -> None:
+def test_peer_recovers_planted_clusters_of_batch_size(name: str, least: float, most: float) -> None:
     """Random batches have 7 / 191 = 0.037."""
     plan = build(name, batch_size=8, **PEERS[name]).plan(192, planted())
-    assert least <= same_share(plan.batches) <= most
+    assert least <= planted_pair_share(plan.batches) <= most
 
 
-@each_peer
-def test_lift_on_the_side_where_it_belongs(name: str) -> None:
-    held = planted(spread=0.7)
-    lift = quality(build(name, batch_size=8, **PEERS[name]).plan(192, held), held)["lift"]
+@all_peers
+def test_peer_has_the_expected_lift(name: str) -> None:
+    embeddings = planted(spread=0.7)
+    lift = quality(build(name, batch_size=8, **PEERS[name]).plan(192, embeddings), embeddings)["lift"]
     assert lift < 0.9 if name == "diverse" else lift > 1.3
 
 
-@each_peer
+@all_peers
 @given(
     num_samples=st.integers(8, 60),
     batch_size=st.integers(2, 8),
@@ -95,7 +95,7 @@ def test_lift_on_the_side_where_it_belongs(name: str) -> None:
 )
 @settings(max_examples=25, deadline=None)
 @pytest.mark.filterwarnings("ignore:sampler:UserWarning")
-def test_any_input_has_a_sound_plan(
+def test_peer_plan_is_valid_for_any_input(
     name: str, num_samples: int, batch_size: int, pool: int | None, dim: int, kind: str, seed: int
 ) -> None:
     z = torch.from_numpy(rng(seed).standard_normal((num_samples, dim)).astype(np.float32))
@@ -112,9 +112,9 @@ def test_any_input_has_a_sound_plan(
     check_plan(plan, sampler, num_samples)
 
 
-@each_peer
-def test_batches_are_trained_on_in_random_order(name: str) -> None:
-    """Neighbours in a tree or a graph must not follow each other in the plan."""
+@all_peers
+def test_peer_orders_batches_at_random(name: str) -> None:
+    """Neighbouring batches of a tree or a graph must not follow each other in the plan."""
     plan = build(name, batch_size=4, **PEERS[name]).plan(192, planted())
     means = labels()[plan.batches.numpy()]
     follows = np.mean([len(set(a) & set(b)) > 0 for a, b in zip(means[:-1], means[1:], strict=True)])
@@ -122,13 +122,13 @@ def test_batches_are_trained_on_in_random_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("pool", [3, 0, 4.0, True])
-def test_pools_are_at_least_a_batch(pool: object) -> None:
+def test_build_refuses_a_pool_below_the_batch_size(pool: object) -> None:
     for name in PEERS:
         with pytest.raises(ConfigError, match=f"pool must be .*found {pool!r}"):
             build(name, batch_size=4, pool=pool)
 
 
-def test_a_pool_above_the_data_set_is_said_once() -> None:
+def test_plan_warns_once_about_a_pool_above_the_data_set() -> None:
     for name in PEERS:
         few = {"k": 3} if name == "strata" else {}
         sampler = build(name, batch_size=4, pool=30, **{**PEERS[name], **few})
@@ -159,7 +159,7 @@ def test_a_pool_above_the_data_set_is_said_once() -> None:
         ("diverse", {"rank_low": 0.6, "rank_high": 0.5}, "found rank_low 0.6 and rank_high 0.5"),
     ],
 )
-def test_refusals(name: str, parameters: dict[str, object], match: str) -> None:
+def test_build_refuses_bad_parameters(name: str, parameters: dict[str, object], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         build(name, batch_size=8, **parameters)
 
@@ -167,8 +167,8 @@ def test_refusals(name: str, parameters: dict[str, object], match: str) -> None:
 # bisection
 
 
-def test_bisection_splits_at_the_projection_that_leaves_whole_batches() -> None:
-    """On a line, its order is the line's, from either end; 5 leaves are split as 2 and 3."""
+def test_bisected_splits_into_whole_batches_along_the_projection() -> None:
+    """Points on a line are split in the line's order, from either end; 5 leaves are split as 2 and 3."""
     x = rng().permutation(np.arange(20.0))[:, None]
     order = x[bisected(x.copy(), 4, 4, 4096, rng()), 0]
     leaves = [sorted(leaf) for leaf in order.reshape(5, 4)]
@@ -177,11 +177,11 @@ def test_bisection_splits_at_the_projection_that_leaves_whole_batches() -> None:
     assert first in (list(range(8)), list(range(12, 20)))
 
 
-def test_principal_direction_is_that_of_the_covariance() -> None:
+def test_direction_of_is_the_first_principal_component() -> None:
     x = rng().standard_normal((3000, 6)) * np.array([5.0, 2, 1, 1, 1, 1]) @ np.linalg.qr(rng(1).random((6, 6)))[0] + 7
-    wanted = np.linalg.eigh(np.cov(x.T))[1][:, -1]
+    expected = np.linalg.eigh(np.cov(x.T))[1][:, -1]
     for sample in (3000, 800):
-        assert abs(direction_of(x, 6, sample, rng()) @ wanted) > 0.99
+        assert abs(direction_of(x, 6, sample, rng()) @ expected) > 0.99
     assert np.array_equal(direction_of(np.ones((5, 2)), 4, 9, rng()), [0, 0])
 
 
@@ -189,19 +189,19 @@ def test_principal_direction_is_that_of_the_covariance() -> None:
 
 
 @pytest.mark.parametrize("quantile", [0.9, 0.98])
-def test_gcbs_is_the_dense_definition(quantile: float) -> None:
-    held = planted(spread=0.6)
-    z1, z2 = held.z1.numpy(), held.z2.numpy()
+def test_gcbs_equals_its_dense_definition(quantile: float) -> None:
+    embeddings = planted(spread=0.6)
+    z1, z2 = embeddings.z1.numpy(), embeddings.z2.numpy()
     u, v = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (z1, z2))
     similarity = u @ v.T
-    kept = similarity > np.quantile(similarity, quantile)
-    order = reverse_cuthill_mckee(csr_array((kept | kept.T).astype(np.int8)), symmetric_mode=True)
-    wanted = {frozenset(batch) for batch in order.reshape(-1, 8).tolist()}
+    edges = similarity > np.quantile(similarity, quantile)
+    order = reverse_cuthill_mckee(csr_array((edges | edges.T).astype(np.int8)), symmetric_mode=True)
+    expected = {frozenset(batch) for batch in order.reshape(-1, 8).tolist()}
     plan = build("gcbs", batch_size=8, quantile=quantile).plan_pool(z1, z2, seed=3)
-    assert {frozenset(batch) for batch in plan.rows.tolist()} == wanted
+    assert {frozenset(batch) for batch in plan.rows.tolist()} == expected
 
 
-def test_gcbs_in_chunks_and_with_an_estimated_quantile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gcbs_graph_is_exact_in_chunks_and_its_quantile_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     u, v = (unit_rows(rng(seed).standard_normal((700, 8))) for seed in (0, 1))
     exact = similarity_quantile(u, v, 0.99, rng())
     whole = most_similar_pairs(u, v, exact, 4900)
@@ -214,7 +214,7 @@ def test_gcbs_in_chunks_and_with_an_estimated_quantile(monkeypatch: pytest.Monke
     assert (u @ v.T > estimated).mean() == pytest.approx(0.01, rel=0.2)
 
 
-def test_gcbs_of_a_collapsed_data_set_is_no_larger_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gcbs_bounds_the_edges_of_a_collapsed_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     z = unit_rows(np.repeat(rng().standard_normal((1, 50)).astype(np.float32), 300, axis=0))
     threshold = similarity_quantile(z, z, 0.999, rng())
     assert most_similar_pairs(z, z, threshold, 90).nnz == 300**2
@@ -224,13 +224,13 @@ def test_gcbs_of_a_collapsed_data_set_is_no_larger_than_allowed(monkeypatch: pyt
 
 @pytest.mark.parametrize("copies", [2, 10, 20])
 def test_gcbs_keeps_copies_together(copies: int) -> None:
-    """All copies have the largest similarity, in which the quantile lies."""
+    """All copies have the largest similarity, and the quantile lies within it."""
     z = torch.from_numpy(np.repeat(rng().standard_normal((640 // copies, 8)), copies, axis=0)[rng(1).permutation(640)])
     plan = build("gcbs", batch_size=40).plan(640, Embeddings(z, z))
     assert quality(plan, Embeddings(z, z), temperature=0.1, seed=0)["lift"] > 1.5
 
 
-def test_gcbs_quantile_and_the_graph_that_is_too_large() -> None:
+def test_gcbs_checks_quantile_and_graph_size() -> None:
     assert build("gcbs", batch_size=8).quantile_of(1280) == 0.999
     assert build("gcbs", batch_size=8, degree=64).quantile_of(1280) == 0.95
     assert build("gcbs", batch_size=8, degree=64).quantile_of(32) == 0
@@ -243,8 +243,8 @@ def test_gcbs_quantile_and_the_graph_that_is_too_large() -> None:
 # metis
 
 
-def test_metis_ranks_are_the_graphs() -> None:
-    """Two are joined where each stands in the other's ranks p to p + m, counted without itself."""
+def test_metis_graph_joins_mutual_ranks() -> None:
+    """Two samples are joined if each has a rank of p to p + m in the other's ranking, which omits the sample itself."""
     u, v = (unit_rows(rng(seed).standard_normal((60, 5))) for seed in (0, 1))
     similarity = u @ v.T
     np.fill_diagonal(similarity, -np.inf)
@@ -255,7 +255,7 @@ def test_metis_ranks_are_the_graphs() -> None:
     assert graph.nnz > 0
 
 
-def test_metis_ranks_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metis_ranking_is_exact_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     u, v = (torch.from_numpy(unit_rows(rng(seed).standard_normal((50, 5)))) for seed in (0, 1))
     whole = ranking(u, v, 9)
     monkeypatch.setattr("mbcl.samplers._separation.CHUNK_ELEMENTS", 50 * 7)
@@ -263,7 +263,7 @@ def test_metis_ranks_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranking(u, v, 99).shape == (50, 49)
 
 
-def test_metis_finds_planted_cliques_and_is_pure() -> None:
+def test_metis_partition_recovers_planted_cliques_and_is_pure() -> None:
     of = labels()
     graph = csr_array((of[:, None] == of[None, :]) & ~np.eye(len(of), dtype=bool)).astype(np.int8)
     part = partition(graph, 24, seed=5)
@@ -271,15 +271,15 @@ def test_metis_finds_planted_cliques_and_is_pure() -> None:
     assert np.array_equal(part, partition(graph, 24, seed=5))
 
 
-def test_metis_evens_parts_by_moving_the_least_alike_to_the_nearest_short_one() -> None:
-    """Part 0 has a stray that belongs to part 1, which is short; part 2 keeps its own."""
+def test_metis_evened_moves_outliers_to_the_nearest_small_part() -> None:
+    """Part 0 has an outlier that is near part 1, which is too small; part 2 does not change."""
     x = np.array([[1.0, 0], [1, 0.1], [0.1, 1], [0, 1], [-1, 0], [-1, 0.1]])
     assert evened(np.array([0, 0, 0, 1, 2, 2]), 3, x).tolist() == [0, 0, 1, 1, 2, 2]
 
 
 @given(parts=st.lists(st.integers(0, 4), min_size=15, max_size=15), seed=st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
-def test_metis_parts_are_exact_and_few_move(parts: list[int], seed: int) -> None:
+def test_metis_evened_makes_parts_exact_with_the_fewest_moves(parts: list[int], seed: int) -> None:
     before = np.array(parts)
     after = evened(before, 5, rng(seed).standard_normal((15, 2)))
     assert np.bincount(after, minlength=5).tolist() == [3] * 5
@@ -287,33 +287,33 @@ def test_metis_parts_are_exact_and_few_move(parts: list[int], seed: int) -> None
     assert (after != before).sum() == surplus
 
 
-def test_metis_batches_are_whole_communities() -> None:
+def test_metis_fills_batches_with_whole_communities() -> None:
     sampler = build("metis", batch_size=16, cluster=8, skip=0, width=8)
     plan = sampler.plan(192, planted(spread=0.1))
     for batch in labels()[plan.batches.numpy()]:
         assert sorted(np.unique(batch, return_counts=True)[1].tolist()) == [8, 8]
 
 
-def test_metis_leaves_out_the_first_ranks() -> None:
-    """All 7 others of a cluster are skipped, so batches hold different clusters, and nobody's skipped ones."""
+def test_metis_skip_leaves_out_the_first_ranks() -> None:
+    """All 7 other samples of a cluster are skipped, so each batch mixes clusters and has no conflicts."""
     plan = build("metis", batch_size=8, skip=7, width=30).plan(192, planted(spread=0.05))
-    assert same_share(plan.batches) == 0
+    assert planted_pair_share(plan.batches) == 0
     assert plan.conflicts == 0
 
 
-def test_metis_by_default_leaves_ranks_out_of_the_graph_and_parts_nobody() -> None:
-    """Of 64 samples in a cluster 30 make no edges: the other 33 still join it. Kept apart, they cannot."""
+def test_metis_by_default_skips_ranks_in_the_graph_only() -> None:
+    """In a cluster of 64, 30 ranks make no edge and the other 33 do; with ``skip`` given, batches separate them."""
     embeddings, of = planted(6, 64, spread=0.3), torch.from_numpy(labels(6, 64))
     default, parted = build("metis", batch_size=16, pool=None), build("metis", batch_size=16, skip=30)
     plan, apart = default.plan(384, embeddings), parted.plan(384, embeddings)
     assert (default.skip, plan.conflicts) == (None, None)
     assert apart.conflicts is not None
-    ours, theirs = (same_class_share(found, of).value for found in (plan, apart))
-    assert ours > 0.4
-    assert theirs < 0.2, "chance is 0.16"
+    default_share, parted_share = (same_class_share(each, of).value for each in (plan, apart))
+    assert default_share > 0.4
+    assert parted_share < 0.2, "chance is 0.16"
 
 
-def test_metis_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metis_warns_of_an_empty_graph_and_names_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(UserWarning, match="skip 30 leaves no neighbours in pools of 28 samples.*skip below 27"):
         build("metis", batch_size=4).check(30)
     monkeypatch.setitem(sys.modules, "pymetis", None)
@@ -324,14 +324,14 @@ def test_metis_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 # walk
 
 
-def test_walk_neighbours_are_the_nearest_of_random_candidates() -> None:
+def test_walk_graph_keeps_the_nearest_of_random_candidates() -> None:
     x = rng().standard_normal((40, 4))
     similarity = x @ x.T
     np.fill_diagonal(similarity, -np.inf)
-    everyone = ProximityGraph(x, 1000, 6, rng())
+    complete = ProximityGraph(x, 1000, 6, rng())
     for row in range(40):
-        assert set(everyone.neighbours(row)) == set(np.argsort(-similarity[row])[:6])
-    # Of 12 of the 39 others, the 4 nearest: the candidates are what the same generator draws.
+        assert set(complete.neighbours(row)) == set(np.argsort(-similarity[row])[:6])
+    # The 4 nearest of 12 candidates among the 39 others; the same generator draws the candidates again.
     graph, again = ProximityGraph(x, 12, 4, rng(3)), rng(3)
     for row in range(40):
         drawn = again.choice(39, 12, replace=False, shuffle=False)
@@ -340,7 +340,7 @@ def test_walk_neighbours_are_the_nearest_of_random_candidates() -> None:
         assert set(graph.neighbours(row)) == set(drawn[np.argsort(-similarity[row, drawn])[:4]])
 
 
-def test_walk_neighbours_stay_until_they_are_forgotten() -> None:
+def test_walk_graph_caches_neighbours_until_forget() -> None:
     graph = ProximityGraph(rng().standard_normal((200, 4)), 20, 5, rng())
     first = graph.neighbours(7)
     graph.neighbours(8)
@@ -349,8 +349,8 @@ def test_walk_neighbours_stay_until_they_are_forgotten() -> None:
     assert not np.array_equal(graph.neighbours(7), first)
 
 
-def test_walk_meets_neighbours_of_its_start_more_the_more_it_restarts() -> None:
-    """On a ring where everybody knows the next three on either side: with a restart before each step, only those."""
+def test_walk_stays_near_its_start_with_more_restarts() -> None:
+    """On a ring with three neighbours on either side: with a restart before each step, a walk meets only those."""
     angle = np.arange(100) * 2 * np.pi / 100
     x = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     reach = {}
@@ -363,41 +363,41 @@ def test_walk_meets_neighbours_of_its_start_more_the_more_it_restarts() -> None:
     assert len({int(batch[0]) for batch in batches}) > 30, "starts are random"
 
 
-def test_walk_that_leads_nowhere_new_is_filled_at_random() -> None:
-    """Two islands of three: a batch of five takes all of one, and who else is free."""
+def test_walk_fills_the_batch_at_random_at_a_dead_end() -> None:
+    """Two components of three: a batch of five takes all of one, and the free samples of the other."""
     x = np.repeat(np.eye(2), 3, axis=0)
     free = np.array([True] * 5 + [False])
     batch = gather(ProximityGraph(x, 5, 2, rng()), free, [NOBODY] * 6, 5, 0.2, rng())
     assert sorted(batch.tolist()) == [0, 1, 2, 3, 4]
 
 
-def test_walk_restarts_less_and_less() -> None:
+def test_walk_alpha_decays_by_epoch() -> None:
     sampler = build("walk", batch_size=4, alpha=0.4, alpha_end=0.0, alpha_epochs=4, candidates=12, neighbours=3)
     assert [sampler.at_epoch(epoch).alpha for epoch in (0, 1, 3, 4, 9)] == pytest.approx([0.4, 0.3, 0.1, 0.0, 0.0])
-    held = planted()
+    embeddings = planted()
     alone = build("walk", batch_size=4, alpha=0.1, alpha_end=0.1, candidates=12, neighbours=3)
-    planned = sampler.plan(192, held, epoch=3)
-    assert planned.digest == alone.plan(192, held, epoch=3).digest
-    assert planned.digest != sampler.at_epoch(0).plan(192, held, epoch=3).digest
+    planned = sampler.plan(192, embeddings, epoch=3)
+    assert planned.digest == alone.plan(192, embeddings, epoch=3).digest
+    assert planned.digest != sampler.at_epoch(0).plan(192, embeddings, epoch=3).digest
 
 
-def test_walk_repeats_samples_across_batches_only_unless_told_otherwise() -> None:
-    held = planted()
+def test_walk_repeats_samples_across_batches_unless_unique() -> None:
+    embeddings = planted()
     for unique in (False, True):
         sampler = build("walk", batch_size=8, unique=unique, candidates=100, neighbours=10)
-        plan = check_plan(sampler.plan(192, held), sampler, 192)
+        plan = check_plan(sampler.plan(192, embeddings), sampler, 192)
         assert sampler.covers_all == sampler.no_repeats == unique
         assert (plan.coverage(192) == 1) == unique
         assert plan.coverage(192) > 0.4
 
 
 @pytest.mark.parametrize("unique", [False, True])
-def test_walk_skips_the_nearest_and_counts_those_it_could_not(unique: bool) -> None:
-    held = planted(spread=0.05)
+def test_walk_skips_the_nearest_and_counts_conflicts(unique: bool) -> None:
+    embeddings = planted(spread=0.05)
     sampler = build("walk", batch_size=8, skip=7, unique=unique, candidates=100, neighbours=10)
-    plan = sampler.plan(192, held)
-    assert same_share(plan.batches) == 0
-    near = nearest(held.z1, held.z2, 7)
+    plan = sampler.plan(192, embeddings)
+    assert planted_pair_share(plan.batches) == 0
+    near = nearest(embeddings.z1, embeddings.z2, 7)
     counted = sum(len(set(near[row]) & set(batch)) for batch in plan.batches.tolist() for row in batch)
     assert plan.conflicts == counted == 0
     crowded = build("walk", batch_size=8, skip=40, unique=unique).plan(48, planted(6, 8))
@@ -406,7 +406,7 @@ def test_walk_skips_the_nearest_and_counts_those_it_could_not(unique: bool) -> N
     assert crowded.conflicts == counted > 0
 
 
-def test_walk_both_ways() -> None:
+def test_walk_both_ways_makes_edges_symmetric() -> None:
     assert [sorted(part.tolist()) for part in both_ways(np.array([[1], [2], [1]], dtype=np.int32))] == [
         [1],
         [0, 2],
@@ -417,7 +417,7 @@ def test_walk_both_ways() -> None:
 # strata
 
 
-def test_strata_batches_lie_within_one_but_for_what_is_left() -> None:
+def test_strata_batches_lie_within_one_stratum_except_the_rest() -> None:
     stratum = np.array([0] * 10 + [1] * 7 + [2] * 3)
     rows = stratified(rng(1).permutation(stratum), 4, rng())
     shuffled = rng(1).permutation(stratum)
@@ -427,16 +427,16 @@ def test_strata_batches_lie_within_one_but_for_what_is_left() -> None:
     assert sorted(rows.ravel()) == list(range(20))
 
 
-def test_strata_are_those_of_kmeans() -> None:
-    """Every row is nearest to its own stratum's mean, and planted clusters far from each other are found."""
-    held = planted(3, 30, spread=0.05)
-    x = pair_rows(held.z1.numpy(), held.z2.numpy())
-    found = strata(x, 3, seed=0)
-    assert len({(a, b) for a, b in zip(labels(3, 30), found, strict=True)}) == 3
+def test_strata_are_kmeans_clusters() -> None:
+    """Every row is nearest to its own stratum's mean, and well separated planted clusters are recovered."""
+    embeddings = planted(3, 30, spread=0.05)
+    x = pair_rows(embeddings.z1.numpy(), embeddings.z2.numpy())
+    assigned = strata(x, 3, seed=0)
+    assert len({(a, b) for a, b in zip(labels(3, 30), assigned, strict=True)}) == 3
     x = rng().standard_normal((60, 3))
-    found = strata(x, 4, seed=1)
-    means = np.stack([x[found == stratum].mean(axis=0) for stratum in range(4)])
-    assert np.array_equal(((x[:, None] - means) ** 2).sum(axis=2).argmin(axis=1), found)
+    assigned = strata(x, 4, seed=1)
+    means = np.stack([x[assigned == stratum].mean(axis=0) for stratum in range(4)])
+    assert np.array_equal(((x[:, None] - means) ** 2).sum(axis=2).argmin(axis=1), assigned)
 
 
 # diverse
@@ -448,8 +448,8 @@ def participation(x: NDArray[np.floating]) -> float:
 
 
 @pytest.mark.parametrize("low,high", [(np.inf, np.inf), (np.inf, 4.0), (2.5, 4.0)])
-def test_diverse_takes_the_candidate_that_the_eigenvalues_say(low: float, high: float) -> None:
-    """All rows are candidates, so the choice does not hang on who is drawn; the batch is grown again, slowly."""
+def test_diverse_grow_takes_the_candidate_of_the_best_rank(low: float, high: float) -> None:
+    """All rows are candidates, so the choice does not depend on the draw; a slow loop checks each step."""
     x = unit_rows(rng().standard_normal((30, 6)))
     x[4] = 0
     batch = grow(x, Unseen(30), 9, 29, low, high, rng(2)).tolist()
@@ -469,35 +469,35 @@ def test_diverse_takes_the_candidate_that_the_eigenvalues_say(low: float, high: 
 
 @given(num_rows=st.integers(1, 30), counts=st.lists(st.integers(0, 9), max_size=8), seed=st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
-def test_diverse_draws_without_losing_anyone(num_rows: int, counts: list[int], seed: int) -> None:
-    left, draw, held = Unseen(num_rows), rng(seed), set(range(num_rows))
+def test_diverse_unseen_draws_without_replacement(num_rows: int, counts: list[int], seed: int) -> None:
+    unseen, draw, remaining = Unseen(num_rows), rng(seed), set(range(num_rows))
     for number, count in enumerate(counts):
-        taken = left.take(count, draw)
-        assert len(taken) == min(count, len(held)) == len(set(taken.tolist()) & held)
-        held -= set(taken.tolist())
+        taken = unseen.take(count, draw)
+        assert len(taken) == min(count, len(remaining)) == len(set(taken.tolist()) & remaining)
+        remaining -= set(taken.tolist())
         if number % 2:
-            left.give_back(taken)
-            held |= set(taken.tolist())
-    assert set(left.take(num_rows, draw).tolist()) == held
+            unseen.give_back(taken)
+            remaining |= set(taken.tolist())
+    assert set(unseen.take(num_rows, draw).tolist()) == remaining
 
 
-def test_diverse_can_be_moderate() -> None:
-    held = planted(spread=0.7)
+def test_diverse_keeps_the_rank_within_its_bounds() -> None:
+    embeddings = planted(spread=0.7)
     ranks = {}
     for name, bounds in {"free": {}, "bounded": {"rank_low": 0.3, "rank_high": 0.4}}.items():
-        plan = build("diverse", batch_size=8, **bounds).plan(192, held)
-        x = unit_rows(pair_rows(held.z1.numpy(), held.z2.numpy()))
+        plan = build("diverse", batch_size=8, **bounds).plan(192, embeddings)
+        x = unit_rows(pair_rows(embeddings.z1.numpy(), embeddings.z2.numpy()))
         ranks[name] = np.array([participation(x[batch]) for batch in plan.batches.numpy()])
     assert np.median(ranks["free"]) > 5
     assert np.mean((ranks["bounded"] >= 0.3 * 8) & (ranks["bounded"] <= 0.4 * 8)) > 0.5
 
 
-def test_all_are_registered() -> None:
+def test_peers_are_registered() -> None:
     assert set(PEERS) <= set(SAMPLERS)
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "said"),
+    ("name", "parameters", "message"),
     [
         ("kmeans", {"skip": 30}, "skip 30 names so many of the 32 samples .* at most 28"),
         ("kmeans", {"skip": 6, "block": 8}, "skip 6 names so many of the 8 samples .* at most 4"),
@@ -505,7 +505,9 @@ def test_all_are_registered() -> None:
         ("gcbs", {"degree": 32}, "degree 32 keeps all similarities of a pool of 32 samples"),
     ],
 )
-def test_numbers_that_a_pool_cannot_give_are_said(name: str, parameters: dict[str, Any], said: str) -> None:
+def test_check_warns_about_parameters_too_large_for_the_pool(
+    name: str, parameters: dict[str, Any], message: str
+) -> None:
     sampler = build(name, batch_size=4, **{"pool": None, **parameters})
-    with pytest.warns(UserWarning, match=said):
+    with pytest.warns(UserWarning, match=message):
         sampler.check(32)

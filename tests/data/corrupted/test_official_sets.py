@@ -1,4 +1,4 @@
-"""Corrupted test sets in their official formats: in the order of the clean images, or refused by name."""
+"""Corrupted test sets in their official formats: loaded in the order of the clean images, or refused."""
 
 from __future__ import annotations
 
@@ -42,33 +42,33 @@ def load(root: Path, clean: data.ImageSet, corruption: str = "snow", severity: i
     return data.load_corrupted(name, dir=str(root), corruption=corruption, severity=severity, clean=clean, **options)
 
 
-def refused(root: Path, clean: data.ImageSet, text: str, **options) -> None:
+def assert_refused(root: Path, clean: data.ImageSet, text: str, **options) -> None:
     with pytest.raises(DataError, match=text) as caught:
         load(root, clean, **options)
     assert "\n" not in str(caught.value)
 
 
-def test_check_says_which_standard_corruptions_are_missing(tmp_path, clean, capsys):
+def test_data_check_names_missing_standard_corruptions(tmp_path, clean, capsys):
     everything = data.CORRUPTIONS
     write_corrupted_archive(tmp_path / "C", clean.images.numpy(), clean.labels.numpy(), everything)
     line = ["data", "check", "--data", "cifar10_c", "--data-dir", str(tmp_path / "C"), "--clean-dir", str(tmp_path)]
 
-    def said() -> list[str]:
+    def warnings_of_check() -> list[str]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             assert main(line) == 0
         return [str(each.message) for each in caught if "corruptions" in str(each.message)]
 
-    assert said() == []
+    assert warnings_of_check() == []
     (tmp_path / "C" / "fog.npy").unlink()
     missing = f"cifar10_c: {tmp_path / 'C'} holds 14 of the 15 standard corruptions; missing: fog"
-    assert said() == [missing]
+    assert warnings_of_check() == [missing]
     capsys.readouterr()
     assert main([*line, "--verify", "strict"]) == 2
     assert capsys.readouterr().err.startswith(f"error: {missing} (an error because")
 
 
-def test_check_says_which_severities_are_missing(tiny):
+def test_check_complete_names_missing_severities(tiny):
     _, root = tiny
     for corruption in data.CORRUPTIONS:
         for severity in range(1, 6):
@@ -85,34 +85,38 @@ def test_check_says_which_severities_are_missing(tiny):
 
 @pytest.mark.parametrize("name", ["cifar10_c", "cifar10"])
 @pytest.mark.parametrize("place", ["itself", "its parent"])
-def test_reads_what_was_written(archive, clean, place, name):
+def test_load_corrupted_reads_an_archive(archive, clean, place, name):
     root = archive if place == "itself" else archive.parent
     assert data.corrupted_available(name, str(root)) == {"snow": [1, 2, 3, 4, 5], "fog": [1, 2, 3, 4, 5]}
     for number, corruption in enumerate(("fog", "snow")):
         for severity in (1, 5):
-            found = load(root, clean, corruption, severity, name=name)
-            assert torch.equal(found.images, ((clean.images.int() + 10 * severity + number) % 256).to(torch.uint8))
-            assert torch.equal(found.labels, clean.labels)
-            assert (found.mean, found.recipe, found.image_size) == (clean.mean, clean.recipe, clean.image_size)
-            assert found.name == "cifar10_c"
+            corrupted = load(root, clean, corruption, severity, name=name)
+            assert torch.equal(corrupted.images, ((clean.images.int() + 10 * severity + number) % 256).to(torch.uint8))
+            assert torch.equal(corrupted.labels, clean.labels)
+            assert (corrupted.mean, corrupted.recipe, corrupted.image_size) == (
+                clean.mean,
+                clean.recipe,
+                clean.image_size,
+            )
+            assert corrupted.name == "cifar10_c"
 
 
-def test_labels_may_stand_there_once(archive, clean):
+def test_load_corrupted_takes_labels_of_one_severity(archive, clean):
     np.save(archive / "labels.npy", clean.labels.numpy().astype(np.uint8))
     assert len(load(archive, clean)) == 12
 
 
-def test_a_truncated_archive(archive, clean):
+def test_load_corrupted_refuses_a_truncated_archive(archive, clean):
     path = archive / "snow.npy"
     path.write_bytes(path.read_bytes()[:-1000])
-    refused(archive, clean, "snow.npy: not a whole NumPy file of .* bytes")
+    assert_refused(archive, clean, "snow.npy: not a whole NumPy file of .* bytes")
     path.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': ")
-    refused(archive, clean, "snow.npy: not a whole NumPy file of 20 bytes")
+    assert_refused(archive, clean, "snow.npy: not a whole NumPy file of 20 bytes")
     path.write_bytes(b"")
-    refused(archive, clean, "snow.npy: not a whole NumPy file of 0 bytes")
+    assert_refused(archive, clean, "snow.npy: not a whole NumPy file of 0 bytes")
     with path.open("wb") as stream:
         np.savez(stream, clean.images.numpy())
-    refused(archive, clean, "snow.npy: not a whole NumPy file of .* an archive of arrays")
+    assert_refused(archive, clean, "snow.npy: not a whole NumPy file of .* an archive of arrays")
 
 
 class Evil:
@@ -121,50 +125,52 @@ class Evil:
 
 
 @pytest.mark.parametrize("name", ["snow.npy", "labels.npy"])
-def test_nothing_is_unpickled(archive, clean, name, monkeypatch, tmp_path):
+def test_load_corrupted_unpickles_nothing(archive, clean, name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     np.save(archive / name, np.array([Evil()], dtype=object), allow_pickle=True)
-    refused(archive, clean, f"{name}: not a whole NumPy file")
+    assert_refused(archive, clean, f"{name}: not a whole NumPy file")
     (archive / name).write_bytes(pickle.dumps(Evil()))
-    refused(archive, clean, f"{name}: not a whole NumPy file")
+    assert_refused(archive, clean, f"{name}: not a whole NumPy file")
     assert not Path("touched").exists()
 
 
 @pytest.mark.parametrize(
-    "shape, dtype, found",
+    "shape, dtype, description",
     [
         ((48, 32, 32, 3), np.uint8, "uint8 48 x 32 x 32 x 3"),
         ((60, 3, 32, 32), np.uint8, "uint8 60 x 3 x 32 x 32"),
         ((60, 32, 32, 3), np.float32, "float32 60"),
     ],
 )
-def test_other_shapes(archive, clean, shape, dtype, found):
+def test_load_corrupted_refuses_other_shapes(archive, clean, shape, dtype, description):
     np.save(archive / "snow.npy", np.zeros(shape, dtype))
-    refused(
-        archive, clean, f"expected uint8 60 x 32 x 32 x 3, five severities of the 12 clean test images, found {found}"
+    assert_refused(
+        archive,
+        clean,
+        f"expected uint8 60 x 32 x 32 x 3, five severities of the 12 clean test images, found {description}",
     )
 
 
-def test_labels_of_other_images(archive, clean):
+def test_load_corrupted_refuses_labels_of_other_images(archive, clean):
     labels = np.tile(clean.labels.numpy(), 5)
     labels[24 + 7] = (labels[24 + 7] + 1) % 10
     np.save(archive / "labels.npy", labels)
     assert len(load(archive, clean, severity=2)) == 12
-    refused(
+    assert_refused(
         archive,
         clean,
         f"1 labels are not those of the clean test images, first {labels[31]} at position 31",
         severity=3,
     )
     np.save(archive / "labels.npy", labels[:-1])
-    refused(archive, clean, "expected 60 or 12 whole numbers, found int64 59")
+    assert_refused(archive, clean, "expected 60 or 12 whole numbers, found int64 59")
     np.save(archive / "labels.npy", labels.astype(float))
-    refused(archive, clean, "found float64 60")
+    assert_refused(archive, clean, "found float64 60")
     (archive / "labels.npy").unlink()
-    refused(archive, clean, "labels.npy: missing")
+    assert_refused(archive, clean, "labels.npy: missing")
 
 
-def test_what_is_not_there(archive, clean, tmp_path):
+def test_load_corrupted_refuses_what_does_not_exist(archive, clean, tmp_path):
     with pytest.raises(ConfigError, match="no corruption 'fogg' in .*; did you mean 'fog'"):
         load(archive, clean, "fogg")
     with pytest.raises(ConfigError, match="no corruption"):
@@ -173,20 +179,20 @@ def test_what_is_not_there(archive, clean, tmp_path):
         load(archive, clean, severity=6)
     with pytest.raises(ConfigError, match="no corrupted set of 'digits'"):
         load(archive, clean, name="digits")
-    refused(
+    assert_refused(
         tmp_path / "nowhere", clean, r"nowhere does not exist; expected the extracted CIFAR-10-C.tar \(CORRUPTION.npy"
     )
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", clean, "empty holds no corruptions; expected")
+    assert_refused(tmp_path / "empty", clean, "empty holds no corruptions; expected")
 
 
-def test_another_number_of_images_is_an_objection(archive, clean):
+def test_load_corrupted_warns_about_another_number_of_images(archive, clean):
     with pytest.warns(UserWarning, match="the official set has 10,000 images, the clean one has 12"):
         load(archive, clean)
-    refused(archive, clean, "data.verify: strict", verify="strict")
+    assert_refused(archive, clean, "data.verify: strict", verify="strict")
 
 
-def test_a_corrupted_set_is_not_trained_on(archive):
+def test_load_refuses_to_train_on_a_corrupted_set(archive):
     with pytest.raises(ConfigError, match="cifar10_c is a corrupted test set .* train on cifar10"):
         data.load("cifar10_c", dir=str(archive))
 
@@ -217,22 +223,22 @@ NAMES = {
 
 @pytest.mark.parametrize("names", NAMES)
 @pytest.mark.parametrize("folders", ["names", "numbers"])
-def test_folders_come_in_the_order_of_the_clean_images(tmp_path, names, folders):
+def test_load_corrupted_orders_folders_like_the_clean_images(tmp_path, names, folders):
     write_cifar(tmp_path, "cifar10", num_test=60)
     clean = data.load("cifar10", dir=str(tmp_path)).test
     root = tmp_path / "C"
-    # the archive's names are equal in all our files, as its makers' never are
+    # image names are unique, as in the official archive; our files repeat them
     clean = data.ImageSet(**{**vars(clean), "files": tuple(f"x_s_{row:06d}" for row in range(60))})
     as_folders(root, clean, NAMES[names](clean), folder_of=str if folders == "numbers" else None)
     assert data.corrupted_available("cifar10_c", str(root)) == {"fog": [3]}
     if names.startswith("a number"):
         with pytest.warns(UserWarning, match="names do not tell which clean images"):
-            found = load(root, clean, "fog")
-        refused(root, clean, "data.verify: strict", corruption="fog", verify="strict")
+            corrupted = load(root, clean, "fog")
+        assert_refused(root, clean, "data.verify: strict", corruption="fog", verify="strict")
     else:
-        found = load(root, clean, "fog")
-    assert torch.equal(found.images, 255 - clean.images)
-    assert torch.equal(found.labels, clean.labels)
+        corrupted = load(root, clean, "fog")
+    assert torch.equal(corrupted.images, 255 - clean.images)
+    assert torch.equal(corrupted.labels, clean.labels)
 
 
 @pytest.fixture
@@ -244,7 +250,7 @@ def tiny(tmp_path) -> tuple[data.ImageSet, Path]:
     return clean, root
 
 
-def test_tiny_imagenet(tiny):
+def test_load_corrupted_reads_tiny_imagenet(tiny):
     clean, root = tiny
     assert torch.equal(load(root, clean, "fog", name="tiny_imagenet_c").images, 255 - clean.images)
     assert torch.equal(load(root.parent, clean, "fog", name="tiny_imagenet").images, 255 - clean.images)
@@ -252,39 +258,39 @@ def test_tiny_imagenet(tiny):
         load(root, clean, "fog", 5, name="tiny_imagenet_c")
 
 
-def test_files_that_are_wrong_are_named(tiny):
+def test_load_corrupted_names_wrong_files(tiny):
     clean, root = tiny
     folder = root / "fog" / "3"
     options = {"corruption": "fog", "name": "tiny_imagenet_c"}
     path = folder / clean.classes[int(clean.labels[4])] / "val_4.PNG"
     other = folder / clean.classes[int(clean.labels[5])] / path.name
     shutil.copy(path, other)
-    refused(
+    assert_refused(
         root, clean, "a second file of this name|val_4.PNG: the clean test image of this name is of class", **options
     )
     path.unlink()
-    refused(root, clean, f"{other}: the clean test image of this name is of class {path.parent.name}", **options)
+    assert_refused(root, clean, f"{other}: the clean test image of this name is of class {path.parent.name}", **options)
     other.rename(path)
     write_image(path.with_name("val_99.PNG"), 0)
-    refused(root, clean, "val_99.PNG: there is no clean test image of this name", **options)
+    assert_refused(root, clean, "val_99.PNG: there is no clean test image of this name", **options)
     path.with_name("val_99.PNG").rename(path)
     assert len(load(root, clean, **options)) == 7
     path.write_bytes(path.read_bytes()[:100])
-    refused(root, clean, "val_4.PNG: not a readable image", **options)
+    assert_refused(root, clean, "val_4.PNG: not a readable image", **options)
     path.unlink()
-    refused(root, clean, r"lacks 1 of the 7 test images, first that at position 4 \(val_4\)", **options)
+    assert_refused(root, clean, r"lacks 1 of the 7 test images, first that at position 4 \(val_4\)", **options)
     write_image(path, 0, size=32)
-    refused(root, clean, "expected 64 x 64 pixels, found 32 x 32", **options)
+    assert_refused(root, clean, "expected 64 x 64 pixels, found 32 x 32", **options)
     path.parent.rename(folder / "n00000001")
-    refused(root, clean, "n00000001: not one of the 3 classes of the clean test images", **options)
+    assert_refused(root, clean, "n00000001: not one of the 3 classes of the clean test images", **options)
 
 
-def test_without_names_the_classes_must_have_as_many(tiny):
+def test_load_corrupted_without_names_compares_class_sizes(tiny):
     clean, root = tiny
     unnamed = data.ImageSet(**{**vars(clean), "files": ()})
     victim = next((root / "fog" / "3" / clean.classes[0]).iterdir())
     victim.unlink()
-    refused(
+    assert_refused(
         root,
         unnamed,
         f"class {clean.classes[0]} has 1 images, the clean test part 2",
@@ -300,7 +306,7 @@ def pack(root: Path, *more: str) -> int:
     return main(["data", "pack", "--data", "tiny_imagenet_c", "--data-dir", str(root), *more])
 
 
-def test_a_pack_of_each_corruption_and_severity_is_the_same_images(tiny, tmp_path, monkeypatch, capsys):
+def test_data_pack_of_a_corrupted_set_has_the_same_images(tiny, tmp_path, monkeypatch, capsys):
     clean, root = tiny
     as_folders(root, clean, lambda position: f"{clean.files[position]}.PNG", severity=5)
     expected = {severity: load(root, clean, "fog", severity, name="tiny_imagenet_c").images for severity in (3, 5)}
@@ -325,10 +331,12 @@ def test_a_pack_of_each_corruption_and_severity_is_the_same_images(tiny, tmp_pat
     shutil.rmtree(root / "fog")
     same(root)
     other = data.ImageSet(**{**vars(clean), "labels": clean.labels.roll(1)})
-    refused(root, other, "the clean test image of this name is of class", corruption="fog", name="tiny_imagenet_c")
+    assert_refused(
+        root, other, "the clean test image of this name is of class", corruption="fog", name="tiny_imagenet_c"
+    )
 
 
-def test_a_pack_whose_files_have_changed_is_not_used(tiny, monkeypatch):
+def test_load_corrupted_ignores_a_stale_pack(tiny, monkeypatch):
     clean, root = tiny
     monkeypatch.setattr("mbcl.data.corrupted.official_sets._OFFICIAL", 7)
     options = {"corruption": "fog", "name": "tiny_imagenet_c"}
@@ -336,16 +344,16 @@ def test_a_pack_whose_files_have_changed_is_not_used(tiny, monkeypatch):
     path = next((root / "fog" / "3" / clean.classes[0]).iterdir())
     write_image(path, 5)
     with pytest.warns(UserWarning, match="fog-3.json is not used, the files have changed .*: 1 files, first fog/3/"):
-        found = load(root, clean, **options).images
-    refused(root, clean, "have changed .*data.verify: strict", verify="strict", **options)
+        images = load(root, clean, **options).images
+    assert_refused(root, clean, "have changed .*data.verify: strict", verify="strict", **options)
     assert pack(root) == 0
-    assert torch.equal(load(root, clean, verify="strict", **options).images, found)
+    assert torch.equal(load(root, clean, verify="strict", **options).images, images)
     pixels = next((root / "mbcl-pack").glob("*.npy"))
     pixels.write_bytes(pixels.read_bytes()[:-1])
-    refused(root, clean, f"{pixels}: damaged pack", **options)
+    assert_refused(root, clean, f"{pixels}: damaged pack", **options)
 
 
-def test_what_cannot_be_packed(archive, tiny, capsys):
+def test_data_pack_refuses_what_it_cannot_pack(archive, tiny, capsys):
     assert main(["data", "pack", "--data", "cifar10_c", "--data-dir", str(archive)]) == 2
     assert "holds no folders of images to pack; its archives are read as they are" in capsys.readouterr().err
     clean, root = tiny
@@ -357,7 +365,7 @@ def test_what_cannot_be_packed(archive, tiny, capsys):
     assert "--data-dir is not given; expected folders CORRUPTION/SEVERITY" in capsys.readouterr().err
 
 
-def test_the_home_of_nobody_is_bad_input(capsys):
+def test_corrupted_available_refuses_the_home_of_an_unknown_user(capsys):
     with pytest.raises(ConfigError, match="'~nobody_such/x', whose user has no home folder here"):
         data.corrupted_available("cifar10", "~nobody_such/x")
     options = ["--data", "image_folder", "--data-dir", "x", "--image-size", "8"]

@@ -1,4 +1,4 @@
-"""Layer 0: registry, seeding, embeddings, plans."""
+"""Plans and embeddings, ``check_plan``, the registry, seeding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def plan(rows, **more):
     return BatchPlan(torch.tensor(rows, dtype=torch.int64), "test", **more)
 
 
-def test_an_unknown_name_is_refused_with_the_nearest():
+def test_registry_resolves_aliases_and_suggests_the_nearest_name():
     registry: Registry[int] = Registry("fruit")
     registry.register("apple", aliases=("a",))(1)
     assert (registry["a"], registry.canonical("a"), registry.aliases("apple"), len(registry)) == (1, "apple", ("a",), 1)
@@ -30,14 +30,14 @@ def test_an_unknown_name_is_refused_with_the_nearest():
 
 
 @given(st.integers(), st.text(max_size=8), st.lists(st.integers(), max_size=3))
-def test_seeds_are_pure_and_in_range(seed, purpose, keys):
-    found = derive(seed, purpose, *keys)
-    assert found == derive(seed, purpose, *keys)
-    assert 0 <= found < 2**63
-    assert found != derive(seed + 1, purpose, *keys)
+def test_derive_is_pure_and_in_range(seed, purpose, keys):
+    value = derive(seed, purpose, *keys)
+    assert value == derive(seed, purpose, *keys)
+    assert 0 <= value < 2**63
+    assert value != derive(seed + 1, purpose, *keys)
 
 
-def test_generators_of_one_purpose_are_equal_and_of_two_differ():
+def test_generators_depend_on_seed_purpose_and_keys():
     assert numpy_generator(0, "a", 1).integers(1 << 30) == numpy_generator(0, "a", 1).integers(1 << 30)
     assert numpy_generator(0, "a", 1).integers(1 << 30) != numpy_generator(0, "b", 1).integers(1 << 30)
     first, second = (torch.rand(3, generator=torch_generator(0, "a")) for _ in range(2))
@@ -60,13 +60,13 @@ def test_generators_of_one_purpose_are_equal_and_of_two_differ():
         (torch.zeros(2, 1), torch.tensor([[float("inf")], [0.0]]), None, "z2: 1 of 2 rows are not finite, first row 0"),
     ],
 )
-def test_embeddings_that_are_none(z1, z2, indices, expected):
+def test_embeddings_refuse_bad_tensors(z1, z2, indices, expected):
     with pytest.raises(PlanError, match=expected):
         Embeddings(z1, z2, indices)
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 7, 1000])
-def test_rows_that_are_not_finite_are_counted_in_every_chunk(chunk, monkeypatch):
+def test_embeddings_count_non_finite_rows_in_every_chunk(chunk, monkeypatch):
     monkeypatch.setattr("mbcl.plan.CHUNK_ELEMENTS", chunk)
     z = torch.zeros(9, 2)
     Embeddings(z, z)
@@ -76,28 +76,28 @@ def test_rows_that_are_not_finite_are_counted_in_every_chunk(chunk, monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_raised_and_double_stays(dtype):
+def test_embeddings_widen_half_precision_and_keep_float64(dtype):
     half = torch.ones(2, 2, dtype=dtype)
     assert Embeddings(half, half).z1.dtype == torch.float32
     assert Embeddings(half.double(), half.double()).z2.dtype == torch.float64
 
 
-def test_ordered_puts_each_sample_at_its_position():
+def test_embeddings_ordered_sorts_samples_by_position():
     z = torch.arange(3.0)[:, None]
-    found = Embeddings(z, z + 10, torch.tensor([2, 0, 1])).ordered(3)
-    assert found.z1.flatten().tolist() == [1, 2, 0]
-    assert found.z2.flatten().tolist() == [11, 12, 10]
-    assert found.indices.tolist() == [0, 1, 2]
+    ordered = Embeddings(z, z + 10, torch.tensor([2, 0, 1])).ordered(3)
+    assert ordered.z1.flatten().tolist() == [1, 2, 0]
+    assert ordered.z2.flatten().tolist() == [11, 12, 10]
+    assert ordered.indices.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("indices", [[0, 1], [0, 1, 1], [0, 1, 3], [-1, 0, 1]])
-def test_ordered_needs_every_sample_once(indices):
+def test_embeddings_ordered_needs_every_sample_once(indices):
     z = torch.zeros(len(indices), 1)
     with pytest.raises(PlanError, match="each of the 3 samples once"):
         Embeddings(z, z, torch.tensor(indices)).ordered(3)
 
 
-def test_concatenation():
+def test_embeddings_concatenate_joins_parts():
     z = torch.zeros(2, 1)
     first, second = Embeddings(z, z, torch.tensor([0, 1])), Embeddings(z + 1, z, torch.tensor([2, 3]))
     assert Embeddings.concatenate([first]) is first
@@ -115,12 +115,12 @@ def test_concatenation():
         ([[0, 1], [1, 2]], "the plan visits a sample twice"),
     ],
 )
-def test_unsound_plans(rows, expected):
+def test_plan_validate_refuses_bad_plans(rows, expected):
     with pytest.raises(PlanError, match=expected):
         plan(rows).validate(5, distinct=True)
 
 
-def test_sound_plans_and_their_coverage():
+def test_plan_validate_accepts_good_plans_and_coverage_is_a_share():
     assert plan([[0, 1], [3, 2]]).validate(5, distinct=True).coverage(5) == 0.8
     assert plan([[0, 1], [1, 2]]).validate(5, distinct=False).coverage(5) == 0.6
     with pytest.raises(PlanError, match="empty"):
@@ -129,13 +129,13 @@ def test_sound_plans_and_their_coverage():
         BatchPlan(torch.zeros(3), "test")
 
 
-def test_the_digest_sees_order_and_shape():
+def test_plan_digest_depends_on_order_and_shape():
     digests = {plan([[0, 1], [2, 3]]).digest, plan([[2, 3], [0, 1]]).digest, plan([[0, 1, 2, 3]]).digest}
     assert len(digests) == 3
 
 
 @pytest.mark.parametrize("scores", [None, torch.tensor([0.5, 1.5], dtype=torch.float64)])
-def test_a_saved_plan_is_the_same_plan(tmp_path, scores):
+def test_plan_is_the_same_after_save_and_load(tmp_path, scores):
     before = plan([[0, 1], [2, 3]], seed=3, epoch=4, round=5, scores=scores)
     before.save(tmp_path / "plan.npz")
     after = BatchPlan.load(tmp_path / "plan.npz")
@@ -148,7 +148,7 @@ def test_a_saved_plan_is_the_same_plan(tmp_path, scores):
     assert sorted(stored.files) == ["batches", "digest", "epoch", "round", "sampler", "scores", "seed"]
 
 
-def test_bytes_are_the_files_content_and_a_failed_save_leaves_nothing(tmp_path):
+def test_plan_to_bytes_loads_as_a_file_and_a_failed_save_leaves_nothing(tmp_path):
     before = plan([[0, 1], [2, 3]], seed=3)
     (tmp_path / "plan.npz").write_bytes(before.to_bytes())
     assert BatchPlan.load(tmp_path / "plan.npz").digest == before.digest
@@ -158,7 +158,7 @@ def test_bytes_are_the_files_content_and_a_failed_save_leaves_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "plan.npz"]
 
 
-def test_damaged_plan_files(tmp_path):
+def test_plan_load_refuses_damaged_files(tmp_path):
     path = tmp_path / "plan.npz"
     with pytest.raises(PlanError, match="not a batch plan: .*plan.npz: cannot be read: No such file"):
         BatchPlan.load(path)
@@ -185,10 +185,10 @@ def test_damaged_plan_files(tmp_path):
         BatchPlan.load(path)
 
 
-def test_plans_that_keep_their_promise_pass_the_examination():
+def test_check_plan_accepts_plans_as_promised():
     shuffle = Shuffle(batch_size=2)
-    sound = plan([[0, 1], [3, 2]])
-    assert check_plan(sound, shuffle, 5) is sound
+    complete = plan([[0, 1], [3, 2]])
+    assert check_plan(complete, shuffle, 5) is complete
     scored = plan([[0, 1]], scores=torch.tensor([0.5], dtype=torch.float64))
     assert check_plan(scored, OSGD(batch_size=2, k=2, q=1), 5) is scored, "half of the samples are promised"
 
@@ -204,12 +204,12 @@ def test_plans_that_keep_their_promise_pass_the_examination():
         ([[0, 1], [2, 3]], {"scores": torch.tensor([1.0])}, "scores must be 2 finite numbers"),
     ],
 )
-def test_plans_that_break_their_promise(rows, more, expected):
+def test_check_plan_refuses_plans_that_break_the_promise(rows, more, expected):
     with pytest.raises(PlanError, match=expected):
         check_plan(plan(rows, **more), Shuffle(batch_size=2), 5)
 
 
-def test_a_sampler_that_may_repeat_but_covers_must_cover():
+def test_check_plan_requires_coverage_where_repeats_are_allowed():
     class Loose(Shuffle):
         no_repeats = False
 

@@ -1,4 +1,4 @@
-"""Whoever claimed a folder last may write into it, and nobody that was there before."""
+"""Ownership of a folder: only the run with the last claim may write (fencing tokens)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def store(request, tmp_path):
     return open_store(tmp_path if request.param == "path" else f"file://{tmp_path}")
 
 
-def test_only_the_last_claim_stands(store):
+def test_fenced_store_writes_with_the_last_claim_only(store):
     first = FencedStore(store, [claim(store)])
     first.write_bytes("a", b"1")
     second = FencedStore(store, [claim(store)])
@@ -41,59 +41,59 @@ def test_only_the_last_claim_stands(store):
     assert (first.read_bytes("a"), first.list("deep"), first.exists("b")) == (b"1", [], True)
 
 
-def test_a_folder_that_was_given_back_belongs_to_nobody(store):
+def test_fenced_store_refuses_to_write_after_release(store):
     fenced = FencedStore(store, [claim(store)])
     release(store)
     with pytest.raises(OwnershipError):
         fenced.write_bytes("a", b"1")
 
 
-def test_a_claim_without_a_folder_has_fallen_and_nobody_is_blamed(store):
+def test_fence_check_explains_a_missing_folder(store):
     with pytest.raises(OwnershipError, match=r"gone: has no \.owner: .* or this machine does not see"):
         Fence(store.child("gone").uri, "token").check()
 
 
-def test_a_claim_under_one_that_has_fallen_is_refused(store):
+def test_claim_under_a_lost_claim_is_refused(store):
     old = claim(store)
     trial = claim(store.child("trial"), under=[old])
     claim(store)
     with pytest.raises(OwnershipError):
         claim(store.child("trial"), under=[old])
-    trial.check()  # was not touched
+    trial.check()  # unchanged
 
 
-def _write_for_ever(folder: str, fence: Fence, begun: multiprocessing.synchronize.Event) -> None:
+def _write_in_a_loop(folder: str, fence: Fence, started: multiprocessing.synchronize.Event) -> None:
     store = FencedStore(open_store(folder), [fence])
     number = 0
     while True:
         store.write_bytes("value", f"{os.getpid()} {number}".encode() * 1000)
         number += 1
         if number == 20:
-            begun.set()
+            started.set()
 
 
 def _writer(tmp_path: Path) -> multiprocessing.Process:
     context = multiprocessing.get_context("spawn")
-    begun = context.Event()
-    arguments = (str(tmp_path), claim(open_store(tmp_path)), begun)
-    process = context.Process(target=_write_for_ever, args=arguments, daemon=True)
+    started = context.Event()
+    arguments = (str(tmp_path), claim(open_store(tmp_path)), started)
+    process = context.Process(target=_write_in_a_loop, args=arguments, daemon=True)
     process.start()
-    assert begun.wait(PATIENCE)
+    assert started.wait(PATIENCE)
     return process
 
 
-def test_a_process_that_writes_on_is_cut_off_by_the_claim_itself(tmp_path, monkeypatch):
-    """Not a moment later: what is there after the claim stays as it is."""
+def test_claim_stops_writes_of_the_previous_process_at_once(tmp_path, monkeypatch):
+    """The content after the claim does not change any more."""
     monkeypatch.setattr(ownership, "CLAIM_SECONDS", PATIENCE)
     process = _writer(tmp_path)
     claim(open_store(tmp_path))
-    seen = (tmp_path / "value").read_bytes()
+    content = (tmp_path / "value").read_bytes()
     process.join(PATIENCE)
-    assert process.exitcode == 1, "it goes on writing"
-    assert (tmp_path / "value").read_bytes() == seen
+    assert process.exitcode == 1, "the process continues to write"
+    assert (tmp_path / "value").read_bytes() == content
 
 
-def test_a_process_that_is_stopped_within_a_write_holds_a_claim_up_for_a_while_only(tmp_path, monkeypatch):
+def test_claim_waits_a_limited_time_for_a_stopped_writer(tmp_path, monkeypatch):
     claim(open_store(tmp_path))
     monkeypatch.setattr(ownership, "CLAIM_SECONDS", 0.2)
     with (tmp_path / OWNER_FILE).open("rb") as stream:
@@ -103,7 +103,7 @@ def test_a_process_that_is_stopped_within_a_write_holds_a_claim_up_for_a_while_o
     claim(open_store(tmp_path))
 
 
-def test_a_killed_writer_holds_nothing_up(tmp_path, monkeypatch):
+def test_claim_does_not_wait_for_a_killed_writer(tmp_path, monkeypatch):
     process = _writer(tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.join()

@@ -9,13 +9,13 @@ from mbcl.study.metric_glossary import direction, meaning, metric_order
 from mbcl.study.settings import settings_of
 
 
-def test_nulls_half_lines_and_repeated_epochs() -> None:
+def test_parse_history_skips_nulls_partial_lines_and_repeated_epochs() -> None:
     text = '{"epoch": 2, "a": 1}\n{"epoch": 1, "a": null, "b": NaN}\nnoise\n[1]\n{"a": 3}\n{"epoch": 2, "a": 5}\n'
     text += '{"epoch": 3, "a'
     assert parse_history(text) == [{"epoch": 1}, {"epoch": 2, "a": 5}]
 
 
-def test_curve_is_the_mean_and_the_range_over_finished_seeds(tmp_path: Path) -> None:
+def test_curve_is_the_mean_and_range_over_finished_seeds(tmp_path: Path) -> None:
     store, record = LocalStore(tmp_path), partial()
     write_histories(store, record)
     histories = read_histories(store, record)
@@ -31,7 +31,7 @@ def test_curve_is_the_mean_and_the_range_over_finished_seeds(tmp_path: Path) -> 
     assert curve(first, histories, "plan/lift") is None
 
 
-def test_seconds(tmp_path: Path) -> None:
+def test_stage_seconds_and_wall_seconds_sum_a_setting(tmp_path: Path) -> None:
     store, record = LocalStore(tmp_path), grid(FULL)
     write_histories(store, record)
     first = settings_of(record)[0]
@@ -42,7 +42,7 @@ def test_seconds(tmp_path: Path) -> None:
     assert wall_seconds(first)["training"] == 3.5
 
 
-def test_glossary() -> None:
+def test_metric_glossary_has_direction_meaning_and_order() -> None:
     assert (direction(TOP1), direction("retrieval/v2u/mean_rank"), direction("plan/lift")) == (1, -1, 0)
     assert "5 most similar" in meaning("retrieval/u2v/top5")
     assert meaning("something/else") == ""
@@ -57,7 +57,7 @@ def test_glossary() -> None:
     ]
 
 
-def test_wording() -> None:
+def test_wording_formats_numbers_times_and_lists() -> None:
     assert [number(v) for v in (0.12345, 1.5, 12.345, 0, 0.0, 1, 12345.6, 8000.0, None)] == [
         "0.1235",
         "1.500",

@@ -1,4 +1,4 @@
-"""Every mistake in a configuration is one line: the key, what was found, what is allowed."""
+"""Configuration: every error is one line with the key, the found and the allowed value; YAML, overrides, schedules."""
 
 from __future__ import annotations
 
@@ -66,26 +66,26 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("content", "expected"), WRONG, ids=[expected[3:50] for _, expected in WRONG])
-def test_one_line_for_every_mistake(content, expected):
+def test_validate_reports_every_mistake_in_one_line(content, expected):
     with pytest.raises(ConfigError) as caught:
         validate(Experiment, content, "x")
     assert str(caught.value).startswith(expected)
     assert "\n" not in str(caught.value)
 
 
-def test_several_mistakes_are_counted():
+def test_validate_counts_several_mistakes():
     with pytest.raises(ConfigError, match=r"unknown key.*\(and 1 more\)"):
         validate(Experiment, {"train": {"epochs": "x", "epoch": 1}}, "x")
 
 
-def test_published_names_and_defaults_are_resolved():
+def test_validate_resolves_aliases_and_defaults():
     experiment = validate(Experiment, {"sampler": {"name": "sc_even_kb_loose"}, "objective": {"name": "sim"}}, "x")
     assert experiment.sampler == {"name": "spectral", "k": 40, "temperature": 0.1, "mix": 0.0, "skip": 0}
     assert experiment.objective == {"name": "simclr", "temperature": 0.1}
     assert experiment.encoder["widths"] == [16, 32, 64]
 
 
-def test_a_schedule_is_a_step_function_that_survives_json():
+def test_schedule_is_a_step_function_and_round_trips_through_json():
     pool = "{pool: {10: 320, 0: 1280, 3: null}, mix: {2: 0.5}}"
     content = {"sampler": {"name": "kmeans", "pool": 640}, "planner": {"schedule": parse_yaml(pool, "y")}}
     experiment = validate(Experiment, content, "x")
@@ -96,38 +96,38 @@ def test_a_schedule_is_a_step_function_that_survives_json():
     assert used == [(1280, 0.0), (1280, 0.5), (None, 0.5), (None, 0.5), (320, 0.5), (320, 0.5)]
     assert {epoch: s.pool for epoch, s in again.samplers().items()} == {0: 1280, 2: 1280, 3: None, 10: 320}
     late = validate(Experiment, content | {"planner": {"schedule": {"pool": {5: 1280}}, "warmup_epochs": 7}}, "x")
-    assert late.build_sampler(4).pool == 640, "before the first step the sampler's own"
-    assert list(late.samplers()) == [7], "what the warm-up hides is not used"
+    assert late.build_sampler(4).pool == 640, "the sampler's own value before the first step"
+    assert list(late.samplers()) == [7], "steps within the warm-up are not used"
 
 
-def test_one_block_serves_samplers_that_lack_what_it_schedules():
-    """A grid has one ``planner`` block: what a sampler cannot use is said, not refused."""
-    for sampler, words in (
+def test_unused_planning_names_parameters_that_a_sampler_lacks():
+    """A grid has one ``planner`` block, so parameters that a sampler lacks give a message, not an error."""
+    for sampler, parts in (
         ({"name": "shuffle"}, []),
         ({"name": "kmeans"}, []),
         ({"name": "spectral"}, ["sampler 'spectral' has no parameter 'pool'", "it can schedule: k, mix"]),
     ):
         experiment = validate(Experiment, scheduled(sampler, mix={0: 0.5}, pool={1: 64}), "x")
         lines = experiment.unused_planning()
-        assert len(lines) == bool(words)
-        assert all(word in lines[0] for word in words)
+        assert len(lines) == bool(parts)
+        assert all(part in lines[0] for part in parts)
         assert experiment.build_sampler(1).batch_size == 32
 
 
-def test_the_digest_names_the_resolved_configuration_with_its_seed():
+def test_digest_depends_on_the_resolved_configuration_and_seed():
     short = validate(Experiment, {"sampler": {"name": "sc_even"}}, "x")
     long = validate(Experiment, {"sampler": {"name": "spectral", "k": 40, "temperature": 0.1}}, "x")
     other = validate(Experiment, {"sampler": {"name": "spectral", "k": 40}, "seed": 1}, "x")
     assert short.digest == long.digest != other.digest
 
 
-def test_a_dumped_experiment_is_the_same_experiment():
+def test_experiment_round_trips_through_model_dump():
     experiment = validate(Experiment, {"sampler": {"name": "osgd", "k": 4, "q": 2}, "seed": 3}, "x")
     assert validate(Experiment, experiment.model_dump(mode="json"), "x") == experiment
 
 
 @given(st.text(max_size=80))
-def test_any_text_is_yaml_or_a_clear_error(text):
+def test_parse_yaml_reads_any_text_or_raises_one_line(text):
     message = ""
     try:
         parse_yaml(text, "x")
@@ -137,7 +137,7 @@ def test_any_text_is_yaml_or_a_clear_error(text):
 
 
 @pytest.mark.parametrize("text", ["2024-13-45", "[" * 3000, "0x" + "f" * 5, "1:99999999999999999999", "&a [*a]"])
-def test_odd_values_are_values_or_one_line(text):
+def test_parse_yaml_reads_odd_values_or_raises_one_line(text):
     message = ""
     try:
         parse_yaml(text, "x")
@@ -147,7 +147,7 @@ def test_odd_values_are_values_or_one_line(text):
     assert (message != "") == (text.startswith(("2024", "[", "&")))
 
 
-def test_osgd_may_score_with_the_objective_that_is_trained():
+def test_build_sampler_gives_osgd_the_trained_objective():
     content = {
         "sampler": {"name": "osgd", "k": 4, "q": 2, "score": "objective"},
         "objective": {"name": "clip", "temperature": 0.5},
@@ -157,7 +157,7 @@ def test_osgd_may_score_with_the_objective_that_is_trained():
     assert sampler.objective.temperature == 0.5
 
 
-def test_yaml_that_would_run_code_and_keys_given_twice_are_refused():
+def test_parse_yaml_refuses_code_and_duplicate_keys():
     with pytest.raises(ConfigError, match="not YAML"):
         parse_yaml("!!python/object/apply:os.system ['true']", "x")
     with pytest.raises(ConfigError, match=r"x, line 2: not YAML: key 'a' is given twice"):
@@ -175,7 +175,7 @@ def test_yaml_that_would_run_code_and_keys_given_twice_are_refused():
         (b"a: \x07", "not YAML"),
     ],
 )
-def test_files_that_are_no_configuration(tmp_path, content, expected):
+def test_read_yaml_refuses_files_that_are_no_mapping(tmp_path, content, expected):
     path = tmp_path / "space.yaml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=expected) as caught:
@@ -184,17 +184,17 @@ def test_files_that_are_no_configuration(tmp_path, content, expected):
     assert "\n" not in str(caught.value)
 
 
-def test_merge_keys_are_yaml():
+def test_parse_yaml_supports_merge_keys():
     text = "base: &base {epochs: 3, batch_size: 16}\ntrain: {<<: *base, batch_size: 32}"
     assert parse_yaml(text, "x")["train"] == {"epochs": 3, "batch_size": 32}
 
 
-def test_a_missing_file(tmp_path):
+def test_read_yaml_names_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file or directory"):
         read_yaml(tmp_path / "none.yaml")
 
 
-def test_overrides_make_the_blocks_on_their_way():
+def test_apply_overrides_creates_missing_blocks():
     content = {"train": {"epochs": 3}}
     apply_overrides(content, ["train.epochs=2", "sampler={name: spectral, k: 4}", "a.b.c=x", "seeds=[0, 1]", "d="])
     assert content == {
@@ -207,17 +207,17 @@ def test_overrides_make_the_blocks_on_their_way():
 
 
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "a..b=1", ".a=1", "train.epochs=[", "name.x=1"])
-def test_overrides_that_are_none(override):
+def test_apply_overrides_refuses_bad_overrides(override):
     with pytest.raises(ConfigError):
         apply_overrides({"name": "samplers"}, [override])
 
 
-def test_a_path_through_a_value_is_refused():
+def test_set_path_refuses_a_path_through_a_value():
     with pytest.raises(ConfigError, match=r"a\.b\.c: a\.b is 3, not a block that could hold 'c'"):
         set_path({"a": {"b": 3}}, "a.b.c", 1)
 
 
-def test_an_experiment_is_read_from_a_space_file_or_from_its_block_alone(tmp_path):
+def test_read_experiment_takes_a_space_file_or_its_block(tmp_path):
     (tmp_path / "space.yaml").write_text("name: s\nexperiment: {seed: 3}\n")
     (tmp_path / "block.yaml").write_text("seed: 3\n")
     (tmp_path / "wrong.yaml").write_text("experiment: 3\n")
@@ -227,30 +227,30 @@ def test_an_experiment_is_read_from_a_space_file_or_from_its_block_alone(tmp_pat
 
 
 @pytest.mark.parametrize("text, number", [("1e-4", 1e-4), ("-2E5", -2e5), ("1.0e-4", 1e-4), ("3", 3)])
-def test_numbers_are_numbers_with_or_without_a_point(text, number):
+def test_parse_yaml_reads_exponents_without_a_point(text, number):
     assert parse_yaml(f"x: {text}", "test") == {"x": number}
 
 
-def test_words_that_look_like_numbers_stay_words():
+def test_parse_yaml_keeps_strings_that_resemble_numbers():
     assert parse_yaml("[1e, e4, 0-abc1e4, 1e-4x]", "test") == ["1e", "e4", "0-abc1e4", "1e-4x"]
 
 
-def test_what_no_epoch_will_use_is_said():
+def test_unused_planning_names_epochs_that_never_come():
     short = {"sampler": {"name": "spectral", "k": 4}, "train": {"epochs": 3}}
-    for planner, words in (
+    for planner, text in (
         ({"warmup_epochs": 2}, None),
         ({"warmup_epochs": 3}, "planner.warmup_epochs 3 leaves none of the 3 epochs"),
         ({"schedule": {"k": {50: 2}}}, "planner.schedule.k.50: there are 3 epochs, 0 to 2"),
     ):
         lines = validate(Experiment, {**short, "planner": planner}, "x").unused_planning()
-        assert len(lines) == (words is not None)
-        assert words is None or words in lines[0]
+        assert len(lines) == (text is not None)
+        assert text is None or text in lines[0]
     assert validate(Experiment, {"planner": {"warmup_epochs": 99}}, "x").unused_planning() == [], (
-        "shuffle plans nothing"
+        "shuffle makes no plan from embeddings"
     )
 
 
-def test_a_scheduled_step_counts_from_the_next_planned_epoch():
+def test_samplers_apply_a_step_at_the_next_planned_epoch():
     planner = {"warmup_epochs": 1, "every": 3, "schedule": {"k": {2: 8, 3: 2, 5: 3, 9: 5}}}
     content = {"sampler": {"name": "spectral", "k": 4}, "train": {"epochs": 10}, "planner": planner}
     experiment = validate(Experiment, content, "x")
@@ -259,7 +259,7 @@ def test_a_scheduled_step_counts_from_the_next_planned_epoch():
     assert {epoch: sampler.k for epoch, sampler in experiment.samplers().items()} == {1: 4, 4: 2, 7: 3}
 
 
-def test_the_key_that_is_wrong_is_named():
+def test_validate_names_the_wrong_key():
     content = {"sampler": {"name": "osgd", "k": 4, "q": 3}, "planner": {"schedule": {"k": {0: 2}}}}
     with pytest.raises(ConfigError, match=r"planner\.schedule\.k\.0: q must be at most k, found q = 3 and k = 2"):
         validate(Experiment, content, "x")

@@ -1,4 +1,4 @@
-"""Official idx files, written here: read whole, and every kind of damage told in one line."""
+"""Fashion-MNIST from idx files: reading, damage, download, checksums."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def idx(array: np.ndarray) -> bytes:
 
 def contents() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    found = {}
+    arrays = {}
     for part, num in PARTS.items():
-        found[f"{part}-images-idx3-ubyte"] = rng.integers(0, 256, (num, 28, 28), dtype=np.uint8)
-        found[f"{part}-labels-idx1-ubyte"] = rng.integers(0, 10, num, dtype=np.uint8)
-    return found
+        arrays[f"{part}-images-idx3-ubyte"] = rng.integers(0, 256, (num, 28, 28), dtype=np.uint8)
+        arrays[f"{part}-labels-idx1-ubyte"] = rng.integers(0, 10, num, dtype=np.uint8)
+    return arrays
 
 
 def write(folder: Path, *, gz: bool = False, **replaced: bytes) -> dict[str, np.ndarray]:
@@ -44,29 +44,29 @@ def write(folder: Path, *, gz: bool = False, **replaced: bytes) -> dict[str, np.
 
 @pytest.mark.parametrize("gz", [False, True])
 @pytest.mark.parametrize("layout", ["", "raw", "FashionMNIST/raw"])
-def test_reads_what_was_written(tmp_path, gz, layout):
+def test_fashion_mnist_reads_idx_files(tmp_path, gz, layout):
     arrays = write(tmp_path / layout, gz=gz)
     splits = data.load("fashion_mnist", dir=str(tmp_path))
-    for part, found in (("train", splits.train), ("t10k", splits.test)):
-        assert found.images.shape == (PARTS[part], 1, 28, 28)
-        assert found.images.dtype == torch.uint8
-        assert np.array_equal(found.images[:, 0].numpy(), arrays[f"{part}-images-idx3-ubyte"])
-        assert np.array_equal(found.labels.numpy(), arrays[f"{part}-labels-idx1-ubyte"])
-        assert found.image_size == 28
+    for part, images in (("train", splits.train), ("t10k", splits.test)):
+        assert images.images.shape == (PARTS[part], 1, 28, 28)
+        assert images.images.dtype == torch.uint8
+        assert np.array_equal(images.images[:, 0].numpy(), arrays[f"{part}-images-idx3-ubyte"])
+        assert np.array_equal(images.labels.numpy(), arrays[f"{part}-labels-idx1-ubyte"])
+        assert images.image_size == 28
 
 
-def test_agrees_with_torchvision(tmp_path):
+def test_fashion_mnist_equals_torchvision(tmp_path):
     from torchvision.datasets import FashionMNIST
 
     write(tmp_path / "FashionMNIST" / "raw")
     splits = data.load("fashion_mnist", dir=str(tmp_path))
-    for train, found in ((True, splits.train), (False, splits.test)):
-        theirs = FashionMNIST(root=str(tmp_path), train=train)
-        assert torch.equal(theirs.data, found.images[:, 0])
-        assert torch.equal(theirs.targets, found.labels)
+    for train, part in ((True, splits.train), (False, splits.test)):
+        expected = FashionMNIST(root=str(tmp_path), train=train)
+        assert torch.equal(expected.data, part.images[:, 0])
+        assert torch.equal(expected.targets, part.labels)
 
 
-def test_the_tilde_is_the_home_folder(tmp_path, monkeypatch):
+def test_fashion_mnist_expands_the_home_folder(tmp_path, monkeypatch):
     write(tmp_path / "clothes")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(data.load("fashion_mnist", dir="~/clothes").train) == 12
@@ -94,7 +94,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("gz", [False, True])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_told_in_one_line_with_the_file(tmp_path, damage, gz):
+def test_fashion_mnist_names_the_damaged_file_in_one_line(tmp_path, damage, gz):
     name, content, text = DAMAGE[damage]
     write(tmp_path, gz=gz, **{name: content})
     with pytest.raises(DataError, match=text) as caught:
@@ -103,7 +103,7 @@ def test_damage_is_told_in_one_line_with_the_file(tmp_path, damage, gz):
     assert "\n" not in str(caught.value)
 
 
-def test_a_header_that_promises_too_much_allocates_nothing(tmp_path):
+def test_fashion_mnist_allocates_nothing_for_a_too_large_header(tmp_path):
     huge = struct.pack(">BBBB3I", 0, 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1)
     write(tmp_path, train_images_idx3_ubyte=huge)
     with pytest.raises(DataError, match="truncated"):
@@ -113,20 +113,20 @@ def test_a_header_that_promises_too_much_allocates_nothing(tmp_path):
 @pytest.mark.parametrize(
     "damaged", [b"not gzip at all", gzip.compress(IMAGES)[:-20], b""], ids=["not gzip", "cut", "empty"]
 )
-def test_damaged_gzip(tmp_path, damaged):
+def test_fashion_mnist_refuses_damaged_gzip(tmp_path, damaged):
     write(tmp_path, gz=True)
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(damaged)
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte.gz: (damaged gzip|not an idx)"):
         data.load("fashion_mnist", dir=str(tmp_path))
 
 
-def test_train_and_test_of_different_sizes(tmp_path):
+def test_fashion_mnist_refuses_parts_of_different_sizes(tmp_path):
     write(tmp_path, t10k_images_idx3_ubyte=idx(np.zeros((5, 8, 8), np.uint8)))
     with pytest.raises(DataError, match=r"training images are \(28, 28\), test images \(8, 8\)"):
         data.load("fashion_mnist", dir=str(tmp_path))
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_fashion_mnist_names_a_missing_file(tmp_path):
     write(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(DataError, match="lacks t10k-labels-idx1-ubyte; expected train-images-idx3-ubyte"):
@@ -134,15 +134,15 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("folder, problem", [("nowhere", "does not exist"), ("", "holds none of the files")])
-def test_a_missing_folder_says_what_is_expected_and_how_to_get_it(tmp_path, folder, problem):
+def test_fashion_mnist_explains_a_missing_folder(tmp_path, folder, problem):
     with pytest.raises(DataError, match=problem) as caught:
         data.load("fashion_mnist", dir=str(tmp_path / folder))
-    for words in (str(tmp_path), "train-images-idx3-ubyte", "apt-get install dataset-fashion-mnist", "download: true"):
-        assert words in str(caught.value)
+    for text in (str(tmp_path), "train-images-idx3-ubyte", "apt-get install dataset-fashion-mnist", "download: true"):
+        assert text in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_without_a_folder_the_one_of_debian_is_read(tmp_path, monkeypatch):
+def test_fashion_mnist_reads_debians_folder_by_default(tmp_path, monkeypatch):
     monkeypatch.setattr("mbcl.data.datasets.fashion_mnist.DEBIAN_DIR", tmp_path / "package")
     with pytest.raises(DataError, match=r"package does not exist \(data.dir is not given\)"):
         data.load("fashion_mnist")
@@ -150,7 +150,7 @@ def test_without_a_folder_the_one_of_debian_is_read(tmp_path, monkeypatch):
     assert len(data.load("fashion_mnist").test) == 5
 
 
-def test_download_is_asked_of_torchvision_only_where_files_are_missing(tmp_path, monkeypatch):
+def test_fashion_mnist_downloads_only_missing_files(tmp_path, monkeypatch):
     def fetch(self, root, download):
         assert download
         write(Path(root) / "FashionMNIST" / "raw")
@@ -161,7 +161,7 @@ def test_download_is_asked_of_torchvision_only_where_files_are_missing(tmp_path,
     assert len(data.load("fashion_mnist", dir=str(tmp_path), download=True).train) == 12
 
 
-def test_a_failing_download(tmp_path, monkeypatch):
+def test_fashion_mnist_reports_a_failed_download(tmp_path, monkeypatch):
     def fail(self, root, download):
         raise RuntimeError("no\nnetwork")
 
@@ -175,7 +175,7 @@ def test_a_failing_download(tmp_path, monkeypatch):
 # -- checksums -----------------------------------------------------------------------------------------------------
 
 
-def test_files_that_are_not_official_are_told(tmp_path):
+def test_fashion_mnist_warns_about_unofficial_files(tmp_path):
     write(tmp_path)
     with pytest.warns(UserWarning, match="not the official checksum") as caught:
         data.load("fashion_mnist", dir=str(tmp_path))
@@ -190,13 +190,13 @@ def test_files_that_are_not_official_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("gz", [False, True])
-def test_official_is_the_content_or_the_file_that_torchvision_knows(tmp_path, monkeypatch, gz):
+def test_fashion_mnist_accepts_official_contents_or_archives(tmp_path, monkeypatch, gz):
     import hashlib
 
     arrays = write(tmp_path, gz=gz)
     if gz:
-        found = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in tmp_path.iterdir()]
-        monkeypatch.setattr("torchvision.datasets.FashionMNIST.resources", found)
+        resources = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in tmp_path.iterdir()]
+        monkeypatch.setattr("torchvision.datasets.FashionMNIST.resources", resources)
     else:
         sums = {name: hashlib.md5(idx(array)).hexdigest() for name, array in arrays.items()}
         monkeypatch.setattr("mbcl.data.datasets.fashion_mnist.CONTENT_MD5", sums)

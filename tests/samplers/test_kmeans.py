@@ -1,4 +1,4 @@
-"""``kmeans`` and ``refined``: the assignment, the swaps, cutting large pools, and the torch path beside the loops."""
+"""``kmeans`` and ``refined``: the assignment, the swaps, blocks of large pools, and torch against compiled loops."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> to
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def held(num_samples: int, classes: int = 12, dim: int = 8, noise: float = 0.5) -> Embeddings:
+def clustered_embeddings(num_samples: int, classes: int = 12, dim: int = 8, noise: float = 0.5) -> Embeddings:
     centres = normal(classes, dim, seed=1)[torch.arange(num_samples) % classes]
     views = normal(2, num_samples, dim, seed=2)
-    own = centres + noise * normal(num_samples, dim, seed=3)
-    return Embeddings(own + 0.3 * views[0], own + 0.3 * views[1])
+    samples = centres + noise * normal(num_samples, dim, seed=3)
+    return Embeddings(samples + 0.3 * views[0], samples + 0.3 * views[1])
 
 
 def mean_loss(u: torch.Tensor, v: torch.Tensor, rows: np.ndarray, temperature: float) -> float:
@@ -41,52 +41,52 @@ def mean_loss(u: torch.Tensor, v: torch.Tensor, rows: np.ndarray, temperature: f
     return float(nt_xent(u.double()[index], v.double()[index], temperature=temperature).mean())
 
 
-def slowly_by_regret(cost: np.ndarray, capacity: int) -> list[int]:
+def slow_greedy_by_regret(cost: np.ndarray, capacity: int) -> list[int]:
     cheapest = np.sort(cost, axis=1)
     order = sorted(range(len(cost)), key=lambda row: (cheapest[row, 0] - cheapest[row, 1], row))
-    room = [capacity] * cost.shape[1]
-    found = [-1] * len(cost)
+    capacity_left = [capacity] * cost.shape[1]
+    cluster = [-1] * len(cost)
     for row in order:
-        found[row] = min((cost[row, c], c) for c in range(len(room)) if room[c])[1]
-        room[found[row]] -= 1
-    return found
+        cluster[row] = min((cost[row, c], c) for c in range(len(capacity_left)) if capacity_left[c])[1]
+        capacity_left[cluster[row]] -= 1
+    return cluster
 
 
 @given(clusters=st.integers(2, 6), capacity=st.integers(1, 6), ties=st.booleans(), seed=st.integers(0, 999))
 @settings(max_examples=60, deadline=None)
-def test_greedy_assignment_in_loops_and_by_deferred_acceptance(
+def test_greedy_by_regret_equals_slow_and_deferred_acceptance(
     clusters: int, capacity: int, ties: bool, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     size = (clusters * capacity, clusters)
     cost = (rng.integers(0, 3, size) if ties else rng.normal(size=size)).astype(np.float32)
-    wanted = slowly_by_regret(cost, capacity)
+    expected = slow_greedy_by_regret(cost, capacity)
     both = torch.from_numpy(np.stack([cost, cost[::-1]]))
-    assert greedy_by_regret(both, capacity)[0].tolist() == wanted
+    assert greedy_by_regret(both, capacity)[0].tolist() == expected
     cheapest = both.topk(2, dim=2, largest=False).values
     order = (cheapest[:, :, 1] - cheapest[:, :, 0]).argsort(dim=1, descending=True, stable=True)
     assert torch.equal(fill_together(both, order, capacity), greedy_by_regret(both, capacity))
 
 
-def test_balanced_clusters_are_planted_ones_and_of_equal_size() -> None:
+def test_balanced_kmeans_recovers_planted_clusters_of_equal_size() -> None:
     centres = 5 * torch.eye(6).repeat_interleave(10, dim=0)
     x = torch.stack([centres + 0.1 * normal(60, 6, seed=seed) for seed in range(3)])
-    found = balanced_kmeans(x, 6, [0, 1, 2])
-    for clusters in found:
+    pools = balanced_kmeans(x, 6, [0, 1, 2])
+    for clusters in pools:
         assert len({tuple(group) for group in clusters.view(6, 10).tolist()}) == 6
         assert all(len(set(group)) == 1 for group in clusters.view(6, 10).tolist())
 
 
-def test_pools_planned_together_are_those_planned_alone() -> None:
+def test_balanced_kmeans_of_several_pools_equals_single_pools() -> None:
     x = normal(3, 60, 4)
-    together = balanced_kmeans(x, 5, [7, 8, 9])
+    batched = balanced_kmeans(x, 5, [7, 8, 9])
     for pool, seed in enumerate((7, 8, 9)):
-        assert torch.equal(balanced_kmeans(x[pool : pool + 1], 5, [seed])[0], together[pool])
+        assert torch.equal(balanced_kmeans(x[pool : pool + 1], 5, [seed])[0], batched[pool])
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
 @pytest.mark.parametrize("search", ["loops", "torch"])
-def test_every_sweep_raises_the_true_loss(search: str, temperature: float) -> None:
+def test_refine_raises_the_loss_in_every_sweep(search: str, temperature: float) -> None:
     u, v = unit(normal(96, 5)), unit(normal(96, 5) + 0.5 * normal(96, 5, seed=5))
     rows = np.random.default_rng(0).permutation(96).reshape(12, 8)
     losses = [mean_loss(u, v, rows, temperature)]
@@ -116,8 +116,8 @@ def hostile_views(seed: int, num_rows: int, dim: int = 3) -> tuple[torch.Tensor,
 
 @pytest.mark.parametrize("temperature", [0.006, 0.01, 0.02, 0.03, 0.1, 1.0])
 @pytest.mark.parametrize("batch_size", [4, 64, 512])
-def test_changes_are_those_of_the_loss(batch_size: int, temperature: float) -> None:
-    """Also where factors of a product span hundreds of orders of magnitude."""
+def test_change_of_equals_the_change_of_the_loss(batch_size: int, temperature: float) -> None:
+    """Holds where the factors of a product span hundreds of orders of magnitude."""
     from mbcl.samplers.kernels import swaps as loops
 
     u, v = hostile_views(batch_size, 2 * batch_size)
@@ -140,7 +140,7 @@ def test_changes_are_those_of_the_loss(batch_size: int, temperature: float) -> N
 
 @given(seed=st.integers(0, 10_000), temperature=st.sampled_from([0.006, 0.01, 0.03, 0.1]))
 @settings(max_examples=60, deadline=None)
-def test_no_sweep_lowers_the_loss_of_hostile_views(seed: int, temperature: float) -> None:
+def test_refine_never_lowers_the_loss_of_hostile_views(seed: int, temperature: float) -> None:
     u, v = hostile_views(seed, 32)
     rows = np.random.default_rng(seed).permutation(32).reshape(8, 4)
     loss = mean_loss(u, v, rows, temperature)
@@ -151,8 +151,8 @@ def test_no_sweep_lowers_the_loss_of_hostile_views(seed: int, temperature: float
         loss = later
 
 
-def test_no_single_swap_is_left_after_enough_sweeps() -> None:
-    """With all targets and partners on trial the search ends where no swap raises the loss, by trying each."""
+def test_refine_ends_where_no_swap_raises_the_loss() -> None:
+    """With all targets and partners tried, the search ends in a local optimum; the test tries every swap."""
     u, v = unit(normal(24, 3)), unit(normal(24, 3) + 0.3 * normal(24, 3, seed=5))
     rows = refine(u, v, np.arange(24).reshape(4, 6), temperature=0.2, sweeps=50, targets=3, partners=6)
     reached = mean_loss(u, v, rows, 0.2)
@@ -162,12 +162,12 @@ def test_no_single_swap_is_left_after_enough_sweeps() -> None:
             swapped = rows.copy()
             swapped[rows == i], swapped[rows == j] = j, i
             gains.append((mean_loss(u, v, swapped, 0.2) - reached) * 48)
-    # The table prunes a few swaps that say too little of themselves; none of weight is missed.
+    # The gain table prunes a few swaps of small estimated gain, but none with a large gain.
     assert max(gains) < 0.05
 
 
-def test_refined_is_at_least_kmeans_and_both_beat_random() -> None:
-    embeddings = held(600)
+def test_refined_has_a_higher_lift_than_kmeans_and_shuffle() -> None:
+    embeddings = clustered_embeddings(600)
     lifts = {
         sampler.name: quality(sampler.plan(600, embeddings), embeddings)["lift"]
         for sampler in (Shuffle(batch_size=10), KMeans(batch_size=10, pool=120), Refined(batch_size=10, pool=120))
@@ -184,7 +184,7 @@ def test_refined_is_at_least_kmeans_and_both_beat_random() -> None:
     seed=st.integers(0, 99),
 )
 @settings(max_examples=40, deadline=None)
-def test_blocks_are_whole_batches_and_a_partition(batches: int, block_batches: int, most: int, seed: int) -> None:
+def test_grouped_makes_blocks_of_whole_batches(batches: int, block_batches: int, most: int, seed: int) -> None:
     embeddings = Embeddings(normal(200, 3), normal(200, 3, seed=1))
     positions = np.random.default_rng(seed).permutation(200)[: batches * 4]
     with pytest.MonkeyPatch.context() as patch:
@@ -195,8 +195,8 @@ def test_blocks_are_whole_batches_and_a_partition(batches: int, block_batches: i
     assert sum(len(block) < block_batches * 4 for block in blocks) <= 1
 
 
-def test_block_bounds_the_work_and_changes_little() -> None:
-    embeddings = held(800)
+def test_refined_block_hardly_lowers_the_lift() -> None:
+    embeddings = clustered_embeddings(800)
     lifts = [
         quality(Refined(batch_size=8, pool=None, block=block).plan(800, embeddings), embeddings)["lift"]
         for block in (800, 200)
@@ -204,8 +204,8 @@ def test_block_bounds_the_work_and_changes_little() -> None:
     assert lifts[1] > 0.8 * lifts[0]
 
 
-def test_skip_holds_in_refined_batches() -> None:
-    embeddings = held(240, classes=40)
+def test_refined_skip_leaves_few_conflicts() -> None:
+    embeddings = clustered_embeddings(240, classes=40)
     plan = Refined(batch_size=8, pool=120, skip=3).plan(240, embeddings)
     total = 0
     for members in plan.batches.view(2, 120):
@@ -216,9 +216,9 @@ def test_skip_holds_in_refined_batches() -> None:
 
 @pytest.mark.parametrize("name", ["kmeans", "refined", "spectral"])
 @pytest.mark.parametrize("skip", [0, 1])
-def test_pools_planned_together_on_a_device_are_as_good(name: str, skip: int) -> None:
-    """What a GPU runs, here on the CPU, beside the compiled loops: the same pools and seeds."""
-    embeddings = held(600)
+def test_plan_on_device_has_the_quality_of_plan_pool(name: str, skip: int) -> None:
+    """The device path on the CPU against the compiled loops, with the same pools and seeds."""
+    embeddings = clustered_embeddings(600)
     sizes = {"k": 12} if name == "spectral" else {"pool": 120}
     sampler = mbcl.samplers.build(name, batch_size=10, skip=skip, **sizes)
     assert isinstance(sampler, PoolSampler)
@@ -227,24 +227,24 @@ def test_pools_planned_together_on_a_device_are_as_good(name: str, skip: int) ->
     with pytest.MonkeyPatch.context() as patch:
         for module in ("_lloyd", "_balanced"):
             patch.setattr(f"mbcl.samplers.{module}.available", lambda: False)
-        together = sampler.plan_on_device(embeddings, pools, seeds)
-    alone = [sampler.plan_pool(*item) for item in PoolItems(embeddings, pools, seeds)]
+        batched = sampler.plan_on_device(embeddings, pools, seeds)
+    single = [sampler.plan_pool(*item) for item in PoolItems(embeddings, pools, seeds)]
     losses = [
         quality(
             BatchPlan(torch.from_numpy(np.concatenate([p[q.rows] for p, q in zip(pools, plans, strict=True)])), name),
             embeddings,
         )["loss"]
-        for plans in (together, alone)
+        for plans in (batched, single)
     ]
-    # With neighbours to keep apart, a search of so few samples may end in another place, here a better one.
+    # With neighbours to separate, a search over few samples may end in another local optimum, here a better one.
     assert 0.99 * losses[1] <= losses[0] <= (1.05 if skip else 1.01) * losses[1]
     if name == "kmeans":
         assert all(
-            np.array_equal(np.sort(a.rows[:, 0]), np.sort(b.rows[:, 0])) for a, b in zip(together, alone, strict=True)
+            np.array_equal(np.sort(a.rows[:, 0]), np.sort(b.rows[:, 0])) for a, b in zip(batched, single, strict=True)
         )
 
 
-def test_without_numba_plans_are_as_good_and_importing_needs_none() -> None:
+def test_samplers_plan_equally_well_without_numba() -> None:
     code = (
         "import sys\n"
         "import importlib.util\n"
@@ -273,8 +273,8 @@ def test_without_numba_plans_are_as_good_and_importing_needs_none() -> None:
     assert without[1:] == pytest.approx(with_[1:], rel=0.02)
 
 
-def test_without_a_folder_for_compiled_loops_they_are_compiled_anew() -> None:
-    """As in a container with a read-only installation and no home."""
+def test_kernels_compile_without_a_cache_folder() -> None:
+    """A container with a read-only installation and no home directory has no cache folder."""
     code = """
 import logging, numba.core.caching as caching, numpy as np
 caching.CacheImpl._locator_classes = []
@@ -287,12 +287,12 @@ print(regrets(np.array([[3.0, 1.0, 2.5]])))
     assert done.stderr.count("no folder for compiled loops can be written to") == 1
 
 
-def test_importing_mbcl_does_not_import_numba() -> None:
+def test_mbcl_import_does_not_load_numba() -> None:
     code = "import sys, mbcl; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_bad_values() -> None:
+def test_kmeans_and_refined_refuse_bad_parameters() -> None:
     for name in ("kmeans", "refined"):
         with pytest.raises(ConfigError, match="pool must be at least the batch_size 32, or null, found 31"):
             mbcl.samplers.build(name, batch_size=32, pool=31)

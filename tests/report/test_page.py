@@ -31,7 +31,7 @@ HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)> $\\frac{ & \'
 
 
 class Page(HTMLParser):
-    """Collects what a browser would act on."""
+    """Collects the tags, attributes, ids and text of a page."""
 
     VOID = frozenset({"meta", "br", "img", "link", "input"})
 
@@ -64,7 +64,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def written(folder: Path, record: StudyRecord, *, histories: bool = True) -> str:
+def write_report(folder: Path, record: StudyRecord, *, histories: bool = True) -> str:
     store = LocalStore(folder)
     if histories:
         write_histories(store, record)
@@ -92,11 +92,11 @@ def check_self_contained(text: str) -> Page:
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("full")
     LocalStore(folder).write_bytes("space.yaml", b"name: <b>samplers</b>\n")
-    written(folder, grid(FULL))
+    write_report(folder, grid(FULL))
     return folder
 
 
-def test_a_finished_study(full: Path) -> None:
+def test_report_of_a_finished_study(full: Path) -> None:
     page = check_self_contained((full / "report.html").read_text(encoding="utf-8"))
     assert "spectral (k=4) is better than shuffle on retrieval/u2v/top1 by 0.0533" in page.text
     assert "No difference from shuffle is shown for osgd (k=20, q=5)" in page.text
@@ -109,15 +109,15 @@ def test_a_finished_study(full: Path) -> None:
     assert all(len(label) > 30 for label in labels)
 
 
-def test_every_number_of_the_results_table_is_in_the_summary(full: Path) -> None:
+def test_report_has_every_mean_and_interval(full: Path) -> None:
     page = Page((full / "report.html").read_text(encoding="utf-8"))
     for summary in summarise(grid(FULL)):
-        found = summary.metrics[TOP1]
-        assert f"{found.mean:.4f}" in page.text
-        assert f"{found.ci_low:.4f} to {found.ci_high:.4f}" in page.text
+        interval = summary.metrics[TOP1]
+        assert f"{interval.mean:.4f}" in page.text
+        assert f"{interval.ci_low:.4f} to {interval.ci_high:.4f}" in page.text
 
 
-def test_plots_are_pictures(full: Path) -> None:
+def test_report_plots_are_png_files(full: Path) -> None:
     names = {path.name for path in (full / "plots").iterdir()}
     assert names == {
         "final_retrieval_u2v_top1.png",
@@ -133,20 +133,20 @@ def test_plots_are_pictures(full: Path) -> None:
         assert len(content) > 4000
 
 
-def test_the_same_study_gives_the_same_files(full: Path, tmp_path: Path) -> None:
+def test_report_of_the_same_study_has_the_same_bytes(full: Path, tmp_path: Path) -> None:
     folder = tmp_path / full.name
     LocalStore(folder).write_bytes("space.yaml", b"name: <b>samplers</b>\n")
-    written(folder, grid(FULL))
+    write_report(folder, grid(FULL))
     for name in ("results.csv", "summary.csv", "comparison.csv", "report.html", "plots/time.png"):
         assert (folder / name).read_bytes() == (full / name).read_bytes()
 
 
-def test_every_evaluation_that_was_made_is_compared(tmp_path: Path) -> None:
+def test_report_compares_every_evaluation(tmp_path: Path) -> None:
     record = grid(FULL)
     for each in record.trials.values():
         value = each.metrics[TOP1] or 0.0
         each.metrics |= {"knn/top1": value / 3, "corrupted/clean/fog/3/top1": value / 4, "val/retrieval/top1": value}
-    written(tmp_path / "study", record)
+    write_report(tmp_path / "study", record)
     with (tmp_path / "study" / "comparison.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     compared = dict.fromkeys(row["metric"] for row in rows)
@@ -160,8 +160,8 @@ def test_every_evaluation_that_was_made_is_compared(tmp_path: Path) -> None:
     assert "On all other metrics of the evaluation" in page
 
 
-def test_a_partial_study(tmp_path: Path) -> None:
-    page = check_self_contained(written(tmp_path, partial()))
+def test_report_of_a_partial_study(tmp_path: Path) -> None:
+    page = check_self_contained(write_report(tmp_path, partial()))
     assert "Of 9 trials, 1 stopped, 1 failed and 2 pending" in page.text
     assert "so the answer may still change" in page.text
     assert "the loss is nan" in page.text
@@ -169,19 +169,19 @@ def test_a_partial_study(tmp_path: Path) -> None:
     assert " is better than" not in page.text
 
 
-def test_a_study_that_stopped_trials_says_so(tmp_path: Path) -> None:
+def test_report_explains_stopped_trials(tmp_path: Path) -> None:
     write_histories(LocalStore(tmp_path), raced(), epochs=2)
-    page = check_self_contained(written(tmp_path, raced()))
+    page = check_self_contained(write_report(tmp_path, raced()))
     assert "Of 9 trials, 3 stopped; only finished trials count here." in page.text
     assert "asha stopped 1 setting early, which have no final metrics" in page.text
     assert "picked by val/retrieval/top1 on seed 0, so what they reach there is flattered" in page.text
     assert "stopped by asha after 2 of 4 epochs (val/retrieval/top1 0.2500)" in page.text
     assert page.text.count("not begun: asha stopped this setting with seed 0") == 2
     assert "Stopped early, where the line ends: osgd" in page.text
-    assert "--resume" not in page.text, "a stopped trial is not missing"
+    assert "--resume" not in page.text, "a stopped trial needs no resume"
 
 
-def test_stale_plots_are_removed(tmp_path: Path) -> None:
+def test_report_removes_stale_plots(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     store.write_bytes("plots/final_old.png", b"old")
     write(store, grid({"shuffle": [0.5]}))
@@ -189,7 +189,7 @@ def test_stale_plots_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("record", "words"),
+    ("record", "text"),
     [
         (study([]), "This study has no trials."),
         (grid({"shuffle": [None, None]}), "No trial has finished, so there is no answer yet (2 pending)."),
@@ -202,13 +202,13 @@ def test_stale_plots_are_removed(tmp_path: Path) -> None:
     ],
     ids=["empty", "pending", "failed", "one seed", "one trial", "no baseline", "lost baseline", "no metric"],
 )
-def test_studies_with_little_in_them(tmp_path: Path, record: StudyRecord, words: str) -> None:
-    page = check_self_contained(written(tmp_path, record, histories=False))
-    assert words in page.text
+def test_report_of_a_study_with_few_results(tmp_path: Path, record: StudyRecord, text: str) -> None:
+    page = check_self_contained(write_report(tmp_path, record, histories=False))
+    assert text in page.text
     assert "is better than" not in page.text
 
 
-def test_hostile_names_and_errors_stay_text(tmp_path: Path) -> None:
+def test_report_escapes_hostile_names_and_errors(tmp_path: Path) -> None:
     trials = [
         trial(0, 0, 0, {"name": HOSTILE}, 0.5),
         trial(1, 0, 1, {"name": HOSTILE}, 0.6),
@@ -227,35 +227,35 @@ def test_hostile_names_and_errors_stay_text(tmp_path: Path) -> None:
     assert "{{ 7*7 }}" in page.text
 
 
-def test_many_settings_are_drawn_in_part(tmp_path: Path) -> None:
+def test_report_draws_some_of_many_settings(tmp_path: Path) -> None:
     blocks = [SHUFFLE, *(SPECTRAL | {"k": k} for k in range(1, 40))]
     trials = [trial(i, i, 0, block, i / 100) for i, block in enumerate(blocks)]
-    page = check_self_contained(written(tmp_path, study(trials), histories=False))
+    page = check_self_contained(write_report(tmp_path, study(trials), histories=False))
     assert "24 of 40 settings" in page.text
     assert "spectral (k=39)" in page.text
 
 
-def test_a_store_behind_a_uri(tmp_path: Path) -> None:
+def test_report_is_written_to_a_uri(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     write(open_store(f"file://{tmp_path}/bucket"), grid({"shuffle": [0.5, 0.6], "osgd": [0.5, 0.7]}))
     assert (tmp_path / "bucket" / "report.html").stat().st_size > 10_000
     assert (tmp_path / "bucket" / "plots" / "final_retrieval_u2v_top1.png").is_file()
 
 
-def test_a_claim_needs_to_survive_holms_correction() -> None:
-    # p is near 0.03 for spectral alone, so its interval excludes 0, but with two comparisons 0.06 remains.
+def test_answer_claims_only_what_holms_correction_keeps() -> None:
+    # p is near 0.03 for spectral, so its interval excludes 0, but Holm's p over two comparisons is 0.06.
     values = {"shuffle": [0.5, 0.5, 0.5], "osgd": [0.5, 0.4, 0.6], "spectral": [0.6, 0.7, 0.65]}
     record = grid(values)
     comparisons = compare(record, TOP1)
     assert comparisons[1].verdict == "better"
     assert comparisons[1].p_holm == pytest.approx(2 * (comparisons[1].p or 0))
     assert (comparisons[1].p_holm or 0) > 0.05
-    found = answer(record, summarise(record), comparisons, primary_metrics(record)[0])
-    assert found.headline == "No setting is shown to differ from shuffle on retrieval/u2v/top1."
-    assert "a hint, not a result" in found.details[0]
+    report = answer(record, summarise(record), comparisons, primary_metrics(record)[0])
+    assert report.headline == "No setting is shown to differ from shuffle on retrieval/u2v/top1."
+    assert "a hint, not a result" in report.details[0]
 
 
-def test_a_constant_difference_makes_no_claim_of_another_hint() -> None:
+def test_answer_corrects_for_constant_differences() -> None:
     values = {"shuffle": [0.5, 0.5, 0.5], "osgd": [0.625, 0.625, 0.625], "spectral": [0.6, 0.7, 0.65]}
     record = grid(values)
     comparisons = compare(record, TOP1)
@@ -263,16 +263,16 @@ def test_a_constant_difference_makes_no_claim_of_another_hint() -> None:
     assert comparisons[0].p_holm == 1.0
     assert comparisons[1].p_holm == pytest.approx(2 * (comparisons[1].p or 0))
     assert (comparisons[1].p_holm or 0) > 0.05
-    found = answer(record, summarise(record), comparisons, TOP1)
-    assert found.headline == "No setting is shown to differ from shuffle on retrieval/u2v/top1."
+    report = answer(record, summarise(record), comparisons, TOP1)
+    assert report.headline == "No setting is shown to differ from shuffle on retrieval/u2v/top1."
 
 
-def test_several_claims_in_one_answer() -> None:
+def test_answer_makes_several_claims() -> None:
     values = {"shuffle": [0.5, 0.5, 0.5], "osgd": [0.2, 0.21, 0.2], "spectral": [0.8, 0.81, 0.8]}
     record = grid(values, baseline={"sampler": "shuffle"})
-    found = answer(record, summarise(record), compare(record, TOP1), TOP1)
-    assert "spectral (k=4) is better than shuffle" in found.headline
-    assert "osgd (k=20, q=5) is worse than shuffle" in found.headline
+    report = answer(record, summarise(record), compare(record, TOP1), TOP1)
+    assert "spectral (k=4) is better than shuffle" in report.headline
+    assert "osgd (k=20, q=5) is worse than shuffle" in report.headline
     more = study(
         [
             trial(i, i // 3, i % 3, block, value + (i % 3) ** (1 + i // 3) / 100)
@@ -281,28 +281,28 @@ def test_several_claims_in_one_answer() -> None:
             )
         ]
     )
-    found = answer(more, summarise(more), compare(more, TOP1), TOP1)
-    assert found.headline.startswith("Better than shuffle on retrieval/u2v/top1: spectral (k=4) by 0.3067")
+    report = answer(more, summarise(more), compare(more, TOP1), TOP1)
+    assert report.headline.startswith("Better than shuffle on retrieval/u2v/top1: spectral (k=4) by 0.3067")
 
 
-def test_equal_differences_are_no_claim_however_small_their_p() -> None:
-    """Two seeds that both differ by one image of 360: no spread, and no certainty either."""
+def test_answer_claims_nothing_from_equal_differences() -> None:
+    """Two seeds that both differ by one image of 360: no spread, but no evidence either."""
     record = grid(
         {"shuffle": [0.5, 0.6], "osgd": [0.5, 0.6], "spectral": [0.5028, 0.6028]}, baseline={"sampler": "shuffle"}
     )
     comparisons = compare(record, TOP1)
-    found = answer(record, summarise(record), comparisons, TOP1)
-    assert found.headline == f"No setting is shown to differ from shuffle on {TOP1}."
-    assert any("exactly the same amount" in detail for detail in found.details)
+    report = answer(record, summarise(record), comparisons, TOP1)
+    assert report.headline == f"No setting is shown to differ from shuffle on {TOP1}."
+    assert any("exactly the same amount" in detail for detail in report.details)
     assert "better" not in second_opinion(comparisons)
 
 
-def test_the_package_does_not_load_matplotlib() -> None:
+def test_report_import_does_not_load_matplotlib() -> None:
     code = "import sys, mbcl.report; sys.exit(len({'matplotlib', 'torch', 'ray'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_drawing_leaves_no_settings_behind(tmp_path: Path) -> None:
+def test_report_leaves_matplotlibs_settings_unchanged(tmp_path: Path) -> None:
     import matplotlib
     from matplotlib._pylab_helpers import Gcf
 
@@ -312,8 +312,8 @@ def test_drawing_leaves_no_settings_behind(tmp_path: Path) -> None:
     assert Gcf.get_all_fig_managers() == []
 
 
-def test_many_settings_are_counted_not_named() -> None:
-    """A study of forty settings has an answer that can be read; the tables have the rest."""
+def test_answer_counts_many_settings() -> None:
+    """The answer stays short with thirty settings; the tables have the rest."""
     rows = [trial(seed, 0, seed, SHUFFLE, 0.5 + seed / 1000) for seed in range(3)]
     for k in range(1, 31):
         block = {"name": "spectral", "k": k}
@@ -321,11 +321,11 @@ def test_many_settings_are_counted_not_named() -> None:
         rows += [trial(3 * k + seed, k, seed, block, 0.6 + jitter[seed]) for seed in range(3)]
     record = study(rows)
     comparisons = compare(record, TOP1)
-    found = answer(record, summarise(record), comparisons, TOP1)
-    assert "spectral (k=1)" in found.headline
-    assert "spectral (k=2)" in found.headline
-    assert any("28 settings" in detail for detail in found.details)
-    assert len(" ".join(found.details)) < 400
+    report = answer(record, summarise(record), comparisons, TOP1)
+    assert "spectral (k=1)" in report.headline
+    assert "spectral (k=2)" in report.headline
+    assert any("28 settings" in detail for detail in report.details)
+    assert len(" ".join(report.details)) < 400
     rows = [
         row.model_copy(update={"metrics": {TOP1: 0.6 + row.setting / 100 + row.seed / 1e4}}) if row.setting else row
         for row in rows
@@ -339,10 +339,10 @@ def test_many_settings_are_counted_not_named() -> None:
     assert second_opinion(compare(study(rows), TOP1)) == "On retrieval/u2v/top1: 30 settings better."
 
 
-def test_the_lowest_is_best_where_lower_is_better() -> None:
+def test_answer_takes_the_lowest_where_lower_is_better() -> None:
     record = study([trial(i, i, 0, SHUFFLE, 0.0) for i in range(2)])
-    for i, found in enumerate(record.trials.values()):
-        found.metrics = {"synthetic/excess": 0.1 + i}
+    for i, each in enumerate(record.trials.values()):
+        each.metrics = {"synthetic/excess": 0.1 + i}
     record.baseline = {}
     assert primary_metrics(record) == ["synthetic/excess"]
     assert answer(record, summarise(record), [], "synthetic/excess").headline.startswith(
