@@ -1,4 +1,4 @@
-"""``mbcl evaluate`` as a user meets it."""
+"""The command ``mbcl evaluate``."""
 
 from __future__ import annotations
 
@@ -19,59 +19,59 @@ from mbcl.io.store import LocalStore
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
     runs.run(World(), folder, runs.experiment(train={"epochs": 3, "batch_size": 16, "keep_checkpoints": 2}))
-    # The best one is kept, too, and may be the first.
+    # The best checkpoint is kept, too, and may be the first.
     LocalStore(folder).delete("checkpoints/epoch_000001")
     return folder
 
 
 @pytest.fixture
-def call(trained, tmp_path, capsys):
-    def run(*words: str) -> dict:
-        assert main(["evaluate", "--checkpoint", str(trained), "--out", str(tmp_path), *words]) == 0
+def run_evaluate(trained, tmp_path, capsys):
+    def run(*options: str) -> dict:
+        assert main(["evaluate", "--checkpoint", str(trained), "--out", str(tmp_path), *options]) == 0
         return json.loads(capsys.readouterr().out)
 
     return run
 
 
-def test_flags_choose_metrics(call, tmp_path):
-    found = call(
+def test_evaluate_flags_choose_the_metrics(run_evaluate, tmp_path):
+    metrics = run_evaluate(
         "--metrics", "retrieval", "knn", "--corrupted", "--severity", "2", "--set", "corrupted.corruptions=[fog, snow]"
     )
     assert {"retrieval/u2v/top1", "knn/top1", "corrupted/within/2/u2v/top1", "corrupted/clean/snow/2/top1"} <= set(
-        found
+        metrics
     )
-    assert not [key for key in found if key.startswith("corrupted/") and "/2/" not in key]
+    assert not [key for key in metrics if key.startswith("corrupted/") and "/2/" not in key]
     stored = json.loads((tmp_path / "evaluation.json").read_text())
-    assert stored["metrics"] == found
+    assert stored["metrics"] == metrics
     assert stored["asked"]["settings"]["metrics"] == ["retrieval", "knn", "corrupted"]
 
 
-def test_several_epochs_are_evaluated_once(call, tmp_path):
-    words = ["--epochs", "-1", "2", "3", "--metrics", "knn", "--baselines", "random"]
-    found = call(*words)
-    assert list(found) == ["epoch_000000", "epoch_000002", "epoch_000003"]
-    assert found["epoch_000000"]["knn/top1"] == found["epoch_000000"]["baseline/random/knn/top1"]
+def test_evaluate_epochs_measures_each_checkpoint_once(run_evaluate, tmp_path):
+    options = ["--epochs", "-1", "2", "3", "--metrics", "knn", "--baselines", "random"]
+    metrics = run_evaluate(*options)
+    assert list(metrics) == ["epoch_000000", "epoch_000002", "epoch_000003"]
+    assert metrics["epoch_000000"]["knn/top1"] == metrics["epoch_000000"]["baseline/random/knn/top1"]
     files = sorted(tmp_path.glob("evaluations/*/evaluation.json"))
-    assert [json.loads(file.read_text())["metrics"] for file in files] == list(found.values())
+    assert [json.loads(file.read_text())["metrics"] for file in files] == list(metrics.values())
     before = [file.stat().st_mtime_ns for file in files]
-    assert call(*words) == found
-    assert [file.stat().st_mtime_ns for file in files] == before, "done is done"
-    last = call("--metrics", "knn", "--baselines", "random")
-    assert last == found["epoch_000003"]
-    assert call(*words, "--force") == found
+    assert run_evaluate(*options) == metrics
+    assert [file.stat().st_mtime_ns for file in files] == before, "stored evaluations are not measured again"
+    last = run_evaluate("--metrics", "knn", "--baselines", "random")
+    assert last == metrics["epoch_000003"]
+    assert run_evaluate(*options, "--force") == metrics
     assert [file.stat().st_mtime_ns for file in files] != before
 
 
-def test_an_export_gives_what_its_checkpoint_gives(trained, call, tmp_path, capsys):
+def test_evaluate_of_an_export_equals_its_checkpoint(trained, run_evaluate, tmp_path, capsys):
     exported = tmp_path / "exported"
     assert main(["export", "--checkpoint", str(trained), "--out", str(exported)]) == 0
     capsys.readouterr()
-    words = ["--metrics", "retrieval", "knn", "probe"]
-    assert main(["evaluate", "--checkpoint", str(exported), *words]) == 0
-    assert json.loads(capsys.readouterr().out) == call(*words)
+    options = ["--metrics", "retrieval", "knn", "probe"]
+    assert main(["evaluate", "--checkpoint", str(exported), *options]) == 0
+    assert json.loads(capsys.readouterr().out) == run_evaluate(*options)
     weights = exported / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert main(["evaluate", "--checkpoint", str(exported), *words]) == 2
+    assert main(["evaluate", "--checkpoint", str(exported), *options]) == 2
     assert "its export is damaged" in capsys.readouterr().err
 
 
@@ -93,7 +93,7 @@ def test_an_export_gives_what_its_checkpoint_gives(trained, call, tmp_path, caps
         (["--device", "nonsense"], "device 'nonsense' cannot be used here"),
     ],
 )
-def test_bad_flags_are_one_line_and_exit_code_2(trained, tmp_path, capsys, words, text):
+def test_evaluate_refuses_bad_flags_in_one_line_with_exit_code_2(trained, tmp_path, capsys, words, text):
     out = tmp_path / "out"
     assert main(["evaluate", "--checkpoint", str(trained), "--out", str(out), *words]) == 2
     err = capsys.readouterr().err
@@ -103,7 +103,7 @@ def test_bad_flags_are_one_line_and_exit_code_2(trained, tmp_path, capsys, words
     assert not out.exists()
 
 
-def test_a_damaged_checkpoint_is_refused_before_anything_is_evaluated(tmp_path, capsys):
+def test_evaluate_epochs_refuses_a_damaged_checkpoint_before_measuring(tmp_path, capsys):
     runs.run(World(), tmp_path, runs.experiment())
     state = tmp_path / "checkpoints" / "epoch_000002" / "state.pt"
     state.write_bytes(state.read_bytes()[:-1])
@@ -115,70 +115,70 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_evaluated(tmp_path, 
     assert "--epochs: chooses among all checkpoints" in capsys.readouterr().err
 
 
-def test_another_data_set_needs_the_same_channels(trained, tmp_path, capsys):
+def test_evaluate_data_refuses_another_number_of_channels(trained, tmp_path, capsys):
     from data.official import write_cifar
 
     write_cifar(tmp_path / "cifar", "cifar10")
-    words = ["--data", "cifar10", "--data-dir", str(tmp_path / "cifar"), "--out", str(tmp_path / "out")]
+    options = ["--data", "cifar10", "--data-dir", str(tmp_path / "cifar"), "--out", str(tmp_path / "out")]
     with pytest.warns(UserWarning, match="the official set has"):
-        assert main(["evaluate", "--checkpoint", str(trained), *words]) == 2
+        assert main(["evaluate", "--checkpoint", str(trained), *options]) == 2
     assert "found images of 3 channels, but checkpoint epoch_000003 was trained on 1" in capsys.readouterr().err
 
 
-def test_the_keys_that_help_names_are_those_that_there_are(capsys):
+def test_evaluate_help_names_every_key(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     out = capsys.readouterr().out
     keys = out[out.index("keys for --set:") : out.index("examples:")]
-    words = re.findall(r"([a-z_.]+)=(\[[^]]*\]|[^\s,]+)", keys)
-    overrides = [f"{key}={value}" for key, value in words]
+    settings = re.findall(r"([a-z_.]+)=(\[[^]]*\]|[^\s,]+)", keys)
+    overrides = [f"{key}={value}" for key, value in settings]
     content: dict = {}
     apply_overrides(content, overrides)
     assert validate(Evaluation, content, "help") == Evaluation(corrupted={"corruptions": ["fog", "snow"]})
-    named = {key for key, _ in words} | {"split", "metrics", "baselines", "corrupted.severities", "corrupted.dir"}
+    named = {key for key, _ in settings} | {"split", "metrics", "baselines", "corrupted.severities", "corrupted.dir"}
     blocks = {"corrupted": Corrupted, "knn": Neighbours, "probe": Probe}
-    there = {key for key in Evaluation.model_fields if key not in blocks}
-    assert named == there | {f"{name}.{key}" for name, block in blocks.items() for key in block.model_fields}
+    plain_keys = {key for key in Evaluation.model_fields if key not in blocks}
+    assert named == plain_keys | {f"{name}.{key}" for name, block in blocks.items() for key in block.model_fields}
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(trained, capsys):
+def test_evaluate_refuses_an_unwritable_folder_before_measuring(trained, capsys):
     assert main(["evaluate", "--checkpoint", str(trained), "--out", "/proc/nowhere"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: --out: /proc/nowhere cannot be written")
     assert err.count("\n") == 1, "nothing was measured"
 
 
-def test_what_is_replaced_is_said(trained, tmp_path, capsys):
-    def said(*words: str) -> str:
-        assert main(["evaluate", "--checkpoint", str(trained), "--out", str(tmp_path), *words]) == 0
+def test_evaluate_prints_a_note_when_it_replaces_an_evaluation(trained, tmp_path, capsys):
+    def printed_notes(*options: str) -> str:
+        assert main(["evaluate", "--checkpoint", str(trained), "--out", str(tmp_path), *options]) == 0
         return "".join(line for line in capsys.readouterr().err.splitlines(True) if line.startswith("note: "))
 
-    assert said("--metrics", "knn") == ""
-    assert said("--metrics", "knn", "repr") == "", "nothing is lost"
-    assert said("--metrics", "knn", "repr") == ""
-    note = said("--metrics", "retrieval", "--split", "train")
+    assert printed_notes("--metrics", "knn") == ""
+    assert printed_notes("--metrics", "knn", "repr") == "", "nothing is lost"
+    assert printed_notes("--metrics", "knn", "repr") == ""
+    note = printed_notes("--metrics", "retrieval", "--split", "train")
     assert note.startswith(f"note: {tmp_path}/evaluation.json will be replaced, which was asked for with ")
-    for words in ('metrics ["knn", "repr"]', "split test", "another --out keeps both\n"):
-        assert words in note
+    for text in ('metrics ["knn", "repr"]', "split test", "another --out keeps both\n"):
+        assert text in note
     assert note.count("\n") == 1
 
 
-def test_the_evaluation_of_a_sweeps_trial_is_not_replaced(tmp_path, capsys):
+def test_evaluate_never_replaces_the_evaluation_of_a_study(tmp_path, capsys):
     trial = tmp_path / "study" / "trials" / "000-abc"
     runs.run(World(), trial, runs.experiment())
-    words = ["evaluate", "--checkpoint", str(trial)]
-    assert main(words) == 0, "a folder that is called so without a study is anyone's"
+    command = ["evaluate", "--checkpoint", str(trial)]
+    assert main(command) == 0, "a folder of that name without a study is not protected"
     (tmp_path / "study" / "study.json").write_text("{}")
     before = (trial / "evaluation.json").read_bytes()
-    assert main(words) == 0, "what is there is shown"
+    assert main(command) == 0, "the stored evaluation is printed"
     capsys.readouterr()
-    for more in ([], ["--out", str(trial)], ["--checkpoint", str(trial / "checkpoints" / "epoch_000001")]):
-        assert main([*words, "--split", "train", *more]) == 2
+    for options in ([], ["--out", str(trial)], ["--checkpoint", str(trial / "checkpoints" / "epoch_000001")]):
+        assert main([*command, "--split", "train", *options]) == 2
         err = capsys.readouterr().err
         assert f"{trial}: belongs to the study {tmp_path / 'study'}" in err
         assert "--out" in err
         assert err.count("\n") == 1
     assert (trial / "evaluation.json").read_bytes() == before
-    assert main([*words, "--split", "train", "--out", str(tmp_path / "mine")]) == 0
-    assert main([*words, "--epochs", "1"]) == 0
+    assert main([*command, "--split", "train", "--out", str(tmp_path / "mine")]) == 0
+    assert main([*command, "--epochs", "1"]) == 0
     assert (trial / "evaluation.json").read_bytes() == before

@@ -1,4 +1,4 @@
-"""``mbcl plan`` as a user meets it: the plan's file, what is printed, one line for every mistake."""
+"""The command ``mbcl plan``: the written plan, the printed table, errors in one line."""
 
 from __future__ import annotations
 
@@ -40,69 +40,77 @@ def views(dim: int = 4) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture
-def held(tmp_path: Path) -> Path:
+def embeddings_path(tmp_path: Path) -> Path:
     z1, z2 = views()
     np.savez(tmp_path / "z.npz", z1=z1, z2=z2, labels=LABELS)
     return tmp_path / "z.npz"
 
 
-def plan(*words: str) -> int:
+def plan(*options: str) -> int:
     try:
-        return main(["plan", *words])
+        return main(["plan", *options])
     except SystemExit as exited:
         return int(exited.code or 0)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: str, code: int = 2) -> str:
-    """The one line that says why not."""
-    assert plan(*words) == code
-    found = capsys.readouterr()
-    assert found.out == ""
-    assert found.err.startswith("error: ")
-    assert found.err.count("\n") == 1
-    return found.err
+def error_line(capsys: pytest.CaptureFixture[str], *options: str, code: int = 2) -> str:
+    """The one line of error of a command that is refused."""
+    assert plan(*options) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
 
 
-def test_the_written_plan_is_the_samplers(held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_writes_the_plan_of_the_sampler(
+    embeddings_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "new" / "a.npz"
-    words = ["--embeddings", str(held), "--sampler", "{name: sc_even, k: 2}", "--set", "mix=0.25"]
-    assert plan(*words, "--batch-size", "16", "--seed", "3", "--epoch", "4", "--round", "1", "--out", str(out)) == 0
+    options = ["--embeddings", str(embeddings_path), "--sampler", "{name: sc_even, k: 2}", "--set", "mix=0.25"]
+    assert plan(*options, "--batch-size", "16", "--seed", "3", "--epoch", "4", "--round", "1", "--out", str(out)) == 0
     z1, z2 = (torch.from_numpy(z) for z in views())
     sampler = build("spectral", batch_size=16, k=2, mix=0.25)
-    wanted = sampler.plan(N, Embeddings(z1, z2), seed=3, epoch=4, round=1)
-    found = BatchPlan.load(out)
-    assert (found.digest, found.sampler, found.seed, found.epoch, found.round) == (wanted.digest, "spectral", 3, 4, 1)
+    expected_plan = sampler.plan(N, Embeddings(z1, z2), seed=3, epoch=4, round=1)
+    written = BatchPlan.load(out)
+    assert (written.digest, written.sampler, written.seed, written.epoch, written.round) == (
+        expected_plan.digest,
+        "spectral",
+        3,
+        4,
+        1,
+    )
     assert [path.name for path in out.parent.iterdir()] == ["a.npz"]
     text = capsys.readouterr().out
-    for words_of_it in (
+    for expected in (
         "8 of 16, 98.4615% of 130 samples",
-        wanted.digest,
+        expected_plan.digest,
         "times random batches",
         "same class",
         str(out),
     ):
-        assert words_of_it in text
+        assert expected in text
 
 
-def test_what_is_printed_is_what_the_library_measures(
-    held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_plan_prints_what_the_library_measures(
+    embeddings_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = ["--embeddings", str(held), "--batch-size", "10", "--seed", "2"]
+    common = ["--embeddings", str(embeddings_path), "--batch-size", "10", "--seed", "2"]
     assert plan(*common, "--sampler", "shuffle", "--out", str(tmp_path / "other.npz")) == 0
     capsys.readouterr()
     settings = ["--set", "skip=1", "--set", "pool=50"]
     compare = ["--compare", str(tmp_path / "other.npz"), "--check", "--json", "--temperature", "0.4"]
     assert plan(*common, "--sampler", "refined", *settings, *compare, "--out", str(tmp_path)) == 0
-    found = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     z = Embeddings(*(torch.from_numpy(view) for view in views()))
-    made, other = BatchPlan.load(tmp_path / "plan.npz"), BatchPlan.load(tmp_path / "other.npz")
-    nt_xent = quality(made, z, temperature=0.4, seed=2)
-    clip = quality(made, z, temperature=0.4, seed=2, loss="clip")
-    bound = upper_bound(made, z, temperature=0.4)
-    shared, same = overlap(made, other, N), same_class_share(made, torch.from_numpy(LABELS))
-    again = build("refined", batch_size=10, skip=1, pool=50).plan(N, z, seed=2)
-    assert found.pop("seconds") > 0
-    assert found == {
+    written, other = BatchPlan.load(tmp_path / "plan.npz"), BatchPlan.load(tmp_path / "other.npz")
+    nt_xent = quality(written, z, temperature=0.4, seed=2)
+    clip = quality(written, z, temperature=0.4, seed=2, loss="clip")
+    bound = upper_bound(written, z, temperature=0.4)
+    shared, same = overlap(written, other, N), same_class_share(written, torch.from_numpy(LABELS))
+    repeated = build("refined", batch_size=10, skip=1, pool=50).plan(N, z, seed=2)
+    assert printed.pop("seconds") > 0
+    assert printed == {
         "sampler": "refined",
         "parameters": repr(build("refined", batch_size=10, skip=1, pool=50)),
         "same_when_planned_again": True,
@@ -124,63 +132,69 @@ def test_what_is_printed_is_what_the_library_measures(
         "coverage_of_other": 1.0,
         "same_class": same.value,
         "same_class_of_random": same.expected,
-        "conflicts": again.conflicts,
-        "digest": again.digest,
+        "conflicts": repeated.conflicts,
+        "digest": repeated.digest,
         "plan": str(tmp_path / "plan.npz"),
     }
 
 
 @pytest.mark.parametrize(("setting", "expected"), [([], 0.2), (["--temperature", "0.5"], 0.5)])
-def test_the_temperature_is_the_samplers_unless_given(
-    setting: list[str], expected: float, held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_plan_temperature_defaults_to_that_of_the_sampler(
+    setting: list[str], expected: float, embeddings_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--embeddings", str(held), "--sampler", "{name: spectral, k: 2, temperature: 0.2}", "--json"]
-    assert plan(*words, *setting, "--out", str(tmp_path)) == 0
+    options = ["--embeddings", str(embeddings_path), "--sampler", "{name: spectral, k: 2, temperature: 0.2}", "--json"]
+    assert plan(*options, *setting, "--out", str(tmp_path)) == 0
     assert json.loads(capsys.readouterr().out)["temperature"] == expected
 
 
-def test_without_embeddings_nothing_is_said_about_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--num-samples", "50", "--sampler", "s", "--batch-size", "8", "--out", str(tmp_path)]
-    assert plan(*words) == 0
+def test_plan_without_embeddings_prints_no_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--num-samples", "50", "--sampler", "s", "--batch-size", "8", "--out", str(tmp_path)]
+    assert plan(*options) == 0
     text = capsys.readouterr().out
     assert "6 of 8, 96.0000% of 50 samples" in text
     assert "loss" not in text
     assert BatchPlan.load(tmp_path / "plan.npz").digest == Shuffle(batch_size=8).plan(50).digest
 
 
-def test_no_loss_at_all_is_null_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_json_has_null_for_ratios_of_a_zero_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     z = np.eye(8, dtype=np.float32)
     np.savez(tmp_path / "z.npz", z1=z, z2=z)
-    words = ["--embeddings", str(tmp_path / "z.npz"), "--sampler", "shuffle", "--batch-size", "4", "--json"]
-    assert plan(*words, "--temperature", "0.001", "--out", str(tmp_path)) == 0
+    options = ["--embeddings", str(tmp_path / "z.npz"), "--sampler", "shuffle", "--batch-size", "4", "--json"]
+    assert plan(*options, "--temperature", "0.001", "--out", str(tmp_path)) == 0
     text = capsys.readouterr().out
-    found = json.loads(text)
-    assert (found["loss"], found["lift"], found["loss_of_bound"]) == (0.0, None, None)
+    printed = json.loads(text)
+    assert (printed["loss"], printed["lift"], printed["loss_of_bound"]) == (0.0, None, None)
     assert "NaN" not in text
 
 
-def test_a_plan_is_replaced_only_on_demand(held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--embeddings", str(held), "--sampler", "shuffle"]
+def test_plan_replaces_a_file_only_with_overwrite(
+    embeddings_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--embeddings", str(embeddings_path), "--sampler", "shuffle"]
     out = tmp_path / "plan.npz"
-    assert plan(*words, "--out", str(out)) == 0
+    assert plan(*options, "--out", str(out)) == 0
     before = out.read_bytes()
     capsys.readouterr()
     for target in (str(out), str(tmp_path), f"{tmp_path}/"):
-        assert f"{out}: is there already; add --overwrite" in refused(capsys, *words, "--seed", "1", "--out", target)
+        assert f"{out}: is there already; add --overwrite" in error_line(
+            capsys, *options, "--seed", "1", "--out", target
+        )
     assert out.read_bytes() == before
-    assert plan(*words, "--seed", "1", "--overwrite", "--out", str(out)) == 0
+    assert plan(*options, "--seed", "1", "--overwrite", "--out", str(out)) == 0
     assert BatchPlan.load(out).seed == 1
 
 
-def test_relative_names(held: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_out_accepts_relative_files_and_folders(
+    embeddings_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for target, written in (("b.npz", "b.npz"), ("sub/c.npz", "sub/c.npz"), ("d", "d/plan.npz"), (".", "plan.npz")):
-        assert plan("--embeddings", held.name, "--sampler", "shuffle", "--out", target) == 0
+        assert plan("--embeddings", embeddings_path.name, "--sampler", "shuffle", "--out", target) == 0
         assert BatchPlan.load(tmp_path / written).batches.shape == (4, 32)
 
 
-def test_a_sampler_that_is_not_reproducible_is_caught(
-    held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_plan_check_refuses_a_sampler_that_is_not_reproducible(
+    embeddings_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
 
@@ -192,24 +206,32 @@ def test_a_sampler_that_is_not_reproducible_is_caught(
             return len(calls), round
 
     monkeypatch.setitem(SAMPLERS._parts, "restless", Restless)
-    words = ["--embeddings", str(held), "--sampler", "restless", "--check", "--out", str(tmp_path / "p.npz")]
-    assert "planned twice, the digests are " in refused(capsys, *words, code=1)
+    options = [
+        "--embeddings",
+        str(embeddings_path),
+        "--sampler",
+        "restless",
+        "--check",
+        "--out",
+        str(tmp_path / "p.npz"),
+    ]
+    assert "planned twice, the digests are " in error_line(capsys, *options, code=1)
     assert not (tmp_path / "p.npz").exists()
 
 
-def test_a_sampler_that_breaks_its_promise_is_caught(
-    held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_plan_refuses_a_plan_of_another_shape_than_promised(
+    embeddings_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Forgetful(Shuffle):
         name = "forgetful"
 
         def plan(self, *arguments: object, **keywords: object) -> BatchPlan:
-            whole = super().plan(*arguments, **keywords)  # type: ignore[arg-type]
-            return BatchPlan(whole.batches[1:], self.name)
+            full_plan = super().plan(*arguments, **keywords)  # type: ignore[arg-type]
+            return BatchPlan(full_plan.batches[1:], self.name)
 
     monkeypatch.setitem(SAMPLERS._parts, "forgetful", Forgetful)
-    words = ["--embeddings", str(held), "--sampler", "forgetful", "--out", str(tmp_path / "p.npz")]
-    assert "forgetful: (4, 32) batches were promised, found (3, 32)" in refused(capsys, *words, code=1)
+    options = ["--embeddings", str(embeddings_path), "--sampler", "forgetful", "--out", str(tmp_path / "p.npz")]
+    assert "forgetful: (4, 32) batches were promised, found (3, 32)" in error_line(capsys, *options, code=1)
 
 
 @pytest.mark.parametrize(
@@ -241,32 +263,40 @@ def test_a_sampler_that_breaks_its_promise_is_caught(
         ([], "the following arguments are required: --sampler"),
     ],
 )
-def test_mistakes_of_the_command_line(
+def test_plan_refuses_bad_options_in_one_line(
     words: list[str],
     expected: str,
-    held: Path,
+    embeddings_path: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert expected in refused(capsys, "--embeddings", str(held), "--out", "p", *words)
+    assert expected in error_line(capsys, "--embeddings", str(embeddings_path), "--out", "p", *words)
     assert [path.name for path in tmp_path.iterdir()] == ["z.npz"]
 
 
-def test_embeddings_or_their_number_and_plans_of_others(
-    held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_plan_refuses_missing_embeddings_and_plans_of_other_samples(
+    embeddings_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "p.npz")]
-    assert "give either" in refused(capsys, "--sampler", "shuffle", *out)
+    assert "give either" in error_line(capsys, "--sampler", "shuffle", *out)
     few = ["--num-samples", "0", "--sampler", "shuffle", *out]
-    assert "--num-samples must be a whole number >= 1, found 0" in refused(capsys, *few)
-    words = ["--num-samples", "50", "--sampler", "kmeans", *out]
-    assert "sampler 'kmeans' plans from embeddings; give --embeddings FILE" in refused(capsys, *words)
+    assert "--num-samples must be a whole number >= 1, found 0" in error_line(capsys, *few)
+    options = ["--num-samples", "50", "--sampler", "kmeans", *out]
+    assert "sampler 'kmeans' plans from embeddings; give --embeddings FILE" in error_line(capsys, *options)
     Shuffle(batch_size=8).plan(N + 20).save(tmp_path / "larger.npz")
-    words = ["--embeddings", str(held), "--sampler", "shuffle", "--compare", str(tmp_path / "larger.npz"), *out]
-    assert "--compare: a plan of other samples: shuffle: positions must be in 0..129" in refused(capsys, *words)
-    assert "--compare: not a batch plan: " in refused(capsys, *words[:-4], "--compare", str(held), *out)
+    options = [
+        "--embeddings",
+        str(embeddings_path),
+        "--sampler",
+        "shuffle",
+        "--compare",
+        str(tmp_path / "larger.npz"),
+        *out,
+    ]
+    assert "--compare: a plan of other samples: shuffle: positions must be in 0..129" in error_line(capsys, *options)
+    assert "--compare: not a batch plan: " in error_line(capsys, *options[:-4], "--compare", str(embeddings_path), *out)
 
 
 Z1, Z2 = views()
@@ -316,24 +346,24 @@ HOSTILE: dict[str, tuple[dict[str, np.ndarray], str]] = {
 
 @pytest.mark.parametrize("sampler", ["shuffle", "kmeans"])
 @pytest.mark.parametrize("case", HOSTILE)
-def test_arrays_that_are_no_embeddings(
+def test_plan_refuses_invalid_arrays(
     case: str, sampler: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arrays, expected = HOSTILE[case]
     np.savez(tmp_path / "z.npz", **arrays)  # type: ignore[arg-type]
-    words = ["--embeddings", str(tmp_path / "z.npz"), "--sampler", sampler, "--out", str(tmp_path / "p")]
-    line = refused(capsys, *words)
+    options = ["--embeddings", str(tmp_path / "z.npz"), "--sampler", sampler, "--out", str(tmp_path / "p")]
+    line = error_line(capsys, *options)
     assert expected in line
     assert case == "no rows" or line.startswith(f"error: {tmp_path / 'z.npz'}: "), "the file is named"
     assert line.count("z.npz: ") <= 1
 
 
-def whole(path: Path) -> bytes:
+def valid_bytes(path: Path) -> bytes:
     np.savez(path, z1=Z1, z2=Z2)
     return path.read_bytes()
 
 
-def bare(path: Path) -> None:
+def single_array(path: Path) -> None:
     with path.open("wb") as stream:
         np.save(stream, Z1)
 
@@ -343,44 +373,49 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a folder": (lambda path: path.mkdir(), "cannot be read: Is a directory"),
     "empty": (lambda path: path.touch(), "not an .npz file"),
     "words": (lambda path: path.write_text("z1,z2\n1,2\n"), "not an .npz file"),
-    "half": (lambda path: path.write_bytes(whole(path)[:2000]), "not an .npz file"),
+    "half": (lambda path: path.write_bytes(valid_bytes(path)[:2000]), "not an .npz file"),
     "a pickle": (lambda path: path.write_bytes(b"\x80\x04K\x01."), "not an .npz file"),
-    "one array": (bare, "holds a single array, expected an .npz file with z1, z2"),
+    "one array": (single_array, "holds a single array, expected an .npz file with z1, z2"),
     "a flipped bit": (
-        lambda path: path.write_bytes(whole(path).replace(Z1.tobytes()[:8], b"\xff" * 8)),
+        lambda path: path.write_bytes(valid_bytes(path).replace(Z1.tobytes()[:8], b"\xff" * 8)),
         "array 'z1' is damaged",
     ),
-    "a torn header": (lambda path: path.write_bytes(whole(path).replace(b"'descr'", b"'DESCR'")), "'z1' is damaged"),
+    "a torn header": (
+        lambda path: path.write_bytes(valid_bytes(path).replace(b"'descr'", b"'DESCR'")),
+        "'z1' is damaged",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_files_that_are_no_embeddings(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_refuses_invalid_embedding_files(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write, expected = FILES[case]
     write(tmp_path / "z.npz")
-    words = ["--embeddings", str(tmp_path / "z.npz"), "--sampler", "shuffle", "--out", str(tmp_path / "p")]
-    line = refused(capsys, *words)
+    options = ["--embeddings", str(tmp_path / "z.npz"), "--sampler", "shuffle", "--out", str(tmp_path / "p")]
+    line = error_line(capsys, *options)
     assert line.count(f"{tmp_path / 'z.npz'}: ") == 1
     assert expected in line
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in UNUSUAL])
 @pytest.mark.parametrize("batch_size", [32, N])
-def test_every_sampler_by_name(name: str, batch_size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    held = tmp_path / "double.npz"  # in float64 one batch of all samples reaches the bound to its last digits
-    np.savez(held, z1=Z1.astype(np.float64), z2=Z2.astype(np.float64))
-    words = ["--embeddings", str(held), "--sampler", name, "--batch-size", str(batch_size), "--json"]
-    known = inspect.signature(SAMPLERS[name], eval_str=True).parameters
-    whole = [key for key in ("k", "pool") if key in known and known[key].annotation == int | None]
-    words += [word for key in whole for word in ("--set", f"{key}=null")]
-    assert plan(*words, "--out", str(tmp_path / "plan.npz")) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["batches"] == N // batch_size
-    assert 0 < found["loss_of_bound"] <= 1 + 1e-9
+def test_plan_runs_every_sampler(
+    name: str, batch_size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    embeddings_path = tmp_path / "double.npz"  # in float64 one batch of all samples equals the bound to the last digits
+    np.savez(embeddings_path, z1=Z1.astype(np.float64), z2=Z2.astype(np.float64))
+    options = ["--embeddings", str(embeddings_path), "--sampler", name, "--batch-size", str(batch_size), "--json"]
+    parameters = inspect.signature(SAMPLERS[name], eval_str=True).parameters
+    unlimited = [key for key in ("k", "pool") if key in parameters and parameters[key].annotation == int | None]
+    options += [option for key in unlimited for option in ("--set", f"{key}=null")]
+    assert plan(*options, "--out", str(tmp_path / "plan.npz")) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["batches"] == N // batch_size
+    assert 0 < printed["loss_of_bound"] <= 1 + 1e-9
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])
-def test_rows_and_labels_in_any_order_and_of_any_precision(
+def test_read_embeddings_orders_rows_and_labels_of_any_precision(
     dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     order = np.random.default_rng(1).permutation(N)
@@ -388,18 +423,18 @@ def test_rows_and_labels_in_any_order_and_of_any_precision(
     arrays = {"z1": Z1[order].astype(dtype), "z2": Z2[order].astype(dtype), "labels": names[order]}
     np.savez(tmp_path / "z.npz", **arrays, indices=order.astype(np.uint16))
     (tmp_path / "z.npz").chmod(0o444)
-    found, labels = read_embeddings(tmp_path / "z.npz")
-    assert found.z1.dtype == (torch.float64 if dtype is np.float64 else torch.float32)
-    assert torch.equal(found.z1, torch.from_numpy(Z1.astype(dtype).astype(found.z1.numpy().dtype)))
+    embeddings, labels = read_embeddings(tmp_path / "z.npz")
+    assert embeddings.z1.dtype == (torch.float64 if dtype is np.float64 else torch.float32)
+    assert torch.equal(embeddings.z1, torch.from_numpy(Z1.astype(dtype).astype(embeddings.z1.numpy().dtype)))
     assert labels is not None
     assert labels.tolist() == LABELS.tolist()
-    words = ["--embeddings", str(tmp_path / "z.npz"), "--sampler", "{name: kmeans, pool: null}", "--json"]
-    assert plan(*words, "--out", str(tmp_path)) == 0
+    options = ["--embeddings", str(tmp_path / "z.npz"), "--sampler", "{name: kmeans, pool: null}", "--json"]
+    assert plan(*options, "--out", str(tmp_path)) == 0
     assert json.loads(capsys.readouterr().out)["same_class_of_random"] == pytest.approx(25 / 129)
 
 
-def test_an_array_that_no_memory_holds(tmp_path: Path) -> None:
-    """A header may promise anything."""
+def test_read_embeddings_refuses_an_array_larger_than_memory(tmp_path: Path) -> None:
+    """The header of an array may name any shape."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**15, 4)})
     with zipfile.ZipFile(tmp_path / "z.npz", "w") as archive:
@@ -409,7 +444,7 @@ def test_an_array_that_no_memory_holds(tmp_path: Path) -> None:
         read_embeddings(tmp_path / "z.npz")
 
 
-def test_help_is_quick_and_loads_nothing_heavy() -> None:
+def test_plan_help_imports_no_heavy_package() -> None:
     code = (
         "import sys\n"
         "from mbcl.cli import main\n"
@@ -418,35 +453,37 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
         "loaded = [name for name in ('torch', 'numpy', 'numba', 'pydantic', 'rich') if name in sys.modules]\n"
         "assert not loaded, loaded"
     )
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
     )
-    assert found.returncode == 0, found.stderr
-    assert "--embeddings" in found.stdout
+    assert result.returncode == 0, result.stderr
+    assert "--embeddings" in result.stdout
 
 
 @pytest.mark.parametrize("option", ["--embeddings", "--compare"])
-def test_what_is_read_is_never_replaced(
-    option: str, held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_plan_never_overwrites_its_input(
+    option: str, embeddings_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other.npz"
-    assert plan("--embeddings", str(held), "--sampler", "shuffle", "--out", str(other)) == 0
-    source = held if option == "--embeddings" else other
+    assert plan("--embeddings", str(embeddings_path), "--sampler", "shuffle", "--out", str(other)) == 0
+    source = embeddings_path if option == "--embeddings" else other
     before = source.read_bytes()
-    words = ["--embeddings", str(held), "--compare", str(other), "--sampler", "shuffle"]
-    assert plan(*words, "--overwrite", "--out", str(source)) == 2
+    options = ["--embeddings", str(embeddings_path), "--compare", str(other), "--sampler", "shuffle"]
+    assert plan(*options, "--overwrite", "--out", str(source)) == 2
     assert f"is what {option} names" in capsys.readouterr().err
     assert source.read_bytes() == before
 
 
-def test_a_plan_that_cannot_be_written(held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_reports_a_file_name_that_is_too_long(
+    embeddings_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     name = tmp_path / ("n" * 300 + ".npz")
-    assert plan("--embeddings", str(held), "--sampler", "shuffle", "--out", str(name)) == 2
+    assert plan("--embeddings", str(embeddings_path), "--sampler", "shuffle", "--out", str(name)) == 2
     assert "File name too long" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
-def stored() -> bytes:
+def valid_file() -> bytes:
     stream = io.BytesIO()
     z1, z2 = views()
     np.savez_compressed(stream, z1=z1[:20], z2=z2[:20])
@@ -455,27 +492,27 @@ def stored() -> bytes:
 
 @given(data=st.data())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_damaged_files_are_one_line(data: st.DataObject, stored: bytes, tmp_path: Path) -> None:
-    """Any byte of it, in the archive's directory too."""
-    damaged = bytearray(stored)
+def test_read_arrays_raises_only_config_errors_for_damaged_files(
+    data: st.DataObject, valid_file: bytes, tmp_path: Path
+) -> None:
+    """Any byte may be damaged, also in the directory of the archive."""
+    damaged = bytearray(valid_file)
     near_end = data.draw(st.booleans())
-    low = len(stored) - 200 if near_end else 0
+    low = len(valid_file) - 200 if near_end else 0
     for _ in range(data.draw(st.integers(1, 3))):
-        damaged[data.draw(st.integers(low, len(stored) - 1))] = data.draw(st.integers(0, 255))
+        damaged[data.draw(st.integers(low, len(valid_file) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path / "damaged.npz"
     path.write_bytes(bytes(damaged))
     with contextlib.suppress(ConfigError):
         read_arrays(path, ("z1", "z2"))
 
 
-def test_indices_labels_and_temperatures_that_mean_nothing_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plan_names_invalid_indices_labels_and_temperatures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     z1, z2 = views()
     shifted, unlabelled = tmp_path / "shifted.npz", tmp_path / "unlabelled.npz"
     np.savez(shifted, z1=z1, z2=z2, indices=np.arange(N) - 1)
     np.savez(unlabelled, z1=z1, z2=z2, labels=np.where(np.arange(N) < 3, np.nan, 1.0))
-    for words, said in (
+    for options, message in (
         (
             ["--embeddings", str(shifted)],
             f"found {N} rows of {N} samples, at positions -1 to {N - 2}; allowed",
@@ -484,15 +521,17 @@ def test_indices_labels_and_temperatures_that_mean_nothing_are_named(
         (["--num-samples", "100", "--temperature", "0.2"], "--temperature: losses are measured on embeddings"),
         (["--num-samples", "100", "--set", "k=0"], "sampler 'osgd': k must be a whole number >= 1, found 0"),
     ):
-        sampler = "osgd" if "k=0" in words else "shuffle"
-        assert plan(*words, "--sampler", sampler, "--batch-size", "10", "--out", str(tmp_path / "p.npz")) == 2
-        assert said in capsys.readouterr().err
+        sampler = "osgd" if "k=0" in options else "shuffle"
+        assert plan(*options, "--sampler", sampler, "--batch-size", "10", "--out", str(tmp_path / "p.npz")) == 2
+        assert message in capsys.readouterr().err
 
 
-def test_conflicts_are_told_with_their_share(held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--sampler", "kmeans", "--set", "skip=129", "--batch-size", "10", "--out", str(tmp_path / "p.npz")]
+def test_plan_prints_conflicts_with_their_share(
+    embeddings_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--sampler", "kmeans", "--set", "skip=129", "--batch-size", "10", "--out", str(tmp_path / "p.npz")]
     with pytest.warns(UserWarning, match="neighbours must share batches"):
-        assert plan("--embeddings", str(held), *words) == 0
+        assert plan("--embeddings", str(embeddings_path), *options) == 0
     # All others are neighbours, so all pairs of 13 batches are conflicts.
     assert f"{13 * 10 * 9} pairs of a sample and one of its nearest could not be kept apart, 1 of all" in (
         capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""``mbcl synthetic`` as a user meets it: files, page, options, one line for every mistake."""
+"""The command ``mbcl synthetic``: files, page, options, errors in one line."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from mbcl.synthetic.table import show
 SMALL = ["--n", "6", "--dim", "5", "--steps", "40", "--log-every", "10", "--seeds", "2"]
 
 
-def synthetic(*words: object) -> int:
+def synthetic(*options: object) -> int:
     try:
-        return main(["synthetic", *map(str, words)])
+        return main(["synthetic", *map(str, options)])
     except SystemExit as exited:
         return int(exited.code or 0)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """The one line that says why not."""
-    assert synthetic(*words) == 2
-    found = capsys.readouterr()
-    assert found.out == ""
-    assert found.err.startswith("error: ")
-    assert found.err.count("\n") == 1
-    return found.err
+def error_line(capsys: pytest.CaptureFixture[str], *options: object) -> str:
+    """The one line of error of a command that is refused."""
+    assert synthetic(*options) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -53,8 +53,8 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-class Balanced(HTMLParser):
-    """Whether every tag is closed where it was opened."""
+class TagChecker(HTMLParser):
+    """Checks that every tag is closed in the order of opening."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_files(written: Path) -> None:
+def test_synthetic_writes_tables_points_page_and_plots(written: Path) -> None:
     assert sorted(path.name for path in written.iterdir()) == [
         "curves.csv", "plots", "points.npz", "report.html", "synthetic.json", "table.csv",
     ]  # fmt: skip
@@ -92,7 +92,7 @@ def test_files(written: Path) -> None:
     assert json.loads((written / "synthetic.json").read_text())["samplers"][0] == "f"
 
 
-def test_table_and_curves_agree_with_the_points(written: Path) -> None:
+def test_synthetic_tables_agree_with_the_points(written: Path) -> None:
     table, curves = rows(written / "table.csv"), rows(written / "curves.csv")
     points = np.load(written / "points.npz")
     assert [row["sampler"] for row in table] == [
@@ -103,9 +103,9 @@ def test_table_and_curves_agree_with_the_points(written: Path) -> None:
         losses = clip_losses(torch.from_numpy(points[f"z{number}"])).numpy()
         assert float(row["true_loss/mean"]) == pytest.approx(losses.mean(), rel=1e-12)
         assert float(row["excess/high"]) == pytest.approx(losses.max() - optimum, abs=1e-12)
-        own = [line for line in curves if line["label"] == row["label"]]
-        assert [int(line["step"]) for line in own] == [0, 10, 20, 30, 39] * 2
-        last = [line for line in own if line["step"] == "39"]
+        label_rows = [line for line in curves if line["label"] == row["label"]]
+        assert [int(line["step"]) for line in label_rows] == [0, 10, 20, 30, 39] * 2
+        last = [line for line in label_rows if line["step"] == "39"]
         assert [float(line["true_loss"]) for line in last] == pytest.approx(losses, rel=1e-12)
         assert int(last[0]["updates"]) == int(row["updates"])
         assert int(last[0]["samples"]) == int(row["samples"])
@@ -117,11 +117,11 @@ def test_table_and_curves_agree_with_the_points(written: Path) -> None:
     assert work["shuffle"] == work["osgd_exhaustive"] == (120, 240)
 
 
-def test_the_page_stands_alone(written: Path) -> None:
+def test_synthetic_page_is_self_contained(written: Path) -> None:
     page = (written / "report.html").read_text()
-    checked = Balanced()
-    checked.feed(page)
-    assert checked.open == []
+    checker = TagChecker()
+    checker.feed(page)
+    assert checker.open == []
     assert not re.search(r'(src|href)="(?!#|data:)', page)
     assert not re.search(r"https?://", page)
     ids = re.findall(r'\bid="([^"]+)"', page)
@@ -129,11 +129,11 @@ def test_the_page_stands_alone(written: Path) -> None:
     for used in re.findall(r'(?:href="#|url\(#)([^")]+)', page):
         assert used in ids
     assert page.count("<svg") == 4 + 7
-    for words in ("osgd_NcB", "the simplex", "samples seen", "mbcl synthetic --n 6"):
-        assert words in page
+    for text in ("osgd_NcB", "the simplex", "samples seen", "mbcl synthetic --n 6"):
+        assert text in page
 
 
-def test_the_line_that_reproduces_does(written: Path, tmp_path: Path) -> None:
+def test_synthetic_command_on_the_page_reproduces_the_tables(written: Path, tmp_path: Path) -> None:
     page = (written / "report.html").read_text()
     (line,) = re.findall(r"<pre>mbcl synthetic (.*) --out DIR</pre>", page)
     assert synthetic(*line.split(), "--out", tmp_path / "again") == 0
@@ -141,7 +141,7 @@ def test_the_line_that_reproduces_does(written: Path, tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_text() == (written / name).read_text()
 
 
-def test_the_table_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_synthetic_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert synthetic(*SMALL, "--samplers", "shuffle", "full", "--out", tmp_path / "out") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["shuffle", "full"]
@@ -149,7 +149,7 @@ def test_the_table_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert lines[-1] == f"page: {tmp_path}/out/report.html"
 
 
-def test_methods_begin_at_the_same_points_and_do_not_hang_on_each_other(tmp_path: Path) -> None:
+def test_synthetic_methods_share_start_points_and_are_independent(tmp_path: Path) -> None:
     assert synthetic(*SMALL, "--samplers", "shuffle", "spectral", "--out", tmp_path / "both") == 0
     assert synthetic(*SMALL, "--samplers", "spectral", "--batch-size", 2, 3, "--out", tmp_path / "one") == 0
     both, one = (np.load(tmp_path / name / "points.npz") for name in ("both", "one"))
@@ -157,14 +157,14 @@ def test_methods_begin_at_the_same_points_and_do_not_hang_on_each_other(tmp_path
     np.testing.assert_allclose(both["x1"], one["x0"], rtol=1e-9, atol=1e-10)
     assert one["labels"].tolist() == ["spectral, B = 2", "spectral, B = 3"]
     seeds = np.load(tmp_path / "one" / "points.npz")["start"][:, 1]
-    words = ["--samplers", "full", "--first-seed", 1, "--out", tmp_path / "seed"]
-    assert synthetic(*SMALL[:-2], "--seeds", 1, *words) == 0
+    options = ["--samplers", "full", "--first-seed", 1, "--out", tmp_path / "seed"]
+    assert synthetic(*SMALL[:-2], "--seeds", 1, *options) == 0
     assert np.array_equal(np.load(tmp_path / "seed" / "points.npz")["start"][:, 0], seeds)
 
 
-def test_several_batch_sizes_and_full_once(tmp_path: Path) -> None:
-    words = ["--samplers", "full", "all_batches", "shuffle", "--batch-size", 2, 3, 5, "--out", tmp_path / "out"]
-    assert synthetic(*SMALL, *words) == 0
+def test_synthetic_runs_every_batch_size_but_full_once(tmp_path: Path) -> None:
+    options = ["--samplers", "full", "all_batches", "shuffle", "--batch-size", 2, 3, 5, "--out", tmp_path / "out"]
+    assert synthetic(*SMALL, *options) == 0
     table = rows(tmp_path / "out" / "table.csv")
     assert [(row["sampler"], int(row["batch_size"])) for row in table] == [
         ("full", 6), *(("all_batches", size) for size in (2, 3, 5)), *(("shuffle", size) for size in (2, 3, 5)),
@@ -174,21 +174,21 @@ def test_several_batch_sizes_and_full_once(tmp_path: Path) -> None:
     assert updates["shuffle, B = 2"] == 120
 
 
-def test_equal_init_and_accumulation(tmp_path: Path) -> None:
-    words = ["--samplers", "shuffle", "full", "osgd_exhaustive", "--equal-init"]
-    for how in ("sum", "mean"):
-        assert synthetic(*SMALL, *words, "--accumulate", how, "--out", tmp_path / how) == 0
-    found = {how: np.load(tmp_path / how / "points.npz") for how in ("sum", "mean")}
-    assert np.array_equal(*found["sum"]["start"])
-    assert not np.allclose(found["sum"]["x0"], found["mean"]["x0"])
+def test_synthetic_equal_init_and_accumulate(tmp_path: Path) -> None:
+    options = ["--samplers", "shuffle", "full", "osgd_exhaustive", "--equal-init"]
+    for accumulate in ("sum", "mean"):
+        assert synthetic(*SMALL, *options, "--accumulate", accumulate, "--out", tmp_path / accumulate) == 0
+    points = {accumulate: np.load(tmp_path / accumulate / "points.npz") for accumulate in ("sum", "mean")}
+    assert np.array_equal(*points["sum"]["start"])
+    assert not np.allclose(points["sum"]["x0"], points["mean"]["x0"])
     for unchanged in ("x1", "x2"):
-        assert np.array_equal(found["sum"][unchanged], found["mean"][unchanged])
+        assert np.array_equal(points["sum"][unchanged], points["mean"][unchanged])
     assert [int(row["updates"]) for row in rows(tmp_path / "sum" / "table.csv")] == [40, 40, 120]
     assert "full, osgd_exhaustive as without" in (tmp_path / "sum" / "report.html").read_text()
 
 
-def test_one_accumulated_step_is_one_of_the_sum_or_the_mean(tmp_path: Path) -> None:
-    """With the rate divided by the number of batches, the sum is the mean."""
+def test_synthetic_accumulate_sum_equals_mean_at_a_scaled_rate(tmp_path: Path) -> None:
+    """The sum at the rate divided by the number of batches equals the mean."""
     base = ["--n", 6, "--dim", 3, "--steps", 15, "--seeds", 1, "--samplers", "shuffle"]
     assert synthetic(*base, "--accumulate", "mean", "--lr", 0.3, "--out", tmp_path / "mean") == 0
     assert synthetic(*base, "--accumulate", "sum", "--lr", 0.1, "--out", tmp_path / "sum") == 0
@@ -196,9 +196,9 @@ def test_one_accumulated_step_is_one_of_the_sum_or_the_mean(tmp_path: Path) -> N
     np.testing.assert_allclose(*ends, rtol=1e-9)
 
 
-def test_no_optimum_is_known_and_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--n", 6, "--dim", 4, "--steps", 300, "--seeds", 2, "--restarts", 4, "--out", tmp_path / "out"]
-    assert synthetic(*words) == 0
+def test_synthetic_reports_that_no_optimum_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--n", 6, "--dim", 4, "--steps", 300, "--seeds", 2, "--restarts", 4, "--out", tmp_path / "out"]
+    assert synthetic(*options) == 0
     text = capsys.readouterr().out
     assert "no optimum is known in closed form" in text
     assert "4 restarts of L-BFGS" in text
@@ -209,7 +209,7 @@ def test_no_optimum_is_known_and_it_says_so(tmp_path: Path, capsys: pytest.Captu
     assert not list((tmp_path / "out" / "plots").glob("*optimum*"))
 
 
-def test_samplers_with_parameters_of_all_kinds(tmp_path: Path) -> None:
+def test_synthetic_accepts_samplers_with_parameters(tmp_path: Path) -> None:
     specs = ["osgd", "osgd:k=3,q=2,score=objective", "kmeans", "refined:sweeps=1", "spectral:k=2", "walk", "strata:k=2"]
     assert (
         synthetic("--n", 12, "--dim", 6, "--steps", 4, "--seeds", 2, "--samplers", *specs, "--out", tmp_path / "o") == 0
@@ -249,43 +249,43 @@ def test_samplers_with_parameters_of_all_kinds(tmp_path: Path) -> None:
         (["--accumulate", "median"], "invalid choice: 'median'"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_synthetic_refuses_bad_options_in_one_line(
     words: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert expected in refused(capsys, *words, "--out", tmp_path / "out")
+    assert expected in error_line(capsys, *words, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_rate_that_diverges_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--lr", "1e200", "--steps", 5, "--log-every", 1, "--samplers", "full", "--out", tmp_path / "out"]
-    assert "full: points have no direction after step" in refused(capsys, *words)
+def test_synthetic_reports_a_diverging_rate_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--lr", "1e200", "--steps", 5, "--log-every", 1, "--samplers", "full", "--out", tmp_path / "out"]
+    assert "full: points have no direction after step" in error_line(capsys, *options)
 
 
-def test_nothing_is_overwritten_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*SMALL, "--samplers", "full", "--out", tmp_path / "out"]
-    assert synthetic(*words) == 0
+def test_synthetic_replaces_a_study_only_with_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*SMALL, "--samplers", "full", "--out", tmp_path / "out"]
+    assert synthetic(*options) == 0
     capsys.readouterr()
-    assert "holds a synthetic study already; add --overwrite" in refused(capsys, *words)
+    assert "holds a synthetic study already; add --overwrite" in error_line(capsys, *options)
     (tmp_path / "out" / "plots" / "gram_9_gone.png").touch()
-    assert synthetic(*words, "--overwrite") == 0
+    assert synthetic(*options, "--overwrite") == 0
     assert not (tmp_path / "out" / "plots" / "gram_9_gone.png").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
     capsys.readouterr()
-    line = refused(capsys, *words[:-1], tmp_path / "other", "--overwrite")
+    line = error_line(capsys, *options[:-1], tmp_path / "other", "--overwrite")
     assert "holds other files (notes.txt); choose another --out" in line
 
 
-def test_a_folder_that_cannot_be_written_is_refused_at_once(
+def test_synthetic_refuses_an_unwritable_folder_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
-    line = refused(capsys, "--steps", 100_000_000, "--log-every", 10_000_000, "--out", tmp_path / "deep" / "out")
+    line = error_line(capsys, "--steps", 100_000_000, "--log-every", 10_000_000, "--out", tmp_path / "deep" / "out")
     assert line == f"error: {tmp_path}/deep/out: cannot be written; choose another --out\n"
 
 
-def test_a_study_that_is_at_its_optimum_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two samples in one dimension start where nothing moves: no value is above 0, and no axis is logarithmic."""
+def test_synthetic_report_draws_a_study_at_its_optimum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two samples in one dimension start at the optimum: no value is above 0, and no axis is logarithmic."""
     settings = Settings(n=2, dim=1, samplers=("shuffle",), seeds=(0,), steps=3, equal_init=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -297,8 +297,8 @@ def test_a_study_that_is_at_its_optimum_is_drawn(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("wrong", [[0, 1, 2, 2], [0, 1, 2, 6], [-1, 1, 2, 3], [0, 1]])
-def test_plans_of_all_seeds_are_examined(wrong: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sample twice, one out of range, a batch too few: nobody trains on it."""
+def test_selection_checks_the_plans_of_all_seeds(wrong: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repeated sample, one out of range, or a missing batch raises before training."""
     rows = torch.tensor([[0, 1, 2, 3][: len(wrong)], wrong]).view(2, -1, 2)
     method = method_of("spectral", {}, 2, 4)
     assert method.selection.batches(torch.randn(2, 2, 4, 3), [0, 1], 0).shape == (2, 2, 2)
@@ -307,17 +307,17 @@ def test_plans_of_all_seeds_are_examined(wrong: list[int], monkeypatch: pytest.M
         method.selection.batches(torch.randn(2, 2, 4, 3), [0, 1], 0)
 
 
-def test_what_a_sampler_warns_of_is_said_once(tmp_path: Path) -> None:
-    words = ["--n", 12, "--samplers", "refined:pool=4", "--seeds", 2, "--steps", 3, "--batch-size", 4]
+def test_synthetic_prints_a_sampler_warning_once(tmp_path: Path) -> None:
+    options = ["--n", 12, "--samplers", "refined:pool=4", "--seeds", 2, "--steps", 3, "--batch-size", 4]
     with pytest.warns(UserWarning, match="every pool is a single batch") as caught:
-        assert synthetic(*words, "--out", tmp_path / "out") == 0
+        assert synthetic(*options, "--out", tmp_path / "out") == 0
     assert len(caught) == 1
 
 
-def test_an_interrupted_study_writes_nothing(
+def test_synthetic_interrupted_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a real signal, once it has taken a step."""
+    """A real signal arrives after a step."""
     count = Stages.count
 
     def interrupt(self: Stages, done: int, total: int) -> None:

@@ -9,23 +9,23 @@ from mbcl.distributed.launch import launch
 from mbcl.errors import ConfigError
 
 
-def _place(world, number):
+def _rank_size_and_argument(world, number):
     collectives.barrier(world)
     return world.rank, world.size, number
 
 
-def _one_fails(world):
+def _rank_one_fails(world):
     if world.rank == 1:
         raise ConfigError("the real reason")
     collectives.barrier(world)
 
 
 @pytest.mark.dist
-def test_results_come_by_rank():
-    assert launch(_place, 2, 7) == [(0, 2, 7), (1, 2, 7)]
+def test_launch_returns_results_by_rank():
+    assert launch(_rank_size_and_argument, 2, 7) == [(0, 2, 7), (1, 2, 7)]
 
 
 @pytest.mark.dist
-def test_the_reason_is_told_and_not_that_a_peer_was_lost():
+def test_launch_raises_the_cause_not_the_loss_of_a_peer():
     with pytest.raises(ConfigError, match="the real reason"):
-        launch(_one_fails, 2)
+        launch(_rank_one_fails, 2)

@@ -40,11 +40,11 @@ def experiment(sampler: str | dict[str, Any] = "shuffle", **changes: Any) -> Exp
 
 
 EXACT = 1e-9
-"""Two ways to one result agree to this share of the largest entry, in float64, after whole trainings.
+"""Bound on the relative difference between two equivalent float64 trainings, as a share of the largest entry.
 
-A sum of n numbers rounds by about 1e-16 times the square root of n. A training of some steps magnifies what one rounds,
-a thousandfold and more, so there is room on any processor and with any number of threads. In float32, where sums round
-by 1e-7, the same training leaves none.
+A sum of n numbers rounds by about 1e-16 times the square root of n. A few training steps amplify a rounding error by a
+factor of a thousand and more, which leaves a margin on any processor and with any number of threads. In float32 sums
+round by 1e-7, and the same training leaves no margin.
 """
 
 
@@ -53,7 +53,7 @@ def exact(
 ) -> Experiment:
     """The experiment in float64, on half the images: 90 training images, 5 steps an epoch.
 
-    Plans from embeddings do not flip there either: planning compares sums that differ by far more than 1e-13.
+    Plans from embeddings are stable, too: planning compares sums that differ by far more than 1e-13.
     """
     data = {"name": "digits", "max_samples": 100}
     block = {"epochs": 2, "batch_size": 16, "precision": "float64", **(train or {})}
@@ -64,18 +64,18 @@ Trained = tuple[list[float], dict[str, Tensor], list[dict[str, Any]]]
 """The losses of all steps, the weights and buffers, the rows."""
 
 
-def assert_alike(found: Trained, expected: Trained) -> None:
-    """Two trainings in float64 are one: losses, weights, buffers and rows, but for the times."""
-    assert found[0] == pytest.approx(expected[0], rel=EXACT)
-    assert largest_difference(found[1], expected[1]) < EXACT
-    for row, other in zip(found[2], expected[2], strict=True):
+def assert_alike(actual: Trained, expected: Trained) -> None:
+    """Assert that two float64 trainings have equal losses, weights, buffers and rows, except for times."""
+    assert actual[0] == pytest.approx(expected[0], rel=EXACT)
+    assert largest_difference(actual[1], expected[1]) < EXACT
+    for row, other in zip(actual[2], expected[2], strict=True):
         for key in row:
             if not key.startswith("time/") and key != "plan/seconds":
                 assert row[key] == (other[key] if other[key] is None else pytest.approx(other[key], rel=EXACT)), key
 
 
 class Recorder:
-    """An observer that keeps what it is told."""
+    """An observer that records its calls."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -101,7 +101,7 @@ class Recorder:
 
 
 def run(world: World, folder: Path | str, content: Experiment, plans: PlanService | None = None) -> Trained:
-    """Train; the losses of all steps, the weights and buffers, the rows."""
+    """Train, and return the losses of all steps, the weights and buffers, and the rows."""
     recorder = Recorder()
     trainer = Trainer(content, world=world, store=LocalStore(folder), plans=plans, observers=[recorder])
     trainer.resume()
@@ -110,21 +110,21 @@ def run(world: World, folder: Path | str, content: Experiment, plans: PlanServic
     return recorder.losses, state, recorder.rows
 
 
-def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+def largest_difference(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """The largest difference of any tensor, relative to its largest entry."""
-    assert list(found) == list(expected)
+    assert list(actual) == list(expected)
     worst = 0.0
     for key, tensor in expected.items():
         scale = float(tensor.abs().max()) or 1.0
-        difference = float((found[key] - tensor).abs().max()) / scale
+        difference = float((actual[key] - tensor).abs().max()) / scale
         assert difference == difference, f"{key} is not a number"
         worst = max(worst, difference)
     return worst
 
 
-def equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+def equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     """Whether all tensors are the same to the last bit."""
-    return list(found) == list(expected) and all(torch.equal(found[key], expected[key]) for key in expected)
+    return list(actual) == list(expected) and all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
 class _Stop(Exception):
@@ -147,7 +147,7 @@ class _Stopper(Recorder):
 
 
 def interrupt(folder: Path | str, content: Experiment, world: World | None = None, **when: int) -> None:
-    """Begin a training and break off, as a kill at that moment would leave it: ``after_step`` or ``after_epoch``."""
+    """Begin a training and stop it as a kill would, ``after_step`` or ``after_epoch``."""
     try:
         trainer = Trainer(content, world=world or World(), store=LocalStore(folder), observers=[_Stopper(**when)])
         trainer.resume()

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or are passed over."""
+"""Checkpoints: a damaged one is never loaded."""
 
 from __future__ import annotations
 
@@ -26,19 +26,23 @@ def store(tmp_path):
     return store
 
 
-def test_what_was_saved_is_loaded(store):
-    found = checkpoints.latest(store)
-    assert (found.name, found.epoch, found.meta) == ("epoch_000002", 2, {"row": {"epoch": 2}, "epoch": 2, "step": 0})
-    assert torch.equal(found.state["model"]["w"], torch.full((3,), 2.0))
+def test_latest_loads_the_newest_saved_checkpoint(store):
+    checkpoint = checkpoints.latest(store)
+    assert (checkpoint.name, checkpoint.epoch, checkpoint.meta) == (
+        "epoch_000002",
+        2,
+        {"row": {"epoch": 2}, "epoch": 2, "step": 0},
+    )
+    assert torch.equal(checkpoint.state["model"]["w"], torch.full((3,), 2.0))
 
 
-def test_an_empty_folder_has_no_checkpoint(tmp_path):
+def test_latest_of_an_empty_folder_is_none(tmp_path):
     assert checkpoints.latest(LocalStore(tmp_path)) is None
 
 
 @pytest.mark.parametrize("name", ["state.pt", "meta.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "empty"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(store, name, damage, caplog):
+def test_latest_skips_a_damaged_checkpoint_with_a_warning(store, name, damage, caplog):
     path = store.folder / "checkpoints" / "epoch_000002" / name
     content = path.read_bytes()
     if damage == "missing":
@@ -48,18 +52,18 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(store, name, damage,
         flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         path.write_bytes({"cut": content[:-7], "flipped": flipped, "empty": b""}[damage])
     with caplog.at_level(logging.WARNING):
-        found = checkpoints.latest(store)
-    if name == "manifest.json" and damage == "flipped" and found.epoch == 2:
-        json.loads(path.read_bytes())  # a bit that is not part of a name, size or digest may flip unseen
+        checkpoint = checkpoints.latest(store)
+    if name == "manifest.json" and damage == "flipped" and checkpoint.epoch == 2:
+        json.loads(path.read_bytes())  # a flipped bit outside of names, sizes and digests goes undetected
         return
-    assert found.epoch == 1
+    assert checkpoint.epoch == 1
     assert "epoch_000002" in caplog.text
     with pytest.raises(CheckpointError):
         checkpoints.load(store, "epoch_000002")
 
 
 class BadSector(LocalStore):
-    """A disk that cannot read one file any more, or that does not answer at all."""
+    """A store that raises an OSError for one file."""
 
     number = errno.EIO
 
@@ -72,25 +76,25 @@ class BadSector(LocalStore):
         return super().read_bytes(name)
 
 
-def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(store, monkeypatch):
-    found, wrong = checkpoints.find_latest_valid(BadSector(store.folder))
-    assert found.name == "epoch_000001"
-    assert wrong == [f"{store.folder}/checkpoints/epoch_000002: cannot be read: Input/output error"]
+def test_find_latest_valid_skips_disk_errors_but_raises_network_errors(store, monkeypatch):
+    checkpoint, problems = checkpoints.find_latest_valid(BadSector(store.folder))
+    assert checkpoint.name == "epoch_000001"
+    assert problems == [f"{store.folder}/checkpoints/epoch_000002: cannot be read: Input/output error"]
     monkeypatch.setattr(BadSector, "number", errno.ENETDOWN)
     with pytest.raises(OSError, match="Network is down"):
         checkpoints.find_latest_valid(BadSector(store.folder))
 
 
-def test_a_file_in_the_place_of_a_checkpoint_is_passed_over(store):
+def test_find_latest_valid_skips_a_file_named_as_a_checkpoint(store):
     (store.folder / "checkpoints" / "epoch_000003").write_text("")
-    found, wrong = checkpoints.find_latest_valid(store)
-    assert found.name == "epoch_000002"
-    assert wrong == [f"{store.folder}/checkpoints/epoch_000003: damaged: it is no folder"]
+    checkpoint, problems = checkpoints.find_latest_valid(store)
+    assert checkpoint.name == "epoch_000002"
+    assert problems == [f"{store.folder}/checkpoints/epoch_000003: damaged: it is no folder"]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(min_value=0, max_value=10**6))
-def test_a_checkpoint_cut_anywhere_is_never_loaded(store, cut):
+def test_latest_skips_a_state_truncated_at_any_byte(store, cut):
     path = store.folder / "checkpoints" / "epoch_000002" / "state.pt"
     content = path.read_bytes()
     try:
@@ -100,8 +104,8 @@ def test_a_checkpoint_cut_anywhere_is_never_loaded(store, cut):
         path.write_bytes(content)
 
 
-def test_a_state_that_would_run_code_is_refused(store):
-    """Loading is weights_only: a checkpoint found in a results folder cannot execute anything."""
+def test_load_refuses_a_pickle_that_executes_code(store):
+    """Loading is weights_only: a checkpoint cannot execute code."""
     import hashlib
     import io
 
@@ -123,7 +127,7 @@ def test_a_state_that_would_run_code_is_refused(store):
         checkpoints.load(store, "epoch_000002")
 
 
-def test_a_checkpoint_in_another_ones_folder_is_refused(store):
+def test_load_refuses_a_checkpoint_in_the_folder_of_another(store):
     (store.folder / "checkpoints" / "epoch_000002").rename(store.folder / "checkpoints" / "epoch_000007")
     with pytest.raises(CheckpointError, match="epoch_000007: holds the checkpoint epoch_000002"):
         checkpoints.load(store, "epoch_000007")
@@ -132,8 +136,8 @@ def test_a_checkpoint_in_another_ones_folder_is_refused(store):
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_damage_of_any_file_gives_another_content(store, data):
-    """A bit flipped, a cut or a hole anywhere: refused, or (a bit that means nothing) the same content."""
+def test_load_never_returns_other_content_from_damaged_files(store, data):
+    """A flipped bit, a truncation or a deletion anywhere is refused, or changes nothing that is loaded."""
     good = checkpoints.load(store, "epoch_000002")
     path = (
         store.folder
@@ -142,17 +146,17 @@ def test_no_damage_of_any_file_gives_another_content(store, data):
         / data.draw(st.sampled_from(["manifest.json", "meta.json", "state.pt"]))
     )
     content = path.read_bytes()
-    place = data.draw(st.integers(0, len(content) - 1))
+    position = data.draw(st.integers(0, len(content) - 1))
     bit, length = data.draw(st.integers(0, 7)), data.draw(st.integers(1, 20))
     damaged = {
-        "flip": content[:place] + bytes([content[place] ^ (1 << bit)]) + content[place + 1 :],
-        "cut": content[:place],
-        "hole": content[:place] + content[place + length :],
+        "flip": content[:position] + bytes([content[position] ^ (1 << bit)]) + content[position + 1 :],
+        "cut": content[:position],
+        "hole": content[:position] + content[position + length :],
     }[data.draw(st.sampled_from(["flip", "cut", "hole"]))]
     try:
         path.write_bytes(damaged)
-        found = checkpoints.load(store, "epoch_000002")
-        assert (found.epoch, found.sha256, found.meta) == (good.epoch, good.sha256, good.meta)
+        loaded = checkpoints.load(store, "epoch_000002")
+        assert (loaded.epoch, loaded.sha256, loaded.meta) == (good.epoch, good.sha256, good.meta)
     except CheckpointError:
         pass
     finally:

@@ -1,4 +1,4 @@
-"""The embeddings that training makes anyway, kept for the next plan."""
+"""The cache of the embeddings that training computes, which the next plan reuses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def content_of(cache: EmbeddingCache) -> dict[int, float]:
     return dict(zip(shard.indices.tolist(), shard.z1[:, 0].tolist(), strict=True))
 
 
-def test_the_newest_row_of_a_sample_is_kept_by_hand():
+def test_embedding_cache_keeps_the_newest_row_of_each_sample():
     cache = EmbeddingCache(4, steps_per_epoch=2, world=World())
     cache.record(*rows([0, 1, 2, 3], 0.0), time=0)  # fresh, before epoch 0
     assert cache.age(0) == 0
@@ -43,7 +43,7 @@ def test_the_newest_row_of_a_sample_is_kept_by_hand():
 
 @settings(max_examples=30, deadline=None)
 @given(visits=st.lists(st.sets(st.integers(0, 5), min_size=1), max_size=8), compact=st.sets(st.integers(0, 7)))
-def test_as_a_dictionary_would(visits, compact):
+def test_embedding_cache_equals_a_dictionary_for_any_visits(visits, compact):
     cache, expected = EmbeddingCache(6, steps_per_epoch=3, world=World()), dict.fromkeys(range(6), 0.0)
     cache.record(*rows(list(range(6)), 0.0), time=0)
     for time, visited in enumerate(visits, 1):
@@ -58,7 +58,7 @@ def test_as_a_dictionary_would(visits, compact):
     assert copy.age(5) == cache.age(5) == pytest.approx(5 - mean_epoch)
 
 
-def test_rows_that_are_not_finite_are_refused():
+def test_shard_refuses_rows_that_are_not_finite():
     cache = EmbeddingCache(2, steps_per_epoch=1, world=World())
     cache.record(*rows([0, 1], float("nan")), time=0)
     with pytest.raises(PlanError, match="2 of 2 rows are not finite"):
@@ -67,8 +67,8 @@ def test_rows_that_are_not_finite_are_refused():
 
 def _exchange(world):
     cache = EmbeddingCache(6, steps_per_epoch=2, world=world)
-    mine = [[0, 2, 4], [1, 3, 5]][world.rank]
-    cache.record(*rows(mine, 10.0 + world.rank), time=0)
+    local_positions = [[0, 2, 4], [1, 3, 5]][world.rank]
+    cache.record(*rows(local_positions, 10.0 + world.rank), time=0)
     cache.record(*rows([[5], [0]][world.rank], 20.0 + world.rank), time=1)
     ages = cache.age(1)
     first = content_of(cache)
@@ -81,7 +81,7 @@ def _exchange(world):
 
 
 @pytest.mark.dist
-def test_ranks_hold_every_sample_once_and_the_newest():
+def test_embedding_cache_holds_each_sample_once_over_all_ranks():
     (ages, *zero, state, copied, age, same), (_, *one, other_state, other_copied, _, _) = gloo.run(_exchange, 2)
     assert ages == 1.0
     assert zero == [{2: 10.0, 4: 10.0, 5: 20.0}, {0: 30.0, 2: 10.0, 5: 20.0}]
@@ -100,7 +100,7 @@ def test_ranks_hold_every_sample_once_and_the_newest():
 CACHED = {"embeddings": {"source": "cached", "batch_size": 64}}
 
 
-def test_planning_costs_no_forward_pass_after_the_first(tmp_path, monkeypatch):
+def test_cached_embeddings_need_one_embedding_pass_in_all(tmp_path, monkeypatch):
     from mbcl.engine import plan_source
 
     passes: list[ViewKey] = []
@@ -111,30 +111,30 @@ def test_planning_costs_no_forward_pass_after_the_first(tmp_path, monkeypatch):
         lambda model, images, key, **rest: (passes.append(key), embed(model, images, key, **rest))[1],
     )
     content = runs.experiment("spectral", train={"epochs": 3, "batch_size": 16, "eval_every": 3}, **CACHED)
-    _, _, found = runs.run(World(), tmp_path, content)
+    _, _, metrics_rows = runs.run(World(), tmp_path, content)
     assert len(passes) == 2, "the first plan's and validation's"
-    assert [row["plan/age"] for row in found[:2]] == [0, 1], "all were embedded in epoch 0"
-    assert found[2]["plan/age"] == pytest.approx(1 + 4 / 180), "the 180 mod 16 left out of epoch 1"
+    assert [row["plan/age"] for row in metrics_rows[:2]] == [0, 1], "all were embedded in epoch 0"
+    assert metrics_rows[2]["plan/age"] == pytest.approx(1 + 4 / 180), "the 180 mod 16 left out of epoch 1"
 
 
-def test_what_is_kept_are_the_projections_that_the_loss_saw(tmp_path):
+def test_cached_embeddings_are_the_projections_of_the_loss(tmp_path):
     trainer = Trainer(
         runs.experiment("spectral", train={"epochs": 1, "batch_size": 16}, **CACHED),
         world=World(),
         store=LocalStore(tmp_path),
     )
-    seen: dict[int, torch.Tensor] = {}
+    projections: dict[int, torch.Tensor] = {}
     trainer.learner.objective.register_forward_pre_hook(
-        lambda module, inputs: seen.update(zip(inputs[2].tolist(), inputs[0].detach().clone(), strict=True))
+        lambda module, inputs: projections.update(zip(inputs[2].tolist(), inputs[0].detach().clone(), strict=True))
     )
     trainer.run()
     shard = trainer.source.cache.shard()
-    assert len(seen) == 176
+    assert len(projections) == 176
     for position, row in zip(shard.indices.tolist(), shard.z1, strict=True):
-        assert position not in seen or torch.equal(seen[position], row)
+        assert position not in projections or torch.equal(projections[position], row)
 
 
-def test_the_first_epoch_is_that_of_fresh_embeddings(tmp_path):
+def test_cached_embeddings_train_the_first_epoch_as_fresh_ones(tmp_path):
     fresh, _, _ = runs.run(World(), tmp_path / "fresh", runs.experiment("spectral", embeddings={"batch_size": 64}))
     cached, _, _ = runs.run(World(), tmp_path / "cached", runs.experiment("spectral", **CACHED))
     assert cached[:11] == fresh[:11]

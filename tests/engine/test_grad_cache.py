@@ -1,4 +1,4 @@
-"""Chunks against the whole batch at once: features, gradients, running statistics, memory."""
+"""Gradient caching in chunks against the whole batch: features, gradients, running statistics, memory."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ TOLERANCE = 1e-9
 bf16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
+def relative(actual: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest entry."""
-    assert found.shape == expected.shape
-    assert found.dtype == expected.dtype
-    found, expected = found.detach().double(), expected.detach().double()
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-300))
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-300))
 
 
 def loss_of(features: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def loss_of(features: Tensor) -> Tensor:
 
 
 class Branches(nn.Module):
-    """Three batch norms, two of them side by side, and an odd habit: the first thing it does works in place."""
+    """Three batch norms, two of them in parallel branches; the first operation works in place."""
 
     def __init__(self, channels: int = 6) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Branches(nn.Module):
 
 
 class Chain(nn.Module):
-    """Segments that are given."""
+    """An encoder that names its segments."""
 
     def __init__(self, *parts: nn.Module) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ ENCODERS_UNDER_TEST = {
 
 
 def build(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
-    """An encoder in training mode whose batch norms have lost their ones and zeros."""
+    """An encoder in training mode whose batch norms have random weights and biases."""
     torch.manual_seed(seed)
     encoder = ENCODERS_UNDER_TEST[name]()
     for module in encoder.modules():
@@ -123,14 +123,14 @@ def batch(num: int, dtype: torch.dtype = torch.float64, size: int = 6) -> Tensor
 # -- the comparison ------------------------------------------------------------------------------------------------
 
 
-def whole(encoder: nn.Module, x: Tensor, autocast=torch.enable_grad) -> Tensor:
+def run_whole(encoder: nn.Module, x: Tensor, autocast=torch.enable_grad) -> Tensor:
     with autocast():
         features = encoder(x.clone())
     loss_of(features.float() if features.dtype == torch.bfloat16 else features).backward()
     return features.detach()
 
 
-def chunked(encoder: nn.Module, chunks: Sequence[Tensor], **options) -> Tensor:
+def run_chunked(encoder: nn.Module, chunks: Sequence[Tensor], **options) -> Tensor:
     worker = ChunkedEncoder(encoder, World(), **options)
     parts = worker.forward(chunks)
     assert not any(part.requires_grad for part in parts)
@@ -140,11 +140,11 @@ def chunked(encoder: nn.Module, chunks: Sequence[Tensor], **options) -> Tensor:
     return features.detach()
 
 
-def assert_equal(found: nn.Module, expected: nn.Module) -> None:
-    for (name, mine), theirs in zip(found.named_parameters(), expected.parameters(), strict=True):
-        assert relative(mine.grad, theirs.grad) < TOLERANCE, name
-    for (name, mine), theirs in zip(found.named_buffers(), expected.buffers(), strict=True):
-        assert relative(mine, theirs) < TOLERANCE, name
+def assert_equal(actual: nn.Module, expected: nn.Module) -> None:
+    for (name, tensor), expected_tensor in zip(actual.named_parameters(), expected.parameters(), strict=True):
+        assert relative(tensor.grad, expected_tensor.grad) < TOLERANCE, name
+    for (name, tensor), expected_tensor in zip(actual.named_buffers(), expected.buffers(), strict=True):
+        assert relative(tensor, expected_tensor) < TOLERANCE, name
 
 
 SIZES = ([12], [3, 3, 3, 3], [1, 7, 4])
@@ -155,25 +155,25 @@ SIZES = ([12], [3, 3, 3, 3], [1, 7, 4])
     [(name, sizes) for name in ENCODERS_UNDER_TEST for sizes in (SIZES[-1:] if name == "resnet18" else SIZES)],
     ids=str,
 )
-def test_chunks_equal_the_whole_batch(name, sizes):
+def test_chunked_encoder_equals_the_whole_batch(name, sizes):
     expected = build(name)
-    found = copy.deepcopy(expected)
+    actual = copy.deepcopy(expected)
     x = batch(12)
-    kept = x.clone()
-    features = whole(expected, x)
-    assert relative(chunked(found, x.split(sizes)), features) < TOLERANCE
-    assert_equal(found, expected)
-    assert torch.equal(x, kept)
+    original = x.clone()
+    features = run_whole(expected, x)
+    assert relative(run_chunked(actual, x.split(sizes)), features) < TOLERANCE
+    assert_equal(actual, expected)
+    assert torch.equal(x, original)
 
 
 @settings(max_examples=25, deadline=None)
 @given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=6), seed=st.integers(0, 1000))
-def test_any_chunk_sizes_give_the_gradient_of_the_whole(sizes, seed):
+def test_chunked_encoder_equals_the_whole_batch_for_any_chunk_sizes(sizes, seed):
     expected = build("branches", seed=seed)
-    found = copy.deepcopy(expected)
+    actual = copy.deepcopy(expected)
     x = batch(sum(sizes))
-    assert relative(chunked(found, x.split(sizes)), whole(expected, x)) < TOLERANCE
-    assert_equal(found, expected)
+    assert relative(run_chunked(actual, x.split(sizes)), run_whole(expected, x)) < TOLERANCE
+    assert_equal(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -182,49 +182,49 @@ def test_any_chunk_sizes_give_the_gradient_of_the_whole(sizes, seed):
     + [{"bias": False}],
     ids=str,
 )
-def test_every_setting_of_batch_norm(options):
+def test_chunked_encoder_supports_every_batch_norm_setting(options):
     norm = nn.BatchNorm2d(4, **options)
     expected = nn.Sequential(conv(2, 4, norm, bias=False), nn.SiLU(), conv(4, 3), nn.Flatten()).double()
-    found = copy.deepcopy(expected)
-    for factor in (1.0, 0.5):  # twice: running statistics are averaged, gradients add up
+    actual = copy.deepcopy(expected)
+    for factor in (1.0, 0.5):  # two passes: running statistics are averaged, gradients accumulate
         x = batch(8) * factor
-        assert relative(chunked(found, x.split(3)), whole(expected, x)) < TOLERANCE
-    assert_equal(found, expected)
+        assert relative(run_chunked(actual, x.split(3)), run_whole(expected, x)) < TOLERANCE
+    assert_equal(actual, expected)
 
 
-def test_gradients_add_up_until_they_are_cleared():
+def test_chunked_encoder_accumulates_gradients_until_cleared():
     once, twice = build("chain"), build("chain")
-    chunked(once, batch(8).split(4))
+    run_chunked(once, batch(8).split(4))
     for _ in range(2):  # the same gradient again: batch norm's outputs do not depend on its running statistics
-        chunked(twice, batch(8).split(4))
-    for mine, theirs in zip(twice.parameters(), once.parameters(), strict=True):
-        assert relative(mine.grad, 2 * theirs.grad) < 1e-12
+        run_chunked(twice, batch(8).split(4))
+    for parameter, expected_parameter in zip(twice.parameters(), once.parameters(), strict=True):
+        assert relative(parameter.grad, 2 * expected_parameter.grad) < 1e-12
 
 
-def test_batch_norm_in_evaluation_mode_is_left_alone():
+def test_chunked_encoder_leaves_batch_norm_in_evaluation_mode():
     expected = build("branches")
     expected(batch(8))
     expected.bn1.eval()
-    found = copy.deepcopy(expected)
-    assert relative(chunked(found, batch(8).split(3)), whole(expected, batch(8))) < TOLERANCE
-    assert_equal(found, expected)
-    assert int(found.bn1.num_batches_tracked) == 1
-    assert int(found.bn2.num_batches_tracked) == 2
+    actual = copy.deepcopy(expected)
+    assert relative(run_chunked(actual, batch(8).split(3)), run_whole(expected, batch(8))) < TOLERANCE
+    assert_equal(actual, expected)
+    assert int(actual.bn1.num_batches_tracked) == 1
+    assert int(actual.bn2.num_batches_tracked) == 2
 
 
-def test_statistics_of_values_far_from_zero():
-    """Sums of squares would lose all digits of the variance, which is 1 beside squares of 10^8."""
+def test_chunked_encoder_variance_is_accurate_far_from_zero():
+    """The variance is 1 and the squares are 10^8: sums of squares in float32 would lose all its digits."""
     expected = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)).float()
-    found = copy.deepcopy(expected)
+    actual = copy.deepcopy(expected)
     x = torch.randn(32, 3, generator=torch.Generator().manual_seed(0)) + 1e4
-    features = whole(expected.double(), x.double())
+    features = run_whole(expected.double(), x.double())
     # The normalisation multiplies and subtracts numbers of 10^4, each of which float32 rounds by up to 2^-11.
-    assert relative(chunked(found, x.split(5)).double(), features) < 20 * 2**-11
+    assert relative(run_chunked(actual, x.split(5)).double(), features) < 20 * 2**-11
     # The variance itself is float64 until it is stored: three roundings.
-    assert relative(found[0].running_var.double(), expected[0].running_var) < 4 * 2**-24
+    assert relative(actual[0].running_var.double(), expected[0].running_var) < 4 * 2**-24
 
 
-def test_a_segment_gives_the_gradient_of_its_input():
+def test_segment_backward_returns_the_input_gradient():
     module = build("branches")
     x, weights = batch(8), torch.randn(8, 6, dtype=torch.float64)
     leaf = x.clone().requires_grad_()
@@ -233,54 +233,54 @@ def test_a_segment_gives_the_gradient_of_its_input():
     module.zero_grad()
     segment = _Segment(module, list(x.split(3)), World(), torch.enable_grad)
     segment.forward()
-    found = segment.backward(list(weights.split(3)), needs_input=True)
-    assert relative(torch.cat(found), leaf.grad) < TOLERANCE
+    gradients = segment.backward(list(weights.split(3)), needs_input=True)
+    assert relative(torch.cat(gradients), leaf.grad) < TOLERANCE
     assert all(relative(p.grad, e) < TOLERANCE for p, e in zip(module.parameters(), expected, strict=True))
 
 
-def test_frozen_parameters_get_no_gradient_and_the_others_the_right_one():
+def test_chunked_encoder_gives_frozen_parameters_no_gradient():
     expected = build("chain")
     expected.parts[0].requires_grad_(False)
     expected.parts[2].requires_grad_(False)
-    found = copy.deepcopy(expected)
-    whole(expected, batch(8))
-    chunked(found, batch(8).split(3))
-    for mine, theirs in zip(found.parameters(), expected.parameters(), strict=True):
-        assert (mine.grad is None) == (theirs.grad is None)
-        assert mine.grad is None or relative(mine.grad, theirs.grad) < TOLERANCE
+    actual = copy.deepcopy(expected)
+    run_whole(expected, batch(8))
+    run_chunked(actual, batch(8).split(3))
+    for parameter, expected_parameter in zip(actual.parameters(), expected.parameters(), strict=True):
+        assert (parameter.grad is None) == (expected_parameter.grad is None)
+        assert parameter.grad is None or relative(parameter.grad, expected_parameter.grad) < TOLERANCE
 
 
 # -- half precision, memory ----------------------------------------------------------------------------
 
 
 def distance(encoder: nn.Module, features: Tensor, truth: nn.Module, true_features: Tensor) -> float:
-    """The largest of features and gradients, from those in float64."""
+    """The largest relative error of features and gradients against float64."""
     errors = [relative(features.double(), true_features)]
-    for mine, theirs in zip(encoder.parameters(), truth.parameters(), strict=True):
-        errors.append(relative(mine.grad.double(), theirs.grad))
+    for parameter, true_parameter in zip(encoder.parameters(), truth.parameters(), strict=True):
+        errors.append(relative(parameter.grad.double(), true_parameter.grad))
     return max(errors)
 
 
 @pytest.mark.parametrize("autocast", [None, bf16], ids=["float32", "bf16"])
 @pytest.mark.parametrize("name", ["resnet_small", "branches"])
-def test_chunks_round_no_more_than_the_whole_batch(name, autocast):
-    """Both are the largest of thousands of rounding errors of one size, so within a small factor of each other."""
+def test_chunked_encoder_rounds_no_more_than_the_whole_batch(name, autocast):
+    """Both are the maximum of thousands of rounding errors of one size, so they differ by a small factor only."""
     options, of_the_whole, of_chunks = {"autocast": autocast} if autocast else {}, [], []
     x = batch(16, torch.float32)
     for seed in range(4):
         plain = build(name, torch.float32, seed)
-        found, truth = copy.deepcopy(plain), copy.deepcopy(plain).double()
-        exact = whole(truth, x.double())
-        of_the_whole.append(distance(plain, whole(plain, x, **options), truth, exact))
-        features = chunked(found, x.split(5), **options)
-        of_chunks.append(distance(found, features, truth, exact))
+        in_chunks, truth = copy.deepcopy(plain), copy.deepcopy(plain).double()
+        exact = run_whole(truth, x.double())
+        of_the_whole.append(distance(plain, run_whole(plain, x, **options), truth, exact))
+        features = run_chunked(in_chunks, x.split(5), **options)
+        of_chunks.append(distance(in_chunks, features, truth, exact))
         assert features.dtype == (torch.bfloat16 if autocast else torch.float32)
-        assert {parameter.grad.dtype for parameter in found.parameters()} == {torch.float32}
+        assert {parameter.grad.dtype for parameter in in_chunks.parameters()} == {torch.float32}
     assert 0 < max(of_chunks) < 10 * max(of_the_whole)
 
 
 class Saved:
-    """How many bytes autograd holds at once, and at most, besides the parameters, which are there anyway."""
+    """Counts the bytes that autograd saves, now and at the peak, without the parameters."""
 
     def __init__(self, encoder: nn.Module) -> None:
         self.now = self.peak = 0
@@ -306,25 +306,25 @@ class Saved:
 
 
 @pytest.mark.parametrize("name, factor", [("resnet_small", 3), ("resnet18", 4), ("no_batch_norm", 7)])
-def test_memory(name, factor):
-    """With the segments' inputs, which are kept; eight chunks without batch norm take hardly more than an eighth."""
+def test_chunked_encoder_saves_less_memory_than_the_whole_batch(name, factor):
+    """The inputs of the segments count, too. Eight chunks without batch norm save about an eighth of the memory."""
     encoder, x = build(name, torch.float32), batch(32, torch.float32, size=16)
     if name == "no_batch_norm":
         x = batch(32, torch.float32)
     at_once, by_chunk = Saved(encoder), Saved(encoder)
     with at_once.counting():
-        whole(encoder, x)
+        run_whole(encoder, x)
     worker = ChunkedEncoder(encoder, World())
     with by_chunk.counting():
         features = worker.forward(x.split(4))
-        kept = sum(y.nbytes for segment in worker._segments[1:] for y in segment.inputs)
+        input_bytes = sum(y.nbytes for segment in worker._segments[1:] for y in segment.inputs)
         worker.backward([torch.ones_like(part) for part in features])
     assert by_chunk.now == 0
     assert not worker._segments
-    assert at_once.peak > factor * (by_chunk.peak + kept), (at_once.peak, by_chunk.peak, kept)
+    assert at_once.peak > factor * (by_chunk.peak + input_bytes), (at_once.peak, by_chunk.peak, input_bytes)
 
 
-# -- what goes wrong -----------------------------------------------------------------------------------------------
+# -- errors -------------------------------------------------------------------------------------------------------
 
 
 class Shared(nn.Module):
@@ -340,24 +340,24 @@ def assert_untouched(encoder: nn.Module) -> None:
     assert not any("forward" in vars(module) for module in encoder.modules())
 
 
-def test_a_batch_norm_that_runs_twice_is_refused():
+def test_chunked_encoder_refuses_a_batch_norm_that_runs_twice():
     encoder = Shared()
     with pytest.raises(ConfigError, match="batch norm 'norm' runs twice"):
         ChunkedEncoder(encoder, World()).forward([torch.randn(4, 3)])
     assert_untouched(encoder)
 
 
-def test_a_batch_norm_in_two_segments_is_as_torch_has_it():
+def test_chunked_encoder_supports_one_batch_norm_in_two_segments():
     norm = nn.BatchNorm1d(3).double()
     expected = nn.Sequential(norm, nn.Tanh(), norm, nn.Linear(3, 2, dtype=torch.float64))
-    found = copy.deepcopy(expected)
+    actual = copy.deepcopy(expected)
     x = torch.randn(8, 3, dtype=torch.float64)
-    features = whole(expected, x)
-    assert relative(chunked(Chain(*found), x.split(3)), features) < TOLERANCE
-    assert_equal(found, expected)
+    features = run_whole(expected, x)
+    assert relative(run_chunked(Chain(*actual), x.split(3)), features) < TOLERANCE
+    assert_equal(actual, expected)
 
 
-def test_errors_leave_the_encoder_as_it_was():
+def test_chunked_encoder_errors_leave_the_encoder_unpatched():
     encoder = build("chain")
     worker = ChunkedEncoder(encoder, World())
     with pytest.raises(ValueError, match="expected 4D input"):
@@ -384,11 +384,11 @@ def _rank(world: World, name: str, synchronised: bool) -> tuple[Tensor, list[Ten
     if synchronised:
         encoder = convert_sync_batchnorm(encoder, world)
     x, weights = batch(16), torch.linspace(-1, 2, 16, dtype=torch.float64)[:, None]
-    mine, scale = x.chunk(world.size)[world.rank], weights.chunk(world.size)[world.rank]
+    local_x, local_weights = x.chunk(world.size)[world.rank], weights.chunk(world.size)[world.rank]
     worker = ChunkedEncoder(encoder, world)
-    sizes = [1, len(mine) - 1] if world.rank else [2, len(mine) - 2]
-    features = worker.forward(mine.split(sizes))
-    worker.backward([(part * w).cos() * w for part, w in zip(features, scale.split(sizes), strict=True)])
+    sizes = [1, len(local_x) - 1] if world.rank else [2, len(local_x) - 2]
+    features = worker.forward(local_x.split(sizes))
+    worker.backward([(part * w).cos() * w for part, w in zip(features, local_weights.split(sizes), strict=True)])
     collectives.sum_gradients(encoder.parameters(), world)
     return torch.cat(features), [p.grad for p in encoder.parameters()], list(encoder.buffers())
 
@@ -399,15 +399,15 @@ def _rank(world: World, name: str, synchronised: bool) -> tuple[Tensor, list[Ten
     [("resnet_small", True, 2), ("resnet18", False, 2), ("branches", True, 4), ("chain", False, 4)]
     + [("no_batch_norm", False, 2), ("no_batch_norm", False, 4)],
 )
-def test_ranks_with_chunks_equal_one_process_with_the_whole_batch(name, synchronised, size):
+def test_chunked_encoder_on_several_ranks_equals_one_process(name, synchronised, size):
     expected = build(name)
     weights = torch.linspace(-1, 2, 16, dtype=torch.float64)[:, None]
     features = expected(batch(16))
     (features * weights).sin().sum().backward()
-    answers = gloo.run(_rank, size, name, synchronised)
-    assert relative(torch.cat([own for own, _, _ in answers]), features) < TOLERANCE
-    for _, gradients, buffers in answers:
-        for mine, theirs in zip(gradients, expected.parameters(), strict=True):
-            assert relative(mine, theirs.grad) < TOLERANCE
-        for mine, theirs in zip(buffers, expected.buffers(), strict=True):
-            assert relative(mine, theirs) < TOLERANCE
+    results = gloo.run(_rank, size, name, synchronised)
+    assert relative(torch.cat([local_features for local_features, _, _ in results]), features) < TOLERANCE
+    for _, gradients, buffers in results:
+        for tensor, expected_tensor in zip(gradients, expected.parameters(), strict=True):
+            assert relative(tensor, expected_tensor.grad) < TOLERANCE
+        for tensor, expected_tensor in zip(buffers, expected.buffers(), strict=True):
+            assert relative(tensor, expected_tensor) < TOLERANCE

@@ -1,4 +1,4 @@
-"""The gradient parity certificate: the code behind `mbcl doctor`, on real processes."""
+"""The gradient parity check behind `mbcl doctor`, on real processes."""
 
 from __future__ import annotations
 
@@ -19,52 +19,52 @@ from mbcl.objectives import OBJECTIVES
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
-def test_one_worker_with_chunks_has_the_gradients_of_the_whole_batch(objective, dtype):
-    found = certify(World(), Case(objective, dtype, "cached"))
-    assert found.within, found
-    assert found.bound == EXACT if dtype == "float64" else found.bound > EXACT
+def test_certify_one_worker_with_chunks_is_within_the_bound(objective, dtype):
+    errors = certify(World(), Case(objective, dtype, "cached"))
+    assert errors.within, errors
+    assert errors.bound == EXACT if dtype == "float64" else errors.bound > EXACT
 
 
 FOUR = [("clip", 4), ("sogclr", 4)]
-"""One objective that needs the others' projections, and one that has state."""
+"""One objective that needs the projections of other ranks, and one with state."""
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize(("objective", "num_workers"), [*((name, 2) for name in OBJECTIVES), *FOUR])
-def test_several_workers_have_the_gradients_of_one(objective, num_workers):
+def test_certify_several_workers_is_within_the_bound(objective, num_workers):
     for accumulation, dtype in product(("none", "cached"), DTYPES):
-        found = gloo.run(certify, num_workers, Case(objective, dtype, accumulation))
-        assert found[0].within, found[0]
-        assert len(set(found)) == 1, "every rank knows the largest error of all"
+        errors = gloo.run(certify, num_workers, Case(objective, dtype, accumulation))
+        assert errors[0].within, errors[0]
+        assert len(set(errors)) == 1, "every rank knows the largest error of all"
 
 
-def _certify_with_a_gather_that_drops_the_others_gradients(world, case):
-    """The published fault: the gather's backward keeps what this rank alone sends back."""
-    whole = collectives.gather_with_grad
+def _certify_with_a_gather_that_drops_gradients(world, case):
+    """The published bug: the backward of the gather returns only the gradients of this rank."""
+    gather = collectives.gather_with_grad
 
-    def dropped(x, world):
-        others = whole(x.detach(), world)
+    def gather_and_drop(x, world):
+        gathered = gather(x.detach(), world)
         start = world.rank * len(x)
-        return torch.cat([others[:start], x, others[start + len(x) :]])
+        return torch.cat([gathered[:start], x, gathered[start + len(x) :]])
 
-    collectives.gather_with_grad = dropped
+    collectives.gather_with_grad = gather_and_drop
     try:
         return certify(world, case)
     finally:
-        collectives.gather_with_grad = whole
+        collectives.gather_with_grad = gather
 
 
 def _certify_without_commit(world, case):
-    """State per sample that this rank alone updates."""
+    """State per sample that each rank updates for its own samples only."""
     from mbcl.objectives import SogCLR
 
     commit = SogCLR.commit
 
-    def own_part(self, indices, values):
-        own = slice(world.rank * len(indices) // world.size, (world.rank + 1) * len(indices) // world.size)
-        commit(self, indices[own], values[own])
+    def commit_local_part(self, indices, values):
+        local_part = slice(world.rank * len(indices) // world.size, (world.rank + 1) * len(indices) // world.size)
+        commit(self, indices[local_part], values[local_part])
 
-    SogCLR.commit = own_part
+    SogCLR.commit = commit_local_part
     try:
         return certify(world, case)
     finally:
@@ -74,18 +74,18 @@ def _certify_without_commit(world, case):
 @pytest.mark.dist
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
-def test_the_certificate_finds_dropped_gradients(objective, dtype):
-    found = gloo.run(_certify_with_a_gather_that_drops_the_others_gradients, 2, Case(objective, dtype))[0]
-    assert found.gradients > found.bound
+def test_certify_detects_a_gather_that_drops_gradients(objective, dtype):
+    errors = gloo.run(_certify_with_a_gather_that_drops_gradients, 2, Case(objective, dtype))[0]
+    assert errors.gradients > errors.bound
 
 
 @pytest.mark.dist
-def test_the_certificate_finds_state_that_differs_between_ranks():
-    found = gloo.run(_certify_without_commit, 2, Case("sogclr"))[0]
-    assert found.state > found.bound
+def test_certify_detects_state_that_differs_between_ranks():
+    errors = gloo.run(_certify_without_commit, 2, Case("sogclr"))[0]
+    assert errors.state > errors.bound
 
 
-def test_errors_that_are_not_finite_are_never_within_their_bound():
+def test_errors_within_is_false_for_values_not_finite():
     inf, nan = float("inf"), float("nan")
     assert Errors(0.0, 0.0, 0.0, bound=0.0).within
     assert not Errors(inf, 0.0, 0.0, bound=inf).within
@@ -93,17 +93,17 @@ def test_errors_that_are_not_finite_are_never_within_their_bound():
     assert not Errors(0.0, 0.0, 0.0, bound=nan).within
 
 
-def test_relative_error_by_hand():
+def test_relative_error_equals_hand_values():
     assert relative_error(torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0])) == 0.25
     assert relative_error(torch.zeros(2), torch.zeros(2)) == 0.0
     assert relative_error(torch.ones(2), torch.zeros(2)) == float("inf")
     nan, one = torch.tensor([float("nan"), 1.0]), torch.ones(2)
-    for found, expected in ((nan, one), (one, nan), (nan, nan), (one / 0, one / 0)):
-        assert relative_error(found, expected) == float("inf")
+    for actual, expected in ((nan, one), (one, nan), (nan, nan), (one / 0, one / 0)):
+        assert relative_error(actual, expected) == float("inf")
 
 
 @pytest.mark.dist
-def test_the_command_prints_the_errors_and_writes_them(tmp_path):
+def test_doctor_prints_and_writes_the_errors(tmp_path):
     options = ["--workers", "2", "--objectives", "sog", "--accumulation", "none", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, "-m", "mbcl", "doctor", *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -121,7 +121,7 @@ def test_the_command_prints_the_errors_and_writes_them(tmp_path):
         (["--steps", "0"], "--steps must be a whole number >= 1, found 0"),
     ],
 )
-def test_bad_options_are_one_line(options, text, capsys):
+def test_doctor_refuses_bad_options_in_one_line(options, text, capsys):
     from mbcl.cli import main
 
     assert main(["doctor", *options]) == 2

@@ -1,4 +1,4 @@
-"""Rows of metrics as a disk gives them back."""
+"""Reading rows of metrics from damaged files."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_a_damaged_line_is_named_and_the_others_are_kept(tmp_path, damage, caplog):
-    whole = json.dumps(ROW).encode()
-    assert row_of(whole) == ROW
+def test_read_valid_rows_skips_and_names_a_damaged_line(tmp_path, damage, caplog):
+    line = json.dumps(ROW).encode()
+    assert row_of(line) == ROW
     assert row_of(DAMAGED[damage]) is None
     store = LocalStore(tmp_path)
-    store.write_bytes("metrics.jsonl", b"\n".join([whole, DAMAGED[damage], whole]) + b"\n")
+    store.write_bytes("metrics.jsonl", b"\n".join([line, DAMAGED[damage], line]) + b"\n")
     assert read_valid_rows(store) == ([ROW, ROW], [f"{tmp_path}/metrics.jsonl: line 2 is damaged and left out"])
     assert read_rows(store) == [ROW, ROW]
     assert "line 2 is damaged" in caplog.text
 
 
-def test_a_file_that_a_disk_does_not_give_back_is_damage_and_a_network_that_is_down_is_not(tmp_path, monkeypatch):
+def test_read_valid_rows_reports_disk_errors_but_raises_network_errors(tmp_path, monkeypatch):
     store = LocalStore(tmp_path)
     assert read_valid_rows(store) == ([], [])
 

@@ -1,4 +1,4 @@
-"""Every option of precision, speed and memory does what it says, and nothing else."""
+"""The options of training for precision, speed and memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def trainer_of(folder, world: World | None = None, sampler: str = "shuffle", **c
 
 
 def exact_trainer_of(folder, **changes) -> Trainer:
-    """In float64, where one step is the same by any way of computing it to far below 1e-9."""
+    """A trainer in float64, where any two ways to compute a step agree far below 1e-9."""
     changes["train"] = {"precision": "float64", **changes.get("train", {})}
     return trainer_of(folder, **changes)
 
@@ -38,17 +38,17 @@ def first_batch(trainer: Trainer) -> torch.Tensor:
     return torch.arange(trainer.experiment.train.batch_size) * 3
 
 
-class Seen:
-    """The dtypes and memory formats that modules of a kind compute."""
+class OutputRecorder:
+    """Records dtypes and memory formats of the modules of one class."""
 
     def __init__(self, model: nn.Module, kind: type[nn.Module]) -> None:
         self.outputs: list[torch.dtype] = []
         self.channels_last: list[bool] = []
         for module in model.modules():
             if isinstance(module, kind):
-                module.register_forward_hook(self._look)
+                module.register_forward_hook(self._record)
 
-    def _look(self, module, inputs, output) -> None:
+    def _record(self, module, inputs, output) -> None:
         self.outputs.append(output.dtype)
         self.channels_last.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
 
@@ -57,11 +57,11 @@ class Seen:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_autocast_reaches_the_network_and_nothing_else(tmp_path, monkeypatch, precision):
+def test_autocast_covers_the_network_only(tmp_path, monkeypatch, precision):
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     trainer = trainer_of(tmp_path, sampler="spectral", train={"precision": precision, "epochs": 1})
     learner = trainer.learner
-    seen = Seen(learner.model, nn.Conv2d)
+    recorder = OutputRecorder(learner.model, nn.Conv2d)
     entered: list[torch.dtype] = []
     learner.objective.register_forward_hook(lambda module, inputs, loss: entered.extend([inputs[0].dtype, loss.dtype]))
     planned: list[torch.dtype] = []
@@ -69,22 +69,22 @@ def test_autocast_reaches_the_network_and_nothing_else(tmp_path, monkeypatch, pr
     monkeypatch.setattr(
         trainer.plans,
         "request",
-        lambda key, shard, *rest, **more: (planned.append(shard.z1.dtype), request(key, shard, *rest, **more)),
+        lambda key, shard, *rest, **options: (planned.append(shard.z1.dtype), request(key, shard, *rest, **options)),
     )
-    stepped = learner.step(first_batch(trainer), epoch=0, lr=0.1)
-    assert set(seen.outputs) == {half}
+    output = learner.step(first_batch(trainer), epoch=0, lr=0.1)
+    assert set(recorder.outputs) == {half}
     trainer.run()
     assert set(entered) == {torch.float32}, "projections and loss"
-    assert stepped.z1.dtype == torch.float32
+    assert output.z1.dtype == torch.float32
     assert planned == [torch.float32]
     assert {p.dtype for p in learner.model.parameters()} == {torch.float32}
     assert {p.grad.dtype for p in learner.model.parameters()} == {torch.float32}
 
 
-def test_float64_is_the_dtype_of_all_that_is_trained(tmp_path, monkeypatch):
+def test_float64_precision_covers_model_loss_plans_and_optimizer(tmp_path, monkeypatch):
     trainer = trainer_of(tmp_path, sampler="spectral", train={"precision": "float64", "epochs": 1})
     learner = trainer.learner
-    seen = Seen(learner.model, nn.Conv2d)
+    recorder = OutputRecorder(learner.model, nn.Conv2d)
     entered: list[torch.dtype] = []
     learner.objective.register_forward_hook(lambda module, inputs, loss: entered.extend([inputs[0].dtype, loss.dtype]))
     planned: list[torch.dtype] = []
@@ -93,7 +93,7 @@ def test_float64_is_the_dtype_of_all_that_is_trained(tmp_path, monkeypatch):
         plan_service, "make_plan", lambda *a, **rest: (planned.append(a[1].z1.dtype), make(*a, **rest))[1]
     )
     trainer.run()
-    assert {*seen.outputs, *entered, *planned} == {torch.float64}
+    assert {*recorder.outputs, *entered, *planned} == {torch.float64}
     state = checkpoints.latest(trainer.store).state
     momentum = [x for buffers in state["optimizer"]["state"].values() for x in buffers.values()]
     tensors = [*learner.model.parameters(), *state["model"].values(), *momentum]
@@ -104,8 +104,8 @@ def test_float64_is_the_dtype_of_all_that_is_trained(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_steps_that_half_precision_skips_are_counted(tmp_path, precision):
-    """fp16's first scale may be too large for some steps besides those that are made to overflow."""
+def test_skipped_steps_are_counted_in_half_precision(tmp_path, precision):
+    """The initial scale of fp16 may be too large for more steps than those made to overflow."""
     trainer = trainer_of(tmp_path, train={"precision": precision, "epochs": 1})
     learner, skipped, overflows = trainer.learner, [], iter([float("inf")] * 3)
     if precision == "fp16":
@@ -119,14 +119,14 @@ def test_steps_that_half_precision_skips_are_counted(tmp_path, precision):
     assert sum(skipped) == 0 if precision == "bf16" else sum(skipped) >= 3
 
 
-def test_validation_is_float32_whatever_the_training(tmp_path):
+def test_validation_runs_in_float32_when_training_in_bf16(tmp_path):
     trainer = trainer_of(tmp_path, train={"precision": "bf16"})
-    seen = Seen(trainer.learner.model, nn.Conv2d)
+    recorder = OutputRecorder(trainer.learner.model, nn.Conv2d)
     assert trainer._validate() == trainer_of(tmp_path)._validate()
-    assert set(seen.outputs) == {torch.float32}
+    assert set(recorder.outputs) == {torch.float32}
 
 
-def test_fp16_scales_the_loss_and_skips_a_step_that_overflows(tmp_path):
+def test_fp16_scales_the_loss_and_skips_steps_that_overflow(tmp_path):
     trainer = trainer_of(tmp_path, train={"precision": "fp16"}, optimizer={"name": "sgd", "lr": 0.1})
     learner = trainer.learner
     assert learner.scaler.is_enabled()
@@ -140,8 +140,8 @@ def test_fp16_scales_the_loss_and_skips_a_step_that_overflows(tmp_path):
     length, expected = (
         torch.cat([p.grad.flatten() for p in each.model.parameters()]).norm() for each in (learner, unscaled)
     )
-    # Scales are powers of two: one that is not taken back, or twice, is a factor of two at least. fp16 rounds by 2^-11,
-    # and a dozen layers do not make a third of that.
+    # Scales are powers of two: a missing or a repeated unscaling is a factor of two at least. fp16 rounds by 2^-11,
+    # which a dozen layers do not amplify to a third.
     assert round(math.log2(length / expected)) == 0
 
     before = {key: x.clone() for key, x in learner.model.named_parameters()}
@@ -154,14 +154,14 @@ def test_fp16_scales_the_loss_and_skips_a_step_that_overflows(tmp_path):
     assert not all(torch.equal(before[key], x) for key, x in learner.model.named_parameters())
 
 
-def test_gradients_that_no_scale_makes_finite_end_the_training(tmp_path):
+def test_fp16_ends_training_when_no_scale_gives_finite_gradients(tmp_path):
     trainer = trainer_of(tmp_path, train={"precision": "fp16", "epochs": 9})
     next(trainer.learner.model.parameters()).register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(TrainingError, match="the gradients are not finite in fp16 at any scale"):
         trainer.run()
 
 
-def test_only_fp16_has_a_scaler():
+def test_scaler_is_enabled_for_fp16_only():
     assert not Compute().scaler().is_enabled()
     assert not Compute(precision="bf16").scaler().is_enabled()
 
@@ -169,31 +169,31 @@ def test_only_fp16_has_a_scaler():
 # -- memory format, compiler ---------------------------------------------------------------------------------------
 
 
-def test_channels_last_is_a_layout_and_not_another_result(tmp_path):
+def test_channels_last_changes_the_layout_but_no_result(tmp_path):
     trainer = trainer_of(tmp_path, train={"channels_last": True})
-    seen = Seen(trainer.learner.model, nn.Conv2d)
+    recorder = OutputRecorder(trainer.learner.model, nn.Conv2d)
     trainer.learner.step(first_batch(trainer), epoch=0, lr=0.0)
-    assert all(seen.channels_last)
+    assert all(recorder.channels_last)
     wide = [p for p in trainer.learner.model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
     assert wide
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
-    found = runs.run(World(), tmp_path / "last", runs.exact("spectral", train={"channels_last": True}))
-    runs.assert_alike(found, runs.run(World(), tmp_path / "plain", runs.exact("spectral")))
+    actual = runs.run(World(), tmp_path / "last", runs.exact("spectral", train={"channels_last": True}))
+    runs.assert_alike(actual, runs.run(World(), tmp_path / "plain", runs.exact("spectral")))
 
 
-def test_compile_compiles_and_trains_alike(tmp_path):
+def test_compile_trains_to_the_same_result(tmp_path):
     import torch._dynamo.utils as utils
 
     torch._dynamo.reset()
     utils.counters.clear()
     encoder = {"name": "resnet_small", "widths": [8]}
-    found = runs.run(World(), tmp_path / "compiled", runs.exact(encoder=encoder, train={"compile": True}))
-    assert utils.counters["stats"]["unique_graphs"] > 1, "the probe is one"
+    compiled = runs.run(World(), tmp_path / "compiled", runs.exact(encoder=encoder, train={"compile": True}))
+    assert utils.counters["stats"]["unique_graphs"] > 1, "one graph is the probe's"
     expected = runs.run(World(), tmp_path / "eager", runs.exact(encoder=encoder))
-    runs.assert_alike(found, expected)
+    runs.assert_alike(compiled, expected)
 
 
-def test_a_machine_that_cannot_compile_says_so(tmp_path, monkeypatch):
+def test_compile_error_names_the_missing_compiler(tmp_path, monkeypatch):
     def broken(*arguments, **options):
         raise RuntimeError("Failed to find C++ compiler. Please specify via CXX environment variable.")
 
@@ -218,7 +218,7 @@ def _compile_where_one_rank_cannot(world):
 
 
 @pytest.mark.dist
-def test_one_rank_that_cannot_compile_ends_all():
+def test_compile_error_of_one_rank_ends_all_ranks():
     first, second = gloo.run(_compile_where_one_rank_cannot, 2)
     assert "Failed to find C++ compiler" in second
     assert first == f"rank 1: {second}"
@@ -228,7 +228,7 @@ def test_one_rank_that_cannot_compile_ends_all():
 
 
 def _unsynchronised(world, content):
-    """After one epoch: the kinds of modules, the loss, all ranks' running means, and validation."""
+    """After one epoch: the classes of modules, the loss, the running means of all ranks, and validation."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(content, world=world, store=LocalStore(folder))
         row = trainer.run().row
@@ -238,24 +238,24 @@ def _unsynchronised(world, content):
 
 
 @pytest.mark.dist
-def test_batch_norm_that_is_not_synchronised_is_each_ranks_own(tmp_path):
-    """Synchronised it gives what one worker gives: test_parity.py."""
+def test_sync_batchnorm_false_normalises_each_rank_alone(tmp_path):
+    """test_parity.py compares synchronised batch norm with one worker."""
     _, _, (row,) = runs.run(World(), tmp_path, runs.exact(train={"epochs": 1}))
     content = runs.exact(train={"epochs": 1, "sync_batchnorm": False})
     (kinds, loss, means, top1), other = gloo.run(_unsynchronised, 2, content)
     assert {kind for kind in kinds if "BatchNorm" in kind} == {"BatchNorm1d", "BatchNorm2d"}
     assert abs(loss - row["train/loss"]) > 1000 * runs.EXACT, "each rank normalises its own half"
-    assert torch.equal(means[0], means[1]), "what is saved and validated is the ranks' mean"
+    assert torch.equal(means[0], means[1]), "saved and validated statistics are the mean over the ranks"
     assert top1 == other[3]
 
 
 # -- accumulation --------------------------------------------------------------------------------------------------
 
 
-def test_plain_accumulation_is_the_mean_of_the_chunks_own_losses(tmp_path):
+def test_plain_accumulation_is_the_mean_of_the_chunk_losses(tmp_path):
     trainer = exact_trainer_of(tmp_path, train={"accumulation": {"mode": "plain", "chunk_size": 4}})
     batch = first_batch(trainer)
-    found = trainer.learner.step(batch, epoch=0, lr=0.0)
+    output = trainer.learner.step(batch, epoch=0, lr=0.0)
     reference = exact_trainer_of(tmp_path).learner
     losses = []
     for chunk in batch.split(4):
@@ -263,22 +263,22 @@ def test_plain_accumulation_is_the_mean_of_the_chunks_own_losses(tmp_path):
         loss = nt_xent(z1, z2, temperature=0.1) / 4
         loss.backward()
         losses.append(loss.item())
-    assert float(found.loss) == pytest.approx(sum(losses), rel=runs.EXACT)
+    assert float(output.loss) == pytest.approx(sum(losses), rel=runs.EXACT)
     for p, q in zip(trainer.learner.model.parameters(), reference.model.parameters(), strict=True):
         assert relative_error(p.grad, q.grad) < runs.EXACT
-    whole = exact_trainer_of(tmp_path).learner.step(batch, epoch=0, lr=0.0)
-    assert float(whole.loss) > float(found.loss), "fewer negatives: another objective"
+    unchunked_output = exact_trainer_of(tmp_path).learner.step(batch, epoch=0, lr=0.0)
+    assert float(unchunked_output.loss) > float(output.loss), "fewer negatives: another objective"
 
 
 @pytest.mark.parametrize("sampler", ["shuffle", "spectral"])
-def test_cached_accumulation_trains_as_the_whole_batch(tmp_path, sampler):
-    content = {"objective": {"name": "sogclr"}}
+def test_cached_accumulation_equals_the_whole_batch(tmp_path, sampler):
+    objective = {"objective": {"name": "sogclr"}}
     chunks = {"accumulation": {"mode": "cached", "chunk_size": 4}}
-    found = runs.run(World(), tmp_path / "chunks", runs.exact(sampler, **content, train=chunks))
-    runs.assert_alike(found, runs.run(World(), tmp_path / "whole", runs.exact(sampler, **content)))
+    chunked = runs.run(World(), tmp_path / "chunks", runs.exact(sampler, **objective, train=chunks))
+    runs.assert_alike(chunked, runs.run(World(), tmp_path / "whole", runs.exact(sampler, **objective)))
 
 
-def test_options_combine(tmp_path):
+def test_train_options_combine(tmp_path):
     content = runs.experiment(
         "spectral",
         objective={"name": "hcl"},
@@ -296,7 +296,7 @@ def test_options_combine(tmp_path):
     assert [row["plan/age"] for row in rows][0] == 0
 
 
-# -- what does not fit ---------------------------------------------------------------------------------------------
+# -- invalid options -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -329,19 +329,19 @@ def test_options_combine(tmp_path):
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(changes, text):
+def test_experiment_refuses_options_that_do_not_combine(changes, text):
     with pytest.raises(ConfigError, match=text):
         runs.experiment(**changes)
 
 
-def test_cached_embeddings_are_refused_where_samples_are_left_out():
+def test_cached_embeddings_refuse_a_sampler_that_leaves_samples_out():
     with pytest.raises(ConfigError, match="embeddings.source: found cached, but osgd trains on a part"):
         runs.experiment("osgd", embeddings={"source": "cached"})
     runs.experiment(sampler={"name": "osgd", "k": 4, "q": 4}, embeddings={"source": "cached"})
     runs.experiment("shuffle", embeddings={"source": "cached"})
 
 
-def test_a_chunk_that_the_workers_cannot_share_is_refused(tmp_path):
+def test_trainer_refuses_a_chunk_size_not_divisible_by_the_workers(tmp_path):
     accumulation = {"mode": "plain", "chunk_size": 2}
     with pytest.raises(ConfigError, match=r"train.accumulation.chunk_size: 2 is not divisible by 4 workers"):
         trainer_of(tmp_path, World(0, 4, torch.device("cpu")), train={"accumulation": accumulation})

@@ -1,4 +1,4 @@
-"""One worker and several train on the same global batches and views, to the same weights."""
+"""Several workers train on the global batches and views of one worker, to the same weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mbcl.plan import Embeddings
 
 CACHED = {"source": "cached", "batch_size": 64}
 CASES = {
-    # workers, what one trains, and how several train it otherwise
+    # the number of workers, the experiment of one worker, the changes for several
     "shuffle": (2, runs.exact(), {}),
     "osgd, sogclr": (4, runs.exact("osgd", objective={"name": "sogclr"}), {}),
     "spectral, hcl": (2, runs.exact("spectral", objective={"name": "hcl"}), {}),
@@ -47,28 +47,28 @@ CASES = {
 
 
 def _with_children(*arguments):
-    multiprocessing.current_process()._config["daemon"] = False  # the test's own ranks are daemons
+    multiprocessing.current_process()._config["daemon"] = False  # a daemon may have no children
     return runs.run(*arguments)
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("name", CASES)
-def test_several_workers_train_as_one(tmp_path, name):
+def test_trainer_on_several_workers_equals_one_worker(tmp_path, name):
     num_workers, one, changes = CASES[name]
     several = one.model_copy(update={"train": one.train.model_validate({**one.train.model_dump(), **changes})})
     expected = runs.run(World(), tmp_path / "one", one)
     ranks = gloo.run(_with_children, num_workers, str(tmp_path / "several"), several)
     assert len(expected[0]) == 5 * one.train.epochs
-    for found in ranks:
-        runs.assert_alike(found, expected)
-        parameters = {key: value for key, value in found[1].items() if "running" not in key}
+    for trained in ranks:
+        runs.assert_alike(trained, expected)
+        parameters = {key: value for key, value in trained[1].items() if "running" not in key}
         first = {key: ranks[0][1][key] for key in parameters}
         assert runs.equal(parameters, first), "the ranks hold the same weights to the last bit"
 
 
 @pytest.mark.dist
-def test_the_shipped_experiment_is_the_same_on_two_workers(tmp_path):
-    """Its own encoder, rate and batch size, with plans from embeddings."""
+def test_trainer_of_the_shipped_experiment_on_two_workers_equals_one(tmp_path):
+    """The encoder, learning rate and batch size that ship, with plans from embeddings."""
     shipped = read_experiment("tune_spaces/samplers.yaml")
     changes = {
         "data": {"name": "digits", "max_samples": 215},
@@ -79,8 +79,8 @@ def test_the_shipped_experiment_is_the_same_on_two_workers(tmp_path):
     content = validate(Experiment, {**shipped, **changes}, "test")
     expected = runs.run(World(), tmp_path / "one", content)
     assert len(expected[0]) == 6
-    for found in gloo.run(runs.run, 2, str(tmp_path / "two"), content):
-        runs.assert_alike(found, expected)
+    for trained in gloo.run(runs.run, 2, str(tmp_path / "two"), content):
+        runs.assert_alike(trained, expected)
 
 
 def _first_plan(world, content):
@@ -88,15 +88,17 @@ def _first_plan(world, content):
     trainer = Trainer(content, world=world, store=LocalStore(tempfile.mkdtemp()))
     learner = trainer.learner
     shard = embed(learner.model, learner.images, ViewKey(learner.seed), mode="train", batch_size=50, world=world)
-    whole = Embeddings(*(collectives.all_gather_ragged(part, world) for part in (shard.z1, shard.z2, shard.indices)))
+    embeddings = Embeddings(
+        *(collectives.all_gather_ragged(part, world) for part in (shard.z1, shard.z2, shard.indices))
+    )
     trainer.plans.request(PlanKey(0, 0), shard, content.build_sampler())
-    return whole.ordered(180), trainer.plans.receive(PlanKey(0, 0))
+    return embeddings.ordered(180), trainer.plans.receive(PlanKey(0, 0))
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("num_workers", [2, 4])
-def test_embeddings_and_plan_are_the_same_to_the_last_bit_on_any_number_of_workers(num_workers):
-    """Four chunks of 45 on 2 and 4 workers; each is one rank's work, whole, on one thread, by the same kernels."""
+def test_embed_and_plan_are_bitwise_equal_on_any_number_of_workers(num_workers):
+    """Each of the four chunks of 45 samples is embedded by one rank, on one thread, by the same kernels."""
     content = runs.experiment("spectral")
     embeddings, planned = _first_plan(World(), content)
     for rank_embeddings, rank_planned in gloo.run(_first_plan, num_workers, content):
@@ -118,8 +120,8 @@ def _train_from_weights_that_are_not_finite(world, content):
 
 
 @pytest.mark.dist
-def test_embeddings_that_are_not_finite_end_every_rank():
-    """20 validation samples are one rank's work; the other rank must not wait for it for ever."""
+def test_validation_of_weights_not_finite_ends_every_rank():
+    """One rank embeds all 20 validation samples; the other must not wait for it forever."""
     first, second = gloo.run(_train_from_weights_that_are_not_finite, 2, runs.experiment())
     assert "rows are not finite" in first
     assert second != "no error"

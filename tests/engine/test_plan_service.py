@@ -1,4 +1,4 @@
-"""When plans are made: warm-up, every n-th epoch, schedules, rounds at once, and beside training."""
+"""When plans are made: warm-up, every n-th epoch, schedules, several rounds at once, ahead of time."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ def content(sampler="spectral", embeddings=None, *, epochs=EPOCHS, **planner):
     )
 
 
-class Shared(BackgroundProcess):
-    """The process that trainings of this module share: starting one takes seconds."""
+class SharedProcess(BackgroundProcess):
+    """A background process that the trainings of this module share: starting one takes seconds."""
 
     def end(self):
         super().close()
 
     def close(self):
-        """Leave it to the next training."""
+        """Leave the process to the next training."""
 
 
 @pytest.fixture(scope="module")
 def process():
-    shared = Shared()
+    shared = SharedProcess()
     yield shared
     shared.end()
 
 
 @pytest.fixture
-def beside(process, monkeypatch):
+def shared_background(process, monkeypatch):
     monkeypatch.setattr(plan_service, "BackgroundProcess", lambda: process)
 
 
-class Watched(Trainer):
-    """A trainer that notes its batches, its requests and its embedding passes, with the step they happened at."""
+class RecordingTrainer(Trainer):
+    """A trainer that records its batches, and its requests and embedding passes with their steps."""
 
     def __init__(self, experiment, folder, monkeypatch):
         super().__init__(experiment, world=World(), store=LocalStore(folder))
@@ -68,31 +68,31 @@ class Watched(Trainer):
         self.passes: list[tuple[int, int]] = []
         step, request, embed = self.learner.step, self.plans.request, plan_source.embed
 
-        def noted_step(batch, **rest):
+        def recorded_step(batch, **rest):
             self.batches.append(batch.tolist())
             return step(batch, **rest)
 
-        def noted_request(key, *rest, **more):
+        def recorded_request(key, *rest, **options):
             self.requests.append((len(self.batches), key))
-            return request(key, *rest, **more)
+            return request(key, *rest, **options)
 
-        def noted_embed(model, images, key, **rest):
-            if rest["mode"] == "train":  # validation's is not
+        def recorded_embed(model, images, key, **rest):
+            if rest["mode"] == "train":  # validation embeds in evaluation mode
                 self.passes.append((len(self.batches), key.epoch))
             return embed(model, images, key, **rest)
 
-        self.learner.step, self.plans.request = noted_step, noted_request
-        monkeypatch.setattr(plan_source, "embed", noted_embed)
+        self.learner.step, self.plans.request = recorded_step, recorded_request
+        monkeypatch.setattr(plan_source, "embed", recorded_embed)
 
     def epoch_batches(self, epoch):
         return self.batches[epoch * STEPS : (epoch + 1) * STEPS]
 
 
 @pytest.fixture
-def trained(tmp_path, monkeypatch, beside):
+def trained(tmp_path, monkeypatch, shared_background):
     def train(experiment):
         recorder = runs.Recorder()
-        trainer = Watched(experiment, tmp_path, monkeypatch)
+        trainer = RecordingTrainer(experiment, tmp_path, monkeypatch)
         trainer.observers = [recorder]
         trainer.run()
         return trainer, recorder.rows
@@ -108,7 +108,7 @@ def shuffled(epoch, seed=0):
 
 
 @pytest.mark.parametrize("embeddings", [None, CACHED], ids=["fresh", "cached"])
-def test_warm_up_epochs_are_those_of_shuffle(trained, embeddings):
+def test_warmup_epochs_use_the_plans_of_shuffle(trained, embeddings):
     trainer, rows = trained(content(embeddings=embeddings, warmup_epochs=2, epochs=4))
     for epoch in (0, 1):
         assert trainer.epoch_batches(epoch) == shuffled(epoch)
@@ -120,13 +120,13 @@ def test_warm_up_epochs_are_those_of_shuffle(trained, embeddings):
     assert [row["plan/age"] for row in rows[2:]] == [0, 1 if embeddings else 0]
 
 
-def test_a_warm_up_that_never_ends_plans_nothing(trained):
+def test_warmup_of_all_epochs_warns_and_requests_no_plan(trained):
     with pytest.warns(UserWarning, match="planner.warmup_epochs 2 leaves none of the 2 epochs"):
         trainer, _ = trained(content(warmup_epochs=2, epochs=2, overlap=1))
     assert trainer.requests == trainer.passes == []
 
 
-def test_the_epochs_between_train_on_the_last_plans_again(trained):
+def test_planner_every_reuses_the_last_plans_in_between(trained):
     trainer, rows = trained(content("osgd", warmup_epochs=1, every=2, epochs=5))
     planned = [trainer.epoch_batches(epoch) for epoch in range(5)]
     assert planned[1] == planned[2] != planned[3] == planned[4]
@@ -135,17 +135,17 @@ def test_the_epochs_between_train_on_the_last_plans_again(trained):
     ]
     assert len(trainer.requests) > 4, "osgd needs several rounds an epoch, choose others"
     assert [row["plan/age"] for row in rows] == [None, 0, 1, 0, 1]
-    for made, again in ((1, 2), (3, 4)):
-        assert rows[again]["time/plan"] == rows[again]["time/embed"] == rows[again]["plan/seconds"] == 0
+    for made, reused in ((1, 2), (3, 4)):
+        assert rows[reused]["time/plan"] == rows[reused]["time/embed"] == rows[reused]["plan/seconds"] == 0
         assert rows[made]["time/plan"] > 0
         for key in ("plan/loss", "plan/lift", "plan/coverage"):
-            assert rows[again][key] == rows[made][key]
+            assert rows[reused][key] == rows[made][key]
 
 
 # -- schedules -----------------------------------------------------------------------------------------------------
 
 
-def test_a_schedule_changes_the_sampler_from_its_epochs_on(trained):
+def test_planner_schedule_changes_the_sampler_from_its_epochs_on(trained):
     schedule = {"k": {0: 2, 2: 4}, "mix": {1: 1.0, 3: 0.0}}
     trainer, _ = trained(content({"name": "spectral", "k": 11}, schedule=schedule, epochs=4))
     used = [(s.k, s.mix) for s in map(trainer.experiment.build_sampler, range(4))]
@@ -163,17 +163,17 @@ def test_a_schedule_changes_the_sampler_from_its_epochs_on(trained):
         assert within == (used[epoch][1] == 0), "batches lie within pools of k batches unless mixed"
 
 
-def test_plans_may_change_their_length(trained):
+def test_planner_schedule_may_change_the_plan_length(trained):
     trainer, rows = trained(content({"name": "osgd", "k": 11, "q": 1}, schedule={"k": {1: 2}}, epochs=2))
     assert [key.epoch for _, key in trainer.requests] == [0] * 11 + [1] * 3
     assert len(trainer.batches) == 22
     assert [row["step"] for row in rows] == [11, 22]
 
 
-# -- rounds at once ------------------------------------------------------------------------------------------------
+# -- several rounds ------------------------------------------------------------------------------------------------
 
 
-def test_the_rounds_of_an_epoch_at_once_are_those_one_by_one(trained):
+def test_make_plan_of_several_rounds_equals_single_rounds(trained):
     trainer, rows = trained(content("osgd", {"refresh": "epoch"}, epochs=2))
     sampler = trainer.experiment.build_sampler()
     rounds = -(-STEPS // sampler.plan_length(180))
@@ -190,7 +190,7 @@ def test_the_rounds_of_an_epoch_at_once_are_those_one_by_one(trained):
     assert rows[0]["plan/age"] == rows[1]["plan/age"] == 0
 
 
-def test_conflicts_are_counted_over_the_plans_of_an_epoch(trained):
+def test_plan_conflicts_are_summed_over_the_plans_of_an_epoch(trained):
     trainer, rows = trained(content({"name": "osgd", "k": 4, "q": 2, "skip": 20}, epochs=2, every=2))
     assert rows[0]["plan/conflicts"] == rows[1]["plan/conflicts"] > 0
     sampler = trainer.experiment.build_sampler()
@@ -200,28 +200,28 @@ def test_conflicts_are_counted_over_the_plans_of_an_epoch(trained):
     assert joined.conflicts == sum(sampler.plan(180, both, seed=0, epoch=0, round=r).conflicts for r in range(3))
 
 
-# -- beside training -----------------------------------------------------------------------------------------------
+# -- plans ahead ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("embeddings", "ages"), [(None, [0, 1, 1, 1]), (CACHED, [0, 1, 2, 2])], ids=["fresh", "cached"]
 )
-def test_the_next_plan_is_asked_for_when_a_plan_is_there(trained, embeddings, ages):
+def test_planner_overlap_requests_the_next_plan_an_epoch_ahead(trained, embeddings, ages):
     trainer, rows = trained(content(embeddings=embeddings, overlap=1, epochs=4))
     assert trainer.requests == [(0, PlanKey(0, 0)), (0, PlanKey(1, 0)), (11, PlanKey(2, 0)), (22, PlanKey(3, 0))]
     assert trainer.passes == [(0, 0)] if embeddings else [(0, 0), (11, 2), (22, 3)], "the first two share one"
     # Cached embeddings of the 4 samples that an epoch leaves out are older: of 3 epochs, by 3 epochs at most.
     assert [row["plan/age"] for row in rows] == pytest.approx(ages, abs=4 * 3 * 3 / 180)
-    assert [row["time/wait"] > 0 for row in rows] == [True] * 3 + [False], "nothing is asked for in the last epoch"
+    assert [row["time/wait"] > 0 for row in rows] == [True] * 3 + [False], "the last epoch requests no plan"
 
 
-def test_with_warm_up_and_every_the_plan_is_one_epoch_old(trained):
+def test_planner_overlap_with_warmup_and_every_has_plans_one_epoch_old(trained):
     trainer, rows = trained(content(overlap=1, warmup_epochs=2, every=2, epochs=6))
     assert trainer.requests == [(11, PlanKey(2, 0)), (33, PlanKey(4, 0))]
     assert [row["plan/age"] for row in rows] == [None, None, 1, 2, 1, 2]
 
 
-def test_rounds_are_made_beside_the_round_before(trained):
+def test_planner_overlap_makes_each_round_during_the_one_before(trained):
     trainer, rows = trained(content("osgd", overlap=1, epochs=2))
     length = trainer.experiment.build_sampler().plan_length(180)
     expected = [(0, PlanKey(0, 0))]
@@ -234,7 +234,7 @@ def test_rounds_are_made_beside_the_round_before(trained):
     assert 0 < rows[1]["plan/age"] < 1, "its first plan is of the epoch before, the others are not"
 
 
-def test_the_background_process_makes_the_plan_of_this_one():
+def test_background_process_makes_the_same_plan():
     z = torch.randn(180, 8, generator=torch.Generator().manual_seed(1))
     both, sampler = Embeddings(z.double(), z.double() + 0.1), samplers.build("spectral", batch_size=16, k=4, skip=3)
     service = LocalPlanService(num_samples=180, seed=3, world=World())
@@ -243,22 +243,22 @@ def test_the_background_process_makes_the_plan_of_this_one():
         service.request(key, both, sampler, ahead=True)
     pid = next(iter(service._background._pool._processes))
     for key in keys[::-1]:
-        found, expected = service.receive(key), make_plan(sampler, both, key, num_samples=180, seed=3)
-        assert found.plan.digest == expected.plan.digest
-        assert (found.plan.epoch, found.plan.round, found.plan.seed) == (key.epoch, key.round, 3)
-        assert (found.loss, found.lift) == pytest.approx((expected.loss, expected.lift), rel=runs.EXACT)
-        assert found.plan.conflicts == expected.plan.conflicts > 0
+        actual, expected = service.receive(key), make_plan(sampler, both, key, num_samples=180, seed=3)
+        assert actual.plan.digest == expected.plan.digest
+        assert (actual.plan.epoch, actual.plan.round, actual.plan.seed) == (key.epoch, key.round, 3)
+        assert (actual.loss, actual.lift) == pytest.approx((expected.loss, expected.lift), rel=runs.EXACT)
+        assert actual.plan.conflicts == expected.plan.conflicts > 0
     service.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
 
-def test_a_background_process_that_was_killed_is_replaced(caplog):
+def test_background_process_is_replaced_when_killed(caplog):
     z = torch.randn(180, 8, generator=torch.Generator().manual_seed(1))
     both, sampler = Embeddings(z, z + 0.1), samplers.build("spectral", batch_size=16, k=4)
     expected = make_plan(sampler, both, PlanKey(0, 0), num_samples=180, seed=0).plan.digest
     service = LocalPlanService(num_samples=180, seed=0, world=World())
-    service._background.submit(signal.pause)  # so that the plan cannot be there before the kill
+    service._background.submit(signal.pause)  # so that the plan is not made before the kill
     service.request(PlanKey(0, 0), both, sampler, ahead=True)
     os.kill(next(iter(service._background._pool._processes)), signal.SIGKILL)
     assert service.receive(PlanKey(0, 0)).plan.digest == expected
@@ -268,7 +268,7 @@ def test_a_background_process_that_was_killed_is_replaced(caplog):
     service.close()
 
 
-def test_what_cannot_be_planned_ahead_is_said_when_it_is_due():
+def test_receive_raises_the_error_of_a_plan_made_ahead():
     service = LocalPlanService(num_samples=180, seed=0, world=World())
     both = Embeddings(torch.eye(170), torch.eye(170))
     service.request(PlanKey(0, 0), both, samplers.build("spectral", batch_size=16, k=4), ahead=True)
@@ -289,26 +289,26 @@ PLANNED = {
 
 
 @pytest.mark.parametrize("name", list(PLANNED))
-def test_a_cut_training_ends_as_the_one_that_was_not(tmp_path, beside, name):
-    """Cut before, after and between checkpoints: while a plan is made ahead, and while one is used again."""
+def test_resume_is_bitwise_equal_with_plans_ahead_and_reused(tmp_path, shared_background, name):
+    """Cut before, after and between checkpoints, with plans made ahead and plans reused."""
     sampler, embeddings, planner = PLANNED[name]
     steps = {"epochs": 4, "batch_size": 16, "checkpoint_steps": 4, "eval_every": 4}
-    wanted = runs.experiment(sampler, embeddings={"batch_size": 64, **embeddings}, planner=planner, train=steps)
-    losses, weights, rows = runs.run(World(), tmp_path / "whole", wanted)
+    experiment = runs.experiment(sampler, embeddings={"batch_size": 64, **embeddings}, planner=planner, train=steps)
+    losses, weights, rows = runs.run(World(), tmp_path / "whole", experiment)
     for cut in ({"after_epoch": 1}, {"after_step": 17}, {"after_epoch": 2}, {"after_step": 31}):
-        runs.interrupt(tmp_path / "cut", wanted, **cut)
-    rest, found, _ = runs.run(World(), tmp_path / "cut", wanted)
+        runs.interrupt(tmp_path / "cut", experiment, **cut)
+    rest, resumed_weights, _ = runs.run(World(), tmp_path / "cut", experiment)
     assert len(rest) == 44 - (22 + 8)
     assert rest == losses[-len(rest) :]
-    assert runs.equal(found, weights)
+    assert runs.equal(resumed_weights, weights)
     for line, row in zip(read_rows(LocalStore(tmp_path / "cut")), rows, strict=True):
         assert {key: line[key] for key in row if not key.startswith("time/") and key != "plan/seconds"} == {
             key: value for key, value in row.items() if not key.startswith("time/") and key != "plan/seconds"
         }
 
 
-def test_what_nobody_expected_is_one_line_for_all_ranks(caplog):
-    """Rank 0 alone plans: the others wait for what it says."""
+def test_receive_reports_an_unexpected_error_in_one_line(caplog):
+    """Only rank 0 plans; the other ranks wait for its result."""
     embeddings = Embeddings(*torch.randn(2, 40, 4, generator=torch.Generator().manual_seed(0)))
     service = LocalPlanService(num_samples=40, seed=0, world=World())
 
@@ -323,31 +323,33 @@ def test_what_nobody_expected_is_one_line_for_all_ranks(caplog):
     assert "out_of_memory" in caplog.text, "the log has the traceback"
 
 
-class Slow(samplers.Spectral):
-    """Plans as its base does, but not before the ranks have met three times."""
+class SlowSpectral(samplers.Spectral):
+    """Plans after the ranks have synchronised three times."""
 
     def plan_rounds(self, *arguments, **options):
-        Slow.rounds(3)
+        SlowSpectral.rounds(3)
         return super().plan_rounds(*arguments, **options)
 
 
-def _a_plan_longer_than_a_collective(world):
-    with gloo.short_rounds() as Slow.rounds:
+def _plan_longer_than_one_collective(world):
+    with gloo.short_rounds() as SlowSpectral.rounds:
         service = LocalPlanService(num_samples=64, seed=0, world=world)
         z1, z2 = torch.randn(2, 64, 4, generator=torch.Generator().manual_seed(0))
-        mine = torch.arange(world.rank, 64, world.size)
-        service.request(PlanKey(0, 0), Embeddings(z1[mine], z2[mine], mine), Slow(batch_size=8, k=2))
+        local_rows = torch.arange(world.rank, 64, world.size)
+        service.request(
+            PlanKey(0, 0), Embeddings(z1[local_rows], z2[local_rows], local_rows), SlowSpectral(batch_size=8, k=2)
+        )
         return service.receive(PlanKey(0, 0)).plan.digest
 
 
 @pytest.mark.dist
-def test_a_plan_may_take_longer_than_a_collective():
-    """Rank 0 alone plans here, and the others must not run into the process group's time limit meanwhile."""
-    one, other = gloo.run(_a_plan_longer_than_a_collective, 2)
+def test_receive_waits_longer_than_one_collective():
+    """Only rank 0 plans; meanwhile the others must not reach the timeout of the process group."""
+    one, other = gloo.run(_plan_longer_than_one_collective, 2)
     assert one == other
 
 
-def test_a_background_process_ends_at_once_whatever_it_is_at():
+def test_background_process_close_ends_a_running_task():
     background = BackgroundProcess()
     pid = background.submit(os.getpid).result()
     endless = background.submit(signal.pause)
@@ -358,8 +360,8 @@ def test_a_background_process_ends_at_once_whatever_it_is_at():
         os.kill(pid, 0)
 
 
-def test_a_lift_that_is_no_number_is_an_empty_place_in_the_row(trained):
-    """Batches of two clean views at a low temperature: random batches have no loss at all."""
+def test_plan_lift_without_a_value_is_null_in_the_row(trained):
+    """Batches of two clean views at a low temperature: the loss of random batches is zero."""
     experiment = runs.experiment(
         {"name": "spectral", "k": 2, "temperature": 1e-5},
         embeddings={"batch_size": 64, "views": "clean"},

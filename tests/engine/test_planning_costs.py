@@ -1,4 +1,4 @@
-"""What planning costs, in words."""
+"""The description of what planning costs."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("sampler", "embeddings", "planner", "words"), CASES)
-def test_in_words(sampler, embeddings, planner, words):
+def test_planning_cost_describes_plans_and_embedding_passes(sampler, embeddings, planner, words):
     content = runs.experiment(sampler, embeddings=embeddings, planner=planner)
     assert planning_cost(content, 50_000) == words
 
 
-def test_what_the_data_say_about_a_schedule():
+def test_data_sizes_checks_the_planner_schedule():
     content = runs.experiment({"name": "osgd", "k": 4, "q": 2}, planner={"schedule": {"k": {1: 12}, "pool": {0: 64}}})
     with (
         pytest.warns(UserWarning, match="has no parameter 'pool', so planner.schedule.pool is not used"),

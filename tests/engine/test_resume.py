@@ -1,4 +1,4 @@
-"""A training that was cut anywhere ends as the one that was not, to the last bit."""
+"""A resumed training equals an uninterrupted one to the last bit."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def setting(name: str, **train_changes):
 
 
 def state_of(folder) -> dict[str, torch.Tensor]:
-    """All tensors of the last checkpoint but the wall times."""
+    """All tensors of the last checkpoint, without times."""
     state = checkpoints.latest(LocalStore(folder)).state
-    found = {f"{part}.{key}": x for part in ("model", "objective", "embeddings") for key, x in state[part].items()}
+    tensors = {f"{part}.{key}": x for part in ("model", "objective", "embeddings") for key, x in state[part].items()}
     for index, buffers in state["optimizer"]["state"].items():
-        found |= {f"optimizer.{index}.{key}": x for key, x in buffers.items()}
-    return found
+        tensors |= {f"optimizer.{index}.{key}": x for key, x in buffers.items()}
+    return tensors
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """Trained once a setting: the folder and the rows."""
+def uncut(tmp_path_factory):
+    """The folder and the rows of an uninterrupted training, trained once for each setting."""
     done = {}
 
     def get(name):
@@ -71,14 +71,14 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", list(SETTINGS))
-def test_the_same_to_the_last_bit(undisturbed, tmp_path, name):
-    """Cut four times: before the first checkpoint, within an epoch, after one, and within the last."""
-    whole, rows = undisturbed(name)
+def test_resume_after_four_cuts_is_bitwise_equal(uncut, tmp_path, name):
+    """Cut before the first checkpoint, within an epoch, after an epoch, and within the last epoch."""
+    expected_folder, rows = uncut(name)
     for cut in ({"after_step": 3}, {"after_step": 9}, {"after_epoch": 1}, {"after_step": 11 + 5}):
         runs.interrupt(tmp_path, setting(name), **cut)
     losses, _, _ = runs.run(World(), tmp_path, setting(name))
     assert len(losses) == 11 - 4, "from the checkpoint within the second epoch"
-    assert runs.equal(state_of(tmp_path), state_of(whole))
+    assert runs.equal(state_of(tmp_path), state_of(expected_folder))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2], "no row is lost or doubled"
     for line, row in zip(lines, rows, strict=True):
@@ -88,19 +88,19 @@ def test_the_same_to_the_last_bit(undisturbed, tmp_path, name):
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.integers(0, 21), min_size=1, max_size=4))
-def test_cut_several_times_anywhere(undisturbed, tmp_path_factory, cuts):
-    whole, _ = undisturbed("sogclr")
+def test_resume_after_cuts_at_any_steps_is_bitwise_equal(uncut, tmp_path_factory, cuts):
+    expected_folder, _ = uncut("sogclr")
     folder = tmp_path_factory.mktemp("cuts")
     for cut in cuts:
         try:
             runs.interrupt(folder, setting("sogclr"), after_step=cut)
         except AssertionError:
-            break  # it was past that step already, and ended
+            break  # the training had passed that step, and finished
     runs.run(World(), folder, setting("sogclr"))
-    assert runs.equal(state_of(folder), state_of(whole))
+    assert runs.equal(state_of(folder), state_of(expected_folder))
 
 
-def test_a_cut_within_an_epoch_goes_on_at_the_last_checkpoint_within_it(tmp_path):
+def test_resume_continues_at_the_last_checkpoint_within_an_epoch(tmp_path):
     content = setting("osgd")
     runs.interrupt(tmp_path, content, after_step=11 + 9)
     assert checkpoints.names(LocalStore(tmp_path)) == [
@@ -111,11 +111,11 @@ def test_a_cut_within_an_epoch_goes_on_at_the_last_checkpoint_within_it(tmp_path
     losses, _, rows = runs.run(World(), tmp_path, content)
     assert len(losses) == 3, "steps 8 to 10 of the second epoch"
     assert checkpoints.names(LocalStore(tmp_path)) == ["epoch_000001", "epoch_000002"]
-    assert rows[0]["plan/coverage"] > 11 * 16 / 180 / 2, "what was visited before the cut counts"
+    assert rows[0]["plan/coverage"] > 11 * 16 / 180 / 2, "samples visited before the cut count"
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_made_again(undisturbed, tmp_path, caplog):
-    whole, _ = undisturbed("sogclr")
+def test_resume_skips_damaged_checkpoints_and_writes_them_again(uncut, tmp_path, caplog):
+    expected_folder, _ = uncut("sogclr")
     runs.interrupt(tmp_path, setting("sogclr"), after_step=11 + 9)
     for name in ("epoch_000001_step_00000008", "epoch_000001_step_00000004"):
         state = tmp_path / "checkpoints" / name / "state.pt"
@@ -124,11 +124,11 @@ def test_a_damaged_checkpoint_is_passed_over_and_made_again(undisturbed, tmp_pat
         losses, _, _ = runs.run(World(), tmp_path, setting("sogclr"))
     assert len(losses) == 11
     assert "epoch_000001_step_00000008" in caplog.text
-    assert runs.equal(state_of(tmp_path), state_of(whole))
+    assert runs.equal(state_of(tmp_path), state_of(expected_folder))
 
 
-def test_newer_checkpoints_that_were_damaged_do_not_displace_new_ones(tmp_path):
-    """Going back to epoch 1 with a broken epoch 2 on disk: checkpoints within epoch 2 must stay."""
+def test_resume_keeps_new_checkpoints_beside_a_damaged_newer_one(tmp_path):
+    """After going back to epoch 1 with a damaged epoch 2 on disk, checkpoints within epoch 2 stay."""
     content = setting("shuffle", epochs=3)
     runs.interrupt(tmp_path, content, after_epoch=2)
     state = tmp_path / "checkpoints" / "epoch_000002" / "state.pt"
@@ -139,8 +139,8 @@ def test_newer_checkpoints_that_were_damaged_do_not_displace_new_ones(tmp_path):
 
 @pytest.mark.dist
 @pytest.mark.parametrize("sampler", ["osgd", "spectral"])
-def test_one_worker_goes_on_with_two(tmp_path, sampler):
-    """Checkpoints do not know how many workers wrote them: not that of a state per sample, nor that of a cache."""
+def test_resume_on_two_workers_continues_what_one_began(tmp_path, sampler):
+    """Checkpoints, also of state per sample and of the cache, do not depend on the number of workers."""
     content = runs.exact(
         sampler,
         objective={"name": "sogclr"},
@@ -156,7 +156,7 @@ def test_one_worker_goes_on_with_two(tmp_path, sampler):
     assert runs.largest_difference(state_of(tmp_path / "moved"), state_of(tmp_path / "whole")) < runs.EXACT
 
 
-def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path, monkeypatch):
+def test_keep_checkpoints_keeps_the_best_besides_the_newest(tmp_path, monkeypatch):
     scores = iter([0.25, 0.75, 0.5, 0.5])
     monkeypatch.setattr(trainer.Trainer, "_validate", lambda self: next(scores))
     content = runs.exact(train={"epochs": 4, "keep_checkpoints": 1})
@@ -166,13 +166,13 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(tmp_path, monkeypatch):
     assert checkpoints.latest(LocalStore(tmp_path)).epoch == 4
 
 
-def test_observers_are_told_before_every_checkpoint(tmp_path):
+def test_on_checkpoint_is_called_before_every_checkpoint(tmp_path):
     recorder = runs.Recorder()
     train(setting("shuffle"), world=World(), store=LocalStore(tmp_path), observers=[recorder])
     assert recorder.checkpoints == 2 * 3, "after steps 4 and 8, and at the end, of each epoch"
 
 
-def test_trackers_keep_the_name_that_a_training_began_with(tmp_path):
+def test_run_id_stays_when_a_training_is_resumed(tmp_path):
     first = runs.experiment(train={"epochs": 1, "batch_size": 16})
     train(first, world=World(), store=LocalStore(tmp_path), run_id="003-abcd")
     assert checkpoints.latest(LocalStore(tmp_path)).meta["run_id"] == "003-abcd"
@@ -181,9 +181,9 @@ def test_trackers_keep_the_name_that_a_training_began_with(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["epoch_000001_step_00000004", "epoch_000002"])
-def test_a_killed_process_goes_on_to_the_same_bits(undisturbed, tmp_path, name):
-    """SIGKILL of a real process, whenever it happens to strike after a checkpoint has appeared."""
-    whole, _ = undisturbed("osgd")
+def test_resume_of_a_killed_process_is_bitwise_equal(uncut, tmp_path, name):
+    """SIGKILL of a real process at some moment after a checkpoint has appeared."""
+    expected_folder, _ = uncut("osgd")
     config = tmp_path / "experiment.yaml"
     config.write_text(yaml.safe_dump(setting("osgd").model_dump(mode="json")))
     folder = tmp_path / "run"
@@ -195,10 +195,10 @@ def test_a_killed_process_goes_on_to_the_same_bits(undisturbed, tmp_path, name):
     process.wait()
     done = subprocess.run([*line, "--resume"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert runs.equal(state_of(folder), state_of(whole))
+    assert runs.equal(state_of(folder), state_of(expected_folder))
 
 
-def test_other_data_than_a_checkpoint_was_made_from_are_refused(tmp_path, monkeypatch):
+def test_resume_refuses_data_of_another_size(tmp_path, monkeypatch):
     runs.interrupt(tmp_path, setting("shuffle"), after_step=6)
     load = build.load_data
     monkeypatch.setattr(
@@ -208,8 +208,8 @@ def test_other_data_than_a_checkpoint_was_made_from_are_refused(tmp_path, monkey
         runs.run(World(), tmp_path, setting("shuffle"))
 
 
-def test_where_nothing_whole_is_left_it_says_that_it_starts_again(undisturbed, tmp_path, caplog):
-    whole, _ = undisturbed("shuffle")
+def test_resume_without_a_valid_checkpoint_warns_and_starts_again(uncut, tmp_path, caplog):
+    expected_folder, _ = uncut("shuffle")
     runs.interrupt(tmp_path, setting("shuffle"), after_epoch=1)
     for state in (tmp_path / "checkpoints").glob("*/state.pt"):
         state.unlink()
@@ -217,10 +217,10 @@ def test_where_nothing_whole_is_left_it_says_that_it_starts_again(undisturbed, t
         losses, _, _ = runs.run(World(), tmp_path, setting("shuffle"))
     assert "no whole checkpoint is left; the training starts again" in caplog.text
     assert len(losses) == 22
-    assert runs.equal(state_of(tmp_path), state_of(whole))
+    assert runs.equal(state_of(tmp_path), state_of(expected_folder))
 
 
-def _without_space(world, folder, content, full):
+def _train_on_a_full_disk(world, folder, content, full):
     """Train while rank 0 cannot write one kind of file."""
     write = LocalStore.write_bytes
 
@@ -241,36 +241,36 @@ def _without_space(world, folder, content, full):
 
 @pytest.mark.dist
 @pytest.mark.parametrize("full", ["config.yaml", "metrics.jsonl", "state.pt"])
-def test_a_full_disk_ends_every_rank(tmp_path, full):
-    """Only rank 0 writes; the others must not wait for it for ever."""
-    found = gloo.run(_without_space, 2, str(tmp_path), setting("shuffle"), full)
-    assert f"{full}: cannot be written: No space left on device" in found[0]
-    assert found[1] == f"rank 0: {found[0]}"
+def test_trainer_on_a_full_disk_ends_every_rank(tmp_path, full):
+    """Only rank 0 writes; the others must not wait for it forever."""
+    errors = gloo.run(_train_on_a_full_disk, 2, str(tmp_path), setting("shuffle"), full)
+    assert f"{full}: cannot be written: No space left on device" in errors[0]
+    assert errors[1] == f"rank 0: {errors[0]}"
 
 
-def test_what_storage_behind_a_uri_does_not_take_is_told_apart(tmp_path):
-    """A later attempt may meet it again in order."""
+def test_train_raises_storage_error_for_a_store_behind_a_uri(tmp_path):
+    """A retry may find the storage available again."""
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(StorageError, match="cannot be written"):
         train(setting("shuffle"), world=World(), store=open_store(f"file://{tmp_path}"))
 
 
-def _cut_and_whole(world, folder, content):
-    whole = runs.run(world, f"{folder}/whole", content)
+def _train_uncut_and_cut(world, folder, content):
+    uncut_run = runs.run(world, f"{folder}/whole", content)
     runs.interrupt(f"{folder}/cut", content, world=world, after_step=13)
     runs.run(world, f"{folder}/cut", content)
-    return whole[2]
+    return uncut_run[2]
 
 
 @pytest.mark.dist
-def test_ranks_whose_batch_norms_are_their_own_go_on_to_the_same_bits(tmp_path):
-    """Embeddings in evaluation mode use running statistics, which each rank moves by itself between two checkpoints."""
+def test_resume_on_two_ranks_without_sync_batchnorm_is_bitwise_equal(tmp_path):
+    """Embeddings in evaluation mode use running statistics, which differ between ranks until a checkpoint."""
     content = runs.experiment("osgd", embeddings={"mode": "eval"}, train={**STEPS, "sync_batchnorm": False})
-    gloo.run(_cut_and_whole, 2, str(tmp_path), content)
+    gloo.run(_train_uncut_and_cut, 2, str(tmp_path), content)
     assert runs.equal(state_of(tmp_path / "cut"), state_of(tmp_path / "whole"))
 
 
-def test_a_damaged_line_of_metrics_is_left_out_with_a_warning(tmp_path, caplog):
+def test_resume_drops_a_damaged_metrics_line_with_a_warning(tmp_path, caplog):
     content = setting("shuffle")
     runs.interrupt(tmp_path, content, after_epoch=1)
     with (tmp_path / "metrics.jsonl").open("a") as stream:
@@ -282,8 +282,8 @@ def test_a_damaged_line_of_metrics_is_left_out_with_a_warning(tmp_path, caplog):
     assert [line["epoch"] for line in lines] == [1, 2]
 
 
-def test_a_row_that_was_lost_after_its_checkpoint_is_written_again(tmp_path):
-    """The checkpoint is written first, so that ``time/total`` holds what it took."""
+def test_resume_writes_a_lost_metrics_row_again(tmp_path):
+    """The checkpoint is written before the row, so that ``time/total`` includes it."""
     content = setting("shuffle")
     runs.interrupt(tmp_path, content, after_epoch=1)
     (tmp_path / "metrics.jsonl").unlink()
@@ -293,7 +293,7 @@ def test_a_row_that_was_lost_after_its_checkpoint_is_written_again(tmp_path):
     assert lines[1] == rows[0]
 
 
-def test_the_time_of_an_epoch_holds_its_checkpoint(tmp_path, monkeypatch):
+def test_time_total_includes_the_checkpoint(tmp_path, monkeypatch):
     save, clock, hours = checkpoints.save, time.perf_counter, []
 
     def slow(*arguments, **options):
@@ -308,38 +308,38 @@ def test_the_time_of_an_epoch_holds_its_checkpoint(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["time/total"] == rows[0]["time/total"]
 
 
-class _Notice(runs.Recorder):
-    """From a step on this rank's machine is about to go; notes after which steps checkpoints were written."""
+class _NoticeAtStep(runs.Recorder):
+    """From a step on rank 1 has a preemption notice; records after which steps checkpoints were written."""
 
-    def __init__(self, rank: int, told: int) -> None:
+    def __init__(self, rank: int, due_step: int) -> None:
         super().__init__()
         self.due = False
         self.written: list[int] = []
-        self._told = told if rank == 1 else 10**6
+        self._due_step = due_step if rank == 1 else 10**6
 
     def on_step(self, step, loss, lr):
         super().on_step(step, loss, lr)
-        self.due |= step == self._told
+        self.due |= step == self._due_step
 
     def on_checkpoint(self):
         self.written.append(len(self.steps))
         self.due = False
 
 
-def _trained_with_a_notice(world, folder, content, told):
-    notice = _Notice(world.rank, told)
-    trainer.SYNC_SECONDS, before = 1e-9, trainer.SYNC_SECONDS  # a look after every step, as where steps are slow
+def _train_with_a_notice(world, folder, content, due_step):
+    notice = _NoticeAtStep(world.rank, due_step)
+    trainer.SYNC_SECONDS, sync_seconds = 1e-9, trainer.SYNC_SECONDS  # synchronise after every step, as with slow steps
     try:
         train(content, world=world, store=LocalStore(folder), observers=[notice], notice=lambda: notice.due)
     finally:
-        trainer.SYNC_SECONDS = before
+        trainer.SYNC_SECONDS = sync_seconds
     return notice.written
 
 
 @pytest.mark.dist
-def test_a_machine_that_will_go_makes_a_checkpoint_due_on_all_ranks(tmp_path):
-    """One rank is told at step 3: all write one after the next look, and go on."""
+def test_preemption_notice_of_one_rank_saves_a_checkpoint_on_all(tmp_path):
+    """One rank has a notice at step 3: all save a checkpoint at the next synchronisation, and continue."""
     content = setting("osgd", checkpoint_steps=None)
-    told = gloo.run(_trained_with_a_notice, 2, str(tmp_path), content, 3)
-    assert told == [[5, 11, 22], [5, 11, 22]]
+    saved_steps = gloo.run(_train_with_a_notice, 2, str(tmp_path), content, 3)
+    assert saved_steps == [[5, 11, 22], [5, 11, 22]]
     assert checkpoints.names(LocalStore(tmp_path)) == ["epoch_000001", "epoch_000002"]

@@ -1,4 +1,4 @@
-"""Trackers write what users' tools read."""
+"""Trackers write files that TensorBoard and W&B read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mbcl.errors import TrainingError
 from mbcl.io.store import LocalStore, open_store
 
 
-def test_tensorboard_has_every_step_and_every_row(tmp_path):
+def test_tensorboard_tracker_writes_every_step_and_row(tmp_path):
     train(runs.experiment("osgd", track=["tensorboard"]), world=World(), store=LocalStore(tmp_path))
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -25,19 +25,19 @@ def test_tensorboard_has_every_step_and_every_row(tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_wandb_is_offline_without_a_key_and_its_run_id_is_the_trials(tmp_path, monkeypatch, scheme):
+def test_wandb_tracker_without_a_key_is_offline_under_the_run_id(tmp_path, monkeypatch, scheme):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     content = runs.experiment(track=["wandb"])
     train(content, world=World(), store=open_store(f"{scheme}{tmp_path}"), run_id="003-abcd1234", group="samplers")
-    found = [p.name for p in (tmp_path / "wandb").iterdir() if p.name.startswith("offline-run-")]
-    assert len(found) == 1
-    assert found[0].endswith("-003-abcd1234")
-    assert (tmp_path / "wandb" / found[0] / "run-003-abcd1234.wandb").stat().st_size > 0
+    run_folders = [p.name for p in (tmp_path / "wandb").iterdir() if p.name.startswith("offline-run-")]
+    assert len(run_folders) == 1
+    assert run_folders[0].endswith("-003-abcd1234")
+    assert (tmp_path / "wandb" / run_folders[0] / "run-003-abcd1234.wandb").stat().st_size > 0
 
 
-def test_a_service_that_cannot_be_reached_is_one_line_that_tells_the_way_out(tmp_path, monkeypatch):
+def test_wandb_tracker_error_names_offline_mode_when_unreachable(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)

@@ -29,14 +29,14 @@ def trained(request, tmp_path_factory):
     return request.param, folder, losses, weights, rows
 
 
-def test_an_epoch_has_the_same_number_of_steps_whatever_the_sampler(trained):
+def test_trainer_takes_the_same_steps_an_epoch_for_any_sampler(trained):
     _, _, losses, _, rows = trained
     assert len(losses) == 2 * (180 // 16)
     assert [row["step"] for row in rows] == [11, 22]
     assert rows[0]["train/loss"] == pytest.approx(sum(losses[:11]) / 11)
 
 
-def test_every_line_has_every_key(trained):
+def test_metrics_rows_have_every_key(trained):
     sampler, folder, _, _, rows = trained
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines == rows
@@ -52,7 +52,7 @@ def test_every_line_has_every_key(trained):
             assert planned == [None] * len(planned)
 
 
-def test_coverage_is_what_the_steps_visited(trained):
+def test_plan_coverage_is_the_share_of_visited_samples(trained):
     sampler, _, _, _, rows = trained
     expected = {"spectral": 176 / 180, "osgd": None}
     if sampler == "spectral":
@@ -61,7 +61,7 @@ def test_coverage_is_what_the_steps_visited(trained):
         assert 0.3 < rows[0]["plan/coverage"] < 1
 
 
-def test_the_schedule_reaches_zero_at_the_end_of_exactly_the_epochs_asked_for(tmp_path):
+def test_learning_rate_follows_the_cosine_over_all_epochs(tmp_path):
     recorder = runs.Recorder()
     from mbcl.engine import Trainer
 
@@ -73,17 +73,17 @@ def test_the_schedule_reaches_zero_at_the_end_of_exactly_the_epochs_asked_for(tm
     assert recorder.closed == 1
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_one_others(tmp_path):
+def test_seed_determines_losses_and_weights(tmp_path):
     first = runs.run(World(), tmp_path / "a", runs.experiment("spectral"))
-    again = runs.run(World(), tmp_path / "b", runs.experiment("spectral"))
+    repeated = runs.run(World(), tmp_path / "b", runs.experiment("spectral"))
     other = runs.run(World(), tmp_path / "c", runs.experiment("spectral", seed=1))
-    assert first[0] == again[0]
-    assert runs.equal(first[1], again[1])
+    assert first[0] == repeated[0]
+    assert runs.equal(first[1], repeated[1])
     assert first[0] != other[0]
 
 
-def test_the_first_step_has_the_loss_of_its_batch_by_hand(tmp_path):
-    """Plan, views, model and objective, put together by hand."""
+def test_first_loss_equals_plan_views_model_and_objective_by_hand(tmp_path):
+    """Compose plan, views, model and objective by hand."""
     content = runs.exact("shuffle")
     losses, _, _ = runs.run(World(), tmp_path, content)
     data = load_data(content.data, seed=0)
@@ -96,26 +96,26 @@ def test_the_first_step_has_the_loss_of_its_batch_by_hand(tmp_path):
     assert losses[0] == pytest.approx(nt_xent(z1, z2, temperature=0.1).item(), rel=runs.EXACT)
 
 
-def test_a_loss_that_is_not_finite_ends_the_training_with_a_reason(tmp_path):
+def test_trainer_raises_on_a_loss_that_is_not_finite(tmp_path):
     content = runs.experiment(optimizer={"name": "sgd", "lr": 1e30}, schedule={"warmup_epochs": 0, "scale_lr": "none"})
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+ \(epoch 1, learning rate \S+e\+\d+\)"):
         runs.run(World(), tmp_path, content)
 
 
-def test_embedding_for_a_plan_leaves_the_model_as_it_was():
+def test_embed_leaves_the_model_unchanged():
     content = runs.experiment()
     data = load_data(content.data, seed=0)
     model = model_of(content, in_channels=1)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     for mode in ("train", "eval"):
-        found = embed(model, data.train, ViewKey(0), mode=mode, batch_size=64, world=World())
-        assert found.z1.shape == (180, 16)
-        assert found.indices.tolist() == list(range(180))
+        embeddings = embed(model, data.train, ViewKey(0), mode=mode, batch_size=64, world=World())
+        assert embeddings.z1.shape == (180, 16)
+        assert embeddings.indices.tolist() == list(range(180))
     assert runs.equal(model.state_dict(), before)
     assert model.training
 
 
-def test_training_mode_normalises_with_the_chunk_and_evaluation_mode_with_the_running_statistics():
+def test_embed_normalises_by_chunk_in_training_mode_only():
     content = runs.experiment(train={"precision": "float64"})
     data = load_data(content.data, seed=0)
     model = model_of(content, in_channels=1)
@@ -126,7 +126,7 @@ def test_training_mode_normalises_with_the_chunk_and_evaluation_mode_with_the_ru
     assert relative_error(small.z1, large.z1) < runs.EXACT
 
 
-def test_clean_views_are_equal_and_augmented_ones_are_not():
+def test_two_views_are_equal_only_when_clean():
     data = load_data(runs.experiment().data, seed=0)
     positions = torch.arange(8)
     first, second = two_views(data.train, positions, ViewKey(0, augmented=False)).chunk(2)
@@ -135,13 +135,13 @@ def test_clean_views_are_equal_and_augmented_ones_are_not():
     assert not torch.equal(first, second)
 
 
-def test_a_checkpoint_of_another_experiment_is_refused(tmp_path):
+def test_resume_refuses_a_checkpoint_of_another_experiment(tmp_path):
     runs.run(World(), tmp_path, runs.experiment())
     with pytest.raises(CheckpointError, match="belongs to another experiment: seed was 0, now 7; a training goes on"):
         runs.run(World(), tmp_path, runs.experiment(seed=7))
 
 
-def _data_that_one_machine_still_copies(world: World) -> int:
+def _train_with_slow_data(world: World) -> int:
     from mbcl.engine import Trainer, trainer
 
     def slow(experiment):
@@ -158,11 +158,11 @@ def _data_that_one_machine_still_copies(world: World) -> int:
 
 
 @pytest.mark.dist
-def test_data_may_take_one_machine_longer_than_a_collective():
-    assert gloo.run(_data_that_one_machine_still_copies, 2) == [180, 180]
+def test_trainer_waits_for_data_longer_than_one_collective():
+    assert gloo.run(_train_with_slow_data, 2) == [180, 180]
 
 
-def test_a_batch_that_the_workers_cannot_share_is_refused(tmp_path):
+def test_trainer_refuses_a_batch_size_not_divisible_by_the_workers(tmp_path):
     from mbcl.engine import Trainer
 
     with pytest.raises(ConfigError, match="16 is not divisible by 3 workers"):
@@ -170,19 +170,19 @@ def test_a_batch_that_the_workers_cannot_share_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "views"), [("train", "augmented"), ("train", "clean"), ("eval", "augmented")])
-def test_embeddings_are_made_as_the_experiment_says(tmp_path, monkeypatch, mode, views):
+def test_embeddings_settings_reach_embed(tmp_path, monkeypatch, mode, views):
     from mbcl.engine import plan_source
 
-    asked = []
+    calls = []
     embed = plan_source.embed
 
-    def look(model, images, key, **rest):
-        asked.append((rest["mode"], key.augmented, rest["batch_size"]))
+    def recorded_embed(model, images, key, **rest):
+        calls.append((rest["mode"], key.augmented, rest["batch_size"]))
         return embed(model, images, key, **rest)
 
-    monkeypatch.setattr(plan_source, "embed", look)
+    monkeypatch.setattr(plan_source, "embed", recorded_embed)
     content = runs.experiment("spectral", embeddings={"mode": mode, "views": views, "batch_size": 50})
     _, _, rows = runs.run(World(), tmp_path, content)
-    assert asked[0] == (mode, views == "augmented", 50)
-    assert asked[1] == ("eval", True, 512), "validation"
+    assert calls[0] == (mode, views == "augmented", 50)
+    assert calls[1] == ("eval", True, 512), "validation"
     assert all(row["plan/lift"] > 0 for row in rows)

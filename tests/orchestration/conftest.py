@@ -12,7 +12,7 @@ from .helpers import SPACE
 
 @pytest.fixture
 def space_file(tmp_path: Path):
-    """Writes a space: the small one above with changes by dotted path; None as a value removes the key."""
+    """Writes the small space with changes by path; None as a value removes the key."""
 
     def write(changes: dict[str, Any] | None = None, name: str = "study.yaml") -> Path:
         content = yaml.safe_load(yaml.safe_dump(SPACE))
@@ -34,7 +34,7 @@ def space_file(tmp_path: Path):
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """A local Ray in this process, for tests that leave it as it is; those on another Ray run in other processes."""
+    """A local Ray in this process, for tests that do not change it; tests of another Ray run in other processes."""
     from mbcl.orchestration.cluster.capacity import Node
     from mbcl.orchestration.cluster.connection import cluster
 

@@ -1,4 +1,4 @@
-"""What several tests of the orchestration use: a small study, other processes, and gates that hold a trial up."""
+"""Helpers of the orchestration tests: a small study, other processes, and gates that pause a trial."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from mbcl.orchestration.trial.job import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = dict(os.environ)
-"""For other processes: without the variables that a local Ray of this one sets."""
+"""For other processes: without the variables that a local Ray sets in this one."""
 DRIVER, PLANNER, WORKER, EVALUATION = "ray::ImplicitFunc", "ray::Planner", "ray::RayTrainWorker", "ray::evaluate_end"
 """The processes of a trial, by their titles."""
 CPUS = 2
-"""Of the local Ray of the tests."""
+"""The CPUs of the local Ray of the tests."""
 
 SPACE: dict[str, Any] = {
     "question": "Does it run?",
@@ -49,7 +49,7 @@ SPACE: dict[str, Any] = {
 
 
 def job_of(key: str, experiment: Experiment, store: LocalStore, need: TrialResources, **changes: Any) -> Job:
-    """A trial's job in a results folder, as a sweep makes it but for what is changed."""
+    """The job of a trial in a results folder, as a study makes it, with changes."""
     values: dict[str, Any] = {
         "trial_id": key,
         "experiment": experiment,
@@ -67,14 +67,14 @@ def command(space: Path, results: Path, *options: str) -> list[str]:
     return [sys.executable, "run_ray.py", "--space", str(space), "--results-dir", str(results), *options]
 
 
-def call(space: Path, results: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    # Without --address a sweep has a Ray of its own, whatever cluster the environment names.
+def run_study(space: Path, results: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    # Without --address a study starts its own Ray, whatever cluster the environment names.
     environment = ENVIRONMENT | {"RAY_ADDRESS": "127.0.0.1:1"}
     return subprocess.run(command(space, results, *options), cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
 def line_of(module: str, code: str) -> list[str]:
-    """The command of a process of its own, which has not imported Ray yet, for what is in a test module."""
+    """The command of a new process, without Ray, that runs code in the namespace of a test module."""
     return [
         sys.executable,
         "-c",
@@ -83,15 +83,15 @@ def line_of(module: str, code: str) -> list[str]:
 
 
 def apart(module: str, expression: str, *, environment: dict[str, str] = ENVIRONMENT) -> Any:
-    """What an expression of a test module is in such a process."""
+    """The value of an expression of a test module, computed in such a process."""
     line = line_of(module, f"import json, pathlib; print(json.dumps({expression}))")
     result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def children(pid: int) -> list[int]:
-    """A process's descendants."""
+def descendants(pid: int) -> list[int]:
+    """The descendants of a process."""
     parents: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -99,58 +99,58 @@ def children(pid: int) -> list[int]:
         except OSError:
             continue  # it has ended
         parents.setdefault(int(fields[1]), []).append(int(status.parent.name))
-    found, todo = [], [pid]
+    pids, todo = [], [pid]
     while todo:
-        found.extend(more := parents.get(todo.pop(), []))
-        todo.extend(more)
-    return found
+        pids.extend(children := parents.get(todo.pop(), []))
+        todo.extend(children)
+    return pids
 
 
-def processes(*titles: str) -> set[int]:
-    """The processes of this one's own Ray that have one of these titles."""
-    found = set()
-    for pid in children(os.getpid()):
+def ray_processes(*titles: str) -> set[int]:
+    """The processes of the Ray of this process that have one of these titles."""
+    pids = set()
+    for pid in descendants(os.getpid()):
         with suppress(OSError):  # it has ended
             if (Path("/proc") / str(pid) / "cmdline").read_text().startswith(titles):
-                found.add(pid)
-    return found
+                pids.add(pid)
+    return pids
 
 
-def alive(pids: list[int]) -> list[int]:
-    """Those of them that have not ended."""
-    found = []
+def still_running(pids: list[int]) -> list[int]:
+    """Those of the processes that have not ended."""
+    running = []
     for pid in pids:
         try:
             state = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
         if state != "Z":
-            found.append(pid)
-    return found
+            running.append(pid)
+    return running
 
 
-def alone(experiment: Experiment, folder: Path) -> dict[str, float]:
+def train_without_ray(experiment: Experiment, folder: Path) -> dict[str, float]:
     """The metrics of an experiment without Ray."""
     return train(experiment, world=World(), store=LocalStore(folder)).row | evaluate(LocalStore(folder))
 
 
-def assert_as_alone(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """The metrics of a trial are those of :func:`alone`, but for the times."""
+def assert_same_metrics(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Assert that the metrics of a trial equal those of :func:`train_without_ray`, except for times."""
     prefixes = ("train/", "val/", "retrieval/", "knn/", "probe/", "plan/l")
     compared = {key: value for key, value in expected.items() if key.startswith(prefixes) and value is not None}
     assert len(compared) >= 10, "the loss, the rate, and those of two directions of retrieval"
-    assert {key: float(found[key]) for key in compared} == pytest.approx(compared, rel=EXACT)
+    assert {key: float(actual[key]) for key in compared} == pytest.approx(compared, rel=EXACT)
 
 
 def free_cpus() -> float:
-    """Of the Ray that this process is connected to."""
+    """The free CPUs of the Ray that this process is connected to."""
     import ray
 
     return float(ray.available_resources().get("CPU", 0))
 
 
-class Quiet:
-    """A watcher that nobody listens to."""
+class SilentObserver:
+    """A trial observer that does nothing."""
 
     def on_trial_start(self, trial_id: str) -> None: ...
 
@@ -168,38 +168,38 @@ class Quiet:
 
 @dataclass(frozen=True)
 class Gate(Fence):
-    """A claim under which processes of Ray wait before they write or look at it, as long as a gate is shut.
+    """A claim under which processes of Ray wait before they write or read, as long as a gate is closed.
 
-    What a test does to a trial at some point of it is done there, however slow or paused whichever process is.
+    It lets a test act on a trial at a fixed point of the training, however slow a process is.
 
     Args:
         location, token: as of any claim.
-        gates: the folder with a file for every gate that is shut, see :func:`shut`.
+        gates: the folder with a file for every closed gate, see :func:`close_gate`.
     """
 
     gates: str
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """As of any claim, when every gate is open."""
-        while any(self.is_shut(path) for path in Path(self.gates).glob("*")):
+        """As for any claim, once every gate is open."""
+        while any(self.is_closed(path) for path in Path(self.gates).glob("*")):
             time.sleep(0.02)
         with super().held():
             yield
 
-    def is_shut(self, path: Path) -> bool:
-        """Whether that gate holds this process now."""
+    def is_closed(self, path: Path) -> bool:
+        """Whether the gate stops this process now."""
         try:
-            who, where, lines = json.loads(path.read_text())
+            title, pattern, lines = json.loads(path.read_text())
         except FileNotFoundError:  # it has just been opened
             return False
-        if who not in Path("/proc/self/cmdline").read_text():
+        if title not in Path("/proc/self/cmdline").read_text():
             return False
-        found = Path(self.location).glob(where)
-        return any(lines == 0 or file.read_text().count("\n") >= lines for file in found)
+        files = Path(self.location).glob(pattern)
+        return any(lines == 0 or file.read_text().count("\n") >= lines for file in files)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Ray's processes cannot import tests: what this is made of travels whole."""
+        """Processes of Ray cannot import tests: the classes are pickled by value."""
         from ray import cloudpickle
 
         for kind in type(self).__mro__:
@@ -208,37 +208,37 @@ class Gate(Fence):
         return type(self), (self.location, self.token, self.gates)
 
 
-def shut(gate: Path, who: str, where: str, lines: int = 0) -> None:
-    """Shut a gate; who removes the file opens it.
+def close_gate(gate: Path, title: str, pattern: str, lines: int = 0) -> None:
+    """Close a gate; removing its file opens it.
 
     Args:
         gate: its file, in a folder of gates.
-        who: the title, or its beginning, of the processes of Ray that it holds.
-        where: a glob in the folder of the claim; they pass until it finds a file.
-        lines: with so many lines at least.
+        title: the title, or its beginning, of the processes of Ray that it stops.
+        pattern: a glob in the folder of the claim; the processes pass until it matches a file.
+        lines: the least number of lines of that file.
     """
     gate.parent.mkdir(exist_ok=True)
-    (part := gate.parent.parent / f"{gate.name}.part").write_text(json.dumps([who, where, lines]))
+    (part := gate.parent.parent / f"{gate.name}.part").write_text(json.dumps([title, pattern, lines]))
     part.replace(gate)
 
 
-def gated(space: Path, results: Path, gates: Path, *options: str) -> list[str]:
-    """The command of a sweep whose trials run under a :class:`Gate`."""
-    line = line_of("helpers", f"sweep_under({str(gates)!r})")
+def gated_command(space: Path, results: Path, gates: Path, *options: str) -> list[str]:
+    """The command of a study whose trials run under a :class:`Gate`."""
+    line = line_of("helpers", f"run_study_under_gates({str(gates)!r})")
     return [*line, *command(space, results, *options)[2:]]
 
 
-def sweep_under(gates: str) -> None:
-    """The main job with the arguments of this process."""
+def run_study_under_gates(gates: str) -> None:
+    """Run the main job with the arguments of this process, its trials under gates."""
     import run_ray
     from mbcl.orchestration import study
 
     hold = study.hold
 
     @contextmanager
-    def under_gates(store: Store, log: Any) -> Iterator[Fence]:
+    def hold_under_gates(store: Store, log: Any) -> Iterator[Fence]:
         with hold(store, log) as fence:
             yield Gate(fence.location, fence.token, gates)
 
-    study.hold = under_gates  # type: ignore[assignment]
+    study.hold = hold_under_gates  # type: ignore[assignment]
     run_ray.leave(run_ray.main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Killed processes inside a running trial: the trial ends as if nothing had happened, and gives back what it held."""
+"""Killed processes of a running trial: its results equal those of an undisturbed one, and its resources are freed."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from .helpers import (
     SPACE,
     WORKER,
     Gate,
-    Quiet,
-    alone,
-    assert_as_alone,
+    SilentObserver,
+    assert_same_metrics,
+    close_gate,
     free_cpus,
     job_of,
-    processes,
-    shut,
+    ray_processes,
+    train_without_ray,
 )
 
 pytestmark = pytest.mark.ray
@@ -56,7 +56,7 @@ SHORT = Experiment.model_validate(SPACE["experiment"])
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> dict[str, float]:
-    return alone(EXPERIMENT, tmp_path_factory.mktemp("undisturbed"))
+    return train_without_ray(EXPERIMENT, tmp_path_factory.mktemp("undisturbed"))
 
 
 def kill(pid: int) -> None:
@@ -64,15 +64,15 @@ def kill(pid: int) -> None:
 
 
 class Attack(threading.Thread):
-    """Does something to processes of a trial, one after the other, each when so many epochs are done.
+    """Attacks processes of a trial one after the other, each after a number of epochs.
 
-    Training waits at the end of that epoch, and an evaluation before it writes, until it has been done.
+    Training waits at the end of that epoch, and an evaluation before it writes, until the attack is over.
 
     Args:
         folder: the trial's.
         plan: after how many epochs the processes of which title are attacked.
-        how: what is done to a process; it is killed by default.
-        moving: training goes on before it is done, up to the next attack.
+        how: the action on a process, a kill by default.
+        moving: training continues before the attack, up to the gate of the next one.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class Attack(threading.Thread):
         self.moving = moving
         self.gates = folder.parents[1] / "gates"
         for number, (after, title) in enumerate(self.plan):
-            held, rows = (EVALUATION, 0) if title == EVALUATION else (WORKER, after)
-            where = f"trials/{folder.name}/metrics.jsonl" if rows else "*"
-            shut(self.gates / str(number), held, where, rows)
+            gate_title, rows = (EVALUATION, 0) if title == EVALUATION else (WORKER, after)
+            pattern = f"trials/{folder.name}/metrics.jsonl" if rows else "*"
+            close_gate(self.gates / str(number), gate_title, pattern, rows)
         self.done: list[tuple[int, str]] = []
         self.rows: list[str] = []
-        """The rows that were there before the last attack."""
+        """The rows before the last attack."""
         self.over = threading.Event()
 
     def run(self) -> None:
@@ -103,8 +103,8 @@ class Attack(threading.Thread):
             rows = self.metrics.read_text().splitlines() if self.metrics.exists() else []
             hit = False
             gate = self.gates / str(len(self.done))
-            for pid in processes(title) if len(rows) >= after else ():
-                if self.moving and title != EVALUATION:  # which has nothing to do behind its gate
+            for pid in ray_processes(title) if len(rows) >= after else ():
+                if self.moving and title != EVALUATION:  # which does nothing after its gate
                     gate.unlink(missing_ok=True)
                 with suppress(ProcessLookupError):
                     self.how(pid)
@@ -117,7 +117,7 @@ class Attack(threading.Thread):
             time.sleep(0.01)
 
 
-def run_one(
+def run_one_trial(
     tmp_path: Path,
     attack: Attack | None = None,
     workers: int = 1,
@@ -125,7 +125,7 @@ def run_one(
     kind: type[TrialRecord] = TrialRecord,
     told: list[StudyRecord] | None = None,
 ) -> TrialRecord:
-    """Run one trial as a sweep does, in this process's Ray; ``told`` has its study from the beginning."""
+    """Run one trial as a study does, in the Ray of this process; its record is appended to ``told`` at the start."""
     from mbcl.orchestration.cluster.capacity import Node, resolve_resources
     from mbcl.orchestration.results_folder.lease import hold
     from mbcl.orchestration.search_space.resources_block import Resources
@@ -140,11 +140,13 @@ def run_one(
         told.append(study)
     with hold(store) as fence:
         need = resolve_resources(Resources(workers=workers), [Node(CPUS)])
-        under = Gate(fence.location, fence.token, str(attack.gates)) if attack else fence
-        job = job_of(TRIAL, experiment, store, need, num_tasks=2, fence=under)
+        gate_fence = Gate(fence.location, fence.token, str(attack.gates)) if attack else fence
+        job = job_of(TRIAL, experiment, store, need, num_tasks=2, fence=gate_fence)
         if attack:
             attack.start()
-        run_trials({TRIAL: job}, store=store, scratch=job.scratch, study=study, concurrency=1, observer=Quiet())
+        run_trials(
+            {TRIAL: job}, store=store, scratch=job.scratch, study=study, concurrency=1, observer=SilentObserver()
+        )
     if attack:
         attack.over.set()
         attack.join()
@@ -156,26 +158,26 @@ def rows_of(tmp_path: Path) -> list[str]:
     return (tmp_path / "trials" / TRIAL / "metrics.jsonl").read_text().splitlines()
 
 
-def check(record: TrialRecord, tmp_path: Path, undisturbed: dict[str, float]) -> None:
-    """It ended as if nothing had happened, once, and gave back what it held."""
+def assert_undisturbed(record: TrialRecord, tmp_path: Path, undisturbed: dict[str, float]) -> None:
+    """Assert that a trial finished once with undisturbed results, and freed its CPUs."""
     assert (record.status, record.error) == ("finished", "")
-    assert_as_alone(record.metrics, undisturbed)
+    assert_same_metrics(record.metrics, undisturbed)
     assert [json.loads(row)["epoch"] for row in rows_of(tmp_path)] == list(range(1, EXPERIMENT.train.epochs + 1))
-    wait_for(lambda: free_cpus() == CPUS)  # what a killed process had reserved is given back
+    wait_for(lambda: free_cpus() == CPUS)  # those of killed processes, too
 
 
-def test_killed_processes_change_nothing(local_ray, undisturbed, tmp_path):
+def test_trial_with_killed_processes_equals_an_undisturbed_one(local_ray, undisturbed, tmp_path):
     """Planner, training worker, trial driver and evaluation of one trial, one after the other."""
     attack = Attack(tmp_path / "trials" / TRIAL, [(2, PLANNER), (4, WORKER), (7, DRIVER), (12, EVALUATION)])
-    record = run_one(tmp_path, attack)
-    check(record, tmp_path, undisturbed)
+    record = run_one_trial(tmp_path, attack)
+    assert_undisturbed(record, tmp_path, undisturbed)
     assert record.attempts == 2, "a driver was lost once"
     assert rows_of(tmp_path)[: len(attack.rows)] == attack.rows, "epochs that were done are not trained again"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
-def test_processes_killed_at_random_moments_change_nothing(local_ray, undisturbed, tmp_path, seed):
+def test_trial_with_processes_killed_at_random_equals_an_undisturbed_one(local_ray, undisturbed, tmp_path, seed):
     random = Random(seed)
     titles = [PLANNER, WORKER, DRIVER, EVALUATION, random.choice([PLANNER, WORKER])]
     plan = [(12 if title == EVALUATION else random.randrange(12), title) for title in titles]
@@ -187,45 +189,45 @@ def test_processes_killed_at_random_moments_change_nothing(local_ray, undisturbe
             kill(pid)
 
     attack = Attack(tmp_path / "trials" / TRIAL, sorted(plan), later, moving=True)
-    check(run_one(tmp_path, attack), tmp_path, undisturbed)
+    assert_undisturbed(run_one_trial(tmp_path, attack), tmp_path, undisturbed)
 
 
-def no_large_files(pid: int) -> None:
-    """As a full disk: no process can keep what is larger than a record."""
+def limit_file_size(pid: int) -> None:
+    """Simulate a full disk: a process cannot write files larger than a record."""
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_a_row_that_is_resumed(local_ray, undisturbed, tmp_path):
-    attack = Attack(tmp_path / "trials" / TRIAL, [(3, WORKER)], no_large_files)
-    record = run_one(tmp_path, attack)
+def test_trial_on_a_full_disk_fails_and_resumes(local_ray, undisturbed, tmp_path):
+    attack = Attack(tmp_path / "trials" / TRIAL, [(3, WORKER)], limit_file_size)
+    record = run_one_trial(tmp_path, attack)
     assert record.status == "failed"
     assert re.fullmatch(r"/.*/trials/0-test: cannot be written: File too large", record.error)
     before = rows_of(tmp_path)
     assert len(before) >= 3
-    check(run_one(tmp_path), tmp_path, undisturbed)
+    assert_undisturbed(run_one_trial(tmp_path), tmp_path, undisturbed)
     assert rows_of(tmp_path)[: len(before)] == before, "epochs that were done are not trained again"
 
 
-def test_a_record_that_cannot_be_written_ends_the_sweep_and_not_the_trial(local_ray, tmp_path):
-    """Ray Tune would take it for the trial's failure and run it again."""
+def test_run_trials_raises_for_an_unwritable_record_without_a_retry(local_ray, tmp_path):
+    """Ray Tune would treat the error as a failure of the trial and run it again."""
 
-    def no_record(pid: int) -> None:
+    def block_record(pid: int) -> None:
         with suppress(FileNotFoundError, IsADirectoryError):
             (tmp_path / "study.json").unlink()
         (tmp_path / "study.json").mkdir(exist_ok=True)
 
-    attack = Attack(tmp_path / "trials" / TRIAL, [(1, WORKER)], no_record)
-    found: list[StudyRecord] = []
+    attack = Attack(tmp_path / "trials" / TRIAL, [(1, WORKER)], block_record)
+    studies: list[StudyRecord] = []
     with pytest.raises(OSError, match="study.json"):
-        run_one(tmp_path, attack, experiment=SHORT, told=found)
-    (record,) = found[0].trials.values()
+        run_one_trial(tmp_path, attack, experiment=SHORT, told=studies)
+    (record,) = studies[0].trials.values()
     assert (record.status, record.attempts) == ("finished", 1)
     assert "retrieval/u2v/top1" in record.metrics
 
 
 class Interrupted(TrialRecord):
-    """A record in the middle of whose change a signal comes."""
+    """A record that receives a signal between two changes of its fields."""
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
@@ -234,16 +236,16 @@ class Interrupted(TrialRecord):
             time.sleep(0.1)
 
 
-def test_an_interrupt_between_two_fields_of_a_record_waits_for_the_last(local_ray, tmp_path):
+def test_run_trials_defers_an_interrupt_until_the_record_is_complete(local_ray, tmp_path):
     from mbcl.orchestration import signals
 
     before = {number: signal.getsignal(number) for number in signals.SIGNALS}
     signals.install_handlers(reset=True)
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_one(tmp_path, experiment=SHORT, kind=Interrupted)
+            run_one_trial(tmp_path, experiment=SHORT, kind=Interrupted)
     finally:
-        signals.install_handlers(reset=True)  # this one is no later test's
+        signals.install_handlers(reset=True)  # drop the interrupt before the next test
         for number, handler in before.items():
             signal.signal(number, handler)
     (record,) = read_study(LocalStore(tmp_path)).trials.values()
@@ -251,23 +253,23 @@ def test_an_interrupt_between_two_fields_of_a_record_waits_for_the_last(local_ra
     assert "retrieval/u2v/top1" in record.metrics
 
 
-def test_a_rank_that_loses_its_folder_keeps_no_other_waiting(local_ray, tmp_path):
-    """Rank 0 alone has a claim on the trial's folder; what it raises the others do not."""
+def test_trial_that_loses_its_folder_ends_on_all_ranks(local_ray, tmp_path):
+    """Only rank 0 has a claim on the folder of the trial, so only rank 0 raises."""
     trial = LocalStore(tmp_path / "trials" / TRIAL)
     attack = Attack(trial.folder, [(2, WORKER)], lambda pid: claim(trial))
     experiment = Experiment.model_validate(SPACE["experiment"] | {"train": {"epochs": 500, "batch_size": 16}})
     from mbcl.orchestration.trial.train_workers import COLLECTIVE_SECONDS
 
     start = time.monotonic()
-    record = run_one(tmp_path, attack, workers=2, experiment=experiment)
+    record = run_one_trial(tmp_path, attack, workers=2, experiment=experiment)
     assert time.monotonic() - start < COLLECTIVE_SECONDS, "no rank has waited for another until its collective gave up"
     assert record.status == "failed"
     assert "another run works there since" in record.error
 
 
-def test_two_workers_give_what_one_gives(local_ray, tmp_path):
+def test_trial_on_two_workers_equals_one_worker(local_ray, tmp_path):
     experiment = Experiment.model_validate(SPACE["experiment"] | {"sampler": {"name": "spectral", "k": 4}})
-    record = run_one(tmp_path / "two", workers=2, experiment=experiment)
-    expected = alone(experiment, tmp_path / "one")
+    record = run_one_trial(tmp_path / "two", workers=2, experiment=experiment)
+    expected = train_without_ray(experiment, tmp_path / "one")
     assert (record.status, record.error) == ("finished", "")
-    assert_as_alone(record.metrics, expected)
+    assert_same_metrics(record.metrics, expected)

@@ -1,4 +1,4 @@
-"""``mbcl bench ray``, and what a large study costs."""
+"""``mbcl bench ray``, and the cost of a large study."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .helpers import ROOT, command
 pytest.importorskip("ray")
 
 
-def test_stages_are_a_trials_seconds_and_nothing_is_counted_twice() -> None:
+def test_stages_of_a_trial_add_up_to_its_seconds() -> None:
     from mbcl.orchestration.bench import stages_of, summarize
 
     record = TrialRecord(ordinal=0, setting=0, parameters={}, seed=0, sampler="shuffle", objective="simclr")
     record.seconds = {"startup": 4.0, "training": 3.0, "evaluation": 0.5, "ray": 6.5, "total": 10.0}
     stages = stages_of(record, 2.5)
     assert stages == {"startup": 4.0, "prepare": 0.5, "epochs": 2.5, "evaluation": 0.5, "other": 2.5}
-    found = summarize([stages, stages], 25.0)
-    assert (found["outside"], found["first_step"], found["overhead"]) == (5.0, 4.5, 7.0)
+    summary = summarize([stages, stages], 25.0)
+    assert (summary["outside"], summary["first_step"], summary["overhead"]) == (5.0, 4.5, 7.0)
 
 
-def test_one_trial_at_a_time_however_large_the_machine(tmp_path):
+def test_space_of_runs_one_trial_at_a_time_on_any_machine(tmp_path):
     from mbcl.orchestration.bench import RayBenchSettings, space_of
     from mbcl.orchestration.cluster.capacity import Node, max_concurrency
     from mbcl.orchestration.search_space.schema import read_space
@@ -45,12 +45,12 @@ def test_one_trial_at_a_time_however_large_the_machine(tmp_path):
 
 
 @pytest.mark.parametrize("words", [["--trials", "0"], ["--sampler", "nobody"], ["--out", "HERE"]])
-def test_what_cannot_be_measured_is_refused(words, tmp_path, capsys):
+def test_bench_ray_refuses_bad_options_in_one_line(words, tmp_path, capsys):
     (tmp_path / "ray.json").write_text("{}")
     line = ["bench", "ray", *(str(tmp_path) if word == "HERE" else word for word in words)]
     try:
         code = main(line)
-    except SystemExit as error:  # argparse's own way
+    except SystemExit as error:  # raised by argparse
         code = error.code
     assert code == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -58,7 +58,7 @@ def test_what_cannot_be_measured_is_refused(words, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_it_measures_a_study(tmp_path):
+def test_bench_ray_measures_the_stages_of_a_study(tmp_path):
     line = [sys.executable, "-m", "mbcl", "bench", "ray", "--trials", "2", "--out", str(tmp_path)]
     result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -68,7 +68,7 @@ def test_it_measures_a_study(tmp_path):
     assert all(seconds > 0 for stages in content["trials"] for seconds in stages.values())
 
 
-def test_a_thousand_trials_are_listed(space_file, tmp_path):
+def test_dry_run_lists_a_thousand_trials(space_file, tmp_path):
     space = space_file({"seeds": list(range(500))})
     line = [*command(space, tmp_path / "out"), "--dry-run"]
     result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
@@ -88,19 +88,19 @@ TINY = {
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(7200)
-def test_two_hundred_trials_run_in_flat_memory(space_file, tmp_path):
+def test_study_of_two_hundred_trials_has_flat_memory(space_file, tmp_path):
     process = subprocess.Popen([*command(space_file(TINY), tmp_path), "--quiet"], cwd=ROOT, env=os.environ)
-    study, held = tmp_path / "study" / "study.json", {}
+    study, resident = tmp_path / "study" / "study.json", {}
     while process.poll() is None:
         time.sleep(1)
         if study.exists():
             done = study.read_text().count('"finished"')
-            held.setdefault(done, _resident(process.pid))
+            resident.setdefault(done, _resident(process.pid))
     assert process.returncode == 0
     assert study.read_text().count('"finished"') == 200
-    early = max(mib for done, mib in held.items() if 20 <= done < 60)
-    late = max(mib for done, mib in held.items() if done >= 160)
-    assert late < early + 100, held
+    early = max(mib for done, mib in resident.items() if 20 <= done < 60)
+    late = max(mib for done, mib in resident.items() if done >= 160)
+    assert late < early + 100, resident
 
 
 def _resident(pid: int) -> float:

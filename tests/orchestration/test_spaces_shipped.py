@@ -1,4 +1,4 @@
-"""Every space that ships: it expands, its check before a run passes, and what its header calls a minute really runs."""
+"""Every space that ships expands, passes a dry run, and runs when shrunk to one trial as its header says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mbcl.optim import scale_lr
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
 
-from .helpers import ROOT, call
+from .helpers import ROOT, run_study
 
 pytest.importorskip("ray")
 
@@ -35,20 +35,20 @@ TRIALS = {
 SHORT = ("kq", "objectives", "paper_cifar100", "paper_tiny_imagenet", "search")
 """The header of each has a command that shrinks it to one trial."""
 LONG = ("kq", "objectives", "paper_cifar100", "paper_tiny_imagenet")
-"""Whose shrunk form shows nothing that another does not: among the slow tests."""
+"""Their shrunk form tests nothing that another does not, so it runs with the slow tests."""
 PAPER = {"paper_cifar100": 49_000, "paper_tiny_imagenet": 98_000}
 """Training images after the validation split."""
 
 
-def short(name: str) -> list[str]:
+def shrink_options(name: str) -> list[str]:
     """The options of the command in a space's header that shrinks it, without its name."""
     lines = iter((SPACES / f"{name}.yaml").read_text().splitlines())
     command = next(line for line in lines if line.startswith("#   python run_ray.py"))[1:]
     while command.endswith("\\"):
         command = command[:-1] + next(lines)[1:]
-    words = shlex.split(command)
-    assert words[:5] == ["python", "run_ray.py", "--space", f"tune_spaces/{name}.yaml", "--name"]
-    return words[6:]
+    arguments = shlex.split(command)
+    assert arguments[:5] == ["python", "run_ray.py", "--space", f"tune_spaces/{name}.yaml", "--name"]
+    return arguments[6:]
 
 
 def write_fashion_mnist(root: Path) -> None:
@@ -60,8 +60,8 @@ def write_fashion_mnist(root: Path) -> None:
         (root / f"{part}-labels-idx1-ubyte").write_bytes(labels)
 
 
-def on_small_data(name: str, root: Path) -> list[str]:
-    """Writes a small set in the official format where a space needs files; the options that point to it."""
+def small_data_options(name: str, root: Path) -> list[str]:
+    """Write a small set in the official format if a space needs files; returns the options that point to it."""
     if name == "fashion_mnist":
         write_fashion_mnist(root)
     elif name == "paper_cifar100":
@@ -73,12 +73,12 @@ def on_small_data(name: str, root: Path) -> list[str]:
     return ["--set", f"experiment.data.dir={root}"]
 
 
-def test_every_space_is_tested():
+def test_spaces_shipped_are_all_tested():
     assert sorted(path.stem for path in SPACES.iterdir()) == sorted(TRIALS)
 
 
 @pytest.mark.parametrize("name", TRIALS)
-def test_a_space_says_what_it_is_for_and_expands(name):
+def test_space_has_a_question_and_expands(name):
     path = SPACES / f"{name}.yaml"
     assert path.read_text().startswith("# ")
     file = read_space(path)
@@ -88,27 +88,27 @@ def test_a_space_says_what_it_is_for_and_expands(name):
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_the_header_tells_the_cost_and_shrinks_the_space(name):
+def test_space_header_names_the_cost_and_a_command_for_one_trial(name):
     assert "GPU: not measured" in (SPACES / f"{name}.yaml").read_text()
-    overrides = [word for word in short(name) if word != "--set"]
+    overrides = [word for word in shrink_options(name) if word != "--set"]
     trials = expand(read_space(SPACES / f"{name}.yaml", overrides))
     assert trials.total == 1
     assert {spec.experiment.train.epochs for spec in (*trials.specs, *trials.probes)} == {1}
 
 
 @pytest.mark.parametrize("name", TRIALS)
-def test_the_check_before_a_run_passes(name, tmp_path, capsys):
-    """The paper's data and GPU are not here: their spaces are checked as shrunk."""
+def test_space_passes_a_dry_run(name, tmp_path, capsys):
+    """The spaces of the paper are checked in their shrunk form, without its data and GPU."""
     import run_ray
 
-    shrunk = short(name) if name in PAPER else []
-    options = [*shrunk, *on_small_data(name, tmp_path), "--results-dir", str(tmp_path / "out")]
+    shrunk = shrink_options(name) if name in PAPER else []
+    options = [*shrunk, *small_data_options(name, tmp_path), "--results-dir", str(tmp_path / "out")]
     assert run_ray.main(["--space", str(SPACES / f"{name}.yaml"), "--dry-run", *options]) == 0, capsys.readouterr().err
     assert f"{1 if shrunk else TRIALS[name]} trial" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_published_settings(name):
+def test_paper_spaces_have_the_published_settings(name):
     for spec in expand(read_space(SPACES / f"{name}.yaml")).specs:
         experiment, sampler = spec.experiment, spec.experiment.build_sampler()
         total = round(PAPER[name] / (1 - experiment.data.validation))
@@ -130,11 +130,11 @@ def test_the_published_settings(name):
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in SHORT],
 )
-def test_the_shrunk_space_runs(name, tmp_path):
+def test_space_shrunk_to_one_trial_runs(name, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
-    options = [*short(name), *on_small_data(name, data), "--name", "short"]
-    result = call(SPACES / f"{name}.yaml", tmp_path / "out", *options)
+    options = [*shrink_options(name), *small_data_options(name, data), "--name", "short"]
+    result = run_study(SPACES / f"{name}.yaml", tmp_path / "out", *options)
     assert result.returncode == 0, result.stdout + result.stderr
     folder = tmp_path / "out" / "short"
     (trial,) = json.loads((folder / "study.json").read_text())["trials"].values()

@@ -1,4 +1,4 @@
-"""The main job as a user runs it: real processes, real Ray, small trials."""
+"""The main job in real processes on a real Ray, with small trials."""
 
 from __future__ import annotations
 
@@ -18,7 +18,19 @@ from patience import wait_for
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
 
-from .helpers import ENVIRONMENT, ROOT, SPACE, alive, alone, assert_as_alone, call, children, command, gated, shut
+from .helpers import (
+    ENVIRONMENT,
+    ROOT,
+    SPACE,
+    assert_same_metrics,
+    close_gate,
+    command,
+    descendants,
+    gated_command,
+    run_study,
+    still_running,
+    train_without_ray,
+)
 
 pytest.importorskip("ray")
 
@@ -38,7 +50,7 @@ def one_error_line(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def damage(study: Path) -> str:
-    """What a kill, a machine or a disk may leave: returns the checkpoint that is not whole any more."""
+    """Damage files as a kill or a disk may; returns the name of the damaged checkpoint."""
     (study / ".study.json.0123.tmp").write_text('{"trials": {')
     snapshots = [path for path in (study / ".ray").rglob("*") if path.is_file()]
     assert snapshots, "Ray keeps snapshots of its own there"
@@ -51,29 +63,29 @@ def damage(study: Path) -> str:
 
 @pytest.fixture(scope="module")
 def killed_and_resumed(tmp_path_factory):
-    """A sweep, all of its processes killed while its second trial ran, its files damaged, then resumed to its end."""
+    """A study whose processes were killed in its second trial and whose files were damaged, then resumed to its end."""
     folder = tmp_path_factory.mktemp("sweep")
     space = folder / "study.yaml"
     space.write_text(yaml.safe_dump(SPACE, sort_keys=False))
     study = folder / "results" / "study"
     with (folder / "log").open("w") as log:
         begun = "trials/001-*/checkpoints/epoch_000001/manifest.json"
-        shut(folder / "gates" / "begun", "ray::", begun)
-        line = gated(space, folder / "results", folder / "gates")
+        close_gate(folder / "gates" / "begun", "ray::", begun)
+        line = gated_command(space, folder / "results", folder / "gates")
         process = subprocess.Popen(line, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT)
         try:
             wait_for(lambda: process.poll() is not None or list(study.glob(begun)))
         finally:
-            everything = [process.pid, *children(process.pid)]
-            for pid in everything:  # Ray's own would notice only after a minute, and write whole checkpoints meanwhile
+            everything = [process.pid, *descendants(process.pid)]
+            for pid in everything:  # Ray would end its own only after a minute, with valid checkpoints
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
     assert statuses(study) == ["finished", "running"], (folder / "log").read_text()
     before = json.loads((study / "study.json").read_text())
-    wait_for(lambda: not alive(everything))
+    wait_for(lambda: not still_running(everything))
     damaged = damage(study)
-    result = call(space, folder / "results", "--resume")
+    result = run_study(space, folder / "results", "--resume")
     assert result.returncode == 0, result.stdout + result.stderr
     wrong = f"{damaged}/state.pt: does not match its manifest; the trial goes on from "
     assert wrong + ("epoch_000001" if damaged == "epoch_000002" else "its beginning") in result.stdout
@@ -81,11 +93,11 @@ def killed_and_resumed(tmp_path_factory):
 
 
 @pytest.mark.ray
-def test_results_folder(killed_and_resumed):
+def test_results_folder_holds_records_tables_and_report(killed_and_resumed):
     _, study, _, result = killed_and_resumed
     present = {path.name for path in study.iterdir()}
     assert {"study.json", "space.yaml", "results.csv", "summary.csv", "report.html", "plots", "trials"} <= present
-    assert ".ray" not in present, "Ray's own files go when the sweep ends"
+    assert ".ray" not in present, "files of Ray are removed at the end of the study"
     assert not list(study.rglob("*.tmp"))
     record = json.loads((study / "study.json").read_text())
     for trial_id, trial in record["trials"].items():
@@ -105,7 +117,7 @@ def test_results_folder(killed_and_resumed):
 
 
 @pytest.mark.ray
-def test_a_finished_trial_is_not_run_again(killed_and_resumed):
+def test_resume_does_not_run_a_finished_trial_again(killed_and_resumed):
     _, study, before, _ = killed_and_resumed
     after = json.loads((study / "study.json").read_text())
     first, second = list(after["trials"])
@@ -116,17 +128,17 @@ def test_a_finished_trial_is_not_run_again(killed_and_resumed):
 
 
 @pytest.mark.ray
-def test_the_sweep_gives_what_training_alone_gives(killed_and_resumed, tmp_path):
-    """Neither Ray, nor the planner's tasks, nor a kill in the middle changes a result."""
+def test_study_metrics_equal_training_without_ray(killed_and_resumed, tmp_path):
+    """Neither Ray, nor the tasks of the planner, nor a kill changes a result."""
     space, study, _, _ = killed_and_resumed
     record = json.loads((study / "study.json").read_text())
     for spec in expand(read_space(space)).specs:
-        expected = alone(spec.experiment, tmp_path / spec.trial_id)
-        assert_as_alone(record["trials"][spec.trial_id]["metrics"], expected)
+        expected = train_without_ray(spec.experiment, tmp_path / spec.trial_id)
+        assert_same_metrics(record["trials"][spec.trial_id]["metrics"], expected)
 
 
 def untimed(folder: Path) -> list[dict[str, str]]:
-    """The rows of ``results.csv`` without what depends on how busy the machine was."""
+    """The rows of ``results.csv`` without times."""
     with (folder / "results.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     clocks = ("seconds/", "time/", "plan/seconds")
@@ -135,9 +147,9 @@ def untimed(folder: Path) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_trials_side_by_side_give_what_they_give_one_by_one(killed_and_resumed, tmp_path):
+def test_concurrent_trials_equal_sequential_ones(killed_and_resumed, tmp_path):
     space, study, _, _ = killed_and_resumed
-    result = call(space, tmp_path / "out", "--set", "resources.max_concurrent_trials=2")
+    result = run_study(space, tmp_path / "out", "--set", "resources.max_concurrent_trials=2")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "2 at a time (resources.max_concurrent_trials), each 1 worker with 0.999 CPU" in result.stdout
     rows = untimed(tmp_path / "out" / "study")
@@ -148,8 +160,8 @@ def test_trials_side_by_side_give_what_they_give_one_by_one(killed_and_resumed, 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_concurrency_and_order_change_no_result(space_file, tmp_path):
-    """Every sampler with embeddings, drawn rates, two seeds: one by one, two at a time, and cut and resumed."""
+def test_study_results_do_not_depend_on_concurrency_or_resume(space_file, tmp_path):
+    """Every sampler with embeddings, drawn rates, two seeds: one by one, two at a time, and killed and resumed."""
     changes = {
         "seeds": [0, 1],
         "space/sampler": {
@@ -165,7 +177,7 @@ def test_concurrency_and_order_change_no_result(space_file, tmp_path):
     }
     space, two = space_file(changes), ("--set", "resources.max_concurrent_trials=2")
     for name, options in (("one", ()), ("two", two)):
-        result = call(space, tmp_path, "--name", name, *options)
+        result = run_study(space, tmp_path, "--name", name, *options)
         assert result.returncode == 0, result.stdout + result.stderr
     line = [*command(space, tmp_path, "--name", "cut"), *two]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
@@ -174,7 +186,7 @@ def test_concurrency_and_order_change_no_result(space_file, tmp_path):
     finally:
         process.kill()
         process.wait()
-    assert call(space, tmp_path, "--name", "cut", "--resume").returncode == 0
+    assert run_study(space, tmp_path, "--name", "cut", "--resume").returncode == 0
     rows = untimed(tmp_path / "one")
     assert len(rows) == 16
     assert rows == untimed(tmp_path / "two")
@@ -182,17 +194,17 @@ def test_concurrency_and_order_change_no_result(space_file, tmp_path):
 
 
 @pytest.mark.ray
-def test_after_the_end_only_what_is_asked_for_runs(killed_and_resumed):
+def test_finished_study_runs_nothing_again_and_refuses_changes(killed_and_resumed):
     space, study, _, _ = killed_and_resumed
-    again = call(space, study.parent, "--resume")
-    assert again.returncode == 0
-    assert "finished  " not in again.stdout
-    refused = call(space, study.parent)
+    resumed = run_study(space, study.parent, "--resume")
+    assert resumed.returncode == 0
+    assert "finished  " not in resumed.stdout
+    refused = run_study(space, study.parent)
     assert refused.returncode == 2
     assert "--resume" in one_error_line(refused)
-    other = call(space, study.parent, "--resume", "--set", "experiment.train.epochs=3")
-    assert other.returncode == 2
-    assert "experiment.train.epochs was 2, now it is 3" in one_error_line(other)
+    changed = run_study(space, study.parent, "--resume", "--set", "experiment.train.epochs=3")
+    assert changed.returncode == 2
+    assert "experiment.train.epochs was 2, now it is 3" in one_error_line(changed)
 
 
 @pytest.fixture
@@ -203,14 +215,14 @@ def own_copy(killed_and_resumed, tmp_path):
 
 
 @pytest.mark.ray
-def test_evaluation_alone(own_copy):
+def test_eval_only_measures_all_trials_again(own_copy):
     space, study = own_copy
     before = json.loads((study / "study.json").read_text())
     files = [study / "trials" / trial_id / "evaluation.json" for trial_id in before["trials"]]
     forged = json.loads(files[0].read_text())
     forged["metrics"]["retrieval/u2v/top1"] = 17.0
     files[0].write_text(json.dumps(forged))
-    result = call(space, study.parent, "--eval-only", "--set", "experiment.evaluation.similarity=dot")
+    result = run_study(space, study.parent, "--eval-only", "--set", "experiment.evaluation.similarity=dot")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("evaluated ") == 2
     assert "finished  " not in result.stdout
@@ -219,9 +231,9 @@ def test_evaluation_alone(own_copy):
         old = before["trials"][trial_id]["metrics"]
         assert trial["metrics"]["train/loss"] == old["train/loss"]
         assert set(trial["metrics"]) == set(old)
-        measured = json.loads(file.read_text())
-        assert measured["asked"]["settings"]["similarity"] == "dot"
-        assert measured["metrics"].items() <= trial["metrics"].items()
+        evaluation_file = json.loads(file.read_text())
+        assert evaluation_file["asked"]["settings"]["similarity"] == "dot"
+        assert evaluation_file["metrics"].items() <= trial["metrics"].items()
     assert any(trial["metrics"] != before["trials"][trial_id]["metrics"] for trial_id, trial in after["trials"].items())
     evaluation = yaml.safe_load((study / "space.yaml").read_text())["evaluation"]
     assert [block["trials"] for block in evaluation["evaluated"]] == [list(after["trials"])]
@@ -230,7 +242,7 @@ def test_evaluation_alone(own_copy):
 
 
 def _fail_the_second(study: Path) -> tuple[str, str]:
-    """Make the second trial one that failed in its evaluation; the names of both."""
+    """Turn the second trial into one that failed in its evaluation; returns the names of both."""
     record = json.loads((study / "study.json").read_text())
     first, second = record["trials"]
     record["trials"][second] |= {"status": "failed", "error": "lost", "metrics": {}, "seconds": {}}
@@ -241,27 +253,27 @@ def _fail_the_second(study: Path) -> tuple[str, str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_what_is_resumed_after_another_evaluation_is_evaluated_as_the_others(own_copy):
-    """Otherwise one table would hold figures that were measured in two ways."""
+def test_resume_after_eval_only_uses_its_settings(own_copy):
+    """Otherwise one table would mix metrics of two evaluation settings."""
     space, study = own_copy
     first, second = _fail_the_second(study)
-    result = call(space, study.parent, "--eval-only", "--set", "experiment.evaluation.similarity=dot")
+    result = run_study(space, study.parent, "--eval-only", "--set", "experiment.evaluation.similarity=dot")
     assert result.returncode == 1, "a trial is still missing"
     record = json.loads((study / "study.json").read_text())["trials"]
     assert [record[key]["evaluation"]["similarity"] for key in (first, second)] == ["dot", "dot"]
     assert record[first]["status"] == "finished"
-    result = call(space, study.parent, "--resume")
+    result = run_study(space, study.parent, "--resume")
     assert result.returncode == 0, result.stderr
     assert "note: trials are evaluated as the last --eval-only asked" in result.stdout
     for key in (first, second):
-        measured = json.loads((study / "trials" / key / "evaluation.json").read_text())
-        assert measured["asked"]["settings"]["similarity"] == "dot"
+        evaluation_file = json.loads((study / "trials" / key / "evaluation.json").read_text())
+        assert evaluation_file["asked"]["settings"]["similarity"] == "dot"
         metrics = json.loads((study / "study.json").read_text())["trials"][key]["metrics"]
-        assert measured["metrics"].items() <= metrics.items()
+        assert evaluation_file["metrics"].items() <= metrics.items()
 
 
 @pytest.mark.ray
-def test_other_metrics_go_through_tables_and_report(own_copy):
+def test_eval_only_metrics_reach_tables_and_report(own_copy):
     space, study = own_copy
     corrupted = "{severities: [2], corruptions: [fog, contrast]}"
     chosen = [
@@ -270,7 +282,7 @@ def test_other_metrics_go_through_tables_and_report(own_copy):
         f"corrupted={corrupted}",
     ]
     overrides = [word for setting in chosen for word in ("--set", f"experiment.evaluation.{setting}")]
-    result = call(space, study.parent, "--eval-only", *overrides)
+    result = run_study(space, study.parent, "--eval-only", *overrides)
     assert result.returncode == 0, result.stderr
     expected = {"corrupted/within/2/u2v/top1", "corrupted/clean/fog/2/top1", "corrupted/clean/mean/2/top1"}
     expected |= {"knn/top1", "probe/top1", "repr/alignment", "repr/uniformity", "repr/effective_rank"}
@@ -293,31 +305,31 @@ def test_other_metrics_go_through_tables_and_report(own_copy):
         ("knn={k: 5000}", "evaluation.knn.k: 5000 is above the 270"),
         ("split=train", "knn is fitted"),
     ):
-        bad = call(space, study.parent, "--eval-only", *overrides, "--set", f"experiment.evaluation.{setting}")
+        bad = run_study(space, study.parent, "--eval-only", *overrides, "--set", f"experiment.evaluation.{setting}")
         assert bad.returncode == 2
         assert text in one_error_line(bad)
 
 
 @pytest.mark.ray
-def test_an_evaluation_that_fails_leaves_the_study_as_it_was(own_copy):
+def test_eval_only_that_fails_leaves_the_study_unchanged(own_copy):
     space, study = own_copy
-    kept = [study / "study.json", study / "space.yaml", *study.glob("trials/*/evaluation.json")]
-    before = {path: path.read_bytes() for path in kept}
+    files = [study / "study.json", study / "space.yaml", *study.glob("trials/*/evaluation.json")]
+    before = {path: path.read_bytes() for path in files}
     broken = max(study.glob("trials/*"))
     shutil.rmtree(broken / "checkpoints")
-    result = call(space, study.parent, "--eval-only", "--set", "experiment.evaluation.similarity=dot")
+    result = run_study(space, study.parent, "--eval-only", "--set", "experiment.evaluation.similarity=dot")
     assert result.returncode == 1, result.stdout + result.stderr
     assert f"{broken.name}: evaluation failed: " in result.stderr
     assert "1 of 2 evaluations failed; the study keeps its earlier one" in result.stderr
     assert "finished  " not in result.stdout
-    assert {path: path.read_bytes() for path in kept} == before
+    assert {path: path.read_bytes() for path in files} == before
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_failing_trial_is_a_row_and_the_others_stay(space_file, tmp_path):
+def test_failed_trial_is_a_row_and_the_others_finish(space_file, tmp_path):
     space = space_file({"space": {"optimizer.lr": {"grid": [1e38, 0.075]}}, "baseline": {}})
-    result = call(space, tmp_path / "out")
+    result = run_study(space, tmp_path / "out")
     assert result.returncode == 1, result.stdout + result.stderr
     record = json.loads((tmp_path / "out" / "study" / "study.json").read_text())
     failed, finished = record["trials"].values()
@@ -335,7 +347,7 @@ def test_a_failing_trial_is_a_row_and_the_others_stay(space_file, tmp_path):
     [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM],
     ids=lambda number: getattr(number, "name", ""),
 )
-def test_interrupted(space_file, tmp_path, number):
+def test_study_interrupted_by_a_signal_can_be_resumed(space_file, tmp_path, number):
     space, out = space_file({"experiment/train/epochs": 1000000}), tmp_path / "out"
     process = subprocess.Popen(
         command(space, out),
@@ -353,7 +365,7 @@ def test_interrupted(space_file, tmp_path, number):
         _, stderr = process.communicate()
     finally:
         process.kill()
-    assert second.returncode == 2, "two sweeps in one folder"
+    assert second.returncode == 2, "two studies in one folder"
     assert "another sweep is at work there" in second.stderr
     assert process.returncode == 130, stderr
     assert "--resume" in stderr.splitlines()[-1]

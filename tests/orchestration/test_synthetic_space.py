@@ -1,4 +1,4 @@
-"""Synthetic studies as the trials of a space: what is refused before Ray, and a sweep on a real Ray."""
+"""Synthetic studies as the trials of a space: errors before Ray starts, and a study on a real Ray."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
 from mbcl.synthetic.trial import run_synthetic_trial
 
-from .helpers import ROOT, call
+from .helpers import ROOT, run_study
 
 pytest.importorskip("ray")
 
@@ -42,7 +42,7 @@ def space_file(tmp_path: Path):
     return write
 
 
-def test_what_a_space_of_studies_means(space_file):
+def test_synthetic_space_has_its_metric_and_expands(space_file):
     file = read_space(space_file({"space": {**SPACE["space"], "synthetic.n": {"grid": [6, 12]}}}))
     assert (file.space.search.metric, file.space.search.mode) == ("synthetic/distance", "min")
     specs = expand(file).specs
@@ -69,7 +69,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("changes", "words"), BROKEN, ids=[words[:40] for _, words in BROKEN])
-def test_broken_spaces_name_file_key_and_what_is_allowed(space_file, changes, words):
+def test_synthetic_space_errors_name_file_and_key(space_file, changes, words):
     file = space_file(changes)
     with pytest.raises(ConfigError) as caught:
         expand(read_space(file))
@@ -87,7 +87,7 @@ def test_broken_spaces_name_file_key_and_what_is_allowed(space_file, changes, wo
         ({"n": 8}, {"name": "osgd", "k": 5, "q": 1}, "osgd"),
     ],
 )
-def test_a_dry_run_asks_whether_samplers_fit(space_file, tmp_path, block, sampler, words, capsys):
+def test_dry_run_checks_the_samplers_of_a_synthetic_space(space_file, tmp_path, block, sampler, words, capsys):
     import run_ray
 
     changes = {"experiment": {"synthetic": block}, "space": {"sampler": {"grid": [sampler]}}, "baseline": {}}
@@ -99,7 +99,7 @@ def test_a_dry_run_asks_whether_samplers_fit(space_file, tmp_path, block, sample
     assert error.count("\n") == 1
 
 
-def test_a_dry_run_loads_no_ray_and_says_what_is_not_measured(space_file, tmp_path):
+def test_dry_run_of_a_synthetic_space_names_missing_metrics_without_ray(space_file, tmp_path):
     file = space_file({"experiment": {"synthetic": {"n": 6, "dim": 4, "restarts": 2}}})
     code = (
         "import sys, run_ray\n"
@@ -109,16 +109,16 @@ def test_a_dry_run_loads_no_ray_and_says_what_is_not_measured(space_file, tmp_pa
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    words = "no optimum of 6 samples in 4 dimensions is known in closed form, so there is no synthetic/distance, and"
-    assert result.stdout.count(words) == 1
+    message = "no optimum of 6 samples in 4 dimensions is known in closed form, so there is no synthetic/distance, and"
+    assert result.stdout.count(message) == 1
     assert "1 CPU in all" in result.stdout
     assert "4 trials" in result.stdout
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.ray
-def test_a_resumed_sweep_with_a_failing_trial(space_file, tmp_path, capsys):
-    """Rows are those of the trials run alone, in this process; a rate that diverges is a row with its reason."""
+def test_synthetic_study_resumes_and_reports_a_failing_trial(space_file, tmp_path, capsys):
+    """Rows equal those of the trials run in this process; a diverging rate gives a row with its error."""
     import run_ray
 
     file = read_space(space_file({"space": {**SPACE["space"], "synthetic.lr": {"grid": [0.5, 1e300]}}, "seeds": [4]}))
@@ -127,7 +127,7 @@ def test_a_resumed_sweep_with_a_failing_trial(space_file, tmp_path, capsys):
     done = next(iter(study.trials))
     study.trials[done].status, study.trials[done].metrics = "finished", {"synthetic/distance": 17.0}
     create(LocalStore(folder), file, trials, study)
-    result = call(file.path, tmp_path / "out", "--resume")
+    result = run_study(file.path, tmp_path / "out", "--resume")
     assert result.returncode == 1, result.stdout + result.stderr
     record = json.loads((folder / "study.json").read_text())["trials"]
     assert [trial["status"] for trial in record.values()] == ["finished", "failed", "finished", "failed"]
@@ -143,18 +143,18 @@ def test_a_resumed_sweep_with_a_failing_trial(space_file, tmp_path, capsys):
     assert [row["objective"] for row in rows] == ["clip"] * 4
     assert [row["synthetic/updates"] for row in rows] == ["", "", "180", ""]
     page = (folder / "report.html").read_text()
-    for words in ("synthetic/distance over the steps", "synthetic/excess", "no direction after step"):
-        assert words in page
+    for text in ("synthetic/distance over the steps", "synthetic/excess", "no direction after step"):
+        assert text in page
     assert "synthetic/distance" in result.stdout
-    again = ["--space", str(file.path), "--results-dir", str(tmp_path / "out"), "--eval-only"]
-    assert run_ray.main(again) == 2
+    options = ["--space", str(file.path), "--results-dir", str(tmp_path / "out"), "--eval-only"]
+    assert run_ray.main(options) == 2
     assert capsys.readouterr().err == "error: --eval-only: a synthetic study has no evaluation of its own\n"
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_shipped_space_shows_what_theory_says(tmp_path):
-    result = call(ROOT / "tune_spaces" / "synthetic.yaml", tmp_path)
+def test_shipped_synthetic_space_agrees_with_the_theory(tmp_path):
+    result = run_study(ROOT / "tune_spaces" / "synthetic.yaml", tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     folder = tmp_path / "synthetic"
     with (folder / "summary.csv").open() as stream:

@@ -1,4 +1,4 @@
-"""The main job on three nodes, all on this machine, with GPUs that they only claim to have; one of them is lost."""
+"""The main job on three nodes with declared GPUs, all on this machine; one of them is lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ from patience import wait_for
 from mbcl.cli import main
 from mbcl.config.experiment import Experiment
 
-from .helpers import ENVIRONMENT, ROOT, WORKER, alone, assert_as_alone, gated, line_of, shut
+from .helpers import (
+    ENVIRONMENT,
+    ROOT,
+    WORKER,
+    assert_same_metrics,
+    close_gate,
+    gated_command,
+    line_of,
+    train_without_ray,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 pytest.importorskip("ray")
@@ -31,13 +40,13 @@ DETECTION = {
 
 
 def rows(results: Path) -> list[dict[str, Any]]:
-    """What the one trial has written."""
+    """The metrics rows of the one trial."""
     files = list(results.glob("study/trials/*/metrics.jsonl"))
     return [json.loads(line) for line in files[0].read_text().splitlines()] if files else []
 
 
-def lose_one(folder: Path) -> None:
-    """Run the study while a node is lost and another comes; in the main thread of a process of its own."""
+def run_and_lose_a_node(folder: Path) -> None:
+    """Run the study while a node is lost and another joins; in the main thread of a new process."""
     from ray.cluster_utils import Cluster
 
     def node(name: str) -> dict[str, Any]:
@@ -52,8 +61,8 @@ def lose_one(folder: Path) -> None:
         worker("first")
         lost = worker("second")
         gate = folder / "gates" / "three"
-        shut(gate, WORKER, "trials/*/metrics.jsonl", 3)
-        line = gated(folder / "study.yaml", folder / "results", gate.parent, "--address", nodes.address)
+        close_gate(gate, WORKER, "trials/*/metrics.jsonl", 3)
+        line = gated_command(folder / "study.yaml", folder / "results", gate.parent, "--address", nodes.address)
         with subprocess.Popen(line, cwd=ROOT, env=os.environ | {"MBCL_REHEARSAL": "1"}) as sweep:
             wait_for(lambda: len(rows(folder / "results")) >= 3 or sweep.poll() is not None)
             nodes.remove_node(lost, allow_graceful=False)
@@ -65,7 +74,7 @@ def lose_one(folder: Path) -> None:
         nodes.shutdown()
 
 
-def test_a_trial_over_two_nodes_outlives_one_of_them(space_file, tmp_path, monkeypatch):
+def test_trial_on_two_nodes_survives_the_loss_of_one(space_file, tmp_path, monkeypatch):
     for number in range(60):
         for part in ("train", "test"):
             write_image(tmp_path / f"images/{part}/{'ab'[number % 2]}/{number}.png", number, size=16)
@@ -82,7 +91,7 @@ def test_a_trial_over_two_nodes_outlives_one_of_them(space_file, tmp_path, monke
         "resources": {"workers": 2, "gpu": True},
     }
     file = space_file(changes)
-    line = line_of("test_three_nodes", f"lose_one(Path({str(tmp_path)!r}))")
+    line = line_of("test_three_nodes", f"run_and_lose_a_node(Path({str(tmp_path)!r}))")
     result = subprocess.run(line, cwd=ROOT, env=ENVIRONMENT | DETECTION, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "lost in epoch" in result.stdout
@@ -90,8 +99,8 @@ def test_a_trial_over_two_nodes_outlives_one_of_them(space_file, tmp_path, monke
     study = json.loads((tmp_path / "results/study/study.json").read_text())
     (trial,) = study["trials"].values()
     assert (trial["status"], trial["attempts"]) == ("finished", 1), "its driver is on the head, which was not lost"
-    found = rows(tmp_path / "results")
-    assert [row["epoch"] for row in found] == list(range(1, EPOCHS + 1)), "no epoch is lost or doubled"
+    metrics_rows = rows(tmp_path / "results")
+    assert [row["epoch"] for row in metrics_rows] == list(range(1, EPOCHS + 1)), "no epoch is lost or doubled"
 
     copies = {name: len(list((tmp_path / name).rglob("*.npy"))) for name in ("head", "first", "second", "third")}
     assert copies == {"head": 0, "first": 1, "second": 1, "third": 1}, "who reads data has a copy; the head reads none"
@@ -99,4 +108,4 @@ def test_a_trial_over_two_nodes_outlives_one_of_them(space_file, tmp_path, monke
     monkeypatch.setenv("MBCL_CACHE", str(tmp_path / "alone"))
 
     experiment = Experiment.model_validate(yaml.safe_load(file.read_text())["experiment"])
-    assert_as_alone(trial["metrics"], alone(experiment, tmp_path / "one"))
+    assert_same_metrics(trial["metrics"], train_without_ray(experiment, tmp_path / "one"))

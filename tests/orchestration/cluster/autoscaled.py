@@ -1,4 +1,4 @@
-"""A cluster on this machine that a real autoscaler of Ray lets grow: its head, and workers that boot when asked for."""
+"""A cluster on this machine with the real autoscaler of Ray: a head, and workers that boot on demand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-HEAD = "ray.head.default"  # as Ray's provider of nodes that are processes calls it
+HEAD = "ray.head.default"  # the name that the node provider of Ray uses
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def autoscaled(folder: Path, worker: dict[str, Any], *, max_workers: int) -> Ite
 
 
 def _end_workers(address: str) -> None:
-    """The autoscaler's nodes outlive it."""
+    """Kill the worker nodes, which outlive the autoscaler."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if f"--gcs-address={address}" in (process / "cmdline").read_text().split("\0"):

@@ -1,4 +1,4 @@
-"""What a cluster can grow to, read from its own ``cluster.yaml`` and off a process that looks like its monitor."""
+"""The largest size of a cluster, read from ``cluster.yaml`` and from the command line of a monitor process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..helpers import ROOT
 pytest.importorskip("ray")
 
 
-def test_the_shipped_cluster():
+def test_from_config_reads_the_shipped_cluster():
     from mbcl.orchestration.cluster.autoscaler import from_config
     from mbcl.orchestration.cluster.connection import _training_nodes
 
@@ -25,7 +25,7 @@ def test_the_shipped_cluster():
 @pytest.mark.parametrize(
     ("limit", "cpus"), [(None, [0, 8, 8, 4, 4, 4]), (3, [0, 8, 8, 4]), (1, [0, 8]), (0, [0]), (9, [0, 8, 8, 4, 4, 4])]
 )
-def test_as_many_of_the_largest_as_the_cluster_may_have(limit, cpus):
+def test_from_config_takes_the_largest_nodes_up_to_max_workers(limit, cpus):
     from mbcl.orchestration.cluster.autoscaler import from_config
 
     config = {
@@ -40,10 +40,10 @@ def test_as_many_of_the_largest_as_the_cluster_may_have(limit, cpus):
         config["max_workers"] = limit
     assert [node["CPU"] for node in from_config(config)] == cpus
     config["available_node_types"]["unknown"] = {"node_config": {"InstanceType": "x"}, "max_workers": 1}
-    assert from_config(config) is None, "what a type has is not said"
+    assert from_config(config) is None, "the resources of a node type are unknown"
 
 
-def test_the_monitor_of_this_cluster_is_found_by_its_address(tmp_path):
+def test_config_file_is_found_by_the_address_of_the_monitor(tmp_path):
     from mbcl.orchestration.cluster.autoscaler import _config_file
 
     script = tmp_path / "monitor.py"

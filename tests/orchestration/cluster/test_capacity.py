@@ -35,7 +35,7 @@ GPU_NODE = Node(8, 1)
         ({"workers": {"min": 1, "max": 8}}, [GPU_NODE, GPU_NODE], 1.998, 1, 1, 1),
     ],
 )
-def test_auto(asked, nodes, cpus, gpus, threads, concurrency):
+def test_resolve_resources_fills_in_cpus_gpus_and_threads(asked, nodes, cpus, gpus, threads, concurrency):
     resources = Resources(**asked)
     need = resolve_resources(resources, nodes)
     assert (need.cpus_per_worker, need.gpus_per_worker, need.threads) == (cpus, gpus, threads)
@@ -66,7 +66,7 @@ def test_auto(asked, nodes, cpus, gpus, threads, concurrency):
         ({"max_concurrent_trials": 4, "cpus_per_worker": 1}, [Node(2)], "found 4, but only 1 fit"),
     ],
 )
-def test_what_can_never_fit_is_said_with_numbers(asked, nodes, words):
+def test_max_concurrency_refuses_what_never_fits_with_numbers(asked, nodes, words):
     resources = Resources(**asked)
     with pytest.raises(ConfigError) as caught:
         max_concurrency(resolve_resources(resources, nodes), nodes, resources)
@@ -84,16 +84,16 @@ def test_what_can_never_fit_is_said_with_numbers(asked, nodes, words):
         ({"cpus_per_worker": 8}, [Node(8)], 1000, 1, "8 CPUs, of which a trial takes 8"),
     ],
 )
-def test_the_scarcest_resource_is_named(asked, nodes, drivers, trials, words):
+def test_max_concurrency_names_the_scarcest_resource(asked, nodes, drivers, trials, words):
     resources = Resources(**asked)
-    found = max_concurrency(resolve_resources(resources, nodes), nodes, resources, drivers=drivers)
-    assert found.num_trials == trials
-    assert words in found.limit
-    assert str(found).startswith(f"{trials} at a time (")
+    concurrency = max_concurrency(resolve_resources(resources, nodes), nodes, resources, drivers=drivers)
+    assert concurrency.num_trials == trials
+    assert words in concurrency.limit
+    assert str(concurrency).startswith(f"{trials} at a time (")
 
 
-def test_drivers_never_take_the_place_of_a_worker():
-    """A driver on the first node would leave 1.999 CPUs there, and the second worker would wait for ever."""
+def test_max_concurrency_reserves_drivers_beside_workers():
+    """A driver on the first node would leave 1.999 CPUs there, and the second worker would wait forever."""
     nodes, resources = [Node(2), Node(2), Node(1)], Resources(workers=2, cpus_per_worker=2)
     with pytest.raises(ConfigError, match="room for 0 workers on 3 nodes"):
         max_concurrency(resolve_resources(resources, nodes), nodes, resources)
@@ -103,16 +103,16 @@ def test_drivers_never_take_the_place_of_a_worker():
 
 
 @given(st.integers(1, 8), st.lists(st.integers(1, 64), min_size=1, max_size=3), st.integers(1, 4))
-def test_what_is_started_together_fits_together(workers, cpus, limit):
+def test_max_concurrency_counts_trials_that_fit_together(workers, cpus, limit):
     nodes = [Node(count) for count in cpus]
     resources = Resources(workers=workers, max_concurrent_trials=limit)
     try:
         need = resolve_resources(resources, nodes)
-        together = max_concurrency(need, nodes, resources).num_trials
+        num_trials = max_concurrency(need, nodes, resources).num_trials
     except ConfigError:
         return
-    assert together == limit
-    assert together * need.cpus <= sum(cpus) + 1e-9
+    assert num_trials == limit
+    assert num_trials * need.cpus <= sum(cpus) + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_what_is_started_together_fits_together(workers, cpus, limit):
         ("7:memory:/x", {"x/cpu.max": "100000 100000"}, 64),
     ],
 )
-def test_quotas_of_control_groups_count(tmp_path, monkeypatch, membership, files, expected):
+def test_usable_cpus_respects_cgroup_quotas(tmp_path, monkeypatch, membership, files, expected):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
     for name, content in files.items():
         (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -137,13 +137,13 @@ def test_quotas_of_control_groups_count(tmp_path, monkeypatch, membership, files
     assert usable_cpus(tmp_path / "groups", tmp_path / "membership") == expected
 
 
-def test_without_control_groups_the_affinity_counts(tmp_path, monkeypatch):
+def test_usable_cpus_without_cgroups_is_the_affinity(tmp_path, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
     assert usable_cpus(tmp_path, tmp_path / "none") == 3
 
 
 @pytest.mark.parametrize("overlap,cpus,pools,tasks", [(0, 8, 39, 8), (0, 8, 3, 3), (1, 8, 39, 6), (1, 2, 39, 1)])
-def test_planning_beside_training_leaves_its_cores(overlap, cpus, pools, tasks):
+def test_planning_tasks_with_overlap_leave_the_cores_of_training(overlap, cpus, pools, tasks):
     experiment = validate(Experiment, {"planner": {"overlap": overlap}}, "x")
     need = TrialResources(workers=2, cpus_per_worker=1.0, gpus_per_worker=0, threads=1)
     assert runner_of(Experiment).planning_tasks(experiment, need, cpus, pools) == tasks
@@ -158,18 +158,18 @@ def test_planning_beside_training_leaves_its_cores(overlap, cpus, pools, tasks):
         ([Node(1)], {"min": 1, "max": 4}, 2),
     ],
 )
-def test_a_range_gives_the_most_that_fit(nodes, asked, workers):
+def test_resolve_resources_of_a_range_takes_the_most_workers_that_fit(nodes, asked, workers):
     assert resolve_resources(Resources(workers=asked), nodes).workers == workers
 
 
-def test_of_a_range_only_numbers_that_share_a_batch_evenly_are_reserved(space_file):
+def test_trial_resources_of_a_range_reserve_workers_that_divide_the_batch(space_file):
     space = space_file({"resources": {"workers": {"min": 1, "max": 3}}, "space/train.batch_size": {"grid": [16, 32]}})
     file = read_space(space)
     assert (sizes := expand(file).numbers_of_workers(file.space)) == [1, 2]
     assert runner_of(Experiment).trial_resources(file.space.resources, [Node(2)], sizes=sizes).workers == 2
 
 
-def test_a_range_of_which_none_fits_is_refused_by_its_least():
+def test_resolve_resources_of_a_range_names_its_least_when_none_fits():
     with pytest.raises(ConfigError, match="workers: 2, which need 2 GPUs; there are 1"):
         resolve_resources(Resources(workers={"min": 2, "max": 4}, gpu=True), [GPU_NODE])
 
@@ -177,13 +177,13 @@ def test_a_range_of_which_none_fits_is_refused_by_its_least():
 @pytest.mark.parametrize(
     ("batch_size", "most", "sizes"), [(16, 4, (1, 2, 4)), (16, 3, (1, 2)), (12, 4, (1, 2, 3, 4)), (17, 4, (1,))]
 )
-def test_the_workers_of_a_range_share_a_batch_evenly(batch_size, most, sizes):
+def test_numbers_of_workers_divide_the_batch_size(batch_size, most, sizes):
     experiment = validate(Experiment, {"train": {"batch_size": batch_size}}, "test")
-    asked = Resources(workers={"min": 1, "max": 4})
-    assert PRETRAINING.numbers_of_workers(experiment, asked, most) == sizes
+    resources = Resources(workers={"min": 1, "max": 4})
+    assert PRETRAINING.numbers_of_workers(experiment, resources, most) == sizes
 
 
-def test_where_fewer_workers_fit_than_can_share_a_batch_it_says_so():
+def test_numbers_of_workers_refuses_a_batch_that_none_divides():
     experiment = validate(Experiment, {"train": {"batch_size": 15}}, "test")
     with pytest.raises(ConfigError, match=r"found \{min: 2, max: 4\}, of which 2 fit, but no .* batch of 15"):
         PRETRAINING.numbers_of_workers(experiment, Resources(workers={"min": 2, "max": 4}), 2)

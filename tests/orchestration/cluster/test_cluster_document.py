@@ -1,4 +1,4 @@
-"""docs/cluster.md: commands with options that exist, blocks that Ray accepts."""
+"""docs/cluster.md: its commands have options that exist, and Ray accepts its blocks."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TEXT = (ROOT / "docs" / "cluster.md").read_text()
 
 
 def blocks(kind: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, flags=re.DOTALL | re.MULTILINE)
-    return [content for name, content in found if name == kind]
+    matches = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, flags=re.DOTALL | re.MULTILINE)
+    return [content for name, content in matches if name == kind]
 
 
 def commands() -> list[list[str]]:
@@ -34,12 +34,12 @@ def commands() -> list[list[str]]:
 
 
 def study_lines() -> list[list[str]]:
-    """What stands behind `run_ray.py`, wherever it stands."""
-    found = [words[words.index("run_ray.py") + 1 :] for words in commands() if "run_ray.py" in words]
-    return [[word for word in words if word != "&"] for words in found]
+    """The arguments of every `run_ray.py`."""
+    arguments = [words[words.index("run_ray.py") + 1 :] for words in commands() if "run_ray.py" in words]
+    return [[word for word in words if word != "&"] for words in arguments]
 
 
-def test_the_studys_options_and_spaces_exist():
+def test_cluster_document_study_commands_parse():
     lines = study_lines()
     assert len(lines) == 6
     for line in lines:
@@ -54,12 +54,12 @@ def ray_commands() -> list[list[str]]:
     return [*words, *(shlex.split(line) for line in inline)]
 
 
-def test_rays_commands_and_options_exist():
+def test_cluster_document_ray_commands_exist():
     from ray.scripts.scripts import cli
 
-    found = ray_commands()
-    assert {words[1] for words in found} >= {"up", "exec", "attach", "dashboard", "down", "job", "symmetric-run"}
-    for words in found:
+    lines = ray_commands()
+    assert {words[1] for words in lines} >= {"up", "exec", "attach", "dashboard", "down", "job", "symmetric-run"}
+    for words in lines:
         command: click.Command = cli
         rest = words[1:]
         while isinstance(command, click.Group):
@@ -73,7 +73,7 @@ def test_rays_commands_and_options_exist():
         assert options <= known, words
 
 
-def test_the_blocks_for_gcp_are_valid():
+def test_gcp_block_is_a_valid_cluster_config():
     util = pytest.importorskip("ray.autoscaler._private.util")
     (block,) = blocks("yaml")
     config = {**yaml.safe_load((ROOT / "cluster.yaml").read_text()), **parse_yaml(block, "docs/cluster.md")}
@@ -87,8 +87,8 @@ def test_the_blocks_for_gcp_are_valid():
     }
 
 
-def test_a_node_of_gcp_listens_for_its_own_clouds_notice():
-    """Everything else that workers start with is AWS's."""
+def test_gcp_block_watches_for_preemption_notices_of_gcp():
+    """All other start commands of the workers equal those for AWS."""
     (block,) = blocks("yaml")
     aws = yaml.safe_load((ROOT / "cluster.yaml").read_text())["worker_start_ray_commands"]
     gcp = parse_yaml(block, "docs/cluster.md")["worker_start_ray_commands"]
@@ -96,12 +96,12 @@ def test_a_node_of_gcp_listens_for_its_own_clouds_notice():
     assert gcp == [command.replace("orchestration.spot aws ", "orchestration.spot gcp ") for command in aws]
 
 
-def test_the_heads_policy_lets_the_autoscaler_work():
+def test_iam_policy_of_the_head_allows_the_autoscaler():
     bucket, head = (json.loads(block)["Statement"] for block in blocks("json"))
     assert all(action.startswith("s3:") for statement in bucket for action in statement["Action"])
     allowed = {action: statement for statement in head for action in [statement["Action"]] if isinstance(action, str)}
     others = [action for statement in head for action in statement["Action"] if isinstance(statement["Action"], list)]
-    # What Ray's provider of AWS nodes calls, and what starting a machine with a profile takes.
+    # The calls of the AWS node provider of Ray, and the permissions to start a machine with a profile.
     assert set(others) == {"ec2:Describe*", "ec2:RunInstances", "ec2:CreateTags"}
     assert set(allowed) == {"ec2:TerminateInstances", "iam:PassRole"}
     cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -111,7 +111,7 @@ def test_the_heads_policy_lets_the_autoscaler_work():
     assert allowed["iam:PassRole"]["Resource"].endswith(f":role/{worker}")
 
 
-def test_the_security_group_is_made_before_the_cluster():
+def test_security_group_is_created_before_the_cluster():
     rules = [line for line in blocks("")[0].splitlines() if "authorize-security-group-ingress" in line]
     assert [line.split("--protocol ")[1] for line in rules] == [
         "tcp --port 22 --cidr YOUR-ADDRESS/32",
@@ -121,7 +121,7 @@ def test_the_security_group_is_made_before_the_cluster():
     assert "0.0.0.0" not in TEXT
 
 
-def test_the_image_has_the_projects_ray():
+def test_docker_image_is_that_of_cluster_yaml():
     image = re.search(r"FROM (\S+)", TEXT)
     assert image is not None
     assert image[1] == yaml.safe_load((ROOT / "cluster.yaml").read_text())["docker"]["image"]

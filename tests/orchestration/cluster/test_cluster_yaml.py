@@ -1,4 +1,4 @@
-"""cluster.yaml: Ray's own validator, and what that misses."""
+"""cluster.yaml: the validator of Ray, and further checks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..helpers import ROOT
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 
 
-def test_rays_validator():
+def test_cluster_yaml_passes_the_validator_of_ray():
     util = pytest.importorskip("ray.autoscaler._private.util")
     util.validate_config(util.prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text())))
 
 
-def test_versions_are_the_projects():
+def test_cluster_yaml_has_the_versions_of_the_project():
     constraints = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
     assert CLUSTER["docker"]["image"].startswith(f"rayproject/ray:{constraints['ray']}-py311")
     (install,) = CLUSTER["setup_commands"]
@@ -28,13 +28,13 @@ def test_versions_are_the_projects():
     assert any(requirement.startswith("boto3") for requirement in extras["cluster"])
 
 
-def test_head_trains_nothing_and_is_not_spot():
+def test_head_node_trains_nothing_and_is_not_spot():
     head = CLUSTER["available_node_types"][CLUSTER["head_node_type"]]
     assert head["resources"] == {"CPU": 0, "driver": 1000}
     assert "InstanceMarketOptions" not in head["node_config"]
 
 
-def test_workers_are_spot_gpus_within_the_cap():
+def test_worker_nodes_are_spot_gpus_within_the_cap():
     worker = CLUSTER["available_node_types"]["gpu_worker"]
     assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert worker["resources"]["GPU"] == 1
@@ -45,7 +45,7 @@ def test_workers_are_spot_gpus_within_the_cap():
     assert CLUSTER["provider"]["cache_stopped_nodes"] is False
 
 
-def test_nothing_listens_in_public():
+def test_cluster_yaml_opens_no_public_port():
     start = " ".join(CLUSTER["head_start_ray_commands"])
     assert "--dashboard-host=127.0.0.1" in start
     assert "0.0.0.0" not in str(CLUSTER)
@@ -56,8 +56,8 @@ def test_nothing_listens_in_public():
     assert CLUSTER["auth"]["ssh_user"]
 
 
-def test_ray_makes_no_security_group():
-    """To the rules of a group that Ray fills it adds SSH from everywhere, whatever else is asked for."""
+def test_security_groups_are_not_created_by_ray():
+    """Ray adds SSH from everywhere to the rules of a group that it creates."""
     assert "security_group" not in CLUSTER["provider"]
     groups = [kind["node_config"]["SecurityGroupIds"] for kind in CLUSTER["available_node_types"].values()]
     assert len(groups) == 2
@@ -65,20 +65,20 @@ def test_ray_makes_no_security_group():
     assert (ROOT / "cluster.yaml").read_text().count(groups[0][0]) == 2, "as docs/cluster.md says"
 
 
-def test_ray_takes_the_groups_as_they_are():
+def test_security_groups_are_not_changed_by_ray():
     aws = pytest.importorskip("ray.autoscaler._private.aws.config", exc_type=ImportError)
-    asked = aws._configure_security_group(copy.deepcopy(CLUSTER))  # would ask AWS, which nobody has keys for here
-    assert asked["available_node_types"] == CLUSTER["available_node_types"]
+    config = aws._configure_security_group(copy.deepcopy(CLUSTER))  # would fail if it called AWS, as there are no keys
+    assert config["available_node_types"] == CLUSTER["available_node_types"]
 
 
-def test_only_the_head_may_start_machines():
+def test_instance_profiles_let_only_the_head_start_machines():
     profiles = {
         name: kind["node_config"]["IamInstanceProfile"] for name, kind in CLUSTER["available_node_types"].items()
     }
     assert profiles == {"head": {"Name": "mbcl-ray-head"}, "gpu_worker": {"Name": "mbcl-ray-worker"}}
 
 
-def test_the_header_names_commands_that_work():
+def test_header_of_cluster_yaml_names_commands_that_work():
     lines = [line for line in (ROOT / "cluster.yaml").read_text().splitlines() if line.startswith("#   ray ")]
     text = "\n".join(lines)
     assert "ray get-auth-token --generate" in text

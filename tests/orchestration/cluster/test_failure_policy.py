@@ -1,4 +1,4 @@
-"""Which failures of workers are tried again."""
+"""Which failures of workers are retried."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DEAD = RayActorError()
         ([OWNED], False),
     ],
 )
-def test_only_what_another_try_can_mend(failures, again):
+def test_retry_lost_workers_retries_only_errors_that_may_pass(failures, again):
     policy = RetryLostWorkers(FailureConfig(max_failures=2))
     error = WorkerGroupError("words", dict(enumerate(failures)))
     decisions = [policy.make_decision(error) for _ in range(3)]
@@ -55,7 +55,7 @@ def test_only_what_another_try_can_mend(failures, again):
     [({0: PEER, 1: DEAD}, DEAD), ({0: PEER, 1: BUG}, BUG), ({0: PEER, 1: DISK}, DISK), ({0: PEER, 1: PEER}, PEER)]
     + [({0: BUG, 1: DEAD}, BUG), ({0: PEER, 1: OWNED, 2: PEER}, OWNED)],
 )
-def test_a_group_failed_for_what_its_peers_did_not_merely_notice(failures, named):
+def test_root_cause_prefers_errors_that_are_no_peer_failures(failures, named):
     from mbcl.orchestration.cluster.failure_policy import root_cause
 
     assert root_cause(WorkerGroupError("words", failures)) is named
@@ -64,7 +64,7 @@ def test_a_group_failed_for_what_its_peers_did_not_merely_notice(failures, named
 @pytest.mark.parametrize(
     "error", [WorkerGroupError("words", {0: DEAD}), ControllerError(WorkerGroupStartupTimeoutError(2))]
 )
-def test_only_losses_without_a_new_checkpoint_add_up(tmp_path, error):
+def test_retry_lost_workers_counts_only_losses_without_a_new_checkpoint(tmp_path, error):
     policy = RetryLostWorkers(FailureConfig(max_failures=2, controller_failure_limit=2), str(tmp_path))
     decisions = []
     for epoch in (1, 2, 3, 4):
@@ -75,7 +75,7 @@ def test_only_losses_without_a_new_checkpoint_add_up(tmp_path, error):
 
 
 @pytest.mark.parametrize(("room", "retries"), [(True, 20), (False, 2)])
-def test_workers_for_which_there_may_be_room_are_waited_for(room, retries):
+def test_retry_lost_workers_waits_while_capacity_may_come(room, retries):
     policy = RetryLostWorkers(FailureConfig(max_failures=2, controller_failure_limit=2), capacity_may_come=lambda: room)
     error = ControllerError(WorkerGroupStartupTimeoutError(2))
     decisions = [policy.make_decision(error) for _ in range(20)]

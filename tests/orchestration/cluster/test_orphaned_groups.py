@@ -1,4 +1,4 @@
-"""What a killed sweep leaves reserved on a cluster that goes on without it."""
+"""Placement groups that a killed study leaves on a cluster."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import time
 import pytest
 from patience import PATIENCE, wait_for
 
-from ..helpers import ROOT, apart, line_of, processes
+from ..helpers import ROOT, apart, line_of, ray_processes
 
 pytestmark = pytest.mark.ray
 pytest.importorskip("ray")
 
 
-def reserve(address: str) -> None:
-    """A job whose actor makes one placement group after another, until somebody kills the job."""
+def make_groups(address: str) -> None:
+    """A job whose actor makes one placement group after another, until the job is killed."""
     import ray
     from ray.util.placement_group import placement_group
 
@@ -35,7 +35,7 @@ def reserve(address: str) -> None:
     ray.get(maker.work.remote())
 
 
-def hold(address: str) -> None:
+def hold_a_group(address: str) -> None:
     """A job whose actor has a placement group, until its input ends."""
     import ray
     from ray.util.placement_group import placement_group
@@ -53,27 +53,27 @@ def hold(address: str) -> None:
     sys.stdin.read()
 
 
-def left_by_a_killed_job(address: str) -> int:
+def num_groups_after_a_kill(address: str) -> int:
     """Kill such a job, and return how many groups there are when all of its processes have ended."""
     import ray
     from ray._private.state import state
 
     from mbcl.orchestration.cluster.orphaned_groups import actor_groups
 
-    job = line_of("cluster.test_orphaned_groups", f"reserve({address!r})")
+    job = line_of("cluster.test_orphaned_groups", f"make_groups({address!r})")
     with subprocess.Popen(job, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         time.sleep(0.3)  # at some moment of its work
         process.send_signal(signal.SIGKILL)
-    own = ray.get_runtime_context().get_job_id()
-    wait_for(lambda: all(job["IsDead"] for job in state.job_table() if job["JobID"] != own))
-    wait_for(lambda: not processes("ray::Maker"))
+    own_job = ray.get_runtime_context().get_job_id()
+    wait_for(lambda: all(job["IsDead"] for job in state.job_table() if job["JobID"] != own_job))
+    wait_for(lambda: not ray_processes("ray::Maker"))
     return len(actor_groups())
 
 
 def kill_and_join() -> dict[str, int]:
-    """Kill jobs on a cluster until one leaves something behind, then join it as a sweep does; in its own process."""
+    """Kill jobs on a cluster until one leaves groups behind, then join it as a study does."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -83,9 +83,9 @@ def kill_and_join() -> dict[str, int]:
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
         ray.init(nodes.address, log_to_driver=False)
-        left = wait_for(lambda: left_by_a_killed_job(nodes.address))  # Ray gives back most of what is left
+        left = wait_for(lambda: num_groups_after_a_kill(nodes.address))  # Ray itself removes most of them
         ray.shutdown()
-        other = line_of("cluster.test_orphaned_groups", f"hold({nodes.address!r})")
+        other = line_of("cluster.test_orphaned_groups", f"hold_a_group({nodes.address!r})")
         pipe = subprocess.PIPE
         with subprocess.Popen(other, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as job:
             assert job.stdout is not None
@@ -93,14 +93,14 @@ def kill_and_join() -> dict[str, int]:
             with module.cluster(nodes.address, [], verbose=False):
                 wait_for(lambda: len(actor_groups()) <= 1)
                 assert remove_orphaned_groups() == 0
-                kept = len(actor_groups())
+                remaining = len(actor_groups())
             job.communicate(b"\n")
-        return {"left": left, "kept": kept}
+        return {"left": left, "kept": remaining}
     finally:
         nodes.shutdown()
 
 
-def test_what_a_killed_sweep_left_reserved_is_given_back_and_nobody_elses():
-    seen = apart("cluster.test_orphaned_groups", "kill_and_join()")
-    assert seen["left"] > 0, "the killed job left nothing behind, so that nothing is shown"
-    assert seen["kept"] == 1
+def test_remove_orphaned_groups_frees_those_of_a_killed_sweep_only():
+    groups = apart("cluster.test_orphaned_groups", "kill_and_join()")
+    assert groups["left"] > 0, "the killed job left no group behind, so the test shows nothing"
+    assert groups["kept"] == 1

@@ -1,4 +1,4 @@
-"""Early stopping on a real Ray: what a stopped trial held is given back, and the next one starts."""
+"""Early stopping on a real Ray: a stopped trial frees its processes and reservations, and the next one starts."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from mbcl.io.ownership import claim
 from mbcl.io.store import LocalStore
 from mbcl.study.record import StudyRecord, TrialRecord, read_study
 
-from ..helpers import CPUS, DRIVER, PLANNER, SPACE, WORKER, Gate, apart, free_cpus, job_of, processes, shut
+from ..helpers import CPUS, DRIVER, PLANNER, SPACE, WORKER, Gate, apart, close_gate, free_cpus, job_of, ray_processes
 
 pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray")
 
 TITLES = (DRIVER, PLANNER, WORKER, "ray::TrainController")
-"""Of the processes of a running trial."""
+"""The titles of the processes of a running trial."""
 EPOCHS = 3
 ASHA = {"name": "asha", "grace_period": 1, "reduction_factor": 10}
 MEDIAN = {"name": "median", "grace_period": 1, "min_samples_required": 1}
 
 
 def groups() -> set[str]:
-    """The placement groups that trials have made for their workers and not given back."""
+    """The placement groups that trials have made for their workers and not removed."""
     from mbcl.orchestration.cluster.orphaned_groups import actor_groups
 
     return {group.id for group in actor_groups()}
 
 
-class Undertaker:
-    """A watcher that measures how long after a stop what the trial held is gone. One trial runs at a time.
+class ReleaseObserver:
+    """Measures how long after a stop the processes and groups of the trial are gone. One trial runs at a time.
 
-    Training waits at the end of every epoch until the scheduler has decided about it, so that a stop finds it at work.
+    Training waits at the end of every epoch until the scheduler has decided, so that a stop meets a running trial.
     """
 
     def __init__(self, study: StudyRecord, gates: Path) -> None:
@@ -59,23 +59,25 @@ class Undertaker:
 
     def on_trial_end(self, trial_id: str) -> None:
         if self.study.trials[trial_id].status == "stopped" and self.study.trials[trial_id].attempts:
-            pids, held = processes(*TITLES), groups()
+            pids, group_ids = ray_processes(*TITLES), groups()
             assert len(pids) >= 4, "driver, controller, worker and planner"
-            assert len(held) == 1
-            thread = threading.Thread(target=self._measure, args=(trial_id, pids, held))
+            assert len(group_ids) == 1
+            thread = threading.Thread(target=self._measure, args=(trial_id, pids, group_ids))
             thread.start()
             self.threads.append(thread)
-        for epoch in range(1, EPOCHS):  # behind which the next trial's worker would wait, too
+        for epoch in range(1, EPOCHS):  # the worker of the next trial would wait for these gates, too
             (self.gates / f"{trial_id}-{epoch}").unlink(missing_ok=True)
 
-    def _measure(self, trial_id: str, pids: set[int], held: set[str]) -> None:
+    def _measure(self, trial_id: str, pids: set[int], group_ids: set[str]) -> None:
         start = time.monotonic()
-        wait_for(lambda: not (pids & processes(*TITLES) or held & groups()), every=0.1)
+        wait_for(lambda: not (pids & ray_processes(*TITLES) or group_ids & groups()), every=0.1)
         self.seconds[trial_id] = time.monotonic() - start
 
 
-def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = ASHA) -> tuple[StudyRecord, Undertaker]:
-    """A race of learning rates, one trial at a time; the higher the better: no rounding decides who is stopped."""
+def run_with_early_stopping(
+    folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = ASHA
+) -> tuple[StudyRecord, ReleaseObserver]:
+    """Compare learning rates by their own value, one trial at a time, so that no rounding decides which is stopped."""
     from mbcl.orchestration.cluster.capacity import Node, resolve_resources
     from mbcl.orchestration.cluster.orphaned_groups import remove_orphaned_groups
     from mbcl.orchestration.scheduling.early_stopping import build_stopper
@@ -86,7 +88,7 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
     store = LocalStore(folder)
     study = StudyRecord(name="test", space_digest="", metric="train/lr", mode="max", created="", trials={})
     jobs, gates, fence = {}, folder / "gates", claim(store)
-    under = Gate(fence.location, fence.token, str(gates))
+    gate_fence = Gate(fence.location, fence.token, str(gates))
     for setting, lr in enumerate(rates):
         for seed in range(seeds):
             experiment = Experiment.model_validate(
@@ -103,26 +105,28 @@ def raced(folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = A
                 ordinal=len(jobs), setting=setting, seed=seed, sampler="", objective="", parameters={"lr": lr}
             )
             need = resolve_resources(Resources(), [Node(CPUS)])
-            jobs[key] = job_of(key, experiment, store, need, num_tasks=2, watched_metric=study.metric, fence=under)
+            jobs[key] = job_of(key, experiment, store, need, num_tasks=2, watched_metric=study.metric, fence=gate_fence)
             for epoch in range(1, EPOCHS):
-                shut(gates / f"{key}-{epoch}", WORKER, f"trials/{key}/metrics.jsonl", epoch)
-    race = EarlyStopping(build_stopper(rule, mode="max"), rule["name"], lambda key: EPOCHS)
-    watcher = Undertaker(study, gates)
-    course = TrialQueue(study, jobs, concurrency=1, rule=race)
+                close_gate(gates / f"{key}-{epoch}", WORKER, f"trials/{key}/metrics.jsonl", epoch)
+    early_stopping = EarlyStopping(build_stopper(rule, mode="max"), rule["name"], lambda key: EPOCHS)
+    watcher = ReleaseObserver(study, gates)
+    queue = TrialQueue(study, jobs, concurrency=1, rule=early_stopping)
     run_trials(
-        jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=1, observer=watcher, queue=course
+        jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=1, observer=watcher, queue=queue
     )
     while any(thread.is_alive() for thread in watcher.threads):
-        remove_orphaned_groups()  # as a sweep does every second
+        remove_orphaned_groups()  # as a study does every second
         time.sleep(0.1)
     return study, watcher
 
 
-def check(study: StudyRecord, watcher: Undertaker, folder: Path, *, seeds: int, least: int) -> None:
-    """All went as it should, and at least so many settings were stopped."""
+def assert_stopped_and_released(
+    study: StudyRecord, watcher: ReleaseObserver, folder: Path, *, seeds: int, least: int
+) -> None:
+    """Assert that the record is right, and that at least so many settings were stopped and released."""
     from mbcl.orchestration.cluster.orphaned_groups import remove_orphaned_groups
 
-    assert read_study(LocalStore(folder)) == study, "study.json is what happened"
+    assert read_study(LocalStore(folder)) == study, "study.json equals the record in memory"
     first, *others = study.settings().values()
     assert [record.status for record in first] == ["finished"] * seeds
     stopped = 0
@@ -134,31 +138,36 @@ def check(study: StudyRecord, watcher: Undertaker, folder: Path, *, seeds: int, 
             assert [(record.stopped.epoch, record.attempts) for record in records[1:]] == [(0, 0)] * (seeds - 1)
             assert all(record.metrics == {} for record in records)
     assert stopped >= least
-    assert len(watcher.seconds) == stopped, "everything that a stopped trial held is gone"
-    # A controller that is being killed may make a last group.
+    assert len(watcher.seconds) == stopped, "all processes and groups of stopped trials are gone"
+    # A controller may make a last group while it is being killed.
     wait_for(lambda: remove_orphaned_groups() == 0 and free_cpus() == CPUS, every=0.1)
 
 
-def test_a_stopped_trial_gives_back_what_it_held(local_ray, tmp_path):
-    study, watcher = raced(tmp_path, [0.1, 2e-4, 1e-4], seeds=1)
-    check(study, watcher, tmp_path, seeds=1, least=2)
+def test_stopped_trial_frees_its_processes_and_reservations(local_ray, tmp_path):
+    study, watcher = run_with_early_stopping(tmp_path, [0.1, 2e-4, 1e-4], seeds=1)
+    assert_stopped_and_released(study, watcher, tmp_path, seeds=1, least=2)
 
 
-def many(folder: Path, dashboard: bool, rule: dict[str, Any]) -> list[float]:
-    """A race of 18 trials, checked, on a Ray of its own; how long after each stop everything was gone."""
+def release_seconds_of_a_large_study(folder: Path, dashboard: bool, rule: dict[str, Any]) -> list[float]:
+    """The seconds from each stop to the release, in a checked study of 18 trials on a new Ray."""
     from mbcl.orchestration.cluster.capacity import Node
     from mbcl.orchestration.cluster.connection import cluster
 
     with cluster(None, [Node(CPUS)], verbose=False, dashboard=dashboard):
-        study, watcher = raced(folder, [0.1, *(i * 1e-4 for i in range(8, 0, -1))], seeds=2, rule=rule)
-        check(study, watcher, folder, seeds=2, least=8)
+        study, watcher = run_with_early_stopping(
+            folder, [0.1, *(i * 1e-4 for i in range(8, 0, -1))], seeds=2, rule=rule
+        )
+        assert_stopped_and_released(study, watcher, folder, seeds=2, least=8)
     return sorted(watcher.seconds.values())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dashboard", "rule"), [(False, ASHA), (True, ASHA), (False, MEDIAN)])
-def test_many_more_trials_than_fit(tmp_path, dashboard, rule, capsys):
-    seconds = apart("scheduling.test_early_stopping", f"many(pathlib.Path({str(tmp_path)!r}), {dashboard}, {rule})")
+def test_stopped_trials_of_a_large_study_free_their_reservations(tmp_path, dashboard, rule, capsys):
+    seconds = apart(
+        "scheduling.test_early_stopping",
+        f"release_seconds_of_a_large_study(pathlib.Path({str(tmp_path)!r}), {dashboard}, {rule})",
+    )
     with capsys.disabled():
         gone = ", ".join(f"{value:.1f}" for value in seconds)
         print(f"dashboard {dashboard}, {rule['name']}: gone {gone} s after the stop")

@@ -1,4 +1,4 @@
-"""The planner on a real Ray: the serial plan whatever happens to it."""
+"""The planner on a real Ray: it makes the serial plan, also after its process was killed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def start(local_ray):
 
 @pytest.fixture(scope="module")
 def planner(local_ray):
-    """One for all tests that leave it alive: a group of another name clears what the last test left in it."""
+    """One planner for all tests that do not kill it: another worker group drops the shards of the last test."""
     from mbcl.orchestration.trial.planner_actor import PlannerActor
 
     planner = PlannerActor.remote(5, 2)
@@ -88,17 +88,17 @@ def shard(embeddings: Embeddings, rows: slice) -> list:
 
 
 @pytest.mark.parametrize("num_tasks", [1, 4])
-def test_tasks_make_the_serial_plan(start, embeddings, num_tasks):
-    """Both samplers with one planner, asked together: several plans may be on their way."""
+def test_planner_tasks_make_the_serial_plan(start, embeddings, num_tasks):
+    """Several plans are requested from one planner before the first is received."""
     service = service_of(start(num_tasks=num_tasks))
-    wanted = {
+    samplers_by_key = {
         KEY: SPECTRAL,
         PlanKey(3, 2, rounds=2): samplers.build("osgd", batch_size=16, k=50, q=5),
         PlanKey(4, 0): samplers.build("spectral", batch_size=16, k=4, skip=2),
     }
-    for key, sampler in wanted.items():
+    for key, sampler in samplers_by_key.items():
         service.request(key, embeddings, sampler)
-    for key, sampler in reversed(wanted.items()):
+    for key, sampler in reversed(samplers_by_key.items()):
         planned, expected = service.receive(key), serial(sampler, embeddings, key)
         assert torch.equal(planned.plan.batches, expected.plan.batches)
         assert (planned.loss, planned.lift) == (expected.loss, expected.lift)
@@ -109,7 +109,7 @@ def test_tasks_make_the_serial_plan(start, embeddings, num_tasks):
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 4, 50])
 @pytest.mark.parametrize("num_items", [0, 1, 5, 39, 500])
-def test_groups_of_pools_are_all_pools_in_order_and_even(num_items, num_tasks):
+def test_task_map_groups_all_pools_in_order_and_evenly(num_items, num_tasks):
     from mbcl.orchestration.trial.planner_actor import MAX_POOLS_PER_TASK, TaskMap
 
     groups = TaskMap(num_tasks)._groups(num_items)
@@ -117,7 +117,7 @@ def test_groups_of_pools_are_all_pools_in_order_and_even(num_items, num_tasks):
     sizes = [len(group) for _, group in groups]
     assert all(start == group[0] for start, group in groups)
     assert max(sizes, default=0) <= MAX_POOLS_PER_TASK
-    # Handed out one by one to tasks of equal speed: how long the busiest is at it.
+    # The load of the busiest task, if groups are assigned one by one to tasks of equal speed.
     busy = [0] * num_tasks
     for size in sizes:
         busy[busy.index(min(busy))] += size
@@ -131,7 +131,7 @@ def group(size, name="first"):
     return WorkerGroup(name, size)
 
 
-def test_shards_of_two_ranks_in_any_order(planner, embeddings):
+def test_planner_accepts_the_shards_of_two_ranks_in_any_order(planner, embeddings):
     two = group(2)
     ray.get(planner.deposit.remote(two, KEY, 1, shard(embeddings, slice(2500, None))))
     missing = ray.get(planner.plan.remote(two, KEY, SPECTRAL))
@@ -142,27 +142,27 @@ def test_shards_of_two_ranks_in_any_order(planner, embeddings):
     assert ray.get(planner.num_shards.remote()) == 0, "the planner holds no more than it needs"
 
 
-def test_shards_of_a_lost_group_are_not_those_of_a_smaller_one(planner, embeddings):
-    """After the loss of a node a trial goes on with fewer workers, and a late deposit of the others may still come."""
+def test_planner_drops_the_shards_of_a_lost_worker_group(planner, embeddings):
+    """After the loss of a node a trial continues with fewer workers, and a late deposit of the old group may arrive."""
     two, one = group(2, "lost"), group(1, "second")
     ray.get(planner.deposit.remote(two, KEY, 1, shard(embeddings, slice(2500, None))))
     ray.get(planner.deposit.remote(one, KEY, 0, shard(embeddings, slice(None))))
     assert ray.get(planner.plan.remote(two, KEY, SPECTRAL)) is None
     late = planner.deposit.remote(two, KEY, 0, shard(embeddings, slice(0, 2500)))
     ray.get(late)
-    assert ray.get(planner.plan.remote(one, KEY, SPECTRAL)) is None, "it is asked for again"
+    assert ray.get(planner.plan.remote(one, KEY, SPECTRAL)) is None, "the planner asks for the shard again"
     ray.get(planner.deposit.remote(one, KEY, 0, shard(embeddings, slice(None))))
     planned = ray.get(planner.plan.remote(one, KEY, SPECTRAL))
     assert planned.plan.digest == serial(SPECTRAL, embeddings).plan.digest
 
 
-def test_shards_of_a_lost_epoch_are_dropped(planner, embeddings):
+def test_planner_drops_the_shards_of_a_lost_epoch(planner, embeddings):
     for epoch in range(4):
         ray.get(planner.deposit.remote(group(2, "long"), PlanKey(epoch, 0), 0, shard(embeddings, slice(0, 10))))
     assert ray.get(planner.num_shards.remote()) == 1
 
 
-def test_killed_between_deposit_and_plan(start, embeddings):
+def test_planner_killed_between_deposit_and_plan_gets_the_shards_again(start, embeddings):
     planner = start()
     ray.get(planner.deposit.remote(group(1), KEY, 0, shard(embeddings, slice(None))))
     kill_process(planner)
@@ -174,7 +174,7 @@ def test_killed_between_deposit_and_plan(start, embeddings):
 
 
 class Gate:
-    """Lets nothing through until it is opened, and says who arrived."""
+    """Blocks tasks until it is opened, and signals the first arrival."""
 
     def __init__(self) -> None:
         self.arrived, self.open = threading.Event(), threading.Event()
@@ -203,14 +203,14 @@ class Gated(Spectral):
 
 @pytest.fixture
 def by_value() -> Iterator[None]:
-    """Ray's processes cannot import this module: what it defines travels whole."""
+    """Processes of Ray cannot import this module: its classes are pickled by value."""
     module = sys.modules[__name__]
     ray.cloudpickle.register_pickle_by_value(module)
     yield
     ray.cloudpickle.unregister_pickle_by_value(module)
 
 
-def test_killed_while_planning(start, embeddings, by_value):
+def test_planner_killed_while_planning_makes_the_plan_again(start, embeddings, by_value):
     gate = ray.remote(num_cpus=0, max_concurrency=100)(Gate).remote()
     sampler = Gated(batch_size=16, k=8, gate=gate)
     planner = start()
@@ -226,8 +226,8 @@ def test_killed_while_planning(start, embeddings, by_value):
     ray.kill(gate)
 
 
-def test_killed_while_one_plan_is_made_and_another_waits(start, embeddings, by_value):
-    """As with overlap: plans asked for long before they are received, all of them lost with the planner."""
+def test_planner_killed_with_two_requested_plans_makes_both_again(start, embeddings, by_value):
+    """As with overlap: plans are requested long before they are received, and all are lost with the planner."""
     gate = ray.remote(num_cpus=0, max_concurrency=100)(Gate).remote()
     planner, sampler, second = start(), Gated(batch_size=16, k=8, gate=gate), PlanKey(4, 0)
     first_process = ray.get(planner.__ray_call__.remote(lambda actor: os.getpid()))
@@ -235,8 +235,8 @@ def test_killed_while_one_plan_is_made_and_another_waits(start, embeddings, by_v
     service.request(KEY, embeddings, sampler)
     ray.get(gate.wait_for_arrival.remote(), timeout=PATIENCE)
     service.request(second, embeddings, SPECTRAL)
-    held = ray.get(planner.num_shards.remote(), timeout=PATIENCE)
-    assert held == 2, "deposits are taken while a plan is made, and asking for plans waits for none"
+    num_held = ray.get(planner.num_shards.remote(), timeout=PATIENCE)
+    assert num_held == 2, "deposits are taken while a plan is made, and asking for plans waits for none"
     os.kill(first_process, signal.SIGKILL)
     ray.get(gate.let_through.remote())
     for key in (KEY, second):
@@ -258,41 +258,43 @@ class Failing(Spectral):
 @pytest.mark.parametrize(
     "expected,words", [(True, "^no such pool$"), (False, "^planning failed: ValueError: two lines$")]
 )
-def test_what_fails_in_a_pools_task_is_one_line_for_all_ranks(
+def test_ray_plan_service_reports_the_error_of_a_task_in_one_line(
     planner, embeddings, by_value, monkeypatch, expected, words
 ):
-    """Rank 0 alone hears of it: it must tell the others that there is something to be told."""
+    """Only rank 0 receives the error; its broadcast must end the wait of the other ranks."""
     from mbcl.orchestration.trial import planner_actor as module
 
-    told = []
+    messages = []
     service = service_of(planner)
     broadcast = module.collectives.broadcast_object
-    monkeypatch.setattr(module.collectives, "broadcast_object", lambda x, world: told.append(x) or broadcast(x, world))
+    monkeypatch.setattr(
+        module.collectives, "broadcast_object", lambda x, world: messages.append(x) or broadcast(x, world)
+    )
     service.request(KEY, embeddings, Failing(batch_size=16, k=8, expected=expected))
     with pytest.raises(PlanError, match=words):
         service.receive(KEY)
-    assert told == ["ready"]
+    assert messages == ["ready"]
 
 
-def test_a_plan_that_takes_longer_than_a_round(start, embeddings, by_value, monkeypatch):
+def test_ray_plan_service_waits_in_rounds_up_to_its_limit(start, embeddings, by_value, monkeypatch):
     from mbcl.orchestration.trial import planner_actor as module
 
     monkeypatch.setattr(module.collectives, "ROUND_SECONDS", 0.01)
     gate, closed = (ray.remote(num_cpus=0, max_concurrency=100)(Gate).remote() for _ in range(2))
-    service, told = service_of(start()), []
+    service, messages = service_of(start()), []
     broadcast = module.collectives.broadcast_object
 
-    def tell(x, world):
-        told.append(x)
+    def recorded_broadcast(x, world):
+        messages.append(x)
         if x == "waiting":
             gate.let_through.remote()
         return broadcast(x, world)
 
-    monkeypatch.setattr(module.collectives, "broadcast_object", tell)
+    monkeypatch.setattr(module.collectives, "broadcast_object", recorded_broadcast)
     service.request(KEY, embeddings, Gated(batch_size=16, k=8, gate=gate))
     assert service.receive(KEY).plan.digest == serial(SPECTRAL, embeddings).plan.digest
-    assert told.count("waiting") >= 1
-    assert set(told) == {"waiting", "ready"}
+    assert messages.count("waiting") >= 1
+    assert set(messages) == {"waiting", "ready"}
     monkeypatch.setattr(module, "PLAN_SECONDS", 0.05)
     monkeypatch.setattr(module.collectives, "broadcast_object", broadcast)
     service.request(KEY, embeddings, Gated(batch_size=16, k=8, gate=closed))
@@ -302,7 +304,7 @@ def test_a_plan_that_takes_longer_than_a_round(start, embeddings, by_value, monk
     ray.kill(closed)
 
 
-def test_what_cannot_be_planned_is_an_error_not_a_retry(planner, embeddings):
+def test_ray_plan_service_raises_plan_errors_without_a_retry(planner, embeddings):
     sampler = samplers.build("osgd", batch_size=16, k=1000, q=1)
     service = service_of(planner)
     service.request(KEY, embeddings, sampler)

@@ -1,4 +1,4 @@
-"""What is checked before any trial starts."""
+"""The checks before any trial starts."""
 
 from __future__ import annotations
 
@@ -32,42 +32,42 @@ def grid() -> dict[int, Experiment]:
     }
 
 
-def test_every_data_set_is_loaded_once_and_gone_before_the_next(monkeypatch):
+def test_check_data_loads_each_data_set_once_and_frees_it(monkeypatch):
     loaded: list[int] = []
-    alive: list[Any] = []
+    references: list[Any] = []
     load = engine.load_data
 
-    def counted(data, *, seed):
-        assert not [reference for reference in alive if reference() is not None]
-        found = load(data, seed=seed)
+    def counted_load(data, *, seed):
+        assert not [reference for reference in references if reference() is not None]
+        data_set = load(data, seed=seed)
         loaded.append(data.max_samples)
-        alive.append(weakref.ref(found.train.images))
-        return found
+        references.append(weakref.ref(data_set.train.images))
+        return data_set
 
-    monkeypatch.setattr(engine, "load_data", counted)
+    monkeypatch.setattr(engine, "load_data", counted_load)
     experiments = grid()
     checked = check_data(experiments, "space.yaml")
     assert loaded == list(SIZES)
     for setting in experiments:
-        alone = check_data({setting: experiments[setting]}, "space.yaml")
-        assert checked.max_pools[setting] == alone.max_pools[setting]
-        assert checked.planning_cost[setting] == alone.planning_cost[setting]
+        single = check_data({setting: experiments[setting]}, "space.yaml")
+        assert checked.max_pools[setting] == single.max_pools[setting]
+        assert checked.planning_cost[setting] == single.planning_cost[setting]
 
 
-def test_notes_are_in_the_order_of_the_settings(monkeypatch):
-    facts = engine.data_sizes
+def test_check_data_orders_notes_by_setting(monkeypatch):
+    data_sizes = engine.data_sizes
 
-    def warned(experiment, data):
+    def warn_and_return_sizes(experiment, data):
         warnings.warn(f"{experiment.sampler.name} of {experiment.data.max_samples}", UserWarning, stacklevel=2)
-        return facts(experiment, data)
+        return data_sizes(experiment, data)
 
-    monkeypatch.setattr(engine, "data_sizes", warned)
+    monkeypatch.setattr(engine, "data_sizes", warn_and_return_sizes)
     checked = check_data(grid(), "space.yaml")
     expected = [f"{sampler['name']} of {size}" for sampler in SAMPLERS for size in SIZES]
     assert [note for note in checked.notes if note in expected] == expected
 
 
-def test_a_setting_that_does_not_fit_its_data_is_named():
+def test_check_data_refuses_a_setting_that_does_not_fit_its_data():
     experiments = grid()
     changes = {"train": experiments[4].train.model_copy(update={"batch_size": 256})}
     experiments[4] = experiments[4].model_copy(update=changes)

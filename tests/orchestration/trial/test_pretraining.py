@@ -1,4 +1,4 @@
-"""What a trial's driver does after training; without a cluster."""
+"""The evaluation at the end of a trial, without a cluster."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def trained(space_file, tmp_path):
 
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("damage", ["cut", "not there"])
-def test_the_checkpoint_before_the_last_is_not_evaluated_in_its_place(trained, again, damage):
-    """Its metrics would stand beside the last row of training, in a trial that counts as finished."""
+def test_evaluate_end_refuses_the_checkpoint_before_the_last(trained, again, damage):
+    """A finished trial would combine its metrics with the last row of training."""
     from mbcl.orchestration.trial.pretraining import evaluate_end
 
     job, store = trained
@@ -55,7 +55,7 @@ def test_the_checkpoint_before_the_last_is_not_evaluated_in_its_place(trained, a
     assert not store.exists(EVALUATION_FILE)
 
 
-def test_what_training_ended_with_is_evaluated(trained):
+def test_evaluate_end_evaluates_the_last_checkpoint(trained):
     from mbcl.orchestration.trial.pretraining import evaluate_end, reevaluation_store
 
     job, store = trained

@@ -1,4 +1,4 @@
-"""What ends before Ray starts: dry runs, bad input, names that are taken."""
+"""Studies that end before Ray starts: dry runs, bad input, existing results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .helpers import ROOT
 pytest.importorskip("ray")
 
 
-def test_dry_run_lists_everything_and_loads_no_ray(space_file, tmp_path):
+def test_dry_run_lists_all_trials_and_imports_no_ray(space_file, tmp_path):
     code = (
         "import sys, run_ray\n"
         f"options = ['--space', {str(space_file())!r}, '--results-dir', {str(tmp_path / 'out')!r}]\n"
@@ -38,7 +38,7 @@ def test_dry_run_lists_everything_and_loads_no_ray(space_file, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["batch size", "osgd", "folder", "no channels", "stem", "small images"])
-def test_a_dry_run_checks_what_a_run_checks(space_file, tmp_path, what, capsys):
+def test_dry_run_refuses_what_a_run_refuses(space_file, tmp_path, what, capsys):
     import run_ray
 
     changes, _, words = BAD[what]
@@ -47,14 +47,14 @@ def test_a_dry_run_checks_what_a_run_checks(space_file, tmp_path, what, capsys):
     assert words in capsys.readouterr().err
 
 
-def test_a_dry_run_refuses_a_folder_that_the_run_could_not_make(space_file, capsys):
+def test_dry_run_refuses_an_unwritable_folder(space_file, capsys):
     import run_ray
 
     assert run_ray.main(["--space", str(space_file()), "--results-dir", "/proc/nowhere", "--dry-run"]) == 2
     assert "--results-dir: /proc/nowhere/study cannot be written" in capsys.readouterr().err
 
 
-def test_a_dry_run_refuses_a_name_with_results_and_lists_what_would_be_resumed(space_file, tmp_path, capsys):
+def test_dry_run_refuses_existing_results_and_lists_what_resume_would_run(space_file, tmp_path, capsys):
     import run_ray
     from mbcl.orchestration.results_folder.layout import create, new_study
     from mbcl.study.record import write_study
@@ -79,7 +79,7 @@ def test_a_dry_run_refuses_a_name_with_results_and_lists_what_would_be_resumed(s
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_a_sampler_warns_of_is_one_note(space_file, tmp_path, capfd):
+def test_dry_run_prints_a_sampler_warning_as_one_note(space_file, tmp_path, capfd):
     import run_ray
 
     changes = {"seeds": [0, 1], "space/sampler": {"grid": [{"name": "shuffle"}, {"name": "spectral", "k": 400}]}}
@@ -90,7 +90,7 @@ def test_what_a_sampler_warns_of_is_one_note(space_file, tmp_path, capfd):
     assert "Warning" not in captured.err
 
 
-def test_a_wrong_command_line_is_one_line(capsys):
+def test_run_ray_refuses_an_unknown_option_in_one_line(capsys):
     import run_ray
 
     with pytest.raises(SystemExit) as caught:
@@ -101,7 +101,7 @@ def test_a_wrong_command_line_is_one_line(capsys):
     assert captured.count("\n") == 1
 
 
-def test_help_loads_nothing():
+def test_run_ray_help_imports_no_torch():
     result = subprocess.run(
         [sys.executable, "-X", "importtime", "run_ray.py", "--help"], cwd=ROOT, capture_output=True, text=True
     )
@@ -148,7 +148,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_bad_input_is_one_line_before_ray(space_file, tmp_path, what, monkeypatch, capsys):
+def test_run_ray_refuses_bad_input_in_one_line_before_ray(space_file, tmp_path, what, monkeypatch, capsys):
     import run_ray
 
     changes, options, words = BAD[what]
@@ -156,7 +156,7 @@ def test_bad_input_is_one_line_before_ray(space_file, tmp_path, what, monkeypatc
         monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setitem(
         sys.modules, "mbcl.orchestration.cluster.connection", None
-    )  # importing it, and so Ray, would fail
+    )  # importing it, and with it Ray, would fail
     arguments = ["--space", str(space_file(changes)), "--results-dir", str(tmp_path / "out"), *options]
     assert run_ray.main(arguments) == 2
     captured = capsys.readouterr()
@@ -166,7 +166,7 @@ def test_bad_input_is_one_line_before_ray(space_file, tmp_path, what, monkeypatc
     assert captured.out == ""
 
 
-def test_a_search_without_its_package_is_one_line(space_file, tmp_path, monkeypatch, capsys):
+def test_dry_run_names_a_missing_search_package(space_file, tmp_path, monkeypatch, capsys):
     import run_ray
 
     changes = {"space/optimizer.lr": {"uniform": [0.1, 0.2]}, "search": {"name": "optuna", "num_samples": 2}}
@@ -176,7 +176,7 @@ def test_a_search_without_its_package_is_one_line(space_file, tmp_path, monkeypa
     assert "optuna needs the package optuna, which is not installed: pip install 'mbcl[ray]'" in capsys.readouterr().err
 
 
-def test_a_tracker_without_its_package_is_one_line_before_the_first_trial(space_file, tmp_path, monkeypatch, capsys):
+def test_run_ray_names_a_missing_tracker_package_before_the_first_trial(space_file, tmp_path, monkeypatch, capsys):
     import run_ray
 
     monkeypatch.setitem(sys.modules, "wandb", None)
@@ -186,7 +186,7 @@ def test_a_tracker_without_its_package_is_one_line_before_the_first_trial(space_
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dry_run_shows_the_search(space_file, tmp_path, capsys):
+def test_dry_run_describes_the_search(space_file, tmp_path, capsys):
     import run_ray
 
     changes = {
@@ -217,7 +217,7 @@ def test_a_dry_run_shows_the_search(space_file, tmp_path, capsys):
         ({"name": "median", "grace_period": 2}, "grace_period 2 is no less than the 2 epochs: nobody is stopped"),
     ],
 )
-def test_a_scheduler_that_may_not_be_meant_so_is_noted(space_file, tmp_path, scheduler, words, capsys):
+def test_dry_run_notes_a_scheduler_that_stops_all_or_none(space_file, tmp_path, scheduler, words, capsys):
     import run_ray
 
     space = space_file({"scheduler": scheduler})
@@ -225,7 +225,7 @@ def test_a_scheduler_that_may_not_be_meant_so_is_noted(space_file, tmp_path, sch
     assert words in capsys.readouterr().out
 
 
-def test_a_metric_that_comes_after_the_last_decision_is_noted(space_file, tmp_path, capsys):
+def test_dry_run_notes_a_metric_measured_at_the_end_only(space_file, tmp_path, capsys):
     import run_ray
 
     for eval_every, noted in ((2, True), (1, False)):
@@ -242,7 +242,7 @@ def test_a_metric_that_comes_after_the_last_decision_is_noted(space_file, tmp_pa
         ([0], "finished", "interrupted; no trial is missing\n"),
     ],
 )
-def test_an_interrupt_counts_what_is_missing(space_file, tmp_path, seeds, status, words, capsys, monkeypatch):
+def test_run_ray_interrupted_counts_the_missing_trials(space_file, tmp_path, seeds, status, words, capsys, monkeypatch):
     import run_ray
     from mbcl.orchestration import signals
     from mbcl.orchestration.tune import on_ray
@@ -260,7 +260,7 @@ def test_an_interrupt_counts_what_is_missing(space_file, tmp_path, seeds, status
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_name_with_results_is_refused(space_file, tmp_path, capsys):
+def test_run_ray_refuses_a_name_with_results(space_file, tmp_path, capsys):
     import run_ray
 
     (tmp_path / "out" / "study").mkdir(parents=True)
@@ -271,7 +271,7 @@ def test_a_name_with_results_is_refused(space_file, tmp_path, capsys):
     assert "--name" in error
 
 
-def test_a_cluster_that_refuses_leaves_nothing_behind(space_file, tmp_path, capsys, monkeypatch):
+def test_run_ray_rolls_back_when_the_cluster_refuses(space_file, tmp_path, capsys, monkeypatch):
     import run_ray
     from mbcl.errors import ConfigError
     from mbcl.orchestration.tune import on_ray
@@ -287,7 +287,7 @@ def test_a_cluster_that_refuses_leaves_nothing_behind(space_file, tmp_path, caps
     assert not list((tmp_path / "out" / "study").glob("*.*ml")) + list((tmp_path / "out" / "study").glob("*.json"))
 
 
-def test_a_disk_that_takes_no_new_study_is_bad_input(space_file, tmp_path, capsys, monkeypatch):
+def test_run_ray_reports_a_full_disk_at_the_start_as_bad_input(space_file, tmp_path, capsys, monkeypatch):
     import run_ray
     from mbcl.orchestration.results_folder import layout
 
@@ -301,7 +301,7 @@ def test_a_disk_that_takes_no_new_study_is_bad_input(space_file, tmp_path, capsy
 
 
 @pytest.mark.parametrize("kind", ["ConnectionError", "BrokenPipeError", "GetTimeoutError"])
-def test_the_loss_of_ray_is_no_fault_of_the_results_folder(space_file, tmp_path, kind, capsys, monkeypatch):
+def test_run_ray_reports_the_loss_of_ray_and_how_to_resume(space_file, tmp_path, kind, capsys, monkeypatch):
     import ray.exceptions
 
     import run_ray
@@ -319,8 +319,8 @@ def test_the_loss_of_ray_is_no_fault_of_the_results_folder(space_file, tmp_path,
     assert (tmp_path / "out" / "study" / "study.json").exists(), "the study can go on"
 
 
-def unread(code: str) -> tuple[int, str]:
-    """The exit code and errors of a process whose output nobody reads."""
+def run_with_closed_stdout(code: str) -> tuple[int, str]:
+    """The exit code and stderr of a process whose stdout is closed."""
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as nowhere:
@@ -330,7 +330,7 @@ def unread(code: str) -> tuple[int, str]:
     return result.returncode, result.stderr
 
 
-def test_a_study_whose_output_nobody_reads_is_interrupted_and_goes_on(space_file, tmp_path):
+def test_run_ray_with_closed_stdout_is_interrupted_and_can_resume(space_file, tmp_path):
     arguments = ["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]
     code = (
         "import run_ray\n"
@@ -338,7 +338,7 @@ def test_a_study_whose_output_nobody_reads_is_interrupted_and_goes_on(space_file
         "on_ray.run_on_ray = lambda run, *more: [run.console.log('a line') for _ in range(9)] and {}\n"
         f"run_ray.leave(run_ray.main({arguments!r}))\n"
     )
-    code, error = unread(code)
+    code, error = run_with_closed_stdout(code)
     assert code == 130, error
     assert error.startswith("error: interrupted, 2 trials are missing; go on with: python run_ray.py")
     assert error.count("\n") == 1
@@ -347,6 +347,6 @@ def test_a_study_whose_output_nobody_reads_is_interrupted_and_goes_on(space_file
     assert (tmp_path / "out" / "study" / "report.html").exists()
 
 
-def test_a_dry_run_that_nobody_reads_is_quiet(space_file, tmp_path):
+def test_dry_run_with_closed_stdout_prints_no_error(space_file, tmp_path):
     arguments = ["--space", str(space_file()), "--results-dir", str(tmp_path / "out"), "--dry-run"]
-    assert unread(f"import run_ray; run_ray.leave(run_ray.main({arguments!r}))") == (0, "")
+    assert run_with_closed_stdout(f"import run_ray; run_ray.leave(run_ray.main({arguments!r}))") == (0, "")

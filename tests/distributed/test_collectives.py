@@ -13,17 +13,10 @@ from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.errors import DataError, MbclError, TrainingError
 
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest entry."""
-    assert found.shape == expected.shape
-    return float((found - expected).abs().max() / expected.abs().max())
-
-
 # -- a world of one ------------------------------------------------------------------------------------------------
 
 
-def test_a_world_of_one_is_the_identity():
+def test_collectives_of_one_rank_are_the_identity():
     world = collectives.init_from_env()
     assert (world.rank, world.size) == (0, 1)
     x = torch.randn(3, 2, requires_grad=True)
@@ -39,7 +32,7 @@ def test_a_world_of_one_is_the_identity():
         collectives.raise_on_any_rank(DataError("gone"), world)
 
 
-def test_all_reduce_returns_a_new_tensor():
+def test_all_reduce_sum_returns_a_new_tensor():
     x = torch.zeros(2)
     collectives.all_reduce_sum(x, World()).add_(1)
     assert torch.equal(x, torch.zeros(2))
@@ -50,18 +43,18 @@ def test_all_reduce_returns_a_new_tensor():
 
 def _collectives(world: World) -> None:
     ranks = list(range(world.size))
-    mine = torch.arange(world.rank + 1) + 10 * world.rank  # 1, 2, … rows
-    everyone = torch.cat([torch.arange(r + 1) + 10 * r for r in ranks])
+    local_rows = torch.arange(world.rank + 1) + 10 * world.rank  # 1, 2, … rows
+    all_rows = torch.cat([torch.arange(r + 1) + 10 * r for r in ranks])
     for dtype in (torch.int64, torch.float32, torch.float16, torch.uint8):
-        found = collectives.all_gather_ragged(mine.to(dtype), world)
-        assert found.dtype == dtype
-        assert torch.equal(found, everyone.to(dtype))
-    assert torch.equal(collectives.all_gather_ragged(mine > 5, world), everyone > 5)
-    wide = mine[:, None, None].expand(-1, 2, 3)  # not contiguous
-    assert torch.equal(collectives.all_gather_ragged(wide, world), everyone[:, None, None].expand(-1, 2, 3))
-    some = torch.full((world.rank, 2), float(world.rank), requires_grad=True)  # rank 0 holds nothing
-    assert not collectives.all_gather_ragged(some, world).requires_grad
-    assert len(collectives.all_gather_ragged(some, world)) == sum(ranks)
+        gathered = collectives.all_gather_ragged(local_rows.to(dtype), world)
+        assert gathered.dtype == dtype
+        assert torch.equal(gathered, all_rows.to(dtype))
+    assert torch.equal(collectives.all_gather_ragged(local_rows > 5, world), all_rows > 5)
+    wide = local_rows[:, None, None].expand(-1, 2, 3)  # not contiguous
+    assert torch.equal(collectives.all_gather_ragged(wide, world), all_rows[:, None, None].expand(-1, 2, 3))
+    some_rows = torch.full((world.rank, 2), float(world.rank), requires_grad=True)  # rank 0 holds nothing
+    assert not collectives.all_gather_ragged(some_rows, world).requires_grad
+    assert len(collectives.all_gather_ragged(some_rows, world)) == sum(ranks)
     assert len(collectives.all_gather_ragged(torch.zeros(0, 4), world)) == 0
     assert int(collectives.all_reduce_sum(torch.tensor(world.rank), world)) == sum(ranks)
     assert collectives.broadcast_object({"from": world.rank, "many": [0] * world.rank}, world) == {
@@ -74,11 +67,11 @@ def _collectives(world: World) -> None:
 
 @pytest.mark.dist
 @pytest.mark.parametrize("size", [2, 4])
-def test_collectives(size):
+def test_collectives_gather_reduce_and_broadcast(size):
     gloo.run(_collectives, size)
 
 
-def _agree(world: World, failing: int) -> str:
+def _raise_on_any_rank(world: World, failing: int) -> str:
     collectives.raise_on_any_rank(None, world)
     error = TrainingError("the loss is nan") if world.rank == failing else None
     try:
@@ -89,11 +82,14 @@ def _agree(world: World, failing: int) -> str:
 
 
 @pytest.mark.dist
-def test_one_rank_that_fails_stops_all():
-    assert gloo.run(_agree, 2, 1) == ["TrainingError: rank 1: the loss is nan", "TrainingError: the loss is nan"]
+def test_raise_on_any_rank_stops_all_ranks():
+    assert gloo.run(_raise_on_any_rank, 2, 1) == [
+        "TrainingError: rank 1: the loss is nan",
+        "TrainingError: the loss is nan",
+    ]
 
 
-def _meanwhile(world: World) -> list[str]:
+def _run_while_ranks_wait(world: World) -> list[str]:
     def work(number: int, failing: int) -> int:
         rounds(number * world.rank)
         if world.rank == failing:
@@ -117,27 +113,30 @@ def _meanwhile(world: World) -> list[str]:
 
 
 @pytest.mark.dist
-def test_ranks_wait_for_work_that_takes_longer_than_a_collective():
-    assert gloo.run(_meanwhile, 2) == [["0", "0", "rank 1: gone", "gone"], ["1", "1", "gone", "rank 0: gone"]]
+def test_run_while_ranks_wait_outlasts_one_collective():
+    assert gloo.run(_run_while_ranks_wait, 2) == [
+        ["0", "0", "rank 1: gone", "gone"],
+        ["1", "1", "gone", "rank 0: gone"],
+    ]
 
 
 def _gather_gradient(world: World, rows: Tensor, weights: Tensor) -> Tensor:
     local = rows.chunk(world.size)[world.rank].clone().requires_grad_()
-    together = collectives.gather_with_grad(local, world)
-    assert torch.equal(together, rows)
-    # Each rank's loss looks at all rows, and differently.
-    (together.sin() * weights[world.rank]).sum().backward()
+    gathered = collectives.gather_with_grad(local, world)
+    assert torch.equal(gathered, rows)
+    # The loss of each rank depends on all rows, with weights of its own.
+    (gathered.sin() * weights[world.rank]).sum().backward()
     return local.grad
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("size", [2, 4])
-def test_gradient_of_the_gather_sums_over_the_ranks_losses(size):
+def test_gather_with_grad_sums_gradients_over_the_ranks(size):
     rows, weights = torch.randn(8, 3, 2, dtype=torch.float64), torch.randn(size, 8, 3, 2, dtype=torch.float64)
-    found = torch.cat(gloo.run(_gather_gradient, size, rows, weights))
+    gradient = torch.cat(gloo.run(_gather_gradient, size, rows, weights))
     rows.requires_grad_()
     (rows.sin() * weights.sum(0)).sum().backward()
-    torch.testing.assert_close(found, rows.grad, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient, rows.grad, rtol=0, atol=1e-12)
 
 
 def _sum_gradients(world: World) -> list[Tensor | None]:
@@ -150,16 +149,16 @@ def _sum_gradients(world: World) -> list[Tensor | None]:
     double.grad = torch.full((2,), 1e-12 * world.rank, dtype=torch.float64)
     nested = nn.Parameter(torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last))
     nested.grad = (torch.arange(120.0).view(2, 3, 4, 5) * (world.rank + 1)).to(memory_format=torch.channels_last)
-    found = (everywhere, last_only, nowhere, double, nested)
-    kept = everywhere.grad
-    collectives.sum_gradients((p for p in found), world)
-    assert everywhere.grad is kept  # in place
-    return [p.grad for p in found]
+    parameters = (everywhere, last_only, nowhere, double, nested)
+    gradient = everywhere.grad
+    collectives.sum_gradients((p for p in parameters), world)
+    assert everywhere.grad is gradient  # in place
+    return [p.grad for p in parameters]
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("size", [2, 4])
-def test_gradients_are_summed_and_one_that_is_missing_somewhere_counts_as_zero(size):
+def test_sum_gradients_counts_a_missing_gradient_as_zero(size):
     for everywhere, last_only, nowhere, double, nested in gloo.run(_sum_gradients, size):
         total = size * (size + 1) / 2
         assert torch.equal(everywhere, torch.full((2, 3), total))
@@ -170,13 +169,13 @@ def test_gradients_are_summed_and_one_that_is_missing_somewhere_counts_as_zero(s
         assert torch.equal(nested, torch.arange(120.0).view(2, 3, 4, 5) * total)
 
 
-def test_a_world_of_one_leaves_gradients_alone():
+def test_sum_gradients_of_one_rank_changes_nothing():
     alone = _sum_gradients(World())
     assert torch.equal(alone[0], torch.ones(2, 3))
     assert alone[2] is None
 
 
-# -- the helper itself ---------------------------------------------------------------------------------------------
+# -- the helper gloo.run -------------------------------------------------------------------------------------------
 
 
 def _fail_on_rank_one(world: World) -> None:
@@ -191,7 +190,7 @@ def _fall_silent(world: World) -> None:
 
 
 @pytest.mark.dist
-def test_a_failing_rank_shows_its_traceback_and_the_next_call_works():
+def test_gloo_run_shows_the_traceback_of_a_rank_and_recovers():
     with pytest.raises(AssertionError, match="rank 1 of 2 ---[\\s\\S]*rank one is broken"):
         gloo.run(_fail_on_rank_one, 2)
     with pytest.raises(AssertionError, match=r"no answer within 1 s from ranks \[(0, )?1\]"):

@@ -1,4 +1,4 @@
-"""Every evaluation of a real checkpoint, against slow obvious oracles."""
+"""Every metric of an evaluation on a real checkpoint, against slow obvious oracles."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mbcl.io.store import LocalStore
 from mbcl.seeding import derive
 
 CONTENT = runs.experiment(train={"epochs": 2, "batch_size": 16, "precision": "float64"})
-"""In float64 no two scores are so near each other that rounding exchanges their ranks."""
+"""In float64 no two scores are so close that rounding swaps their ranks."""
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def data():
     return load_data(runs.experiment().data, seed=0)
 
 
-def settings(*metrics: str, **more) -> Evaluation:
-    return Evaluation(metrics=list(metrics), **more)
+def settings(*metrics: str, **blocks) -> Evaluation:
+    return Evaluation(metrics=list(metrics), **blocks)
 
 
 @torch.no_grad()
@@ -53,30 +53,30 @@ def features(model, part):
     return model.features(clean_views(part.pixels(torch.arange(len(part))), images=part).double()).numpy()
 
 
-def test_neighbours_are_those_of_scikit_learn(store, model, data):
-    found = evaluate(store, settings=settings("knn", knn={"k": 5, "weighting": "uniform"}))
+def test_knn_equals_scikit_learn(store, model, data):
+    metrics = evaluate(store, settings=settings("knn", knn={"k": 5, "weighting": "uniform"}))
     oracle = KNeighborsClassifier(5, metric="cosine").fit(features(model, data.train), data.train.labels)
-    assert found == {"knn/top1": pytest.approx(oracle.score(features(model, data.test), data.test.labels))}
+    assert metrics == {"knn/top1": pytest.approx(oracle.score(features(model, data.test), data.test.labels))}
 
 
-def test_the_probe_reads_classes_that_pretraining_never_saw(store):
-    found = evaluate(store, settings=settings("probe"))
-    assert 0.4 < found["probe/top1"] <= 1, "four times chance"
-    assert evaluate(store, settings=settings("probe"), force=True) == found
+def test_probe_beats_chance_and_chooses_its_penalty(store):
+    metrics = evaluate(store, settings=settings("probe"))
+    assert 0.4 < metrics["probe/top1"] <= 1, "four times chance"
+    assert evaluate(store, settings=settings("probe"), force=True) == metrics
     one = evaluate(store, settings=settings("probe", probe={"penalties": [100.0]}))
-    assert one["probe/top1"] < found["probe/top1"]
+    assert one["probe/top1"] < metrics["probe/top1"]
 
 
-def test_diagnostics(store, model, data):
-    found = evaluate(store, settings=settings("repr"))
+def test_repr_equals_formulas_in_numpy(store, model, data):
+    metrics = evaluate(store, settings=settings("repr"))
     x = features(model, data.test)
     sigma = np.linalg.svd(x, compute_uv=False)
     p = sigma / sigma.sum()
-    assert found["repr/effective_rank"] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=runs.EXACT)
+    assert metrics["repr/effective_rank"] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=runs.EXACT)
     x = x / np.linalg.norm(x, axis=1, keepdims=True)
     squared = ((x[:, None] - x[None]) ** 2).sum(-1)[~np.eye(len(x), dtype=bool)]
-    assert found["repr/uniformity"] == pytest.approx(np.log(np.exp(-2 * squared).mean()), rel=runs.EXACT)
-    assert 0 < found["repr/alignment"] < 2
+    assert metrics["repr/uniformity"] == pytest.approx(np.log(np.exp(-2 * squared).mean()), rel=runs.EXACT)
+    assert 0 < metrics["repr/alignment"] < 2
 
 
 def loop_within(model, test, severity: int, corruptions: list[str]) -> float:
@@ -92,26 +92,26 @@ def loop_within(model, test, severity: int, corruptions: list[str]) -> float:
         views.append((both / both.norm(dim=1, keepdim=True)).numpy().reshape(2, len(test), -1))
     hits = []
     for image in range(len(test)):
-        for mine in range(len(corruptions)):
-            scores = [views[mine][0, image] @ views[other][1, image] for other in range(len(corruptions))]
-            hits.append(int(np.argmax(scores)) == mine)
+        for row in range(len(corruptions)):
+            scores = [views[row][0, image] @ views[column][1, image] for column in range(len(corruptions))]
+            hits.append(int(np.argmax(scores)) == row)
     return float(np.mean(hits))
 
 
-def test_corrupted_within_one_image(store, model, data):
+def test_corrupted_within_equals_plain_loops(store, model, data):
     corruptions = ["gaussian_noise", "fog", "contrast", "pixelate"]
     chosen = settings("corrupted", corrupted={"severities": [1, 4], "corruptions": corruptions, "meanings": ["within"]})
-    found = evaluate(store, settings=chosen)
-    assert set(found) == {f"corrupted/within/{s}/{d}/top1" for s in (1, 4) for d in ("u2v", "v2u")}
+    metrics = evaluate(store, settings=chosen)
+    assert set(metrics) == {f"corrupted/within/{s}/{d}/top1" for s in (1, 4) for d in ("u2v", "v2u")}
     for severity in (1, 4):
         expected = loop_within(model, data.test, severity, corruptions)
-        assert found[f"corrupted/within/{severity}/u2v/top1"] == pytest.approx(expected)
+        assert metrics[f"corrupted/within/{severity}/u2v/top1"] == pytest.approx(expected)
 
 
-def test_corrupted_against_clean(store, model, data):
+def test_corrupted_clean_equals_cosine_similarity_in_numpy(store, model, data):
     block = {"severities": [3], "corruptions": ["fog", "shot_noise"], "meanings": ["clean"]}
     chosen = settings("corrupted", corrupted=block)
-    found = evaluate(store, settings=chosen)
+    metrics = evaluate(store, settings=chosen)
     test, each = data.test, []
     with torch.no_grad():
         originals = model(clean_views(test.images, images=test).double()).numpy()
@@ -128,12 +128,12 @@ def test_corrupted_against_clean(store, model, data):
                 originals / np.linalg.norm(originals, axis=1, keepdims=True)
             ).T
             each.append(float((cosine.argmax(axis=1) == np.arange(len(test))).mean()))
-            assert found[f"corrupted/clean/{name}/3/top1"] == pytest.approx(each[-1])
-    assert found["corrupted/clean/mean/3/top1"] == pytest.approx(np.mean(each))
-    assert 0 < found["corrupted/clean/mean/3/top1"] < 1
+            assert metrics[f"corrupted/clean/{name}/3/top1"] == pytest.approx(each[-1])
+    assert metrics["corrupted/clean/mean/3/top1"] == pytest.approx(np.mean(each))
+    assert 0 < metrics["corrupted/clean/mean/3/top1"] < 1
 
 
-def test_official_corrupted_images_are_read(tmp_path):
+def test_corrupted_dir_reads_and_checks_the_official_images(tmp_path):
     write_cifar(tmp_path / "cifar", "cifar10")
     content = runs.experiment(
         data={"name": "cifar10", "dir": str(tmp_path / "cifar")}, train={"epochs": 1, "batch_size": 8}
@@ -146,69 +146,69 @@ def test_official_corrupted_images_are_read(tmp_path):
     store = LocalStore(tmp_path / "run")
     chosen = settings("corrupted", corrupted={"dir": str(tmp_path / "c"), "severities": [1, 5]})
     with pytest.warns(UserWarning, match="the official set has"):
-        found = evaluate(store, settings=chosen)
+        metrics = evaluate(store, settings=chosen)
     clean = {f"corrupted/clean/{name}/{s}/top1" for name in ("fog", "snow", "mean") for s in (1, 5)}
-    assert set(found) == clean | {f"corrupted/within/{s}/{d}/top1" for s in (1, 5) for d in ("u2v", "v2u")}
+    assert set(metrics) == clean | {f"corrupted/within/{s}/{d}/top1" for s in (1, 5) for d in ("u2v", "v2u")}
     labels = np.load(tmp_path / "c" / "labels.npy")
     np.save(tmp_path / "c" / "labels.npy", (labels + 1) % 10)
-    measured = []
+    log_lines = []
     with (
         pytest.warns(UserWarning, match="the official set has"),
         pytest.raises(DataError, match="evaluation.corrupted.dir: .*labels.npy: 8 labels are not those of the clean"),
     ):
         evaluate(
-            store, settings=settings("knn", "corrupted", corrupted=chosen.corrupted), force=True, log=measured.append
+            store, settings=settings("knn", "corrupted", corrupted=chosen.corrupted), force=True, log=log_lines.append
         )
-    assert measured == [], "refused before anything is measured"
+    assert log_lines == [], "refused before anything is measured"
     missing = settings("corrupted", corrupted={"dir": str(tmp_path / "c"), "corruptions": ["fog", "frost"]})
     with pytest.raises(ConfigError, match="has no 'frost' of severity 1; .*known: fog, snow"):
         evaluate(store, settings=missing)
 
 
-def test_baselines_stand_beside_and_are_kept(store, tmp_path):
-    kept, chosen = LocalStore(tmp_path / "kept"), settings("retrieval", "knn", baselines=["random", "pixels"])
-    found = evaluate(store, settings=chosen, out=LocalStore(tmp_path / "a"), baselines=kept)
-    own = evaluate(store, settings=settings("retrieval", "knn"))
+def test_baselines_are_measured_once_and_cached(store, tmp_path):
+    cache, chosen = LocalStore(tmp_path / "kept"), settings("retrieval", "knn", baselines=["random", "pixels"])
+    metrics = evaluate(store, settings=chosen, out=LocalStore(tmp_path / "a"), baselines=cache)
+    model_metrics = evaluate(store, settings=settings("retrieval", "knn"))
     initial = evaluate(store, checkpoint=INITIAL, settings=settings("retrieval", "knn"), out=LocalStore(tmp_path / "i"))
-    assert own == {key: value for key, value in found.items() if not key.startswith("baseline/")}
-    assert {f"baseline/random/{key}": value for key, value in initial.items()}.items() <= found.items()
-    assert found["baseline/pixels/knn/top1"] > 0.7
+    assert model_metrics == {key: value for key, value in metrics.items() if not key.startswith("baseline/")}
+    assert {f"baseline/random/{key}": value for key, value in initial.items()}.items() <= metrics.items()
+    assert metrics["baseline/pixels/knn/top1"] > 0.7
     files = sorted((tmp_path / "kept").iterdir())
     pieces = ["pixels-knn", "pixels-retrieval", "random-knn", "random-retrieval"]
     assert [file.name.rpartition("-")[0] for file in files] == pieces
     content = json.loads(files[0].read_text())
     content["metrics"]["knn/top1"] = 17.0
     files[0].write_text(json.dumps(content))
-    again = evaluate(store, settings=chosen, out=LocalStore(tmp_path / "b"), baselines=kept)
-    assert again == {**found, "baseline/pixels/knn/top1": 17.0}, "kept ones are not measured again"
+    reused = evaluate(store, settings=chosen, out=LocalStore(tmp_path / "b"), baselines=cache)
+    assert reused == {**metrics, "baseline/pixels/knn/top1": 17.0}, "kept ones are not measured again"
     files[0].write_text("{")
-    assert evaluate(store, settings=chosen, out=LocalStore(tmp_path / "c"), baselines=kept) == found
+    assert evaluate(store, settings=chosen, out=LocalStore(tmp_path / "c"), baselines=cache) == metrics
     files[0].write_text(json.dumps(content))
-    assert evaluate(store, settings=chosen, out=LocalStore(tmp_path / "d"), baselines=kept, force=True) == found
+    assert evaluate(store, settings=chosen, out=LocalStore(tmp_path / "d"), baselines=cache, force=True) == metrics
     other = chosen.model_copy(update={"similarity": "dot"})
-    evaluate(store, settings=other, out=LocalStore(tmp_path / "e"), baselines=kept)
+    evaluate(store, settings=other, out=LocalStore(tmp_path / "e"), baselines=cache)
     names = sorted(file.name.rpartition("-")[0] for file in (tmp_path / "kept").iterdir())
     assert names == sorted([*pieces, "pixels-retrieval", "random-retrieval"]), "the vote does not compare projections"
 
 
-def test_raw_pixels_are_no_more_than_32_a_side():
+def test_pixels_features_have_at_most_32_pixels_a_side():
     x = torch.randn(3, 2, 224, 224)
     assert Pixels().features(x).shape == (3, 2 * 32 * 32)
     assert torch.equal(Pixels().features(x[..., :8, :8]), x[..., :8, :8].flatten(1))
 
 
-def test_the_split_decides_what_is_measured(store, data):
+def test_split_selects_the_measured_images(store, data):
     for split, part in (("validation", data.validation), ("train", data.train)):
-        found = evaluate(store, settings=settings("retrieval", split=split))
-        assert 1 <= found["retrieval/u2v/mean_rank"] <= len(part)
+        metrics = evaluate(store, settings=settings("retrieval", split=split))
+        assert 1 <= metrics["retrieval/u2v/mean_rank"] <= len(part)
     initial = model_of(runs.experiment(), in_channels=1)
     assert not torch.equal(next(initial.parameters()), next(find_weights(store).model(in_channels=1).parameters()))
 
 
-def test_clean_images_are_asked_of_the_set_which_knows_where_they_go(data, monkeypatch):
-    """Where they do not fit on the device they stay on the host, and every batch is moved."""
-    asked, pixels = [], ImageSet.pixels
-    monkeypatch.setattr(ImageSet, "pixels", lambda self, rows: asked.append(len(rows)) or pixels(self, rows))
+def test_subject_reads_clean_images_through_the_image_set(data, monkeypatch):
+    """Images that do not fit on the device stay on the host, and the set moves every batch."""
+    requested, pixels = [], ImageSet.pixels
+    monkeypatch.setattr(ImageSet, "pixels", lambda self, rows: requested.append(len(rows)) or pixels(self, rows))
     config, host = runs.experiment().data, torch.device("cpu")
     subject = Subject(Pixels(), data, data=config, settings=settings("knn"), seed=0, device=host)
-    assert len(subject.features) == sum(asked) == len(data.test)
+    assert len(subject.features) == sum(requested) == len(data.test)

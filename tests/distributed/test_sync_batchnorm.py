@@ -20,18 +20,18 @@ SHARES = {2: ([3, 3], [5, 2], [6, 0]), 4: ([2, 2, 2, 2], [1, 3, 0, 4])}
 WORLDS = [(size, shares) for size, options in SHARES.items() for shares in options]
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
+def relative(actual: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest entry."""
-    assert found.shape == expected.shape
-    return float((found - expected).abs().max() / expected.abs().max())
+    assert actual.shape == expected.shape
+    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 def images(num: int) -> Tensor:
-    """(num, 1, 8, 8) with a mean far from zero, which naive sums of squares do not survive."""
+    """(num, 1, 8, 8) with a mean far from zero, where sums of squares lose precision."""
     return torch.randn(num, 1, 8, 8, generator=torch.Generator().manual_seed(1)) + 30
 
 
-def test_conversion_keeps_names_objects_and_results():
+def test_convert_sync_batchnorm_keeps_names_and_results():
     model = models.build({"name": "resnet_small", "widths": [4, 8]}, in_channels=1, seed=0)
     x = images(4)
     for mode in (True, False):
@@ -44,7 +44,7 @@ def test_conversion_keeps_names_objects_and_results():
         model.load_state_dict(converted.state_dict())
 
 
-def test_conversion_of_a_lone_layer_shares_its_tensors():
+def test_convert_sync_batchnorm_of_a_layer_shares_its_tensors():
     layer = nn.BatchNorm1d(3, momentum=None, affine=False).eval()
     converted = convert_sync_batchnorm(layer, World())
     assert isinstance(converted, SyncBatchNorm1d)
@@ -102,31 +102,31 @@ def _batch_norm(world: World, dims: int, settings: dict, x: Tensor, weights: Ten
         (2, {"momentum": 0.3, "eps": 1e-3}),
     ],
 )
-def test_batch_norm_equals_the_one_of_the_whole_batch(size, shares, dims, settings, dtype):
+def test_sync_batchnorm_equals_batch_norm_of_the_whole_batch(size, shares, dims, settings, dtype):
     generator = torch.Generator().manual_seed(0)
     shape = (sum(shares), 5, *(3, 4)[:dims])
     x = (torch.randn(shape, generator=generator) + OFFSET).to(dtype)
     weights = torch.randn(shape, generator=generator).to(dtype)
-    found = gloo.run(_batch_norm, size, dims, settings, x, weights, shares)
+    ranks = gloo.run(_batch_norm, size, dims, settings, x, weights, shares)
 
     layer = _norm(dims, torch.float64, **settings)  # the truth
     whole = x.double().requires_grad_()
     outputs = [layer(whole * factor) for factor in (1.0, 0.5)]
     sum((out * weights).sum() for out in outputs).backward()
-    # Numbers of the size of the offset are rounded some times on the way to a deviation of 1, or of less where a
-    # channel has few values. Sums of squares would round its square: 1000 times as much.
+    # Numbers of the size of the offset are rounded a few times; the standard deviation is 1, or less where a channel
+    # has few values. Sums of squares would round the square of the offset: 1000 times as much.
     bound, exact = (30 * OFFSET * torch.finfo(each).eps for each in (dtype, torch.float64))
     for index, out in enumerate(outputs):
-        assert relative(torch.cat([part["out"][index] for part in found]), out.detach()) < bound
-    assert relative(torch.cat([part["input"] for part in found]), whole.grad) < bound
+        assert relative(torch.cat([part["out"][index] for part in ranks]), out.detach()) < bound
+    assert relative(torch.cat([part["input"] for part in ranks]), whole.grad) < bound
     for index, parameter in enumerate(layer.parameters()):
-        assert relative(sum(part["parameters"][index] for part in found), parameter.grad) < bound
+        assert relative(sum(part["parameters"][index] for part in ranks), parameter.grad) < bound
     for name, value in layer.state_dict().items():
-        for part in found:
+        for part in ranks:
             # Statistics are float64 until they are stored; then some roundings each.
             assert relative(part["state"][name].double(), value.double()) < exact + 10 * torch.finfo(dtype).eps, name
     evaluated = layer.eval()(whole).detach()
-    assert relative(torch.cat([part["eval"] for part in found]), evaluated) < bound
+    assert relative(torch.cat([part["eval"] for part in ranks]), evaluated) < bound
 
 
 def _half(world: World) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,14 +139,14 @@ def _half(world: World) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.dist
-def test_batch_norm_of_half_precision_keeps_its_statistics_in_float32():
-    found = gloo.run(_half, 2)
+def test_sync_batchnorm_in_bfloat16_keeps_statistics_in_float32():
+    ranks = gloo.run(_half, 2)
     out, _, running_mean = _half(World())
-    # What agrees to float32's last digits is rounded to bfloat16 alike, or to its neighbour.
-    assert relative(torch.cat([part[0] for part in found]).float(), out.float()) < 2 * torch.finfo(torch.bfloat16).eps
+    # Values that agree to the last digits of float32 round to the same bfloat16 or to its neighbour.
+    assert relative(torch.cat([part[0] for part in ranks]).float(), out.float()) < 2 * torch.finfo(torch.bfloat16).eps
     # A sum of n positive numbers is off by n roundings at most.
     count = 6 * 8 * 8
-    assert all(relative(part[2], running_mean) < count * torch.finfo(torch.float32).eps for part in found)
+    assert all(relative(part[2], running_mean) < count * torch.finfo(torch.float32).eps for part in ranks)
 
 
 def _one_value(world: World) -> str:
@@ -159,7 +159,7 @@ def _one_value(world: World) -> str:
 
 
 @pytest.mark.dist
-def test_batch_norm_of_one_value_is_refused_on_every_rank():
+def test_sync_batchnorm_refuses_one_value_on_every_rank():
     assert all("found 1" in text for text in gloo.run(_one_value, 2))
 
 
@@ -171,20 +171,20 @@ def _untracked(world: World) -> bool:
 
 
 @pytest.mark.dist
-def test_running_statistics_rest_while_they_are_not_tracked():
+def test_sync_batchnorm_does_not_update_untracked_statistics():
     assert gloo.run(_untracked, 2) == [True, True]
 
 
 # -- training ------------------------------------------------------------------------------------------------------
 
 
-def _objective(own: Tensor, everyone: Tensor, offset: int) -> Tensor:
-    """A loss of this rank's anchors against everyone, over the number of all anchors, as the training step's."""
-    own, everyone = (nn.functional.normalize(z, dim=1) for z in (own, everyone))
-    scores = own @ everyone.T / 0.5
-    hidden = torch.arange(len(own)) + offset
+def _objective(local: Tensor, gathered: Tensor, offset: int) -> Tensor:
+    """The loss of the local anchors against all samples over the number of all anchors, as in a training step."""
+    local, gathered = (nn.functional.normalize(z, dim=1) for z in (local, gathered))
+    scores = local @ gathered.T / 0.5
+    hidden = torch.arange(len(local)) + offset
     scores = scores.scatter(1, hidden[:, None], -1e9)
-    return (scores.logsumexp(1) - scores[torch.arange(len(own)), (hidden + 1) % len(everyone)]).sum() / len(everyone)
+    return (scores.logsumexp(1) - scores[torch.arange(len(local)), (hidden + 1) % len(gathered)]).sum() / len(gathered)
 
 
 def _train(world: World, steps: int) -> tuple[list[float], dict[str, Tensor]]:
@@ -199,8 +199,8 @@ def _train(world: World, steps: int) -> tuple[list[float], dict[str, Tensor]]:
     for step in range(steps):
         batch = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(step)).double()
         local = batch.chunk(world.size)[world.rank]
-        own = trained(local)
-        loss = _objective(own, collectives.gather_with_grad(own, world), world.rank * len(local))
+        local_z = trained(local)
+        loss = _objective(local_z, collectives.gather_with_grad(local_z, world), world.rank * len(local))
         optimizer.zero_grad()
         (loss * world.size).backward()
         optimizer.step()
@@ -209,12 +209,12 @@ def _train(world: World, steps: int) -> tuple[list[float], dict[str, Tensor]]:
 
 
 @pytest.mark.dist
-def test_two_and_four_workers_train_as_one_does():
-    """In float64, where ten steps do not magnify rounding to 1e-9: in float32 they might make anything of it."""
+def test_sync_batchnorm_training_on_several_workers_equals_one():
+    """Ten steps do not amplify the rounding of float64 to 1e-9; in float32 there is no such bound."""
     losses, state = _train(World(), 10)
     for size in (2, 4):
-        for found_losses, found in gloo.run(_train, size, 10):
-            assert found_losses == pytest.approx(losses, rel=1e-9)
-            assert list(found) == list(state)
+        for rank_losses, rank_state in gloo.run(_train, size, 10):
+            assert rank_losses == pytest.approx(losses, rel=1e-9)
+            assert list(rank_state) == list(state)
             for name, value in state.items():
-                assert relative(found[name].double(), value.double()) < 1e-9, (size, name)
+                assert relative(rank_state[name].double(), value.double()) < 1e-9, (size, name)

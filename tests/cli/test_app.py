@@ -1,4 +1,4 @@
-"""``mbcl`` as a user meets it: output, exit codes, one line for every mistake."""
+"""The command ``mbcl``: output, exit codes, errors in one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def trained(tmp_path):
     return tmp_path / "t"
 
 
-def test_train_prints_a_line_an_epoch_and_leaves_the_trials_files(tmp_path, capsys):
+def test_train_prints_a_line_an_epoch_and_writes_its_files(tmp_path, capsys):
     assert main(["train", *TINY, "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "epoch 1/2  loss " in out
@@ -33,12 +33,12 @@ def test_train_prints_a_line_an_epoch_and_leaves_the_trials_files(tmp_path, caps
     assert "num_train: 72" in (tmp_path / "config.yaml").read_text()
 
 
-def test_the_written_configuration_trains_the_same_experiment(trained, tmp_path):
+def test_train_with_a_written_config_repeats_the_training(trained, tmp_path):
     assert main(["train", "--config", str(trained / "config.yaml"), "--out", str(tmp_path / "again"), "--quiet"]) == 0
-    first, again = (
+    first, repeated = (
         json.loads((p / "metrics.jsonl").read_text().splitlines()[-1]) for p in (trained, tmp_path / "again")
     )
-    assert first["train/loss"] == again["train/loss"]
+    assert first["train/loss"] == repeated["train/loss"]
 
 
 def test_evaluate_prints_and_writes_the_metrics(trained, capsys):
@@ -52,19 +52,19 @@ def test_evaluate_prints_and_writes_the_metrics(trained, capsys):
     assert json.loads((trained / "evaluation.json").read_text())["metrics"] == metrics
 
 
-def test_evaluate_takes_one_checkpoint_and_other_settings(trained, capsys):
+def test_evaluate_accepts_one_checkpoint_and_other_settings(trained, capsys):
     assert main(["evaluate", "--checkpoint", f"{trained}/checkpoints/epoch_000001", "--set", "split=validation"]) == 0
-    asked = json.loads((trained / "evaluation.json").read_text())["asked"]
-    assert asked["checkpoint"] == "epoch_000001"
-    assert asked["settings"]["split"] == "validation"
+    request = json.loads((trained / "evaluation.json").read_text())["asked"]
+    assert request["checkpoint"] == "epoch_000001"
+    assert request["settings"]["split"] == "validation"
 
 
-def test_an_export_that_cannot_be_written_is_refused(trained, capsys):
+def test_export_refuses_an_unwritable_folder(trained, capsys):
     assert main(["export", "--checkpoint", str(trained), "--out", "/proc/nowhere"]) == 2
     assert capsys.readouterr().err.startswith("error: --out: /proc/nowhere cannot be written")
 
 
-def test_an_existing_training_is_refused_without_resume(trained, capsys):
+def test_train_refuses_an_existing_training_without_resume(trained, capsys):
     assert main(["train", *TINY, "--out", str(trained)]) == 2
     assert "holds a training already; add --resume" in capsys.readouterr().err
     assert main(["train", *TINY, "--out", str(trained), "--resume", "--quiet"]) == 0
@@ -91,7 +91,7 @@ def test_an_existing_training_is_refused_without_resume(trained, capsys):
         ([], "required"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, capsys, tmp_path, monkeypatch):
+def test_main_refuses_bad_input_in_one_line_with_exit_code_2(arguments, expected, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     try:
         code = main(arguments)
@@ -104,13 +104,13 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, expected, capsys, tmp_
     assert expected in err
 
 
-def test_a_training_that_cannot_go_on_is_exit_code_1(tmp_path, capsys):
+def test_train_exits_with_1_when_the_loss_is_nan(tmp_path, capsys):
     wild = ["--set", "optimizer={name: sgd, lr: 1.0e+30}", "--set", "schedule={warmup_epochs: 0}"]
     assert main(["train", *TINY, *wild, "--out", str(tmp_path), "--quiet"]) == 1
     assert "error: the loss is nan" in capsys.readouterr().err
 
 
-def test_list_names_every_part(capsys):
+def test_list_names_every_component(capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     for name in (
@@ -127,7 +127,7 @@ def test_list_names_every_part(capsys):
     assert "simclr" not in capsys.readouterr().out
 
 
-def test_list_explains_the_parameters_of_one(capsys):
+def test_list_explains_the_parameters_of_one_component(capsys):
     assert main(["list", "samplers", "sc_even_kb_loose"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("spectral(")
@@ -147,7 +147,7 @@ def test_list_explains_the_parameters_of_one(capsys):
         ("resnet18", "encoder", "resnet18"),
     ],
 )
-def test_explain_says_of_a_name_what_list_says_of_its_kind(name, kind, canonical, capsys):
+def test_explain_prints_what_list_prints(name, kind, canonical, capsys):
     assert main(["list", f"{kind}s", name]) == 0
     listed = capsys.readouterr().out
     assert main(["explain", name]) == 0
@@ -155,34 +155,34 @@ def test_explain_says_of_a_name_what_list_says_of_its_kind(name, kind, canonical
     assert listed.startswith(f"{canonical}(")
 
 
-def test_explain_refuses_what_is_no_part_with_the_nearest(capsys):
+def test_explain_refuses_an_unknown_name_with_the_nearest(capsys):
     assert main(["explain", "spektral"]) == 2
     err = capsys.readouterr().err
     assert "did you mean 'spectral'?" in err
     assert err.count("\n") == 1
 
 
-def test_help_of_list_says_which_kinds_have_names_to_explain(capsys):
+def test_list_help_names_the_kinds_with_parameters(capsys):
     with pytest.raises(SystemExit):
         main(["list", "--help"])
     assert "only this sampler, objective, optimizer or encoder" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_mistake_names_the_option_and_is_said_once_a_machine(tmp_path, capsys, monkeypatch):
-    for words, said in (
+def test_train_error_names_the_option_and_only_rank_0_prints_it(tmp_path, capsys, monkeypatch):
+    for options, message in (
         (["--set", "planner.overlap=true"], "with --set planner.overlap=true: planner.overlap: expected 0 or 1"),
         (["--set", "sampler={name: full, k: 2}"], "sampler.k: unknown key; there is none"),
         (["--out", "/proc/nowhere"], "--out: /proc/nowhere cannot be written"),
     ):
-        assert main(["train", *TINY, "--out", str(tmp_path / "t"), *words]) == 2
-        assert said in capsys.readouterr().err
+        assert main(["train", *TINY, "--out", str(tmp_path / "t"), *options]) == 2
+        assert message in capsys.readouterr().err
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert main(["train", "--set", "planner.overlap=true"]) == 2
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("signal_sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_training_says_how_to_go_on(tmp_path, signal_sent):
+def test_train_interrupted_prints_the_command_to_resume(tmp_path, signal_sent):
     out = tmp_path / "with a space"
     arguments = ["train", "--set", "train={epochs: 1000000, batch_size: 16}", "--set", "track=[]", "--out", str(out)]
     process = subprocess.Popen(
@@ -204,7 +204,7 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path, signal_sent):
     assert "Traceback" not in err
 
 
-def test_help_of_every_command(capsys):
+def test_main_prints_help_of_every_command(capsys):
     for command in ([], ["train"], ["evaluate"], ["report"], ["list"], ["explain"], ["completion"]):
         with pytest.raises(SystemExit) as exited:
             main([*command, "--help"])
@@ -212,16 +212,16 @@ def test_help_of_every_command(capsys):
     assert "breakpoint" in capsys.readouterr().out
 
 
-def test_completion_is_a_script(capsys):
+def test_completion_prints_a_script(capsys):
     assert main(["completion", "bash"]) == 0
     assert "mbcl" in capsys.readouterr().out
 
 
-def test_torchrun_trains_with_two_workers_as_with_one(tmp_path):
+def test_train_under_torchrun_on_two_workers_equals_one(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mbcl"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = ["train", *TINY, "--set", "train.precision=float64"]
-    subprocess.run([*command, *words, "--out", str(tmp_path / "two")], check=True, env=environment)
-    assert main([*words, "--out", str(tmp_path / "one"), "--quiet"]) == 0
+    options = ["train", *TINY, "--set", "train.precision=float64"]
+    subprocess.run([*command, *options, "--out", str(tmp_path / "two")], check=True, env=environment)
+    assert main([*options, "--out", str(tmp_path / "one"), "--quiet"]) == 0
     rows = [json.loads(Path(tmp_path, run, "metrics.jsonl").read_text().splitlines()[0]) for run in ("one", "two")]
     assert rows[0]["train/loss"] == pytest.approx(rows[1]["train/loss"], rel=1e-9)
