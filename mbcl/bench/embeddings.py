@@ -52,20 +52,23 @@ class DataSet:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> DataSet:
+        """Return the data set with the results of a function of each of its tensors."""
+        embeddings = Embeddings(function(self.embeddings.z1), function(self.embeddings.z2))
+        return DataSet(self.name, embeddings, function(self.labels))
+
     def take(self, rows: Tensor) -> DataSet:
         """Return the samples of these (M,) rows as a new data set."""
         rows = rows.to(self.labels.device)
-        return DataSet(self.name, Embeddings(self.embeddings.z1[rows], self.embeddings.z2[rows]), self.labels[rows])
+        return self.map(lambda tensor: tensor[rows])
 
     def first(self, num_samples: int) -> DataSet:
         """Return the first samples, as views without a copy."""
-        z1, z2 = self.embeddings.z1[:num_samples], self.embeddings.z2[:num_samples]
-        return DataSet(self.name, Embeddings(z1, z2), self.labels[:num_samples])
+        return self.map(lambda tensor: tensor[:num_samples])
 
     def to(self, device: str) -> DataSet:
         """Return the data set on another device."""
-        moved = Embeddings(self.embeddings.z1.to(device), self.embeddings.z2.to(device))
-        return DataSet(self.name, moved, self.labels.to(device))
+        return self.map(lambda tensor: tensor.to(device))
 
 
 def mixture(noise: float, num_samples: int, seed: int) -> DataSet:
@@ -219,9 +222,7 @@ class Library:
         Raises:
             DataError: if its files are missing or damaged.
         """
-        if name in self._cache:
-            return self._cache[name]
-        data_set = MAKERS[name](num_samples, self._data_dir, seed).to(self._device)
+        data_set = self._cache.get(name) or MAKERS[name](num_samples, self._data_dir, seed).to(self._device)
         if name in FASHION:
             self._cache[name] = data_set
         return data_set

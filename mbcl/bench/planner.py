@@ -17,6 +17,7 @@ from mbcl.bench.measure import clock_of, environment, timed_plan
 from mbcl.bench.pools import PUBLISHED, RANDOM, Protocol, baseline, compare, geometric_means, pools_of
 from mbcl.bench.whole import compare_whole
 from mbcl.config.sampler_spec import Spec, parse_spec
+from mbcl.console import align_columns
 from mbcl.errors import ConfigError, DataError, nearest
 from mbcl.functional import check_count, check_temperature
 from mbcl.io.store import Store, open_store, write_text
@@ -102,14 +103,8 @@ def _measure(
     settings: PlannerBenchSettings, specs: Sequence[Spec], console: Console, record: Row, store: Store | None
 ) -> None:
     library = Library(settings.data_dir, settings.device)
-    protocol = Protocol(
-        settings.batch_size,
-        settings.pool,
-        settings.pools,
-        settings.seeds,
-        settings.temperature,
-        clock_of(settings.device),
-    )
+    clock = clock_of(settings.device)
+    protocol = Protocol(settings.batch_size, settings.pool, settings.pools, settings.seeds, settings.temperature, clock)
     names = _available(settings, library, console)
     record["warm_up_seconds"] = _warm_up(names[0], library, specs, protocol, console)
     _save(store, record)
@@ -172,9 +167,8 @@ def _warm_up(
     for spec in specs:
         sampler = spec.in_pool(protocol.batch_size, protocol.pool)
         _, seconds[spec.text] = timed_plan(sampler, data, protocol.clock, seed=0)
-    console.print(
-        "first plan, not counted below: " + ", ".join(f"{method} {value:.2f} s" for method, value in seconds.items())
-    )
+    first_plans = ", ".join(f"{method} {value:.2f} s" for method, value in seconds.items())
+    console.print(f"first plan, not counted below: {first_plans}")
     return seconds
 
 
@@ -211,17 +205,9 @@ def _seconds(row: Row) -> str:
 
 
 def _growth(settings: PlannerBenchSettings, specs: Sequence[Spec], console: Console) -> list[Row]:
-    rows = []
+    protocol = {key: getattr(settings, key) for key in ("batch_size", "pool", "temperature", "device")}
     with console.status("growth"):
-        for row in grow(
-            specs,
-            settings.growth,
-            batch_size=settings.batch_size,
-            pool=settings.pool,
-            temperature=settings.temperature,
-            device=settings.device,
-        ):
-            rows.append(row)
+        rows = list(grow(specs, settings.growth, **protocol))
     console.print("\nGrowth on mix_1: memory is the peak above the inputs, and in multiples of both")
     columns: list[Column] = [
         ("samples", lambda row: str(row["num_samples"])),
@@ -279,17 +265,8 @@ def _print_pools(console: Console, record: Row, protocol: Protocol) -> None:
 
 def _print_table(console: Console, rows: Sequence[Row], columns: Sequence[Column]) -> None:
     """Print a table with left-aligned names and right-aligned numbers, each column as wide as its longest cell."""
-    names: list[Column] = [
-        (key.replace("_", " "), lambda row, key=key: str(row[key]))  # type: ignore[misc]
-        for key in ("data_set", "method")
-        if key in rows[0]
-    ]
-    lines = [[title for title, _ in [*names, *columns]]]
-    lines += [[format_cell(row) for _, format_cell in [*names, *columns]] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [
-            cell.ljust(width) if index < len(names) else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        console.print("  ".join(cells).rstrip(), markup=False)
+    names = [key for key in ("data_set", "method") if key in rows[0]]
+    lines = [[*(name.replace("_", " ") for name in names), *(title for title, _ in columns)]]
+    lines += [[*(row[name] for name in names), *(format_cell(row) for _, format_cell in columns)] for row in rows]
+    for line in align_columns(lines, len(names)):
+        console.print(line, markup=False)

@@ -54,19 +54,22 @@ class Protocol:
     clock: Clock
 
 
-@dataclass(frozen=True)
-class Measured:
-    """The measurements of one plan of one pool.
+@dataclass(frozen=True, kw_only=True)
+class Measured(Worth):
+    """The measurements of one plan of one pool: the seconds of making it; its losses, same-class share and coverage.
 
-    Args:
-        seconds: of making it.
-        worth: its losses, same-class share and coverage.
-        stages: the seconds of each stage, for the published planner.
+    ``stages``: the seconds of each stage, for the published planner.
     """
 
     seconds: float
-    worth: Worth
     stages: dict[str, float] | None = None
+
+
+def measured(
+    batches_SB: Tensor, data: DataSet, protocol: Protocol, seconds: float, stages: dict[str, float] | None = None
+) -> Measured:
+    """Measure a plan."""
+    return Measured(**vars(worth(batches_SB, data, protocol.temperature)), seconds=seconds, stages=stages)
 
 
 def pool_rows(num_samples: int, pool: int, num_pools: int, seed: int) -> list[Tensor]:
@@ -79,8 +82,7 @@ def baseline(data: DataSet, protocol: Protocol, seed: int) -> Measured:
     """Plan one pool with the published planner and measure the plan."""
     z1_MD, z2_MD = (z.cpu().numpy() for z in (data.embeddings.z1, data.embeddings.z2))
     rows_KB, stages = plan_published(z1_MD, z2_MD, batch_size=protocol.batch_size, seed=seed, clock=protocol.clock)
-    plan_worth = worth(torch.from_numpy(rows_KB), data, protocol.temperature)
-    return Measured(sum(stages.values()), plan_worth, stages)
+    return measured(torch.from_numpy(rows_KB), data, protocol, sum(stages.values()), stages)
 
 
 def pools_of(name: str, library: Library, protocol: Protocol, seed: int) -> Iterator[tuple[int, DataSet]]:
@@ -99,40 +101,44 @@ def compare(name: str, library: Library, specs: Sequence[Spec], protocol: Protoc
     samplers = {spec.text: spec.in_pool(protocol.batch_size, protocol.pool) for spec in specs}
     for seed in range(protocol.seeds):
         for number, data in pools_of(name, library, protocol, seed):
-            chance = random_batches(len(data), protocol.batch_size, RANDOM_PARTITIONS, seed)
-            plans_by_method[RANDOM].append(Measured(0.0, worth(chance, data, protocol.temperature)))
+            batches = random_batches(len(data), protocol.batch_size, RANDOM_PARTITIONS, seed)
+            plans_by_method[RANDOM].append(measured(batches, data, protocol, 0.0))
             plans_by_method[PUBLISHED].append(baseline(data, protocol, seed))
             for text, sampler in samplers.items():
                 plan, seconds = timed_plan(sampler, data, protocol.clock, seed=seed, epoch=number)
-                plans_by_method[text].append(Measured(seconds, worth(plan.batches, data, protocol.temperature)))
-    return [_row(name, method, plans, plans_by_method) for method, plans in plans_by_method.items()]
+                plans_by_method[text].append(measured(plan.batches, data, protocol, seconds))
+    published, chance = plans_by_method[PUBLISHED], plans_by_method[RANDOM]
+    rows = []
+    for method, plans in plans_by_method.items():
+        seconds = mean_of(plans, "seconds")
+        row = {"data_set": name, "method": method, "plans": len(plans), "seconds": seconds}
+        if method != RANDOM:
+            row["speedup"] = mean_of(published, "seconds") / seconds
+        row |= means_of(plans, published, chance)
+        stages = [plan.stages for plan in plans if plan.stages is not None]
+        if stages:
+            row["stages"] = {stage: float(np.mean([each[stage] for each in stages])) for stage in stages[0]}
+        row["each"] = {key: [getattr(plan, key) for plan in plans] for key in ("seconds", "ntxent", "clip")}
+        rows.append(row)
+    return rows
 
 
-def _row(
-    name: str, method: str, plans: Sequence[Measured], plans_by_method: dict[str, list[Measured]]
-) -> dict[str, Any]:
-    """Compute the means over pools and seeds; every ratio is one of two means over the same pools."""
-    seconds = float(np.mean([plan.seconds for plan in plans]))
-    row = {"data_set": name, "method": method, "plans": len(plans), "seconds": seconds}
-    if method != RANDOM:
-        row["speedup"] = float(np.mean([plan.seconds for plan in plans_by_method[PUBLISHED]])) / seconds
+def mean_of(plans: Sequence[Measured], key: str) -> float:
+    """Return the mean of an attribute over plans."""
+    return float(np.mean([getattr(plan, key) for plan in plans]))
+
+
+def means_of(plans: Sequence[Measured], published: Sequence[Measured], chance: Sequence[Measured]) -> dict[str, float]:
+    """Compute the means over plans; every ratio is one of two means, over the published or random plans."""
+    row = {}
     for loss in ("ntxent", "clip"):
-        mean, published, chance = (
-            float(np.mean([getattr(plan.worth, loss) for plan in group]))
-            for group in (plans, plans_by_method[PUBLISHED], plans_by_method[RANDOM])
-        )
-        row |= {loss: mean, f"{loss}_ratio": mean / published, f"{loss}_lift": mean / chance}
-    for share in ("same_class", "coverage"):
-        row[share] = float(np.mean([getattr(plan.worth, share) for plan in plans]))
-    stages = [plan.stages for plan in plans if plan.stages is not None]
-    if stages:
-        row["stages"] = {stage: float(np.mean([plan_stages[stage] for plan_stages in stages])) for stage in stages[0]}
-    row["each"] = {
-        "seconds": [plan.seconds for plan in plans],
-        "ntxent": [plan.worth.ntxent for plan in plans],
-        "clip": [plan.worth.clip for plan in plans],
-    }
-    return row
+        mean = mean_of(plans, loss)
+        row |= {
+            loss: mean,
+            f"{loss}_ratio": mean / mean_of(published, loss),
+            f"{loss}_lift": mean / mean_of(chance, loss),
+        }
+    return row | {share: mean_of(plans, share) for share in ("same_class", "coverage")}
 
 
 def geometric_means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

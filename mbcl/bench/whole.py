@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from mbcl.bench.embeddings import DataSet
-from mbcl.bench.measure import Worth, random_batches, timed_plan, worth
-from mbcl.bench.pools import PUBLISHED, RANDOM, Measured, Protocol, baseline, pool_rows
+from mbcl.bench.measure import random_batches, timed_plan
+from mbcl.bench.pools import PUBLISHED, RANDOM, Measured, Protocol, baseline, mean_of, means_of, measured, pool_rows
 from mbcl.config.sampler_spec import Spec
 
 PARTITIONS = 4
@@ -27,11 +25,15 @@ def compare_whole(data: DataSet, specs: Sequence[Spec], protocol: Protocol) -> l
     """
     pools = pool_rows(len(data), protocol.pool, protocol.num_pools, 0)
     published = [baseline(data.take(rows_M), protocol, 0) for rows_M in pools]
-    chance = worth(random_batches(len(data), protocol.batch_size, PARTITIONS, 0), data, protocol.temperature)
-    rows = [_row(data, RANDOM, [Measured(0.0, chance)], published, chance)]
-    mean = _row(data, PUBLISHED, published, published, chance)
+    chance = [measured(random_batches(len(data), protocol.batch_size, PARTITIONS, 0), data, protocol, 0.0)]
+
+    def row(method: str, plans: Sequence[Measured]) -> dict[str, Any]:
+        sizes = {"data_set": data.name, "method": method, "num_samples": len(data), "plans": len(plans)}
+        return sizes | {"seconds": mean_of(plans, "seconds")} | means_of(plans, published, chance)
+
+    rows = [row(RANDOM, chance), row(PUBLISHED, published)]
     num_pools = len(data) // protocol.pool
-    rows.append(mean | {"seconds": mean["seconds"] * num_pools, "pools": num_pools, "pools_planned": len(pools)})
+    rows[-1] |= {"seconds": rows[-1]["seconds"] * num_pools, "pools": num_pools, "pools_planned": len(pools)}
     rows[-1]["coverage"] = num_pools * protocol.pool / len(data)
     for spec in specs:
         sampler = spec.whole(protocol.batch_size)
@@ -40,26 +42,6 @@ def compare_whole(data: DataSet, specs: Sequence[Spec], protocol: Protocol) -> l
         plans = []
         for seed in range(protocol.seeds):
             plan, seconds = timed_plan(sampler, data, protocol.clock, seed=seed)
-            plans.append(Measured(seconds, worth(plan.batches, data, protocol.temperature)))
-        rows.append(_row(data, spec.text, plans, published, chance) | {"first_seconds": first_seconds})
+            plans.append(measured(plan.batches, data, protocol, seconds))
+        rows.append(row(spec.text, plans) | {"first_seconds": first_seconds})
     return rows
-
-
-def _row(
-    data: DataSet, method: str, plans: Sequence[Measured], published: Sequence[Measured], chance: Worth
-) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "data_set": data.name,
-        "method": method,
-        "num_samples": len(data),
-        "plans": len(plans),
-        "seconds": float(np.mean([plan.seconds for plan in plans])),
-    }
-    for loss in ("ntxent", "clip"):
-        mean, published_mean = (
-            float(np.mean([getattr(plan.worth, loss) for plan in group])) for group in (plans, published)
-        )
-        row |= {loss: mean, f"{loss}_ratio": mean / published_mean, f"{loss}_lift": mean / getattr(chance, loss)}
-    for share in ("same_class", "coverage"):
-        row[share] = float(np.mean([getattr(plan.worth, share) for plan in plans]))
-    return row

@@ -22,13 +22,16 @@ def _signature(part: Callable[..., Any]) -> str:
     return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in shown)
 
 
+def _title(name: str, registry: Registry[Any]) -> str:
+    aliases = registry.aliases(name)
+    return f"{name}({_signature(registry[name])})" + f" (also {', '.join(aliases)})" * bool(aliases)
+
+
 def _parts(kind: str, registry: Registry[Any]) -> Iterator[str]:
     yield f"{kind}:"
     for name in registry:
-        part = registry[name]
-        aliases = f" (also {', '.join(registry.aliases(name))})" if registry.aliases(name) else ""
-        summary = (inspect.getdoc(part) or "").split("\n")[0]
-        yield f"  {name}({_signature(part)}){aliases}"
+        yield f"  {_title(name, registry)}"
+        summary = (inspect.getdoc(registry[name]) or "").split("\n")[0]
         yield f"      {summary}"
 
 
@@ -46,8 +49,7 @@ def about(kind: str, name: str) -> str:
         raise ConfigError(f"mbcl list {kind}: says all there is; names are explained of {', '.join(KINDS)}")
     registry = registry_of(KINDS[kind])
     name = registry.canonical(name)
-    aliases = f" (also {', '.join(registry.aliases(name))})" if registry.aliases(name) else ""
-    return f"{name}({_signature(registry[name])}){aliases}\n\n{inspect.getdoc(registry[name]) or ''}"
+    return f"{_title(name, registry)}\n\n{inspect.getdoc(registry[name]) or ''}"
 
 
 def explain(name: str) -> str:

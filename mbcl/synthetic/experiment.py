@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from mbcl.config.experiment import Experiment, digest_of
 from mbcl.errors import ConfigError
 from mbcl.samplers import SAMPLERS
 from mbcl.synthetic.selections import Method, fitting, method_of
-from mbcl.synthetic.settings import MAX_COORDINATES, MAX_POINTS, MAX_SAMPLES, Settings
+from mbcl.synthetic.settings import MAX_COORDINATES, MAX_POINTS, MAX_SAMPLES, Accumulate, Settings, num_points
 
 if TYPE_CHECKING:
     GivenSampler: TypeAlias = Component
@@ -28,7 +28,7 @@ class Synthetic(ConfigModel):
     batch_size: int = Field(default=2, ge=2)
     steps: int = Field(default=Settings.steps, ge=1)
     lr: float = Field(default=Settings.lr, gt=0)
-    accumulate: Literal["sum", "mean"] | None = None
+    accumulate: Accumulate | None = None
     equal_init: bool = Settings.equal_init
     log_every: int = Field(default=Settings.log_every, ge=1)
     published_points: bool = Settings.published_points
@@ -40,7 +40,7 @@ class Synthetic(ConfigModel):
             raise PathConfigError("batch_size", f"found {self.batch_size}, which is above n {self.n}")
         if self.dim is not None and self.dim > (max_dim := MAX_COORDINATES // (2 * self.n)):
             raise PathConfigError("dim", f"found {self.dim}, allowed with n {self.n} are at most {max_dim:,}")
-        if self.steps // self.log_every >= MAX_POINTS:
+        if num_points(self.steps, self.log_every) > MAX_POINTS:
             raise PathConfigError(
                 "log_every",
                 f"found {self.log_every}: with {self.steps} steps a curve has too many "

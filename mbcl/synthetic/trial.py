@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from mbcl.engine.metrics_log import CONFIG_FILE, METRICS_FILE
+from mbcl.errors import pluralize
 from mbcl.io.store import Store, write_text
 from mbcl.synthetic.experiment import SyntheticExperiment
 from mbcl.synthetic.optima import optimum
@@ -46,12 +47,12 @@ def run_synthetic_trial(experiment: SyntheticExperiment, store: Store) -> Metric
     stream = io.BytesIO()
     np.savez_compressed(stream, start=outcome.start_2SND[:, 0].numpy(), x=curve.x_2SND[:, 0].numpy())
     store.write_bytes("points.npz", stream.getvalue())
-    mean_loss = {
+    return {
+        **_measures(curve.final, reference_loss(outcome), 0),
         "synthetic/mean_loss": float(curve.mean_loss.mean_R[0]),
         "synthetic/mean_loss_error": float(curve.mean_loss.error_R[0]),
+        **_work(outcome.settings.steps, curve.total_updates, curve.total_samples),
     }
-    work = _work(outcome.settings.steps, curve.total_updates, curve.total_samples)
-    return {**_measures(curve.final, reference_loss(outcome), 0), **mean_loss, **work}
 
 
 def reference_loss(outcome: Outcome) -> float | None:
@@ -65,8 +66,8 @@ def unknown_optimum(experiment: SyntheticExperiment) -> str:
     settings = experiment.settings
     if optimum(settings.n, settings.dim) is not None:
         return ""
-    dimensions = f"{settings.dim} dimension{'s' * (settings.dim > 1)}"
-    where = f"no optimum of {settings.n} samples in {dimensions} is known in closed form, so there is no"
+    size = f"{settings.n} samples in {pluralize(settings.dim, 'dimension')}"
+    where = f"no optimum of {size} is known in closed form, so there is no"
     if settings.n > MAX_MINIMISED:
         return f"{where} {DISTANCE}, and above {MAX_MINIMISED} samples no {EXCESS}"
     return f"{where} {DISTANCE}, and {EXCESS} is above the least loss of {settings.restarts} restarts"
@@ -75,15 +76,16 @@ def unknown_optimum(experiment: SyntheticExperiment) -> str:
 def _rows(outcome: Outcome) -> list[Metrics]:
     """Return one row per point of the curve, with all keys."""
     (curve,) = outcome.curves
+    work = np.stack([curve.steps + 1, curve.updates, curve.samples], axis=1).tolist()
     return [
         {
-            "epoch": int(curve.steps[point]) + 1,
-            "step": int(curve.updates[point]),
-            **_work(int(curve.steps[point]) + 1, int(curve.updates[point]), int(curve.samples[point])),
+            "epoch": steps,
+            "step": updates,
+            **_work(steps, updates, samples),
             "synthetic/batch_loss": float(curve.batch_loss[0, point]),
             **_measures(curve.course, reference_loss(outcome), (0, point)),
         }
-        for point in range(len(curve.steps))
+        for point, (steps, updates, samples) in enumerate(work)
     ]
 
 

@@ -113,7 +113,6 @@ def test_the_estimated_mean_has_no_bias(num_samples: int, size: int) -> None:
     """The mean of 200 estimates lies where their own spread says it should, and so does their standard error."""
     x = start(1, num_samples, 3, 0)
     exact = mean_batch_loss(x, size, np.random.default_rng(0))
-    assert exact.num_batches == len(combinations(num_samples, size))
     rng = np.random.default_rng(1)
     found = [mean_batch_loss(x, size, rng, exact=0, sampled=50) for _ in range(200)]
     means, errors = np.array([[float(f.mean_R), float(f.error_R)] for f in found]).T
@@ -125,7 +124,6 @@ def test_an_estimate_where_nobody_can_count_the_batches() -> None:
     """C(4096, 64) has 141 digits. Of random points in many dimensions, the mean is near that of a bound."""
     x = starting_points(512, 64, 0)[:, None].repeat(1, 2, 1, 1)
     found = mean_batch_loss(x, 64, np.random.default_rng(0), sampled=200)
-    assert found.num_batches == 200
     assert float(found.mean_R[0]) == float(found.mean_R[1]), "the same batches for every run"
     assert 0 < float(found.error_R[0]) < 0.02 * float(found.mean_R[0])
 
@@ -135,7 +133,7 @@ def test_restarts_keep_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     few = least_of_restarts(everything, num_samples=5, dim=2, restarts=1)
     more = least_of_restarts(everything, num_samples=5, dim=2, restarts=4, done=lambda: ticks.append(1))
     assert more.loss <= few.loss
-    assert (len(ticks), more.restarts) == (4, 4)
+    assert len(ticks) == 4
     x = more.x_2ND[:, None]
     assert more.loss == pytest.approx(float(clip_losses(similarities(x))), rel=1e-12)
     _, gradient = Points(x).gradient(everything[None])
