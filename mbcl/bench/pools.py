@@ -130,14 +130,10 @@ def mean_of(plans: Sequence[Measured], key: str) -> float:
 
 def means_of(plans: Sequence[Measured], published: Sequence[Measured], chance: Sequence[Measured]) -> dict[str, float]:
     """Compute the means over plans; every ratio is one of two means, over the published or random plans."""
-    row = {}
+    row: dict[str, float] = {}
     for loss in ("ntxent", "clip"):
-        mean = mean_of(plans, loss)
-        row |= {
-            loss: mean,
-            f"{loss}_ratio": mean / mean_of(published, loss),
-            f"{loss}_lift": mean / mean_of(chance, loss),
-        }
+        mean, published_mean, chance_mean = (mean_of(group, loss) for group in (plans, published, chance))
+        row |= {loss: mean, f"{loss}_ratio": mean / published_mean, f"{loss}_lift": mean / chance_mean}
     return row | {share: mean_of(plans, share) for share in ("same_class", "coverage")}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mbcl.report.wording import interval, listed, number, pluralize
+from mbcl.errors import pluralize
+from mbcl.report.wording import interval, listed, number
 from mbcl.study.best_settings import best_of
 from mbcl.study.metric_glossary import direction
 from mbcl.study.record import StudyRecord
