@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mbcl.bench.embeddings import DataSet
+from mbcl.errors import ConfigError
 from mbcl.functional import clip, nt_xent
 from mbcl.plan import BatchPlan
 from mbcl.samplers import Sampler
@@ -39,6 +40,16 @@ def clock_of(device: str) -> Clock:
 def _gpu_clock() -> float:
     torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def check_device(device: str) -> None:
+    """Check that torch has the device of ``--device``.
+
+    Raises:
+        ConfigError: if there is no GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no GPU here; allowed is cpu")
 
 
 def environment(device: str) -> dict[str, str]:

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from mbcl import __version__
 from mbcl.bench.embeddings import MAKERS, Library
 from mbcl.bench.growth import grow
-from mbcl.bench.measure import clock_of, environment, timed_plan
+from mbcl.bench.measure import check_device, clock_of, environment, timed_plan
 from mbcl.bench.pools import PUBLISHED, RANDOM, Protocol, baseline, compare, geometric_means, pools_of
 from mbcl.bench.whole import compare_whole
 from mbcl.config.sampler_spec import Spec, parse_spec
@@ -73,8 +72,7 @@ class PlannerBenchSettings:
             for size in sizes:
                 if size < self.pool:
                     raise ConfigError(f"{option} must be at least --pool, {self.pool}, found {size}")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("--device cuda: torch finds no GPU here; allowed is cpu")
+        check_device(self.device)
         specs = [parse_spec(text) for text in self.samplers]
         for spec in specs:
             spec.in_pool(self.batch_size, self.pool).check(self.pool)

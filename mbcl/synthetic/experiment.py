@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from mbcl.config.base import Component, ConfigModel, PathConfigError, component, validate_parameters
+from mbcl.config.base import Component, ComponentOf, ConfigModel, PathConfigError, validate_parameters
 from mbcl.config.experiment import Experiment, digest_of
 from mbcl.errors import ConfigError
 from mbcl.samplers import SAMPLERS
 from mbcl.synthetic.selections import Method, fitting, method_of
 from mbcl.synthetic.settings import MAX_COORDINATES, MAX_POINTS, MAX_SAMPLES, Accumulate, Settings, num_points
 
-if TYPE_CHECKING:
-    GivenSampler: TypeAlias = Component
-else:
-    # No defaults here (fill=False): they depend on N and B, which a sweep may change after the sampler is read.
-    GivenSampler = component(lambda name: (SAMPLERS.canonical(name), SAMPLERS[name]), "batch_size", fill=False)
+# No defaults (fill=False): they depend on N and B, which a sweep may change after the sampler is read.
+GivenSampler = Annotated[Component, ComponentOf(SAMPLERS, "batch_size", fill=False)]
 
 
 class Synthetic(ConfigModel):
