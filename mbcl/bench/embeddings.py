@@ -134,8 +134,7 @@ def fashion_pca(data_dir: str | None, num_samples: int, seed: int) -> DataSet:
 
     Mean and components are those of view 1.
     """
-    images_NHW, labels = _fashion(data_dir, num_samples)
-    x1_ND, x2_ND = _two_views(images_NHW, seed)
+    _, x1_ND, x2_ND, labels = _fashion(data_dir, num_samples, seed)
     mean_D = x1_ND.mean(axis=0)
     _, vectors_DD = np.linalg.eigh(np.cov(x1_ND, rowvar=False))
     basis_DD = vectors_DD[:, ::-1][:, :DIMENSIONS].astype(np.float32)
@@ -148,9 +147,8 @@ def fashion_simclr(data_dir: str | None, num_samples: int, seed: int) -> DataSet
 
     The perceptron is trained with NT-Xent on other views of the same images.
     """
-    images_NHW, labels = _fashion(data_dir, num_samples)
+    images_NHW, x1_ND, x2_ND, labels = _fashion(data_dir, num_samples, seed)
     model = train_encoder(images_NHW, seed, TRAINING_STEPS)
-    x1_ND, x2_ND = _two_views(images_NHW, seed)
     with torch.no_grad():
         z1, z2 = (model(torch.from_numpy(x_ND)) for x_ND in (x1_ND, x2_ND))
     return DataSet("fm_simclr", Embeddings(z1, z2), labels)
@@ -176,14 +174,14 @@ def train_encoder(images_NHW: NDArray[np.float32], seed: int, steps: int) -> nn.
     return model
 
 
-def _fashion(data_dir: str | None, num_samples: int) -> tuple[NDArray[np.float32], Tensor]:
+def _fashion(
+    data_dir: str | None, num_samples: int, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], Tensor]:
+    """Return the first training images, two views of each, and the labels."""
     train = fashion_mnist.read(DatasetRequest(dir=data_dir)).train
-    return (train.images[:num_samples, 0].float() / 255).numpy(), train.labels[:num_samples]
-
-
-def _two_views(images_NHW: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    images_NHW = (train.images[:num_samples, 0].float() / 255).numpy()
     generator = numpy_generator(seed, "bench/views")
-    return views(images_NHW, generator), views(images_NHW, generator)
+    return images_NHW, views(images_NHW, generator), views(images_NHW, generator), train.labels[:num_samples]
 
 
 Maker = Callable[[int, str | None, int], DataSet]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mbcl.bench.embeddings import DIMENSIONS, mixture
-from mbcl.bench.measure import clock_of, random_batches, timed_plan, worth
+from mbcl.bench.measure import random_batches, timed_plan, worth
 from mbcl.config.sampler_spec import Spec
 from mbcl.samplers._threads import one_thread
 from mbcl.seeding import numpy_generator
@@ -65,14 +65,13 @@ def measure(
     inputs. It is an upper bound: it includes the memory for making the data, 12 MB, and what the warm-up leaves.
     """
     with one_thread():
-        clock = clock_of(device)
         first = spec.in_pool(batch_size, pool)
-        _, cold_seconds = timed_plan(first, mixture(NOISE, pool, 1).to(device), clock, seed=0)
+        _, cold_seconds = timed_plan(first, mixture(NOISE, pool, 1).to(device), seed=0)
         before = _memory("VmRSS", device)
         sampler = spec.whole(batch_size)
         data = mixture(NOISE, num_samples, 0).to(device)
-        timed_plan(sampler, data.first(warm_up), clock, seed=0)
-        plan, seconds = timed_plan(sampler, data, clock, seed=0)
+        timed_plan(sampler, data.first(warm_up), seed=0)
+        plan, seconds = timed_plan(sampler, data, seed=0)
         inputs = 2 * num_samples * DIMENSIONS * FLOAT_BYTES
         extra = _memory("VmHWM", device) - before - inputs
         examined = min(BATCHES_EXAMINED, len(plan))

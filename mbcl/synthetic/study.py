@@ -30,14 +30,6 @@ MAX_BATCHES_MINIMISED = 2000
 """Maximum C(N, B) for which the mean over all batches is also minimised."""
 
 
-def starts(settings: Settings) -> Tensor:
-    """Draw the starting points of all runs: (2, S, N, D) float64, standard normal, a function of the seed alone."""
-    start_2SND = torch.stack([starting_points(settings.n, settings.dim, seed) for seed in settings.seeds], dim=1)
-    if settings.equal_init:
-        start_2SND[1] = start_2SND[0]
-    return start_2SND
-
-
 def run(
     settings: Settings,
     *,
@@ -46,21 +38,20 @@ def run(
     methods: Sequence[Method] | None = None,
     other_minimisers: bool = True,
 ) -> Outcome:
-    """Run the study.
+    """Run the study and show its stages on a display, by default on none.
 
-    Args:
-        settings: the settings of the study.
-        progress: the display of the stages; by default none.
-        start_2SND: (2, S, N, D) float, replaces the starting points, for example by stored ones.
-        methods: replaces the methods, for example by ones with stored batches.
-        other_minimisers: whether the mean over all batches is also minimised, if no optimum is known.
+    ``start_2SND``, (2, S, N, D) float, and ``methods`` replace those of the settings, for example by stored points and
+    batches. With ``other_minimisers``, the mean over all batches is also minimised, if no optimum is known.
 
     Raises:
         ConfigError: if a sampler does not fit N and B, or points lose their directions.
     """
     progress = progress or Stages(quiet=True)
     methods = methods or methods_of(settings.samplers, settings.batch_sizes, settings.n)
-    start_2SND = starts(settings) if start_2SND is None else start_2SND
+    if start_2SND is None:
+        start_2SND = torch.stack([starting_points(settings.n, settings.dim, seed) for seed in settings.seeds], dim=1)
+        if settings.equal_init:
+            start_2SND[1] = start_2SND[0]
     known = optimum(settings.n, settings.dim)
     # One thread is faster for small matrices, and makes the numbers independent of the number of cores.
     with torch.no_grad(), one_thread(), warnings.catch_warnings():
