@@ -28,10 +28,7 @@ FLOAT_BYTES = 4
 def grow(specs: Sequence[Spec], sizes: Sequence[int], **protocol: Any) -> Iterator[dict[str, Any]]:
     """Yield a row for every sampler and size as soon as it is measured; the last row of a sampler has the exponent.
 
-    Args:
-        specs: the samplers.
-        sizes: N of each plan; the smallest is also the size of the warm-up plan.
-        protocol: the other arguments of :func:`measure`.
+    The smallest size is also that of the warm-up plan; ``protocol`` has the other arguments of :func:`measure`.
     """
     for spec in specs:
         seconds: dict[int, float] = {}

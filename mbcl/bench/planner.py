@@ -137,12 +137,9 @@ def _whole(
             f"\nWhole data, {num_samples} samples, seeds: {settings.seeds}. The published planner: {num_planned} "
             f"of its {num_pools} random pools of {settings.pool}, time x {num_pools / num_planned:g}"
         )
-        _print_table(console, rows, [("seconds", _seconds), *_LOSS_COLUMNS])
+        seconds: Column = ("seconds", lambda row: "" if row["method"] == RANDOM else f"{row['seconds']:.2f}")
+        _print_table(console, rows, [seconds, *_LOSS_COLUMNS])
     return rows
-
-
-def _seconds(row: Row) -> str:
-    return "" if row["method"] == RANDOM else f"{row['seconds']:.2f}"
 
 
 def _growth(settings: PlannerBenchSettings, specs: Sequence[Spec], console: Console) -> list[Row]:

@@ -50,10 +50,8 @@ class PlannerBenchSettings:
         check_count("--batch-size", self.batch_size, least=2)
         check_temperature(self.temperature)
         if self.pool % self.batch_size or self.pool < 2 * self.batch_size:
-            raise ConfigError(
-                f"--pool must be a multiple of the batch size {self.batch_size}, two batches at least, "
-                f"found {self.pool}"
-            )
+            allowed = f"a multiple of the batch size {self.batch_size}, two batches at least"
+            raise ConfigError(f"--pool must be {allowed}, found {self.pool}")
         whole = [] if self.whole is None else [self.whole]
         for option, sizes in (("--whole", whole), ("--growth", self.growth)):
             for size in sizes:

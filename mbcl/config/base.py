@@ -104,9 +104,8 @@ def set_path(content: dict[str, Any], path: str, value: Any) -> None:
     for depth, key in enumerate(parents):
         block = block.setdefault(key, {})
         if not isinstance(block, dict):
-            raise ConfigError(
-                f"{path}: {'.'.join(parents[: depth + 1])} is {block!r}, not a block that could hold {last!r}"
-            )
+            parent = ".".join(parents[: depth + 1])
+            raise ConfigError(f"{path}: {parent} is {block!r}, not a block that could hold {last!r}")
     if not last or not all(parents):
         raise ConfigError(f"{path!r} is not a dotted path of keys")
     block[last] = value

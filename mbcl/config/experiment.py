@@ -244,7 +244,20 @@ def _default(name: str) -> Any:
     return Field(default={"name": name}, validate_default=True)
 
 
-class Experiment(ConfigModel):
+class ExperimentModel(ConfigModel):
+    """Base class of experiments."""
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the experiment as plain data, with all defaults."""
+        return self.model_dump(mode="json")
+
+    @property
+    def digest(self) -> str:
+        """8 hexadecimal digits that identify the resolved configuration, including its seed."""
+        return hashlib.blake2b(json.dumps(self.resolved(), sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+class Experiment(ExperimentModel):
     """One experiment. ``mbcl train --config`` reads only this block."""
 
     seed: int = Field(default=0, ge=0)
@@ -371,20 +384,6 @@ class Experiment(ConfigModel):
     def build_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Build the optimiser of this experiment for some parameters, at its unscaled learning rate."""
         return build_optimizer(self.optimizer.name, parameters, **self.optimizer.parameters)
-
-    @property
-    def digest(self) -> str:
-        """8 hexadecimal digits that identify the resolved configuration, including its seed."""
-        return digest_of(self.resolved())
-
-    def resolved(self) -> dict[str, Any]:
-        """Return the experiment as plain data, with all defaults."""
-        return self.model_dump(mode="json")
-
-
-def digest_of(content: dict[str, Any]) -> str:
-    """Return 8 hexadecimal digits that identify plain data."""
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 def read_experiment(path: str) -> dict[str, Any]:

@@ -55,8 +55,7 @@ def about(kind: str, name: str) -> str:
 def explain(name: str) -> str:
     """Return the text of ``mbcl explain NAME``: the kind of the component, then the text of :func:`about`.
 
-    Args:
-        name: the name of a sampler, objective, optimizer or encoder; published names work, too.
+    The component is a sampler, objective, optimizer or encoder; published names work, too.
 
     Raises:
         ConfigError: if no component has this name; the text gives the nearest one.
@@ -70,11 +69,7 @@ def explain(name: str) -> str:
 
 
 def lines(kind: str | None = None) -> Iterator[str]:
-    """Yield the lines of ``mbcl list``.
-
-    Args:
-        kind: samplers, objectives, optimizers, encoders or datasets; all if None.
-    """
+    """Yield the lines of ``mbcl list`` for samplers, objectives, optimizers, encoders or datasets; for all if None."""
     for name, part in KINDS.items():
         if kind in (None, name):
             yield from _parts(name, registry_of(part))

@@ -35,14 +35,9 @@ def page(
 ) -> str:
     """Render the page as HTML.
 
-    Args:
-        study: the study.
-        summaries: the summaries of its settings.
-        comparisons: the comparisons with the baseline, on every primary metric and all others of the evaluation.
-        pictures: the figures.
-        histories: the epoch rows of the trials, by ordinal.
-        space: the text of ``space.yaml``; empty if there is none.
-        folder: the name of the results folder, as ``--name`` takes it.
+    The comparisons are on every primary metric and all others of the evaluation; the histories are those of the trials
+    by ordinal; ``space`` is the text of ``space.yaml``, empty if there is none; ``folder`` is the name of the results
+    folder, as ``--name`` takes it.
     """
     metrics = primary_metrics(study)
     side_metrics = _side_metrics(study, metrics)

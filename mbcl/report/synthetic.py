@@ -10,7 +10,6 @@ report.html
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
 from dataclasses import asdict
@@ -20,6 +19,7 @@ import numpy as np
 from markupsafe import Markup
 
 from mbcl import __version__
+from mbcl.io.npz import to_npz
 from mbcl.io.store import Store, write_text
 from mbcl.report.page import environment, resource
 from mbcl.report.pictures import Picture
@@ -34,12 +34,7 @@ MAX_STORED = 1024
 
 
 def write(store: Store, outcome: Outcome) -> None:
-    """Write tables, points, figures and page.
-
-    Args:
-        store: the folder to write to.
-        outcome: the result of :func:`mbcl.synthetic.study.run`.
-    """
+    """Write tables, points, figures and page of a study that :func:`mbcl.synthetic.study.run` ran."""
     # The record goes first: it marks the folder as a synthetic study even if writing is interrupted.
     write_text(store, RECORD, json.dumps({"version": __version__, **asdict(outcome.settings)}, indent=1) + "\n")
     rows = rows_of(outcome)
@@ -99,9 +94,7 @@ def _points(outcome: Outcome) -> bytes:
             arrays[f"z{index}"] = curve.gram().numpy()
     if outcome.reference.known is not None and store_gram:
         arrays["optimum"] = outcome.reference.known.gram().numpy()
-    stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays)
-    return stream.getvalue()
+    return to_npz(**arrays)
 
 
 def headline(outcome: Outcome, rows: list[Row]) -> str:

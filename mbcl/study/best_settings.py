@@ -41,13 +41,9 @@ def champions(study: StudyRecord, settings: list[Setting], candidates: list[Sett
 
     Both are chosen by the same rule, :func:`best_of`, so that tuning favours neither side.
 
-    Args:
-        study: the study.
-        settings: all settings of the study.
-        candidates: the settings that match the study's baseline.
-
     Returns:
-        One ``(champion, reference)`` pair for each sampler and objective for which both exist.
+        One ``(champion, reference)`` pair for each sampler and objective for which both exist; the references are among
+        the candidates, which match the study's baseline.
     """
     parts = ("sampler", "objective")
     # A candidate is a peer if it has the same sampler and objective, except for what the baseline names.

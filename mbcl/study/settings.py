@@ -118,11 +118,7 @@ def _is_default(column: str, columns: Mapping[str, Any]) -> bool:
 def labels(settings: list[dict[str, Any]]) -> list[str]:
     """Build short labels such as ``spectral (k=4)`` that contain only the differences between settings.
 
-    Args:
-        settings: the flat columns of each setting.
-
-    Returns:
-        One unique label for each setting.
+    They are built from the flat columns of each setting and are unique.
     """
     shown = [_differing(columns, settings) for columns in settings]
     short = _short_names(key for keys in shown for key in keys)

@@ -235,11 +235,7 @@ def _verdict(metric: str, difference: Estimate) -> str:
 
 
 def compare(study: StudyRecord, metric: str) -> list[Comparison]:
-    """Compare every other setting with the study's baseline on one metric, paired by seed.
-
-    Args:
-        study: the study; its ``baseline`` names the reference.
-        metric: a final metric.
+    """Compare every other setting with the study's baseline on one final metric, paired by seed.
 
     Returns:
         One comparison for each setting that has a baseline, in the order of the study; empty without a baseline. If

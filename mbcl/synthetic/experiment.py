@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from mbcl.config.base import Component, ComponentOf, ConfigModel, PathConfigError, validate_parameters
-from mbcl.config.experiment import Experiment, digest_of
+from mbcl.config.experiment import Experiment, ExperimentModel
 from mbcl.errors import ConfigError
 from mbcl.samplers import SAMPLERS
 from mbcl.synthetic.selections import Method, fitting, method_of
@@ -38,15 +38,12 @@ class Synthetic(ConfigModel):
         if self.dim is not None and self.dim > (max_dim := MAX_COORDINATES // (2 * self.n)):
             raise PathConfigError("dim", f"found {self.dim}, allowed with n {self.n} are at most {max_dim:,}")
         if num_points(self.steps, self.log_every) > MAX_POINTS:
-            raise PathConfigError(
-                "log_every",
-                f"found {self.log_every}: with {self.steps} steps a curve has too many "
-                f"points; allowed are at most {MAX_POINTS:,}",
-            )
+            problem = f"with {self.steps} steps a curve has too many points; allowed are at most {MAX_POINTS:,}"
+            raise PathConfigError("log_every", f"found {self.log_every}: {problem}")
         return self
 
 
-class SyntheticExperiment(ConfigModel):
+class SyntheticExperiment(ExperimentModel):
     """A synthetic study of one sampler with one seed. Its loss is ``clip`` without temperature."""
 
     seed: int = Field(default=0, ge=0)
@@ -65,11 +62,6 @@ class SyntheticExperiment(ConfigModel):
     def objective(self) -> Component:
         """The minimised objective: CLIP at temperature 1."""
         return Component(name="clip", temperature=1.0)
-
-    @property
-    def digest(self) -> str:
-        """8 hexadecimal digits that identify the resolved configuration, including its seed."""
-        return digest_of(self.resolved())
 
     def resolved(self) -> dict[str, Any]:
         """Return the experiment as plain data, with the defaults that follow from N and B."""

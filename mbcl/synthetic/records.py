@@ -74,7 +74,6 @@ class Curve:
     """The curve and the final result of one method.
 
     Args:
-        method: the method.
         steps, updates, samples: (L,) int64, the work until each point, in three counts.
         batch_loss: (S, L) float64, see :class:`~mbcl.synthetic.groups.State`.
         course: the measures along the curve, (S, L) each.
@@ -107,10 +106,8 @@ class Outcome:
     """The outcome of a study.
 
     Args:
-        settings: the settings of the study.
         start_2SND: (2, S, N, D) float64, the common starting points of all methods.
         curves: one per method, in the order of the settings.
-        reference: the reference for the losses.
     """
 
     settings: Settings

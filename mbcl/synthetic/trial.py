@@ -7,7 +7,6 @@ points.npz      start and x, (2, N, D) float64: both views at the start and at t
 
 from __future__ import annotations
 
-import io
 import json
 import math
 
@@ -16,6 +15,7 @@ import yaml
 
 from mbcl.engine.metrics_log import CONFIG_FILE, METRICS_FILE
 from mbcl.errors import pluralize
+from mbcl.io.npz import to_npz
 from mbcl.io.store import Store, write_text
 from mbcl.synthetic.experiment import SyntheticExperiment
 from mbcl.synthetic.optima import optimum
@@ -27,11 +27,7 @@ DISTANCE, EXCESS = "synthetic/distance", "synthetic/excess"
 
 
 def run_synthetic_trial(experiment: SyntheticExperiment, store: Store) -> Metrics:
-    """Run the study from the start and write its files. The same experiment gives the same files.
-
-    Args:
-        experiment: the configuration.
-        store: the trial's folder.
+    """Run the study from the start and write its files to the trial's folder, the same for the same experiment.
 
     Returns:
         The final metrics; None for a measure that was not taken.
@@ -44,9 +40,8 @@ def run_synthetic_trial(experiment: SyntheticExperiment, store: Store) -> Metric
     outcome = run(experiment.settings, methods=[experiment.build_method()], other_minimisers=False)
     write_text(store, METRICS_FILE, "".join(json.dumps(row, allow_nan=False) + "\n" for row in _rows(outcome)))
     (curve,) = outcome.curves
-    stream = io.BytesIO()
-    np.savez_compressed(stream, start=outcome.start_2SND[:, 0].numpy(), x=curve.x_2SND[:, 0].numpy())
-    store.write_bytes("points.npz", stream.getvalue())
+    points = to_npz(start=outcome.start_2SND[:, 0].numpy(), x=curve.x_2SND[:, 0].numpy())
+    store.write_bytes("points.npz", points)
     return {
         **_measures(curve.final, reference_loss(outcome), 0),
         "synthetic/mean_loss": float(curve.mean_loss.mean_R[0]),
