@@ -269,16 +269,9 @@ def _pair(metric: str, setting: Setting, reference: Setting) -> Comparison:
         for s in (setting, reference)
     )
     result = estimate([_difference(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])
-    comparison = Comparison(metric, setting.id, setting.label, reference.id, reference.label)
+    names = (metric, setting.id, setting.label, reference.id, reference.label)
     if result is None:
-        return comparison
-    return replace(
-        comparison,
-        difference=result.mean,
-        sd=result.sd,
-        n=result.n,
-        ci_low=result.ci_low,
-        ci_high=result.ci_high,
-        p=None if result.sd is None else _p_value(result),
-        verdict=_verdict(metric, result),
-    )
+        return Comparison(*names)
+    p = None if result.sd is None else _p_value(result)
+    estimated = (result.mean, result.sd, result.n, result.ci_low, result.ci_high)
+    return Comparison(*names, *estimated, p, verdict=_verdict(metric, result))

@@ -88,7 +88,7 @@ class OneByOne:
         self._size = methods[0].batch_size
         self._num_batches = start_2SND.shape[2] // self._size
         self._steps = 0
-        self._constant_batches: dict[int, Tensor] = {}
+        self._batches: dict[int, Tensor] = {}
         self._after_first_update: tuple[Tensor, Tensor] | None = None
 
     def step(self, step: int) -> None:
@@ -113,12 +113,9 @@ class OneByOne:
     def _planned_batches(self, index: int, step: int) -> Tensor:
         """Return the batches, (S, K, B), of a method that plans them when a step begins."""
         method = self.methods[index]
-        if index in self._constant_batches:
-            return self._constant_batches[index]
-        batches_SKB = method.selection.batches(self._points_of(index), self._seeds, step)
-        if method.unchanging:
-            self._constant_batches[index] = batches_SKB
-        return batches_SKB
+        if index not in self._batches or not method.unchanging:
+            self._batches[index] = method.selection.batches(self._points_of(index), self._seeds, step)
+        return self._batches[index]
 
     def _hardest_batch(self, index: int) -> Tensor:
         """Return the batch, (S, B), with the highest loss of all batches at the current points."""
