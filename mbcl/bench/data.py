@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -16,9 +17,8 @@ from rich.table import Table
 from torch import Tensor
 
 from mbcl import __version__
-from mbcl.bench.measure import environment
+from mbcl.bench.measure import check_device, environment
 from mbcl.data import ImageSet, ViewRecipe, make_views
-from mbcl.errors import ConfigError
 from mbcl.functional import check_count
 from mbcl.io.store import open_store, write_text
 from mbcl.seeding import torch_generator
@@ -55,8 +55,7 @@ class DataBenchSettings:
             check_count("--sizes", size, least=_MIN_SIZE)
         for workers in self.workers:
             check_count("--workers", workers, least=0)
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("--device cuda: torch finds no GPU here; allowed is cpu")
+        check_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -95,13 +94,8 @@ def bench_data(settings: DataBenchSettings) -> list[Row]:
         torch.set_num_threads(before)
     console.print(_table(rows, settings))
     if store:
-        content = {
-            "version": __version__,
-            "environment": environment(settings.device),
-            "settings": asdict(settings),
-            "rows": [asdict(row) for row in rows],
-        }
-        write_text(store, FILE, json.dumps(content, indent=1))
+        content = {"version": __version__, "environment": environment(settings.device), "settings": asdict(settings)}
+        write_text(store, FILE, json.dumps(content | {"rows": list(map(asdict, rows))}, indent=1))
         console.print(f"{store.uri}/{FILE}", soft_wrap=True, markup=False)
     return rows
 
@@ -115,11 +109,10 @@ def images_of(num: int, size: int) -> ImageSet:
 
 
 def _rows(images: ImageSet, settings: DataBenchSettings) -> Iterator[Row]:
-    pipelines: dict[str, Callable[[], int]] = {
-        f"whole batches, {settings.device}": lambda: whole_batches(images, settings.batch_size, settings.device)
-    }
+    size, device = settings.batch_size, settings.device
+    pipelines = {f"whole batches, {device}": partial(whole_batches, images, size, device)}
     for workers in settings.workers:
-        pipelines[f"one image at a time, {workers} workers"] = _usual(images, settings.batch_size, workers)
+        pipelines[f"one image at a time, {workers} workers"] = partial(_usual, images, size, workers)
     for name, run in pipelines.items():
         run()  # warm-up: loads libraries, and the workers' code into the file cache
         rates = []
@@ -142,12 +135,9 @@ def whole_batches(images: ImageSet, batch_size: int, device: str) -> int:
     return num
 
 
-def _usual(images: ImageSet, batch_size: int, workers: int) -> Callable[[], int]:
-    def run() -> int:
-        loader = torch.utils.data.DataLoader(UsualViews(images), batch_size=batch_size, num_workers=workers)
-        return sum(len(first) + len(second) for first, second in loader)
-
-    return run
+def _usual(images: ImageSet, batch_size: int, workers: int) -> int:
+    loader = torch.utils.data.DataLoader(UsualViews(images), batch_size=batch_size, num_workers=workers)
+    return sum(len(first) + len(second) for first, second in loader)
 
 
 class UsualViews(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):

@@ -52,20 +52,23 @@ class DataSet:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> DataSet:
+        """Return the data set with the results of a function of each of its tensors."""
+        embeddings = Embeddings(function(self.embeddings.z1), function(self.embeddings.z2))
+        return DataSet(self.name, embeddings, function(self.labels))
+
     def take(self, rows: Tensor) -> DataSet:
         """Return the samples of these (M,) rows as a new data set."""
         rows = rows.to(self.labels.device)
-        return DataSet(self.name, Embeddings(self.embeddings.z1[rows], self.embeddings.z2[rows]), self.labels[rows])
+        return self.map(lambda tensor: tensor[rows])
 
     def first(self, num_samples: int) -> DataSet:
         """Return the first samples, as views without a copy."""
-        z1, z2 = self.embeddings.z1[:num_samples], self.embeddings.z2[:num_samples]
-        return DataSet(self.name, Embeddings(z1, z2), self.labels[:num_samples])
+        return self.map(lambda tensor: tensor[:num_samples])
 
     def to(self, device: str) -> DataSet:
         """Return the data set on another device."""
-        moved = Embeddings(self.embeddings.z1.to(device), self.embeddings.z2.to(device))
-        return DataSet(self.name, moved, self.labels.to(device))
+        return self.map(lambda tensor: tensor.to(device))
 
 
 def mixture(noise: float, num_samples: int, seed: int) -> DataSet:
@@ -131,8 +134,7 @@ def fashion_pca(data_dir: str | None, num_samples: int, seed: int) -> DataSet:
 
     Mean and components are those of view 1.
     """
-    images_NHW, labels = _fashion(data_dir, num_samples)
-    x1_ND, x2_ND = _two_views(images_NHW, seed)
+    _, x1_ND, x2_ND, labels = _fashion(data_dir, num_samples, seed)
     mean_D = x1_ND.mean(axis=0)
     _, vectors_DD = np.linalg.eigh(np.cov(x1_ND, rowvar=False))
     basis_DD = vectors_DD[:, ::-1][:, :DIMENSIONS].astype(np.float32)
@@ -145,9 +147,8 @@ def fashion_simclr(data_dir: str | None, num_samples: int, seed: int) -> DataSet
 
     The perceptron is trained with NT-Xent on other views of the same images.
     """
-    images_NHW, labels = _fashion(data_dir, num_samples)
+    images_NHW, x1_ND, x2_ND, labels = _fashion(data_dir, num_samples, seed)
     model = train_encoder(images_NHW, seed, TRAINING_STEPS)
-    x1_ND, x2_ND = _two_views(images_NHW, seed)
     with torch.no_grad():
         z1, z2 = (model(torch.from_numpy(x_ND)) for x_ND in (x1_ND, x2_ND))
     return DataSet("fm_simclr", Embeddings(z1, z2), labels)
@@ -173,14 +174,14 @@ def train_encoder(images_NHW: NDArray[np.float32], seed: int, steps: int) -> nn.
     return model
 
 
-def _fashion(data_dir: str | None, num_samples: int) -> tuple[NDArray[np.float32], Tensor]:
+def _fashion(
+    data_dir: str | None, num_samples: int, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], Tensor]:
+    """Return the first training images, two views of each, and the labels."""
     train = fashion_mnist.read(DatasetRequest(dir=data_dir)).train
-    return (train.images[:num_samples, 0].float() / 255).numpy(), train.labels[:num_samples]
-
-
-def _two_views(images_NHW: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    images_NHW = (train.images[:num_samples, 0].float() / 255).numpy()
     generator = numpy_generator(seed, "bench/views")
-    return views(images_NHW, generator), views(images_NHW, generator)
+    return images_NHW, views(images_NHW, generator), views(images_NHW, generator), train.labels[:num_samples]
 
 
 Maker = Callable[[int, str | None, int], DataSet]
@@ -219,9 +220,7 @@ class Library:
         Raises:
             DataError: if its files are missing or damaged.
         """
-        if name in self._cache:
-            return self._cache[name]
-        data_set = MAKERS[name](num_samples, self._data_dir, seed).to(self._device)
+        data_set = self._cache.get(name) or MAKERS[name](num_samples, self._data_dir, seed).to(self._device)
         if name in FASHION:
             self._cache[name] = data_set
         return data_set

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 from mbcl.bench.embeddings import DIMENSIONS, mixture
-from mbcl.bench.measure import clock_of, random_batches, timed_plan, worth
+from mbcl.bench.measure import random_batches, timed_plan, worth
 from mbcl.config.sampler_spec import Spec
 from mbcl.samplers._threads import one_thread
 from mbcl.seeding import numpy_generator
@@ -26,44 +25,17 @@ BATCHES_EXAMINED = 4000
 FLOAT_BYTES = 4
 
 
-@dataclass(frozen=True)
-class Case:
-    """One plan to be measured in a new process.
-
-    Args:
-        spec: the sampler.
-        num_samples: N.
-        warm_up: samples of the warm-up plan, which is not counted.
-        batch_size: B.
-        pool: samples of a first plan, which loads compiled code before memory is measured.
-        temperature: of the loss that is reported.
-        device: of the embeddings.
-    """
-
-    spec: Spec
-    num_samples: int
-    warm_up: int
-    batch_size: int
-    pool: int
-    temperature: float
-    device: str
-
-
 def grow(specs: Sequence[Spec], sizes: Sequence[int], **protocol: Any) -> Iterator[dict[str, Any]]:
     """Yield a row for every sampler and size as soon as it is measured; the last row of a sampler has the exponent.
 
-    Args:
-        specs: the samplers.
-        sizes: N of each plan; the smallest is also the size of the warm-up plan.
-        protocol: the other fields of :class:`Case`.
+    The smallest size is also that of the warm-up plan; ``protocol`` has the other arguments of :func:`measure`.
     """
     for spec in specs:
         seconds: dict[int, float] = {}
         for num_samples in sorted(sizes):
-            case = Case(spec, num_samples, min(sizes), **protocol)
             # A new process each: a process's peak of memory (VmHWM) never falls.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                row = pool.submit(measure, case).result()
+                row = pool.submit(measure, spec, num_samples, min(sizes), **protocol).result()
             seconds[num_samples] = row["seconds"]
             if num_samples == max(sizes):
                 row["exponent"] = exponent(seconds)
@@ -78,40 +50,43 @@ def exponent(seconds: dict[int, float]) -> float | None:
     return math.log(seconds[last] / seconds[first]) / math.log(last / first)
 
 
-def measure(case: Case) -> dict[str, Any]:
+def measure(
+    spec: Spec, num_samples: int, warm_up: int, *, batch_size: int, pool: int, temperature: float, device: str
+) -> dict[str, Any]:
     """Make the data and one plan in this process, and return the row of its time, memory and loss.
+
+    A first plan of one pool loads compiled code before memory is measured. A second one, of ``warm_up`` samples, is not
+    counted either.
 
     ``extra_bytes`` is the peak of memory less what the process occupied after compiled code was loaded, less the
     inputs. It is an upper bound: it includes the memory for making the data, 12 MB, and what the warm-up leaves.
     """
     with one_thread():
-        clock = clock_of(case.device)
-        _, cold_seconds = timed_plan(
-            case.spec.in_pool(case.batch_size, case.pool), mixture(NOISE, case.pool, 1).to(case.device), clock, seed=0
-        )
-        before = _memory("VmRSS", case.device)
-        sampler = case.spec.whole(case.batch_size)
-        data = mixture(NOISE, case.num_samples, 0).to(case.device)
-        timed_plan(sampler, data.first(case.warm_up), clock, seed=0)
-        plan, seconds = timed_plan(sampler, data, clock, seed=0)
-        inputs = 2 * case.num_samples * DIMENSIONS * FLOAT_BYTES
-        extra = _memory("VmHWM", case.device) - before - inputs
+        first = spec.in_pool(batch_size, pool)
+        _, cold_seconds = timed_plan(first, mixture(NOISE, pool, 1).to(device), seed=0)
+        before = _memory("VmRSS", device)
+        sampler = spec.whole(batch_size)
+        data = mixture(NOISE, num_samples, 0).to(device)
+        timed_plan(sampler, data.first(warm_up), seed=0)
+        plan, seconds = timed_plan(sampler, data, seed=0)
+        inputs = 2 * num_samples * DIMENSIONS * FLOAT_BYTES
+        extra = _memory("VmHWM", device) - before - inputs
         examined = min(BATCHES_EXAMINED, len(plan))
         sampled = numpy_generator(0, "bench/examined").permutation(len(plan))[:examined]
-        planned = worth(plan.batches[torch.from_numpy(sampled)], data, case.temperature)
-        chance = worth(random_batches(len(data), case.batch_size, 1, 0)[:examined], data, case.temperature)
+        planned = worth(plan.batches[torch.from_numpy(sampled)], data, temperature)
+        chance = worth(random_batches(len(data), batch_size, 1, 0)[:examined], data, temperature)
     return {
-        "method": case.spec.text,
-        "num_samples": case.num_samples,
+        "method": spec.text,
+        "num_samples": num_samples,
         "seconds": seconds,
         "warm_up_seconds": cold_seconds,
-        "microseconds_a_sample": seconds / case.num_samples * 1e6,
+        "microseconds_a_sample": seconds / num_samples * 1e6,
         "extra_bytes": extra,
         "extra_of_inputs": extra / inputs,
         "batches_examined": examined,
         "ntxent_lift": planned.ntxent / chance.ntxent,
         "clip_lift": planned.clip / chance.clip,
-        "coverage": plan.coverage(case.num_samples),
+        "coverage": plan.coverage(num_samples),
     }
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mbcl.bench.embeddings import DataSet
+from mbcl.errors import ConfigError
 from mbcl.functional import clip, nt_xent
 from mbcl.plan import BatchPlan
 from mbcl.samplers import Sampler
@@ -28,10 +29,8 @@ RANDOM_PARTITIONS = 8
 """Random partitions of a pool; their mean loss is the reference for random batches."""
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "numba")
 
-Clock = Callable[[], float]
 
-
-def clock_of(device: str) -> Clock:
+def clock_of(device: str) -> Callable[[], float]:
     """Return a clock in seconds: this process's CPU time, or for a GPU wall time after a synchronisation."""
     return time.process_time if device == "cpu" else _gpu_clock
 
@@ -39,6 +38,16 @@ def clock_of(device: str) -> Clock:
 def _gpu_clock() -> float:
     torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def check_device(device: str) -> None:
+    """Check that torch has the device of ``--device``.
+
+    Raises:
+        ConfigError: if there is no GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no GPU here; allowed is cpu")
 
 
 def environment(device: str) -> dict[str, str]:
@@ -95,8 +104,9 @@ def random_batches(num_samples: int, batch_size: int, partitions: int, seed: int
     return torch.from_numpy(np.concatenate(orders).reshape(-1, batch_size))
 
 
-def timed_plan(sampler: Sampler, data: DataSet, clock: Clock, *, seed: int, epoch: int = 0) -> tuple[BatchPlan, float]:
-    """Plan the whole data set; return the plan and the seconds that it took."""
+def timed_plan(sampler: Sampler, data: DataSet, *, seed: int, epoch: int = 0) -> tuple[BatchPlan, float]:
+    """Plan the whole data set; return the plan and the seconds that it took on the clock of its device."""
+    clock = clock_of(data.labels.device.type)
     with warnings.catch_warnings():
         # The settings were checked before, with the same warnings.
         warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)

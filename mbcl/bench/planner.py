@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from mbcl import __version__
-from mbcl.bench.embeddings import MAKERS, Library
+from mbcl.bench.embeddings import Library
 from mbcl.bench.growth import grow
-from mbcl.bench.measure import clock_of, environment, timed_plan
-from mbcl.bench.pools import PUBLISHED, RANDOM, Protocol, baseline, compare, geometric_means, pools_of
-from mbcl.bench.whole import compare_whole
-from mbcl.config.sampler_spec import Spec, parse_spec
-from mbcl.errors import ConfigError, DataError, nearest
-from mbcl.functional import check_count, check_temperature
+from mbcl.bench.measure import environment, timed_plan
+from mbcl.bench.pools import PUBLISHED, RANDOM, baseline, compare, compare_whole, geometric_means, pools_of
+from mbcl.bench.settings import PlannerBenchSettings
+from mbcl.config.sampler_spec import Spec
+from mbcl.console import align_columns
+from mbcl.errors import ConfigError, DataError
 from mbcl.io.store import Store, open_store, write_text
 from mbcl.samplers._threads import one_thread
 
@@ -26,60 +25,6 @@ FILE = "planner.json"
 
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannerBenchSettings:
-    """The options of ``mbcl bench planner``; its ``--help`` describes them."""
-
-    data_sets: Sequence[str]
-    samplers: Sequence[str]
-    seeds: int
-    batch_size: int
-    pool: int
-    pools: int
-    temperature: float
-    whole: int | None
-    growth: Sequence[int]
-    data_dir: str | None
-    device: str
-    out: str | None
-    overwrite: bool = False
-
-    def check(self) -> list[Spec]:
-        """Check all options before the first measurement, and return the samplers' specifications.
-
-        Raises:
-            ConfigError: if a value is not allowed; one line with the value and what is allowed.
-        """
-        for name in self.data_sets:
-            if name not in MAKERS:
-                raise ConfigError(f"--data-sets: unknown {name!r}; {nearest(name, MAKERS)}")
-        for option, values in (("--data-sets", self.data_sets), ("--samplers", self.samplers)):
-            if len(set(values)) < len(values):
-                raise ConfigError(f"{option}: each once, found {' '.join(values)}")
-        for option, value in (("--seeds", self.seeds), ("--pools", self.pools)):
-            check_count(option, value)
-        check_count("--batch-size", self.batch_size, least=2)
-        check_temperature(self.temperature)
-        if self.pool % self.batch_size or self.pool < 2 * self.batch_size:
-            raise ConfigError(
-                f"--pool must be a multiple of the batch size {self.batch_size}, two batches at least, "
-                f"found {self.pool}"
-            )
-        whole = [] if self.whole is None else [self.whole]
-        for option, sizes in (("--whole", whole), ("--growth", self.growth)):
-            for size in sizes:
-                if size < self.pool:
-                    raise ConfigError(f"{option} must be at least --pool, {self.pool}, found {size}")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("--device cuda: torch finds no GPU here; allowed is cpu")
-        specs = [parse_spec(text) for text in self.samplers]
-        for spec in specs:
-            spec.in_pool(self.batch_size, self.pool).check(self.pool)
-            for size in (*whole, *self.growth):
-                spec.whole(self.batch_size).check(size)
-        return specs
 
 
 def bench_planner(settings: PlannerBenchSettings) -> None:
@@ -102,26 +47,18 @@ def _measure(
     settings: PlannerBenchSettings, specs: Sequence[Spec], console: Console, record: Row, store: Store | None
 ) -> None:
     library = Library(settings.data_dir, settings.device)
-    protocol = Protocol(
-        settings.batch_size,
-        settings.pool,
-        settings.pools,
-        settings.seeds,
-        settings.temperature,
-        clock_of(settings.device),
-    )
     names = _available(settings, library, console)
-    record["warm_up_seconds"] = _warm_up(names[0], library, specs, protocol, console)
+    record["warm_up_seconds"] = _warm_up(names[0], library, specs, settings, console)
     _save(store, record)
     record["pools"] = []
     for name in names:
         with console.status(f"{name}: {len(specs)} samplers and the published planner"):
-            record["pools"] += compare(name, library, specs, protocol)
+            record["pools"] += compare(name, library, specs, settings)
     record["geometric_means"] = geometric_means(record["pools"])
-    _print_pools(console, record, protocol)
+    _print_pools(console, record, settings)
     _save(store, record)
     if settings.whole is not None:
-        record["whole"] = _whole(settings, settings.whole, names, library, specs, protocol, console)
+        record["whole"] = _whole(settings, settings.whole, names, library, specs, console)
         _save(store, record)
     if settings.growth:
         record["growth"] = _growth(settings, specs, console)
@@ -160,21 +97,20 @@ def _available(settings: PlannerBenchSettings, library: Library, console: Consol
 
 
 def _warm_up(
-    name: str, library: Library, specs: Sequence[Spec], protocol: Protocol, console: Console
+    name: str, library: Library, specs: Sequence[Spec], settings: PlannerBenchSettings, console: Console
 ) -> dict[str, float]:
     """Make one plan of one pool with each planner, not counted: it imports libraries and compiles or loads code.
 
     Returns:
         The seconds of each planner's first plan.
     """
-    _, data = next(pools_of(name, library, protocol, 0))
-    seconds = {PUBLISHED: baseline(data, protocol, 0).seconds}
+    _, data = next(pools_of(name, library, settings, 0))
+    seconds = {PUBLISHED: baseline(data, settings, 0).seconds}
     for spec in specs:
-        sampler = spec.in_pool(protocol.batch_size, protocol.pool)
-        _, seconds[spec.text] = timed_plan(sampler, data, protocol.clock, seed=0)
-    console.print(
-        "first plan, not counted below: " + ", ".join(f"{method} {value:.2f} s" for method, value in seconds.items())
-    )
+        sampler = spec.in_pool(settings.batch_size, settings.pool)
+        _, seconds[spec.text] = timed_plan(sampler, data, seed=0)
+    first_plans = ", ".join(f"{method} {value:.2f} s" for method, value in seconds.items())
+    console.print(f"first plan, not counted below: {first_plans}")
     return seconds
 
 
@@ -184,7 +120,6 @@ def _whole(
     names: Sequence[str],
     library: Library,
     specs: Sequence[Spec],
-    protocol: Protocol,
     console: Console,
 ) -> list[Row]:
     rows: list[Row] = []
@@ -195,33 +130,22 @@ def _whole(
             continue
         data = data.first(num_samples)
         with console.status(f"{name}: plans of {num_samples} samples"):
-            rows += compare_whole(data, specs, protocol)
+            rows += compare_whole(data, specs, settings)
     if rows:
         num_planned, num_pools = min(settings.pools, num_samples // settings.pool), num_samples // settings.pool
         console.print(
             f"\nWhole data, {num_samples} samples, seeds: {settings.seeds}. The published planner: {num_planned} "
             f"of its {num_pools} random pools of {settings.pool}, time x {num_pools / num_planned:g}"
         )
-        _print_table(console, rows, [("seconds", _seconds), *_LOSS_COLUMNS])
+        seconds: Column = ("seconds", lambda row: "" if row["method"] == RANDOM else f"{row['seconds']:.2f}")
+        _print_table(console, rows, [seconds, *_LOSS_COLUMNS])
     return rows
 
 
-def _seconds(row: Row) -> str:
-    return "" if row["method"] == RANDOM else f"{row['seconds']:.2f}"
-
-
 def _growth(settings: PlannerBenchSettings, specs: Sequence[Spec], console: Console) -> list[Row]:
-    rows = []
+    protocol = {key: getattr(settings, key) for key in ("batch_size", "pool", "temperature", "device")}
     with console.status("growth"):
-        for row in grow(
-            specs,
-            settings.growth,
-            batch_size=settings.batch_size,
-            pool=settings.pool,
-            temperature=settings.temperature,
-            device=settings.device,
-        ):
-            rows.append(row)
+        rows = list(grow(specs, settings.growth, **protocol))
     console.print("\nGrowth on mix_1: memory is the peak above the inputs, and in multiples of both")
     columns: list[Column] = [
         ("samples", lambda row: str(row["num_samples"])),
@@ -250,10 +174,10 @@ _LOSS_COLUMNS: list[Column] = [
 ]
 
 
-def _print_pools(console: Console, record: Row, protocol: Protocol) -> None:
+def _print_pools(console: Console, record: Row, settings: PlannerBenchSettings) -> None:
     console.print(
-        f"\nThe same random pools of {protocol.pool}, up to {protocol.num_pools} a data set and seed, seeds: "
-        f"{protocol.seeds}. NT-Xent and CLIP: plan loss over the published planner's; lift: over random batches'"
+        f"\nThe same random pools of {settings.pool}, up to {settings.pools} a data set and seed, seeds: "
+        f"{settings.seeds}. NT-Xent and CLIP: plan loss over the published planner's; lift: over random batches'"
     )
     columns: list[Column] = [
         ("ms a pool", lambda row: f"{1e3 * row['seconds']:.1f}" if row["method"] != RANDOM else ""),
@@ -279,17 +203,8 @@ def _print_pools(console: Console, record: Row, protocol: Protocol) -> None:
 
 def _print_table(console: Console, rows: Sequence[Row], columns: Sequence[Column]) -> None:
     """Print a table with left-aligned names and right-aligned numbers, each column as wide as its longest cell."""
-    names: list[Column] = [
-        (key.replace("_", " "), lambda row, key=key: str(row[key]))  # type: ignore[misc]
-        for key in ("data_set", "method")
-        if key in rows[0]
-    ]
-    lines = [[title for title, _ in [*names, *columns]]]
-    lines += [[format_cell(row) for _, format_cell in [*names, *columns]] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [
-            cell.ljust(width) if index < len(names) else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        console.print("  ".join(cells).rstrip(), markup=False)
+    names = [key for key in ("data_set", "method") if key in rows[0]]
+    lines = [[*(name.replace("_", " ") for name in names), *(title for title, _ in columns)]]
+    lines += [[*(row[name] for name in names), *(format_cell(row) for _, format_cell in columns)] for row in rows]
+    for line in align_columns(lines, len(names)):
+        console.print(line, markup=False)

@@ -1,4 +1,4 @@
-"""Planners on the same random pools as the published one: time and loss of the same plans.
+"""Planners on the same random pools as the published one, and on whole data sets: time and loss of the same plans.
 
 Letters: N samples of a data set, M samples of a pool.
 """
@@ -15,58 +15,33 @@ import torch
 from torch import Tensor
 
 from mbcl.bench.embeddings import DataSet, Library
-from mbcl.bench.measure import (
-    RANDOM_PARTITIONS,
-    Clock,
-    Worth,
-    geometric_mean,
-    random_batches,
-    timed_plan,
-    worth,
-)
+from mbcl.bench.measure import RANDOM_PARTITIONS, Worth, clock_of, geometric_mean, random_batches, timed_plan, worth
 from mbcl.bench.published import plan_published
+from mbcl.bench.settings import PlannerBenchSettings
 from mbcl.config.sampler_spec import Spec
 from mbcl.seeding import numpy_generator
 
 PUBLISHED = "published"
 RANDOM = "random"
 RATIOS = ("speedup", "ntxent_ratio", "clip_ratio")
+WHOLE_PARTITIONS = 4
+"""Random partitions of a whole data set; their mean loss is the reference for random batches."""
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """The settings of a comparison of planners.
+@dataclass(frozen=True, kw_only=True)
+class Measured(Worth):
+    """The measurements of one plan of one pool: the seconds of making it; its losses, same-class share and coverage.
 
-    Args:
-        batch_size: B.
-        pool: M.
-        num_pools: the most pools of each data set and seed; a small data set has fewer.
-        seeds: number of seeds.
-        temperature: of the losses that are reported.
-        clock: returns seconds.
-    """
-
-    batch_size: int
-    pool: int
-    num_pools: int
-    seeds: int
-    temperature: float
-    clock: Clock
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The measurements of one plan of one pool.
-
-    Args:
-        seconds: of making it.
-        worth: its losses, same-class share and coverage.
-        stages: the seconds of each stage, for the published planner.
+    ``stages``: the seconds of each stage, for the published planner.
     """
 
     seconds: float
-    worth: Worth
     stages: dict[str, float] | None = None
+
+
+def measured(batches_SB: Tensor, data: DataSet, settings: PlannerBenchSettings, **times: Any) -> Measured:
+    """Measure a plan that took these ``seconds`` and ``stages``."""
+    return Measured(**vars(worth(batches_SB, data, settings.temperature)), **times)
 
 
 def pool_rows(num_samples: int, pool: int, num_pools: int, seed: int) -> list[Tensor]:
@@ -75,64 +50,64 @@ def pool_rows(num_samples: int, pool: int, num_pools: int, seed: int) -> list[Te
     return [order[start : start + pool] for start in range(0, num_samples - pool + 1, pool)][:num_pools]
 
 
-def baseline(data: DataSet, protocol: Protocol, seed: int) -> Measured:
+def baseline(data: DataSet, settings: PlannerBenchSettings, seed: int) -> Measured:
     """Plan one pool with the published planner and measure the plan."""
     z1_MD, z2_MD = (z.cpu().numpy() for z in (data.embeddings.z1, data.embeddings.z2))
-    rows_KB, stages = plan_published(z1_MD, z2_MD, batch_size=protocol.batch_size, seed=seed, clock=protocol.clock)
-    plan_worth = worth(torch.from_numpy(rows_KB), data, protocol.temperature)
-    return Measured(sum(stages.values()), plan_worth, stages)
+    size, clock = settings.batch_size, clock_of(settings.device)
+    rows_KB, stages = plan_published(z1_MD, z2_MD, batch_size=size, seed=seed, clock=clock)
+    return measured(torch.from_numpy(rows_KB), data, settings, seconds=sum(stages.values()), stages=stages)
 
 
-def pools_of(name: str, library: Library, protocol: Protocol, seed: int) -> Iterator[tuple[int, DataSet]]:
+def pools_of(name: str, library: Library, settings: PlannerBenchSettings, seed: int) -> Iterator[tuple[int, DataSet]]:
     """Yield the number and the samples of each pool of one data set and seed."""
-    data = library.get(name, protocol.pool * protocol.num_pools, seed)
-    for number, rows_M in enumerate(pool_rows(len(data), protocol.pool, protocol.num_pools, seed)):
+    data = library.get(name, settings.pool * settings.pools, seed)
+    for number, rows_M in enumerate(pool_rows(len(data), settings.pool, settings.pools, seed)):
         yield number, data.take(rows_M)
 
 
-def compare(name: str, library: Library, specs: Sequence[Spec], protocol: Protocol) -> list[dict[str, Any]]:
+def compare(name: str, library: Library, specs: Sequence[Spec], settings: PlannerBenchSettings) -> list[dict[str, Any]]:
     """Return one row each for random batches, the published planner and every sampler.
 
     The planners take turns on each pool, so that other load on the machine slows all of them alike.
     """
     plans_by_method: dict[str, list[Measured]] = defaultdict(list)
-    samplers = {spec.text: spec.in_pool(protocol.batch_size, protocol.pool) for spec in specs}
-    for seed in range(protocol.seeds):
-        for number, data in pools_of(name, library, protocol, seed):
-            chance = random_batches(len(data), protocol.batch_size, RANDOM_PARTITIONS, seed)
-            plans_by_method[RANDOM].append(Measured(0.0, worth(chance, data, protocol.temperature)))
-            plans_by_method[PUBLISHED].append(baseline(data, protocol, seed))
+    samplers = {spec.text: spec.in_pool(settings.batch_size, settings.pool) for spec in specs}
+    for seed in range(settings.seeds):
+        for number, data in pools_of(name, library, settings, seed):
+            batches = random_batches(len(data), settings.batch_size, RANDOM_PARTITIONS, seed)
+            plans_by_method[RANDOM].append(measured(batches, data, settings, seconds=0.0))
+            plans_by_method[PUBLISHED].append(baseline(data, settings, seed))
             for text, sampler in samplers.items():
-                plan, seconds = timed_plan(sampler, data, protocol.clock, seed=seed, epoch=number)
-                plans_by_method[text].append(Measured(seconds, worth(plan.batches, data, protocol.temperature)))
-    return [_row(name, method, plans, plans_by_method) for method, plans in plans_by_method.items()]
+                plan, seconds = timed_plan(sampler, data, seed=seed, epoch=number)
+                plans_by_method[text].append(measured(plan.batches, data, settings, seconds=seconds))
+    published, chance = plans_by_method[PUBLISHED], plans_by_method[RANDOM]
+    rows = []
+    for method, plans in plans_by_method.items():
+        seconds = mean_of(plans, "seconds")
+        row = {"data_set": name, "method": method, "plans": len(plans), "seconds": seconds}
+        if method != RANDOM:
+            row["speedup"] = mean_of(published, "seconds") / seconds
+        row |= means_of(plans, published, chance)
+        stages = [plan.stages for plan in plans if plan.stages is not None]
+        if stages:
+            row["stages"] = {stage: float(np.mean([each[stage] for each in stages])) for stage in stages[0]}
+        row["each"] = {key: [getattr(plan, key) for plan in plans] for key in ("seconds", "ntxent", "clip")}
+        rows.append(row)
+    return rows
 
 
-def _row(
-    name: str, method: str, plans: Sequence[Measured], plans_by_method: dict[str, list[Measured]]
-) -> dict[str, Any]:
-    """Compute the means over pools and seeds; every ratio is one of two means over the same pools."""
-    seconds = float(np.mean([plan.seconds for plan in plans]))
-    row = {"data_set": name, "method": method, "plans": len(plans), "seconds": seconds}
-    if method != RANDOM:
-        row["speedup"] = float(np.mean([plan.seconds for plan in plans_by_method[PUBLISHED]])) / seconds
+def mean_of(plans: Sequence[Measured], key: str) -> float:
+    """Return the mean of an attribute over plans."""
+    return float(np.mean([getattr(plan, key) for plan in plans]))
+
+
+def means_of(plans: Sequence[Measured], published: Sequence[Measured], chance: Sequence[Measured]) -> dict[str, float]:
+    """Compute the means over plans; every ratio is one of two means, over the published or random plans."""
+    row: dict[str, float] = {}
     for loss in ("ntxent", "clip"):
-        mean, published, chance = (
-            float(np.mean([getattr(plan.worth, loss) for plan in group]))
-            for group in (plans, plans_by_method[PUBLISHED], plans_by_method[RANDOM])
-        )
-        row |= {loss: mean, f"{loss}_ratio": mean / published, f"{loss}_lift": mean / chance}
-    for share in ("same_class", "coverage"):
-        row[share] = float(np.mean([getattr(plan.worth, share) for plan in plans]))
-    stages = [plan.stages for plan in plans if plan.stages is not None]
-    if stages:
-        row["stages"] = {stage: float(np.mean([plan_stages[stage] for plan_stages in stages])) for stage in stages[0]}
-    row["each"] = {
-        "seconds": [plan.seconds for plan in plans],
-        "ntxent": [plan.worth.ntxent for plan in plans],
-        "clip": [plan.worth.clip for plan in plans],
-    }
-    return row
+        mean, published_mean, chance_mean = (mean_of(group, loss) for group in (plans, published, chance))
+        row |= {loss: mean, f"{loss}_ratio": mean / published_mean, f"{loss}_lift": mean / chance_mean}
+    return row | {share: mean_of(plans, share) for share in ("same_class", "coverage")}
 
 
 def geometric_means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -143,3 +118,34 @@ def geometric_means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         mean = {"method": method} | {ratio: geometric_mean(numbers) for ratio, numbers in values.items()}
         means.append(mean | {f"least_{ratio}": min(numbers) for ratio, numbers in values.items()})
     return means
+
+
+def compare_whole(data: DataSet, specs: Sequence[Spec], settings: PlannerBenchSettings) -> list[dict[str, Any]]:
+    """Return one row each for random batches, the published planner and every sampler.
+
+    The published planner takes random pools, of which at most ``settings.pools`` are planned: their mean loss
+    stands for all pools, and their mean seconds are multiplied by the number of pools.
+    """
+    pools = pool_rows(len(data), settings.pool, settings.pools, 0)
+    published = [baseline(data.take(rows_M), settings, 0) for rows_M in pools]
+    batches = random_batches(len(data), settings.batch_size, WHOLE_PARTITIONS, 0)
+    chance = [measured(batches, data, settings, seconds=0.0)]
+
+    def row(method: str, plans: Sequence[Measured]) -> dict[str, Any]:
+        sizes = {"data_set": data.name, "method": method, "num_samples": len(data), "plans": len(plans)}
+        return sizes | {"seconds": mean_of(plans, "seconds")} | means_of(plans, published, chance)
+
+    rows = [row(RANDOM, chance), row(PUBLISHED, published)]
+    num_pools = len(data) // settings.pool
+    rows[-1] |= {"seconds": rows[-1]["seconds"] * num_pools, "pools": num_pools, "pools_planned": len(pools)}
+    rows[-1]["coverage"] = num_pools * settings.pool / len(data)
+    for spec in specs:
+        sampler = spec.whole(settings.batch_size)
+        # Warm-up, not counted: it loads compiled code, and on a GPU allocates memory from the driver.
+        _, first_seconds = timed_plan(sampler, data, seed=0)
+        plans = []
+        for seed in range(settings.seeds):
+            plan, seconds = timed_plan(sampler, data, seed=seed)
+            plans.append(measured(plan.batches, data, settings, seconds=seconds))
+        rows.append(row(spec.text, plans) | {"first_seconds": first_seconds})
+    return rows

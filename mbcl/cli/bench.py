@@ -51,7 +51,8 @@ def _add_planner(kinds: Any) -> None:
 
 
 def _planner(arguments: argparse.Namespace) -> int:
-    from mbcl.bench.planner import PlannerBenchSettings, bench_planner
+    from mbcl.bench.planner import bench_planner
+    from mbcl.bench.settings import PlannerBenchSettings
 
     bench_planner(PlannerBenchSettings(**option_values(arguments)))
     return 0

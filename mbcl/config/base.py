@@ -8,13 +8,14 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, create_model
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
 from mbcl.errors import ConfigError, nearest
+from mbcl.registry import Registry
 
 
 class ConfigModel(BaseModel):
@@ -35,9 +36,10 @@ class _UniqueKeys(yaml.SafeLoader):
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue  # `<<: *base`; its keys may be overridden
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             if isinstance(key, str):
+                if key in seen:
+                    message = f"key {key!r} is given twice"
+                    raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)
                 seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -102,9 +104,8 @@ def set_path(content: dict[str, Any], path: str, value: Any) -> None:
     for depth, key in enumerate(parents):
         block = block.setdefault(key, {})
         if not isinstance(block, dict):
-            raise ConfigError(
-                f"{path}: {'.'.join(parents[: depth + 1])} is {block!r}, not a block that could hold {last!r}"
-            )
+            parent = ".".join(parents[: depth + 1])
+            raise ConfigError(f"{path}: {parent} is {block!r}, not a block that could hold {last!r}")
     if not last or not all(parents):
         raise ConfigError(f"{path!r} is not a dotted path of keys")
     block[last] = value
@@ -132,16 +133,12 @@ def _describe(model: type[BaseModel] | None, error: ErrorDetails) -> str:
     path = ".".join(str(part) for part in error["loc"])
     cause = (error.get("ctx") or {}).get("error")
     if isinstance(cause, ConfigError):
-        inner = str(cause)
-        dotted = getattr(cause, "path", "")
-        return (
-            f"{'.'.join(component for component in (path, dotted) if component)}: {inner}" if path or dotted else inner
-        )
+        path = ".".join(filter(None, (path, getattr(cause, "path", ""))))
+        return f"{path}: {cause}" if path else str(cause)
     if error["type"] == "extra_forbidden":
         known = _known_keys(model, error["loc"])
-        if not known:
-            return f"{path}: unknown key; there is none that could be given here"
-        return f"{path}: unknown key; {nearest(str(error['loc'][-1]), known)}"
+        hint = nearest(str(error["loc"][-1]), known) if known else "there is none that could be given here"
+        return f"{path}: unknown key; {hint}"
     if error["type"] == "missing":
         return f"{path}: this key is missing"
     value = error.get("input")
@@ -234,30 +231,26 @@ class Component(dict[str, Any]):
         return {key: value for key, value in self.items() if key != "name"}
 
 
-Finder = Callable[[str], tuple[str, Callable[..., Any]]]
-"""A function from a name to its canonical name and its class or factory."""
-
-
-def _resolver(find: Finder, *provided: str, fill: bool) -> Callable[[Any], Component]:
-    """Return a validator that turns a block with a name into a :class:`Component`.
+class ComponentOf:
+    """The marker of a field with a component of one kind: ``Annotated[Component, ComponentOf(SAMPLERS)]``.
 
     Args:
-        find: looks up the components of one kind.
+        registry: the components of this kind.
         provided: parameters that the experiment supplies itself.
         fill: whether omitted parameters get their defaults; if not, the component has only the given ones.
     """
 
-    def resolve(block: Any) -> Component:
+    def __init__(self, registry: Registry[Any], *provided: str, fill: bool = True) -> None:
+        self._registry, self._provided, self._fill = registry, frozenset(provided), fill
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        serialization = core_schema.plain_serializer_function_ser_schema(dict)
+        return core_schema.no_info_plain_validator_function(self._resolve, serialization=serialization)
+
+    def _resolve(self, block: Any) -> Component:
         if not isinstance(block, dict) or not isinstance(block.get("name"), str):
             raise ConfigError(f"expected a block with a name, such as {{name: ...}}, found {block!r}")
-        name, factory = find(block["name"])
+        name = self._registry.canonical(block["name"])
         parameters = {key: value for key, value in block.items() if key != "name"}
-        checked = validate_parameters(factory, parameters, frozenset(provided))
-        return Component(name=name, **{key: value for key, value in checked.items() if fill or key in parameters})
-
-    return resolve
-
-
-def component(find: Finder, *provided: str, fill: bool = True) -> Any:
-    """Return the annotated type of a field that names a component; see :func:`_resolver`."""
-    return Annotated[Any, BeforeValidator(_resolver(find, *provided, fill=fill)), PlainSerializer(dict)]
+        checked = validate_parameters(self._registry[name], parameters, self._provided)
+        return Component(name=name, **{key: value for key, value in checked.items() if self._fill or key in parameters})

@@ -18,11 +18,7 @@ COMPONENTS = {
 
 
 def registry_of(part: str) -> Registry[Any]:
-    """Return the registry of a kind of component.
-
-    Args:
-        part: a key of :data:`COMPONENTS`.
-    """
+    """Return the registry of a kind of component, a key of :data:`COMPONENTS`."""
     module, name = COMPONENTS[part]
     registry: Registry[Any] = getattr(importlib.import_module(module), name)
     return registry

@@ -48,13 +48,11 @@ class Corrupted(ConfigModel):
             return self
         unknown = [name for name in self.corruptions if name not in CORRUPTIONS]
         if unknown and self.dir is None:
-            raise PathConfigError(
-                "corruptions", f"unknown corruption {unknown[0]!r}; {nearest(unknown[0], CORRUPTIONS)}"
-            )
+            hint = nearest(unknown[0], CORRUPTIONS)
+            raise PathConfigError("corruptions", f"unknown corruption {unknown[0]!r}; {hint}")
         if len(self.corruptions) < 2 and "within" in self.meanings:
-            raise PathConfigError(
-                "corruptions", f"found only {self.corruptions[0]!r}, but meaning within tells corruptions apart"
-            )
+            message = f"found only {self.corruptions[0]!r}, but meaning within tells corruptions apart"
+            raise PathConfigError("corruptions", message)
         return self
 
 
@@ -105,11 +103,9 @@ class Evaluation(ConfigModel):
         _refuse_duplicates("baselines", self.baselines)
         fitted = [metric for metric in self.metrics if metric in _CLASSIFIER_METRICS]
         if fitted and self.split == "train":
-            raise PathConfigError(
-                "split", f"found train, the images that {fitted[0]} is fitted on; allowed with it: test, validation"
-            )
+            message = f"found train, the images that {fitted[0]} is fitted on; allowed with it: test, validation"
+            raise PathConfigError("split", message)
         if "corrupted" in self.metrics and self.corrupted.dir is not None and self.split != "test":
-            raise PathConfigError(
-                "corrupted.dir", f"official corrupted sets are of the test images, but split is {self.split}"
-            )
+            message = f"official corrupted sets are of the test images, but split is {self.split}"
+            raise PathConfigError("corrupted.dir", message)
         return self

@@ -6,12 +6,12 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from mbcl.config.base import Component, ConfigModel, Finder, PathConfigError, component, read_yaml, validate_parameters
+from mbcl.config.base import Component, ComponentOf, ConfigModel, PathConfigError, read_yaml, validate_parameters
 from mbcl.config.evaluation import Evaluation
 from mbcl.data import DATASETS
 from mbcl.data.datasets.request import LARGEST_SIZE, LEAST_SIZE
@@ -22,13 +22,8 @@ from mbcl.objectives import OBJECTIVES, Objective, StatefulObjective
 from mbcl.objectives import build as build_objective
 from mbcl.optim import OPTIMIZERS
 from mbcl.optim import build as build_optimizer
-from mbcl.registry import Registry
 from mbcl.samplers import OSGD, SAMPLERS, Sampler
 from mbcl.samplers import build as build_sampler
-
-
-def _finder(registry: Registry[Any]) -> Finder:
-    return lambda name: (registry.canonical(name), registry[name])
 
 
 class Data(ConfigModel):
@@ -91,9 +86,8 @@ class EmbeddingSource(ConfigModel):
     def _cached_is_what_training_made(self) -> EmbeddingSource:
         for key, value, allowed in (("mode", self.mode, "train"), ("views", self.views, "augmented")):
             if self.source == "cached" and value != allowed:
-                raise PathConfigError(
-                    key, f"cached embeddings are those of training, found {value!r}, allowed: {allowed}"
-                )
+                message = f"cached embeddings are those of training, found {value!r}, allowed: {allowed}"
+                raise PathConfigError(key, message)
         return self
 
 
@@ -224,18 +218,15 @@ class Train(ConfigModel):
 
     @model_validator(mode="after")
     def _options_fit(self) -> Train:
-        accumulation, size = self.accumulation, self.accumulation.chunk_size
-        if size is not None and self.batch_size % size:
-            raise PathConfigError(
-                "accumulation.chunk_size", f"found {size}, which does not divide batch_size {self.batch_size}"
-            )
-        if accumulation.mode == "cached":
+        if (size := self.accumulation.chunk_size) is not None and self.batch_size % size:
+            message = f"found {size}, which does not divide batch_size {self.batch_size}"
+            raise PathConfigError("accumulation.chunk_size", message)
+        if self.accumulation.mode == "cached":
             if self.compile:
                 raise PathConfigError("compile", "found true, which does not go with cached accumulation")
             if not self.sync_batchnorm:
-                raise PathConfigError(
-                    "sync_batchnorm", "found false, but cached accumulation normalises over the whole batch"
-                )
+                message = "found false, but cached accumulation normalises over the whole batch"
+                raise PathConfigError("sync_batchnorm", message)
         return self
 
     def check_workers(self, workers: int) -> None:
@@ -249,32 +240,33 @@ class Train(ConfigModel):
                 raise ConfigError(f"train.{key}: {size} is not divisible by {workers} workers")
 
 
-if TYPE_CHECKING:
-    EncoderPart: TypeAlias = Component
-    ObjectivePart: TypeAlias = Component
-    SamplerPart: TypeAlias = Component
-    OptimizerPart: TypeAlias = Component
-else:
-    EncoderPart = component(_finder(ENCODERS), "in_channels", "architecture")
-    ObjectivePart = component(_finder(OBJECTIVES), "num_samples")
-    SamplerPart = component(_finder(SAMPLERS), "batch_size")
-    OptimizerPart = component(_finder(OPTIMIZERS), "params")
-
-
 def _default(name: str) -> Any:
     return Field(default={"name": name}, validate_default=True)
 
 
-class Experiment(ConfigModel):
+class ExperimentModel(ConfigModel):
+    """Base class of experiments."""
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the experiment as plain data, with all defaults."""
+        return self.model_dump(mode="json")
+
+    @property
+    def digest(self) -> str:
+        """8 hexadecimal digits that identify the resolved configuration, including its seed."""
+        return hashlib.blake2b(json.dumps(self.resolved(), sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+class Experiment(ExperimentModel):
     """One experiment. ``mbcl train --config`` reads only this block."""
 
     seed: int = Field(default=0, ge=0)
     data: Data = Data()
-    encoder: EncoderPart = _default("resnet_small")
+    encoder: Annotated[Component, ComponentOf(ENCODERS, "in_channels", "architecture")] = _default("resnet_small")
     projector: Projector = Projector()
-    objective: ObjectivePart = _default("simclr")
-    sampler: SamplerPart = _default("shuffle")
-    optimizer: OptimizerPart = _default("lars")
+    objective: Annotated[Component, ComponentOf(OBJECTIVES, "num_samples")] = _default("simclr")
+    sampler: Annotated[Component, ComponentOf(SAMPLERS, "batch_size")] = _default("shuffle")
+    optimizer: Annotated[Component, ComponentOf(OPTIMIZERS, "params")] = _default("lars")
     schedule: Schedule = Schedule()
     embeddings: EmbeddingSource = EmbeddingSource()
     planner: Planner = Planner()
@@ -286,10 +278,8 @@ class Experiment(ConfigModel):
     @classmethod
     def _is_a_pretraining(cls, content: Any) -> Any:
         if isinstance(content, dict) and "synthetic" in content:
-            raise PathConfigError(
-                "synthetic",
-                "a synthetic study pretrains nothing; `mbcl synthetic` runs one, run_ray.py a space of them",
-            )
+            message = "a synthetic study pretrains nothing; `mbcl synthetic` runs one, run_ray.py a space of them"
+            raise PathConfigError("synthetic", message)
         return content
 
     @model_validator(mode="after")
@@ -355,11 +345,8 @@ class Experiment(ConfigModel):
 
         The first key is the first planned epoch.
         """
-        first, end, every = (
-            min(self.planner.warmup_epochs, self.train.epochs - 1),
-            self.train.epochs,
-            self.planner.every,
-        )
+        end, every = self.train.epochs, self.planner.every
+        first = min(self.planner.warmup_epochs, end - 1)
         # A step takes effect in the next planned epoch; planned are first, first + every, first + 2 * every, ...
         steps = {
             first - (first - epoch) // every * every for _, epoch, _ in self.planner.schedule.steps() if epoch > first
@@ -397,20 +384,6 @@ class Experiment(ConfigModel):
     def build_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Build the optimiser of this experiment for some parameters, at its unscaled learning rate."""
         return build_optimizer(self.optimizer.name, parameters, **self.optimizer.parameters)
-
-    @property
-    def digest(self) -> str:
-        """8 hexadecimal digits that identify the resolved configuration, including its seed."""
-        return digest_of(self.resolved())
-
-    def resolved(self) -> dict[str, Any]:
-        """Return the experiment as plain data, with all defaults."""
-        return self.model_dump(mode="json")
-
-
-def digest_of(content: dict[str, Any]) -> str:
-    """Return 8 hexadecimal digits that identify plain data."""
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 def read_experiment(path: str) -> dict[str, Any]:

@@ -30,9 +30,7 @@ class Spec:
     def in_pool(self, batch_size: int, num_samples: int) -> Sampler:
         """Build the sampler that plans one pool as a whole, as the published planner does.
 
-        Given parameters take precedence.
-
-        ``osgd`` selects a tenth of the pool's batches, its published share.
+        ``osgd`` selects a tenth of the pool's batches, its published share. Given parameters take precedence.
         """
         num_batches = num_samples // batch_size
         defaults: dict[str, dict[str, object]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from mbcl.engine.protocols import Row
+from mbcl.engine.protocols import BaseObserver, Row
 
 
 def epoch_line(row: Row, epochs: int) -> str:
@@ -20,7 +20,7 @@ def epoch_line(row: Row, epochs: int) -> str:
     return "  ".join(parts)
 
 
-class EpochLines:
+class EpochLines(BaseObserver):
     """A training observer that prints to the console."""
 
     def __init__(self, epochs: int) -> None:
@@ -38,9 +38,6 @@ class EpochLines:
         """Update the status line."""
         if self._status:
             self._status.update(f"step {step + 1}  loss {loss:.4g}  learning rate {lr:.3g}")
-
-    def on_checkpoint(self) -> None:
-        """Print nothing for a checkpoint."""
 
     def on_epoch(self, row: Row) -> None:
         """Print the line of the epoch."""

@@ -22,13 +22,16 @@ def _signature(part: Callable[..., Any]) -> str:
     return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in shown)
 
 
+def _title(name: str, registry: Registry[Any]) -> str:
+    aliases = registry.aliases(name)
+    return f"{name}({_signature(registry[name])})" + f" (also {', '.join(aliases)})" * bool(aliases)
+
+
 def _parts(kind: str, registry: Registry[Any]) -> Iterator[str]:
     yield f"{kind}:"
     for name in registry:
-        part = registry[name]
-        aliases = f" (also {', '.join(registry.aliases(name))})" if registry.aliases(name) else ""
-        summary = (inspect.getdoc(part) or "").split("\n")[0]
-        yield f"  {name}({_signature(part)}){aliases}"
+        yield f"  {_title(name, registry)}"
+        summary = (inspect.getdoc(registry[name]) or "").split("\n")[0]
         yield f"      {summary}"
 
 
@@ -46,15 +49,13 @@ def about(kind: str, name: str) -> str:
         raise ConfigError(f"mbcl list {kind}: says all there is; names are explained of {', '.join(KINDS)}")
     registry = registry_of(KINDS[kind])
     name = registry.canonical(name)
-    aliases = f" (also {', '.join(registry.aliases(name))})" if registry.aliases(name) else ""
-    return f"{name}({_signature(registry[name])}){aliases}\n\n{inspect.getdoc(registry[name]) or ''}"
+    return f"{_title(name, registry)}\n\n{inspect.getdoc(registry[name]) or ''}"
 
 
 def explain(name: str) -> str:
     """Return the text of ``mbcl explain NAME``: the kind of the component, then the text of :func:`about`.
 
-    Args:
-        name: the name of a sampler, objective, optimizer or encoder; published names work, too.
+    The component is a sampler, objective, optimizer or encoder; published names work, too.
 
     Raises:
         ConfigError: if no component has this name; the text gives the nearest one.
@@ -68,11 +69,7 @@ def explain(name: str) -> str:
 
 
 def lines(kind: str | None = None) -> Iterator[str]:
-    """Yield the lines of ``mbcl list``.
-
-    Args:
-        kind: samplers, objectives, optimizers, encoders or datasets; all if None.
-    """
+    """Yield the lines of ``mbcl list`` for samplers, objectives, optimizers, encoders or datasets; for all if None."""
     for name, part in KINDS.items():
         if kind in (None, name):
             yield from _parts(name, registry_of(part))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -18,8 +18,8 @@ LONG_STAGE_SECONDS = 2.0
 class Stages:
     """A progress display on stderr: a live bar on a terminal, elsewhere one line for each stage that took long."""
 
-    def __init__(self) -> None:
-        console = Console(stderr=True)
+    def __init__(self, *, quiet: bool = False) -> None:
+        console = Console(stderr=True, quiet=quiet)
         self._console = console
         self._bar = Progress(
             SpinnerColumn(),
@@ -62,10 +62,8 @@ class Stages:
 
     def map_pools(self, function: PoolFunction, items: Sequence[PoolItem]) -> Sequence[PoolPlan]:
         """Plan one pool after the other and count them."""
-        self._bar.update(self._task, total=len(items))
-        return list(self._each(function, items))
-
-    def _each(self, function: PoolFunction, items: Sequence[PoolItem]) -> Iterator[PoolPlan]:
+        plans: list[PoolPlan] = []
         for item in items:
-            yield function(*item)
-            self._bar.advance(self._task)
+            self.count(len(plans), len(items))
+            plans.append(function(*item))
+        return plans

@@ -1,7 +1,8 @@
-"""Reader of untrusted ``.npz`` files: their content is treated as data and never unpickled."""
+"""Content of ``.npz`` files. Reading treats untrusted files as data and never unpickles them."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,6 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbcl.errors import ConfigError, nearest
+
+
+def to_npz(**arrays: Any) -> bytes:
+    """Return the content of a compressed ``.npz`` file with arrays by name."""
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    return stream.getvalue()
 
 
 def read_arrays(

@@ -28,7 +28,7 @@ from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
 from mbcl.orchestration.search_space.schema import Space
 from mbcl.orchestration.trial.preflight import PreflightReport
-from mbcl.study import Estimate, primary_metrics, summarise
+from mbcl.study.statistics import Estimate, primary_metrics, summarise
 
 TABLE_METRICS = ("retrieval/u2v/top1", "knn/top1", "probe/top1", "plan/lift", "synthetic/excess")
 """Further columns of the table if measured, after the metric of the search and the first primary metric."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mbcl.report.wording import interval, listed, number, pluralize
+from mbcl.errors import pluralize
+from mbcl.report.wording import interval, listed, number
 from mbcl.study.best_settings import best_of
 from mbcl.study.metric_glossary import direction
 from mbcl.study.record import StudyRecord
@@ -38,11 +39,7 @@ def answer(
 ) -> Verdict:
     """Answer the study's question as far as its finished trials allow.
 
-    Args:
-        study: the study.
-        summaries: the summaries of its settings.
-        comparisons: the comparisons with the baseline on ``metric``.
-        metric: the primary metric; None if nothing has been measured.
+    The comparisons are those on ``metric``, the primary one; it is None if nothing has been measured.
     """
     counts = status_counts(study)
     if not study.trials:
@@ -60,18 +57,15 @@ def answer(
             + (", so the answer may still change." if counts.get("pending") else ".")
         )
     if any(c.chosen for c in comparisons):
+        bias = f"{metric} took no part in the choice"
+        if any(c.circular for c in comparisons):
+            bias = f"since {metric} is what they were chosen by, it flatters them, and no difference in it is claimed"
         verdict.details.append(
             f"Compared are the best settings of each sampler and objective by {study.metric}, chosen alike for the "
-            f"baseline; {_selection_bias(comparisons, metric)}."
+            f"baseline; {bias}."
         )
     verdict.details += _early_stopping_bias(study)
     return verdict
-
-
-def _selection_bias(comparisons: list[Comparison], metric: str) -> str:
-    if any(c.circular for c in comparisons):
-        return f"since {metric} is what they were chosen by, it flatters them, and no difference in it is claimed"
-    return f"{metric} took no part in the choice"
 
 
 def _early_stopping_bias(study: StudyRecord) -> list[str]:
@@ -87,11 +81,6 @@ def _early_stopping_bias(study: StudyRecord) -> list[str]:
         f"mean and no comparison. The finished ones were picked by {rule.metric} on {seed}, so what they reach there "
         f"is flattered{'; their other seeds took no part in the choice' if several else ''}."
     ]
-
-
-def _reference(comparisons: list[Comparison]) -> str:
-    names = {comparison.baseline_label for comparison in comparisons}
-    return names.pop() if len(names) == 1 else "its baseline"
 
 
 def _holds(comparison: Comparison) -> bool:
@@ -110,12 +99,9 @@ def _holds(comparison: Comparison) -> bool:
     )
 
 
-def _not_shown(comparison: Comparison) -> str:
-    return f"no interval (n={comparison.n})" if comparison.n == 1 else f"no difference shown (n={comparison.n})"
-
-
 def _compared(comparisons: list[Comparison], metric: str) -> Verdict:
-    reference = _reference(comparisons)
+    references = {c.baseline_label for c in comparisons}
+    reference = references.pop() if len(references) == 1 else "its baseline"
     holds = [c for c in comparisons if _holds(c)]
     constant = [c for c in comparisons if c.excludes_zero and c.constant]
     hints = [c for c in comparisons if c.excludes_zero and not c.circular and c not in holds and c not in constant]
@@ -140,7 +126,8 @@ def _compared(comparisons: list[Comparison], metric: str) -> Verdict:
     undecided = [_undecided(c) for c in comparisons if not c.excludes_zero or (c.circular and not c.constant)]
     if undecided and any(c.n > 1 for c in comparisons):
         start = f"No difference from {reference} is shown for" if holds or hints else "Differences measured:"
-        details.append(f"{start} {_listed_or_counted(undecided)}.")
+        settings = listed(undecided) if len(undecided) <= MAX_NAMED else f"{len(undecided)} settings"
+        details.append(f"{start} {settings}.")
     return Verdict(headline, details)
 
 
@@ -154,11 +141,6 @@ def _named_or_counted(comparisons: list[Comparison], names: str) -> str:
 
 def _counts(comparisons: list[Comparison]) -> list[tuple[str, int]]:
     return Counter(c.verdict for c in comparisons).most_common()
-
-
-def _listed_or_counted(names: list[str]) -> str:
-    """List up to ``MAX_NAMED`` names, otherwise give their number."""
-    return listed(names) if len(names) <= MAX_NAMED else f"{len(names)} settings"
 
 
 def _undecided(comparison: Comparison) -> str:
@@ -175,7 +157,8 @@ def _undecided(comparison: Comparison) -> str:
 def second_opinion(comparisons: list[Comparison]) -> str:
     """Summarise the comparisons on a further metric in one sentence; empty without comparisons."""
     shown = [c for c in comparisons if len(comparisons) <= MAX_NAMED or _holds(c)]
-    verdicts = [f"{c.label} {c.verdict if _holds(c) else _not_shown(c)}" for c in shown]
+    # Without Holm's correction, a verdict may be a difference. With one pair of seeds, it is that there is no interval.
+    verdicts = [f"{c.label} {c.verdict if _holds(c) or c.n == 1 else f'no difference shown (n={c.n})'}" for c in shown]
     if len(shown) > MAX_NAMED:
         verdicts = [f"{pluralize(count, 'setting')} {verdict}" for verdict, count in _counts(shown)]
     if left := len(comparisons) - len(shown):
@@ -211,11 +194,9 @@ def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str
         return Verdict(
             f"{best.label} reaches {metric} {number(result.mean)} ({spread}); there is nothing to compare with."
         )
-    reason = (
-        "The study's baseline does not single out a setting to compare with"
-        if study.baseline
-        else "The study names no baseline"
-    )
+    reason = "The study names no baseline"
+    if study.baseline:
+        reason = "The study's baseline does not single out a setting to compare with"
     if chosen and best.setting == chosen.id:
         headline = f"The best setting by {study.metric} is {best.label}: {metric} {number(result.mean)} ({spread})."
     else:

@@ -7,11 +7,12 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from mbcl.io.store import Store
 from mbcl.report.tables import STAGES
 from mbcl.study.record import StudyRecord
-from mbcl.study.settings import Setting, ordered_trials
+from mbcl.study.settings import Setting
 
 History = list[dict[str, float]]
 """One mapping for each epoch, with the measured metrics only."""
@@ -53,7 +54,7 @@ def _is_number(value: object) -> bool:
 def read_histories(store: Store, study: StudyRecord) -> dict[int, History]:
     """Read the histories by the ordinals of their trials; a trial that has not begun has none."""
     histories = {}
-    for key, trial in ordered_trials(study).items():
+    for key, trial in study.ordered().items():
         try:
             text = store.read_bytes(f"trials/{key}/metrics.jsonl").decode("utf-8", errors="replace")
         except FileNotFoundError:
@@ -65,26 +66,14 @@ def read_histories(store: Store, study: StudyRecord) -> dict[int, History]:
 
 def curve(setting: Setting, histories: dict[int, History], metric: str) -> MetricCurve | None:
     """Compute a setting's curve over its finished seeds, or over all started ones if none has finished."""
-    finished = [trial for trial in setting.trials if trial.status == "finished"]
-    chosen = [histories[trial.ordinal] for trial in finished or setting.trials if trial.ordinal in histories]
-    values: dict[float, list[float]] = {}
-    measured = 0
-    for history in chosen:
-        points = {row["epoch"]: row[metric] for row in history if metric in row}
-        measured += bool(points)
-        for epoch, value in points.items():
-            values.setdefault(epoch, []).append(value)
-    if not values:
+    chosen = [histories[t.ordinal] for t in setting.finished or setting.trials if t.ordinal in histories]
+    points = [{row["epoch"]: row[metric] for row in history if metric in row} for history in chosen]
+    epochs = sorted({epoch for seed in points for epoch in seed})
+    if not epochs:
         return None
-    epochs = sorted(values)
-    return MetricCurve(
-        label=setting.label,
-        epochs=epochs,
-        mean=[statistics.fmean(values[epoch]) for epoch in epochs],
-        low=[min(values[epoch]) for epoch in epochs],
-        high=[max(values[epoch]) for epoch in epochs],
-        seeds=measured,
-    )
+    values = [[seed[epoch] for seed in points if epoch in seed] for epoch in epochs]
+    mean, low, high = list(map(statistics.fmean, values)), list(map(min, values)), list(map(max, values))
+    return MetricCurve(setting.label, epochs, mean, low, high, seeds=sum(map(bool, points)))
 
 
 def stage_seconds(setting: Setting, histories: dict[int, History]) -> dict[str, float]:
@@ -93,28 +82,22 @@ def stage_seconds(setting: Setting, histories: dict[int, History]) -> dict[str, 
     For a trial without a history, the study record's seconds of the same stages count.
     """
     trials = []
-    for trial in setting.trials:
-        history = histories.get(trial.ordinal, [])
-        names = [f"time/{stage}" for stage in STAGES]
-        sums = {name[5:]: math.fsum(row.get(name, 0.0) for row in history) for name in names if _has(history, name)}
-        if trial.status == "finished":
-            trials.append(sums or {stage: value for stage, value in trial.seconds.items() if stage in STAGES})
+    for trial in setting.finished:
+        seconds: dict[str, list[float]] = {}
+        for stage, row in product(STAGES, histories.get(trial.ordinal, [])):
+            if f"time/{stage}" in row:
+                seconds.setdefault(stage, []).append(row[f"time/{stage}"])
+        sums = {stage: math.fsum(values) for stage, values in seconds.items()}
+        trials.append(sums or {stage: value for stage, value in trial.seconds.items() if stage in STAGES})
     return _means(trials)
 
 
 def wall_seconds(setting: Setting) -> dict[str, float]:
     """Average the study record's seconds of each stage of a trial, from start to end, over the finished seeds."""
-    return _means([trial.seconds for trial in setting.trials if trial.status == "finished"])
-
-
-def _has(history: History, name: str) -> bool:
-    return any(name in row for row in history)
+    return _means([trial.seconds for trial in setting.finished])
 
 
 def _means(trials: Sequence[dict[str, float]]) -> dict[str, float]:
-    values: dict[str, list[float]] = {}
-    for seconds in trials:
-        for stage, value in seconds.items():
-            if math.isfinite(value):
-                values.setdefault(stage, []).append(value)
-    return {stage: statistics.fmean(durations) for stage, durations in values.items()}
+    finite = [{stage: value for stage, value in seconds.items() if math.isfinite(value)} for seconds in trials]
+    stages = dict.fromkeys(stage for seconds in finite for stage in seconds)
+    return {stage: statistics.fmean(seconds[stage] for seconds in finite if stage in seconds) for stage in stages}

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
-from mbcl.report.curves import History, MetricCurve, curve, stage_seconds
-from mbcl.report.pictures import GRID, INK, LINES, MUTED, SERIES, Picture, log_scale, new_axes, render, shorten, style
+from mbcl.report import pictures
+from mbcl.report.curves import History, curve, stage_seconds
+from mbcl.report.pictures import GRID, INK, MUTED, SERIES, Picture, log_scale, new_axes, render, shorten
 from mbcl.report.tables import STAGES
 from mbcl.report.wording import listed, number
 from mbcl.study.metric_glossary import direction
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import Setting, baselines, settings_of
-from mbcl.study.statistics import Estimate, estimate, primary_metrics, value_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from mbcl.study.statistics import Estimate, estimate, primary_metrics, values_of
 
 CURVES = ("val/retrieval/top1", "train/loss", "plan/lift", "plan/loss", "synthetic/distance", "synthetic/excess")
 MAX_SETTINGS = 24
@@ -35,13 +32,11 @@ _CURVE_NOTES = {
 def draw(study: StudyRecord, histories: dict[int, History]) -> list[Picture]:
     """Draw every figure for which the study has data."""
     settings, note = _chosen(study)
-    colours = {s.id: SERIES[i % len(SERIES)] for i, s in enumerate(settings)}
-    pictures: list[Picture | None] = []
-    with style():
-        pictures += [_final(study, settings, metric, colours, note) for metric in primary_metrics(study)]
-        pictures += [_curves(settings, histories, metric, colours, note) for metric in CURVES]
-        pictures.append(_times(settings, histories, note))
-    return [picture for picture in pictures if picture is not None]
+    with pictures.style():
+        drawn = [_final(study, settings, metric, note) for metric in primary_metrics(study)]
+        drawn += [_curves(settings, histories, metric, note) for metric in CURVES]
+        drawn.append(_times(settings, histories, note))
+    return [picture for picture in drawn if picture is not None]
 
 
 def _chosen(study: StudyRecord) -> tuple[list[Setting], str]:
@@ -50,7 +45,7 @@ def _chosen(study: StudyRecord) -> tuple[list[Setting], str]:
     if len(settings) <= MAX_SETTINGS:
         return settings, ""
     metric = next(iter(primary_metrics(study)), "")
-    means = {s.id: result.mean for s in settings if (result := estimate([v for _, v in _values(s, metric)]))}
+    means = {s.id: result.mean for s in settings if (result := estimate(values_of(s, metric)))}
     always = {s.id for s in baselines(study, settings)}
     sign = direction(metric) or 1
     ranked = sorted(settings, key=lambda s: (s.id not in always, s.id not in means, -sign * means.get(s.id, 0.0)))
@@ -58,11 +53,6 @@ def _chosen(study: StudyRecord) -> tuple[list[Setting], str]:
     best = "highest" if sign > 0 else "lowest"
     note = f" Shown: the baseline and the {best} means, {MAX_SETTINGS} of {len(settings)} settings."
     return [s for s in settings if s.id in drawn], note
-
-
-def _values(setting: Setting, metric: str) -> list[tuple[int, float]]:
-    finished = (trial for trial in setting.trials if trial.status == "finished")
-    return [(trial.seed, value) for trial in finished if (value := value_of(trial, metric)) is not None]
 
 
 def _file_name(prefix: str, metric: str) -> str:
@@ -81,13 +71,12 @@ def _limits(values: Sequence[float], estimates: Iterable[Estimate]) -> tuple[flo
     return low - 0.08 * span, high + 0.08 * span
 
 
-def _final(
-    study: StudyRecord, settings: list[Setting], metric: str, colours: dict[int, str], note: str
-) -> Picture | None:
+def _final(study: StudyRecord, settings: list[Setting], metric: str, note: str) -> Picture | None:
     """Draw the final metric: dots for the seeds, a diamond for the mean, a bar for the 95 % interval."""
-    values = {s.id: [value for _, value in _values(s, metric)] for s in settings}
-    shown = [s for s in settings if values[s.id]]
-    estimates = {s.id: result for s in shown if (result := estimate(values[s.id]))}
+    colours = {s.id: SERIES[i % len(SERIES)] for i, s in enumerate(settings)}
+    values = {s.id: values_of(s, metric) for s in settings}
+    estimates = {s.id: result for s in settings if (result := estimate(values[s.id]))}
+    shown = [s for s in settings if s.id in estimates]
     if not shown:
         return None
     figure, axes = new_axes(7.2, 1.0 + 0.42 * len(shown))
@@ -97,15 +86,13 @@ def _final(
             axes.plot([result.ci_low, result.ci_high], [row, row], color=colour, linewidth=5, alpha=0.35)
         axes.scatter(values[setting.id], [row] * result.n, s=22, color=colour, zorder=3, linewidths=0)
         axes.scatter([result.mean], [row], s=54, marker="D", facecolor="none", edgecolor=INK, linewidths=1.3, zorder=4)
-    reference = [s for s in baselines(study, shown) if s.id in estimates]
+    reference, line = baselines(study, shown), ""
     if len(reference) == 1 and len(shown) > 1:
         axes.axvline(estimates[reference[0].id].mean, color=MUTED, linewidth=1, linestyle="--", zorder=1)
-    axes.set_yticks(range(len(shown)), [shorten(s.label) for s in shown])
-    axes.set_ylim(len(shown) - 0.4, -0.6)
+        line = " The dashed line is the mean of the baseline."
+    pictures.label_rows(axes, [s.label for s in shown])
     axes.set_xlim(*_limits([v for s in shown for v in values[s.id]], estimates.values()))
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
     axes.set_xlabel(metric, color=INK)
-    line = " The dashed line is the mean of the baseline." if len(reference) == 1 and len(shown) > 1 else ""
     return render(
         figure,
         _file_name("final", metric),
@@ -117,9 +104,7 @@ def _final(
     )
 
 
-def _curves(
-    settings: list[Setting], histories: dict[int, History], metric: str, colours: dict[int, str], note: str
-) -> Picture | None:
+def _curves(settings: list[Setting], histories: dict[int, History], metric: str, note: str) -> Picture | None:
     lines = [(i, s, line) for i, s in enumerate(settings) if (line := curve(s, histories, metric))]
     if not lines:
         return None
@@ -127,8 +112,9 @@ def _curves(
 
     columns = 2 if max(len(shorten(s.label)) for _, s, _ in lines) <= MAX_HALF_LEGEND else 1
     figure, axes = new_axes(4.7, 2.9 + 0.16 * (len(lines) // columns))
-    for i, setting, line in lines:
-        _draw_curve(axes, line, colours[setting.id], LINES[i // len(SERIES) % len(LINES)])
+    for i, _, line in lines:
+        low_high = (line.low, line.high) if line.seeds > 1 else None
+        pictures.draw_curve(axes, i, line.label, line.epochs, line.mean, low_high)
     if metric == "plan/lift":
         axes.axhline(1, color=MUTED, linewidth=1, linestyle="--", zorder=1)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -138,9 +124,7 @@ def _curves(
     axes.set_xlabel("step" if steps else "epoch", color=INK)
     axes.set_ylabel(metric, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(
-        loc="outside upper left", ncols=columns, frameon=False, labelcolor=INK, handlelength=1.4, fontsize=8.5
-    )
+    pictures.add_legend(figure, axes, columns)
     seeds = max(line.seeds for _, _, line in lines)
     early = [s for _, s, _ in lines if all(trial.status != "finished" for trial in s.trials)]
     stopped = [s for s in early if any(trial.stopped for trial in s.trials)]
@@ -161,13 +145,6 @@ def _curves(
     )
 
 
-def _draw_curve(axes: Axes, line: MetricCurve, colour: str, dashes: str) -> None:
-    if line.seeds > 1:
-        axes.fill_between(line.epochs, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
-    dot = "o" if len(line.epochs) == 1 else None
-    axes.plot(line.epochs, line.mean, dashes, color=colour, linewidth=1.7, marker=dot, label=shorten(line.label))
-
-
 def _times(settings: list[Setting], histories: dict[int, History], note: str) -> Picture | None:
     """Draw the seconds of each stage, summed over the epochs, as stacked bars."""
     seconds = {s.id: stage_seconds(s, histories) for s in settings}
@@ -182,9 +159,7 @@ def _times(settings: list[Setting], histories: dict[int, History], note: str) ->
         widths = [seconds[s.id].get(stage, 0.0) for s in shown]
         axes.barh(range(len(shown)), widths, left=starts, height=0.56, color=SERIES[i % len(SERIES)], label=stage)
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
-    axes.set_yticks(range(len(shown)), [shorten(s.label) for s in shown])
-    axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    pictures.label_rows(axes, [s.label for s in shown])
     axes.set_xlabel("seconds a trial", color=INK)
     figure.legend(loc="outside upper left", ncols=len(stages), frameon=False, labelcolor=INK, handlelength=1)
     return render(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from mbcl.errors import pluralize
 from mbcl.report import wording
 from mbcl.report.answer import answer, second_opinion, status_counts
 from mbcl.report.curves import History, stage_seconds, wall_seconds
@@ -18,20 +18,10 @@ from mbcl.report.pictures import Picture
 from mbcl.report.tables import stage_order
 from mbcl.study.metric_glossary import meaning, metric_order
 from mbcl.study.record import StudyRecord
-from mbcl.study.settings import baselines, flatten, ordered_trials, settings_of, text_of
+from mbcl.study.settings import baselines, flatten, settings_of, text_of
 from mbcl.study.statistics import Comparison, SettingSummary, final_metrics, primary_metrics, shown_status, value_of
 
 CLASSIFIERS = ("knn/top1", "probe/top1")
-
-
-@dataclass(frozen=True)
-class TimeTable:
-    """The mean seconds by setting label and stage."""
-
-    title: str
-    wall: bool
-    stages: list[str]
-    rows: dict[str, dict[str, float]]
 
 
 def page(
@@ -45,27 +35,23 @@ def page(
 ) -> str:
     """Render the page as HTML.
 
-    Args:
-        study: the study.
-        summaries: the summaries of its settings.
-        comparisons: the comparisons with the baseline, on every primary metric and all others of the evaluation.
-        pictures: the figures.
-        histories: the epoch rows of the trials, by ordinal.
-        space: the text of ``space.yaml``; empty if there is none.
-        folder: the name of the results folder, as ``--name`` takes it.
+    The comparisons are on every primary metric and all others of the evaluation; the histories are those of the trials
+    by ordinal; ``space`` is the text of ``space.yaml``, empty if there is none; ``folder`` is the name of the results
+    folder, as ``--name`` takes it.
     """
     metrics = primary_metrics(study)
+    side_metrics = _side_metrics(study, metrics)
     first = [c for c in comparisons if metrics and c.metric == metrics[0]]
     context: dict[str, Any] = {
         "study": study,
         "answer": answer(study, summaries, first, metrics[0] if metrics else None),
         "further": [
             second_opinion([c for c in comparisons if c.metric == metric])
-            for metric in [*metrics[1:], *(side for side in _side_metrics(study, metrics) if side in CLASSIFIERS)]
+            for metric in [*metrics[1:], *(side for side in side_metrics if side in CLASSIFIERS)]
         ],
         "counts": status_counts(study),
         "metrics": metrics,
-        "side_metrics": _side_metrics(study, metrics),
+        "side_metrics": side_metrics,
         "summaries": summaries,
         "all_metrics": [m for m in final_metrics(study) if any(m in s.metrics for s in summaries)],
         "baseline": ", ".join(f"{key}: {text_of(value)}" for key, value in flatten(study.baseline).items()),
@@ -106,7 +92,7 @@ def environment() -> Environment:
         "p_value": wording.p_value,
         "seconds": wording.seconds,
     }
-    environment.globals |= {"pluralize": wording.pluralize, "NOTHING": wording.NOTHING}
+    environment.globals |= {"pluralize": pluralize, "NOTHING": wording.NOTHING}
     return environment
 
 
@@ -131,23 +117,19 @@ def _trial_rows(study: StudyRecord, summaries: list[SettingSummary], metrics: li
             "values": [value_of(trial, metric) for metric in metrics],
             "seconds": trial.seconds.get("total"),
         }
-        for key, trial in ordered_trials(study).items()
+        for key, trial in study.ordered().items()
     ]
 
 
-def _times(study: StudyRecord, histories: dict[int, History]) -> list[TimeTable]:
-    """Return the time tables from start to end and inside the epochs; a table without rows is left out."""
-    settings = settings_of(study)
-    tables = [
-        _time_table("From start to end", {s.label: wall_seconds(s) for s in settings}, wall=True),
-        _time_table("Inside the epochs", {s.label: stage_seconds(s, histories) for s in settings}, wall=False),
-    ]
-    return [table for table in tables if table.rows]
-
-
-def _time_table(title: str, seconds: dict[str, dict[str, float]], *, wall: bool) -> TimeTable:
-    rows = {label: by_stage for label, by_stage in seconds.items() if by_stage}
-    return TimeTable(title, wall, sorted({stage for row in rows.values() for stage in row}, key=stage_order), rows)
+def _times(study: StudyRecord, histories: dict[int, History]) -> list[dict[str, Any]]:
+    """Return tables of the mean seconds by setting label and stage; a table without rows is left out."""
+    tables = []
+    for title, wall in (("From start to end", True), ("Inside the epochs", False)):
+        seconds = {s.label: wall_seconds(s) if wall else stage_seconds(s, histories) for s in settings_of(study)}
+        if rows := {label: by_stage for label, by_stage in seconds.items() if by_stage}:
+            stages = sorted({stage for row in rows.values() for stage in row}, key=stage_order)
+            tables.append({"title": title, "wall": wall, "stages": stages, "rows": rows})
+    return tables
 
 
 def _glossary(study: StudyRecord, histories: dict[int, History]) -> dict[str, str]:

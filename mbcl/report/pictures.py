@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -68,10 +68,8 @@ def style() -> Iterator[None]:
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     """Create a figure with one plain pair of axes. Call it within :func:`style`."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, _plain(figure.add_subplot())
+    figure, (axes,) = new_row(width, height, 1)
+    return figure, axes
 
 
 def log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
@@ -89,16 +87,45 @@ def new_row(width: float, height: float, count: int) -> tuple[Figure, list[Axes]
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, [_plain(axes) for axes in figure.subplots(1, count, sharey=True)]
+    row: list[Axes] = list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
+    for axes in row:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(MUTED)
+        axes.tick_params(colors=MUTED, labelcolor=INK, length=3)
+        axes.set_facecolor("none")
+        axes.set_axisbelow(True)
+    return figure, row
 
 
-def _plain(axes: Axes) -> Axes:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.tick_params(colors=MUTED, labelcolor=INK, length=3)
-    axes.set_facecolor("none")
-    axes.set_axisbelow(True)
-    return axes
+def label_rows(axes: Axes, labels: Sequence[str]) -> None:
+    """Give a chart of horizontal rows, the first one on top, their labels and a grid."""
+    axes.set_yticks(range(len(labels)), [shorten(label) for label in labels])
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+
+
+def draw_curve(
+    axes: Axes, index: int, label: str, x: Sequence[float], mean: Sequence[float], band: tuple[Any, Any] | None
+) -> None:
+    """Draw the ``index``-th curve, a dot if it is one point, with a band from the lowest to the highest value."""
+    colour, dashes = SERIES[index % len(SERIES)], LINES[index // len(SERIES) % len(LINES)]
+    if band:
+        axes.fill_between(x, *band, color=colour, alpha=0.16, linewidth=0)
+    dot = "o" if len(x) == 1 else None
+    axes.plot(x, mean, dashes, color=colour, linewidth=1.7, marker=dot, label=shorten(label))
+
+
+def add_legend(figure: Figure, axes: Axes, columns: int) -> None:
+    """Add the legend of the curves above the axes."""
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside upper left",
+        ncols=columns,
+        frameon=False,
+        labelcolor=INK,
+        handlelength=1.4,
+        fontsize=8.5,
+    )
 
 
 def render(figure: Figure, name: str, *, title: str, caption: str, alt: str) -> Picture:

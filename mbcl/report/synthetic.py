@@ -10,38 +10,31 @@ report.html
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
 import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
 from mbcl import __version__
+from mbcl.io.npz import to_npz
 from mbcl.io.store import Store, write_text
 from mbcl.report.page import environment, resource
 from mbcl.report.pictures import Picture
 from mbcl.report.synthetic_figures import draw
+from mbcl.report.tables import csv_text
 from mbcl.report.wording import listed, number
-from mbcl.synthetic.records import RECORD, Outcome
-from mbcl.synthetic.table import Row, Spread, reference_in_words, rows_of
+from mbcl.synthetic.records import MEASURES, RECORD, Outcome
+from mbcl.synthetic.table import Row, reference_in_words, rows_of
 
 MAX_STORED = 1024
 """Maximum number of samples with stored Gram matrices. They follow from the points, which are always stored."""
 
 
 def write(store: Store, outcome: Outcome) -> None:
-    """Write tables, points, figures and page.
-
-    Args:
-        store: the folder to write to.
-        outcome: the result of :func:`mbcl.synthetic.study.run`.
-    """
+    """Write tables, points, figures and page of a study that :func:`mbcl.synthetic.study.run` ran."""
     # The record goes first: it marks the folder as a synthetic study even if writing is interrupted.
     write_text(store, RECORD, json.dumps({"version": __version__, **asdict(outcome.settings)}, indent=1) + "\n")
     rows = rows_of(outcome)
@@ -55,56 +48,36 @@ def write(store: Store, outcome: Outcome) -> None:
     write_text(store, "report.html", page(outcome, rows, pictures))
 
 
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else repr(value)
-
-
-def _csv(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(lines)
-    return stream.getvalue()
-
-
 def table_csv(rows: list[Row]) -> str:
     """Return ``table.csv``: mean, minimum and maximum over the seeds of every measure; empty if not measured."""
-    header: list[str] = []
-    for field in fields(Row):
-        spread = field.type == "Spread"
-        header += [f"{field.name}/{part}" for part in ("mean", "low", "high")] if spread else [field.name]
-    lines = []
+    lines: list[dict[str, Any]] = []
     for row in rows:
-        cells: list[object] = []
-        for field in fields(Row):
-            value = getattr(row, field.name)
-            if isinstance(value, Spread):
-                cells += [_number(part) for part in (value.mean, value.low, value.high)]
-            else:
-                cells.append(_number(value) if isinstance(value, float) else value)
-        lines.append(cells)
-    return _csv(header, lines)
+        lines.append({})
+        for name, value in asdict(row).items():
+            spread = isinstance(value, dict)
+            lines[-1] |= {f"{name}/{part}": number for part, number in value.items()} if spread else {name: value}
+    return csv_text(list(lines[0]), lines)
 
 
 def curves_csv(outcome: Outcome) -> str:
     """Return ``curves.csv``: one row for each method, seed and curve point."""
-    measures = ("true_loss", "distance", "rearranging")
-    lines = [
-        [
-            curve.method.label,
-            curve.method.name,
-            curve.method.batch_size,
-            seed,
-            *(int(count[point]) for count in (curve.steps, curve.updates, curve.samples)),
-            _number(float(curve.batch_loss[index, point])),
-            *(_number(float(getattr(curve.course, measure)[index, point])) for measure in measures),
-        ]
+    rows = [
+        {
+            "label": curve.method.label,
+            "sampler": curve.method.name,
+            "batch_size": curve.method.batch_size,
+            "seed": seed,
+            "step": int(curve.steps[point]),
+            "updates": int(curve.updates[point]),
+            "samples": int(curve.samples[point]),
+            "batch_loss": float(curve.batch_loss[index, point]),
+            **{measure: float(getattr(curve.course, measure)[index, point]) for measure in MEASURES},
+        }
         for curve in outcome.curves
         for index, seed in enumerate(outcome.settings.seeds)
         for point in range(len(curve.steps))
     ]
-    header = ["label", "sampler", "batch_size", "seed", "step", "updates", "samples", "batch_loss", *measures]
-    return _csv(header, lines)
+    return csv_text(list(rows[0]), rows)
 
 
 def _points(outcome: Outcome) -> bytes:
@@ -121,9 +94,7 @@ def _points(outcome: Outcome) -> bytes:
             arrays[f"z{index}"] = curve.gram().numpy()
     if outcome.reference.known is not None and store_gram:
         arrays["optimum"] = outcome.reference.known.gram().numpy()
-    stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays)
-    return stream.getvalue()
+    return to_npz(**arrays)
 
 
 def headline(outcome: Outcome, rows: list[Row]) -> str:

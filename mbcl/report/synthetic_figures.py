@@ -10,26 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mbcl.report.pictures import (
-    GRID,
-    INK,
-    LINES,
-    MUTED,
-    SERIES,
-    Picture,
-    log_scale,
-    new_axes,
-    new_row,
-    render,
-    shorten,
-    style,
-)
+from mbcl.report import pictures as figures
+from mbcl.report.pictures import GRID, INK, MUTED, Picture, log_scale, new_axes, new_row, render
 from mbcl.report.wording import number
 from mbcl.synthetic.pairing import opposites
 from mbcl.synthetic.records import Curve, Outcome
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
 
 Array = NDArray[np.float64]
@@ -43,27 +30,37 @@ LOG_RATIO = 4
 COUNTS = (("steps", "steps"), ("updates", "gradient updates"), ("samples", "samples seen"))
 
 
+_DISTANCES = {
+    "distance": ("Distance to the optimum", "Frobenius norm, the least over rotations and namings of the samples."),
+    "rearranging": (
+        "The published norm, after rearranging each row",
+        "It does not see positives that are matched wrongly; it is shown for comparison.",
+    ),
+}
+"""The titles and notes of the distances."""
+
+
 def draw(outcome: Outcome) -> list[Picture]:
     """Draw every figure for which the outcome has data."""
-    with style():
-        pictures: list[Picture | None] = [_true_loss(outcome), _batch_loss(outcome)]
-        if outcome.reference.known is not None:
-            pictures += [_distance(outcome, "distance"), _distance(outcome, "rearranging")]
-        pictures += _maps(outcome)
-        return [picture for picture in pictures if picture is not None]
+    with figures.style():
+        pictures = [_true_loss(outcome), _batch_loss(outcome)]
+        for key, (title, note) in _DISTANCES.items():
+            values = [getattr(curve.course, key) for curve in outcome.curves]
+            if not np.isnan(values[0]).all():
+                pictures.append(_curves(outcome, f"curve_{key}", values, title=title, label=key, log=True, note=note))
+        return pictures + _maps(outcome)
 
 
 def _true_loss(outcome: Outcome) -> Picture:
-    reference_loss = outcome.reference.full_loss
-    reference_name = "the optimum" if outcome.reference.known else "the least loss known"
-    values = [curve.course.true_loss - (reference_loss or 0.0) for curve in outcome.curves]
+    loss = outcome.reference.full_loss
+    reference = "the optimum" if outcome.reference.known else "the least loss known"
     return _curves(
         outcome,
         "curve_true_loss",
-        values,
-        title="Loss of everything" if reference_loss is None else f"Loss of everything, above {reference_name}",
-        label="true loss" if reference_loss is None else "excess of true loss",
-        log=reference_loss is not None,
+        [curve.course.true_loss - (loss or 0.0) for curve in outcome.curves],
+        title="Loss of everything" if loss is None else f"Loss of everything, above {reference}",
+        label="true loss" if loss is None else "excess of true loss",
+        log=loss is not None,
     )
 
 
@@ -75,23 +72,8 @@ def _batch_loss(outcome: Outcome) -> Picture:
         title="Loss of the last batch of a step, before its update",
         label="batch loss",
         log=False,
-        note=" It says how hard the batches are; batches of different sizes do not compare.",
+        note="It says how hard the batches are; batches of different sizes do not compare.",
     )
-
-
-def _distance(outcome: Outcome, key: str) -> Picture | None:
-    values = [getattr(curve.course, key) for curve in outcome.curves]
-    if np.isnan(values[0]).all():
-        return None
-    titles = {
-        "distance": "Distance to the optimum",
-        "rearranging": "The published norm, after rearranging each row",
-    }
-    notes = {
-        "distance": " Frobenius norm, the least over rotations and namings of the samples.",
-        "rearranging": " It does not see positives that are matched wrongly; it is shown for comparison.",
-    }
-    return _curves(outcome, f"curve_{key}", values, title=titles[key], label=key, log=True, note=notes[key])
 
 
 def _curves(
@@ -101,7 +83,9 @@ def _curves(
     figure, row = new_row(10.2, 3.2 + 0.17 * (len(outcome.curves) // 4), len(COUNTS))
     for axes, (count, axis_label) in zip(row, COUNTS, strict=True):
         for index, (curve, value_SL) in enumerate(zip(outcome.curves, values, strict=True)):
-            _draw(axes, getattr(curve, count) + (count == "steps"), value_SL, index, shorten(curve.method.label))
+            low_high = (value_SL.min(axis=0), value_SL.max(axis=0)) if len(value_SL) > 1 else None
+            x_L = getattr(curve, count) + (count == "steps")
+            figures.draw_curve(axes, index, curve.method.label, x_L, value_SL.mean(axis=0), low_high)
         if log and any((value_SL > 0).any() for value_SL in values):
             log_scale(axes, "y")
         ends = [int(getattr(curve, count)[-1]) for curve in outcome.curves]
@@ -110,10 +94,7 @@ def _curves(
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.set_xlabel(axis_label, color=INK)
     row[0].set_ylabel(label, color=INK)
-    handles, names = row[0].get_legend_handles_labels()
-    figure.legend(
-        handles, names, loc="outside upper left", ncols=4, frameon=False, labelcolor=INK, handlelength=1.4, fontsize=8.5
-    )
+    figures.add_legend(figure, row[0], columns=4)
     several = len(outcome.settings.seeds) > 1
     band = "Mean over the seeds; the band reaches from the lowest to the highest." if several else "One seed."
     means = [f"{c.method.label}: {number(float(v[:, -1].mean()))}" for c, v in zip(outcome.curves, values, strict=True)]
@@ -121,17 +102,9 @@ def _curves(
         figure,
         name,
         title=title,
-        caption=f"{band} The same points against three counts of work.{note}",
+        caption=f"{band} The same points against three counts of work. {note}".rstrip(),
         alt=f"{title}, at the end. " + "; ".join(means),
     )
-
-
-def _draw(axes: Axes, count_L: NDArray[np.int64], value_SL: Array, index: int, label: str) -> None:
-    colour, dashes = SERIES[index % len(SERIES)], LINES[index // len(SERIES) % len(LINES)]
-    if len(value_SL) > 1:
-        axes.fill_between(count_L, value_SL.min(axis=0), value_SL.max(axis=0), color=colour, alpha=0.16, linewidth=0)
-    dot = "o" if len(count_L) == 1 else None
-    axes.plot(count_L, value_SL.mean(axis=0), dashes, color=colour, linewidth=1.7, marker=dot, label=label)
 
 
 def _maps(outcome: Outcome) -> list[Picture]:

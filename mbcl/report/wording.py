@@ -62,11 +62,6 @@ def seconds(value: float | None) -> str:
     return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
-def pluralize(count: int, noun: str) -> str:
-    """Format a count with its noun: ``1 trial``, ``3 trials``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def listed(items: list[str]) -> str:
     """Join items to a phrase: ``a``, ``a and b``, ``a, b and c``."""
     return " and ".join(part for part in (", ".join(items[:-1]), *items[-1:]) if part)

@@ -12,11 +12,9 @@ from mbcl.study.statistics import compare, compared_metrics, summarise
 
 
 def write(store: Store, study: StudyRecord) -> None:
-    """Write tables, plots and page; unfinished and failed trials are shown as such.
+    """Write tables, plots and page into the results folder; unfinished and failed trials are shown as such.
 
-    Args:
-        store: the results folder; the trials' ``metrics.jsonl`` are read from it if they exist.
-        study: the record of the study.
+    The trials' ``metrics.jsonl`` are read from the folder if they exist.
     """
     summaries = summarise(study)
     comparisons = [comparison for metric in compared_metrics(study) for comparison in compare(study, metric)]
@@ -28,20 +26,13 @@ def write(store: Store, study: StudyRecord) -> None:
     pictures = draw(study, histories)
     for picture in pictures:
         store.write_bytes(f"plots/{picture.name}.png", picture.png)
-    _delete_stale(store, {f"{picture.name}.png" for picture in pictures})
+    # Figures of an earlier report for which this one has no data are stale.
+    for name in set(store.list("plots")) - {f"{picture.name}.png" for picture in pictures}:
+        if name.endswith(".png"):
+            store.delete(f"plots/{name}")
     try:
         space = store.read_bytes("space.yaml").decode("utf-8", errors="replace")
     except FileNotFoundError:
         space = ""
-    write_text(
-        store,
-        "report.html",
-        page(study, summaries, comparisons, pictures, histories, space, store.uri.rstrip("/").rpartition("/")[2]),
-    )
-
-
-def _delete_stale(store: Store, current: set[str]) -> None:
-    """Delete figures of an earlier report for which this one has no data."""
-    for name in store.list("plots"):
-        if name.endswith(".png") and name not in current:
-            store.delete(f"plots/{name}")
+    folder = store.uri.rstrip("/").rpartition("/")[2]
+    write_text(store, "report.html", page(study, summaries, comparisons, pictures, histories, space, folder))

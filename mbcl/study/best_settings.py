@@ -14,7 +14,7 @@ from mbcl.study.settings import Setting
 
 def reached(study: StudyRecord, setting: Setting) -> list[float]:
     """Return the finite values of the search metric over the finished seeds of a setting."""
-    values = [trial.metrics.get(study.metric) for trial in setting.trials if trial.status == "finished"]
+    values = [trial.metrics.get(study.metric) for trial in setting.finished]
     return [float(value) for value in values if value is not None and math.isfinite(value)]
 
 
@@ -41,34 +41,22 @@ def champions(study: StudyRecord, settings: list[Setting], candidates: list[Sett
 
     Both are chosen by the same rule, :func:`best_of`, so that tuning favours neither side.
 
-    Args:
-        study: the study.
-        settings: all settings of the study.
-        candidates: the settings that match the study's baseline.
-
     Returns:
-        One ``(champion, reference)`` pair for each sampler and objective for which both exist.
+        One ``(champion, reference)`` pair for each sampler and objective for which both exist; the references are among
+        the candidates, which match the study's baseline.
     """
-    baseline_keys = {key.partition(".")[0] for key in study.baseline}
-    keys = {s.id: {"sampler": s.columns["sampler"], "objective": s.columns["objective"]} for s in settings}
+    parts = ("sampler", "objective")
+    # A candidate is a peer if it has the same sampler and objective, except for what the baseline names.
+    shared = [part for part in parts if part not in {key.partition(".")[0] for key in study.baseline}]
     ids = {candidate.id for candidate in candidates}
-    groups: dict[tuple[str, str], list[Setting]] = {}
+    groups: dict[tuple[str, ...], list[Setting]] = {}
     for setting in settings:
         if setting.id not in ids:
-            groups.setdefault((keys[setting.id]["sampler"], keys[setting.id]["objective"]), []).append(setting)
+            groups.setdefault(tuple(setting.columns[part] for part in parts), []).append(setting)
     pairs = []
     for group in groups.values():
-        champion = best_of(study, group)
-        peers = [
-            candidate
-            for candidate in candidates
-            if all(
-                keys[candidate.id][part] == keys[group[0].id][part]
-                for part in keys[group[0].id]
-                if part not in baseline_keys
-            )
-        ]
-        reference = best_of(study, peers)
+        peers = [c for c in candidates if all(c.columns[part] == group[0].columns[part] for part in shared)]
+        champion, reference = best_of(study, group), best_of(study, peers)
         if champion is not None and reference is not None:
             pairs.append((champion, reference))
     return pairs

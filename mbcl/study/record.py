@@ -121,10 +121,14 @@ class StudyRecord(BaseModel):
         """Return the trials that ``--resume`` runs: all that are neither finished nor stopped by a scheduler."""
         return [key for key, trial in self.trials.items() if trial.status not in ("finished", "stopped")]
 
+    def ordered(self) -> dict[str, TrialRecord]:
+        """Return the trials by id, sorted into the order of the study."""
+        return dict(sorted(self.trials.items(), key=lambda item: (item[1].ordinal, item[0])))
+
     def settings(self) -> dict[int, list[TrialRecord]]:
-        """Group the trials by setting; each list is in the order of its seeds."""
+        """Group the trials by setting, in the order of the study; each list is in the order of its seeds."""
         groups: dict[int, list[TrialRecord]] = {}
-        for trial in self.trials.values():
+        for trial in self.ordered().values():
             groups.setdefault(trial.setting, []).append(trial)
         return groups
 

@@ -25,13 +25,13 @@ class Setting:
     id: int
     label: str
     columns: dict[str, Any]
-    """``sampler`` and ``objective``, then the flattened swept keys."""
+    """``sampler`` and ``objective``, then the flattened swept keys: ``{"sampler": "spectral", "sampler.k": 4}``."""
     trials: tuple[TrialRecord, ...]
 
-
-def ordered_trials(study: StudyRecord) -> dict[str, TrialRecord]:
-    """Return the trials by id, sorted into the order of the study."""
-    return dict(sorted(study.trials.items(), key=lambda item: (item[1].ordinal, item[0])))
+    @property
+    def finished(self) -> list[TrialRecord]:
+        """The finished seeds."""
+        return [trial for trial in self.trials if trial.status == "finished"]
 
 
 def flatten(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def swept_columns(study: StudyRecord) -> list[str]:
     The fixed columns, such as ``sampler``, ``objective`` and ``seed``, are not repeated.
     """
     blocks: dict[str, dict[str, None]] = {}
-    for trial in ordered_trials(study).values():
+    for trial in study.ordered().values():
         for key, value in trial.parameters.items():
             blocks.setdefault(key, {}).update(dict.fromkeys(flatten({key: value})))
     columns = dict.fromkeys(column for block in blocks.values() for column in block)
@@ -86,11 +86,8 @@ def swept_columns(study: StudyRecord) -> list[str]:
 
 def settings_of(study: StudyRecord) -> list[Setting]:
     """Return the settings in the order of the study, with labels that name their differences."""
-    groups: dict[int, list[TrialRecord]] = {}
-    for trial in ordered_trials(study).values():
-        groups.setdefault(trial.setting, []).append(trial)
-    first = [trials[0] for trials in groups.values()]
-    columns = [columns_of(trial.sampler, trial.objective, trial.parameters) for trial in first]
+    groups = study.settings()
+    columns = [columns_of(first.sampler, first.objective, first.parameters) for first, *_ in groups.values()]
     return [
         Setting(number, label, flat, tuple(trials))
         for (number, trials), label, flat in zip(groups.items(), labels(columns), columns, strict=True)
@@ -121,11 +118,7 @@ def _is_default(column: str, columns: Mapping[str, Any]) -> bool:
 def labels(settings: list[dict[str, Any]]) -> list[str]:
     """Build short labels such as ``spectral (k=4)`` that contain only the differences between settings.
 
-    Args:
-        settings: the flat columns of each setting.
-
-    Returns:
-        One unique label for each setting.
+    They are built from the flat columns of each setting and are unique.
     """
     shown = [_differing(columns, settings) for columns in settings]
     short = _short_names(key for keys in shown for key in keys)
@@ -150,9 +143,9 @@ def _differing(columns: dict[str, Any], settings: list[dict[str, Any]]) -> list[
 
 def _short_names(keys: Iterable[str]) -> dict[str, str]:
     """Map each dotted key to its last word, or to itself where the last word is ambiguous."""
-    distinct = dict.fromkeys(keys)
-    counts = Counter(key.rpartition(".")[2] for key in distinct)
-    return {key: key.rpartition(".")[2] if counts[key.rpartition(".")[2]] == 1 else key for key in distinct}
+    last_words = {key: key.rpartition(".")[2] for key in keys}
+    counts = Counter(last_words.values())
+    return {key: word if counts[word] == 1 else key for key, word in last_words.items()}
 
 
 def _label(columns: dict[str, Any], keys: list[str], short: dict[str, str]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,7 +47,7 @@ class SettingSummary:
     sampler: str
     objective: str
     parameters: dict[str, Any]
-    """The flattened swept keys: ``{"sampler": "spectral", "sampler.k": 4}``."""
+    """The :attr:`Setting.columns`."""
     statuses: dict[str, int]
     metrics: dict[str, Estimate]
 
@@ -69,15 +70,15 @@ class Comparison:
     label: str
     baseline: int
     baseline_label: str
-    n: int
-    difference: float | None
-    sd: float | None
-    ci_low: float | None
-    ci_high: float | None
-    p: float | None
-    p_holm: float | None
-    comparisons: int
-    verdict: str
+    difference: float | None = None
+    sd: float | None = None
+    n: int = 0
+    ci_low: float | None = None
+    ci_high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    comparisons: int = 0
+    verdict: str = "not comparable (no seed finished in both)"
     chosen_by: str = ""
     """The search metric by which both settings were chosen as the best of their kind; empty if all are compared."""
 
@@ -169,23 +170,14 @@ def compared_metrics(study: StudyRecord) -> list[str]:
 
 
 def _summary(setting: Setting, metrics: Sequence[str]) -> SettingSummary:
-    statuses: dict[str, int] = {}
-    for trial in setting.trials:
-        statuses[shown_status(trial)] = statuses.get(shown_status(trial), 0) + 1
-    finished = [trial for trial in setting.trials if trial.status == "finished"]
-    estimates = {}
-    for metric in metrics:
-        values = [value for trial in finished if (value := value_of(trial, metric)) is not None]
-        if result := estimate(values):
-            estimates[metric] = result
     return SettingSummary(
         setting=setting.id,
         label=setting.label,
         sampler=setting.trials[0].sampler,
         objective=setting.trials[0].objective,
         parameters=setting.columns,
-        statuses=statuses,
-        metrics=estimates,
+        statuses=dict(Counter(map(shown_status, setting.trials))),
+        metrics={metric: result for metric in metrics if (result := estimate(values_of(setting, metric)))},
     )
 
 
@@ -210,9 +202,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _by_seed(setting: Setting, metric: str) -> dict[int, float]:
-    finished = (trial for trial in setting.trials if trial.status == "finished")
-    return {trial.seed: value for trial in finished if (value := value_of(trial, metric)) is not None}
+def values_of(setting: Setting, metric: str) -> list[float]:
+    """Return the values of a final metric over the finished seeds."""
+    return [value for trial in setting.finished if (value := value_of(trial, metric)) is not None]
 
 
 def _difference(value: float, reference: float) -> float:
@@ -231,24 +223,19 @@ def _p_value(difference: Estimate) -> float:
     return float(2 * stats.t.sf(abs(difference.mean) / (difference.sd / math.sqrt(difference.n)), difference.n - 1))
 
 
-def _verdict(metric: str, difference: Estimate | None) -> str:
-    if difference is None:
-        return "not comparable (no seed finished in both)"
+def _verdict(metric: str, difference: Estimate) -> str:
     if difference.ci_low is None or difference.ci_high is None:
         return f"no interval (n={difference.n})"
     if difference.ci_low <= 0 <= difference.ci_high:
         return f"no difference shown (n={difference.n})"
-    sign = 1 if difference.mean > 0 else -1
-    verdicts: Mapping[int, str] = {1: "better", -1: "worse"}
-    return verdicts[sign * direction(metric)] if direction(metric) else ("higher" if sign > 0 else "lower")
+    higher = difference.mean > 0
+    if direction(metric) == 0:
+        return "higher" if higher else "lower"
+    return "better" if higher == (direction(metric) > 0) else "worse"
 
 
 def compare(study: StudyRecord, metric: str) -> list[Comparison]:
-    """Compare every other setting with the study's baseline on one metric, paired by seed.
-
-    Args:
-        study: the study; its ``baseline`` names the reference.
-        metric: a final metric.
+    """Compare every other setting with the study's baseline on one final metric, paired by seed.
 
     Returns:
         One comparison for each setting that has a baseline, in the order of the study; empty without a baseline. If
@@ -260,11 +247,11 @@ def compare(study: StudyRecord, metric: str) -> list[Comparison]:
     candidates = baselines(study, settings)
     # Draws of an adaptive search agree only by chance, so agreement must not decide which settings are paired.
     drawn = len(candidates) > 1 and any(trial.drawn for trial in study.trials.values())
-    comparisons = []
-    for setting in settings if not drawn else ():
-        reference = baseline_for(study, setting, candidates)
-        if reference is not None:
-            comparisons.append(_pair(metric, setting, reference))
+    comparisons = [
+        _pair(metric, setting, reference)
+        for setting in settings
+        if not drawn and (reference := baseline_for(study, setting, candidates)) is not None
+    ]
     if not comparisons and len(candidates) > 1:
         pairs = champions(study, settings, candidates)
         comparisons = [replace(_pair(metric, *pair), chosen_by=study.metric) for pair in pairs]
@@ -277,21 +264,14 @@ def compare(study: StudyRecord, metric: str) -> list[Comparison]:
 
 
 def _pair(metric: str, setting: Setting, reference: Setting) -> Comparison:
-    ours, theirs = _by_seed(setting, metric), _by_seed(reference, metric)
-    result = estimate([_difference(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])
-    return Comparison(
-        metric=metric,
-        setting=setting.id,
-        label=setting.label,
-        baseline=reference.id,
-        baseline_label=reference.label,
-        n=result.n if result else 0,
-        difference=result.mean if result else None,
-        sd=result.sd if result else None,
-        ci_low=result.ci_low if result else None,
-        ci_high=result.ci_high if result else None,
-        p=_p_value(result) if result and result.sd is not None else None,
-        p_holm=None,
-        comparisons=0,
-        verdict=_verdict(metric, result),
+    ours, theirs = (
+        {trial.seed: value for trial in s.finished if (value := value_of(trial, metric)) is not None}
+        for s in (setting, reference)
     )
+    result = estimate([_difference(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])
+    names = (metric, setting.id, setting.label, reference.id, reference.label)
+    if result is None:
+        return Comparison(*names)
+    p = None if result.sd is None else _p_value(result)
+    estimated = (result.mean, result.sd, result.n, result.ci_low, result.ci_high)
+    return Comparison(*names, *estimated, p, verdict=_verdict(metric, result))

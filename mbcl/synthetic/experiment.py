@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from mbcl.config.base import Component, ConfigModel, PathConfigError, component, validate_parameters
-from mbcl.config.experiment import Experiment, digest_of
+from mbcl.config.base import Component, ComponentOf, ConfigModel, PathConfigError, validate_parameters
+from mbcl.config.experiment import Experiment, ExperimentModel
 from mbcl.errors import ConfigError
 from mbcl.samplers import SAMPLERS
 from mbcl.synthetic.selections import Method, fitting, method_of
-from mbcl.synthetic.settings import MAX_COORDINATES, MAX_POINTS, MAX_SAMPLES, Settings
+from mbcl.synthetic.settings import MAX_COORDINATES, MAX_POINTS, MAX_SAMPLES, Accumulate, Settings, num_points
 
-if TYPE_CHECKING:
-    GivenSampler: TypeAlias = Component
-else:
-    # No defaults here (fill=False): they depend on N and B, which a sweep may change after the sampler is read.
-    GivenSampler = component(lambda name: (SAMPLERS.canonical(name), SAMPLERS[name]), "batch_size", fill=False)
+# No defaults (fill=False): they depend on N and B, which a sweep may change after the sampler is read.
+GivenSampler = Annotated[Component, ComponentOf(SAMPLERS, "batch_size", fill=False)]
 
 
 class Synthetic(ConfigModel):
@@ -28,7 +25,7 @@ class Synthetic(ConfigModel):
     batch_size: int = Field(default=2, ge=2)
     steps: int = Field(default=Settings.steps, ge=1)
     lr: float = Field(default=Settings.lr, gt=0)
-    accumulate: Literal["sum", "mean"] | None = None
+    accumulate: Accumulate | None = None
     equal_init: bool = Settings.equal_init
     log_every: int = Field(default=Settings.log_every, ge=1)
     published_points: bool = Settings.published_points
@@ -40,16 +37,13 @@ class Synthetic(ConfigModel):
             raise PathConfigError("batch_size", f"found {self.batch_size}, which is above n {self.n}")
         if self.dim is not None and self.dim > (max_dim := MAX_COORDINATES // (2 * self.n)):
             raise PathConfigError("dim", f"found {self.dim}, allowed with n {self.n} are at most {max_dim:,}")
-        if self.steps // self.log_every >= MAX_POINTS:
-            raise PathConfigError(
-                "log_every",
-                f"found {self.log_every}: with {self.steps} steps a curve has too many "
-                f"points; allowed are at most {MAX_POINTS:,}",
-            )
+        if num_points(self.steps, self.log_every) > MAX_POINTS:
+            problem = f"with {self.steps} steps a curve has too many points; allowed are at most {MAX_POINTS:,}"
+            raise PathConfigError("log_every", f"found {self.log_every}: {problem}")
         return self
 
 
-class SyntheticExperiment(ConfigModel):
+class SyntheticExperiment(ExperimentModel):
     """A synthetic study of one sampler with one seed. Its loss is ``clip`` without temperature."""
 
     seed: int = Field(default=0, ge=0)
@@ -68,11 +62,6 @@ class SyntheticExperiment(ConfigModel):
     def objective(self) -> Component:
         """The minimised objective: CLIP at temperature 1."""
         return Component(name="clip", temperature=1.0)
-
-    @property
-    def digest(self) -> str:
-        """8 hexadecimal digits that identify the resolved configuration, including its seed."""
-        return digest_of(self.resolved())
 
     def resolved(self) -> dict[str, Any]:
         """Return the experiment as plain data, with the defaults that follow from N and B."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,8 +16,7 @@ from torch import Tensor
 from mbcl.samplers import OSGDExhaustive, hardest_batches
 from mbcl.synthetic.points import Points, similarities
 from mbcl.synthetic.selections import Method
-
-Accumulate = Literal["sum", "mean"]
+from mbcl.synthetic.settings import Accumulate, Settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,58 +36,20 @@ class State:
     samples: int
 
 
-@dataclass(frozen=True, eq=False)
-class Final:
-    """The state of a method at the end of the study.
-
-    Args:
-        x_2SND: (2, S, N, D) float, a copy of its points.
-        updates, samples: as in :class:`State`.
-    """
-
-    x_2SND: Tensor
-    updates: int
-    samples: int
-
-
-class MethodGroup(Protocol):
-    """A group of methods that take their steps at the same time."""
-
-    @property
-    def methods(self) -> Sequence[Method]:
-        """The methods of the group."""
-        ...
-
-    def step(self, step: int) -> None:
-        """Take one step."""
-        ...
-
-    def states(self) -> list[State]:
-        """Return the state of each method after the last step, for its curve."""
-        ...
-
-    def finals(self) -> list[Final]:
-        """Return the state of each method after its last update."""
-        ...
-
-
 class OneUpdate:
     """A method that makes one update per step, on all batches of the step.
 
     Args:
         method: ``full``, ``all_batches``, or any method whose batches are known when a step begins.
         start_2SND: (2, S, N, D) float.
-        seeds: one per run.
-        lr: learning rate.
+        settings: give the seeds and the learning rate.
         accumulate: whether the loss is the sum or the mean of the batches' losses.
     """
 
-    def __init__(
-        self, method: Method, start_2SND: Tensor, seeds: Sequence[int], lr: float, accumulate: Accumulate
-    ) -> None:
-        self.methods: Sequence[Method] = [method]
+    def __init__(self, method: Method, start_2SND: Tensor, settings: Settings, accumulate: Accumulate) -> None:
+        self.methods = [method]
         self._points = Points(start_2SND)
-        self._seeds, self._lr, self._accumulate = seeds, lr, accumulate
+        self._seeds, self._lr, self._accumulate = settings.seeds, settings.lr, accumulate
         self._updates = self._samples = 0
         self._batches_SKB: Tensor | None = None
 
@@ -103,13 +64,9 @@ class OneUpdate:
         self._updates += 1
         self._samples += num_batches * size
 
-    def states(self) -> list[State]:
+    def states(self, *, final: bool = False) -> list[State]:
         """Return the state of the single method after the last step."""
         return [State(self._points.x_2RND.clone(), self._loss_S, self._updates, self._samples)]
-
-    def finals(self) -> list[Final]:
-        """Return the final state of the single method."""
-        return [Final(self._points.x_2RND.clone(), self._updates, self._samples)]
 
 
 class OneByOne:
@@ -118,24 +75,20 @@ class OneByOne:
     Args:
         methods: the methods; those that choose a batch before every update are sorted to the end.
         start_2SND: (2, S, N, D) float, the same for all.
-        seeds: one per run.
-        lr: learning rate.
-        after_first: whether the logged state of a method that chooses before every update is that after the first
-            update of a step, as published, instead of that after the last.
+        settings: give the seeds and the learning rate. With ``published_points``, the logged state of a method that
+            chooses before every update is that after the first update of a step, instead of that after the last.
     """
 
-    def __init__(
-        self, methods: Sequence[Method], start_2SND: Tensor, seeds: Sequence[int], lr: float, *, after_first: bool
-    ) -> None:
+    def __init__(self, methods: Sequence[Method], start_2SND: Tensor, settings: Settings) -> None:
         assert len({method.batch_size for method in methods}) == 1
-        self.methods: Sequence[Method] = sorted(methods, key=lambda method: method.exhaustive)
+        self.methods = sorted(methods, key=lambda method: method.exhaustive)
         self._num_planned = sum(not method.exhaustive for method in methods)
         self._points = Points(start_2SND.repeat(1, len(methods), 1, 1))
-        self._seeds, self._lr, self._after_first = seeds, lr, after_first
+        self._seeds, self._lr, self._published_points = settings.seeds, settings.lr, settings.published_points
         self._size = methods[0].batch_size
         self._num_batches = start_2SND.shape[2] // self._size
         self._steps = 0
-        self._constant_batches: dict[int, Tensor] = {}
+        self._batches: dict[int, Tensor] = {}
         self._after_first_update: tuple[Tensor, Tensor] | None = None
 
     def step(self, step: int) -> None:
@@ -147,23 +100,22 @@ class OneByOne:
             parts += [self._hardest_batch(index) for index in range(self._num_planned, len(self.methods))]
             batch_RB = torch.cat(parts) if len(parts) > 1 else parts[0]
             self._loss_R = self._points.update(batch_RB[:, None], lr=self._lr)[:, 0]
-            if number == 0 and self._after_first:
-                first = self._num_planned * len(self._seeds)
-                self._after_first_update = self._points.x_2RND[:, first:].clone(), self._loss_R[first:]
+            if number == 0 and self._published_points:
+                self._after_first_update = self._points.x_2RND.clone(), self._loss_R
         self._steps += 1
 
+    def _runs(self, index: int) -> slice:
+        return slice(index * len(self._seeds), (index + 1) * len(self._seeds))
+
     def _points_of(self, index: int) -> Tensor:
-        return self._points.x_2RND[:, index * len(self._seeds) : (index + 1) * len(self._seeds)]
+        return self._points.x_2RND[:, self._runs(index)]
 
     def _planned_batches(self, index: int, step: int) -> Tensor:
         """Return the batches, (S, K, B), of a method that plans them when a step begins."""
         method = self.methods[index]
-        if index in self._constant_batches:
-            return self._constant_batches[index]
-        batches_SKB = method.selection.batches(self._points_of(index), self._seeds, step)
-        if method.unchanging:
-            self._constant_batches[index] = batches_SKB
-        return batches_SKB
+        if index not in self._batches or not method.unchanging:
+            self._batches[index] = method.selection.batches(self._points_of(index), self._seeds, step)
+        return self._batches[index]
 
     def _hardest_batch(self, index: int) -> Tensor:
         """Return the batch, (S, B), with the highest loss of all batches at the current points."""
@@ -172,54 +124,35 @@ class OneByOne:
         z_SNN = similarities(self._points_of(index))
         return hardest_batches(z_SNN if sampler.temperature == 1 else z_SNN / sampler.temperature, self._size)[0]
 
-    def states(self) -> list[State]:
-        """Return the state of each method after the last step; for exhaustive methods see ``after_first``."""
-        num_seeds, states = len(self._seeds), []
+    def states(self, *, final: bool = False) -> list[State]:
+        """Return the state of each method after the last step, with ``final`` never that after its first update."""
+        states = []
         for index, method in enumerate(self.methods):
-            updates = self._steps * self._num_batches
-            x_2SND, loss_S = self._points_of(index).clone(), self._loss_R[index * num_seeds : (index + 1) * num_seeds]
-            if method.exhaustive and self._after_first_update is not None:
+            updates, x_2RND, loss_R = self._steps * self._num_batches, self._points.x_2RND, self._loss_R
+            if method.exhaustive and self._after_first_update is not None and not final:
                 updates -= self._num_batches - 1
-                runs = slice((index - self._num_planned) * num_seeds, (index - self._num_planned + 1) * num_seeds)
-                x_2SND, loss_S = self._after_first_update[0][:, runs], self._after_first_update[1][runs]
-            states.append(State(x_2SND, loss_S, updates, updates * self._size))
+                x_2RND, loss_R = self._after_first_update
+            runs = self._runs(index)
+            states.append(State(x_2RND[:, runs].clone(), loss_R[runs], updates, updates * self._size))
         return states
 
-    def finals(self) -> list[Final]:
-        """Return the final state of each method."""
-        updates = self._steps * self._num_batches
-        indices = range(len(self.methods))
-        return [Final(self._points_of(index).clone(), updates, updates * self._size) for index in indices]
+
+MethodGroup: TypeAlias = OneUpdate | OneByOne
+"""A group of methods that take their steps at the same time."""
 
 
-def groups_of(
-    methods: Sequence[Method],
-    start_2SND: Tensor,
-    seeds: Sequence[int],
-    *,
-    lr: float,
-    accumulate: Accumulate | None = None,
-    published_points: bool = False,
-) -> list[MethodGroup]:
-    """Group the methods that can take their steps in one computation; all begin at the same points.
+def groups_of(settings: Settings, methods: Sequence[Method], start_2SND: Tensor) -> list[MethodGroup]:
+    """Group the methods that can take their steps in one computation; all begin at the same (2, S, N, D) points.
 
-    Args:
-        methods: the methods of the study.
-        start_2SND: (2, S, N, D) float.
-        seeds: one per run.
-        lr: learning rate.
-        accumulate: one update per step, on the sum or the mean of the losses of its batches. Methods that make one
-            update per step anyway, or choose a batch before every update, are unchanged.
-        published_points: see :class:`OneByOne`.
+    With ``accumulate``, methods make one update per step, on the sum or the mean of the losses of its batches. Methods
+    that make one update per step anyway, or choose a batch before every update, are unchanged.
     """
     groups: list[MethodGroup] = []
     one_by_one: dict[int, list[Method]] = {}
     for method in methods:
-        if method.one_update or (accumulate and not method.exhaustive):
-            reduction: Accumulate = "mean" if method.one_update or accumulate is None else accumulate
-            groups.append(OneUpdate(method, start_2SND, seeds, lr, reduction))
+        if method.one_update or (settings.accumulate and not method.exhaustive):
+            reduction: Accumulate = "mean" if method.one_update else settings.accumulate or "mean"
+            groups.append(OneUpdate(method, start_2SND, settings, reduction))
         else:
             one_by_one.setdefault(method.batch_size, []).append(method)
-    for same_size in one_by_one.values():
-        groups.append(OneByOne(same_size, start_2SND, seeds, lr, after_first=published_points))
-    return groups
+    return groups + [OneByOne(same_size, start_2SND, settings) for same_size in one_by_one.values()]

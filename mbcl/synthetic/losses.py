@@ -34,12 +34,10 @@ class MeanLoss:
     Args:
         mean_R: (R,) float64.
         error_R: (R,) float64, the standard error of an estimate; 0 where the mean is exact.
-        num_batches: the number of evaluated batches.
     """
 
     mean_R: Tensor
     error_R: Tensor
-    num_batches: int
 
 
 def mean_batch_loss(
@@ -70,10 +68,8 @@ def mean_batch_loss(
         drawn = [generator.choice(num_samples, batch_size, replace=False, shuffle=False) for _ in range(sampled)]
         batches_KB = torch.from_numpy(np.stack(drawn))
     loss_RK = torch.stack([_losses(x_2RND[:, [run]], batches_KB) for run in range(num_runs)])
-    error_R = torch.zeros(num_runs, dtype=loss_RK.dtype)
-    if not is_exact:
-        error_R = loss_RK.std(dim=1) / math.sqrt(len(batches_KB))
-    return MeanLoss(loss_RK.mean(dim=1), error_R, len(batches_KB))
+    mean_R = loss_RK.mean(dim=1)
+    return MeanLoss(mean_R, torch.zeros_like(mean_R) if is_exact else loss_RK.std(dim=1) / math.sqrt(sampled))
 
 
 def _losses(x_21ND: Tensor, batches_KB: Tensor) -> Tensor:
@@ -100,12 +96,10 @@ class Least:
     Args:
         loss: the minimum.
         x_2ND: (2, N, D) float64, the minimiser.
-        restarts: the number of restarts.
     """
 
     loss: float
     x_2ND: Tensor
-    restarts: int
 
 
 def least_of_restarts(
@@ -142,7 +136,7 @@ def least_of_restarts(
                 options={"maxiter": STEPS, "maxfun": 2 * STEPS, "ftol": 0.0, "gtol": 1e-9},
             )
         if best is None or result.fun < best.loss:
-            best = Least(float(result.fun), torch.from_numpy(result.x).view(2, num_samples, dim), restarts)
+            best = Least(float(result.fun), torch.from_numpy(result.x).view(2, num_samples, dim))
         done()
     assert best is not None, "restarts are at least one"
     return best

@@ -5,7 +5,7 @@ Letters: 2 the views u and v, S seeds, N samples, D dimensions, L points of a cu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mbcl.seeding import numpy_generator
-from mbcl.synthetic.groups import Final, State
+from mbcl.synthetic.groups import State
 from mbcl.synthetic.losses import MeanLoss, mean_batch_loss
 from mbcl.synthetic.optima import Optimum, distance, rearranging_norm
 from mbcl.synthetic.points import CHUNK_ELEMENTS, clip_losses, similarities
@@ -43,6 +43,10 @@ class Measured:
     rearranging: Array
 
 
+MEASURES = tuple(field.name for field in fields(Measured))
+"""The names of the measures."""
+
+
 @dataclass(frozen=True, eq=False)
 class Reference:
     """The reference for the losses.
@@ -70,7 +74,6 @@ class Curve:
     """The curve and the final result of one method.
 
     Args:
-        method: the method.
         steps, updates, samples: (L,) int64, the work until each point, in three counts.
         batch_loss: (S, L) float64, see :class:`~mbcl.synthetic.groups.State`.
         course: the measures along the curve, (S, L) each.
@@ -103,10 +106,8 @@ class Outcome:
     """The outcome of a study.
 
     Args:
-        settings: the settings of the study.
         start_2SND: (2, S, N, D) float64, the common starting points of all methods.
         curves: one per method, in the order of the settings.
-        reference: the reference for the losses.
     """
 
     settings: Settings
@@ -119,9 +120,7 @@ class Recorder:
     """A recorder that collects the points of a method's curve during the study."""
 
     def __init__(self, method: Method) -> None:
-        self.method = method
-        self.x_2SND: Tensor | None = None
-        self.updates = self.samples = 0
+        self._method = method
         self._states: list[tuple[int, int, int]] = []
         self._batch_loss: list[Array] = []
         self._measured: list[Measured] = []
@@ -132,50 +131,35 @@ class Recorder:
         self._batch_loss.append(state.batch_loss_S.double().cpu().numpy())
         self._measured.append(measure(state.x_2SND, known))
 
-    def end(self, final: Final) -> None:
-        """Record the final state of the method."""
-        self.x_2SND, self.updates, self.samples = final.x_2SND, final.updates, final.samples
-
-    def curve(self, known: Optimum | None) -> Curve:
+    def curve(self, final: State, known: Optimum | None) -> Curve:
         """Return the whole curve with the measures that are only taken at the end."""
-        assert self.x_2SND is not None
+        size = final.x_2SND.shape[2] if self._method.name == "full" else self._method.batch_size
         steps, updates, samples = np.array(self._states, dtype=np.int64).T
-        size = self.x_2SND.shape[2] if self.method.name == "full" else self.method.batch_size
-        course = Measured(
-            *(
-                np.stack([getattr(measured, key) for measured in self._measured], axis=1)
-                for key in ("true_loss", "distance", "rearranging")
-            )
-        )
         return Curve(
-            self.method,
+            self._method,
             steps,
             updates,
             samples,
             np.stack(self._batch_loss, axis=1),
-            course,
-            self.x_2SND,
-            self.updates,
-            self.samples,
-            measure(self.x_2SND, known),
-            mean_batch_loss(self.x_2SND, size, numpy_generator(0, "synthetic/sampled batches", size)),
+            Measured(**{key: np.stack([getattr(m, key) for m in self._measured], axis=1) for key in MEASURES}),
+            final.x_2SND,
+            final.updates,
+            final.samples,
+            measure(final.x_2SND, known),
+            mean_batch_loss(final.x_2SND, size, numpy_generator(0, "synthetic/sampled batches", size)),
         )
 
 
 def measure(x_2SND: Tensor, known: Optimum | None) -> Measured:
     """Measure points, in chunks of runs, because each run needs an N x N matrix."""
     num_samples = x_2SND.shape[2]
-    measures: list[tuple[Tensor, Tensor, Tensor]] = []
+    measures: list[Tensor] = []
     for part_2SND in x_2SND.split(max(1, CHUNK_ELEMENTS // num_samples**2), dim=1):
         z_SNN = similarities(part_2SND)
         loss_S = clip_losses(z_SNN).double()
-        nan_S = torch.full_like(loss_S, torch.nan)
-        rearrange = known is not None and num_samples <= MAX_REARRANGED
-        measures.append(
-            (
-                loss_S,
-                nan_S if known is None else distance(z_SNN, known),
-                rearranging_norm(z_SNN, known) if known is not None and rearrange else nan_S,
-            )
-        )
-    return Measured(*(torch.cat(parts).cpu().numpy() for parts in zip(*measures, strict=True)))
+        distance_S = rearranging_S = torch.full_like(loss_S, torch.nan)
+        if known is not None:
+            distance_S = distance(z_SNN, known)
+            rearranging_S = rearranging_norm(z_SNN, known) if num_samples <= MAX_REARRANGED else rearranging_S
+        measures.append(torch.stack([loss_S, distance_S, rearranging_S]))
+    return Measured(*torch.cat(measures, dim=1).cpu().numpy())

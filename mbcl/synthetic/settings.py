@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mbcl.errors import ConfigError
 from mbcl.functional import check_choice, check_count, check_number
-from mbcl.synthetic.groups import Accumulate
+
+Accumulate = Literal["sum", "mean"]
 
 MAX_SAMPLES = 10_000
 """Maximum N: the loss of all samples compares every pair, which needs 0.8 GB of cosines."""
@@ -15,6 +17,11 @@ MAX_COORDINATES = 2**27
 """Maximum number of coordinates of all points of all runs, 1 GiB."""
 MAX_POINTS = 1_000_000
 """Maximum number of points of all curves; each is a row of a table and an element of several arrays."""
+
+
+def num_points(steps: int, log_every: int) -> int:
+    """Return an upper bound of the number of points of a curve, which is at most one too many."""
+    return 1 + -(-steps // log_every)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +87,10 @@ class Settings:
                 f"--n {self.n}, --dim {self.dim}: the two views of {runs} runs have {count:,} coordinates; allowed are "
                 f"at most {MAX_COORDINATES:,}"
             )
-
-        points = 1 + -(-self.steps // self.log_every)
-        if points * runs > MAX_POINTS:
+        if (count := runs * num_points(self.steps, self.log_every)) > MAX_POINTS:
             raise ConfigError(
                 f"--steps {self.steps}, --log-every {self.log_every}: the curves of {runs} runs have about "
-                f"{points * runs:,} points; allowed are at most {MAX_POINTS:,}"
+                f"{count:,} points; allowed are at most {MAX_POINTS:,}"
             )
 
     def logged(self) -> list[int]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from itertools import count
 
 import torch
 from torch import Tensor
 
+from mbcl.console.stages import Stages
 from mbcl.errors import ConfigError
 from mbcl.samplers import combinations, one_thread
 from mbcl.synthetic.groups import groups_of
@@ -29,81 +30,42 @@ MAX_BATCHES_MINIMISED = 2000
 """Maximum C(N, B) for which the mean over all batches is also minimised."""
 
 
-class Progress(Protocol):
-    """A receiver of progress reports."""
-
-    def begin(self, description: str) -> None:
-        """Start a stage."""
-
-    def count(self, done: int, total: int) -> None:
-        """Report the progress of the stage."""
-
-
-class Silent:
-    """A progress receiver that ignores all reports."""
-
-    def begin(self, description: str) -> None:
-        """Ignore the stage."""
-
-    def count(self, done: int, total: int) -> None:
-        """Ignore the progress."""
-
-
-def starts(settings: Settings) -> Tensor:
-    """Draw the starting points of all runs: (2, S, N, D) float64, standard normal, a function of the seed alone."""
-    start_2SND = torch.stack([starting_points(settings.n, settings.dim, seed) for seed in settings.seeds], dim=1)
-    if settings.equal_init:
-        start_2SND[1] = start_2SND[0]
-    return start_2SND
-
-
 def run(
     settings: Settings,
     *,
-    progress: Progress | None = None,
+    progress: Stages | None = None,
     start_2SND: Tensor | None = None,
     methods: Sequence[Method] | None = None,
     other_minimisers: bool = True,
 ) -> Outcome:
-    """Run the study.
+    """Run the study and show its stages on a display, by default on none.
 
-    Args:
-        settings: the settings of the study.
-        progress: receives progress reports.
-        start_2SND: (2, S, N, D) float, replaces the starting points, for example by stored ones.
-        methods: replaces the methods, for example by ones with stored batches.
-        other_minimisers: whether the mean over all batches is also minimised, if no optimum is known.
+    ``start_2SND``, (2, S, N, D) float, and ``methods`` replace those of the settings, for example by stored points and
+    batches. With ``other_minimisers``, the mean over all batches is also minimised, if no optimum is known.
 
     Raises:
         ConfigError: if a sampler does not fit N and B, or points lose their directions.
     """
-    progress = progress or Silent()
+    progress = progress or Stages(quiet=True)
     methods = methods or methods_of(settings.samplers, settings.batch_sizes, settings.n)
-    start_2SND = starts(settings) if start_2SND is None else start_2SND
+    if start_2SND is None:
+        start_2SND = torch.stack([starting_points(settings.n, settings.dim, seed) for seed in settings.seeds], dim=1)
+        if settings.equal_init:
+            start_2SND[1] = start_2SND[0]
     known = optimum(settings.n, settings.dim)
     # One thread is faster for small matrices, and makes the numbers independent of the number of cores.
     with torch.no_grad(), one_thread(), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="sampler ", category=UserWarning
-        )  # already shown when the methods were created
-        recorders = _take_steps(settings, methods, start_2SND, known, progress)
-        progress.begin("measuring")
-        curves = [recorders[id(method)].curve(known) for method in methods]
+        # They were already shown when the methods were created.
+        warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)
+        curves = _curves(settings, methods, start_2SND, known, progress)
         reference = _reference(settings, known, curves, progress, other_minimisers=other_minimisers)
     return Outcome(settings, start_2SND, curves, reference)
 
 
-def _take_steps(
-    settings: Settings, methods: Sequence[Method], start_2SND: Tensor, known: Optimum | None, progress: Progress
-) -> dict[int, Recorder]:
-    groups = groups_of(
-        methods,
-        start_2SND,
-        settings.seeds,
-        lr=settings.lr,
-        accumulate=settings.accumulate,
-        published_points=settings.published_points,
-    )
+def _curves(
+    settings: Settings, methods: Sequence[Method], start_2SND: Tensor, known: Optimum | None, progress: Stages
+) -> list[Curve]:
+    groups = groups_of(settings, methods, start_2SND)
     recorders = {id(method): Recorder(method) for method in methods}
     logged = set(settings.logged())
     progress.begin(f"{settings.steps} steps")
@@ -115,11 +77,13 @@ def _take_steps(
                     _check_directions(method, state.x_2SND, step)
                     recorders[id(method)].log(step, state, known)
         progress.count(step + 1, settings.steps)
+    finals = {}
     for group in groups:
-        for method, final in zip(group.methods, group.finals(), strict=True):
+        for method, final in zip(group.methods, group.states(final=True), strict=True):
             _check_directions(method, final.x_2SND, settings.steps - 1)
-            recorders[id(method)].end(final)
-    return recorders
+            finals[id(method)] = final
+    progress.begin("measuring")
+    return [recorders[id(method)].curve(finals[id(method)], known) for method in methods]
 
 
 def _check_directions(method: Method, x_2SND: Tensor, step: int) -> None:
@@ -129,7 +93,7 @@ def _check_directions(method: Method, x_2SND: Tensor, step: int) -> None:
 
 
 def _reference(
-    settings: Settings, known: Optimum | None, curves: list[Curve], progress: Progress, *, other_minimisers: bool
+    settings: Settings, known: Optimum | None, curves: list[Curve], progress: Stages, *, other_minimisers: bool
 ) -> Reference:
     if known is not None:
         return Reference(known, known.full_loss)
@@ -139,7 +103,7 @@ def _reference(
     sizes = sizes if other_minimisers else []
     progress.begin("looking for the least loss")
     total = settings.restarts * (1 + len(sizes))
-    ticks: Iterator[int] = iter(range(1, total + 1))
+    ticks = count(1)
 
     def full_loss_at_minimum(batches_KB: Tensor) -> Tensor:
         minimum = least_of_restarts(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mbcl.console import align_columns
+from mbcl.errors import pluralize
 from mbcl.synthetic.records import Curve, Outcome
 
 Array = NDArray[np.float64]
@@ -16,11 +18,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean, minimum and maximum of a measure over the seeds.
-
-    Args:
-        mean, low, high: the mean, minimum and maximum; NaN if the measure was not taken.
-    """
+    """Mean, minimum and maximum of a measure over the seeds; NaN if it was not taken."""
 
     mean: float
     low: float
@@ -73,8 +71,7 @@ def rows_of(outcome: Outcome) -> list[Row]:
 
 
 def _row(curve: Curve, outcome: Outcome) -> Row:
-    reference = outcome.reference
-    full = reference.full_loss
+    known, full = outcome.reference.known, outcome.reference.full_loss
     size = outcome.settings.n if curve.method.name == "full" else curve.method.batch_size
     return Row(
         label=curve.method.label,
@@ -88,14 +85,14 @@ def _row(curve: Curve, outcome: Outcome) -> Row:
         rearranging=Spread.of(curve.final.rearranging),
         mean_loss=Spread.of(curve.mean_loss.mean_R.double().numpy()),
         mean_loss_error=float(curve.mean_loss.error_R.max()),
-        optimal_mean_loss=math.nan if reference.known is None else reference.known.batch_loss(size),
+        optimal_mean_loss=math.nan if known is None else known.batch_loss(size),
     )
 
 
 def reference_in_words(outcome: Outcome) -> list[str]:
     """Describe the reference for the losses in sentences."""
     settings, reference = outcome.settings, outcome.reference
-    where = f"{settings.n} samples in {settings.dim} dimension{'s' * (settings.dim > 1)}"
+    where = f"{settings.n} samples in {pluralize(settings.dim, 'dimension')}"
     if reference.known is not None:
         kind = {"simplex": "the simplex", "cross_polytope": "the cross-polytope"}[reference.known.kind]
         return [f"The optimum of {where} is {kind}: loss {reference.full_loss:.7f}."]
@@ -107,55 +104,31 @@ def reference_in_words(outcome: Outcome) -> list[str]:
         "L-BFGS and all runs found: an upper bound of the optimum, so a lower bound of the excess."
     ]
     for size, gap in reference.other_minimisers.items():
-        same = abs(gap) < 1e-6
-        sentences.append(
-            f"The best minimiser found of the mean over all batches of {size} "
-            + (
-                "has the same loss of everything: no difference between the two minimisers is seen."
-                if same
-                else f"has a loss of everything {gap:.2e} above it: as far as restarts show, the two minimisers differ."
-            )
-        )
+        result = "has the same loss of everything: no difference between the two minimisers is seen."
+        if abs(gap) >= 1e-6:
+            result = f"has a loss of everything {gap:.2e} above it: as far as restarts show, the two minimisers differ."
+        sentences.append(f"The best minimiser found of the mean over all batches of {size} {result}")
     return sentences
 
 
 def show(outcome: Outcome) -> None:
     """Print the table and the description of the reference."""
-    rows = rows_of(outcome)
-    header = [
-        "",
-        "batch",
-        "updates",
-        "samples",
-        "true loss",
-        "[min, max]",
-        "excess",
-        "distance",
-        "rearranging",
-        "mean loss of all batches",
-    ]
-    lines = [header] + [
-        [
-            row.label,
-            str(row.batch_size),
-            f"{row.updates:,}",
-            f"{row.samples:,}",
-            f"{row.true_loss.mean:.5f}",
-            f"[{row.true_loss.low:.5f}, {row.true_loss.high:.5f}]",
-            f"{row.excess.mean:.5f}" if row.excess.known else "-",
-            f"{row.distance.mean:.4f}" if row.distance.known else "-",
-            f"{row.rearranging.mean:.4f}" if row.rearranging.known else "-",
-            f"{row.mean_loss.mean:.5f}"
+    rows = [
+        {
+            "": row.label,
+            "batch": str(row.batch_size),
+            "updates": f"{row.updates:,}",
+            "samples": f"{row.samples:,}",
+            "true loss": f"{row.true_loss.mean:.5f}",
+            "[min, max]": f"[{row.true_loss.low:.5f}, {row.true_loss.high:.5f}]",
+            "excess": f"{row.excess.mean:.5f}" if row.excess.known else "-",
+            "distance": f"{row.distance.mean:.4f}" if row.distance.known else "-",
+            "rearranging": f"{row.rearranging.mean:.4f}" if row.rearranging.known else "-",
+            "mean loss of all batches": f"{row.mean_loss.mean:.5f}"
             + (f" (estimated, standard error {row.mean_loss_error:.1e})" if row.mean_loss_error else ""),
-        ]
-        for row in rows
+        }
+        for row in rows_of(outcome)
     ]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    for line in lines:
-        cells = [
-            line[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-        ]
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
-    for sentence in reference_in_words(outcome):
-        sys.stdout.write(sentence + "\n")
+    lines = align_columns([list(rows[0]), *(list(row.values()) for row in rows)], num_names=1)
+    for line in [*lines, *reference_in_words(outcome)]:
+        sys.stdout.write(line + "\n")

@@ -7,7 +7,6 @@ points.npz      start and x, (2, N, D) float64: both views at the start and at t
 
 from __future__ import annotations
 
-import io
 import json
 import math
 
@@ -15,6 +14,8 @@ import numpy as np
 import yaml
 
 from mbcl.engine.metrics_log import CONFIG_FILE, METRICS_FILE
+from mbcl.errors import pluralize
+from mbcl.io.npz import to_npz
 from mbcl.io.store import Store, write_text
 from mbcl.synthetic.experiment import SyntheticExperiment
 from mbcl.synthetic.optima import optimum
@@ -26,11 +27,7 @@ DISTANCE, EXCESS = "synthetic/distance", "synthetic/excess"
 
 
 def run_synthetic_trial(experiment: SyntheticExperiment, store: Store) -> Metrics:
-    """Run the study from the start and write its files. The same experiment gives the same files.
-
-    Args:
-        experiment: the configuration.
-        store: the trial's folder.
+    """Run the study from the start and write its files to the trial's folder, the same for the same experiment.
 
     Returns:
         The final metrics; None for a measure that was not taken.
@@ -43,15 +40,14 @@ def run_synthetic_trial(experiment: SyntheticExperiment, store: Store) -> Metric
     outcome = run(experiment.settings, methods=[experiment.build_method()], other_minimisers=False)
     write_text(store, METRICS_FILE, "".join(json.dumps(row, allow_nan=False) + "\n" for row in _rows(outcome)))
     (curve,) = outcome.curves
-    stream = io.BytesIO()
-    np.savez_compressed(stream, start=outcome.start_2SND[:, 0].numpy(), x=curve.x_2SND[:, 0].numpy())
-    store.write_bytes("points.npz", stream.getvalue())
-    mean_loss = {
+    points = to_npz(start=outcome.start_2SND[:, 0].numpy(), x=curve.x_2SND[:, 0].numpy())
+    store.write_bytes("points.npz", points)
+    return {
+        **_measures(curve.final, reference_loss(outcome), 0),
         "synthetic/mean_loss": float(curve.mean_loss.mean_R[0]),
         "synthetic/mean_loss_error": float(curve.mean_loss.error_R[0]),
+        **_work(outcome.settings.steps, curve.total_updates, curve.total_samples),
     }
-    work = _work(outcome.settings.steps, curve.total_updates, curve.total_samples)
-    return {**_measures(curve.final, reference_loss(outcome), 0), **mean_loss, **work}
 
 
 def reference_loss(outcome: Outcome) -> float | None:
@@ -65,8 +61,8 @@ def unknown_optimum(experiment: SyntheticExperiment) -> str:
     settings = experiment.settings
     if optimum(settings.n, settings.dim) is not None:
         return ""
-    dimensions = f"{settings.dim} dimension{'s' * (settings.dim > 1)}"
-    where = f"no optimum of {settings.n} samples in {dimensions} is known in closed form, so there is no"
+    size = f"{settings.n} samples in {pluralize(settings.dim, 'dimension')}"
+    where = f"no optimum of {size} is known in closed form, so there is no"
     if settings.n > MAX_MINIMISED:
         return f"{where} {DISTANCE}, and above {MAX_MINIMISED} samples no {EXCESS}"
     return f"{where} {DISTANCE}, and {EXCESS} is above the least loss of {settings.restarts} restarts"
@@ -75,15 +71,16 @@ def unknown_optimum(experiment: SyntheticExperiment) -> str:
 def _rows(outcome: Outcome) -> list[Metrics]:
     """Return one row per point of the curve, with all keys."""
     (curve,) = outcome.curves
+    work = np.stack([curve.steps + 1, curve.updates, curve.samples], axis=1).tolist()
     return [
         {
-            "epoch": int(curve.steps[point]) + 1,
-            "step": int(curve.updates[point]),
-            **_work(int(curve.steps[point]) + 1, int(curve.updates[point]), int(curve.samples[point])),
+            "epoch": steps,
+            "step": updates,
+            **_work(steps, updates, samples),
             "synthetic/batch_loss": float(curve.batch_loss[0, point]),
             **_measures(curve.course, reference_loss(outcome), (0, point)),
         }
-        for point in range(len(curve.steps))
+        for point, (steps, updates, samples) in enumerate(work)
     ]
 
 

@@ -6,8 +6,9 @@ import pytest
 from report.studies import SHUFFLE, TOP1, study, trial
 
 from mbcl.report.answer import answer, second_opinion
-from mbcl.study import compare, labels, summarise
 from mbcl.study.record import Drawn, StudyRecord
+from mbcl.study.settings import labels
+from mbcl.study.statistics import compare, summarise
 
 VAL = "val/retrieval/top1"
 SPECTRAL = {"name": "spectral", "k": 4}

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from report.studies import BACK, FULL, OSGD, SHUFFLE, SPECTRAL, TOP1, grid, partial, study, trial
 from scipy import stats
 
-from mbcl.study import compare, compared_metrics, estimate, primary_metrics, summarise
-from mbcl.study.statistics import holm
+from mbcl.study.statistics import compare, compared_metrics, estimate, holm, primary_metrics, summarise
 
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 

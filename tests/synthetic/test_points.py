@@ -113,7 +113,6 @@ def test_mean_batch_loss_estimate_is_unbiased(num_samples: int, size: int) -> No
     """The mean of 200 estimates is exact within its error, and the reported standard error equals their spread."""
     x = start(1, num_samples, 3, 0)
     exact = mean_batch_loss(x, size, np.random.default_rng(0))
-    assert exact.num_batches == len(combinations(num_samples, size))
     rng = np.random.default_rng(1)
     estimates = [mean_batch_loss(x, size, rng, exact=0, sampled=50) for _ in range(200)]
     means, errors = np.array([[float(f.mean_R), float(f.error_R)] for f in estimates]).T
@@ -125,7 +124,6 @@ def test_mean_batch_loss_estimates_where_batches_are_innumerable() -> None:
     """For random points in many dimensions the estimated mean has a small error."""
     x = starting_points(512, 64, 0)[:, None].repeat(1, 2, 1, 1)
     estimate = mean_batch_loss(x, 64, np.random.default_rng(0), sampled=200)
-    assert estimate.num_batches == 200
     assert float(estimate.mean_R[0]) == float(estimate.mean_R[1]), "the same batches for every run"
     assert 0 < float(estimate.error_R[0]) < 0.02 * float(estimate.mean_R[0])
 
@@ -135,7 +133,7 @@ def test_least_of_restarts_returns_the_best(monkeypatch: pytest.MonkeyPatch) -> 
     few = least_of_restarts(all_samples, num_samples=5, dim=2, restarts=1)
     more = least_of_restarts(all_samples, num_samples=5, dim=2, restarts=4, done=lambda: ticks.append(1))
     assert more.loss <= few.loss
-    assert (len(ticks), more.restarts) == (4, 4)
+    assert len(ticks) == 4
     x = more.x_2ND[:, None]
     assert more.loss == pytest.approx(float(clip_losses(similarities(x))), rel=1e-12)
     _, gradient = Points(x).gradient(all_samples[None])

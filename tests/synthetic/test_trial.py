@@ -109,6 +109,7 @@ def test_train_refuses_a_synthetic_block_in_one_line(tmp_path: Path, capsys: pyt
         ({"synthetic": {"lr": 0}}, "synthetic.lr: Input should be greater than 0"),
         ({"synthetic": {"lr": float("nan")}}, "synthetic.lr: Input should be a finite number"),
         ({"synthetic": {"batch_size": 9}}, "synthetic.batch_size: found 9, which is above n 8"),
+        ({"synthetic": {"steps": 1_999_999, "log_every": 2}}, "synthetic.log_every: found 2: with 1999999 steps"),
         ({"synthetic": {"accumulate": "median"}}, "synthetic.accumulate: Input should be 'sum' or 'mean'"),
         ({"synthetic": {}, "train": {"epochs": 2}}, "train: a synthetic study does not use it"),
         ({"synthetic": {}, "sampler": {"name": "spektral"}}, "sampler: unknown sampler 'spektral'; did you mean"),

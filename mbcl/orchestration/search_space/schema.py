@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, create_model, model_validator
 
 from mbcl.config.base import (
     Component,
+    ComponentOf,
     ConfigModel,
     PathConfigError,
     apply_overrides,
-    component,
     parse_yaml,
     read_yaml,
     validate,
@@ -122,12 +122,6 @@ class Search(ConfigModel):
             )
 
 
-if TYPE_CHECKING:
-    SchedulerPart: TypeAlias = Component
-else:
-    SchedulerPart = component(lambda name: (SCHEDULERS.canonical(name), SCHEDULERS[name]))
-
-
 class Space(ConfigModel):
     """One study: a question, a base experiment, and the domains of the swept keys."""
 
@@ -138,7 +132,7 @@ class Space(ConfigModel):
     experiment: dict[str, Any] = Field(default_factory=dict)
     space: dict[str, Annotated[Any, BeforeValidator(parse), PlainSerializer(plain)]]
     search: Search = Search()
-    scheduler: SchedulerPart = Field(default={"name": "fifo"}, validate_default=True)
+    scheduler: Annotated[Component, ComponentOf(SCHEDULERS)] = Field(default={"name": "fifo"}, validate_default=True)
     resources: Resources = Resources()
 
     @property
