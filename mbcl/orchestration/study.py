@@ -121,8 +121,8 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
             signals.ignore_signals()  # a second signal would lose the report
             layout.finalize(fenced, study.record)
             write_report(fenced, study.record)
-        console.print_table()
-        console.print_summary(f"report: {store.uri}/report.html")
+            console.print_table()
+            console.print_summary(f"report: {store.uri}/report.html")
         return _exit_code(study_run, failures, interrupted=interrupted)
 
 
@@ -153,7 +153,11 @@ def _preflight(options: StudyOptions, file: SpaceFile, study: OpenedStudy) -> Pr
 def _run_trials(
     study_run: StudyRun, nodes: list[Node], preflight: PreflightReport | None
 ) -> tuple[bool, dict[str, str]]:
-    """Prepare the folder and run the missing trials; return whether it was interrupted, and failed evaluations."""
+    """Prepare the folder and run the missing trials. A new study that fails before its first trial is rolled back.
+
+    Returns:
+        Whether the run was interrupted, and why evaluations failed, by trial.
+    """
     options, file, study = study_run.options, study_run.file, study_run.study
     try:
         with signals.defer():
@@ -169,11 +173,16 @@ def _run_trials(
         return False, run_on_ray(study_run, nodes, preflight)
     except KeyboardInterrupt:
         return True, {}
+    except (ConfigError, OSError):
+        if study.is_new and not study.has_begun:  # the same command can be run again
+            with suppress(OSError):
+                layout.roll_back(study_run.store)
+        raise
 
 
 @contextmanager
 def _explained_errors(study_run: StudyRun) -> Iterator[None]:
-    """Add the resume command to the errors of a run. If a new study fails before its first trial, roll it back.
+    """Add the resume command to the errors of a run.
 
     Raises:
         ConfigError: if a new study cannot begin; the same command can be run again.
@@ -185,14 +194,10 @@ def _explained_errors(study_run: StudyRun) -> Iterator[None]:
     except RayLostError as error:
         raise MbclError(f"Ray was lost: {error}; go on with: {resume_command}") from error
     except Exception as error:
-        never_began = study_run.study.is_new and not study_run.study.has_begun
-        if never_began and isinstance(error, (ConfigError, OSError)):
-            with suppress(OSError):
-                layout.roll_back(study_run.store)
         if not isinstance(error, OSError):
             raise  # a bug keeps its traceback
         location = f"{error.filename or study_run.store.uri}: {error.strerror or error}"
-        if never_began:
+        if study_run.study.is_new and not study_run.study.has_begun:
             raise ConfigError(location) from error
         message = f"{location}; what is finished is kept, when that is mended go on with: {resume_command}"
         raise MbclError(message) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -33,7 +34,7 @@ NOTIFY_SECONDS = 30.0
 POLL_SECONDS = 2.0
 CONNECT_SECONDS = 10.0
 """Timeout of a TCP connection to the cluster."""
-STATUS_SECONDS = 30.0
+STATUS_SECONDS = 120.0
 """Timeout of ``ray status``, which first imports Ray."""
 
 
@@ -80,9 +81,9 @@ def cluster(
     added = {key: value for key, value in variables.items() if key not in os.environ}
     os.environ.update(added)
     level = logging.INFO if verbose else logging.ERROR
-    if address is None and "ray" not in sys.modules:
+    if address is None:
         # Authenticate with a token that only this user can read; otherwise any user of this machine could run code as
-        # this user. Ray would choose the mode by itself, but with a warning. It reads the variable once, at its import.
+        # this user. Ray reads both variables once, at its import, so nothing before this line may import it.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         # Ray's services then listen on the loopback only, as they do on other systems than Linux.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -165,11 +166,12 @@ def check_address(address: str) -> None:
     _check_is_ray(address)
 
 
+@functools.cache  # checked before the results folder is made, and again before joining
 def _check_is_ray(address: str) -> None:
     """Run ``ray status`` in a subprocess, because Ray's client ends its own process if nothing answers."""
-    command = shutil.which("ray", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    command = shutil.which("ray", path=str(Path(sys.executable).parent))  # another installation has another version
     if command is None:
-        return  # no Ray command line: ray.init will fail instead
+        return  # ray.init decides
     try:
         arguments = [command, "status", "--address", address]
         status = subprocess.run(arguments, capture_output=True, text=True, timeout=STATUS_SECONDS)
@@ -185,9 +187,12 @@ def _check_is_ray(address: str) -> None:
         )
     if match := re.search(r"Ray couldn't find an authentication token[^\n]*", status.stderr):
         raise ConfigError(f"--address {address}: {match[0]}")
-    if status.returncode:
-        last_line = (status.stderr.strip() or "no reason given").splitlines()[-1]
+    last_line = (status.stderr.strip() or "no reason given").splitlines()[-1]
+    if "Version mismatch" in status.stderr or "version mismatch" in status.stderr:
+        raise ConfigError(f"--address {address}: the cluster runs another version of Ray: {last_line}")
+    if status.returncode and ("RpcError" in status.stderr or "Failed to connect" in status.stderr):
         raise ConfigError(f"--address {address}: no Ray cluster answers: {last_line}")
+    # Any other failure of the report, for example of its autoscaler part, is no reason not to join.
 
 
 def _cluster_info(log: Callable[[str], None]) -> ClusterInfo:

@@ -25,6 +25,8 @@ ENV_LOCAL = {
 ENV_CLUSTER = {
     # The replacement of a preempted spot node has to boot.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    # A rank that hangs before it asks for a preemption notice would keep the others waiting without limit.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
 }
 """Further variables of a joined cluster."""
 ENV_DRIVER = {

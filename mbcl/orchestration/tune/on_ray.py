@@ -6,8 +6,9 @@ Modules that import Ray are imported after :func:`cluster` has set what Ray read
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+from mbcl.config.base import validate
 from mbcl.config.evaluation import Evaluation
 from mbcl.config.experiment import Experiment
 from mbcl.evaluation import BASELINES
@@ -29,7 +30,7 @@ from mbcl.orchestration.trial.preflight import (
 )
 from mbcl.orchestration.trial.trial_runners import runner_of
 from mbcl.orchestration.tune.study_run import RayLostError, StudyRun
-from mbcl.study.record import TrialRecord
+from mbcl.study.record import STUDY_FILE, TrialRecord
 
 REHEARSAL_VARIABLE = "MBCL_REHEARSAL"
 """Environment variable: trials reserve GPUs, which the nodes may only claim to have, but compute on CPUs."""
@@ -83,6 +84,7 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
             preflight = check_data_on_cluster(experiments, str(run.file.path), ray_cluster.placement.for_task)
         cpus_per_trial = int(sum(node.cpus for node in ray_cluster.nodes)) // concurrency.num_trials
         jobs = StudyJobs(run, resources, ray_cluster, preflight, cpus_per_trial)
+        jobs.check(study.todo)
         num_todo = len(study.todo) + run.num_undrawn
         notes = (*study.notes, *preflight.notes)
         console.print_header(num_todo, resources, concurrency, notes, evaluation_alone=options.eval_only)
@@ -147,6 +149,15 @@ class StudyJobs(Mapping[str, Job]):
         self._max_pools = preflight.max_pools
         self._cpus = cpus_per_trial
 
+    def check(self, trial_ids: Iterable[str]) -> None:
+        """Make the jobs that are known before any of them runs.
+
+        Raises:
+            ConfigError: if one cannot be made on this cluster, or its record holds an evaluation that cannot be read.
+        """
+        for trial_id in trial_ids:
+            self[trial_id]
+
     def __len__(self) -> int:
         return len(self._run.study.specs)
 
@@ -185,4 +196,4 @@ def _evaluation(run: StudyRun, experiment: AnyExperiment, record: TrialRecord) -
     if run.options.eval_only:
         assert isinstance(experiment, Experiment)
         return experiment.evaluation
-    return Evaluation.model_validate(record.evaluation) if record.evaluation else None
+    return validate(Evaluation, record.evaluation, f"{run.store.uri}/{STUDY_FILE}") if record.evaluation else None

@@ -45,7 +45,7 @@ def _address(text: str) -> str:
 def start_and_inspect() -> dict[str, Any]:
     """Start a local Ray in this process, as the main job does, and return its addresses and mode."""
     from mbcl.orchestration.cluster.capacity import Node
-    from mbcl.orchestration.cluster.connection import cluster
+    from mbcl.orchestration.tune.on_ray import cluster  # as the main job imports it
 
     with cluster(None, [Node(1)], verbose=False):
         import ray

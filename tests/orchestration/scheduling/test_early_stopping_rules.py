@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from packaging.version import Version
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,6 +85,9 @@ def test_asha_decides_as_rays_does(rows, mode, grace_period, reduction_factor, m
 @settings(max_examples=300)
 @given(results(), MODES, st.sampled_from([1, 3, 4]), st.integers(1, 3))
 def test_the_median_rule_decides_as_rays_does(rows, mode, grace_period, min_samples_required):
+    ray = pytest.importorskip("ray")
+    if Version(ray.__version__) < Version("2.60"):
+        pytest.skip("before 2.60 Ray takes the median of empty windows, too, which is not a number")
     tune = pytest.importorskip("ray.tune.schedulers")
     limits = {"grace_period": grace_period, "min_samples_required": min_samples_required}
     rule = MedianStopping(mode=mode, **limits)
