@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mbcl.bench.embeddings import DataSet
+from mbcl.errors import SamplerWarning
 from mbcl.functional import clip, nt_xent
 from mbcl.plan import BatchPlan
 from mbcl.samplers import Sampler
@@ -99,7 +100,7 @@ def timed_plan(sampler: Sampler, data: DataSet, clock: Clock, *, seed: int, epoc
     """Plan the whole data set; return the plan and the seconds that it took."""
     with warnings.catch_warnings():
         # The settings were checked before, with the same warnings.
-        warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)
+        warnings.simplefilter("ignore", SamplerWarning)
         start = clock()
         plan = sampler.plan(len(data), data.embeddings, seed=seed, epoch=epoch)
         return plan, clock() - start

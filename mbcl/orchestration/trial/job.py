@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mbcl.errors import SamplerWarning
 from mbcl.io.ownership import Fence, FencedStore
 from mbcl.io.store import Store, open_store
 from mbcl.orchestration.cluster.capacity import TrialResources
@@ -111,4 +112,4 @@ def describe_error(error: BaseException) -> str:
 
 def mute_sampler_warnings() -> None:
     """Keep samplers from warning in this process: the sweep has said it once, before the first trial."""
-    warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)
+    warnings.simplefilter("ignore", SamplerWarning)
