@@ -34,6 +34,10 @@ class OwnershipError(MbclError):
     """Another run has taken over the output folder of this run."""
 
 
+class SamplerWarning(UserWarning):
+    """A setting of a sampler has no effect, or not the one that its name promises, on this number of samples."""
+
+
 class CheckpointError(ConfigError):
     """A checkpoint is missing, damaged or of another experiment. Commands end with exit code 2."""
 

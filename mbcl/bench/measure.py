@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mbcl.bench.embeddings import DataSet
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, SamplerWarning
 from mbcl.functional import clip, nt_xent
 from mbcl.plan import BatchPlan
 from mbcl.samplers import Sampler
@@ -109,7 +109,7 @@ def timed_plan(sampler: Sampler, data: DataSet, *, seed: int, epoch: int = 0) ->
     clock = clock_of(data.labels.device.type)
     with warnings.catch_warnings():
         # The settings were checked before, with the same warnings.
-        warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)
+        warnings.simplefilter("ignore", SamplerWarning)
         start = clock()
         plan = sampler.plan(len(data), data.embeddings, seed=seed, epoch=epoch)
         return plan, clock() - start

@@ -6,7 +6,6 @@ Letters: B samples of this rank, W workers, C channels.
 from __future__ import annotations
 
 import os
-import pickle
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
@@ -73,13 +72,8 @@ def init_from_env() -> World:
 
 def init_from_file(rendezvous: Path, rank: int, size: int) -> World:
     """Join a gloo group of CPU processes with a file rendezvous; the file must not exist before the first joins."""
-    td.init_process_group(
-        "gloo",
-        init_method=f"file://{rendezvous}",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=RENDEZVOUS_SECONDS),
-    )
+    method, timeout = f"file://{rendezvous}", timedelta(seconds=RENDEZVOUS_SECONDS)
+    td.init_process_group("gloo", init_method=method, rank=rank, world_size=size, timeout=timeout)
     return current()
 
 
@@ -119,22 +113,18 @@ def broadcast_object(value: Any, world: World) -> Any:
     """Broadcast rank 0's value, any small picklable object, to every rank; the other ranks' argument is ignored."""
     if world.size == 1:
         return value
-    content = pickle.dumps(value) if world.rank == 0 else b""
-    length = int(all_reduce_sum(torch.tensor([len(content)]), world))
-    buffer = _bytes(content) if world.rank == 0 else torch.zeros(length, dtype=torch.uint8)
-    buffer = _movable(buffer)
-    td.broadcast(buffer, src=0)
-    return pickle.loads(buffer.cpu().numpy().tobytes())
+    values = [value if world.rank == 0 else None]
+    td.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def gather_objects(value: Any, world: World) -> list[Any]:
     """All-gather small picklable objects; returns every rank's value in rank order."""
     if world.size == 1:
         return [value]
-    content = pickle.dumps(value)
-    lengths = all_gather_ragged(torch.tensor([len(content)]), world).tolist()
-    parts = all_gather_ragged(_bytes(content), world).split(lengths)
-    return [pickle.loads(part.numpy().tobytes()) for part in parts]
+    values = [None] * world.size
+    td.all_gather_object(values, value)
+    return values
 
 
 def raise_on_any_rank(error: MbclError | None, world: World) -> None:
@@ -202,11 +192,6 @@ def run_while_ranks_wait(function: Callable[..., R], world: World, *arguments: A
     return outcome.result()
 
 
-def _bytes(content: bytes) -> Tensor:
-    """Copy bytes into a (length,) uint8 tensor."""
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
-
-
 def all_gather_ragged(x: Tensor, world: World) -> Tensor:
     """Gather ragged tensors from all ranks, without gradient: all rows in rank order.
 
@@ -223,14 +208,11 @@ def all_gather_ragged(x: Tensor, world: World) -> Tensor:
     lengths[world.rank] = len(x)
     counts = all_reduce_sum(lengths, world).tolist()
     # Collectives need equal shapes, and not every backend supports every dtype: rows are sent as padded bytes.
-    sent = torch.zeros((max(counts), *x.shape[1:]), dtype=x.dtype, device=x.device)
-    sent[: len(x)] = x.detach()
-    sent = _movable(sent).flatten().view(torch.uint8)
-    received = [torch.empty_like(sent) for _ in counts]
-    td.all_gather(received, sent)
     shape = (max(counts), *x.shape[1:])
-    rows = [part.view(x.dtype).view(shape)[:count] for part, count in zip(received, counts, strict=True)]
-    return torch.cat(rows).to(x.device)
+    sent = torch.zeros(shape, dtype=x.dtype, device=x.device)
+    sent[: len(x)] = x.detach()
+    received = all_gather_stack(sent.flatten().view(torch.uint8), world).flatten().view(x.dtype)
+    return torch.cat([part[:count] for part, count in zip(received.view(world.size, *shape), counts, strict=True)])
 
 
 def all_gather_stack(x: Tensor, world: World) -> Tensor:
@@ -314,9 +296,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, world: World) -> Tensor:
         ctx.rows, ctx.world = len(x), world
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world.size)]
-        td.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+        return all_gather_stack(x, world).flatten(0, 1)
 
     @staticmethod
     @once_differentiable

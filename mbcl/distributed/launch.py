@@ -35,10 +35,7 @@ def launch(function: Callable[..., R], num_workers: int, *arguments: Any) -> lis
         MbclError: if a rank raised one; otherwise the exception of a failed rank.
     """
     context = multiprocessing.get_context("spawn")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(num_workers, mp_context=context) as executor,
-    ):
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(num_workers, mp_context=context) as executor:
         rendezvous = Path(folder) / "rendezvous"
         # Each rank gets its own process: a rank blocks in the rendezvous, so its process cannot take a second one.
         ranks = [

@@ -5,8 +5,6 @@ Letters: B samples, C channels, R parts (chunks, ranks) of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -94,50 +92,26 @@ def precise(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def normalise(
-    layer: _BatchNorm, x: Tensor, mean: Tensor, var: Tensor, count: int, sum_ranks: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Compute (x - mean) / sqrt(var + eps) · weight + bias, with the gradient through global mean and variance.
-
-    Args:
-        layer: its weight, bias and eps are used.
-        x: (B, C, ...) this rank's part of the batch.
-        mean: (C,) of the global batch.
-        var: (C,) of the global batch, biased.
-        count: values per channel in the global batch.
-        sum_ranks: sums a tensor over the ranks that hold the batch.
-
-    Returns:
-        (B, C, ...) in the dtype of ``x``. The gradients of weight and bias are this rank's contributions.
-    """
-    mean, var = mean.to(precise(x)), var.to(precise(x))
-    result: Tensor = _Normalise.apply(x, mean, var, count, layer.weight, layer.bias, layer.eps, sum_ranks)
-    return result
-
-
 def _all_but_channels(x: Tensor) -> list[int]:
     """Return the dimensions to reduce over."""
     return [d for d in range(x.ndim) if d != 1]
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalisation whose backward sums the gradients of the statistics over all ranks."""
+    """(x - mean) / sqrt(var + eps) · weight + bias, with the gradient through mean and variance of the global batch.
+
+    x is (B, C, ...), this rank's part of a batch of ``count`` values per channel; mean and biased variance are (C,).
+    The backward pass sums the gradients of the statistics over all ranks.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        mean: Tensor,
-        var: Tensor,
-        count: int,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        sum_ranks: Callable[[Tensor], Tensor],
+        ctx: Any, x: Tensor, mean: Tensor, var: Tensor, count: int, layer: _BatchNorm, *affine: Tensor | None
     ) -> Tensor:
-        ctx.save_for_backward(x, mean, torch.rsqrt(var.double() + eps).to(var.dtype), weight)
-        ctx.count, ctx.sum_ranks = count, sum_ranks
-        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+        weight, bias = affine
+        ctx.save_for_backward(x, mean, torch.rsqrt(var.double() + layer.eps).to(var.dtype), weight)
+        ctx.count = count
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=layer.eps)
 
     @staticmethod
     @once_differentiable
@@ -149,35 +123,44 @@ class _Normalise(torch.autograd.Function):
         # The gradients of weight and bias stay local: DDP averages them.
         bias_gradient = gradient.sum(dims, dtype=torch.float64)
         weight_gradient = (gradient * normalised).sum(dims, dtype=torch.float64)
-        sums = ctx.sum_ranks(torch.cat((bias_gradient, weight_gradient))) / ctx.count
+        local_sums = torch.cat((bias_gradient, weight_gradient))
+        sums = collectives.all_reduce_sum(local_sums, collectives.current()) / ctx.count
         offset, slope = sums.to(mean.dtype).view(2, *view)
         factor = scale if weight is None else scale * weight
         x_gradient = ((gradient - offset - normalised * slope) * factor.view(view)).to(x.dtype)
-        _, _, _, _, needs_weight, needs_bias, _, _ = ctx.needs_input_grad
+        *_, needs_weight, needs_bias = ctx.needs_input_grad
         affine_gradients = (
             weight_gradient.to(mean.dtype) if needs_weight else None,
             bias_gradient.to(mean.dtype) if needs_bias else None,
         )
-        return x_gradient, None, None, None, *affine_gradients, None, None
+        return x_gradient, None, None, None, None, *affine_gradients
 
 
 # -- batch norm over all ranks, on CPUs ------------------------------------------------------------------------------
 
 
-class SyncBatchNorm1d(nn.BatchNorm1d):
-    """BatchNorm1d over the batches of all ranks, for CPU tensors; see :func:`convert_sync_batchnorm`."""
+class _SyncBatchNorm(_BatchNorm):
+    """Batch norm over the batches of all ranks, for CPU tensors; see :func:`convert_sync_batchnorm`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C) or (B, C, L); B may differ between ranks."""
-        return _sync_forward(self, x) if self.training and collectives.current().size > 1 else super().forward(x)
+        """Normalise (B, C, ...); B may differ between ranks."""
+        world = collectives.current()
+        if not self.training or world.size == 1:
+            return super().forward(x)
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
+        mean, var, count = merge_moments(collectives.all_gather_stack(moments(x), world))
+        update_running(self, mean, var, count)
+        mean, var = mean.to(precise(x)), var.to(precise(x))
+        result: Tensor = _Normalise.apply(x, mean, var, count, self, self.weight, self.bias)
+        return result
 
 
-class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d over the batches of all ranks, for CPU tensors; see :func:`convert_sync_batchnorm`."""
+class SyncBatchNorm1d(_SyncBatchNorm, nn.BatchNorm1d):
+    """BatchNorm1d over the batches of all ranks: (B, C) or (B, C, L)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, H, W); B may differ between ranks."""
-        return _sync_forward(self, x) if self.training and collectives.current().size > 1 else super().forward(x)
+
+class SyncBatchNorm2d(_SyncBatchNorm, nn.BatchNorm2d):
+    """BatchNorm2d over the batches of all ranks: (B, C, H, W)."""
 
 
 def convert_sync_batchnorm(model: M, world: World) -> M:
@@ -206,12 +189,3 @@ def convert_sync_batchnorm(model: M, world: World) -> M:
             replacement.__dict__ = layer.__dict__
             return cast(M, replacement)
     return model
-
-
-def _sync_forward(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """Normalise with the moments of the global batch and update the running statistics."""
-    layer._check_input_dim(x)
-    world = collectives.current()
-    mean, var, count = merge_moments(collectives.all_gather_stack(moments(x), world))
-    update_running(layer, mean, var, count)
-    return normalise(layer, x, mean, var, count, partial(collectives.all_reduce_sum, world=world))

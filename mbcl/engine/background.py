@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from mbcl.errors import SamplerWarning
+
 
 class BackgroundProcess:
     """A single-threaded worker process, started lazily at the first submission and restarted if it died."""
@@ -58,7 +60,7 @@ def _init_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)  # training has issued it already
+    warnings.simplefilter("ignore", SamplerWarning)  # training has issued it already
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

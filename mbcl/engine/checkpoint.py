@@ -7,13 +7,13 @@ One is written after every epoch (``epoch_000002``: two epochs are completed) an
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import json
 import logging
 import pickle
 import re
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -94,7 +94,7 @@ def save(
     torch.save(state, buffer)
     meta = {**meta, "epoch": epoch, "step": step}
     files = {_STATE: buffer.getvalue(), _META: json.dumps(meta, sort_keys=True, allow_nan=False).encode()}
-    manifest = {key: {"size": len(content), "sha256": _sha256(content)} for key, content in files.items()}
+    manifest = {key: {"size": len(content), "sha256": sha256(content).hexdigest()} for key, content in files.items()}
     for key, content in files.items():
         folder.write_bytes(key, content)
     write_text(folder, _MANIFEST, json.dumps({"format": 1, "files": manifest}, indent=1))
@@ -147,8 +147,8 @@ def load(store: Store, name: str) -> Checkpoint:
         manifest = json.loads(read_text(folder, _MANIFEST))["files"]
         contents = {}
         for key in (_STATE, _META):
-            contents[key] = folder.read_bytes(key)
-            if len(contents[key]) != manifest[key]["size"] or _sha256(contents[key]) != manifest[key]["sha256"]:
+            contents[key] = content = folder.read_bytes(key)
+            if (len(content), sha256(content).hexdigest()) != (manifest[key]["size"], manifest[key]["sha256"]):
                 raise CheckpointError(f"{folder.uri}/{key}: does not match its manifest")
         state = torch.load(io.BytesIO(contents[_STATE]), map_location="cpu", weights_only=True)
         meta = json.loads(contents[_META])
@@ -193,9 +193,7 @@ def latest(store: Store) -> Checkpoint | None:
 def best(store: Store) -> Checkpoint | None:
     """Return the valid epoch-end checkpoint with the highest validation retrieval; None if none was measured."""
     best_checkpoint: Checkpoint | None = None
-    for name in reversed(names(store)):
-        if "_step_" in name:
-            continue
+    for name in reversed([name for name in names(store) if "_step_" not in name]):
         try:
             checkpoint = load(store, name)
         except CheckpointError as error:
@@ -225,7 +223,3 @@ def choose(store: Store, name: str | None = None, *, best_one: bool = False) -> 
     if checkpoint is None:
         raise none_in(store, " whose validation retrieval was measured" if best_one else "")
     return checkpoint
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -103,14 +103,8 @@ class EmbeddingCache:
             return {}
         positions, z1, z2 = (collectives.all_gather_ragged(x.cpu(), self._world) for x in self._compact())
         order = torch.argsort(positions)
-        times = self._newest()[positions[order]]
-        return {
-            "positions": positions[order],
-            "z1": z1[order],
-            "z2": z2[order],
-            "times": times,
-            "begun": torch.tensor(self._begun),
-        }
+        state = {"positions": positions[order], "z1": z1[order], "z2": z2[order]}
+        return state | {"times": self._newest()[state["positions"]], "begun": torch.tensor(self._begun)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load this rank's share of a :meth:`state_dict`, which any number of ranks may have saved."""

@@ -112,11 +112,8 @@ def embed(
     compute = compute or Compute(world.device)
     dtype = next(model.parameters()).dtype
     empty = torch.zeros((0, model.projector.out_features), device=world.device, dtype=dtype)
-    views_1, views_2 = [empty], [empty]
     with _normalisation(model, mode), compute.autocast():
-        for positions in local_chunks:
-            projections = model(compute.layout(two_views(images, positions, key).to(dtype)))
-            z1, z2 = projections.chunk(2)
-            views_1.append(z1)
-            views_2.append(z2)
-    return Embeddings(torch.cat(views_1), torch.cat(views_2), torch.cat([torch.arange(0), *local_chunks]))
+        inputs = (two_views(images, positions, key) for positions in local_chunks)
+        pairs = [(empty, empty), *(model(compute.layout(views.to(dtype))).chunk(2) for views in inputs)]
+    z1, z2 = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    return Embeddings(z1, z2, torch.cat([torch.arange(0), *local_chunks]))

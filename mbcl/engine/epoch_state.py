@@ -19,6 +19,8 @@ from mbcl.engine.metrics_log import empty_row
 from mbcl.plan import BatchPlan
 
 STAGES = ("train", "embed", "wait", "eval")
+_STORED = ("epoch", "cursor", "round", "losses", "skipped", "visited", "seconds")
+"""The fields of :class:`EpochProgress` that checkpoints hold as they are."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,7 @@ class PlanMetrics:
     """Metrics of a plan that was computed from embeddings.
 
     Args:
-        seconds: wall time from the embeddings to the scored plan, wherever it is computed; includes handing pools to
-            tasks, excludes the transfer to the ranks.
-        loss: mean NT-Xent of the planned batches under the planner's embeddings.
-        lift: ``loss`` over the mean of random batches on the same embeddings; NaN where that is 0.
+        seconds, loss, lift: as in :class:`mbcl.engine.PlannedBatches`.
         age: epochs from the computation of the embeddings to the epoch that uses the plan, mean over the samples.
         conflicts: pairs of a sample and one of its nearest neighbours that share a batch despite the sampler's
             ``skip``; None where conflicts are not counted.
@@ -44,14 +43,8 @@ class PlanMetrics:
 
 def plan_state(plan: BatchPlan) -> dict[str, Any]:
     """Serialise a plan for a checkpoint as a tensor and plain values, without its scores."""
-    return {
-        "batches": plan.batches.int(),
-        "sampler": plan.sampler,
-        "seed": plan.seed,
-        "epoch": plan.epoch,
-        "round": plan.round,
-        "conflicts": plan.conflicts,
-    }
+    state = {key: getattr(plan, key) for key in ("sampler", "seed", "epoch", "round", "conflicts")}
+    return {"batches": plan.batches.int()} | state
 
 
 def plan_of(state: dict[str, Any]) -> BatchPlan:
@@ -65,7 +58,6 @@ class EpochProgress:
 
     Args:
         epoch: counts from 0.
-        num_train: N.
         plan: the current plan; None before the first.
         cursor: how many batches of the plan are done.
         round: index of the plan within this epoch, from 0.
@@ -80,23 +72,18 @@ class EpochProgress:
     """
 
     epoch: int
-    num_train: int
+    visited: Tensor
     plan: BatchPlan | None = None
     cursor: int = 0
     round: int = 0
     plan_metrics: list[PlanMetrics] = field(default_factory=list)
     losses: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     skipped: int = 0
-    visited: Tensor = field(default=None)  # type: ignore[assignment]  # set in __post_init__
     validation: float | None = None
     u_age: float | None = None
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     total: float = 0.0
     _start: float = field(default_factory=time.perf_counter)
-
-    def __post_init__(self) -> None:
-        if self.visited is None:
-            self.visited = torch.zeros(self.num_train, dtype=torch.bool)  # type: ignore[unreachable]
 
     @property
     def step(self) -> int:
@@ -137,11 +124,7 @@ class EpochProgress:
             self.seconds[stage] += time.perf_counter() - start
 
     def row(self, *, lr: float) -> dict[str, float | int | None]:
-        """Build the row of metrics, with every key.
-
-        Args:
-            lr: learning rate of the last step.
-        """
+        """Build the row of metrics, with every key; ``lr`` is the learning rate of the last step."""
         row = empty_row()
         row["epoch"] = self.epoch + 1
         row["step"] = (self.epoch + 1) * self.step
@@ -171,32 +154,15 @@ class EpochProgress:
     def state_dict(self) -> dict[str, Any]:
         """Return the progress as tensors and plain values."""
         assert self.plan is not None
-        return {
-            "epoch": self.epoch,
-            "plan": plan_state(self.plan),
-            "cursor": self.cursor,
-            "round": self.round,
-            "facts": [asdict(metrics) for metrics in self.plan_metrics],
-            "losses": self.losses,
-            "skipped": self.skipped,
-            "visited": self.visited,
-            "seconds": dict(self.seconds),
-            "total": self.elapsed(),
-        }
+        state = {key: getattr(self, key) for key in _STORED}
+        metrics = [asdict(metrics) for metrics in self.plan_metrics]
+        return state | {"plan": plan_state(self.plan), "facts": metrics, "total": self.elapsed()}
 
     @staticmethod
     def from_state(state: dict[str, Any]) -> EpochProgress:
         """Restore the progress from a :meth:`state_dict`."""
         return EpochProgress(
-            epoch=state["epoch"],
-            num_train=len(state["visited"]),
+            **{key: state[key] for key in (*_STORED, "total")},
             plan=plan_of(state["plan"]),
-            cursor=state["cursor"],
-            round=state["round"],
             plan_metrics=[PlanMetrics(**metrics) for metrics in state["facts"]],
-            losses=state["losses"],
-            skipped=state["skipped"],
-            visited=state["visited"],
-            seconds=state["seconds"],
-            total=state["total"],
         )

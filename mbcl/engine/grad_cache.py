@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -136,16 +136,20 @@ class _StopForward(Exception):
     """Stops a forward pass at the batch norm whose statistics are being collected."""
 
 
+@dataclass
 class _Segment:
     """A segment of the encoder: its module, its inputs, and its batch norms' statistics in order of execution."""
 
-    def __init__(self, module: nn.Module, inputs: list[Tensor], world: World, autocast: Autocast) -> None:
-        self.module = module
-        self.inputs = inputs
-        self.world = world
-        self.autocast = autocast
-        self.statistics: list[_Statistics] = []
-        self._norms = {part: name for name, part in module.named_modules() if _uses_batch(part)}
+    module: nn.Module
+    inputs: list[Tensor]
+    world: World
+    autocast: Autocast
+    statistics: list[_Statistics] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        norms = {part: name for name, part in self.module.named_modules() if isinstance(part, _BatchNorm)}
+        # By torch's rule, these normalise with the statistics of their batch.
+        self._norms = {norm: name for norm, name in norms.items() if norm.training or norm.running_mean is None}
 
     def forward(self) -> list[Tensor]:
         """Collect the statistics of all batch norms, then return the outputs of all chunks, without graphs."""
@@ -242,11 +246,6 @@ class _Segment:
 
 
 # -- batch norm with given statistics ----------------------------------------------------------------------------------
-
-
-def _uses_batch(module: nn.Module) -> bool:
-    """Tell whether a module is a batch norm that normalises with the statistics of its batch, by torch's rule."""
-    return isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
 
 
 def _normalise(norm: _BatchNorm, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:

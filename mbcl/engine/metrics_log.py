@@ -131,11 +131,8 @@ def row_of(line: bytes) -> Row | None:
     """Parse a line of ``metrics.jsonl``; None if it is damaged. A row has an epoch, and only numbers or nulls."""
     try:
         row = json.loads(line)  # also decodes the bytes
-        is_valid = isinstance(row, dict) and type(row.get("epoch")) is int and all(map(_is_value, row.values()))
+        is_valid = isinstance(row, dict) and type(row.get("epoch")) is int
+        is_valid = is_valid and all(x is None or (type(x) in (int, float) and math.isfinite(x)) for x in row.values())
     except (ValueError, OverflowError, RecursionError):
         return None
     return row if is_valid else None
-
-
-def _is_value(value: object) -> bool:
-    return value is None or (type(value) in (int, float) and math.isfinite(value))  # type: ignore[arg-type]

@@ -7,16 +7,17 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine.background import BackgroundProcess
+from mbcl.engine.epoch_state import plan_of, plan_state
 from mbcl.engine.protocols import PlanKey, PlannedBatches
 from mbcl.errors import MbclError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
@@ -24,17 +25,12 @@ from mbcl.samplers import PoolMap, PoolSampler, Sampler, check_plan, quality, se
 
 logger = logging.getLogger(__name__)
 
+Attempt = Callable[[Embeddings], PlannedBatches | MbclError]
 DEFAULT_TEMPERATURE = 0.1
 
 
 def make_plan(
-    sampler: Sampler,
-    embeddings: Embeddings,
-    key: PlanKey,
-    *,
-    num_samples: int,
-    seed: int,
-    map_pools: PoolMap = serial,
+    sampler: Sampler, embeddings: Embeddings, key: PlanKey, *, num_samples: int, seed: int, map_pools: PoolMap = serial
 ) -> PlannedBatches:
     """Compute, check and score a plan; every plan service calls this.
 
@@ -73,14 +69,11 @@ def _join(plans: list[BatchPlan]) -> BatchPlan:
         return first
     scores = [plan.scores for plan in plans if plan.scores is not None]
     conflicts = [plan.conflicts for plan in plans if plan.conflicts is not None]
-    return BatchPlan(
-        torch.cat([plan.batches for plan in plans]),
-        first.sampler,
-        first.seed,
-        first.epoch,
-        first.round,
-        torch.cat(scores) if scores else None,
-        sum(conflicts) if conflicts else None,
+    return replace(
+        first,
+        batches=torch.cat([plan.batches for plan in plans]),
+        scores=torch.cat(scores) if scores else None,
+        conflicts=sum(conflicts) if conflicts else None,
     )
 
 
@@ -108,36 +101,31 @@ class LocalPlanService:
 
     def request(self, key: PlanKey, shard: Embeddings, sampler: Sampler, *, ahead: bool = False) -> None:
         """Gather all shards, and start planning if the plan is requested ahead."""
-        gathered = Embeddings(
-            collectives.all_gather_ragged(shard.z1, self._world),
-            collectives.all_gather_ragged(shard.z2, self._world),
-            collectives.all_gather_ragged(shard.indices, self._world),
-        )
+        tensors = (collectives.all_gather_ragged(x, self._world) for x in (shard.z1, shard.z2, shard.indices))
+        gathered = Embeddings(*tensors)
         if self._world.rank != 0:
             self._pending[key] = lambda: None
             return
-        make = partial(_attempt, sampler, gathered, key, self._num_samples, self._seed)
+        attempt = partial(_attempt, sampler, key, self._num_samples, self._seed)
         if not ahead:
-            self._pending[key] = make
+            self._pending[key] = partial(attempt, gathered)
         elif gathered.z1.device.type != "cpu" and getattr(sampler, "batched", False):
-            made = make()
+            made = attempt(gathered)
             self._pending[key] = lambda: made
         else:
-            self._pending[key] = self._submit(make, sampler, gathered, key)
+            self._pending[key] = self._submit(attempt, gathered, key.epoch)
 
-    def _submit(
-        self, make: Callable[[], PlannedBatches | MbclError], sampler: Sampler, gathered: Embeddings, key: PlanKey
-    ) -> Callable[[], PlannedBatches | MbclError]:
+    def _submit(self, attempt: Attempt, gathered: Embeddings, epoch: int) -> Callable[[], PlannedBatches | MbclError]:
         """Start planning in the background process; the returned function waits for the result."""
         arrays = [tensor.detach().cpu().numpy() for tensor in (gathered.z1, gathered.z2, gathered.indices)]
-        future = self._background.submit(_plan_in_background, sampler, arrays, key, self._num_samples, self._seed)
+        future = self._background.submit(_plan_in_background, attempt, arrays)
 
         def wait() -> PlannedBatches | MbclError:
             try:
                 return _from_wire(future.result())
             except BrokenProcessPool:
-                logger.warning("the process that planned epoch %d was lost; the plan is made again here", key.epoch)
-                return make()
+                logger.warning("the process that planned epoch %d was lost; the plan is made again here", epoch)
+                return attempt(gathered)
             except Exception as error:  # e.g. arguments or a result that cannot be pickled
                 return failure(error)
 
@@ -156,7 +144,7 @@ class LocalPlanService:
 
 
 def _attempt(
-    sampler: Sampler, embeddings: Embeddings, key: PlanKey, num_samples: int, seed: int
+    sampler: Sampler, key: PlanKey, num_samples: int, seed: int, embeddings: Embeddings
 ) -> PlannedBatches | MbclError:
     """Return the plan or, instead of raising, its failure: the other ranks wait for either."""
     try:
@@ -174,12 +162,9 @@ def failure(error: BaseException) -> MbclError:
     return PlanError(f"planning failed: {type(error).__name__}: {reason}")
 
 
-def _plan_in_background(
-    sampler: Sampler, arrays: list[NDArray[Any]], key: PlanKey, num_samples: int, seed: int
-) -> dict[str, Any]:
-    """Run :func:`_attempt` in the background process. Transfers arrays, since tensors would use shared memory."""
-    embeddings = Embeddings(*(torch.from_numpy(array) for array in arrays))
-    return _to_wire(_attempt(sampler, embeddings, key, num_samples, seed))
+def _plan_in_background(attempt: Attempt, arrays: list[NDArray[Any]]) -> dict[str, Any]:
+    """Plan in the background process. Transfers arrays, since tensors would use shared memory."""
+    return _to_wire(attempt(Embeddings(*map(torch.from_numpy, arrays))))
 
 
 def share_plan(planned: PlannedBatches | MbclError | None, world: World) -> PlannedBatches:
@@ -192,15 +177,10 @@ def share_plan(planned: PlannedBatches | MbclError | None, world: World) -> Plan
     Raises:
         MbclError: on every rank alike, if planning failed on rank 0.
     """
-    if world.size == 1:
-        assert planned is not None
-        result = planned
-    else:
-        wire = None
-        if world.rank == 0:
-            assert planned is not None
-            wire = _to_wire(planned)
-        result = _from_wire(collectives.broadcast_object(wire, world))
+    result = planned
+    if world.size > 1:
+        result = _from_wire(collectives.broadcast_object(planned and _to_wire(planned), world))
+    assert result is not None
     if isinstance(result, MbclError):
         raise result
     return result
@@ -210,22 +190,16 @@ def _to_wire(planned: PlannedBatches | MbclError) -> dict[str, Any]:
     """Serialise a plan without its scores, or a failure, to arrays and plain values."""
     if isinstance(planned, MbclError):
         return {"error": str(planned)}
-    plan = planned.plan
-    return {
-        "batches": plan.batches.numpy().astype(np.int32),
-        "named": {"sampler": plan.sampler, "seed": plan.seed, "epoch": plan.epoch, "round": plan.round},
-        "conflicts": plan.conflicts,
-        "digest": plan.digest,
-        "facts": (planned.seconds, planned.loss, planned.lift),
-    }
+    plan = plan_state(planned.plan)
+    plan["batches"] = plan["batches"].numpy()
+    return {"plan": plan, "digest": planned.plan.digest, "metrics": (planned.seconds, planned.loss, planned.lift)}
 
 
 def _from_wire(wire: dict[str, Any]) -> PlannedBatches | MbclError:
     """Deserialise the result of :func:`_to_wire`; a plan whose digest does not match is a failure."""
     if "error" in wire:
         return PlanError(wire["error"])
-    batches = torch.from_numpy(wire["batches"].astype(np.int64))
-    plan = BatchPlan(batches, conflicts=wire["conflicts"], **wire["named"])
+    plan = plan_of(wire["plan"] | {"batches": torch.from_numpy(wire["plan"]["batches"])})
     if plan.digest != wire["digest"]:
         return PlanError(f"the plan of epoch {plan.epoch}, round {plan.round} was damaged on its way")
-    return PlannedBatches(plan, *wire["facts"])
+    return PlannedBatches(plan, *wire["metrics"])

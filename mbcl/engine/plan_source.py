@@ -20,6 +20,9 @@ from mbcl.errors import PlanError, TrainingError
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers import Sampler, Shuffle, check_plan
 
+Shard = tuple[Embeddings, float]
+"""A rank's rows of the embeddings, and the epoch in which they were computed, mean over the samples."""
+
 
 @dataclass(frozen=True)
 class MadePlan:
@@ -36,13 +39,8 @@ class MadePlan:
     def metrics(self, epoch: int) -> PlanMetrics:
         """Return the plan's metrics for an epoch that trains on it; only the first such epoch counts its seconds."""
         planned = self.planned
-        return PlanMetrics(
-            seconds=planned.seconds if epoch == planned.plan.epoch else 0.0,
-            loss=planned.loss,
-            lift=planned.lift,
-            age=epoch - self.made_in,
-            conflicts=planned.plan.conflicts,
-        )
+        seconds = planned.seconds if epoch == planned.plan.epoch else 0.0
+        return PlanMetrics(seconds, planned.loss, planned.lift, epoch - self.made_in, planned.plan.conflicts)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plan as tensors and plain values."""
@@ -96,14 +94,15 @@ class PlanSource:
         if not self._needs_embeddings:
             return self._derive(self._experiment.build_sampler(), epoch, round_), None
         planned_in = self._experiment.planner.planned_in(epoch)
-        just_made: tuple[Embeddings, float] | None = None
+        just_made: Shard | None = None
         metrics: PlanMetrics | None = None
         if planned_in is None:
             plan = self._derive(Shuffle(batch_size=self._experiment.train.batch_size), epoch, round_)
         else:
             if planned_in == epoch:
                 made, just_made = self._obtain(self._key(epoch, round_), progress)
-                self._store_for_reuse(made, round_)
+                if self._experiment.planner.every > 1:  # later epochs reuse the plan
+                    self._reusable = [*self._reusable[:round_], made]
             else:
                 made = self._reusable[round_]
             plan, metrics = made.planned.plan, made.metrics(epoch)
@@ -137,14 +136,9 @@ class PlanSource:
             return self._key(following, 0)
         return None
 
-    def _store_for_reuse(self, made: MadePlan, round_: int) -> None:
-        """Store the plan of a round if later epochs reuse it."""
-        if self._experiment.planner.every > 1:
-            self._reusable = [*self._reusable[:round_], made]
-
     # -- plans from embeddings -----------------------------------------------------------------------------------------
 
-    def _obtain(self, key: PlanKey, progress: EpochProgress) -> tuple[MadePlan, tuple[Embeddings, float] | None]:
+    def _obtain(self, key: PlanKey, progress: EpochProgress) -> tuple[MadePlan, Shard | None]:
         """Return the plan of ``key``, and the embeddings if they were computed for it just now."""
         self.settle(progress)
         made, self._ahead = self._ahead, None
@@ -159,13 +153,8 @@ class PlanSource:
         return made, just_made
 
     def _request(
-        self,
-        key: PlanKey,
-        progress: EpochProgress,
-        shard: tuple[Embeddings, float] | None = None,
-        *,
-        ahead: bool = False,
-    ) -> tuple[Embeddings, float]:
+        self, key: PlanKey, progress: EpochProgress, shard: Shard | None = None, *, ahead: bool = False
+    ) -> Shard:
         """Request a plan from these embeddings, or from current ones; returns the embeddings with their epoch."""
         if shard is None:
             with progress.clock("embed"):
@@ -188,8 +177,8 @@ class PlanSource:
         with progress.clock("wait"):
             self._ahead = MadePlan(self._plans.receive(key), made_in)
 
-    def _embedding_shard(self, key: PlanKey, progress: EpochProgress) -> tuple[Embeddings, float]:
-        """Return this rank's shard of the embeddings for a plan, and the epoch in which they were computed."""
+    def _embedding_shard(self, key: PlanKey, progress: EpochProgress) -> Shard:
+        """Return this rank's shard of the embeddings for a plan."""
         epoch = progress.epoch
         if self.cache is None:
             return self._embed(key.epoch), float(epoch)
@@ -217,13 +206,7 @@ class PlanSource:
         )
 
     def keep(self, stepped: StepOutput, *, epoch: int, step: int) -> None:
-        """Record a step's projections in the cache, if there is one.
-
-        Args:
-            stepped: the output of the step.
-            epoch: counts from 0.
-            step: within the epoch, from 0.
-        """
+        """Record a step's projections in the cache, if there is one; ``step`` counts from 0 within the epoch."""
         if self.cache is not None and self.cache.begun:
             time = epoch * self._steps_per_epoch + step + 1
             self.cache.record(stepped.positions, stepped.z1, stepped.z2, time=time)

@@ -73,28 +73,20 @@ class Observer(Protocol):
 
     def on_step(self, step: int, loss: float, lr: float) -> None:
         """Handle the end of a step; ``step`` counts from 0 over the whole training."""
+        return
 
     def on_checkpoint(self) -> None:
         """Persist all events so far, just before a checkpoint is written: a resumed training does not repeat them."""
+        return
 
     def on_epoch(self, row: Row) -> None:
         """Handle the end of an epoch, after its checkpoint was written; ``row`` is the same on every rank."""
+        return
 
     def close(self) -> None:
         """Release all resources, after the last epoch or after a failure of training."""
+        return
 
 
 class BaseObserver(Observer):
     """An observer whose hooks do nothing; subclasses override the hooks that they need."""
-
-    def on_step(self, step: int, loss: float, lr: float) -> None:
-        """Ignore the step."""
-
-    def on_checkpoint(self) -> None:
-        """Ignore the checkpoint."""
-
-    def on_epoch(self, row: Row) -> None:
-        """Ignore the epoch."""
-
-    def close(self) -> None:
-        """Return at once: there are no resources to release."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mbcl.config.experiment import Data, Experiment
 from mbcl.data import ImageSet, clean_views, load, split_validation
-from mbcl.errors import CheckpointError, ConfigError
+from mbcl.errors import CheckpointError, ConfigError, SamplerWarning
 from mbcl.models import ContrastiveModel
 from mbcl.models import build as build_model
 from mbcl.samplers import Sampler
@@ -77,7 +77,7 @@ def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
             f"train.batch_size: {batch_size} is above the {num_train} training samples of {experiment.data.name}"
         )
     for line in experiment.unused_planning():
-        warnings.warn(line, UserWarning, stacklevel=2)
+        warnings.warn(line, SamplerWarning, stacklevel=2)
     samplers = experiment.samplers()
     for epoch, sampler in samplers.items():
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -126,7 +126,9 @@ class Learner:
         chunks = batch.split(self.accumulation.chunk_size or len(batch))
         outputs = []
         for index, chunk in enumerate(chunks):
-            with self._no_gradient_sync() if index + 1 < len(chunks) else nullcontext():
+            # Accumulate without DDP's all-reduce; the last chunk's backward performs it.
+            single = self.world.size == 1 or index + 1 == len(chunks)
+            with nullcontext() if single else cast(DistributedDataParallel, self.network).no_sync():
                 positions = self._local_part(chunk)
                 with self.compute.autocast():
                     projections = self.network(self._views(positions, key))
@@ -135,12 +137,6 @@ class Learner:
                 self.scaler.scale(loss * self.world.size).backward()
             outputs.append(StepOutput(loss.detach(), positions, z1.detach(), z2.detach()))
         return _concat_chunks(outputs)
-
-    def _no_gradient_sync(self) -> AbstractContextManager[object]:
-        """Accumulate gradients on this rank without DDP's all-reduce; the last chunk's backward performs it."""
-        if self.world.size == 1:
-            return nullcontext()
-        return cast(DistributedDataParallel, self.network).no_sync()
 
     # -- cached accumulation (GradCache): the loss of the whole batch, the encoder in chunks ---------------------------
 
@@ -157,7 +153,7 @@ class Learner:
         z1, z2 = raise_half(projections).chunk(2)
         loss = self._loss(z1, z2, positions, batch)
         self.scaler.scale(loss).backward()
-        self._chunked.backward([_gradient(part) for part in cached])
+        self._chunked.backward([cast(Tensor, part.grad) for part in cached])
         collectives.sum_gradients(self.model.parameters(), self.world)
         return StepOutput(loss.detach(), positions, z1.detach(), z2.detach())
 
@@ -180,12 +176,6 @@ class Learner:
         gathered = collectives.gather_with_grad(torch.stack([z1, z2], dim=1), self.world)
         indices = batch.to(z1.device) if self.objective.distribution == "state" else None
         return Candidates(gathered[:, 0], gathered[:, 1], offset=self.world.rank * len(z1), indices=indices)
-
-
-def _gradient(x: Tensor) -> Tensor:
-    """Return the gradient of a leaf, which backward has set."""
-    assert x.grad is not None
-    return x.grad
 
 
 def _concat_chunks(parts: Sequence[StepOutput]) -> StepOutput:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,15 @@ class TensorBoardTracker:
         writer = self._open(step)
         for key, value in _measured(row).items():
             writer.add_scalar(key, value, step)
-        writer.flush()
-        self._store.publish(TENSORBOARD_FOLDER)
+        self.on_checkpoint()
 
     def close(self) -> None:
-        """Close the event file."""
+        """Close the event file; if an exception is propagating, publish the steps since the last checkpoint."""
         if self._writer is not None:
             self._writer.close()
+            if sys.exception() is not None:
+                with suppress(OSError):  # the store may be why the training failed
+                    self._store.publish(TENSORBOARD_FOLDER)
 
 
 class WandbTracker(BaseObserver):

@@ -17,7 +17,7 @@ from mbcl.engine.epoch_state import EpochProgress
 from mbcl.engine.plan_source import PlanSource
 from mbcl.engine.setup import DataSizes
 from mbcl.engine.step import Learner
-from mbcl.errors import CheckpointError, MbclError
+from mbcl.errors import CheckpointError
 from mbcl.io.store import Store
 
 logger = logging.getLogger(__name__)
@@ -67,16 +67,14 @@ def newest(store: Store, experiment: Experiment, sizes: DataSizes, world: World)
     if world.rank == 0 and checkpoint is None and checkpoints.names(store):
         logger.warning("%s: no whole checkpoint is left; the training starts again", store.uri)
     name = collectives.broadcast_object(checkpoint.name if checkpoint else "", world)
-    error: MbclError | None = None
-    try:
-        if name and checkpoint is None:
-            checkpoint = checkpoints.load(store, name)
-        if checkpoint is not None:
-            _check_owner(store, checkpoint, experiment, sizes)
-    except MbclError as caught:
-        error = caught
-    collectives.raise_on_any_rank(error, world)
-    return checkpoint
+
+    def load_checked() -> Checkpoint | None:
+        chosen = checkpoints.load(store, name) if name and checkpoint is None else checkpoint
+        if chosen is not None:
+            _check_owner(store, chosen, experiment, sizes)
+        return chosen
+
+    return collectives.run_and_sync_errors(load_checked, world)
 
 
 def _differences(stored: Any, current: Any, path: str = "") -> Iterator[str]:

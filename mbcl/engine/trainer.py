@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,15 +61,7 @@ class TrainingOutcome:
 class Trainer:
     """The training of one experiment on this rank. Every rank of the world runs the same code.
 
-    Args:
-        experiment: the configuration.
-        world: this rank and the number of ranks; with several ranks the process group is already initialised.
-        store: the trial's folder.
-        plans: the plan service for samplers that need embeddings; a local one if None.
-        observers: notified of every step and epoch.
-        run_id: the trackers' id of this run; a resumed training keeps its original id.
-        notice: returns whether this rank's machine is about to be preempted and no checkpoint was written since; polled
-            at every synchronisation. If it is true on any rank, all ranks write a checkpoint.
+    The arguments are those of :func:`train`; trackers are observers like others.
     """
 
     def __init__(
@@ -93,13 +85,13 @@ class Trainer:
         self._sync_interval, self._seconds_per_step = 1, 0.0
         experiment.train.check_workers(world.size)
         # One machine may still copy or decode data that another already has, for hours if the data are large.
-        data, self.facts, model = collectives.run_and_sync_errors(
+        data, self.sizes, model = collectives.run_and_sync_errors(
             collectives.run_while_ranks_wait, world, load_parts, world, experiment
         )
         self.validation = data.validation.to(world.device)
         self.learner = collectives.run_and_sync_errors(build_learner, world, experiment, data, model, world)
-        self.plans = plans or LocalPlanService(num_samples=self.facts.num_train, seed=experiment.seed, world=world)
-        self.source = PlanSource(experiment, self.learner, self.plans, steps_per_epoch=self.facts.steps_per_epoch)
+        self.plans = plans or LocalPlanService(num_samples=self.sizes.num_train, seed=experiment.seed, world=world)
+        self.source = PlanSource(experiment, self.learner, self.plans, steps_per_epoch=self.sizes.steps_per_epoch)
         self.base_lr = scale_lr(
             experiment.optimizer["lr"], batch_size=experiment.train.batch_size, rule=experiment.schedule.scale_lr
         )
@@ -117,7 +109,7 @@ class Trainer:
             TrainingError: if the loss is not finite, on every rank alike.
         """
         try:
-            self._on_rank_0(lambda: write_config(self.store, self.experiment, self.facts))
+            self._on_rank_0(lambda: write_config(self.store, self.experiment, self.sizes))
             while self.epoch < self.experiment.train.epochs:
                 row = self._run_epoch()
                 for observer in self.observers:
@@ -130,9 +122,9 @@ class Trainer:
 
     def _run_epoch(self) -> Row:
         """Run one epoch, or the rest of a resumed one; returns its row of metrics."""
-        progress = self.progress or EpochProgress(self.epoch, self.facts.num_train)
+        progress = self.progress or EpochProgress(self.epoch, torch.zeros(self.sizes.num_train, dtype=torch.bool))
         self.progress = None
-        steps, every = self.facts.steps_per_epoch, self.experiment.train.checkpoint_steps or self.facts.steps_per_epoch
+        steps, every = self.sizes.steps_per_epoch, self.experiment.train.checkpoint_steps or self.sizes.steps_per_epoch
         while progress.step < steps:
             if (due := progress.next_round) is not None:
                 progress.begin(*self.source.next(due, progress))
@@ -164,7 +156,7 @@ class Trainer:
             )
         global_losses = self._sync_losses(torch.stack(losses))
         self._seconds_per_step = (time.perf_counter() - start) / len(losses)
-        first_step = self.epoch * self.facts.steps_per_epoch + progress.step
+        first_step = self.epoch * self.sizes.steps_per_epoch + progress.step
         for offset, (loss, lr) in enumerate(zip(global_losses.tolist(), rates, strict=True)):
             if not math.isfinite(loss):
                 raise TrainingError(
@@ -186,13 +178,9 @@ class Trainer:
 
     def _lr(self, step: int) -> float:
         """Return the learning rate of a step of the current epoch."""
-        schedule = self.experiment.schedule
-        return cosine_lr(
-            epoch=self.epoch + step / self.facts.steps_per_epoch,
-            base_lr=self.base_lr,
-            warmup_epochs=schedule.warmup_epochs,
-            epochs=self.experiment.train.epochs,
-        )
+        epoch, epochs = self.epoch + step / self.sizes.steps_per_epoch, self.experiment.train.epochs
+        warmup_epochs = self.experiment.schedule.warmup_epochs
+        return cosine_lr(epoch=epoch, base_lr=self.base_lr, warmup_epochs=warmup_epochs, epochs=epochs)
 
     # -- the end of an epoch ------------------------------------------------------------------------------------
 
@@ -215,15 +203,10 @@ class Trainer:
 
     def _validate(self) -> float:
         """Return R@1 in [0, 1] between two views of the validation images, mean of both directions; no autocast."""
-        shard = embed_share(
-            self.learner,
-            self.validation,
-            ViewKey(derive(self.experiment.seed, "validation views")),
-            mode="eval",
-            batch_size=self.experiment.evaluation.batch_size,
-            compute=Compute(self.world.device, channels_last=self.experiment.train.channels_last),
-            epoch=self.epoch - 1,
-        )
+        views = ViewKey(derive(self.experiment.seed, "validation views"))
+        compute = Compute(self.world.device, channels_last=self.experiment.train.channels_last)
+        share = partial(embed_share, mode="eval", batch_size=self.experiment.evaluation.batch_size, compute=compute)
+        shard = share(self.learner, self.validation, views, epoch=self.epoch - 1)
         u, v = collectives.all_gather_ragged(shard.z1, self.world), collectives.all_gather_ragged(shard.z2, self.world)
         recall = retrieval(u, v, ks=(1,), similarity=self.experiment.evaluation.similarity)
         return (recall["u2v/top1"] + recall["v2u/top1"]) / 2
@@ -233,11 +216,10 @@ class Trainer:
         objective, accumulation = self.learner.objective, self.experiment.train.accumulation
         if not isinstance(objective, StatefulObjective):
             return None
-        updates_per_step = (
-            self.experiment.train.batch_size // (accumulation.chunk_size or 1) if accumulation.mode == "plain" else 1
-        )
+        chunks = self.experiment.train.batch_size // (accumulation.chunk_size or 1)
+        updates_per_step = chunks if accumulation.mode == "plain" else 1
         age = objective.age()
-        return None if age is None else age / (updates_per_step * self.facts.steps_per_epoch)
+        return None if age is None else age / (updates_per_step * self.sizes.steps_per_epoch)
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
@@ -246,30 +228,26 @@ class Trainer:
         for observer in self.observers:
             observer.on_checkpoint()
         self.learner.share_statistics()
-        cache = self.source.cache
-        cached = cache.state_dict() if cache else {}  # collective: gathered from all ranks
+        cached = self.source.cache.state_dict() if self.source.cache else {}  # collective: gathered from all ranks
         plans = self.source.state_dict()
-        step = progress.step if progress else 0
-        self._on_rank_0(lambda: self._write(train_state.state_of(self.learner, cached, plans, progress), row, step))
-
-    def _write(self, state: dict[str, Any], row: Row, step: int) -> None:
-        """Write a checkpoint with its metadata, on rank 0."""
         meta = {
             "experiment": self.experiment.model_dump(mode="json"),
-            "facts": asdict(self.facts),
+            "facts": asdict(self.sizes),
             "row": dict(row),
             "run_id": self.run_id,
             "workers": self.world.size,
             "mbcl": __version__,
         }
-        checkpoints.save(
-            self.store,
-            epoch=self.epoch,
-            step=step,
-            state=state,
-            meta=meta,
-            keep=self.experiment.train.keep_checkpoints,
-            best=self.metrics.best_epoch(checkpoints.BEST_BY),
+        self._on_rank_0(
+            lambda: checkpoints.save(
+                self.store,
+                epoch=self.epoch,
+                step=progress.step if progress else 0,
+                state=train_state.state_of(self.learner, cached, plans, progress),
+                meta=meta,
+                keep=self.experiment.train.keep_checkpoints,
+                best=self.metrics.best_epoch(checkpoints.BEST_BY),
+            )
         )
 
     def resume(self) -> None:
@@ -278,21 +256,18 @@ class Trainer:
         Raises:
             CheckpointError: on every rank alike, if it belongs to another experiment.
         """
-        checkpoint = train_state.newest(self.store, self.experiment, self.facts, self.world)
-        self._on_rank_0(
-            lambda: self.metrics.go_on(
-                checkpoint.epoch if checkpoint else 0, checkpoint.meta["row"] if checkpoint else {}
-            )
-        )
+        checkpoint = train_state.newest(self.store, self.experiment, self.sizes, self.world)
         if checkpoint is None:
+            self._on_rank_0(lambda: self.metrics.go_on(0, {}))
             return
+        self._on_rank_0(lambda: self.metrics.go_on(checkpoint.epoch, checkpoint.meta["row"]))
         self.progress = train_state.restore(checkpoint.state, self.learner, self.source)
         self.epoch = checkpoint.epoch
         self.last_row = checkpoint.meta["row"]
         self.run_id = checkpoint.meta["run_id"] or self.run_id
         logger.info("resuming from %s", checkpoint.name)
 
-    def _on_rank_0(self, write: Callable[[], None]) -> None:
+    def _on_rank_0(self, write: Callable[[], object]) -> None:
         """Call ``write`` on rank 0; if it fails (e.g. the disk is full), every rank raises, so that none hangs.
 
         Raises:
@@ -327,14 +302,15 @@ def train(
 
     Args:
         experiment: the configuration.
-        world: this rank and the number of ranks.
+        world: this rank and the number of ranks; with several ranks the process group is already initialised.
         store: the trial's folder; configuration, metrics, checkpoints and tracker files go there.
-        plans: the plan service; a local one if None.
+        plans: the plan service for samplers that need embeddings; a local one if None.
         observers: notified of every step and epoch, in addition to the trackers that the experiment names.
         run_id: the trackers' id of this run; a resumed training keeps its original id.
         group: the study that the run belongs to.
         log: receives one line with the cost of planning, if there is any.
-        notice: polled for preemption notices; see :class:`Trainer`.
+        notice: returns whether this rank's machine is about to be preempted and no checkpoint was written since; polled
+            at every synchronisation. If it is true on any rank, all ranks write a checkpoint.
 
     Raises:
         ConfigError: if the configuration does not fit the data.
@@ -345,7 +321,7 @@ def train(
         experiment, world=world, store=store, plans=plans, observers=observers, run_id=run_id, notice=notice
     )
     trainer.resume()
-    cost = planning_cost(experiment, trainer.facts.num_train)
+    cost = planning_cost(experiment, trainer.sizes.num_train)
     if log is not None and cost:
         log(cost)
     trackers = build_trackers(experiment, store, run_id=trainer.run_id, group=group) if world.rank == 0 else []

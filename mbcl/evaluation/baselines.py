@@ -60,13 +60,9 @@ class CachedMetrics:
         dump = experiment.model_dump(mode="json")
         model = {key: dump[key] for key in ("encoder", "projector")} if kind == "random" else None
         versions = {"mbcl": mbcl.__version__, "torch": torch.__version__}
-        self._request: dict[str, Any] = {
-            "baseline": kind,
-            "seed": experiment.seed,
-            "model": model,
-            "versions": versions,
-        }
-        self._request |= {"dtype": str(experiment.train.dtype), "piece": piece, **extra}
+        seed, dtype = experiment.seed, str(experiment.train.dtype)
+        request = {"baseline": kind, "seed": seed, "model": model, "versions": versions, "dtype": dtype, "piece": piece}
+        self._request: dict[str, Any] = request | extra
         text = json.dumps(self._request, sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         self._file = f"{kind}-{piece['metric']}-{digest}.json"

@@ -73,11 +73,6 @@ def _corrupted(subject: Subject, corruption: str, severity: int) -> ImageSet:
             data.name, dir=official, corruption=corruption, severity=severity, clean=images, verify=data.verify
         )
     positions = torch.arange(len(images))
-    pixels = corrupt(
-        images.pixels(positions),
-        corruption=corruption,
-        severity=severity,
-        seed=derive(subject.seed, f"{subject.settings.split} corruptions"),
-        positions=positions,
-    )
+    seed = derive(subject.seed, f"{subject.settings.split} corruptions")
+    pixels = corrupt(images.pixels(positions), corruption=corruption, severity=severity, seed=seed, positions=positions)
     return replace(images, images=pixels, rows=None)

@@ -9,16 +9,16 @@ from typing import Any
 
 from mbcl.config.evaluation import Evaluation, Metric
 from mbcl.engine.evaluation_checks import corruptions_of
-from mbcl.evaluation import classes, corrupted, diagnostics, retrieval
+from mbcl.evaluation import corrupted, measures
 from mbcl.evaluation.subject import Subject
 
 Measure = Callable[[Subject], dict[str, float]]
 
 _PIECES: Mapping[Metric, tuple[Measure, tuple[str, ...]]] = {
-    "retrieval": (retrieval.measure, ("similarity",)),
-    "knn": (classes.measure_knn, ("knn",)),
-    "probe": (classes.measure_probe, ("probe",)),
-    "repr": (diagnostics.measure, ()),
+    "retrieval": (measures.measure_retrieval, ("similarity",)),
+    "knn": (measures.measure_knn, ("knn",)),
+    "probe": (measures.measure_probe, ("probe",)),
+    "repr": (measures.measure_repr, ()),
 }
 """By metric, its function and the settings that it depends on, besides split and batch size."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Protocol
 
@@ -118,7 +119,8 @@ def evaluate(
     if before is not None:
         before(out, existing.get("asked", {}), request)
     start = time.perf_counter()
-    evaluator = _Evaluator(weights, settings, data, usable_device(device), load, log or (lambda line: None))
+    used_device, log = usable_device(device), log or (lambda line: None)
+    evaluator = _Evaluator(weights, settings, data, used_device, load, log, pieces_of(settings, data.name))
     cache_store = baselines or out.child(BASELINES)
     partial = {} if force else _read(out, PART_FILE)
     try:
@@ -128,49 +130,33 @@ def evaluate(
             if _same_but_settings(result, request)
             for record in result["pieces"]
         ]
-        pieces, others = evaluator.pieces(reusable, lambda records: _write(out, PART_FILE, request, {}, records))
-        metrics = {key: value for record in pieces for key, value in record["metrics"].items()}
+        records, others = evaluator.measure_missing(reusable, lambda done: _write(out, PART_FILE, request, {}, done))
+        metrics = {key: value for record in records for key, value in record["metrics"].items()}
         for kind in settings.baselines:
             baseline_metrics = evaluator.baseline(kind, cache_store, force=force)
             metrics |= {f"baseline/{kind}/{key}": value for key, value in baseline_metrics.items()}
     except CheckpointError as error:
         raise CheckpointError(f"{store.uri}: {weights.name}: {error}") from error
-    _write(out, EVALUATION_FILE, request, metrics, pieces + others, seconds=time.perf_counter() - start)
+    _write(out, EVALUATION_FILE, request, metrics, records + others, seconds=time.perf_counter() - start)
     out.delete(PART_FILE)
     return metrics
 
 
+@dataclass(frozen=True)
 class _Evaluator:
-    """An evaluation of weights; images and models are created lazily, when a piece needs them.
+    """An evaluation of weights; images and models are created lazily, when a piece needs them."""
 
-    Args:
-        weights: the weights to evaluate.
-        settings: the evaluation block.
-        data: the data set.
-        device: where to compute.
-        load: loads the data set.
-        log: receives one line for each measured piece.
-    """
+    weights: Weights
+    settings: Evaluation
+    data: Data
+    device: torch.device
+    load: LoadData
+    log: Callable[[str], object]
+    requested: Sequence[Piece]
 
-    def __init__(
-        self,
-        weights: Weights,
-        settings: Evaluation,
-        data: Data,
-        device: torch.device,
-        load: LoadData,
-        log: Callable[[str], object],
-    ) -> None:
-        self._weights = weights
-        self._experiment = weights.experiment
-        self._settings = settings
-        self._data = data
-        self._device = device
-        self._load = load
-        self._log = log
-        self._pieces = pieces_of(settings, data.name)
-
-    def pieces(self, done: Sequence[Record], save: Callable[[list[Record]], None]) -> tuple[list[Record], list[Record]]:
+    def measure_missing(
+        self, done: Sequence[Record], save: Callable[[list[Record]], None]
+    ) -> tuple[list[Record], list[Record]]:
         """Measure the pieces that are missing in ``done``.
 
         After each measurement ``save`` receives all records so far, so that an interrupted evaluation resumes there.
@@ -180,19 +166,24 @@ class _Evaluator:
         """
         records = {_key(record["asked"]): record for record in done}
         subject = cache(lambda: self._subject(self._trained()))
-        for piece in self._pieces:
+        for piece in self.requested:
             if _key(piece.request) not in records:
                 records[_key(piece.request)] = {"asked": piece.request, "metrics": self._measure(piece, subject, "")}
                 save(list(records.values()))
-        requested = [records.pop(_key(piece.request)) for piece in self._pieces]
+        requested = [records.pop(_key(piece.request)) for piece in self.requested]
         return requested, list(records.values())
 
     def baseline(self, kind: Baseline, store: Store, *, force: bool) -> dict[str, float]:
         """Return the metrics of a baseline; cached ones are reused unless ``force``."""
-        subject = cache(lambda: self._subject(self._baseline(kind)))
-        data, metrics = self._data.model_dump(mode="json"), dict[str, float]()
-        for piece in self._pieces:
-            cached = CachedMetrics(store, kind, self._experiment, piece.request, data=data, device=self._device.type)
+        experiment, data, metrics = self.weights.experiment, self.data.model_dump(mode="json"), dict[str, float]()
+
+        @cache
+        def subject() -> Subject:
+            channels = self._images.train.channels
+            return self._subject(baseline(kind, experiment, in_channels=channels, device=self.device))
+
+        for piece in self.requested:
+            cached = CachedMetrics(store, kind, experiment, piece.request, data=data, device=self.device.type)
             piece_metrics = None if force else cached.read()
             if piece_metrics is None:
                 piece_metrics = self._measure(piece, subject, f" of {kind}")
@@ -204,7 +195,7 @@ class _Evaluator:
         """Measure a piece and log its duration."""
         start = time.perf_counter()
         metrics = piece.measure(subject())
-        self._log(f"{self._weights.name}: {piece.title}{owner}: {time.perf_counter() - start:.1f} s")
+        self.log(f"{self.weights.name}: {piece.title}{owner}: {time.perf_counter() - start:.1f} s")
         return metrics
 
     def _subject(self, representation: Representation) -> Subject:
@@ -212,29 +203,25 @@ class _Evaluator:
         return Subject(
             representation,
             self._images,
-            data=self._data,
-            settings=self._settings,
-            seed=self._experiment.seed,
-            device=self._device,
-            dtype=self._experiment.train.dtype,
+            data=self.data,
+            settings=self.settings,
+            seed=self.weights.experiment.seed,
+            device=self.device,
+            dtype=self.weights.experiment.train.dtype,
         )
 
     @cached_property
     def _images(self) -> SplitData:
         """All parts of the data set, checked against the settings."""
-        images = self._load(self._data, seed=self._experiment.seed)
-        check_evaluation(self._settings, images, name=self._data.name, verify=self._data.verify)
+        images = self.load(self.data, seed=self.weights.experiment.seed)
+        check_evaluation(self.settings, images, name=self.data.name, verify=self.data.verify)
         return images
 
     def _trained(self) -> Representation:
         """Build the model with the evaluated weights, after checking that it takes the images."""
-        model = self._weights.model(in_channels=self._images.train.channels)
-        check_takes(model, self._experiment, self._images.test)
-        return model.to(self._device)
-
-    def _baseline(self, kind: Baseline) -> Representation:
-        """Build the representation of a baseline."""
-        return baseline(kind, self._experiment, in_channels=self._images.train.channels, device=self._device)
+        model = self.weights.model(in_channels=self._images.train.channels)
+        check_takes(model, self.weights.experiment, self._images.test)
+        return model.to(self.device)
 
 
 def _key(request: Mapping[str, Any]) -> str:

@@ -92,8 +92,9 @@ class Subject:
 
     def projected(self, features: Tensor) -> Tensor:
         """Map features (N, F) to projections (N, D)."""
-        rows = features.split(self.settings.batch_size)
-        return self._concatenate([self._apply(self.representation.project, part) for part in rows])
+        with torch.no_grad():
+            parts = [self.representation.project(part) for part in features.split(self.settings.batch_size)]
+        return self._concatenate(parts)
 
     def projections(self, images: ImageSet) -> Tensor:
         """Compute the projections (N, D) of images without augmentation."""
@@ -109,11 +110,8 @@ class Subject:
 
     def _clean(self, function: Callable[[Tensor], Tensor], images: ImageSet) -> Tensor:
         """Apply a function to all images without augmentation."""
-
-        def views_of(positions: Tensor) -> Tensor:
-            return clean_views(images.pixels(positions), images=images)
-
-        return self._concatenate(self._batches(function, views_of, len(images)))
+        batches = self._batches(function, lambda rows: clean_views(images.pixels(rows), images=images), len(images))
+        return self._concatenate(batches)
 
     def _pairs(self, function: Callable[[Tensor], Tensor], images: ImageSet, key: ViewKey) -> tuple[Tensor, Tensor]:
         """Apply a function to both augmented views of all images."""
@@ -121,17 +119,13 @@ class Subject:
         views_1, views_2 = zip(*(output.chunk(2) for output in outputs), strict=True)
         return self._concatenate(views_1), self._concatenate(views_2)
 
+    @torch.no_grad()
     def _batches(
         self, function: Callable[[Tensor], Tensor], views_of: Callable[[Tensor], Tensor], num_images: int
     ) -> list[Tensor]:
         """Apply a function to the views of all positions, in nearly equal batches."""
         chunks = torch.arange(num_images).tensor_split(-(-num_images // self.settings.batch_size))
-        return [self._apply(function, views_of(positions).to(self._dtype)) for positions in chunks]
-
-    @torch.no_grad()
-    def _apply(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Call a function without gradients."""
-        return function(x)
+        return [function(views_of(positions).to(self._dtype)) for positions in chunks]
 
     def _concatenate(self, parts: Sequence[Tensor]) -> Tensor:
         """Concatenate the rows of all parts.

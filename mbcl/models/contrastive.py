@@ -44,29 +44,15 @@ class ContrastiveModel(nn.Module):
 class ProjectorShape(Protocol):
     """The settings of :class:`ProjectionHead` as attributes of any object."""
 
-    @property
-    def layers(self) -> int:
-        """Number of linear layers."""
-
-    @property
-    def hidden(self) -> int:
-        """Width of all layers but the last."""
-
-    @property
-    def dim(self) -> int:
-        """Dimension D of the projections."""
-
-    @property
-    def activation(self) -> Activation | None:
-        """Activation between the layers; the encoder's if None."""
+    layers: int
+    hidden: int
+    dim: int
+    activation: Activation | None
+    """None for the encoder's."""
 
 
 def build(
-    encoder: Mapping[str, Any],
-    projector: ProjectorShape | None = None,
-    *,
-    in_channels: int,
-    seed: int,
+    encoder: Mapping[str, Any], projector: ProjectorShape | None = None, *, in_channels: int, seed: int
 ) -> ContrastiveModel:
     """Build a model whose initial weights are a pure function of the arguments, the same on every rank.
 

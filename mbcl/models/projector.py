@@ -26,13 +26,7 @@ class ProjectionHead(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        in_features: int,
-        layers: int = 2,
-        hidden: int = 2048,
-        dim: int = 128,
-        activation: Activation = "relu",
+        self, *, in_features: int, layers: int = 2, hidden: int = 2048, dim: int = 128, activation: Activation = "relu"
     ) -> None:
         super().__init__()
         for name, value in (("in_features", in_features), ("layers", layers), ("hidden", hidden), ("dim", dim)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -28,6 +28,13 @@ class Candidates:
     z2: Tensor
     offset: int
     indices: Tensor | None = None
+
+    @staticmethod
+    def arguments(candidates: Candidates | None) -> dict[str, Any]:
+        """Return the keyword arguments of the functions in :mod:`mbcl.functional`; none in one process."""
+        if candidates is None:
+            return {}
+        return {"candidates1": candidates.z1, "candidates2": candidates.z2, "offset": candidates.offset}
 
 
 class Objective(nn.Module):

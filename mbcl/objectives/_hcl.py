@@ -34,12 +34,7 @@ class HCL(StatelessObjective):
     loss = staticmethod(hcl)
 
     def __init__(
-        self,
-        *,
-        temperature: float = 0.1,
-        tau_plus: float = 0.1,
-        beta: float = 1.0,
-        estimator: HardNegatives = "hard",
+        self, *, temperature: float = 0.1, tau_plus: float = 0.1, beta: float = 1.0, estimator: HardNegatives = "hard"
     ) -> None:
         super().__init__(temperature=temperature)
         self.tau_plus = check_number("tau_plus", tau_plus, least=0.0, below=1.0)
@@ -49,9 +44,4 @@ class HCL(StatelessObjective):
 
     def settings(self) -> dict[str, object]:
         """Return the parameters as keyword arguments of the loss function."""
-        return {
-            "temperature": self.temperature,
-            "tau_plus": self.tau_plus,
-            "beta": self.beta,
-            "estimator": self.estimator,
-        }
+        return super().settings() | {"tau_plus": self.tau_plus, "beta": self.beta, "estimator": self.estimator}

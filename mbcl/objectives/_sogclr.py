@@ -94,9 +94,7 @@ class SogCLR(StatefulObjective):
             u=self.u[local_b],
             gamma=self._gamma(local_b, batch_B),
             temperature=self.temperature,
-            candidates1=None if candidates is None else candidates.z1,
-            candidates2=None if candidates is None else candidates.z2,
-            offset=0 if candidates is None else candidates.offset,
+            **Candidates.arguments(candidates),
         )
         if self.training and candidates is None:
             self.commit(local_b, u_b)

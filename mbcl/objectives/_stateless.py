@@ -32,17 +32,7 @@ class StatelessObjective(Objective):
         self, z1: Tensor, z2: Tensor, indices: Tensor | None = None, *, candidates: Candidates | None = None
     ) -> Tensor:
         """Return the loss of a batch, as in the base class; leading dimensions are separate batches, for samplers."""
-        loss = type(self).loss
-        if candidates is None:
-            return loss(z1, z2, **self.settings())
-        return loss(
-            z1,
-            z2,
-            **self.settings(),
-            candidates1=candidates.z1,
-            candidates2=candidates.z2,
-            offset=candidates.offset,
-        )
+        return type(self).loss(z1, z2, **self.settings(), **Candidates.arguments(candidates))
 
     def settings(self) -> dict[str, object]:
         """Return the parameters as keyword arguments of the loss function."""

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from mbcl.samplers._base import Ints
 from mbcl.samplers._lloyd import distances, lloyd, plus_plus, recentred
 from mbcl.samplers.kernels import available
 
@@ -101,7 +101,7 @@ def rows_of(cluster_PM: Tensor, batch_size: int) -> Tensor:
     return cluster_PM.argsort(dim=1, stable=True).view(len(cluster_PM), -1, batch_size)
 
 
-def in_order(rows_KB: NDArray[np.int64]) -> NDArray[np.int64]:
+def in_order(rows_KB: Ints) -> Ints:
     """Sort the rows of each batch in ascending order, and the batches by their first row."""
     rows_KB = np.sort(rows_KB, axis=1)
     return rows_KB[np.argsort(rows_KB[:, 0])].astype(np.int64)

@@ -5,6 +5,7 @@ Letters: N samples of the data set, B samples a batch, S batches of a plan.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -13,12 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mbcl.errors import ConfigError, PlanError
+from mbcl.errors import ConfigError, PlanError, SamplerWarning
 from mbcl.functional import check_count
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.registry import Registry, construct
 
 FloatArray = NDArray[np.floating]
+Ints = NDArray[np.int64]
 PoolItem = tuple[FloatArray, FloatArray, int]
 
 
@@ -32,7 +34,7 @@ class PoolPlan:
         neighbours: (M, skip) int32, for each row of the pool the rows that should not share a batch with it, or None.
     """
 
-    rows: NDArray[np.int64]
+    rows: Ints
     scores: NDArray[np.float64] | None = None
     neighbours: NDArray[np.int32] | None = None
 
@@ -49,7 +51,6 @@ class PoolMap(Protocol):
         ``items`` is lazy: it makes an item at every access and caches none, so the implementation of the map decides
         how many items are in memory at once.
         """
-        ...
 
 
 def serial(function: PoolFunction, items: Sequence[PoolItem]) -> Sequence[PoolPlan]:
@@ -66,17 +67,14 @@ class Sampler(Protocol):
     @property
     def batch_size(self) -> int:
         """B, the samples of a global batch."""
-        ...
 
     @property
     def no_repeats(self) -> bool:
         """Whether no sample is visited twice in one plan."""
-        ...
 
     @property
     def covers_all(self) -> bool:
         """Whether a plan visits every sample, except the remainder that fills no batch or pool."""
-        ...
 
     def check(self, num_samples: int) -> None:
         """Check that ``num_samples`` samples can be planned; warn if a setting has no effect.
@@ -84,15 +82,12 @@ class Sampler(Protocol):
         Raises:
             ConfigError: if they cannot; the text holds the numbers.
         """
-        ...
 
     def plan_length(self, num_samples: int) -> int:
         """S, the batches of one plan."""
-        ...
 
     def plan_width(self, num_samples: int) -> int:
         """The samples of each batch of a plan: B, except for ``full``."""
-        ...
 
     def plan(
         self,
@@ -118,7 +113,6 @@ class Sampler(Protocol):
             ConfigError: as in :meth:`check`.
             PlanError: if embeddings are missing or do not hold each sample once.
         """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,29 +129,34 @@ class BaseSampler:
     batch_size: int
 
     def __post_init__(self) -> None:
-        check_batch_size(self.batch_size)
+        # A single sample has no negatives.
+        check_count("batch_size", self.batch_size, least=2)
 
     @property
     def no_repeats(self) -> bool:
-        """Whether no sample is visited twice in one plan."""
         return True
 
     @property
     def covers_all(self) -> bool:
-        """Whether a plan visits every sample, except the remainder that fills no batch or pool."""
         return True
 
     def check(self, num_samples: int) -> None:
         """Check that the samples fill at least one batch."""
-        check_num_samples(self.name, self.batch_size, num_samples)
+        if self.batch_size > num_samples:
+            raise ConfigError(
+                f"sampler {self.name!r}: batch_size {self.batch_size} is above the {num_samples} samples of the data "
+                "set"
+            )
 
     def plan_length(self, num_samples: int) -> int:
-        """S, the batches of one plan: N // B."""
         return num_samples // self.batch_size
 
     def plan_width(self, num_samples: int) -> int:
-        """The samples of each batch: B."""
         return self.batch_size
+
+    def _warn(self, text: str) -> None:
+        """Warn from :meth:`check`."""
+        warnings.warn(f"sampler {self.name!r}: {text}", SamplerWarning, stacklevel=4)
 
 
 SAMPLERS: Registry[type[Sampler]] = Registry("sampler")
@@ -199,24 +198,3 @@ def check_plan(plan: BatchPlan, sampler: Sampler, num_samples: int) -> BatchPlan
     if sampler.covers_all and visited != promised:
         raise PlanError(f"{plan.sampler}: promises {promised} of the {num_samples} samples, visits {visited}")
     return plan
-
-
-def check_batch_size(batch_size: object) -> None:
-    """Check that the batch size is a whole number of at least 2: a single sample has no negatives.
-
-    Raises:
-        ConfigError: if it is not.
-    """
-    check_count("batch_size", batch_size, least=2)
-
-
-def check_num_samples(name: str, batch_size: int, num_samples: int) -> None:
-    """Check that the samples fill at least one batch.
-
-    Raises:
-        ConfigError: if they do not.
-    """
-    if batch_size > num_samples:
-        raise ConfigError(
-            f"sampler {name!r}: batch_size {batch_size} is above the {num_samples} samples of the data set"
-        )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from abc import abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -19,8 +18,9 @@ from torch import Tensor
 
 from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import check_temperature, cosine_similarity
-from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers._base import SAMPLERS, BaseSampler, PoolMap, serial
+from mbcl.plan import Embeddings
+from mbcl.samplers._base import SAMPLERS
+from mbcl.samplers._random import WholeSampler
 
 MOST_BATCHES = 10**6
 """The largest C(N, B) that is accepted."""
@@ -117,31 +117,11 @@ def hardest_batches(similarity_RNN: Tensor, batch_size: int) -> tuple[Tensor, Te
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exhaustive(BaseSampler):
+class Exhaustive(WholeSampler):
     """Base of the deterministic samplers: the plan depends on N, B and the embeddings alone."""
 
     def plan_length(self, num_samples: int) -> int:
-        """S, the batches of one plan: 1."""
         return 1
-
-    @abstractmethod
-    def rows(self, num_samples: int, embeddings: Embeddings | None) -> tuple[Tensor, Tensor | None]:
-        """(S, B) int64 batches, and (S,) float64 scores if there are any."""
-
-    def plan(
-        self,
-        num_samples: int,
-        embeddings: Embeddings | None = None,
-        *,
-        seed: int = 0,
-        epoch: int = 0,
-        round: int = 0,
-        map_pools: PoolMap = serial,
-    ) -> BatchPlan:
-        """Make the plan, the same for every seed, epoch and round; see :meth:`Sampler.plan`."""
-        self.check(num_samples)
-        batches, scores = self.rows(num_samples, embeddings)
-        return BatchPlan(batches, self.name, seed, epoch, round, scores).validate(num_samples, distinct=self.no_repeats)
 
 
 @SAMPLERS.register("full")
@@ -160,11 +140,9 @@ class Full(Exhaustive):
     name: ClassVar[str] = "full"
 
     def plan_width(self, num_samples: int) -> int:
-        """The samples of the batch: N."""
         return num_samples
 
-    def rows(self, num_samples: int, embeddings: Embeddings | None) -> tuple[Tensor, Tensor | None]:
-        """Return all positions in order as one batch, without a score."""
+    def rows(self, num_samples: int, embeddings: Embeddings | None, *key: int) -> tuple[Tensor, Tensor | None]:
         return torch.arange(num_samples)[None], None
 
 
@@ -194,16 +172,13 @@ class AllBatches(Exhaustive):
         return False
 
     def check(self, num_samples: int) -> None:
-        """Check that the samples fill a batch and that there are at most 1,000,000 batches."""
         super().check(num_samples)
         count_batches(self.name, num_samples, self.batch_size)
 
     def plan_length(self, num_samples: int) -> int:
-        """S, the batches of one plan: C(N, B)."""
         return math.comb(num_samples, self.batch_size)
 
-    def rows(self, num_samples: int, embeddings: Embeddings | None) -> tuple[Tensor, Tensor | None]:
-        """Return every batch, without scores."""
+    def rows(self, num_samples: int, embeddings: Embeddings | None, *key: int) -> tuple[Tensor, Tensor | None]:
         return combinations(num_samples, self.batch_size).clone(), None
 
 
@@ -236,15 +211,13 @@ class OSGDExhaustive(Exhaustive):
 
     @property
     def covers_all(self) -> bool:
-        """False: a plan is one batch, a part of the samples."""
         return False
 
     def check(self, num_samples: int) -> None:
-        """Check that the samples fill a batch and that there are at most 1,000,000 batches."""
         super().check(num_samples)
         count_batches(self.name, num_samples, self.batch_size)
 
-    def rows(self, num_samples: int, embeddings: Embeddings | None) -> tuple[Tensor, Tensor | None]:
+    def rows(self, num_samples: int, embeddings: Embeddings | None, *key: int) -> tuple[Tensor, Tensor | None]:
         """Return the hardest batch and its loss, scored in float64 on the embeddings' device."""
         if embeddings is None:
             raise PlanError(f"sampler {self.name!r} needs embeddings")

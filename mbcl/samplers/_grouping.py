@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mbcl.plan import Embeddings
 from mbcl.samplers._balanced import balanced_kmeans
+from mbcl.samplers._base import Ints
 from mbcl.samplers._direction import principal_direction
 from mbcl.samplers._normalize import CHUNK_ROWS, pair_sum
 from mbcl.seeding import derive, torch_generator
@@ -23,9 +23,7 @@ POWER_STEPS = 4
 POWER_ROWS = 4096
 
 
-def grouped(
-    embeddings: Embeddings, positions: NDArray[np.int64], block: int, batch_size: int, seed: int
-) -> list[NDArray[np.int64]]:
+def grouped(embeddings: Embeddings, positions: Ints, block: int, batch_size: int, seed: int) -> list[Ints]:
     """Partition samples into blocks of similar ones, each of ``block`` samples except for a remainder of whole batches.
 
     Sets of more than :data:`MOST_BLOCKS` blocks are halved along their principal direction until they are small
@@ -42,7 +40,7 @@ def grouped(
         The positions of each block, ascending; together they are ``positions``.
     """
     x_ND = pair_sums(embeddings, positions)
-    blocks: list[NDArray[np.int64]] = []
+    blocks: list[Ints] = []
     pending = [np.arange(len(positions))]
     while pending:
         rows = pending.pop()
@@ -67,7 +65,7 @@ def grouped(
     return [np.sort(positions[rows]) for rows in blocks]
 
 
-def pair_sums(embeddings: Embeddings, positions: NDArray[np.int64]) -> Tensor:
+def pair_sums(embeddings: Embeddings, positions: Ints) -> Tensor:
     """(N, D) float32: the sum of both normalised views, made in chunks."""
     device = embeddings.z1.device
     x_ND = torch.empty(len(positions), embeddings.z1.shape[1], dtype=torch.float32, device=device)
@@ -77,13 +75,13 @@ def pair_sums(embeddings: Embeddings, positions: NDArray[np.int64]) -> Tensor:
     return x_ND
 
 
-def halves(x_ND: Tensor, rows: NDArray[np.int64], unit_size: int, seed: int) -> list[NDArray[np.int64]]:
+def halves(x_ND: Tensor, rows: Ints, unit_size: int, seed: int) -> list[Ints]:
     """Split rows into two halves along the principal direction, the first a multiple of ``unit_size``."""
     units = -(-len(rows) // unit_size)
     return _split(x_ND, rows, (units // 2) * unit_size, seed)
 
 
-def _split(x_ND: Tensor, rows: NDArray[np.int64], num_first: int, seed: int) -> list[NDArray[np.int64]]:
+def _split(x_ND: Tensor, rows: Ints, num_first: int, seed: int) -> list[Ints]:
     """Split rows by their projection on the principal direction: the ``num_first`` smallest, and the others."""
     direction_D = _direction(x_ND, rows, seed)
     projection = np.concatenate(
@@ -96,7 +94,7 @@ def _split(x_ND: Tensor, rows: NDArray[np.int64], num_first: int, seed: int) -> 
     return [np.sort(rows[order[:num_first]]), np.sort(rows[order[num_first:]])]
 
 
-def _direction(x_ND: Tensor, rows: NDArray[np.int64], seed: int) -> Tensor:
+def _direction(x_ND: Tensor, rows: Ints, seed: int) -> Tensor:
     """(D,) the principal direction of some rows, estimated from at most :data:`POWER_ROWS` of them."""
     generator = torch_generator(seed, "principal direction")
     if len(rows) > POWER_ROWS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from mbcl.errors import ConfigError
 from mbcl.functional import check_count, check_temperature
 from mbcl.plan import Embeddings
 from mbcl.samplers._balanced import balanced_kmeans, in_order, rows_of
-from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
+from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
 from mbcl.samplers._grouping import grouped
 from mbcl.samplers._normalize import unit
 from mbcl.samplers._separation import nearest, separate_neighbors
@@ -30,8 +30,6 @@ from mbcl.samplers.kernels import available
 
 MAX_BLOCK = 20_000
 """Samples of a block in which swaps are searched, at most: four matrices of 1.6 GB each."""
-
-
 MAX_DISTANCES = 2**28
 """Most distances from a block's samples to the centres of its batches: a matrix of 1 GiB, of which several exist."""
 
@@ -68,7 +66,7 @@ class BlockSampler(SizedPools):
         """The samples of a block, at most: the set in which a sample's ``skip`` nearest are found."""
         return min(super().apart_within(num_samples), self.block_size)
 
-    def cut(self, embeddings: Embeddings, pool: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
+    def cut(self, embeddings: Embeddings, pool: Ints, seed: int) -> list[Ints]:
         """Cut a pool into blocks of similar samples, on the embeddings' device."""
         if len(pool) <= self.block_size:
             return [pool]
@@ -81,13 +79,12 @@ class BlockSampler(SizedPools):
         rows_KB, neighbours = self.plan_block(u_MD, v_MD, seed)
         return PoolPlan(in_order(rows_KB), None, neighbours)
 
-    def plan_block(self, u_MD: Tensor, v_MD: Tensor, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int32] | None]:
+    def plan_block(self, u_MD: Tensor, v_MD: Tensor, seed: int) -> tuple[Ints, NDArray[np.int32] | None]:
         """Return (K, B) row numbers, and (M, skip) neighbours if the batches already separate them, else None."""
         cluster_M = balanced_kmeans((u_MD + v_MD)[None], len(u_MD) // self.batch_size, [seed])[0]
         return rows_of(cluster_M[None], self.batch_size)[0].numpy(), None
 
     def plan_batched(self, z1_PMD: Tensor, z2_PMD: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Plan blocks of one size together; see :meth:`PoolSampler.plan_batched`."""
         u_PMD, v_PMD = unit(z1_PMD), unit(z2_PMD)
         cluster_PM = balanced_kmeans(u_PMD + v_PMD, u_PMD.shape[1] // self.batch_size, seeds)
         return rows_of(cluster_PM, self.batch_size)
@@ -152,8 +149,7 @@ class Refined(BlockSampler):
                 f"can be searched; allowed: block up to {MAX_BLOCK}, batch_size up to {MAX_BLOCK // 2}"
             )
 
-    def plan_block(self, u_MD: Tensor, v_MD: Tensor, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int32] | None]:
-        """Plan a block by k-means and improve it by swaps; see :meth:`BlockSampler.plan_block`."""
+    def plan_block(self, u_MD: Tensor, v_MD: Tensor, seed: int) -> tuple[Ints, NDArray[np.int32] | None]:
         rows_KB, _ = super().plan_block(u_MD, v_MD, seed)
         neighbours = apart_MM = None
         if self.skip:
@@ -161,18 +157,14 @@ class Refined(BlockSampler):
             apart_MM = _pairs(neighbours)
         if len(rows_KB) == 1 or self.sweeps == 0:
             return rows_KB, neighbours
-        if not available():
-            rows_PKB = torch.from_numpy(rows_KB)[None]
-            apart_PMM = None if apart_MM is None else torch.from_numpy(apart_MM)[None]
-            rows_KB = refine_batched(
-                u_MD[None], v_MD[None], rows_PKB, temperature=self.temperature, sweeps=self.sweeps, apart_PMM=apart_PMM
-            )[0].numpy()
-            return rows_KB, neighbours
-        refined = refine(u_MD, v_MD, rows_KB, temperature=self.temperature, sweeps=self.sweeps, apart_MM=apart_MM)
-        return refined, neighbours
+        options: dict[str, Any] = {"temperature": self.temperature, "sweeps": self.sweeps}
+        if available():
+            return refine(u_MD, v_MD, rows_KB, apart_MM=apart_MM, **options), neighbours
+        rows_PKB = torch.from_numpy(rows_KB)[None]
+        apart_PMM = None if apart_MM is None else torch.from_numpy(apart_MM)[None]
+        return refine_batched(u_MD[None], v_MD[None], rows_PKB, apart_PMM=apart_PMM, **options)[0].numpy(), neighbours
 
     def plan_batched(self, z1_PMD: Tensor, z2_PMD: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Plan blocks of one size together, refined by :func:`refine_batched`; see :meth:`PoolSampler.plan_batched`."""
         rows_PKB = super().plan_batched(z1_PMD, z2_PMD, seeds)
         if rows_PKB.shape[1] == 1:
             return rows_PKB
@@ -181,15 +173,14 @@ class Refined(BlockSampler):
         if self.skip:
             separated = [_separate(*pool, self.skip) for pool in zip(u_PMD, v_PMD, rows_PKB, strict=True)]
             rows_PKB = torch.stack([torch.from_numpy(rows) for rows, _ in separated]).to(u_PMD.device)
-            apart_PMM = torch.stack([torch.from_numpy(_pairs(neighbours)) for _, neighbours in separated]).to(
-                u_PMD.device
-            )
+            pairs_PMM = np.stack([_pairs(neighbours) for _, neighbours in separated])
+            apart_PMM = torch.from_numpy(pairs_PMM).to(u_PMD.device)
         return refine_batched(
             u_PMD, v_PMD, rows_PKB, temperature=self.temperature, sweeps=self.sweeps, apart_PMM=apart_PMM
         )
 
 
-def _separate(u_MD: Tensor, v_MD: Tensor, rows_KB: Tensor, skip: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def _separate(u_MD: Tensor, v_MD: Tensor, rows_KB: Tensor, skip: int) -> tuple[Ints, NDArray[np.int32]]:
     """Separate every sample from its ``skip`` nearest where possible; return the batches and these neighbours."""
     neighbours = nearest(u_MD, v_MD, skip)
     return separate_neighbors(in_order(rows_KB.cpu().numpy()), neighbours, (u_MD + v_MD).cpu().numpy()), neighbours

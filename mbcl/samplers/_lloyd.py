@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mbcl.samplers._base import Ints
 from mbcl.samplers.kernels import available
 from mbcl.seeding import numpy_generator
 
@@ -101,7 +102,7 @@ def _nearest(cost_PMK: Tensor) -> tuple[Tensor, Tensor]:
     return cluster_PM, cost_PM.sum(dim=1, dtype=torch.float64)
 
 
-def _plus_plus_compiled(x_MD: NDArray[np.floating], draw_KT: NDArray[np.float64]) -> NDArray[np.int64]:
+def _plus_plus_compiled(x_MD: NDArray[np.floating], draw_KT: NDArray[np.float64]) -> Ints:
     """(K,) int64, the rows that :func:`plus_plus` takes as the centres of one pool."""
     from mbcl.samplers.kernels.clustering import draw_rows, take_best
 

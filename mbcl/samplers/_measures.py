@@ -14,11 +14,9 @@ from torch import Tensor
 from mbcl.errors import PlanError
 from mbcl.functional import check_temperature
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers._normalize import unit
+from mbcl.samplers._normalize import CHUNK_ELEMENTS, unit
 from mbcl.seeding import torch_generator
 
-CHUNK_ELEMENTS = 2**22
-"""Entries of one matrix of similarities: 16 MiB in float32. About six such matrices are in memory at once."""
 ANCHORS = 512
 """Samples whose anchors are compared with a block of candidates at once."""
 EXACT_PAIRS = 2**24
@@ -55,12 +53,7 @@ class Share(NamedTuple):
 
 @torch.no_grad()
 def upper_bound(
-    plan: BatchPlan,
-    embeddings: Embeddings,
-    *,
-    temperature: float = 0.1,
-    seed: int = 0,
-    num_samples: int | None = None,
+    plan: BatchPlan, embeddings: Embeddings, *, temperature: float = 0.1, seed: int = 0, num_samples: int | None = None
 ) -> Bound:
     r"""An upper bound of the mean NT-Xent of every plan with the same batch size and the same visits of each sample.
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from mbcl.functional import normalize
 
+CHUNK_ELEMENTS = 2**22
+"""Entries of one matrix of similarities in memory: 16 MiB in float32, of which about six copies may exist at once."""
 CHUNK_ROWS = 8192
 """Rows of a chunk. Several copies of a chunk are in memory at once, which should be small relative to the inputs."""
 

@@ -18,12 +18,9 @@ from torch import Tensor
 from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import check_count, check_temperature, nt_xent
 from mbcl.plan import Embeddings
-from mbcl.samplers._base import SAMPLERS, FloatArray, PoolMap, PoolPlan, serial
-from mbcl.samplers._normalize import unit
+from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolMap, PoolPlan, serial
+from mbcl.samplers._normalize import CHUNK_ELEMENTS, unit
 from mbcl.samplers._pools import PoolSampler
-
-CHUNK_ELEMENTS = 2**22
-"""Similarities in memory at once while candidates are scored, 32 MiB in float64. Joined pools have at most as many."""
 
 
 class BatchLoss(Protocol):
@@ -31,7 +28,6 @@ class BatchLoss(Protocol):
 
     def __call__(self, z1: Tensor, z2: Tensor, /) -> Tensor:
         """The loss of each batch."""
-        ...
 
 
 @SAMPLERS.register("osgd", aliases=("osgd_kb_loose",))
@@ -84,7 +80,6 @@ class OSGD(PoolSampler):
 
     @property
     def covers_all(self) -> bool:
-        """Whether every candidate batch is selected."""
         return self.q == self.k
 
     def with_objective(self, objective: BatchLoss) -> OSGD:
@@ -99,7 +94,6 @@ class OSGD(PoolSampler):
         return bound
 
     def check(self, num_samples: int) -> None:
-        """Check that there is at least one pool of k·B samples, and an objective if one is needed."""
         super().check(num_samples)
         if self.k * self.batch_size > num_samples:
             raise ConfigError(
@@ -111,37 +105,27 @@ class OSGD(PoolSampler):
             raise ConfigError("sampler 'osgd': score 'objective' needs an objective without state per sample")
 
     def plan_length(self, num_samples: int) -> int:
-        """S, the batches of one plan: q * (N // (k * B))."""
         return self.q * (num_samples // (self.k * self.batch_size))
 
     def pool_sizes(self, num_samples: int) -> list[int]:
-        """Whole pools of k * B samples; the remainder is left out."""
         size = self.k * self.batch_size
         return [size] * (num_samples // size)
 
     def plan_pools(
-        self,
-        embeddings: Embeddings,
-        pools: Sequence[NDArray[np.int64]],
-        seeds: Sequence[int],
-        map_pools: PoolMap = serial,
+        self, embeddings: Embeddings, pools: Sequence[Ints], seeds: Sequence[int], map_pools: PoolMap = serial
     ) -> Sequence[PoolPlan]:
         """Plan every pool; small pools, also of several rounds, are joined and scored in one call.
 
-        With ``skip`` each pool is planned by itself, since a sample's neighbours are searched in its pool.
+        Joined pools have at most :data:`CHUNK_ELEMENTS` similarities, as have candidates that are scored together. With
+        ``skip`` each pool is planned by itself, since a sample's neighbours are searched in its pool.
         """
-        pools_a_call = max(1, CHUNK_ELEMENTS // self._elements)
+        pools_a_call = max(1, CHUNK_ELEMENTS // (self.k * (2 * self.batch_size) ** 2))
         if self.skip or pools_a_call == 1:
             return super().plan_pools(embeddings, pools, seeds, map_pools)
         starts = range(0, len(pools), pools_a_call)
         joined = [np.concatenate(pools[start : start + pools_a_call]) for start in starts]
         planned = super().plan_pools(embeddings, joined, [seeds[start] for start in starts], map_pools)
         return [pool_plan for plan in planned for pool_plan in self._split_joined(plan)]
-
-    @property
-    def _elements(self) -> int:
-        """The number of similarities of a pool's candidates."""
-        return self.k * (2 * self.batch_size) ** 2
 
     def _split_joined(self, planned: PoolPlan) -> list[PoolPlan]:
         """Split the plan of joined pools into one plan for each pool."""
@@ -155,9 +139,7 @@ class OSGD(PoolSampler):
         # torch.tensor copies: the arrays may be read-only, and torch aligns its own memory the same in every process.
         return self._select(torch.tensor(z1_MD), torch.tensor(z2_MD))
 
-    def plan_on_device(
-        self, embeddings: Embeddings, pools: Sequence[NDArray[np.int64]], seeds: Sequence[int]
-    ) -> list[PoolPlan]:
+    def plan_on_device(self, embeddings: Embeddings, pools: Sequence[Ints], seeds: Sequence[int]) -> list[PoolPlan]:
         """Plan every pool on the embeddings' device, from which only the losses are copied."""
         plans = []
         for pool in pools:

@@ -5,7 +5,6 @@ Letters: N samples of the data set, M samples of a pool, D dimensions, B samples
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +13,15 @@ from typing import ClassVar, overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mbcl.errors import PlanError
 from mbcl.functional import check_count, check_number
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers._balanced import in_order
-from mbcl.samplers._base import BaseSampler, FloatArray, PoolItem, PoolMap, PoolPlan, serial
+from mbcl.samplers._base import BaseSampler, FloatArray, Ints, PoolItem, PoolMap, PoolPlan, serial
 from mbcl.samplers._normalize import pair_sum
-from mbcl.samplers._separation import mixed, nearest, separate_neighbors
+from mbcl.samplers._separation import count_conflicts, mixed, nearest, separate_neighbors
 from mbcl.samplers._threads import one_thread
 from mbcl.seeding import derive, numpy_generator
 
@@ -54,6 +52,7 @@ def _ignore_blas_flags() -> np.errstate:
     return np.errstate(invalid="ignore")
 
 
+@dataclass(frozen=True, eq=False)
 class PoolItems(Sequence[PoolItem]):
     """A lazy sequence of the arguments of ``plan_pool``, one item a pool, made at every access and not cached.
 
@@ -63,14 +62,13 @@ class PoolItems(Sequence[PoolItem]):
         seeds: one per pool.
     """
 
-    def __init__(self, embeddings: Embeddings, pools: Sequence[NDArray[np.int64]], seeds: Sequence[int]) -> None:
-        assert len(pools) == len(seeds)
-        self._embeddings = embeddings
-        self._pools = pools
-        self._seeds = seeds
+    embeddings: Embeddings
+    pools: Sequence[Ints]
+    seeds: Sequence[int]
 
     def __len__(self) -> int:
-        return len(self._pools)
+        assert len(self.pools) == len(self.seeds)
+        return len(self.pools)
 
     @overload
     def __getitem__(self, index: int) -> PoolItem: ...
@@ -78,10 +76,10 @@ class PoolItems(Sequence[PoolItem]):
     def __getitem__(self, index: slice) -> PoolItems: ...
     def __getitem__(self, index: int | slice) -> PoolItem | PoolItems:
         if isinstance(index, slice):
-            return PoolItems(self._embeddings, self._pools[index], self._seeds[index])
-        rows = torch.from_numpy(self._pools[index]).to(self._embeddings.z1.device)
-        z1, z2 = (z.detach()[rows].cpu().numpy() for z in (self._embeddings.z1, self._embeddings.z2))
-        return z1, z2, self._seeds[index]
+            return PoolItems(self.embeddings, self.pools[index], self.seeds[index])
+        rows = torch.from_numpy(self.pools[index]).to(self.embeddings.z1.device)
+        z1, z2 = (z.detach()[rows].cpu().numpy() for z in (self.embeddings.z1, self.embeddings.z2))
+        return z1, z2, self.seeds[index]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,19 +115,13 @@ class PoolSampler(BaseSampler):
         super().check(num_samples)
         sizes = self.pool_sizes(num_samples)
         if len(sizes) > 1 and max(sizes) == self.batch_size:
-            warnings.warn(
-                f"sampler {self.name!r}: every pool is a single batch of {self.batch_size} samples, so batches are "
-                "random",
-                stacklevel=4,
-            )
+            self._warn(f"every pool is a single batch of {self.batch_size} samples, so batches are random")
         within = self.apart_within(num_samples)
         possible = within - self.batch_size
         if self.skip and self.skip > possible > 0:
-            warnings.warn(
-                f"sampler {self.name!r}: skip {self.skip} names so many of the {within} samples planned together that "
-                f"neighbours must share batches; allowed here for parting all: at most {possible}, and in practice far "
-                "less",
-                stacklevel=4,
+            self._warn(
+                f"skip {self.skip} names so many of the {within} samples planned together that neighbours must share "
+                f"batches; allowed here for parting all: at most {possible}, and in practice far less"
             )
 
     @abstractmethod
@@ -144,7 +136,7 @@ class PoolSampler(BaseSampler):
         """Return the number of pools that :meth:`plan_pools` plans independently, and so can plan in parallel."""
         return len(self.pool_sizes(num_samples))
 
-    def cut(self, embeddings: Embeddings, pool: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
+    def cut(self, embeddings: Embeddings, pool: Ints, seed: int) -> list[Ints]:
         """Cut one random pool into the pools that are planned: by default the pool itself, uncut.
 
         Args:
@@ -216,7 +208,6 @@ class PoolSampler(BaseSampler):
         round: int = 0,
         map_pools: PoolMap = serial,
     ) -> BatchPlan:
-        """Make the plan of one round; see :meth:`Sampler.plan`."""
         rounds = range(round, round + 1)
         return self.plan_rounds(num_samples, embeddings, seed=seed, epoch=epoch, rounds=rounds, map_pools=map_pools)[0]
 
@@ -253,11 +244,7 @@ class PoolSampler(BaseSampler):
         ]
 
     def plan_pools(
-        self,
-        embeddings: Embeddings,
-        pools: Sequence[NDArray[np.int64]],
-        seeds: Sequence[int],
-        map_pools: PoolMap = serial,
+        self, embeddings: Embeddings, pools: Sequence[Ints], seeds: Sequence[int], map_pools: PoolMap = serial
     ) -> Sequence[PoolPlan]:
         """Plan every pool: on the embeddings' device if the sampler can, else on the host by ``map_pools``.
 
@@ -272,12 +259,7 @@ class PoolSampler(BaseSampler):
         return map_pools(self.plan_pool, PoolItems(embeddings, pools, seeds))
 
     def _merged(
-        self,
-        num_samples: int,
-        pools: Sequence[NDArray[np.int64]],
-        planned: Sequence[PoolPlan],
-        seed: int,
-        key: tuple[int, int],
+        self, num_samples: int, pools: Sequence[Ints], planned: Sequence[PoolPlan], seed: int, key: tuple[int, int]
     ) -> BatchPlan:
         """Merge the plans of a round's pools, in their order, and apply ``mix``."""
         batches = np.concatenate([pool[plan.rows] for pool, plan in zip(pools, planned, strict=True)])
@@ -291,13 +273,11 @@ class PoolSampler(BaseSampler):
             seed,
             *key,
             torch.from_numpy(np.concatenate(scores)) if scores and not self.mix else None,
-            _count_conflicts(batches, pools, planned, num_samples) if self.skip else None,
+            count_conflicts(batches, pools, [plan.neighbours for plan in planned], num_samples) if self.skip else None,
         )
         return merged.validate(num_samples, distinct=self.no_repeats)
 
-    def _pools(
-        self, num_samples: int, embeddings: Embeddings, seed: int, key: tuple[int, int]
-    ) -> list[NDArray[np.int64]]:
+    def _pools(self, num_samples: int, embeddings: Embeddings, seed: int, key: tuple[int, int]) -> list[Ints]:
         order = numpy_generator(seed, f"sampler/{self.name}/order", *key).permutation(num_samples)
         sizes = self.pool_sizes(num_samples)
         pools = np.split(order[: sum(sizes)].astype(np.int64), np.cumsum(sizes)[:-1])
@@ -308,9 +288,7 @@ class PoolSampler(BaseSampler):
                 for part in self.cut(embeddings, pool, derive(seed, f"sampler/{self.name}/cut", *key, number))
             ]
 
-    def plan_on_device(
-        self, embeddings: Embeddings, pools: Sequence[NDArray[np.int64]], seeds: Sequence[int]
-    ) -> list[PoolPlan]:
+    def plan_on_device(self, embeddings: Embeddings, pools: Sequence[Ints], seeds: Sequence[int]) -> list[PoolPlan]:
         """Plan all pools on the embeddings' device, those of one size together."""
         planned: dict[int, PoolPlan] = {}
         by_size: dict[int, list[int]] = {}
@@ -327,28 +305,3 @@ class PoolSampler(BaseSampler):
                     plan = PoolPlan(in_order(rows_PSB[place]))
                     planned[number] = self._separated(plan, z1_PMD[place], z2_PMD[place]) if self.skip else plan
         return [planned[number] for number in range(len(pools))]
-
-
-def _count_conflicts(
-    batches_SB: NDArray[np.int64],
-    pools: Sequence[NDArray[np.int64]],
-    planned: Sequence[PoolPlan],
-    num_samples: int,
-) -> int:
-    """Count the pairs (sample, its neighbour) that share a batch of the final plan; samples may be repeated in it."""
-    pool_neighbours = [
-        (pool, pool[plan.neighbours]) for pool, plan in zip(pools, planned, strict=True) if plan.neighbours is not None
-    ]
-    # Pools of at most `skip` samples have fewer neighbours: the number N, which is no sample's, fills up their rows.
-    neighbours_NP = np.full(
-        (num_samples, max((neighbours.shape[1] for _, neighbours in pool_neighbours), default=0)), num_samples
-    )
-    for pool, neighbours in pool_neighbours:
-        neighbours_NP[pool, : neighbours.shape[1]] = neighbours
-    present_N = np.zeros(num_samples + 1, dtype=np.bool_)
-    count = 0
-    for batch_B in batches_SB:
-        present_N[batch_B] = True
-        count += int(present_N[neighbours_NP[batch_B]].sum())
-        present_N[batch_B] = False
-    return count

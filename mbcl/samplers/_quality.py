@@ -13,10 +13,9 @@ from torch import Tensor
 
 from mbcl.functional import check_choice, clip, nt_xent
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers._normalize import unit
+from mbcl.samplers._normalize import CHUNK_ELEMENTS, unit
 from mbcl.seeding import torch_generator
 
-CHUNK_ELEMENTS = 2**22
 NUM_RANDOM_BATCHES = 512
 """The most random batches of one partition of the data set that a plan is compared with."""
 ENOUGH_ANCHORS = 2**14
@@ -79,12 +78,10 @@ def _random_batches(num_samples: int, batch_size: int, seed: int) -> Tensor:
     generator = torch_generator(seed, "quality/random")
     batches_a_partition = min(NUM_RANDOM_BATCHES, num_samples // batch_size)
     num_needed = min(NUM_RANDOM_BATCHES, math.ceil(ENOUGH_ANCHORS / batch_size))
-    orders = [
-        torch.randperm(num_samples, generator=generator) for _ in range(math.ceil(num_needed / batches_a_partition))
-    ]
-    return torch.cat(
-        [order[: batches_a_partition * batch_size].view(batches_a_partition, batch_size) for order in orders]
-    )
+    partitions = range(math.ceil(num_needed / batches_a_partition))
+    used = batches_a_partition * batch_size
+    orders = [torch.randperm(num_samples, generator=generator)[:used] for _ in partitions]
+    return torch.cat(orders).view(-1, batch_size)
 
 
 def _mean_loss(batches_SB: Tensor, embeddings: Embeddings, temperature: float, loss: str) -> float:
@@ -98,13 +95,8 @@ def _mean_loss(batches_SB: Tensor, embeddings: Embeddings, temperature: float, l
             rows_sB = part_sB.to(embeddings.z1.device)
             z1_sBD, z2_sBD = unit(embeddings.z1[rows_sB]), unit(embeddings.z2[rows_sB])
             for start in range(0, batch_size, anchors):
-                losses_s = LOSSES[loss](
-                    z1_sBD[:, start : start + anchors],
-                    z2_sBD[:, start : start + anchors],
-                    temperature=temperature,
-                    candidates1=z1_sBD,
-                    candidates2=z2_sBD,
-                    offset=start,
-                )
+                z1_sbD, z2_sbD = (z_sBD[:, start : start + anchors] for z_sBD in (z1_sBD, z2_sBD))
+                candidates = {"candidates1": z1_sBD, "candidates2": z2_sBD}
+                losses_s = LOSSES[loss](z1_sbD, z2_sbD, temperature=temperature, **candidates, offset=start)
                 total += float(losses_s.double().sum())
     return total / len(batches_SB)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers._base import SAMPLERS, BaseSampler, PoolMap, serial
@@ -14,15 +15,12 @@ from mbcl.seeding import numpy_generator
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomSampler(BaseSampler):
-    """Base of the samplers whose batches are a random partition: a permutation cut into batches, its remainder dropped.
-
-    The remainder are the last N mod B samples of the permutation.
-    """
+class WholeSampler(BaseSampler):
+    """Base of the samplers that cut the data set into no pools."""
 
     @abstractmethod
-    def stream(self, epoch: int, round: int) -> tuple[int, int]:
-        """Return the epoch and the round whose random numbers are used."""
+    def rows(self, num_samples: int, embeddings: Embeddings | None, *key: int) -> tuple[Tensor, Tensor | None]:
+        """(S, B) int64 batches, and (S,) float64 scores if there are any; ``key`` is seed, epoch and round."""
 
     def plan(
         self,
@@ -34,21 +32,17 @@ class RandomSampler(BaseSampler):
         round: int = 0,
         map_pools: PoolMap = serial,
     ) -> BatchPlan:
-        """Make the plan; see :meth:`Sampler.plan`."""
         self.check(num_samples)
-        # One purpose for both samplers: `fixed` has the batches that `shuffle` has in epoch 0.
-        order = numpy_generator(seed, "sampler/shuffle", *self.stream(epoch, round)).permutation(num_samples)
-        num_batches = self.plan_length(num_samples)
-        batches = order[: num_batches * self.batch_size].reshape(num_batches, self.batch_size).astype("int64")
-        return BatchPlan(torch.from_numpy(batches), self.name, seed, epoch, round).validate(
-            num_samples, distinct=self.no_repeats
-        )
+        batches, scores = self.rows(num_samples, embeddings, seed, epoch, round)
+        return BatchPlan(batches, self.name, seed, epoch, round, scores).validate(num_samples, distinct=self.no_repeats)
 
 
 @SAMPLERS.register("shuffle", aliases=("s",))
 @dataclass(frozen=True, kw_only=True)
-class Shuffle(RandomSampler):
+class Shuffle(WholeSampler):
     """A new random partition each epoch and round: the usual way to train, and the baseline of every comparison.
+
+    A permutation is cut into batches; its last N mod B samples are dropped.
 
     Args:
         batch_size: B, global.
@@ -61,13 +55,19 @@ class Shuffle(RandomSampler):
     name: ClassVar[str] = "shuffle"
 
     def stream(self, epoch: int, round: int) -> tuple[int, int]:
-        """Return the epoch and the round themselves: every plan has its own random numbers."""
+        """Return the epoch and the round whose random numbers are used."""
         return epoch, round
+
+    def rows(self, num_samples: int, embeddings: Embeddings | None, *key: int) -> tuple[Tensor, Tensor | None]:
+        # One purpose for both samplers: `fixed` has the batches that `shuffle` has in epoch 0.
+        order = numpy_generator(key[0], "sampler/shuffle", *self.stream(*key[1:])).permutation(num_samples)
+        used = self.plan_length(num_samples) * self.batch_size
+        return torch.from_numpy(order[:used].reshape(-1, self.batch_size).astype("int64")), None
 
 
 @SAMPLERS.register("fixed", aliases=("f",))
 @dataclass(frozen=True, kw_only=True)
-class Fixed(RandomSampler):
+class Fixed(Shuffle):
     """The batches that ``shuffle`` has in epoch 0, in every epoch: the opposite extreme of ``shuffle``.
 
     Two samples in different batches never meet. The N mod B samples left out are never trained on.
@@ -83,5 +83,4 @@ class Fixed(RandomSampler):
     name: ClassVar[str] = "fixed"
 
     def stream(self, epoch: int, round: int) -> tuple[int, int]:
-        """Return epoch 0 and round 0."""
         return 0, 0

@@ -7,6 +7,7 @@ W of a ranking.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,20 +15,18 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from mbcl.samplers._normalize import pair_sum
-
-Rows = NDArray[np.int64]
+from mbcl.samplers._base import Ints
+from mbcl.samplers._normalize import CHUNK_ELEMENTS, pair_sum
 
 WINDOW = 64
 """Consecutive batches among which samples are exchanged to separate neighbours; consecutive ones are similar."""
 PASSES = 8
 """Most passes over all samples; each exchange lowers the number of conflicts, so few passes are needed."""
-CHUNK_ELEMENTS = 2**22
 ATTEMPTS = 200
 """Random places that are tried for a sample that would be twice in its new batch."""
 
 
-def mixed(batches_SB: Rows, share: float, rng: np.random.Generator) -> Rows:
+def mixed(batches_SB: Ints, share: float, rng: np.random.Generator) -> Ints:
     """Permute some samples among all batches, so that every sample still occurs as often as before.
 
     Args:
@@ -49,7 +48,7 @@ def mixed(batches_SB: Rows, share: float, rng: np.random.Generator) -> Rows:
     return _without_repeats(result_SB, batches_SB, row, place, rng)
 
 
-def _without_repeats(result_SB: Rows, before_SB: Rows, row: Rows, place: Rows, rng: np.random.Generator) -> Rows:
+def _without_repeats(result_SB: Ints, before_SB: Ints, row: Ints, place: Ints, rng: np.random.Generator) -> Ints:
     """Exchange samples that are twice in a batch after the permutation, with others that were permuted, until none is.
 
     Only plans that repeat samples need it. If the random attempts find no partner, which happens in plans of few
@@ -120,7 +119,7 @@ def ranking(u_MD: Tensor, v_MD: Tensor, count: int) -> NDArray[np.int32]:
     return ranked_MW.cpu().numpy()
 
 
-def separate_neighbors(rows_SB: Rows, neighbours_MP: NDArray[np.int32], x_MD: NDArray[np.floating]) -> Rows:
+def separate_neighbors(rows_SB: Ints, neighbours_MP: NDArray[np.int32], x_MD: NDArray[np.floating]) -> Ints:
     """Exchange samples between batches until as few neighbours as possible share one.
 
     A conflict is a sample and a neighbour of it in one batch: two that are each other's neighbours make two. Every
@@ -142,7 +141,7 @@ def separate_neighbors(rows_SB: Rows, neighbours_MP: NDArray[np.int32], x_MD: ND
     return np.concatenate([_one_window(part, neighbours_MP, x_MD) for part in np.array_split(rows_SB, windows)])
 
 
-def _one_window(rows_SB: Rows, neighbours_MP: NDArray[np.int32], x_MD: NDArray[np.floating]) -> Rows:
+def _one_window(rows_SB: Ints, neighbours_MP: NDArray[np.int32], x_MD: NDArray[np.floating]) -> Ints:
     """Run :func:`separate_neighbors` on the batches of one window, with row numbers local to its samples."""
     num_batches, batch_size = rows_SB.shape
     ids_M = rows_SB.ravel()
@@ -162,7 +161,7 @@ def _one_window(rows_SB: Rows, neighbours_MP: NDArray[np.int32], x_MD: NDArray[n
     return ids_M[np.argsort(batch_M, kind="stable")].reshape(num_batches, batch_size)
 
 
-def _conflicts_of_pairs(ids_M: Rows, neighbours_MP: NDArray[np.int32]) -> csr_array:
+def _conflicts_of_pairs(ids_M: Ints, neighbours_MP: NDArray[np.int32]) -> csr_array:
     """(M, M) symmetric int64, M the length of ``ids_M``: how many of two samples are a neighbour of the other."""
     local = np.full(len(neighbours_MP), -1)
     local[ids_M] = np.arange(len(ids_M))
@@ -173,19 +172,14 @@ def _conflicts_of_pairs(ids_M: Rows, neighbours_MP: NDArray[np.int32]) -> csr_ar
     return csr_array(counts + counts.T)
 
 
-def _row(pairs: csr_array, j: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def _row(pairs: csr_array, j: int) -> tuple[NDArray[np.int32], Ints]:
     """Columns and entries of a row."""
     entries = slice(pairs.indptr[j], pairs.indptr[j + 1])
     return pairs.indices[entries], pairs.data[entries]
 
 
 def _exchange(
-    j: int,
-    batch_M: NDArray[np.int64],
-    count_MS: NDArray[np.int64],
-    sum_SD: NDArray[np.floating],
-    pairs: csr_array,
-    x_MD: NDArray[np.floating],
+    j: int, batch_M: Ints, count_MS: Ints, sum_SD: NDArray[np.floating], pairs: csr_array, x_MD: NDArray[np.floating]
 ) -> bool:
     """Exchange sample j with its best partner if that lowers the number of conflicts; return whether it did."""
     home = batch_M[j]
@@ -211,3 +205,24 @@ def _exchange(
         sum_SD[source] -= x_MD[sample]
         sum_SD[target] += x_MD[sample]
     return True
+
+
+def count_conflicts(
+    batches_SB: Ints, pools: Sequence[Ints], neighbours: Sequence[NDArray[np.int32] | None], num_samples: int
+) -> int:
+    """Count the pairs (sample, its neighbour) that share a batch of the final plan; samples may be repeated in it.
+
+    ``neighbours`` are (M, P) int32 row numbers within each pool, or None.
+    """
+    near = [(pool, pool[rows]) for pool, rows in zip(pools, neighbours, strict=True) if rows is not None]
+    # Pools of at most `skip` samples have fewer neighbours: the number N, which is no sample's, fills up their rows.
+    neighbours_NP = np.full((num_samples, max((part.shape[1] for _, part in near), default=0)), num_samples)
+    for pool, part in near:
+        neighbours_NP[pool, : part.shape[1]] = part
+    present_N = np.zeros(num_samples + 1, dtype=np.bool_)
+    count = 0
+    for batch_B in batches_SB:
+        present_N[batch_B] = True
+        count += int(present_N[neighbours_NP[batch_B]].sum())
+        present_N[batch_B] = False
+    return count

@@ -5,7 +5,6 @@ Letters: N samples of the data set, M samples of a pool, B samples a batch, D di
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,18 +44,15 @@ class SizedPools(PoolSampler):
             raise ConfigError(f"pool must be at least the batch_size {self.batch_size}, or null, found {self.pool}")
 
     def check(self, num_samples: int) -> None:
-        """Check as the base class does, and warn if ``pool`` is larger than the data set."""
         super().check(num_samples)
         if self.pool is not None and self.pool > num_samples:
             num_batches = num_samples // self.batch_size
-            warnings.warn(
-                f"sampler {self.name!r}: pool {self.pool} is above the {num_samples} samples of the data set; "
-                f"all are planned as one pool of {num_batches} {'batch' if num_batches == 1 else 'batches'}",
-                stacklevel=3,
+            self._warn(
+                f"pool {self.pool} is above the {num_samples} samples of the data set; all are planned as one pool of "
+                f"{num_batches} {'batch' if num_batches == 1 else 'batches'}"
             )
 
     def pool_sizes(self, num_samples: int) -> list[int]:
-        """Return M of every pool: ``pool // B`` batches each, fewer in the last."""
         batches_a_pool = None if self.pool is None else self.pool // self.batch_size
         return even_pools(num_samples, self.batch_size, batches_a_pool)
 

@@ -6,7 +6,6 @@ Letters: M samples of a pool, D dimensions, B samples a batch, K batches of the 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,7 +21,7 @@ from torch import Tensor
 from mbcl.errors import ConfigError
 from mbcl.functional import affinity, check_count, check_temperature
 from mbcl.samplers._balanced import in_order, rows_of
-from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
+from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
 from mbcl.samplers._lloyd import lloyd, plus_plus, tried_rows
 from mbcl.samplers._normalize import unit
 from mbcl.samplers._pools import PoolSampler, even_pools
@@ -88,17 +87,12 @@ class Spectral(PoolSampler):
         check_temperature(self.temperature)
 
     def check(self, num_samples: int) -> None:
-        """Check as the base class does, and the size of the groups; warn if k·B is above the number of samples.
-
-        Raises:
-            ConfigError: also if a group has more than :data:`MAX_GROUP` samples.
-        """
+        """Raise ConfigError also if a group has more than :data:`MAX_GROUP` samples."""
         super().check(num_samples)
         if self.k is not None and self.k * self.batch_size > num_samples:
-            warnings.warn(
-                f"sampler 'spectral': k * batch_size = {self.k} * {self.batch_size} is above the {num_samples} samples "
-                f"of the data set; all are planned as one group of {num_samples // self.batch_size} batches",
-                stacklevel=3,
+            self._warn(
+                f"k * batch_size = {self.k} * {self.batch_size} is above the {num_samples} samples of the data set; "
+                f"all are planned as one group of {num_samples // self.batch_size} batches"
             )
         largest = self.pool_sizes(num_samples)[0]
         if largest > MAX_GROUP:
@@ -108,7 +102,6 @@ class Spectral(PoolSampler):
             )
 
     def pool_sizes(self, num_samples: int) -> list[int]:
-        """Return M of every group: k·B, less in the last."""
         return even_pools(num_samples, self.batch_size, self.k)
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
@@ -125,7 +118,6 @@ class Spectral(PoolSampler):
         return PoolPlan(in_order(rows_of(torch.from_numpy(cluster_M)[None], self.batch_size)[0].numpy()))
 
     def plan_batched(self, z1_PMD: Tensor, z2_PMD: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Plan groups of one size on their device; see :meth:`PoolSampler.plan_batched`."""
         num_batches = z1_PMD.shape[1] // self.batch_size
         if num_batches == 1:
             return torch.arange(self.batch_size, device=z1_PMD.device).expand(len(z1_PMD), 1, -1)
@@ -264,7 +256,7 @@ def _centres_of_few(x_PMK: Tensor, num_clusters: int, seeds: Sequence[int], rest
     return torch.from_numpy(np.stack(centres)).to(x_PMK.dtype)
 
 
-def assign_evenly(cost_MC: Array, capacity: int) -> NDArray[np.int64]:
+def assign_evenly(cost_MC: Array, capacity: int) -> Ints:
     """Assign ``capacity`` rows to each cluster at the least total cost (exact).
 
     Args:

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Ints = NDArray[np.int64]
+from mbcl.samplers._base import Ints
 
 MIN_GAIN = 1e-3
 """The least gain of a swap in nats, summed over a pool's anchors; float32 sums are too inexact for smaller ones."""
@@ -136,36 +136,20 @@ def refine(
     order_M = rows_KB.ravel()
     # In the order of the batches, so that the rows of a batch are contiguous in memory.
     u_MD, v_MD = u_MD[order_M], v_MD[order_M]
-    uu, uv, vu, vv = exponentials(u_MD, v_MD, temperature).numpy()
-    own_M = uv.diagonal().astype(np.float64)
+    tables = tuple(exponentials(u_MD, v_MD, temperature).numpy())
+    own_M = tables[1].diagonal().astype(np.float64)
     constraint_MM = np.zeros((1, 1), dtype=np.bool_) if apart_MM is None else apart_MM[np.ix_(order_M, order_M)]
     batch_M = np.repeat(np.arange(num_batches), batch_size)
     members_KB = np.arange(len(order_M)).reshape(num_batches, batch_size).copy()
     members_a_product = factors_a_product(temperature)
     for _ in range(sweeps):
-        s_M, t_M = loops.denominators(uu, uv, vu, vv, members_KB, own_M)
-        gain_KM = loops.gain_table(uu, uv, vu, vv, members_KB, own_M, s_M, t_M, members_a_product)
-        leave_M = loops.leave_values(uu, uv, vu, vv, members_KB, s_M, t_M)
+        sums = (own_M, *loops.denominators(tables, members_KB, own_M))
+        gain_KM = loops.gain_table(tables, members_KB, sums, members_a_product)
+        leave_M = loops.leave_values(tables, members_KB, sums)
         gain_KM[batch_M, np.arange(len(batch_M))] = -np.inf
         order_by_gain_M = np.argsort(leave_M - gain_KM.max(axis=0), kind="stable")
-        swaps = loops.sweep(
-            uu,
-            uv,
-            vu,
-            vv,
-            members_KB,
-            batch_M,
-            own_M,
-            s_M,
-            t_M,
-            gain_KM,
-            leave_M,
-            order_by_gain_M,
-            targets,
-            partners,
-            MIN_GAIN,
-            constraint_MM,
-        )
-        if swaps == 0:
+        table = (gain_KM, leave_M, order_by_gain_M)
+        limits = (targets, partners, MIN_GAIN)
+        if loops.sweep(tables, members_KB, batch_M, sums, *table, *limits, constraint_MM) == 0:
             break
     return np.asarray(order_M[members_KB])

@@ -23,13 +23,7 @@ PARTNERS = 8
 
 
 def refine_batched(
-    u_PMD: Tensor,
-    v_PMD: Tensor,
-    rows_PKB: Tensor,
-    *,
-    temperature: float,
-    sweeps: int,
-    apart_PMM: Tensor | None = None,
+    u_PMD: Tensor, v_PMD: Tensor, rows_PKB: Tensor, *, temperature: float, sweeps: int, apart_PMM: Tensor | None = None
 ) -> Tensor:
     """Improve batches by swaps; their loss does not fall.
 

@@ -9,7 +9,7 @@ from engine import runs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mbcl.distributed.collectives import World
-from mbcl.engine import train
+from mbcl.engine import BaseObserver, train
 from mbcl.errors import TrainingError
 from mbcl.io.store import LocalStore, open_store
 
@@ -22,6 +22,20 @@ def test_tensorboard_tracker_writes_every_step_and_row(tmp_path):
     for key in ("train/loss", "plan/lift", "val/retrieval/top1"):
         assert [event.value for event in events.Scalars(key)] == pytest.approx([row[key] for row in rows])
         assert [event.step for event in events.Scalars(key)] == [11, 22]
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_tensorboard_tracker_keeps_the_steps_of_a_failed_training(tmp_path, scheme):
+    class Failure(BaseObserver):
+        def on_step(self, step, loss, lr):
+            if step == 14:
+                raise TrainingError("the end")
+
+    content = runs.experiment(track=["tensorboard"])
+    with pytest.raises(TrainingError, match="the end"):
+        train(content, world=World(), store=open_store(f"{scheme}{tmp_path}"), observers=[Failure()])
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("step/loss")] == list(range(14))
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])

@@ -152,7 +152,7 @@ def _train_with_slow_data(world: World) -> int:
     try:
         with gloo.short_rounds() as rounds:
             store = LocalStore(tempfile.mkdtemp())
-            return Trainer(runs.experiment(), world=world, store=store).facts.num_train
+            return Trainer(runs.experiment(), world=world, store=store).sizes.num_train
     finally:
         trainer.load_parts = loaded
 

@@ -1,8 +1,8 @@
 """Early stopping: asynchronous successive halving, the median stopping rule, and their state from a study's rows.
 
-The decisions are those of Ray Tune's ``AsyncHyperBandScheduler`` and ``MedianStoppingRule`` in Ray 2.60. A rule here needs only
-names, epochs and values, so that it can replay the rows of earlier sweeps. It never pauses a trial: a paused one would
-lose its workers.
+The decisions are those of Ray Tune's ``AsyncHyperBandScheduler`` and ``MedianStoppingRule`` in Ray 2.60. A rule here
+needs only names, epochs and values, so that it can replay the rows of earlier sweeps. It never pauses a trial: a paused
+one would lose its workers.
 """
 
 from __future__ import annotations

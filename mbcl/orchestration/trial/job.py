@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from mbcl.config.evaluation import Evaluation
 from mbcl.engine.protocols import Row
+from mbcl.errors import SamplerWarning
 from mbcl.io.ownership import Fence, FencedStore
 from mbcl.io.store import Store, open_store
 from mbcl.orchestration.cluster.capacity import TrialResources
@@ -116,4 +117,4 @@ def describe_error(error: BaseException) -> str:
 
 def mute_sampler_warnings() -> None:
     """Suppress the warnings of samplers in this process: the sweep prints them once, before the first trial."""
-    warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)
+    warnings.simplefilter("ignore", SamplerWarning)

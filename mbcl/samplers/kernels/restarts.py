@@ -42,10 +42,7 @@ def best_of_restarts(x_MD: Array, draw_RKT: Array, short_run: int, long_run: int
         for number in range(num_clusters):
             if number:
                 tried_T = draw_rows(nearest_M, draw_RKT[restart, number])
-            product_TM = np.empty((len(tried_T), num_rows))
-            for place in range(len(tried_T)):
-                product_TM[place] = product_MM[tried_T[place]]
-            centre_KD[number] = x_MD[take_best(product_TM, squared_M, tried_T, nearest_M)]
+            centre_KD[number] = x_MD[take_best(product_MM[tried_T], squared_M, tried_T, nearest_M)]
         centre_KD, inertia = _steps(x_MD, centre_KD, short_run)
         if inertia < best_inertia:
             best_inertia = inertia
@@ -78,10 +75,7 @@ def _steps(x_MD: Array, centre_KD: Array, steps: int) -> tuple[Array, float]:
             for row in range(num_rows):
                 cost_MK[row, cluster] = squared - 2 * _product(x_MD[row], centre_KD[cluster])
         cluster_M, inertia = nearest_cluster(cost_MK)
-        changed = False
-        for row in range(num_rows):
-            changed = changed or cluster_M[row] != before_M[row]
-        if not changed:
+        if np.all(cluster_M == before_M):
             break
         before_M = cluster_M
         centre_KD = means(x_MD, cluster_M, centre_KD)

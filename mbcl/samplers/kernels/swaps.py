@@ -2,8 +2,7 @@
 
 A sum of logarithms is computed as the logarithm of a product, taken before the product can leave float64's range.
 
-Letters: M samples of the pool, K batches, B samples a batch. ``uu``, ``uv``, ``vu`` and ``vv`` are (M, M), float32 or
-float64; sums are float64.
+Letters: M samples of the pool, K batches, B samples a batch.
 """
 
 from __future__ import annotations
@@ -17,6 +16,10 @@ from mbcl.samplers.kernels.compiler import compiled
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
+Tables = tuple[Floats, Floats, Floats, Floats]
+"""``uu``, ``uv``, ``vu`` and ``vv``: (M, M), float32 or float64."""
+Sums = tuple[Floats, Floats, Floats]
+"""(M,) float64 each: every sample's term with its own other view, s, and t."""
 
 LARGE, SMALL = 1e100, 1e-100
 """A product outside this range is replaced by its logarithm. One more factor, below e^341, cannot overflow it."""
@@ -31,10 +34,9 @@ def both(first_MM: Floats, second_MM: Floats, row: int, column: int) -> float:
 
 
 @compiled
-def sums_of(
-    j: int, members_B: Ints, uu: Floats, uv: Floats, vu: Floats, vv: Floats, own_M: Floats
-) -> tuple[float, float]:
+def sums_of(j: int, members_B: Ints, tables: Tables, own_M: Floats) -> tuple[float, float]:
     """Return s and t of sample ``j`` with the members of a batch, of which it may be one."""
+    uu, uv, vu, vv = tables
     s, t = own_M[j], own_M[j]
     for i in members_B:
         if i != j:
@@ -44,27 +46,25 @@ def sums_of(
 
 
 @compiled
-def denominators(
-    uu: Floats, uv: Floats, vu: Floats, vv: Floats, members_KB: Ints, own_M: Floats
-) -> tuple[Floats, Floats]:
+def denominators(tables: Tables, members_KB: Ints, own_M: Floats) -> tuple[Floats, Floats]:
     """(M,) and (M,) float64: s and t of every sample in its own batch."""
     s_M = np.empty(len(own_M))
     t_M = np.empty(len(own_M))
     for members in members_KB:
         for j in members:
-            s_M[j], t_M[j] = sums_of(j, members, uu, uv, vu, vv, own_M)
+            s_M[j], t_M[j] = sums_of(j, members, tables, own_M)
     return s_M, t_M
 
 
 @compiled
-def gain_table(
-    uu: Floats, uv: Floats, vu: Floats, vv: Floats, members_KB: Ints, own_M: Floats, s_M: Floats, t_M: Floats, run: int
-) -> Floats:
+def gain_table(tables: Tables, members_KB: Ints, sums: Sums, run: int) -> Floats:
     """(K, M) float64: what every sample would add to every batch; entries of its own batch are meaningless.
 
     ``run`` is the number of members whose factors one product holds. The inner loop runs along rows: it reads memory
     in order, and its iterations add to different sums, so the compiler can vectorise it.
     """
+    uu, uv, vu, vv = tables
+    own_M, s_M, t_M = sums
     num_rows, num_batches = len(own_M), len(members_KB)
     gain_KM = np.zeros((num_batches, num_rows))
     product_M = np.empty(num_rows)
@@ -93,8 +93,10 @@ def gain_table(
 
 
 @compiled
-def leave_values(uu: Floats, uv: Floats, vu: Floats, vv: Floats, members_KB: Ints, s_M: Floats, t_M: Floats) -> Floats:
+def leave_values(tables: Tables, members_KB: Ints, sums: Sums) -> Floats:
     """(M,) float64: what every sample adds to its own batch, which is what the batch would lose without it."""
+    uu, uv, vu, vv = tables
+    _, s_M, t_M = sums
     leave_M = np.empty(len(s_M))
     for members in members_KB:
         for j in members:
@@ -107,46 +109,25 @@ def leave_values(uu: Floats, uv: Floats, vu: Floats, vv: Floats, members_KB: Int
 
 
 @compiled
-def change_of(
-    j: int,
-    other: int,
-    home: int,
-    target: int,
-    uu: Floats,
-    uv: Floats,
-    vu: Floats,
-    vv: Floats,
-    members_KB: Ints,
-    own_M: Floats,
-    s_M: Floats,
-    t_M: Floats,
-) -> float:
+def change_of(j: int, other: int, home: int, target: int, tables: Tables, members_KB: Ints, sums: Sums) -> float:
     """Return the change of the sum of log s + log t if ``j`` of ``home`` and ``other`` of ``target`` change places."""
-    home_change, s_other, t_other = exchange(other, j, members_KB[home], uu, uv, vu, vv, own_M, s_M, t_M)
-    target_change, s_j, t_j = exchange(j, other, members_KB[target], uu, uv, vu, vv, own_M, s_M, t_M)
+    _, s_M, t_M = sums
+    home_change, s_other, t_other = exchange(other, j, members_KB[home], tables, sums)
+    target_change, s_j, t_j = exchange(j, other, members_KB[target], tables, sums)
     own_s = math.log((s_other / s_M[other]) * (s_j / s_M[j]))
     own_t = math.log((t_other / t_M[other]) * (t_j / t_M[j]))
     return home_change + target_change + own_s + own_t
 
 
 @compiled
-def exchange(
-    arriving: int,
-    leaving: int,
-    members_B: Ints,
-    uu: Floats,
-    uv: Floats,
-    vu: Floats,
-    vv: Floats,
-    own_M: Floats,
-    s_M: Floats,
-    t_M: Floats,
-) -> tuple[float, float, float]:
+def exchange(arriving: int, leaving: int, members_B: Ints, tables: Tables, sums: Sums) -> tuple[float, float, float]:
     """Evaluate a batch in which ``arriving`` takes the place of the member ``leaving``.
 
     Returns:
         The change of the other members' sum of log s + log t; s and t of ``arriving`` in the batch.
     """
+    uu, uv, vu, vv = tables
+    own_M, s_M, t_M = sums
     change, product_s, product_t = 0.0, 1.0, 1.0
     s, t = own_M[arriving], own_M[arriving]
     for i in members_B:
@@ -155,7 +136,7 @@ def exchange(
         factor_s = 1 + (both(uu, vu, arriving, i) - both(uu, vu, leaving, i)) / s_M[i]
         factor_t = 1 + (both(vv, uv, arriving, i) - both(vv, uv, leaving, i)) / t_M[i]
         if factor_s < CANCELLED or factor_t < CANCELLED:
-            new_s, new_t = sums_after(i, arriving, leaving, members_B, uu, uv, vu, vv, own_M)
+            new_s, new_t = sums_after(i, arriving, leaving, members_B, tables, own_M)
             factor_s, factor_t = new_s / s_M[i], new_t / t_M[i]
         product_s *= factor_s
         product_t *= factor_t
@@ -169,9 +150,10 @@ def exchange(
 
 @compiled
 def sums_after(
-    i: int, arriving: int, leaving: int, members_B: Ints, uu: Floats, uv: Floats, vu: Floats, vv: Floats, own_M: Floats
+    i: int, arriving: int, leaving: int, members_B: Ints, tables: Tables, own_M: Floats
 ) -> tuple[float, float]:
     """Return s and t of member ``i`` of a batch after ``arriving`` has taken the place of ``leaving``."""
+    uu, uv, vu, vv = tables
     s = own_M[i] + both(uu, uv, i, arriving)
     t = own_M[i] + both(vv, vu, i, arriving)
     for other in members_B:
@@ -183,21 +165,11 @@ def sums_after(
 
 @compiled
 def swap(
-    j: int,
-    other: int,
-    home: int,
-    target: int,
-    uu: Floats,
-    uv: Floats,
-    vu: Floats,
-    vv: Floats,
-    members_KB: Ints,
-    batch_M: Ints,
-    own_M: Floats,
-    s_M: Floats,
-    t_M: Floats,
+    j: int, other: int, home: int, target: int, tables: Tables, members_KB: Ints, batch_M: Ints, sums: Sums
 ) -> None:
     """Exchange ``j`` of ``home`` and ``other`` of ``target``, and update all sums."""
+    uu, uv, vu, vv = tables
+    own_M, s_M, t_M = sums
     for place in range(members_KB.shape[1]):
         if members_KB[home, place] == j:
             members_KB[home, place] = other
@@ -210,9 +182,9 @@ def swap(
                 s = s_M[i] + (both(uu, vu, arriving, i) - both(uu, vu, leaving, i))
                 t = t_M[i] + (both(vv, uv, arriving, i) - both(vv, uv, leaving, i))
                 if s < CANCELLED * s_M[i] or t < CANCELLED * t_M[i]:
-                    s, t = sums_of(i, members_KB[batch], uu, uv, vu, vv, own_M)
+                    s, t = sums_of(i, members_KB[batch], tables, own_M)
                 s_M[i], t_M[i] = s, t
-        s_M[arriving], t_M[arriving] = sums_of(arriving, members_KB[batch], uu, uv, vu, vv, own_M)
+        s_M[arriving], t_M[arriving] = sums_of(arriving, members_KB[batch], tables, own_M)
 
 
 @compiled
@@ -230,15 +202,10 @@ def crowding(j: int, other: int, home: int, target: int, members_KB: Ints, apart
 
 @compiled
 def sweep(
-    uu: Floats,
-    uv: Floats,
-    vu: Floats,
-    vv: Floats,
+    tables: Tables,
     members_KB: Ints,
     batch_M: Ints,
-    own_M: Floats,
-    s_M: Floats,
-    t_M: Floats,
+    sums: Sums,
     gain_KM: Floats,
     leave_M: Floats,
     order_M: Ints,
@@ -251,8 +218,8 @@ def sweep(
 
     The table ``gain_KM`` selects the partners to try. It is not updated within the sweep, and ignores the terms between
     the two samples of a swap. Its estimate of a swap is nearly always too high, so partners whose estimate is below
-    ``min_gain`` are not tried. The exact change decides. ``members_KB``, ``batch_M``, ``s_M``, ``t_M`` and ``leave_M``
-    are updated in place.
+    ``min_gain`` are not tried. The exact change decides. ``members_KB``, ``batch_M``, s and t of ``sums``, and
+    ``leave_M`` are updated in place.
 
     Returns:
         The number of swaps made.
@@ -292,12 +259,12 @@ def sweep(
                 limit = best_estimate
                 if constrained and crowding(j, other, home, target, members_KB, apart_MM) > 0:
                     continue
-                change = change_of(j, other, home, target, uu, uv, vu, vv, members_KB, own_M, s_M, t_M)
+                change = change_of(j, other, home, target, tables, members_KB, sums)
                 if change > best:
                     best, partner = change, other
         if partner >= 0:
             target = batch_M[partner]
-            swap(j, partner, home, target, uu, uv, vu, vv, members_KB, batch_M, own_M, s_M, t_M)
+            swap(j, partner, home, target, tables, members_KB, batch_M, sums)
             leave_M[j], leave_M[partner] = gain_KM[target, j], gain_KM[home, partner]
             swaps += 1
     return swaps

@@ -36,19 +36,15 @@ def transport(cost_MK: Ints, capacity: int) -> Ints:
     num_rows, num_clusters = cost_MK.shape
     cluster_M = np.empty(num_rows, dtype=np.int64)
     size_K = np.zeros(num_clusters, dtype=np.int64)
+    members_KM = np.empty((num_clusters, num_rows), dtype=np.int64)
     for row in range(num_rows):
         best = 0
         for cluster in range(1, num_clusters):
             if cost_MK[row, cluster] < cost_MK[row, best]:
                 best = cluster
         cluster_M[row] = best
+        members_KM[best, size_K[best]] = row
         size_K[best] += 1
-    members_KM = np.empty((num_clusters, num_rows), dtype=np.int64)
-    size_K[:] = 0
-    for row in range(num_rows):
-        cluster = cluster_M[row]
-        members_KM[cluster, size_K[cluster]] = row
-        size_K[cluster] += 1
     # The cost of the cheapest move from cluster to cluster, and the row that moves.
     move_KK = np.empty((num_clusters, num_clusters), dtype=np.int64)
     mover_KK = np.empty((num_clusters, num_clusters), dtype=np.int64)

@@ -10,15 +10,12 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mbcl.functional import check_count
-from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
+from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
 from mbcl.samplers._direction import principal_direction
 from mbcl.samplers._sized_pools import SortedPools, pair_rows
 from mbcl.seeding import numpy_generator
-
-Array = NDArray[np.floating]
 
 
 @SAMPLERS.register("bisection")
@@ -63,7 +60,7 @@ class Bisection(SortedPools):
         return PoolPlan(rows_M.reshape(-1, self.batch_size))
 
 
-def bisected(x_MD: Array, leaf: int, power: int, sample: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def bisected(x_MD: FloatArray, leaf: int, power: int, sample: int, rng: np.random.Generator) -> Ints:
     """Return the row numbers in the order of the tree's leaves, in which every part is consecutive.
 
     Args:
@@ -93,7 +90,7 @@ def bisected(x_MD: Array, leaf: int, power: int, sample: int, rng: np.random.Gen
     return rows_M
 
 
-def direction_of(x_nD: Array, power: int, sample: int, rng: np.random.Generator) -> Array:
+def direction_of(x_nD: FloatArray, power: int, sample: int, rng: np.random.Generator) -> FloatArray:
     """(D,) the principal direction of at most ``sample`` rows drawn at random, from a random start."""
     if len(x_nD) > sample:
         x_nD = x_nD[rng.choice(len(x_nD), sample, replace=False)]

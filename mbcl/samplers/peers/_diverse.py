@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mbcl.errors import ConfigError
 from mbcl.functional import check_count, check_number
-from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
+from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
 from mbcl.samplers._sized_pools import SortedPools, pair_rows, unit_rows
 from mbcl.seeding import numpy_generator
-
-Array = NDArray[np.floating]
 
 
 @SAMPLERS.register("diverse")
@@ -92,7 +89,7 @@ class Unseen:
         self._rows = np.arange(num_rows)
         self._end = num_rows
 
-    def take(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    def take(self, count: int, rng: np.random.Generator) -> Ints:
         """Remove and return ``count`` random rows, or all if there are fewer."""
         count = min(count, self._end)
         places = np.sort(rng.choice(self._end, count, replace=False))
@@ -103,15 +100,15 @@ class Unseen:
         self._end -= count
         return rng.permutation(taken)
 
-    def give_back(self, rows: NDArray[np.int64]) -> None:
+    def give_back(self, rows: Ints) -> None:
         """Put rows back."""
         self._rows[self._end : self._end + len(rows)] = rows
         self._end += len(rows)
 
 
 def grow(
-    x_MD: Array, unseen: Unseen, batch_size: int, m: int, low: float, high: float, rng: np.random.Generator
-) -> NDArray[np.int64]:
+    x_MD: FloatArray, unseen: Unseen, batch_size: int, m: int, low: float, high: float, rng: np.random.Generator
+) -> Ints:
     """Grow one batch from the unseen rows.
 
     Args:
@@ -160,7 +157,7 @@ def grow(
     return batch
 
 
-def chosen(rank_m: Array, rank: float, low: float, high: float) -> int:
+def chosen(rank_m: FloatArray, rank: float, low: float, high: float) -> int:
     """Choose the candidate that joins a batch of effective rank ``rank``; ``rank_m`` are the ranks with each candidate.
 
     Example:

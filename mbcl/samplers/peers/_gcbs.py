@@ -6,12 +6,10 @@ Letters: M samples of a pool, D dimensions, B samples a batch, R sampled rows, C
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
@@ -20,8 +18,6 @@ from mbcl.functional import check_count, check_number
 from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
 from mbcl.samplers._sized_pools import SortedPools, unit_rows
 from mbcl.seeding import numpy_generator
-
-Array = NDArray[np.floating]
 
 PUBLISHED_QUANTILE = 0.999
 SAMPLE_SIDE = 2048
@@ -82,11 +78,7 @@ class GCBS(SortedPools):
         return PUBLISHED_QUANTILE if self.quantile is None else self.quantile
 
     def check(self, num_samples: int) -> None:
-        """Check as the base class does, and the number of edges; warn if ``degree`` keeps all similarities.
-
-        Raises:
-            ConfigError: also if a graph has more than :data:`MAX_EDGES` edges.
-        """
+        """Raise ConfigError also if a graph has more than :data:`MAX_EDGES` edges."""
         largest = self.pool_sizes(num_samples)[0] if num_samples >= self.batch_size else 0
         if (1 - self.quantile_of(max(1, largest))) * largest**2 > MAX_EDGES:
             raise ConfigError(
@@ -96,10 +88,9 @@ class GCBS(SortedPools):
             )
         super().check(num_samples)
         if self.degree is not None and self.degree >= largest:
-            warnings.warn(
-                f"sampler 'gcbs': degree {self.degree} keeps all similarities of a pool of {largest} samples, so the "
-                f"graph orders nothing; meant are 10 to 50",
-                stacklevel=3,
+            self._warn(
+                f"degree {self.degree} keeps all similarities of a pool of {largest} samples, so the graph orders "
+                "nothing; meant are 10 to 50"
             )
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
@@ -112,7 +103,7 @@ class GCBS(SortedPools):
         return PoolPlan(order_M.astype(np.int64).reshape(-1, self.batch_size))
 
 
-def similarity_quantile(u_MD: Array, v_MD: Array, quantile: float, rng: np.random.Generator) -> float:
+def similarity_quantile(u_MD: FloatArray, v_MD: FloatArray, quantile: float, rng: np.random.Generator) -> float:
     """Return the quantile of all products of a row of ``u_MD`` and a row of ``v_MD``, estimated in large pools.
 
     Args:
@@ -129,7 +120,7 @@ def similarity_quantile(u_MD: Array, v_MD: Array, quantile: float, rng: np.rando
     return float(np.quantile(u_MD @ v_MD.T, quantile))
 
 
-def most_similar_pairs(u_MD: Array, v_MD: Array, threshold: float, expected: float) -> csr_array:
+def most_similar_pairs(u_MD: FloatArray, v_MD: FloatArray, threshold: float, expected: float) -> csr_array:
     """(M, M) pattern of the products of rows above a threshold, about ``expected`` of them.
 
     The last bits of a product depend on the shape of the matrix product, so products equal to the threshold up to
@@ -146,7 +137,7 @@ def most_similar_pairs(u_MD: Array, v_MD: Array, threshold: float, expected: flo
     return csr_array((len(u_MD), len(u_MD)), dtype=np.int8) if pattern is None else pattern
 
 
-def similar_pairs(u_MD: Array, v_MD: Array, threshold: float, max_pairs: int) -> csr_array | None:
+def similar_pairs(u_MD: FloatArray, v_MD: FloatArray, threshold: float, max_pairs: int) -> csr_array | None:
     """(M, M) pattern of the products of rows above a threshold; None if there are more than ``max_pairs``."""
     num_rows = len(u_MD)
     rows, columns, count = [], [], 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,13 +17,11 @@ from scipy.sparse import csr_array
 
 from mbcl.errors import ConfigError
 from mbcl.functional import check_count
-from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
-from mbcl.samplers._separation import CHUNK_ELEMENTS, ranking
+from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
+from mbcl.samplers._normalize import CHUNK_ELEMENTS
+from mbcl.samplers._separation import ranking
 from mbcl.samplers._sized_pools import SortedPools, pair_rows, unit_rows
 from mbcl.seeding import derive, numpy_generator
-
-Array = NDArray[np.floating]
-Ints = NDArray[np.int64]
 
 PUBLISHED_CLUSTER = 32
 PUBLISHED_SKIP = 30
@@ -98,20 +95,15 @@ class Metis(SortedPools):
         return PUBLISHED_SKIP if self.skip is None else self.skip
 
     def check(self, num_samples: int) -> None:
-        """Check as the base class does, and that METIS is installed; warn if ``skip`` leaves no ranks for edges.
-
-        Raises:
-            ConfigError: also if ``pymetis`` is not installed.
-        """
+        """Raise ConfigError also if ``pymetis`` is not installed."""
         super().check(num_samples)
         if importlib.util.find_spec("pymetis") is None:
             raise ConfigError("sampler 'metis': pymetis is not installed; pip install 'mbcl[metis]'")
         largest = self.pool_sizes(num_samples)[0]
         if largest > self.batch_size and largest - 1 <= self.first:
-            warnings.warn(
-                f"sampler 'metis': skip {self.first} leaves no neighbours in pools of {largest} samples, so batches "
-                f"are random; allowed here: skip below {largest - 1}",
-                stacklevel=3,
+            self._warn(
+                f"skip {self.first} leaves no neighbours in pools of {largest} samples, so batches are random; allowed "
+                f"here: skip below {largest - 1}"
             )
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
@@ -164,7 +156,7 @@ def partition(graph: csr_array, num_parts: int, seed: int) -> Ints:
     return np.asarray(part_M, dtype=np.int64)
 
 
-def evened(part_M: Ints, num_parts: int, x_MD: Array) -> Ints:
+def evened(part_M: Ints, num_parts: int, x_MD: FloatArray) -> Ints:
     """Move surplus rows to parts that are short, until all have the same size.
 
     The surplus rows of a part are those least similar to its mean. They move in descending order of their largest
@@ -207,6 +199,6 @@ def evened(part_M: Ints, num_parts: int, x_MD: Array) -> Ints:
     return part_M
 
 
-def _chunks(x_MD: Array, width: int) -> list[Array]:
+def _chunks(x_MD: FloatArray, width: int) -> list[FloatArray]:
     """Split rows into chunks whose products with ``width`` other rows fit in memory."""
     return np.array_split(x_MD, max(1, len(x_MD) * width // CHUNK_ELEMENTS))

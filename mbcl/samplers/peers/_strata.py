@@ -5,7 +5,6 @@ Letters: M samples of a pool, D dimensions, B samples a batch.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from mbcl.functional import check_count
-from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
+from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
 from mbcl.samplers._lloyd import lloyd, plus_plus
 from mbcl.samplers._sized_pools import SortedPools, pair_rows
 from mbcl.seeding import derive, numpy_generator
@@ -53,14 +52,12 @@ class Strata(SortedPools):
         check_count("k", self.k)
 
     def check(self, num_samples: int) -> None:
-        """Check as the base class does; warn if there are more strata than samples in a pool."""
         super().check(num_samples)
         largest = max(self.pool_sizes(num_samples))
         if self.k > largest:
-            warnings.warn(
-                f"sampler 'strata': k {self.k} is above the {largest} samples of a pool, so every sample is a stratum "
-                "and batches are random",
-                stacklevel=3,
+            self._warn(
+                f"k {self.k} is above the {largest} samples of a pool, so every sample is a stratum and batches are "
+                "random"
             )
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
@@ -69,14 +66,14 @@ class Strata(SortedPools):
         return PoolPlan(stratified(stratum_M, self.batch_size, numpy_generator(seed, "strata/batches")))
 
 
-def strata(x_MD: NDArray[np.floating], k: int, seed: int) -> NDArray[np.int64]:
+def strata(x_MD: NDArray[np.floating], k: int, seed: int) -> Ints:
     """(M,) int64, the cluster of each row by k-means without restarts."""
     x_PMD = torch.from_numpy(x_MD)[None]
     _, _, cluster_PM = lloyd(x_PMD, plus_plus(x_PMD, k, [seed]), LLOYD)
     return cluster_PM[0].numpy()
 
 
-def stratified(stratum_M: NDArray[np.int64], batch_size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def stratified(stratum_M: Ints, batch_size: int, rng: np.random.Generator) -> Ints:
     """Cut random batches within strata, then random batches of the pooled remainders.
 
     Args:

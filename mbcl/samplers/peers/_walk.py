@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -18,13 +18,10 @@ from torch import Tensor
 
 from mbcl.errors import ConfigError
 from mbcl.functional import check_count, check_number
-from mbcl.samplers._base import SAMPLERS, FloatArray, PoolPlan
+from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
 from mbcl.samplers._separation import nearest
 from mbcl.samplers._sized_pools import SortedPools, pair_rows
 from mbcl.seeding import numpy_generator
-
-Array = NDArray[np.floating]
-Ints = NDArray[np.int64]
 
 NOBODY = np.zeros(0, dtype=np.int64)
 STEPS_A_PLACE = 6
@@ -95,12 +92,10 @@ class Walk(SortedPools):
 
     @property
     def no_repeats(self) -> bool:
-        """Whether every sample is used exactly once."""
         return self.unique
 
     @property
     def covers_all(self) -> bool:
-        """Whether every sample is used exactly once."""
         return self.unique
 
     def at_epoch(self, epoch: int) -> Walk:
@@ -133,31 +128,24 @@ class Walk(SortedPools):
         return super()._separated(planned, z1_MD, z2_MD) if self.unique else planned
 
 
+@dataclass(eq=False)
 class ProximityGraph:
     """The graph of nearest neighbours among random candidates, built lazily row by row and cached.
 
     Args:
         x_MD: (M, D) float, whose products are the similarities of rows.
-        candidates: C, the candidates of a row; at most M - 1 are drawn.
-        neighbours: K, the most similar of them.
+        num_candidates: C, the candidates of a row; at most M - 1 are drawn.
+        num_neighbours: K, the most similar of them.
         rng: draws candidates.
         nearest_MP: (M, P) int32, for each row the rows that cannot be its neighbours, or None.
     """
 
-    def __init__(
-        self,
-        x_MD: Array,
-        candidates: int,
-        neighbours: int,
-        rng: np.random.Generator,
-        nearest_MP: NDArray[np.int32] | None = None,
-    ) -> None:
-        self._x_MD = x_MD
-        self._candidates = min(candidates, len(x_MD) - 1)
-        self._neighbours = neighbours
-        self._rng = rng
-        self._nearest_MP = nearest_MP
-        self._cache: dict[int, Ints] = {}
+    x_MD: FloatArray
+    num_candidates: int
+    num_neighbours: int
+    rng: np.random.Generator
+    nearest_MP: NDArray[np.int32] | None = None
+    _cache: dict[int, Ints] = field(default_factory=dict)
 
     def forget(self) -> None:
         """Clear the cache, so that candidates are drawn again."""
@@ -166,15 +154,16 @@ class ProximityGraph:
     def neighbours(self, row: int) -> Ints:
         """(at most K,) int64, the neighbours of a row in any order; the same until :meth:`forget`."""
         if row not in self._cache:
-            others = self._rng.choice(len(self._x_MD) - 1, self._candidates, replace=False, shuffle=False)
+            num_others = len(self.x_MD) - 1
+            others = self.rng.choice(num_others, min(self.num_candidates, num_others), replace=False, shuffle=False)
             others += others >= row
-            if self._nearest_MP is not None:
-                others = others[~np.isin(others, self._nearest_MP[row])]
-            self._cache[row] = top(self._x_MD, row, others, self._neighbours)
+            if self.nearest_MP is not None:
+                others = others[~np.isin(others, self.nearest_MP[row])]
+            self._cache[row] = top(self.x_MD, row, others, self.num_neighbours)
         return self._cache[row]
 
 
-def top(x_MD: Array, row: int, others: Ints, count: int) -> Ints:
+def top(x_MD: FloatArray, row: int, others: Ints, count: int) -> Ints:
     """Return the ``count`` of ``others`` with the largest products with a row, in any order; all if there are fewer."""
     if len(others) <= count:
         return others

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from packaging.version import Version
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from mbcl.orchestration.scheduling.early_stopping import AsyncSuccessiveHalving, MedianStopping
 
