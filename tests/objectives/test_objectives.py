@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 import re
 
 import pytest
@@ -13,6 +12,7 @@ import mbcl
 from mbcl.errors import ConfigError
 from mbcl.functional import clip, dcl, hcl, nt_xent
 from mbcl.objectives import OBJECTIVES, Candidates, StatefulObjective
+from mbcl.testing import check_objective
 
 REQUIRED: dict[str, dict[str, object]] = {"sogclr": {"num_samples": 8}}
 """Parameters of objectives that cannot be built without."""
@@ -27,24 +27,9 @@ def batch(seed: int = 0, size: int = 6, dim: int = 4) -> tuple[torch.Tensor, tor
 
 
 @each_objective
-def test_a_batch_has_a_finite_scalar_loss_and_gradients(name: str) -> None:
-    z1, z2, indices = batch()
-    for dtype in (torch.float64, torch.float32, torch.float16):
-        a, b = (z.to(dtype).requires_grad_() for z in (z1, z2))
-        loss = mbcl.objectives.build(name, **REQUIRED.get(name, {}))(a, b, indices)
-        assert loss.shape == ()
-        assert loss.dtype == (torch.float32 if dtype == torch.float16 else dtype)
-        for gradient in torch.autograd.grad(loss, [a, b]):
-            assert torch.isfinite(gradient).all()
-
-
-@each_objective
-def test_the_order_of_the_batch_does_not_matter(name: str) -> None:
-    z1, z2, indices = batch(1)
-    order = torch.randperm(len(z1), generator=torch.Generator().manual_seed(2))
-    first = mbcl.objectives.build(name, **REQUIRED.get(name, {}))(z1, z2, indices)
-    second = mbcl.objectives.build(name, **REQUIRED.get(name, {}))(z1[order], z2[order], indices[order])
-    torch.testing.assert_close(first, second)
+def test_keeps_the_promises_of_objectives(name: str) -> None:
+    """In one process; ``tests/testing`` has several."""
+    check_objective(name, num_workers=1)
 
 
 @each_objective
@@ -76,13 +61,6 @@ def test_shares_of_the_ranks_add_up(name: str) -> None:
 
 
 @each_objective
-def test_state_is_what_the_distribution_says(name: str) -> None:
-    objective = mbcl.objectives.build(name, **REQUIRED.get(name, {}))
-    assert isinstance(objective, StatefulObjective) == (objective.distribution == "state")
-    assert bool(objective.state_dict()) == (objective.distribution == "state")
-
-
-@each_objective
 def test_leading_dimensions_where_there_is_no_state(name: str) -> None:
     """A sampler scores many batches at once."""
     if OBJECTIVES[name].distribution == "state":
@@ -103,15 +81,6 @@ def test_declares_its_distribution_and_documents_itself(name: str) -> None:
     parameters = inspect.signature(objective, eval_str=True).parameters.values()
     assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in parameters)
     assert all(parameter.annotation is not inspect.Parameter.empty for parameter in parameters)
-
-
-@each_objective
-def test_survives_pickling_and_its_state_dict(name: str) -> None:
-    z1, z2, indices = batch(4)
-    objective = mbcl.objectives.build(name, **REQUIRED.get(name, {}))
-    copy = pickle.loads(pickle.dumps(objective))
-    copy.load_state_dict(objective.state_dict())
-    assert torch.equal(copy(z1, z2, indices), objective(z1, z2, indices))
 
 
 @each_objective
