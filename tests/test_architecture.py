@@ -22,11 +22,11 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_package_and_its_methods_load_nothing_heavy():
-    heavy = "'ray', 'torchvision', 'wandb', 'matplotlib', 'kornia'"
+    heavy = "'ray', 'torchvision', 'wandb', 'matplotlib', 'kornia', 'pytest'"
     found = run_python("import sys, mbcl; assert not {'yaml', 'numba'} & set(sys.modules)")
     assert found.returncode == 0, found.stderr
     found = run_python(
-        "import sys, mbcl, torch\n"
+        "import sys, mbcl, mbcl.testing, torch\n"
         "criterion = mbcl.objectives.build('simclr')\n"
         "z = torch.randn(128, 8)\n"
         "mbcl.samplers.build('spectral', batch_size=32, k=4).plan(128, embeddings=mbcl.Embeddings(z, z + 1))\n"

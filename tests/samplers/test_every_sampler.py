@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from dataclasses import FrozenInstanceError
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 import mbcl
 from mbcl.errors import ConfigError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers import SAMPLERS, Sampler
+from mbcl.samplers import SAMPLERS, Sampler, check_plan
 from mbcl.testing import check_sampler
 
 SMALL: dict[str, dict[str, object]] = {
@@ -55,7 +56,9 @@ def same(a: BatchPlan, b: BatchPlan) -> bool:
 
 @each_sampler
 def test_keeps_the_promises_of_samplers(name: str) -> None:
-    check_sampler(make(name, 2 if name in ("all_batches", "osgd_exhaustive") else 4))  # of 4 they would have 101,270
+    sampler = make(name, 2 if name in ("all_batches", "osgd_exhaustive") else 4)  # of 4 they would have 101,270 batches
+    check_sampler(sampler)
+    assert pickle.loads(pickle.dumps(sampler)) == sampler
 
 
 @each_sampler
@@ -74,14 +77,13 @@ def test_missing_embeddings_are_named(name: str) -> None:
 def test_plans_are_sound(name: str, num_samples: int, seed: int, epoch: int, round_: int) -> None:
     sampler = make(name)
     plan = sampler.plan(num_samples, embeddings(num_samples), seed=seed, epoch=epoch, round=round_)
-    assert plan.batches.shape == (sampler.plan_length(num_samples), sampler.plan_width(num_samples))
+    check_plan(plan, sampler, num_samples)
     assert plan.batches.shape[1] == (num_samples if name == "full" else 4)
-    assert plan.batches.dtype == torch.int64
     assert (plan.sampler, plan.seed, plan.epoch, plan.round) == (sampler.name, seed, epoch, round_)
-    plan.validate(num_samples, distinct=sampler.no_repeats)
-    if plan.scores is not None:
-        assert plan.scores.shape == (len(plan),)
-        assert plan.scores.dtype == torch.float64
+    if sampler.covers_all:
+        places = sampler.plan_width(num_samples) * sampler.plan_length(num_samples)
+        assert plan.coverage(num_samples) == min(places, num_samples) / num_samples
+    assert plan.scores is None or plan.scores.dtype == torch.float64
 
 
 @each_sampler

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -202,13 +204,13 @@ def names(message: str, call: Any, **options: Any) -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("objective", "message"), IN_ONE_PROCESS)
+@pytest.mark.parametrize(("objective", "message"), IN_ONE_PROCESS, ids=range(len(IN_ONE_PROCESS)))
 def test_a_broken_promise_is_named_in_one_line(objective, message):
     names(message, objective, num_workers=1)
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize(("objective", "message"), ON_WORKERS)
+@pytest.mark.parametrize(("objective", "message"), ON_WORKERS, ids=range(len(ON_WORKERS)))
 def test_a_broken_distribution_is_named_in_one_line(objective, message):
     names(message, objective)
 
@@ -223,6 +225,36 @@ def test_registered_objectives_have_the_steps_of_one_process_on_two_workers(name
 @pytest.mark.parametrize("objective", [Own(temperature=0.5), Alone()])
 def test_objectives_outside_the_package_pass(objective):
     check_objective(objective)
+
+
+OUTSIDE = """
+from mbcl.functional import nt_xent
+from mbcl.objectives import StatelessObjective
+
+
+class Outside(StatelessObjective):
+    loss = staticmethod(nt_xent)
+"""
+
+
+@pytest.mark.dist
+def test_processes_import_from_where_the_caller_does(tmp_path, monkeypatch):
+    """Those of earlier calls, too."""
+    check_objective("clip")
+    (tmp_path / "outside_of_mbcl.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    objective = importlib.import_module("outside_of_mbcl").Outside()
+    try:
+        check_objective(objective)
+    finally:
+        del sys.modules["outside_of_mbcl"]
+
+
+def test_an_objective_within_a_function_does_not_pickle():
+    class Within(Own):
+        pass
+
+    names("objective 'Within': picklable: promised an objective that pickles, found ", Within)
 
 
 def test_an_objective_is_left_as_it_was():
