@@ -175,10 +175,16 @@ def _check_pool_map(planner: CheckedPlanner, embeddings: Embeddings) -> None:
             planned[index] = pickle.loads(pickle.dumps(function))(z1_MD, z2_MD, seed)
         return [planned[index] for index in range(len(items))]
 
-    with warnings.catch_warnings():
-        # torch warns if it shares the memory of a read-only array, which a write would change.
-        warnings.filterwarnings("error", "The given NumPy array is not writable")
-        plan = planner(embeddings, map_pools=last_first, description="pools planned last first, from read-only arrays")
+    warn_always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # otherwise the warning below comes once in the life of a process
+    try:
+        with warnings.catch_warnings():
+            # A tensor that shares the memory of a read-only array can be written to, and the array changes.
+            warnings.filterwarnings("error", "The given NumPy array is not writable")
+            description = "pools planned last first, from read-only arrays"
+            plan = planner(embeddings, map_pools=last_first, description=description)
+    finally:
+        torch.set_warn_always(warn_always)
     planner.expect_equal(planner(embeddings), plan, "map_pools", "plans that do not depend on the map over pools")
     if isinstance(planner.sampler, PoolSampler) and not num_calls:
         raise planner.broken("map_pools", "that a PoolSampler plans its pools by it", "that it was not called")
