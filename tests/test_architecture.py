@@ -22,11 +22,11 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_mbcl_import_and_methods_load_no_heavy_package():
-    heavy = "'ray', 'torchvision', 'wandb', 'matplotlib', 'kornia'"
+    heavy = "'ray', 'torchvision', 'wandb', 'matplotlib', 'kornia', 'pytest'"
     result = run_python("import sys, mbcl; assert not {'yaml', 'numba'} & set(sys.modules)")
     assert result.returncode == 0, result.stderr
     result = run_python(
-        "import sys, mbcl, torch\n"
+        "import sys, mbcl, mbcl.testing, torch\n"
         "criterion = mbcl.objectives.build('simclr')\n"
         "z = torch.randn(128, 8)\n"
         "mbcl.samplers.build('spectral', batch_size=32, k=4).plan(128, embeddings=mbcl.Embeddings(z, z + 1))\n"

@@ -70,10 +70,22 @@ def init_from_env() -> World:
     return current(device)
 
 
-def init_from_file(rendezvous: Path, rank: int, size: int) -> World:
-    """Join a gloo group of CPU processes with a file rendezvous; the file must not exist before the first joins."""
-    method, timeout = f"file://{rendezvous}", timedelta(seconds=RENDEZVOUS_SECONDS)
-    td.init_process_group("gloo", init_method=method, rank=rank, world_size=size, timeout=timeout)
+def init_from_file(rendezvous: Path, rank: int, size: int, *, timeout: float = RENDEZVOUS_SECONDS) -> World:
+    """Join a gloo group of CPU processes with a file rendezvous.
+
+    Args:
+        rendezvous: a file that must not exist before the first process joins.
+        rank: of this process.
+        size: W, the number of processes.
+        timeout: seconds, of the rendezvous and of every collective.
+    """
+    td.init_process_group(
+        "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=timeout),
+    )
     return current()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 import re
 
 import pytest
@@ -13,6 +12,7 @@ import mbcl
 from mbcl.errors import ConfigError
 from mbcl.functional import clip, dcl, hcl, nt_xent
 from mbcl.objectives import OBJECTIVES, Candidates, StatefulObjective
+from mbcl.testing import check_objective
 
 REQUIRED: dict[str, dict[str, object]] = {"sogclr": {"num_samples": 8}}
 """Required parameters of objectives."""
@@ -27,24 +27,9 @@ def batch(seed: int = 0, size: int = 6, dim: int = 4) -> tuple[torch.Tensor, tor
 
 
 @all_objectives
-def test_objective_has_a_finite_scalar_loss_and_gradients(name: str) -> None:
-    z1, z2, indices = batch()
-    for dtype in (torch.float64, torch.float32, torch.float16):
-        a, b = (z.to(dtype).requires_grad_() for z in (z1, z2))
-        loss = mbcl.objectives.build(name, **REQUIRED.get(name, {}))(a, b, indices)
-        assert loss.shape == ()
-        assert loss.dtype == (torch.float32 if dtype == torch.float16 else dtype)
-        for gradient in torch.autograd.grad(loss, [a, b]):
-            assert torch.isfinite(gradient).all()
-
-
-@all_objectives
-def test_objective_ignores_the_order_of_the_batch(name: str) -> None:
-    z1, z2, indices = batch(1)
-    order = torch.randperm(len(z1), generator=torch.Generator().manual_seed(2))
-    first = mbcl.objectives.build(name, **REQUIRED.get(name, {}))(z1, z2, indices)
-    second = mbcl.objectives.build(name, **REQUIRED.get(name, {}))(z1[order], z2[order], indices[order])
-    torch.testing.assert_close(first, second)
+def test_objective_keeps_its_promises(name: str) -> None:
+    """In one process; ``tests/testing`` has several."""
+    check_objective(name, num_workers=1)
 
 
 @all_objectives
@@ -76,13 +61,6 @@ def test_objective_shares_of_ranks_sum_to_the_whole_batch(name: str) -> None:
 
 
 @all_objectives
-def test_objective_has_state_if_its_distribution_says_so(name: str) -> None:
-    objective = mbcl.objectives.build(name, **REQUIRED.get(name, {}))
-    assert isinstance(objective, StatefulObjective) == (objective.distribution == "state")
-    assert bool(objective.state_dict()) == (objective.distribution == "state")
-
-
-@all_objectives
 def test_objective_without_state_takes_leading_dimensions(name: str) -> None:
     """A sampler scores many batches at once."""
     if OBJECTIVES[name].distribution == "state":
@@ -103,15 +81,6 @@ def test_objective_declares_its_distribution_and_is_documented(name: str) -> Non
     parameters = inspect.signature(objective, eval_str=True).parameters.values()
     assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in parameters)
     assert all(parameter.annotation is not inspect.Parameter.empty for parameter in parameters)
-
-
-@all_objectives
-def test_objective_is_the_same_after_pickling(name: str) -> None:
-    z1, z2, indices = batch(4)
-    objective = mbcl.objectives.build(name, **REQUIRED.get(name, {}))
-    copy = pickle.loads(pickle.dumps(objective))
-    copy.load_state_dict(objective.state_dict())
-    assert torch.equal(copy(z1, z2, indices), objective(z1, z2, indices))
 
 
 @all_objectives

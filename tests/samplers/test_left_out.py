@@ -31,13 +31,3 @@ def test_plans_leave_out_every_sample_equally_often(name: str) -> None:
     error = np.sqrt(share * (1 - share) / EPOCHS)
     # 4.5 standard errors: one run in 10,000 would exceed them by chance, and the seeds are fixed.
     assert np.abs(visits / EPOCHS - share).max() < 4.5 * error
-
-
-@pytest.mark.parametrize("name", list(SAMPLERS))
-@pytest.mark.parametrize("num_samples", [16, 19, 24, 26, 41])
-def test_plans_have_the_coverage_that_their_sampler_declares(name: str, num_samples: int) -> None:
-    sampler = build_small(name, BATCH_SIZE)
-    plan = check_plan(sampler.plan(num_samples, embeddings(num_samples)), sampler, num_samples)
-    if sampler.covers_all:
-        places = sampler.plan_width(num_samples) * sampler.plan_length(num_samples)
-        assert plan.coverage(num_samples) == min(places, num_samples) / num_samples
