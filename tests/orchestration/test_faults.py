@@ -273,3 +273,15 @@ def test_trial_on_two_workers_equals_one_worker(local_ray, tmp_path):
     expected = train_without_ray(experiment, tmp_path / "one")
     assert (record.status, record.error) == ("finished", "")
     assert_same_metrics(record.metrics, expected)
+
+
+def test_trial_in_float32_equals_training_without_ray(local_ray, tmp_path):
+    """The same arithmetic on one thread in another process: float32 embeddings, plans and losses to the last bit."""
+    train = EXPERIMENT.train.model_copy(update={"precision": "float32", "epochs": 1})
+    experiment = EXPERIMENT.model_copy(update={"train": train})
+    record = run_one_trial(tmp_path / "ray", experiment=experiment)
+    assert record.status == "finished"
+    expected = train_without_ray(experiment, tmp_path / "alone")
+    assert {key: value for key, value in record.metrics.items() if key in expected} == {
+        key: value for key, value in expected.items() if key in record.metrics
+    }

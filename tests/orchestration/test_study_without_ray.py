@@ -350,3 +350,80 @@ def test_run_ray_with_closed_stdout_is_interrupted_and_can_resume(space_file, tm
 def test_dry_run_with_closed_stdout_prints_no_error(space_file, tmp_path):
     arguments = ["--space", str(space_file()), "--results-dir", str(tmp_path / "out"), "--dry-run"]
     assert run_with_closed_stdout(f"import run_ray; run_ray.leave(run_ray.main({arguments!r}))") == (0, "")
+
+
+def test_study_interrupted_before_its_first_trial_survives_a_report_that_cannot_be_written(
+    space_file, tmp_path, capsys, monkeypatch
+):
+    from mbcl.orchestration import signals, study
+    from mbcl.orchestration.study_options import StudyOptions
+    from mbcl.orchestration.tune import on_ray
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    def fill_the_disk(store, record):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(on_ray, "run_on_ray", interrupt)
+    monkeypatch.setattr(signals, "ignore_signals", lambda: None)
+    options = StudyOptions(space=space_file(), results_dir=str(tmp_path / "out"))
+    assert study.run(options, fill_the_disk) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert (tmp_path / "out" / "study" / "study.json").exists(), "--resume goes on"
+
+
+def test_study_whose_table_cannot_be_printed_failed(space_file, tmp_path, capsys, monkeypatch):
+    from mbcl.orchestration import signals, study
+    from mbcl.orchestration.console import Console
+    from mbcl.orchestration.study_options import StudyOptions
+    from mbcl.orchestration.tune import on_ray
+
+    def finish(study_run, *more):
+        study_run.study.has_begun = True
+        return {}
+
+    def fill_the_disk(console):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(on_ray, "run_on_ray", finish)
+    monkeypatch.setattr(signals, "ignore_signals", lambda: None)
+    monkeypatch.setattr(Console, "print_table", fill_the_disk)
+    options = StudyOptions(space=space_file(), results_dir=str(tmp_path / "out"))
+    assert study.run(options, lambda store, record: None) == 1
+    assert "go on with: python run_ray.py" in capsys.readouterr().err
+
+
+def test_setting_that_the_cluster_cannot_run_ends_the_study_before_its_first_trial(
+    space_file, tmp_path, capsys, monkeypatch
+):
+    """27 samples are no batch of two workers, and three do not fit: found when the cluster's size is known."""
+    from contextlib import contextmanager
+
+    from mbcl.orchestration import signals, study
+    from mbcl.orchestration.cluster.capacity import Node
+    from mbcl.orchestration.cluster.connection import ClusterInfo
+    from mbcl.orchestration.study_options import StudyOptions
+    from mbcl.orchestration.tune import on_ray, run_trials
+
+    @contextmanager
+    def two_cpus(address, nodes, **options):
+        yield ClusterInfo([Node(2)])
+
+    def fail(*arguments, **options):
+        raise AssertionError("a trial runs")
+
+    monkeypatch.setattr(on_ray, "cluster", two_cpus)
+    monkeypatch.setattr(run_trials, "run_trials", fail)
+    monkeypatch.setattr(study, "this_machine", lambda: [Node(2)])
+    monkeypatch.setattr(signals, "ignore_signals", lambda: None)
+    space = space_file(
+        {
+            "space": {"train.batch_size": {"grid": [16, 27]}},
+            "resources": {"workers": {"min": 2, "max": 3}, "cpus_per_worker": 0.9},
+        }
+    )
+    options = StudyOptions(space=space, results_dir=str(tmp_path / "out"))
+    assert study.run(options, lambda store, record: None) == 2
+    assert "resources.workers" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "study" / "study.json").exists(), "rolled back"

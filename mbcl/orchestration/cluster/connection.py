@@ -81,9 +81,9 @@ def cluster(
     added = {key: value for key, value in variables.items() if key not in os.environ}
     os.environ.update(added)
     level = logging.INFO if verbose else logging.ERROR
-    if address is None:
+    if address is None and "ray" not in sys.modules:
         # Authenticate with a token that only this user can read; otherwise any user of this machine could run code as
-        # this user. Ray reads both variables once, at its import, so nothing before this line may import it.
+        # this user. Ray reads both variables once, at its import: the main job does not import it before (on_ray.py).
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         # Ray's services then listen on the loopback only, as they do on other systems than Linux.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -191,7 +191,9 @@ def _check_is_ray(address: str) -> None:
     if "Version mismatch" in status.stderr or "version mismatch" in status.stderr:
         raise ConfigError(f"--address {address}: the cluster runs another version of Ray: {last_line}")
     if status.returncode and ("RpcError" in status.stderr or "Failed to connect" in status.stderr):
-        raise ConfigError(f"--address {address}: no Ray cluster answers: {last_line}")
+        raise ConfigError(
+            f"--address {address}: something listens there that does not answer as a Ray cluster: {last_line}"
+        )
     # Any other failure of the report, for example of its autoscaler part, is no reason not to join.
 
 
