@@ -282,6 +282,6 @@ def test_trial_in_float32_equals_training_without_ray(local_ray, tmp_path):
     record = run_one_trial(tmp_path / "ray", experiment=experiment)
     assert record.status == "finished"
     expected = train_without_ray(experiment, tmp_path / "alone")
-    assert {key: value for key, value in record.metrics.items() if key in expected} == {
-        key: value for key, value in expected.items() if key in record.metrics
-    }
+    keys = (record.metrics.keys() & expected.keys()) - {"plan/seconds"}
+    assert len(keys) > 20
+    assert {key: record.metrics[key] for key in keys} == {key: expected[key] for key in keys}
