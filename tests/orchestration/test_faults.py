@@ -175,6 +175,18 @@ def test_trial_with_killed_processes_equals_an_undisturbed_one(local_ray, undist
     assert rows_of(tmp_path)[: len(attack.rows)] == attack.rows, "epochs that were done are not trained again"
 
 
+def test_trial_in_float32_equals_training_without_ray(local_ray, tmp_path):
+    """The same arithmetic on one thread in another process: float32 embeddings, plans and losses to the last bit."""
+    train = EXPERIMENT.train.model_copy(update={"precision": "float32", "epochs": 1})
+    experiment = EXPERIMENT.model_copy(update={"train": train})
+    record = run_one_trial(tmp_path / "ray", experiment=experiment)
+    assert record.status == "finished"
+    expected = train_without_ray(experiment, tmp_path / "alone")
+    keys = (record.metrics.keys() & expected.keys()) - {"plan/seconds"}
+    assert len(keys) > 20
+    assert {key: record.metrics[key] for key in keys} == {key: expected[key] for key in keys}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_trial_with_processes_killed_at_random_equals_an_undisturbed_one(local_ray, undisturbed, tmp_path, seed):
@@ -273,15 +285,3 @@ def test_trial_on_two_workers_equals_one_worker(local_ray, tmp_path):
     expected = train_without_ray(experiment, tmp_path / "one")
     assert (record.status, record.error) == ("finished", "")
     assert_same_metrics(record.metrics, expected)
-
-
-def test_trial_in_float32_equals_training_without_ray(local_ray, tmp_path):
-    """The same arithmetic on one thread in another process: float32 embeddings, plans and losses to the last bit."""
-    train = EXPERIMENT.train.model_copy(update={"precision": "float32", "epochs": 1})
-    experiment = EXPERIMENT.model_copy(update={"train": train})
-    record = run_one_trial(tmp_path / "ray", experiment=experiment)
-    assert record.status == "finished"
-    expected = train_without_ray(experiment, tmp_path / "alone")
-    keys = (record.metrics.keys() & expected.keys()) - {"plan/seconds"}
-    assert len(keys) > 20
-    assert {key: record.metrics[key] for key in keys} == {key: expected[key] for key in keys}
