@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mbcl.console.stages import Stages
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, SamplerWarning
 from mbcl.samplers import combinations, one_thread
 from mbcl.synthetic.groups import groups_of
 from mbcl.synthetic.losses import least_of_restarts, starting_points
@@ -56,7 +56,7 @@ def run(
     # One thread is faster for small matrices, and makes the numbers independent of the number of cores.
     with torch.no_grad(), one_thread(), warnings.catch_warnings():
         # They were already shown when the methods were created.
-        warnings.filterwarnings("ignore", message="sampler ", category=UserWarning)
+        warnings.simplefilter("ignore", SamplerWarning)
         curves = _curves(settings, methods, start_2SND, known, progress)
         reference = _reference(settings, known, curves, progress, other_minimisers=other_minimisers)
     return Outcome(settings, start_2SND, curves, reference)

@@ -83,7 +83,7 @@ def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, 
     checked_evaluations: list[Evaluation] = []
     reports: dict[int, _SettingReport] = {}
     for setting, experiment in group.items():
-        with _errors_of_experiment(source):
+        with errors_of_experiment(source):
             engine.check_trackers(experiment)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
@@ -108,7 +108,7 @@ def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, 
 
 
 @contextmanager
-def _errors_of_experiment(source: str) -> Iterator[None]:
+def errors_of_experiment(source: str) -> Iterator[None]:
     """Prefix the key in the message of a ConfigError with the file and the block."""
     try:
         yield

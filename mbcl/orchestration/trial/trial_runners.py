@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from mbcl.config.experiment import Experiment
-from mbcl.errors import ConfigError
 from mbcl.orchestration.cluster.capacity import DRIVER_CPUS, Node, TrialResources, resolve_resources
 from mbcl.orchestration.cluster.placement import Placement
 from mbcl.orchestration.search_space.resources_block import Resources
 from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.orchestration.trial.job import Job, TrialResult, mute_sampler_warnings
-from mbcl.orchestration.trial.preflight import PreflightReport, check_data
+from mbcl.orchestration.trial.preflight import PreflightReport, check_data, errors_of_experiment
 from mbcl.synthetic.experiment import SyntheticExperiment
 
 AUTO_CPUS_PER_SYNTHETIC_STUDY = 1
@@ -98,12 +97,9 @@ class SyntheticRunner:
         notes: dict[str, None] = {}  # an ordered set
         for _, experiment in sorted(experiments.items(), key=lambda item: item[0]):
             assert isinstance(experiment, SyntheticExperiment)
-            with warnings.catch_warnings(record=True) as caught:
+            with errors_of_experiment(source), warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                try:
-                    experiment.build_method()
-                except ConfigError as error:
-                    raise ConfigError(f"{source}: experiment.{error}") from error
+                experiment.build_method()
             notes.update(dict.fromkeys(str(warning.message) for warning in caught))
             notes.update(dict.fromkeys(filter(None, [unknown_optimum(experiment)])))
         return PreflightReport(dict.fromkeys(experiments, 0), {}, tuple(notes))
