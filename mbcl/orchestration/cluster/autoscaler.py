@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import yaml
 
-from mbcl.orchestration.cluster.ray_internals import NodeResources, NodeType, autoscaler_status
+from mbcl.orchestration.cluster.ray_internals import NodeResources, NodeType, autoscaler_node_types
 
 UNLIMITED = 1000
 """Substitute for an unlimited number of nodes."""
@@ -22,7 +22,7 @@ def max_nodes() -> list[NodeResources] | None:
     Returns:
         None if that is unknown: there is no autoscaler, or its configuration file is on another node, the head.
     """
-    node_types = autoscaler_status().node_types
+    node_types = autoscaler_node_types()
     if node_types:
         return _largest_cluster(node_types, math.inf)
     file = _config_file(ray.get_runtime_context().gcs_address)

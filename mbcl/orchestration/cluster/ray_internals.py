@@ -147,6 +147,13 @@ class NodeType:
     max_count: int
 
 
+def autoscaler_node_types() -> list[NodeType]:
+    """Return the types of nodes that the autoscaler can start; empty if it does not report them."""
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    return [NodeType(dict(group.resources), group.max_count) for group in groups]
+
+
 @dataclass(frozen=True)
 class AutoscalerStatus:
     """The state that the autoscaler of a cluster, version 1 or 2, reports.
@@ -154,28 +161,23 @@ class AutoscalerStatus:
     Args:
         present: whether the cluster has an autoscaler.
         num_booting: number of nodes that were requested and are not up.
-        node_types: the types of nodes that it can start; empty if it does not report them.
     """
 
     present: bool
     num_booting: int
-    node_types: tuple[NodeType, ...]
 
 
 def autoscaler_status() -> AutoscalerStatus:
     """Return the state of the cluster's autoscaler."""
-    config = state.get_cluster_config()
-    groups = config.node_group_configs if config is not None else ()
-    node_types = tuple(NodeType(dict(group.resources), group.max_count) for group in groups)
     if is_autoscaler_v2():
         status = get_cluster_status(ray.get_runtime_context().gcs_address)
         num_booting = len(status.pending_nodes) + sum(launch.count for launch in status.pending_launches)
-        return AutoscalerStatus(True, num_booting, node_types)
+        return AutoscalerStatus(True, num_booting)
     content = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
     status_v1 = json.loads(content) if content else {}
     report = status_v1.get("autoscaler_report") or {}
     num_booting = len(report.get("pending_nodes", ())) + sum(report.get("pending_launches", {}).values())
-    return AutoscalerStatus(bool(status_v1), num_booting, node_types)
+    return AutoscalerStatus(bool(status_v1), num_booting)
 
 
 class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]
