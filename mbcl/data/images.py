@@ -36,6 +36,7 @@ class ImageSet:
         device: the device of what :meth:`pixels` returns; that of ``images`` if None.
         rows: (N,) int64 on the CPU, the row of each image in ``images``; the identity if None. This indirection lets
             subsets share one tensor, and leaves a memory-mapped tensor in its file.
+        mapped: whether ``images`` is memory-mapped from a file, whose pages take no memory that others need.
 
     Raises:
         DataError: if the set is empty, or if shapes and dtypes do not match.
@@ -52,6 +53,7 @@ class ImageSet:
     files: tuple[str, ...] = ()
     device: torch.device | None = None
     rows: Tensor | None = None
+    mapped: bool = False
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != torch.uint8 or 0 in self.images.shape[1:]:
@@ -89,7 +91,7 @@ class ImageSet:
 
     def subset(self, positions: Tensor) -> ImageSet:
         """Return the subset at ``positions`` ((M,) int64), in that order. It owns a copy of its images."""
-        return replace(self.part(positions), images=self._gather(positions), rows=None)
+        return replace(self.part(positions), images=self._gather(positions), rows=None, mapped=False)
 
     def first(self, num: int) -> ImageSet:
         """Return a copy of the first ``num`` images, so that the rest can be freed; the set itself if it is smaller."""

@@ -1,6 +1,7 @@
 """The training engine: one trainer for a single process, torchrun and Ray Train."""
 
 from mbcl.engine.evaluation_checks import check_evaluation
+from mbcl.engine.memory import MemoryNeed, memory_need
 from mbcl.engine.plan_service import LocalPlanService, make_plan, share_plan
 from mbcl.engine.planning_costs import planning_cost
 from mbcl.engine.protocols import BaseObserver, Observer, PlanKey, PlannedBatches, PlanService, Row
@@ -12,6 +13,7 @@ __all__ = [
     "BaseObserver",
     "DataSizes",
     "LocalPlanService",
+    "MemoryNeed",
     "Observer",
     "TrainingOutcome",
     "PlanKey",
@@ -26,6 +28,7 @@ __all__ = [
     "data_sizes",
     "load_data",
     "make_plan",
+    "memory_need",
     "planning_cost",
     "share_plan",
     "train",

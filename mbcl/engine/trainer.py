@@ -325,5 +325,8 @@ def train(
     if log is not None and cost:
         log(cost)
     trackers = build_trackers(experiment, store, run_id=trainer.run_id, group=group) if world.rank == 0 else []
-    trainer.observers = [*observers, *trackers]
+    trainer.observers = [
+        *trackers,
+        *observers,
+    ]  # an observer may end the training, after the trackers have its last row
     return trainer.run()

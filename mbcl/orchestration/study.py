@@ -11,7 +11,8 @@ from mbcl.io.ownership import FencedStore
 from mbcl.io.store import Store, check_writable, open_store
 from mbcl.orchestration import console as consoles
 from mbcl.orchestration import signals
-from mbcl.orchestration.cluster.capacity import Concurrency, Node, TrialResources, max_concurrency, this_machine
+from mbcl.orchestration.cluster.capacity import Concurrency, Node, TrialResources, max_concurrency
+from mbcl.orchestration.cluster.machine import this_machine
 from mbcl.orchestration.console import Console
 from mbcl.orchestration.results_folder import layout
 from mbcl.orchestration.results_folder.lease import hold
@@ -84,7 +85,8 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
     check_installed(file.space.search)
     check_name(options.folder, "--name" if options.name is not None else "the space file's stem (give --name)")
     nodes = this_machine()
-    allocation = None if options.address is not None else _allocate_locally(file, trials, nodes)
+    if options.address is None:
+        _allocate_locally(file, trials, nodes, None)  # what never fits is refused before the data are read
 
     # Check the results folder, the data and the models before anything is written.
     store = open_store(options.results_dir).child(options.folder)
@@ -92,6 +94,7 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
     study = open_study(options, file, trials, store)
     preflight = _preflight(options, file, study)
     if options.dry_run:
+        allocation = None if options.address is not None else _allocate_locally(file, trials, nodes, preflight)
         consoles.dry_run(
             list(study.todo.values()),
             study.trials,
@@ -126,15 +129,18 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
         return _exit_code(study_run, failures, interrupted=interrupted)
 
 
-def _allocate_locally(file: SpaceFile, trials: Trials, nodes: list[Node]) -> tuple[TrialResources, Concurrency]:
+def _allocate_locally(
+    file: SpaceFile, trials: Trials, nodes: list[Node], preflight: PreflightReport | None
+) -> tuple[TrialResources, Concurrency]:
     """Return the resources of one trial on this machine, and how many run at a time.
 
     Raises:
         ConfigError: if no trial fits.
     """
-    sizes = trials.numbers_of_workers(file.space)
-    resources = runner_of(file.space.kind.model).trial_resources(file.space.resources, nodes, sizes=sizes)
-    return resources, max_concurrency(resources, nodes, file.space.resources)
+    sizes, runner = trials.numbers_of_workers(file.space), runner_of(file.space.kind.model)
+    resources = runner.trial_resources(file.space.resources, nodes, num_trials=trials.total, sizes=sizes)
+    memory = runner.memory(preflight, resources) if preflight else None
+    return resources, max_concurrency(resources, nodes, file.space.resources, memory=memory)
 
 
 def _preflight(options: StudyOptions, file: SpaceFile, study: OpenedStudy) -> PreflightReport | None:

@@ -73,6 +73,7 @@ class Attack(threading.Thread):
         plan: after how many epochs the processes of which title are attacked.
         how: the action on a process, a kill by default.
         moving: training continues before the attack, up to the gate of the next one.
+        trainer: the title of the processes that train.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Attack(threading.Thread):
         plan: Sequence[tuple[int, str]],
         how: Callable[[int], object] = kill,
         moving: bool = False,
+        trainer: str = DRIVER,
     ) -> None:
         super().__init__(daemon=True)
         self.metrics = folder / "metrics.jsonl"
@@ -89,7 +91,7 @@ class Attack(threading.Thread):
         self.moving = moving
         self.gates = folder.parents[1] / "gates"
         for number, (after, title) in enumerate(self.plan):
-            gate_title, rows = (EVALUATION, 0) if title == EVALUATION else (WORKER, after)
+            gate_title, rows = (EVALUATION, 0) if title == EVALUATION else (trainer, after)
             pattern = f"trials/{folder.name}/metrics.jsonl" if rows else "*"
             close_gate(self.gates / str(number), gate_title, pattern, rows)
         self.done: list[tuple[int, str]] = []
@@ -167,32 +169,83 @@ def assert_undisturbed(record: TrialRecord, tmp_path: Path, undisturbed: dict[st
 
 
 def test_trial_with_killed_processes_equals_an_undisturbed_one(local_ray, undisturbed, tmp_path):
-    """Planner, training worker, trial driver and evaluation of one trial, one after the other."""
-    attack = Attack(tmp_path / "trials" / TRIAL, [(2, PLANNER), (4, WORKER), (7, DRIVER), (12, EVALUATION)])
+    """The planner, and the driver while it trains and after its last epoch."""
+    attack = Attack(tmp_path / "trials" / TRIAL, [(2, PLANNER), (4, DRIVER), (12, DRIVER)])
     record = run_one_trial(tmp_path, attack)
+    assert_undisturbed(record, tmp_path, undisturbed)
+    assert record.attempts == 3, "a driver was lost twice"
+    assert rows_of(tmp_path)[: len(attack.rows)] == attack.rows, "epochs that were done are not trained again"
+
+
+def test_trial_on_two_workers_with_killed_processes_equals_an_undisturbed_one(local_ray, undisturbed, tmp_path):
+    """Planner, a training worker, trial driver and evaluation, one after the other."""
+    plan = [(2, PLANNER), (4, WORKER), (7, DRIVER), (12, EVALUATION)]
+    attack = Attack(tmp_path / "trials" / TRIAL, plan, trainer=WORKER)
+    record = run_one_trial(tmp_path, attack, workers=2)
     assert_undisturbed(record, tmp_path, undisturbed)
     assert record.attempts == 2, "a driver was lost once"
     assert rows_of(tmp_path)[: len(attack.rows)] == attack.rows, "epochs that were done are not trained again"
 
 
-def test_trial_in_float32_equals_training_without_ray(local_ray, tmp_path):
+class ProcessObserver(SilentObserver):
+    """Records which processes of Ray exist at the end of each trial."""
+
+    def __init__(self) -> None:
+        self.drivers: list[set[int]] = []
+        self.others: set[int] = set()
+
+    def on_trial_end(self, trial_id: str) -> None:
+        self.drivers.append(ray_processes(DRIVER))
+        self.others |= ray_processes(WORKER, EVALUATION, "ray::TrainController")
+
+
+def test_trials_on_one_worker_share_a_process_and_equal_training_without_ray(local_ray, tmp_path):
     """The same arithmetic on one thread in another process: float32 embeddings, plans and losses to the last bit."""
     train = EXPERIMENT.train.model_copy(update={"precision": "float32", "epochs": 1})
     experiment = EXPERIMENT.model_copy(update={"train": train})
-    record = run_one_trial(tmp_path / "ray", experiment=experiment)
-    assert record.status == "finished"
-    expected = train_without_ray(experiment, tmp_path / "alone")
-    keys = (record.metrics.keys() & expected.keys()) - {"plan/seconds"}
-    assert len(keys) > 20
-    assert {key: record.metrics[key] for key in keys} == {key: expected[key] for key in keys}
+    experiments = {f"{seed}-test": experiment.model_copy(update={"seed": seed}) for seed in range(3)}
+    observer = ProcessObserver()
+    records = run_some_trials(tmp_path / "ray", experiments, observer)
+    assert [record.status for record in records.values()] == ["finished"] * 3
+    assert observer.others == set(), "no process but the driver and the planner"
+    (driver,) = set.union(*observer.drivers)
+    assert driver
+    for key, record in records.items():
+        expected = train_without_ray(experiments[key], tmp_path / key)
+        keys = (record.metrics.keys() & expected.keys()) - {"plan/seconds"}
+        assert len(keys) > 20
+        assert {name: record.metrics[name] for name in keys} == {name: expected[name] for name in keys}
+    assert len({record.metrics["train/loss"] for record in records.values()}) == 3, "three seeds, three results"
+
+
+def run_some_trials(
+    folder: Path, experiments: dict[str, Experiment], observer: SilentObserver
+) -> dict[str, TrialRecord]:
+    """Run trials one at a time as a study does, in the Ray of this process."""
+    from mbcl.orchestration.cluster.capacity import Node, resolve_resources
+    from mbcl.orchestration.search_space.resources_block import Resources
+    from mbcl.orchestration.tune.run_trials import run_trials
+
+    store = LocalStore(folder)
+    need = resolve_resources(Resources(), [Node(CPUS)])
+    records = {
+        key: TrialRecord(ordinal=number, setting=number, seed=0, sampler="", objective="", parameters={})
+        for number, key in enumerate(experiments)
+    }
+    study = StudyRecord(
+        name="test", space_digest="", metric="val/retrieval/top1", mode="max", created="", trials=records
+    )
+    jobs = {key: job_of(key, experiment, store, need, num_tasks=2) for key, experiment in experiments.items()}
+    run_trials(jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=1, observer=observer)
+    return study.trials
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_trial_with_processes_killed_at_random_equals_an_undisturbed_one(local_ray, undisturbed, tmp_path, seed):
     random = Random(seed)
-    titles = [PLANNER, WORKER, DRIVER, EVALUATION, random.choice([PLANNER, WORKER])]
-    plan = [(12 if title == EVALUATION else random.randrange(12), title) for title in titles]
+    titles = [PLANNER, DRIVER, PLANNER, DRIVER]
+    plan = [(random.randrange(12), title) for title in titles]
     delays = iter([random.random() for _ in range(100)])
 
     def later(pid: int) -> None:
@@ -211,7 +264,7 @@ def limit_file_size(pid: int) -> None:
 
 @pytest.mark.slow
 def test_trial_on_a_full_disk_fails_and_resumes(local_ray, undisturbed, tmp_path):
-    attack = Attack(tmp_path / "trials" / TRIAL, [(3, WORKER)], limit_file_size)
+    attack = Attack(tmp_path / "trials" / TRIAL, [(3, DRIVER)], limit_file_size)
     record = run_one_trial(tmp_path, attack)
     assert record.status == "failed"
     assert re.fullmatch(r"/.*/trials/0-test: cannot be written: File too large", record.error)
@@ -229,7 +282,7 @@ def test_run_trials_raises_for_an_unwritable_record_without_a_retry(local_ray, t
             (tmp_path / "study.json").unlink()
         (tmp_path / "study.json").mkdir(exist_ok=True)
 
-    attack = Attack(tmp_path / "trials" / TRIAL, [(1, WORKER)], block_record)
+    attack = Attack(tmp_path / "trials" / TRIAL, [(1, DRIVER)], block_record)
     studies: list[StudyRecord] = []
     with pytest.raises(OSError, match="study.json"):
         run_one_trial(tmp_path, attack, experiment=SHORT, told=studies)
@@ -263,12 +316,13 @@ def test_run_trials_defers_an_interrupt_until_the_record_is_complete(local_ray, 
     (record,) = read_study(LocalStore(tmp_path)).trials.values()
     assert record.status == "finished"
     assert "retrieval/u2v/top1" in record.metrics
+    wait_for(lambda: not ray_processes(DRIVER) and free_cpus() == CPUS)
 
 
 def test_trial_that_loses_its_folder_ends_on_all_ranks(local_ray, tmp_path):
     """Only rank 0 has a claim on the folder of the trial, so only rank 0 raises."""
     trial = LocalStore(tmp_path / "trials" / TRIAL)
-    attack = Attack(trial.folder, [(2, WORKER)], lambda pid: claim(trial))
+    attack = Attack(trial.folder, [(2, WORKER)], lambda pid: claim(trial), trainer=WORKER)
     experiment = Experiment.model_validate(SPACE["experiment"] | {"train": {"epochs": 500, "batch_size": 16}})
     from mbcl.orchestration.trial.train_workers import COLLECTIVE_SECONDS
 

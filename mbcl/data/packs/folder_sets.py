@@ -136,9 +136,10 @@ class FolderSet:
     def _from_pack(self, pack: Pack) -> Splits:
         pixels = torch.from_numpy(pack.pixels())
         num_train = len(pack.train.labels)
-        images = pixels[:num_train], pixels[num_train:]
-        pairs = zip(images, (pack.train, pack.test), strict=True)
-        return Splits(*(self._image_set(i, torch.tensor(part.labels), part.files, pack.classes) for i, part in pairs))
+        parts = pixels[:num_train], pixels[num_train:]
+        pairs = zip(parts, (pack.train, pack.test), strict=True)
+        sets = (self._image_set(i, torch.tensor(part.labels), part.files, pack.classes) for i, part in pairs)
+        return Splits(*(replace(images, mapped=True) for images in sets))
 
     def _decoded(self, listing: Listing, parts: Parts) -> ImageSet:
         images, labels = decode(listing, size=parts.size, name=self.name, resize=parts.resize)

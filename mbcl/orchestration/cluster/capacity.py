@@ -6,11 +6,8 @@ trial starts.
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from mbcl.errors import ConfigError, pluralize
 from mbcl.orchestration.search_space.resources_block import Resources
@@ -19,18 +16,24 @@ DRIVER_CPUS = 0.001
 """CPUs of a trial's driver, which only waits; Ray Tune refuses a trial without any resources."""
 DRIVER_SLOTS = 2
 """Units of the custom resource ``driver`` that a trial takes on a cluster that offers it: its driver and planner."""
-AUTO_CPUS_PER_WORKER = 2
-"""CPUs that ``auto`` reserves for a worker: one for its training thread, one for the planner and Ray's processes."""
+AUTO_CPUS_PER_GPU = 2
+"""CPUs that ``auto`` reserves for a worker with a GPU: one for its training thread, one for planner and processes."""
 MIN_AUTO_CPUS = 0.45
 """Minimum CPUs that ``auto`` reserves for a worker; a smaller share is an error, because the machine is overloaded."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One machine of the cluster."""
+    """One machine of the cluster.
+
+    Args:
+        cpus, gpus: their numbers.
+        memory: free memory in bytes; None if it is not counted.
+    """
 
     cpus: float
     gpus: float = 0
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,56 +77,11 @@ def milli(amount: float) -> int:
     return round(amount * 1000)
 
 
-def this_machine() -> list[Node]:
-    """Return this machine as a cluster of one node: the CPUs that this process may use, the GPUs that torch sees."""
-    import torch
-
-    return [Node(usable_cpus(), torch.cuda.device_count())]
-
-
-def usable_cpus(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
-    """Return the number of CPUs that this process may use: the minimum of its affinity mask and cgroup quotas.
-
-    Systems without affinity masks count the CPUs of the machine instead. The result is at least 1.
-
-    Args:
-        cgroups: mount point of the control groups.
-        membership: file that lists the control groups of this process.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)
-    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(cpus, math.floor(min(_quotas(cgroups, membership), default=cpus))))
-
-
-def _quotas(cgroups: Path, membership: Path) -> Iterator[float]:
-    """Yield the quotas, in CPUs, of this process's control groups and their ancestors, of cgroup versions 1 and 2."""
-    try:
-        groups = [line.split(":", 2) for line in membership.read_text().splitlines()]
-    except OSError:
-        return
-    for _, controllers, path in groups:
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        root = cgroups / "cpu" if controllers else cgroups
-        relative = Path(path.lstrip("/"))
-        # In a container the path may be the host's. The last ancestor, the mount itself, is then this process's group.
-        for folder in [root / part for part in (relative, *relative.parents)]:
-            try:
-                if controllers:
-                    quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-                else:
-                    quota, period = (folder / "cpu.max").read_text().split()
-                if quota != "max" and int(quota) > 0:
-                    yield int(quota) / int(period)
-            except (OSError, ValueError):
-                continue
-
-
 def resolve_resources(
     requested: Resources,
     nodes: Sequence[Node],
     *,
-    auto_cpus_per_worker: int = AUTO_CPUS_PER_WORKER,
+    num_trials: int | None = None,
     drivers: float | None = None,
     sizes: Sequence[int] = (),
 ) -> TrialResources:
@@ -132,7 +90,7 @@ def resolve_resources(
     Args:
         requested: the resources block.
         nodes: the nodes.
-        auto_cpus_per_worker: maximum number of CPUs that ``auto`` reserves for a worker.
+        num_trials: number of trials of the study; None for more than fit at a time.
         drivers: as for :func:`max_concurrency`.
         sizes: the numbers of workers that a trial may have, ascending; by default all of the block.
 
@@ -142,15 +100,15 @@ def resolve_resources(
     *larger, smallest = reversed(sizes or requested.numbers_of_workers)
     for workers in larger:
         try:
-            resources = _resolve(requested, workers, nodes, auto_cpus_per_worker)
+            resources = _resolve(requested, workers, nodes, num_trials)
             max_concurrency(resources, nodes, requested, drivers=drivers)
         except ConfigError:
             continue
         return resources
-    return _resolve(requested, smallest, nodes, auto_cpus_per_worker)
+    return _resolve(requested, smallest, nodes, num_trials)
 
 
-def _resolve(requested: Resources, workers: int, nodes: Sequence[Node], auto_cpus_per_worker: int) -> TrialResources:
+def _resolve(requested: Resources, workers: int, nodes: Sequence[Node], num_trials: int | None) -> TrialResources:
     """Resolve the block for a number of workers. Raises ConfigError."""
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     use_gpu = gpus >= 1 if requested.gpu == "auto" else bool(requested.gpu)
@@ -161,10 +119,14 @@ def _resolve(requested: Resources, workers: int, nodes: Sequence[Node], auto_cpu
             f"{' (resources.gpu: false trains on CPUs)' if requested.gpu == 'auto' else ''}"
         )
     explicit = requested.cpus_per_worker != "auto"
+    threads = 1
     if explicit:
         per_worker = float(requested.cpus_per_worker)
+        threads = max(1, int(per_worker))
     else:
-        per_worker = _auto_cpus(requested, workers, nodes, auto_cpus_per_worker)
+        if not use_gpu:
+            threads = _auto_threads(workers, nodes, num_trials)
+        per_worker = _auto_cpus(requested, workers, nodes, AUTO_CPUS_PER_GPU if use_gpu else threads)
     if not explicit and per_worker < MIN_AUTO_CPUS:
         trials = requested.max_concurrent_trials
         if trials != "auto" and milli(cpus) >= workers * milli(MIN_AUTO_CPUS):
@@ -177,16 +139,29 @@ def _resolve(requested: Resources, workers: int, nodes: Sequence[Node], auto_cpu
             f"resources.workers: {pluralize(workers, 'worker')} need{'s' * (workers == 1)} at least "
             f"{workers * MIN_AUTO_CPUS:g} CPUs, there are {cpus:g} (resources.cpus_per_worker sets a smaller share)"
         )
-    # One thread unless `cpus_per_worker` is explicit: on busy cores the two threads of a small network wait for each
-    # other, which made an epoch six times as long, and the last bits of a sum depend on the number of threads.
-    return TrialResources(workers, per_worker, int(use_gpu), max(1, int(per_worker)) if explicit else 1)
+    return TrialResources(workers, per_worker, int(use_gpu), threads)
 
 
-def _auto_cpus(requested: Resources, workers: int, nodes: Sequence[Node], auto_cpus_per_worker: int) -> float:
-    """Return the CPUs of a worker: a trial's even share, at most ``auto_cpus_per_worker``, in whole thousandths."""
+def _auto_threads(workers: int, nodes: Sequence[Node], num_trials: int | None) -> int:
+    """Return the threads of a worker: one, or as many as keep all cores busy where trials are fewer than cores.
+
+    Two trials on one thread each train more than one trial on two threads, which wait for each other in small layers.
+    The number does not depend on ``max_concurrent_trials``, because the last bits of a sum depend on it.
+    """
+    if num_trials is None:
+        return 1
+    at_a_time = min(num_trials, sum(int(node.cpus) for node in nodes) // workers)
+    threads = 1
+    while at_a_time and sum(int(node.cpus) // (threads + 1) for node in nodes) >= at_a_time * workers:
+        threads += 1
+    return threads
+
+
+def _auto_cpus(requested: Resources, workers: int, nodes: Sequence[Node], most: int) -> float:
+    """Return the CPUs of a worker: a trial's even share, at most ``most``, in whole thousandths."""
     cpus = sum(node.cpus for node in nodes)
     trials = 1 if requested.max_concurrent_trials == "auto" else requested.max_concurrent_trials
-    total = min(milli(auto_cpus_per_worker) * workers, milli(cpus) // trials)
+    total = min(milli(most) * workers, milli(cpus) // trials)
     # Ray may place the drivers of all trials on one of several nodes, where they must not take a worker's CPUs.
     drivers = 1 if len(nodes) == 1 else max(1, milli(cpus) // max(1, total))
     return max(0, total - drivers * milli(DRIVER_CPUS)) // workers / 1000
@@ -209,7 +184,12 @@ class Concurrency:
 
 
 def max_concurrency(
-    resources: TrialResources, nodes: Sequence[Node], requested: Resources, *, drivers: float | None = None
+    resources: TrialResources,
+    nodes: Sequence[Node],
+    requested: Resources,
+    *,
+    drivers: float | None = None,
+    memory: int | None = None,
 ) -> Concurrency:
     """Return how many trials run at a time, which the scarcest resource limits.
 
@@ -218,6 +198,7 @@ def max_concurrency(
         nodes: the nodes that exist or can be started.
         requested: the resources block.
         drivers: the cluster's amount of the custom resource ``driver``; None if drivers and planners do not request it.
+        memory: an estimate of the memory of a trial in bytes, which limits ``auto`` alone; None if unknown.
 
     Raises:
         ConfigError: if no trial fits, or fewer than ``resources.max_concurrent_trials``.
@@ -249,13 +230,22 @@ def max_concurrency(
         raise ConfigError(f"resources: not one trial fits: it needs {resources}; there are {missing}")
     num_requested = requested.max_concurrent_trials
     if num_requested == "auto":
-        return scarcest
+        return min([scarcest, *_by_memory(nodes, memory)], key=lambda limit: limit.num_trials)
     if num_requested > scarcest.num_trials:
         raise ConfigError(
             f"resources.max_concurrent_trials: found {num_requested}, but only {scarcest.num_trials} fit: there are "
             f"{scarcest.limit}; a trial needs {resources}"
         )
     return Concurrency(num_requested, "resources.max_concurrent_trials")
+
+
+def _by_memory(nodes: Sequence[Node], memory: int | None) -> Iterator[Concurrency]:
+    """Yield how many trials fit into the memory of the nodes, where both are known: at least one, as it may fit yet."""
+    free = [node.memory for node in nodes if node.memory is not None]
+    if memory and len(free) == len(nodes):
+        num_trials = max(1, sum(amount // memory for amount in free))
+        text = f"{sum(free) / 2**30:.1f} GiB of free memory, of which a trial takes about {memory / 2**30:.1f}"
+        yield Concurrency(num_trials, text)
 
 
 def _num_slots(resources: TrialResources, node: Node, num_drivers: int) -> int:

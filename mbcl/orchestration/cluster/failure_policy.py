@@ -54,6 +54,35 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
+class CheckpointProgress:
+    """Detects whether a training has progressed.
+
+    Args:
+        location: the trial's folder, whose checkpoints show progress; empty to ignore progress.
+    """
+
+    def __init__(self, location: str) -> None:
+        self._location = location
+        self._newest: str | None = None
+
+    def has_advanced(self) -> bool:
+        """Return whether there is a newer checkpoint than at the last call."""
+        newest = self._newest_checkpoint()
+        if newest is None or newest == self._newest:
+            return False
+        self._newest = newest
+        return True
+
+    def _newest_checkpoint(self) -> str | None:
+        """Return the name of the newest checkpoint; None if unknown."""
+        if not self._location:
+            return None
+        try:
+            return max(checkpoints.names(open_store(self._location)), default=None)
+        except OSError:
+            return None
+
+
 class RetryLostWorkers(FailurePolicy):
     """Ray Train's failure policy, except that a deterministic exception ends the trial at once.
 
@@ -74,9 +103,8 @@ class RetryLostWorkers(FailurePolicy):
         capacity_may_come: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(failure_config)
-        self._location = location
+        self._progress = CheckpointProgress(location)
         self._capacity_may_come = capacity_may_come
-        self._newest: str | None = None
 
     def waits_for_capacity(self) -> bool:
         """Return whether the cluster can ever run the workers."""
@@ -84,20 +112,7 @@ class RetryLostWorkers(FailurePolicy):
 
     def has_progressed(self) -> bool:
         """Return whether there is a newer checkpoint than at the last failure."""
-        newest = self._newest_checkpoint()
-        if newest is None or newest == self._newest:
-            return False
-        self._newest = newest
-        return True
-
-    def _newest_checkpoint(self) -> str | None:
-        """Return the name of the newest checkpoint; None if unknown."""
-        if not self._location:
-            return None
-        try:
-            return max(checkpoints.names(open_store(self._location)), default=None)
-        except OSError:
-            return None
+        return self._progress.has_advanced()
 
     def retries(self, worker_errors: Mapping[int, BaseException]) -> bool:
         """Return whether a process was lost, or no worker raised a deterministic exception."""

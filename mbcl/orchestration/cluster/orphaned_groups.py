@@ -54,3 +54,11 @@ def remove_orphaned_groups() -> int:
     for group in orphaned:
         group.remove()
     return len(orphaned)
+
+
+def remove_own_groups() -> None:
+    """Remove the placement groups that this process created: Ray Tune leaves those of its drivers when interrupted."""
+    own = ray.get_runtime_context().get_job_id()
+    for group in placement_groups():
+        if group.job_id == own and not group.creator_actor_id:
+            group.remove()

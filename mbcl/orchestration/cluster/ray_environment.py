@@ -18,6 +18,9 @@ ENV_LOCAL = {
     # A local machine is not preempted.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    # How long Ray Tune waits for a stopped trial to end before the next one takes its driver; the default of 2 s is too
+    # short for a tracker that uploads, and a trial that comes too early fails.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
     # Keep idle processes for the next trial's tasks: importing torch takes each some seconds.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
 }

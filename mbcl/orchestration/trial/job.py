@@ -19,6 +19,14 @@ from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 Metrics = dict[str, float | int | None]
 
 
+def trains_in_driver(resources: TrialResources, *, joined: bool) -> bool:
+    """Return whether the driver of a trial trains and evaluates itself, without further processes.
+
+    One worker needs no process group. On a joined cluster a driver may run on a node without CPUs.
+    """
+    return resources.workers == 1 and not joined
+
+
 @dataclass(frozen=True)
 class Job:
     """One trial to run.
@@ -65,6 +73,11 @@ class Job:
     def on_gpu(self) -> bool:
         """Whether the workers and the evaluation compute on GPUs."""
         return bool(self.resources.gpus_per_worker) and not self.rehearsal
+
+    @property
+    def trains_in_driver(self) -> bool:
+        """Whether the trial's driver trains and evaluates, see :func:`trains_in_driver`."""
+        return trains_in_driver(self.resources, joined=self.joined)
 
     @property
     def fences(self) -> tuple[Fence, ...]:

@@ -1,4 +1,4 @@
-"""Reports a running trial's metrics to Ray Tune: a thread of the trial's driver tails ``metrics.jsonl``."""
+"""Reports a running trial's metrics to Ray Tune, which may stop the trial: the driver reads ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -19,21 +19,15 @@ LOCAL_SECONDS, REMOTE_SECONDS = 0.3, 3.0
 
 @contextmanager
 def report_to_tune(store: Store, metric: str, after: int) -> Iterator[None]:
-    """Report every row that exists or is written during the block, in order; the block's end reports the last rows.
+    """Report every row that exists or is written by other processes during the block; its end reports the last rows.
 
-    ``ray.tune.report`` blocks until Ray Tune has taken the report. If Ray Tune stops the trial, it ends the process
-    during that call.
-
-    Args:
-        store: the trial's folder.
-        metric: the metric to report; epochs without it are not reported. Nothing is reported if it is empty.
-        after: rows up to this epoch are not reported, because the scheduler has already decided about them.
+    The arguments are those of :class:`RowReporter`; nothing is reported if ``metric`` is empty.
     """
     if not metric:
         yield
         return
     stop = threading.Event()
-    reporter = _Reporter(store, metric, after)
+    reporter = RowReporter(store, metric, after)
     thread = threading.Thread(target=_poll, args=(reporter, store, stop), daemon=True, name="rows to Ray Tune")
     thread.start()
     try:
@@ -54,8 +48,17 @@ def _epoch(row: Row) -> int:
     return int(row.get("epoch") or 0)
 
 
-class _Reporter:
-    """Reports the rows written since the last call."""
+class RowReporter:
+    """Reports the rows written since the last call, in order.
+
+    ``ray.tune.report`` blocks until Ray Tune has taken the report. If Ray Tune stops the trial, it ends the thread that
+    calls it, or the process if another thread calls it.
+
+    Args:
+        store: the trial's folder.
+        metric: the metric to report; epochs without it are not reported.
+        after: rows up to this epoch are not reported, because the scheduler has already decided about them.
+    """
 
     def __init__(self, store: Store, metric: str, after: int) -> None:
         self._store = store
@@ -63,6 +66,7 @@ class _Reporter:
         self._last_epoch = after
 
     def __call__(self) -> None:
+        """Report the new rows."""
         try:
             rows, _ = read_valid_rows(self._store)  # the workers warn about damaged rows
         except OSError:

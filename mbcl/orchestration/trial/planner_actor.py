@@ -1,4 +1,4 @@
-"""The planner: one actor per trial, outside the training workers, that plans pools in parallel Ray tasks.
+"""The planner: an actor beside the training that plans pools in parallel Ray tasks, kept from trial to trial.
 
 Protocol: every rank puts its shard of the embeddings into the object store and deposits the reference with the actor;
 after a barrier rank 0 requests the plan. An actor that was killed and restarted in between has lost the references and
@@ -70,7 +70,9 @@ def _plan_pools(function: PoolFunction | None, items: list[PoolItem]) -> list[Po
 
 
 class TaskMap:
-    """Maps a function over pools in Ray tasks: at most ``num_tasks`` in flight, results in the order of the pools.
+    """Maps a function over pools: at most ``num_tasks`` Ray tasks in flight, results in the order of the pools.
+
+    One task would only wait for this process, so a single one is replaced by a loop.
 
     Args:
         num_tasks: maximum number of tasks that run at a time; the results do not depend on it.
@@ -83,11 +85,14 @@ class TaskMap:
 
     def warm_up(self) -> None:
         """Start the processes of the tasks while the trial's workers start: importing torch takes each some seconds."""
-        for _ in range(self._num_tasks):
+        for _ in range(self._num_tasks if self._num_tasks > 1 else 0):
             self._task.remote(None, [])
 
     def __call__(self, function: PoolFunction, items: Sequence[PoolItem]) -> list[PoolPlan]:
         """Return ``[function(*item) for item in items]``."""
+        if self._num_tasks == 1:
+            torch.set_num_threads(1)
+            return [function(*item) for item in items]
         function_ref: Any = ray.put(function)
         running: dict[ray.ObjectRef[list[PoolPlan]], int] = {}
         plans: dict[int, list[PoolPlan]] = {}  # by the group's first pool
@@ -135,20 +140,18 @@ class WorkerGroup:
 
 
 class PlannerProcess:
-    """Computes the plans of one trial. Its only state is the references to the shards of pending plans.
+    """Computes the plans of one trial at a time. Its only state is the references to the shards of pending plans.
 
     Args:
-        seed: the experiment's seed.
-        num_tasks: maximum number of planning tasks that run at a time.
+        num_tasks: number of planning tasks of the first trial, whose processes are started at once.
         placement: the nodes that run the tasks.
     """
 
-    def __init__(self, seed: int, num_tasks: int, placement: Placement = ANYWHERE) -> None:
+    def __init__(self, num_tasks: int, placement: Placement = ANYWHERE) -> None:
         mute_sampler_warnings()
-        self._seed = seed
         self._group = WorkerGroup("", 0)
-        self._map = TaskMap(num_tasks, placement)
-        self._map.warm_up()
+        self._placement = placement
+        TaskMap(num_tasks, placement).warm_up()
         self._shards: dict[PlanKey, dict[int, ray.ObjectRef[Arrays]]] = {}
 
     @ray.method(concurrency_group=DEPOSITS)
@@ -173,7 +176,9 @@ class PlannerProcess:
                 self._shards.pop(other, None)
         self._shards.setdefault(key, {})[rank] = shard[0]
 
-    def plan(self, group: WorkerGroup, key: PlanKey, sampler: Sampler) -> PlannedBatches | MbclError | None:
+    def plan(
+        self, group: WorkerGroup, key: PlanKey, sampler: Sampler, seed: int, num_tasks: int
+    ) -> PlannedBatches | MbclError | None:
         """Return the plan of ``key``, the error of planning, or None if shards of the group are missing."""
         shards = dict(self._shards.get(key, {}))
         if group != self._group or len(shards) < group.size:
@@ -187,8 +192,8 @@ class PlannerProcess:
                 embeddings,
                 key,
                 num_samples=len(embeddings),
-                seed=self._seed,
-                map_pools=self._map,
+                seed=seed,
+                map_pools=TaskMap(num_tasks, self._placement),
             )
         except Exception as error:
             return failure(cause_of(error))
@@ -210,20 +215,24 @@ def cause_of(error: Exception) -> BaseException:
 _actor: Any = ray.remote  # its type stubs lack concurrency groups
 _options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "concurrency_groups": {DEPOSITS: 1}}
 PlannerActor = _actor(**_options)(PlannerProcess)
-"""A :class:`PlannerProcess` as an actor, which Ray restarts whenever it dies while its trial runs."""
+"""A :class:`PlannerProcess` as an actor, which Ray restarts whenever it dies while its owner, a driver, lives."""
 
 
 class RayPlanService:
     """A rank's client of the planner: a plan service whose plans are computed by an actor.
 
     Args:
-        planner: the trial's :data:`PlannerActor`.
+        planner: a :data:`PlannerActor` that makes no plans for another trial.
         world: this rank and the number of ranks.
+        seed: the experiment's seed.
+        num_tasks: maximum number of planning tasks that run at a time.
     """
 
-    def __init__(self, planner: Any, *, world: World) -> None:
+    def __init__(self, planner: Any, *, world: World, seed: int, num_tasks: int) -> None:
         self._planner = planner
         self._world = world
+        self._seed = seed
+        self._num_tasks = num_tasks
         self._group = WorkerGroup(collectives.broadcast_object(uuid.uuid4().hex, world), world.size)
         self._pending: dict[PlanKey, tuple[ray.ObjectRef[Arrays], Sampler]] = {}
         self._plan_refs: dict[PlanKey, ray.ObjectRef[PlannedBatches | MbclError | None]] = {}
@@ -264,7 +273,9 @@ class RayPlanService:
         return share_plan(planned if self._world.rank == 0 else None, self._world)
 
     def close(self) -> None:
-        """Return at once: the trial's driver ends the planner."""
+        """Restart the planner if it still plans, because the next trial would wait for plans that nobody needs."""
+        if self._plan_refs:
+            ray.kill(self._planner, no_restart=False)
 
     def _deposit(self, key: PlanKey) -> None:
         """Deposit this rank's shard; rank 0 requests the plan once all ranks have deposited theirs."""
@@ -273,7 +284,7 @@ class RayPlanService:
         ray.get(deposit, timeout=DEPOSIT_SECONDS)
         collectives.barrier(self._world)
         if self._world.rank == 0:
-            self._plan_refs[key] = self._planner.plan.remote(self._group, key, sampler)
+            self._plan_refs[key] = self._planner.plan.remote(self._group, key, sampler, self._seed, self._num_tasks)
 
     def _poll_plan(self, key: PlanKey, deadline: float) -> tuple[str, PlannedBatches | MbclError | None]:
         """Wait for the plan for one round; return READY with the plan or its error, WAITING, or LOST."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from mbcl.config.evaluation import Evaluation
 from mbcl.config.experiment import Experiment
+from mbcl.engine import MemoryNeed
 from mbcl.errors import ConfigError, MbclError
 from mbcl.io.store import Store, is_uri, open_store, write_text
 from mbcl.orchestration.search_space.expansion import TrialSpec
@@ -28,11 +29,13 @@ class PreflightReport:
         max_pools: by setting, the maximum number of pools of a plan; 0 for samplers without pools.
         planning_cost: by setting, a description of what planning costs; empty if it costs nothing.
         notes: notes for the user, one line each.
+        memory: the most memory that a training on one worker takes beyond an idle process; None if unknown.
     """
 
     max_pools: dict[int, int]
     planning_cost: dict[int, str]
     notes: tuple[str, ...]
+    memory: MemoryNeed | None = None
 
 
 def distinct_experiments(specs: Sequence[TrialSpec]) -> dict[int, AnyExperiment]:
@@ -63,6 +66,7 @@ def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> Preflig
         {setting: reports[setting].max_pools for setting in settings},
         {setting: reports[setting].planning_cost for setting in settings},
         tuple(dict.fromkeys(note for setting in settings for note in reports[setting].notes)),
+        max((report.memory for report in reports.values()), key=lambda need: need.host + need.device),
     )
 
 
@@ -72,6 +76,7 @@ class _SettingReport(NamedTuple):
     max_pools: int
     planning_cost: str
     notes: list[str]
+    memory: MemoryNeed
 
 
 def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, _SettingReport]:
@@ -79,7 +84,7 @@ def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, 
     from mbcl import engine
 
     data: engine.SplitData | None = None
-    checked_models: set[str] = set()
+    memory: dict[str, MemoryNeed] = {}
     checked_evaluations: list[Evaluation] = []
     reports: dict[int, _SettingReport] = {}
     for setting, experiment in group.items():
@@ -94,16 +99,17 @@ def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, 
                     checked_evaluations.append(experiment.evaluation)
                     name, verify = experiment.data.name, experiment.data.verify
                     engine.check_evaluation(experiment.evaluation, data, name=name, verify=verify)
-            model = repr((experiment.encoder, experiment.projector))
-            if model not in checked_models:
-                checked_models.add(model)
-                engine.check_model(experiment, data)
+            model = repr((experiment.encoder, experiment.projector, experiment.train))
+            if model not in memory:
+                memory[model] = engine.memory_need(experiment, data, engine.check_model(experiment, data))
         max_pools = max(
             sampler.planned_pools(sizes.num_train) if isinstance(sampler, PoolSampler) else 0
             for sampler in experiment.samplers().values()
         )
         notes = [str(warning.message) for warning in caught]
-        reports[setting] = _SettingReport(max_pools, engine.planning_cost(experiment, sizes.num_train), notes)
+        reports[setting] = _SettingReport(
+            max_pools, engine.planning_cost(experiment, sizes.num_train), notes, memory[model]
+        )
     return reports
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from typing import Any
 
@@ -12,11 +13,13 @@ from mbcl.config.experiment import Experiment
 from mbcl.engine.checkpoint import name_of
 from mbcl.evaluation import evaluate
 from mbcl.io.store import Store, open_store
+from mbcl.orchestration.cluster.placement import Placement
 from mbcl.orchestration.cluster.wait_for_capacity import wait_any
 from mbcl.orchestration.trial.job import Job, TrialResult, merge_metrics
 from mbcl.orchestration.trial.metrics_reporter import report_to_tune
 from mbcl.orchestration.trial.planner_actor import PlannerActor
-from mbcl.orchestration.trial.train_workers import run_training
+from mbcl.orchestration.trial.train_in_driver import train_in_driver
+from mbcl.orchestration.trial.train_workers import train_in_workers
 
 EVALUATION_RETRIES = 3
 NO_PLACEMENT_GROUP = "DEFAULT"
@@ -31,28 +34,57 @@ def pretrain(job: Job, start: float) -> TrialResult:
         start: when the driver started the trial, in seconds since the epoch.
     """
     assert isinstance(job.experiment, Experiment)
-    planner = _start_planner(job, job.experiment)
+    planner = _planner_of(job, job.experiment)
     try:
-        with report_to_tune(open_store(job.store), job.watched_metric, job.judged_epoch):
-            training = run_training(job, planner)
-    finally:
-        if planner is not None:
-            ray.kill(planner)
+        if job.trains_in_driver:
+            _clear_process(job, job.experiment)
+            training = train_in_driver(job, planner)
+        else:
+            with report_to_tune(open_store(job.store), job.watched_metric, job.judged_epoch):
+                training = train_in_workers(job, planner)
+    except Exception:
+        _end_planner(job)
+        raise
     seconds = {"startup": training.entered - start, "training": training.seconds}
     evaluation_start = time.time()
-    evaluation = ray.get(wait_any([submit_evaluation(job)], evaluation_resources(job)))
+    if job.trains_in_driver:  # which holds the trial's GPU
+        evaluation = evaluate_end(job, again=False)
+    else:
+        evaluation = ray.get(wait_any([submit_evaluation(job)], evaluation_resources(job)))
     seconds["evaluation"] = time.time() - evaluation_start
     seconds["total"] = time.time() - start
     seconds["ray"] = seconds["total"] - seconds["training"] - seconds["evaluation"]
     return TrialResult(metrics=merge_metrics(training.row, evaluation), seconds=seconds)
 
 
-def _start_planner(job: Job, experiment: Experiment) -> Any | None:
-    """Start the trial's planner, an actor that ends with this driver, its owner; None if no planner is needed."""
+def _clear_process(job: Job, experiment: Experiment) -> None:
+    """Free what the last trial of this process has left; it may have been stopped in the middle."""
+    gc.collect()
+    if job.on_gpu:
+        torch.cuda.empty_cache()
+    if experiment.train.compile:  # torch counts recompilations over all models, and then no longer compiles
+        torch.compiler.reset()
+
+
+_planners: dict[Placement, Any] = {}
+"""The planner of this process, kept from trial to trial: an actor that ends with this driver, its owner."""
+
+
+def _planner_of(job: Job, experiment: Experiment) -> Any | None:
+    """Return the planner of this process, started for its first trial that needs one; None if the trial needs none."""
     if not experiment.build_sampler().needs_embeddings or experiment.planner.where != "tasks":
         return None
-    planner = PlannerActor.options(resources=job.placement.for_driver, scheduling_strategy=NO_PLACEMENT_GROUP)
-    return planner.remote(experiment.seed, job.num_tasks, job.placement)
+    if job.placement not in _planners:
+        planner = PlannerActor.options(resources=job.placement.for_driver, scheduling_strategy=NO_PLACEMENT_GROUP)
+        _planners[job.placement] = planner.remote(job.num_tasks, job.placement)
+    return _planners[job.placement]
+
+
+def _end_planner(job: Job) -> None:
+    """End the planner after a failure: workers that were killed may have left it with plans to make."""
+    planner = _planners.pop(job.placement, None)
+    if planner is not None:
+        ray.kill(planner)
 
 
 def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef[dict[str, float]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from mbcl.config.experiment import Experiment
@@ -16,12 +17,27 @@ from mbcl.orchestration.cluster.capacity import DRIVER_CPUS, Node, TrialResource
 from mbcl.orchestration.cluster.placement import Placement
 from mbcl.orchestration.search_space.resources_block import Resources
 from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
-from mbcl.orchestration.trial.job import Job, TrialResult, mute_sampler_warnings
+from mbcl.orchestration.trial.job import Job, TrialResult, mute_sampler_warnings, trains_in_driver
 from mbcl.orchestration.trial.preflight import PreflightReport, check_data, errors_of_experiment
 from mbcl.synthetic.experiment import SyntheticExperiment
 
-AUTO_CPUS_PER_SYNTHETIC_STUDY = 1
-"""CPUs that ``auto`` reserves for a synthetic study, which computes on one thread."""
+PROCESS_BYTES = 900 * 2**20
+"""Memory of a process that has imported torch and Ray and trains a small network."""
+PLANNER_BYTES = 700 * 2**20
+"""Memory of the planner's process."""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The driver of a trial, the process that calls :meth:`TrialRunner.run`.
+
+    Args:
+        resources: what Ray reserves for it.
+        trains: whether the trial trains in this process. Then a stop ends the training and not the process.
+    """
+
+    resources: dict[str, float]
+    trains: bool
 
 
 class TrialRunner(Protocol):
@@ -39,32 +55,47 @@ class TrialRunner(Protocol):
         """
 
     def trial_resources(
-        self, requested: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
+        self,
+        requested: Resources,
+        nodes: Sequence[Node],
+        *,
+        num_trials: int | None = None,
+        drivers: float | None = None,
+        sizes: Sequence[int] = (),
     ) -> TrialResources:
         """Resolve the resources of one trial; arguments and errors as for :func:`.capacity.resolve_resources`."""
 
     def planning_tasks(self, experiment: AnyExperiment, resources: TrialResources, cpus: int, pools: int) -> int:
         """Return the number of planning tasks that run at a time for a plan of ``pools`` pools on ``cpus`` CPUs."""
 
-    def driver_resources(self, resources: TrialResources, placement: Placement) -> dict[str, float]:
-        """Return the resources that Ray reserves for the driver, the process that calls :meth:`run`."""
+    def memory(self, preflight: PreflightReport, resources: TrialResources) -> int | None:
+        """Return an estimate of the main memory that a trial takes, in bytes; None if unknown."""
+
+    def driver(self, resources: TrialResources, placement: Placement, *, joined: bool) -> Driver:
+        """Return the driver of a trial, on a local Ray or on a joined cluster."""
 
     def run(self, job: Job, start: float) -> TrialResult:
         """Run a trial in its driver's process, which started the trial at ``start``, in seconds since the epoch."""
 
 
 class PretrainingRunner:
-    """Trains an encoder in worker processes on the plans of a planner, and evaluates it in a task."""
+    """Trains an encoder on the plans of a planner, and evaluates it."""
 
     def check(self, experiments: Mapping[int, AnyExperiment], source: str) -> PreflightReport:
         """Load the data and build the models; see :func:`.preflight.check_data`."""
         return check_data(experiments, source)
 
     def trial_resources(
-        self, requested: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
+        self,
+        requested: Resources,
+        nodes: Sequence[Node],
+        *,
+        num_trials: int | None = None,
+        drivers: float | None = None,
+        sizes: Sequence[int] = (),
     ) -> TrialResources:
         """Resolve the resources block without changes."""
-        return resolve_resources(requested, nodes, drivers=drivers, sizes=sizes)
+        return resolve_resources(requested, nodes, num_trials=num_trials, drivers=drivers, sizes=sizes)
 
     def planning_tasks(self, experiment: AnyExperiment, resources: TrialResources, cpus: int, pools: int) -> int:
         """Return one task per pool, at most one per CPU; with ``planner.overlap`` the workers keep their CPUs."""
@@ -73,12 +104,24 @@ class PretrainingRunner:
             cpus -= resources.workers * resources.threads
         return max(1, min(cpus, pools))
 
-    def driver_resources(self, resources: TrialResources, placement: Placement) -> dict[str, float]:
-        """Return the custom resource ``driver`` where a node offers it, otherwise a token share of a CPU.
+    def memory(self, preflight: PreflightReport, resources: TrialResources) -> int | None:
+        """Return the memory of the workers, and of a planner and its tasks if a setting has pools to plan."""
+        if preflight.memory is None:
+            return None
+        process = PROCESS_BYTES + preflight.memory.host
+        if not resources.gpus_per_worker:
+            process += preflight.memory.device // resources.workers
+        return resources.workers * process + (PLANNER_BYTES if any(preflight.max_pools.values()) else 0)
 
-        The driver only waits, and the head of a cluster may offer no CPUs.
+    def driver(self, resources: TrialResources, placement: Placement, *, joined: bool) -> Driver:
+        """Return a driver with all resources of the trial if it trains itself.
+
+        Otherwise it only waits: it takes the custom resource ``driver`` where a node offers it, because the head of a
+        cluster may offer no CPUs, and elsewhere a token share of a CPU.
         """
-        return placement.for_driver or {"CPU": DRIVER_CPUS}
+        if trains_in_driver(resources, joined=joined):
+            return Driver({"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {}), trains=True)
+        return Driver(placement.for_driver or {"CPU": DRIVER_CPUS}, trains=False)
 
     def run(self, job: Job, start: float) -> TrialResult:
         """Train and evaluate through Ray."""
@@ -105,19 +148,29 @@ class SyntheticRunner:
         return PreflightReport(dict.fromkeys(experiments, 0), {}, tuple(notes))
 
     def trial_resources(
-        self, requested: Resources, nodes: Sequence[Node], *, drivers: float | None = None, sizes: Sequence[int] = ()
+        self,
+        requested: Resources,
+        nodes: Sequence[Node],
+        *,
+        num_trials: int | None = None,
+        drivers: float | None = None,
+        sizes: Sequence[int] = (),
     ) -> TrialResources:
         """Resolve the resources block without a GPU; ``auto`` means one CPU."""
         without_gpu = requested.model_copy(update={"gpu": False})
-        return resolve_resources(without_gpu, nodes, auto_cpus_per_worker=AUTO_CPUS_PER_SYNTHETIC_STUDY)
+        return resolve_resources(without_gpu, nodes)
 
     def planning_tasks(self, experiment: AnyExperiment, resources: TrialResources, cpus: int, pools: int) -> int:
         """Return 1: a synthetic study plans in its own process, without tasks."""
         return 1
 
-    def driver_resources(self, resources: TrialResources, placement: Placement) -> dict[str, float]:
-        """Return all resources of the trial, on a node that computes."""
-        return {"CPU": resources.cpus, **placement.for_task}
+    def memory(self, preflight: PreflightReport, resources: TrialResources) -> int | None:
+        """Return the memory of the driver: N is small where optimal batches are known."""
+        return PROCESS_BYTES
+
+    def driver(self, resources: TrialResources, placement: Placement, *, joined: bool) -> Driver:
+        """Return a driver with all resources of the trial, on a node that computes."""
+        return Driver({"CPU": resources.cpus, **placement.for_task}, trains=True)
 
     def run(self, job: Job, start: float) -> TrialResult:
         """Run the synthetic study in this process."""

@@ -73,8 +73,12 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
     runner = runner_of(space.kind.model)
     with cluster(options.address, nodes, verbose=options.verbose, log=console.log) as ray_cluster:
         sizes = study.trials.numbers_of_workers(space)
-        resources = runner.trial_resources(space.resources, ray_cluster.nodes, drivers=ray_cluster.drivers, sizes=sizes)
-        concurrency = max_concurrency(resources, ray_cluster.nodes, space.resources, drivers=ray_cluster.drivers)
+        num_trials, drivers = study.trials.total, ray_cluster.drivers
+        resources = runner.trial_resources(
+            space.resources, ray_cluster.nodes, num_trials=num_trials, drivers=drivers, sizes=sizes
+        )
+        memory = runner.memory(preflight, resources) if preflight else None
+        concurrency = max_concurrency(resources, ray_cluster.nodes, space.resources, drivers=drivers, memory=memory)
         if options.address is not None:
             # An autoscaled cluster may so far consist of its head alone, on which check_shared would find no problem.
             await_node(ray_cluster.placement.for_task, console.log)
@@ -106,7 +110,7 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
                 concurrency=concurrency.num_trials,
                 observer=console,
                 queue=queue,
-                driver=runner.driver_resources(resources, ray_cluster.placement),
+                driver=runner.driver(resources, ray_cluster.placement, joined=options.address is not None),
             )
     return {}
 

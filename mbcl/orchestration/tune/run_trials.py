@@ -15,13 +15,17 @@ from ray.tune.experiment import Trial
 from mbcl.io.store import Store
 from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.failure_policy import root_cause
-from mbcl.orchestration.cluster.orphaned_groups import num_waiting_groups, remove_orphaned_groups
+from mbcl.orchestration.cluster.orphaned_groups import (
+    num_waiting_groups,
+    remove_orphaned_groups,
+    remove_own_groups,
+)
 from mbcl.orchestration.cluster.wait_for_capacity import wait_any
 from mbcl.orchestration.scheduling.trial_queue import TrialQueue
 from mbcl.orchestration.trial.entrypoint import RESULT, run_trial
 from mbcl.orchestration.trial.job import Job, Metrics, TrialResult, describe_error
 from mbcl.orchestration.trial.pretraining import evaluation_resources, submit_evaluation
-from mbcl.orchestration.trial.trial_runners import runner_of
+from mbcl.orchestration.trial.trial_runners import Driver, runner_of
 from mbcl.orchestration.tune.adapters import TuneScheduler, TuneSearcher
 from mbcl.study.record import StudyRecord, write_study
 
@@ -169,7 +173,7 @@ def run_trials(
     concurrency: int,
     observer: TrialObserver,
     queue: TrialQueue | None = None,
-    driver: dict[str, float] | None = None,
+    driver: Driver | None = None,
 ) -> None:
     """Run trials with Ray Tune until each has ended.
 
@@ -181,15 +185,16 @@ def run_trials(
         concurrency: maximum number of trials that run at a time.
         observer: is notified of progress.
         queue: selects the next trial; by default all of ``jobs`` in order.
-        driver: the resources of a trial's driver; by default those of the first of ``jobs``.
+        driver: the driver of every trial; by default that of the first of ``jobs``.
     """
     queue = queue or TrialQueue(study, jobs, concurrency=concurrency)
     if driver is None:
         first = next(iter(jobs.values()))
-        driver = runner_of(type(first.experiment)).driver_resources(first.resources, first.placement)
+        runner = runner_of(type(first.experiment))
+        driver = runner.driver(first.resources, first.placement, joined=first.joined)
     trainable = ray.tune.with_resources(
         run_trial,
-        ray.tune.PlacementGroupFactory([driver]),
+        ray.tune.PlacementGroupFactory([driver.resources]),
     )
     recorder = _Recorder(store, study, queue, observer)
     tuner = ray.tune.Tuner(
@@ -199,9 +204,9 @@ def run_trials(
             scheduler=TuneScheduler(queue),
             num_samples=-1,
             max_concurrent_trials=concurrency,
-            # Imports of a driver process take 5 s, so the next trial reuses the last one's process. With early stopping
-            # that is impossible: stopping a trial kills its driver.
-            reuse_actors=not queue.early_stopping,
+            # Imports of a driver process take 5 s, so the next trial reuses the last one's process. A driver that waits
+            # for workers while Ray Tune stops its trial cannot be reused: Ray Tune would wait for its thread in vain.
+            reuse_actors=driver.trains or not queue.early_stopping,
             trial_name_creator=lambda trial: trial.config["trial_id"],
             trial_dirname_creator=lambda trial: trial.config["trial_id"],
         ),
@@ -213,8 +218,13 @@ def run_trials(
             callbacks=[recorder],
         ),
     )
-    tuner.fit()
-    recorder.raise_failure()
+    try:
+        tuner.fit()
+        recorder.raise_failure()
+    except BaseException as error:
+        if not isinstance(error, ray.exceptions.RayError | ray.tune.TuneError):  # Ray itself may be lost
+            remove_own_groups()  # an interrupt leaves drivers, which would train on
+        raise
 
 
 def run_evaluations(

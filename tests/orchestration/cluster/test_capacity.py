@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
-from mbcl.orchestration.cluster.capacity import Node, TrialResources, max_concurrency, resolve_resources, usable_cpus
+from mbcl.orchestration.cluster.capacity import Node, TrialResources, max_concurrency, resolve_resources
+from mbcl.orchestration.cluster.machine import usable_cpus, usable_memory
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.resources_block import Resources
 from mbcl.orchestration.search_space.schema import read_space
@@ -20,17 +23,17 @@ GPU_NODE = Node(8, 1)
 @pytest.mark.parametrize(
     ("asked", "nodes", "cpus", "gpus", "threads", "concurrency"),
     [
-        ({}, [Node(2)], 1.999, 0, 1, 1),
+        ({}, [Node(2)], 0.999, 0, 1, 2),
         ({"workers": 2}, [Node(2)], 0.999, 0, 1, 1),
         ({}, [Node(1)], 0.999, 0, 1, 1),
-        ({}, [Node(4)], 1.999, 0, 1, 2),
-        ({}, [Node(9)], 1.999, 0, 1, 4),
+        ({}, [Node(4)], 0.999, 0, 1, 4),
+        ({}, [Node(4), Node(2)], 0.994, 0, 1, 6),
         ({"max_concurrent_trials": 2}, [Node(2)], 0.999, 0, 1, 2),
-        ({"max_concurrent_trials": 1}, [Node(8)], 1.999, 0, 1, 1),
+        ({"max_concurrent_trials": 1}, [Node(8)], 0.999, 0, 1, 1),
         ({"cpus_per_worker": 4}, [Node(9)], 4.0, 0, 4, 2),
         ({}, [GPU_NODE, GPU_NODE], 1.992, 1, 1, 2),
         ({"workers": 2}, [GPU_NODE, GPU_NODE, GPU_NODE], 1.997, 1, 1, 1),
-        ({"gpu": False}, [GPU_NODE], 1.999, 0, 1, 4),
+        ({"gpu": False}, [GPU_NODE], 0.999, 0, 1, 8),
         ({"workers": {"min": 1, "max": 4}}, [Node(2)], 0.499, 0, 1, 1),
         ({"workers": {"min": 1, "max": 8}}, [GPU_NODE, GPU_NODE], 1.998, 1, 1, 1),
     ],
@@ -40,6 +43,60 @@ def test_resolve_resources_fills_in_cpus_gpus_and_threads(asked, nodes, cpus, gp
     need = resolve_resources(resources, nodes)
     assert (need.cpus_per_worker, need.gpus_per_worker, need.threads) == (cpus, gpus, threads)
     assert max_concurrency(need, nodes, resources).num_trials == concurrency
+
+
+@pytest.mark.parametrize(
+    ("num_trials", "workers", "nodes", "threads", "concurrency"),
+    [
+        (100, 1, [Node(8)], 1, 8),
+        (5, 1, [Node(8)], 1, 8),
+        (3, 1, [Node(8)], 2, 4),
+        (1, 1, [Node(8)], 8, 1),
+        (1, 2, [Node(8)], 4, 1),
+        (3, 2, [Node(8)], 1, 4),
+        (3, 1, [Node(6), Node(3)], 3, 3),
+        (2, 3, [Node(2)], 1, 1),
+    ],
+)
+def test_resolve_resources_gives_few_trials_more_threads(num_trials, workers, nodes, threads, concurrency):
+    """The number of threads changes the last bits of a result, so it must not depend on how many trials run now."""
+    for limit in ("auto", 1):
+        resources = Resources(workers=workers, max_concurrent_trials=limit)
+        need = resolve_resources(resources, nodes, num_trials=num_trials)
+        assert need.threads == threads
+        assert max_concurrency(need, nodes, resources).num_trials == (concurrency if limit == "auto" else 1)
+
+
+@given(st.integers(1, 8), st.lists(st.integers(1, 64), min_size=1, max_size=3), st.integers(1, 100))
+def test_resolve_resources_adds_threads_only_where_no_trial_has_to_wait(workers, cpus, num_trials):
+    nodes, resources = [Node(count) for count in cpus], Resources(workers=workers)
+
+    def running(need: TrialResources) -> int:
+        return min(num_trials, max_concurrency(need, nodes, resources).num_trials)
+
+    try:
+        need, single = (resolve_resources(resources, nodes, num_trials=number) for number in (num_trials, None))
+        assert running(need) == running(single)
+    except ConfigError:
+        return
+    wider = replace(need, cpus_per_worker=need.cpus_per_worker + 1)
+    try:
+        assert need.cpus_per_worker < 0.9 or running(wider) < running(need)
+    except ConfigError:
+        return
+
+
+@pytest.mark.parametrize(
+    ("memory", "asked", "concurrency"),
+    [(3 * 2**30, "auto", 2), (9 * 2**30, "auto", 1), (2**20, "auto", 4), (3 * 2**30, 3, 3), (None, "auto", 4)],
+)
+def test_max_concurrency_counts_memory_where_it_chooses(memory, asked, concurrency):
+    resources, nodes = Resources(max_concurrent_trials=asked), [Node(4, 0, 7 * 2**30)]
+    found = max_concurrency(resolve_resources(resources, nodes), nodes, resources, memory=memory)
+    assert found.num_trials == concurrency
+    assert ("7.0 GiB of free memory, of which a trial takes about" in found.limit) == (
+        memory is not None and memory > 2**30 and asked == "auto"
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +133,7 @@ def test_max_concurrency_refuses_what_never_fits_with_numbers(asked, nodes, word
 @pytest.mark.parametrize(
     ("asked", "nodes", "drivers", "trials", "words"),
     [
-        ({}, [Node(4)], None, 2, "4 CPUs, of which a trial takes 2"),
+        ({}, [Node(4)], None, 4, "4 CPUs, of which a trial takes 1"),
         ({}, [GPU_NODE] * 3, None, 3, "3 GPUs, of which a trial takes 1"),
         ({"cpus_per_worker": 3, "gpu": False}, [Node(5)] * 3, None, 3, "room for 3 workers on 3 nodes, of which"),
         ({"max_concurrent_trials": 2}, [Node(8)], None, 2, "resources.max_concurrent_trials"),
@@ -135,6 +192,40 @@ def test_usable_cpus_respects_cgroup_quotas(tmp_path, monkeypatch, membership, f
         (tmp_path / "groups" / name).write_text(content + "\n")
     (tmp_path / "membership").write_text(membership + "\n")
     assert usable_cpus(tmp_path / "groups", tmp_path / "membership") == expected
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "gibibytes"),
+    [
+        ("0::/", {}, 8),
+        ("0::/a", {"a/memory.max": "max", "a/memory.current": "1", "a/memory.stat": "inactive_file 0"}, 8),
+        ("0::/a", {"a/memory.max": 4, "a/memory.current": 3, "a/memory.stat": "inactive_file 1073741824"}, 2),
+        ("0::/a/b", {"a/memory.max": 2, "a/memory.current": 3, "a/memory.stat": "inactive_file 0"}, 0),
+        ("0::/a", {"a/memory.max": 4, "a/memory.current": 3}, 8),
+        (
+            "3:memory:/x",
+            {
+                "memory/x/memory.limit_in_bytes": 5,
+                "memory/x/memory.usage_in_bytes": 2,
+                "memory/x/memory.stat": "total_inactive_file 0",
+            },
+            3,
+        ),
+    ],
+)
+def test_usable_memory_respects_limits_of_cgroups(tmp_path, membership, files, gibibytes):
+    for name, content in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        text = str(content * 2**30) if isinstance(content, int) else content
+        (tmp_path / "groups" / name).write_text(text + "\n")
+    (tmp_path / "membership").write_text(membership + "\n")
+    (tmp_path / "meminfo").write_text("MemTotal: 99999999 kB\nMemAvailable: 8388608 kB\n")
+    found = usable_memory(tmp_path / "groups", tmp_path / "membership", tmp_path / "meminfo")
+    assert found == gibibytes * 2**30
+
+
+def test_usable_memory_is_unknown_where_the_system_does_not_say(tmp_path):
+    assert usable_memory(tmp_path, tmp_path / "none", tmp_path / "none") is None
 
 
 def test_usable_cpus_without_cgroups_is_the_affinity(tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ def start(local_ray):
     planners = []
 
     def make(num_tasks=2):
-        planners.append(PlannerActor.remote(5, num_tasks))
+        planners.append(PlannerActor.remote(num_tasks))
         return planners[-1]
 
     yield make
@@ -65,15 +65,15 @@ def planner(local_ray):
     """One planner for all tests that do not kill it: another worker group drops the shards of the last test."""
     from mbcl.orchestration.trial.planner_actor import PlannerActor
 
-    planner = PlannerActor.remote(5, 2)
+    planner = PlannerActor.remote(2)
     yield planner
     ray.kill(planner)
 
 
-def service_of(planner):
+def service_of(planner, num_tasks=2):
     from mbcl.orchestration.trial.planner_actor import RayPlanService
 
-    return RayPlanService(planner, world=World())
+    return RayPlanService(planner, world=World(), seed=5, num_tasks=num_tasks)
 
 
 def kill_process(planner) -> int:
@@ -90,7 +90,7 @@ def shard(embeddings: Embeddings, rows: slice) -> list:
 @pytest.mark.parametrize("num_tasks", [1, 4])
 def test_planner_tasks_make_the_serial_plan(start, embeddings, num_tasks):
     """Several plans are requested from one planner before the first is received."""
-    service = service_of(start(num_tasks=num_tasks))
+    service = service_of(start(num_tasks=num_tasks), num_tasks)
     samplers_by_key = {
         KEY: SPECTRAL,
         PlanKey(3, 2, rounds=2): samplers.build("osgd", batch_size=16, k=50, q=5),
@@ -134,10 +134,10 @@ def group(size, name="first"):
 def test_planner_accepts_the_shards_of_two_ranks_in_any_order(planner, embeddings):
     two = group(2)
     ray.get(planner.deposit.remote(two, KEY, 1, shard(embeddings, slice(2500, None))))
-    missing = ray.get(planner.plan.remote(two, KEY, SPECTRAL))
+    missing = ray.get(planner.plan.remote(two, KEY, SPECTRAL, 5, 2))
     assert missing is None, "a shard is missing: the planner must not wait for it"
     ray.get(planner.deposit.remote(two, KEY, 0, shard(embeddings, slice(0, 2500))))
-    planned = ray.get(planner.plan.remote(two, KEY, SPECTRAL))
+    planned = ray.get(planner.plan.remote(two, KEY, SPECTRAL, 5, 2))
     assert planned.plan.digest == serial(SPECTRAL, embeddings).plan.digest
     assert ray.get(planner.num_shards.remote()) == 0, "the planner holds no more than it needs"
 
@@ -147,12 +147,12 @@ def test_planner_drops_the_shards_of_a_lost_worker_group(planner, embeddings):
     two, one = group(2, "lost"), group(1, "second")
     ray.get(planner.deposit.remote(two, KEY, 1, shard(embeddings, slice(2500, None))))
     ray.get(planner.deposit.remote(one, KEY, 0, shard(embeddings, slice(None))))
-    assert ray.get(planner.plan.remote(two, KEY, SPECTRAL)) is None
+    assert ray.get(planner.plan.remote(two, KEY, SPECTRAL, 5, 2)) is None
     late = planner.deposit.remote(two, KEY, 0, shard(embeddings, slice(0, 2500)))
     ray.get(late)
-    assert ray.get(planner.plan.remote(one, KEY, SPECTRAL)) is None, "the planner asks for the shard again"
+    assert ray.get(planner.plan.remote(one, KEY, SPECTRAL, 5, 2)) is None, "the planner asks for the shard again"
     ray.get(planner.deposit.remote(one, KEY, 0, shard(embeddings, slice(None))))
-    planned = ray.get(planner.plan.remote(one, KEY, SPECTRAL))
+    planned = ray.get(planner.plan.remote(one, KEY, SPECTRAL, 5, 2))
     assert planned.plan.digest == serial(SPECTRAL, embeddings).plan.digest
 
 
@@ -166,7 +166,7 @@ def test_planner_killed_between_deposit_and_plan_gets_the_shards_again(start, em
     planner = start()
     ray.get(planner.deposit.remote(group(1), KEY, 0, shard(embeddings, slice(None))))
     kill_process(planner)
-    answer = ray.get(planner.plan.remote(group(1), KEY, SPECTRAL), timeout=PATIENCE)
+    answer = ray.get(planner.plan.remote(group(1), KEY, SPECTRAL, 5, 2), timeout=PATIENCE)
     assert answer is None, "restarted: it says that the shards are gone"
     service = service_of(planner)
     service.request(KEY, embeddings, SPECTRAL)
@@ -242,6 +242,24 @@ def test_planner_killed_with_two_requested_plans_makes_both_again(start, embeddi
     for key in (KEY, second):
         assert service.receive(key).plan.digest == serial(SPECTRAL, embeddings, key).plan.digest
     assert ray.get(planner.num_shards.remote()) == 0
+    ray.kill(gate)
+
+
+def test_ray_plan_service_closed_with_a_requested_plan_frees_the_planner(start, embeddings, by_value):
+    """A trial that was stopped must not keep the planner of the next one busy."""
+    gate = ray.remote(num_cpus=0, max_concurrency=100)(Gate).remote()
+    planner = start()
+    stopped = service_of(planner)
+    stopped.request(KEY, embeddings, Gated(batch_size=16, k=8, gate=gate), ahead=True)
+    ray.get(gate.wait_for_arrival.remote(), timeout=PATIENCE)
+    stopped.close()
+    service = service_of(planner)
+    service.request(KEY, embeddings, SPECTRAL)
+    planned = service.receive(KEY)
+    assert planned.plan.digest == serial(SPECTRAL, embeddings).plan.digest
+    first = ray.get(planner.__ray_call__.remote(lambda actor: os.getpid()))
+    service.close()
+    assert ray.get(planner.__ray_call__.remote(lambda actor: os.getpid())) == first, "an idle planner goes on"
     ray.kill(gate)
 
 
