@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mbcl.errors import ConfigError, PlanError
-from mbcl.functional import check_count, check_temperature, nt_xent
+from mbcl.functional import check_choice, check_count, check_temperature, nt_xent
 from mbcl.plan import Embeddings
 from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolMap, PoolPlan, serial
 from mbcl.samplers._normalize import CHUNK_ELEMENTS, unit
@@ -73,10 +73,8 @@ class OSGD(PoolSampler):
         check_temperature(self.temperature)
         if self.q > self.k:
             raise ConfigError(f"q must be at most k, found q = {self.q} and k = {self.k}")
-        if self.criterion not in ("max", "min"):
-            raise ConfigError(f"criterion must be 'max' or 'min', found {self.criterion!r}")
-        if self.score not in ("ntxent", "objective"):
-            raise ConfigError(f"score must be 'ntxent' or 'objective', found {self.score!r}")
+        check_choice("criterion", self.criterion, ("max", "min"))
+        check_choice("score", self.score, ("ntxent", "objective"))
 
     @property
     def covers_all(self) -> bool:

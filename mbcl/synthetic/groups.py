@@ -57,7 +57,7 @@ class OneUpdate:
         """Make one update on all batches of the step."""
         (method,) = self.methods
         if self._batches_SKB is None or not method.unchanging:
-            self._batches_SKB = method.selection.batches(self._points.x_2RND, self._seeds, step)
+            self._batches_SKB = method.batches(self._points.x_2RND, self._seeds, step)
         _, num_batches, size = self._batches_SKB.shape
         scale = 1.0 if self._accumulate == "sum" else 1 / num_batches
         self._loss_S = self._points.update(self._batches_SKB, lr=self._lr, scale=scale).mean(dim=1)
@@ -114,7 +114,7 @@ class OneByOne:
         """Return the batches, (S, K, B), of a method that plans them when a step begins."""
         method = self.methods[index]
         if index not in self._batches or not method.unchanging:
-            self._batches[index] = method.selection.batches(self._points_of(index), self._seeds, step)
+            self._batches[index] = method.batches(self._points_of(index), self._seeds, step)
         return self._batches[index]
 
     def _hardest_batch(self, index: int) -> Tensor:
