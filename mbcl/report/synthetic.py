@@ -65,7 +65,7 @@ def curves_csv(outcome: Outcome) -> str:
         {
             "label": curve.method.label,
             "sampler": curve.method.name,
-            "batch_size": curve.method.batch_size,
+            "batch_size": curve.method.sampler.batch_size,
             "seed": seed,
             "step": int(curve.steps[point]),
             "updates": int(curve.updates[point]),

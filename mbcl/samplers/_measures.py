@@ -77,9 +77,6 @@ def upper_bound(plan: BatchPlan, embeddings: Embeddings, *, temperature: float =
         temperature: dimensionless, above 0.
         seed: of the sample of places, where not all are evaluated.
 
-    Returns:
-        The mean, the number of anchors, and its standard error.
-
     Raises:
         PlanError: if the embeddings do not hold each sample once or the plan does not fit them.
         ConfigError: if the temperature is not a finite number above 0.

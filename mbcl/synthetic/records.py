@@ -55,7 +55,6 @@ class Reference:
         known: the optimum, if it is known in closed form.
         full_loss: the minimum known loss of all samples as one batch: that of the optimum, or the minimum over restarts
             and runs; None if N is too large for restarts.
-        restarts: the number of restarts; 0 with a known optimum.
         restarted_loss: the minimum over the restarts alone, which is the same for every study of this N and d; None
             without restarts.
         other_minimisers: without a known optimum, by B: the full loss at the best minimiser of the mean over all
@@ -64,7 +63,6 @@ class Reference:
 
     known: Optimum | None
     full_loss: float | None
-    restarts: int = 0
     restarted_loss: float | None = None
     other_minimisers: dict[int, float] = field(default_factory=dict)
 

@@ -75,13 +75,11 @@ class Method:
     Args:
         label: the name in tables and figures.
         name: the sampler's registered name.
-        batch_size: B.
         sampler: the sampler with its parameters.
     """
 
     label: str
     name: str
-    batch_size: int
     sampler: Sampler
 
     @property
@@ -171,7 +169,7 @@ def method_of(
     if isinstance(sampler, OSGD) and sampler.score == "objective":
         sampler = sampler.with_objective(functools.partial(clip, temperature=1.0))
     sampler.check(num_samples)
-    return Method(label or name, name, batch_size, sampler)
+    return Method(label or name, name, sampler)
 
 
 def fitting(name: str, batch_size: int, num_samples: int) -> dict[str, object]:

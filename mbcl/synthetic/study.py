@@ -119,4 +119,4 @@ def _reference(
     others = {size: float(full_loss_at_minimum(combinations(settings.n, size))) for size in sizes}
     loss = min([restarted, *others.values(), *(float(curve.final.true_loss.min()) for curve in curves)])
     above = {size: other - loss for size, other in others.items()}
-    return Reference(None, loss, settings.restarts, restarted, above)
+    return Reference(None, loss, restarted, above)

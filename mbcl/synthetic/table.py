@@ -96,7 +96,7 @@ def reference_in_words(outcome: Outcome) -> list[str]:
     if reference.full_loss is None:
         return [f"{unknown}, and there are too many samples to look for it: no excess is reported."]
     sentences = [
-        f"{unknown}. Excess is above {reference.full_loss:.7f}, the least loss that {reference.restarts} restarts of "
+        f"{unknown}. Excess is above {reference.full_loss:.7f}, the least loss that {settings.restarts} restarts of "
         "L-BFGS and all runs found: an upper bound of the optimum, so a lower bound of the excess."
     ]
     for size, gap in reference.other_minimisers.items():

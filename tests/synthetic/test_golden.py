@@ -128,10 +128,10 @@ def replayed(dim: int) -> dict[str, Curve]:
     def method(key: str, name: str) -> Method:
         sampler: Sampler = build(name, batch_size=2)
         if key in ("s", "sc_even"):
-            return Stored(key, name, 2, sampler, batches(f"{key}_batches"))
+            return Stored(key, name, sampler, batches(f"{key}_batches"))
         if key == "f":
-            return Stored(key, name, 2, sampler, batches("fixed_batches")[:, None])
-        return Method(key, name, 2, sampler)
+            return Stored(key, name, sampler, batches("fixed_batches")[:, None])
+        return Method(key, name, sampler)
 
     methods = [method(key, name) for key, name in NAMES.items()]
     settings = Settings(dim=dim, seeds=tuple(seeds), published_points=True)
@@ -185,7 +185,7 @@ def runs_from_stored_starts(dim: int) -> dict[str, Curve]:
     own = ("fixed", "shuffle", "spectral")
     pairs = np.stack([stored(dim, seed, "osgd_NcB_batches") for seed in seeds])
     chosen = torch.from_numpy(pairs).long().view(len(seeds), 2000, 4, 2)
-    methods = [*methods_of(own, [2], 8), Stored("pairs", "shuffle", 2, build("shuffle", batch_size=2), chosen)]
+    methods = [*methods_of(own, [2], 8), Stored("pairs", "shuffle", build("shuffle", batch_size=2), chosen)]
     settings = Settings(dim=dim, seeds=tuple(seeds), samplers=(*own, "pairs"), log_every=2000)
     return {curve.method.label: curve for curve in run(settings, start_2SND=starts(dim), methods=methods).curves}
 
