@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -181,15 +180,6 @@ class BatchPlan:
     def to_bytes(self) -> bytes:
         """Return the content of the file that :meth:`save` writes."""
         stream = BytesIO()
-        self._write(stream)
-        return stream.getvalue()
-
-    def save(self, path: Path | str) -> None:
-        """Write the plan as ``.npz`` (batches as int32) atomically, see :func:`mbcl.io.files.atomic_write`."""
-        with atomic_write(Path(path)) as stream:
-            self._write(stream)
-
-    def _write(self, stream: IO[bytes]) -> None:
         np.savez(
             stream,
             batches=self.batches.numpy().astype(np.int32),
@@ -200,6 +190,12 @@ class BatchPlan:
             scores=np.zeros(0) if self.scores is None else self.scores.numpy(),
             digest=np.array(self.digest),
         )
+        return stream.getvalue()
+
+    def save(self, path: Path | str) -> None:
+        """Write the plan as ``.npz`` (batches as int32) atomically, see :func:`mbcl.io.files.atomic_write`."""
+        with atomic_write(Path(path)) as stream:
+            stream.write(self.to_bytes())
 
     @staticmethod
     def load(path: Path | str) -> BatchPlan:

@@ -1,6 +1,6 @@
 """Pure tensor functions: similarity, losses, affinity. No state, no randomness, no collectives."""
 
-from mbcl.functional._affinity import affinity, log_affinity
+from mbcl.functional._affinity import affinity
 from mbcl.functional._checks import check_choice, check_count, check_number, check_temperature
 from mbcl.functional._clip import clip
 from mbcl.functional._dcl import dcl
@@ -21,7 +21,6 @@ __all__ = [
     "cosine_similarity",
     "dcl",
     "hcl",
-    "log_affinity",
     "normalize",
     "nt_xent",
     "raise_half",

@@ -66,16 +66,9 @@ def compare(
     *,
     temperature: float,
 ) -> Anchors:
-    """Compute the scores of both views' anchors with both views' candidates.
+    """Compute the scores of both views' anchors with both views' candidates; ``name`` is the loss's, for messages.
 
-    Args:
-        name: of the loss, for error messages.
-        z1: (..., b, D) float, un-normalised projections of view 1.
-        z2: (..., b, D), view 2.
-        candidates1: (..., B, D), view 1 of the whole batch; ``z1`` if None.
-        candidates2: (..., B, D), view 2 of the whole batch; ``z2`` if None.
-        offset: position of the first local sample among the B.
-        temperature: divides the cosines.
+    The other arguments are those of :func:`mbcl.functional.nt_xent`.
 
     Raises:
         ValueError: if shapes do not fit, or B < 2.

@@ -1,4 +1,7 @@
-"""Shared checks of arguments. They read shapes and plain numbers only, never a tensor's values."""
+"""Shared checks of arguments. They read shapes and plain numbers only, never a tensor's values.
+
+A failed check of a number or a choice raises :class:`~mbcl.errors.ConfigError`, whose text holds the value.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,6 @@ def check_number(
 ) -> float:
     """Return ``value`` if it is a finite number in the range: open at ``above`` and ``below``, closed otherwise.
 
-    Raises:
-        ConfigError: if it is not; the text holds the value.
-
     Example:
         >>> check_number("momentum", 0.9, least=0.0, most=1.0)
         0.9
@@ -40,9 +40,6 @@ def check_number(
 def check_count(name: str, value: object, *, least: int = 1) -> int:
     """Return ``value`` if it is a whole number not below ``least``.
 
-    Raises:
-        ConfigError: if it is not; the text holds the value.
-
     Example:
         >>> check_count("k", 40)
         40
@@ -53,10 +50,7 @@ def check_count(name: str, value: object, *, least: int = 1) -> int:
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Check that ``value`` is one of the ``choices``.
-
-    Raises:
-        ConfigError: if it is not; the text holds the value and the choices.
+    """Check that ``value`` is one of the ``choices``; the error's text holds these, too.
 
     Example:
         >>> check_choice("estimator", "hard", ("hard", "easy"))
@@ -70,9 +64,6 @@ SMALLEST_TEMPERATURE = 1e-6
 
 def check_temperature(value: object) -> float:
     """Return ``value`` if it is a temperature: finite, above 0, and large enough that a cosine over it cannot overflow.
-
-    Raises:
-        ConfigError: if it is not; the text holds the value.
 
     Example:
         >>> check_temperature(0.1)

@@ -28,26 +28,11 @@ def clip(
     .. math:: L = L(u, v) + L(v, u), \qquad
         L(u, v) = \frac{1}{B} \sum_i \Big[ \log \sum_j e^{S_{ij}} - S_{ii} \Big]
 
-    Negatives come from the other view only. Candidates work as in :func:`~mbcl.functional.nt_xent`: the sum over the
-    ranks is the loss of the whole batch.
-
-    Args:
-        z1: (..., b, D) float, un-normalised projections of view 1. Leading dimensions are separate batches.
-        z2: (..., b, D), view 2, row i being the same sample as row i of ``z1``.
-        temperature: :math:`\tau`, dimensionless, above 0.
-        candidates1: (..., B, D), un-normalised view 1 of the whole batch; ``z1`` if omitted.
-        candidates2: (..., B, D), view 2 of the whole batch; ``z2`` if omitted.
-        offset: position of the first local sample among the B.
+    Negatives come from the other view only. Arguments, errors and numerical stability are those of
+    :func:`~mbcl.functional.nt_xent`, also with candidates: the sum over the ranks is the loss of the whole batch.
 
     Returns:
         (...) float32, or float64 for float64 inputs; in nats, not negative.
-
-    Stability:
-        The same as :func:`~mbcl.functional.nt_xent`: no overflow, and a loss near 0 keeps its relative precision.
-
-    Raises:
-        ValueError: if shapes do not fit, or B < 2 (no negatives).
-        ConfigError: if the temperature is not a finite number above 0.
 
     Reference:
         Cho et al., Mini-Batch Optimization of Contrastive Loss, arXiv 2307.05906, section 3 (without temperature);

@@ -29,26 +29,14 @@ def dcl(
     .. math:: L = \frac{1}{2B} \sum_a \Big[ \log \sum_{c \in n(a)} e^{S_{ac}} - S_{a\,p(a)} \Big]
 
     Since the positive is not in the sum, the attraction of the views does not weaken when the negatives are far: the
-    gradient of an anchor has no common factor that vanishes in small or easy batches. Candidates work as in
-    :func:`~mbcl.functional.nt_xent`: the sum over the ranks is the loss of the whole batch.
-
-    Args:
-        z1: (..., b, D) float, un-normalised projections of view 1. Leading dimensions are separate batches.
-        z2: (..., b, D), view 2, row i being the same sample as row i of ``z1``.
-        temperature: :math:`\tau`, dimensionless, above 0.
-        candidates1: (..., B, D), un-normalised view 1 of the whole batch; ``z1`` if omitted.
-        candidates2: (..., B, D), view 2 of the whole batch; ``z2`` if omitted.
-        offset: position of the first local sample among the B.
+    gradient of an anchor has no common factor that vanishes in small or easy batches. Arguments and errors are those of
+    :func:`~mbcl.functional.nt_xent`, also with candidates: the sum over the ranks is the loss of the whole batch.
 
     Returns:
         (...) float32, or float64 for float64 inputs; in nats, at least :math:`\log(2B-2) - 2/\tau`: it can be negative.
 
     Stability:
         A log-sum-exp minus a similarity: nothing overflows at any temperature.
-
-    Raises:
-        ValueError: if shapes do not fit, or B < 2 (no negatives).
-        ConfigError: if the temperature is not a finite number above 0.
 
     Reference:
         Yeh et al., Decoupled Contrastive Learning, arXiv 2110.06848, section 3, the loss :math:`L_{DC}`.

@@ -22,9 +22,6 @@ MIN_TEMPERATURE = 0.002
 def check_moving_temperature(value: object) -> float:
     """Return ``value`` if it is a temperature at which float64 can represent the average of exp(s/T).
 
-    Raises:
-        ConfigError: if it is not; the text holds the value.
-
     Example:
         >>> check_moving_temperature(0.01)
         0.01

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from mbcl.functional import check_count, check_number, normalize, raise_half
+from mbcl.functional import normalize, raise_half
 from mbcl.metrics._retrieval import chunk_rows
 
 
@@ -40,34 +40,31 @@ def alignment(u: Tensor, v: Tensor) -> float:
     return float((normalize(u) - normalize(v)).double().square().sum(dim=1).mean())
 
 
-def uniformity(x: Tensor, *, t: float = 2.0, chunk_size: int | None = None) -> float:
+def uniformity(x: Tensor) -> float:
     r"""How evenly samples are spread over the unit sphere.
 
-    .. math:: \log \frac{1}{N (N - 1)} \sum_{i \ne j} \exp(-t \|\hat x_i - \hat x_j\|^2)
+    .. math:: \log \frac{1}{N (N - 1)} \sum_{i \ne j} \exp(-2 \|\hat x_i - \hat x_j\|^2)
 
     Args:
         x: (N, D) float embeddings, un-normalised, N at least 2.
-        t: of the Gaussian potential, > 0.
-        chunk_size: rows whose distances to all N are in memory at once; by default as many as fit 64 MiB of float32.
 
     Returns:
         A number <= 0 up to rounding; 0 if all samples are the same point, lower is more even.
 
     Raises:
         ValueError: if ``x`` is not (N, D) with N at least 2.
-        ConfigError: if ``t`` or ``chunk_size`` is out of range.
 
     Reference:
-        Wang & Isola 2020, equation 6 and appendix A; the mean is over pairs of different samples, as in their code.
+        Wang & Isola 2020, equation 6 with t = 2, and appendix A; the mean is over pairs of different samples, as in
+        their code.
 
     Example:
         >>> uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
         -8.0
     """
-    check_number("t", t, above=0.0)
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"uniformity: (N, D) with N at least 2 is needed; found {tuple(x.shape)}")
-    rows = chunk_rows(len(x)) if chunk_size is None else check_count("chunk_size", chunk_size)
+    rows = chunk_rows(len(x))
     parts = []
     with torch.no_grad(), torch.autocast(device_type=x.device.type, enabled=False):
         x_ND = normalize(x)
@@ -76,7 +73,7 @@ def uniformity(x: Tensor, *, t: float = 2.0, chunk_size: int | None = None) -> f
             part_cD = x_ND[start : start + rows]
             d_cN = squared_N[start : start + rows, None] + squared_N - 2 * part_cD @ x_ND.T
             d_cN.clamp_(min=0.0).diagonal(offset=start).fill_(math.inf)
-            parts.append(d_cN.mul_(-t).logsumexp(dim=1).double())
+            parts.append(d_cN.mul_(-2.0).logsumexp(dim=1).double())
     return float(torch.cat(parts).logsumexp(dim=0)) - math.log(len(x) * (len(x) - 1))
 
 

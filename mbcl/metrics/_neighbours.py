@@ -25,7 +25,6 @@ def knn(
     k: int = 20,
     weighting: Weighting = "similarity",
     temperature: float = 0.07,
-    chunk_size: int | None = None,
 ) -> Tensor:
     r"""Classify each query by a vote of its k nearest samples in the bank, by cosine.
 
@@ -39,7 +38,6 @@ def knn(
         k: neighbours that vote.
         weighting: ``similarity``, weights as above; ``uniform``, one vote each.
         temperature: tau of ``similarity``, > 0.
-        chunk_size: queries whose similarities to the bank are in memory at once; by default as many as fit 64 MiB.
 
     Returns:
         (Q,) int64 labels on the CPU. Of classes with equal votes the smallest label wins.
@@ -67,13 +65,12 @@ def knn(
         raise ConfigError(f"k must be at most the {len(bank)} samples of the bank, found {k}")
     if not bool(torch.isfinite(bank).all() and torch.isfinite(queries).all()):
         raise ValueError("knn: features are not finite")
-    rows = chunk_rows(len(bank)) if chunk_size is None else check_count("chunk_size", chunk_size)
     classes, members = labels.cpu().unique(return_inverse=True)
     members = members.to(bank.device)
     winners = []
     with torch.no_grad(), torch.autocast(device_type=bank.device.type, enabled=False):
         bank = normalize(bank)
-        for part in queries.split(rows):
+        for part in queries.split(chunk_rows(len(bank))):
             nearest_ck, index_ck = (normalize(part) @ bank.T).topk(k, dim=1)
             # Cosines relative to the nearest one: this scales all weights of a query alike and prevents overflow.
             weights_ck = ((nearest_ck - nearest_ck[:, :1]).double() / temperature).exp()

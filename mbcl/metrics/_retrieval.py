@@ -27,7 +27,6 @@ def retrieval(
     similarity: Similarity = "cosine",
     *,
     directions: Sequence[Direction] = ("u2v", "v2u"),
-    chunk_size: int | None = None,
 ) -> dict[str, float]:
     r"""Summarise the ranks of the true partners in both directions.
 
@@ -43,7 +42,6 @@ def retrieval(
         ks: the k of top-k.
         similarity: ``cosine``, or ``dot``, the raw inner product, as published.
         directions: ``u2v``: rows of ``u`` are the queries and rows of ``v`` the targets; ``v2u``: vice versa.
-        chunk_size: rows whose similarities to all N are in memory at once; by default as many as fit 64 MiB of float32.
 
     Returns:
         ``u2v/top1`` (one per k, in [0, 1]), ``u2v/mrr``, ``u2v/mean_rank``, ``u2v/median_rank`` (ranks start at 1),
@@ -51,7 +49,7 @@ def retrieval(
 
     Raises:
         ValueError: if shapes or dtypes do not fit, N is 0, or an entry is not finite.
-        ConfigError: if a k, ``similarity`` or ``chunk_size`` is not allowed.
+        ConfigError: if a k or ``similarity`` is not allowed.
 
     Reference:
         Evaluation of the published method, arXiv 2307.05906, section 6.
@@ -69,7 +67,7 @@ def retrieval(
         u, v = _comparable(u, similarity, "u"), _comparable(v, similarity, "v")
         for direction in directions:
             queries, targets = (u, v) if direction == "u2v" else (v, u)
-            rank_N = ranks(queries, targets, chunk_size=chunk_size)
+            rank_N = ranks(queries, targets)
             result |= {f"{direction}/top{k}": float((rank_N <= k).double().mean()) for k in ks}
             result[f"{direction}/mrr"] = float((1 / rank_N).mean())
             result[f"{direction}/mean_rank"] = float(rank_N.mean())
@@ -121,7 +119,7 @@ def retrieval_within(u: Tensor, v: Tensor, similarity: Similarity = "cosine") ->
     return {f"{direction}/top1": count / (u.shape[0] * u.shape[1]) for direction, count in hits.items()}
 
 
-def ranks(queries: Tensor, targets: Tensor, *, chunk_size: int | None = None) -> Tensor:
+def ranks(queries: Tensor, targets: Tensor) -> Tensor:
     r"""Rank of each query's own target among all targets, by inner product; ties share the middle rank.
 
     With :math:`S_{ij} = q_i \cdot t_j`:
@@ -130,19 +128,14 @@ def ranks(queries: Tensor, targets: Tensor, *, chunk_size: int | None = None) ->
               = \tfrac12 \Big( N + 1 + \sum_j \mathrm{sign}(S_{ij} - S_{ii}) \Big)
 
     Without ties this is the usual rank. Counting the larger ones alone would give rank 1 to every sample of a
-    collapsed encoder, whose embeddings are all equal.
+    collapsed encoder, whose embeddings are all equal. S is made in chunks of rows, never the whole N x N matrix.
 
     Args:
         queries: (N, D) float32 or float64.
         targets: (N, D), same dtype and device.
-        chunk_size: rows of S in memory at once, never the whole N x N matrix. By default as many as fit 64 MiB of
-            float32, 1,024 at most.
 
     Returns:
         (N,) float64 CPU tensor, in [1, N], in halves.
-
-    Raises:
-        ConfigError: if ``chunk_size`` is below 1.
 
     Stability:
         :math:`S_{ii}` is read from the same matrix product as the other entries: computed separately it would differ in
@@ -153,7 +146,7 @@ def ranks(queries: Tensor, targets: Tensor, *, chunk_size: int | None = None) ->
         >>> ranks(torch.ones(3, 2), torch.ones(3, 2)).tolist()
         [2.0, 2.0, 2.0]
     """
-    rows = chunk_rows(len(targets)) if chunk_size is None else check_count("chunk_size", chunk_size)
+    rows = chunk_rows(len(targets))
     parts = []
     for start in range(0, len(queries), rows):
         s_cN = queries[start : start + rows] @ targets.T

@@ -45,10 +45,8 @@ class Objective(nn.Module):
 
     - ``local``: nothing; each rank's loss is that of its own part of the batch, and ranks are averaged.
     - ``candidates``: the projections of all ranks, as :class:`Candidates`, gathered with gradient.
-    - ``state``: the candidates with their ``indices``, and state per sample, which is the same on all ranks. Such an
-      objective is a :class:`~mbcl.objectives.StatefulObjective`: after a forward pass with candidates, the training
-      step gathers ``pending``, the new state of each rank's own samples, and passes the state of the whole batch to
-      ``commit`` on every rank. In one process there are no candidates, and the objective updates its state itself.
+    - ``state``: the candidates with their ``indices``, and state per sample, as a
+      :class:`~mbcl.objectives.StatefulObjective` has it.
 
     With candidates, an objective returns the local anchors' share of the loss, divided by the number of anchors of the
     whole batch: the sum over the ranks is the loss of the whole batch.

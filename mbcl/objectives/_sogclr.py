@@ -74,11 +74,7 @@ class SogCLR(StatefulObjective):
     ) -> Tensor:
         """Return the loss of a batch, as in the base class; in training mode also compute the samples' new u.
 
-        Args:
-            z1: (b, D) un-normalised projections of view 1.
-            z2: (b, D) of view 2.
-            indices: (b,) int64 data-set positions, distinct; required.
-            candidates: all ranks' projections, with ``indices``; None in one process.
+        ``indices`` are required and distinct. Candidates need theirs, too.
 
         Raises:
             ValueError: if ``indices``, or the candidates' ones where ``first_touch`` is ``batch``, are missing, of
@@ -128,11 +124,7 @@ class SogCLR(StatefulObjective):
 
     @torch.no_grad()
     def commit(self, indices: Tensor, values: Tensor) -> None:
-        """Write the new u of a whole batch as one update; see the base class.
-
-        Args:
-            indices: (B,) int64 data-set positions, distinct.
-            values: (B,) their new u, on any device.
+        """Write the new u, on any device, of a whole batch as one update; see the base class.
 
         Raises:
             ValueError: if the two differ in shape, or the indices are not valid for :meth:`forward`.

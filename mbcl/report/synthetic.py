@@ -27,7 +27,7 @@ from mbcl.report.synthetic_figures import draw
 from mbcl.report.tables import csv_text
 from mbcl.report.wording import listed, number
 from mbcl.synthetic.records import MEASURES, RECORD, Outcome
-from mbcl.synthetic.table import Row, reference_in_words, rows_of
+from mbcl.synthetic.table import Row, reference_in_words, row_of
 
 MAX_STORED = 1024
 """Maximum number of samples with stored Gram matrices. They follow from the points, which are always stored."""
@@ -37,7 +37,7 @@ def write(store: Store, outcome: Outcome) -> None:
     """Write tables, points, figures and page of a study that :func:`mbcl.synthetic.study.run` ran."""
     # The record goes first: it marks the folder as a synthetic study even if writing is interrupted.
     write_text(store, RECORD, json.dumps({"version": __version__, **asdict(outcome.settings)}, indent=1) + "\n")
-    rows = rows_of(outcome)
+    rows = [row_of(curve, outcome) for curve in outcome.curves]
     write_text(store, "table.csv", table_csv(rows))
     write_text(store, "curves.csv", curves_csv(outcome))
     store.write_bytes("points.npz", _points(outcome))
@@ -65,7 +65,7 @@ def curves_csv(outcome: Outcome) -> str:
         {
             "label": curve.method.label,
             "sampler": curve.method.name,
-            "batch_size": curve.method.batch_size,
+            "batch_size": curve.method.sampler.batch_size,
             "seed": seed,
             "step": int(curve.steps[point]),
             "updates": int(curve.updates[point]),

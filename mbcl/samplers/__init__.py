@@ -17,7 +17,7 @@ from mbcl.samplers._base import (
     check_plan,
     serial,
 )
-from mbcl.samplers._exhaustive import AllBatches, Full, OSGDExhaustive, combinations, count_batches, hardest_batches
+from mbcl.samplers._exhaustive import AllBatches, Full, OSGDExhaustive, combinations, hardest_batches
 from mbcl.samplers._kmeans import KMeans, Refined
 from mbcl.samplers._measures import overlap, same_class_share, upper_bound
 from mbcl.samplers._osgd import OSGD
@@ -60,7 +60,6 @@ __all__ = [
     "Walk",
     "build",
     "combinations",
-    "count_batches",
     "check_plan",
     "hardest_batches",
     "one_thread",

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from mbcl.samplers._base import Ints
-from mbcl.samplers._lloyd import distances, lloyd, plus_plus, recentred
-from mbcl.samplers.kernels import available
+from mbcl.samplers._lloyd import distances, lloyd, plus_plus, recentred, runs_compiled
 
 LLOYD = 5
 ROUNDS = 4
@@ -58,7 +57,7 @@ def greedy_by_regret(cost_PMK: Tensor, capacity: int) -> Tensor:
     Returns:
         (P, M) int64.
     """
-    if cost_PMK.device.type == "cpu" and available():
+    if runs_compiled(cost_PMK):
         from mbcl.samplers.kernels.assignment import fill_in_order, regrets
 
         clusters = []

@@ -9,7 +9,6 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 from typing import ClassVar
 
 import numpy as np
@@ -69,7 +68,7 @@ def combinations(num_samples: int, batch_size: int) -> Tensor:
         [[0, 1], [0, 2], [1, 2]]
     """
     count = math.comb(num_samples, batch_size) * batch_size
-    positions = chain.from_iterable(itertools.combinations(range(num_samples), batch_size))
+    positions = itertools.chain.from_iterable(itertools.combinations(range(num_samples), batch_size))
     return torch.from_numpy(np.fromiter(positions, dtype=np.int64, count=count)).view(-1, batch_size)
 
 
@@ -118,15 +117,16 @@ def hardest_batches(similarity_RNN: Tensor, batch_size: int) -> tuple[Tensor, Te
 
 @dataclass(frozen=True, kw_only=True)
 class Exhaustive(WholeSampler):
-    """Base of the deterministic samplers: the plan depends on N, B and the embeddings alone."""
+    """Base of the samplers that enumerate all C(N, B) batches."""
 
-    def plan_length(self, num_samples: int) -> int:
-        return 1
+    def check(self, num_samples: int) -> None:
+        super().check(num_samples)
+        count_batches(self.name, num_samples, self.batch_size)
 
 
 @SAMPLERS.register("full")
 @dataclass(frozen=True, kw_only=True)
-class Full(Exhaustive):
+class Full(WholeSampler):
     """One batch of all N samples, whose loss the other samplers approximate.
 
     Args:
@@ -138,6 +138,9 @@ class Full(Exhaustive):
     """
 
     name: ClassVar[str] = "full"
+
+    def plan_length(self, num_samples: int) -> int:
+        return 1
 
     def plan_width(self, num_samples: int) -> int:
         return num_samples
@@ -170,10 +173,6 @@ class AllBatches(Exhaustive):
     def no_repeats(self) -> bool:
         """False: every sample is in C(N - 1, B - 1) batches."""
         return False
-
-    def check(self, num_samples: int) -> None:
-        super().check(num_samples)
-        count_batches(self.name, num_samples, self.batch_size)
 
     def plan_length(self, num_samples: int) -> int:
         return math.comb(num_samples, self.batch_size)
@@ -213,9 +212,8 @@ class OSGDExhaustive(Exhaustive):
     def covers_all(self) -> bool:
         return False
 
-    def check(self, num_samples: int) -> None:
-        super().check(num_samples)
-        count_batches(self.name, num_samples, self.batch_size)
+    def plan_length(self, num_samples: int) -> int:
+        return 1
 
     def rows(self, num_samples: int, embeddings: Embeddings | None, *key: int) -> tuple[Tensor, Tensor | None]:
         """Return the hardest batch and its loss, scored in float64 on the embeddings' device."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from mbcl.samplers._separation import nearest, separate_neighbors
 from mbcl.samplers._sized_pools import SizedPools
 from mbcl.samplers._swaps import refine
 from mbcl.samplers._swaps_batched import refine_batched
-from mbcl.samplers.kernels import available
 
 MAX_BLOCK = 20_000
 """Samples of a block in which swaps are searched, at most: four matrices of 1.6 GB each."""
@@ -157,12 +156,8 @@ class Refined(BlockSampler):
             apart_MM = _pairs(neighbours)
         if len(rows_KB) == 1 or self.sweeps == 0:
             return rows_KB, neighbours
-        options: dict[str, Any] = {"temperature": self.temperature, "sweeps": self.sweeps}
-        if available():
-            return refine(u_MD, v_MD, rows_KB, apart_MM=apart_MM, **options), neighbours
-        rows_PKB = torch.from_numpy(rows_KB)[None]
-        apart_PMM = None if apart_MM is None else torch.from_numpy(apart_MM)[None]
-        return refine_batched(u_MD[None], v_MD[None], rows_PKB, apart_PMM=apart_PMM, **options)[0].numpy(), neighbours
+        rows_KB = refine(u_MD, v_MD, rows_KB, temperature=self.temperature, sweeps=self.sweeps, apart_MM=apart_MM)
+        return rows_KB, neighbours
 
     def plan_batched(self, z1_PMD: Tensor, z2_PMD: Tensor, seeds: Sequence[int]) -> Tensor:
         rows_PKB = super().plan_batched(z1_PMD, z2_PMD, seeds)

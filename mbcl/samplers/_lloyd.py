@@ -1,4 +1,4 @@
-"""The steps of k-means, batched over pools on any device; on a CPU with numba, compiled loops take pool by pool.
+"""The steps of k-means, batched over pools on any device; on a CPU, compiled loops take pool by pool.
 
 Letters: P pools, M rows of a pool, D dimensions, K clusters, T rows tried.
 """
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mbcl.samplers._base import Ints
-from mbcl.samplers.kernels import available
 from mbcl.seeding import numpy_generator
 
 
@@ -42,7 +41,7 @@ def plus_plus(x_PMD: Tensor, num_clusters: int, seeds: Sequence[int]) -> Tensor:
     """
     shape = num_clusters, tried_rows(num_clusters)
     draw_PKT = np.stack([numpy_generator(seed, "k-means++").random(shape) for seed in seeds])
-    if _runs_compiled(x_PMD):
+    if runs_compiled(x_PMD):
         pools = zip(x_PMD.numpy(), draw_PKT, strict=True)
         return torch.from_numpy(np.stack([x_MD[_plus_plus_compiled(x_MD, draw_KT)] for x_MD, draw_KT in pools]))
     chosen_PK = _plus_plus_batched(x_PMD, torch.from_numpy(draw_PKT).to(x_PMD.device))
@@ -56,7 +55,7 @@ def lloyd(x_PMD: Tensor, centre_PKD: Tensor, steps: int) -> tuple[Tensor, Tensor
         (P, K, D) centres; (P,) float64 inertia of the centres before the last step, less the rows' squared lengths;
         (P, M) int64, the clusters of the last step.
     """
-    if _runs_compiled(x_PMD) and len(x_PMD) > 1:
+    if runs_compiled(x_PMD) and len(x_PMD) > 1:
         # Pool by pool, since the matrices of one pool fit the CPU's cache.
         results = [lloyd(*pool, steps) for pool in zip(x_PMD.split(1), centre_PKD.split(1), strict=True)]
         centres, inertias, clusters = (torch.cat(parts) for parts in zip(*results, strict=True))
@@ -73,7 +72,7 @@ def lloyd(x_PMD: Tensor, centre_PKD: Tensor, steps: int) -> tuple[Tensor, Tensor
 
 def recentred(x_PMD: Tensor, cluster_PM: Tensor, before_PKD: Tensor) -> Tensor:
     """(P, K, D) means of the clusters; an empty cluster keeps its centre."""
-    if _runs_compiled(x_PMD):
+    if runs_compiled(x_PMD):
         from mbcl.samplers.kernels.clustering import means
 
         pools = zip(x_PMD.numpy(), cluster_PM.numpy(), before_PKD.numpy(), strict=True)
@@ -86,13 +85,14 @@ def recentred(x_PMD: Tensor, cluster_PM: Tensor, before_PKD: Tensor) -> Tensor:
     return torch.where(count_PK1 > 0, sum_PKD / count_PK1.clamp(min=1), before_PKD)
 
 
-def _runs_compiled(x_PMD: Tensor) -> bool:
-    return x_PMD.device.type == "cpu" and available()
+def runs_compiled(x_PMD: Tensor) -> bool:
+    """Whether compiled loops take the pools one by one; otherwise torch takes all of them at once."""
+    return x_PMD.device.type == "cpu"
 
 
 def _nearest(cost_PMK: Tensor) -> tuple[Tensor, Tensor]:
     """(P, M) int64, each row's cheapest cluster, and (P,) float64, the sum of these costs."""
-    if _runs_compiled(cost_PMK):
+    if runs_compiled(cost_PMK):
         from mbcl.samplers.kernels.clustering import nearest_cluster
 
         results = [nearest_cluster(cost_MK) for cost_MK in cost_PMK.numpy()]

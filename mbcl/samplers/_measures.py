@@ -52,9 +52,7 @@ class Share(NamedTuple):
 
 
 @torch.no_grad()
-def upper_bound(
-    plan: BatchPlan, embeddings: Embeddings, *, temperature: float = 0.1, seed: int = 0, num_samples: int | None = None
-) -> Bound:
+def upper_bound(plan: BatchPlan, embeddings: Embeddings, *, temperature: float = 0.1, seed: int = 0) -> Bound:
     r"""An upper bound of the mean NT-Xent of every plan with the same batch size and the same visits of each sample.
 
     With S the similarities over the temperature of the normalised views, anchor a of sample i and p its other view:
@@ -70,17 +68,14 @@ def upper_bound(
 
     The bound is seldom reached, because being among each other's hardest samples is not symmetric.
 
+    All places of the plan are evaluated where they make at most 2^24 pairs with the N samples; otherwise 2^26 / N
+    places, and at least 256, drawn without repetition. Both anchors of a place are evaluated.
+
     Args:
         plan: (S, B) batches; only B and the number of visits of each sample matter.
         embeddings: of all N samples, rows in any order, on any device.
         temperature: dimensionless, above 0.
         seed: of the sample of places, where not all are evaluated.
-        num_samples: the number of places of the plan that are evaluated, drawn without repetition; if omitted, all
-            places where these make at most 2^24 pairs with the N samples, otherwise 2^26 / N places, and at least 256.
-            Both anchors of a place are evaluated.
-
-    Returns:
-        The mean, the number of anchors, and its standard error.
 
     Raises:
         PlanError: if the embeddings do not hold each sample once or the plan does not fit them.
@@ -96,10 +91,9 @@ def upper_bound(
     plan.validate(len(embeddings), distinct=False)
     ordered = embeddings.ordered(len(embeddings))
     places = plan.batches.flatten()
-    if num_samples is None:
-        exact = len(places) * len(embeddings) <= EXACT_PAIRS
-        num_samples = len(places) if exact else max(MIN_SAMPLES, SAMPLED_PAIRS // len(embeddings))
-    num_samples = min(num_samples, len(places))
+    num_samples = len(places)
+    if num_samples * len(embeddings) > EXACT_PAIRS:
+        num_samples = min(num_samples, max(MIN_SAMPLES, SAMPLED_PAIRS // len(embeddings)))
     if num_samples < len(places):
         order = torch.randperm(len(places), generator=torch_generator(seed, "quality/bound"))
         places = places[order[:num_samples]]

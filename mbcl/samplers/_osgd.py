@@ -6,9 +6,9 @@ Letters: P pools, M samples of a pool or of several, K candidate batches among t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,18 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mbcl.errors import ConfigError, PlanError
-from mbcl.functional import check_count, check_temperature, nt_xent
+from mbcl.functional import check_choice, check_count, check_temperature, nt_xent
 from mbcl.plan import Embeddings
 from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolMap, PoolPlan, serial
 from mbcl.samplers._normalize import CHUNK_ELEMENTS, unit
 from mbcl.samplers._pools import PoolSampler
 
-
-class BatchLoss(Protocol):
-    """A loss that scores K batches in one call: (K, B, D) and (K, B, D) to (K,)."""
-
-    def __call__(self, z1: Tensor, z2: Tensor, /) -> Tensor:
-        """The loss of each batch."""
+BatchLoss = Callable[[Tensor, Tensor], Tensor]
+"""A loss that scores K batches in one call: (K, B, D) and (K, B, D) to (K,)."""
 
 
 @SAMPLERS.register("osgd", aliases=("osgd_kb_loose",))
@@ -73,10 +69,8 @@ class OSGD(PoolSampler):
         check_temperature(self.temperature)
         if self.q > self.k:
             raise ConfigError(f"q must be at most k, found q = {self.q} and k = {self.k}")
-        if self.criterion not in ("max", "min"):
-            raise ConfigError(f"criterion must be 'max' or 'min', found {self.criterion!r}")
-        if self.score not in ("ntxent", "objective"):
-            raise ConfigError(f"score must be 'ntxent' or 'objective', found {self.score!r}")
+        check_choice("criterion", self.criterion, ("max", "min"))
+        check_choice("score", self.score, ("ntxent", "objective"))
 
     @property
     def covers_all(self) -> bool:
@@ -163,11 +157,8 @@ class OSGD(PoolSampler):
 
     def _losses(self, z1_MD: Tensor, z2_MD: Tensor) -> NDArray[np.float64]:
         """(K,) losses of all blocks of B rows, in float64: candidates may differ by as little as 1e-8."""
-        if self.score == "objective":
-            assert self.objective is not None, "check() refuses this"
-            loss = self.objective
-        else:
-            loss = self._nt_xent
+        loss = self.objective if self.score == "objective" else self._nt_xent
+        assert loss is not None, "check() refuses this"
         z1_KBD, z2_KBD = (z.view(-1, self.batch_size, z.shape[1]) for z in (z1_MD, z2_MD))
         chunk = max(1, CHUNK_ELEMENTS // (2 * self.batch_size) ** 2)
         with torch.no_grad():

@@ -54,13 +54,10 @@ class Shuffle(WholeSampler):
 
     name: ClassVar[str] = "shuffle"
 
-    def stream(self, epoch: int, round: int) -> tuple[int, int]:
-        """Return the epoch and the round whose random numbers are used."""
-        return epoch, round
-
     def rows(self, num_samples: int, embeddings: Embeddings | None, *key: int) -> tuple[Tensor, Tensor | None]:
         # One purpose for both samplers: `fixed` has the batches that `shuffle` has in epoch 0.
-        order = numpy_generator(key[0], "sampler/shuffle", *self.stream(*key[1:])).permutation(num_samples)
+        seed, *stream = key
+        order = numpy_generator(seed, "sampler/shuffle", *stream).permutation(num_samples)
         used = self.plan_length(num_samples) * self.batch_size
         return torch.from_numpy(order[:used].reshape(-1, self.batch_size).astype("int64")), None
 
@@ -82,5 +79,5 @@ class Fixed(Shuffle):
 
     name: ClassVar[str] = "fixed"
 
-    def stream(self, epoch: int, round: int) -> tuple[int, int]:
-        return 0, 0
+    def rows(self, num_samples: int, embeddings: Embeddings | None, *key: int) -> tuple[Tensor, Tensor | None]:
+        return super().rows(num_samples, embeddings, key[0], 0, 0)

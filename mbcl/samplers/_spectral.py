@@ -14,7 +14,6 @@ import numpy as np
 import scipy.linalg
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
@@ -22,10 +21,9 @@ from mbcl.errors import ConfigError
 from mbcl.functional import affinity, check_count, check_temperature
 from mbcl.samplers._balanced import in_order, rows_of
 from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
-from mbcl.samplers._lloyd import lloyd, plus_plus, tried_rows
+from mbcl.samplers._lloyd import lloyd, plus_plus, runs_compiled, tried_rows
 from mbcl.samplers._normalize import unit
 from mbcl.samplers._pools import PoolSampler, even_pools
-from mbcl.samplers.kernels import available
 from mbcl.seeding import derive, numpy_generator
 
 Array = NDArray[np.float64]
@@ -234,7 +232,7 @@ def kmeans_centres(x_PMK: Tensor, num_clusters: int, seeds: Sequence[int]) -> Te
     """
     num_pools, num_rows, num_columns = x_PMK.shape
     restarts = RESTARTS[num_rows >= MANY_ROWS]
-    if num_rows <= FEW_ROWS and x_PMK.device.type == "cpu" and available():
+    if num_rows <= FEW_ROWS and runs_compiled(x_PMK):
         return _centres_of_few(x_PMK, num_clusters, seeds, restarts)
     streams = [derive(seed, "restart", restart) for seed in seeds for restart in range(restarts)]
     x_RMK = x_PMK.repeat_interleave(restarts, dim=0)
@@ -266,15 +264,9 @@ def assign_evenly(cost_MC: Array, capacity: int) -> Ints:
     Returns:
         (M,) int64, the cluster of each row.
     """
-    if available():
-        from mbcl.samplers.kernels.transport import transport
+    from mbcl.samplers.kernels.transport import transport
 
-        # Integer costs, since with floating point the algorithm can cycle among near-ties. 2^46 steps, since distances
-        # of neighbouring rows of the spectral embedding differ little: 2^30 lose 2.7 % of the loss on noisy embeddings.
-        largest = float(cost_MC.max()) or 1.0
-        return np.asarray(transport(np.round(cost_MC * (COST_STEPS / largest)).astype(np.int64), capacity))
-    # With clusters' copies as rows and samples as columns SciPy is 3.5 times faster than with the transpose.
-    copy_M, row_M = linear_sum_assignment(np.repeat(cost_MC.T, capacity, axis=0))
-    cluster_M = np.empty(len(cost_MC), dtype=np.int64)
-    cluster_M[row_M] = copy_M // capacity
-    return cluster_M
+    # Integer costs, since with floating point the algorithm can cycle among near-ties. 2^46 steps, since distances of
+    # neighbouring rows of the spectral embedding differ little: 2^30 lose 2.7 % of the loss on noisy embeddings.
+    largest = float(cost_MC.max()) or 1.0
+    return np.asarray(transport(np.round(cost_MC * (COST_STEPS / largest)).astype(np.int64), capacity))

@@ -111,8 +111,6 @@ def refine(
     *,
     temperature: float,
     sweeps: int,
-    targets: int = TARGETS,
-    partners: int = PARTNERS,
     apart_MM: NDArray[np.bool_] | None = None,
 ) -> Ints:
     """Improve batches by swaps; their loss does not fall.
@@ -123,8 +121,6 @@ def refine(
         rows_KB: (K, B) int64, a partition of ``range(M)``.
         temperature: of the loss.
         sweeps: passes over the samples; in each pass every sample tries to move to a better batch.
-        targets: batches that a sample tries.
-        partners: samples of each batch with which it tries to change places.
         apart_MM: (M, M) bool, symmetric: pairs that should not share a batch; no swap increases the number that do.
 
     Returns:
@@ -149,7 +145,7 @@ def refine(
         gain_KM[batch_M, np.arange(len(batch_M))] = -np.inf
         order_by_gain_M = np.argsort(leave_M - gain_KM.max(axis=0), kind="stable")
         table = (gain_KM, leave_M, order_by_gain_M)
-        limits = (targets, partners, MIN_GAIN)
+        limits = (TARGETS, PARTNERS, MIN_GAIN)
         if loops.sweep(tables, members_KB, batch_M, sums, *table, *limits, constraint_MM) == 0:
             break
     return np.asarray(order_M[members_KB])

@@ -27,16 +27,8 @@ def refine_batched(
 ) -> Tensor:
     """Improve batches by swaps; their loss does not fall.
 
-    Args:
-        u_PMD: (P, M, D) float, rows of length one, view 1.
-        v_PMD: (P, M, D), view 2.
-        rows_PKB: (P, K, B) int64, a partition of ``range(M)`` each.
-        temperature: of the loss.
-        sweeps: :data:`ROUNDS_A_SWEEP` rounds each.
-        apart_PMM: (P, M, M) bool, symmetric: pairs that should not share a batch; no swap increases the number that do.
-
-    Returns:
-        (P, K, B) int64 on the same device.
+    Arguments and result are those of :func:`mbcl.samplers._swaps.refine`, stacked over P pools, on any device. A sweep
+    is :data:`ROUNDS_A_SWEEP` rounds.
     """
     search = _Search(u_PMD, v_PMD, rows_PKB.clone(), temperature, apart_PMM)
     for _ in range(ROUNDS_A_SWEEP * sweeps):

@@ -57,7 +57,7 @@ class OneUpdate:
         """Make one update on all batches of the step."""
         (method,) = self.methods
         if self._batches_SKB is None or not method.unchanging:
-            self._batches_SKB = method.selection.batches(self._points.x_2RND, self._seeds, step)
+            self._batches_SKB = method.batches(self._points.x_2RND, self._seeds, step)
         _, num_batches, size = self._batches_SKB.shape
         scale = 1.0 if self._accumulate == "sum" else 1 / num_batches
         self._loss_S = self._points.update(self._batches_SKB, lr=self._lr, scale=scale).mean(dim=1)
@@ -80,12 +80,12 @@ class OneByOne:
     """
 
     def __init__(self, methods: Sequence[Method], start_2SND: Tensor, settings: Settings) -> None:
-        assert len({method.batch_size for method in methods}) == 1
+        assert len({method.sampler.batch_size for method in methods}) == 1
         self.methods = sorted(methods, key=lambda method: method.exhaustive)
         self._num_planned = sum(not method.exhaustive for method in methods)
         self._points = Points(start_2SND.repeat(1, len(methods), 1, 1))
         self._seeds, self._lr, self._published_points = settings.seeds, settings.lr, settings.published_points
-        self._size = methods[0].batch_size
+        self._size = methods[0].sampler.batch_size
         self._num_batches = start_2SND.shape[2] // self._size
         self._steps = 0
         self._batches: dict[int, Tensor] = {}
@@ -114,7 +114,7 @@ class OneByOne:
         """Return the batches, (S, K, B), of a method that plans them when a step begins."""
         method = self.methods[index]
         if index not in self._batches or not method.unchanging:
-            self._batches[index] = method.selection.batches(self._points_of(index), self._seeds, step)
+            self._batches[index] = method.batches(self._points_of(index), self._seeds, step)
         return self._batches[index]
 
     def _hardest_batch(self, index: int) -> Tensor:
@@ -154,5 +154,5 @@ def groups_of(settings: Settings, methods: Sequence[Method], start_2SND: Tensor)
             reduction: Accumulate = "mean" if method.one_update else settings.accumulate or "mean"
             groups.append(OneUpdate(method, start_2SND, settings, reduction))
         else:
-            one_by_one.setdefault(method.batch_size, []).append(method)
+            one_by_one.setdefault(method.sampler.batch_size, []).append(method)
     return groups + [OneByOne(same_size, start_2SND, settings) for same_size in one_by_one.values()]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,32 +21,12 @@ from mbcl.synthetic.points import CHUNK_ELEMENTS, Points, clip_losses, similarit
 EXACT_BATCHES = 20_000
 """Maximum number of batches for an exact mean; above it the mean is estimated."""
 SAMPLED_BATCHES = 2000
-"""Number of batches drawn for an estimate."""
+"""Number of batches drawn for an estimate, at least 2."""
 STEPS = 2000
 """Maximum number of L-BFGS iterations; from random starts it needs a few hundred."""
 
 
-@dataclass(frozen=True)
-class MeanLoss:
-    """The mean loss over all C(N, B) batches of each run.
-
-    Args:
-        mean_R: (R,) float64.
-        error_R: (R,) float64, the standard error of an estimate; 0 where the mean is exact.
-    """
-
-    mean_R: Tensor
-    error_R: Tensor
-
-
-def mean_batch_loss(
-    x_2RND: Tensor,
-    batch_size: int,
-    generator: np.random.Generator,
-    *,
-    exact: int = EXACT_BATCHES,
-    sampled: int = SAMPLED_BATCHES,
-) -> MeanLoss:
+def mean_batch_loss(x_2RND: Tensor, batch_size: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Compute the mean CLIP loss over all C(N, B) batches, exactly or by an unbiased Monte Carlo estimate.
 
     The estimate is the mean over batches drawn uniformly and independently; its expectation is the mean over all.
@@ -56,20 +35,22 @@ def mean_batch_loss(
         x_2RND: (2, R, N, D) float, raw points.
         batch_size: B.
         generator: draws the batches; all runs share them.
-        exact: the maximum number of batches for an exact mean.
-        sampled: the number of drawn batches otherwise, at least 2.
+
+    Returns:
+        The means, (R,) float64, and their standard errors, (R,) float64; 0 where the mean is exact.
     """
     _, num_runs, num_samples, _ = x_2RND.shape
-    is_exact = math.comb(num_samples, batch_size) <= exact
+    is_exact = math.comb(num_samples, batch_size) <= EXACT_BATCHES
     if is_exact:
         batches_KB = combinations(num_samples, batch_size)
     else:
         # One draw at a time avoids a K x N matrix of random numbers, which is large for N = 4,096.
-        drawn = [generator.choice(num_samples, batch_size, replace=False, shuffle=False) for _ in range(sampled)]
+        choices = (num_samples, batch_size)
+        drawn = [generator.choice(*choices, replace=False, shuffle=False) for _ in range(SAMPLED_BATCHES)]
         batches_KB = torch.from_numpy(np.stack(drawn))
     loss_RK = torch.stack([_losses(x_2RND[:, [run]], batches_KB) for run in range(num_runs)])
     mean_R = loss_RK.mean(dim=1)
-    return MeanLoss(mean_R, torch.zeros_like(mean_R) if is_exact else loss_RK.std(dim=1) / math.sqrt(sampled))
+    return mean_R, torch.zeros_like(mean_R) if is_exact else loss_RK.std(dim=1) / math.sqrt(SAMPLED_BATCHES)
 
 
 def _losses(x_21ND: Tensor, batches_KB: Tensor) -> Tensor:
@@ -89,29 +70,15 @@ def starting_points(num_samples: int, dim: int, seed: int) -> Tensor:
     return torch.from_numpy(numpy_generator(seed, "synthetic/start").standard_normal((2, num_samples, dim)))
 
 
-@dataclass(frozen=True)
-class Least:
-    """The minimum that restarts found.
-
-    Args:
-        loss: the minimum.
-        x_2ND: (2, N, D) float64, the minimiser.
-    """
-
-    loss: float
-    x_2ND: Tensor
-
-
 def least_of_restarts(
     batches_KB: Tensor,
     *,
     num_samples: int,
     dim: int,
     restarts: int,
-    seed: int = 0,
     done: Callable[[], None] = lambda: None,
-) -> Least:
-    """Minimise the mean loss of some batches by L-BFGS from random starts and return the best result.
+) -> tuple[float, Tensor]:
+    """Minimise the mean loss of some batches by L-BFGS from random starts; return the minimum and its (2, N, D) points.
 
     The result is an upper bound of the global minimum, which further restarts may lower.
 
@@ -119,13 +86,12 @@ def least_of_restarts(
         batches_KB: (K, B) int64: one batch of all samples, or all batches of size B.
         num_samples: N.
         dim: D.
-        restarts: the number of random starts.
-        seed: the seed of the starts, which differ from the starting points of all runs.
+        restarts: the number of random starts, which differ from the starting points of all runs.
         done: called after each restart.
     """
-    best: Least | None = None
+    results = []
     for restart in range(restarts):
-        start = numpy_generator(seed, "synthetic/restart", restart).standard_normal((2, num_samples, dim))
+        start = numpy_generator(0, "synthetic/restart", restart).standard_normal((2, num_samples, dim))
         with one_thread():
             result = minimize(
                 _loss_and_gradient,
@@ -135,11 +101,10 @@ def least_of_restarts(
                 method="L-BFGS-B",
                 options={"maxiter": STEPS, "maxfun": 2 * STEPS, "ftol": 0.0, "gtol": 1e-9},
             )
-        if best is None or result.fun < best.loss:
-            best = Least(float(result.fun), torch.from_numpy(result.x).view(2, num_samples, dim))
+        results.append((float(result.fun), result.x))
         done()
-    assert best is not None, "restarts are at least one"
-    return best
+    loss, x = min(results, key=lambda result: result[0])
+    return loss, torch.from_numpy(x).view(2, num_samples, dim)
 
 
 def _loss_and_gradient(

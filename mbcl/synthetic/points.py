@@ -17,19 +17,9 @@ CHUNK_ELEMENTS = 2**22
 """Maximum number of elements of rows and similarities in memory at once, 32 MiB in float64."""
 
 
-def directions(x_2RND: Tensor) -> Tensor:
-    """Normalise rows to length one. As published there is no epsilon, so a zero row becomes NaN.
-
-    Example:
-        >>> directions(torch.tensor([3.0, 4.0])).tolist()
-        [0.6000000238418579, 0.800000011920929]
-    """
-    return x_2RND.div(torch.linalg.vector_norm(x_2RND, dim=-1, keepdim=True))
-
-
 def similarities(x_2RND: Tensor) -> Tensor:
-    """Return the cosines of every u with every v, (R, N, N)."""
-    unit_2RND = directions(x_2RND)
+    """Return the cosines of every u with every v, (R, N, N). As published without epsilon: a zero row becomes NaN."""
+    unit_2RND = x_2RND.div(torch.linalg.vector_norm(x_2RND, dim=-1, keepdim=True))
     return unit_2RND[0] @ unit_2RND[1].mT
 
 

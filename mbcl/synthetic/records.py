@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mbcl.seeding import numpy_generator
 from mbcl.synthetic.groups import State
-from mbcl.synthetic.losses import MeanLoss, mean_batch_loss
+from mbcl.synthetic.losses import mean_batch_loss
 from mbcl.synthetic.optima import Optimum, distance, rearranging_norm
 from mbcl.synthetic.points import CHUNK_ELEMENTS, clip_losses, similarities
 from mbcl.synthetic.selections import Method
@@ -55,7 +55,6 @@ class Reference:
         known: the optimum, if it is known in closed form.
         full_loss: the minimum known loss of all samples as one batch: that of the optimum, or the minimum over restarts
             and runs; None if N is too large for restarts.
-        restarts: the number of restarts; 0 with a known optimum.
         restarted_loss: the minimum over the restarts alone, which is the same for every study of this N and d; None
             without restarts.
         other_minimisers: without a known optimum, by B: the full loss at the best minimiser of the mean over all
@@ -64,7 +63,6 @@ class Reference:
 
     known: Optimum | None
     full_loss: float | None
-    restarts: int = 0
     restarted_loss: float | None = None
     other_minimisers: dict[int, float] = field(default_factory=dict)
 
@@ -81,7 +79,8 @@ class Curve:
         total_updates, total_samples: the counts at the end; larger than at the last point of the curve if that point
             is after the first update of its step.
         final: the measures at the end.
-        mean_loss: the mean loss over all batches of size B, at the end.
+        mean_loss: (S,) float64, the mean loss over all batches of size B, at the end.
+        mean_loss_error: (S,) float64, its standard error; 0 where it is exact.
     """
 
     method: Method
@@ -94,7 +93,8 @@ class Curve:
     total_updates: int
     total_samples: int
     final: Measured
-    mean_loss: MeanLoss
+    mean_loss: Tensor
+    mean_loss_error: Tensor
 
     def gram(self) -> Tensor:
         """Return the Gram matrices u v^T at the end, (S, N, N) float64."""
@@ -133,7 +133,7 @@ class Recorder:
 
     def curve(self, final: State, known: Optimum | None) -> Curve:
         """Return the whole curve with the measures that are only taken at the end."""
-        size = final.x_2SND.shape[2] if self._method.name == "full" else self._method.batch_size
+        size = self._method.sampler.plan_width(final.x_2SND.shape[2])
         steps, updates, samples = np.array(self._states, dtype=np.int64).T
         return Curve(
             self._method,
@@ -146,7 +146,7 @@ class Recorder:
             final.updates,
             final.samples,
             measure(final.x_2SND, known),
-            mean_batch_loss(final.x_2SND, size, numpy_generator(0, "synthetic/sampled batches", size)),
+            *mean_batch_loss(final.x_2SND, size, numpy_generator(0, "synthetic/sampled batches", size)),
         )
 
 

@@ -9,7 +9,6 @@ import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -36,52 +35,15 @@ ONE_GROUP = 1280
 """Maximum number of samples up to which samplers plan all samples as one group or pool by default."""
 
 
-class Selection(Protocol):
-    """A source of the batches of a step: a sampler, or a list in tests."""
-
-    def batches(self, x_2SND: Tensor, seeds: Sequence[int], step: int) -> Tensor:
-        """Return the batches of a step, (S, K, B) int64, chosen when the step begins, in training order.
-
-        Args:
-            x_2SND: (2, S, N, D) float, the points of each seed; they are not modified.
-            seeds: one per run.
-            step: counts from 0.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Planned:
-    """Batches from the plans of a sampler, N // B of them per step.
-
-    A step corresponds to an epoch of training. If a plan is shorter than a step, the plans of further rounds follow,
-    made from the embeddings at the start of the step.
-
-    Args:
-        sampler: the sampler that makes the plans.
-    """
-
-    sampler: Sampler
-
-    def batches(self, x_2SND: Tensor, seeds: Sequence[int], step: int) -> Tensor:
-        """Return the planned batches; the plans of all seeds are made in one computation if the sampler supports it."""
-        sampler, num_samples = self.sampler, x_2SND.shape[2]
-        if isinstance(sampler, PoolSampler) and _can_plan_batched(sampler, num_samples):
-            streams = [derive(seed, f"synthetic/{sampler.name}", step) for seed in seeds]
-            rows_SKB = sampler.plan_batched(x_2SND[0], x_2SND[1], streams)
-            _check_batched_plans(rows_SKB, sampler, num_samples)
-            # As in every plan, sort the batches by their first sample.
-            return rows_SKB.take_along_dim(rows_SKB[:, :, :1].argsort(dim=1), dim=1)
-        return torch.stack([self._plan_seed(x_2SND[:, index], seed, step) for index, seed in enumerate(seeds)])
-
-    def _plan_seed(self, x_2ND: Tensor, seed: int, step: int) -> Tensor:
-        sampler, num_samples = self.sampler, x_2ND.shape[1]
-        embeddings = Embeddings(*x_2ND) if sampler.needs_embeddings else None
-        num_batches, parts = num_samples // sampler.batch_size, list[BatchPlan]()
-        while sum(map(len, parts)) < num_batches:
-            plan = sampler.plan(num_samples, embeddings, seed=seed, epoch=step, round=len(parts))
-            parts.append(check_plan(plan, sampler, num_samples))
-        return torch.cat([plan.batches for plan in parts])[:num_batches]
+def _plan_seed(sampler: Sampler, x_2ND: Tensor, seed: int, step: int) -> Tensor:
+    """(N // B, B) int64: if a plan is shorter, plans of further rounds follow, made from the same embeddings."""
+    num_samples = x_2ND.shape[1]
+    embeddings = Embeddings(*x_2ND) if sampler.needs_embeddings else None
+    num_batches, parts = num_samples // sampler.batch_size, list[BatchPlan]()
+    while sum(map(len, parts)) < num_batches:
+        plan = sampler.plan(num_samples, embeddings, seed=seed, epoch=step, round=len(parts))
+        parts.append(check_plan(plan, sampler, num_samples))
+    return torch.cat([plan.batches for plan in parts])[:num_batches]
 
 
 def _check_batched_plans(rows_SKB: Tensor, sampler: PoolSampler, num_samples: int) -> None:
@@ -113,16 +75,12 @@ class Method:
     Args:
         label: the name in tables and figures.
         name: the sampler's registered name.
-        batch_size: B.
         sampler: the sampler with its parameters.
-        selection: the source of the batches that are known when a step begins.
     """
 
     label: str
     name: str
-    batch_size: int
     sampler: Sampler
-    selection: Selection
 
     @property
     def exhaustive(self) -> bool:
@@ -139,18 +97,28 @@ class Method:
         """Whether all steps have the same batches."""
         return isinstance(self.sampler, Full | AllBatches | Fixed)
 
-
-@dataclass(frozen=True)
-class Whole:
-    """Batches from one plan that all seeds share: all samples as one batch, or all C(N, B) batches."""
-
-    sampler: Sampler
-
     def batches(self, x_2SND: Tensor, seeds: Sequence[int], step: int) -> Tensor:
-        """Return the batches of the plan, expanded to all seeds."""
-        num_samples = x_2SND.shape[2]
-        plan = check_plan(self.sampler.plan(num_samples), self.sampler, num_samples)
-        return plan.batches.expand(len(seeds), -1, -1)
+        """Return the batches of a step, (S, K, B) int64, chosen when the step begins, in training order.
+
+        A step corresponds to an epoch of training. With ``one_update``, all seeds share one plan. Otherwise K = N // B,
+        and the plans of all seeds are made in one computation if the sampler supports it.
+
+        Args:
+            x_2SND: (2, S, N, D) float, the points of each seed; they are not modified.
+            seeds: one per run.
+            step: counts from 0.
+        """
+        sampler, num_samples = self.sampler, x_2SND.shape[2]
+        if self.one_update:
+            plan = check_plan(sampler.plan(num_samples), sampler, num_samples)
+            return plan.batches.expand(len(seeds), -1, -1)
+        if isinstance(sampler, PoolSampler) and _can_plan_batched(sampler, num_samples):
+            streams = [derive(seed, f"synthetic/{sampler.name}", step) for seed in seeds]
+            rows_SKB = sampler.plan_batched(x_2SND[0], x_2SND[1], streams)
+            _check_batched_plans(rows_SKB, sampler, num_samples)
+            # As in every plan, sort the batches by their first sample.
+            return rows_SKB.take_along_dim(rows_SKB[:, :, :1].argsort(dim=1), dim=1)
+        return torch.stack([_plan_seed(sampler, x_2SND[:, index], seed, step) for index, seed in enumerate(seeds)])
 
 
 def methods_of(samplers: Sequence[str], batch_sizes: Sequence[int], num_samples: int) -> list[Method]:
@@ -201,8 +169,7 @@ def method_of(
     if isinstance(sampler, OSGD) and sampler.score == "objective":
         sampler = sampler.with_objective(functools.partial(clip, temperature=1.0))
     sampler.check(num_samples)
-    selection: Selection = Whole(sampler) if name in ("full", "all_batches") else Planned(sampler)
-    return Method(label or name, name, batch_size, sampler, selection)
+    return Method(label or name, name, sampler)
 
 
 def fitting(name: str, batch_size: int, num_samples: int) -> dict[str, object]:

@@ -26,21 +26,10 @@ def num_points(steps: int, log_every: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of a synthetic study; see ``mbcl synthetic --help``.
+    """The settings of a synthetic study: the options that ``mbcl synthetic --help`` explains.
 
-    Args:
-        n: the number of samples.
-        dim: the dimension of the points.
-        batch_sizes: the batch sizes B, each once.
-        steps: the steps of every method.
-        samplers: the specifications of the samplers, each once.
-        seeds: the seeds, with one run each.
-        lr: the learning rate of SGD.
-        accumulate: one update per step on the sum or mean of its batches' losses; None for one update per batch.
-        equal_init: whether u and v of a sample start at the same point.
-        log_every: the steps between two points of a curve; the last step is a point, too.
-        published_points: whether ``osgd_exhaustive`` is logged after the first update of a step, as published.
-        restarts: the number of random starts of the search for the minimum, if no optimum is known.
+    Batch sizes, samplers and seeds are distinct; every seed is a run. Without ``accumulate``, every batch is an update.
+    The last step is a point of a curve, too.
 
     Raises:
         ConfigError: names the option, the value found and the values allowed.

@@ -106,17 +106,17 @@ def _reference(
     ticks = count(1)
 
     def full_loss_at_minimum(batches_KB: Tensor) -> Tensor:
-        minimum = least_of_restarts(
+        _, x_2ND = least_of_restarts(
             batches_KB,
             num_samples=settings.n,
             dim=settings.dim,
             restarts=settings.restarts,
             done=lambda: progress.count(next(ticks), total),
         )
-        return clip_losses(similarities(minimum.x_2ND[:, None]))[0]
+        return clip_losses(similarities(x_2ND[:, None]))[0]
 
     restarted = float(full_loss_at_minimum(torch.arange(settings.n)[None]))
     others = {size: float(full_loss_at_minimum(combinations(settings.n, size))) for size in sizes}
     loss = min([restarted, *others.values(), *(float(curve.final.true_loss.min()) for curve in curves)])
     above = {size: other - loss for size, other in others.items()}
-    return Reference(None, loss, settings.restarts, restarted, above)
+    return Reference(None, loss, restarted, above)

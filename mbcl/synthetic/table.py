@@ -65,14 +65,10 @@ class Row:
     optimal_mean_loss: float
 
 
-def rows_of(outcome: Outcome) -> list[Row]:
-    """Return one row per method, in the order of the settings."""
-    return [_row(curve, outcome) for curve in outcome.curves]
-
-
-def _row(curve: Curve, outcome: Outcome) -> Row:
+def row_of(curve: Curve, outcome: Outcome) -> Row:
+    """Return the row of one method."""
     known, full = outcome.reference.known, outcome.reference.full_loss
-    size = outcome.settings.n if curve.method.name == "full" else curve.method.batch_size
+    size = curve.method.sampler.plan_width(outcome.settings.n)
     return Row(
         label=curve.method.label,
         sampler=curve.method.name,
@@ -83,8 +79,8 @@ def _row(curve: Curve, outcome: Outcome) -> Row:
         excess=Spread.of(curve.final.true_loss - (math.nan if full is None else full)),
         distance=Spread.of(curve.final.distance),
         rearranging=Spread.of(curve.final.rearranging),
-        mean_loss=Spread.of(curve.mean_loss.mean_R.double().numpy()),
-        mean_loss_error=float(curve.mean_loss.error_R.max()),
+        mean_loss=Spread.of(curve.mean_loss.double().numpy()),
+        mean_loss_error=float(curve.mean_loss_error.max()),
         optimal_mean_loss=math.nan if known is None else known.batch_loss(size),
     )
 
@@ -100,7 +96,7 @@ def reference_in_words(outcome: Outcome) -> list[str]:
     if reference.full_loss is None:
         return [f"{unknown}, and there are too many samples to look for it: no excess is reported."]
     sentences = [
-        f"{unknown}. Excess is above {reference.full_loss:.7f}, the least loss that {reference.restarts} restarts of "
+        f"{unknown}. Excess is above {reference.full_loss:.7f}, the least loss that {settings.restarts} restarts of "
         "L-BFGS and all runs found: an upper bound of the optimum, so a lower bound of the excess."
     ]
     for size, gap in reference.other_minimisers.items():
@@ -127,7 +123,7 @@ def show(outcome: Outcome) -> None:
             "mean loss of all batches": f"{row.mean_loss.mean:.5f}"
             + (f" (estimated, standard error {row.mean_loss_error:.1e})" if row.mean_loss_error else ""),
         }
-        for row in rows_of(outcome)
+        for row in (row_of(curve, outcome) for curve in outcome.curves)
     ]
     lines = align_columns([list(rows[0]), *(list(row.values()) for row in rows)], num_names=1)
     for line in [*lines, *reference_in_words(outcome)]:

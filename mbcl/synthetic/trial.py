@@ -44,8 +44,8 @@ def run_synthetic_trial(experiment: SyntheticExperiment, store: Store) -> Metric
     store.write_bytes("points.npz", points)
     return {
         **_measures(curve.final, reference_loss(outcome), 0),
-        "synthetic/mean_loss": float(curve.mean_loss.mean_R[0]),
-        "synthetic/mean_loss_error": float(curve.mean_loss.error_R[0]),
+        "synthetic/mean_loss": float(curve.mean_loss[0]),
+        "synthetic/mean_loss_error": float(curve.mean_loss_error[0]),
         **_work(outcome.settings.steps, curve.total_updates, curve.total_samples),
     }
 

@@ -301,10 +301,10 @@ def test_selection_checks_the_plans_of_all_seeds(wrong: list[int], monkeypatch: 
     """A repeated sample, one out of range, or a missing batch raises before training."""
     rows = torch.tensor([[0, 1, 2, 3][: len(wrong)], wrong]).view(2, -1, 2)
     method = method_of("spectral", {}, 2, 4)
-    assert method.selection.batches(torch.randn(2, 2, 4, 3), [0, 1], 0).shape == (2, 2, 2)
+    assert method.batches(torch.randn(2, 2, 4, 3), [0, 1], 0).shape == (2, 2, 2)
     monkeypatch.setattr(type(method.sampler), "plan_batched", lambda *given: rows)
     with pytest.raises(PlanError, match="batches of different samples were promised"):
-        method.selection.batches(torch.randn(2, 2, 4, 3), [0, 1], 0)
+        method.batches(torch.randn(2, 2, 4, 3), [0, 1], 0)
 
 
 def test_synthetic_prints_a_sampler_warning_once(tmp_path: Path) -> None:

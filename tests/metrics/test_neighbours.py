@@ -43,7 +43,9 @@ def test_knn_equals_a_slow_loop_in_any_order_and_chunks(seed: int, k: int, chunk
         for i in sorted(range(9), key=lambda i: -cosines[i])[:k]:
             votes[int(labels[i])] = votes.get(int(labels[i]), 0.0) + float(np.exp(cosines[i] / 0.07))
         expected.append(max(votes, key=lambda label: votes[label]))
-    assert knn(bank, labels, queries, k=k, chunk_size=chunk_size).tolist() == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mbcl.metrics._retrieval._CHUNK_ROWS", chunk_size)
+        assert knn(bank, labels, queries, k=k).tolist() == expected
     order = torch.randperm(9, generator=generator)
     assert knn(bank[order], labels[order], queries, k=k).tolist() == expected
 

@@ -20,9 +20,12 @@ STORED = np.load(Path(__file__).parents[1] / "golden" / "retrieval.npz")
 @pytest.mark.parametrize("case", range(int(STORED["n_cases"])))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("chunk_size", [1, 7, 1024])
-def test_retrieval_equals_golden_values(case: int, dtype: torch.dtype, chunk_size: int) -> None:
+def test_retrieval_equals_golden_values(
+    case: int, dtype: torch.dtype, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mbcl.metrics._retrieval._CHUNK_ROWS", chunk_size)
     u, v = (torch.tensor(STORED[f"c{case}_f{side}"], dtype=dtype) for side in (1, 2))
-    scores = retrieval(u, v, similarity="dot", chunk_size=chunk_size)
+    scores = retrieval(u, v, similarity="dot")
     assert len(scores) == 12
     for direction, stored in (("u2v", "fwd"), ("v2u", "bwd")):
         for name, key in (("top1", "R1"), ("top5", "R5"), ("top10", "R10")):
@@ -42,7 +45,10 @@ def test_ranks_equals_the_oracle_with_ties(seed: int, size: int, chunk_size: int
     generator = torch.Generator().manual_seed(seed)
     u, v = (torch.randint(-1, 2, (size, 2), generator=generator).float() for _ in range(2))
     scores = u @ v.T
-    for i, rank in enumerate(ranks(u, v, chunk_size=chunk_size).tolist()):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mbcl.metrics._retrieval._CHUNK_ROWS", chunk_size)
+        rank_N = ranks(u, v)
+    for i, rank in enumerate(rank_N.tolist()):
         larger = sum(float(scores[i, j] > scores[i, i]) for j in range(size))
         equal = sum(float(scores[i, j] == scores[i, i]) for j in range(size) if j != i)
         assert rank == 1 + larger + equal / 2
@@ -68,10 +74,13 @@ def test_retrieval_equals_hand_values() -> None:
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 @pytest.mark.parametrize("size,dim,chunk_size", [(101, 16, 1024), (300, 128, 64), (64, 7, 10)])
-def test_retrieval_of_a_collapsed_encoder_is_at_chance(similarity: str, size: int, dim: int, chunk_size: int) -> None:
+def test_retrieval_of_a_collapsed_encoder_is_at_chance(
+    similarity: str, size: int, dim: int, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mbcl.metrics._retrieval._CHUNK_ROWS", chunk_size)
     row = torch.randn(1, dim, generator=torch.Generator().manual_seed(0))
     for u in (row.expand(size, dim), torch.zeros(size, dim)):
-        scores = retrieval(u, u.clone(), similarity=similarity, chunk_size=chunk_size)  # type: ignore[arg-type]
+        scores = retrieval(u, u.clone(), similarity=similarity)  # type: ignore[arg-type]
         for direction in ("u2v", "v2u"):
             assert scores[f"{direction}/top1"] <= 2 / size
             assert scores[f"{direction}/mean_rank"] == pytest.approx((size + 1) / 2, rel=0.1)
@@ -117,8 +126,6 @@ def test_retrieval_refuses_bad_input() -> None:
         retrieval(eye, eye, similarity="l2")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="ks must be a whole number >= 1, found 0"):
         mbcl.metrics.retrieval(eye, eye, ks=(0,))
-    with pytest.raises(ConfigError, match="chunk_size"):
-        retrieval(eye, eye, chunk_size=0)
 
 
 def test_retrieval_counts_overflow_as_a_miss() -> None:

@@ -20,7 +20,7 @@ def rows(seed: int, num_pools: int, num_rows: int, dim: int, dtype: torch.dtype,
 
 
 def disable_compiled_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lloyd, "available", lambda: False)
+    monkeypatch.setattr(_lloyd, "runs_compiled", lambda x: False)
 
 
 def test_plus_plus_draws_rows_that_are_far_apart() -> None:

@@ -170,15 +170,6 @@ def test_assign_evenly_has_the_cost_of_scipys_assignment(seed: int, clusters: in
     assert cost[np.arange(len(cost)), cluster].sum() == cost[row, copy // capacity].sum()
 
 
-def test_assign_evenly_has_the_same_cost_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    cost = np.random.default_rng(0).random((96, 8))
-    fast = assign_evenly(cost, 12)
-    monkeypatch.setattr("mbcl.samplers._spectral.available", lambda: False)
-    slow = assign_evenly(cost, 12)
-    rows = np.arange(96)
-    assert cost[rows, fast].sum() == pytest.approx(cost[rows, slow].sum(), abs=1e-12)
-
-
 @pytest.mark.parametrize("temperature", [0.001, 0.01, 0.05, 0.1, 10.0])
 def test_spectral_covers_all_at_any_temperature(temperature: float) -> None:
     z = torch.randn(2, 64, 3, generator=torch.Generator().manual_seed(0))

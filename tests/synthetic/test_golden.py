@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from mbcl.functional import clip
-from mbcl.samplers import build, combinations
+from mbcl.samplers import Sampler, build, combinations
 from mbcl.synthetic.losses import mean_batch_loss
 from mbcl.synthetic.optima import Optimum, distance, optimum, rearranged, rearranging_norm
 from mbcl.synthetic.points import Points, clip_losses, similarities
 from mbcl.synthetic.records import Curve
-from mbcl.synthetic.selections import Method, Planned, Whole, methods_of
+from mbcl.synthetic.selections import Method, methods_of
 from mbcl.synthetic.settings import Settings
 from mbcl.synthetic.study import run
 
@@ -99,8 +99,8 @@ def test_rearranged_equals_the_published_one(number: int) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
-    """Batches of a stored training, (S, steps, K, B); steps of one are repeated."""
+class Stored(Method):
+    """A method with the batches of a stored training, (S, steps, K, B); steps of one are repeated."""
 
     batches_STKB: Tensor
 
@@ -122,18 +122,18 @@ def replayed(dim: int) -> dict[str, Curve]:
     """The published trainings of all seeds of a dimension in one call, from the stored starts and batches."""
     seeds = dict(RUNS)[dim]
 
-    def batches(key: str) -> Stored:
-        return Stored(torch.from_numpy(np.stack([stored(dim, seed, key) for seed in seeds])).long())
+    def batches(key: str) -> Tensor:
+        return torch.from_numpy(np.stack([stored(dim, seed, key) for seed in seeds])).long()
 
-    methods = []
-    for key, name in NAMES.items():
-        sampler = build(name, batch_size=2)
-        selection = Whole(sampler) if name in ("full", "all_batches") else Planned(sampler)
+    def method(key: str, name: str) -> Method:
+        sampler: Sampler = build(name, batch_size=2)
         if key in ("s", "sc_even"):
-            selection = batches(f"{key}_batches")
+            return Stored(key, name, sampler, batches(f"{key}_batches"))
         if key == "f":
-            selection = Stored(batches("fixed_batches").batches_STKB[:, None])
-        methods.append(Method(key, name, 2, sampler, selection))
+            return Stored(key, name, sampler, batches("fixed_batches")[:, None])
+        return Method(key, name, sampler)
+
+    methods = [method(key, name) for key, name in NAMES.items()]
     settings = Settings(dim=dim, seeds=tuple(seeds), published_points=True)
     return {curve.method.label: curve for curve in run(settings, start_2SND=starts(dim), methods=methods).curves}
 
@@ -184,8 +184,8 @@ def runs_from_stored_starts(dim: int) -> dict[str, Curve]:
     seeds = dict(RUNS)[dim]
     own = ("fixed", "shuffle", "spectral")
     pairs = np.stack([stored(dim, seed, "osgd_NcB_batches") for seed in seeds])
-    chosen = Stored(torch.from_numpy(pairs).long().view(len(seeds), 2000, 4, 2))
-    methods = [*methods_of(own, [2], 8), Method("pairs", "shuffle", 2, build("shuffle", batch_size=2), chosen)]
+    chosen = torch.from_numpy(pairs).long().view(len(seeds), 2000, 4, 2)
+    methods = [*methods_of(own, [2], 8), Stored("pairs", "shuffle", build("shuffle", batch_size=2), chosen)]
     settings = Settings(dim=dim, seeds=tuple(seeds), samplers=(*own, "pairs"), log_every=2000)
     return {curve.method.label: curve for curve in run(settings, start_2SND=starts(dim), methods=methods).curves}
 
@@ -231,9 +231,9 @@ def test_mean_batch_loss_equals_the_published_mean() -> None:
     for case in CASES:
         get = piece(case)
         for size in (2, 3):
-            loss = mean_batch_loss(points_of(get, torch.float64), size, np.random.default_rng(0))
-            assert float(loss.mean_R) == pytest.approx(float(get[f"mini{size}_f64"]), rel=1e-9)
-            assert float(loss.error_R) == 0
+            loss, error = mean_batch_loss(points_of(get, torch.float64), size, np.random.default_rng(0))
+            assert float(loss) == pytest.approx(float(get[f"mini{size}_f64"]), rel=1e-9)
+            assert float(error) == 0
 
 
 def test_clip_equals_the_published_loss() -> None:

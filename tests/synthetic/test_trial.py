@@ -38,7 +38,7 @@ def test_run_synthetic_trial_equals_the_study_of_the_command(sampler: str, tmp_p
         "synthetic/true_loss": curve.final.true_loss[1],
         "synthetic/excess": curve.final.true_loss[1] - both_seeds.reference.full_loss,
         "synthetic/rearranging": curve.final.rearranging[1],
-        "synthetic/mean_loss": float(curve.mean_loss.mean_R[1]),
+        "synthetic/mean_loss": float(curve.mean_loss[1]),
         "synthetic/mean_loss_error": 0.0,
         "synthetic/steps": 40,
         "synthetic/updates": curve.total_updates,

@@ -129,23 +129,23 @@ def most_similar_pairs(u_MD: FloatArray, v_MD: FloatArray, threshold: float, exp
     similarities are equal the ties may exceed :data:`MAX_EDGES`; they are left out then.
     """
     rounding = 2 * math.sqrt(u_MD.shape[1]) * float(np.finfo(u_MD.dtype).eps)
-    above = similar_pairs(u_MD, v_MD, threshold + rounding, MAX_EDGES)
+    above = similar_pairs(u_MD, v_MD, threshold + rounding)
     if above is not None and above.nnz >= expected / 2:
         return above
-    with_ties = similar_pairs(u_MD, v_MD, threshold - rounding, MAX_EDGES)
+    with_ties = similar_pairs(u_MD, v_MD, threshold - rounding)
     pattern = above if with_ties is None else with_ties
     return csr_array((len(u_MD), len(u_MD)), dtype=np.int8) if pattern is None else pattern
 
 
-def similar_pairs(u_MD: FloatArray, v_MD: FloatArray, threshold: float, max_pairs: int) -> csr_array | None:
-    """(M, M) pattern of the products of rows above a threshold; None if there are more than ``max_pairs``."""
+def similar_pairs(u_MD: FloatArray, v_MD: FloatArray, threshold: float) -> csr_array | None:
+    """(M, M) pattern of the products of rows above a threshold; None if there are more than :data:`MAX_EDGES`."""
     num_rows = len(u_MD)
     rows, columns, count = [], [], 0
     chunk = max(1, CHUNK_ELEMENTS // num_rows)
     for start in range(0, num_rows, chunk):
         above = np.flatnonzero(u_MD[start : start + chunk] @ v_MD.T > threshold)
         count += len(above)
-        if count > max_pairs:
+        if count > MAX_EDGES:
             return None
         row, column = np.divmod(above, num_rows)
         rows.append((row + start).astype(np.int32))
