@@ -5,13 +5,11 @@ from __future__ import annotations
 from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.packs.folder_sets import FolderSet
 from mbcl.data.packs.folders import Parts, find_parts
-from mbcl.data.views.recipe import ViewRecipe
 
 HOW_TO_GET = (
     "expected folders train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE); images of other sizes than "
     "data.image_size are resized, the shorter side to it, and the centre is taken; there is no download"
 )
-RECIPE = ViewRecipe()
 
 
 def find(request: DatasetRequest) -> Parts | None:
@@ -31,7 +29,6 @@ FILES = FolderSet(
     find=find,
     mean=(0.485, 0.456, 0.406),  # statistics of ImageNet
     std=(0.229, 0.224, 0.225),
-    recipe=RECIPE,
     sized=False,
     layout=HOW_TO_GET,
     no_download="there is nothing to fetch",

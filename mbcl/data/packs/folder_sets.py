@@ -35,14 +35,13 @@ class Packed:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderSet:
-    """A data set of image files.
+    """A data set of image files, with the published augmentation for natural images.
 
     Args:
         name: registered name.
         find: function that lists and checks the files in a request's folder; it returns None if there are none.
         mean: channel means, for pixels in [0, 1].
         std: channel standard deviations, for pixels in [0, 1].
-        recipe: default augmentation strengths.
         sized: whether all images have one fixed size. Otherwise they are resized to ``data.image_size``.
         official_counts: official numbers of training and test images, if known.
         layout: expected layout of the folder, for the errors of :meth:`demanded`.
@@ -53,7 +52,6 @@ class FolderSet:
     find: Callable[[DatasetRequest], Parts | None]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    recipe: ViewRecipe
     sized: bool = True
     official_counts: tuple[int, int] | None = None
     layout: str = ""
@@ -149,7 +147,7 @@ class FolderSet:
             images,
             labels,
             self.name,
-            self.recipe,
+            ViewRecipe(),
             mean=self.mean,
             std=self.std,
             image_size=images.shape[-1],

@@ -254,6 +254,7 @@ def square_side(path: Path, advice: str = "") -> int:
 def _read_image(path: Path, size: int, resize: bool) -> Pixels:
     """Decode one image to (S, S, 3) uint8."""
     from PIL import Image
+    from torchvision.transforms import functional as transforms
 
     with _wrap_decoder_errors(path), Image.open(path, formats=_FORMATS) as image:
         if image.size != (size, size) and not resize:
@@ -262,7 +263,8 @@ def _read_image(path: Path, size: int, resize: bool) -> Pixels:
                 f"{path}: expected {size} x {size} pixels, found {width} x {height}; the data set "
                 f"image_folder takes any with data.image_size"
             )
-        return np.asarray(_resize_and_crop(_to_eight_bits(image, path).convert("RGB"), size))
+        colour = _to_eight_bits(image, path).convert("RGB")
+        return np.asarray(transforms.center_crop(transforms.resize(colour, [size]), [size]))
 
 
 def _to_eight_bits(image: Image.Image, path: Path) -> Image.Image:
@@ -274,19 +276,6 @@ def _to_eight_bits(image: Image.Image, path: Path) -> Image.Image:
     if image.mode[0] in "IF":
         raise DataError(f"{path}: pixels of mode {image.mode}, whose range is not known; expected 8 or 16 bits")
     return image
-
-
-def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    from PIL import Image
-
-    width, height = image.size
-    if (width, height) == (size, size):
-        return image
-    shorter = min(width, height)
-    width, height = (size * side // shorter for side in (width, height))
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
 
 
 @contextmanager

@@ -24,7 +24,9 @@ def pictures(num: int, channels: int, size: int = 8) -> Tensor:
     return torch.randint(0, 256, (num, channels, size, size), dtype=torch.uint8, generator=generator)
 
 
-def image_set(channels: int, size: int, recipe: ViewRecipe = IDENTITY, mean: float = 0.5, std: float = 0.25) -> ImageSet:
+def image_set(
+    channels: int, size: int, recipe: ViewRecipe = IDENTITY, mean: float = 0.5, std: float = 0.25
+) -> ImageSet:
     means, stds = (mean,) * channels, (std,) * channels
     return ImageSet(pictures(1, channels), torch.tensor([0]), "pictures", recipe, means, stds, image_size=size)
 
