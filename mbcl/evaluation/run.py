@@ -20,7 +20,8 @@ from mbcl.errors import CheckpointError, ConfigError
 from mbcl.evaluation.baselines import BASELINES, CachedMetrics, baseline
 from mbcl.evaluation.pieces import Piece, pieces_of
 from mbcl.evaluation.subject import Representation, Subject
-from mbcl.evaluation.weights import INITIAL, Weights, find_weights, initial_weights
+from mbcl.evaluation.weights import find_weights
+from mbcl.export import Weights
 from mbcl.io.store import Store, read_text, write_text
 
 EVALUATION_FILE = "evaluation.json"
@@ -99,7 +100,7 @@ def evaluate(
         DataError: if the data are missing.
         ConfigError: if the settings do not fit the data.
     """
-    weights = initial_weights(store) if checkpoint == INITIAL else find_weights(store, checkpoint)
+    weights = find_weights(store, checkpoint)
     settings = settings or weights.experiment.evaluation
     data = data or weights.experiment.data
     request = {

@@ -78,17 +78,17 @@ class Subject:
     @cached_property
     def train_features(self) -> Tensor:
         """(N, F) features of the training images without augmentation."""
-        return self._clean(self.representation.features, self.train)
+        return self.clean(self.representation.features, self.train)
 
     @cached_property
     def features(self) -> Tensor:
         """(N, F) features of the split's images without augmentation."""
-        return self._clean(self.representation.features, self.images)
+        return self.clean(self.representation.features, self.images)
 
     @cached_property
     def view_features(self) -> tuple[Tensor, Tensor]:
         """Features of both augmented views of the split's images, two of (N, F)."""
-        return self._pairs(self.representation.features, self.images, self.views_key("evaluation views"))
+        return self.pairs(self.representation.features, self.images, self.views_key("evaluation views"))
 
     def projected(self, features: Tensor) -> Tensor:
         """Map features (N, F) to projections (N, D)."""
@@ -96,24 +96,16 @@ class Subject:
             parts = [self.representation.project(part) for part in features.split(self.settings.batch_size)]
         return self._concatenate(parts)
 
-    def projections(self, images: ImageSet) -> Tensor:
-        """Compute the projections (N, D) of images without augmentation."""
-        return self._clean(self._images_to_projections, images)
-
-    def projection_pairs(self, images: ImageSet, key: ViewKey) -> tuple[Tensor, Tensor]:
-        """Compute the projections of both augmented views of images, two of (N, D)."""
-        return self._pairs(self._images_to_projections, images, key)
-
-    def _images_to_projections(self, x: Tensor) -> Tensor:
+    def projections(self, x: Tensor) -> Tensor:
         """Map a batch of images to projections."""
         return self.representation.project(self.representation.features(x))
 
-    def _clean(self, function: Callable[[Tensor], Tensor], images: ImageSet) -> Tensor:
+    def clean(self, function: Callable[[Tensor], Tensor], images: ImageSet) -> Tensor:
         """Apply a function to all images without augmentation."""
         batches = self._batches(function, lambda rows: clean_views(images.pixels(rows), images=images), len(images))
         return self._concatenate(batches)
 
-    def _pairs(self, function: Callable[[Tensor], Tensor], images: ImageSet, key: ViewKey) -> tuple[Tensor, Tensor]:
+    def pairs(self, function: Callable[[Tensor], Tensor], images: ImageSet, key: ViewKey) -> tuple[Tensor, Tensor]:
         """Apply a function to both augmented views of all images."""
         outputs = self._batches(function, lambda positions: two_views(images, positions, key), len(images))
         views_1, views_2 = zip(*(output.chunk(2) for output in outputs), strict=True)

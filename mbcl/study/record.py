@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, Literal
 
@@ -84,6 +85,11 @@ class TrialRecord(BaseModel):
     drawn: Drawn | None = None
     stopped: Stopped | None = None
     judged: int = 0
+
+    def value_of(self, metric: str) -> float | None:
+        """Return a final metric, or None if it was not measured or is not finite."""
+        value = self.metrics.get(metric)
+        return None if value is None or not math.isfinite(value) else value
 
 
 class StudyRecord(BaseModel):

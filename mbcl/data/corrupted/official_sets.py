@@ -2,6 +2,7 @@
 
 Those of CIFAR are archives with one NumPy file per corruption: all test images at severity 1, then at severity 2, up to
 5. The files are memory-mapped and never unpickled. Every set may also be folders CORRUPTION/SEVERITY/CLASS/IMAGE.
+A function's ``name`` is that of the corrupted set or of its clean data set, ``dir`` the folder of the corrupted set.
 
 Letters: N test images, S pixels per side.
 """
@@ -67,8 +68,6 @@ for _set in (
 def corrupted_available(name: str, dir: str) -> dict[str, list[int]]:
     """List the severities by corruption in the folder of a corrupted set: the standard fifteen first, others by name.
 
-    ``name`` is that of the corrupted set or of its clean data set.
-
     Raises:
         DataError: if the folder holds no corruptions.
         ConfigError: if the set is unknown.
@@ -85,8 +84,6 @@ def corrupted_available(name: str, dir: str) -> dict[str, list[int]]:
 
 def check_complete(name: str, *, dir: str, verify: Verify = "warn") -> None:
     """Report which of the fifteen standard corruptions at five severities are missing in a folder.
-
-    ``name`` is that of the corrupted set or of its clean data set.
 
     Raises:
         DataError: if the folder holds no corruptions, or if it lacks some and ``verify`` is ``strict``.
@@ -125,21 +122,17 @@ def load_corrupted(
             another image or class.
         ConfigError: if the set, corruption or severity is unknown.
     """
-    read = _reader(name, dir, corruption, severity, clean, verify)
+    read = check_corrupted(name, dir=dir, corruption=corruption, severity=severity, clean=clean, verify=verify)
     return replace(clean, images=read().to(clean.images.device), rows=None, name=_open_set(name, dir)[0].name)
 
 
 def check_corrupted(
     name: str, *, dir: str, corruption: str, severity: int, clean: ImageSet, verify: Verify = "warn"
-) -> None:
-    """Run the checks of :func:`load_corrupted` that need no image data; arguments and errors are the same."""
-    _reader(name, dir, corruption, severity, clean, verify)
-
-
-def _reader(
-    name: str, dir: str, corruption: str, severity: int, clean: ImageSet, verify: Verify
 ) -> Callable[[], torch.Tensor]:
-    """Check names, sizes and labels of the files; return a function that reads the images, (N, 3, S, S) uint8."""
+    """Check names, sizes and labels of the files; return a function that reads the images, (N, 3, S, S) uint8.
+
+    Arguments and errors are those of :func:`load_corrupted`.
+    """
     source, root = _open_set(name, dir)
     check_severity(severity)
     available = corrupted_available(name, dir)

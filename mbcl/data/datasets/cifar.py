@@ -131,7 +131,8 @@ class Cifar:
 
     def _from_files(self, place: str, content: dict[str, bytes], request: DatasetRequest) -> Splits:
         """Parse the contents of the official files, by name; ``place`` precedes the names in messages."""
-        (file, key), classes = self.meta, ()
+        classes: tuple[str, ...] = ()
+        file, key = self.meta
         if file in content:
             classes = _decode_strings(read_pickled_mapping(content[file], place + file).get(key), self.num_classes)
             if not classes:

@@ -68,7 +68,7 @@ class FolderSet:
         if pack is not None:
             splits = self._from_pack(pack)
             splits = Splits(splits.train.first(request.max_samples or len(splits.train)), splits.test)
-            counts = len(pack.train.labels), len(pack.test.labels)
+            counts = len(pack.train), len(pack.test)
         elif parts is not None:
             chosen = parts.train.first(request.max_samples), parts.test
             splits = Splits(*(self._decoded(listing, parts) for listing in chosen))
@@ -133,16 +133,17 @@ class FolderSet:
 
     def _from_pack(self, pack: Pack) -> Splits:
         pixels = torch.from_numpy(pack.pixels())
-        num_train = len(pack.train.labels)
-        images = pixels[:num_train], pixels[num_train:]
-        pairs = zip(images, (pack.train, pack.test), strict=True)
-        return Splits(*(self._image_set(i, torch.tensor(part.labels), part.files, pack.classes) for i, part in pairs))
+        parts = []
+        for images, records in zip(pixels.tensor_split([len(pack.train)]), (pack.train, pack.test), strict=True):
+            labels, files = torch.tensor([file.label for file in records]), [Path(file.path).stem for file in records]
+            parts.append(self._image_set(images, labels, files, pack.classes))
+        return Splits(*parts)
 
     def _decoded(self, listing: Listing, parts: Parts) -> ImageSet:
         images, labels = decode(listing, size=parts.size, name=self.name, resize=parts.resize)
-        return self._image_set(images, labels, listing.files, parts.classes)
+        return self._image_set(images, labels, [path.stem for path in listing.paths], parts.classes)
 
-    def _image_set(self, images: Tensor, labels: Tensor, files: tuple[str, ...], classes: Sequence[str]) -> ImageSet:
+    def _image_set(self, images: Tensor, labels: Tensor, files: Sequence[str], classes: Sequence[str]) -> ImageSet:
         return ImageSet(
             images,
             labels,
@@ -152,7 +153,7 @@ class FolderSet:
             std=self.std,
             image_size=images.shape[-1],
             classes=tuple(classes),
-            files=files,
+            files=tuple(files),
         )
 
 

@@ -49,11 +49,6 @@ class Listing:
         """Return the first ``num`` images; all of them if ``num`` is None."""
         return Listing(self.paths[:num], self.labels[:num])
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The file names without extensions."""
-        return tuple(path.stem for path in self.paths)
-
 
 @dataclass(frozen=True)
 class Parts:
