@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -30,13 +30,6 @@ PART_FILE = "evaluation.part.json"
 
 Record = dict[str, Any]
 """A measured piece: its request, under ``asked``, and its ``metrics``."""
-
-
-class LoadData(Protocol):
-    """A function that loads and splits a data set, such as :func:`mbcl.engine.setup.load_data`."""
-
-    def __call__(self, data: Data, *, seed: int) -> SplitData:
-        """Load all parts of the data set."""
 
 
 def usable_device(name: str) -> torch.device:
@@ -66,7 +59,7 @@ def evaluate(
     earlier: Store | None = None,
     baselines: Store | None = None,
     force: bool = False,
-    load: LoadData = load_data,
+    load: Callable[..., SplitData] = load_data,
     log: Callable[[str], object] | None = None,
     before: Callable[[Store, Mapping[str, Any], Mapping[str, Any]], object] | None = None,
 ) -> dict[str, float]:
@@ -86,7 +79,7 @@ def evaluate(
         earlier: the folder whose ``evaluation.json`` may contain reusable results; ``out`` by default.
         baselines: the cache for metrics of baselines, which evaluations may share; a folder in ``out`` by default.
         force: measure everything again, baselines too.
-        load: loads data sets.
+        load: loads data sets, with the arguments of :func:`mbcl.engine.setup.load_data`.
         log: receives one line for each measured piece.
         before: called before anything is measured, with the store of the new ``evaluation.json``, the request of the
             existing file (empty if there is none) and the current request; it may raise to abort.
@@ -151,7 +144,7 @@ class _Evaluator:
     settings: Evaluation
     data: Data
     device: torch.device
-    load: LoadData
+    load: Callable[..., SplitData]
     log: Callable[[str], object]
     requested: Sequence[Piece]
 

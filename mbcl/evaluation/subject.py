@@ -6,6 +6,7 @@ Letters: N images, F features, D dimensions of the projections.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -31,12 +32,13 @@ class Representation(Protocol):
         """Map (B, F) features to (B, D) projections, which retrieval compares."""
 
 
+@dataclass(eq=False)
 class Subject:
     """A representation with its input images; features that several metrics need are computed once and cached.
 
     Args:
         representation: the representation to evaluate, on ``device``.
-        images: all parts of the data set.
+        parts: all parts of the data set.
         data: the data set's configuration.
         settings: the evaluation block.
         seed: the experiment's seed, for views and corruptions.
@@ -44,23 +46,18 @@ class Subject:
         dtype: of the images passed to the representation.
     """
 
-    def __init__(
-        self,
-        representation: Representation,
-        images: SplitData,
-        *,
-        data: Data,
-        settings: Evaluation,
-        seed: int,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.representation = representation
-        self.settings = settings
-        self.seed = seed
-        self.data = data
-        self.images = images.part(settings.split).to(device)
-        self._train, self._device, self._dtype = images.train, device, dtype
+    representation: Representation
+    parts: SplitData
+    data: Data
+    settings: Evaluation
+    seed: int
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The split's images, moved to the device at first access."""
+        return self.parts.part(self.settings.split).to(self.device)
 
     def views_key(self, purpose: str) -> ViewKey:
         """Return the key of the split's views for one purpose.
@@ -73,7 +70,7 @@ class Subject:
     @cached_property
     def train(self) -> ImageSet:
         """The training images, moved to the device at first access."""
-        return self._train.to(self._device)
+        return self.parts.train.to(self.device)
 
     @cached_property
     def train_features(self) -> Tensor:
@@ -117,7 +114,7 @@ class Subject:
     ) -> list[Tensor]:
         """Apply a function to the views of all positions, in nearly equal batches."""
         chunks = torch.arange(num_images).tensor_split(-(-num_images // self.settings.batch_size))
-        return [function(views_of(positions).to(self._dtype)) for positions in chunks]
+        return [function(views_of(positions).to(self.dtype)) for positions in chunks]
 
     def _concatenate(self, parts: Sequence[Tensor]) -> Tensor:
         """Concatenate the rows of all parts.

@@ -112,9 +112,9 @@ def _curves(settings: list[Setting], histories: dict[int, History], metric: str,
 
     columns = 2 if max(len(shorten(s.label)) for _, s, _ in lines) <= MAX_HALF_LEGEND else 1
     figure, axes = new_axes(4.7, 2.9 + 0.16 * (len(lines) // columns))
-    for i, _, line in lines:
+    for i, setting, line in lines:
         low_high = (line.low, line.high) if line.seeds > 1 else None
-        pictures.draw_curve(axes, i, line.label, line.epochs, line.mean, low_high)
+        pictures.draw_curve(axes, i, setting.label, line.epochs, line.mean, low_high)
     if metric == "plan/lift":
         axes.axhline(1, color=MUTED, linewidth=1, linestyle="--", zorder=1)
     axes.grid(axis="y", color=GRID, linewidth=0.8)

@@ -9,6 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet, Splits
 from mbcl.data.messages import format_shape, one_line, read_bytes
 from mbcl.data.packs.folder_sets import FolderSet
-from mbcl.data.packs.folders import Parts, find_parts
+from mbcl.data.packs.folders import find_parts
 from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError
 
@@ -38,13 +39,11 @@ class Cifar:
         name: registered name; in capitals that of the torchvision class, which provides URL and checksums.
         archive: file name of the official archive.
         folder: top-level folder in the archive.
-        train: file names of the training part, in order.
-        test: file names of the test part.
+        train, test: file names of each part, in order.
         meta: name of the file with the class names, and their key in it.
         label_key: key of the labels in a file.
-        num_classes: number of classes; labels are 0..num_classes - 1.
-        mean: channel means of the training part, for pixels in [0, 1].
-        std: channel standard deviations of the training part, for pixels in [0, 1].
+        num_classes: labels are 0..num_classes - 1.
+        mean, std: one number per channel of the training part, for pixels in [0, 1].
     """
 
     name: str
@@ -93,16 +92,14 @@ class Cifar:
     @property
     def class_folders(self) -> FolderSet:
         """The reader of the same set in class folders."""
+        layout = self.how_to_get
         return FolderSet(
             name=self.name,
-            find=self._find,
+            find=partial(find_parts, name=self.name, layout=layout, max_classes=self.num_classes, size=SIZE),
             mean=self.mean,
             std=self.std,
             official_counts=OFFICIAL_COUNTS,
         )
-
-    def _find(self, request: DatasetRequest) -> Parts | None:
-        return find_parts(request.root, self.name, self.how_to_get, max_classes=self.num_classes, size=SIZE)
 
     def _read(self, root: Path, request: DatasetRequest) -> Splits | None:
         """Read the first source that exists: extracted files, archive, pack or class folders; None if there is none."""

@@ -40,12 +40,11 @@ class FolderSet:
     Args:
         name: registered name.
         find: function that lists and checks the files in a request's folder; it returns None if there are none.
-        mean: channel means, for pixels in [0, 1].
-        std: channel standard deviations, for pixels in [0, 1].
+        mean, std: one number per channel, for pixels in [0, 1].
         sized: whether all images have one fixed size. Otherwise they are resized to ``data.image_size``.
         official_counts: official numbers of training and test images, if known.
-        layout: expected layout of the folder, for the errors of :meth:`demanded`.
-        no_download: reason why the set cannot be downloaded, for the errors of :meth:`demanded`.
+        layout, no_download: expected layout of the folder and reason why the set cannot be downloaded, for the errors
+            of :meth:`demanded`.
     """
 
     name: str
@@ -67,11 +66,10 @@ class FolderSet:
         pack, parts = self._valid_pack(request, self.find(request))
         if pack is not None:
             splits = self._from_pack(pack)
-            splits = Splits(splits.train.first(request.max_samples or len(splits.train)), splits.test)
             counts = len(pack.train), len(pack.test)
         elif parts is not None:
-            chosen = parts.train.first(request.max_samples), parts.test
-            splits = Splits(*(self._decoded(listing, parts) for listing in chosen))
+            train = Listing(parts.train.paths[: request.max_samples], parts.train.labels[: request.max_samples])
+            splits = Splits(*(self._decoded(listing, parts) for listing in (train, parts.test)))
             counts = len(parts.train), len(parts.test)
         else:
             return None

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.messages import data_errors, one_line
 from mbcl.errors import DataError
 
@@ -45,10 +46,6 @@ class Listing:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def first(self, num: int | None) -> Listing:
-        """Return the first ``num`` images; all of them if ``num`` is None."""
-        return Listing(self.paths[:num], self.labels[:num])
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -56,8 +53,7 @@ class Parts:
 
     Args:
         root: common folder of all files.
-        train: files of the training part.
-        test: files of the test part.
+        train, test: files of each part.
         classes: class names, indexed by label.
         size: S, the side of every image, before or after resizing.
         resize: whether images of other sizes are resized; otherwise they are refused.
@@ -136,23 +132,17 @@ def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
 
 
 def find_parts(
-    root: Path | None,
-    name: str,
-    layout: str,
-    *,
-    max_classes: int | None = None,
-    size: int | None = None,
-    resize: bool = False,
+    request: DatasetRequest, *, name: str, layout: str, max_classes: int | None = None, size: int | None = None
 ) -> Parts | None:
     """List the images of ``train/CLASS/IMAGE`` and ``test/CLASS/IMAGE``, or ``val`` without ``test``.
 
     Args:
-        root: folder of the data set.
+        request: its folder.
         name: name of the data set, for the error message.
         layout: expected layout, for the error message.
         max_classes: see :func:`train_classes`.
-        size: S; by default that of the first image, which must be a square.
-        resize: see :class:`Parts`.
+        size: S of a set with one fixed size. Others are resized to the request's ``image_size``; without it, all images
+            must be squares of the same size as the first one.
 
     Returns:
         The files; None without a folder ``train``.
@@ -160,6 +150,7 @@ def find_parts(
     Raises:
         DataError: if there is no test part, a folder cannot be read, or the size cannot be determined.
     """
+    root, resize = request.root, size is None and request.image_size is not None
     if root is None or not (root / "train").is_dir():
         return None
     test = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
@@ -167,7 +158,7 @@ def find_parts(
         raise DataError(f"{name}: {root} has a folder train, but neither test nor val; {layout}")
     classes = train_classes(root / "train", max_classes)
     train_files, test_files = (list_class_folders(folder, classes) for folder in (root / "train", test))
-    size = size or square_side(train_files.paths[0], "; data.image_size says the side")
+    size = size or request.image_size or square_side(train_files.paths[0], "; data.image_size says the side")
     return Parts(root, train_files, test_files, classes, size, resize)
 
 
