@@ -107,7 +107,7 @@ def load_corrupted(
     """Load one corruption at one severity, in the order of the clean test images.
 
     Args:
-        name: name of the corrupted set (``cifar10_c``, ``cifar100_c``, ``tiny_imagenet_c``) or of its clean data set.
+        name: ``cifar10_c``, ``cifar100_c``, ``tiny_imagenet_c`` or the name of its clean data set.
         dir: the folder of the corrupted set.
         corruption: one of those of :func:`corrupted_available`.
         severity: 1 to 5.
@@ -156,12 +156,8 @@ def pack_corrupted(
 ) -> Iterator[Packed]:
     """Pack every corruption and severity that is stored as a folder of images, unless an intact pack of it exists.
 
-    Args:
-        name: name of the corrupted set or of its clean data set.
-        dir: the folder of the corrupted set.
-        out: folder for the packs; ``mbcl-pack`` in the set's folder by default, where readers look for them.
-        force: pack even if an intact pack exists.
-        on_progress: callback with the number of images done and the total of the current pack.
+    The folder of the packs is ``out``, by default ``mbcl-pack`` in the set's folder, where readers look for them. The
+    other arguments are those of :func:`mbcl.data.packs.folder_sets.pack_parts`.
 
     Raises:
         DataError: if there is no folder of images, or an image cannot be read or differs from the first in size.
