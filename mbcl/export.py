@@ -17,7 +17,7 @@ from mbcl import __version__
 from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine.setup import channels_of, load_data, load_model
+from mbcl.engine.setup import channels_of, load_data, load_model, model_of
 from mbcl.errors import ConfigError
 from mbcl.io.store import Store, open_store, read_text, write_text
 from mbcl.models import ContrastiveModel, VisionEncoder
@@ -84,23 +84,47 @@ def load(location: str | Path) -> ContrastiveModel:
     Raises:
         ConfigError: if there is no complete export, or it is damaged.
     """
-    store = open_store(location)
-    exported = read(store)
-    return load_model(exported.experiment, exported.weights, in_channels=exported.in_channels).eval()
+    weights = read(open_store(location))
+    assert weights.in_channels is not None
+    return weights.model(in_channels=weights.in_channels)
 
 
 @dataclass(frozen=True)
-class Exported:
-    """The content of an export: name and experiment of the checkpoint, the model's state dict and its file's digest."""
+class Weights:
+    """Weights of an experiment's model.
 
-    checkpoint: str
-    experiment: Experiment
-    weights: dict[str, Tensor]
-    in_channels: int
+    Args:
+        name: the checkpoint's name.
+        sha256: of the stored file; empty for initial weights, which the experiment determines.
+        experiment: the experiment that defines the model.
+        state: the model's state dict; None for the initial weights.
+        in_channels: channels of the images; None for the initial weights, which take any number.
+    """
+
+    name: str
     sha256: str
+    experiment: Experiment
+    state: dict[str, Tensor] | None = None
+    in_channels: int | None = None
+
+    def model(self, *, in_channels: int) -> ContrastiveModel:
+        """Build the model in evaluation mode, for images of ``in_channels`` channels.
+
+        Raises:
+            ConfigError: if the weights are for images with another number of channels.
+            CheckpointError: if the weights belong to another model.
+        """
+        if self.state is None:
+            return model_of(self.experiment, in_channels=in_channels).eval()
+        if self.in_channels != in_channels:
+            raise ConfigError(
+                f"data: found images of {in_channels} channels, but checkpoint {self.name} was trained on "
+                f"{self.in_channels}"
+            )
+        return load_model(self.experiment, self.state, in_channels=in_channels).eval()
 
 
-def read(store: Store) -> Exported:
+def read(store: Store) -> Weights:
     """Read the weights of an export and their experiment.
 
     Raises:
@@ -118,7 +142,7 @@ def read(store: Store) -> Exported:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{store.uri}: its export is damaged: {str(error).splitlines()[0]}") from error
-    return Exported(name, experiment, weights, in_channels, hashlib.sha256(content).hexdigest())
+    return Weights(name, hashlib.sha256(content).hexdigest(), experiment, weights, in_channels)
 
 
 def how_to_load(record: dict[str, Any], folder: str) -> dict[str, list[str]]:

@@ -83,7 +83,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from mbcl.engine.setup import load_data
     from mbcl.evaluation import evaluate, find_weights, of_epochs
     from mbcl.evaluation.baselines import BASELINES
-    from mbcl.evaluation.weights import INITIAL
     from mbcl.io.store import open_store
 
     folder, checkpoint = folder_and_checkpoint(arguments.checkpoint)
@@ -96,7 +95,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     names = of_epochs(store, arguments.epochs) if arguments.epochs else [checkpoint]
     experiments: dict[str, Experiment] = {}
     for name in names:  # read all before the first evaluation, so that a damaged one is refused at once
-        weights = find_weights(store, None if name == INITIAL else name)
+        weights = find_weights(store, name)
         experiments[name or weights.name] = weights.experiment
     name_of_data, data_dir = _data_and_folder(arguments)
     settings = _settings(next(iter(experiments.values())), arguments)

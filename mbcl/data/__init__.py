@@ -11,7 +11,7 @@ from mbcl.data.corrupted.official_sets import (
 from mbcl.data.corruptions import CORRUPTIONS, corrupt
 from mbcl.data.datasets.registry import DATASETS, DatasetSpec, describe, load
 from mbcl.data.images import ImageSet, Splits, split_validation
-from mbcl.data.views.augment import augment, clean, clean_views, make_views
+from mbcl.data.views.augment import clean_views, make_views
 from mbcl.data.views.recipe import IDENTITY, ViewRecipe
 
 __all__ = [
@@ -23,10 +23,8 @@ __all__ = [
     "DatasetSpec",
     "Splits",
     "ViewRecipe",
-    "augment",
     "check_complete",
     "check_corrupted",
-    "clean",
     "clean_views",
     "corrupt",
     "corrupted_available",

@@ -2,7 +2,8 @@
 
 from mbcl.evaluation.baselines import BASELINES
 from mbcl.evaluation.run import EVALUATION_FILE, evaluate, usable_device
-from mbcl.evaluation.weights import INITIAL, Weights, find_weights, of_epochs
+from mbcl.evaluation.weights import INITIAL, find_weights, of_epochs
+from mbcl.export import Weights
 
 __all__ = [
     "BASELINES",

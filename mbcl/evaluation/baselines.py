@@ -43,14 +43,10 @@ def baseline(kind: Baseline, experiment: Experiment, *, in_channels: int, device
 
 
 class CachedMetrics:
-    """A cache entry for the metrics of one piece of a baseline's evaluation; the key covers all that they depend on.
+    """A cache entry for the metrics of one piece of a baseline's evaluation, in a folder that trials of a study share.
 
-    Args:
-        store: the folder; trials of a study share one.
-        kind: which baseline.
-        experiment: the experiment; the key contains its seed and dtype, and for ``random`` its model.
-        piece: the metric and its settings.
-        extra: other dependencies: data, device.
+    The key covers all that they depend on: versions, the experiment's seed and dtype, for ``random`` its model, the
+    request of the piece, and ``extra`` (data, device).
     """
 
     def __init__(

@@ -37,7 +37,8 @@ def measure(subject: Subject, severity: int, corruptions: Sequence[str]) -> dict
     for corruption in corruptions:
         images = _corrupted(subject, corruption, severity)
         if "within" in meanings:
-            view_pairs.append(subject.projection_pairs(images, subject.views_key(f"corrupted views of {corruption}")))
+            key = subject.views_key(f"corrupted views of {corruption}")
+            view_pairs.append(subject.pairs(subject.projections, images, key))
         if originals is not None:
             clean_top1[corruption] = _top1_clean(subject, images, originals)
     metrics = {f"corrupted/clean/{corruption}/{severity}/top1": value for corruption, value in clean_top1.items()}
@@ -60,7 +61,7 @@ def _within(subject: Subject, pairs: Sequence[tuple[Tensor, Tensor]], severity: 
 
 def _top1_clean(subject: Subject, images: ImageSet, originals: Tensor) -> float:
     """Return how often a corrupted image retrieves its original first."""
-    queries = subject.projections(images)
+    queries = subject.clean(subject.projections, images)
     metrics = retrieval(queries, originals, ks=(1,), similarity=subject.settings.similarity, directions=("u2v",))
     return metrics["u2v/top1"]
 

@@ -25,13 +25,7 @@ _PIECES: Mapping[Metric, tuple[Measure, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Piece:
-    """A metric, or one severity of the corrupted ones.
-
-    Args:
-        title: a readable name for the log.
-        request: the settings that it depends on, as plain data.
-        measure: the function that measures it.
-    """
+    """A metric, or one severity of the corrupted ones; ``request`` has the settings that it depends on."""
 
     title: str
     request: dict[str, Any]
@@ -39,11 +33,7 @@ class Piece:
 
 
 def pieces_of(settings: Evaluation, data: str) -> list[Piece]:
-    """List the pieces of an evaluation in the order of its metrics.
-
-    Args:
-        settings: the evaluation block.
-        data: the clean data set's name.
+    """List the pieces of an evaluation in the order of its metrics; ``data`` is the clean data set's name.
 
     Raises:
         DataError, ConfigError: see :func:`mbcl.engine.evaluation_checks.corruptions_of`.

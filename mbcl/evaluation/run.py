@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -20,7 +20,8 @@ from mbcl.errors import CheckpointError, ConfigError
 from mbcl.evaluation.baselines import BASELINES, CachedMetrics, baseline
 from mbcl.evaluation.pieces import Piece, pieces_of
 from mbcl.evaluation.subject import Representation, Subject
-from mbcl.evaluation.weights import INITIAL, Weights, find_weights, initial_weights
+from mbcl.evaluation.weights import find_weights
+from mbcl.export import Weights
 from mbcl.io.store import Store, read_text, write_text
 
 EVALUATION_FILE = "evaluation.json"
@@ -29,13 +30,6 @@ PART_FILE = "evaluation.part.json"
 
 Record = dict[str, Any]
 """A measured piece: its request, under ``asked``, and its ``metrics``."""
-
-
-class LoadData(Protocol):
-    """A function that loads and splits a data set, such as :func:`mbcl.engine.setup.load_data`."""
-
-    def __call__(self, data: Data, *, seed: int) -> SplitData:
-        """Load all parts of the data set."""
 
 
 def usable_device(name: str) -> torch.device:
@@ -65,7 +59,7 @@ def evaluate(
     earlier: Store | None = None,
     baselines: Store | None = None,
     force: bool = False,
-    load: LoadData = load_data,
+    load: Callable[..., SplitData] = load_data,
     log: Callable[[str], object] | None = None,
     before: Callable[[Store, Mapping[str, Any], Mapping[str, Any]], object] | None = None,
 ) -> dict[str, float]:
@@ -85,7 +79,7 @@ def evaluate(
         earlier: the folder whose ``evaluation.json`` may contain reusable results; ``out`` by default.
         baselines: the cache for metrics of baselines, which evaluations may share; a folder in ``out`` by default.
         force: measure everything again, baselines too.
-        load: loads data sets.
+        load: loads data sets, with the arguments of :func:`mbcl.engine.setup.load_data`.
         log: receives one line for each measured piece.
         before: called before anything is measured, with the store of the new ``evaluation.json``, the request of the
             existing file (empty if there is none) and the current request; it may raise to abort.
@@ -99,7 +93,7 @@ def evaluate(
         DataError: if the data are missing.
         ConfigError: if the settings do not fit the data.
     """
-    weights = initial_weights(store) if checkpoint == INITIAL else find_weights(store, checkpoint)
+    weights = find_weights(store, checkpoint)
     settings = settings or weights.experiment.evaluation
     data = data or weights.experiment.data
     request = {
@@ -150,7 +144,7 @@ class _Evaluator:
     settings: Evaluation
     data: Data
     device: torch.device
-    load: LoadData
+    load: Callable[..., SplitData]
     log: Callable[[str], object]
     requested: Sequence[Piece]
 

@@ -6,6 +6,7 @@ Letters: N images, F features, D dimensions of the projections.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -31,12 +32,13 @@ class Representation(Protocol):
         """Map (B, F) features to (B, D) projections, which retrieval compares."""
 
 
+@dataclass(eq=False)
 class Subject:
     """A representation with its input images; features that several metrics need are computed once and cached.
 
     Args:
         representation: the representation to evaluate, on ``device``.
-        images: all parts of the data set.
+        parts: all parts of the data set.
         data: the data set's configuration.
         settings: the evaluation block.
         seed: the experiment's seed, for views and corruptions.
@@ -44,23 +46,18 @@ class Subject:
         dtype: of the images passed to the representation.
     """
 
-    def __init__(
-        self,
-        representation: Representation,
-        images: SplitData,
-        *,
-        data: Data,
-        settings: Evaluation,
-        seed: int,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.representation = representation
-        self.settings = settings
-        self.seed = seed
-        self.data = data
-        self.images = images.part(settings.split).to(device)
-        self._train, self._device, self._dtype = images.train, device, dtype
+    representation: Representation
+    parts: SplitData
+    data: Data
+    settings: Evaluation
+    seed: int
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The split's images, moved to the device at first access."""
+        return self.parts.part(self.settings.split).to(self.device)
 
     def views_key(self, purpose: str) -> ViewKey:
         """Return the key of the split's views for one purpose.
@@ -73,22 +70,22 @@ class Subject:
     @cached_property
     def train(self) -> ImageSet:
         """The training images, moved to the device at first access."""
-        return self._train.to(self._device)
+        return self.parts.train.to(self.device)
 
     @cached_property
     def train_features(self) -> Tensor:
         """(N, F) features of the training images without augmentation."""
-        return self._clean(self.representation.features, self.train)
+        return self.clean(self.representation.features, self.train)
 
     @cached_property
     def features(self) -> Tensor:
         """(N, F) features of the split's images without augmentation."""
-        return self._clean(self.representation.features, self.images)
+        return self.clean(self.representation.features, self.images)
 
     @cached_property
     def view_features(self) -> tuple[Tensor, Tensor]:
         """Features of both augmented views of the split's images, two of (N, F)."""
-        return self._pairs(self.representation.features, self.images, self.views_key("evaluation views"))
+        return self.pairs(self.representation.features, self.images, self.views_key("evaluation views"))
 
     def projected(self, features: Tensor) -> Tensor:
         """Map features (N, F) to projections (N, D)."""
@@ -96,24 +93,16 @@ class Subject:
             parts = [self.representation.project(part) for part in features.split(self.settings.batch_size)]
         return self._concatenate(parts)
 
-    def projections(self, images: ImageSet) -> Tensor:
-        """Compute the projections (N, D) of images without augmentation."""
-        return self._clean(self._images_to_projections, images)
-
-    def projection_pairs(self, images: ImageSet, key: ViewKey) -> tuple[Tensor, Tensor]:
-        """Compute the projections of both augmented views of images, two of (N, D)."""
-        return self._pairs(self._images_to_projections, images, key)
-
-    def _images_to_projections(self, x: Tensor) -> Tensor:
+    def projections(self, x: Tensor) -> Tensor:
         """Map a batch of images to projections."""
         return self.representation.project(self.representation.features(x))
 
-    def _clean(self, function: Callable[[Tensor], Tensor], images: ImageSet) -> Tensor:
+    def clean(self, function: Callable[[Tensor], Tensor], images: ImageSet) -> Tensor:
         """Apply a function to all images without augmentation."""
         batches = self._batches(function, lambda rows: clean_views(images.pixels(rows), images=images), len(images))
         return self._concatenate(batches)
 
-    def _pairs(self, function: Callable[[Tensor], Tensor], images: ImageSet, key: ViewKey) -> tuple[Tensor, Tensor]:
+    def pairs(self, function: Callable[[Tensor], Tensor], images: ImageSet, key: ViewKey) -> tuple[Tensor, Tensor]:
         """Apply a function to both augmented views of all images."""
         outputs = self._batches(function, lambda positions: two_views(images, positions, key), len(images))
         views_1, views_2 = zip(*(output.chunk(2) for output in outputs), strict=True)
@@ -125,7 +114,7 @@ class Subject:
     ) -> list[Tensor]:
         """Apply a function to the views of all positions, in nearly equal batches."""
         chunks = torch.arange(num_images).tensor_split(-(-num_images // self.settings.batch_size))
-        return [function(views_of(positions).to(self._dtype)) for positions in chunks]
+        return [function(views_of(positions).to(self.dtype)) for positions in chunks]
 
     def _concatenate(self, parts: Sequence[Tensor]) -> Tensor:
         """Concatenate the rows of all parts.

@@ -86,11 +86,17 @@ def claim(store: Store, *, under: Sequence[Fence] = ()) -> Fence:
         MbclError: if a process of the former owner does not finish its write within ``CLAIM_SECONDS``.
     """
     fence = Fence(store.uri, uuid.uuid4().hex)
-    with ExitStack() as stack:
-        for parent in under:
-            stack.enter_context(parent.held())
+    with _held(under):
         _write_token(store, fence.token)
     return fence
+
+
+@contextmanager
+def _held(fences: Sequence[Fence]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for fence in fences:
+            stack.enter_context(fence.held())
+        yield
 
 
 def _write_token(store: Store, token: str) -> None:
@@ -150,18 +156,11 @@ class FencedStore(Store):
     def uri(self) -> str:
         return self._store.uri
 
-    @contextmanager
-    def _fenced(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for fence in self._fences:
-                stack.enter_context(fence.held())
-            yield
-
     def read_bytes(self, name: str) -> bytes:
         return self._store.read_bytes(name)
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        with self._fenced():
+        with _held(self._fences):
             self._store.write_bytes(name, content)
 
     def exists(self, name: str) -> bool:
@@ -171,7 +170,7 @@ class FencedStore(Store):
         return self._store.list(name)
 
     def delete(self, name: str) -> None:
-        with self._fenced():
+        with _held(self._fences):
             self._store.delete(name)
 
     def child(self, name: str) -> FencedStore:
@@ -179,9 +178,9 @@ class FencedStore(Store):
 
     def local_folder(self, name: str) -> Path:
         """Return a local folder for a library that needs paths; writes of the library are not checked."""
-        with self._fenced():
+        with _held(self._fences):
             return self._store.local_folder(name)
 
     def publish(self, name: str) -> None:
-        with self._fenced():
+        with _held(self._fences):
             self._store.publish(name)

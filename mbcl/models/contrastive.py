@@ -16,12 +16,7 @@ from mbcl.seeding import derive
 
 
 class ContrastiveModel(nn.Module):
-    """A model that maps images to projections.
-
-    Args:
-        encoder: maps images to features.
-        projector: maps features to projections.
-    """
+    """An encoder, which maps images to features, and a projector, which maps features to projections."""
 
     def __init__(self, encoder: nn.Module, projector: ProjectionHead) -> None:
         super().__init__()

@@ -13,7 +13,6 @@ from mbcl.models.segments import GlobalMean
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """Create a 3 x 3 convolution with padding 1 and without bias."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
 
 

@@ -82,10 +82,8 @@ class VisionEncoder(nn.Module):
         self.classifier, self.out_features = _drop_classifier(network)
         self.nonlinearity: Activation = "relu"  # that of the published projection head
         _disable_dropout(network)
-        if stem == "small":
-            _make_stem_small(network, in_channels)
-        elif in_channels != 3:
-            _adapt_first_convolution(network, in_channels)
+        if stem == "small" or in_channels != 3:
+            _replace_first_convolution(network, in_channels, small=stem == "small")
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,32 +134,19 @@ def _disable_dropout(network: nn.Module) -> None:
                 setattr(module, rate, 0.0)
 
 
-def _make_stem_small(network: nn.Module, in_channels: int) -> None:
-    """Replace the first convolution by a 3 x 3 convolution of stride 1, and remove the pooling after it."""
-    parts, name, removed = (
-        (network, "conv1", ("maxpool",))
-        if hasattr(network, "conv1")
-        else (network.get_submodule("features"), "conv0", ("norm0", "relu0", "pool0"))
-    )
-    new = nn.Conv2d(in_channels, getattr(parts, name).out_channels, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-    setattr(parts, name, new)
-    for child in removed:
-        setattr(parts, child, nn.Identity())
+def _replace_first_convolution(network: nn.Module, in_channels: int, *, small: bool) -> None:
+    """Replace the first convolution by one for other input channels, with new Kaiming weights.
 
-
-def _adapt_first_convolution(network: nn.Module, in_channels: int) -> None:
-    """Replace the first convolution by one for other input channels, with new Kaiming weights."""
+    If ``small``, it is a 3 x 3 convolution of stride 1, and the pooling after it is removed.
+    """
     name, old = next((name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d))
-    new = nn.Conv2d(
-        in_channels,
-        old.out_channels,
-        old.kernel_size,  # type: ignore[arg-type]
-        stride=old.stride,  # type: ignore[arg-type]
-        padding=old.padding,  # type: ignore[arg-type]
-        bias=old.bias is not None,
-    )
+    same = ("kernel_size", "stride", "padding")
+    shape: dict[str, Any] = {"kernel_size": 3, "padding": 1} if small else {key: getattr(old, key) for key in same}
+    new = nn.Conv2d(in_channels, old.out_channels, **shape, bias=old.bias is not None)
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
     if new.bias is not None:
         nn.init.zeros_(new.bias)
     network.set_submodule(name, new)
+    stem = ("maxpool",) if name == "conv1" else ("features.norm0", "features.relu0", "features.pool0")
+    for child in stem if small else ():
+        network.set_submodule(child, nn.Identity())

@@ -74,11 +74,7 @@ class LARS(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Make one step.
-
-        Args:
-            closure: evaluates the model again and returns the loss; optional.
-        """
+        """Make one step; ``closure`` evaluates the model again and returns the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -56,7 +56,7 @@ def answer(
             f"Of {pluralize(len(study.trials), 'trial')}, {listed(missing)}; only finished trials count here"
             + (", so the answer may still change." if counts.get("pending") else ".")
         )
-    if any(c.chosen for c in comparisons):
+    if any(c.chosen_by for c in comparisons):
         bias = f"{metric} took no part in the choice"
         if any(c.circular for c in comparisons):
             bias = f"since {metric} is what they were chosen by, it flatters them, and no difference in it is claimed"
@@ -135,12 +135,10 @@ def _named_or_counted(comparisons: list[Comparison], names: str) -> str:
     """Return the names of up to ``MAX_NAMED`` settings, otherwise their number and the count of each verdict."""
     if len(comparisons) <= MAX_NAMED:
         return names
-    verdicts = listed([f"{count} {verdict}" for verdict, count in _counts(comparisons)])
+    verdicts = listed(
+        [f"{count} {verdict}" for verdict, count in Counter(c.verdict for c in comparisons).most_common()]
+    )
     return f"{len(comparisons)} settings ({verdicts})"
-
-
-def _counts(comparisons: list[Comparison]) -> list[tuple[str, int]]:
-    return Counter(c.verdict for c in comparisons).most_common()
 
 
 def _undecided(comparison: Comparison) -> str:
@@ -160,7 +158,8 @@ def second_opinion(comparisons: list[Comparison]) -> str:
     # Without Holm's correction, a verdict may be a difference. With one pair of seeds, it is that there is no interval.
     verdicts = [f"{c.label} {c.verdict if _holds(c) or c.n == 1 else f'no difference shown (n={c.n})'}" for c in shown]
     if len(shown) > MAX_NAMED:
-        verdicts = [f"{pluralize(count, 'setting')} {verdict}" for verdict, count in _counts(shown)]
+        counts = Counter(c.verdict for c in shown).most_common()
+        verdicts = [f"{pluralize(count, 'setting')} {verdict}" for verdict, count in counts]
     if left := len(comparisons) - len(shown):
         verdicts.append(f"no difference shown for {left}{' others' if shown else ' settings'}")
     return f"On {comparisons[0].metric}: {'; '.join(verdicts)}." if verdicts else ""

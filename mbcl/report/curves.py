@@ -22,7 +22,6 @@ History = list[dict[str, float]]
 class MetricCurve:
     """A metric over the epochs: mean, minimum and maximum over the seeds."""
 
-    label: str
     epochs: list[float]
     mean: list[float]
     low: list[float]
@@ -73,7 +72,7 @@ def curve(setting: Setting, histories: dict[int, History], metric: str) -> Metri
         return None
     values = [[seed[epoch] for seed in points if epoch in seed] for epoch in epochs]
     mean, low, high = list(map(statistics.fmean, values)), list(map(min, values)), list(map(max, values))
-    return MetricCurve(setting.label, epochs, mean, low, high, seeds=sum(map(bool, points)))
+    return MetricCurve(epochs, mean, low, high, seeds=sum(map(bool, points)))
 
 
 def stage_seconds(setting: Setting, histories: dict[int, History]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from mbcl.report.wording import listed, number
 from mbcl.study.metric_glossary import direction
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import Setting, baselines, settings_of
-from mbcl.study.statistics import Estimate, estimate, primary_metrics, values_of
+from mbcl.study.statistics import Estimate, estimate, primary_metrics
 
 CURVES = ("val/retrieval/top1", "train/loss", "plan/lift", "plan/loss", "synthetic/distance", "synthetic/excess")
 MAX_SETTINGS = 24
@@ -45,7 +45,7 @@ def _chosen(study: StudyRecord) -> tuple[list[Setting], str]:
     if len(settings) <= MAX_SETTINGS:
         return settings, ""
     metric = next(iter(primary_metrics(study)), "")
-    means = {s.id: result.mean for s in settings if (result := estimate(values_of(s, metric)))}
+    means = {s.id: result.mean for s in settings if (result := estimate(s.values_of(metric)))}
     always = {s.id for s in baselines(study, settings)}
     sign = direction(metric) or 1
     ranked = sorted(settings, key=lambda s: (s.id not in always, s.id not in means, -sign * means.get(s.id, 0.0)))
@@ -74,7 +74,7 @@ def _limits(values: Sequence[float], estimates: Iterable[Estimate]) -> tuple[flo
 def _final(study: StudyRecord, settings: list[Setting], metric: str, note: str) -> Picture | None:
     """Draw the final metric: dots for the seeds, a diamond for the mean, a bar for the 95 % interval."""
     colours = {s.id: SERIES[i % len(SERIES)] for i, s in enumerate(settings)}
-    values = {s.id: values_of(s, metric) for s in settings}
+    values = {s.id: s.values_of(metric) for s in settings}
     estimates = {s.id: result for s in settings if (result := estimate(values[s.id]))}
     shown = [s for s in settings if s.id in estimates]
     if not shown:
@@ -112,9 +112,9 @@ def _curves(settings: list[Setting], histories: dict[int, History], metric: str,
 
     columns = 2 if max(len(shorten(s.label)) for _, s, _ in lines) <= MAX_HALF_LEGEND else 1
     figure, axes = new_axes(4.7, 2.9 + 0.16 * (len(lines) // columns))
-    for i, _, line in lines:
+    for i, setting, line in lines:
         low_high = (line.low, line.high) if line.seeds > 1 else None
-        pictures.draw_curve(axes, i, line.label, line.epochs, line.mean, low_high)
+        pictures.draw_curve(axes, i, setting.label, line.epochs, line.mean, low_high)
     if metric == "plan/lift":
         axes.axhline(1, color=MUTED, linewidth=1, linestyle="--", zorder=1)
     axes.grid(axis="y", color=GRID, linewidth=0.8)

@@ -19,7 +19,7 @@ from mbcl.report.tables import stage_order
 from mbcl.study.metric_glossary import meaning, metric_order
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, flatten, settings_of, text_of
-from mbcl.study.statistics import Comparison, SettingSummary, final_metrics, primary_metrics, shown_status, value_of
+from mbcl.study.statistics import Comparison, SettingSummary, final_metrics, primary_metrics, shown_status
 
 CLASSIFIERS = ("knn/top1", "probe/top1")
 
@@ -98,7 +98,7 @@ def environment() -> Environment:
 
 def _side_metrics(study: StudyRecord, primary: list[str]) -> list[str]:
     """Return the measured side metrics of the tables: batch hardness, validation split, classifiers, work."""
-    measured = {key for trial in study.trials.values() for key in trial.metrics if value_of(trial, key) is not None}
+    measured = {key for trial in study.trials.values() for key in trial.metrics if trial.value_of(key) is not None}
     side = ("plan/lift", "val/retrieval/top1", *CLASSIFIERS, "synthetic/updates", "synthetic/samples")
     return [metric for metric in side if metric in measured and metric not in primary]
 
@@ -114,7 +114,7 @@ def _trial_rows(study: StudyRecord, summaries: list[SettingSummary], metrics: li
             "error": trial.error,
             "stopped": trial.stopped.describe() if trial.stopped else "",
             "attempts": trial.attempts,
-            "values": [value_of(trial, metric) for metric in metrics],
+            "values": [trial.value_of(metric) for metric in metrics],
             "seconds": trial.seconds.get("total"),
         }
         for key, trial in study.ordered().items()

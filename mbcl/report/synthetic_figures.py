@@ -132,7 +132,6 @@ def _ordered(curve: Curve, outcome: Outcome) -> tuple[Array, str]:
 
 
 def _map(name: str, z_NN: Array, title: str, note: str) -> list[Picture]:
-    """Draw one matrix twice: without and with a colour bar."""
     if len(z_NN) > MAX_DRAWN:
         note += f" The first {MAX_DRAWN} of {len(z_NN)} samples."
         z_NN = z_NN[:MAX_DRAWN, :MAX_DRAWN]

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from mbcl.study.record import StudyRecord
-from mbcl.study.settings import flatten, swept_columns, text_of
+from mbcl.study.settings import FIXED_COLUMNS, flatten, swept_columns, text_of
 from mbcl.study.statistics import Comparison, Estimate, SettingSummary, final_metrics, shown_status
 
 STAGES = ("train", "embed", "plan", "wait", "eval")
@@ -25,11 +25,6 @@ _COMPARISON = [field.name for field in fields(Comparison) if field.name != "chos
 def stage_order(stage: str) -> tuple[int, str]:
     """Return a sort key for stages: in chronological order, unknown ones last."""
     return (_STAGE_ORDER.index(stage), "") if stage in _STAGE_ORDER else (len(_STAGE_ORDER), stage)
-
-
-def stages_of(study: StudyRecord) -> list[str]:
-    """Return every stage for which any trial has seconds."""
-    return sorted({stage for trial in study.trials.values() for stage in trial.seconds}, key=stage_order)
 
 
 def single_line(text: str) -> str:
@@ -58,7 +53,8 @@ def results_csv(study: StudyRecord) -> str:
 
     A stopped trial has no final metrics. The value by which it was stopped is in separate columns.
     """
-    swept, metrics, stages = swept_columns(study), final_metrics(study), stages_of(study)
+    swept, metrics = swept_columns(study), final_metrics(study)
+    stages = sorted({stage for trial in study.trials.values() for stage in trial.seconds}, key=stage_order)
     rows: list[dict[str, Any]] = []
     for key, trial in study.ordered().items():
         flat = flatten(trial.parameters)
@@ -77,7 +73,7 @@ def results_csv(study: StudyRecord) -> str:
             row |= dict(zip(_STOPPED, (stop.by, stop.epoch, stop.value), strict=True))
         rows.append(row)
     stopped = _STOPPED if any(trial.stopped for trial in study.trials.values()) else ()
-    columns = ["trial_id", "status", "error", "sampler", "objective", "seed", *swept, *metrics, *stopped]
+    columns = [*FIXED_COLUMNS, *swept, *metrics, *stopped]
     return csv_text(list(dict.fromkeys([*columns, *(f"seconds/{stage}" for stage in stages)])), rows)
 
 

@@ -5,17 +5,10 @@ The search metric is measured on the validation split. The test split never take
 
 from __future__ import annotations
 
-import math
 import statistics
 
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import Setting
-
-
-def reached(study: StudyRecord, setting: Setting) -> list[float]:
-    """Return the finite values of the search metric over the finished seeds of a setting."""
-    values = [trial.metrics.get(study.metric) for trial in setting.finished]
-    return [float(value) for value in values if value is not None and math.isfinite(value)]
 
 
 def best_of(study: StudyRecord, settings: list[Setting]) -> Setting | None:
@@ -27,7 +20,7 @@ def best_of(study: StudyRecord, settings: list[Setting]) -> Setting | None:
     Returns:
         None if no setting has a finished seed.
     """
-    measured = [(values, s) for s in settings if (values := reached(study, s))]
+    measured = [(values, s) for s in settings if (values := s.values_of(study.metric))]
     if not measured:
         return None
     max_seeds = max(len(values) for values, _ in measured)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, Literal
 
@@ -19,15 +20,19 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Status = Literal["pending", "running", "finished", "stopped", "failed"]
 
 
-class Stopped(BaseModel):
+class _Record(BaseModel):
+    """A part of ``study.json``; a key that it does not declare is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Stopped(_Record):
     """The epoch at which a scheduler stopped a trial, and the reason.
 
     ``by`` is the scheduler. ``epoch`` is the number of finished epochs out of ``of``; it is 0 if the trial never
     began, because its setting had been stopped with ``first_seed``. ``metric`` and ``value`` are the scheduler's
     criterion and its value.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     by: str
     epoch: int
@@ -44,17 +49,15 @@ class Stopped(BaseModel):
         return f"stopped by {self.by} after {self.epoch} of {self.of} epochs{value}"
 
 
-class Drawn(BaseModel):
+class Drawn(_Record):
     """The values that an adaptive search drew for a setting: the ``number``-th draw at a grid ``point``."""
-
-    model_config = ConfigDict(extra="forbid")
 
     point: int
     number: int
     values: dict[str, Any]
 
 
-class TrialRecord(BaseModel):
+class TrialRecord(_Record):
     """One trial: a setting with one seed.
 
     Attributes:
@@ -66,8 +69,6 @@ class TrialRecord(BaseModel):
         stopped: the stop by a scheduler. The last values of a stopped trial are not final metrics.
         judged: the last epoch at which a scheduler decided whether the trial continues.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     ordinal: int
     setting: int
@@ -85,16 +86,19 @@ class TrialRecord(BaseModel):
     stopped: Stopped | None = None
     judged: int = 0
 
+    def value_of(self, metric: str) -> float | None:
+        """Return a final metric, or None if it was not measured or is not finite."""
+        value = self.metrics.get(metric)
+        return None if value is None or not math.isfinite(value) else value
 
-class StudyRecord(BaseModel):
+
+class StudyRecord(_Record):
     """A whole study.
 
     Attributes:
         trials: the trials by ``trial_id``, in the order of the space.
         left_out: the draws of an adaptive search that became no setting: repeats and invalid experiments.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     format: Literal[1] = 1
     name: str

@@ -33,6 +33,10 @@ class Setting:
         """The finished seeds."""
         return [trial for trial in self.trials if trial.status == "finished"]
 
+    def values_of(self, metric: str) -> list[float]:
+        """Return the finite values of a final metric over the finished seeds."""
+        return [value for trial in self.finished if (value := trial.value_of(metric)) is not None]
+
 
 def flatten(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten nested blocks to a mapping of dotted keys to plain values.

@@ -83,11 +83,6 @@ class Comparison:
     """The search metric by which both settings were chosen as the best of their kind; empty if all are compared."""
 
     @property
-    def chosen(self) -> bool:
-        """Whether both settings were chosen as the best of their kind."""
-        return bool(self.chosen_by)
-
-    @property
     def circular(self) -> bool:
         """Whether both were chosen by the metric on which they are compared: selection bias flatters such values."""
         return self.chosen_by == self.metric
@@ -106,12 +101,6 @@ class Comparison:
 def shown_status(trial: TrialRecord) -> str:
     """Return the status that tables and reports show: a running trial is pending until it is finished."""
     return "pending" if trial.status == "running" else trial.status
-
-
-def value_of(trial: TrialRecord, metric: str) -> float | None:
-    """Return a final metric, or None if it was not measured or is not finite."""
-    value = trial.metrics.get(metric)
-    return None if value is None or not math.isfinite(value) else value
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -142,7 +131,7 @@ def final_metrics(study: StudyRecord) -> list[str]:
 
 def _measured(study: StudyRecord) -> list[str]:
     finished = [trial for trial in study.trials.values() if trial.status == "finished"]
-    return [metric for metric in final_metrics(study) if any(value_of(t, metric) is not None for t in finished)]
+    return [metric for metric in final_metrics(study) if any(t.value_of(metric) is not None for t in finished)]
 
 
 def primary_metrics(study: StudyRecord) -> list[str]:
@@ -169,22 +158,21 @@ def compared_metrics(study: StudyRecord) -> list[str]:
     return [*primary, *(metric for metric in others if metric not in primary)]
 
 
-def _summary(setting: Setting, metrics: Sequence[str]) -> SettingSummary:
-    return SettingSummary(
-        setting=setting.id,
-        label=setting.label,
-        sampler=setting.trials[0].sampler,
-        objective=setting.trials[0].objective,
-        parameters=setting.columns,
-        statuses=dict(Counter(map(shown_status, setting.trials))),
-        metrics={metric: result for metric in metrics if (result := estimate(values_of(setting, metric)))},
-    )
-
-
 def summarise(study: StudyRecord) -> list[SettingSummary]:
     """Summarise every setting's final metrics over the finished seeds, in the order of the study."""
     metrics = final_metrics(study)
-    return [_summary(setting, metrics) for setting in settings_of(study)]
+    return [
+        SettingSummary(
+            setting=setting.id,
+            label=setting.label,
+            sampler=setting.trials[0].sampler,
+            objective=setting.trials[0].objective,
+            parameters=setting.columns,
+            statuses=dict(Counter(map(shown_status, setting.trials))),
+            metrics={metric: result for metric in metrics if (result := estimate(setting.values_of(metric)))},
+        )
+        for setting in settings_of(study)
+    ]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -200,11 +188,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
-
-
-def values_of(setting: Setting, metric: str) -> list[float]:
-    """Return the values of a final metric over the finished seeds."""
-    return [value for trial in setting.finished if (value := value_of(trial, metric)) is not None]
 
 
 def _difference(value: float, reference: float) -> float:
@@ -265,7 +248,7 @@ def compare(study: StudyRecord, metric: str) -> list[Comparison]:
 
 def _pair(metric: str, setting: Setting, reference: Setting) -> Comparison:
     ours, theirs = (
-        {trial.seed: value for trial in s.finished if (value := value_of(trial, metric)) is not None}
+        {trial.seed: value for trial in s.finished if (value := trial.value_of(metric)) is not None}
         for s in (setting, reference)
     )
     result = estimate([_difference(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())])

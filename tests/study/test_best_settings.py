@@ -35,7 +35,7 @@ def tuned(objectives: tuple[str, ...] = ("simclr",), **other) -> StudyRecord:
 def test_compare_takes_the_best_of_each_kind_by_validation():
     record = tuned()
     (comparison,) = compare(record, TOP1)
-    assert comparison.chosen
+    assert comparison.chosen_by
     assert (comparison.setting, comparison.baseline) == (3, 1), "worst by the test split, best by validation"
     assert comparison.difference == pytest.approx(0.1)
     assert comparison.n == 2
@@ -50,7 +50,7 @@ def test_compare_ignores_drawn_values_that_agree_by_chance():
         if each.setting == 2:
             each.parameters["optimizer.lr"] = 0.1  # as setting 0
     (comparison,) = compare(record, TOP1)
-    assert comparison.chosen
+    assert comparison.chosen_by
     assert (comparison.setting, comparison.baseline) == (3, 1)
 
 

@@ -179,7 +179,7 @@ def pairs_of(parameters: list[dict], baseline: dict) -> list[tuple[int, int]]:
         for seed in range(2)
     ]
     comparisons = compare(study(trials, baseline=baseline), TOP1)
-    assert not any(c.chosen for c in comparisons)
+    assert not any(c.chosen_by for c in comparisons)
     return [(c.setting, c.baseline) for c in comparisons]
 
 

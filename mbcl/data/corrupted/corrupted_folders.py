@@ -52,8 +52,8 @@ def folder_reader(
         return lambda: decode(listing, size=size, name=name)[0]
     if pack.size != size:
         raise DataError(f"{pack.path}: holds images of {pack.size} pixels, the clean ones have {size}")
-    row_of = {root / record[0]: row for row, record in enumerate(pack.test.records)}
-    files = [(path, pack.classes[record[1]]) for path, record in zip(row_of, pack.test.records, strict=True)]
+    row_of = {root / record.path: row for row, record in enumerate(pack.test)}
+    files = [(path, pack.classes[record.label]) for path, record in zip(row_of, pack.test, strict=True)]
     rows = [row_of[path] for path in clean_order(folder, files, clean, request).paths]
     return lambda: torch.from_numpy(np.ascontiguousarray(pack.pixels()[rows]))
 

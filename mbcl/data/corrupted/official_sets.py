@@ -2,6 +2,7 @@
 
 Those of CIFAR are archives with one NumPy file per corruption: all test images at severity 1, then at severity 2, up to
 5. The files are memory-mapped and never unpickled. Every set may also be folders CORRUPTION/SEVERITY/CLASS/IMAGE.
+A function's ``name`` is that of the corrupted set or of its clean data set, ``dir`` the folder of the corrupted set.
 
 Letters: N test images, S pixels per side.
 """
@@ -67,8 +68,6 @@ for _set in (
 def corrupted_available(name: str, dir: str) -> dict[str, list[int]]:
     """List the severities by corruption in the folder of a corrupted set: the standard fifteen first, others by name.
 
-    ``name`` is that of the corrupted set or of its clean data set.
-
     Raises:
         DataError: if the folder holds no corruptions.
         ConfigError: if the set is unknown.
@@ -85,8 +84,6 @@ def corrupted_available(name: str, dir: str) -> dict[str, list[int]]:
 
 def check_complete(name: str, *, dir: str, verify: Verify = "warn") -> None:
     """Report which of the fifteen standard corruptions at five severities are missing in a folder.
-
-    ``name`` is that of the corrupted set or of its clean data set.
 
     Raises:
         DataError: if the folder holds no corruptions, or if it lacks some and ``verify`` is ``strict``.
@@ -110,7 +107,7 @@ def load_corrupted(
     """Load one corruption at one severity, in the order of the clean test images.
 
     Args:
-        name: name of the corrupted set (``cifar10_c``, ``cifar100_c``, ``tiny_imagenet_c``) or of its clean data set.
+        name: ``cifar10_c``, ``cifar100_c``, ``tiny_imagenet_c`` or the name of its clean data set.
         dir: the folder of the corrupted set.
         corruption: one of those of :func:`corrupted_available`.
         severity: 1 to 5.
@@ -125,21 +122,17 @@ def load_corrupted(
             another image or class.
         ConfigError: if the set, corruption or severity is unknown.
     """
-    read = _reader(name, dir, corruption, severity, clean, verify)
+    read = check_corrupted(name, dir=dir, corruption=corruption, severity=severity, clean=clean, verify=verify)
     return replace(clean, images=read().to(clean.images.device), rows=None, name=_open_set(name, dir)[0].name)
 
 
 def check_corrupted(
     name: str, *, dir: str, corruption: str, severity: int, clean: ImageSet, verify: Verify = "warn"
-) -> None:
-    """Run the checks of :func:`load_corrupted` that need no image data; arguments and errors are the same."""
-    _reader(name, dir, corruption, severity, clean, verify)
-
-
-def _reader(
-    name: str, dir: str, corruption: str, severity: int, clean: ImageSet, verify: Verify
 ) -> Callable[[], torch.Tensor]:
-    """Check names, sizes and labels of the files; return a function that reads the images, (N, 3, S, S) uint8."""
+    """Check names, sizes and labels of the files; return a function that reads the images, (N, 3, S, S) uint8.
+
+    Arguments and errors are those of :func:`load_corrupted`.
+    """
     source, root = _open_set(name, dir)
     check_severity(severity)
     available = corrupted_available(name, dir)
@@ -163,12 +156,8 @@ def pack_corrupted(
 ) -> Iterator[Packed]:
     """Pack every corruption and severity that is stored as a folder of images, unless an intact pack of it exists.
 
-    Args:
-        name: name of the corrupted set or of its clean data set.
-        dir: the folder of the corrupted set.
-        out: folder for the packs; ``mbcl-pack`` in the set's folder by default, where readers look for them.
-        force: pack even if an intact pack exists.
-        on_progress: callback with the number of images done and the total of the current pack.
+    The folder of the packs is ``out``, by default ``mbcl-pack`` in the set's folder, where readers look for them. The
+    other arguments are those of :func:`mbcl.data.packs.folder_sets.pack_parts`.
 
     Raises:
         DataError: if there is no folder of images, or an image cannot be read or differs from the first in size.

@@ -73,7 +73,15 @@ def corrupt(images: Tensor, *, corruption: str, severity: int, seed: int, positi
         >>> torch.equal(found, white)
         True
     """
-    _check(images, corruption, severity, positions)
+    if corruption not in _BY_NAME:
+        raise ConfigError(f"unknown corruption {corruption!r}; {nearest(corruption, CORRUPTIONS)}")
+    check_severity(severity)
+    if images.ndim != 4 or images.dtype != torch.uint8 or 0 in images.shape[1:]:
+        raise ConfigError(f"images must be (N, C, H, W) uint8, found {tuple(images.shape)} {images.dtype}")
+    if positions.shape != (len(images),) or positions.dtype != torch.int64:
+        raise ConfigError(
+            f"{len(images)} images need as many int64 positions, found {tuple(positions.shape)} {positions.dtype}"
+        )
     if len(images) == 0:
         return images.clone()
     side = min(images.shape[2:])
@@ -97,18 +105,6 @@ def check_severity(severity: int) -> None:
     """
     if isinstance(severity, bool) or severity not in SEVERITIES:
         raise ConfigError(f"severity must be a whole number in 1..5, found {severity!r}")
-
-
-def _check(images: Tensor, corruption: str, severity: int, positions: Tensor) -> None:
-    if corruption not in _BY_NAME:
-        raise ConfigError(f"unknown corruption {corruption!r}; {nearest(corruption, CORRUPTIONS)}")
-    check_severity(severity)
-    if images.ndim != 4 or images.dtype != torch.uint8 or 0 in images.shape[1:]:
-        raise ConfigError(f"images must be (N, C, H, W) uint8, found {tuple(images.shape)} {images.dtype}")
-    if positions.shape != (len(images),) or positions.dtype != torch.int64:
-        raise ConfigError(
-            f"{len(images)} images need as many int64 positions, found {tuple(positions.shape)} {positions.dtype}"
-        )
 
 
 __all__ = ["CORRUPTIONS", "SEVERITIES", "check_severity", "corrupt"]

@@ -30,12 +30,8 @@ def contrast(x: Array, draws: Draws, *, keep: float) -> Array:
 def elastic_transform(x: Array, draws: Draws, *, corners: float, wobble: float, smooth: float) -> Array:
     """Warp by a random affine map, which moves three points by up to ``corners`` pixels, and a smooth displacement.
 
-    Args:
-        x: images.
-        draws: random numbers of the images.
-        corners: largest shift of the three points along each axis, in pixels.
-        wobble: root mean square of the displacement along each axis, in pixels.
-        smooth: standard deviation of the Gaussian that smooths the displacement, in pixels.
+    Along each axis, the displacement has a root mean square of ``wobble`` pixels. A Gaussian with a standard deviation
+    of ``smooth`` pixels smooths it.
     """
     height, width = x.shape[2:]
     # Three points in homogeneous coordinates (right, down, 1) from the centre, in pixels: a third of the smaller side.

@@ -9,6 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,12 @@ from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet, Splits
 from mbcl.data.messages import format_shape, one_line, read_bytes
 from mbcl.data.packs.folder_sets import FolderSet
-from mbcl.data.packs.folders import Parts, find_parts
+from mbcl.data.packs.folders import find_parts
 from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError
 
 SIZE = 32
 OFFICIAL_COUNTS = (50_000, 10_000)
-RECIPE = ViewRecipe()
-
-
-@dataclass(frozen=True)
-class _Files:
-    """Official files: prefix of their paths in error messages, contents by name, and content of the metadata file."""
-
-    place: str
-    content: dict[str, bytes]
-    meta: bytes | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,21 +36,17 @@ class Cifar:
     """Reader of CIFAR-10 or CIFAR-100.
 
     Args:
-        name: registered name.
-        torchvision: name of the torchvision class, which provides URL and checksums.
+        name: registered name; in capitals that of the torchvision class, which provides URL and checksums.
         archive: file name of the official archive.
         folder: top-level folder in the archive.
-        train: file names of the training part, in order.
-        test: file names of the test part.
+        train, test: file names of each part, in order.
         meta: name of the file with the class names, and their key in it.
         label_key: key of the labels in a file.
-        num_classes: number of classes; labels are 0..num_classes - 1.
-        mean: channel means of the training part, for pixels in [0, 1].
-        std: channel standard deviations of the training part, for pixels in [0, 1].
+        num_classes: labels are 0..num_classes - 1.
+        mean, std: one number per channel of the training part, for pixels in [0, 1].
     """
 
     name: str
-    torchvision: str
     archive: str
     folder: str
     train: tuple[str, ...]
@@ -105,17 +92,14 @@ class Cifar:
     @property
     def class_folders(self) -> FolderSet:
         """The reader of the same set in class folders."""
+        layout = self.how_to_get
         return FolderSet(
             name=self.name,
-            find=self._find,
+            find=partial(find_parts, name=self.name, layout=layout, max_classes=self.num_classes, size=SIZE),
             mean=self.mean,
             std=self.std,
-            recipe=RECIPE,
             official_counts=OFFICIAL_COUNTS,
         )
-
-    def _find(self, request: DatasetRequest) -> Parts | None:
-        return find_parts(request.root, self.name, self.how_to_get, max_classes=self.num_classes, size=SIZE)
 
     def _read(self, root: Path, request: DatasetRequest) -> Splits | None:
         """Read the first source that exists: extracted files, archive, pack or class folders; None if there is none."""
@@ -125,8 +109,9 @@ class Cifar:
             if any((folder / name).is_file() for name in names):
                 content = {name: read_bytes(folder / name) for name in names}
                 self._check([folder / name for name in names], request)
-                meta = read_bytes(folder / self.meta[0]) if (folder / self.meta[0]).is_file() else None
-                return self._from_files(_Files(f"{folder}/", content, meta), request)
+                if (folder / self.meta[0]).is_file():
+                    content[self.meta[0]] = read_bytes(folder / self.meta[0])
+                return self._from_files(f"{folder}/", content, request)
         archive = root / self.archive
         if archive.is_file():
             content = _members(archive, self.folder, (*names, self.meta[0]))
@@ -134,35 +119,31 @@ class Cifar:
                 if name not in content:
                     raise DataError(f"{archive}: it lacks {self.folder}/{name}; {self.how_to_get}")
             self._check([archive], request)
-            return self._from_files(_Files(f"{archive}: {self.folder}/", content, content.get(self.meta[0])), request)
+            return self._from_files(f"{archive}: {self.folder}/", content, request)
         return self.class_folders.read(request)
 
     def _check(self, paths: Sequence[Path], request: DatasetRequest) -> None:
-        md5_by_name = official_md5(self.torchvision)
+        md5_by_name = official_md5(self.name.upper())
         object_to_sums(self.name, [path for path in paths if md5_differs(path, md5_by_name)], request)
 
-    def _from_files(self, files: _Files, request: DatasetRequest) -> Splits:
-        classes = self._classes(files)
-        train, test = self._part(files, self.train, classes), self._part(files, self.test, classes)
-        request.object_to_counts(f"{self.name}: {files.place}", (len(train), len(test)), OFFICIAL_COUNTS)
+    def _from_files(self, place: str, content: dict[str, bytes], request: DatasetRequest) -> Splits:
+        """Parse the contents of the official files, by name; ``place`` precedes the names in messages."""
+        classes: tuple[str, ...] = ()
+        file, key = self.meta
+        if file in content:
+            classes = _decode_strings(read_pickled_mapping(content[file], place + file).get(key), self.num_classes)
+            if not classes:
+                raise DataError(f"{place}{file}: {key}: expected {self.num_classes} names of classes")
+        train, test = (self._part(place, content, names, classes) for names in (self.train, self.test))
+        request.object_to_counts(f"{self.name}: {place}", (len(train), len(test)), OFFICIAL_COUNTS)
         return Splits(train, test)
 
-    def _classes(self, files: _Files) -> tuple[str, ...]:
-        """Return the class names; empty without a metadata file."""
-        if files.meta is None:
-            return ()
-        source = files.place + self.meta[0]
-        names = _decode_strings(read_pickled_mapping(files.meta, source).get(self.meta[1]), self.num_classes)
-        if not names:
-            raise DataError(f"{source}: {self.meta[1]}: expected {self.num_classes} names of classes")
-        return names
-
-    def _part(self, files: _Files, names: Sequence[str], classes: tuple[str, ...]) -> ImageSet:
+    def _part(self, place: str, content: dict[str, bytes], names: Sequence[str], classes: tuple[str, ...]) -> ImageSet:
         pixels, labels = [], []
         stems: list[str] = []
         for name in names:
-            source = files.place + name
-            batch = read_pickled_mapping(files.content[name], source)
+            source = place + name
+            batch = read_pickled_mapping(content[name], source)
             pixels.append(_pixels(batch.get("data"), source))
             labels.append(self._labels(batch.get(self.label_key), len(pixels[-1]), source))
             stems += [Path(word).stem for word in _decode_strings(batch.get("filenames"), len(pixels[-1]))]
@@ -171,7 +152,7 @@ class Cifar:
             images,
             torch.from_numpy(np.concatenate(labels)),
             self.name,
-            RECIPE,
+            ViewRecipe(),
             mean=self.mean,
             std=self.std,
             image_size=SIZE,
@@ -197,7 +178,7 @@ class Cifar:
         import torchvision
         from torchvision.datasets.utils import download_url
 
-        source = getattr(torchvision.datasets, self.torchvision)
+        source = getattr(torchvision.datasets, self.name.upper())
         try:
             # Not with torchvision's class, which also unpickles the downloaded files.
             download_url(source.url, str(root), filename=self.archive, md5=source.tgz_md5)
@@ -247,7 +228,6 @@ def _describe_type(value: Any) -> str:
 
 CIFAR10 = Cifar(
     name="cifar10",
-    torchvision="CIFAR10",
     archive="cifar-10-python.tar.gz",
     folder="cifar-10-batches-py",
     train=tuple(f"data_batch_{number}" for number in range(1, 6)),
@@ -260,7 +240,6 @@ CIFAR10 = Cifar(
 )
 CIFAR100 = Cifar(
     name="cifar100",
-    torchvision="CIFAR100",
     archive="cifar-100-python.tar.gz",
     folder="cifar-100-python",
     train=("train",),

@@ -108,13 +108,9 @@ class _Reader(pickle.Unpickler):
 def read_pickled_mapping(content: bytes, source: str) -> dict[str, Any]:
     """Read a pickled mapping, written by Python 2 or 3, with keys as text and arrays as read-only NumPy arrays.
 
-    Args:
-        content: the pickle.
-        source: name of the file, the start of every error message.
-
     Raises:
         DataError: if the pickle is damaged, is not a mapping with strings as keys, or names a function or class other
-            than those of plain arrays, which is not executed. The one-line message begins with ``source``.
+            than those of plain arrays, which is not executed. The one-line message begins with ``source``, the file.
     """
     try:
         loaded = _Reader(content, source).load()

@@ -13,7 +13,6 @@ from mbcl.data.images import Splits
 from mbcl.data.packs.folder_sets import FolderSet
 from mbcl.data.packs.node_cache import local_copy
 from mbcl.data.packs.pack_file import DamagedPackError
-from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError
 from mbcl.io.store import is_uri
 from mbcl.registry import Registry
@@ -27,7 +26,6 @@ class DatasetSpec:
         read: reader of its files; it returns both parts, complete and validated.
         summary: one-line description for users.
         files: description of the files in ``dir`` and how to get them; empty if none are needed.
-        recipe: default augmentation strengths.
         folders: reader of the set as image files, which can be packed; None if the set has no such form.
         official: names of the official files that the reader opens directly, which can be copied from a URI.
     """
@@ -35,17 +33,16 @@ class DatasetSpec:
     read: Callable[[DatasetRequest], Splits]
     summary: str
     files: str
-    recipe: ViewRecipe
     folders: FolderSet | None = None
     official: tuple[str, ...] = ()
 
 
 def _cifar(reader: cifar.Cifar, summary: str) -> DatasetSpec:
-    return DatasetSpec(reader, summary, reader.how_to_get, cifar.RECIPE, reader.class_folders, (reader.archive,))
+    return DatasetSpec(reader, summary, reader.how_to_get, reader.class_folders, (reader.archive,))
 
 
 def _folders(files: FolderSet, summary: str) -> DatasetSpec:
-    return DatasetSpec(files.demanded, summary, files.layout, files.recipe, files)
+    return DatasetSpec(files.demanded, summary, files.layout, files)
 
 
 DATASETS: Registry[DatasetSpec] = Registry("data set")
@@ -54,13 +51,11 @@ for _name, _spec in {
         digits.read,
         "1,797 real handwritten digits, 8 x 8 grey, 10 classes, shipped with scikit-learn; fixed test part of 20 %",
         "",
-        digits.RECIPE,
     ),
     "fashion_mnist": DatasetSpec(
         fashion_mnist.read,
         "60,000 + 10,000 photographs of clothes, 28 x 28 grey, 10 classes",
         fashion_mnist.HOW_TO_GET,
-        fashion_mnist.RECIPE,
         official=tuple(f"{file}{ending}" for file in fashion_mnist.FILES for ending in ("", ".gz")),
     ),
     "cifar10": _cifar(cifar.CIFAR10, "50,000 + 10,000 photographs, 32 x 32 colour, 10 classes"),

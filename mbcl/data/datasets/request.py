@@ -21,11 +21,9 @@ class DatasetRequest:
     """Request to the reader of a data set.
 
     Args:
-        dir: the folder of the files, as given by the user.
-        download: fetch missing files into ``dir``.
+        dir, download, verify: as for :func:`mbcl.data.load`.
         max_samples: number of training images that the caller keeps. A reader may return more.
         image_size: side of the views in pixels. Only readers of sets without a fixed image size use it.
-        verify: whether unofficial files and files that changed after packing are a warning or an error.
         copied: whether ``dir`` is this node's copy of a URI. If so, a pack in it is used without a look at its source
             folder, which may exist on some nodes only.
 

@@ -14,7 +14,6 @@ from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.messages import read_bytes
 from mbcl.data.packs.folder_sets import FolderSet
 from mbcl.data.packs.folders import Listing, Parts, image_files, list_class_folders, subfolders, train_classes
-from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import DataError
 
 NUM_CLASSES = 200
@@ -26,7 +25,6 @@ HOW_TO_GET = (
     f"expected the extracted {FOLDER}.zip of http://cs231n.stanford.edu (train/WNID/images/*.JPEG, val/images/*.JPEG, "
     f"val/{ANNOTATIONS}) or folders train/CLASS/IMAGE and val/CLASS/IMAGE; there is no download"
 )
-RECIPE = ViewRecipe()
 
 
 def find(request: DatasetRequest) -> Parts | None:
@@ -51,7 +49,6 @@ FILES = FolderSet(
     find=find,
     mean=(0.485, 0.456, 0.406),  # statistics of ImageNet, as published
     std=(0.229, 0.224, 0.225),
-    recipe=RECIPE,
     official_counts=OFFICIAL_COUNTS,
     layout=HOW_TO_GET,
     no_download="it cannot be fetched",

@@ -35,25 +35,22 @@ class Packed:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderSet:
-    """A data set of image files.
+    """A data set of image files, with the published augmentation for natural images.
 
     Args:
         name: registered name.
         find: function that lists and checks the files in a request's folder; it returns None if there are none.
-        mean: channel means, for pixels in [0, 1].
-        std: channel standard deviations, for pixels in [0, 1].
-        recipe: default augmentation strengths.
+        mean, std: one number per channel, for pixels in [0, 1].
         sized: whether all images have one fixed size. Otherwise they are resized to ``data.image_size``.
         official_counts: official numbers of training and test images, if known.
-        layout: expected layout of the folder, for the errors of :meth:`demanded`.
-        no_download: reason why the set cannot be downloaded, for the errors of :meth:`demanded`.
+        layout, no_download: expected layout of the folder and reason why the set cannot be downloaded, for the errors
+            of :meth:`demanded`.
     """
 
     name: str
     find: Callable[[DatasetRequest], Parts | None]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    recipe: ViewRecipe
     sized: bool = True
     official_counts: tuple[int, int] | None = None
     layout: str = ""
@@ -69,11 +66,10 @@ class FolderSet:
         pack, parts = self._valid_pack(request, self.find(request))
         if pack is not None:
             splits = self._from_pack(pack)
-            splits = Splits(splits.train.first(request.max_samples or len(splits.train)), splits.test)
-            counts = len(pack.train.labels), len(pack.test.labels)
+            counts = len(pack.train), len(pack.test)
         elif parts is not None:
-            chosen = parts.train.first(request.max_samples), parts.test
-            splits = Splits(*(self._decoded(listing, parts) for listing in chosen))
+            train = Listing(parts.train.paths[: request.max_samples], parts.train.labels[: request.max_samples])
+            splits = Splits(*(self._decoded(listing, parts) for listing in (train, parts.test)))
             counts = len(parts.train), len(parts.test)
         else:
             return None
@@ -135,27 +131,27 @@ class FolderSet:
 
     def _from_pack(self, pack: Pack) -> Splits:
         pixels = torch.from_numpy(pack.pixels())
-        num_train = len(pack.train.labels)
-        parts = pixels[:num_train], pixels[num_train:]
-        pairs = zip(parts, (pack.train, pack.test), strict=True)
-        sets = (self._image_set(i, torch.tensor(part.labels), part.files, pack.classes) for i, part in pairs)
-        return Splits(*(replace(images, mapped=True) for images in sets))
+        parts = []
+        for images, records in zip(pixels.tensor_split([len(pack.train)]), (pack.train, pack.test), strict=True):
+            labels, files = torch.tensor([file.label for file in records]), [Path(file.path).stem for file in records]
+            parts.append(replace(self._image_set(images, labels, files, pack.classes), mapped=True))
+        return Splits(*parts)
 
     def _decoded(self, listing: Listing, parts: Parts) -> ImageSet:
         images, labels = decode(listing, size=parts.size, name=self.name, resize=parts.resize)
-        return self._image_set(images, labels, listing.files, parts.classes)
+        return self._image_set(images, labels, [path.stem for path in listing.paths], parts.classes)
 
-    def _image_set(self, images: Tensor, labels: Tensor, files: tuple[str, ...], classes: Sequence[str]) -> ImageSet:
+    def _image_set(self, images: Tensor, labels: Tensor, files: Sequence[str], classes: Sequence[str]) -> ImageSet:
         return ImageSet(
             images,
             labels,
             self.name,
-            self.recipe,
+            ViewRecipe(),
             mean=self.mean,
             std=self.std,
             image_size=images.shape[-1],
             classes=tuple(classes),
-            files=files,
+            files=tuple(files),
         )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.messages import data_errors, one_line
 from mbcl.errors import DataError
 
@@ -45,15 +46,6 @@ class Listing:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def first(self, num: int | None) -> Listing:
-        """Return the first ``num`` images; all of them if ``num`` is None."""
-        return Listing(self.paths[:num], self.labels[:num])
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The file names without extensions."""
-        return tuple(path.stem for path in self.paths)
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -61,8 +53,7 @@ class Parts:
 
     Args:
         root: common folder of all files.
-        train: files of the training part.
-        test: files of the test part.
+        train, test: files of each part.
         classes: class names, indexed by label.
         size: S, the side of every image, before or after resizing.
         resize: whether images of other sizes are resized; otherwise they are refused.
@@ -141,23 +132,17 @@ def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
 
 
 def find_parts(
-    root: Path | None,
-    name: str,
-    layout: str,
-    *,
-    max_classes: int | None = None,
-    size: int | None = None,
-    resize: bool = False,
+    request: DatasetRequest, *, name: str, layout: str, max_classes: int | None = None, size: int | None = None
 ) -> Parts | None:
     """List the images of ``train/CLASS/IMAGE`` and ``test/CLASS/IMAGE``, or ``val`` without ``test``.
 
     Args:
-        root: folder of the data set.
+        request: its folder.
         name: name of the data set, for the error message.
         layout: expected layout, for the error message.
         max_classes: see :func:`train_classes`.
-        size: S; by default that of the first image, which must be a square.
-        resize: see :class:`Parts`.
+        size: S of a set with one fixed size. Others are resized to the request's ``image_size``; without it, all images
+            must be squares of the same size as the first one.
 
     Returns:
         The files; None without a folder ``train``.
@@ -165,6 +150,7 @@ def find_parts(
     Raises:
         DataError: if there is no test part, a folder cannot be read, or the size cannot be determined.
     """
+    root, resize = request.root, size is None and request.image_size is not None
     if root is None or not (root / "train").is_dir():
         return None
     test = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
@@ -172,7 +158,7 @@ def find_parts(
         raise DataError(f"{name}: {root} has a folder train, but neither test nor val; {layout}")
     classes = train_classes(root / "train", max_classes)
     train_files, test_files = (list_class_folders(folder, classes) for folder in (root / "train", test))
-    size = size or square_side(train_files.paths[0], "; data.image_size says the side")
+    size = size or request.image_size or square_side(train_files.paths[0], "; data.image_size says the side")
     return Parts(root, train_files, test_files, classes, size, resize)
 
 
@@ -254,6 +240,7 @@ def square_side(path: Path, advice: str = "") -> int:
 def _read_image(path: Path, size: int, resize: bool) -> Pixels:
     """Decode one image to (S, S, 3) uint8."""
     from PIL import Image
+    from torchvision.transforms import functional as transforms
 
     with _wrap_decoder_errors(path), Image.open(path, formats=_FORMATS) as image:
         if image.size != (size, size) and not resize:
@@ -262,7 +249,8 @@ def _read_image(path: Path, size: int, resize: bool) -> Pixels:
                 f"{path}: expected {size} x {size} pixels, found {width} x {height}; the data set "
                 f"image_folder takes any with data.image_size"
             )
-        return np.asarray(_resize_and_crop(_to_eight_bits(image, path).convert("RGB"), size))
+        colour = _to_eight_bits(image, path).convert("RGB")
+        return np.asarray(transforms.center_crop(transforms.resize(colour, [size]), [size]))
 
 
 def _to_eight_bits(image: Image.Image, path: Path) -> Image.Image:
@@ -274,19 +262,6 @@ def _to_eight_bits(image: Image.Image, path: Path) -> Image.Image:
     if image.mode[0] in "IF":
         raise DataError(f"{path}: pixels of mode {image.mode}, whose range is not known; expected 8 or 16 bits")
     return image
-
-
-def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    from PIL import Image
-
-    width, height = image.size
-    if (width, height) == (size, size):
-        return image
-    shorter = min(width, height)
-    width, height = (size * side // shorter for side in (width, height))
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
 
 
 @contextmanager

@@ -82,23 +82,23 @@ def _copy_pack(store: ArrowStore, prefix: str, name: str, found_damaged: bool) -
     pack = read_pack(manifest, folder / f"{name}.json", name)
     with _locked(folder):
         data = pack.path.with_name(pack.data["file"])
-        intact = _has_right_digests(pack, manifest) if found_damaged else _has_right_sizes(pack)
-        if not intact:  # replaced by a rename, never removed: a process that reads the old copy must not lose it
+        if not _is_whole(
+            pack, manifest, digests=found_damaged
+        ):  # replaced by a rename, never removed: a process that reads the old copy must not lose it
             _copy(store, f"{prefix}{data.name}", data, sha256=pack.data["sha256"])
             with atomic_write(pack.path) as stream:
                 stream.write(manifest)
     return folder
 
 
-def _has_right_sizes(pack: Pack) -> bool:
-    """Whether both files exist and the pixels have the right size. The reader verifies digests, outside the lock."""
-    data = pack.path.with_name(pack.data["file"])
-    return pack.path.is_file() and data.is_file() and data.stat().st_size == pack.data["bytes"]
+def _is_whole(pack: Pack, manifest: bytes, *, digests: bool) -> bool:
+    """Whether both files exist and the pixels have the right size, or with ``digests`` both have the pack's content.
 
-
-def _has_right_digests(pack: Pack, manifest: bytes) -> bool:
-    """Whether both files have the content of the pack with this manifest; a new copy may repair an unreadable one."""
+    Usually the reader verifies digests, outside the lock. A new copy may repair an unreadable one.
+    """
     data = pack.path.with_name(pack.data["file"])
+    if not digests:
+        return pack.path.is_file() and data.is_file() and data.stat().st_size == pack.data["bytes"]
     try:
         return pack.path.read_bytes() == manifest and file_digest(data) == pack.data["sha256"]
     except OSError:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,25 +43,13 @@ class DamagedPackError(DataError):
         self.found = found
 
 
-Record = list[Any]
-"""A file: path relative to the data set's folder, label, size in bytes, modification time in nanoseconds."""
+class Record(NamedTuple):
+    """A packed file: path relative to the data set's folder, label, size in bytes, modification time in nanoseconds."""
 
-
-@dataclass(frozen=True)
-class PackedPart:
-    """Records of the packed files of one part, in order."""
-
-    records: list[Record]
-
-    @property
-    def labels(self) -> list[int]:
-        """The label of each image."""
-        return [record[1] for record in self.records]
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The file names without extensions."""
-        return tuple(Path(record[0]).stem for record in self.records)
+    path: str
+    label: int
+    size: int
+    time: int
 
 
 @dataclass(frozen=True)
@@ -70,7 +58,7 @@ class Pack:
 
     Args:
         path: path of the manifest ``NAME.json``.
-        train, test: records of the packed files.
+        train, test: the packed files, in order.
         classes: class names, indexed by label.
         size: S.
         source: folder of the files at the time of packing.
@@ -78,8 +66,8 @@ class Pack:
     """
 
     path: Path
-    train: PackedPart
-    test: PackedPart
+    train: list[Record]
+    test: list[Record]
     classes: list[str]
     size: int
     source: str
@@ -110,9 +98,7 @@ class Pack:
         if self.size != parts.size:
             return f"images of {self.size} pixels were packed, now they have {parts.size}"
         for packed, listing in ((self.train, parts.train), (self.test, parts.test)):
-            old, new = (
-                {record[0]: record for record in records} for records in (packed.records, _records(parts, listing))
-            )
+            old, new = ({record.path: record for record in records} for records in (packed, _records(parts, listing)))
             changed = [path for path in {**old, **new} if old.get(path) != new.get(path)]
             if changed:
                 return f"{len(changed)} files, first {changed[0]}"
@@ -166,7 +152,7 @@ def read_pack(raw: bytes, path: Path, name: str) -> Pack:
         intact = False
     if not intact:
         raise DamagedPackError(f"{path}: damaged pack, or one of another version")
-    train, test = (PackedPart(_ungroup(content[part])) for part in ("train", "test"))
+    train, test = (_ungroup(content[part]) for part in ("train", "test"))
     return Pack(path, train, test, content["classes"], content["shape"][2], content["source"], content["data"])
 
 
@@ -231,7 +217,7 @@ def _records(parts: Parts, listing: Listing) -> list[Record]:
     for path, label in zip(listing.paths, listing.labels, strict=True):
         with data_errors(path):
             stat = os.stat(path)
-        records.append([path.relative_to(parts.root).as_posix(), label, stat.st_size, stat.st_mtime_ns])
+        records.append(Record(path.relative_to(parts.root).as_posix(), label, stat.st_size, stat.st_mtime_ns))
     return records
 
 
@@ -242,4 +228,4 @@ def _group_by_folder(records: list[Record]) -> list[Any]:
 
 
 def _ungroup(runs: list[Any]) -> list[Record]:
-    return [[f"{folder}/{file}", *rest] for folder, files in runs for file, *rest in files]
+    return [Record(f"{folder}/{file}", *rest) for folder, files in runs for file, *rest in files]

@@ -10,7 +10,6 @@ Letters: B samples, C channels, H and W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,77 +17,40 @@ from torch import Tensor
 
 from mbcl.data.images import ImageSet
 from mbcl.data.views.random_parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParameters, draw
-from mbcl.data.views.recipe import ViewRecipe
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL and torchvision
 
 
-def make_views(pixels: Tensor, positions: Tensor, *, images: ImageSet, seed: int, epoch: int, view: int) -> Tensor:
-    """Return views of ``pixels = images.pixels(positions)``, augmented with the recipe of their data set.
-
-    :func:`augment` with recipe, normalisation and image size S of ``images``: (B, C, H, W) uint8 to (B, C, S, S)
-    float32.
-    """
-    return augment(
-        pixels,
-        positions,
-        recipe=images.recipe,
-        seed=seed,
-        epoch=epoch,
-        view=view,
-        mean=images.mean,
-        std=images.std,
-        out_size=images.image_size,
-    )
-
-
-def clean_views(pixels: Tensor, *, images: ImageSet) -> Tensor:
-    """Return the samples without augmentation, (B, C, H, W) uint8 to (B, C, S, S) float32: resized and normalised."""
-    return clean(pixels, mean=images.mean, std=images.std, out_size=images.image_size)
-
-
 @torch.no_grad()
-def augment(
-    images: Tensor,
-    positions: Tensor,
-    *,
-    recipe: ViewRecipe,
-    seed: int,
-    epoch: int,
-    view: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    out_size: int,
-) -> Tensor:
+def make_views(pixels: Tensor, positions: Tensor, *, images: ImageSet, seed: int, epoch: int, view: int) -> Tensor:
     """Return one augmented, normalised view of each image.
 
     Args:
-        images: (B, C, H, W) uint8.
+        pixels: (B, C, H, W) uint8, as ``images.pixels(positions)``.
         positions: (B,) int64, the data-set position of each image. Parameters are drawn on the device of the positions
-            and are equal on every device. Positions on the CPU need no synchronisation with the images' device.
-        recipe: augmentation strengths.
+            and are equal on every device. Positions on the CPU need no synchronisation with the pixels' device.
+        images: the data set, for its recipe, normalisation and image size S. Crops larger than S pixels are
+            downsampled without a low-pass filter.
         seed: experiment seed of the views.
         epoch: epoch of the view.
         view: index of the view; 0 or 1 in training.
-        mean: channel means, for pixels in [0, 1].
-        std: channel standard deviations, for pixels in [0, 1].
-        out_size: side of the result, in pixels. Larger crops are downsampled without a low-pass filter.
 
     Returns:
-        (B, C, out_size, out_size) float32 on the images' device.
+        (B, C, S, S) float32 on the pixels' device.
     """
-    assert images.ndim == 4, f"{tuple(images.shape)}"
-    assert images.dtype == torch.uint8, f"{images.dtype}"
-    assert positions.shape == (len(images),), f"{tuple(positions.shape)} positions of {len(images)} images"
-    if len(images) == 0:
-        return torch.zeros((0, images.shape[1], out_size, out_size), device=images.device)
-    height, width = images.shape[-2:]
+    recipe, size = images.recipe, images.image_size
+    assert pixels.ndim == 4, f"{tuple(pixels.shape)}"
+    assert pixels.dtype == torch.uint8, f"{pixels.dtype}"
+    assert positions.shape == (len(pixels),), f"{tuple(positions.shape)} positions of {len(pixels)} images"
+    if len(pixels) == 0:
+        return torch.zeros((0, pixels.shape[1], size, size), device=pixels.device)
+    height, width = pixels.shape[-2:]
     parameters = draw(positions, recipe=recipe, seed=seed, epoch=epoch, view=view, height=height, width=width)
-    with torch.autocast(images.device.type, enabled=False):
-        x = images.to(torch.float32) / 255
-        if recipe.moves_pixels or (height, width) != (out_size, out_size):
-            theta = parameters.theta.to(images.device, non_blocking=True)
-            grid = F.affine_grid(theta, [len(x), x.shape[1], out_size, out_size], align_corners=False)
+    with torch.autocast(pixels.device.type, enabled=False):
+        x = pixels.to(torch.float32) / 255
+        if recipe.moves_pixels or (height, width) != (size, size):
+            theta = parameters.theta.to(x.device, non_blocking=True)
+            grid = F.affine_grid(theta, [len(x), x.shape[1], size, size], align_corners=False)
             x = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
         if recipe.jitter_probability > 0:
             x = jitter(x, parameters)
@@ -97,20 +59,21 @@ def augment(
             x = torch.where(grey[:, None, None, None], _luma(x), x)
         if recipe.blur_probability > 0:
             x = blur(x, parameters.sigma, recipe.blur_sigma[1])
-        return _normalise(x, mean, std)
+        return _normalise(x, images)
 
 
 @torch.no_grad()
-def clean(images: Tensor, *, mean: Sequence[float], std: Sequence[float], out_size: int) -> Tensor:
-    """Return the images without augmentation: resized (antialiased bilinear, if needed) and normalised.
+def clean_views(pixels: Tensor, *, images: ImageSet) -> Tensor:
+    """Return the samples without augmentation: resized (antialiased bilinear, if needed) and normalised.
 
-    (B, C, H, W) uint8 to (B, C, out_size, out_size) float32 on the same device, arguments as of :func:`augment`.
+    (B, C, H, W) uint8 to (B, C, S, S) float32 on the same device, with S and normalisation of ``images``.
     """
-    with torch.autocast(images.device.type, enabled=False):
-        x = images.to(torch.float32) / 255
-        if len(x) and x.shape[-2:] != (out_size, out_size):
-            x = F.interpolate(x, size=(out_size, out_size), mode="bilinear", align_corners=False, antialias=True)
-        return _normalise(x, mean, std)
+    size = images.image_size
+    with torch.autocast(pixels.device.type, enabled=False):
+        x = pixels.to(torch.float32) / 255
+        if len(x) and x.shape[-2:] != (size, size):
+            x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+        return _normalise(x, images)
 
 
 def jitter(x: Tensor, parameters: ViewParameters) -> Tensor:
@@ -212,8 +175,8 @@ def _luma(x: Tensor) -> Tensor:
     return _LUMA[0] * x[:, 0:1] + _LUMA[1] * x[:, 1:2] + _LUMA[2] * x[:, 2:3]
 
 
-def _normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    assert len(mean) == len(std) == x.shape[1], f"{len(mean)} means and {len(std)} deviations for {x.shape[1]} channels"
-    shift = torch.tensor(mean, dtype=torch.float32, device=x.device)[:, None, None]
-    scale = torch.tensor(std, dtype=torch.float32, device=x.device)[:, None, None]
+def _normalise(x: Tensor, images: ImageSet) -> Tensor:
+    assert images.channels == x.shape[1], f"{images.channels} channels of the data set, {x.shape[1]} of the pixels"
+    shift = torch.tensor(images.mean, dtype=torch.float32, device=x.device)[:, None, None]
+    scale = torch.tensor(images.std, dtype=torch.float32, device=x.device)[:, None, None]
     return (x - shift) / scale

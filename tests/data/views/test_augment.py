@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from mbcl import data
-from mbcl.data import IDENTITY, ViewRecipe
+from mbcl.data import IDENTITY, ImageSet, ViewRecipe
 from mbcl.data.views.augment import blur, jitter
 from mbcl.data.views.random_parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParameters, draw
 from mbcl.errors import ConfigError
@@ -24,11 +24,18 @@ def pictures(num: int, channels: int, size: int = 8) -> Tensor:
     return torch.randint(0, 256, (num, channels, size, size), dtype=torch.uint8, generator=generator)
 
 
-def view_of(images: Tensor, positions: Tensor, recipe: ViewRecipe, **changes) -> Tensor:
-    channels = images.shape[1]
-    values = {"seed": 0, "epoch": 0, "view": 0, "mean": [0.5] * channels, "std": [0.25] * channels}
-    values |= {"out_size": images.shape[-1]} | changes
-    return data.augment(images, positions, recipe=recipe, **values)
+def image_set(
+    channels: int, size: int, recipe: ViewRecipe = IDENTITY, mean: float = 0.5, std: float = 0.25
+) -> ImageSet:
+    means, stds = (mean,) * channels, (std,) * channels
+    return ImageSet(pictures(1, channels), torch.tensor([0]), "pictures", recipe, means, stds, image_size=size)
+
+
+def view_of(
+    pixels: Tensor, positions: Tensor, recipe: ViewRecipe, *, out_size: int = 0, seed=0, epoch=0, view=0, **normal
+) -> Tensor:
+    images = image_set(pixels.shape[1], out_size or pixels.shape[-1], recipe, **normal)
+    return data.make_views(pixels, positions, images=images, seed=seed, epoch=epoch, view=view)
 
 
 def parameters(num: int, recipe: ViewRecipe, height: int = 224, width: int = 224, **changes) -> ViewParameters:
@@ -91,7 +98,7 @@ def test_augment_with_identity_is_the_normalised_image(channels):
     images = pictures(5, channels)
     expected = (images.float() / 255 - 0.5) / 0.25
     assert torch.equal(view_of(images, torch.arange(5), IDENTITY), expected)
-    assert torch.equal(data.clean(images, mean=[0.5] * channels, std=[0.25] * channels, out_size=8), expected)
+    assert torch.equal(data.clean_views(images, images=image_set(channels, 8)), expected)
 
 
 def test_augment_resamples_a_whole_crop_exactly():
@@ -104,7 +111,7 @@ def test_augment_resamples_a_whole_crop_exactly():
 def test_clean_resizes_with_a_low_pass_filter():
     flat = torch.full((2, 1, 32, 32), 100, dtype=torch.uint8)
     flat[:, :, ::2] = 200
-    small = data.clean(flat, mean=[0.0], std=[1.0], out_size=8)
+    small = data.clean_views(flat, images=image_set(1, 8, mean=0.0, std=1.0))
     assert small.shape == (2, 1, 8, 8)
     torch.testing.assert_close(small, torch.full_like(small, 150 / 255), atol=0.03, rtol=0)
 
@@ -112,7 +119,7 @@ def test_clean_resizes_with_a_low_pass_filter():
 def test_augment_and_clean_take_empty_batches():
     images, positions = pictures(0, 1), torch.arange(0)
     assert view_of(images, positions, COLOUR, out_size=9).shape == (0, 1, 9, 9)
-    assert data.clean(images, mean=[0.5], std=[1.0], out_size=9).shape[0] == 0
+    assert data.clean_views(images, images=image_set(1, 9)).shape[0] == 0
 
 
 def test_make_views_uses_the_image_set():
@@ -289,9 +296,7 @@ def with_parameters(images: Tensor, recipe: ViewRecipe, monkeypatch, out_size: i
     """Views of images with some given parameters."""
     drawn = dataclasses.replace(parameters(len(images), IDENTITY, *images.shape[2:]), **changes)
     monkeypatch.setattr("mbcl.data.views.augment.draw", lambda *_, **__: drawn)
-    channels = images.shape[1]
-    keys = {"mean": [0.0] * channels, "std": [1.0] * channels, "out_size": out_size}
-    return view_of(images, torch.arange(len(images)), recipe, **keys)
+    return view_of(images, torch.arange(len(images)), recipe, mean=0.0, std=1.0, out_size=out_size)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -332,7 +337,7 @@ def test_augment_has_the_distribution_of_torchvisions_chain():
     recipe, num = ViewRecipe(), 1500
     small = torch.randint(0, 256, (1, 3, 5, 5), generator=torch.Generator().manual_seed(3)).float()
     image = torch.nn.functional.interpolate(small, size=(32, 32), mode="bicubic").clamp(0, 255).to(torch.uint8)
-    ours = view_of(image.expand(num, -1, -1, -1), torch.arange(num), recipe, mean=[0.0] * 3, std=[1.0] * 3)
+    ours = view_of(image.expand(num, -1, -1, -1), torch.arange(num), recipe, mean=0.0, std=1.0)
     chain = v2.Compose(
         [
             v2.RandomResizedCrop(32, scale=recipe.crop_scale, ratio=recipe.crop_ratio),
