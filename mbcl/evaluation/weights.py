@@ -13,7 +13,7 @@ from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.setup import channels_of, load_model, model_of
-from mbcl.errors import CheckpointError, ConfigError
+from mbcl.errors import CheckpointError, ConfigError, pluralize
 from mbcl.io.store import Store
 from mbcl.models import ContrastiveModel
 
@@ -50,7 +50,7 @@ class Weights:
             return model_of(self.experiment, in_channels=in_channels).eval()
         if self.in_channels != in_channels:
             raise ConfigError(
-                f"data: found images of {in_channels} channels, but checkpoint {self.name} was trained on "
+                f"data: found images of {pluralize(in_channels, 'channel')}, but checkpoint {self.name} was trained on "
                 f"{self.in_channels}"
             )
         return load_model(self.experiment, self.state, in_channels=in_channels).eval()
