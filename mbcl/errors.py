@@ -42,9 +42,10 @@ class CheckpointError(ConfigError):
     """A checkpoint is missing, damaged or of another experiment. Commands end with exit code 2."""
 
 
-def pluralize(number: int, noun: str) -> str:
-    """Format a count with its noun, ``1 trial`` or ``2 trials``, for nouns with a plural in -s."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def pluralize(number: float, noun: str, form: str = "") -> str:
+    """Format a count, by the format ``form``, with its noun: ``1 trial``, ``2 batches``; for plurals in -s or -es."""
+    plural = "" if number == 1 else "es" if noun.endswith(("s", "tch")) else "s"
+    return f"{number:{form}} {noun}{plural}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

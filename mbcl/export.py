@@ -18,7 +18,7 @@ from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.setup import channels_of, load_data, load_model, model_of
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, pluralize
 from mbcl.io.store import Store, open_store, read_text, write_text
 from mbcl.models import ContrastiveModel, VisionEncoder
 
@@ -118,7 +118,7 @@ class Weights:
             return model_of(self.experiment, in_channels=in_channels).eval()
         if self.in_channels != in_channels:
             raise ConfigError(
-                f"data: found images of {in_channels} channels, but checkpoint {self.name} was trained on "
+                f"data: found images of {pluralize(in_channels, 'channel')}, but checkpoint {self.name} was trained on "
                 f"{self.in_channels}"
             )
         return load_model(self.experiment, self.state, in_channels=in_channels).eval()
@@ -147,16 +147,21 @@ def read(store: Store) -> Weights:
 
 def how_to_load(record: dict[str, Any], folder: str) -> dict[str, list[str]]:
     """Return Python lines that load an export with mbcl and, if it has the architecture, with torchvision."""
-    lines = {"mbcl": ["from mbcl.export import load", f"model = load({folder!r})"]}
+    float64 = record["dtype"] == "float64"
+    images = ["# the weights are float64: the images must be float64, too"] if float64 else []
+    lines = {"mbcl": ["from mbcl.export import load", f"model = load({folder!r})", *images]}
     torchvision = record["torchvision"]
     if torchvision["loads"]:
         arguments = "".join(f", {key}={value}" for key, value in torchvision["arguments"].items())
         state = f"torch.load({f'{folder}/{TORCH_FILE}'!r}, weights_only=True)"
-        dtype = ".double()" if record["dtype"] == "float64" else ""
+        dtype = ".double()" if float64 else ""
         lines["torchvision"] = [
+            "import torch",
+            "import torchvision",
             f"network = torchvision.models.get_model({torchvision['architecture']!r}{arguments}){dtype}",
             f"network.load_state_dict({state}, strict=False)",
             f"network.set_submodule({torchvision['classifier']!r}, torch.nn.Identity())",
+            *images,
         ]
     return lines
 
@@ -192,7 +197,7 @@ def _torchvision(encoder: nn.Module, experiment: Experiment, in_channels: int) -
     if stem == "imagenet" and in_channels == 3:
         note = f"strict=False, because {encoder.classifier} is missing: the classifier was never trained"
         return {"loads": True, **build, "note": note}
-    description = f"stem {stem}, {in_channels} channel{'s' * (in_channels != 1)}"
+    description = f"stem {stem}, {pluralize(in_channels, 'channel')}"
     note = f"torchvision's {name} has another first convolution ({description} here): load it with mbcl"
     return {"loads": False, **build, "note": note}
 

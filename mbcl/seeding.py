@@ -9,12 +9,9 @@ import torch
 
 
 def derive(seed: int, purpose: str, *keys: int) -> int:
-    """Derive a 63-bit seed for one purpose, for example ``derive(0, "shuffle", epoch)``.
+    """Derive a 63-bit seed from the experiment's seed for one purpose, for example ``derive(0, "shuffle", epoch)``.
 
-    Args:
-        seed: the experiment's seed.
-        purpose: the use of the random numbers; two purposes never share a stream.
-        keys: further numbers that the stream depends on: epoch, round, pool.
+    Two purposes never share a stream. The keys are further numbers that it depends on: epoch, round, pool.
 
     Example:
         >>> derive(0, "shuffle", 1) == derive(0, "shuffle", 1) != derive(0, "shuffle", 2)

@@ -73,7 +73,7 @@ def reference(content, folder, in_channels):
 
 def build_from_lines(lines):
     """The network of features that the printed lines build."""
-    scope = {"torch": torch, "torchvision": torchvision}
+    scope = {}
     exec("\n".join(lines), scope)
     return scope["network"].eval()
 
@@ -183,6 +183,7 @@ def test_export_keeps_float64(tmp_path):
     checkpoints.save(LocalStore(tmp_path / "t"), epoch=1, state={"model": model.state_dict()}, meta=meta, keep=1)
     record = export(LocalStore(tmp_path / "t"), out=LocalStore(tmp_path / "e"))
     assert record["dtype"] == "float64"
+    assert all("images must be float64" in lines[-1] for lines in record["load"].values())
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         features = model.features(x)

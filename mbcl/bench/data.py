@@ -19,6 +19,7 @@ from torch import Tensor
 from mbcl import __version__
 from mbcl.bench.measure import check_device, environment
 from mbcl.data import ImageSet, ViewRecipe, make_views
+from mbcl.errors import pluralize
 from mbcl.functional import check_count
 from mbcl.io.store import open_store, write_text
 from mbcl.seeding import torch_generator
@@ -60,13 +61,9 @@ class DataBenchSettings:
 
 @dataclass(frozen=True)
 class Row:
-    """The speed of one pipeline on images of one size.
+    """The speed of one pipeline on images of one size S: views per second of the fastest and of the slowest repeat.
 
-    Args:
-        size: S.
-        pipeline: its name.
-        views: views per second of the fastest repeat: other load on the machine can only slow a repeat down.
-        least: views per second of the slowest repeat.
+    The fastest one counts, because other load on the machine can only slow a repeat down.
     """
 
     size: int
@@ -112,7 +109,7 @@ def _rows(images: ImageSet, settings: DataBenchSettings) -> Iterator[Row]:
     size, device = settings.batch_size, settings.device
     pipelines = {f"whole batches, {device}": partial(whole_batches, images, size, device)}
     for workers in settings.workers:
-        pipelines[f"one image at a time, {workers} workers"] = partial(_usual, images, size, workers)
+        pipelines[f"one image at a time, {pluralize(workers, 'worker')}"] = partial(_usual, images, size, workers)
     for name, run in pipelines.items():
         run()  # warm-up: loads libraries, and the workers' code into the file cache
         rates = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -37,13 +38,7 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Embeddings with the classes of their samples.
-
-    Args:
-        name: as in ``--data-sets``.
-        embeddings: two views of N samples, float32, un-normalised.
-        labels: (N,) int64, on the same device.
-    """
+    """Two views of N samples, float32 and un-normalised, with the samples' classes, (N,) int64 on the same device."""
 
     name: str
     embeddings: Embeddings
@@ -76,12 +71,8 @@ def mixture(noise: float, num_samples: int, seed: int) -> DataSet:
 
     .. math:: x = c_y + s\,e, \qquad z_i = x + 0.5\,e_i, \qquad c, e, e_i \sim N(0, I_{128}),\ y \text{ uniform}
 
-    All scales are a coordinate's standard deviation and nothing is normalised in between.
-
-    Args:
-        noise: s, within a class.
-        num_samples: N.
-        seed: of centres, classes and noise.
+    ``noise`` is s, within a class. All scales are a coordinate's standard deviation and nothing is normalised in
+    between.
     """
     generator = numpy_generator(seed, "bench/mixture")
     centres = generator.standard_normal((NUM_CLASSES, DIMENSIONS), dtype=np.float32)
@@ -109,14 +100,9 @@ def digits(seed: int) -> DataSet:
 
 
 def views(images_NHW: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
-    """One view of every image: a shift of up to 2 pixels each way, a mirror image half of the time, noise of 0.1.
+    """One view, flattened, of every image in [0, 1].
 
-    Args:
-        images_NHW: (N, H, W) float32 in [0, 1].
-        generator: draws shifts, mirror images and noise; its state advances.
-
-    Returns:
-        (N, H * W) float32.
+    It is a shift of up to 2 pixels each way, a mirror image half of the time, and noise of 0.1.
     """
     num, height, width = images_NHW.shape
     padded = np.pad(images_NHW, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)))
@@ -129,6 +115,7 @@ def views(images_NHW: NDArray[np.float32], generator: np.random.Generator) -> ND
     return view_NHW.reshape(num, -1)
 
 
+@cache
 def fashion_pca(data_dir: str | None, num_samples: int, seed: int) -> DataSet:
     """The leading 128 principal components of two views of the first ``num_samples`` training images of Fashion-MNIST.
 
@@ -142,6 +129,7 @@ def fashion_pca(data_dir: str | None, num_samples: int, seed: int) -> DataSet:
     return DataSet("fm_pca", Embeddings(z1, z2), labels)
 
 
+@cache
 def fashion_simclr(data_dir: str | None, num_samples: int, seed: int) -> DataSet:
     """The views of :func:`fashion_pca`, embedded by a perceptron (784-512-512-128).
 
@@ -195,32 +183,4 @@ MAKERS: dict[str, Maker] = {
     "fm_simclr": lambda num_samples, data_dir, seed: fashion_simclr(data_dir, FASHION_SAMPLES, 0),
 }
 """Each maker takes (requested samples, ``--data-dir``, seed). Only mixtures have the requested number of samples;
-Fashion-MNIST's views and encoder are the same for every seed."""
-FASHION = ("fm_pca", "fm_simclr")
-
-
-class Library:
-    """A maker of data sets that caches those of Fashion-MNIST.
-
-    Args:
-        data_dir: the folder of Fashion-MNIST's files.
-        device: of the embeddings.
-    """
-
-    def __init__(self, data_dir: str | None, device: str) -> None:
-        self._data_dir = data_dir
-        self._device = device
-        self._cache: dict[str, DataSet] = {}
-
-    def get(self, name: str, num_samples: int, seed: int) -> DataSet:
-        """Return the data set of this name, from the cache if it is one of Fashion-MNIST's.
-
-        It may have fewer or more than ``num_samples`` samples: the caller checks.
-
-        Raises:
-            DataError: if its files are missing or damaged.
-        """
-        data_set = self._cache.get(name) or MAKERS[name](num_samples, self._data_dir, seed).to(self._device)
-        if name in FASHION:
-            self._cache[name] = data_set
-        return data_set
+Fashion-MNIST's views and encoder are the same for every seed, and are made once."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -66,13 +66,10 @@ def environment(device: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Worth:
-    """Means over the batches of a plan.
+    """Means over the batches of a plan: NT-Xent and CLIP loss in nats, and two shares.
 
-    Args:
-        ntxent: NT-Xent, nats.
-        clip: CLIP loss, nats.
-        same_class: share of the pairs of different samples in a batch that have one class.
-        coverage: share of the samples that the plan visits.
+    ``same_class`` is the share of the pairs of different samples in a batch that have one class, ``coverage`` that of
+    the samples that the plan visits.
     """
 
     ntxent: float
@@ -113,8 +110,3 @@ def timed_plan(sampler: Sampler, data: DataSet, *, seed: int, epoch: int = 0) ->
         start = clock()
         plan = sampler.plan(len(data), data.embeddings, seed=seed, epoch=epoch)
         return plan, clock() - start
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """The geometric mean of numbers above 0."""
-    return float(np.exp(np.mean(np.log(values))))

@@ -10,14 +10,13 @@ from typing import Any
 from rich.console import Console
 
 from mbcl import __version__
-from mbcl.bench.embeddings import Library
 from mbcl.bench.growth import grow
 from mbcl.bench.measure import environment, timed_plan
 from mbcl.bench.pools import PUBLISHED, RANDOM, baseline, compare, compare_whole, geometric_means, pools_of
 from mbcl.bench.settings import PlannerBenchSettings
 from mbcl.config.sampler_spec import Spec
 from mbcl.console import align_columns
-from mbcl.errors import ConfigError, DataError
+from mbcl.errors import ConfigError, DataError, pluralize
 from mbcl.io.store import Store, open_store, write_text
 from mbcl.samplers._threads import one_thread
 
@@ -46,19 +45,18 @@ def bench_planner(settings: PlannerBenchSettings) -> None:
 def _measure(
     settings: PlannerBenchSettings, specs: Sequence[Spec], console: Console, record: Row, store: Store | None
 ) -> None:
-    library = Library(settings.data_dir, settings.device)
-    names = _available(settings, library, console)
-    record["warm_up_seconds"] = _warm_up(names[0], library, specs, settings, console)
+    names = _available(settings, console)
+    record["warm_up_seconds"] = _warm_up(names[0], specs, settings, console)
     _save(store, record)
     record["pools"] = []
     for name in names:
-        with console.status(f"{name}: {len(specs)} samplers and the published planner"):
-            record["pools"] += compare(name, library, specs, settings)
+        with console.status(f"{name}: {pluralize(len(specs), 'sampler')} and the published planner"):
+            record["pools"] += compare(name, specs, settings)
     record["geometric_means"] = geometric_means(record["pools"])
     _print_pools(console, record, settings)
     _save(store, record)
     if settings.whole is not None:
-        record["whole"] = _whole(settings, settings.whole, names, library, specs, console)
+        record["whole"] = _whole(settings, settings.whole, names, specs, console)
         _save(store, record)
     if settings.growth:
         record["growth"] = _growth(settings, specs, console)
@@ -71,7 +69,7 @@ def _save(store: Store | None, record: Row) -> None:
         write_text(store, FILE, json.dumps(record, indent=1))
 
 
-def _available(settings: PlannerBenchSettings, library: Library, console: Console) -> list[str]:
+def _available(settings: PlannerBenchSettings, console: Console) -> list[str]:
     """Return the data sets that can be made and fill a pool; print one line for each of the others.
 
     Raises:
@@ -81,7 +79,7 @@ def _available(settings: PlannerBenchSettings, library: Library, console: Consol
     for name in settings.data_sets:
         try:
             with console.status(f"making {name}"):
-                num_samples = len(library.get(name, settings.pool * settings.pools, 0))
+                num_samples = len(settings.data_set(name, settings.pool * settings.pools, 0))
         except DataError as error:
             if settings.data_dir is not None:
                 raise
@@ -96,15 +94,9 @@ def _available(settings: PlannerBenchSettings, library: Library, console: Consol
     return names
 
 
-def _warm_up(
-    name: str, library: Library, specs: Sequence[Spec], settings: PlannerBenchSettings, console: Console
-) -> dict[str, float]:
-    """Make one plan of one pool with each planner, not counted: it imports libraries and compiles or loads code.
-
-    Returns:
-        The seconds of each planner's first plan.
-    """
-    _, data = next(pools_of(name, library, settings, 0))
+def _warm_up(name: str, specs: Sequence[Spec], settings: PlannerBenchSettings, console: Console) -> dict[str, float]:
+    """Return the seconds of each planner's first plan, not counted: it imports libraries and compiles or loads code."""
+    _, data = next(pools_of(name, settings, 0))
     seconds = {PUBLISHED: baseline(data, settings, 0).seconds}
     for spec in specs:
         sampler = spec.in_pool(settings.batch_size, settings.pool)
@@ -118,13 +110,12 @@ def _whole(
     settings: PlannerBenchSettings,
     num_samples: int,
     names: Sequence[str],
-    library: Library,
     specs: Sequence[Spec],
     console: Console,
 ) -> list[Row]:
     rows: list[Row] = []
     for name in names:
-        data = library.get(name, num_samples, 0)
+        data = settings.data_set(name, num_samples, 0)
         if len(data) < num_samples:
             console.print(f"{name} has {len(data)} samples: not planned as a whole of {num_samples}")
             continue
@@ -135,7 +126,7 @@ def _whole(
         num_planned, num_pools = min(settings.pools, num_samples // settings.pool), num_samples // settings.pool
         console.print(
             f"\nWhole data, {num_samples} samples, seeds: {settings.seeds}. The published planner: {num_planned} "
-            f"of its {num_pools} random pools of {settings.pool}, time x {num_pools / num_planned:g}"
+            f"of its {pluralize(num_pools, 'random pool')} of {settings.pool}, time x {num_pools / num_planned:g}"
         )
         seconds: Column = ("seconds", lambda row: "" if row["method"] == RANDOM else f"{row['seconds']:.2f}")
         _print_table(console, rows, [seconds, *_LOSS_COLUMNS])

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import gmean
 from torch import Tensor
 
-from mbcl.bench.embeddings import DataSet, Library
-from mbcl.bench.measure import RANDOM_PARTITIONS, Worth, clock_of, geometric_mean, random_batches, timed_plan, worth
+from mbcl.bench.embeddings import DataSet
+from mbcl.bench.measure import RANDOM_PARTITIONS, Worth, clock_of, random_batches, timed_plan, worth
 from mbcl.bench.published import plan_published
 from mbcl.bench.settings import PlannerBenchSettings
 from mbcl.config.sampler_spec import Spec
@@ -58,14 +59,14 @@ def baseline(data: DataSet, settings: PlannerBenchSettings, seed: int) -> Measur
     return measured(torch.from_numpy(rows_KB), data, settings, seconds=sum(stages.values()), stages=stages)
 
 
-def pools_of(name: str, library: Library, settings: PlannerBenchSettings, seed: int) -> Iterator[tuple[int, DataSet]]:
+def pools_of(name: str, settings: PlannerBenchSettings, seed: int) -> Iterator[tuple[int, DataSet]]:
     """Yield the number and the samples of each pool of one data set and seed."""
-    data = library.get(name, settings.pool * settings.pools, seed)
+    data = settings.data_set(name, settings.pool * settings.pools, seed)
     for number, rows_M in enumerate(pool_rows(len(data), settings.pool, settings.pools, seed)):
         yield number, data.take(rows_M)
 
 
-def compare(name: str, library: Library, specs: Sequence[Spec], settings: PlannerBenchSettings) -> list[dict[str, Any]]:
+def compare(name: str, specs: Sequence[Spec], settings: PlannerBenchSettings) -> list[dict[str, Any]]:
     """Return one row each for random batches, the published planner and every sampler.
 
     The planners take turns on each pool, so that other load on the machine slows all of them alike.
@@ -73,7 +74,7 @@ def compare(name: str, library: Library, specs: Sequence[Spec], settings: Planne
     plans_by_method: dict[str, list[Measured]] = defaultdict(list)
     samplers = {spec.text: spec.in_pool(settings.batch_size, settings.pool) for spec in specs}
     for seed in range(settings.seeds):
-        for number, data in pools_of(name, library, settings, seed):
+        for number, data in pools_of(name, settings, seed):
             batches = random_batches(len(data), settings.batch_size, RANDOM_PARTITIONS, seed)
             plans_by_method[RANDOM].append(measured(batches, data, settings, seconds=0.0))
             plans_by_method[PUBLISHED].append(baseline(data, settings, seed))
@@ -115,7 +116,7 @@ def geometric_means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     means = []
     for method in dict.fromkeys(row["method"] for row in rows if row["method"] != RANDOM):
         values = {ratio: [row[ratio] for row in rows if row["method"] == method] for ratio in RATIOS}
-        mean = {"method": method} | {ratio: geometric_mean(numbers) for ratio, numbers in values.items()}
+        mean = {"method": method} | {ratio: float(gmean(numbers)) for ratio, numbers in values.items()}
         means.append(mean | {f"least_{ratio}": min(numbers) for ratio, numbers in values.items()})
     return means
 

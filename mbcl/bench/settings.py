@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mbcl.bench.embeddings import MAKERS
+from mbcl.bench.embeddings import MAKERS, DataSet
 from mbcl.bench.measure import check_device
 from mbcl.config.sampler_spec import Spec, parse_spec
 from mbcl.errors import ConfigError, nearest
@@ -32,6 +32,14 @@ class PlannerBenchSettings:
     device: str
     out: str | None
     overwrite: bool = False
+
+    def data_set(self, name: str, num_samples: int, seed: int) -> DataSet:
+        """Make the data set of this name, which may have fewer or more than ``num_samples`` samples.
+
+        Raises:
+            DataError: if its files are missing or damaged.
+        """
+        return MAKERS[name](num_samples, self.data_dir, seed).to(self.device)
 
     def check(self) -> list[Spec]:
         """Check all options before the first measurement, and return the samplers' specifications.

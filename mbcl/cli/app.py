@@ -20,7 +20,7 @@ from mbcl.cli.evaluate import add_evaluate
 from mbcl.cli.parser import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Parser, option_values
 from mbcl.cli.plan import add_plan
 from mbcl.cli.synthetic import add_synthetic
-from mbcl.errors import ConfigError, MbclError
+from mbcl.errors import ConfigError, MbclError, pluralize
 
 
 def parser() -> argparse.ArgumentParser:
@@ -131,7 +131,8 @@ def _train(arguments: argparse.Namespace) -> int:
     finally:
         collectives.finish()
     if world.rank == 0:
-        sys.stdout.write(f"{outcome.epochs} epochs; checkpoint {arguments.out}/checkpoints/{outcome.checkpoint}\n")
+        epochs = pluralize(outcome.epochs, "epoch")
+        sys.stdout.write(f"{epochs}; checkpoint {arguments.out}/checkpoints/{outcome.checkpoint}\n")
     return 0
 
 
@@ -167,10 +168,8 @@ def _export(arguments: argparse.Namespace) -> int:
     out = open_store(arguments.out)
     check_writable(out, "--out")
     record = export(open_store(folder), out=out, checkpoint=name, best=arguments.best)
-    encoder = record["build"]["encoder"]["name"]
-    sys.stdout.write(
-        f"{arguments.out}: {encoder}, {record['out_features']} features, of checkpoint {record['checkpoint']['name']}\n"
-    )
+    encoder, features = record["build"]["encoder"]["name"], pluralize(record["out_features"], "feature")
+    sys.stdout.write(f"{arguments.out}: {encoder}, {features}, of checkpoint {record['checkpoint']['name']}\n")
     for way, lines in how_to_load(record, arguments.out.rstrip("/")).items():
         sys.stdout.write(f"with {way}:\n" + "".join(f"  {line}\n" for line in lines))
     sys.stdout.write(f"torchvision: {record['torchvision']['note']}\n")
@@ -237,15 +236,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from mbcl.functional import check_count
     from mbcl.objectives import OBJECTIVES
 
-    within = examine(
-        workers=arguments.workers,
-        objectives=[OBJECTIVES.canonical(name) for name in arguments.objectives or OBJECTIVES],
-        dtypes=arguments.dtypes,
-        accumulations=arguments.accumulation,
-        steps=check_count("--steps", arguments.steps),
-        out=arguments.out,
-    )
-    return 0 if within else EXIT_FAILED
+    arguments.objectives = [OBJECTIVES.canonical(name) for name in arguments.objectives or OBJECTIVES]
+    check_count("--steps", arguments.steps)
+    return 0 if examine(**option_values(arguments)) else EXIT_FAILED
 
 
 def _add_list(commands: Any) -> None:

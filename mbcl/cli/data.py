@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mbcl.cli.parser import Parser
+from mbcl.errors import ConfigError, pluralize
 
 if TYPE_CHECKING:
     from mbcl.data import ImageSet, Splits
@@ -94,8 +95,8 @@ def _print_packed(packed: Packed) -> None:
     size = sum(path.stat().st_size for path in packed.path.parent.glob(f"{packed.path.stem}[.-]*"))
     train = f"{packed.num_train:,} training and " if packed.num_train else ""
     sys.stdout.write(
-        f"{packed.path}: {train}{packed.num_test:,} test images of {packed.size} x {packed.size}; {size:,} bytes, "
-        f"{size / raw:.3f} of the raw pixels; {packed.seconds:.1f} s\n"
+        f"{packed.path}: {train}{pluralize(packed.num_test, 'test image', ',')} of {packed.size} x {packed.size}; "
+        f"{size:,} bytes, {size / raw:.3f} of the raw pixels; {packed.seconds:.1f} s\n"
     )
 
 
@@ -113,7 +114,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
             nonlocal last_printed
             if done == num or done >= last_printed + _PROGRESS_STEP * num:
                 last_printed = done
-                sys.stderr.write(f"{done:,} of {num:,} images\n")
+                sys.stderr.write(f"{done:,} of {pluralize(num, 'image', ',')}\n")
 
         yield line
         return
@@ -136,8 +137,8 @@ def _check(arguments: argparse.Namespace) -> int:
         counts = counts[counts > 0]
         side = " x ".join(str(size) for size in part.images.shape[1:])
         sys.stdout.write(
-            f"{title + ' part':14} {len(part):,} images of {side}, {len(counts)} classes of {int(counts.min()):,} to "
-            f"{int(counts.max()):,}\n"
+            f"{title + ' part':14} {pluralize(len(part), 'image', ',')} of {side}, "
+            f"{pluralize(len(counts), 'class')} of {int(counts.min()):,} to {int(counts.max()):,}\n"
         )
     for line in _duplicate_lines(splits):
         sys.stdout.write(line + "\n")
@@ -153,10 +154,10 @@ def _duplicate_lines(splits: Splits) -> Iterator[str]:
     repeated = [places for places in places_by_digest.values() if len(places) > 1]
     across_parts = [places for places in repeated if len({title for title, _, _ in places}) > 1]
     across_classes = [places for places in repeated if len({label for _, _, label in places}) > 1]
-    yield f"{'twice':14} {len(repeated):,} images"
+    yield f"{'twice':14} {pluralize(len(repeated), 'image', ',')}"
     for title, duplicates in (("in both parts", across_parts), ("in two classes", across_classes)):
         first = f", first {_describe(splits, duplicates[0])}" if duplicates else ""
-        yield f"{title:14} {len(duplicates):,} images{first}"
+        yield f"{title:14} {pluralize(len(duplicates), 'image', ',')}{first}"
 
 
 def _describe(splits: Splits, places: list[tuple[str, int, int]]) -> str:
@@ -169,7 +170,6 @@ def _describe(splits: Splits, places: list[tuple[str, int, int]]) -> str:
 
 def _check_corrupted(arguments: argparse.Namespace) -> int:
     from mbcl.data import CORRUPTED, check_complete, corrupted_available, load, load_corrupted
-    from mbcl.errors import ConfigError
 
     for option, value in (("--data-dir", arguments.data_dir), ("--clean-dir", arguments.clean_dir)):
         if value is None:
@@ -182,6 +182,7 @@ def _check_corrupted(arguments: argparse.Namespace) -> int:
             corrupted = load_corrupted(arguments.data, corruption=corruption, severity=severity, clean=clean, **source)
             distance = (corrupted.images.float() - clean.images.float()).abs().mean()
             sys.stdout.write(
-                f"{corruption:18} {severity}  {len(corrupted):,} images, {distance:.1f} of 255 from the clean ones\n"
+                f"{corruption:18} {severity}  {pluralize(len(corrupted), 'image', ',')}, {distance:.1f} of 255 from "
+                f"the clean ones\n"
             )
     return 0

@@ -13,12 +13,14 @@ from rich.console import Console
 
 from mbcl import __version__
 from mbcl.distributed.collectives import World
-from mbcl.distributed.launch import launch
 from mbcl.engine.gradient_parity import BATCH_SIZE, CHUNK_SIZE, Case, Errors, certify
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, pluralize
 from mbcl.io.store import check_writable, open_store, write_text
+from mbcl.testing import run_on_gloo
 
 FILE = "doctor.json"
+TIMEOUT_SECONDS = 7 * 24 * 3600.0
+"""A week, for any number of steps: a rank that fails or dies ends the comparison at once."""
 _LINE = "{:<10} {:>7}  {:<8} {:<12} {:>8} {:>9} {:>8} {:>6}  {}"
 _COLUMNS = ("objective", "workers", "dtype", "accumulation", "loss", "gradients", "state", "bound", "")
 
@@ -28,9 +30,9 @@ def examine(
     workers: Sequence[int],
     objectives: Sequence[str],
     dtypes: Sequence[str],
-    accumulations: Sequence[str],
+    accumulation: Sequence[str],
     steps: int,
-    out: str | None = None,
+    out: str | None,
 ) -> bool:
     """Certify every combination, print the errors, and return whether all are within their bounds.
 
@@ -42,27 +44,28 @@ def examine(
     store = None if out is None else open_store(out)
     if store is not None:
         check_writable(store, "--out")
-    shared = CHUNK_SIZE if "cached" in accumulations else BATCH_SIZE
+    shared = CHUNK_SIZE if "cached" in accumulation else BATCH_SIZE
     for size in workers:
         if size < 1 or shared % size:
             raise ConfigError(f"--workers: found {size}, allowed are divisors of {shared}")
-    cases = [Case(*values, steps=steps) for values in product(objectives, dtypes, accumulations)]
+    cases = [Case(*values, steps=steps) for values in product(objectives, dtypes, accumulation)]
     console = Console(highlight=False)
     console.print(f"mbcl {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     console.print(
-        f"{steps} steps on batches of {BATCH_SIZE} (cached accumulation: chunks of {CHUNK_SIZE}) against one process\n"
-        "with whole batches: largest errors, relative to each tensor's largest entry"
+        f"{pluralize(steps, 'step')} on batches of {BATCH_SIZE} (cached accumulation: chunks of {CHUNK_SIZE}) against "
+        "one process\nwith whole batches: largest errors, relative to each tensor's largest entry"
     )
     console.print(_LINE.format(*_COLUMNS).rstrip())
     results = []
     for size in workers:
-        with console.status(f"{size} gloo process{'es' if size > 1 else ''}, {len(cases)} cases"):
-            errors_by_case = launch(_certify_all, size, cases)[0]
+        with console.status(f"{pluralize(size, 'gloo process')}, {pluralize(len(cases), 'case')}"):
+            errors_by_case = run_on_gloo(_certify_all, size, cases, timeout=TIMEOUT_SECONDS)[0]
         for case, errors in zip(cases, errors_by_case, strict=True):
             console.print(_line(size, case, errors))
             results.append({"workers": size, **asdict(case), **asdict(errors), "within": errors.within})
     beyond = sum(not result["within"] for result in results)
-    console.print(f"{len(results)} comparisons, {beyond} beyond their bounds" if beyond else "all within their bounds")
+    comparisons = pluralize(len(results), "comparison")
+    console.print(f"{comparisons}, {beyond} beyond their bounds" if beyond else "all within their bounds")
     if store is not None:
         write_text(store, FILE, json.dumps({"torch": torch.__version__, "results": results}, indent=1))
     return beyond == 0

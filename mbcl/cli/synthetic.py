@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mbcl.cli.parser import option_values
 from mbcl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,19 +72,13 @@ def _synthetic(arguments: argparse.Namespace, write_report: WriteReport) -> int:
     names = {parse_spec(text).name for text in arguments.samplers}
     if arguments.published_points and "osgd_exhaustive" not in names:
         raise ConfigError("--published-points is about osgd_exhaustive, which is not among --samplers")
+    own = ("dim", "batch_size", "samplers", "seeds", "first_seed", "overwrite", "out")
     settings = Settings(
-        n=arguments.n,
+        **option_values(arguments, *own),
         dim=2 * arguments.n if arguments.dim is None else arguments.dim,
         batch_sizes=tuple(arguments.batch_size),
-        steps=arguments.steps,
         samplers=tuple(arguments.samplers),
         seeds=tuple(range(first, first + arguments.seeds)),
-        lr=arguments.lr,
-        accumulate=arguments.accumulate,
-        equal_init=arguments.equal_init,
-        log_every=arguments.log_every,
-        published_points=arguments.published_points,
-        restarts=arguments.restarts,
     )
     store = open_store(arguments.out)
     _check_free(store, arguments.overwrite)

@@ -173,11 +173,9 @@ def validate(model: type[M], content: Any, source: str) -> M:
 
 @cache
 def parameters_model(part: Callable[..., Any], provided: frozenset[str]) -> type[BaseModel]:
-    """Create the pydantic model of a component's parameters from the signature of its class or factory.
+    """Create the pydantic model of a component's annotated keyword-only parameters from its class or factory.
 
-    Args:
-        part: a registered class or factory with annotated keyword-only parameters.
-        provided: parameters that the experiment supplies itself, such as ``batch_size``.
+    The experiment supplies the parameters ``provided``, such as ``batch_size``, itself.
     """
     target = part.func if isinstance(part, partial) else part
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)

@@ -35,8 +35,7 @@ def canonical(part: str, name: str) -> str:
 def defaults(part: str, name: str) -> dict[str, Any] | None:
     """Return the parameters of a component with their defaults, ``inspect.Parameter.empty`` for required ones.
 
-    Returns:
-        None if no component has this name.
+    It is None if no component has this name.
     """
     try:
         factory = registry_of(part)[name]

@@ -15,7 +15,7 @@ from mbcl.config.base import Component, ComponentOf, ConfigModel, PathConfigErro
 from mbcl.config.evaluation import Evaluation
 from mbcl.data import DATASETS
 from mbcl.data.datasets.request import LARGEST_SIZE, LEAST_SIZE
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, pluralize
 from mbcl.models import ENCODERS
 from mbcl.models.activation import Activation
 from mbcl.objectives import OBJECTIVES, Objective, StatefulObjective
@@ -322,9 +322,10 @@ class Experiment(ExperimentModel):
         if not self.build_sampler().needs_embeddings:
             return []
         epochs, planner = self.train.epochs, self.planner
+        num_epochs = pluralize(epochs, "epoch")
         if planner.warmup_epochs >= epochs:
             return [
-                f"planner.warmup_epochs {planner.warmup_epochs} leaves none of the {epochs} epochs, so nothing is "
+                f"planner.warmup_epochs {planner.warmup_epochs} leaves none of the {num_epochs}, so nothing is "
                 f"planned; allowed for a planned epoch: at most {epochs - 1}"
             ]
         schedulable = sorted(set(PlannerSchedule.model_fields) & set(self.sampler.parameters))
@@ -335,7 +336,8 @@ class Experiment(ExperimentModel):
             for parameter in scheduled
             if parameter not in schedulable
         ] + [
-            f"planner.schedule.{parameter}.{epoch}: there are {epochs} epochs, 0 to {epochs - 1}, so it is not used"
+            f"planner.schedule.{parameter}.{epoch}: there {'is' if epochs == 1 else 'are'} {num_epochs}, 0 to "
+            f"{epochs - 1}, so it is not used"
             for parameter, epoch, _ in planner.schedule.steps()
             if parameter in schedulable and epoch >= epochs
         ]
@@ -372,11 +374,7 @@ class Experiment(ExperimentModel):
         return sampler
 
     def build_objective(self, num_samples: int = 1) -> Objective:
-        """Build the objective of this experiment.
-
-        Args:
-            num_samples: N, for objectives with state per sample; others ignore it.
-        """
+        """Build the objective of this experiment; N is for objectives with state per sample."""
         needs_num_samples = "num_samples" in inspect.signature(OBJECTIVES[self.objective.name]).parameters
         provided = {"num_samples": num_samples} if needs_num_samples else {}
         return build_objective(self.objective.name, **provided, **self.objective.parameters)

@@ -15,13 +15,7 @@ FORM = "NAME or NAME:KEY=VALUE,KEY=VALUE"
 
 @dataclass(frozen=True)
 class Spec:
-    """A sampler with its given parameters.
-
-    Args:
-        text: the specification as given, which is the sampler's label in tables.
-        name: the registered name.
-        parameters: the given parameters.
-    """
+    """A sampler with its given parameters; ``text`` is the specification as given, the sampler's label in tables."""
 
     text: str
     name: str

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mbcl.data.views.recipe import ViewRecipe
-from mbcl.errors import ConfigError, DataError
+from mbcl.errors import ConfigError, DataError, pluralize
 from mbcl.seeding import numpy_generator
 
 _TRANSFER_CHUNK = 4096
@@ -70,7 +70,8 @@ class ImageSet:
         if self.files and len(self.files) != len(self):
             raise DataError(f"{self.name}: {len(self)} images, but {len(self.files)} names of files")
         if not len(self.mean) == len(self.std) == self.channels:
-            raise DataError(f"{self.name}: {self.channels} channels, but {len(self.mean)} means, {len(self.std)} stds")
+            means, stds = pluralize(len(self.mean), "mean"), pluralize(len(self.std), "std")
+            raise DataError(f"{self.name}: {pluralize(self.channels, 'channel')}, but {means}, {stds}")
 
     def __len__(self) -> int:
         return len(self.images if self.rows is None else self.rows)

@@ -1,1 +1,1 @@
-"""Multi-process training: collectives, synchronised batch norm, and a launcher for one machine."""
+"""Multi-process training: collectives and synchronised batch norm."""

@@ -27,21 +27,13 @@ R = TypeVar("R")
 DISTRIBUTED_ERRORS = (td.DistError,)
 """What torch.distributed raises for a lost peer, where it does not raise a plain RuntimeError."""
 
-RENDEZVOUS_SECONDS = 300
-"""Timeout of a process group whose processes rendezvous at a file."""
 ROUND_SECONDS = 60.0
 """How long a rank works between two heartbeat collectives: well below the timeout of a collective."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's rank, the number of workers, and the device.
-
-    Args:
-        rank: 0 .. size - 1.
-        size: W, how many workers train together.
-        device: where this worker computes.
-    """
+    """This process's rank, 0 to W - 1, the number W of workers that train together, and this worker's device."""
 
     rank: int = 0
     size: int = 1
@@ -70,23 +62,13 @@ def init_from_env() -> World:
     return current(device)
 
 
-def init_from_file(rendezvous: Path, rank: int, size: int, *, timeout: float = RENDEZVOUS_SECONDS) -> World:
-    """Join a gloo group of CPU processes with a file rendezvous.
+def init_from_file(rendezvous: Path, rank: int, size: int, *, timeout: float) -> None:
+    """Join a gloo group of ``size`` CPU processes at a file, which must not exist before the first one joins.
 
-    Args:
-        rendezvous: a file that must not exist before the first process joins.
-        rank: of this process.
-        size: W, the number of processes.
-        timeout: seconds, of the rendezvous and of every collective.
+    ``timeout``: seconds, of the rendezvous and of every collective.
     """
-    td.init_process_group(
-        "gloo",
-        init_method=f"file://{rendezvous}",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=timeout),
-    )
-    return current()
+    limit = timedelta(seconds=timeout)
+    td.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=limit)
 
 
 def finish() -> None:
@@ -141,10 +123,6 @@ def gather_objects(value: Any, world: World) -> list[Any]:
 
 def raise_on_any_rank(error: MbclError | None, world: World) -> None:
     """Raise on every rank if any rank failed, so that none hangs in a collective that a failed rank never joins.
-
-    Args:
-        error: this rank's failure, or None.
-        world: the ranks, all of which call this.
 
     Raises:
         MbclError: on every rank, if any failed: the rank's own error if it has one, else the lowest failing rank's.
@@ -207,12 +185,8 @@ def run_while_ranks_wait(function: Callable[..., R], world: World, *arguments: A
 def all_gather_ragged(x: Tensor, world: World) -> Tensor:
     """Gather ragged tensors from all ranks, without gradient: all rows in rank order.
 
-    Args:
-        x: (B, ...); B may differ between ranks, the rest of the shape must not; any dtype and device.
-        world: the ranks.
-
-    Returns:
-        (sum of B, ...) on the device of ``x``.
+    From (B, ...), where B may differ between ranks but not the rest of the shape, to (sum of B, ...), in any dtype and
+    on any device.
     """
     if world.size == 1:
         return x.detach()
@@ -230,12 +204,8 @@ def all_gather_ragged(x: Tensor, world: World) -> Tensor:
 def all_gather_stack(x: Tensor, world: World) -> Tensor:
     """Gather tensors of equal shape from all ranks and stack them in rank order, without gradient.
 
-    Args:
-        x: any shape and a dtype that the backend supports, the same on every rank.
-        world: the ranks.
-
-    Returns:
-        (W, ...) on the device of ``x``.
+    Shape and dtype, one that the backend supports, are the same on every rank. The result is (W, ...), on the device of
+    ``x``.
     """
     if world.size == 1:
         return x.detach()[None]
@@ -249,11 +219,8 @@ def sum_gradients(parameters: Iterable[Tensor], world: World) -> None:
     """Sum ``.grad`` over the ranks, in place, with one bucket and collective per dtype and device.
 
     A parameter with a gradient on some ranks only counts as zero on the others, and all ranks have the sum afterwards.
-    A parameter without a gradient on any rank keeps None, so that an optimiser skips it on every rank or on none.
-
-    Args:
-        parameters: the same ones in the same order on every rank; their gradients are dense.
-        world: the ranks; nothing happens in a world of one.
+    A parameter without a gradient on any rank keeps None, so that an optimiser skips it on every rank or on none. All
+    ranks pass the same parameters in the same order, with dense gradients.
     """
     if world.size == 1:
         return
@@ -287,14 +254,8 @@ def gather_with_grad(x: Tensor, world: World) -> Tensor:
     """Gather all ranks' rows in rank order, with gradient.
 
     The backward pass sums the gradients of this rank's rows over the ranks: if every rank's loss depends on all rows,
-    each row receives the gradient of the sum of all ranks' losses.
-
-    Args:
-        x: (B, ...) float, the same shape on every rank.
-        world: the ranks.
-
-    Returns:
-        (W·B, ...); ``x`` itself in a world of one.
+    each row receives the gradient of the sum of all ranks' losses. From (B, ...) float, the same shape on every rank,
+    to (W·B, ...).
     """
     if world.size == 1:
         return x

@@ -66,13 +66,8 @@ def merge_moments(parts_RM: Tensor) -> tuple[Tensor, Tensor, int]:
 def update_running(layer: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
     """Update the running statistics as torch does, if they are tracked.
 
-    The average is exponential, or cumulative if ``momentum`` is None.
-
-    Args:
-        layer: modified in place.
-        mean: (C,) of the batch.
-        var: (C,) of the batch, biased.
-        count: values per channel.
+    The average is exponential, or cumulative if ``momentum`` is None. ``mean`` and ``var``, which is biased, are (C,),
+    of a batch with ``count`` values per channel.
     """
     if not (layer.training and layer.track_running_stats) or layer.running_mean is None or layer.running_var is None:
         return
@@ -167,14 +162,8 @@ def convert_sync_batchnorm(model: M, world: World) -> M:
     """Make every batch norm of a model use the statistics of the global batch.
 
     torch's own layer rejects CPU tensors; the layers of this module replace it there. Parameters and buffers keep
-    their identity and names, so state dicts are interchangeable between one and several workers.
-
-    Args:
-        model: modified in place, unless the model is itself a batch norm.
-        world: its device decides which layer is used.
-
-    Returns:
-        The converted model. In a world of one and in evaluation mode it computes what it did before.
+    their identity and names, so state dicts are interchangeable between one and several workers. The model is modified
+    in place, unless it is itself a batch norm. In a world of one and in evaluation mode it computes what it did before.
     """
     if world.device.type == "cuda":
         converted: M = nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -29,11 +29,7 @@ def load_parts(experiment: Experiment) -> tuple[SplitData, DataSizes, Contrastiv
 def build_learner(experiment: Experiment, data: SplitData, model: ContrastiveModel, world: World) -> Learner:
     """Build the learner of this rank as it is before the first step.
 
-    Args:
-        experiment: the configuration.
-        data: its images.
-        model: its model with initial weights, the same on every rank; modified in place.
-        world: this rank and the number of ranks.
+    ``model`` has its initial weights, the same on every rank, and is modified in place.
 
     Raises:
         ConfigError: if ``train.compile`` is set but torch.compile does not work on this machine.

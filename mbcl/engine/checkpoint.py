@@ -73,19 +73,8 @@ def save(
     """Write a checkpoint and delete the superseded ones.
 
     The manifest is the commit marker and is written last: an interrupted write leaves a folder without a manifest,
-    which is not a checkpoint.
-
-    Args:
-        store: the trial's folder.
-        epoch: the number of completed epochs.
-        step: steps done in the next one; 0 at an epoch's end.
-        state: see :class:`Checkpoint`.
-        meta: see :class:`Checkpoint`.
-        keep: how many of the newest checkpoints at epoch ends to retain.
-        best: the epoch whose checkpoint is retained in addition.
-
-    Returns:
-        The checkpoint's name.
+    which is not a checkpoint. The ``keep`` newest checkpoints at epoch ends are retained, and that of the epoch
+    ``best``. For the rest see :class:`Checkpoint` and :func:`name_of`, whose name for this one is returned.
     """
     name = name_of(epoch, step)
     folder = store.child(f"{FOLDER}/{name}")

@@ -24,11 +24,6 @@ class EmbeddingCache:
 
     Timestamps count steps: fresh embeddings computed before step s of the training have time s, those of the step
     itself time s + 1. The cache is initialised with fresh embeddings of all samples.
-
-    Args:
-        num_samples: N.
-        steps_per_epoch: for ages in epochs.
-        world: the ranks.
     """
 
     def __init__(self, num_samples: int, steps_per_epoch: int, world: World) -> None:

@@ -33,12 +33,7 @@ class ViewKey:
 
 
 def two_views(images: ImageSet, positions: Tensor, key: ViewKey) -> Tensor:
-    """Compute both views of some samples.
-
-    Args:
-        images: the data set, on the device that computes.
-        positions: (B,) int64 CPU tensor of data-set positions.
-        key: selects the views.
+    """Compute both views of the samples at (B,) int64 data-set positions on the CPU, on the device of the images.
 
     Returns:
         (2B, C, H, W) float32: all first views, then all second views.

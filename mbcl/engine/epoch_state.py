@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbcl.engine.metrics_log import empty_row
+from mbcl.engine.metrics_log import KEYS
 from mbcl.plan import BatchPlan
 
 STAGES = ("train", "embed", "wait", "eval")
@@ -125,7 +125,7 @@ class EpochProgress:
 
     def row(self, *, lr: float) -> dict[str, float | int | None]:
         """Build the row of metrics, with every key; ``lr`` is the learning rate of the last step."""
-        row = empty_row()
+        row: dict[str, float | int | None] = dict.fromkeys(KEYS)
         row["epoch"] = self.epoch + 1
         row["step"] = (self.epoch + 1) * self.step
         row["train/loss"] = float(self.losses.mean())

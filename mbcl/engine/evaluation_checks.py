@@ -6,17 +6,13 @@ from mbcl.config.evaluation import Corrupted, Evaluation
 from mbcl.data import CORRUPTIONS, ImageSet, check_corrupted, corrupted_available
 from mbcl.data.datasets.request import Verify
 from mbcl.engine.setup import SplitData
-from mbcl.errors import ConfigError, nearest
+from mbcl.errors import ConfigError, nearest, pluralize
 
 
 def check_evaluation(settings: Evaluation, data: SplitData, *, name: str, verify: Verify = "warn") -> None:
-    """Raise if these images do not allow the evaluation.
+    """Raise if these images of the data set ``name`` do not allow the evaluation.
 
-    Args:
-        settings: the evaluation block.
-        data: the images.
-        name: the data set's name.
-        verify: whether unofficial files of a corrupted set are a warning or an error.
+    ``verify``: whether unofficial files of a corrupted set are a warning or an error.
 
     Raises:
         ConfigError: naming the key, the value found and the values allowed.
@@ -24,7 +20,8 @@ def check_evaluation(settings: Evaluation, data: SplitData, *, name: str, verify
     """
     num_train, metrics = len(data.train), settings.metrics
     if "knn" in metrics and settings.knn.k > num_train:
-        raise ConfigError(f"evaluation.knn.k: {settings.knn.k} is above the {num_train} training images of {name}")
+        images = pluralize(num_train, "training image")
+        raise ConfigError(f"evaluation.knn.k: {settings.knn.k} is above the {images} of {name}")
     if "probe" in metrics and len(data.train.labels.unique()) < 2:
         raise ConfigError(f"evaluation.metrics: probe needs 2 classes, but the training images of {name} have one")
     if "repr" in metrics and len(data.part(settings.split)) < 2:
@@ -49,11 +46,7 @@ def _check_corrupted(settings: Corrupted, clean: ImageSet, *, name: str, verify:
 
 
 def corruptions_of(settings: Corrupted, name: str) -> dict[int, list[str]]:
-    """Return the corruptions to evaluate by severity: the configured ones, or all available ones.
-
-    Args:
-        settings: the block ``evaluation.corrupted``.
-        name: the clean data set's name.
+    """Return the corruptions of the clean data set ``name`` by severity: the configured ones, or all available ones.
 
     Raises:
         DataError: if the folder of the official set does not exist.
@@ -76,8 +69,8 @@ def corruptions_of(settings: Corrupted, name: str) -> dict[int, list[str]]:
             )
         if len(present) < (2 if "within" in settings.meanings else 1):
             raise ConfigError(
-                f"evaluation.corrupted.severities: {settings.dir} has {len(present)} corruptions of severity "
-                f"{severity}, too few"
+                f"evaluation.corrupted.severities: {settings.dir} has "
+                f"{pluralize(len(present), 'corruption')} of severity {severity}, too few"
             )
         selected[severity] = settings.corruptions or present
     return selected

@@ -25,10 +25,9 @@ from mbcl.engine.setup import SplitData, load_data, model_of
 from mbcl.engine.step import Learner
 from mbcl.models import ContrastiveModel
 from mbcl.objectives import Objective
+from mbcl.testing._shares import EXACT, relative_error
 
 DTYPES = ("float64", "float32")
-EXACT = 1e-9
-"""The largest error in float64 that is attributed to rounding."""
 SPREAD = 30.0
 """The largest error in float32 that is attributed to rounding, in units of a single process's rounding error.
 
@@ -44,13 +43,9 @@ LEARNING_RATE = 0.003
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration to certify.
+    """One configuration to certify: ``dtype`` is ``float64`` or ``float32``, ``accumulation`` ``none`` or ``cached``.
 
-    Args:
-        objective: the objective's name.
-        dtype: ``float64`` or ``float32``.
-        accumulation: ``none`` or ``cached``.
-        steps: the number of steps; per-sample state is read again from the second on.
+    Per-sample state is read again from the second step on.
     """
 
     objective: str
@@ -82,11 +77,7 @@ class Errors:
 
 
 def certify(world: World, case: Case) -> Errors:
-    """Compare this rank's training with that of a single process. A collective call.
-
-    Returns:
-        The largest errors of any rank, and their bound.
-    """
+    """Compare this rank's training with that of a single process: the largest errors of any rank. A collective call."""
     experiment = _experiment(case)
     data = load_data(experiment.data, seed=experiment.seed)
     batches = list(_batches(experiment, len(data.train), case.steps))
@@ -187,14 +178,3 @@ def _largest_error(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     if list(actual) != list(expected):
         return math.inf
     return max((relative_error(actual[name], tensor) for name, tensor in expected.items()), default=0.0)
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Return the largest absolute difference, divided by the largest absolute entry of ``expected``.
-
-    It is 0 if both are equal; infinite if only ``expected`` is 0, or if a number is not finite.
-    """
-    if not (torch.isfinite(actual).all() and torch.isfinite(expected).all()):
-        return math.inf
-    difference = (actual.double() - expected.double()).abs().max()
-    return float(difference / expected.double().abs().max()) if difference > 0 else 0.0

@@ -44,11 +44,6 @@ KEYS = (
 """The schema of ``metrics.jsonl``: every line has every key; a value that was not measured is null."""
 
 
-def empty_row() -> dict[str, float | int | None]:
-    """Return a row with every key and no values."""
-    return dict.fromkeys(KEYS)
-
-
 def write_config(store: Store, experiment: Experiment, sizes: DataSizes) -> None:
     """Write ``config.yaml``: the resolved experiment, and the sizes derived from the data as comments."""
     content = experiment.model_dump(mode="json")
@@ -67,9 +62,7 @@ class MetricsLog:
     def go_on(self, epoch: int, last: Row) -> None:
         """Truncate the log to the first ``epoch`` epochs, those before the checkpoint to resume from.
 
-        Args:
-            epoch: the number of epochs that the checkpoint has completed.
-            last: the row of the last of them, as stored in the checkpoint; its line may have been lost.
+        ``last`` is the row of the last of them, as stored in the checkpoint; its line may have been lost.
         """
         self._rows = [row for row in read_rows(self._store) if (row.get("epoch") or 0) <= epoch]
         if epoch and all(row.get("epoch") != epoch for row in self._rows):

@@ -34,13 +34,8 @@ def make_plan(
 ) -> PlannedBatches:
     """Compute, check and score a plan; every plan service calls this.
 
-    Args:
-        sampler: one that needs embeddings.
-        embeddings: of all ``num_samples`` samples, rows in any order.
-        key: epoch and rounds; the plans of several rounds are joined in their order.
-        num_samples: N.
-        seed: the experiment's seed.
-        map_pools: maps the sampler's function over its pools, serially or in parallel.
+    The embeddings are those of all N samples, rows in any order. The plans of several rounds are joined in their order.
+    ``map_pools`` maps the sampler's function over its pools, serially or in parallel.
 
     Raises:
         PlanError: if the embeddings or the plan are invalid.
@@ -84,11 +79,6 @@ class LocalPlanService:
     training, in a single-threaded background process: planning sets the number of threads of its whole process. If the
     embeddings are on a GPU and the sampler can plan there, the request computes the plan itself: that takes
     milliseconds, less than copying the embeddings to the background process.
-
-    Args:
-        num_samples: N.
-        seed: the experiment's seed.
-        world: this rank and the number of ranks.
     """
 
     def __init__(self, *, num_samples: int, seed: int, world: World) -> None:
@@ -168,11 +158,7 @@ def _plan_in_background(attempt: Attempt, arrays: list[NDArray[Any]]) -> dict[st
 
 
 def share_plan(planned: PlannedBatches | MbclError | None, world: World) -> PlannedBatches:
-    """Broadcast rank 0's plan or its failure, so that no rank waits for a plan that failed.
-
-    Args:
-        planned: the plan or its failure on rank 0, None elsewhere.
-        world: the ranks.
+    """Broadcast rank 0's plan or its failure, so that no rank waits for a plan that failed; elsewhere it is None.
 
     Raises:
         MbclError: on every rank alike, if planning failed on rank 0.

@@ -26,12 +26,7 @@ Shard = tuple[Embeddings, float]
 
 @dataclass(frozen=True)
 class MadePlan:
-    """A plan that was computed from embeddings.
-
-    Args:
-        planned: the plan with its metrics.
-        made_in: the epoch in which the embeddings were computed, mean over the samples.
-    """
+    """A plan from embeddings, and ``made_in``, the epoch in which they were computed, mean over the samples."""
 
     planned: PlannedBatches
     made_in: float
@@ -59,13 +54,7 @@ class PlanSource:
 
     The experiment and the current step alone determine when a plan is computed, so all ranks agree without
     communication. With ``planner.overlap: 1`` at most one plan is computed concurrently with training; a checkpoint
-    waits for it and includes it.
-
-    Args:
-        experiment: the configuration.
-        learner: whose projections samplers plan on.
-        plans: the plan service, used if the sampler needs embeddings.
-        steps_per_epoch: of the experiment.
+    waits for it and includes it. The plan service is used if the sampler needs embeddings: the learner's projections.
     """
 
     def __init__(self, experiment: Experiment, learner: Learner, plans: PlanService, *, steps_per_epoch: int) -> None:

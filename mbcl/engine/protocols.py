@@ -54,11 +54,8 @@ class PlanService(Protocol):
     def request(self, key: PlanKey, shard: Embeddings, sampler: Sampler, *, ahead: bool = False) -> None:
         """Request a plan and pass in this rank's shard of the embeddings; asynchronous if planning runs elsewhere.
 
-        Args:
-            key: identifies the plan; several requests may be pending.
-            shard: this rank's rows.
-            sampler: computes the plan; a schedule may change it from epoch to epoch.
-            ahead: whether training continues before the plan is received.
+        Several requests may be pending. A schedule may change the sampler from epoch to epoch. ``ahead`` says whether
+        training continues before the plan is received.
         """
 
     def receive(self, key: PlanKey) -> PlannedBatches:

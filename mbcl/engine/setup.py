@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mbcl.config.experiment import Data, Experiment
 from mbcl.data import ImageSet, clean_views, load, split_validation
-from mbcl.errors import CheckpointError, ConfigError, SamplerWarning
+from mbcl.errors import CheckpointError, ConfigError, SamplerWarning, pluralize
 from mbcl.models import ContrastiveModel
 from mbcl.models import build as build_model
 from mbcl.samplers import Sampler
@@ -73,9 +73,8 @@ def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
     num_train = len(data.train)
     batch_size = experiment.train.batch_size
     if batch_size > num_train:
-        raise ConfigError(
-            f"train.batch_size: {batch_size} is above the {num_train} training samples of {experiment.data.name}"
-        )
+        samples = pluralize(num_train, "training sample")
+        raise ConfigError(f"train.batch_size: {batch_size} is above the {samples} of {experiment.data.name}")
     for line in experiment.unused_planning():
         warnings.warn(line, SamplerWarning, stacklevel=2)
     samplers = experiment.samplers()
@@ -106,8 +105,8 @@ def _check_shape(sampler: Sampler, num_train: int) -> None:
         )
     if sampler.plan_length(num_train) > steps:
         raise ConfigError(
-            f"sampler {sampler.name!r}: its {sampler.plan_length(num_train):,} batches are more than the {steps} steps "
-            f"of an epoch, so most would never be trained on; it is for `mbcl synthetic`"
+            f"sampler {sampler.name!r}: its {sampler.plan_length(num_train):,} batches are more than the "
+            f"{pluralize(steps, 'step')} of an epoch, so most would never be trained on; it is for `mbcl synthetic`"
         )
 
 
@@ -130,12 +129,7 @@ def channels_of(weights: Mapping[str, Tensor]) -> int:
 
 
 def load_model(experiment: Experiment, weights: Mapping[str, Tensor], *, in_channels: int) -> ContrastiveModel:
-    """Build the experiment's model with stored weights, in training mode on the CPU.
-
-    Args:
-        experiment: the experiment that defines the model.
-        weights: its state dict.
-        in_channels: of its images.
+    """Build the experiment's model with the weights of a state dict, in training mode on the CPU.
 
     Raises:
         CheckpointError: if the weights do not belong to this model.
@@ -153,10 +147,7 @@ def load_model(experiment: Experiment, weights: Mapping[str, Tensor], *, in_chan
 
 
 def check_model(experiment: Experiment, data: SplitData) -> ContrastiveModel:
-    """Build the model and run it on two images: some encoders reject small images only in their forward pass.
-
-    Returns:
-        The model with its initial weights, in evaluation mode.
+    """Build the model, in evaluation mode, and run it: some encoders reject small images only in their forward pass.
 
     Raises:
         ConfigError: if the encoder cannot be built or cannot take images of this size.

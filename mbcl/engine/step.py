@@ -1,7 +1,8 @@
 """One training step: views, encoder, gather, objective, backward, optimiser.
 
-The scale is the same for all objectives: a rank's loss is the sum over its own anchors, divided by the number of
-anchors in the global batch. The sum over ranks is then the loss of the whole batch. The gather's backward sums over
+Ranks' losses are summed. With candidates, a rank's loss is the sum over its own anchors, divided by the number
+of anchors in the global batch, so the sum over ranks is the loss of the whole batch. With the distribution ``local`` it
+is the objective of the rank's own part, so the sum over W ranks is W times their mean. The gather's backward sums over
 ranks, so each rank's gradients are its samples' share of the whole batch's. DDP averages them over the W ranks, so
 there the loss is multiplied by W first; where chunks are accumulated without DDP, they are summed.
 """
@@ -36,7 +37,7 @@ class StepOutput:
     """The output of a step, detached.
 
     Args:
-        loss: scalar, this rank's share of the batch's loss; the sum over ranks is the loss.
+        loss: scalar, this rank's share; the sum over ranks is the loss.
         positions: (b,) int64 CPU tensor, this rank's samples.
         z1: (b, D) their projections of view 1, float32 or better.
         z2: (b, D) of view 2.
@@ -89,13 +90,9 @@ class Learner:
         return derive(seed, "views")
 
     def step(self, batch: Tensor, *, epoch: int, lr: float) -> StepOutput:
-        """Train on one global batch.
+        """Train on one global batch, on the views of ``epoch``.
 
-        Args:
-            batch: (B,) int64 CPU tensor, the data-set positions of the global batch; B and the chunk size are divisible
-                by the number of ranks.
-            epoch: the epoch of the views.
-            lr: learning rate of this step.
+        ``batch`` holds (B,) int64 data-set positions on the CPU. The number of ranks divides B and the chunk size.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr

@@ -17,7 +17,7 @@ from mbcl.engine.epoch_state import EpochProgress
 from mbcl.engine.plan_source import PlanSource
 from mbcl.engine.setup import DataSizes
 from mbcl.engine.step import Learner
-from mbcl.errors import CheckpointError
+from mbcl.errors import CheckpointError, pluralize
 from mbcl.io.store import Store
 
 logger = logging.getLogger(__name__)
@@ -28,11 +28,7 @@ def state_of(
 ) -> dict[str, Any]:
     """Collect all state that later steps depend on, besides the configuration.
 
-    Args:
-        learner: weights, optimiser, gradient scaler and the objective's per-sample state.
-        cached: the state of the embedding cache, empty without one.
-        plans: the plans that later rounds and epochs need.
-        progress: of an unfinished epoch: its plan and the cursor in it.
+    ``cached`` is the state of the embedding cache, empty without one; ``progress`` is that of an unfinished epoch.
     """
     return {
         "model": learner.model.state_dict(),
@@ -97,6 +93,7 @@ def _check_owner(store: Store, checkpoint: Checkpoint, experiment: Experiment, s
         )
     if checkpoint.meta["facts"] != asdict(sizes):
         raise CheckpointError(
-            f"{store.uri}: its checkpoint {checkpoint.name} was made from {checkpoint.meta['facts']['num_train']} "
-            f"training samples, but the data have {sizes.num_train} now"
+            f"{store.uri}: its checkpoint {checkpoint.name} was made from "
+            f"{pluralize(checkpoint.meta['facts']['num_train'], 'training sample')}, but the data have "
+            f"{sizes.num_train} now"
         )

@@ -45,13 +45,7 @@ SYNC_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """The result of a training.
-
-    Args:
-        epochs: number of completed epochs.
-        row: the last row of metrics.
-        checkpoint: the last checkpoint's name.
-    """
+    """The result of a training: the number of completed epochs, the last row of metrics, the last checkpoint's name."""
 
     epochs: int
     row: Row

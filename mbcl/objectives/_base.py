@@ -43,7 +43,7 @@ class Objective(nn.Module):
     ``distribution`` declares what an objective needs in training on several ranks. The training step gathers it, so the
     mathematics contains no collectives:
 
-    - ``local``: nothing; each rank's loss is that of its own part of the batch, and ranks are averaged.
+    - ``local``: nothing; each rank's loss is that of its own part of the batch, and the ranks' losses are summed.
     - ``candidates``: the projections of all ranks, as :class:`Candidates`, gathered with gradient.
     - ``state``: the candidates with their ``indices``, and state per sample, as a
       :class:`~mbcl.objectives.StatefulObjective` has it.

@@ -19,7 +19,7 @@ from rich.table import Table
 from mbcl import __version__
 from mbcl.bench.measure import environment
 from mbcl.engine.metrics_log import read_rows
-from mbcl.errors import ConfigError, TrainingError
+from mbcl.errors import ConfigError, TrainingError, pluralize
 from mbcl.functional import check_count
 from mbcl.io.store import LocalStore, open_store, write_text
 from mbcl.orchestration.study import EXIT_FINISHED, EXIT_INTERRUPTED, StudyOptions, WriteReport, run
@@ -167,7 +167,7 @@ def summarize(trials: Sequence[dict[str, float]], wall: float) -> dict[str, floa
 
 def _table(trials: Sequence[dict[str, float]], summary: dict[str, float]) -> Table:
     later = list(trials[1:])
-    table = Table(title=f"seconds of a trial, {len(trials)} trials, one at a time")
+    table = Table(title=f"seconds of a trial, {pluralize(len(trials), 'trial')}, one at a time")
     for column in ("stage", "first trial", "later, mean", "what it is"):
         table.add_column(column, justify="left" if column in ("stage", "what it is") else "right")
 

@@ -223,7 +223,8 @@ def _exit_code(study_run: StudyRun, failures: dict[str, str], *, interrupted: bo
     elif interrupted:
         consoles.error("interrupted; no trial is missing")
     elif failures:
-        consoles.error(f"{len(failures)} of {len(study.todo)} evaluations failed; the study keeps its earlier one")
+        evaluations = pluralize(len(study.todo), "evaluation")
+        consoles.error(f"{len(failures)} of {evaluations} failed; the study keeps its earlier one")
     if interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FAILED if failures or num_missing else EXIT_FINISHED

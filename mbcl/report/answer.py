@@ -161,7 +161,7 @@ def second_opinion(comparisons: list[Comparison]) -> str:
         counts = Counter(c.verdict for c in shown).most_common()
         verdicts = [f"{pluralize(count, 'setting')} {verdict}" for verdict, count in counts]
     if left := len(comparisons) - len(shown):
-        verdicts.append(f"no difference shown for {left}{' others' if shown else ' settings'}")
+        verdicts.append(f"no difference shown for {pluralize(left, 'other' if shown else 'setting')}")
     return f"On {comparisons[0].metric}: {'; '.join(verdicts)}." if verdicts else ""
 
 
@@ -174,7 +174,8 @@ def _claim(comparisons: list[Comparison], word: str, reference: str, metric: str
     ]
     if len(parts) > MAX_NAMED:
         largest = sorted(zip(comparisons, parts, strict=True), key=lambda pair: -abs(pair[0].difference or 0.0))
-        parts = [*(part for _, part in largest[:NUM_EXAMPLES]), f"{len(parts) - NUM_EXAMPLES} others by less"]
+        others = pluralize(len(parts) - NUM_EXAMPLES, "other")
+        parts = [*(part for _, part in largest[:NUM_EXAMPLES]), f"{others} by less"]
     if len(parts) == 1:
         label = comparisons[0].label
         return f"{label} is {word} than {reference} on {metric}{parts[0].removeprefix(label)}."

@@ -19,6 +19,7 @@ import numpy as np
 from markupsafe import Markup
 
 from mbcl import __version__
+from mbcl.errors import pluralize
 from mbcl.io.npz import to_npz
 from mbcl.io.store import Store, write_text
 from mbcl.report.page import environment, resource
@@ -105,7 +106,7 @@ def headline(outcome: Outcome, rows: list[Row]) -> str:
     ranked = sorted(rows, key=lambda row: row.excess.mean)
     results = [f"{row.label} {number(row.excess.mean)}" for row in ranked]
     above = "the optimum" if outcome.reference.known else "the least loss known"
-    return f"Mean loss above {above} after {outcome.settings.steps:,} steps: {listed(results)}."
+    return f"Mean loss above {above} after {pluralize(outcome.settings.steps, 'step', ',')}: {listed(results)}."
 
 
 def command_of(outcome: Outcome) -> str:

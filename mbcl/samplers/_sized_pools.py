@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, pluralize
 from mbcl.functional import check_count
 from mbcl.samplers._balanced import in_order
 from mbcl.samplers._base import FloatArray, PoolPlan
@@ -46,10 +46,9 @@ class SizedPools(PoolSampler):
     def check(self, num_samples: int) -> None:
         super().check(num_samples)
         if self.pool is not None and self.pool > num_samples:
-            num_batches = num_samples // self.batch_size
             self._warn(
                 f"pool {self.pool} is above the {num_samples} samples of the data set; all are planned as one pool of "
-                f"{num_batches} {'batch' if num_batches == 1 else 'batches'}"
+                f"{pluralize(num_samples // self.batch_size, 'batch')}"
             )
 
     def pool_sizes(self, num_samples: int) -> list[int]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, pluralize
 from mbcl.functional import affinity, check_count, check_temperature
 from mbcl.samplers._balanced import in_order, rows_of
 from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
@@ -90,7 +90,7 @@ class Spectral(PoolSampler):
         if self.k is not None and self.k * self.batch_size > num_samples:
             self._warn(
                 f"k * batch_size = {self.k} * {self.batch_size} is above the {num_samples} samples of the data set; "
-                f"all are planned as one group of {num_samples // self.batch_size} batches"
+                f"all are planned as one group of {pluralize(num_samples // self.batch_size, 'batch')}"
             )
         largest = self.pool_sizes(num_samples)[0]
         if largest > MAX_GROUP:

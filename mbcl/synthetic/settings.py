@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, pluralize
 from mbcl.functional import check_choice, check_count, check_number
 
 Accumulate = Literal["sum", "mean"]
@@ -73,13 +73,13 @@ class Settings:
         runs = len(self.seeds) * len(self.samplers) * len(self.batch_sizes)
         if (count := 2 * self.n * self.dim * runs) > MAX_COORDINATES:
             raise ConfigError(
-                f"--n {self.n}, --dim {self.dim}: the two views of {runs} runs have {count:,} coordinates; allowed are "
-                f"at most {MAX_COORDINATES:,}"
+                f"--n {self.n}, --dim {self.dim}: the two views of {pluralize(runs, 'run')} have {count:,} "
+                f"coordinates; allowed are at most {MAX_COORDINATES:,}"
             )
         if (count := runs * num_points(self.steps, self.log_every)) > MAX_POINTS:
             raise ConfigError(
-                f"--steps {self.steps}, --log-every {self.log_every}: the curves of {runs} runs have about "
-                f"{count:,} points; allowed are at most {MAX_POINTS:,}"
+                f"--steps {self.steps}, --log-every {self.log_every}: the curves of {pluralize(runs, 'run')} have "
+                f"about {count:,} points; allowed are at most {MAX_POINTS:,}"
             )
 
     def logged(self) -> list[int]:

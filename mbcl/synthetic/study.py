@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mbcl.console.stages import Stages
-from mbcl.errors import ConfigError, SamplerWarning
+from mbcl.errors import ConfigError, SamplerWarning, pluralize
 from mbcl.samplers import combinations, one_thread
 from mbcl.synthetic.groups import groups_of
 from mbcl.synthetic.losses import least_of_restarts, starting_points
@@ -68,7 +68,7 @@ def _curves(
     groups = groups_of(settings, methods, start_2SND)
     recorders = {id(method): Recorder(method) for method in methods}
     logged = set(settings.logged())
-    progress.begin(f"{settings.steps} steps")
+    progress.begin(pluralize(settings.steps, "step"))
     for step in range(settings.steps):
         for group in groups:
             group.step(step)

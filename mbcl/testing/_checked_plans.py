@@ -20,12 +20,7 @@ MAX_SAMPLES = 2**20
 
 @dataclass(frozen=True)
 class CheckedPlanner:
-    """A sampler whose every plan is checked.
-
-    Args:
-        sampler: makes the plans.
-        subject: what error messages call it.
-    """
+    """A sampler whose every plan is checked; ``subject`` is what error messages call it."""
 
     sampler: Sampler
     subject: str

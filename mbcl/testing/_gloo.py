@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import signal
 import sys
 import tempfile
 import time
@@ -59,6 +60,7 @@ def _serve(rank: int, size: int, rendezvous: Path, timeout: float, pipe: Connect
 
     from mbcl.distributed import collectives
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the parent, which ends its ranks
     torch.set_num_threads(1)
     # Above the timeout of the call, so that the call ends first and names the missing ranks.
     collectives.init_from_file(rendezvous, rank, size, timeout=2 * max(timeout, TIMEOUT_SECONDS))

@@ -14,7 +14,7 @@ from itertools import product
 
 import torch
 
-from mbcl.errors import ConfigError, PlanError
+from mbcl.errors import ConfigError, PlanError, pluralize
 from mbcl.plan import Embeddings
 from mbcl.samplers import PoolFunction, PoolItem, PoolPlan, PoolSampler, Sampler, build
 from mbcl.seeding import torch_generator
@@ -233,7 +233,7 @@ def _check_too_few_samples(planner: CheckedPlanner) -> None:
     """Check that fewer samples than a batch holds are refused."""
     sampler = planner.sampler
     for num_samples in {0, 1, sampler.batch_size - 1}:
-        description = f"{num_samples} samples for batches of {sampler.batch_size}"
+        description = f"{pluralize(num_samples, 'sample')} for batches of {sampler.batch_size}"
         text = _expect_error(planner, ConfigError, description, partial(sampler.check, num_samples))
         embeddings = _embeddings(num_samples)
         _expect_error(planner, ConfigError, description, partial(sampler.plan, num_samples, embeddings))

@@ -42,7 +42,10 @@ def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> Tensor:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Return the largest absolute difference over the largest entry of ``expected``; infinite if it is not finite."""
+    """Return the largest absolute difference, divided by the largest absolute entry of ``expected``.
+
+    It is 0 if both are equal; infinite if only ``expected`` is 0, if a number is not finite, or if the shapes differ.
+    """
     if actual.shape != expected.shape or not bool(actual.isfinite().all() and expected.isfinite().all()):
         return math.inf
     difference = (actual.double() - expected.double()).abs().max()

@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from mbcl.engine.metrics_log import empty_row, read_rows, read_valid_rows, row_of
+from mbcl.engine.metrics_log import KEYS, read_rows, read_valid_rows, row_of
 from mbcl.io.store import LocalStore
 
-ROW = {**empty_row(), "epoch": 2, "step": 36, "train/loss": 2.5}
+ROW = {**dict.fromkeys(KEYS), "epoch": 2, "step": 36, "train/loss": 2.5}
 DAMAGED = {
     "cut": json.dumps(ROW)[:-9].encode(),
     "no row": b"1",

@@ -10,7 +10,7 @@ from pathlib import Path
 from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet
 from mbcl.data.packs.folders import Listing
-from mbcl.errors import DataError
+from mbcl.errors import DataError, pluralize
 
 
 def clean_order(folder: Path, entries: Sequence[tuple[Path, str]], clean: ImageSet, request: DatasetRequest) -> Listing:
@@ -85,7 +85,8 @@ def _match_by_order(folder: Path, clean: ImageSet, files: list[tuple[Path, int]]
         if len(groups[label]) != labels.count(label):
             name = clean.classes[label] if clean.classes else str(label)
             raise DataError(
-                f"{folder}: class {name} has {len(groups[label])} images, the clean test part {labels.count(label)}"
+                f"{folder}: class {name} has {pluralize(len(groups[label]), 'image')}, the clean test part "
+                f"{labels.count(label)}"
             )
     request.object(
         f"{clean.name}: {folder}: the files' names do not tell which clean images they were made of; those of a class "

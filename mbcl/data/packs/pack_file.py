@@ -27,7 +27,7 @@ import numpy.typing as npt
 from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.messages import data_errors
 from mbcl.data.packs.folders import Listing, Parts, decoded
-from mbcl.errors import DataError
+from mbcl.errors import DataError, pluralize
 from mbcl.io.files import atomic_write, file_digest
 
 FOLDER = "mbcl-pack"
@@ -101,7 +101,7 @@ class Pack:
             old, new = ({record.path: record for record in records} for records in (packed, _records(parts, listing)))
             changed = [path for path in {**old, **new} if old.get(path) != new.get(path)]
             if changed:
-                return f"{len(changed)} files, first {changed[0]}"
+                return f"{pluralize(len(changed), 'file')}, first {changed[0]}"
             if list(old) != list(new):
                 return "the same files are in another order"
         return None

@@ -132,12 +132,13 @@ def _resolve(requested: Resources, workers: int, nodes: Sequence[Node], num_tria
         if trials != "auto" and milli(cpus) >= workers * milli(MIN_AUTO_CPUS):
             raise ConfigError(
                 f"resources.max_concurrent_trials: found {trials}; {trials * workers} workers need at least "
-                f"{trials * workers * MIN_AUTO_CPUS:g} CPUs, there are {cpus:g} (resources.cpus_per_worker sets a "
-                f"smaller share)"
+                f"{pluralize(trials * workers * MIN_AUTO_CPUS, 'CPU', 'g')}, there are {cpus:g} "
+                f"(resources.cpus_per_worker sets a smaller share)"
             )
         raise ConfigError(
             f"resources.workers: {pluralize(workers, 'worker')} need{'s' * (workers == 1)} at least "
-            f"{workers * MIN_AUTO_CPUS:g} CPUs, there are {cpus:g} (resources.cpus_per_worker sets a smaller share)"
+            f"{pluralize(workers * MIN_AUTO_CPUS, 'CPU', 'g')}, there are {cpus:g} (resources.cpus_per_worker "
+            f"sets a smaller share)"
         )
     return TrialResources(workers, per_worker, int(use_gpu), threads)
 
@@ -206,11 +207,11 @@ def max_concurrency(
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     # Drivers that request `driver` take no CPUs.
     each = resources.cpus if drivers is None else resources.cpus - DRIVER_CPUS
-    limits = [Concurrency(milli(cpus) // milli(each), f"{cpus:g} CPUs, of which a trial takes {each:g}")]
+    text = f"{pluralize(cpus, 'CPU', 'g')}, of which a trial takes {each:g}"
+    limits = [Concurrency(milli(cpus) // milli(each), text)]
     if resources.gpus:
-        limits.append(
-            Concurrency(int(gpus) // resources.gpus, f"{gpus:g} GPUs, of which a trial takes {resources.gpus}")
-        )
+        text = f"{pluralize(gpus, 'GPU', 'g')}, of which a trial takes {resources.gpus}"
+        limits.append(Concurrency(int(gpus) // resources.gpus, text))
     # Ray may place drivers that do not request `driver` on any node, in the worst case all on the same one.
     drivers_per_node = max(1, limits[0].num_trials) if drivers is None else 0
     num_slots = sum(_num_slots(resources, node, drivers_per_node) for node in nodes)

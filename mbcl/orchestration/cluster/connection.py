@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, pluralize
 from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Node
 from mbcl.orchestration.cluster.placement import Placement
@@ -237,7 +237,8 @@ def _wait_for_nodes(log: Callable[[str], None]) -> list[Node]:
         if not status.num_booting and (nodes or waited > FIRST_REQUEST_SECONDS or not status.present):
             return nodes
         if waited > BOOT_SECONDS:
-            problem = f"{status.num_booting} nodes have not come up within {BOOT_SECONDS:g} s"
+            booting = f"{pluralize(status.num_booting, 'node')} {'has' if status.num_booting == 1 else 'have'}"
+            problem = f"{booting} not come up within {BOOT_SECONDS:g} s"
             log(f"note: {problem}; the study uses {len(nodes)}")
             return nodes
         if waited - last_notified_at > NOTIFY_SECONDS:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 import mbcl
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, pluralize
 from mbcl.io.ownership import OWNER_FILE
 from mbcl.io.store import Store, is_uri, write_text
 from mbcl.orchestration.results_folder.lease import BEAT_FILE, LEASE_FILE, LOCK_FILE
@@ -160,8 +160,8 @@ def load(store: Store, file: SpaceFile, trials: Trials) -> tuple[StudyRecord, Tr
     mismatches = sorted(set(study.trials) ^ set(trials.by_id))
     if mismatches:
         raise ConfigError(
-            f"--resume: {store.uri}/{STUDY_FILE} is damaged: it has {len(study.trials)} trials, the space asks for "
-            f"{len(trials.by_id)}; they differ in {mismatches[0]}"
+            f"--resume: {store.uri}/{STUDY_FILE} is damaged: it has {pluralize(len(study.trials), 'trial')}, the space "
+            f"asks for {len(trials.by_id)}; they differ in {mismatches[0]}"
         )
     return study, replace(trials, notes=(*trials.notes, *_scheduler_note(store, file)))
 

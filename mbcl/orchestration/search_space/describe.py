@@ -67,7 +67,8 @@ def _pitfalls(rule: Scheduler, epochs_range: list[int]) -> Iterator[str]:
     if rule.end(low) < low:
         yield f"note: scheduler.max_t {rule.end(low)} is below the {low} epochs: all end there, none finishes"
     elif rule.grace_period >= high:
-        yield f"note: scheduler.grace_period {rule.grace_period} is no less than the {high} epochs: nobody is stopped"
+        epochs = pluralize(high, "epoch")
+        yield f"note: scheduler.grace_period {rule.grace_period} is no less than the {epochs}: nobody is stopped"
 
 
 def _measured_too_late(rule: Scheduler, epochs_range: list[int], eval_every: int) -> Iterator[str]:
@@ -75,6 +76,6 @@ def _measured_too_late(rule: Scheduler, epochs_range: list[int], eval_every: int
     low, high = epochs_range
     if rule.end(low) == low and rule.grace_period < high <= eval_every:
         yield (
-            f"note: train.eval_every {eval_every} is no less than the {high} epochs: the metric is measured at the end "
-            "alone, and nobody is stopped"
+            f"note: train.eval_every {eval_every} is no less than the {pluralize(high, 'epoch')}: the metric is "
+            "measured at the end alone, and nobody is stopped"
         )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, pluralize
 from mbcl.registry import Registry, construct
 
 
@@ -140,7 +140,7 @@ class Median:
         """Describe the scheduler in a line for people."""
         return (
             f"median: from epoch {self.grace_period} on, who is below the median of at least "
-            f"{self.min_samples_required} others by {metric} is stopped"
+            f"{pluralize(self.min_samples_required, 'other')} by {metric} is stopped"
         )
 
 

@@ -293,7 +293,7 @@ def test_load_corrupted_without_names_compares_class_sizes(tiny):
     assert_refused(
         root,
         unnamed,
-        f"class {clean.classes[0]} has 1 images, the clean test part 2",
+        f"class {clean.classes[0]} has 1 image, the clean test part 2",
         corruption="fog",
         name="tiny_imagenet",
     )
@@ -343,7 +343,7 @@ def test_load_corrupted_ignores_a_stale_pack(tiny, monkeypatch):
     assert pack(root) == 0
     path = next((root / "fog" / "3" / clean.classes[0]).iterdir())
     write_image(path, 5)
-    with pytest.warns(UserWarning, match="fog-3.json is not used, the files have changed .*: 1 files, first fog/3/"):
+    with pytest.warns(UserWarning, match="fog-3.json is not used, the files have changed .*: 1 file, first fog/3/"):
         images = load(root, clean, **options).images
     assert_refused(root, clean, "have changed .*data.verify: strict", verify="strict", **options)
     assert pack(root) == 0

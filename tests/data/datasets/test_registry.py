@@ -123,7 +123,7 @@ def test_load_refuses_numbers_out_of_range(key, text):
         ({"images": torch.zeros(3, 1, 0, 4, dtype=torch.uint8)}, r"found \(3, 1, 0, 4\)"),
         ({"labels": torch.zeros(2, dtype=torch.int64)}, r"3 images need as many int64 labels, found \(2,\)"),
         ({"labels": torch.zeros(3)}, "torch.float32"),
-        ({"mean": (0.5, 0.5)}, "1 channels, but 2 means, 1 stds"),
+        ({"mean": (0.5, 0.5)}, "1 channel, but 2 means, 1 std"),
     ],
 )
 def test_image_set_refuses_inconsistent_fields(changes, text):

@@ -110,7 +110,7 @@ def test_data_pack_out_is_a_data_dir(folder, tmp_path, capsys):
     assert not (folder / "mbcl-pack").exists()
     path = folder / "train" / WNIDS[0] / "images" / f"{WNIDS[0]}_0.JPEG"
     write_image(path, 77)
-    with pytest.warns(UserWarning, match="have changed since they were packed: 1 files"):
+    with pytest.warns(UserWarning, match="have changed since they were packed: 1 file"):
         assert_same(load(tmp_path / "out"), load(folder))
 
 
@@ -197,11 +197,11 @@ def _reorder(folder: Path) -> None:
 @pytest.mark.parametrize(
     "change, text",
     [
-        (_touch, "1 files, first train/.*_3.JPEG"),
-        (_replace, "1 files, first val/images/val_3.JPEG"),
-        (_add, "1 files, first train/.*_99.JPEG"),
-        (_remove, "1 files, first train/.*_3.JPEG"),
-        (_relabel, "1 files, first val/images/val_0.JPEG"),
+        (_touch, "1 file, first train/.*_3.JPEG"),
+        (_replace, "1 file, first val/images/val_3.JPEG"),
+        (_add, "1 file, first train/.*_99.JPEG"),
+        (_remove, "1 file, first train/.*_3.JPEG"),
+        (_relabel, "1 file, first val/images/val_0.JPEG"),
         (_reorder, "in another order"),
     ],
 )
@@ -291,8 +291,8 @@ def test_data_check_prints_counts_and_duplicates(folder, capsys):
     assert main(["data", "check", "--data", "tiny_imagenet", "--data-dir", str(folder)]) == 0
     out = capsys.readouterr().out
     assert "training part  37 images of 3 x 64 x 64, 3 classes of 12 to 13" in out
-    assert "in both parts  1 images, first training 0 (copy) of class 0 and test 2 (val_2) of class 2" in out
-    assert "in two classes 1 images" in out
+    assert "in both parts  1 image, first training 0 (copy) of class 0 and test 2 (val_2) of class 2" in out
+    assert "in two classes 1 image, first" in out
     assert main(["data", "check", "--data", "tiny_imagenet", "--data-dir", str(folder), "--verify", "strict"]) == 2
     assert "data.verify: strict" in capsys.readouterr().err
 
