@@ -56,11 +56,7 @@ class TuneSearcher(NoSnapshotMixin, Searcher):
 
 
 class TuneScheduler(NoSnapshotMixin, FIFOScheduler):
-    """Stops trials early as the queue decides.
-
-    Args:
-        queue: decides which trials stop.
-    """
+    """Stops trials early as the queue decides."""
 
     def __init__(self, queue: TrialQueue) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
