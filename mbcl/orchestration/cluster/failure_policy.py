@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from ray.train import FailureConfig
 
@@ -62,16 +63,13 @@ class RetryLostWorkers(FailurePolicy):
 
     Args:
         failure_config: number of failures that are retried.
-        location: the trial's folder, whose checkpoints show progress; empty to ignore progress.
+        location: the trial's folder, whose checkpoints show progress.
         capacity_may_come: returns whether the cluster may later have resources for workers that could not be started;
             starting them is then retried without limit.
     """
 
     def __init__(
-        self,
-        failure_config: FailureConfig,
-        location: str = "",
-        capacity_may_come: Callable[[], bool] = lambda: False,
+        self, failure_config: FailureConfig, location: str, capacity_may_come: Callable[[], bool] = lambda: False
     ) -> None:
         super().__init__(failure_config)
         self._location = location
@@ -84,20 +82,10 @@ class RetryLostWorkers(FailurePolicy):
 
     def has_progressed(self) -> bool:
         """Return whether there is a newer checkpoint than at the last failure."""
-        newest = self._newest_checkpoint()
-        if newest is None or newest == self._newest:
-            return False
-        self._newest = newest
-        return True
-
-    def _newest_checkpoint(self) -> str | None:
-        """Return the name of the newest checkpoint; None if unknown."""
-        if not self._location:
-            return None
-        try:
-            return max(checkpoints.names(open_store(self._location)), default=None)
-        except OSError:
-            return None
+        previous = self._newest
+        with suppress(OSError):
+            self._newest = max(checkpoints.names(open_store(self._location)), default=previous)
+        return self._newest != previous
 
     def retries(self, worker_errors: Mapping[int, BaseException]) -> bool:
         """Return whether a process was lost, or no worker raised a deterministic exception."""
