@@ -93,10 +93,6 @@ def stages_of(record: TrialRecord, epochs: float) -> dict[str, float]:
 def bench_ray(settings: RayBenchSettings, write_report: WriteReport) -> int:
     """Run a study of tiny trials on a local Ray, print a table, and write ``ray.json`` if ``settings.out`` is given.
 
-    Args:
-        settings: the settings of the benchmark.
-        write_report: writes the report of the study.
-
     Returns:
         The exit code of the study, 0 or 130.
 

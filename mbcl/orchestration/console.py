@@ -25,7 +25,6 @@ from mbcl.orchestration.results_folder.layout import trial_folder
 from mbcl.orchestration.results_folder.opened_study import OpenedStudy
 from mbcl.orchestration.search_space.describe import by_seeds, domain_lines, plan_lines
 from mbcl.orchestration.search_space.domains import short
-from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
 from mbcl.orchestration.search_space.schema import Space
 from mbcl.orchestration.trial.preflight import PreflightReport
 from mbcl.study.statistics import Estimate, primary_metrics, summarise
@@ -56,14 +55,7 @@ class _StudyConsole(_PipeSafeConsole):
 
 
 class Console:
-    """A :class:`~mbcl.orchestration.tune.run_trials.TrialObserver` that prints.
-
-    Args:
-        space: the space.
-        store: the results folder.
-        opened: the study.
-        quiet: whether only the table and the summary are printed.
-    """
+    """A :class:`~mbcl.orchestration.tune.run_trials.TrialObserver` that prints; if quiet, only table and summary."""
 
     def __init__(self, space: Space, store: Store, opened: OpenedStudy, *, quiet: bool) -> None:
         self._space = space
@@ -201,8 +193,7 @@ class Console:
 
 
 def dry_run(
-    specs: Sequence[TrialSpec],
-    trials: Trials,
+    study: OpenedStudy,
     space: Space,
     allocation: tuple[TrialResources, Concurrency] | None,
     location: str,
@@ -213,8 +204,7 @@ def dry_run(
     """List every trial that would run, with its parameters, its resources and the cost of planning.
 
     Args:
-        specs: the trials that would run, without those that an adaptive search will draw.
-        trials: all trials of the space.
+        study: the study, of which an adaptive search may draw further trials.
         space: the space.
         allocation: the resources of one trial and how many run at a time; None if they depend on the cluster.
         location: the results folder.
@@ -222,6 +212,7 @@ def dry_run(
         evaluation_alone: whether the trials would only be evaluated.
     """
     screen = _PipeSafeConsole(highlight=False)
+    specs, trials = study.todo.values(), study.trials
 
     def log(text: str) -> None:
         screen.print(escape(text), soft_wrap=True)

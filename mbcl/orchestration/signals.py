@@ -30,20 +30,14 @@ class _Interrupts:
         self.num_defers = 0  # nesting depth of defer()
         self.last_raised_at = float("-inf")
 
-    def handle(self, number: int, frame: Any) -> None:
-        """Handle either signal."""
-        self.received = True
-        if not self.num_defers:
-            self.raise_pending()
-
-    def raise_pending(self) -> None:
-        """Raise an interrupt if a signal was received and none was raised within the debounce window."""
-        if self.received and time.monotonic() - self.last_raised_at > DEBOUNCE_SECONDS:
-            self.last_raised_at = time.monotonic()
-            raise KeyboardInterrupt
-
 
 _interrupts = _Interrupts()
+
+
+def _handle(number: int, frame: Any) -> None:
+    _interrupts.received = True
+    if not _interrupts.num_defers:
+        raise_pending()
 
 
 def install_handlers(*, reset: bool = False) -> None:
@@ -54,7 +48,7 @@ def install_handlers(*, reset: bool = False) -> None:
     if reset:
         _interrupts.reset()
     for number in SIGNALS:
-        signal.signal(number, _interrupts.handle)
+        signal.signal(number, _handle)
 
 
 @contextmanager
@@ -90,7 +84,9 @@ def raise_pending() -> None:
     Raises:
         KeyboardInterrupt: if a signal was received, unless one was raised within the debounce window.
     """
-    _interrupts.raise_pending()
+    if _interrupts.received and time.monotonic() - _interrupts.last_raised_at > DEBOUNCE_SECONDS:
+        _interrupts.last_raised_at = time.monotonic()
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -102,4 +98,4 @@ def defer() -> Iterator[None]:
     finally:
         _interrupts.num_defers -= 1
     if not _interrupts.num_defers:
-        _interrupts.raise_pending()
+        raise_pending()

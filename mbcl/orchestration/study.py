@@ -30,7 +30,7 @@ from mbcl.orchestration.signals import EXIT_INTERRUPTED
 from mbcl.orchestration.study_options import StudyOptions
 from mbcl.orchestration.trial.preflight import PreflightReport, distinct_experiments
 from mbcl.orchestration.trial.trial_runners import runner_of
-from mbcl.orchestration.tune.study_run import RayLostError, StudyRun
+from mbcl.orchestration.tune.study_run import StudyRun
 from mbcl.study.record import StudyRecord
 
 __all__ = ["EXIT_INTERRUPTED", "StudyOptions", "run"]
@@ -43,9 +43,7 @@ WriteReport = Callable[[Store, StudyRecord], None]
 def run(options: StudyOptions, write_report: WriteReport) -> int:
     """Run a study; print every expected error in one line to stderr.
 
-    Args:
-        options: the command line's options.
-        write_report: writes tables, figures and page into a results folder.
+    ``write_report`` writes tables, figures and page into a results folder.
 
     Returns:
         The exit code: 0 finished, 1 failed, 2 bad input, 130 interrupted.
@@ -53,12 +51,9 @@ def run(options: StudyOptions, write_report: WriteReport) -> int:
     signals.install_handlers()
     try:
         return run_study(options, write_report)
-    except ConfigError as error:
-        consoles.error(str(error))
-        return EXIT_BAD_INPUT
     except MbclError as error:
         consoles.error(str(error))
-        return EXIT_FAILED
+        return EXIT_BAD_INPUT if isinstance(error, ConfigError) else EXIT_FAILED
     except OSError as error:  # before the folder is locked; _explained_errors converts later ones
         consoles.error(f"{error.filename or options.results_dir}: {error.strerror or error}")
         return EXIT_BAD_INPUT
@@ -95,15 +90,7 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
     preflight = _preflight(options, file, study)
     if options.dry_run:
         allocation = None if options.address is not None else _allocate_locally(file, trials, nodes, preflight)
-        consoles.dry_run(
-            list(study.todo.values()),
-            study.trials,
-            file.space,
-            allocation,
-            store.uri,
-            preflight,
-            evaluation_alone=options.eval_only,
-        )
+        consoles.dry_run(study, file.space, allocation, store.uri, preflight, evaluation_alone=options.eval_only)
         return EXIT_FINISHED
     if options.address is not None and (study.todo or study.trials.probes):
         from mbcl.orchestration.cluster.connection import check_address
@@ -188,23 +175,19 @@ def _run_trials(
 
 @contextmanager
 def _explained_errors(study_run: StudyRun) -> Iterator[None]:
-    """Add the resume command to the errors of a run.
+    """Explain the errors of storage during a run.
 
     Raises:
         ConfigError: if a new study cannot begin; the same command can be run again.
-        MbclError: if the results folder became unwritable, or Ray was lost.
+        MbclError: if the results folder became unwritable; the text has the resume command.
     """
-    resume_command = study_run.options.resume_command()
     try:
         yield
-    except RayLostError as error:
-        raise MbclError(f"Ray was lost: {error}; go on with: {resume_command}") from error
-    except Exception as error:
-        if not isinstance(error, OSError):
-            raise  # a bug keeps its traceback
+    except OSError as error:
         location = f"{error.filename or study_run.store.uri}: {error.strerror or error}"
         if study_run.study.is_new and not study_run.study.has_begun:
             raise ConfigError(location) from error
+        resume_command = study_run.options.resume_command()
         message = f"{location}; what is finished is kept, when that is mended go on with: {resume_command}"
         raise MbclError(message) from error
 

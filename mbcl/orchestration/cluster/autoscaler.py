@@ -35,9 +35,6 @@ def max_nodes() -> list[NodeResources] | None:
 def from_config(config: Mapping[str, Any]) -> list[NodeResources] | None:
     """Return the resources of the nodes of a ``cluster.yaml`` at its maximum size: head, then workers, largest first.
 
-    Args:
-        config: the content of the file.
-
     Returns:
         None if the file does not state the resources of a node type.
     """

@@ -90,27 +90,18 @@ def cluster(
     import ray
 
     try:
-        with signals.preserve_handlers():
-            _connect(address, nodes, verbose=verbose, level=level, dashboard=dashboard)
-    except BaseException as error:
-        ray.shutdown()
-        _unset_variables(added)
-        if isinstance(error, SystemExit):  # from Ray's handler of SIGTERM, before ours was restored
+        try:
+            with signals.preserve_handlers():
+                _connect(address, nodes, verbose=verbose, level=level, dashboard=dashboard)
+        except SystemExit:  # from Ray's handler of SIGTERM, before ours was restored
             raise KeyboardInterrupt from None
-        raise
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(level)
-    try:
+        for name in ("ray", "ray.tune", "ray.train"):
+            logging.getLogger(name).setLevel(level)
         yield ClusterInfo(nodes) if address is None else _cluster_info(log)
     finally:
         ray.shutdown()
-        _unset_variables(added)
-
-
-def _unset_variables(added: Iterable[str]) -> None:
-    """Remove the variables that we set; they must not leak into a cluster that this process joins later."""
-    for key in added:
-        os.environ.pop(key, None)
+        for key in added:  # they must not leak into a cluster that this process joins later
+            os.environ.pop(key, None)
 
 
 def _connect(address: str | None, nodes: list[Node], *, verbose: bool, level: int, dashboard: bool) -> None:
@@ -248,11 +239,7 @@ def _wait_for_nodes(log: Callable[[str], None]) -> list[Node]:
 
 
 def await_node(resources: dict[str, float], log: Callable[[str], None]) -> None:
-    """Wait until a node that trains has run a task.
-
-    Args:
-        resources: the custom resources of nodes that train.
-        log: takes a line about what is waited for.
+    """Wait until a node that trains, which the custom ``resources`` select, has run a task.
 
     Raises:
         ConfigError: if no node has run it within :data:`BOOT_SECONDS`.

@@ -73,9 +73,6 @@ def num_free_slots(resources_per_worker: Mapping[str, float]) -> int:
     """Return how many workers fit on the cluster now, without nodes that are draining or unreachable.
 
     The reservations of the calling actor count as free: it releases them before it reserves again.
-
-    Args:
-        resources_per_worker: amounts by resource.
     """
     draining = draining_nodes()
     free = free_resources_by_node()

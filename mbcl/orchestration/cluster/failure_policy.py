@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from ray.train import FailureConfig
 
@@ -55,10 +56,10 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 class CheckpointProgress:
-    """Detects whether a training has progressed.
+    """Detects by its checkpoints whether a training has progressed.
 
     Args:
-        location: the trial's folder, whose checkpoints show progress; empty to ignore progress.
+        location: the trial's folder.
     """
 
     def __init__(self, location: str) -> None:
@@ -66,21 +67,11 @@ class CheckpointProgress:
         self._newest: str | None = None
 
     def has_advanced(self) -> bool:
-        """Return whether there is a newer checkpoint than at the last call."""
-        newest = self._newest_checkpoint()
-        if newest is None or newest == self._newest:
-            return False
-        self._newest = newest
-        return True
-
-    def _newest_checkpoint(self) -> str | None:
-        """Return the name of the newest checkpoint; None if unknown."""
-        if not self._location:
-            return None
-        try:
-            return max(checkpoints.names(open_store(self._location)), default=None)
-        except OSError:
-            return None
+        """Return whether there is a newer checkpoint than at the last call; False if the folder cannot be read."""
+        previous = self._newest
+        with suppress(OSError):
+            self._newest = max(checkpoints.names(open_store(self._location)), default=previous)
+        return self._newest != previous
 
 
 class RetryLostWorkers(FailurePolicy):
@@ -91,16 +82,13 @@ class RetryLostWorkers(FailurePolicy):
 
     Args:
         failure_config: number of failures that are retried.
-        location: the trial's folder, whose checkpoints show progress; empty to ignore progress.
+        location: the trial's folder, whose checkpoints show progress.
         capacity_may_come: returns whether the cluster may later have resources for workers that could not be started;
             starting them is then retried without limit.
     """
 
     def __init__(
-        self,
-        failure_config: FailureConfig,
-        location: str = "",
-        capacity_may_come: Callable[[], bool] = lambda: False,
+        self, failure_config: FailureConfig, location: str, capacity_may_come: Callable[[], bool] = lambda: False
     ) -> None:
         super().__init__(failure_config)
         self._progress = CheckpointProgress(location)

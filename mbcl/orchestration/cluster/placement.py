@@ -11,11 +11,7 @@ class Placement:
 
     Nodes that offer the custom resource ``driver`` run the drivers and planners of trials. Nodes that offer ``task``
     run the planning and evaluation tasks. ``cluster.yaml`` gives ``driver`` to its head, which is not preempted, and
-    ``task`` to the workers, which have the CPUs.
-
-    Args:
-        driver: whether a node offers ``driver``.
-        task: whether a node offers ``task``.
+    ``task`` to the workers, which have the CPUs. The fields are whether a node offers them.
     """
 
     driver: bool = False

@@ -24,7 +24,7 @@ from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
 from ray.experimental.internal_kv import _internal_kv_get
-from ray.train import ControllerError, FailureConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train import ControllerError, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
@@ -115,11 +115,7 @@ def free_resources_by_node() -> dict[str, NodeResources]:
 
 
 def drain_this_node(seconds: float, node_id: str = "") -> None:
-    """Drain a node: announce that it will be preempted.
-
-    Args:
-        seconds: time until then.
-        node_id: the node's id in hex; this node by default.
+    """Drain the node with this id in hex, by default this node: announce that it will be preempted in ``seconds``.
 
     Raises:
         ConnectionError: if Ray rejects the notice.
@@ -207,14 +203,7 @@ class LeanTorchTrainer(TorchTrainer):  # type: ignore[misc]
 
 
 class FailurePolicy(DefaultFailurePolicy):
-    """Ray Train's policy, which counts failures, with three decisions that a subclass overrides.
-
-    Args:
-        failure_config: number of failures of each kind that are retried.
-    """
-
-    def __init__(self, failure_config: FailureConfig) -> None:
-        super().__init__(failure_config)
+    """Ray Train's policy, which counts failures, with three decisions that a subclass overrides."""
 
     def waits_for_capacity(self) -> bool:
         """Return whether a timeout of starting workers is retried without counting it."""

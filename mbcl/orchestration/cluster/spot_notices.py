@@ -62,11 +62,7 @@ def _request(url: str, headers: dict[str, str], method: str = "GET") -> str | No
 
 
 def drain(seconds: float, node: str = "") -> None:
-    """Drain a node: announce to Ray that it will be preempted.
-
-    Args:
-        seconds: time until then.
-        node: the node's id in Ray; this node by default.
+    """Join the Ray of this machine if necessary, and drain a node; arguments as for :func:`.drain_this_node`.
 
     Raises:
         ConnectionError: if no Ray runs on this machine, or it rejects the notice.
@@ -83,26 +79,21 @@ def drain(seconds: float, node: str = "") -> None:
 def watch(
     read_notice: Callable[[], float | None], pass_on: Callable[[float], None], *, poll: float = POLL_SECONDS
 ) -> None:
-    """Poll for the notice and pass it on, with retries until both have succeeded.
+    """Poll for the notice every ``poll`` seconds and pass it on, with retries until both have succeeded.
 
-    Args:
-        read_notice: returns the seconds until the preemption; None without a notice.
-        pass_on: passes them on to Ray.
-        poll: polling interval in seconds.
+    ``read_notice`` returns the seconds until the preemption, which ``pass_on`` takes; None without a notice.
     """
-    passed_on = False
-    while not passed_on:
+    while True:
         try:
             seconds = read_notice()
             if seconds is not None:
                 logger.warning("this node goes in %.0f s", seconds)
                 pass_on(seconds)
-                passed_on = True
+                return
         except Exception as error:
             # Any exception: Ray's errors have no common base class, and a dead watcher would miss the notice.
             logger.warning("no word of this node's end could be had or passed on: %s", error)
-        if not passed_on:
-            time.sleep(poll)
+        time.sleep(poll)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,11 +35,9 @@ def num_fitting(available: Mapping[str, float], requested: Mapping[str, float]) 
 
 
 def can_ever_fit(requested: Mapping[str, float], count: int = 1) -> bool:
-    """Return whether the idle cluster could run the processes, at its present or maximum size; true while nodes boot.
+    """Return whether the idle cluster could run ``count`` processes that request these resources each.
 
-    Args:
-        requested: the resources of each process.
-        count: number of processes.
+    It counts at its present or its maximum size; the answer is yes while nodes boot.
     """
     draining = draining_nodes()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
@@ -53,11 +51,7 @@ def _fit(nodes: Iterable[Mapping[str, float]], requested: Mapping[str, float], c
 
 
 def wait_any(tasks: Sequence[ray.ObjectRef[T]], requested: Mapping[str, float]) -> ray.ObjectRef[T]:
-    """Wait for the first of the tasks to finish, while the cluster can ever run them.
-
-    Args:
-        tasks: tasks that request the same resources.
-        requested: these resources.
+    """Wait for the first of the tasks, which all request the same resources, while the cluster can ever run them.
 
     Raises:
         NoCapacityError: if even the idle cluster could not run them for ten minutes; they are cancelled.

@@ -46,9 +46,7 @@ POLL_SECONDS = 1.0
 def hold(store: Store, log: Callable[[str], None] = lambda text: None) -> Iterator[Fence]:
     """Hold a results folder exclusively, and fence off processes that earlier sweeps have left running.
 
-    Args:
-        store: the results folder.
-        log: called with a line when the sweep waits for a lease to expire.
+    ``log`` is called with a line when the sweep waits for a lease to expire.
 
     Yields:
         The fence with this sweep's token. Every process of the sweep writes under it.
@@ -66,15 +64,10 @@ def hold(store: Store, log: Callable[[str], None] = lambda text: None) -> Iterat
         finally:
             # Only under the lock: without one, this release could overwrite the token of a new owner.
             if locked:
-                _release(store)
-
-
-def _release(store: Store) -> None:
-    """Release the folder. An error is only logged, because the next sweep can claim the folder anyway."""
-    try:
-        release(store)
-    except (OSError, MbclError) as error:
-        logger.warning("not given back: %s", error)
+                try:
+                    release(store)
+                except (OSError, MbclError) as error:  # the next sweep can claim the folder anyway
+                    logger.warning("not given back: %s", error)
 
 
 def _unwritable(store: Store, error: OSError) -> ConfigError:
@@ -161,7 +154,7 @@ def _wait_until_free(store: Store, log: Callable[[str], None]) -> None:
     lease = _read(store)
     if lease is None or _has_ended_here(lease):
         return
-    if _lives_here(lease):
+    if lease.get("machine") == _machine():
         raise _held_by(store, lease)
     beat = _last_beat(store)
     log(f"{store.uri} was left by {_describe(lease)}; watching for {WATCH_SECONDS:g} s whether that still lives")
@@ -223,22 +216,17 @@ def _stat(process: int) -> list[str]:
         return []
 
 
-def _lives_here(lease: dict[str, Any]) -> bool:
-    """Return whether the holder is a living process of this machine."""
-    return lease.get("machine") == _machine() and not _has_ended_here(lease)
-
-
 def _has_ended_here(lease: dict[str, Any]) -> bool:
     """Return whether the holder was a process of this machine that has ended."""
     if lease.get("machine") != _machine():
         return False
     try:
-        os.kill(int(lease["process"]), 0)
+        process = int(lease["process"])
+        os.kill(process, 0)
     except ProcessLookupError:
         return True
     except (KeyError, TypeError, ValueError, PermissionError):
         return False
-    process = int(lease["process"])
     # A zombie has ended, too: it stays in the process table until its parent waits for it, which some never do. Another
     # start time means that the process number was reused.
     return _stat(process)[:1] == ["Z"] or _start_time(process) != lease.get("started")

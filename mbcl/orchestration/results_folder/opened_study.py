@@ -46,12 +46,6 @@ class OpenedStudy:
 def open_study(options: StudyOptions, file: SpaceFile, trials: Trials, store: Store) -> OpenedStudy:
     """Read the study's record, or make that of a new study, as the options require. Writes nothing.
 
-    Args:
-        options: the command line's options.
-        file: the space.
-        trials: the expansion of the space.
-        store: the results folder.
-
     Raises:
         ConfigError: if the folder lacks the study that the options require, or contains one that they would overwrite.
     """
@@ -82,13 +76,9 @@ def check_exclusive(options: StudyOptions) -> None:
 
 
 def prepare_folder(store: Store, file: SpaceFile, study: OpenedStudy, *, resume: bool) -> None:
-    """Remove the leftovers of an earlier run, and write the record of a new study.
+    """Remove the leftovers of an earlier run from the locked folder, and write the record of a new study.
 
-    Args:
-        store: the results folder, locked.
-        file: the space.
-        study: the opened study.
-        resume: whether the study is resumed; then a damaged record, which will be replaced, is kept under another name.
+    With ``resume`` a damaged record, which will be replaced, is kept under another name.
     """
     layout.remove_scratch(store)
     recovery.remove_temporaries(store)
@@ -103,12 +93,8 @@ def resume_notes(
 ) -> list[str]:
     """Read the checkpoints and rows of trials that continue, and describe what is damaged or differs from the space.
 
-    Args:
-        store: the results folder.
-        file: the space.
-        study: the resumed study.
-        draws_more: whether a search will draw further trials, which are evaluated like the existing ones.
-        log: takes a line before the checkpoints are read, which may take minutes.
+    ``draws_more`` means that a search will draw further trials, which are evaluated like the existing ones. ``log``
+    takes a line before the checkpoints are read, which may take minutes.
 
     Raises:
         OSError: if storage cannot be reached.

@@ -25,11 +25,8 @@ DAMAGED_FILE = f"{STUDY_FILE}.damaged"
 def recover(store: Store, file: SpaceFile, trials: Trials, title: str) -> tuple[StudyRecord, Trials, list[str]]:
     """Load the study in a folder. A lost record is rebuilt, and its trials resume from what their folders hold.
 
-    Args:
-        store: the results folder.
-        file: the space.
-        trials: the space's trials that are known without the record.
-        title: the study's name if the record, which has it, is lost.
+    ``trials`` are those that are known without the record; ``title`` is the study's name if the record, which has it,
+    is lost.
 
     Returns:
         The record, all trials that it has, and notes for the user. Nothing is written.
@@ -110,10 +107,6 @@ def remove_temporaries(store: Store) -> None:
 def notes_of_trials(store: Store, trial_ids: Iterable[str]) -> list[str]:
     """Return a line for each defect in the rows and the newest checkpoints of trials that resume.
 
-    Args:
-        store: the results folder.
-        trial_ids: the trials that resume.
-
     Raises:
         OSError: if storage cannot be reached.
     """
@@ -138,12 +131,7 @@ def notes_of_trials(store: Store, trial_ids: Iterable[str]) -> list[str]:
 
 
 def notes_of(study: StudyRecord, blocks: dict[str, dict[str, Any]]) -> list[str]:
-    """Return a note if resumed trials have an evaluation that differs from the space file's.
-
-    Args:
-        study: the record.
-        blocks: by trial that resumes, the evaluation block of its experiment.
-    """
+    """Return a note if resumed trials have an evaluation that differs from ``blocks``, the space file's by trial."""
     overridden = [key for key, block in blocks.items() if study.trials[key].evaluation not in ({}, block)]
     note = "trials are evaluated as the last --eval-only asked, like those that it found finished"
     return [note] if overridden else []

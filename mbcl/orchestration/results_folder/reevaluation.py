@@ -70,12 +70,11 @@ def _stored_space(store: Store) -> dict[str, Any]:
         ConfigError: if it is missing or damaged.
     """
     try:
-        content = _mapping(store.read_bytes(SPACE_FILE))
+        return _mapping(store.read_bytes(SPACE_FILE))
     except FileNotFoundError as error:
         raise ConfigError(f"--eval-only: {store.uri} holds no {SPACE_FILE}, {_NEEDED}") from error
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--eval-only: {store.uri}/{SPACE_FILE}: damaged: {_first_line(error)}; {_NEEDED}") from error
-    return content
 
 
 def _stored_experiment(trial: Store) -> tuple[dict[str, Any] | None, str]:
@@ -127,9 +126,9 @@ def commit(
     Args:
         store: the results folder.
         study: the record, changed in place.
-        jobs: the trials.
-        settings: by trial, the evaluation block. Unfinished trials are evaluated by theirs when they finish.
-        measured: by trial, its new metrics.
+        jobs: by trial, as are all that follow.
+        settings: the evaluation blocks. Unfinished trials are evaluated by theirs when they finish.
+        measured: the new metrics.
         written: returns the store that has a trial's new ``evaluation.json``.
 
     Raises:

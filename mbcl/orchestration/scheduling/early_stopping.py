@@ -8,6 +8,7 @@ one would lose its workers.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,13 +31,7 @@ class AsyncSuccessiveHalving:
     The rungs are at ``grace_period * reduction_factor**k`` epochs, up to ``max_t``. A value is compared at the highest
     rung that the trial has reached, once a rung; a trial that is measured rarely skips the rungs in between. The trial
     stops if the value is worse than the quantile ``1 - 1/reduction_factor`` of the values that other trials have
-    recorded at that rung. The value is recorded in any case.
-
-    Args:
-        mode: ``min`` or ``max``.
-        grace_period: epochs at the first rung.
-        reduction_factor: about the best ``1/reduction_factor`` of the trials at a rung go on.
-        max_t: no rung lies beyond it; what ends at ``max_t`` is not decided here.
+    recorded at that rung. The value is recorded in any case. What ends at ``max_t`` is not decided here.
 
     References:
         Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, arXiv 1810.05934.
@@ -70,10 +65,7 @@ class MedianStopping:
     A trial stops if its best value so far is worse than the median of the running means of the other trials that have
     come as far. A running mean covers the epochs from ``grace_period`` to the trial's present epoch.
 
-    Args:
-        mode: ``min`` or ``max``.
-        grace_period: no trial stops before this epoch.
-        min_samples_required: number of other trials that must have come as far.
+    No trial stops before ``grace_period``, or before ``min_samples_required`` others have come as far.
 
     References:
         Golovin et al., "Google Vizier: A Service for Black-Box Optimization", KDD 2017.
@@ -105,12 +97,7 @@ class MedianStopping:
 
 
 def build_stopper(block: Mapping[str, Any], *, mode: str) -> Stopper:
-    """Return the rule of a space file's scheduler block, without any values.
-
-    Args:
-        block: the block of a scheduler that stops trials.
-        mode: ``min`` or ``max``.
-    """
+    """Return the rule, without any values, of the block of a scheduler that stops trials."""
     settings = build(block)
     if isinstance(settings, Asha):
         return AsyncSuccessiveHalving(
@@ -126,25 +113,16 @@ def build_stopper(block: Mapping[str, Any], *, mode: str) -> Stopper:
 
 
 class StopperPerPoint:
-    """One rule for every point of the grids, so that settings are compared only within their point.
-
-    Args:
-        study: the record, which has the point of each trial.
-        make: makes the rule of a point.
-    """
+    """One rule for every point of the grids, which ``make`` makes: settings are compared only within their point."""
 
     def __init__(self, study: StudyRecord, make: Callable[[], Stopper]) -> None:
         self._study = study
-        self._make = make
-        self._stoppers: dict[int, Stopper] = {}
+        self._stoppers: dict[int, Stopper] = defaultdict(make)
 
     def observe(self, trial_id: str, epoch: int, value: float) -> bool:
         """Record a value among the trials of the same point; return whether the trial should stop."""
         drawn = self._study.trials[trial_id].drawn
-        point = drawn.point if drawn else 0
-        if point not in self._stoppers:
-            self._stoppers[point] = self._make()
-        return self._stoppers[point].observe(trial_id, epoch, value)
+        return self._stoppers[drawn.point if drawn else 0].observe(trial_id, epoch, value)
 
 
 def build_early_stopping(
@@ -154,12 +132,7 @@ def build_early_stopping(
 
     A kill may separate the last rows of an unfinished trial from their decision. Rows beyond the epoch up to which the
     study's record says that the trial was judged are not replayed here: the trial's driver reports them again.
-
-    Args:
-        space: the space.
-        study: the study's record.
-        specs: all trials by name. Trials of settings that are proposed later must be added to the same mapping.
-        store: the results folder.
+    ``specs`` has all trials by name; those of settings that are proposed later must be added to the same mapping.
     """
     rule = build(space.scheduler)
     if not rule.stops:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mbcl.errors import ConfigError
@@ -81,19 +81,14 @@ class OptunaSearch:
         self._added = added
         self._log = log
         self._base = base_of(self._space)
-        self._points = points(self._space)
-        self._tuners = [_Tuner(self._space, number, point) for number, point in enumerate(self._points)]
+        grid = points(self._space)
+        self._tuners = [_Tuner(self._space, number, point) for number, point in enumerate(grid)]
         self._open: dict[int, tuple[_Tuner, optuna.Trial]] = {}
         self._repeats: dict[int, list[tuple[_Tuner, optuna.Trial]]] = {}
         self._seen: dict[str, int] = {}
         last = self._restore()
-        max_samples = max(samples_of(self._space, point) for point in self._points)
-        self._slots = [
-            (number, point)
-            for number in range(max_samples)
-            for point in range(len(self._points))
-            if number < samples_of(self._space, self._points[point]) and (number, point) > last
-        ]
+        slots = ((n, point) for point, each in enumerate(grid) for n in range(samples_of(self._space, each)))
+        self._slots = sorted(slot for slot in slots if slot > last)
 
     def _restore(self) -> tuple[int, int]:
         """Replay the study's draws and results to Optuna in their order; return the slot of the last draw."""
@@ -142,14 +137,14 @@ class OptunaSearch:
         try:
             setting = self._seen.get(identity_of(self._experiment(self._base, chosen)))
         except ConfigError as error:
-            tuner.tell_failure(trial)
+            tuner.tell(trial, ())
             return f"is no experiment ({error})"
         if setting is None:
             return ""
         if setting in self._open:
             self._repeats.setdefault(setting, []).append((tuner, trial))
         else:
-            self._tell(tuner, trial, self._study.settings()[setting])
+            tuner.tell(trial, self._study.settings()[setting])
         return f"repeats setting {setting}"
 
     def _add_setting(self, tuner: _Tuner, trial: optuna.Trial, chosen: Mapping[str, Any], drawn: Drawn) -> list[str]:
@@ -184,19 +179,7 @@ class OptunaSearch:
         """Report the result of a setting, whose trials have all ended, for its draw and for draws that repeat it."""
         records = self._study.settings()[setting]
         for tuner, trial in (self._open.pop(setting), *self._repeats.pop(setting, ())):
-            self._tell(tuner, trial, records)
-
-    def _tell(self, tuner: _Tuner, trial: optuna.Trial, records: list[TrialRecord]) -> None:
-        metric = self._study.metric
-        values = [record.metrics.get(metric) for record in records if record.status == "finished"]
-        measured = [float(value) for value in values if value is not None]
-        stopped = records[0].stopped
-        if len(measured) == len(records):  # means over different sets of seeds are not comparable
-            tuner.tell(trial, statistics.fmean(measured))
-        elif stopped is not None and stopped.value is not None:
-            tuner.tell_stopped(trial, stopped.epoch, stopped.value)
-        else:
-            tuner.tell_failure(trial)
+            tuner.tell(trial, records)
 
 
 class _Tuner:
@@ -237,22 +220,20 @@ class _Tuner:
         trial = self._study.ask()
         return trial, domains.fill(self._template, applies, _drawing(trial))
 
-    def tell(self, trial: optuna.Trial, value: float) -> None:
-        """Report the result of a setting."""
-        self._study.tell(trial, value)
-
-    def tell_stopped(self, trial: optuna.Trial, epoch: int, value: float) -> None:
-        """Report the value of a setting that was stopped early, as pruned."""
+    def tell(self, trial: optuna.Trial, records: Sequence[TrialRecord]) -> None:
+        """Report the mean over a setting's seeds; as pruned, its value where it was stopped early; else a failure."""
         import optuna
 
-        trial.report(value, step=epoch)
-        self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-
-    def tell_failure(self, trial: optuna.Trial) -> None:
-        """Report that a setting has no result."""
-        import optuna
-
-        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        values = [record.metrics.get(self._search.metric) for record in records if record.status == "finished"]
+        measured = [float(value) for value in values if value is not None]
+        stopped = records[0].stopped if records else None
+        if records and len(measured) == len(records):  # means over different sets of seeds are not comparable
+            self._study.tell(trial, statistics.fmean(measured))
+        elif stopped is not None and stopped.value is not None:
+            trial.report(stopped.value, step=stopped.epoch)
+            self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
 
 def _slot(drawn: Drawn) -> tuple[int, int]:

@@ -34,36 +34,35 @@ def check_conditional(domains: Mapping[str, Domain]) -> None:
     """
     for key in domains:
         part, _, parameter = key.partition(".")
-        if part in domains and any(isinstance(block.get(parameter), Domain) for block in _blocks(domains[part])):
+        choices = list(_choices(domains[part])) if part in domains else []
+        if any(isinstance(choice, Mapping) and isinstance(choice.get(parameter), Domain) for choice in choices):
             raise ConfigError(f"space.{key}: a block of space.{part} has a domain for {parameter}, too; give it once")
         swept = [domains[parent] for parent in (part, f"{part}.name") if parent in domains]
         if part not in COMPONENTS or parameter in ("", "name") or not swept:
             continue
         names = dict.fromkeys(name for domain in swept for name in _names(domain))
-        choices = [defaults(part, name) for name in names]
-        if None in choices or any(parameter.partition(".")[0] in (parameters or ()) for parameters in choices):
+        by_choice = [defaults(part, name) for name in names]
+        if None in by_choice or any(parameter.partition(".")[0] in (parameters or ()) for parameters in by_choice):
             continue
-        all_parameters = {parameter for parameters in choices for parameter in parameters or ()}
+        all_parameters = {parameter for parameters in by_choice for parameter in parameters or ()}
         raise ConfigError(
             f"space.{key}: none of {', '.join(names)} has this parameter; {nearest(parameter, all_parameters)}"
         )
 
 
-def _blocks(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the blocks in a domain, at any depth of nested domains."""
+def _choices(value: Any) -> Iterator[Any]:
+    """Yield the values in a domain, at any depth of nested domains; a value that is none is its own choice."""
     if isinstance(value, Domain):
         for inner in value.values:
-            yield from _blocks(inner)
-    elif isinstance(value, Mapping):
+            yield from _choices(inner)
+    else:
         yield value
 
 
 def _names(value: Any) -> Iterator[str]:
     """Yield the component names in a domain, given as strings or as the ``name`` of a block."""
-    if isinstance(value, Domain):
-        for inner in value.values:
-            yield from _names(inner)
-    elif isinstance(value, Mapping):
-        yield from _names(value.get("name"))
-    elif isinstance(value, str):
-        yield value
+    for choice in _choices(value):
+        if isinstance(choice, Mapping):
+            yield from _names(choice.get("name"))
+        elif isinstance(choice, str):
+            yield choice

@@ -66,7 +66,7 @@ def parse(block: Any) -> Domain:
     if not isinstance(values, list) or not values:
         raise ConfigError(f"{kind}: expected a list of at least one value, found {values!r}")
     domain = Domain(kind, tuple(_parse_nested(value) for value in values))
-    if kind == "choice" and any(has_grid(value) for value in domain.values):
+    if kind == "choice" and any(inner.kind == "grid" for inner in walk(domain)):
         raise ConfigError("choice: found a grid inside it, which cannot be tried whole in one draw; allowed: choice")
     return domain
 
@@ -122,11 +122,6 @@ def walk(value: Any) -> Iterator[Domain]:
             yield from walk(inner)
 
 
-def has_grid(value: Any) -> bool:
-    """Return whether a value holds a grid, at any depth."""
-    return any(domain.kind == "grid" for domain in walk(value))
-
-
 def is_drawn(value: Any) -> bool:
     """Return whether a value holds a domain that is drawn, at any depth."""
     return any(domain.kind != "grid" for domain in walk(value))
@@ -166,11 +161,9 @@ def _topological_order(domains: Mapping[str, Any]) -> list[str]:
 
 
 def points(domains: Mapping[str, Domain], applies: Applies) -> Iterator[dict[str, Any]]:
-    """Yield all combinations of the grids' values, the last key fastest. Drawn domains stay domains.
+    """Yield all combinations of the grids' values by swept key, the last key fastest, without keys that do not apply.
 
-    Args:
-        domains: by swept key.
-        applies: keys for which it is false are left out of a combination.
+    Drawn domains stay domains.
     """
     order = _topological_order(domains)
 
@@ -227,39 +220,30 @@ def drawn_from(seed: int, number: int) -> Draw:
     return draw
 
 
-class _ScriptedDraw:
-    """Draws the options at the given positions, then first options, and records each position with its option count.
-
-    Args:
-        script: position of the option for each draw, in order.
-    """
-
-    def __init__(self, script: list[int]) -> None:
-        self._script = script
-        self.record: list[tuple[int, int]] = []
-
-    def __call__(self, path: str, domain: Domain) -> Any:
-        options = list(range(len(domain.values))) if domain.kind == "choice" else _ends(domain)
-        position = self._script[len(self.record)] if len(self.record) < len(self._script) else 0
-        self.record.append((position, len(options)))
-        return options[position]
-
-
 def extremes(point: Mapping[str, Any], applies: Applies) -> Iterator[dict[str, Any]]:
     """Yield a point with every combination of its choices' values and its ranges' ends.
 
     Which domains apply depends on earlier draws, so this is no plain product: it backtracks over the recorded draws.
     """
-    draw = _ScriptedDraw([])
+    script: list[int] = []
+    record: list[tuple[int, int]] = []
+
+    def draw(path: str, domain: Domain) -> Any:
+        """Draw the option at the script's position, or the first one, and record its position and the option count."""
+        options = list(range(len(domain.values))) if domain.kind == "choice" else _ends(domain)
+        position = script[len(record)] if len(record) < len(script) else 0
+        record.append((position, len(options)))
+        return options[position]
+
     while True:
+        record.clear()
         yield fill(point, applies, draw)
-        record = draw.record
         while record and record[-1][0] + 1 == record[-1][1]:
             record.pop()
         if not record:
             return
-        *prefix, last = (position for position, _ in record)
-        draw = _ScriptedDraw([*prefix, last + 1])
+        script = [position for position, _ in record]
+        script[-1] += 1
 
 
 def probes(point: Mapping[str, Any], applies: Applies, limit: int) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from mbcl.config.base import set_path
 from mbcl.config.components import COMPONENTS, canonical, registry_of
@@ -21,6 +21,8 @@ from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.study.record import Drawn, TrialRecord
 from mbcl.study.settings import columns_of, fits, flatten, singled_out
 
+Setting: TypeAlias = tuple[dict[str, Any], AnyExperiment]
+"""The swept keys of a setting with their values, and its experiment with any seed."""
 MAX_TRIALS = 10_000
 """Maximum trials of a study. Each is validated before the first starts, which takes some milliseconds a trial."""
 PROBES = 200
@@ -92,7 +94,7 @@ def expand(file: SpaceFile) -> Trials:
 
 def _expand(space: Space) -> Trials:
     """Return the trials of a space whose settings are known in advance."""
-    settings: list[tuple[dict[str, Any], AnyExperiment]] = []
+    settings: list[Setting] = []
     seen: dict[str, int] = {}
     repeated = 0
     base = base_of(space)
@@ -110,8 +112,7 @@ def _expand(space: Space) -> Trials:
             continue
         seen[identity] = len(settings)
         settings.append((resolved(experiment, chosen), experiment))
-    experiments = [experiment for _, experiment in settings]
-    note = check_baseline(space, experiments, [parameters for parameters, _ in settings])
+    note = check_baseline(space, settings)
     left_out = f"{repeated} draws repeat an earlier setting and are left out" if repeated else ""
     total = len(settings) * len(space.seeds)
     specs = [
@@ -132,12 +133,12 @@ def _expand_adaptive(space: Space) -> Trials:
         )
     chosen = [values for point in grid for values in domains.probes(point, applies, max(8, PROBES // len(grid)))]
     experiments = [experiment_with(base, values, space) for values in chosen]
-    parameters = [resolved(experiment, values) for experiment, values in zip(experiments, chosen, strict=True)]
-    note = check_baseline(space, experiments, parameters)
+    settings = [(resolved(each, values), each) for each, values in zip(experiments, chosen, strict=True)]
+    note = check_baseline(space, settings)
     total = sum(samples_of(space, point) for point in grid) * len(space.seeds)
     probes = [
-        next(replicate(space, total + number, swept, experiment, total))
-        for number, (swept, experiment) in enumerate(zip(parameters, experiments, strict=True))
+        next(replicate(space, total + number, parameters, experiment, total))
+        for number, (parameters, experiment) in enumerate(settings)
     ]
     return Trials((), (note,) if note else (), total, tuple(probes))
 
@@ -235,14 +236,9 @@ def _get(dump: Mapping[str, Any], key: str) -> Any:
 def replicate(
     space: Space, setting: int, parameters: dict[str, Any], experiment: AnyExperiment, total: int
 ) -> Iterator[TrialSpec]:
-    """Yield the trials of a setting, one a seed.
+    """Yield the trials of a setting, one a seed; ``experiment`` may have any.
 
-    Args:
-        space: the space, which has the seeds.
-        setting: number of the setting.
-        parameters: the swept keys with their values.
-        experiment: the setting's experiment, with any seed.
-        total: maximum trials of the study. Ordinals are padded to its width, so that names sort in the order of trials.
+    Ordinals are padded to the width of ``total``, the maximum trials, so that names sort in the order of trials.
     """
     width = max(3, len(str(total - 1)))
     for position, seed in enumerate(space.seeds):
@@ -253,13 +249,7 @@ def replicate(
 
 
 def record_of(spec: TrialSpec, drawn: Drawn | None = None, evaluation: Mapping[str, Any] | None = None) -> TrialRecord:
-    """Return the record of a trial that has not started.
-
-    Args:
-        spec: the trial.
-        drawn: the draw of an adaptive search that it comes from.
-        evaluation: an evaluation block that overrides the experiment's own.
-    """
+    """Return the record of a trial that has not started; ``evaluation`` overrides the experiment's own block."""
     return TrialRecord(
         ordinal=spec.ordinal,
         setting=spec.setting,
@@ -287,13 +277,8 @@ def resolved_baseline(space: Space) -> dict[str, Any]:
     return result
 
 
-def check_baseline(space: Space, experiments: list[AnyExperiment], parameters: list[dict[str, Any]]) -> str:
+def check_baseline(space: Space, settings: list[Setting]) -> str:
     """Refuse a baseline that is none of the settings.
-
-    Args:
-        space: the space, which has the baseline.
-        experiments: the experiments of the settings.
-        parameters: the swept keys with their values, of each setting.
 
     Returns:
         A note if the baseline is every setting; otherwise empty.
@@ -306,7 +291,7 @@ def check_baseline(space: Space, experiments: list[AnyExperiment], parameters: l
         baseline = resolved_baseline(space)
     except ConfigError as error:
         raise ConfigError(f"baseline: {error}") from error
-    dumps = [experiment.model_dump(mode="json") for experiment in experiments]
+    dumps = [experiment.model_dump(mode="json") for _, experiment in settings]
     full = [flatten(dump) for dump in dumps]
     for key, value in baseline.items():
         check_key(key, space.kind, "baseline")
@@ -322,8 +307,7 @@ def check_baseline(space: Space, experiments: list[AnyExperiment], parameters: l
     if baseline and all(matching) and len(matching) > 1:
         return f"baseline {short(space.baseline)} is every setting, so nothing is compared with it and none is spared"
     # The report knows only the swept keys, so they alone must select the same settings.
-    pairs = zip(experiments, parameters, strict=True)
-    columns = [columns_of(experiment.sampler.name, experiment.objective.name, swept) for experiment, swept in pairs]
+    columns = [columns_of(each.sampler.name, each.objective.name, parameters) for parameters, each in settings]
     if baseline and len(matching) > 1 and singled_out(columns, baseline) != matching:
         raise ConfigError(
             f"baseline: found {short(space.baseline)}, which settings have by what is not swept; "

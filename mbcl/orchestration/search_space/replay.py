@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from mbcl.errors import ConfigError
 from mbcl.orchestration.search_space import domains
 from mbcl.orchestration.search_space.conditions import applies
-from mbcl.orchestration.search_space.domains import Draw
 from mbcl.orchestration.search_space.expansion import (
     Trials,
     TrialSpec,
@@ -49,10 +47,6 @@ def _replayed(grid: list[dict[str, Any]], drawn: Drawn | None, what: str) -> dic
     if drawn is None or not 0 <= drawn.point < len(grid):
         raise ConfigError(f"{what} of the study has no draw of this space; study.json is damaged")
     try:
-        return domains.fill(grid[drawn.point], applies, _replaying(drawn.values))
+        return domains.fill(grid[drawn.point], applies, lambda path, domain: drawn.values[path])
     except (KeyError, IndexError, TypeError) as error:
         raise ConfigError(f"{what} was drawn from another space: {error}") from error
-
-
-def _replaying(values: Mapping[str, Any]) -> Draw:
-    return lambda path, domain: values[path]

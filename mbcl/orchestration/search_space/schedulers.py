@@ -7,28 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from mbcl.errors import ConfigError, pluralize
 from mbcl.registry import Registry, construct
 
 
-class Scheduler(Protocol):
+class Scheduler:
     """A scheduler block of a space file."""
 
-    @property
-    def stops(self) -> bool:
-        """Whether it can stop a trial early."""
-
-    @property
-    def grace_period(self) -> int:
-        """Number of epochs before which it stops no trial."""
+    stops: ClassVar[bool] = True
+    """Whether it can stop a trial early."""
+    grace_period: int = 0
+    """Number of epochs before which it stops no trial."""
 
     def end(self, epochs: int) -> int:
-        """Return the last epoch of a trial that has ``epochs`` epochs."""
+        """Return the last epoch of a trial that has ``epochs`` epochs: that number unless the scheduler limits it."""
+        return epochs
 
     def describe(self, metric: str) -> str:
         """Describe the scheduler in a line for people."""
+        raise NotImplementedError
 
 
 MAX_EPOCHS = 2**31
@@ -41,31 +40,18 @@ SCHEDULERS: Registry[Any] = Registry("scheduler")
 
 @SCHEDULERS.register("fifo")
 @dataclass(frozen=True, kw_only=True)
-class Fifo:
+class Fifo(Scheduler):
     """Every trial runs to its end."""
 
-    @property
-    def stops(self) -> bool:
-        """False: no trial is stopped."""
-        return False
-
-    @property
-    def grace_period(self) -> int:
-        """0, which has no effect: no trial is stopped."""
-        return 0
-
-    def end(self, epochs: int) -> int:
-        """Return ``epochs``: the scheduler sets no limit."""
-        return epochs
+    stops = False
 
     def describe(self, metric: str) -> str:
-        """Describe the scheduler in a line for people."""
         return "fifo: every trial runs to its end"
 
 
 @SCHEDULERS.register("asha", aliases=("async_hyperband", "asynchyperband"))
 @dataclass(frozen=True, kw_only=True)
-class Asha:
+class Asha(Scheduler):
     """Asynchronous successive halving (Li et al., arXiv 1810.05934), as Ray's ``AsyncHyperBandScheduler``.
 
     Args:
@@ -81,7 +67,7 @@ class Asha:
     max_t: int | None = None
 
     def __post_init__(self) -> None:
-        _within("grace_period", self.grace_period, 1, MAX_EPOCHS)
+        _check_epochs("grace_period", self.grace_period)
         low, high = FACTORS
         if not low <= self.reduction_factor <= high:
             raise ConfigError(
@@ -93,24 +79,17 @@ class Asha:
                 f"most {MAX_EPOCHS}"
             )
 
-    @property
-    def stops(self) -> bool:
-        """True."""
-        return True
-
     def end(self, epochs: int) -> int:
-        """Return ``max_t`` or ``epochs``, whichever is smaller."""
         return min(epochs, self.max_t or epochs)
 
     def describe(self, metric: str) -> str:
-        """Describe the scheduler in a line for people."""
         rungs = ", ".join(f"{self.grace_period * self.reduction_factor**i:g}" for i in range(3))
         return f"asha: after {rungs}, ... epochs the best 1/{self.reduction_factor:g} by {metric} go on"
 
 
 @SCHEDULERS.register("median", aliases=("median_stopping_rule", "median_stopping", "medianstopping"))
 @dataclass(frozen=True, kw_only=True)
-class Median:
+class Median(Scheduler):
     """The median stopping rule (Golovin et al., Google Vizier, KDD 2017), as Ray's ``MedianStoppingRule``.
 
     A trial is stopped if its best value so far is worse than the median of the others' running means.
@@ -124,29 +103,19 @@ class Median:
     min_samples_required: int = 3
 
     def __post_init__(self) -> None:
-        _within("grace_period", self.grace_period, 1, MAX_EPOCHS)
-        _within("min_samples_required", self.min_samples_required, 1, MAX_EPOCHS)
-
-    @property
-    def stops(self) -> bool:
-        """True."""
-        return True
-
-    def end(self, epochs: int) -> int:
-        """Return ``epochs``: the scheduler sets no limit."""
-        return epochs
+        _check_epochs("grace_period", self.grace_period)
+        _check_epochs("min_samples_required", self.min_samples_required)
 
     def describe(self, metric: str) -> str:
-        """Describe the scheduler in a line for people."""
         return (
             f"median: from epoch {self.grace_period} on, who is below the median of at least "
             f"{pluralize(self.min_samples_required, 'other')} by {metric} is stopped"
         )
 
 
-def _within(key: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{key}: found {value}, allowed: a whole number of at least {low} and at most {high}")
+def _check_epochs(key: str, value: int) -> None:
+    if not 1 <= value <= MAX_EPOCHS:
+        raise ConfigError(f"{key}: found {value}, allowed: a whole number of at least 1 and at most {MAX_EPOCHS}")
 
 
 def build(block: Mapping[str, Any]) -> Scheduler:

@@ -96,10 +96,7 @@ class Search(ConfigModel):
         return self
 
     def check(self, searchable: Sequence[str]) -> None:
-        """Refuse a metric that cannot be searched on, or a mode that is its worse end or is missing.
-
-        Args:
-            searchable: the metrics that a search may go by.
+        """Refuse a metric that is not among the searchable ones, or a mode that is its worse end or is missing.
 
         Raises:
             PathConfigError: naming ``search`` or ``search.mode``.

@@ -7,7 +7,7 @@ trial of a kind runs is in :mod:`mbcl.orchestration.trial.trial_runners`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
@@ -22,25 +22,14 @@ VALIDATION_METRIC = "val/retrieval/top1"
 class TrialKind(Protocol):
     """The properties in which kinds of trials differ before any of them runs."""
 
-    @property
-    def model(self) -> type[Experiment] | type[SyntheticExperiment]:
-        """The schema of the ``experiment`` block."""
-        ...
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The metrics that a search may go by; the first is the default."""
-        ...
-
-    @property
-    def reads_data(self) -> bool:
-        """Whether an experiment reads data, so that only nodes that train can check it."""
-        ...
-
-    @property
-    def can_stop_early(self) -> bool:
-        """Whether a trial measures metrics while it runs, by which a scheduler may stop it."""
-        ...
+    model: ClassVar[type[Experiment] | type[SyntheticExperiment]]
+    """The schema of the ``experiment`` block."""
+    metrics: ClassVar[tuple[str, ...]]
+    """The metrics that a search may go by; the first is the default."""
+    reads_data: ClassVar[bool]
+    """Whether an experiment reads data, so that only nodes that train can check it."""
+    can_stop_early: ClassVar[bool]
+    """Whether a trial measures metrics while it runs, by which a scheduler may stop it."""
 
     def check_resources(self, experiment: Any, resources: Resources) -> None:
         """Refuse resources that a trial cannot use.
@@ -48,20 +37,13 @@ class TrialKind(Protocol):
         Raises:
             ConfigError: naming the key.
         """
-        ...
 
     def numbers_of_workers(self, experiment: Any, resources: Resources, limit: int) -> tuple[int, ...]:
-        """Return the numbers of workers that a trial may start with, ascending.
-
-        Args:
-            experiment: the trial's.
-            resources: the block of the space file.
-            limit: number of workers that fit.
+        """Return the numbers of workers that a trial may start with if ``limit`` fit, ascending.
 
         Raises:
             ConfigError: if there is no such number.
         """
-        ...
 
     def evaluation(self, experiment: Any) -> dict[str, Any]:
         """Return the evaluation block as plain data.
@@ -69,14 +51,12 @@ class TrialKind(Protocol):
         Raises:
             ConfigError: if trials of this kind have no evaluation.
         """
-        ...
 
     def num_epochs(self, experiment: Any) -> int:
         """Return the number of epochs of a trial, as its last row of metrics counts them."""
-        ...
 
 
-class Pretraining:
+class Pretraining(TrialKind):
     """A pretraining: workers train an encoder on the plans of a planner, and a task evaluates it."""
 
     model = Experiment
@@ -109,15 +89,13 @@ class Pretraining:
         return tuple(fitting)
 
     def evaluation(self, experiment: Experiment) -> dict[str, Any]:
-        """Return the experiment's evaluation block as plain data."""
         return experiment.evaluation.model_dump(mode="json")
 
     def num_epochs(self, experiment: Experiment) -> int:
-        """Return the epochs of training."""
         return experiment.train.epochs
 
 
-class SyntheticStudy:
+class SyntheticStudy(TrialKind):
     """A synthetic study: points are optimized in the driver's process, on one CPU."""
 
     model = SyntheticExperiment
@@ -135,11 +113,9 @@ class SyntheticStudy:
             raise ConfigError("resources.gpu: found true, but a synthetic study runs on a CPU")
 
     def numbers_of_workers(self, experiment: SyntheticExperiment, resources: Resources, limit: int) -> tuple[int, ...]:
-        """Return one worker."""
         return (1,)
 
     def evaluation(self, experiment: SyntheticExperiment) -> dict[str, Any]:
-        """Refuse: a synthetic study has no evaluation."""
         raise ConfigError("--eval-only: a synthetic study has no evaluation of its own")
 
     def num_epochs(self, experiment: SyntheticExperiment) -> int:

@@ -66,7 +66,7 @@ def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> Preflig
         {setting: reports[setting].max_pools for setting in settings},
         {setting: reports[setting].planning_cost for setting in settings},
         tuple(dict.fromkeys(note for setting in settings for note in reports[setting].notes)),
-        max((report.memory for report in reports.values()), key=lambda need: need.host + need.device),
+        max((report.memory for report in reports.values()), key=lambda need: need.host + need.device, default=None),
     )
 
 

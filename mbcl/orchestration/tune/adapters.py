@@ -47,31 +47,16 @@ class TuneSearcher(NoSnapshotMixin, Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Ignore the end of a trial: the recorder passes it to the queue once the record is up to date."""
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        """Accept and ignore the metric and mode: the study defines them."""
-        return True
-
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """Accept the limit, which the queue enforces."""
         return True
 
-    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Write no snapshot: Ray Tune's snapshots are never read."""
-
     def save(self, checkpoint_path: str) -> None:
-        """Write no snapshot: Ray Tune's snapshots are never read."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Raise NotImplementedError: a study resumes from ``study.json``."""
-        raise NotImplementedError
+        """Write no snapshot: Ray Tune's snapshots are never read, and a study resumes from ``study.json``."""
 
 
 class TuneScheduler(NoSnapshotMixin, FIFOScheduler):
-    """Stops trials early as the queue decides.
-
-    Args:
-        queue: decides which trials stop.
-    """
+    """Stops trials early as the queue decides."""
 
     def __init__(self, queue: TrialQueue) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -6,11 +6,13 @@ Modules that import Ray are imported after :func:`cluster` has set what Ray read
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from mbcl.config.base import validate
 from mbcl.config.evaluation import Evaluation
 from mbcl.config.experiment import Experiment
+from mbcl.errors import MbclError
 from mbcl.evaluation import BASELINES
 from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Node, TrialResources, max_concurrency
@@ -29,7 +31,7 @@ from mbcl.orchestration.trial.preflight import (
     distinct_experiments,
 )
 from mbcl.orchestration.trial.trial_runners import runner_of
-from mbcl.orchestration.tune.study_run import RayLostError, StudyRun
+from mbcl.orchestration.tune.study_run import StudyRun
 from mbcl.study.record import STUDY_FILE, TrialRecord
 
 REHEARSAL_VARIABLE = "MBCL_REHEARSAL"
@@ -42,13 +44,13 @@ def run_on_ray(run: StudyRun, nodes: list[Node], preflight: PreflightReport | No
     Args:
         run: the run.
         nodes: this machine, for a local Ray.
-        preflight: the result of the checks; None if only the nodes of the cluster can read the data.
+        preflight: None if only the nodes of the cluster can read the data.
 
     Returns:
         With ``--eval-only`` the errors of failed evaluations by trial; otherwise empty.
 
     Raises:
-        RayLostError: if Ray was lost.
+        MbclError: if Ray was lost; the text has the resume command.
         ConfigError: if the cluster cannot run the trials.
         OSError: if the results folder cannot be written.
     """
@@ -56,7 +58,8 @@ def run_on_ray(run: StudyRun, nodes: list[Node], preflight: PreflightReport | No
         return _run_connected(run, nodes, preflight)
     except Exception as error:
         if _is_loss_of_ray(error):
-            raise RayLostError(describe_error(error)) from error
+            resume_command = run.options.resume_command()
+            raise MbclError(f"Ray was lost: {describe_error(error)}; go on with: {resume_command}") from error
         raise
 
 
@@ -87,15 +90,16 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
             experiments = distinct_experiments([*study.todo.values(), *study.trials.probes])
             preflight = check_data_on_cluster(experiments, str(run.file.path), ray_cluster.placement.for_task)
         cpus_per_trial = int(sum(node.cpus for node in ray_cluster.nodes)) // concurrency.num_trials
-        jobs = StudyJobs(run, resources, ray_cluster, preflight, cpus_per_trial)
-        jobs.check(study.todo)
+        jobs = StudyJobs(run, resources, ray_cluster, preflight.max_pools, cpus_per_trial)
+        # Before any of them runs: one may be impossible on this cluster, or its recorded evaluation be damaged.
+        jobs_todo = {key: jobs[key] for key in study.todo}
         num_todo = len(study.todo) + run.num_undrawn
         notes = (*study.notes, *preflight.notes)
         console.print_header(num_todo, resources, concurrency, notes, evaluation_alone=options.eval_only)
         study.has_begun = True
         with console.progress(num_todo):
             if options.eval_only:
-                return _evaluate_again(run, {key: jobs[key] for key in study.todo}, concurrency.num_trials)
+                return _evaluate_again(run, jobs_todo, concurrency.num_trials)
             from mbcl.orchestration.tune.run_trials import run_trials
 
             rule = build_early_stopping(space, study.record, study.specs, run.store)
@@ -128,63 +132,47 @@ def _evaluate_again(run: StudyRun, jobs: dict[str, Job], concurrency: int) -> di
     return failures
 
 
+@dataclass(frozen=True, eq=False)
 class StudyJobs(Mapping[str, Job]):
     """The jobs of a study by trial, made on lookup, because an adaptive search draws trials while others run.
 
     Args:
         run: the run.
         resources: the resources of one trial.
-        ray_cluster: the cluster that runs the trials.
-        preflight: contains the number of pools of a plan.
-        cpus_per_trial: number of CPUs that a trial's planning tasks may use.
+        cluster: the cluster that runs the trials.
+        max_pools: by setting, the maximum number of pools of a plan.
+        cpus: number of CPUs that a trial's planning tasks may use.
     """
 
-    def __init__(
-        self,
-        run: StudyRun,
-        resources: TrialResources,
-        ray_cluster: ClusterInfo,
-        preflight: PreflightReport,
-        cpus_per_trial: int,
-    ) -> None:
-        self._run = run
-        self._resources = resources
-        self._cluster = ray_cluster
-        self._max_pools = preflight.max_pools
-        self._cpus = cpus_per_trial
-
-    def check(self, trial_ids: Iterable[str]) -> None:
-        """Make the jobs that are known before any of them runs.
-
-        Raises:
-            ConfigError: if one cannot be made on this cluster, or its record holds an evaluation that cannot be read.
-        """
-        for trial_id in trial_ids:
-            self[trial_id]
+    run: StudyRun
+    resources: TrialResources
+    cluster: ClusterInfo
+    max_pools: Mapping[int, int]
+    cpus: int
 
     def __len__(self) -> int:
-        return len(self._run.study.specs)
+        return len(self.run.study.specs)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._run.study.specs)
+        return iter(self.run.study.specs)
 
     def __getitem__(self, trial_id: str) -> Job:
-        run, space, spec = self._run, self._run.file.space, self._run.study.specs[trial_id]
+        run, space, spec = self.run, self.run.file.space, self.run.study.specs[trial_id]
         record = run.study.record.trials[trial_id]
         # The preflight did not check settings that an adaptive search draws later, only the ends of the domains, which
         # bound their number of pools.
-        pools = self._max_pools.get(spec.setting, max(self._max_pools.values(), default=0))
+        pools = self.max_pools.get(spec.setting, max(self.max_pools.values(), default=0))
         return Job(
             trial_id=trial_id,
             experiment=spec.experiment,
             store=run.store.child(layout.trial_folder(trial_id)).uri,
             baselines=run.store.child(BASELINES).uri,
             scratch=layout.scratch(run.store),
-            resources=self._resources,
+            resources=self.resources,
             group=run.study.record.name,
-            num_tasks=runner_of(space.kind.model).planning_tasks(spec.experiment, self._resources, self._cpus, pools),
-            placement=self._cluster.placement,
-            sizes=space.kind.numbers_of_workers(spec.experiment, space.resources, self._resources.workers),
+            num_tasks=runner_of(space.kind.model).planning_tasks(spec.experiment, self.resources, self.cpus, pools),
+            placement=self.cluster.placement,
+            sizes=space.kind.numbers_of_workers(spec.experiment, space.resources, self.resources.workers),
             watched_metric=run.study.record.metric if build_scheduler(space.scheduler).stops else "",
             judged_epoch=record.judged,
             evaluation=_evaluation(run, spec.experiment, record),

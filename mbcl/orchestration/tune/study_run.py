@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mbcl.errors import MbclError
 from mbcl.io.ownership import Fence, FencedStore
 from mbcl.orchestration.console import Console
 from mbcl.orchestration.results_folder.opened_study import OpenedStudy
 from mbcl.orchestration.scheduling.optuna_search import OptunaSearch
 from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.orchestration.study_options import StudyOptions
-
-
-class RayLostError(MbclError):
-    """Ray, or the connection to it, was lost while a study ran."""
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ DEAD = RayActorError()
         ([OWNED], False),
     ],
 )
-def test_retry_lost_workers_retries_only_errors_that_may_pass(failures, again):
-    policy = RetryLostWorkers(FailureConfig(max_failures=2))
+def test_retry_lost_workers_retries_only_errors_that_may_pass(tmp_path, failures, again):
+    policy = RetryLostWorkers(FailureConfig(max_failures=2), str(tmp_path))
     error = WorkerGroupError("words", dict(enumerate(failures)))
     decisions = [policy.make_decision(error) for _ in range(3)]
     retry, stop = FailureDecision.RETRY, FailureDecision.RAISE
@@ -75,8 +75,9 @@ def test_retry_lost_workers_counts_only_losses_without_a_new_checkpoint(tmp_path
 
 
 @pytest.mark.parametrize(("room", "retries"), [(True, 20), (False, 2)])
-def test_retry_lost_workers_waits_while_capacity_may_come(room, retries):
-    policy = RetryLostWorkers(FailureConfig(max_failures=2, controller_failure_limit=2), capacity_may_come=lambda: room)
+def test_retry_lost_workers_waits_while_capacity_may_come(tmp_path, room, retries):
+    limits = FailureConfig(max_failures=2, controller_failure_limit=2)
+    policy = RetryLostWorkers(limits, str(tmp_path), lambda: room)
     error = ControllerError(WorkerGroupStartupTimeoutError(2))
     decisions = [policy.make_decision(error) for _ in range(20)]
     assert decisions.count(FailureDecision.RETRY) == retries
