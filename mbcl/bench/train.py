@@ -102,6 +102,8 @@ class TrainBenchReport:
 def bench_train(settings: TrainBenchSettings) -> TrainBenchReport:
     """Measure every arm, each run in a process of its own; print a table, and write JSON if a file is given.
 
+    If an arm fails, or the user interrupts, the arms that were measured are printed first.
+
     Raises:
         ConfigError: if a setting is out of range.
         TrainingError: if an arm failed.
@@ -110,26 +112,27 @@ def bench_train(settings: TrainBenchSettings) -> TrainBenchReport:
     save = _saver(settings)
     console = Console(highlight=False, soft_wrap=True)
     console.print(_headline(settings))
-    with Stages() as stages:
-        report = climb(settings, in_own_process, stages, save)
-    _print(console, report)
+    report = TrainBenchReport(settings)
+    try:
+        with Stages() as stages:
+            climb(report, in_own_process, stages, save)
+    finally:
+        print_report(console, report)
     return report
 
 
-def climb(
-    settings: TrainBenchSettings, run: RunArm, stages: Stages, save: Callable[[TrainBenchReport], None]
-) -> TrainBenchReport:
+def climb(report: TrainBenchReport, run: RunArm, stages: Stages, save: Callable[[TrainBenchReport], None]) -> None:
     """Measure the ceiling, then the other arms with the memory format and threads of the best ceiling.
 
     The arms take turns, run by run, so that other load on the machine slows all of them alike.
 
     Args:
-        settings: checked.
+        report: takes the runs; its settings are checked.
         run: measures an arm, in this process or in another one.
         stages: shows the progress.
         save: called after every run, so that an interrupted benchmark leaves what it measured.
     """
-    report = TrainBenchReport(settings)
+    settings = report.settings
 
     def measure(arms: Sequence[Arm]) -> None:
         for number in range(settings.runs):
@@ -147,7 +150,6 @@ def climb(
         report.left_out.append("lightly left out: it is not installed; pip install lightly")
     measure(others)
     save(report)
-    return report
 
 
 def in_own_process(arm: Arm, settings: TrainBenchSettings) -> ArmRun:
@@ -203,7 +205,10 @@ def _headline(settings: TrainBenchSettings) -> str:
     )
 
 
-def _print(console: Console, report: TrainBenchReport) -> None:
+def print_report(console: Console, report: TrainBenchReport) -> None:
+    """Print a line for every arm that was measured."""
+    if not report.arms:
+        return
     stages = [stage for stage in STAGES if any(stage in arm.seconds for arm in report.arms)]
     header = ["arm", "images a second", "min", "max", "ratio", *(f"{stage} s" for stage in stages), "memory", "helpers"]
     lines = [header, *(_line(arm, report.reference, stages) for arm in report.arms)]

@@ -35,7 +35,7 @@ def run_usual(arm: Arm, settings: TrainBenchSettings) -> ArmRun:
     images = random_images(settings.samples, settings.image_size, settings.seed)
 
     def train(batch: tuple[Tensor, Tensor]) -> Tensor:
-        return step(step.place(torch.cat(batch)))
+        return step(step.compute.layout(torch.cat([step.place(view) for view in batch])))
 
     return _run_epochs(_loader(UsualViews(images), settings), train, settings, memory)
 

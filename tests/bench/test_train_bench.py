@@ -49,7 +49,9 @@ def settings_of(**changes) -> TrainBenchSettings:
 def ladder(run, **changes) -> TrainBenchReport:
     settings = settings_of(**changes)
     settings.check()
-    return climb(settings, run, Stages(quiet=True), lambda report: None)
+    report = TrainBenchReport(settings)
+    climb(report, run, Stages(quiet=True), lambda report: None)
+    return report
 
 
 def run_of(speed: float) -> ArmRun:
@@ -181,6 +183,21 @@ def test_an_arm_that_fails_is_one_line():
     arm = Arm("no such kind", "a label", 1, False)  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="^a label: KeyError: 'no such kind'$"):
         in_own_process(arm, settings_of())
+
+
+def test_an_arm_that_fails_leaves_the_others_printed_and_written(tmp_path, capsys, monkeypatch):
+    def run(arm: Arm, settings: TrainBenchSettings) -> ArmRun:
+        if arm.kind == "usual":
+            raise TrainingError("usual pipeline, 0 workers: no memory")
+        return run_of(5.0)
+
+    monkeypatch.setattr("mbcl.bench.train.in_own_process", run)
+    path = tmp_path / "train.json"
+    assert main(["bench", "train", *OPTIONS, "--arms", "shuffle", "usual", "--json", str(path)]) == 1
+    captured = capsys.readouterr()
+    assert "trainer, shuffle  " in captured.out
+    assert captured.err.endswith("error: usual pipeline, 0 workers: no memory\n")
+    assert [arm["label"] for arm in json.loads(path.read_text())["arms"]] == ["trainer, shuffle"]
 
 
 @pytest.mark.parametrize(
