@@ -161,6 +161,7 @@ def in_own_process(arm: Arm, settings: TrainBenchSettings) -> ArmRun:
     process = BackgroundProcess()
     try:
         run: ArmRun = process.submit(run_arm, arm, settings).result()
+        process.close(graceful=True)
         return run
     except MbclError:
         raise
