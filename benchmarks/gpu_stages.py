@@ -73,21 +73,21 @@ def plans(session: Session) -> None:
 
 
 def _plan(session: Session, data: Any, text: str, pool: int | None) -> dict[str, Any]:
-    """Seconds of the first plan and of further ones on the device, and the plan's loss there and on the CPU."""
+    """Seconds of the first plan and of further ones on the device, and the plan's loss from it and from the CPU."""
     from mbcl.bench.measure import timed_plan, worth
     from mbcl.config.sampler_spec import parse_spec
     from mbcl.samplers._threads import one_thread
 
     spec = parse_spec(text)
     sampler = spec.whole(BATCH_SIZE) if pool is None else spec.in_pool(BATCH_SIZE, pool)
-    there = data.to(session.device)
+    on_device = data.to(session.device)
 
     def loss(batches: Any) -> float:
         values: Worth = worth(batches, data, TEMPERATURE)
         return values.ntxent
 
-    _, first = timed_plan(sampler, there, seed=0)
-    made = [timed_plan(sampler, there, seed=0) for _ in range(REPEATS)]
+    _, first = timed_plan(sampler, on_device, seed=0)
+    made = [timed_plan(sampler, on_device, seed=0) for _ in range(REPEATS)]
     with one_thread():
         timed_plan(sampler, data, seed=0)
         on_cpu, cpu_seconds = timed_plan(sampler, data, seed=0)
