@@ -9,13 +9,12 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mbcl.bench.embeddings import DIMENSIONS, mixture
-from mbcl.bench.measure import random_batches, timed_plan, worth
+from mbcl.bench.measure import memory_bytes, random_batches, timed_plan, worth
 from mbcl.config.sampler_spec import Spec
 from mbcl.samplers._threads import one_thread
 from mbcl.seeding import numpy_generator
@@ -64,13 +63,13 @@ def measure(
     with one_thread():
         first = spec.in_pool(batch_size, pool)
         _, cold_seconds = timed_plan(first, mixture(NOISE, pool, 1).to(device), seed=0)
-        before = _memory("VmRSS", device)
+        before = memory_bytes("VmRSS", device)
         sampler = spec.whole(batch_size)
         data = mixture(NOISE, num_samples, 0).to(device)
         timed_plan(sampler, data.first(warm_up), seed=0)
         plan, seconds = timed_plan(sampler, data, seed=0)
         inputs = 2 * num_samples * DIMENSIONS * FLOAT_BYTES
-        extra = _memory("VmHWM", device) - before - inputs
+        extra = memory_bytes("VmHWM", device) - before - inputs
         examined = min(BATCHES_EXAMINED, len(plan))
         sampled = numpy_generator(0, "bench/examined").permutation(len(plan))[:examined]
         planned = worth(plan.batches[torch.from_numpy(sampled)], data, temperature)
@@ -88,14 +87,3 @@ def measure(
         "clip_lift": planned.clip / chance.clip,
         "coverage": plan.coverage(num_samples),
     }
-
-
-def _memory(field: str, device: str) -> int:
-    """Return the bytes of this process now (``VmRSS``) or at its peak (``VmHWM``); on a GPU, of its allocations there.
-
-    ``ru_maxrss`` is unsuitable: a child process starts with its parent's value.
-    """
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() if field == "VmHWM" else torch.cuda.memory_allocated()
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024

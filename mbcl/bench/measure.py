@@ -50,6 +50,17 @@ def check_device(device: str) -> None:
         raise ConfigError("--device cuda: torch finds no GPU here; allowed is cpu")
 
 
+def memory_bytes(field: str, device: str, process: int | str = "self") -> int:
+    """Return the bytes of a process now (``VmRSS``) or at its peak (``VmHWM``); on a GPU, of this one's allocations.
+
+    ``ru_maxrss`` is unsuitable: a child process starts with its parent's value.
+    """
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() if field == "VmHWM" else torch.cuda.memory_allocated()
+    (line,) = (line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
 def environment(device: str) -> dict[str, str]:
     """Return the names of the processor and of the GPU, if one is used, and the versions of Python and libraries."""
     processor = platform.processor() or platform.machine()

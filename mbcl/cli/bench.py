@@ -12,6 +12,8 @@ DATA_SETS = ("mix_0.5", "mix_1", "mix_2", "digits", "fm_pca", "fm_simclr")
 SAMPLERS = ("spectral", "kmeans", "refined")
 WHOLE = 49_920
 """39 pools of 1,280: the part of 50,000 samples that the published planner plans."""
+LADDER = ("ceiling", "shuffle", "planned", "usual", "lightly")
+LADDER_SAMPLERS = ("osgd", "spectral", "refined")
 
 
 def add_bench(commands: Any, run_ray: Callable[[argparse.Namespace], int]) -> None:
@@ -20,6 +22,7 @@ def add_bench(commands: Any, run_ray: Callable[[argparse.Namespace], int]) -> No
     kinds = bench.add_subparsers(title="benchmarks", metavar="WHAT", required=True)
     _add_planner(kinds)
     _add_data(kinds)
+    _add_train(kinds)
     _add_ray(kinds, run_ray)
 
 
@@ -80,6 +83,49 @@ def _data(arguments: argparse.Namespace) -> int:
     from mbcl.bench.data import DataBenchSettings, bench_data
 
     bench_data(DataBenchSettings(**option_values(arguments)))
+    return 0
+
+
+def _add_train(kinds: Any) -> None:
+    train = kinds.add_parser(
+        "train",
+        help="compare trainings with their ceiling, the same steps on a batch in memory, and with the usual pipeline",
+        description="Train the same model on random images in several ways, each run in a process of its own: steps on "
+        "one batch in memory (the ceiling), mbcl's trainer with and without planning, a DataLoader with torchvision's "
+        "transforms of one image at a time, and lightly's loop if it is installed. Print images per second, seconds by "
+        "stage, peak memory, and the ratio to the best ceiling. See docs/benchmarks.md.",
+    )
+    train.option("--encoder", "SPEC", "NAME or NAME:KEY=VALUE, such as resnet18:stem=small", "resnet_small")
+    train.option("--image-size", "S", "pixels a side", 32)
+    train.option("--batch-size", "B", "samples per batch", 64)
+    train.option("--samples", "N", "samples of an epoch", 512)
+    train.option("--epochs", "E", "epochs of a run that count", 2)
+    train.option("--runs", "R", "runs of each arm; medians are printed", 3)
+    train.option("--arms", "ARM", f"default: all of {', '.join(LADDER)}", nargs="+")
+    spec = f"samplers of the arm `planned`: NAME or NAME:KEY=VALUE,KEY=VALUE (default: {' '.join(LADDER_SAMPLERS)})"
+    train.option("--samplers", "SPEC", spec, nargs="+")
+    train.option("--threads", "T", "thread counts of the ceiling (default: 1 and one a core)", type=int, nargs="+")
+    train.option("--workers", "W", "DataLoader workers of `usual` and `lightly` (default: one a core)", type=int)
+    train.option("--device", None, "device of the training", "cpu", choices=("cpu", "cuda"))
+    precisions = ("float32", "bf16", "fp16", "float64")
+    train.option("--precision", None, "as train.precision", "float32", choices=precisions)
+    train.flag("--compile", "compile the model with torch.compile, in all arms but lightly")
+    train.option("--seed", "SEED", "seed of images, weights and plans", 0)
+    train.option("--json", "FILE", "also write the figures to this file")
+    train.flag("--overwrite", "replace an existing FILE")
+    train.set_defaults(arms=LADDER, samplers=LADDER_SAMPLERS, run=_train)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    import joblib
+
+    from mbcl.bench.train import bench_train
+    from mbcl.bench.train_settings import TrainBenchSettings
+
+    cores = joblib.cpu_count()
+    defaults = {"threads": sorted({1, cores}), "workers": cores}
+    values = option_values(arguments)
+    bench_train(TrainBenchSettings(**values | {key: defaults[key] for key in defaults if values[key] is None}))
     return 0
 
 

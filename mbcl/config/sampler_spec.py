@@ -1,4 +1,4 @@
-"""Sampler specifications of a command line: ``refined``, ``refined:sweeps=3``, ``gcbs:degree=13,mix=0.1``."""
+"""Specifications of a command line, of samplers and other components: ``refined:sweeps=3``, ``resnet18:stem=small``."""
 
 from __future__ import annotations
 
@@ -54,16 +54,30 @@ def parse_spec(text: str) -> Spec:
         >>> parse_spec("osgd:k=20,criterion=min").parameters
         {'k': 20, 'criterion': 'min'}
     """
+    name, parameters = split_spec("--samplers", text)
+    if "batch_size" in parameters:
+        raise ConfigError(f"--samplers {text}: batch_size is an option of its own, --batch-size")
+    try:
+        return Spec(text, SAMPLERS.canonical(name), parameters)
+    except ConfigError as error:
+        raise ConfigError(f"--samplers {text}: {error}") from error
+
+
+def split_spec(option: str, text: str) -> tuple[str, dict[str, object]]:
+    """Split ``NAME:KEY=VALUE,KEY=VALUE`` into the name and the parameters.
+
+    Raises:
+        ConfigError: if the text is malformed; the message names the option.
+
+    Example:
+        >>> split_spec("--encoder", "resnet18:stem=small")
+        ('resnet18', {'stem': 'small'})
+    """
     name, colon, rest = text.partition(":")
     parameters: dict[str, object] = {}
     for part in rest.split(",") if colon else ():
         key, equals, value = part.partition("=")
         if not (key and equals and value) or key in parameters:
-            raise ConfigError(f"--samplers {text}: expected {FORM}, each key once, found {part!r}")
-        if key == "batch_size":
-            raise ConfigError(f"--samplers {text}: batch_size is an option of its own, --batch-size")
-        parameters[key] = parse_yaml(value, f"--samplers {text}")
-    try:
-        return Spec(text, SAMPLERS.canonical(name), parameters)
-    except ConfigError as error:
-        raise ConfigError(f"--samplers {text}: {error}") from error
+            raise ConfigError(f"{option} {text}: expected {FORM}, each key once, found {part!r}")
+        parameters[key] = parse_yaml(value, f"{option} {text}")
+    return name, parameters

@@ -43,9 +43,17 @@ class BackgroundProcess:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
-    def close(self) -> None:
-        """Terminate the process at once and discard its pending work."""
+    def close(self, *, graceful: bool = False) -> None:
+        """Terminate the process at once and discard its pending work.
+
+        Args:
+            graceful: wait until the process has done its work and cleaned up instead.
+        """
         if self._pool is None:
+            return
+        if graceful:
+            self._pool.shutdown()
+            self._pool = None
             return
         processes = list(self._pool._processes.values())  # as terminate_workers does from Python 3.14 on
         self._pool.shutdown(wait=False, cancel_futures=True)
