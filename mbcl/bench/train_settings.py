@@ -237,5 +237,5 @@ def register_random_images(num: int, size: int, seed: int) -> str:
         return Splits(images.part(positions[:-NUM_TEST]), images.part(positions[-NUM_TEST:]))
 
     if name not in DATASETS:
-        DATASETS.register(name)(DatasetSpec(read, "random images of `mbcl bench train`", "", ViewRecipe()))
+        DATASETS.register(name)(DatasetSpec(read, "random images of `mbcl bench train`", ""))
     return name

@@ -201,9 +201,9 @@ def test_plan_check_refuses_a_sampler_that_is_not_reproducible(
     class Restless(Shuffle):
         name = "restless"
 
-        def stream(self, epoch: int, round: int) -> tuple[int, int]:
-            calls.append(epoch)
-            return len(calls), round
+        def rows(self, num_samples, embeddings, *key):
+            calls.append(num_samples)
+            return super().rows(num_samples, embeddings, *key[:-1], key[-1] + len(calls))
 
     monkeypatch.setitem(SAMPLERS._parts, "restless", Restless)
     options = [

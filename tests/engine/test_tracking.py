@@ -35,7 +35,7 @@ def test_tensorboard_tracker_keeps_the_steps_of_a_failed_training(tmp_path, sche
     with pytest.raises(TrainingError, match="the end"):
         train(content, world=World(), store=open_store(f"{scheme}{tmp_path}"), observers=[Failure()])
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("step/loss")] == list(range(14))
+    assert [event.step for event in events.Scalars("step/loss")] == list(range(15))
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])

@@ -126,6 +126,7 @@ def run_one_trial(
     experiment: Experiment = EXPERIMENT,
     kind: type[TrialRecord] = TrialRecord,
     told: list[StudyRecord] | None = None,
+    joined: bool = False,
 ) -> TrialRecord:
     """Run one trial as a study does, in the Ray of this process; its record is appended to ``told`` at the start."""
     from mbcl.orchestration.cluster.capacity import Node, resolve_resources
@@ -143,7 +144,7 @@ def run_one_trial(
     with hold(store) as fence:
         need = resolve_resources(Resources(workers=workers), [Node(CPUS)])
         gate_fence = Gate(fence.location, fence.token, str(attack.gates)) if attack else fence
-        job = job_of(TRIAL, experiment, store, need, num_tasks=2, fence=gate_fence)
+        job = job_of(TRIAL, experiment, store, need, num_tasks=2, fence=gate_fence, joined=joined)
         if attack:
             attack.start()
         run_trials(
@@ -177,11 +178,11 @@ def test_trial_with_killed_processes_equals_an_undisturbed_one(local_ray, undist
     assert rows_of(tmp_path)[: len(attack.rows)] == attack.rows, "epochs that were done are not trained again"
 
 
-def test_trial_on_two_workers_with_killed_processes_equals_an_undisturbed_one(local_ray, undisturbed, tmp_path):
-    """Planner, a training worker, trial driver and evaluation, one after the other."""
+def test_trial_in_a_worker_group_with_killed_processes_equals_an_undisturbed_one(local_ray, undisturbed, tmp_path):
+    """Planner, training worker, trial driver and evaluation, one after the other, as on a joined cluster."""
     plan = [(2, PLANNER), (4, WORKER), (7, DRIVER), (12, EVALUATION)]
     attack = Attack(tmp_path / "trials" / TRIAL, plan, trainer=WORKER)
-    record = run_one_trial(tmp_path, attack, workers=2)
+    record = run_one_trial(tmp_path, attack, joined=True)
     assert_undisturbed(record, tmp_path, undisturbed)
     assert record.attempts == 2, "a driver was lost once"
     assert rows_of(tmp_path)[: len(attack.rows)] == attack.rows, "epochs that were done are not trained again"

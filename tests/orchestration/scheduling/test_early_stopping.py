@@ -74,10 +74,29 @@ class ReleaseObserver:
         self.seconds[trial_id] = time.monotonic() - start
 
 
+class DriverObserver(ReleaseObserver):
+    """Records the processes of Ray at the end of every trial."""
+
+    def __init__(self, study: StudyRecord, gates: Path) -> None:
+        super().__init__(study, gates)
+        self.processes: list[set[int]] = []
+
+    def on_trial_end(self, trial_id: str) -> None:
+        self.processes.append(ray_processes(*TITLES))
+        assert not groups()
+
+
 def run_with_early_stopping(
-    folder: Path, rates: list[float], seeds: int, rule: dict[str, Any] = ASHA
+    folder: Path,
+    rates: list[float],
+    seeds: int,
+    rule: dict[str, Any] = ASHA,
+    observer: type[ReleaseObserver] = ReleaseObserver,
 ) -> tuple[StudyRecord, ReleaseObserver]:
-    """Compare learning rates by their own value, one trial at a time, so that no rounding decides which is stopped."""
+    """Compare learning rates by their own value, one trial at a time, so that no rounding decides which is stopped.
+
+    Trials have a worker group of their own, as on a joined cluster, unless the observer is a DriverObserver.
+    """
     from mbcl.orchestration.cluster.capacity import Node, resolve_resources
     from mbcl.orchestration.cluster.orphaned_groups import remove_orphaned_groups
     from mbcl.orchestration.scheduling.early_stopping import build_stopper
@@ -89,6 +108,7 @@ def run_with_early_stopping(
     study = StudyRecord(name="test", space_digest="", metric="train/lr", mode="max", created="", trials={})
     jobs, gates, fence = {}, folder / "gates", claim(store)
     gate_fence = Gate(fence.location, fence.token, str(gates))
+    in_workers = observer is ReleaseObserver
     for setting, lr in enumerate(rates):
         for seed in range(seeds):
             experiment = Experiment.model_validate(
@@ -105,11 +125,12 @@ def run_with_early_stopping(
                 ordinal=len(jobs), setting=setting, seed=seed, sampler="", objective="", parameters={"lr": lr}
             )
             need = resolve_resources(Resources(), [Node(CPUS)])
-            jobs[key] = job_of(key, experiment, store, need, num_tasks=2, watched_metric=study.metric, fence=gate_fence)
-            for epoch in range(1, EPOCHS):
+            options = {"num_tasks": 2, "watched_metric": study.metric, "fence": gate_fence, "joined": in_workers}
+            jobs[key] = job_of(key, experiment, store, need, **options)
+            for epoch in range(1, EPOCHS if in_workers else 1):  # a driver waits for the decision by itself
                 close_gate(gates / f"{key}-{epoch}", WORKER, f"trials/{key}/metrics.jsonl", epoch)
     early_stopping = EarlyStopping(build_stopper(rule, mode="max"), rule["name"], lambda key: EPOCHS)
-    watcher = ReleaseObserver(study, gates)
+    watcher = observer(study, gates)
     queue = TrialQueue(study, jobs, concurrency=1, rule=early_stopping)
     run_trials(
         jobs, store=store, scratch=str(folder / ".ray"), study=study, concurrency=1, observer=watcher, queue=queue
@@ -146,6 +167,25 @@ def assert_stopped_and_released(
 def test_stopped_trial_frees_its_processes_and_reservations(local_ray, tmp_path):
     study, watcher = run_with_early_stopping(tmp_path, [0.1, 2e-4, 1e-4], seeds=1)
     assert_stopped_and_released(study, watcher, tmp_path, seeds=1, least=2)
+
+
+def test_stopped_trial_leaves_its_process_to_the_next_one(local_ray, tmp_path):
+    """The training of a stopped trial ends; the driver and the planner go on, and results do not change."""
+    rates = [0.1, 2e-4, 1e-4]
+    study, watcher = run_with_early_stopping(tmp_path, rates, seeds=2, observer=DriverObserver)
+    (first, second, *stopped) = study.trials.values()
+    assert [record.status for record in (first, second)] == ["finished"] * 2
+    assert [record.status for record in stopped] == ["stopped"] * 4
+    assert [record.attempts for record in stopped] == [1, 0, 1, 0]
+    assert [record.stopped.epoch for record in stopped] == [1, 0, 1, 0]
+    assert isinstance(watcher, DriverObserver)
+    assert len(watcher.processes) == 4
+    assert len(set.union(*watcher.processes)) == 2, "one driver and one planner"
+    for key, record in study.trials.items():
+        if record.attempts:
+            rows = LocalStore(tmp_path).child(f"trials/{key}").read_bytes("metrics.jsonl").decode().splitlines()
+            assert len(rows) == (record.stopped.epoch if record.stopped else EPOCHS), "it ends where it was stopped"
+    wait_for(lambda: free_cpus() == CPUS)
 
 
 def release_seconds_of_a_large_study(folder: Path, dashboard: bool, rule: dict[str, Any]) -> list[float]:
