@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -71,6 +72,7 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
         OSError: if the results folder cannot be reached.
         KeyboardInterrupt: before anything has started.
     """
+    started_at = time.monotonic()
     check_exclusive(options)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
 
@@ -105,13 +107,15 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
         search = None
         if file.space.search.adaptive and not options.eval_only:
             search = OptunaSearch(file, study.record, study.trials.total, added=study.add, log=console.log)
-        study_run = StudyRun(options, file, study, fenced, fence, console, search)
+        study_run = StudyRun(options, file, study, fenced, fence, console, search, started_at)
         with _explained_errors(study_run):
             interrupted, failures = _run_trials(study_run, nodes, preflight)
             signals.ignore_signals()  # a second signal would lose the report
             layout.finalize(fenced, study.record)
             write_report(fenced, study.record)
             console.print_table()
+            if study.record.efficiency is not None and not options.eval_only:
+                console.log(f"efficiency: {study.record.efficiency.describe()}")
             console.print_summary(f"report: {store.uri}/report.html")
         return _exit_code(study_run, failures, interrupted=interrupted)
 

@@ -63,6 +63,7 @@ def page(
         "trials": _trial_rows(study, summaries, metrics),
         "seeds": sorted({trial.seed for trial in study.trials.values()}),
         "times": _times(study, histories),
+        "efficiency": study.efficiency.describe() if study.efficiency else "",
         "glossary": _glossary(study, histories),
         "space": space,
         "commands": _commands(study, folder),

@@ -92,12 +92,48 @@ class TrialRecord(_Record):
         return None if value is None or not math.isfinite(value) else value
 
 
+class Efficiency(_Record):
+    """How a run used its machine: device-seconds, where a device is a core or, where trials compute on GPUs, a GPU.
+
+    Attributes:
+        devices: number of devices.
+        device: their kind.
+        wall: seconds from the command to the report.
+        work: device-seconds that trials spent in epochs (training, embedding, planning) and evaluations.
+        busy: device-seconds of the trials from start to end.
+    """
+
+    devices: float
+    device: Literal["core", "GPU"]
+    wall: float
+    work: float
+    busy: float
+
+    @property
+    def share(self) -> float:
+        """The efficiency: the share of all device-seconds that is work."""
+        return self.work / self._all
+
+    @property
+    def _all(self) -> float:
+        return self.devices * self.wall
+
+    def describe(self) -> str:
+        """Describe in one line how much of the machine was used, and what the rest was."""
+        return (
+            f"{self.share:.2f} of {self.devices:g} {self.device}{'s' * (self.devices != 1)} x {self.wall:.1f} s were "
+            f"epochs and evaluations, {(self.busy - self.work) / self._all:.2f} starts and ends of trials, "
+            f"{1 - self.busy / self._all:.2f} outside trials: starting Ray, checks, waiting for the last trials"
+        )
+
+
 class StudyRecord(_Record):
     """A whole study.
 
     Attributes:
         trials: the trials by ``trial_id``, in the order of the space.
         left_out: the draws of an adaptive search that became no setting: repeats and invalid experiments.
+        efficiency: how the last run that trained used its machine; None if there was none yet.
     """
 
     format: Literal[1] = 1
@@ -111,6 +147,7 @@ class StudyRecord(_Record):
     created: str
     trials: dict[str, TrialRecord]
     left_out: list[Drawn] = Field(default_factory=list)
+    efficiency: Efficiency | None = None
 
     @field_validator("trials")
     @classmethod

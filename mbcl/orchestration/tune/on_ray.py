@@ -6,12 +6,15 @@ Modules that import Ray are imported after :func:`cluster` has set what Ray read
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mbcl.config.base import validate
 from mbcl.config.evaluation import Evaluation
 from mbcl.config.experiment import Experiment
+from mbcl.engine.metrics_log import read_rows
 from mbcl.errors import MbclError
 from mbcl.evaluation import BASELINES
 from mbcl.orchestration import signals
@@ -32,6 +35,7 @@ from mbcl.orchestration.trial.preflight import (
 )
 from mbcl.orchestration.trial.trial_runners import runner_of
 from mbcl.orchestration.tune.study_run import StudyRun
+from mbcl.study.efficiency import sweep_efficiency
 from mbcl.study.record import STUDY_FILE, TrialRecord
 
 REHEARSAL_VARIABLE = "MBCL_REHEARSAL"
@@ -106,17 +110,47 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
             queue = TrialQueue(
                 study.record, study.todo, concurrency=concurrency.num_trials, rule=rule, source=run.search
             )
-            run_trials(
-                jobs,
-                store=run.store,
-                scratch=layout.scratch(run.store),
-                study=study.record,
-                concurrency=concurrency.num_trials,
-                observer=console,
-                queue=queue,
-                driver=runner.driver(resources, ray_cluster.placement, joined=options.address is not None),
-            )
+            with _measure_efficiency(run, ray_cluster.nodes, resources):
+                run_trials(
+                    jobs,
+                    store=run.store,
+                    scratch=layout.scratch(run.store),
+                    study=study.record,
+                    concurrency=concurrency.num_trials,
+                    observer=console,
+                    queue=queue,
+                    driver=runner.driver(resources, ray_cluster.placement, joined=options.address is not None),
+                )
     return {}
+
+
+@contextmanager
+def _measure_efficiency(run: StudyRun, nodes: Sequence[Node], resources: TrialResources) -> Iterator[None]:
+    """Record how the trials that end in the block use the machine; the block may be interrupted."""
+    record = run.study.record
+    ended_before = {key for key, trial in record.trials.items() if trial.status not in ("pending", "running", "failed")}
+
+    def epoch_seconds(trial_id: str) -> float:
+        try:
+            rows = read_rows(run.store.child(layout.trial_folder(trial_id)))
+        except OSError:
+            return 0.0
+        return sum(float(row.get("time/total") or 0) for row in rows)
+
+    try:
+        yield
+    finally:
+        ended = [key for key, trial in record.trials.items() if trial.seconds and key not in ended_before]
+        num_gpus = sum(node.gpus for node in nodes)
+        record.efficiency = sweep_efficiency(
+            record,
+            ended,
+            epoch_seconds,
+            num_devices=num_gpus if resources.gpus else sum(node.cpus for node in nodes),
+            devices_per_trial=resources.gpus or resources.workers * resources.threads,
+            device="GPU" if resources.gpus else "core",
+            wall=time.monotonic() - run.started_at,
+        )
 
 
 def _evaluate_again(run: StudyRun, jobs: dict[str, Job], concurrency: int) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from mbcl.io.ownership import Fence, FencedStore
 from mbcl.orchestration.console import Console
@@ -24,6 +25,7 @@ class StudyRun:
         fence: the claim on that folder, passed on to every process of the run.
         console: reports to the user.
         search: draws further trials; None if all trials are known.
+        started_at: when the command began, by the monotonic clock.
     """
 
     options: StudyOptions
@@ -33,6 +35,7 @@ class StudyRun:
     fence: Fence
     console: Console
     search: OptunaSearch | None = None
+    started_at: float = field(default_factory=time.monotonic)
 
     @property
     def num_undrawn(self) -> int:
