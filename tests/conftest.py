@@ -30,9 +30,8 @@ def _has_module_fixtures(item: pytest.Item) -> bool:
 
 def _group(item: pytest.Item) -> str | None:
     """The group that a test belongs to; None if it can run beside any other."""
-    if "local_ray" in getattr(item, "fixturenames", ()):
-        return "local_ray"
-    if item.get_closest_marker("ray") and not _has_module_fixtures(item):
+    shares_ray = "local_ray" in getattr(item, "fixturenames", ())  # each of pytest's processes starts one
+    if item.get_closest_marker("ray") and not shares_ray and not _has_module_fixtures(item):
         return None
     return f"{item.path.parent.name}/{item.path.stem}"
 

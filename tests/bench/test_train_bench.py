@@ -88,7 +88,8 @@ def test_every_arm_trains_and_reports_its_stages(measured):
 
 
 def test_helpers_count_the_memory_of_planner_and_loader(measured):
-    has_helpers = {report.arm.label for report in measured.arms if report.bytes("helpers")}
+    """Other children, such as multiprocessing's resource tracker, hold less than a process that has imported torch."""
+    has_helpers = {report.arm.label for report in measured.arms if (report.bytes("helpers") or 0) > 100 * 2**20}
     overlapped = {report.arm.label for report in measured.arms if report.arm.overlap}
     assert has_helpers == overlapped | {"usual pipeline, 1 worker"}
 

@@ -126,7 +126,6 @@ def run_one_trial(
     experiment: Experiment = EXPERIMENT,
     kind: type[TrialRecord] = TrialRecord,
     told: list[StudyRecord] | None = None,
-    joined: bool = False,
 ) -> TrialRecord:
     """Run one trial as a study does, in the Ray of this process; its record is appended to ``told`` at the start."""
     from mbcl.orchestration.cluster.capacity import Node, resolve_resources
@@ -144,7 +143,7 @@ def run_one_trial(
     with hold(store) as fence:
         need = resolve_resources(Resources(workers=workers), [Node(CPUS)])
         gate_fence = Gate(fence.location, fence.token, str(attack.gates)) if attack else fence
-        job = job_of(TRIAL, experiment, store, need, num_tasks=2, fence=gate_fence, joined=joined)
+        job = job_of(TRIAL, experiment, store, need, num_tasks=2, fence=gate_fence)
         if attack:
             attack.start()
         run_trials(
@@ -178,11 +177,11 @@ def test_trial_with_killed_processes_equals_an_undisturbed_one(local_ray, undist
     assert rows_of(tmp_path)[: len(attack.rows)] == attack.rows, "epochs that were done are not trained again"
 
 
-def test_trial_in_a_worker_group_with_killed_processes_equals_an_undisturbed_one(local_ray, undisturbed, tmp_path):
-    """Planner, training worker, trial driver and evaluation, one after the other, as on a joined cluster."""
-    plan = [(2, PLANNER), (4, WORKER), (7, DRIVER), (12, EVALUATION)]
+def test_trial_on_two_workers_with_killed_processes_equals_an_undisturbed_one(local_ray, undisturbed, tmp_path):
+    """A training worker, the driver and the evaluation, one after the other; the undisturbed one has one worker."""
+    plan = [(3, WORKER), (6, DRIVER), (12, EVALUATION)]
     attack = Attack(tmp_path / "trials" / TRIAL, plan, trainer=WORKER)
-    record = run_one_trial(tmp_path, attack, joined=True)
+    record = run_one_trial(tmp_path, attack, workers=2)
     assert_undisturbed(record, tmp_path, undisturbed)
     assert record.attempts == 2, "a driver was lost once"
     assert rows_of(tmp_path)[: len(attack.rows)] == attack.rows, "epochs that were done are not trained again"
@@ -332,11 +331,3 @@ def test_trial_that_loses_its_folder_ends_on_all_ranks(local_ray, tmp_path):
     assert time.monotonic() - start < COLLECTIVE_SECONDS, "no rank has waited for another until its collective gave up"
     assert record.status == "failed"
     assert "another run works there since" in record.error
-
-
-def test_trial_on_two_workers_equals_one_worker(local_ray, tmp_path):
-    experiment = Experiment.model_validate(SPACE["experiment"] | {"sampler": {"name": "spectral", "k": 4}})
-    record = run_one_trial(tmp_path / "two", workers=2, experiment=experiment)
-    expected = train_without_ray(experiment, tmp_path / "one")
-    assert (record.status, record.error) == ("finished", "")
-    assert_same_metrics(record.metrics, expected)
