@@ -88,8 +88,9 @@ def test_every_arm_trains_and_reports_its_stages(measured):
 
 
 def test_helpers_count_the_memory_of_planner_and_loader(measured):
-    """Other children, such as multiprocessing's resource tracker, hold less than a process that has imported torch."""
-    has_helpers = {report.arm.label for report in measured.arms if (report.bytes("helpers") or 0) > 100 * 2**20}
+    """Other tests of this process keep ranks of gloo alive, which count, too, where arms share a process."""
+    others = min(report.bytes("helpers") for report in measured.arms)
+    has_helpers = {report.arm.label for report in measured.arms if report.bytes("helpers") > others}
     overlapped = {report.arm.label for report in measured.arms if report.arm.overlap}
     assert has_helpers == overlapped | {"usual pipeline, 1 worker"}
 
