@@ -7,6 +7,7 @@ import copy
 import gloo
 import pytest
 import torch
+from closeness import relative
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,12 +19,6 @@ from mbcl.distributed.sync_batchnorm import SyncBatchNorm1d, convert_sync_batchn
 
 SHARES = {2: ([3, 3], [5, 2], [6, 0]), 4: ([2, 2, 2, 2], [1, 3, 0, 4])}
 WORLDS = [(size, shares) for size, options in SHARES.items() for shares in options]
-
-
-def relative(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest entry."""
-    assert actual.shape == expected.shape
-    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 def images(num: int) -> Tensor:

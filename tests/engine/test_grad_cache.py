@@ -10,6 +10,7 @@ from functools import partial
 import gloo
 import pytest
 import torch
+from closeness import relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -25,14 +26,6 @@ from mbcl.models import ENCODERS
 TOLERANCE = 1e-9
 """In float64, on gradients of one batch: sums of some thousand numbers round by 1e-14."""
 bf16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
-
-
-def relative(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest entry."""
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    actual, expected = actual.detach().double(), expected.detach().double()
-    return float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-300))
 
 
 def loss_of(features: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from engine import runs
+from evaluation.trained import CONTENT
 
 from mbcl.config.experiment import Evaluation
 from mbcl.distributed.collectives import World
@@ -18,16 +19,6 @@ from mbcl.evaluation import evaluate
 from mbcl.io.store import LocalStore
 from mbcl.metrics import retrieval
 from mbcl.seeding import derive
-
-CONTENT = runs.experiment(train={"epochs": 2, "batch_size": 16, "precision": "float64"})
-"""In float64 no two scores are so close that rounding swaps their ranks."""
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trial")
-    runs.run(World(), folder, CONTENT)
-    return LocalStore(folder)
 
 
 def test_evaluate_measures_the_checkpoint_on_the_test_split(store):

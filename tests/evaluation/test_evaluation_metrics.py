@@ -23,16 +23,6 @@ from mbcl.evaluation.subject import Subject
 from mbcl.io.store import LocalStore
 from mbcl.seeding import derive
 
-CONTENT = runs.experiment(train={"epochs": 2, "batch_size": 16, "precision": "float64"})
-"""In float64 no two scores are so close that rounding swaps their ranks."""
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trial")
-    runs.run(World(), folder, CONTENT)
-    return LocalStore(folder)
-
 
 @pytest.fixture(scope="module")
 def model(store):
