@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,8 @@ from mbcl.data import clean_views
 from mbcl.engine.setup import SplitData
 from mbcl.models import ContrastiveModel
 
-COPIES_OF_WEIGHTS = 4
-"""Weights, gradients, momentum, and the copy that a checkpoint writes."""
+COPIES_OF_WEIGHTS = 5
+"""Weights, gradients, at most two moments, and the copy that a checkpoint writes."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,19 @@ class MemoryNeed:
 
     Args:
         host: images and embeddings, which stay in the main memory.
-        device: weights, gradients, optimiser state and activations of a step, on the device that trains.
+        weights: weights, gradients and optimiser state, on the device that trains.
+        activations: activations of a step on the global batch, which the workers share.
     """
 
     host: int
-    device: int
+    weights: int
+    activations: int
+
+    @staticmethod
+    def largest(needs: Iterable[MemoryNeed]) -> MemoryNeed:
+        """Return the largest of each field; zeros for no needs."""
+        rows = [(need.host, need.weights, need.activations) for need in needs]
+        return MemoryNeed(*(max(column) for column in zip(*rows, (0, 0, 0), strict=True)))
 
 
 def memory_need(experiment: Experiment, data: SplitData, model: ContrastiveModel) -> MemoryNeed:
@@ -48,7 +57,8 @@ def memory_need(experiment: Experiment, data: SplitData, model: ContrastiveModel
     samples = experiment.train.accumulation.chunk_size or experiment.train.batch_size
     return MemoryNeed(
         host=sum(images.values()) + 2 * len(data.train) * embeddings // len(pair),
-        device=COPIES_OF_WEIGHTS * weights + 2 * samples * saved // len(pair),
+        weights=COPIES_OF_WEIGHTS * weights,
+        activations=2 * samples * saved // len(pair),
     )
 
 

@@ -108,8 +108,8 @@ class WandbTracker(BaseObserver):
         self._run.log(_measured(row), step=int(row["step"] or 0))
 
     def close(self) -> None:
-        """Finish the run; it is marked as failed if an exception is propagating."""
-        self._run.finish(exit_code=0 if sys.exception() is None else 1)
+        """Finish the run; it is marked as failed if an error is propagating, but not an early stop."""
+        self._run.finish(exit_code=int(isinstance(sys.exception(), Exception)))
         self._store.publish(WANDB_FOLDER)
 
 

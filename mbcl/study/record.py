@@ -133,6 +133,8 @@ class StudyRecord(_Record):
     Attributes:
         trials: the trials by ``trial_id``, in the order of the space.
         left_out: the draws of an adaptive search that became no setting: repeats and invalid experiments.
+        threads: the torch threads of a worker where the space leaves them to mbcl; a resume keeps them, because the
+            last bits of a sum depend on them.
         efficiency: how the last run that trained used its machine; None if there was none yet.
     """
 
@@ -147,6 +149,7 @@ class StudyRecord(_Record):
     created: str
     trials: dict[str, TrialRecord]
     left_out: list[Drawn] = Field(default_factory=list)
+    threads: int | None = None
     efficiency: Efficiency | None = None
 
     @field_validator("trials")

@@ -23,6 +23,7 @@ def gpu(monkeypatch):
     return gpu
 
 
+@pytest.mark.slow
 def test_gpu_script_runs_all_stages_at_toy_size_without_ray(tmp_path):
     absent, out = tmp_path / "absent", tmp_path / "out"
     absent.mkdir()

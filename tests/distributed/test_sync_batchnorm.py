@@ -112,10 +112,10 @@ def test_sync_batchnorm_equals_batch_norm_of_the_whole_batch(size, shares, dims,
     # has few values. Sums of squares would round the square of the offset: 1000 times as much.
     bound, exact = (30 * OFFSET * torch.finfo(each).eps for each in (dtype, torch.float64))
     for index, out in enumerate(outputs):
-        assert relative(torch.cat([part["out"][index] for part in ranks]), out.detach()) < bound
-    assert relative(torch.cat([part["input"] for part in ranks]), whole.grad) < bound
+        assert relative(torch.cat([part["out"][index] for part in ranks]).double(), out.detach()) < bound
+    assert relative(torch.cat([part["input"] for part in ranks]).double(), whole.grad) < bound
     for index, parameter in enumerate(layer.parameters()):
-        assert relative(sum(part["parameters"][index] for part in ranks), parameter.grad) < bound
+        assert relative(sum(part["parameters"][index] for part in ranks).double(), parameter.grad) < bound
     for name, value in layer.state_dict().items():
         for part in ranks:
             # Statistics are float64 until they are stored; then some roundings each.

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from mbcl.config.experiment import Experiment
-from mbcl.engine import check_model, load_data, memory_need
+from mbcl.engine import MemoryNeed, check_model, load_data, memory_need
 
 EXPERIMENT = Experiment.model_validate(
     {"data": {"name": "digits", "max_samples": 200}, "train": {"epochs": 1, "batch_size": 16}}
@@ -34,15 +34,15 @@ def test_memory_need_leaves_out_mapped_images():
 
 
 def test_memory_need_grows_with_the_images_of_a_step():
-    one, two, three = (need_of(batch_size=size).device for size in (16, 32, 48))
+    one, two, three = (need_of(batch_size=size).activations for size in (16, 32, 48))
     assert one < two
     assert three - two == two - one
-    assert need_of(batch_size=64, precision="float64").device > need_of(batch_size=64).device
+    assert need_of(batch_size=64, precision="float64").activations > need_of(batch_size=64).activations
     chunked = {"mode": "cached", "chunk_size": 16}
     experiment = EXPERIMENT.model_validate(
         EXPERIMENT.model_dump() | {"train": {"epochs": 1, "batch_size": 64, "accumulation": chunked}}
     )
-    assert memory_need(experiment, DATA, check_model(experiment, DATA)).device == one
+    assert memory_need(experiment, DATA, check_model(experiment, DATA)).activations == one
 
 
 def test_memory_need_counts_what_autograd_saves():
@@ -50,8 +50,14 @@ def test_memory_need_counts_what_autograd_saves():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
     experiment = EXPERIMENT.model_copy(update={"train": EXPERIMENT.train.model_copy(update={"batch_size": 10})})
     need = memory_need(experiment, DATA, model)
-    weights = 4 * (64 * 32 + 32 + 32 * 8 + 8)
-    assert need.device == 4 * weights + 20 * 4 * (64 + 32)
+    assert need.weights == 5 * 4 * (64 * 32 + 32 + 32 * 8 + 8)
+    assert need.activations == 20 * 4 * (64 + 32)
+
+
+def test_largest_memory_need_is_the_largest_of_each_field():
+    needs = [MemoryNeed(8, 1, 2), MemoryNeed(1, 20, 1)]
+    assert MemoryNeed.largest(needs) == MemoryNeed(8, 20, 2)
+    assert MemoryNeed.largest([]) == MemoryNeed(0, 0, 0)
 
 
 def test_memory_need_changes_no_weights():

@@ -34,7 +34,7 @@ TRIALS = {
 }
 SHORT = ("kq", "objectives", "paper_cifar100", "paper_tiny_imagenet", "search")
 """The header of each has a command that shrinks it to one trial."""
-LONG = ("kq", "objectives", "paper_cifar100", "paper_tiny_imagenet")
+LONG = ("kq", "objectives", "paper_cifar100", "paper_tiny_imagenet", "search")
 """Their shrunk form tests nothing that another does not, so it runs with the slow tests."""
 PAPER = {"paper_cifar100": 49_000, "paper_tiny_imagenet": 98_000}
 """Training images after the validation split."""

@@ -13,9 +13,11 @@ from mbcl.errors import ConfigError, pluralize
 from mbcl.orchestration.search_space.resources_block import Resources
 
 DRIVER_CPUS = 0.001
-"""CPUs of a trial's driver, which only waits; Ray Tune refuses a trial without any resources."""
+"""CPUs of a trial's driver beside its workers; Ray Tune refuses a trial without any resources."""
 DRIVER_SLOTS = 2
 """Units of the custom resource ``driver`` that a trial takes on a cluster that offers it: its driver and planner."""
+MAX_AUTO_THREADS = 4
+"""Maximum number of threads that ``auto`` gives a worker; the other cores plan, with ``planner.overlap``."""
 AUTO_CPUS_PER_GPU = 2
 """CPUs that ``auto`` reserves for a worker with a GPU: one for its training thread, one for planner and processes."""
 MIN_AUTO_CPUS = 0.45
@@ -54,9 +56,9 @@ class TrialResources:
 
     @property
     def cpus(self) -> float:
-        """CPUs of the workers and the driver. Evaluation and planner reserve none.
+        """CPUs of the workers, one of which may be the driver, and of the driver. Evaluation and planner reserve none.
 
-        Both run while the workers wait, except that with ``planner.overlap`` the planner uses the CPUs that training
+        Both run while training waits, except that with ``planner.overlap`` the planner uses the CPUs that training
         leaves, at least one.
         """
         return (milli(self.cpus_per_worker) * self.workers + milli(DRIVER_CPUS)) / 1000
@@ -146,16 +148,18 @@ def _resolve(requested: Resources, workers: int, nodes: Sequence[Node], num_tria
 def _auto_threads(workers: int, nodes: Sequence[Node], num_trials: int | None) -> int:
     """Return the threads of a worker: one, or as many as keep all cores busy where trials are fewer than cores.
 
-    Two trials on one thread each train more than one trial on two threads, which wait for each other in small layers.
-    The number does not depend on ``max_concurrent_trials``, because the last bits of a sum depend on it.
+    Two one-threaded trials have more throughput than one two-threaded trial, whose threads wait for each other in
+    small layers; hence also the bound. The number does not depend on ``max_concurrent_trials``, because the last bits
+    of a sum depend on it.
     """
     if num_trials is None:
         return 1
     at_a_time = min(num_trials, sum(int(node.cpus) for node in nodes) // workers)
-    threads = 1
-    while at_a_time and sum(int(node.cpus) // (threads + 1) for node in nodes) >= at_a_time * workers:
-        threads += 1
-    return threads
+
+    def fit(threads: int) -> bool:
+        return sum(int(node.cpus) // threads for node in nodes) >= at_a_time * workers
+
+    return max([1, *(threads for threads in range(2, MAX_AUTO_THREADS + 1) if at_a_time and fit(threads))])
 
 
 def _auto_cpus(requested: Resources, workers: int, nodes: Sequence[Node], most: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +17,8 @@ from mbcl.orchestration.trial.trial_runners import runner_of
 
 RESULT = "answer"
 """The key of the :class:`TrialResult` in what is reported to Ray Tune."""
+_failed_on_gpu: list[str] = []
+"""The trial of this process that failed on a GPU: after some errors no process can use CUDA any more."""
 
 
 def run_trial(config: dict[str, Any]) -> None:
@@ -26,9 +29,13 @@ def run_trial(config: dict[str, Any]) -> None:
     """
     job: Job = config["job"]
     start = time.time()
+    if _failed_on_gpu:  # Ray Tune starts a new driver for this trial
+        os._exit(1)
     try:
         remove_orphaned_groups()  # of an earlier attempt whose driver was killed
         result = runner_of(type(job.experiment)).run(job, start)
     except Exception as error:  # a failed trial must not end the study
         result = TrialResult(describe_error(root_cause(error)), seconds={"total": time.time() - start})
+        if job.on_gpu and job.trains_in_driver:
+            _failed_on_gpu.append(job.trial_id)
     ray.tune.report({RESULT: asdict(result)})

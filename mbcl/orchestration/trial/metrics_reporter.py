@@ -66,7 +66,9 @@ class RowReporter:
         self._last_epoch = after
 
     def __call__(self) -> None:
-        """Report the new rows."""
+        """Report the new rows; none if no metric is reported."""
+        if not self._metric:
+            return
         try:
             rows, _ = read_valid_rows(self._store)  # the workers warn about damaged rows
         except OSError:

@@ -15,6 +15,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -275,7 +276,8 @@ class RayPlanService:
     def close(self) -> None:
         """Restart the planner if it still plans, because the next trial would wait for plans that nobody needs."""
         if self._plan_refs:
-            ray.kill(self._planner, no_restart=False)
+            with suppress(ray.exceptions.RayError):
+                ray.kill(self._planner, no_restart=False)
 
     def _deposit(self, key: PlanKey) -> None:
         """Deposit this rank's shard; rank 0 requests the plan once all ranks have deposited theirs."""

@@ -29,7 +29,7 @@ class PreflightReport:
         max_pools: by setting, the maximum number of pools of a plan; 0 for samplers without pools.
         planning_cost: by setting, a description of what planning costs; empty if it costs nothing.
         notes: notes for the user, one line each.
-        memory: the most memory that a training on one worker takes beyond an idle process; None if unknown.
+        memory: the most memory that a training takes beyond idle processes; None if unknown.
     """
 
     max_pools: dict[int, int]
@@ -66,7 +66,7 @@ def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> Preflig
         {setting: reports[setting].max_pools for setting in settings},
         {setting: reports[setting].planning_cost for setting in settings},
         tuple(dict.fromkeys(note for setting in settings for note in reports[setting].notes)),
-        max((report.memory for report in reports.values()), key=lambda need: need.host + need.device, default=None),
+        MemoryNeed.largest(report.memory for report in reports.values()),
     )
 
 

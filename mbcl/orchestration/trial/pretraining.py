@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from typing import Any
 
@@ -37,7 +36,6 @@ def pretrain(job: Job, start: float) -> TrialResult:
     planner = _planner_of(job, job.experiment)
     try:
         if job.trains_in_driver:
-            _clear_process(job, job.experiment)
             training = train_in_driver(job, planner)
         else:
             with report_to_tune(open_store(job.store), job.watched_metric, job.judged_epoch):
@@ -55,15 +53,6 @@ def pretrain(job: Job, start: float) -> TrialResult:
     seconds["total"] = time.time() - start
     seconds["ray"] = seconds["total"] - seconds["training"] - seconds["evaluation"]
     return TrialResult(metrics=merge_metrics(training.row, evaluation), seconds=seconds)
-
-
-def _clear_process(job: Job, experiment: Experiment) -> None:
-    """Free what the last trial of this process has left; it may have been stopped in the middle."""
-    gc.collect()
-    if job.on_gpu:
-        torch.cuda.empty_cache()
-    if experiment.train.compile:  # torch counts recompilations over all models, and then no longer compiles
-        torch.compiler.reset()
 
 
 _planners: dict[Placement, Any] = {}

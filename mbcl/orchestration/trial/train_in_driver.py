@@ -6,11 +6,14 @@ no Ray Train there: a single rank has no process group, and Ray Tune refuses the
 
 from __future__ import annotations
 
+import gc
 import logging
+import time
 from typing import Any
 
 import torch
 
+from mbcl.config.experiment import Experiment
 from mbcl.distributed.collectives import World
 from mbcl.engine import BaseObserver, Row
 from mbcl.io.store import open_store
@@ -21,6 +24,9 @@ from mbcl.orchestration.trial.train_workers import MAX_FAILURES
 from mbcl.orchestration.trial.training import TrainResult, train_rank
 
 logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5.0
+"""Pause before a training is resumed after a failure of the storage or the planner."""
 
 
 class EpochReporter(BaseObserver):
@@ -49,17 +55,30 @@ def train_in_driver(job: Job, planner: Any | None) -> TrainResult:
         Exception: the error of training.
     """
     world = World(device=torch.device("cuda" if job.on_gpu else "cpu"))
-    observers = []
-    if job.watched_metric:
-        report = RowReporter(open_store(job.store), job.watched_metric, job.judged_epoch)
-        report()  # rows of an earlier attempt that Ray Tune has not seen
-        observers.append(EpochReporter(report))
+    report = RowReporter(open_store(job.store), job.watched_metric, job.judged_epoch)
+    report()  # rows of an earlier attempt that Ray Tune has not seen
+    observers = [EpochReporter(report)]
     progress, num_failures = CheckpointProgress(job.store), 0
     while True:
+        clear_process(job)
         try:
-            return train_rank(job, world, planner=planner, observers=observers)
+            result = train_rank(job, world, planner=planner, observers=observers)
         except Exception as error:
             num_failures = 1 if progress.has_advanced() else num_failures + 1
             if is_deterministic(error) or num_failures > MAX_FAILURES:
                 raise
             logger.warning("training is resumed after a failure: %s", error)
+            time.sleep(RETRY_SECONDS)  # a worker group's restart takes as long
+        else:
+            report()  # a row that could not be read when it was written
+            return result
+
+
+def clear_process(job: Job) -> None:
+    """Free what an earlier training of this process has left; it may have been stopped in the middle."""
+    gc.collect()
+    if job.on_gpu:
+        torch.cuda.empty_cache()
+    assert isinstance(job.experiment, Experiment)
+    if job.experiment.train.compile:  # torch counts recompilations over all models, and then no longer compiles
+        torch.compiler.reset()

@@ -24,7 +24,7 @@ OWNER_SECONDS, OWNER_SECONDS_REMOTE = 1.0, 10.0
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The result of training, as the workers return it.
+    """The result of training, as every rank returns it.
 
     Args:
         entered: when the training function started, in seconds since the epoch.

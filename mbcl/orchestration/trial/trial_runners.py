@@ -105,12 +105,16 @@ class PretrainingRunner:
         return max(1, min(cpus, pools))
 
     def memory(self, preflight: PreflightReport, resources: TrialResources) -> int | None:
-        """Return the memory of the workers, and of a planner and its tasks if a setting has pools to plan."""
+        """Return the memory of the workers, and of a planner if a setting has pools to plan.
+
+        Its tasks are not counted: where memory limits the trials, there is one task, which runs in the planner.
+        """
         if preflight.memory is None:
             return None
-        process = PROCESS_BYTES + preflight.memory.host
+        need = preflight.memory
+        process = PROCESS_BYTES + need.host
         if not resources.gpus_per_worker:
-            process += preflight.memory.device // resources.workers
+            process += need.weights + need.activations // resources.workers
         return resources.workers * process + (PLANNER_BYTES if any(preflight.max_pools.values()) else 0)
 
     def driver(self, resources: TrialResources, placement: Placement, *, joined: bool) -> Driver:

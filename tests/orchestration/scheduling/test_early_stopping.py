@@ -164,6 +164,7 @@ def assert_stopped_and_released(
     wait_for(lambda: remove_orphaned_groups() == 0 and free_cpus() == CPUS, every=0.1)
 
 
+@pytest.mark.slow
 def test_stopped_trial_frees_its_processes_and_reservations(local_ray, tmp_path):
     study, watcher = run_with_early_stopping(tmp_path, [0.1, 1e-4], seeds=1)
     assert_stopped_and_released(study, watcher, tmp_path, seeds=1, least=1)
