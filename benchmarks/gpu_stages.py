@@ -241,7 +241,7 @@ def ladder(session: Session) -> None:
 def _climb(session: Session, name: str, settings: TrainBenchSettings) -> dict[str, Any]:
     from rich.console import Console
 
-    from mbcl.bench.train import TrainBenchReport, climb, print_report
+    from mbcl.bench.train import TrainBenchReport, measure_arms, print_report
     from mbcl.bench.train_arms import run_arm
     from mbcl.console.stages import Stages
 
@@ -256,7 +256,7 @@ def _climb(session: Session, name: str, settings: TrainBenchSettings) -> dict[st
 
     report = TrainBenchReport(settings)
     with Stages(quiet=True) as stages:
-        climb(report, run, stages, save)
+        measure_arms(report, run, stages, save)
     print_report(Console(highlight=False, soft_wrap=True), report)
     session.drop("ladder", f"{name}, so far")
     return report.record()

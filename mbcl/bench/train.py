@@ -115,13 +115,15 @@ def bench_train(settings: TrainBenchSettings) -> TrainBenchReport:
     report = TrainBenchReport(settings)
     try:
         with Stages() as stages:
-            climb(report, in_own_process, stages, save)
+            measure_arms(report, in_own_process, stages, save)
     finally:
         print_report(console, report)
     return report
 
 
-def climb(report: TrainBenchReport, run: RunArm, stages: Stages, save: Callable[[TrainBenchReport], None]) -> None:
+def measure_arms(
+    report: TrainBenchReport, run: RunArm, stages: Stages, save: Callable[[TrainBenchReport], None]
+) -> None:
     """Measure the ceiling, then the other arms with the memory format and threads of the best ceiling.
 
     The arms take turns, run by run, so that other load on the machine slows all of them alike.

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mbcl.bench.bare_step import BareStep
-from mbcl.bench.train import TrainBenchReport, bench_train, climb, in_own_process
+from mbcl.bench.train import TrainBenchReport, bench_train, in_own_process, measure_arms
 from mbcl.bench.train_arms import run_arm
 from mbcl.bench.train_run import ArmRun
 from mbcl.bench.train_settings import ARMS, Arm, TrainBenchSettings, random_images
@@ -50,7 +50,7 @@ def ladder(run, **changes) -> TrainBenchReport:
     settings = settings_of(**changes)
     settings.check()
     report = TrainBenchReport(settings)
-    climb(report, run, Stages(quiet=True), lambda report: None)
+    measure_arms(report, run, Stages(quiet=True), lambda report: None)
     return report
 
 

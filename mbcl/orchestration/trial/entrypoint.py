@@ -15,7 +15,7 @@ from mbcl.orchestration.cluster.orphaned_groups import remove_orphaned_groups
 from mbcl.orchestration.trial.job import Job, TrialResult, describe_error
 from mbcl.orchestration.trial.trial_runners import runner_of
 
-RESULT = "answer"
+RESULT = "result"
 """The key of the :class:`TrialResult` in what is reported to Ray Tune."""
 _failed_on_gpu: list[str] = []
 """The trial of this process that failed on a GPU: after some errors no process can use CUDA any more."""
