@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 # Tests run in this many processes; most wait for processes of their own.
-PROCESSES ?= 3
+PROCESSES ?= 2
 PYTEST  = $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 PIP     = $(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet
 
