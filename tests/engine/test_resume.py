@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -188,12 +187,11 @@ def test_resume_of_a_killed_process_is_bitwise_equal(uncut, tmp_path, name):
     config.write_text(yaml.safe_dump(setting("osgd").model_dump(mode="json")))
     folder = tmp_path / "run"
     line = [sys.executable, "-m", "mbcl", "train", "--config", str(config), "--out", str(folder), "--quiet"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(line, env=environment)
+    process = subprocess.Popen(line)  # with the number of threads of this process, which conftest.py has set
     wait_for(lambda: (folder / "checkpoints" / name).exists() or process.poll() is not None, every=0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = subprocess.run([*line, "--resume"], env=environment, capture_output=True, text=True)
+    done = subprocess.run([*line, "--resume"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert runs.equal(state_of(folder), state_of(expected_folder))
 

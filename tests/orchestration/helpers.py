@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from engine.runs import EXACT
+from threads import one_thread
 
 from mbcl.config.experiment import Experiment
 from mbcl.distributed.collectives import World
@@ -132,12 +132,8 @@ def still_running(pids: list[int]) -> list[int]:
 
 def train_without_ray(experiment: Experiment, folder: Path) -> dict[str, float]:
     """The metrics of an experiment without Ray, on one thread, as a trial has: float32 sums are the same then."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return train(experiment, world=World(), store=LocalStore(folder)).row | evaluate(LocalStore(folder))
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def assert_same_metrics(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
