@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-# Tests run in this many processes; most wait for processes of their own.
+# Tests run in this many processes.
 PROCESSES ?= 2
 PYTEST  = $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 PIP     = $(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet
@@ -28,9 +28,11 @@ test-slow: $(VENV)/.test-slow     ## drills, long runs, properties on new random
 	$(PYTEST) -m "not slow and not gpu and not ray and not dist" --hypothesis-profile=explore
 	$(MAKE) test-arithmetic
 
-# Other vector instructions, another number of threads, MKL's sums in another order.
+# Other vector instructions, another number of threads, MKL's sums in another order. torch's cache of compiled code does not
+# tell vector instructions apart, hence a cache of its own.
 test-arithmetic: $(VENV)/.test    ## the suite on other arithmetic: what passes on this processor alone fails here
-	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 MKL_CBWR=COMPATIBLE $(PYTEST) -m "not slow and not gpu"
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 MKL_CBWR=COMPATIBLE TORCHINDUCTOR_CACHE_DIR=$(abspath $(VENV))/inductor-default \
+		$(PYTEST) -m "not slow and not gpu"
 
 lint: $(VENV)/.test          ## ruff and codespell
 	$(BIN)/ruff check .
