@@ -11,6 +11,8 @@ import os
 
 # Children inherit it: command lines, gloo processes, Ray's workers. Two threads on a busy machine also sum otherwise.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray gives its workers niceness 15: beside one busy process of another user they get a thirtieth of its share.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import pytest
 import torch
