@@ -179,7 +179,7 @@ def test_run_id_stays_when_a_training_is_resumed(tmp_path):
     assert checkpoints.latest(LocalStore(tmp_path)).meta["run_id"] == "003-abcd"
 
 
-@pytest.mark.parametrize("name", ["epoch_000001_step_00000004", "epoch_000002"])
+@pytest.mark.parametrize("name", ["epoch_000001_step_00000004", pytest.param("epoch_000002", marks=pytest.mark.slow)])
 def test_resume_of_a_killed_process_is_bitwise_equal(uncut, tmp_path, name):
     """SIGKILL of a real process at some moment after a checkpoint has appeared."""
     expected_folder, _ = uncut("osgd")

@@ -42,11 +42,16 @@ def statuses(folder: Path) -> list[str]:
         return []
 
 
-def one_error_line(result: subprocess.CompletedProcess[str]) -> str:
-    assert "Traceback" not in result.stderr
-    assert result.stderr.startswith("error: "), result.stderr
-    assert result.stderr.count("\n") == 1, result.stderr
-    return result.stderr
+def refusal(capsys: pytest.CaptureFixture[str], space: Path, results: Path, *options: str) -> str:
+    """The error line of a study that is refused before Ray starts."""
+    import run_ray
+
+    assert run_ray.main(command(space, results, *options)[2:]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert error.startswith("error: "), error
+    assert error.count("\n") == 1, error
+    return error
 
 
 def damage(study: Path) -> str:
@@ -194,17 +199,14 @@ def test_study_results_do_not_depend_on_concurrency_or_resume(space_file, tmp_pa
 
 
 @pytest.mark.ray
-def test_finished_study_runs_nothing_again_and_refuses_changes(killed_and_resumed):
+def test_finished_study_runs_nothing_again_and_refuses_changes(killed_and_resumed, capsys):
     space, study, _, _ = killed_and_resumed
     resumed = run_study(space, study.parent, "--resume")
     assert resumed.returncode == 0
     assert "finished  " not in resumed.stdout
-    refused = run_study(space, study.parent)
-    assert refused.returncode == 2
-    assert "--resume" in one_error_line(refused)
-    changed = run_study(space, study.parent, "--resume", "--set", "experiment.train.epochs=3")
-    assert changed.returncode == 2
-    assert "experiment.train.epochs was 2, now it is 3" in one_error_line(changed)
+    assert "--resume" in refusal(capsys, space, study.parent)
+    changed = refusal(capsys, space, study.parent, "--resume", "--set", "experiment.train.epochs=3")
+    assert "experiment.train.epochs was 2, now it is 3" in changed
 
 
 @pytest.fixture
@@ -215,14 +217,22 @@ def own_copy(killed_and_resumed, tmp_path):
 
 
 @pytest.mark.ray
-def test_eval_only_measures_all_trials_again(own_copy):
+def test_eval_only_measures_all_trials_again(own_copy, capsys):
+    """Other settings and further metrics, which reach the tables and the report."""
     space, study = own_copy
     before = json.loads((study / "study.json").read_text())
     files = [study / "trials" / trial_id / "evaluation.json" for trial_id in before["trials"]]
     forged = json.loads(files[0].read_text())
     forged["metrics"]["retrieval/u2v/top1"] = 17.0
     files[0].write_text(json.dumps(forged))
-    result = run_study(space, study.parent, "--eval-only", "--set", "experiment.evaluation.similarity=dot")
+    chosen = [
+        "similarity=dot",
+        "metrics=[retrieval, corrupted, knn, probe, repr]",
+        "baselines=[random, pixels]",
+        "corrupted={severities: [2], corruptions: [fog, contrast]}",
+    ]
+    overrides = [word for setting in chosen for word in ("--set", f"experiment.evaluation.{setting}")]
+    result = run_study(space, study.parent, "--eval-only", *overrides)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("evaluated ") == 2
     assert "finished  " not in result.stdout
@@ -230,7 +240,7 @@ def test_eval_only_measures_all_trials_again(own_copy):
     for (trial_id, trial), file in zip(after["trials"].items(), files, strict=True):
         old = before["trials"][trial_id]["metrics"]
         assert trial["metrics"]["train/loss"] == old["train/loss"]
-        assert set(trial["metrics"]) == set(old)
+        assert set(trial["metrics"]) > set(old)
         evaluation_file = json.loads(file.read_text())
         assert evaluation_file["asked"]["settings"]["similarity"] == "dot"
         assert evaluation_file["metrics"].items() <= trial["metrics"].items()
@@ -239,6 +249,33 @@ def test_eval_only_measures_all_trials_again(own_copy):
     assert [block["trials"] for block in evaluation["evaluated"]] == [list(after["trials"])]
     assert evaluation["evaluated"][0]["settings"]["similarity"] == "dot"
     assert evaluation["when"] > after["created"]
+    assert_in_tables_and_report(study)
+    for setting, text in (
+        ("knn={k: 5000}", "evaluation.knn.k: 5000 is above the 270"),
+        ("split=train", "knn is fitted"),
+    ):
+        bad = [*overrides, "--set", f"experiment.evaluation.{setting}"]
+        assert text in refusal(capsys, space, study.parent, "--eval-only", *bad)
+
+
+def assert_in_tables_and_report(study: Path) -> None:
+    """Assert that the further metrics are in the tables and the report, and those of baselines measured once."""
+    expected = {"corrupted/within/2/u2v/top1", "corrupted/clean/fog/2/top1", "corrupted/clean/mean/2/top1"}
+    expected |= {"knn/top1", "probe/top1", "repr/alignment", "repr/uniformity", "repr/effective_rank"}
+    expected |= {f"baseline/{kind}/{metric}" for kind in ("random", "pixels") for metric in expected}
+    with (study / "results.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    with (study / "summary.csv").open() as stream:
+        settings = list(csv.DictReader(stream))
+    page = (study / "report.html").read_text()
+    for metric in expected:
+        assert all(row[metric] for row in rows), metric
+        assert [float(row[f"{metric}/mean"]) for row in settings] == [float(row[metric]) for row in rows]
+        assert metric in page
+    names = sorted(path.name.rpartition("-")[0] for path in (study / "baselines").iterdir())
+    metrics = ("corrupted", "knn", "probe", "repr", "retrieval")
+    assert names == [f"{kind}-{metric}" for kind in ("pixels", "random") for metric in metrics], "one seed, one model"
+    assert len({row["baseline/random/knn/top1"] for row in rows}) == 1
 
 
 def _fail_the_second(study: Path) -> tuple[str, str]:
@@ -270,44 +307,6 @@ def test_resume_after_eval_only_uses_its_settings(own_copy):
         assert evaluation_file["asked"]["settings"]["similarity"] == "dot"
         metrics = json.loads((study / "study.json").read_text())["trials"][key]["metrics"]
         assert evaluation_file["metrics"].items() <= metrics.items()
-
-
-@pytest.mark.ray
-def test_eval_only_metrics_reach_tables_and_report(own_copy):
-    space, study = own_copy
-    corrupted = "{severities: [2], corruptions: [fog, contrast]}"
-    chosen = [
-        "metrics=[retrieval, corrupted, knn, probe, repr]",
-        "baselines=[random, pixels]",
-        f"corrupted={corrupted}",
-    ]
-    overrides = [word for setting in chosen for word in ("--set", f"experiment.evaluation.{setting}")]
-    result = run_study(space, study.parent, "--eval-only", *overrides)
-    assert result.returncode == 0, result.stderr
-    expected = {"corrupted/within/2/u2v/top1", "corrupted/clean/fog/2/top1", "corrupted/clean/mean/2/top1"}
-    expected |= {"knn/top1", "probe/top1", "repr/alignment", "repr/uniformity", "repr/effective_rank"}
-    expected |= {f"baseline/{kind}/{metric}" for kind in ("random", "pixels") for metric in expected}
-    with (study / "results.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    with (study / "summary.csv").open() as stream:
-        settings = list(csv.DictReader(stream))
-    page = (study / "report.html").read_text()
-    for metric in expected:
-        assert all(row[metric] for row in rows), metric
-        assert [float(row[f"{metric}/mean"]) for row in settings] == [float(row[metric]) for row in rows]
-        assert metric in page
-    names = sorted(path.name.rpartition("-")[0] for path in (study / "baselines").iterdir())
-    metrics = ("corrupted", "knn", "probe", "repr", "retrieval")
-    assert names == [f"{kind}-{metric}" for kind in ("pixels", "random") for metric in metrics], "one seed, one model"
-    values = {row["baseline/random/knn/top1"] for row in rows}
-    assert len(values) == 1
-    for setting, text in (
-        ("knn={k: 5000}", "evaluation.knn.k: 5000 is above the 270"),
-        ("split=train", "knn is fitted"),
-    ):
-        bad = run_study(space, study.parent, "--eval-only", *overrides, "--set", f"experiment.evaluation.{setting}")
-        assert bad.returncode == 2
-        assert text in one_error_line(bad)
 
 
 @pytest.mark.ray

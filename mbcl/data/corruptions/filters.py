@@ -12,14 +12,14 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
-from scipy.signal import fftconvolve
 
 from mbcl.data.corruptions.draws import Array
 
 
 def gaussian(x: Array, sigma: float) -> Array:
     """Blur the last two axes with SciPy's Gaussian filter; ``sigma`` in pixels."""
+    from scipy.ndimage import gaussian_filter  # lazy import: it takes a quarter of a second
+
     return np.asarray(gaussian_filter(x, (0.0,) * (x.ndim - 2) + (sigma, sigma), mode="nearest"))
 
 
@@ -44,6 +44,8 @@ def smear(x_NCHW: Array, points_NP2: Array, weights_P: Array) -> Array:
             cells = floor.astype(np.int64) + reach
             np.add.at(kernels, (rows, cells[..., 0] + down, cells[..., 1] + right), share * weights)
     padded = np.pad(x_NCHW, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="edge")
+    from scipy.signal import fftconvolve  # lazy import: it takes most of a second
+
     return np.asarray(fftconvolve(padded, kernels[:, None], mode="valid", axes=(-2, -1)))
 
 
