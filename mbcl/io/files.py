@@ -12,17 +12,27 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def temporary_name(name: str) -> str:
+    """Return a new name for the temporary file that becomes file ``name``: ``.NAME.RANDOM.tmp``."""
+    return f".{name}.{uuid.uuid4().hex}.tmp"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file has such a name. A file of that kind is left by a killed process, and no store lists it."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
 @contextmanager
 def atomic_write(path: Path, *, name: Callable[[], str] | None = None) -> Iterator[BinaryIO]:
     """Yield a stream whose content replaces a file, unless the block raises: safe against kills and power cuts.
 
-    Temporary file ``.NAME.RANDOM.tmp`` in the same folder, fsync, rename, fsync of the folder.
+    Temporary file (:func:`temporary_name`) in the same folder, fsync, rename, fsync of the folder.
 
     Args:
         path: the file, in an existing folder.
         name: called after the block for the file's final name, for names that depend on the content.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         with temporary.open("xb") as stream:
             yield stream

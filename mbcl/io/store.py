@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import uuid
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mbcl.errors import ConfigError
-from mbcl.io.files import atomic_write, fsync
+from mbcl.io.files import atomic_write, fsync, is_temporary, temporary_name
 from mbcl.io.uris import check_uri
 
 PIECE_BYTES = 8 * 2**20
@@ -115,7 +114,7 @@ class LocalStore(Store):
         folder = self.folder / name
         if not folder.is_dir():
             return []
-        return sorted(p.name for p in folder.iterdir() if not (p.name.startswith(".") and p.name.endswith(".tmp")))
+        return sorted(path.name for path in folder.iterdir() if not is_temporary(path.name))
 
     def delete(self, name: str) -> None:
         path = self.folder / name
@@ -187,9 +186,10 @@ class ArrowStore(Store):
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file atomically: by the put of an object store, or by a temporary file and rename elsewhere."""
         path = self._path(name)
-        self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        folder, _, base = path.rpartition("/")
+        self._filesystem.create_dir(folder, recursive=True)
         if self._filesystem.type_name in ("local", "hdfs"):
-            temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+            temporary = f"{folder}/{temporary_name(base)}"
             try:
                 with self._filesystem.open_output_stream(temporary) as stream:
                     stream.write(content)
@@ -199,7 +199,7 @@ class ArrowStore(Store):
                 with suppress(OSError):
                     self._filesystem.delete_file(temporary)
                 raise
-            self._sync(path.rpartition("/")[0])
+            self._sync(folder)
         else:
             with self._filesystem.open_output_stream(path) as stream:
                 stream.write(content)
@@ -220,7 +220,7 @@ class ArrowStore(Store):
 
         selector = FileSelector(self._path(name), allow_not_found=True)
         names = (info.base_name for info in self._filesystem.get_file_info(selector))
-        return sorted(entry for entry in names if not entry.endswith(".tmp"))
+        return sorted(entry for entry in names if not is_temporary(entry))
 
     def delete(self, name: str) -> None:
         kind = self._type(name)

@@ -12,7 +12,7 @@ from mbcl.io.ownership import FencedStore
 from mbcl.io.store import Store, check_writable, open_store
 from mbcl.orchestration import console as consoles
 from mbcl.orchestration import signals
-from mbcl.orchestration.cluster.capacity import Concurrency, Node, TrialResources, max_concurrency
+from mbcl.orchestration.cluster.capacity import Node
 from mbcl.orchestration.cluster.machine import this_machine
 from mbcl.orchestration.console import Console
 from mbcl.orchestration.results_folder import layout
@@ -25,12 +25,12 @@ from mbcl.orchestration.results_folder.opened_study import (
     resume_notes,
 )
 from mbcl.orchestration.scheduling.optuna_search import OptunaSearch, check_installed
-from mbcl.orchestration.search_space.expansion import Trials, expand
+from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import SpaceFile, check_name, read_space
 from mbcl.orchestration.signals import EXIT_INTERRUPTED
 from mbcl.orchestration.study_options import StudyOptions
 from mbcl.orchestration.trial.preflight import PreflightReport, distinct_experiments
-from mbcl.orchestration.trial.trial_runners import runner_of
+from mbcl.orchestration.trial.trial_runners import allocate, runner_of
 from mbcl.orchestration.tune.study_run import StudyRun
 from mbcl.study.record import StudyRecord
 
@@ -83,7 +83,7 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
     check_name(options.folder, "--name" if options.name is not None else "the space file's stem (give --name)")
     nodes = this_machine()
     if options.address is None:
-        _allocate_locally(file, trials, nodes, None)  # what never fits is refused before the data are read
+        allocate(file.space, trials, nodes)  # what never fits is refused before the data are read
 
     # Check the results folder, the data and the models before anything is written.
     store = open_store(options.results_dir).child(options.folder)
@@ -91,7 +91,11 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
     study = open_study(options, file, trials, store)
     preflight = _preflight(options, file, study)
     if options.dry_run:
-        allocation = None if options.address is not None else _allocate_locally(file, trials, nodes, preflight)
+        allocation, threads, again = None, study.record.threads, options.eval_only
+        if options.address is None:
+            allocation = allocate(
+                file.space, study.trials, nodes, threads=threads, preflight=preflight, evaluation_alone=again
+            )
         consoles.dry_run(study, file.space, allocation, store.uri, preflight, evaluation_alone=options.eval_only)
         return EXIT_FINISHED
     if options.address is not None and (study.todo or study.trials.probes):
@@ -118,20 +122,6 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
                 console.log(f"efficiency: {study.record.efficiency.describe()}")
             console.print_summary(f"report: {store.uri}/report.html")
         return _exit_code(study_run, failures, interrupted=interrupted)
-
-
-def _allocate_locally(
-    file: SpaceFile, trials: Trials, nodes: list[Node], preflight: PreflightReport | None
-) -> tuple[TrialResources, Concurrency]:
-    """Return the resources of one trial on this machine, and how many run at a time.
-
-    Raises:
-        ConfigError: if no trial fits.
-    """
-    sizes, runner = trials.numbers_of_workers(file.space), runner_of(file.space.kind.model)
-    resources = runner.trial_resources(file.space.resources, nodes, num_trials=trials.total, sizes=sizes)
-    memory = runner.memory(preflight, resources) if preflight else None
-    return resources, max_concurrency(resources, nodes, file.space.resources, memory=memory)
 
 
 def _preflight(options: StudyOptions, file: SpaceFile, study: OpenedStudy) -> PreflightReport | None:

@@ -10,6 +10,7 @@ import pytest
 
 from mbcl.errors import ConfigError
 from mbcl.io import store as storage
+from mbcl.io.files import temporary_name
 from mbcl.io.store import ArrowStore, LocalStore, open_store, read_text, write_text
 
 
@@ -36,6 +37,13 @@ def test_store_writes_reads_lists_and_deletes(store):
     store.delete("a/d.bin")
     store.delete("missing")
     assert store.list("a") == []
+
+
+def test_store_hides_temporary_files_and_no_others(store, tmp_path):
+    names = [temporary_name("a"), ".hidden", "notes.tmp"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert store.list() == [".hidden", "notes.tmp"]
 
 
 def test_store_handles_missing_names(store):

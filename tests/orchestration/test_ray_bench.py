@@ -33,15 +33,16 @@ def test_stages_of_a_trial_add_up_to_its_seconds() -> None:
 
 def test_space_of_runs_one_trial_at_a_time_on_any_machine(tmp_path):
     from mbcl.orchestration.bench import RayBenchSettings, space_of
-    from mbcl.orchestration.cluster.capacity import Node, max_concurrency
+    from mbcl.orchestration.cluster.capacity import Node
+    from mbcl.orchestration.search_space.expansion import expand
     from mbcl.orchestration.search_space.schema import read_space
-    from mbcl.orchestration.trial.trial_runners import runner_of
+    from mbcl.orchestration.trial.trial_runners import allocate
 
     path = tmp_path / "bench.yaml"
     path.write_text(yaml.safe_dump(space_of(RayBenchSettings(trials=3, sampler="shuffle", out=None, overwrite=False))))
-    space, nodes = read_space(path, []).space, [Node(16)]
-    needed = runner_of(space.kind.model).trial_resources(space.resources, nodes)
-    assert max_concurrency(needed, nodes, space.resources).num_trials == 1
+    file = read_space(path, [])
+    _, concurrency = allocate(file.space, expand(file), [Node(16)])
+    assert concurrency.num_trials == 1
 
 
 @pytest.mark.parametrize("words", [["--trials", "0"], ["--sampler", "nobody"], ["--out", "HERE"]])

@@ -9,13 +9,21 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 from mbcl.config.experiment import Experiment
-from mbcl.orchestration.cluster.capacity import DRIVER_CPUS, Node, TrialResources, resolve_resources
+from mbcl.orchestration.cluster.capacity import (
+    DRIVER_CPUS,
+    Concurrency,
+    Node,
+    TrialResources,
+    max_concurrency,
+    resolve_resources,
+)
 from mbcl.orchestration.cluster.placement import Placement
-from mbcl.orchestration.search_space.resources_block import Resources
+from mbcl.orchestration.search_space.expansion import Trials
+from mbcl.orchestration.search_space.schema import Space
 from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.orchestration.trial.job import Job, TrialResult, mute_sampler_warnings, trains_in_driver
 from mbcl.orchestration.trial.preflight import PreflightReport, check_data, errors_of_experiment
@@ -43,6 +51,9 @@ class Driver:
 class TrialRunner(Protocol):
     """The part of running a trial that depends on its kind."""
 
+    one_cpu: ClassVar[bool]
+    """Whether a trial computes on one thread without a GPU, whatever the nodes have."""
+
     def check(self, experiments: Mapping[int, AnyExperiment], source: str) -> PreflightReport:
         """Check what cannot be checked from the space file alone.
 
@@ -53,17 +64,6 @@ class TrialRunner(Protocol):
         Raises:
             ConfigError: naming the key.
         """
-
-    def trial_resources(
-        self,
-        requested: Resources,
-        nodes: Sequence[Node],
-        *,
-        num_trials: int | None = None,
-        drivers: float | None = None,
-        sizes: Sequence[int] = (),
-    ) -> TrialResources:
-        """Resolve the resources of one trial; arguments and errors as for :func:`.capacity.resolve_resources`."""
 
     def planning_tasks(self, experiment: AnyExperiment, resources: TrialResources, cpus: int, pools: int) -> int:
         """Return the number of planning tasks that run at a time for a plan of ``pools`` pools on ``cpus`` CPUs."""
@@ -81,21 +81,11 @@ class TrialRunner(Protocol):
 class PretrainingRunner:
     """Trains an encoder on the plans of a planner, and evaluates it."""
 
+    one_cpu: ClassVar[bool] = False
+
     def check(self, experiments: Mapping[int, AnyExperiment], source: str) -> PreflightReport:
         """Load the data and build the models; see :func:`.preflight.check_data`."""
         return check_data(experiments, source)
-
-    def trial_resources(
-        self,
-        requested: Resources,
-        nodes: Sequence[Node],
-        *,
-        num_trials: int | None = None,
-        drivers: float | None = None,
-        sizes: Sequence[int] = (),
-    ) -> TrialResources:
-        """Resolve the resources block without changes."""
-        return resolve_resources(requested, nodes, num_trials=num_trials, drivers=drivers, sizes=sizes)
 
     def planning_tasks(self, experiment: AnyExperiment, resources: TrialResources, cpus: int, pools: int) -> int:
         """Return one task per pool, at most one per CPU; with ``planner.overlap`` the workers keep their CPUs."""
@@ -137,6 +127,8 @@ class PretrainingRunner:
 class SyntheticRunner:
     """Runs a synthetic study in the driver's own process, on one CPU."""
 
+    one_cpu: ClassVar[bool] = True
+
     def check(self, experiments: Mapping[int, AnyExperiment], source: str) -> PreflightReport:
         """Check that the samplers fit N and B; a synthetic study has no data."""
         from mbcl.synthetic.trial import unknown_optimum
@@ -150,19 +142,6 @@ class SyntheticRunner:
             notes.update(dict.fromkeys(str(warning.message) for warning in caught))
             notes.update(dict.fromkeys(filter(None, [unknown_optimum(experiment)])))
         return PreflightReport(dict.fromkeys(experiments, 0), {}, tuple(notes))
-
-    def trial_resources(
-        self,
-        requested: Resources,
-        nodes: Sequence[Node],
-        *,
-        num_trials: int | None = None,
-        drivers: float | None = None,
-        sizes: Sequence[int] = (),
-    ) -> TrialResources:
-        """Resolve the resources block without a GPU; ``auto`` means one CPU."""
-        without_gpu = requested.model_copy(update={"gpu": False})
-        return resolve_resources(without_gpu, nodes)
 
     def planning_tasks(self, experiment: AnyExperiment, resources: TrialResources, cpus: int, pools: int) -> int:
         """Return 1: a synthetic study plans in its own process, without tasks."""
@@ -193,3 +172,39 @@ _RUNNERS: dict[type, TrialRunner] = {Experiment: PretrainingRunner(), SyntheticE
 def runner_of(model: type[Experiment] | type[SyntheticExperiment]) -> TrialRunner:
     """Return the runner for trials of this class of experiment."""
     return _RUNNERS[model]
+
+
+def allocate(
+    space: Space,
+    trials: Trials,
+    nodes: Sequence[Node],
+    *,
+    drivers: float | None = None,
+    threads: int | None = None,
+    preflight: PreflightReport | None = None,
+    evaluation_alone: bool = False,
+) -> tuple[TrialResources, Concurrency]:
+    """Return the resources of one trial, and how many run at a time.
+
+    Args:
+        space: the space.
+        trials: its trials.
+        nodes: the nodes that exist or can be started.
+        drivers: as for :func:`.max_concurrency`.
+        threads: what the study has recorded for ``cpus_per_worker: auto``; None if it has recorded nothing.
+        preflight: what training takes of memory; None if unknown.
+        evaluation_alone: whether trials are evaluated only, so that the memory of training does not count.
+
+    Raises:
+        ConfigError: if no trial fits.
+    """
+    requested, runner = space.resources, runner_of(space.kind.model)
+    num_trials: int | None = trials.total
+    if runner.one_cpu:
+        requested, num_trials = requested.model_copy(update={"gpu": False}), None
+    sizes = trials.numbers_of_workers(space)
+    resources = resolve_resources(requested, nodes, num_trials=num_trials, drivers=drivers, sizes=sizes)
+    if requested.cpus_per_worker == "auto":
+        resources = replace(resources, threads=threads or resources.threads)
+    memory = runner.memory(preflight, resources) if preflight and not evaluation_alone else None
+    return resources, max_concurrency(resources, nodes, requested, drivers=drivers, memory=memory)

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mbcl.config.base import validate
 from mbcl.config.evaluation import Evaluation
@@ -33,7 +33,7 @@ from mbcl.orchestration.trial.preflight import (
     check_shared,
     distinct_experiments,
 )
-from mbcl.orchestration.trial.trial_runners import runner_of
+from mbcl.orchestration.trial.trial_runners import allocate, runner_of
 from mbcl.orchestration.tune.study_run import StudyRun
 from mbcl.study.efficiency import sweep_efficiency
 from mbcl.study.record import STUDY_FILE, TrialRecord
@@ -79,17 +79,19 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
     options, space, study, console = run.options, run.file.space, run.study, run.console
     runner = runner_of(space.kind.model)
     with cluster(options.address, nodes, verbose=options.verbose, log=console.log) as ray_cluster:
-        sizes = study.trials.numbers_of_workers(space)
-        num_trials, drivers = study.trials.total, ray_cluster.drivers
-        resources = runner.trial_resources(
-            space.resources, ray_cluster.nodes, num_trials=num_trials, drivers=drivers, sizes=sizes
+        nodes, drivers = ray_cluster.nodes, ray_cluster.drivers
+        resources, concurrency = allocate(
+            space,
+            study.trials,
+            nodes,
+            drivers=drivers,
+            threads=study.record.threads,
+            preflight=preflight,
+            evaluation_alone=options.eval_only,
         )
         if space.resources.cpus_per_worker == "auto":
-            study.record.threads = study.record.threads or resources.threads
-            resources = replace(resources, threads=study.record.threads)
-        most = max_concurrency(resources, ray_cluster.nodes, space.resources, drivers=drivers)
-        memory = runner.memory(preflight, resources) if preflight and not options.eval_only else None
-        concurrency = max_concurrency(resources, ray_cluster.nodes, space.resources, drivers=drivers, memory=memory)
+            study.record.threads = resources.threads
+        most = max_concurrency(resources, nodes, space.resources, drivers=drivers)
         if options.address is not None:
             # An autoscaled cluster may so far consist of its head alone, on which check_shared would find no problem.
             await_node(ray_cluster.placement.for_task, console.log)
@@ -98,7 +100,7 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
             experiments = distinct_experiments([*study.todo.values(), *study.trials.probes])
             preflight = check_data_on_cluster(experiments, str(run.file.path), ray_cluster.placement.for_task)
         # The CPUs that trials leave for lack of memory have none for planning tasks, either.
-        cpus_per_trial = int(sum(node.cpus for node in ray_cluster.nodes)) // most.num_trials
+        cpus_per_trial = int(sum(node.cpus for node in nodes)) // most.num_trials
         jobs = StudyJobs(run, resources, ray_cluster, preflight.max_pools, cpus_per_trial)
         # Before any of them runs: one may be impossible on this cluster, or its recorded evaluation be damaged.
         jobs_todo = {key: jobs[key] for key in study.todo}
@@ -115,7 +117,7 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
             queue = TrialQueue(
                 study.record, study.todo, concurrency=concurrency.num_trials, rule=rule, source=run.search
             )
-            with _measure_efficiency(run, ray_cluster.nodes, resources):
+            with _measure_efficiency(run, nodes, resources):
                 run_trials(
                     jobs,
                     store=run.store,

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment
+from mbcl.engine import MemoryNeed
 from mbcl.errors import ConfigError
 from mbcl.orchestration.cluster.capacity import Node, TrialResources, max_concurrency, resolve_resources
 from mbcl.orchestration.cluster.machine import usable_cpus, usable_memory
@@ -15,7 +16,8 @@ from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.resources_block import Resources
 from mbcl.orchestration.search_space.schema import read_space
 from mbcl.orchestration.search_space.trial_kinds import PRETRAINING
-from mbcl.orchestration.trial.trial_runners import runner_of
+from mbcl.orchestration.trial.preflight import PreflightReport
+from mbcl.orchestration.trial.trial_runners import allocate, runner_of
 
 GPU_NODE = Node(8, 1)
 
@@ -256,8 +258,16 @@ def test_resolve_resources_of_a_range_takes_the_most_workers_that_fit(nodes, ask
 def test_trial_resources_of_a_range_reserve_workers_that_divide_the_batch(space_file):
     space = space_file({"resources": {"workers": {"min": 1, "max": 3}}, "space/train.batch_size": {"grid": [16, 32]}})
     file = read_space(space)
-    assert (sizes := expand(file).numbers_of_workers(file.space)) == [1, 2]
-    assert runner_of(Experiment).trial_resources(file.space.resources, [Node(2)], sizes=sizes).workers == 2
+    assert (trials := expand(file)).numbers_of_workers(file.space) == [1, 2]
+    assert allocate(file.space, trials, [Node(2)])[0].workers == 2
+
+
+def test_allocate_counts_the_memory_of_training_only_where_trials_train(space_file):
+    file = read_space(space_file({"seeds": [0, 1]}))
+    nodes, preflight = [Node(2, memory=2**30)], PreflightReport({0: 0}, {}, (), MemoryNeed(2**29, 0, 0))
+    trials = expand(file)
+    assert allocate(file.space, trials, nodes, preflight=preflight)[1].num_trials == 1
+    assert allocate(file.space, trials, nodes, preflight=preflight, evaluation_alone=True)[1].num_trials == 2
 
 
 def test_resolve_resources_of_a_range_names_its_least_when_none_fits():
