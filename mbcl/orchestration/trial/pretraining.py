@@ -12,7 +12,6 @@ from mbcl.config.experiment import Experiment
 from mbcl.engine.checkpoint import name_of
 from mbcl.evaluation import evaluate
 from mbcl.io.store import Store, open_store
-from mbcl.orchestration.cluster.placement import Placement
 from mbcl.orchestration.cluster.wait_for_capacity import wait_any
 from mbcl.orchestration.trial.job import Job, TrialResult, merge_metrics
 from mbcl.orchestration.trial.metrics_reporter import report_to_tune
@@ -41,7 +40,7 @@ def pretrain(job: Job, start: float) -> TrialResult:
             with report_to_tune(open_store(job.store), job.watched_metric, job.judged_epoch):
                 training = train_in_workers(job, planner)
     except Exception:
-        _end_planner(job)
+        _end_planner()
         raise
     seconds = {"startup": training.entered - start, "training": training.seconds}
     evaluation_start = time.time()
@@ -55,25 +54,28 @@ def pretrain(job: Job, start: float) -> TrialResult:
     return TrialResult(metrics=merge_metrics(training.row, evaluation), seconds=seconds)
 
 
-_planners: dict[Placement, Any] = {}
-"""The planner of this process, kept from trial to trial: an actor that ends with this driver, its owner."""
+_planner: tuple[int, Any] | None = None
+"""The planner of this process and its number of tasks: an actor, kept from trial to trial, that ends with its owner."""
 
 
 def _planner_of(job: Job, experiment: Experiment) -> Any | None:
     """Return the planner of this process, started for its first trial that needs one; None if the trial needs none."""
     if not experiment.build_sampler().needs_embeddings or experiment.planner.where != "tasks":
         return None
-    if job.placement not in _planners:
-        planner = PlannerActor.options(resources=job.placement.for_driver, scheduling_strategy=NO_PLACEMENT_GROUP)
-        _planners[job.placement] = planner.remote(job.num_tasks, job.placement)
-    return _planners[job.placement]
+    global _planner
+    if _planner is None or _planner[0] != job.num_tasks:
+        _end_planner()
+        options = PlannerActor.options(resources=job.placement.for_driver, scheduling_strategy=NO_PLACEMENT_GROUP)
+        _planner = job.num_tasks, options.remote(job.num_tasks, job.placement)
+    return _planner[1]
 
 
-def _end_planner(job: Job) -> None:
-    """End the planner after a failure: workers that were killed may have left it with plans to make."""
-    planner = _planners.pop(job.placement, None)
-    if planner is not None:
-        ray.kill(planner)
+def _end_planner() -> None:
+    """End the planner, as after a failure: workers that were killed may have left it with plans to make."""
+    global _planner
+    if _planner is not None:
+        ray.kill(_planner[1])
+        _planner = None
 
 
 def submit_evaluation(job: Job, *, again: bool = False) -> ray.ObjectRef[dict[str, float]]:

@@ -15,11 +15,15 @@ import torch
 from patience import PATIENCE
 
 from mbcl import samplers
+from mbcl.config.experiment import Experiment
 from mbcl.distributed.collectives import World
 from mbcl.engine import LocalPlanService, PlanKey
 from mbcl.errors import PlanError
+from mbcl.io.store import LocalStore
 from mbcl.plan import Embeddings
 from mbcl.samplers import Spectral
+
+from ..helpers import SPACE, job_of
 
 pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray")
@@ -328,3 +332,22 @@ def test_ray_plan_service_raises_plan_errors_without_a_retry(planner, embeddings
     service.request(KEY, embeddings, sampler)
     with pytest.raises((PlanError, ValueError), match="k"):
         service.receive(KEY)
+
+
+def test_planner_stays_for_trials_with_as_many_tasks(local_ray, tmp_path):
+    from mbcl.orchestration.cluster.capacity import TrialResources
+    from mbcl.orchestration.trial import pretraining
+
+    experiment = Experiment.model_validate(SPACE["experiment"] | {"sampler": {"name": "spectral", "k": 4}})
+    jobs = [
+        job_of("0-test", experiment, LocalStore(tmp_path), TrialResources(1, 1, 0, 1), num_tasks=num_tasks)
+        for num_tasks in (1, 1, 2)
+    ]
+    first, second, third = (pretraining._planner_of(job, experiment) for job in jobs)
+    try:
+        assert first is second
+        assert third is not first
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(first.__ray_ready__.remote())
+    finally:
+        pretraining._end_planner()
