@@ -124,9 +124,7 @@ def whole_batches(images: ImageSet, batch_size: int, device: str) -> int:
     """Make two views of every image with :func:`mbcl.data.make_views`, pixels on the device; return their number."""
     images, num = images.to(device), 0
     for positions in torch.arange(len(images)).split(batch_size):
-        pixels = images.pixels(positions)
-        for view in (0, 1):
-            num += len(make_views(pixels, positions, images=images, seed=0, epoch=0, view=view))
+        num += len(make_views(images.pixels(positions), positions, images=images, seed=0, epoch=0, view=(0, 1)))
     if device == "cuda":
         torch.cuda.synchronize()
     return num

@@ -42,9 +42,7 @@ def two_views(images: ImageSet, positions: Tensor, key: ViewKey) -> Tensor:
     if not key.augmented:
         view = clean_views(pixels, images=images)
         return torch.cat([view, view])
-    return torch.cat(
-        [make_views(pixels, positions, images=images, seed=key.seed, epoch=key.epoch, view=view) for view in (0, 1)]
-    )
+    return make_views(pixels, positions, images=images, seed=key.seed, epoch=key.epoch, view=(0, 1))
 
 
 @contextmanager

@@ -10,20 +10,24 @@ Letters: B samples, C channels, H and W pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mbcl.data.images import ImageSet
-from mbcl.data.views.random_parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParameters, draw
+from mbcl.data.views.random_parameters import CONTRAST, HUE, ViewParameters, draw
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL and torchvision
 
 
 @torch.no_grad()
-def make_views(pixels: Tensor, positions: Tensor, *, images: ImageSet, seed: int, epoch: int, view: int) -> Tensor:
-    """Return one augmented, normalised view of each image.
+def make_views(
+    pixels: Tensor, positions: Tensor, *, images: ImageSet, seed: int, epoch: int, view: int | Sequence[int]
+) -> Tensor:
+    """Return one augmented, normalised view of each image, or several.
 
     Args:
         pixels: (B, C, H, W) uint8, as ``images.pixels(positions)``.
@@ -33,10 +37,11 @@ def make_views(pixels: Tensor, positions: Tensor, *, images: ImageSet, seed: int
             downsampled without a low-pass filter.
         seed: experiment seed of the views.
         epoch: epoch of the view.
-        view: index of the view; 0 or 1 in training.
+        view: index of the view; 0 or 1 in training. Several indices give the views one after the other, for fewer
+            operations than by a call each.
 
     Returns:
-        (B, C, S, S) float32 on the pixels' device.
+        (B, C, S, S) float32 on the pixels' device, or (V·B, C, S, S) for V views.
     """
     recipe, size = images.recipe, images.image_size
     assert pixels.ndim == 4, f"{tuple(pixels.shape)}"
@@ -47,16 +52,15 @@ def make_views(pixels: Tensor, positions: Tensor, *, images: ImageSet, seed: int
     height, width = pixels.shape[-2:]
     parameters = draw(positions, recipe=recipe, seed=seed, epoch=epoch, view=view, height=height, width=width)
     with torch.autocast(pixels.device.type, enabled=False):
-        x = pixels.to(torch.float32) / 255
+        x = pixels.repeat(len(parameters.theta) // len(pixels), 1, 1, 1).to(torch.float32).div_(255)
         if recipe.moves_pixels or (height, width) != (size, size):
-            theta = parameters.theta.to(x.device, non_blocking=True)
-            grid = F.affine_grid(theta, [len(x), x.shape[1], size, size], align_corners=False)
+            grid = _grid(parameters.theta.to(x.device, non_blocking=True), size, turned=recipe.rotation > 0)
             x = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
         if recipe.jitter_probability > 0:
             x = jitter(x, parameters)
         if recipe.grey_probability > 0 and x.shape[1] == 3:
-            grey = parameters.grey.to(x.device, non_blocking=True)
-            x = torch.where(grey[:, None, None, None], _luma(x), x)
+            rows = parameters.grey.nonzero()[:, 0].to(x.device, non_blocking=True)
+            x.index_copy_(0, rows, _luma(x.index_select(0, rows)).expand(-1, 3, -1, -1))
         if recipe.blur_probability > 0:
             x = blur(x, parameters.sigma, recipe.blur_sigma[1])
         return _normalise(x, images)
@@ -76,42 +80,60 @@ def clean_views(pixels: Tensor, *, images: ImageSet) -> Tensor:
         return _normalise(x, images)
 
 
+def _grid(theta: Tensor, size: int, *, turned: bool) -> Tensor:
+    """Return the input coordinates of S x S output pixels, (B, S, S, 2) in [-1, 1]; ``theta`` is (B, 2, 3)."""
+    shape = [len(theta), 1, size, size]
+    if turned:
+        return F.affine_grid(theta, shape, align_corners=False)
+    # Without rotation a coordinate depends on its own axis only: no products of matrices, as in ``affine_grid``.
+    base = torch.linspace(-1, 1, size, device=theta.device) * (size - 1) / size
+    grid = theta.new_empty((len(theta), size, size, 2))
+    grid[..., 0] = (theta[:, 0, 0, None] * base).add_(theta[:, 0, 2, None])[:, None, :]
+    grid[..., 1] = (theta[:, 1, 1, None] * base).add_(theta[:, 1, 2, None])[:, :, None]
+    return grid
+
+
 def jitter(x: Tensor, parameters: ViewParameters) -> Tensor:
     """Apply brightness, contrast, saturation and hue in each sample's own random order, as torchvision's ColorJitter.
 
-    ``x`` is (B, C, H, W) float32 in [0, 1]. At each of the four steps, samples are grouped by their operation, and
+    ``x`` is (B, C, H, W) float32 in [0, 1]. For each of the four steps, the samples are sorted by their operation, and
     every group is processed as one batch. Samples with a neutral factor are skipped; saturation and hue unless C = 3.
     """
-    kinds = (BRIGHTNESS, CONTRAST, SATURATION, HUE) if x.shape[1] == 3 else (BRIGHTNESS, CONTRAST)
-    x = x.clone()
-    for step in range(parameters.order.shape[1]):
-        for kind in kinds:
-            factors = parameters.factors[:, kind]
-            changed = (parameters.order[:, step] == kind) & (factors != (0 if kind == HUE else 1))
-            rows = changed.nonzero()[:, 0]
-            if len(rows):
-                device_rows = rows.to(x.device, non_blocking=True)
-                factor = factors[rows].to(x.device, non_blocking=True)[:, None, None, None]
-                x.index_copy_(0, device_rows, _CHANGES[kind](x.index_select(0, device_rows), factor))
-    return x
+    num_kinds = len(_CHANGES) if x.shape[1] == 3 else CONTRAST + 1
+    order, factors = parameters.order, parameters.factors.gather(1, parameters.order)
+    changed = (factors != (order != HUE)) & (order < num_kinds)
+    rows = torch.where(changed, order, num_kinds).argsort(dim=0, stable=True)  # (B, steps): the row at each place
+    places = rows.argsort(dim=0)  # (B, steps): the place of each row
+    moves = torch.stack([rows[:, 0], *(places[rows[:, i + 1], i] for i in range(rows.shape[1] - 1)), places[:, -1]])
+    counts = [((order == kind) & changed).sum(dim=0) for kind in range(num_kinds)]
+    moves, factors = (t.to(x.device, non_blocking=True) for t in (moves, factors.gather(0, rows)))
+    for step, sizes in enumerate(torch.stack(counts, dim=1).tolist()):
+        x = x.index_select(0, moves[step])
+        part = slice(0, 0)
+        for change, size in zip(_CHANGES[:num_kinds], sizes, strict=True):
+            part = slice(part.stop, part.stop + size)
+            if size:
+                change(x[part], factors[part, step, None, None, None])
+    return x.index_select(0, moves[-1])
 
 
-def _change_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return (factor * x).clamp_(0, 1)
+def _change_brightness(x: Tensor, factor: Tensor) -> None:
+    x.mul_(factor).clamp_(0, 1)
 
 
-def _change_contrast(x: Tensor, factor: Tensor) -> Tensor:
+def _change_contrast(x: Tensor, factor: Tensor) -> None:
     grey = _luma(x) if x.shape[1] == 3 else x
     # float64: the summation order depends on the batch size, and float32 rounding would expose it
     level = grey.mean(dim=(1, 2, 3), keepdim=True, dtype=torch.float64).float()
-    return (factor * x).add_((1 - factor) * level).clamp_(0, 1)
+    x.mul_(factor).add_((1 - factor) * level).clamp_(0, 1)
 
 
-def _change_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    return (factor * x).add_((1 - factor) * _luma(x)).clamp_(0, 1)
+def _change_saturation(x: Tensor, factor: Tensor) -> None:
+    grey = _luma(x)
+    x.mul_(factor).add_(grey.mul_(1 - factor)).clamp_(0, 1)
 
 
-def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
+def _turn_hue(x: Tensor, turns: Tensor) -> None:
     r"""Rotate the hue in HSV space; value V and chroma C stay the same.
 
     Back in RGB, a channel is :math:`V - C\,\mathrm{clip}(2 - 6d, 0, 1)` with d the distance on the circle, in turns,
@@ -119,26 +141,22 @@ def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
     instead of six cases. ``x`` is (B, 3, H, W), ``turns`` is (B, 1, 1, 1).
     """
     red, green, blue = x.unbind(1)
-    value, low = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
-    chroma = value - low
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
     scale = (6 * chroma).clamp_(min=1e-12).reciprocal_()  # grey pixels have zero chroma and no defined hue
-    hue = torch.where(
-        value == red,
-        (green - blue).mul_(scale),
-        torch.where(value == green, (blue - red).mul_(scale).add_(1 / 3), (red - green).mul_(scale).add_(2 / 3)),
-    )
-    complements = torch.tensor([1 / 2, 5 / 6, 1 / 6], device=x.device)[:, None, None]
-    distance = hue.add_(turns[:, 0])[:, None] - complements
-    distance.sub_(distance.round()).abs_()
-    return torch.addcmul(value[:, None], distance.mul_(-6).add_(2).clamp_(0, 1), chroma[:, None], value=-1)
+    hue = (red - green).mul_(scale).add_(2 / 3)
+    # Weights of exactly 0 and 1 select; comparisons in place and ``lerp`` are vectorised on a CPU, ``where`` is not.
+    hue.lerp_((blue - red).mul_(scale).add_(1 / 3), green.clone().eq_(value))
+    hue.lerp_((green - blue).mul_(scale), red.clone().eq_(value))
+    hue.add_(turns[:, 0])
+    for channel, complement in ((red, 1 / 2), (green, 5 / 6), (blue, 1 / 6)):
+        distance = hue - complement
+        distance.sub_(distance.round()).abs_()
+        torch.addcmul(value, distance.mul_(-6).add_(2).clamp_(0, 1), chroma, value=-1, out=channel)
 
 
-_CHANGES = {
-    BRIGHTNESS: _change_brightness,
-    CONTRAST: _change_contrast,
-    SATURATION: _change_saturation,
-    HUE: _turn_hue,
-}
+_CHANGES = (_change_brightness, _change_contrast, _change_saturation, _turn_hue)
+"""In the order of BRIGHTNESS, CONTRAST, SATURATION, HUE."""
 
 
 def blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
@@ -146,11 +164,17 @@ def blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
 
     ``sigma`` is (B,) float32, in pixels; 0 for no blur. The kernel extends three times ``largest`` to each side.
     """
-    from kornia.filters import filter2d_separable  # lazy import: it takes a quarter of a second
-
     reach = min(math.ceil(3 * largest), min(x.shape[-2:]) - 1)
     if reach < 1:
         return x
+    rows = sigma.nonzero()[:, 0]
+    if len(rows) == 0:
+        return x
+    if len(rows) < len(x):
+        device_rows = rows.to(x.device, non_blocking=True)
+        return x.index_copy(0, device_rows, blur(x.index_select(0, device_rows), sigma[rows], largest))
+    from kornia.filters import filter2d_separable  # lazy import: it takes a quarter of a second
+
     kernels = _gaussian_kernels(sigma, reach).to(x.device, non_blocking=True)
     num = len(x)
     if num * x.shape[1] == 1:
@@ -172,11 +196,15 @@ def _gaussian_kernels(sigma: Tensor, reach: int) -> Tensor:
 
 def _luma(x: Tensor) -> Tensor:
     """Return the luma, (B, 3, H, W) to (B, 1, H, W)."""
-    return _LUMA[0] * x[:, 0:1] + _LUMA[1] * x[:, 1:2] + _LUMA[2] * x[:, 2:3]
+    return (_LUMA[0] * x[:, 0:1]).add_(_LUMA[1] * x[:, 1:2]).add_(_LUMA[2] * x[:, 2:3])
 
 
 def _normalise(x: Tensor, images: ImageSet) -> Tensor:
     assert images.channels == x.shape[1], f"{images.channels} channels of the data set, {x.shape[1]} of the pixels"
-    shift = torch.tensor(images.mean, dtype=torch.float32, device=x.device)[:, None, None]
-    scale = torch.tensor(images.std, dtype=torch.float32, device=x.device)[:, None, None]
-    return (x - shift) / scale
+    return x.sub_(_column(images.mean, x.device)).div_(_column(images.std, x.device))
+
+
+@lru_cache(maxsize=64)
+def _column(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return a value a channel, (C, 1, 1) float32: made once, because a copy to a GPU waits for it."""
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]

@@ -9,6 +9,7 @@ Letters: B samples.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,13 +51,15 @@ class ViewParameters:
 
 
 def draw(
-    positions: Tensor, *, recipe: ViewRecipe, seed: int, epoch: int, view: int, height: int, width: int
+    positions: Tensor, *, recipe: ViewRecipe, seed: int, epoch: int, view: int | Sequence[int], height: int, width: int
 ) -> ViewParameters:
     """Draw the parameters of one view of the samples at ``positions``, (B,) int64, on the same device.
 
+    Several views give their samples one view after the other.
     ``height`` and ``width`` are those of the images before the crop, in pixels.
     """
-    u = uniforms(derive(seed, "views", epoch, view), positions, _NUM)
+    views = (view,) if isinstance(view, int) else view
+    u = torch.cat([uniforms(derive(seed, "views", epoch, index), positions, _NUM) for index in views])
     sigma = recipe.blur_sigma[0] + (recipe.blur_sigma[1] - recipe.blur_sigma[0]) * u[:, _SIGMA]
     return ViewParameters(
         theta=_theta(u, recipe, height, width).float(),

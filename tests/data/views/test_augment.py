@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mbcl import data
 from mbcl.data import IDENTITY, ImageSet, ViewRecipe
-from mbcl.data.views.augment import blur, jitter
+from mbcl.data.views.augment import _grid, blur, jitter
 from mbcl.data.views.random_parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParameters, draw
 from mbcl.errors import ConfigError
 
@@ -59,6 +59,16 @@ def test_augment_is_independent_of_the_batch(channels, recipe, out_size):
         parts = [view_of(images[part], part, recipe, out_size=out_size) for part in rows.split(size)]
         # Bit-equal on our machines; other processors may choose other kernels for other shapes.
         assert (torch.cat(parts) - whole[rows]).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("channels, recipe", [(1, COLOUR), (3, COLOUR), (3, ViewRecipe())])
+@pytest.mark.parametrize("num", [1, 20])
+def test_views_of_one_call_are_those_of_a_call_each(channels, recipe, num):
+    images, positions = pictures(num, channels), torch.arange(num)
+    both = view_of(images, positions, recipe, view=(1, 0))
+    each = torch.cat([view_of(images, positions, recipe, view=view) for view in (1, 0)])
+    # Bit-equal on our machines; other processors may choose other kernels for other shapes.
+    assert (both - each).abs().max() < 2e-6
 
 
 def test_augment_depends_on_every_key():
@@ -170,6 +180,14 @@ def test_draw_crops_like_torchvision(height, width, scale, ratio):
     assert our_top.min() > -1e-4
     assert (our_left + our_wide).max() < width + 1e-3
     assert (our_top + our_tall).max() < height + 1e-3
+
+
+@pytest.mark.parametrize("size", [1, 8, 33])
+def test_grid_without_rotation_is_the_affine_grid(size):
+    theta = parameters(50, ViewRecipe(), 100, 150).theta
+    expected = torch.nn.functional.affine_grid(theta.double(), [50, 1, size, size], align_corners=False)
+    # Coordinates are at most 1: the base grid rounds five times, product and sum twice, each by at most 2**-24.
+    assert (_grid(theta, size, turned=False).double() - expected).abs().max() <= 7 * 2.0**-24
 
 
 def test_draw_has_the_recipes_distribution():
@@ -284,6 +302,15 @@ def test_blur_equals_torchvision(sigma):
     expected = TF.gaussian_blur(x, [13, 13], [sigma, sigma])
     torch.testing.assert_close(blurred[::2], expected[::2], atol=1e-5, rtol=0)
     torch.testing.assert_close(blurred[1::2], x[1::2], atol=1e-7, rtol=0)
+
+
+def test_blur_leaves_samples_without_blur_alone():
+    x = pictures(4, 3, size=24).float() / 255
+    sigma = torch.tensor([0.0, 1.0, 0.0, 0.5])
+    blurred = blur(x, sigma, 2.0)
+    assert torch.equal(blurred[::2], x[::2])
+    assert (blurred[1::2] != x[1::2]).flatten(1).any(dim=1).all()
+    assert torch.equal(blur(x, torch.zeros(4), 2.0), x)
 
 
 def test_blur_takes_images_smaller_than_its_kernel():
