@@ -34,9 +34,9 @@ class BareStep:
 
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         self.device = device
-        self.compute = Compute.of(experiment.train, device)
         self.dtype = experiment.train.dtype
         self.model = model_of(experiment, in_channels=3)
+        self.compute = Compute.of(experiment.train, device, self.model)
         self.compute.place(self.model).train()
         self.network = compiled(self.model, device) if experiment.train.compile else self.model
         self.objective = experiment.build_objective().to(device)

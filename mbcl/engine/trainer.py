@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -25,7 +25,6 @@ from mbcl.engine.metrics_log import MetricsLog, write_config
 from mbcl.engine.plan_service import LocalPlanService
 from mbcl.engine.plan_source import PlanSource, embed_share
 from mbcl.engine.planning_costs import planning_cost
-from mbcl.engine.precision import Compute
 from mbcl.engine.protocols import Observer, PlanService, Row
 from mbcl.engine.tracking import build_trackers
 from mbcl.errors import StorageError, TrainingError
@@ -198,7 +197,7 @@ class Trainer:
     def _validate(self) -> float:
         """Return R@1 in [0, 1] between two views of the validation images, mean of both directions; no autocast."""
         views = ViewKey(derive(self.experiment.seed, "validation views"))
-        compute = Compute(self.world.device, channels_last=self.experiment.train.channels_last)
+        compute = replace(self.learner.compute, precision="float32")
         share = partial(embed_share, mode="eval", batch_size=self.experiment.evaluation.batch_size, compute=compute)
         shard = share(self.learner, self.validation, views, epoch=self.epoch - 1)
         u, v = collectives.all_gather_ragged(shard.z1, self.world), collectives.all_gather_ragged(shard.z2, self.world)
