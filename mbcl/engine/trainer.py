@@ -21,6 +21,7 @@ from mbcl.engine import train_state
 from mbcl.engine.build import build_learner, load_parts
 from mbcl.engine.embedding_pass import ViewKey
 from mbcl.engine.epoch_state import EpochProgress
+from mbcl.engine.freed_memory import keep_freed_memory
 from mbcl.engine.metrics_log import MetricsLog, write_config
 from mbcl.engine.plan_service import LocalPlanService
 from mbcl.engine.plan_source import PlanSource, embed_share
@@ -77,6 +78,8 @@ class Trainer:
         self._preemption_noticed = False
         self._sync_interval, self._seconds_per_step = 1, 0.0
         experiment.train.check_workers(world.size)
+        if world.device.type == "cpu":
+            keep_freed_memory()
         # One machine may still copy or decode data that another already has, for hours if the data are large.
         data, self.sizes, model = collectives.run_and_sync_errors(
             collectives.run_while_ranks_wait, world, load_parts, world, experiment
