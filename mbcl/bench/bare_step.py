@@ -13,6 +13,7 @@ from torch import Tensor
 from mbcl.config.experiment import Experiment
 from mbcl.data import ImageSet
 from mbcl.engine.embedding_pass import ViewKey, two_views
+from mbcl.engine.freed_memory import keep_freed_memory
 from mbcl.engine.precision import Compute, compiled
 from mbcl.engine.setup import model_of
 from mbcl.functional import raise_half
@@ -34,9 +35,11 @@ class BareStep:
 
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         self.device = device
-        self.compute = Compute.of(experiment.train, device)
+        if device.type == "cpu":
+            keep_freed_memory()
         self.dtype = experiment.train.dtype
         self.model = model_of(experiment, in_channels=3)
+        self.compute = Compute.of(experiment.train, device, self.model)
         self.compute.place(self.model).train()
         self.network = compiled(self.model, device) if experiment.train.compile else self.model
         self.objective = experiment.build_objective().to(device)

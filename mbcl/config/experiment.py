@@ -207,7 +207,7 @@ class Train(ConfigModel):
     keep_checkpoints: int = Field(default=2, ge=1)
     checkpoint_steps: int | None = Field(default=None, ge=1)
     precision: Precision = "float32"
-    channels_last: bool = False
+    channels_last: Literal["auto", True, False] = "auto"
     compile: bool = False
     sync_batchnorm: bool = True
 

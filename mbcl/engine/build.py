@@ -35,7 +35,7 @@ def build_learner(experiment: Experiment, data: SplitData, model: ContrastiveMod
         ConfigError: if ``train.compile`` is set but torch.compile does not work on this machine.
     """
     train = experiment.train
-    compute = Compute.of(train, world.device)
+    compute = Compute.of(train, world.device, model)
     if world.size > 1 and train.sync_batchnorm:
         model = convert_sync_batchnorm(model, world)
     model = cast(ContrastiveModel, compute.place(model)).train()

@@ -35,9 +35,17 @@ class Compute:
     channels_last: bool = False
 
     @staticmethod
-    def of(train: Train, device: torch.device) -> Compute:
-        """Return the options that an experiment trains with."""
-        return Compute(device, train.precision, train.channels_last)
+    def of(train: Train, device: torch.device, model: nn.Module) -> Compute:
+        """Return the options that an experiment trains a model with.
+
+        Channels last by default where it is faster: convolutions on a CPU, except in float64, and in half precision on
+        a GPU, whose tensor cores work in that format.
+        """
+        last = train.channels_last
+        if last == "auto":
+            fast = train.precision != "float64" if device.type == "cpu" else train.precision in _HALF
+            last = fast and any(isinstance(module, nn.Conv2d) for module in model.modules())
+        return Compute(device, train.precision, last)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the autocast context of a forward pass."""

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -21,11 +21,11 @@ from mbcl.engine import train_state
 from mbcl.engine.build import build_learner, load_parts
 from mbcl.engine.embedding_pass import ViewKey
 from mbcl.engine.epoch_state import EpochProgress
+from mbcl.engine.freed_memory import keep_freed_memory
 from mbcl.engine.metrics_log import MetricsLog, write_config
 from mbcl.engine.plan_service import LocalPlanService
 from mbcl.engine.plan_source import PlanSource, embed_share
 from mbcl.engine.planning_costs import planning_cost
-from mbcl.engine.precision import Compute
 from mbcl.engine.protocols import Observer, PlanService, Row
 from mbcl.engine.tracking import build_trackers
 from mbcl.errors import StorageError, TrainingError
@@ -78,6 +78,8 @@ class Trainer:
         self._preemption_noticed = False
         self._sync_interval, self._seconds_per_step = 1, 0.0
         experiment.train.check_workers(world.size)
+        if world.device.type == "cpu":
+            keep_freed_memory()
         # One machine may still copy or decode data that another already has, for hours if the data are large.
         data, self.sizes, model = collectives.run_and_sync_errors(
             collectives.run_while_ranks_wait, world, load_parts, world, experiment
@@ -198,7 +200,7 @@ class Trainer:
     def _validate(self) -> float:
         """Return R@1 in [0, 1] between two views of the validation images, mean of both directions; no autocast."""
         views = ViewKey(derive(self.experiment.seed, "validation views"))
-        compute = Compute(self.world.device, channels_last=self.experiment.train.channels_last)
+        compute = replace(self.learner.compute, precision="float32")
         share = partial(embed_share, mode="eval", batch_size=self.experiment.evaluation.batch_size, compute=compute)
         shard = share(self.learner, self.validation, views, epoch=self.epoch - 1)
         u, v = collectives.all_gather_ragged(shard.z1, self.world), collectives.all_gather_ragged(shard.z2, self.world)

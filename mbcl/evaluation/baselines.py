@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor
 import mbcl
 from mbcl.config.evaluation import Baseline
 from mbcl.config.experiment import Experiment
+from mbcl.engine.precision import Compute
 from mbcl.engine.setup import model_of
 from mbcl.evaluation.subject import Representation
 from mbcl.io.store import Store, read_text, write_text
@@ -39,14 +40,15 @@ def baseline(kind: Baseline, experiment: Experiment, *, in_channels: int, device
     """Build a baseline: ``random``, the trial's own initial weights in evaluation mode, or ``pixels``."""
     if kind == "pixels":
         return Pixels()
-    return model_of(experiment, in_channels=in_channels).eval().to(device)
+    model = model_of(experiment, in_channels=in_channels).eval()
+    return cast(Representation, Compute.of(experiment.train, device, model).place(model))
 
 
 class CachedMetrics:
     """A cache entry for the metrics of one piece of a baseline's evaluation, in a folder that trials of a study share.
 
-    The key covers all that they depend on: versions, the experiment's seed and dtype, for ``random`` its model, the
-    request of the piece, and ``extra`` (data, device).
+    The key covers all that they depend on: versions, the experiment's seed and dtype, for ``random`` its model and
+    memory format, the request of the piece, and ``extra`` (data, device).
     """
 
     def __init__(
@@ -54,7 +56,10 @@ class CachedMetrics:
     ) -> None:
         self._store = store
         dump = experiment.model_dump(mode="json")
-        model = {key: dump[key] for key in ("encoder", "projector")} if kind == "random" else None
+        model = None
+        if kind == "random":
+            model = {key: dump[key] for key in ("encoder", "projector")}
+            model |= {key: dump["train"][key] for key in ("precision", "channels_last")}
         versions = {"mbcl": mbcl.__version__, "torch": torch.__version__}
         seed, dtype = experiment.seed, str(experiment.train.dtype)
         request = {"baseline": kind, "seed": seed, "model": model, "versions": versions, "dtype": dtype, "piece": piece}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,6 +15,7 @@ import mbcl
 from mbcl.config.evaluation import Baseline, Evaluation
 from mbcl.config.experiment import Data
 from mbcl.engine.evaluation_checks import check_evaluation
+from mbcl.engine.precision import Compute
 from mbcl.engine.setup import SplitData, check_takes, load_data
 from mbcl.errors import CheckpointError, ConfigError
 from mbcl.evaluation.baselines import BASELINES, CachedMetrics, baseline
@@ -215,7 +216,7 @@ class _Evaluator:
         """Build the model with the evaluated weights, after checking that it takes the images."""
         model = self.weights.model(in_channels=self._images.train.channels)
         check_takes(model, self.weights.experiment, self._images.test)
-        return model.to(self.device)
+        return cast(Representation, Compute.of(self.weights.experiment.train, self.device, model).place(model))
 
 
 def _key(request: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -80,24 +80,34 @@ class LARS(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, p.grad, group)
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if any(p.grad.is_sparse for p in parameters):
+                raise ValueError("LARS: sparse gradients are not supported")
+            for device in {p.device for p in parameters}:
+                self._update([p for p in parameters if p.device == device], group)
         return loss
 
-    def _update(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """Update one tensor and its momentum."""
-        if gradient.is_sparse:
-            raise ValueError("LARS: sparse gradients are not supported")
-        if p.ndim > 1:
-            gradient = gradient.add(p, alpha=group["weight_decay"])
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Update tensors of one device and their momenta, each operation on all tensors in one call."""
+        for p in parameters:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        torch._foreach_mul_(self._momenta(parameters), group["momentum"])
+        scaled, unscaled = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+        if unscaled:
+            torch._foreach_add_(self._momenta(unscaled), _gradients(unscaled))
+        if scaled:
+            gradients = torch._foreach_add(_gradients(scaled), scaled, alpha=group["weight_decay"])
             # Norms stay tensors: Python numbers would make every step wait for the device.
-            p_norm, g_norm = torch.linalg.vector_norm(p), torch.linalg.vector_norm(gradient)
-            scaled = group["trust_coefficient"] * p_norm / g_norm
-            gradient = gradient * torch.where((p_norm > 0) & (g_norm > 0), scaled, torch.ones_like(scaled))
-        state = self.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        momentum = state["momentum_buffer"]
-        momentum.mul_(group["momentum"]).add_(gradient)
-        p.sub_(momentum * group["lr"])
+            p_norms, g_norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (scaled, gradients))
+            scales = group["trust_coefficient"] * p_norms / g_norms
+            scales = torch.where((p_norms > 0) & (g_norms > 0), scales, torch.ones_like(scales))
+            torch._foreach_addcmul_(self._momenta(scaled), gradients, list(scales.unbind()))
+        torch._foreach_add_(parameters, self._momenta(parameters), alpha=-group["lr"])
+
+    def _momenta(self, parameters: list[Tensor]) -> list[Tensor]:
+        return [self.state[p]["momentum_buffer"] for p in parameters]
+
+
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [cast(Tensor, p.grad) for p in parameters]

@@ -11,6 +11,7 @@ import torch
 from engine import runs
 from torch import nn
 
+from mbcl.config.experiment import Train
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine import Trainer, plan_service
@@ -184,6 +185,36 @@ def test_channels_last_changes_the_layout_but_no_result(tmp_path):
     runs.assert_alike(actual, runs.run(World(), tmp_path / "plain", runs.exact("spectral")))
 
 
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [
+        ("cpu", "float32", True),
+        ("cpu", "bf16", True),
+        ("cpu", "float64", False),
+        ("cuda", "float32", False),
+        ("cuda", "bf16", True),
+        ("cuda", "fp16", True),
+    ],
+)
+def test_auto_memory_format_follows_device_precision_and_encoder(device, precision, expected):
+    convolutions, perceptron = nn.Sequential(nn.Conv2d(1, 2, 3)), nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+
+    def last(model: nn.Module, **setting) -> bool:
+        return Compute.of(Train(precision=precision, **setting), torch.device(device), model).channels_last
+
+    assert last(convolutions) is expected
+    assert last(perceptron) is False
+    assert last(convolutions, channels_last=False) is False
+    assert last(convolutions, channels_last=True) is True
+
+
+def test_embeddings_steps_and_validation_use_one_memory_format(tmp_path):
+    trainer = trainer_of(tmp_path, sampler="spectral", train={"epochs": 1})
+    recorder = OutputRecorder(trainer.learner.model, nn.Conv2d)
+    trainer.run()
+    assert all(recorder.channels_last)
+
+
 def test_compile_trains_to_the_same_result(tmp_path):
     import torch._dynamo.utils as utils
 
@@ -307,6 +338,7 @@ def test_train_options_combine(tmp_path):
     [
         ({"train": {"precision": "fp8"}}, "train.precision: .*'float32', 'float64', 'bf16' or 'fp16', found 'fp8'"),
         ({"train": {"compile": "yes"}}, "train.compile: .*found 'yes'"),
+        ({"train": {"channels_last": "yes"}}, "train.channels_last: .*'auto', True or False, found 'yes'"),
         ({"train": {"accumulation": {"chunk_size": 8}}}, "train.accumulation.chunk_size: not used with mode none"),
         ({"train": {"accumulation": {"mode": "plain"}}}, "train.accumulation.chunk_size: mode plain needs"),
         (

@@ -1,0 +1,40 @@
+"""Memory that one step frees and the next one needs again."""
+
+from __future__ import annotations
+
+import platform
+import resource
+
+import pytest
+import torch
+
+from mbcl.engine.background import BackgroundProcess
+from mbcl.engine.freed_memory import keep_freed_memory
+
+BLOCKS, BYTES = 20, 2**23
+
+
+def _faults(keep: bool) -> int:
+    """Return the page faults of taking, writing and freeing the blocks a third time."""
+    if keep:
+        keep_freed_memory()
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        blocks = [torch.ones(BYTES, dtype=torch.uint8) for _ in range(BLOCKS)]
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        del blocks
+    return faults
+
+
+def _faults_in_new_process(keep: bool) -> int:
+    process = BackgroundProcess()
+    try:
+        return int(process.submit(_faults, keep).result())
+    finally:
+        process.close()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc can keep what is freed")
+def test_freed_memory_is_used_again():
+    kept, returned = (_faults_in_new_process(keep) for keep in (True, False))
+    assert 10 * kept < returned
