@@ -145,7 +145,7 @@ def measure_arms(
 
     measure(settings.ceilings())
     best = report.reference.arm if report.reference else None
-    channels_last, threads = (best.channels_last, best.threads) if best else (False, max(settings.threads))
+    channels_last, threads = (best.channels_last, best.threads) if best else ("auto", max(settings.threads))
     others = settings.other_arms(channels_last=channels_last, threads=threads)
     if "lightly" in settings.arms and not lightly_is_installed():
         others = [arm for arm in others if arm.kind != "lightly"]

@@ -45,19 +45,19 @@ class Arm:
         kind: the loop that trains.
         label: its name in tables.
         threads: torch's threads.
-        channels_last: the memory format.
+        channels_last: ``train.channels_last``.
         sampler: name and parameters of the trainer's sampler.
         overlap: ``planner.overlap``.
-        source: ``embeddings.source``.
+        embeddings: the ``embeddings`` block.
     """
 
     kind: Kind
     label: str
     threads: int
-    channels_last: bool
+    channels_last: bool | str
     sampler: Mapping[str, object] = field(default_factory=lambda: {"name": "shuffle"})
     overlap: int = 0
-    source: str = "fresh"
+    embeddings: Mapping[str, object] = field(default_factory=lambda: {"source": "fresh"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class TrainBenchSettings:
                 raise ConfigError(f"{option}: each once, found {' '.join(values)}")
         check_choice("--precision", self.precision, get_args(Precision))
         check_device(self.device)
-        ceilings, others = self.ceilings(), self.other_arms(channels_last=False, threads=max(self.threads))
+        ceilings, others = self.ceilings(), self.other_arms(channels_last="auto", threads=max(self.threads))
         if not ceilings and not others:
             raise ConfigError("--arms: planned needs a sampler that uses embeddings, found none in --samplers")
         for arm in (*ceilings, *others):
@@ -148,7 +148,7 @@ class TrainBenchSettings:
             for threads in self.threads
         ]
 
-    def other_arms(self, *, channels_last: bool, threads: int) -> list[Arm]:
+    def other_arms(self, *, channels_last: bool | str, threads: int) -> list[Arm]:
         """Return all arms but the ceiling, with the memory format and the threads of the best ceiling."""
         arms: list[Arm] = []
         if "shuffle" in self.arms:
@@ -161,8 +161,8 @@ class TrainBenchSettings:
             arms.append(Arm("lightly", f"lightly, {pluralize(self.workers, 'worker')}", threads, channels_last))
         return arms
 
-    def _planned(self, spec: Spec, threads: int, channels_last: bool) -> list[Arm]:
-        """Return the trainer's arms of a sampler: each overlap with each source of embeddings that it allows."""
+    def _planned(self, spec: Spec, threads: int, channels_last: bool | str) -> list[Arm]:
+        """Return the trainer's arms of a sampler: each overlap with each way of embedding that it allows."""
         osgd = min(OSGD_BATCHES, self.steps)
         defaults: dict[str, dict[str, object]] = {
             "spectral": {"k": min(POOL_BATCHES, self.steps)},
@@ -175,9 +175,10 @@ class TrainBenchSettings:
         built = self.experiment(fresh).build_sampler()
         if not built.needs_embeddings:
             return []
+        other = {"cached": {"source": "cached"}} if built.covers_all else {"fresh an epoch": {"refresh": "epoch"}}
         return [
-            replace(fresh, label=f"{fresh.label}, {source}, overlap {overlap}", source=source, overlap=overlap)
-            for source in ("fresh", *(["cached"] if built.covers_all else []))
+            replace(fresh, label=f"{fresh.label}, {embeddings}, overlap {overlap}", embeddings=block, overlap=overlap)
+            for embeddings, block in ({"fresh": fresh.embeddings} | other).items()
             for overlap in (0, 1)
         ]
 
@@ -200,7 +201,7 @@ class TrainBenchSettings:
             "encoder": {"name": name, **parameters},
             "sampler": dict(arm.sampler),
             "schedule": {"warmup_epochs": 1},
-            "embeddings": {"source": arm.source},
+            "embeddings": dict(arm.embeddings),
             "planner": {"overlap": arm.overlap},
             "train": {
                 "epochs": epochs,

@@ -73,6 +73,8 @@ def test_every_arm_trains_and_reports_its_stages(measured):
         "trainer, shuffle": {"views", "step", "other"},
         "trainer, osgd, fresh, overlap 0": planned,
         "trainer, osgd, fresh, overlap 1": planned,
+        "trainer, osgd, fresh an epoch, overlap 0": planned,
+        "trainer, osgd, fresh an epoch, overlap 1": planned,
         "trainer, refined, fresh, overlap 0": planned,
         "trainer, refined, fresh, overlap 1": planned,
         "trainer, refined, cached, overlap 0": planned,
