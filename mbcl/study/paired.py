@@ -101,7 +101,7 @@ def equivalence_p(differences: Sequence[float], margin: float) -> float:
 
     Example:
         >>> round(equivalence_p([0.001, -0.002, 0.003, 0.0, -0.001, 0.002], margin=0.01), 5)
-        1e-05
+        3e-05
     """
     spread, mean = float(np.ptp(differences)), float(np.mean(differences))
     if spread <= ROUNDING * abs(mean):  # scipy's t test refuses a sample without spread

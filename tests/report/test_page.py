@@ -10,7 +10,6 @@ from report.studies import (
     BACK,
     EIGHT,
     FULL,
-    OSGD,
     SHUFFLE,
     SPECTRAL,
     TOP1,

@@ -110,7 +110,7 @@ def false_claims(settings: int, seeds: int, studies: int) -> int:
     return count
 
 
-@pytest.mark.parametrize(("settings", "seeds", "studies"), [(2, 6, 300), (4, 8, 300)])
+@pytest.mark.parametrize(("settings", "seeds", "studies"), [(2, 6, 200), (4, 8, 200)])
 def test_at_most_one_null_study_in_twenty_claims_a_difference(settings: int, seeds: int, studies: int) -> None:
     assert false_claims(settings, seeds, studies) <= stats.binom.ppf(0.999, studies, 0.05)
 
