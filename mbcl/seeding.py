@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive(seed: int, purpose: str, *keys: int) -> int:
@@ -28,4 +31,6 @@ def numpy_generator(seed: int, purpose: str, *keys: int) -> np.random.Generator:
 
 def torch_generator(seed: int, purpose: str, *keys: int) -> torch.Generator:
     """Create a torch CPU generator for one purpose; see :func:`derive`."""
+    import torch  # not with the module: reports need no torch
+
     return torch.Generator().manual_seed(derive(seed, purpose, *keys))

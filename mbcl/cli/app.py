@@ -19,6 +19,7 @@ from mbcl.cli.data import add_data
 from mbcl.cli.evaluate import add_evaluate
 from mbcl.cli.parser import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Parser, option_values
 from mbcl.cli.plan import add_plan
+from mbcl.cli.report import add_report
 from mbcl.cli.synthetic import add_synthetic
 from mbcl.errors import ConfigError, MbclError, pluralize
 
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     _add_train(commands)
     add_evaluate(commands)
     _add_export(commands)
-    _add_report(commands)
+    add_report(commands)
     add_data(commands)
     add_plan(commands)
     add_synthetic(commands, _write_synthetic)
@@ -176,24 +177,7 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# -- report, doctor, list ----------------------------------------------------------------------------------------
-
-
-def _add_report(commands: Any) -> None:
-    report = commands.add_parser("report", help="write the tables and the report of a study again")
-    report.option("--results", "DIR", "folder of the study, for example results/samplers", required=True)
-    report.set_defaults(run=_report)
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from mbcl.io.store import open_store
-    from mbcl.report import write
-    from mbcl.study.record import read_study
-
-    store = open_store(arguments.results)
-    write(store, read_study(store))
-    sys.stdout.write(f"{arguments.results}/report.html\n")
-    return 0
+# -- doctor, list ------------------------------------------------------------------------------------------------
 
 
 def _write_synthetic(store: Any, outcome: Any) -> None:

@@ -23,7 +23,7 @@ from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Concurrency, TrialResources
 from mbcl.orchestration.results_folder.layout import trial_folder
 from mbcl.orchestration.results_folder.opened_study import OpenedStudy
-from mbcl.orchestration.search_space.describe import by_seeds, domain_lines, plan_lines
+from mbcl.orchestration.search_space.describe import by_seeds, domain_lines, plan_lines, power_lines
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.schema import Space
 from mbcl.orchestration.trial.preflight import PreflightReport
@@ -222,6 +222,8 @@ def dry_run(
         resources, concurrency = str(allocation[0]), f", {allocation[1]}"
     for line in () if evaluation_alone else (*domain_lines(space), *plan_lines(space)):
         log(line)
+    for line in () if evaluation_alone else power_lines(space, study.record):
+        log(f"seeds: {line}")
     for spec in specs:
         parameters = ", ".join(f"{key} = {short(value)}" for key, value in spec.parameters.items())
         cost = preflight.planning_cost.get(spec.setting) if preflight else None

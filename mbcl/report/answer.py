@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
 from mbcl.errors import pluralize
-from mbcl.report.wording import interval, listed, number
+from mbcl.report.wording import interval, listed, number, p_value
 from mbcl.study.best_settings import best_of
 from mbcl.study.metric_glossary import direction
+from mbcl.study.power import describe
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import settings_of
-from mbcl.study.statistics import ALPHA, Comparison, SettingSummary, shown_status
+from mbcl.study.statistics import CLAIMS, Comparison, SettingSummary, shown_status
 
-_CLAIMS = ("better", "worse", "higher", "lower")
 MAX_NAMED = 8
 """Maximum number of settings that a sentence names. Of more it gives only the number; the tables name them."""
 NUM_EXAMPLES = 3
@@ -49,21 +50,14 @@ def answer(
         return Verdict(f"No trial has finished, so there is no answer yet ({ended}).")
     if metric is None:
         return Verdict("The finished trials measured no final metric, so there is nothing to compare.")
-    verdict = _compared(comparisons, metric) if comparisons else _uncompared(study, summaries, metric)
+    verdict = _compared(comparisons, study, metric) if comparisons else _uncompared(study, summaries, metric)
     missing = [f"{counts[status]} {status}" for status in ("stopped", "failed", "pending") if counts.get(status)]
     if missing:
         verdict.details.append(
             f"Of {pluralize(len(study.trials), 'trial')}, {listed(missing)}; only finished trials count here"
             + (", so the answer may still change." if counts.get("pending") else ".")
         )
-    if any(c.chosen_by for c in comparisons):
-        bias = f"{metric} took no part in the choice"
-        if any(c.circular for c in comparisons):
-            bias = f"since {metric} is what they were chosen by, it flatters them, and no difference in it is claimed"
-        verdict.details.append(
-            f"Compared are the best settings of each sampler and objective by {study.metric}, chosen alike for the "
-            f"baseline; {bias}."
-        )
+    verdict.details += _choice_bias(study, comparisons)
     verdict.details += _early_stopping_bias(study)
     return verdict
 
@@ -83,93 +77,85 @@ def _early_stopping_bias(study: StudyRecord) -> list[str]:
     ]
 
 
-def _holds(comparison: Comparison) -> bool:
-    """Return whether a difference may be claimed.
+def _choice_bias(study: StudyRecord, comparisons: list[Comparison]) -> list[str]:
+    """State how results have chosen the settings that are compared, and what follows from it."""
+    sentences = []
+    if chosen := [c for c in comparisons if c.chosen_by]:
+        sizes = [f"{c.label} of {c.candidates} against {c.baseline_candidates}" for c in chosen]
+        circular = any(c.chosen_by == c.metric for c in chosen)
+        sentences.append(
+            f"Compared are the best settings of each sampler and objective by {study.metric} with the best of the "
+            f"baseline: {listed(_capped(sizes))}. The best of more candidates is better by chance alone, so only equal "
+            f"numbers are tested{f', and not on {study.metric}, which flatters the chosen' if circular else ''}."
+        )
+    if study.is_search:
+        sentences.append(
+            "This is a search: the best of its settings was chosen by the very runs that measured it, so its mean is "
+            "flattered, and settings have no interval here. Seeds that took no part in the choice would give one."
+        )
+    return sentences
 
-    Its interval must exclude 0, its p value after Holm's correction must be below ``ALPHA``, and it must have a spread.
-    If all seeds differ by exactly the same amount, this shows a coarse metric, not certainty. A metric by which the
-    settings were chosen cannot test them.
-    """
-    return (
-        comparison.excludes_zero
-        and not comparison.constant
-        and not comparison.circular
-        and comparison.p_holm is not None
-        and comparison.p_holm < ALPHA
-    )
 
-
-def _compared(comparisons: list[Comparison], metric: str) -> Verdict:
+def _compared(comparisons: list[Comparison], study: StudyRecord, metric: str) -> Verdict:
+    margin = study.equivalence
     references = {c.baseline_label for c in comparisons}
     reference = references.pop() if len(references) == 1 else "its baseline"
-    holds = [c for c in comparisons if _holds(c)]
-    constant = [c for c in comparisons if c.excludes_zero and c.constant]
-    hints = [c for c in comparisons if c.excludes_zero and not c.circular and c not in holds and c not in constant]
+    sentences = [_claim([c for c in comparisons if c.verdict == word], reference, metric, margin) for word in CLAIMS]
+    sentences.append(_equivalence([c for c in comparisons if _equals(c, margin)], reference, metric, margin))
+    undecided = [c for c in comparisons if not c.differs and not _equals(c, margin)]
+    tested = [c for c in comparisons if c.p is not None]
+    if not any(sentences):
+        sentences = [
+            f"Undecided: no difference from {reference} on {metric} is shown, nor that none is larger than {margin:g}."
+        ]
+        if not tested and not any(c.flattered for c in comparisons):
+            sentences = [
+                f"Nothing can be concluded yet about {metric}: no setting shares two finished seeds with {reference}."
+            ]
     details = []
-    if holds:
-        sentences = [_claim([c for c in holds if c.verdict == word], word, reference, metric) for word in _CLAIMS]
-        headline = " ".join(sentence for sentence in sentences if sentence)
-    elif all(c.n < 2 for c in comparisons):
-        headline = f"Nothing can be concluded yet about {metric}: no setting shares two finished seeds with {reference}"
-        headline += ", so there are no intervals."
-    else:
-        headline = f"No setting is shown to differ from {reference} on {metric}."
-    if hints:
-        names = listed([f"{c.label} ({c.verdict})" for c in hints])
-        details.append(
-            f"{_named_or_counted(hints, names)}: the interval excludes 0 taken alone, but not after Holm's correction "
-            f"for {pluralize(hints[0].comparisons, 'comparison')}. That is a hint, not a result."
-        )
-    if constant:
-        names = listed([f"{c.label} ({number(c.difference or 0.0, signed=True)}, n={c.n})" for c in constant])
-        details.append(f"{names}: every seed differs by exactly the same amount, so there is no spread to judge it by.")
-    undecided = [_undecided(c) for c in comparisons if not c.excludes_zero or (c.circular and not c.constant)]
-    if undecided and any(c.n > 1 for c in comparisons):
-        start = f"No difference from {reference} is shown for" if holds or hints else "Differences measured:"
-        settings = listed(undecided) if len(undecided) <= MAX_NAMED else f"{len(undecided)} settings"
-        details.append(f"{start} {settings}.")
-    return Verdict(headline, details)
+    if undecided:
+        names = listed(_capped([_undecided(c) for c in undecided]))
+        details.append(f"Undecided: {names}.")
+    if tested:
+        details += describe(max(c.n for c in tested), tested[0].comparisons, margin, _pooled_spread(tested), "here")
+    return Verdict(" ".join(filter(None, sentences)), details)
 
 
-def _named_or_counted(comparisons: list[Comparison], names: str) -> str:
-    """Return the names of up to ``MAX_NAMED`` settings, otherwise their number and the count of each verdict."""
-    if len(comparisons) <= MAX_NAMED:
-        return names
-    verdicts = listed(
-        [f"{count} {verdict}" for verdict, count in Counter(c.verdict for c in comparisons).most_common()]
-    )
-    return f"{len(comparisons)} settings ({verdicts})"
+def _equals(comparison: Comparison, margin: float) -> bool:
+    return not comparison.differs and comparison.equivalent(margin)
+
+
+def _capped(names: list[str]) -> list[str]:
+    """Return up to ``MAX_NAMED`` names, otherwise only their number."""
+    return names if len(names) <= MAX_NAMED else [pluralize(len(names), "setting")]
+
+
+def _pooled_spread(comparisons: list[Comparison]) -> float:
+    """Return the standard deviation of paired differences, pooled over comparisons with at least two pairs."""
+    degrees = sum(c.n - 1 for c in comparisons)
+    return math.sqrt(sum((c.n - 1) * (c.sd or 0.0) ** 2 for c in comparisons) / degrees)
 
 
 def _undecided(comparison: Comparison) -> str:
     if comparison.difference is None:
         return f"{comparison.label} (no shared seed)"
+    difference = number(comparison.difference, signed=True)
+    if comparison.flattered:
+        return f"{comparison.label} ({difference}, {comparison.flattered}, n={comparison.n})"
     if comparison.n == 1:
-        return f"{comparison.label} ({number(comparison.difference, signed=True)}, one pair of seeds, so no interval)"
-    return (
-        f"{comparison.label} ({number(comparison.difference, signed=True)}, interval "
-        f"{interval(comparison, signed=True)}, n={comparison.n})"
-    )
+        return f"{comparison.label} ({difference}, one pair of seeds, so no interval)"
+    # Without this an interval beside "undecided" would seem to contradict it.
+    alone = f", which excludes 0, but p (Holm) is {p_value(comparison.p_holm)}" if comparison.excludes_zero else ""
+    return f"{comparison.label} ({difference}, interval {interval(comparison, signed=True)}{alone}, n={comparison.n})"
 
 
-def second_opinion(comparisons: list[Comparison]) -> str:
-    """Summarise the comparisons on a further metric in one sentence; empty without comparisons."""
-    shown = [c for c in comparisons if len(comparisons) <= MAX_NAMED or _holds(c)]
-    # Without Holm's correction, a verdict may be a difference. With one pair of seeds, it is that there is no interval.
-    verdicts = [f"{c.label} {c.verdict if _holds(c) or c.n == 1 else f'no difference shown (n={c.n})'}" for c in shown]
-    if len(shown) > MAX_NAMED:
-        counts = Counter(c.verdict for c in shown).most_common()
-        verdicts = [f"{pluralize(count, 'setting')} {verdict}" for verdict, count in counts]
-    if left := len(comparisons) - len(shown):
-        verdicts.append(f"no difference shown for {pluralize(left, 'other' if shown else 'setting')}")
-    return f"On {comparisons[0].metric}: {'; '.join(verdicts)}." if verdicts else ""
-
-
-def _claim(comparisons: list[Comparison], word: str, reference: str, metric: str) -> str:
+def _claim(comparisons: list[Comparison], reference: str, metric: str, margin: float) -> str:
     if not comparisons:
         return ""
+    word = comparisons[0].verdict
     parts = [
-        f"{c.label} by {number(abs(c.difference or 0.0))} (95 % interval {interval(c, signed=True)}, n={c.n})"
+        f"{c.label} by {number(abs(c.difference or 0.0))} (95 % interval {interval(c, signed=True)}, n={c.n}"
+        + (f"; no more than {margin:g})" if c.equivalent(margin) else ")")
         for c in comparisons
     ]
     if len(parts) > MAX_NAMED:
@@ -182,6 +168,13 @@ def _claim(comparisons: list[Comparison], word: str, reference: str, metric: str
     return f"{word.capitalize()} than {reference} on {metric}: {listed(parts)}."
 
 
+def _equivalence(comparisons: list[Comparison], reference: str, metric: str, margin: float) -> str:
+    if not comparisons:
+        return ""
+    names = _capped([f"{c.label} (95 % interval {interval(c, signed=True)}, n={c.n})" for c in comparisons])
+    return f"No difference larger than {margin:g} from {reference} on {metric}: {listed(names)}."
+
+
 def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str) -> Verdict:
     measured = [summary for summary in summaries if metric in summary.metrics]
     chosen = best_of(study, settings_of(study)) if metric != study.metric else None
@@ -189,8 +182,10 @@ def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str
     best = (min if lowest else max)(measured, key=lambda summary: summary.metrics[metric].mean)
     best = next((summary for summary in measured if chosen and summary.setting == chosen.id), best)
     result = best.metrics[metric]
-    spread = f"95 % interval {interval(result)}, n={result.n}" if result.n > 1 else "one seed, so no interval"
+    # The runs that show which setting is best flatter it, so it has no interval.
+    spread = f"n={result.n}"
     if len(summaries) == 1:
+        spread = f"95 % interval {interval(result)}, n={result.n}" if result.n > 1 else "one seed, so no interval"
         return Verdict(
             f"{best.label} reaches {metric} {number(result.mean)} ({spread}); there is nothing to compare with."
         )
@@ -202,4 +197,5 @@ def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str
     else:
         which = "lowest" if lowest else "highest"
         headline = f"The {which} mean {metric} is {number(result.mean)}, for {best.label} ({spread})."
-    return Verdict(headline, [f"{reason}, so no difference between settings is tested here."])
+    bias = "It was chosen by the runs that measured it, which flatter it, so it has no interval."
+    return Verdict(headline, [f"{reason}, so no difference between settings is tested here.", bias])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from mbcl.report import pictures
 from mbcl.report.curves import History, curve, stage_seconds
@@ -12,7 +13,10 @@ from mbcl.report.wording import listed, number
 from mbcl.study.metric_glossary import direction
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import Setting, baselines, settings_of
-from mbcl.study.statistics import Estimate, estimate, primary_metrics
+from mbcl.study.statistics import Comparison, Estimate, compare, estimate, primary_metrics, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CURVES = ("val/retrieval/top1", "train/loss", "plan/lift", "plan/loss", "synthetic/distance", "synthetic/excess")
 MAX_SETTINGS = 24
@@ -33,7 +37,9 @@ def draw(study: StudyRecord, histories: dict[int, History]) -> list[Picture]:
     """Draw every figure for which the study has data."""
     settings, note = _chosen(study)
     with pictures.style():
-        drawn = [_final(study, settings, metric, note) for metric in primary_metrics(study)]
+        metrics = primary_metrics(study)
+        drawn = [_differences(study, settings, metric, note) for metric in metrics[:1]]
+        drawn += [_final(study, settings, metric, note) for metric in metrics]
         drawn += [_curves(settings, histories, metric, note) for metric in CURVES]
         drawn.append(_times(settings, histories, note))
     return [picture for picture in drawn if picture is not None]
@@ -60,7 +66,7 @@ def _file_name(prefix: str, metric: str) -> str:
     return f"{prefix}_" + "".join(c if c.isascii() and c.isalnum() else "_" for c in metric)
 
 
-def _limits(values: Sequence[float], estimates: Iterable[Estimate]) -> tuple[float, float]:
+def _limits(values: Sequence[float], estimates: Iterable[Estimate | Comparison]) -> tuple[float, float]:
     """Return axis limits around all seeds and intervals; very wide intervals are clipped at twice the seeds' span."""
     low, high = min(values), max(values)
     span = (high - low) or abs(high) * 0.05 or 1.0
@@ -71,34 +77,68 @@ def _limits(values: Sequence[float], estimates: Iterable[Estimate]) -> tuple[flo
     return low - 0.08 * span, high + 0.08 * span
 
 
+def _draw_row(
+    axes: Axes, row: int, colour: str, values: Sequence[float], mean: float, result: Estimate | Comparison
+) -> None:
+    """Draw dots for the seeds, a diamond for their mean, and a bar for the interval if there is one."""
+    if result.ci_low is not None and result.ci_high is not None:
+        axes.plot([result.ci_low, result.ci_high], [row, row], color=colour, linewidth=5, alpha=0.35)
+    axes.scatter(values, [row] * len(values), s=22, color=colour, zorder=3, linewidths=0)
+    axes.scatter([mean], [row], s=54, marker="D", facecolor="none", edgecolor=INK, linewidths=1.3, zorder=4)
+
+
+def _differences(study: StudyRecord, settings: list[Setting], metric: str, note: str) -> Picture | None:
+    """Draw the paired differences from the baseline, a dot for every seed, and the margin of equivalence."""
+    colours = {s.id: SERIES[i % len(SERIES)] for i, s in enumerate(settings)}
+    shown = [c for c in compare(study, metric) if c.differences and c.setting in colours]
+    if not shown:
+        return None
+    figure, axes = new_axes(7.2, 1.0 + 0.42 * len(shown))
+    margin = study.equivalence
+    axes.axvspan(-margin, margin, color=GRID, alpha=0.5, linewidth=0, zorder=0)
+    axes.axvline(0, color=MUTED, linewidth=1, linestyle="--", zorder=1)
+    for row, result in enumerate(shown):
+        _draw_row(axes, row, colours[result.setting], result.differences, result.difference or 0.0, result)
+    pictures.label_rows(axes, [c.label for c in shown])
+    axes.set_xlim(*_limits([0.0, *(d for c in shown for d in c.differences)], shown))
+    axes.set_xlabel(f"{metric}, setting minus baseline", color=INK)
+    return render(
+        figure,
+        _file_name("difference", metric),
+        title=f"{metric}: difference from the baseline",
+        caption="A dot is one pair of seeds, the diamond the mean, the bar the 95 % paired t interval; one pair has no "
+        f"interval. Grey: differences up to {margin:g}, which do not matter in this study.{note}",
+        alt=f"Paired differences in {metric}. "
+        + "; ".join(f"{c.label}: mean {number(c.difference, signed=True)}, n={c.n}, {c.verdict}" for c in shown),
+    )
+
+
 def _final(study: StudyRecord, settings: list[Setting], metric: str, note: str) -> Picture | None:
-    """Draw the final metric: dots for the seeds, a diamond for the mean, a bar for the 95 % interval."""
+    """Draw the final metric of every seed of every setting."""
     colours = {s.id: SERIES[i % len(SERIES)] for i, s in enumerate(settings)}
     values = {s.id: s.values_of(metric) for s in settings}
-    estimates = {s.id: result for s in settings if (result := estimate(values[s.id]))}
+    estimates = {s.setting: result for s in summarise(study) if (result := s.metrics.get(metric))}
     shown = [s for s in settings if s.id in estimates]
     if not shown:
         return None
     figure, axes = new_axes(7.2, 1.0 + 0.42 * len(shown))
     for row, setting in enumerate(shown):
-        result, colour = estimates[setting.id], colours[setting.id]
-        if result.ci_low is not None and result.ci_high is not None:
-            axes.plot([result.ci_low, result.ci_high], [row, row], color=colour, linewidth=5, alpha=0.35)
-        axes.scatter(values[setting.id], [row] * result.n, s=22, color=colour, zorder=3, linewidths=0)
-        axes.scatter([result.mean], [row], s=54, marker="D", facecolor="none", edgecolor=INK, linewidths=1.3, zorder=4)
+        result = estimates[setting.id]
+        _draw_row(axes, row, colours[setting.id], values[setting.id], result.mean, result)
     reference, line = baselines(study, shown), ""
     if len(reference) == 1 and len(shown) > 1:
         axes.axvline(estimates[reference[0].id].mean, color=MUTED, linewidth=1, linestyle="--", zorder=1)
         line = " The dashed line is the mean of the baseline."
     pictures.label_rows(axes, [s.label for s in shown])
-    axes.set_xlim(*_limits([v for s in shown for v in values[s.id]], estimates.values()))
+    axes.set_xlim(*_limits([v for s in shown for v in values[s.id]], [estimates[s.id] for s in shown]))
     axes.set_xlabel(metric, color=INK)
+    bar = "the bar its 95 % interval; a setting with one finished seed has no interval"
     return render(
         figure,
         _file_name("final", metric),
         title=metric,
-        caption="A dot is one seed, the diamond the mean, the bar its 95 % interval; a setting with one finished seed "
-        f"has no interval.{line} The axis does not start at 0, and very wide intervals run out of it.{note}",
+        caption=f"A dot is one seed, the diamond the mean{'' if study.is_search else f', {bar}'}.{line} "
+        f"The axis does not start at 0, and very wide intervals run out of it.{note}",
         alt=f"Final {metric}. "
         + "; ".join(f"{s.label}: mean {number(estimates[s.id].mean)}, n={estimates[s.id].n}" for s in shown),
     )

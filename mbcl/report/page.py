@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from mbcl.errors import pluralize
 from mbcl.report import wording
-from mbcl.report.answer import answer, second_opinion, status_counts
+from mbcl.report.answer import answer, status_counts
 from mbcl.report.curves import History, stage_seconds, wall_seconds
 from mbcl.report.pictures import Picture
 from mbcl.report.tables import stage_order
@@ -45,10 +45,6 @@ def page(
     context: dict[str, Any] = {
         "study": study,
         "answer": answer(study, summaries, first, metrics[0] if metrics else None),
-        "further": [
-            second_opinion([c for c in comparisons if c.metric == metric])
-            for metric in [*metrics[1:], *(side for side in side_metrics if side in CLASSIFIERS)]
-        ],
         "counts": status_counts(study),
         "metrics": metrics,
         "side_metrics": side_metrics,
@@ -57,7 +53,6 @@ def page(
         "baseline": ", ".join(f"{key}: {text_of(value)}" for key, value in flatten(study.baseline).items()),
         "baseline_ids": {s.id for s in baselines(study, settings_of(study))},
         "comparisons": comparisons,
-        "constant": any(c.constant for c in comparisons),
         "tests": max((c.comparisons for c in comparisons), default=0),
         "pictures": pictures,
         "trials": _trial_rows(study, summaries, metrics),

@@ -19,7 +19,7 @@ _STAGE_ORDER = ("startup", *STAGES, "training", "evaluation", "ray", "total")
 _STOPPED = ("stopped/by", "stopped/epoch", "stopped/value")
 """Columns for a stop by a scheduler; the epoch is 0 if the setting had been stopped before the trial began."""
 _ESTIMATE = [field.name for field in fields(Estimate)]
-_COMPARISON = [field.name for field in fields(Comparison) if field.name != "chosen_by"]
+_COMPARISON = [field.name for field in fields(Comparison) if field.name not in ("chosen_by", "differences")]
 
 
 def stage_order(stage: str) -> tuple[int, str]:

@@ -6,9 +6,24 @@ The search metric is measured on the validation split. The test split never take
 from __future__ import annotations
 
 import statistics
+from typing import NamedTuple
 
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import Setting
+
+
+class Champions(NamedTuple):
+    """A setting and the baseline setting that it is compared with, each the best of so many candidates."""
+
+    setting: Setting
+    reference: Setting
+    candidates: int = 1
+    reference_candidates: int = 1
+
+    @property
+    def chosen(self) -> bool:
+        """Whether results have chosen one of them."""
+        return max(self.candidates, self.reference_candidates) > 1
 
 
 def best_of(study: StudyRecord, settings: list[Setting]) -> Setting | None:
@@ -29,14 +44,15 @@ def best_of(study: StudyRecord, settings: list[Setting]) -> Setting | None:
     return min(ranked, key=lambda pair: pair[0])[1]
 
 
-def champions(study: StudyRecord, settings: list[Setting], candidates: list[Setting]) -> list[tuple[Setting, Setting]]:
+def champions(study: StudyRecord, settings: list[Setting], candidates: list[Setting]) -> list[Champions]:
     """Pair the best setting of each sampler and objective with the best of its baseline settings.
 
-    Both are chosen by the same rule, :func:`best_of`, so that tuning favours neither side.
+    Both are chosen by the same rule, :func:`best_of`. The best of more candidates is better by chance, so the number of
+    those that were tried, stopped ones included, stands beside each.
 
     Returns:
-        One ``(champion, reference)`` pair for each sampler and objective for which both exist; the references are among
-        the candidates, which match the study's baseline.
+        One pair for each sampler and objective for which both exist; the references are among the candidates, which
+        match the study's baseline.
     """
     parts = ("sampler", "objective")
     # A candidate is a peer if it has the same sampler and objective, except for what the baseline names.
@@ -51,5 +67,10 @@ def champions(study: StudyRecord, settings: list[Setting], candidates: list[Sett
         peers = [c for c in candidates if all(c.columns[part] == group[0].columns[part] for part in shared)]
         champion, reference = best_of(study, group), best_of(study, peers)
         if champion is not None and reference is not None:
-            pairs.append((champion, reference))
+            pairs.append(Champions(champion, reference, _num_tried(group), _num_tried(peers)))
     return pairs
+
+
+def _num_tried(settings: list[Setting]) -> int:
+    """Return the number of settings that took part in a choice: a seed has finished or was stopped."""
+    return sum(any(trial.status in ("finished", "stopped") for trial in setting.trials) for setting in settings)

@@ -17,6 +17,9 @@ STUDY_FILE = "study.json"
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Allowed names of studies and trials. They become folder names, so path separators and ``..`` are excluded."""
 
+EQUIVALENCE = 0.01
+"""Difference in the headline metric that does not matter unless a study names another: one point of an accuracy."""
+
 Status = Literal["pending", "running", "finished", "stopped", "failed"]
 
 
@@ -132,6 +135,8 @@ class StudyRecord(_Record):
 
     Attributes:
         trials: the trials by ``trial_id``, in the order of the space.
+        equivalence: the difference in the headline metric that does not matter, in its units.
+        searched: whether settings were drawn from domains, so that the best is looked for rather than all compared.
         left_out: the draws of an adaptive search that became no setting: repeats and invalid experiments.
         threads: the torch threads of a worker where the space leaves them to mbcl; a resume keeps them, because the
             last bits of a sum depend on them.
@@ -145,6 +150,8 @@ class StudyRecord(_Record):
     baseline: dict[str, Any] = Field(default_factory=dict)
     metric: str
     mode: Literal["min", "max"]
+    equivalence: float = EQUIVALENCE
+    searched: bool = False
     versions: dict[str, str] = Field(default_factory=dict)
     created: str
     trials: dict[str, TrialRecord]
@@ -160,6 +167,12 @@ class StudyRecord(_Record):
             if not SAFE_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is no trial's name")
         return trials
+
+    @property
+    def is_search(self) -> bool:
+        """Whether results choose among several settings that were drawn."""
+        drawn = self.searched or any(trial.drawn for trial in self.trials.values())
+        return drawn and len({trial.setting for trial in self.trials.values()}) > 1
 
     def unfinished(self) -> list[str]:
         """Return the trials that ``--resume`` runs: all that are neither finished nor stopped by a scheduler."""

@@ -20,7 +20,7 @@ from mbcl.errors import ConfigError, pluralize
 from mbcl.io.ownership import OWNER_FILE
 from mbcl.io.store import Store, is_uri, write_text
 from mbcl.orchestration.results_folder.lease import BEAT_FILE, LEASE_FILE, LOCK_FILE
-from mbcl.orchestration.search_space.domains import short
+from mbcl.orchestration.search_space.domains import is_drawn, short
 from mbcl.orchestration.search_space.expansion import Trials, record_of, resolved_baseline, space_digest
 from mbcl.orchestration.search_space.replay import with_drawn_trials
 from mbcl.orchestration.search_space.schema import SpaceFile
@@ -74,6 +74,8 @@ def new_study(file: SpaceFile, trials: Trials, title: str) -> StudyRecord:
         baseline=resolved_baseline(file.space),
         metric=file.space.search.metric,
         mode=file.space.search.mode,
+        equivalence=file.space.equivalence,
+        searched=any(is_drawn(domain) for domain in file.space.space.values()),
         versions=versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         trials={spec.trial_id: record_of(spec) for spec in trials.specs},

@@ -10,6 +10,10 @@ from mbcl.orchestration.search_space import domains
 from mbcl.orchestration.search_space.expansion import points, samples_of
 from mbcl.orchestration.search_space.schedulers import Scheduler, build
 from mbcl.orchestration.search_space.schema import Space, experiment_of
+from mbcl.orchestration.search_space.trial_kinds import PRETRAINING
+from mbcl.study.power import TYPICAL_SPREAD, TYPICAL_SPREAD_ORIGIN, describe
+from mbcl.study.record import StudyRecord
+from mbcl.study.statistics import compare
 
 
 def domain_lines(space: Space) -> Iterator[str]:
@@ -50,6 +54,17 @@ def plan_lines(space: Space) -> Iterator[str]:
         if isinstance(base, Experiment) and search.metric.startswith("val/"):
             min_eval_every = _range_of(space, "train.eval_every", base.train.eval_every)[0]
             yield from _measured_too_late(rule, epochs_range, min_eval_every)
+
+
+def power_lines(space: Space, study: StudyRecord) -> Iterator[str]:
+    """Yield what the seeds of a study that has not run can show; no lines without a baseline."""
+    comparisons = len(compare(study, study.metric))
+    if space.baseline and study.searched and not comparisons:
+        comparisons = len(points(space)) - 1  # the best of each is compared with the baseline's best
+    if not comparisons:
+        return
+    spread, origin = (TYPICAL_SPREAD, f"for R@1 {TYPICAL_SPREAD_ORIGIN}") if space.kind is PRETRAINING else (None, "")
+    yield from describe(len(space.seeds), comparisons, space.equivalence, spread, origin)
 
 
 def _range_of(space: Space, key: str, default: int) -> list[int]:

@@ -18,7 +18,7 @@ from mbcl.orchestration.search_space.conditions import applies
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.schema import Space, SpaceFile, check_key, experiment_of
 from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
-from mbcl.study.record import Drawn, TrialRecord
+from mbcl.study.record import EQUIVALENCE, Drawn, TrialRecord
 from mbcl.study.settings import columns_of, fits, flatten, singled_out
 
 Setting: TypeAlias = tuple[dict[str, Any], AnyExperiment]
@@ -320,11 +320,13 @@ def space_digest(trials: Trials, space: Space) -> str:
     """Return 16 hexadecimal digits that are equal if two spaces define the same trials and the same ranking.
 
     Name, question, resources and scheduler do not count: a study may be resumed with others, for example on another
-    machine.
+    machine. The margin of equivalence counts, because it must not follow the results.
     """
     identity: list[Any] = [spec.trial_id for spec in trials.specs]
     if space.search.adaptive:
         search = space.model_dump(mode="json", include={"space", "search", "seeds"})
         identity = [base_of(space), search, list(space.space)]
-    content = [identity, space.search.metric, space.search.mode, resolved_baseline(space)]
+    content: list[Any] = [identity, space.search.metric, space.search.mode, resolved_baseline(space)]
+    if space.equivalence != EQUIVALENCE:  # left out otherwise, so that older studies can be resumed
+        content.append(space.equivalence)
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()

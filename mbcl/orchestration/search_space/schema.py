@@ -36,7 +36,7 @@ from mbcl.orchestration.search_space.trial_kinds import (
     kind_of,
 )
 from mbcl.study.metric_glossary import direction
-from mbcl.study.record import SAFE_NAME
+from mbcl.study.record import EQUIVALENCE, SAFE_NAME
 
 SAMPLER_OPTIONS = ("n_startup_trials", "n_ei_candidates", "multivariate", "group", "constant_liar")
 """Parameters of Optuna's TPE sampler that a space file may give."""
@@ -126,6 +126,7 @@ class Space(ConfigModel):
     question: str = ""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     baseline: dict[str, Any] = Field(default_factory=dict)
+    equivalence: float = Field(default=EQUIVALENCE, gt=0, allow_inf_nan=False)
     experiment: dict[str, Any] = Field(default_factory=dict)
     space: dict[str, Annotated[Any, BeforeValidator(parse), PlainSerializer(plain)]]
     search: Search = Search()
