@@ -16,9 +16,9 @@ from patience import PATIENCE
 
 from mbcl import samplers
 from mbcl.distributed.collectives import World
-from mbcl.engine import LocalPlanService, PlanKey
 from mbcl.errors import PlanError
 from mbcl.plan import Embeddings
+from mbcl.planner import LocalPlanService, PlanKey
 from mbcl.samplers import Spectral
 
 pytestmark = pytest.mark.ray

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
-from mbcl.engine.background import BackgroundProcess
-from mbcl.engine.epoch_state import plan_of, plan_state
-from mbcl.engine.protocols import PlanKey, PlannedBatches
 from mbcl.errors import MbclError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
+from mbcl.planner.background import BackgroundProcess
+from mbcl.planner.plans import PlanKey, PlannedBatches, plan_of, plan_state
 from mbcl.samplers import PoolMap, PoolSampler, Sampler, check_plan, quality, serial
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Planned batches in your own PyTorch loop."""
