@@ -8,7 +8,7 @@ import pkgutil
 
 import pytest
 
-PACKAGES = ("functional", "objectives", "samplers", "metrics", "optim", "data", "synthetic", "testing")
+PACKAGES = ("functional", "objectives", "samplers", "metrics", "optim", "data", "synthetic", "testing", "torch")
 
 
 def modules(package: str) -> list[str]:

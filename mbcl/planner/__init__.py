@@ -4,7 +4,7 @@ The engine and :mod:`mbcl.torch` plan here. ``mbcl.planning`` is the command ``m
 """
 
 from mbcl.planner.embedding_cache import EmbeddingCache
-from mbcl.planner.plan_service import LocalPlanService, make_plan, share_plan
+from mbcl.planner.plan_service import LocalPlanService, make_plan, plan_rounds, share_plan
 from mbcl.planner.plans import PlanKey, PlannedBatches, PlanService, plan_of, plan_state
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "PlannedBatches",
     "make_plan",
     "plan_of",
+    "plan_rounds",
     "plan_state",
     "share_plan",
 ]
