@@ -162,13 +162,13 @@ class PlannedBatchSampler(BatchSampler):
         # A DataLoader with workers makes an iterator and drops it unused, so nothing happens before the first batch.
         if self._finished == self.epoch and not isinstance(self._source, FixedPlan):
             warnings.warn(f"epoch {self.epoch} has the same batches again: set_epoch was not called", stacklevel=2)
-        epoch, count = self.epoch, _Count(self._start)
+        epoch = self.epoch
         self._num_short(epoch)
-        self._check_resumed(epoch, count.yielded)
+        count = self._count_from(epoch, self._start)
         self._count, self._start = count, 0
         while (row := self._row(epoch, count.yielded)) is not None:
             share = len(row) // self.world_size
-            count.yielded += 1
+            count.add(row)
             yield row[self.rank * share : (self.rank + 1) * share].tolist()
         self._finished = epoch
 
@@ -199,8 +199,13 @@ class PlannedBatchSampler(BatchSampler):
             step = self.step
         if check_count("step", step, least=0) > self.step:
             raise ConfigError(f"step: {step} batches are given, {self.step} were yielded in epoch {self.epoch}")
-        known = self._count is None and step == self._start
-        return {"epoch": self.epoch, "step": step, "digest": self._digest if known else self._digest_of(step)}
+        if self._count is None and step == self._start:
+            digest = self._digest
+        elif self._count is not None and step == self._count.yielded:
+            digest = self._count.digest
+        else:
+            digest = self._counted(self.epoch, step).digest
+        return {"epoch": self.epoch, "step": step, "digest": digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue behind the last batch of a :meth:`state_dict`; the first batch checks that the plan is the same.
@@ -217,20 +222,22 @@ class PlannedBatchSampler(BatchSampler):
         self.epoch, self._start, self._count, self._digest = epoch, step, None, digest
         self._finished = None
 
-    def _check_resumed(self, epoch: int, step: int) -> None:
-        """Check that the batch before ``step`` is the one of the loaded state."""
-        if step and self._digest_of(step) != self._digest:
+    def _count_from(self, epoch: int, step: int) -> _Count:
+        """Return the count of an iteration that begins behind ``step`` batches, those of the loaded state."""
+        count = self._counted(epoch, step)
+        if count.yielded != step or (step and count.digest != self._digest):
             raise CheckpointError(
-                f"the state was saved after {step} batches of epoch {epoch} of another plan, whose last batch differs; "
-                "a Replanner has a state of its own"
+                f"the state was saved after {step} batches of epoch {epoch} of another plan; a Replanner has a state "
+                "of its own"
             )
+        return count
 
-    def _digest_of(self, step: int) -> str:
-        """Return the digest of the last of ``step`` batches, over all ranks; empty for none."""
-        if step == 0:
-            return ""
-        row = self._row(self.epoch, step - 1)
-        return "" if row is None else hashlib.blake2b(row.numpy().tobytes(), digest_size=16).hexdigest()
+    def _counted(self, epoch: int, step: int) -> _Count:
+        """Return the count of the epoch's first ``step`` batches, or of all if there are fewer."""
+        count = _Count()
+        while count.yielded < step and (row := self._row(epoch, count.yielded)) is not None:
+            count.add(row)
+        return count
 
     # -- the batches -------------------------------------------------------------------------------------------------
 
@@ -313,10 +320,21 @@ class PlannedBatchSampler(BatchSampler):
 
 
 class _Count:
-    """The batches that one iteration has yielded, counted from the epoch's first. Older iterations keep their own."""
+    """The batches of one iteration, counted from the epoch's first. Older iterations keep their own."""
 
-    def __init__(self, yielded: int) -> None:
-        self.yielded = yielded
+    def __init__(self) -> None:
+        self.yielded = 0
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, row: Tensor) -> None:
+        """Count a global batch."""
+        self.yielded += 1
+        self._hash.update(row.numpy().tobytes())
+
+    @property
+    def digest(self) -> str:
+        """The digest of the batches, over all ranks; empty for none."""
+        return self._hash.hexdigest() if self.yielded else ""
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
