@@ -37,7 +37,7 @@ test-arithmetic: $(VENV)/.test    ## the suite on other arithmetic: what passes 
 lint: $(VENV)/.test          ## ruff and codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell mbcl tests docs tune_spaces *.md *.py
+	$(BIN)/codespell mbcl tests docs examples tune_spaces *.md *.py
 
 types: $(VENV)/.test         ## mypy, strict in the lower layers
 	$(BIN)/mypy

@@ -38,6 +38,25 @@ def test_mbcl_import_and_methods_load_no_heavy_package():
     assert result.returncode == 0, result.stderr
 
 
+def test_mbcl_torch_loads_neither_ray_nor_settings_nor_images():
+    """Also while it plans; numba reads its own settings with yaml, where it finds one."""
+    heavy = (
+        "'ray', 'torchvision', 'wandb', 'matplotlib', 'kornia', 'pytest', 'pydantic', 'PIL', 'rich', 'torch._dynamo'"
+    )
+    result = run_python(
+        "import sys, mbcl\n"
+        "from mbcl.torch import PlannedBatchSampler, Replanner\n"
+        f"heavy = [{heavy}]\n"
+        "assert not {*heavy, 'yaml', 'numba', 'mbcl.engine', 'mbcl.config', 'mbcl.data'} & set(sys.modules)\n"
+        "import torch\n"
+        "z = torch.randn(32, 4)\n"
+        "embed = lambda positions: (z[positions], z[positions])\n"
+        "list(PlannedBatchSampler(Replanner('spectral', batch_size=4, k=2, num_samples=32, embed=embed)))\n"
+        "assert not set(heavy) & set(sys.modules), set(heavy) & set(sys.modules)"
+    )
+    assert result.returncode == 0, result.stderr
+
+
 def test_trial_processes_do_not_load_torch_dynamo_or_scipy_signal():
     """Each takes about a second of CPU in every process of a trial."""
     result = run_python(

@@ -8,7 +8,18 @@ import pkgutil
 
 import pytest
 
-PACKAGES = ("study", "functional", "objectives", "samplers", "metrics", "optim", "data", "synthetic", "testing")
+PACKAGES = (
+    "study",
+    "functional",
+    "objectives",
+    "samplers",
+    "metrics",
+    "optim",
+    "data",
+    "synthetic",
+    "testing",
+    "torch",
+)
 
 
 def modules(package: str) -> list[str]:

@@ -20,9 +20,9 @@ from mbcl.bench.train_settings import Arm, TrainBenchSettings
 from mbcl.bench.usual_pipeline import lightly_is_installed
 from mbcl.console import align_columns
 from mbcl.console.stages import Stages
-from mbcl.engine.background import BackgroundProcess
 from mbcl.errors import ConfigError, MbclError, TrainingError, pluralize
 from mbcl.io.store import Store, check_writable, open_store, write_text
+from mbcl.planner.background import BackgroundProcess
 
 RunArm = Callable[[Arm, TrainBenchSettings], ArmRun]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mbcl.engine.metrics_log import KEYS
 from mbcl.plan import BatchPlan
+from mbcl.planner.plans import plan_of, plan_state
 
 STAGES = ("train", "embed", "wait", "eval")
 _STORED = ("epoch", "cursor", "round", "losses", "skipped", "visited", "seconds")
@@ -28,7 +29,7 @@ class PlanMetrics:
     """Metrics of a plan that was computed from embeddings.
 
     Args:
-        seconds, loss, lift: as in :class:`mbcl.engine.PlannedBatches`.
+        seconds, loss, lift: as in :class:`mbcl.planner.PlannedBatches`.
         age: epochs from the computation of the embeddings to the epoch that uses the plan, mean over the samples.
         conflicts: pairs of a sample and one of its nearest neighbours that share a batch despite the sampler's
             ``skip``; None where conflicts are not counted.
@@ -39,17 +40,6 @@ class PlanMetrics:
     lift: float
     age: float
     conflicts: int | None = None
-
-
-def plan_state(plan: BatchPlan) -> dict[str, Any]:
-    """Serialise a plan for a checkpoint as a tensor and plain values, without its scores."""
-    state = {key: getattr(plan, key) for key in ("sampler", "seed", "epoch", "round", "conflicts")}
-    return {"batches": plan.batches.int()} | state
-
-
-def plan_of(state: dict[str, Any]) -> BatchPlan:
-    """Restore a plan from :func:`plan_state`."""
-    return BatchPlan(**{**state, "batches": state["batches"].long()})
 
 
 @dataclass

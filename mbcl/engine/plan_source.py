@@ -10,14 +10,14 @@ from typing import Any
 from mbcl.config.experiment import Experiment
 from mbcl.data import ImageSet
 from mbcl.distributed import collectives
-from mbcl.engine.embedding_cache import EmbeddingCache
 from mbcl.engine.embedding_pass import ViewKey, embed
-from mbcl.engine.epoch_state import EpochProgress, PlanMetrics, plan_of, plan_state
+from mbcl.engine.epoch_state import EpochProgress, PlanMetrics
 from mbcl.engine.precision import Compute
-from mbcl.engine.protocols import PlanKey, PlannedBatches, PlanService
 from mbcl.engine.step import Learner, StepOutput
 from mbcl.errors import PlanError, TrainingError
 from mbcl.plan import BatchPlan, Embeddings
+from mbcl.planner.embedding_cache import EmbeddingCache
+from mbcl.planner.plans import PlanKey, PlannedBatches, PlanService, plan_of, plan_state
 from mbcl.samplers import Sampler, Shuffle, check_plan
 
 Shard = tuple[Embeddings, float]

@@ -1,4 +1,4 @@
-"""The interfaces between the engine and its host: one process, torchrun and Ray implement them differently.
+"""The interface between the engine and who watches a training: one process, torchrun and Ray implement it differently.
 
 The engine does not import Ray; the orchestration passes in its own implementations.
 """
@@ -6,63 +6,9 @@ The engine does not import Ray; the orchestration passes in its own implementati
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
-from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers import Sampler
-
 Row = Mapping[str, float | int | None]
-
-
-@dataclass(frozen=True)
-class PlanKey:
-    """The key of a plan: a plan is a pure function of the sampler, the embeddings, the seed and this key.
-
-    Args:
-        epoch: counts from 0.
-        round: counts the plans of an epoch from 0.
-        rounds: how many plans, from ``round`` on, are computed at once and joined to one.
-    """
-
-    epoch: int
-    round: int
-    rounds: int = 1
-
-
-@dataclass(frozen=True)
-class PlannedBatches:
-    """A plan with its metrics.
-
-    Args:
-        plan: the batches.
-        seconds: wall time from the embeddings to the scored plan, wherever it is computed; includes handing pools to
-            tasks, excludes the transfer to the ranks.
-        loss: mean NT-Xent of the planned batches under the planner's embeddings.
-        lift: ``loss`` over the mean of random batches on the same embeddings; NaN where that is 0.
-    """
-
-    plan: BatchPlan
-    seconds: float
-    loss: float
-    lift: float
-
-
-class PlanService(Protocol):
-    """A service that computes plans from the ranks' embeddings. Every rank makes the same calls in the same order."""
-
-    def request(self, key: PlanKey, shard: Embeddings, sampler: Sampler, *, ahead: bool = False) -> None:
-        """Request a plan and pass in this rank's shard of the embeddings; asynchronous if planning runs elsewhere.
-
-        Several requests may be pending. A schedule may change the sampler from epoch to epoch. ``ahead`` says whether
-        training continues before the plan is received.
-        """
-
-    def receive(self, key: PlanKey) -> PlannedBatches:
-        """Wait for the plan of ``key``; every rank receives the same plan."""
-
-    def close(self) -> None:
-        """Release all resources; no further plan is requested."""
 
 
 class Observer(Protocol):

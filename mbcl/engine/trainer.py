@@ -23,16 +23,17 @@ from mbcl.engine.embedding_pass import ViewKey
 from mbcl.engine.epoch_state import EpochProgress
 from mbcl.engine.freed_memory import keep_freed_memory
 from mbcl.engine.metrics_log import MetricsLog, write_config
-from mbcl.engine.plan_service import LocalPlanService
 from mbcl.engine.plan_source import PlanSource, embed_share
 from mbcl.engine.planning_costs import planning_cost
-from mbcl.engine.protocols import Observer, PlanService, Row
+from mbcl.engine.protocols import Observer, Row
 from mbcl.engine.tracking import build_trackers
 from mbcl.errors import StorageError, TrainingError
 from mbcl.io.store import Store, is_uri
 from mbcl.metrics import retrieval
 from mbcl.objectives import StatefulObjective
 from mbcl.optim import cosine_lr, scale_lr
+from mbcl.planner.plan_service import LocalPlanService
+from mbcl.planner.plans import PlanService
 from mbcl.seeding import derive
 
 logger = logging.getLogger(__name__)

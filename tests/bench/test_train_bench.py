@@ -128,7 +128,7 @@ def test_report_has_medians_ratios_and_the_best_ceiling_as_reference():
 def test_arms_without_a_ceiling_have_no_ratio():
     report = ladder(lambda arm, settings: run_of(5.0), arms=("usual",), threads=(1, 2))
     (arm,) = report.record()["arms"]
-    assert (arm["ratio"], arm["threads"], arm["channels_last"]) == (None, 2, False)
+    assert (arm["ratio"], arm["threads"], arm["channels_last"]) == (None, 2, "auto")
 
 
 def test_lightly_is_left_out_with_a_line_where_it_is_not_installed(monkeypatch):

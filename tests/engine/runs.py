@@ -12,8 +12,9 @@ from torch import Tensor
 from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment
 from mbcl.distributed.collectives import World
-from mbcl.engine import PlanService, Trainer
+from mbcl.engine import Trainer
 from mbcl.io.store import LocalStore
+from mbcl.planner import PlanService
 
 SAMPLERS = {
     "shuffle": {"name": "shuffle"},

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from mbcl.distributed.collectives import World
 from mbcl.engine import Trainer
-from mbcl.engine.embedding_cache import EmbeddingCache
 from mbcl.engine.embedding_pass import ViewKey
 from mbcl.errors import PlanError
 from mbcl.io.store import LocalStore
+from mbcl.planner.embedding_cache import EmbeddingCache
 
 
 def rows(positions: list[int], value: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -7,8 +7,8 @@ import resource
 
 import pytest
 import torch
-
 from mbcl.engine.background import BackgroundProcess
+
 from mbcl.engine.freed_memory import keep_freed_memory
 
 BLOCKS, BYTES = 20, 2**23

@@ -14,7 +14,7 @@ from torch import nn
 from mbcl.config.experiment import Train
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
-from mbcl.engine import Trainer, plan_service
+from mbcl.engine import Trainer
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.embedding_pass import ViewKey
 from mbcl.engine.gradient_parity import relative_error
@@ -22,6 +22,7 @@ from mbcl.engine.precision import Compute
 from mbcl.errors import ConfigError, TrainingError
 from mbcl.functional import nt_xent
 from mbcl.io.store import LocalStore
+from mbcl.planner import plan_service
 
 
 def trainer_of(folder, world: World | None = None, sampler: str = "shuffle", **changes) -> Trainer:

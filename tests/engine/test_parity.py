@@ -15,11 +15,12 @@ from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment, read_experiment
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
-from mbcl.engine import PlanKey, Trainer
+from mbcl.engine import Trainer
 from mbcl.engine.embedding_pass import ViewKey, embed
 from mbcl.errors import TrainingError
 from mbcl.io.store import LocalStore
 from mbcl.plan import Embeddings
+from mbcl.planner import PlanKey
 
 CACHED = {"source": "cached", "batch_size": 64}
 CASES = {

@@ -14,13 +14,13 @@ from patience import PATIENCE, wait_for
 
 from mbcl import samplers
 from mbcl.distributed.collectives import World
-from mbcl.engine import LocalPlanService, PlanKey, Trainer, plan_service, plan_source
-from mbcl.engine.background import BackgroundProcess
+from mbcl.engine import Trainer, plan_source
 from mbcl.engine.metrics_log import read_rows
-from mbcl.engine.plan_service import make_plan
 from mbcl.errors import PlanError
 from mbcl.io.store import LocalStore
 from mbcl.plan import Embeddings
+from mbcl.planner import LocalPlanService, PlanKey, make_plan, plan_service
+from mbcl.planner.background import BackgroundProcess
 
 EPOCHS = 5
 STEPS = 11

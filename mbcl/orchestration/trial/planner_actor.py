@@ -25,12 +25,12 @@ import torch
 
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
-from mbcl.engine.plan_service import failure, make_plan, share_plan
-from mbcl.engine.protocols import PlanKey, PlannedBatches
 from mbcl.errors import MbclError, PlanError
 from mbcl.orchestration.cluster.placement import Placement
 from mbcl.orchestration.trial.job import mute_sampler_warnings
 from mbcl.plan import Embeddings
+from mbcl.planner.plan_service import failure, make_plan, share_plan
+from mbcl.planner.plans import PlanKey, PlannedBatches
 from mbcl.samplers import PoolPlan, Sampler
 from mbcl.samplers._base import FloatArray, PoolItem
 

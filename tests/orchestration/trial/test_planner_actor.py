@@ -17,10 +17,10 @@ from patience import PATIENCE
 from mbcl import samplers
 from mbcl.config.experiment import Experiment
 from mbcl.distributed.collectives import World
-from mbcl.engine import LocalPlanService, PlanKey
 from mbcl.errors import PlanError
 from mbcl.io.store import LocalStore
 from mbcl.plan import Embeddings
+from mbcl.planner import LocalPlanService, PlanKey
 from mbcl.samplers import Spectral
 
 from ..helpers import SPACE, job_of

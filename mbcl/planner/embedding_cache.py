@@ -40,6 +40,20 @@ class EmbeddingCache:
         """Whether any rows were recorded."""
         return bool(self._rows)
 
+    @property
+    def num_rows(self) -> int:
+        """The number of this rank's rows, superseded ones included."""
+        return sum(len(positions) for positions, _, _ in self._rows)
+
+    @property
+    def width(self) -> int | None:
+        """D; None before the first record."""
+        return self._rows[0][1].shape[1] if self._rows else None
+
+    def count(self) -> int:
+        """Return how many samples were recorded on any rank. A collective call."""
+        return int((self._newest() >= 0).sum())
+
     def record(self, positions: Tensor, z1: Tensor, z2: Tensor, time: int) -> None:
         """Record rows; they supersede earlier rows of the same samples.
 
@@ -70,13 +84,21 @@ class EmbeddingCache:
         # Only one rank computes a sample at a given time, so the newest row has a single owner.
         owner = (all_times == newest).to(torch.uint8).argmax(dim=0)
         owned = (owner == self._world.rank) & (newest >= 0)
-        positions, z1, z2 = (torch.cat(parts) for parts in zip(*self._rows, strict=True))
-        rows = _last_rows(positions, self._num_samples)
-        rows = rows[owned[positions[rows]]]
-        on_device = rows.to(z1.device)
-        self._rows = [(positions[rows], z1[on_device], z2[on_device])]
+        self._drop_rows(owned)
         self._times = torch.where(owned, newest, -1)
         return self._rows[0]
+
+    def drop_superseded(self) -> None:
+        """Drop rows that a newer row of this rank supersedes, to bound the memory; no collective call."""
+        self._drop_rows(self._times >= 0)
+
+    def _drop_rows(self, keep: Tensor) -> None:
+        """Keep the last row of each sample for which ``keep``, (N,) bool, is true."""
+        positions, z1, z2 = (torch.cat(parts) for parts in zip(*self._rows, strict=True))
+        rows = _last_rows(positions, self._num_samples)
+        rows = rows[keep[positions[rows]]]
+        on_device = rows.to(z1.device)
+        self._rows = [(positions[rows], z1[on_device], z2[on_device])]
 
     def age(self, epoch: int) -> float:
         """Return the mean age of the newest rows: epochs from their computation to ``epoch``. A collective call."""

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
-from mbcl.engine.background import BackgroundProcess
-from mbcl.engine.epoch_state import plan_of, plan_state
-from mbcl.engine.protocols import PlanKey, PlannedBatches
 from mbcl.errors import MbclError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
+from mbcl.planner.background import BackgroundProcess
+from mbcl.planner.plans import PlanKey, PlannedBatches, plan_of, plan_state
 from mbcl.samplers import PoolMap, PoolSampler, Sampler, check_plan, quality, serial
 
 logger = logging.getLogger(__name__)
@@ -42,19 +41,36 @@ def make_plan(
     """
     start = time.perf_counter()
     embeddings = embeddings.ordered(num_samples)
-    rounds = range(key.round, key.round + key.rounds)
-    arguments: dict[str, Any] = {"seed": seed, "epoch": key.epoch, "map_pools": map_pools}
-    if isinstance(sampler, PoolSampler):
-        plans = sampler.plan_rounds(num_samples, embeddings, rounds=rounds, **arguments)
-    else:
-        plans = [sampler.plan(num_samples, embeddings, round=number, **arguments) for number in rounds]
-    plan = _join([check_plan(plan, sampler, num_samples) for plan in plans])
+    plan = plan_rounds(sampler, embeddings, key, num_samples=num_samples, seed=seed, map_pools=map_pools)
     temperature = getattr(sampler, "temperature", DEFAULT_TEMPERATURE)
     scores = quality(plan, embeddings, temperature=temperature, seed=seed)
     if not math.isfinite(scores["loss"]):
         raise PlanError(f"{sampler.name}: the loss of the plan is {scores['loss']}")
     seconds = time.perf_counter() - start
     return PlannedBatches(plan, seconds, scores["loss"], scores["lift"])
+
+
+def plan_rounds(
+    sampler: Sampler,
+    embeddings: Embeddings | None,
+    key: PlanKey,
+    *,
+    num_samples: int,
+    seed: int,
+    map_pools: PoolMap = serial,
+) -> BatchPlan:
+    """Compute and check the plans of a key's rounds, and join them; ``embeddings`` is None if the sampler needs none.
+
+    Raises:
+        PlanError: if the embeddings or the plan are invalid.
+    """
+    rounds = range(key.round, key.round + key.rounds)
+    arguments: dict[str, Any] = {"seed": seed, "epoch": key.epoch, "map_pools": map_pools}
+    if isinstance(sampler, PoolSampler):
+        plans = sampler.plan_rounds(num_samples, embeddings, rounds=rounds, **arguments)
+    else:
+        plans = [sampler.plan(num_samples, embeddings, round=number, **arguments) for number in rounds]
+    return _join([check_plan(plan, sampler, num_samples) for plan in plans])
 
 
 def _join(plans: list[BatchPlan]) -> BatchPlan:

@@ -1,0 +1,350 @@
+"""The batch sampler that yields planned batches to a ``DataLoader``.
+
+Letters: N samples of the data set, S batches of an epoch, B samples of a global batch, W ranks, b = B / W.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import BatchSampler
+
+from mbcl.distributed import collectives
+from mbcl.errors import CheckpointError, ConfigError
+from mbcl.functional import check_count
+from mbcl.plan import BatchPlan, Embeddings
+from mbcl.samplers import Sampler
+from mbcl.torch._sources import (
+    FixedPlan,
+    PlanSource,
+    SamplerPlans,
+    build_sampler,
+    left_out,
+    require_partition,
+    source_of,
+)
+
+
+class PlannedBatchSampler(BatchSampler):
+    """A batch sampler whose batches are planned: ``DataLoader(dataset, batch_sampler=PlannedBatchSampler(plan))``.
+
+    **Epochs.** Call :meth:`set_epoch` before each epoch, as for a ``DistributedSampler``. An epoch of a plan or of a
+    plan file has the same batches each time: in the order of the plan in epoch 0, and in an order drawn from the plan's
+    seed and the epoch later. An epoch of a function or a :class:`~mbcl.torch.Replanner` has that epoch's batches.
+
+    **Ranks.** Every rank yields its columns, r*b to (r+1)*b, of the same global batches. B must be a multiple of W.
+
+    **Resuming.** :meth:`state_dict` counts the batches that were *yielded* in this epoch, whoever took them. A
+    ``DataLoader`` without workers takes a batch when the loop asks for one, and torchdata's ``StatefulDataLoader``
+    takes account of its workers, so both need nothing more. A plain ``DataLoader`` with workers takes up to
+    ``num_workers * prefetch_factor`` batches ahead of the loop. Such a loop tells what it has trained on::
+
+        for step, batch in enumerate(loader, start=batches.step):
+            ...
+            state = batches.state_dict(step + 1)
+
+    After :meth:`load_state_dict` the next iteration begins behind the last batch counted, and the one after it at the
+    first. The state holds no rank: it may be loaded on another number of ranks.
+
+    Args:
+        plan: a plan; the path of a file that ``mbcl plan`` or :meth:`BatchPlan.save` wrote; a function from epoch to
+            plan, which must return the same plan for the same epoch where a training is to be resumed; or a
+            :class:`~mbcl.torch.Replanner`.
+        rank: r; by default the rank of torch.distributed's process group, 0 without one.
+        world_size: W; by default that of the process group, 1 without one.
+        num_samples: N, for a plan, a file or a function: positions are checked against it, and :attr:`left_out` and
+            ``drop_last=False`` need it.
+        drop_last: whether the samples that no batch holds (:attr:`left_out`, N mod B for most samplers) are left out of
+            the epoch. If not, they are a last, short batch, in ascending order, of which every rank has its columns.
+
+    Raises:
+        ConfigError: if an argument does not fit the others. With ``drop_last=False`` also if the plan repeats samples
+            or leaves a batch or more of them out; if the short batch is a single sample, which has no negatives; or if
+            W ranks cannot share it equally.
+        PlanError: if a file is no plan.
+    """
+
+    def __init__(
+        self,
+        plan: BatchPlan | Path | str | Callable[[int], BatchPlan] | PlanSource,
+        *,
+        rank: int | None = None,
+        world_size: int | None = None,
+        num_samples: int | None = None,
+        drop_last: bool = True,
+    ) -> None:
+        if num_samples is not None:
+            check_count("num_samples", num_samples)
+        if not isinstance(drop_last, bool):
+            raise ConfigError(f"drop_last must be true or false, found {drop_last!r}")
+        self._source = source_of(plan, num_samples)
+        self.rank, self.world_size = _place(rank, world_size)
+        self.sampler = ()  # a BatchSampler's sampler of single positions: there is none
+        self.drop_last = drop_last
+        self.epoch = 0
+        self._start = 0
+        self._count: _Count | None = None
+        self._digest = ""
+        self._finished: int | None = None
+        if self._source.batch_size is not None:
+            self._check_width(self._source.batch_size)
+        if not drop_last:
+            self._check_short_batch()
+
+    @classmethod
+    def from_sampler(
+        cls,
+        sampler: str | Sampler,
+        embeddings: Embeddings | None = None,
+        *,
+        num_samples: int | None = None,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        drop_last: bool = True,
+        **parameters: object,
+    ) -> PlannedBatchSampler:
+        """Make a batch sampler of the plans of a sampler, a new one each epoch, from embeddings that stay the same.
+
+        Every rank makes the plan itself, from the embeddings that it is given, which must be equal on all ranks.
+        Different processors may round differently; a :class:`~mbcl.torch.Replanner` plans on one rank.
+
+        Args:
+            sampler: a sampler, or a name with the parameters of :func:`mbcl.samplers.build`, among them ``batch_size``.
+            embeddings: of all N samples; None if the sampler needs none.
+            num_samples: N; by default the number of embeddings.
+            seed: of the plans.
+            rank: see the class.
+            world_size: see the class.
+            drop_last: see the class.
+            parameters: of the named sampler.
+
+        Raises:
+            ConfigError: as the class and :func:`mbcl.samplers.build` raise it.
+            PlanError: if the embeddings do not hold each sample once.
+
+        Example:
+            >>> batches = PlannedBatchSampler.from_sampler("shuffle", num_samples=5, batch_size=2)
+            >>> len(batches), [len(batch) for batch in batches], len(batches.left_out)
+            (2, [2, 2], 1)
+        """
+        made = build_sampler(sampler, parameters)
+        if made.needs_embeddings and embeddings is None:
+            raise ConfigError(f"sampler {made.name!r} plans from embeddings; give embeddings=mbcl.Embeddings(z1, z2)")
+        if num_samples is None:
+            if embeddings is None:
+                raise ConfigError(f"sampler {made.name!r}: num_samples is needed where no embeddings are given")
+            num_samples = len(embeddings)
+        check_count("num_samples", num_samples)
+        check_count("seed", seed, least=0)
+        source = SamplerPlans(made, embeddings if made.needs_embeddings else None, num_samples, seed)
+        return cls(source, rank=rank, world_size=world_size, drop_last=drop_last)
+
+    # -- what a DataLoader uses --------------------------------------------------------------------------------------
+
+    @property
+    def batch_size(self) -> int:  # type: ignore[override]  # not an attribute: some plans are made later
+        """The samples of a batch of this rank, b."""
+        width = self._source.batch_size or self._plan(self.epoch).batches.shape[1]
+        return width // self.world_size
+
+    def __len__(self) -> int:
+        """The batches of a whole epoch, wherever an iteration begins. A function's plan is made for it."""
+        return self._source.num_batches(self.epoch) + bool(self._num_short(self.epoch))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the epoch's batches, from where :meth:`load_state_dict` points or from the first."""
+        # A DataLoader with workers makes an iterator and drops it unused, so nothing happens before the first batch.
+        if self._finished == self.epoch and not isinstance(self._source, FixedPlan):
+            warnings.warn(f"epoch {self.epoch} has the same batches again: set_epoch was not called", stacklevel=2)
+        epoch = self.epoch
+        self._num_short(epoch)
+        count = self._count_from(epoch, self._start)
+        self._count, self._start = count, 0
+        while (row := self._row(epoch, count.yielded)) is not None:
+            share = len(row) // self.world_size
+            count.add(row)
+            yield row[self.rank * share : (self.rank + 1) * share].tolist()
+        self._finished = epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration, from 0. The epoch of a loaded state keeps the state's batch."""
+        check_count("epoch", epoch, least=0)
+        if epoch != self.epoch:
+            self.epoch, self._start, self._count, self._digest = epoch, 0, None, ""
+
+    # -- resuming ----------------------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """The batches of the epoch that were yielded, in the newest iteration or, before it, in the loaded state."""
+        return self._start if self._count is None else self._count.yielded
+
+    def state_dict(self, step: int | None = None) -> dict[str, Any]:
+        """Return where the training stands, as plain values.
+
+        Args:
+            step: the batches of this epoch that the loop has trained on, counted from the epoch's first; by default
+                :attr:`step`, those yielded. A loop in front of a ``DataLoader`` with workers must give it.
+
+        Raises:
+            ConfigError: if more batches are given than were yielded.
+        """
+        if step is None:
+            step = self.step
+        if check_count("step", step, least=0) > self.step:
+            raise ConfigError(f"step: {step} batches are given, {self.step} were yielded in epoch {self.epoch}")
+        if self._count is None and step == self._start:
+            digest = self._digest
+        elif self._count is not None and step == self._count.yielded:
+            digest = self._count.digest
+        else:
+            digest = self._counted(self.epoch, step).digest
+        return {"epoch": self.epoch, "step": step, "digest": digest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue behind the last batch of a :meth:`state_dict`; the first batch checks that the plan is the same.
+
+        Raises:
+            CheckpointError: if it is no such state; at the first batch, if the plan has other batches.
+        """
+        epoch, step, digest = (state.get(key) for key in ("epoch", "step", "digest"))
+        whole = all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in (epoch, step))
+        if not (whole and isinstance(digest, str) and bool(digest) == bool(step)):
+            raise CheckpointError(f"not a state of a PlannedBatchSampler: {dict(state)!r}")
+        assert isinstance(epoch, int)
+        assert isinstance(step, int)
+        self.epoch, self._start, self._count, self._digest = epoch, step, None, digest
+        self._finished = None
+
+    def _count_from(self, epoch: int, step: int) -> _Count:
+        """Return the count of an iteration that begins behind ``step`` batches, those of the loaded state."""
+        count = self._counted(epoch, step)
+        if count.yielded != step or (step and count.digest != self._digest):
+            raise CheckpointError(
+                f"the state was saved after {step} batches of epoch {epoch} of another plan; a Replanner has a state "
+                "of its own"
+            )
+        return count
+
+    def _counted(self, epoch: int, step: int) -> _Count:
+        """Return the count of the epoch's first ``step`` batches, or of all if there are fewer."""
+        count = _Count()
+        while count.yielded < step and (row := self._row(epoch, count.yielded)) is not None:
+            count.add(row)
+        return count
+
+    # -- the batches -------------------------------------------------------------------------------------------------
+
+    def _row(self, epoch: int, step: int) -> Tensor | None:
+        """Return a global batch, (B,) positions or those of the short batch; None behind the last."""
+        number = self._source.num_batches(epoch)
+        if step < number:
+            return self._plan(epoch, step).batches[step]
+        return self._left_out(epoch) if step == number and self._num_short(epoch) else None
+
+    def _plan(self, epoch: int, step: int = 0) -> BatchPlan:
+        plan = self._source.plan(epoch, step)
+        if self._source.batch_size is None:
+            self._check_width(plan.batches.shape[1])
+        return plan
+
+    @property
+    def left_out(self) -> Tensor:
+        """The positions that no planned batch of this epoch holds, (n,) int64, ascending: mostly N mod B of them.
+
+        With ``drop_last`` they are not trained on in this epoch, otherwise they are its last batch. The epoch is
+        planned for it, if that has not happened; with a :class:`~mbcl.torch.Replanner` on several ranks that is a
+        collective call.
+
+        Raises:
+            ConfigError: if N is not known, or if the epoch is planned in parts and the last is not planned yet.
+        """
+        return self._left_out(self.epoch)
+
+    def _left_out(self, epoch: int) -> Tensor:
+        if self._source.num_samples is None:
+            raise ConfigError("num_samples is needed: a plan does not tell how many samples the data set has")
+        plan = self._plan(epoch)
+        if len(plan) < self._source.num_batches(epoch):
+            raise ConfigError(f"only {len(plan)} of {self._source.num_batches(epoch)} batches are planned yet")
+        return left_out(plan, self._source.num_samples)
+
+    def _num_short(self, epoch: int) -> int:
+        """The samples of the epoch's short batch; 0 if there is none.
+
+        Raises:
+            ConfigError: if they cannot be a batch.
+        """
+        if self.drop_last:
+            return 0
+        num_samples, width = self._source.num_samples, self._source.batch_size
+        assert num_samples is not None
+        if width is None:
+            plan = self._plan(epoch)
+            require_partition(plan, num_samples)
+            width = plan.batches.shape[1]
+        short = num_samples - self._source.num_batches(epoch) * width
+        if short == 1:
+            raise ConfigError("drop_last=False: the last batch would be one sample, which has no negatives")
+        if short % self.world_size:
+            raise ConfigError(
+                f"drop_last=False: {self.world_size} ranks cannot share the last batch of {short} samples equally"
+            )
+        return short
+
+    def _check_short_batch(self) -> None:
+        """Check all about the short batch that is known before the plans are made."""
+        if self._source.num_samples is None:
+            raise ConfigError(
+                "drop_last=False: num_samples is needed, a plan does not tell which samples it leaves out"
+            )
+        if self._source.is_partition:
+            self._num_short(self.epoch)
+        elif isinstance(self._source, FixedPlan):
+            require_partition(self._source.plan(0), self._source.num_samples)
+        elif self._source.is_partition is False:
+            raise ConfigError(
+                "drop_last=False: the epochs repeat samples or leave a batch or more of them out, so what is left is "
+                "no short batch"
+            )
+
+    def _check_width(self, width: int) -> None:
+        if width % self.world_size:
+            raise ConfigError(f"{self.world_size} ranks cannot share batches of {width} samples equally")
+
+
+class _Count:
+    """The batches of one iteration, counted from the epoch's first. Older iterations keep their own."""
+
+    def __init__(self) -> None:
+        self.yielded = 0
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, row: Tensor) -> None:
+        """Count a global batch."""
+        self.yielded += 1
+        self._hash.update(row.numpy().tobytes())
+
+    @property
+    def digest(self) -> str:
+        """The digest of the batches, over all ranks; empty for none."""
+        return self._hash.hexdigest() if self.yielded else ""
+
+
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Return rank and world size, as given or of the process group."""
+    world = collectives.current()
+    size = world.size if world_size is None else check_count("world_size", world_size)
+    if rank is None:
+        if size not in (1, world.size):
+            raise ConfigError(f"world_size {size} is not that of the process group, {world.size}: give rank, too")
+        rank = 0 if size == 1 else world.rank
+    if check_count("rank", rank, least=0) >= size:
+        raise ConfigError(f"rank {rank} is not below world_size {size}")
+    return rank, size

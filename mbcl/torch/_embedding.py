@@ -1,0 +1,92 @@
+"""Embeddings for a replanner: computed by the caller's function, or observed in its loop.
+
+Letters: N samples of the data set, m rows, D dimensions, W ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
+from mbcl.errors import ConfigError
+from mbcl.plan import FLOATS, Embeddings
+
+Embed = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From (m,) int64 CPU positions to two (m, D) float tensors."""
+
+
+def embed_shard(embed: Embed, num_samples: int, batch_size: int, world: World) -> Embeddings:
+    """Compute this rank's share of the embeddings of all samples. A collective call.
+
+    The samples are split into nearly equal chunks, and one rank computes a whole chunk, so the embeddings do not depend
+    on W.
+
+    Raises:
+        MbclError: on every rank alike, if shapes or dtypes do not fit, or a value is not finite.
+    """
+    chunks = torch.arange(num_samples).tensor_split(-(-num_samples // batch_size))[world.rank :: world.size]
+    shard = collectives.run_and_sync_errors(_embed_chunks, world, embed, chunks, world.device)
+    kinds = collectives.gather_objects(None if shard is None else (shard.z1.shape[1], shard.z1.dtype), world)
+    known = {kind for kind in kinds if kind is not None}
+    if len(known) > 1:
+        raise ConfigError(f"embed: dimensions or dtypes differ between the ranks: {kinds}")
+    if shard is not None:
+        return shard
+    ((width, dtype),) = known
+    empty = torch.zeros((0, width), dtype=dtype, device=world.device)
+    return Embeddings(empty, empty, torch.zeros(0, dtype=torch.int64))
+
+
+@torch.no_grad()
+def _embed_chunks(embed: Embed, chunks: tuple[Tensor, ...], device: torch.device) -> Embeddings | None:
+    """Embed this rank's chunks; None if it has none."""
+    parts: list[Embeddings] = []
+    for positions in chunks:
+        views = embed(positions)
+        if not (isinstance(views, tuple | list) and len(views) == 2 and all(isinstance(z, Tensor) for z in views)):
+            raise ConfigError(f"embed must return two tensors, found a {type(views).__name__}")
+        z1, z2 = views
+        check_views("embed", z1, z2, len(positions), parts[0].z1.shape[1] if parts else None)
+        parts.append(Embeddings(z1.detach().to(device), z2.detach().to(device), positions))
+    return Embeddings.concatenate(parts) if parts else None
+
+
+def observed_rows(
+    indices: Tensor, z1: Tensor, z2: Tensor, num_samples: int, width: int | None, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Check the rows of one step; returns positions on the CPU, and both views detached, in float32 or better.
+
+    Raises:
+        ConfigError: if shapes, dtypes or positions do not fit.
+    """
+    if not isinstance(indices, Tensor) or indices.ndim != 1 or indices.dtype != torch.int64:
+        found = f"{tuple(indices.shape)} {indices.dtype}" if isinstance(indices, Tensor) else type(indices).__name__
+        raise ConfigError(f"observe: indices must be an (m,) int64 tensor, found {found}")
+    positions = indices.detach().cpu()
+    check_views("observe", z1, z2, len(positions), width)
+    if len(positions) and not (0 <= int(positions.min()) and int(positions.max()) < num_samples):
+        raise ConfigError(
+            f"observe: indices must be in 0..{num_samples - 1}, found {int(positions.min())}..{int(positions.max())}"
+        )
+    if len(torch.unique(positions)) != len(positions):
+        raise ConfigError("observe: indices hold a sample twice")
+    dtype = z1.dtype if z1.dtype == torch.float64 else torch.float32
+    return positions, z1.detach().to(device, dtype), z2.detach().to(device, dtype)
+
+
+def check_views(name: str, z1: Tensor, z2: Tensor, rows: int, width: int | None) -> None:
+    """Check that two views are (rows, D) of one float dtype; ``width`` is the D of earlier rows.
+
+    Raises:
+        ConfigError: if they are not.
+    """
+    expected = (rows, z1.shape[-1] if width is None and z1.ndim else width)
+    if z1.shape != expected or z2.shape != expected or z1.dtype != z2.dtype or z1.dtype not in FLOATS:
+        raise ConfigError(
+            f"{name}: expected two ({rows}, {'D' if width is None else width}) tensors of one float dtype, found "
+            f"{tuple(z1.shape)} {z1.dtype} and {tuple(z2.shape)} {z2.dtype}"
+        )

@@ -1,0 +1,324 @@
+"""Plans that are made again while a loop trains.
+
+Letters: N samples of the data set, S = N // B batches of an epoch, B samples of a global batch, D dimensions, W ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbcl.distributed import collectives
+from mbcl.errors import CheckpointError, ConfigError
+from mbcl.functional import check_choice, check_count
+from mbcl.plan import BatchPlan, Embeddings
+from mbcl.planner import EmbeddingCache, LocalPlanService, PlanKey, PlannedBatches, plan_of, plan_state
+from mbcl.samplers import Sampler, Shuffle
+from mbcl.torch._embedding import Embed, embed_shard, observed_rows
+from mbcl.torch._sources import PlanSource, build_sampler, first_batches
+
+
+class Replanner(PlanSource):
+    """Plans the batches of a training from its own embeddings, again and again: ``PlannedBatchSampler(replanner)``.
+
+    A plan is made when the batch sampler reaches the batch that it begins with: the first of an epoch, or every n-th
+    of its steps. A ``DataLoader`` with workers takes batches ahead of the loop, so it makes a plan in mid-epoch up to
+    ``num_workers * prefetch_factor`` steps early, from the embeddings of that moment.
+
+    **Embeddings.** ``fresh``: ``embed`` computes all of them for every plan. ``cached``: the loop hands over those
+    that it trains with, by :meth:`observe`; ``embed`` computes those of the first plan. Without ``embed`` the batches
+    are those of ``shuffle`` until each of the N samples was observed, which takes an epoch, or a few where N mod B
+    samples are left out of each.
+
+    **Several ranks.** Every rank makes the same calls in the same order. The ranks share the work of ``embed``, rank 0
+    plans, and all receive its plan with its digest. The plan does not depend on W, if ``embed`` returns the same on
+    every rank. The world is torch.distributed's process group, which exists before the replanner.
+
+    **Beside training.** With ``background`` each plan is made while the batches of the one before are trained on, by
+    one process of rank 0 with one thread, from the embeddings of the moment at which it begins. So embeddings are one
+    plan older; the first two plans come from the same ones. If the process dies, the training process makes the plan.
+
+    Args:
+        sampler: a name, with the parameters of :func:`mbcl.samplers.build`, among them ``batch_size``; or a sampler.
+        num_samples: N.
+        embed: called with (m,) int64 data-set positions on the CPU, ascending, at most ``embed_batch_size``, without
+            gradients; returns the embeddings of two views, (m, D) float each, in this order. The modes of the model
+            (``eval``, autocast) are its own business.
+        embeddings: ``fresh`` or ``cached``; by default ``fresh`` with ``embed``, ``cached`` without.
+        seed: of the plans.
+        every, unit: plan every so many epochs or steps. Epochs between two planned ones have the same batches as the
+            last. Steps count within an epoch, which then may visit a sample twice, or not at all.
+        warmup_epochs: the first epochs, which have the batches of ``shuffle``.
+        background: whether plans are made beside training.
+        embed_batch_size: the most samples of a call of ``embed``.
+        device: where embeddings are kept; on a GPU, samplers that can plan there do.
+        parameters: of the named sampler.
+
+    Raises:
+        ConfigError: if an argument does not fit the others.
+    """
+
+    def __init__(
+        self,
+        sampler: str | Sampler,
+        *,
+        num_samples: int,
+        embed: Embed | None = None,
+        embeddings: str | None = None,
+        seed: int = 0,
+        every: int = 1,
+        unit: str = "epoch",
+        warmup_epochs: int = 0,
+        background: bool = False,
+        embed_batch_size: int = 1024,
+        device: torch.device | str = "cpu",
+        **parameters: object,
+    ) -> None:
+        self.sampler = build_sampler(sampler, parameters)
+        batch_size = self.sampler.batch_size
+        check_choice("unit", unit, ("epoch", "step"))
+        source = embeddings or ("cached" if embed is None else "fresh")
+        check_choice("embeddings", source, ("fresh", "cached"))
+        if embed is None and source == "fresh":
+            raise ConfigError("embeddings: 'fresh' ones need embed; without it they are 'cached'")
+        if not self.sampler.needs_embeddings:
+            raise ConfigError(
+                f"sampler {self.sampler.name!r} plans without embeddings: PlannedBatchSampler.from_sampler"
+            )
+        self.sampler.check(check_count("num_samples", num_samples))
+        length = self.sampler.plan_length(num_samples)
+        whole = self.sampler.no_repeats and self.sampler.covers_all and length == num_samples // batch_size
+        super().__init__(num_samples, batch_size, is_partition=whole and unit == "epoch")
+        self._steps = num_samples // batch_size
+        self._part = check_count("every", every) if unit == "step" else self._steps
+        self._rounds = -(-min(self._part, self._steps) // length)
+        self._every = 1 if unit == "step" else check_count("every", every)
+        self._warmup_epochs = check_count("warmup_epochs", warmup_epochs, least=0)
+        self._seed = check_count("seed", seed, least=0)
+        self._num_samples = num_samples
+        self._background = background
+        self._embed = embed
+        self._embed_batch_size = check_count("embed_batch_size", embed_batch_size)
+        target = torch.device(device)
+        if target == torch.device("cuda"):
+            target = torch.device("cuda", torch.cuda.current_device())
+        self._world = collectives.current(target)
+        self._cache = self._empty_cache() if source == "cached" else None
+        self._observed = 0
+        """Calls of :meth:`observe`, the time stamps of the cache."""
+        self._service = LocalPlanService(num_samples=num_samples, seed=seed, world=self._world)
+        self._plan: BatchPlan | None = None
+        """The batches of the current epoch as far as they are planned; in its ``epoch`` they were planned."""
+        self._pending: PlanKey | None = None
+        self._ahead: PlannedBatches | None = None
+        """The next plan, if it was received ahead."""
+        self._asked: PlanKey | None = None
+        """The newest plan that was requested ahead, or would have been if enough samples had been observed."""
+        self.newest: PlannedBatches | None = None
+        """The newest plan from embeddings that was taken up, with its ``loss``, ``lift`` and ``seconds``, or None."""
+
+    # -- what the loop calls -------------------------------------------------------------------------------------------
+
+    def observe(self, indices: Tensor, z1: Tensor, z2: Tensor) -> None:
+        """Hand over the embeddings of a step, for later plans. Every rank calls it once a step.
+
+        Args:
+            indices: (m,) int64, the data-set positions of this rank's rows, all different, on any device.
+            z1: (m, D) float, their embeddings of view 1, with or without gradient, not normalised or normalised.
+            z2: (m, D), of view 2.
+
+        Raises:
+            ConfigError: if shapes or positions do not fit, or if the embeddings are ``fresh`` ones.
+        """
+        if self._cache is None:
+            raise ConfigError("observe: the embeddings are 'fresh' ones; embeddings='cached' uses what a loop observes")
+        rows = observed_rows(indices, z1, z2, self._num_samples, self._cache.width, self._world.device)
+        self._observed += 1
+        if self._embed is not None and not self._cache.begun:
+            return  # `embed` will compute all
+        self._cache.record(*rows, time=self._observed)
+        if self._cache.num_rows > 2 * self._num_samples:
+            self._cache.drop_superseded()
+
+    def close(self) -> None:
+        """End the background process."""
+        self._pending = None
+        self._service.close()
+
+    def __enter__(self) -> Replanner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- the batches of an epoch ---------------------------------------------------------------------------------------
+
+    def num_batches(self, epoch: int) -> int:
+        return self._steps
+
+    def plan(self, epoch: int, step: int = 0) -> BatchPlan:
+        """Return the batches of an epoch as far as they are planned, at least ``step`` + 1. A collective call.
+
+        Raises:
+            MbclError: on every rank alike, if the embeddings or the plan are invalid.
+        """
+        shard = None
+        if not self._is_current(epoch):
+            self._plan = None
+        while self._plan is None or len(self._plan) <= step:
+            shard = self._extend(epoch)
+        self._request_ahead(epoch, shard)
+        return self._plan
+
+    def _is_current(self, epoch: int) -> bool:
+        """Tell whether the plan is that of an epoch. One of ``shuffle`` is for its own epoch only."""
+        plan = self._plan
+        if plan is None or plan.epoch == epoch:
+            return plan is not None
+        return plan.sampler != Shuffle.name and plan.epoch == self._planned_in(epoch)
+
+    def _planned_in(self, epoch: int) -> int | None:
+        """Return the epoch whose plan an epoch trains on, itself or an earlier one; None in the warm-up."""
+        since = epoch - self._warmup_epochs
+        return epoch - since % self._every if since >= 0 else None
+
+    def _key(self, epoch: int, step: int) -> PlanKey | None:
+        """Return the key of the plan that begins at a step; None in the warm-up."""
+        planned_in = self._planned_in(epoch)
+        if planned_in is None:
+            return None
+        return PlanKey(planned_in, step // self._part * self._rounds, self._rounds)
+
+    def _extend(self, epoch: int) -> Embeddings | None:
+        """Add the next part to the epoch's plan; returns the embeddings, if they were made for it."""
+        before = self._plan
+        done = 0 if before is None else len(before)
+        key = self._key(epoch, done)
+        end = self._steps if key is None else min(done + self._part, self._steps)
+        made, shard = (None, None) if key is None else self._obtain(key)
+        if made is not None:
+            part = first_batches(made.plan, end - done)
+            self.newest = made
+        else:
+            shuffled = Shuffle(batch_size=self.sampler.batch_size).plan(self._num_samples, seed=self._seed, epoch=epoch)
+            part = replace(shuffled, batches=shuffled.batches[done:end])
+        if before is not None:
+            part = replace(before, batches=torch.cat([before.batches, part.batches]), scores=None)
+        self._plan = part
+        return shard
+
+    def _request_ahead(self, epoch: int, shard: Embeddings | None) -> None:
+        """Request the plan that is due after the epoch's plan so far, from these embeddings or from current ones."""
+        if not self._background or self._plan is None:
+            return
+        if len(self._plan) < self._steps:
+            key = self._key(epoch, len(self._plan))
+        else:
+            key = self._key(epoch + 1, 0) if self._planned_in(epoch + 1) == epoch + 1 else None
+        if key is None or key == self._asked:
+            return
+        self._settle()
+        self._asked = key
+        if shard is None:
+            shard = self._shard()
+        if shard is not None:
+            self._service.request(key, shard, self.sampler, ahead=True)
+            self._pending = key
+
+    def _obtain(self, key: PlanKey) -> tuple[PlannedBatches | None, Embeddings | None]:
+        """Return the plan of a key, None if too few samples were observed, and the embeddings, if made for it."""
+        self._settle()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and (ahead.plan.epoch, ahead.plan.round) == (key.epoch, key.round):
+            return ahead, None
+        self._asked = None
+        shard = self._shard()
+        if shard is None:
+            return None, None
+        self._service.request(key, shard, self.sampler)
+        return self._service.receive(key), shard
+
+    def _settle(self) -> None:
+        """Wait for the pending plan, if there is one."""
+        if self._pending is not None:
+            key, self._pending = self._pending, None
+            self._ahead = self._service.receive(key)
+
+    def _shard(self) -> Embeddings | None:
+        """Return this rank's rows of the embeddings; None on every rank if samples are missing. A collective call."""
+        fresh = None
+        if self._embed is not None and (self._cache is None or not self._cache.begun):
+            fresh = embed_shard(self._embed, self._num_samples, self._embed_batch_size, self._world)
+        if self._cache is None:
+            return fresh
+        if fresh is not None:
+            self._cache.record(fresh.indices, fresh.z1, fresh.z2, time=self._observed)
+        calls = collectives.gather_objects((self._observed, self._cache.width), self._world)
+        if len(set(calls)) > 1:
+            raise ConfigError(f"observe: calls and dimensions differ between the ranks: {calls}")
+        if self._cache.count() < self._num_samples:
+            return None
+        return collectives.run_and_sync_errors(self._cache.shard, self._world)
+
+    # -- resuming ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the plans and observed embeddings that later batches need, as tensors and plain values.
+
+        It waits for a plan on its way. A collective call, with the same result on every rank. Save it beside the
+        :meth:`PlannedBatchSampler.state_dict`.
+        """
+        self._settle()
+        return {
+            "plan": {} if self._plan is None else plan_state(self._plan),
+            "ahead": {} if self._ahead is None else _planned_state(self._ahead),
+            "asked": [] if self._asked is None else [self._asked.epoch, self._asked.round, self._asked.rounds],
+            "observed": self._observed,
+            "cache": self._cache.state_dict() if self._cache else {},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a :meth:`state_dict`, which any number of ranks may have saved.
+
+        Raises:
+            CheckpointError: if it is no such state, or of another number of samples or batch size.
+        """
+        try:
+            plan = plan_of(state["plan"]) if state["plan"] else None
+            ahead = _planned_of(state["ahead"]) if state["ahead"] else None
+            asked = PlanKey(*state["asked"]) if state["asked"] else None
+            observed, cache = int(state["observed"]), state["cache"]
+            positions = cache["positions"] if cache else None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"not a state of a Replanner: {type(error).__name__}: {error}") from error
+        for batches in (made.batches for made in (plan, ahead.plan if ahead else None) if made is not None):
+            if batches.shape[1] != self.sampler.batch_size or batches.max() >= self._num_samples:
+                raise CheckpointError(
+                    f"the state is of another training: its batches of {batches.shape[1]} hold positions up to "
+                    f"{int(batches.max())}; here they are of {self.sampler.batch_size}, of {self._num_samples} samples"
+                )
+        if positions is not None and (self._cache is None or positions.max() >= self._num_samples):
+            raise CheckpointError("the state has observed embeddings that do not fit this Replanner")
+        self._pending = None
+        self._plan, self._ahead, self._asked, self._observed = plan, ahead, asked, observed
+        if self._cache is not None:
+            self._cache = self._empty_cache()
+            self._cache.load_state_dict(cache)
+
+    def _empty_cache(self) -> EmbeddingCache:
+        return EmbeddingCache(self._num_samples, self._steps, self._world)
+
+
+def _planned_state(planned: PlannedBatches) -> dict[str, Any]:
+    return {"plan": plan_state(planned.plan), "metrics": [planned.seconds, planned.loss, planned.lift]}
+
+
+def _planned_of(state: Mapping[str, Any]) -> PlannedBatches:
+    return PlannedBatches(plan_of(state["plan"]), *state["metrics"])
