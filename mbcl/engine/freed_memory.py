@@ -16,7 +16,7 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, for its next allocations; only glibc on Linux can.
 
     By default glibc returns a step's activations to the system, which then clears and maps every page again in the
-    next step. The peak of memory stays the same, but falls no more between trainings of one process.
+    next step. With this setting the process holds what it took at its peak, also between trainings.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

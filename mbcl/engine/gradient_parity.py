@@ -21,6 +21,7 @@ from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine.build import build_learner
 from mbcl.engine.embedding_pass import ViewKey, two_views
+from mbcl.engine.precision import Compute
 from mbcl.engine.setup import SplitData, load_data, model_of
 from mbcl.engine.step import Learner
 from mbcl.models import ContrastiveModel
@@ -118,12 +119,14 @@ def _trace(
 def _reference(experiment: Experiment, data: SplitData, batches: Sequence[Tensor]) -> _Trace:
     """Train in one process on whole batches, with torch's own batch norm and optimiser."""
     model = model_of(experiment, in_channels=data.train.channels).train()
+    compute = Compute.of(experiment.train, torch.device("cpu"), model)
+    compute.place(model)
     objective = experiment.build_objective(len(data.train))
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-6)
     key = ViewKey(Learner.views_seed(experiment.seed))
 
     def step(batch: Tensor) -> Tensor:
-        z1, z2 = model(two_views(data.train, batch, key).to(experiment.train.dtype)).chunk(2)
+        z1, z2 = model(compute.layout(two_views(data.train, batch, key).to(experiment.train.dtype))).chunk(2)
         loss: Tensor = objective(z1, z2, batch)
         optimizer.zero_grad()
         loss.backward()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mbcl.config.experiment import Data, Experiment
 from mbcl.data import ImageSet, clean_views, load, split_validation
+from mbcl.engine.precision import Compute
 from mbcl.errors import CheckpointError, ConfigError, SamplerWarning, pluralize
 from mbcl.models import ContrastiveModel
 from mbcl.models import build as build_model
@@ -161,17 +163,20 @@ def check_model(experiment: Experiment, data: SplitData) -> ContrastiveModel:
 
 
 def check_takes(model: ContrastiveModel, experiment: Experiment, images: ImageSet) -> None:
-    """Run a model in evaluation mode on two images, on the CPU.
+    """Run a model in evaluation mode on two images, on the CPU and in the memory format of its training there.
 
     Raises:
         ConfigError: if its encoder cannot take images of this size.
     """
     views = clean_views(images.pixels(torch.arange(min(2, len(images)))).cpu(), images=images)
     views = views.to(experiment.train.dtype)
+    compute = Compute.of(experiment.train, torch.device("cpu"), model)
     try:
         with torch.no_grad():
-            model(views)
+            compute.place(deepcopy(model))(compute.layout(views))
     except (RuntimeError, ValueError, AssertionError) as error:
         shape = " x ".join(str(size) for size in views.shape[1:])
         message = " ".join(str(error).split())
+        if compute.channels_last:
+            message += " (in the memory format of train.channels_last; false is the contiguous one)"
         raise ConfigError(f"encoder: {experiment.encoder.name} cannot take images of {shape}: {message}") from error

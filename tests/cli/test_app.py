@@ -181,7 +181,7 @@ def test_train_error_names_the_option_and_only_rank_0_prints_it(tmp_path, capsys
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("signal_sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("signal_sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_train_interrupted_prints_the_command_to_resume(tmp_path, signal_sent):
     out = tmp_path / "with a space"
     arguments = ["train", "--set", "train={epochs: 1000000, batch_size: 16}", "--set", "track=[]", "--out", str(out)]

@@ -11,6 +11,7 @@ import torch
 from engine import runs
 from torch import nn
 
+from mbcl.bench.train_settings import random_images, register_random_images
 from mbcl.config.experiment import Train
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
@@ -19,9 +20,11 @@ from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.embedding_pass import ViewKey
 from mbcl.engine.gradient_parity import relative_error
 from mbcl.engine.precision import Compute
+from mbcl.engine.setup import check_takes
 from mbcl.errors import ConfigError, TrainingError
 from mbcl.functional import nt_xent
 from mbcl.io.store import LocalStore
+from mbcl.models import ContrastiveModel
 from mbcl.planner import plan_service
 
 
@@ -210,10 +213,36 @@ def test_auto_memory_format_follows_device_precision_and_encoder(device, precisi
 
 
 def test_embeddings_steps_and_validation_use_one_memory_format(tmp_path):
-    trainer = trainer_of(tmp_path, sampler="spectral", train={"epochs": 1})
-    recorder = OutputRecorder(trainer.learner.model, nn.Conv2d)
+    """Images of one channel have both formats, hence colour."""
+    data = {"name": register_random_images(120, 8, seed=0), "validation": 0.1}
+    trainer = trainer_of(tmp_path, sampler="spectral", data=data, train={"epochs": 1})
+    model, inputs = trainer.learner.model, []
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_pre_hook(lambda _, x: inputs.append((torch.is_grad_enabled(), x[0])))
     trainer.run()
-    assert all(recorder.channels_last)
+    steps, others = ([x for trained, x in inputs if trained is kind] for kind in (True, False))
+    assert len(steps) == trainer.sizes.steps_per_epoch
+    assert len(others) >= 2, "the embedding pass and the validation"
+    for _, x in inputs:
+        assert x.shape[1] == 3
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        assert not x.is_contiguous()
+
+
+def test_encoder_that_needs_the_contiguous_format_is_refused_with_the_key():
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 3)
+
+        def forward(self, x):
+            return self.conv(x).view(len(x), -1)
+
+    model = ContrastiveModel(Flat(), nn.Linear(72, 8))
+    images = random_images(4, 8, seed=0)
+    check_takes(model, runs.experiment(train={"channels_last": False}), images)
+    with pytest.raises(ConfigError, match=r"cannot take images of 3 x 8 x 8: .*train\.channels_last; false"):
+        check_takes(model, runs.experiment(), images)
 
 
 def test_compile_trains_to_the_same_result(tmp_path):

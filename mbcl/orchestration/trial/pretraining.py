@@ -54,8 +54,8 @@ def pretrain(job: Job, start: float) -> TrialResult:
     return TrialResult(metrics=merge_metrics(training.row, evaluation), seconds=seconds)
 
 
-_planner: tuple[int, Any] | None = None
-"""The planner of this process and its number of tasks: an actor, kept from trial to trial, that ends with its owner."""
+_planner: Any | None = None
+"""The planner of this process, kept from trial to trial: an actor that ends with this driver, its owner."""
 
 
 def _planner_of(job: Job, experiment: Experiment) -> Any | None:
@@ -63,18 +63,17 @@ def _planner_of(job: Job, experiment: Experiment) -> Any | None:
     if not experiment.build_sampler().needs_embeddings or experiment.planner.where != "tasks":
         return None
     global _planner
-    if _planner is None or _planner[0] != job.num_tasks:
-        _end_planner()
+    if _planner is None:
         options = PlannerActor.options(resources=job.placement.for_driver, scheduling_strategy=NO_PLACEMENT_GROUP)
-        _planner = job.num_tasks, options.remote(job.num_tasks, job.placement)
-    return _planner[1]
+        _planner = options.remote(job.num_tasks, job.placement)
+    return _planner
 
 
 def _end_planner() -> None:
-    """End the planner, as after a failure: workers that were killed may have left it with plans to make."""
+    """End the planner after a failure: workers that were killed may have left it with plans to make."""
     global _planner
     if _planner is not None:
-        ray.kill(_planner[1])
+        ray.kill(_planner)
         _planner = None
 
 

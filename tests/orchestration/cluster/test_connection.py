@@ -218,6 +218,11 @@ def asked(address: str, patience: float = PATIENCE) -> str:
     [
         ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}, ""),
         ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN[::-1]}, "asks for a token that this process does not give"),
+        pytest.param(
+            {"RAY_AUTH_MODE": "disabled"},
+            "asks for a token that this process does not give",
+            marks=pytest.mark.slow,
+        ),
         ({"RAY_AUTH_MODE": "token"}, "Ray couldn't find an authentication token"),
     ],
 )

@@ -334,20 +334,19 @@ def test_ray_plan_service_raises_plan_errors_without_a_retry(planner, embeddings
         service.receive(KEY)
 
 
-def test_planner_stays_for_trials_with_as_many_tasks(local_ray, tmp_path):
+def test_planner_of_a_process_stays_until_a_failure_ends_it(local_ray, tmp_path):
     from mbcl.orchestration.cluster.capacity import TrialResources
     from mbcl.orchestration.trial import pretraining
 
     experiment = Experiment.model_validate(SPACE["experiment"] | {"sampler": {"name": "spectral", "k": 4}})
     jobs = [
         job_of("0-test", experiment, LocalStore(tmp_path), TrialResources(1, 1, 0, 1), num_tasks=num_tasks)
-        for num_tasks in (1, 1, 2)
+        for num_tasks in (1, 2)
     ]
-    first, second, third = (pretraining._planner_of(job, experiment) for job in jobs)
-    try:
-        assert first is second
-        assert third is not first
-        with pytest.raises(ray.exceptions.RayActorError):
-            ray.get(first.__ray_ready__.remote())
-    finally:
-        pretraining._end_planner()
+    first, second = (pretraining._planner_of(job, experiment) for job in jobs)
+    assert first is second, "each request says how many tasks it may take"
+    pretraining._end_planner()
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(first.__ray_ready__.remote())
+    assert pretraining._planner_of(jobs[0], experiment) is not first
+    pretraining._end_planner()
