@@ -170,20 +170,20 @@ class PlanSource:
         """Return this rank's shard of the embeddings for a plan."""
         epoch = progress.epoch
         if self.cache is None:
-            return self._embed(key.epoch), float(epoch)
+            return self._embed(key), float(epoch)
         if not self.cache.begun:
-            shard = self._embed(key.epoch)
+            shard = self._embed(key)
             time = epoch * self._steps_per_epoch + progress.step
             self.cache.record(shard.indices, shard.z1, shard.z2, time=time)
             return shard, float(epoch)
         shard = collectives.run_and_sync_errors(_require_finite, self._learner.world, self.cache.shard, epoch)
         return shard, epoch - self.cache.age(epoch)
 
-    def _embed(self, epoch: int) -> Embeddings:
-        """Compute this rank's shard of fresh embeddings for a plan of ``epoch``."""
+    def _embed(self, key: PlanKey) -> Embeddings:
+        """Compute this rank's shard of fresh embeddings for a plan."""
         source, learner = self._experiment.embeddings, self._learner
-        # The same views as the steps of that epoch train on.
-        views = ViewKey(learner.seed, epoch, augmented=source.views == "augmented")
+        # The same views as the steps of the plan's epoch train on.
+        views = ViewKey(learner.seed, key.epoch, augmented=source.views == "augmented")
         return embed_share(
             learner,
             learner.images,
@@ -191,7 +191,8 @@ class PlanSource:
             mode=source.mode,
             batch_size=source.batch_size,
             compute=learner.compute,
-            epoch=epoch,
+            epoch=key.epoch,
+            round=key.round,
         )
 
     def keep(self, stepped: StepOutput, *, epoch: int, step: int) -> None:
@@ -215,7 +216,15 @@ class PlanSource:
 
 
 def embed_share(
-    learner: Learner, images: ImageSet, views: ViewKey, *, mode: str, batch_size: int, compute: Compute, epoch: int
+    learner: Learner,
+    images: ImageSet,
+    views: ViewKey,
+    *,
+    mode: str,
+    batch_size: int,
+    compute: Compute,
+    epoch: int,
+    round: int = 0,
 ) -> Embeddings:
     """Compute this rank's shard of the embeddings. A collective call.
 
@@ -225,7 +234,8 @@ def embed_share(
     if mode == "eval":
         learner.share_statistics()
     make = partial(embed, learner.model, images, views, mode=mode, batch_size=batch_size, world=learner.world)
-    return collectives.run_and_sync_errors(_require_finite, learner.world, partial(make, compute=compute), epoch)
+    make = partial(make, compute=compute, round=round)
+    return collectives.run_and_sync_errors(_require_finite, learner.world, make, epoch)
 
 
 def _require_finite(make: Callable[[], Embeddings], epoch: int) -> Embeddings:

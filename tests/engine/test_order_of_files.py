@@ -1,0 +1,167 @@
+"""Results do not depend on the order in which a data set's files are read, apart from rounding.
+
+Views are functions of the data-set position. So a data set in another order is the same one if each image keeps the
+views of its first position: ``Reordered`` gives it these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import pytest
+import torch
+from engine import runs
+from torch import Tensor
+
+from mbcl.config.experiment import Evaluation
+from mbcl.data import ImageSet
+from mbcl.distributed.collectives import World
+from mbcl.engine import embedding_pass
+from mbcl.engine.embedding_pass import ViewKey, embed, random_chunks, two_views
+from mbcl.engine.setup import SplitData, load_data, model_of
+from mbcl.evaluation import subject as subjects
+from mbcl.evaluation.measures import measure_knn, measure_repr, measure_retrieval
+from mbcl.evaluation.subject import Subject
+from mbcl.metrics import fit_probe
+from mbcl.plan import Embeddings
+from mbcl.samplers import build, quality
+
+EXACT = runs.exact()
+
+
+@dataclass(frozen=True)
+class Reordered(ImageSet):
+    """An image set whose images have the views of other positions: ``place[i]`` is that of image i."""
+
+    place: Tensor = torch.zeros(0, dtype=torch.int64)
+
+
+def reordered(images: ImageSet, place: Tensor) -> Reordered:
+    return Reordered(**vars(images.subset(place)), place=place)
+
+
+@pytest.fixture(autouse=True)
+def views_of_places(monkeypatch):
+    """Let images of a ``Reordered`` set have the views of their places."""
+
+    def views(images, positions, key):
+        if not isinstance(images, Reordered):
+            return two_views(images, positions, key)
+        pixels = images.pixels(positions)
+        if not key.augmented:
+            return two_views(images, positions, key)
+        return embedding_pass.make_views(
+            pixels, images.place[positions], images=images, seed=key.seed, epoch=key.epoch, view=(0, 1)
+        )
+
+    monkeypatch.setattr(embedding_pass, "two_views", views)
+    monkeypatch.setattr(subjects, "two_views", views)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data(runs.experiment(data={"name": "digits"}).data, seed=0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return model_of(EXACT, in_channels=1)
+
+
+def sorted_by_class(images: ImageSet) -> Tensor:
+    return torch.argsort(images.labels, stable=True)
+
+
+def same_places(images: ImageSet, place: Tensor, embeddings: Embeddings) -> Embeddings:
+    """The embeddings of a reordered set, in the first order."""
+    return Embeddings(embeddings.z1, embeddings.z2, place[embeddings.indices]).ordered(len(images))
+
+
+def test_reordered_images_have_the_same_views(data):
+    images = data.train.first(50)
+    place = sorted_by_class(images)
+    rows = torch.tensor([0, 7, 31])
+    views = embedding_pass.two_views(reordered(images, place), rows, ViewKey(3, 2))
+    assert torch.equal(views, two_views(images, place[rows], ViewKey(3, 2)))
+
+
+def test_random_chunks_are_a_partition_and_a_function_of_seed_epoch_and_round():
+    chunks = random_chunks(100, 30, 5, 1, 2)
+    assert sorted(map(len, chunks)) == [25, 25, 25, 25]
+    assert torch.cat(chunks).sort().values.tolist() == list(range(100))
+    assert torch.equal(torch.cat(chunks), torch.cat(random_chunks(100, 30, 5, 1, 2)))
+    for keys in ((4, 1, 2), (5, 0, 2), (5, 1, 0)):
+        assert not torch.equal(torch.cat(chunks), torch.cat(random_chunks(100, 30, *keys)))
+
+
+def test_embed_in_evaluation_mode_does_not_depend_on_the_order(data, model):
+    images = data.train.first(180)
+    place = sorted_by_class(images)
+    options = {"mode": "eval", "batch_size": 64, "world": World()}
+    expected = embed(model, images, ViewKey(0), **options).ordered(180)
+    found = same_places(images, place, embed(model, reordered(images, place), ViewKey(0), **options))
+    for key in ("z1", "z2"):
+        assert runs.largest_difference({key: getattr(found, key)}, {key: getattr(expected, key)}) < runs.EXACT
+
+
+def test_embed_in_training_mode_does_not_depend_on_the_order_within_one_chunk(data, model):
+    """One chunk has the statistics of all images, in any order."""
+    images = data.train.first(180)
+    place = sorted_by_class(images)
+    options = {"mode": "train", "batch_size": 180, "world": World()}
+    expected = embed(model, images, ViewKey(0), **options).ordered(180)
+    found = same_places(images, place, embed(model, reordered(images, place), ViewKey(0), **options))
+    assert runs.largest_difference({"z1": found.z1}, {"z1": expected.z1}) < runs.EXACT
+
+
+def test_chunks_of_images_sorted_by_class_hold_all_classes(data):
+    """The class means of a chunk would be subtracted by its batch norm."""
+    labels = data.train.labels.sort().values
+    largest_share = max(
+        float(labels[chunk].bincount().max()) / len(chunk) for chunk in random_chunks(len(labels), 256, 0, 0, 0)
+    )
+    consecutive = float(labels[:216].bincount().max()) / 216
+    # Hypergeometric: 216 of 1,294 images with a share of 0.1 have a standard deviation of 0.019.
+    assert largest_share < 0.1 + 6 * 0.02 < consecutive
+
+
+def test_lift_of_images_sorted_by_class_is_that_of_any_order(data, model):
+    """Six passes each: with chunks of consecutive positions the sorted set's mean is far below all of the shuffled."""
+    images = data.train
+    sampler = build("refined", batch_size=32)
+    orders = {"sorted": sorted_by_class(images), "any": torch.arange(len(images))}
+    lifts = {name: [] for name in orders}
+    for epoch in range(6):
+        for name, place in orders.items():
+            embeddings = embed(
+                model, reordered(images, place), ViewKey(0, epoch), mode="train", batch_size=64, world=World()
+            )
+            plan = sampler.plan(len(images), embeddings, epoch=epoch)
+            lifts[name].append(quality(plan, embeddings)["lift"])
+    means = {name: fmean(values) for name, values in lifts.items()}
+    spread = max(max(values) - min(values) for values in lifts.values())
+    assert abs(means["sorted"] - means["any"]) < spread
+
+
+def _subject(model, data: SplitData, settings: Evaluation) -> Subject:
+    return Subject(model, data, EXACT.data, settings, 0, torch.device("cpu"), torch.float64)
+
+
+def test_evaluation_does_not_depend_on_the_order(data, model):
+    parts = SplitData(data.train.first(300), data.validation, data.test.first(150))
+    others = {name: getattr(parts, name) for name in ("train", "test")}
+    shuffled = replace(parts, **{name: reordered(part, sorted_by_class(part)) for name, part in others.items()})
+    settings = Evaluation(split="test", batch_size=64)
+    model.eval()
+    try:
+        subject, other = _subject(model, parts, settings), _subject(model, shuffled, settings)
+        for measure in (measure_retrieval, measure_knn, measure_repr):
+            assert measure(other) == pytest.approx(measure(subject), rel=runs.EXACT), measure.__name__
+        accuracies = [
+            fit_probe(each.train_features, each.train.labels).accuracy(each.features, each.images.labels)
+            for each in (subject, other)
+        ]
+        assert accuracies[0] == accuracies[1]
+    finally:
+        model.train()
