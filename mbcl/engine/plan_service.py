@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine.background import BackgroundProcess
-from mbcl.engine.epoch_state import plan_of, plan_state
+from mbcl.engine.epoch_state import PLAN_TENSORS, plan_of, plan_state
 from mbcl.engine.protocols import PlanKey, PlannedBatches
 from mbcl.errors import MbclError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
@@ -50,7 +50,8 @@ def make_plan(
         plans = [sampler.plan(num_samples, embeddings, round=number, **arguments) for number in rounds]
     plan = _join([check_plan(plan, sampler, num_samples) for plan in plans])
     temperature = getattr(sampler, "temperature", DEFAULT_TEMPERATURE)
-    scores = quality(plan, embeddings, temperature=temperature, seed=seed)
+    trained = replace(plan, batches=plan.batches[: key.steps], scores=None)
+    scores = quality(trained, embeddings, temperature=temperature, seed=seed)
     if not math.isfinite(scores["loss"]):
         raise PlanError(f"{sampler.name}: the loss of the plan is {scores['loss']}")
     seconds = time.perf_counter() - start
@@ -63,12 +64,12 @@ def _join(plans: list[BatchPlan]) -> BatchPlan:
     if len(plans) == 1:
         return first
     scores = [plan.scores for plan in plans if plan.scores is not None]
-    conflicts = [plan.conflicts for plan in plans if plan.conflicts is not None]
+    conflicts = [plan.batch_conflicts for plan in plans if plan.batch_conflicts is not None]
     return replace(
         first,
         batches=torch.cat([plan.batches for plan in plans]),
         scores=torch.cat(scores) if scores else None,
-        conflicts=sum(conflicts) if conflicts else None,
+        batch_conflicts=torch.cat(conflicts) if conflicts else None,
     )
 
 
@@ -177,7 +178,8 @@ def _to_wire(planned: PlannedBatches | MbclError) -> dict[str, Any]:
     if isinstance(planned, MbclError):
         return {"error": str(planned)}
     plan = plan_state(planned.plan)
-    plan["batches"] = plan["batches"].numpy()
+    for name in PLAN_TENSORS:
+        plan[name] = None if plan[name] is None else plan[name].numpy()
     return {"plan": plan, "digest": planned.plan.digest, "metrics": (planned.seconds, planned.loss, planned.lift)}
 
 
@@ -185,7 +187,9 @@ def _from_wire(wire: dict[str, Any]) -> PlannedBatches | MbclError:
     """Deserialise the result of :func:`_to_wire`; a plan whose digest does not match is a failure."""
     if "error" in wire:
         return PlanError(wire["error"])
-    plan = plan_of(wire["plan"] | {"batches": torch.from_numpy(wire["plan"]["batches"])})
+    tensors = {name: wire["plan"][name] for name in PLAN_TENSORS}
+    tensors = {name: None if array is None else torch.from_numpy(array) for name, array in tensors.items()}
+    plan = plan_of(wire["plan"] | tensors)
     if plan.digest != wire["digest"]:
         return PlanError(f"the plan of epoch {plan.epoch}, round {plan.round} was damaged on its way")
     return PlannedBatches(plan, *wire["metrics"])

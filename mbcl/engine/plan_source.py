@@ -31,11 +31,16 @@ class MadePlan:
     planned: PlannedBatches
     made_in: float
 
-    def metrics(self, epoch: int) -> PlanMetrics:
-        """Return the plan's metrics for an epoch that trains on it; only the first such epoch counts its seconds."""
+    def metrics(self, epoch: int, batches: int) -> PlanMetrics:
+        """Return the plan's metrics for an epoch that trains on so many of its batches.
+
+        Only the first such epoch counts its seconds.
+        """
         planned = self.planned
         seconds = planned.seconds if epoch == planned.plan.epoch else 0.0
-        return PlanMetrics(seconds, planned.loss, planned.lift, epoch - self.made_in, planned.plan.conflicts)
+        counts = planned.plan.batch_conflicts
+        conflicts = None if counts is None else int(counts[:batches].sum())
+        return PlanMetrics(seconds, planned.loss, planned.lift, epoch - self.made_in, batches, conflicts)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plan as tensors and plain values."""
@@ -94,7 +99,8 @@ class PlanSource:
                     self._reusable = [*self._reusable[:round_], made]
             else:
                 made = self._reusable[round_]
-            plan, metrics = made.planned.plan, made.metrics(epoch)
+            plan = made.planned.plan
+            metrics = made.metrics(epoch, min(len(plan), self._steps_per_epoch - progress.step))
         if self._experiment.planner.overlap:
             due = self._due_after(epoch, round_, progress.step + len(plan))
             if due is not None:
@@ -110,10 +116,10 @@ class PlanSource:
 
     def _key(self, epoch: int, round_: int) -> PlanKey:
         """Return the key of a round's plan, or of the joined plan of all rounds of the epoch."""
-        if self._experiment.embeddings.refresh == "round":
-            return PlanKey(epoch, round_)
         length = self._experiment.build_sampler(epoch).plan_length(self._num_train)
-        return PlanKey(epoch, round_, -(-self._steps_per_epoch // length))
+        steps = self._steps_per_epoch - round_ * length
+        rounds = 1 if self._experiment.embeddings.refresh == "round" else -(-steps // length)
+        return PlanKey(epoch, round_, rounds, steps)
 
     def _due_after(self, epoch: int, round_: int, step: int) -> PlanKey | None:
         """Return the key of the next plan from embeddings after a round that ends at ``step``; None if none is due."""

@@ -6,7 +6,7 @@ The engine does not import Ray; the orchestration passes in its own implementati
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mbcl.plan import BatchPlan, Embeddings
@@ -23,11 +23,14 @@ class PlanKey:
         epoch: counts from 0.
         round: counts the plans of an epoch from 0.
         rounds: how many plans, from ``round`` on, are computed at once and joined to one.
+        steps: steps that the epoch has left for the plan. If it has more batches, the epoch's end cuts it off, and only
+            those that are trained on are scored; None for all. It does not change the plan, so it is no part of the key.
     """
 
     epoch: int
     round: int
     rounds: int = 1
+    steps: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class PlannedBatches:
         plan: the batches.
         seconds: wall time from the embeddings to the scored plan, wherever it is computed; includes handing pools to
             tasks, excludes the transfer to the ranks.
-        loss: mean NT-Xent of the planned batches under the planner's embeddings.
+        loss: mean NT-Xent under the planner's embeddings, of the batches that are trained on.
         lift: ``loss`` over the mean of random batches on the same embeddings; NaN where that is 0.
     """
 

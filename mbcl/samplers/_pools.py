@@ -267,13 +267,16 @@ class PoolSampler(BaseSampler):
             raise PlanError(f"{self.name}: {len(batches)} batches instead of {self.plan_length(num_samples)}")
         batches = mixed(batches, self.mix, numpy_generator(seed, f"sampler/{self.name}/mix", *key))
         scores = [plan.scores for plan in planned if plan.scores is not None]
+        conflicts = None
+        if self.skip:
+            conflicts = count_conflicts(batches, pools, [plan.neighbours for plan in planned], num_samples)
         merged = BatchPlan(
             torch.from_numpy(batches),
             self.name,
             seed,
             *key,
             torch.from_numpy(np.concatenate(scores)) if scores and not self.mix else None,
-            count_conflicts(batches, pools, [plan.neighbours for plan in planned], num_samples) if self.skip else None,
+            torch.from_numpy(conflicts) if conflicts is not None else None,
         )
         return merged.validate(num_samples, distinct=self.no_repeats)
 
