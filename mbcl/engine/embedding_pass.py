@@ -122,7 +122,8 @@ def random_chunks(num_samples: int, batch_size: int, seed: int, *keys: int) -> t
     Args:
         num_samples: N.
         batch_size: the most positions of a chunk.
-        seed, keys: of the permutation that is cut into chunks.
+        seed: of the permutation that is cut into chunks.
+        *keys: further numbers that it depends on, such as epoch and round.
 
     Returns:
         int64 tensors, each position in one of them.

@@ -24,7 +24,7 @@ class PlanKey:
         round: counts the plans of an epoch from 0.
         rounds: how many plans, from ``round`` on, are computed at once and joined to one.
         steps: steps that the epoch has left for the plan. If it has more batches, the epoch's end cuts it off, and only
-            those that are trained on are scored; None for all. It does not change the plan, so it is no part of the key.
+            those that are trained on are scored; None for all. The plan does not depend on it, nor does equality.
     """
 
     epoch: int

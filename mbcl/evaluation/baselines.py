@@ -66,7 +66,7 @@ def untrained(experiment: Experiment, *, train: ImageSet, device: torch.device) 
 def set_statistics(model: nn.Module, train: ImageSet, *, seed: int, device: torch.device) -> None:
     """Set the running statistics of all batch norms to the mean over random chunks of the training images.
 
-    The images are not augmented, at most 10,000, and a function of the seed. Models without batch norm stay as they are.
+    The images are not augmented, at most 10,000, and a function of the seed. Models without batch norm do not change.
 
     Args:
         model: in evaluation mode, in which it stays.

@@ -263,8 +263,8 @@ class PoolSampler(BaseSampler):
     ) -> BatchPlan:
         """Merge the plans of a round's pools and apply ``mix``.
 
-        Random pools are merged in their order. Pools that :meth:`cut` made of one hold similar samples, so in their order
-        training would pass from cluster to cluster: their batches are merged in random order.
+        Random pools are merged in their order. Pools that :meth:`cut` made of one hold similar samples, so in their
+        order training would pass from cluster to cluster: their batches are merged in random order.
         """
         batches = np.concatenate([pool[plan.rows] for pool, plan in zip(pools, planned, strict=True)])
         scores = [plan.scores for plan in planned if plan.scores is not None]

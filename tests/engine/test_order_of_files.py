@@ -7,7 +7,6 @@ views of its first position: ``Reordered`` gives it these.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 import pytest
 import torch
@@ -25,7 +24,7 @@ from mbcl.evaluation.measures import measure_knn, measure_repr, measure_retrieva
 from mbcl.evaluation.subject import Subject
 from mbcl.metrics import fit_probe
 from mbcl.plan import Embeddings
-from mbcl.samplers import build, quality
+from mbcl.samplers import build, same_class_share
 
 EXACT = runs.exact()
 
@@ -126,22 +125,24 @@ def test_chunks_of_images_sorted_by_class_hold_all_classes(data):
     assert largest_share < 0.1 + 6 * 0.02 < consecutive
 
 
-def test_lift_of_images_sorted_by_class_is_that_of_any_order(data, model):
-    """Passes of several epochs: in chunks of consecutive positions the sorted set's mean is far below the other's."""
-    images = data.train.first(640)
-    sampler = build("kmeans", batch_size=16, pool=320)
-    orders = {"sorted": sorted_by_class(images), "any": torch.arange(len(images))}
-    lifts = {name: [] for name in orders}
-    for epoch in range(5):
-        for name, place in orders.items():
-            embeddings = embed(
-                model, reordered(images, place), ViewKey(0, epoch), mode="train", batch_size=64, world=World()
-            )
-            plan = sampler.plan(len(images), embeddings, epoch=epoch)
-            lifts[name].append(quality(plan, embeddings)["lift"])
-    means = {name: fmean(values) for name, values in lifts.items()}
-    spread = max(max(values) - min(values) for values in lifts.values())
-    assert abs(means["sorted"] - means["any"]) < spread
+def test_plans_of_images_sorted_by_class_find_the_classes(data, model, monkeypatch):
+    """A template a class with noise: in chunks of consecutive positions, a class each, batch norm subtracts it."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(512) // 64
+    templates = torch.randint(0, 200, (8, 1, 8, 8), generator=generator)
+    pixels = templates[labels] + torch.randint(0, 56, (512, 1, 8, 8), generator=generator)
+    images = replace(data.train, images=pixels.to(torch.uint8), labels=labels, rows=None, files=())
+
+    def share_of_pairs(place):
+        key = ViewKey(0, augmented=False)
+        embeddings = embed(model, reordered(images, place), key, mode="train", batch_size=64, world=World())
+        plan = build("kmeans", batch_size=16, pool=None).plan(512, embeddings)
+        return same_class_share(plan, labels[place]).value
+
+    shuffled = share_of_pairs(torch.randperm(512, generator=generator))
+    assert min(shuffled, share_of_pairs(torch.arange(512))) > 0.5, "four times chance"
+    monkeypatch.setattr(embedding_pass, "random_chunks", lambda num, size, *keys: torch.arange(num).split(size))
+    assert share_of_pairs(torch.arange(512)) < 0.25, "twice chance"
 
 
 def _subject(model, data: SplitData, settings: Evaluation) -> Subject:

@@ -202,7 +202,6 @@ def test_plan_conflicts_are_summed_over_the_plans_of_an_epoch(trained):
     assert joined.conflicts == sum(sampler.plan(180, both, seed=0, epoch=0, round=r).conflicts for r in range(3))
 
 
-
 @pytest.mark.parametrize("refresh", ["round", "epoch"])
 def test_plan_metrics_are_those_of_the_batches_trained_on(tmp_path, refresh):
     """Rounds of 4 batches: of the third the epoch of 11 steps trains on 3."""
