@@ -227,8 +227,10 @@ class BatchPlan:
         plan = BatchPlan(
             batches=torch.from_numpy(batches.astype(np.int64)),
             sampler=str(stored["sampler"]),
+            seed=int(numbers["seed"]),
+            epoch=int(numbers["epoch"]),
+            round=int(numbers["round"]),
             scores=torch.from_numpy(scores) if len(scores) else None,
-            **{name: int(array) for name, array in numbers.items()},
         )
         if str(stored["digest"]) != plan.digest:
             raise PlanError(f"{path}: the plan's digest does not match its batches")
