@@ -166,3 +166,16 @@ def test_evaluation_does_not_depend_on_the_order(data, model):
         assert accuracies[0] == accuracies[1]
     finally:
         model.train()
+
+
+def test_chunks_of_a_training_are_those_of_epoch_and_round(tmp_path, monkeypatch):
+    keys, chunks = [], embedding_pass.random_chunks
+
+    def recorded(num_samples, batch_size, seed, *rest):
+        keys.append((num_samples, *rest))
+        return chunks(num_samples, batch_size, seed, *rest)
+
+    monkeypatch.setattr(embedding_pass, "random_chunks", recorded)
+    runs.run(World(), tmp_path, runs.exact("osgd", train={"epochs": 2, "eval_every": 2}))
+    rounds = 3  # of 2 batches, in 5 steps
+    assert keys == [(90, epoch, number) for epoch in range(2) for number in range(rounds)] + [(10, 0, 0)]
