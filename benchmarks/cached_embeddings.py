@@ -42,7 +42,7 @@ def compare(seed: int, epochs: int, sampler: dict[str, object]) -> dict[int, tup
         def look(key, shard, sampler, *, ahead=False):
             if key.round == 0 and key.epoch:
                 start = time.perf_counter()
-                fresh = trainer.source._embed(key.epoch)
+                fresh = trainer.source._embed(key)
                 seconds = time.perf_counter() - start
                 plans = (planner.plan(num_samples, e, seed=seed, epoch=key.epoch) for e in (shard, fresh))
                 kept, new = (quality(plan, fresh, seed=seed)["lift"] for plan in plans)

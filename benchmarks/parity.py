@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 benchmarks/parity.py [--steps 20] [--seeds 3]
 
-Each process trains the shipped experiment as its half of the global batches and, apart, alone on the whole ones.
+Each process trains the shipped experiment as its half of the global batches and, apart, alone on the whole ones, in
+the contiguous memory format.
 Printed: the largest relative difference of a step's loss, and of a weight relative to the largest entry of its tensor.
 """
 
@@ -54,6 +55,7 @@ def main() -> None:
                 "projector": {"activation": projector},
                 "track": [],
             }
+            content["train"]["channels_last"] = False
             experiment = validate(Experiment, content, "benchmark")
             losses, weights = first_steps(world, experiment, options.steps)
             alone_losses, alone = first_steps(World(), experiment, options.steps)

@@ -122,8 +122,8 @@ class BatchPlan:
         sampler: the name of the sampler that made the plan.
         seed, epoch, round: the seed, epoch and round for which the plan was made.
         scores: (S,) float64 CPU tensor, the loss by which the sampler ranked each batch, or None.
-        conflicts: the number of pairs of a sample and one of its ``skip`` nearest that share a batch nevertheless; None
-            if the sampler does not separate neighbours.
+        batch_conflicts: (S,) int64 CPU tensor, the number of pairs of a sample and one of its ``skip`` nearest that
+            share the batch nevertheless; None if the sampler does not separate neighbours.
     """
 
     batches: Tensor
@@ -132,7 +132,7 @@ class BatchPlan:
     epoch: int = 0
     round: int = 0
     scores: Tensor | None = None
-    conflicts: int | None = None
+    batch_conflicts: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.batches.ndim != 2 or self.batches.dtype != torch.int64 or self.batches.device.type != "cpu":
@@ -143,6 +143,11 @@ class BatchPlan:
 
     def __len__(self) -> int:
         return len(self.batches)
+
+    @property
+    def conflicts(self) -> int | None:
+        """The conflicts of all batches; None if the sampler does not separate neighbours."""
+        return None if self.batch_conflicts is None else int(self.batch_conflicts.sum())
 
     @property
     def digest(self) -> str:
@@ -222,8 +227,10 @@ class BatchPlan:
         plan = BatchPlan(
             batches=torch.from_numpy(batches.astype(np.int64)),
             sampler=str(stored["sampler"]),
+            seed=int(numbers["seed"]),
+            epoch=int(numbers["epoch"]),
+            round=int(numbers["round"]),
             scores=torch.from_numpy(scores) if len(scores) else None,
-            **{name: int(array) for name, array in numbers.items()},
         )
         if str(stored["digest"]) != plan.digest:
             raise PlanError(f"{path}: the plan's digest does not match its batches")

@@ -207,7 +207,8 @@ def _add_doctor(commands: Any) -> None:
     )
     workers = "numbers of processes that share a batch of 16, or a chunk of 8 (default: 1 2 4)"
     doctor.option("--workers", "N", workers, type=int, nargs="+")
-    doctor.option("--objectives", "NAME", "objectives to check (default: all)", nargs="+")
+    objectives = "objectives to check; local is one of distribution `local` (default: all)"
+    doctor.option("--objectives", "NAME", objectives, nargs="+")
     doctor.add_argument("--dtypes", choices=("float64", "float32"), nargs="+", default=["float64", "float32"])
     doctor.add_argument("--accumulation", choices=("none", "cached"), nargs="+", default=["none", "cached"])
     doctor.option("--steps", "N", "steps of each case", 4)
@@ -217,10 +218,12 @@ def _add_doctor(commands: Any) -> None:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from mbcl.cli.doctor import examine
+    from mbcl.engine.gradient_parity import LOCAL
     from mbcl.functional import check_count
     from mbcl.objectives import OBJECTIVES
 
-    arguments.objectives = [OBJECTIVES.canonical(name) for name in arguments.objectives or OBJECTIVES]
+    names = arguments.objectives or [*OBJECTIVES, LOCAL]
+    arguments.objectives = [name if name == LOCAL else OBJECTIVES.canonical(name) for name in names]
     check_count("--steps", arguments.steps)
     return 0 if examine(**option_values(arguments)) else EXIT_FAILED
 

@@ -15,6 +15,7 @@ from mbcl.distributed.collectives import World
 from mbcl.engine.precision import Compute
 from mbcl.models import ContrastiveModel
 from mbcl.plan import Embeddings
+from mbcl.seeding import numpy_generator
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,13 @@ def embed(
     batch_size: int,
     world: World,
     compute: Compute | None = None,
+    round: int = 0,
 ) -> Embeddings:
     """Compute this rank's share of the projections of a whole data set.
 
-    The samples are split into nearly equal chunks of at most ``batch_size``, and one rank computes a whole chunk. So
-    equal weights give bitwise equal embeddings on any number of ranks. Planners require that, because the plan is not
-    a continuous function of the embeddings.
+    The samples are split into nearly equal random chunks of at most ``batch_size``, and one rank computes a whole
+    chunk. So equal weights give bitwise equal embeddings on any number of ranks. Planners require that, because the
+    plan is not a continuous function of the embeddings.
 
     Args:
         model: encoder and projector, not wrapped in DDP.
@@ -94,14 +96,13 @@ def embed(
         batch_size: the most samples of one forward pass.
         world: the ranks.
         compute: number format and memory format of the forward pass; plain float32 if omitted.
+        round: with seed and epoch of ``key`` it determines the chunks.
 
     Returns:
         Embeddings in float32 or better; ``indices`` are the data-set positions of this rank's rows. A rank may have no
         rows.
     """
-    num_samples = len(images)
-    chunks = torch.arange(num_samples).tensor_split(-(-num_samples // batch_size))
-    local_chunks = chunks[world.rank :: world.size]
+    local_chunks = random_chunks(len(images), batch_size, key.seed, key.epoch, round)[world.rank :: world.size]
     compute = compute or Compute(world.device)
     dtype = next(model.parameters()).dtype
     empty = torch.zeros((0, model.projector.out_features), device=world.device, dtype=dtype)
@@ -110,3 +111,22 @@ def embed(
         pairs = [(empty, empty), *(model(compute.layout(views.to(dtype))).chunk(2) for views in inputs)]
     z1, z2 = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     return Embeddings(z1, z2, torch.cat([torch.arange(0), *local_chunks]))
+
+
+def random_chunks(num_samples: int, batch_size: int, seed: int, *keys: int) -> tuple[Tensor, ...]:
+    """Partition data-set positions into nearly equal random chunks of at most ``batch_size``.
+
+    Chunks of consecutive positions would hold few classes each where files are in the order of their classes: batch
+    norm with a chunk's statistics would then subtract the means of classes.
+
+    Args:
+        num_samples: N.
+        batch_size: the most positions of a chunk.
+        seed: of the permutation that is cut into chunks.
+        *keys: further numbers that it depends on, such as epoch and round.
+
+    Returns:
+        int64 tensors, each position in one of them.
+    """
+    order = numpy_generator(seed, "chunks", *keys).permutation(num_samples)
+    return torch.from_numpy(order).tensor_split(-(-num_samples // batch_size))

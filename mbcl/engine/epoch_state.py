@@ -31,14 +31,16 @@ class PlanMetrics:
     Args:
         seconds, loss, lift: as in :class:`mbcl.planner.PlannedBatches`.
         age: epochs from the computation of the embeddings to the epoch that uses the plan, mean over the samples.
-        conflicts: pairs of a sample and one of its nearest neighbours that share a batch despite the sampler's
-            ``skip``; None where conflicts are not counted.
+        batches: how many of the plan's batches are trained on; the epoch's end may cut off the others.
+        conflicts: pairs of a sample and one of its nearest neighbours that share one of these batches despite the
+            sampler's ``skip``; None where conflicts are not counted.
     """
 
     seconds: float
     loss: float
     lift: float
     age: float
+    batches: int
     conflicts: int | None = None
 
 
@@ -125,8 +127,9 @@ class EpochProgress:
         row["sogclr/u_age"] = self.u_age
         if self.plan_metrics:
             row["plan/seconds"] = sum(plan.seconds for plan in self.plan_metrics)
+            num_batches = sum(plan.batches for plan in self.plan_metrics)
             for key in ("loss", "lift", "age"):
-                mean = sum(getattr(plan, key) for plan in self.plan_metrics) / len(self.plan_metrics)
+                mean = sum(getattr(plan, key) * plan.batches for plan in self.plan_metrics) / num_batches
                 row[f"plan/{key}"] = mean if math.isfinite(mean) else None
             row["plan/coverage"] = float(self.visited.double().mean())
             conflicts = [plan.conflicts for plan in self.plan_metrics if plan.conflicts is not None]

@@ -31,11 +31,16 @@ class MadePlan:
     planned: PlannedBatches
     made_in: float
 
-    def metrics(self, epoch: int) -> PlanMetrics:
-        """Return the plan's metrics for an epoch that trains on it; only the first such epoch counts its seconds."""
+    def metrics(self, epoch: int, batches: int) -> PlanMetrics:
+        """Return the plan's metrics for an epoch that trains on so many of its batches.
+
+        Only the first such epoch counts its seconds.
+        """
         planned = self.planned
         seconds = planned.seconds if epoch == planned.plan.epoch else 0.0
-        return PlanMetrics(seconds, planned.loss, planned.lift, epoch - self.made_in, planned.plan.conflicts)
+        counts = planned.plan.batch_conflicts
+        conflicts = None if counts is None else int(counts[:batches].sum())
+        return PlanMetrics(seconds, planned.loss, planned.lift, epoch - self.made_in, batches, conflicts)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plan as tensors and plain values."""
@@ -94,7 +99,8 @@ class PlanSource:
                     self._reusable = [*self._reusable[:round_], made]
             else:
                 made = self._reusable[round_]
-            plan, metrics = made.planned.plan, made.metrics(epoch)
+            plan = made.planned.plan
+            metrics = made.metrics(epoch, min(len(plan), self._steps_per_epoch - progress.step))
         if self._experiment.planner.overlap:
             due = self._due_after(epoch, round_, progress.step + len(plan))
             if due is not None:
@@ -110,10 +116,10 @@ class PlanSource:
 
     def _key(self, epoch: int, round_: int) -> PlanKey:
         """Return the key of a round's plan, or of the joined plan of all rounds of the epoch."""
-        if self._experiment.embeddings.refresh == "round":
-            return PlanKey(epoch, round_)
         length = self._experiment.build_sampler(epoch).plan_length(self._num_train)
-        return PlanKey(epoch, round_, -(-self._steps_per_epoch // length))
+        steps = self._steps_per_epoch - round_ * length
+        rounds = 1 if self._experiment.embeddings.refresh == "round" else -(-steps // length)
+        return PlanKey(epoch, round_, rounds, steps)
 
     def _due_after(self, epoch: int, round_: int, step: int) -> PlanKey | None:
         """Return the key of the next plan from embeddings after a round that ends at ``step``; None if none is due."""
@@ -170,20 +176,20 @@ class PlanSource:
         """Return this rank's shard of the embeddings for a plan."""
         epoch = progress.epoch
         if self.cache is None:
-            return self._embed(key.epoch), float(epoch)
+            return self._embed(key), float(epoch)
         if not self.cache.begun:
-            shard = self._embed(key.epoch)
+            shard = self._embed(key)
             time = epoch * self._steps_per_epoch + progress.step
             self.cache.record(shard.indices, shard.z1, shard.z2, time=time)
             return shard, float(epoch)
         shard = collectives.run_and_sync_errors(_require_finite, self._learner.world, self.cache.shard, epoch)
         return shard, epoch - self.cache.age(epoch)
 
-    def _embed(self, epoch: int) -> Embeddings:
-        """Compute this rank's shard of fresh embeddings for a plan of ``epoch``."""
+    def _embed(self, key: PlanKey) -> Embeddings:
+        """Compute this rank's shard of fresh embeddings for a plan."""
         source, learner = self._experiment.embeddings, self._learner
-        # The same views as the steps of that epoch train on.
-        views = ViewKey(learner.seed, epoch, augmented=source.views == "augmented")
+        # The same views as the steps of the plan's epoch train on.
+        views = ViewKey(learner.seed, key.epoch, augmented=source.views == "augmented")
         return embed_share(
             learner,
             learner.images,
@@ -191,7 +197,8 @@ class PlanSource:
             mode=source.mode,
             batch_size=source.batch_size,
             compute=learner.compute,
-            epoch=epoch,
+            epoch=key.epoch,
+            round=key.round,
         )
 
     def keep(self, stepped: StepOutput, *, epoch: int, step: int) -> None:
@@ -215,7 +222,15 @@ class PlanSource:
 
 
 def embed_share(
-    learner: Learner, images: ImageSet, views: ViewKey, *, mode: str, batch_size: int, compute: Compute, epoch: int
+    learner: Learner,
+    images: ImageSet,
+    views: ViewKey,
+    *,
+    mode: str,
+    batch_size: int,
+    compute: Compute,
+    epoch: int,
+    round: int = 0,
 ) -> Embeddings:
     """Compute this rank's shard of the embeddings. A collective call.
 
@@ -225,7 +240,8 @@ def embed_share(
     if mode == "eval":
         learner.share_statistics()
     make = partial(embed, learner.model, images, views, mode=mode, batch_size=batch_size, world=learner.world)
-    return collectives.run_and_sync_errors(_require_finite, learner.world, partial(make, compute=compute), epoch)
+    make = partial(make, compute=compute, round=round)
+    return collectives.run_and_sync_errors(_require_finite, learner.world, make, epoch)
 
 
 def _require_finite(make: Callable[[], Embeddings], epoch: int) -> Embeddings:

@@ -1,10 +1,10 @@
 """One training step: views, encoder, gather, objective, backward, optimiser.
 
 Ranks' losses are summed. With candidates, a rank's loss is the sum over its own anchors, divided by the number
-of anchors in the global batch, so the sum over ranks is the loss of the whole batch. With the distribution ``local`` it
-is the objective of the rank's own part, so the sum over W ranks is W times their mean. The gather's backward sums over
-ranks, so each rank's gradients are its samples' share of the whole batch's. DDP averages them over the W ranks, so
-there the loss is multiplied by W first; where chunks are accumulated without DDP, they are summed.
+of anchors in the global batch, so the sum over ranks is the loss of the whole batch. With the distribution ``local`` a
+rank's loss is the mean over its own part, divided by W, so the sum is the mean over the whole batch. The gather's
+backward sums over ranks, so each rank's gradients are its samples' share of the whole batch's. DDP averages them over
+the W ranks, so there the loss is multiplied by W first; where chunks are accumulated without DDP, they are summed.
 """
 
 from __future__ import annotations
@@ -160,6 +160,8 @@ class Learner:
         """Compute this rank's share of the loss of a batch or chunk; updates the per-sample state on all ranks."""
         candidates = self._candidates(z1, z2, batch)
         loss: Tensor = self.objective(z1, z2, positions.to(z1.device), candidates=candidates)
+        if self.objective.distribution == "local":
+            loss = loss / self.world.size
         if candidates is not None and isinstance(self.objective, StatefulObjective):
             assert candidates.indices is not None
             assert self.objective.pending is not None

@@ -18,10 +18,10 @@ from mbcl.engine.evaluation_checks import check_evaluation
 from mbcl.engine.precision import Compute
 from mbcl.engine.setup import SplitData, check_takes, load_data
 from mbcl.errors import CheckpointError, ConfigError
-from mbcl.evaluation.baselines import BASELINES, CachedMetrics, baseline
+from mbcl.evaluation.baselines import BASELINES, CachedMetrics, baseline, untrained
 from mbcl.evaluation.pieces import Piece, pieces_of
 from mbcl.evaluation.subject import Representation, Subject
-from mbcl.evaluation.weights import find_weights
+from mbcl.evaluation.weights import INITIAL, find_weights
 from mbcl.export import Weights
 from mbcl.io.store import Store, read_text, write_text
 
@@ -174,8 +174,7 @@ class _Evaluator:
 
         @cache
         def subject() -> Subject:
-            channels = self._images.train.channels
-            return self._subject(baseline(kind, experiment, in_channels=channels, device=self.device))
+            return self._subject(baseline(kind, experiment, train=self._images.train, device=self.device))
 
         for piece in self.requested:
             cached = CachedMetrics(store, kind, experiment, piece.request, data=data, device=self.device.type)
@@ -214,9 +213,12 @@ class _Evaluator:
 
     def _trained(self) -> Representation:
         """Build the model with the evaluated weights, after checking that it takes the images."""
-        model = self.weights.model(in_channels=self._images.train.channels)
-        check_takes(model, self.weights.experiment, self._images.test)
-        return cast(Representation, Compute.of(self.weights.experiment.train, self.device, model).place(model))
+        experiment, train = self.weights.experiment, self._images.train
+        model = self.weights.model(in_channels=train.channels)
+        check_takes(model, experiment, self._images.test)
+        if self.weights.name == INITIAL:
+            return cast(Representation, untrained(experiment, train=train, device=self.device))
+        return cast(Representation, Compute.of(experiment.train, self.device, model).place(model))
 
 
 def _key(request: Mapping[str, Any]) -> str:

@@ -40,7 +40,8 @@ def knn(
         temperature: tau of ``similarity``, > 0.
 
     Returns:
-        (Q,) int64 labels on the CPU. Of classes with equal votes the smallest label wins.
+        (Q,) int64 labels on the CPU. Of classes with equal votes the smallest label wins. Samples as near as the k-th
+        share the votes that are left, so the order of the bank does not matter.
 
     Raises:
         ValueError: if shapes do not fit or an entry is not finite.
@@ -67,16 +68,33 @@ def knn(
         raise ValueError("knn: features are not finite")
     classes, members = labels.cpu().unique(return_inverse=True)
     members = members.to(bank.device)
+
+    def weights(cosines: Tensor, nearest: Tensor) -> Tensor:
+        if weighting == "uniform":
+            return torch.ones_like(cosines, dtype=torch.float64)
+        # Cosines relative to the nearest one: this scales all weights of a query alike and prevents overflow.
+        return ((cosines - nearest).double() / temperature).exp()
+
     winners = []
     with torch.no_grad(), torch.autocast(device_type=bank.device.type, enabled=False):
         bank = normalize(bank)
         for part in queries.split(chunk_rows(len(bank))):
-            nearest_ck, index_ck = (normalize(part) @ bank.T).topk(k, dim=1)
-            # Cosines relative to the nearest one: this scales all weights of a query alike and prevents overflow.
-            weights_ck = ((nearest_ck - nearest_ck[:, :1]).double() / temperature).exp()
-            if weighting == "uniform":
-                weights_ck = torch.ones_like(weights_ck)
+            s_cN = normalize(part) @ bank.T
+            nearest_cK, index_cK = s_cN.topk(min(k + 1, len(bank)), dim=1)  # one more shows whether the last is tied
+            weights_ck = weights(nearest_cK[:, :k], nearest_cK[:, :1])
             votes_cC = torch.zeros((len(part), len(classes)), dtype=torch.float64, device=bank.device)
-            votes_cC.scatter_add_(1, members[index_ck], weights_ck)
+            votes_cC.scatter_add_(1, members[index_cK[:, :k]], weights_ck)
+            tied_c = (nearest_cK[:, k:] == nearest_cK[:, k - 1 : k]).any(dim=1)
+            if bool(tied_c.any()):
+                s_tN = s_cN[tied_c]
+                weights_tN = _shares(s_tN, nearest_cK[tied_c, k - 1 : k], k) * weights(s_tN, nearest_cK[tied_c, :1])
+                votes_cC[tied_c] = torch.zeros_like(votes_cC[tied_c]).index_add_(1, members, weights_tN)
             winners.append(votes_cC.argmax(dim=1).cpu())  # the first of ties
     return classes[torch.cat(winners)] if winners else torch.zeros(0, dtype=torch.int64)
+
+
+def _shares(s_tN: Tensor, last_t1: Tensor, k: int) -> Tensor:
+    """(t, N) float64: the votes of every sample, k for each query; those as near as the k-th share what is left."""
+    nearer_tN, as_near_tN = s_tN > last_t1, (s_tN == last_t1).double()
+    left_t1 = k - nearer_tN.sum(dim=1, keepdim=True)
+    return nearer_tN + as_near_tN * left_t1 / as_near_tN.sum(dim=1, keepdim=True)

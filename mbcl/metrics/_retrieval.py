@@ -30,8 +30,10 @@ def retrieval(
 ) -> dict[str, float]:
     r"""Summarise the ranks of the true partners in both directions.
 
-    With ranks from :func:`ranks`: top-k is the share of ranks :math:`\le k`; mrr the mean of 1/rank; the mean rank;
-    and the median rank :math:`\lfloor \mathrm{median}(\mathrm{rank} - 1) \rfloor + 1`.
+    Top-k is the share of ranks :math:`\le k`, mrr the mean of 1/rank; both are expected values over random orders of
+    equally similar targets, so that a collapsed encoder, whose embeddings are all equal, scores like chance: k/N and
+    :math:`\sum_{r=1}^N 1 / (rN)`. The mean rank and the median rank
+    :math:`\lfloor \mathrm{median}(\mathrm{rank} - 1) \rfloor + 1` are those of :func:`ranks`.
 
     Cosine is the default because the losses compare normalised projections: their length is never trained. With the raw
     inner product, a few long targets are the nearest of many queries, independent of what the encoder has learnt.
@@ -67,9 +69,10 @@ def retrieval(
         u, v = _comparable(u, similarity, "u"), _comparable(v, similarity, "v")
         for direction in directions:
             queries, targets = (u, v) if direction == "u2v" else (v, u)
-            rank_N = ranks(queries, targets)
-            result |= {f"{direction}/top{k}": float((rank_N <= k).double().mean()) for k in ks}
-            result[f"{direction}/mrr"] = float((1 / rank_N).mean())
+            above_N, ties_N = _placements(queries, targets)
+            rank_N = _middle(above_N, ties_N)
+            result |= {f"{direction}/top{k}": float(_chance_within(k, above_N, ties_N).mean()) for k in ks}
+            result[f"{direction}/mrr"] = float(_mean_reciprocal(above_N, ties_N).mean())
             result[f"{direction}/mean_rank"] = float(rank_N.mean())
             # The median of an even number is the mean of the middle two. torch.quantile refuses above 16 million.
             middle = rank_N.sort().values[[(len(rank_N) - 1) // 2, len(rank_N) // 2]].mean()
@@ -90,7 +93,7 @@ def retrieval_within(u: Tensor, v: Tensor, similarity: Similarity = "cosine") ->
 
     Returns:
         ``u2v/top1`` and ``v2u/top1``, in [0, 1]: the share of members whose partner is more similar than all other
-        members of the group.
+        members of the group. A partner that is as similar as others counts as its chance to be the first of them.
 
     Raises:
         ValueError: if shapes or dtypes do not fit, G, M or D is 0, or an entry is not finite.
@@ -107,15 +110,15 @@ def retrieval_within(u: Tensor, v: Tensor, similarity: Similarity = "cosine") ->
         raise ValueError(
             f"retrieval within groups: two (G, M, D) tensors are needed; found {tuple(u.shape)}, {tuple(v.shape)}"
         )
-    hits = {"u2v": 0, "v2u": 0}
+    hits = {"u2v": 0.0, "v2u": 0.0}
     rows = max(1, _CHUNK_ENTRIES // u.shape[1] ** 2)
     with torch.no_grad(), torch.autocast(device_type=u.device.type, enabled=False):
         u, v = _comparable(u, similarity, "u"), _comparable(v, similarity, "v")
         for u_gMD, v_gMD in zip(u.split(rows), v.split(rows), strict=True):
             for direction, queries, targets in (("u2v", u_gMD, v_gMD), ("v2u", v_gMD, u_gMD)):
                 s_gMM = queries @ targets.mT
-                rank_gM = _middle_ranks(s_gMM, s_gMM.diagonal(dim1=-2, dim2=-1)[..., None].clone())
-                hits[direction] += int((rank_gM <= 1).sum())
+                above_gM, ties_gM = _above_and_ties(s_gMM, s_gMM.diagonal(dim1=-2, dim2=-1)[..., None].clone())
+                hits[direction] += float(_chance_within(1, above_gM, ties_gM).sum())
     return {f"{direction}/top1": count / (u.shape[0] * u.shape[1]) for direction, count in hits.items()}
 
 
@@ -146,12 +149,7 @@ def ranks(queries: Tensor, targets: Tensor) -> Tensor:
         >>> ranks(torch.ones(3, 2), torch.ones(3, 2)).tolist()
         [2.0, 2.0, 2.0]
     """
-    rows = chunk_rows(len(targets))
-    parts = []
-    for start in range(0, len(queries), rows):
-        s_cN = queries[start : start + rows] @ targets.T
-        parts.append(_middle_ranks(s_cN, s_cN.diagonal(offset=start)[:, None].clone()))
-    return torch.cat(parts).cpu()
+    return _middle(*_placements(queries, targets))
 
 
 def chunk_rows(num_columns: int) -> int:
@@ -164,14 +162,45 @@ def chunk_rows(num_columns: int) -> int:
     return max(1, min(_CHUNK_ROWS, _CHUNK_ENTRIES // max(1, num_columns)))
 
 
-def _middle_ranks(s: Tensor, partner: Tensor) -> Tensor:
-    """(..., c) float64 ranks from (..., c, N) similarities, overwritten, and the partners', (..., c, 1)."""
+def _placements(queries: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) float64 CPU tensors: how many targets are more similar than the own one; how many as similar, with it."""
+    rows = chunk_rows(len(targets))
+    parts = []
+    for start in range(0, len(queries), rows):
+        s_cN = queries[start : start + rows] @ targets.T
+        parts.append(_above_and_ties(s_cN, s_cN.diagonal(offset=start)[:, None].clone()))
+    above_N, ties_N = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return above_N, ties_N
+
+
+def _above_and_ties(s: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., c) float64 twice, from (..., c, N) similarities, overwritten, and the partners', (..., c, 1).
+
+    How many similarities are larger than the partner's, and how many are equal to it, its own among them.
+    """
     # In place and without booleans, whose sums are sixty times slower in torch.
     signs = s.sub_(partner).sign_()
     balance = signs.sum(dim=-1)
     if bool(balance.isnan().any()):  # inf - inf after an overflow counts as a tie, so that it cannot improve a rank
         balance = signs.nan_to_num_(nan=0.0).sum(dim=-1)
-    return (s.shape[-1] + 1 + balance.double()) / 2
+    unequal = signs.abs_().sum(dim=-1).double()
+    return (unequal + balance.double()) / 2, s.shape[-1] - unequal
+
+
+def _middle(above: Tensor, ties: Tensor) -> Tensor:
+    """Return the middle of the ranks that ties share."""
+    return above + (ties + 1) / 2
+
+
+def _chance_within(k: int, above: Tensor, ties: Tensor) -> Tensor:
+    """Return the chance of a rank of at most k where ties are in random order."""
+    return ((k - above) / ties).clamp(0, 1)
+
+
+def _mean_reciprocal(above: Tensor, ties: Tensor) -> Tensor:
+    """Return the mean of 1/rank over the ranks above + 1 to above + ties, by differences of harmonic numbers."""
+    sums = torch.digamma(above + ties + 1) - torch.digamma(above + 1)
+    return torch.where(ties == 1, 1 / (above + 1), sums / ties)
 
 
 def _comparable(x: Tensor, similarity: Similarity, name: str) -> Tensor:

@@ -43,7 +43,8 @@ class Objective(nn.Module):
     ``distribution`` declares what an objective needs in training on several ranks. The training step gathers it, so the
     mathematics contains no collectives:
 
-    - ``local``: nothing; each rank's loss is that of its own part of the batch, and the ranks' losses are summed.
+    - ``local``: nothing; the loss is a mean over samples, of a function of both views of one sample. Each rank's loss
+      is that of its own part of the batch, and the mean over the ranks is the loss of the whole batch.
     - ``candidates``: the projections of all ranks, as :class:`Candidates`, gathered with gradient.
     - ``state``: the candidates with their ``indices``, and state per sample, as a
       :class:`~mbcl.objectives.StatefulObjective` has it.

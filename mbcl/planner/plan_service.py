@@ -19,7 +19,7 @@ from mbcl.distributed.collectives import World
 from mbcl.errors import MbclError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planner.background import BackgroundProcess
-from mbcl.planner.plans import PlanKey, PlannedBatches, plan_of, plan_state
+from mbcl.planner.plans import PLAN_TENSORS, PlanKey, PlannedBatches, plan_of, plan_state
 from mbcl.samplers import PoolMap, PoolSampler, Sampler, check_plan, quality, serial
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,8 @@ def make_plan(
     embeddings = embeddings.ordered(num_samples)
     plan = plan_rounds(sampler, embeddings, key, num_samples=num_samples, seed=seed, map_pools=map_pools)
     temperature = getattr(sampler, "temperature", DEFAULT_TEMPERATURE)
-    scores = quality(plan, embeddings, temperature=temperature, seed=seed)
+    trained = replace(plan, batches=plan.batches[: key.steps], scores=None)
+    scores = quality(trained, embeddings, temperature=temperature, seed=seed)
     if not math.isfinite(scores["loss"]):
         raise PlanError(f"{sampler.name}: the loss of the plan is {scores['loss']}")
     seconds = time.perf_counter() - start
@@ -79,12 +80,12 @@ def _join(plans: list[BatchPlan]) -> BatchPlan:
     if len(plans) == 1:
         return first
     scores = [plan.scores for plan in plans if plan.scores is not None]
-    conflicts = [plan.conflicts for plan in plans if plan.conflicts is not None]
+    conflicts = [plan.batch_conflicts for plan in plans if plan.batch_conflicts is not None]
     return replace(
         first,
         batches=torch.cat([plan.batches for plan in plans]),
         scores=torch.cat(scores) if scores else None,
-        conflicts=sum(conflicts) if conflicts else None,
+        batch_conflicts=torch.cat(conflicts) if conflicts else None,
     )
 
 
@@ -193,7 +194,8 @@ def _to_wire(planned: PlannedBatches | MbclError) -> dict[str, Any]:
     if isinstance(planned, MbclError):
         return {"error": str(planned)}
     plan = plan_state(planned.plan)
-    plan["batches"] = plan["batches"].numpy()
+    for name in PLAN_TENSORS:
+        plan[name] = None if plan[name] is None else plan[name].numpy()
     return {"plan": plan, "digest": planned.plan.digest, "metrics": (planned.seconds, planned.loss, planned.lift)}
 
 
@@ -201,7 +203,9 @@ def _from_wire(wire: dict[str, Any]) -> PlannedBatches | MbclError:
     """Deserialise the result of :func:`_to_wire`; a plan whose digest does not match is a failure."""
     if "error" in wire:
         return PlanError(wire["error"])
-    plan = plan_of(wire["plan"] | {"batches": torch.from_numpy(wire["plan"]["batches"])})
+    tensors = {name: wire["plan"][name] for name in PLAN_TENSORS}
+    tensors = {name: None if array is None else torch.from_numpy(array) for name, array in tensors.items()}
+    plan = plan_of(wire["plan"] | tensors)
     if plan.digest != wire["digest"]:
         return PlanError(f"the plan of epoch {plan.epoch}, round {plan.round} was damaged on its way")
     return PlannedBatches(plan, *wire["metrics"])

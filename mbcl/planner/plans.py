@@ -5,11 +5,14 @@ One process, torchrun and Ray implement the service differently.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers import Sampler
+
+PLAN_TENSORS = ("batches", "batch_conflicts")
+"""The tensors of :func:`plan_state`; the second may be None."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,14 @@ class PlanKey:
         epoch: counts from 0.
         round: counts the plans of an epoch from 0.
         rounds: how many plans, from ``round`` on, are computed at once and joined to one.
+        steps: steps that the epoch has left for the plan. If it has more batches, the epoch's end cuts it off, and only
+            those that are trained on are scored; None for all. The plan does not depend on it, nor does equality.
     """
 
     epoch: int
     round: int
     rounds: int = 1
+    steps: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class PlannedBatches:
         plan: the batches.
         seconds: wall time from the embeddings to the scored plan, wherever it is computed; includes handing pools to
             tasks, excludes the transfer to the ranks.
-        loss: mean NT-Xent of the planned batches under the planner's embeddings.
+        loss: mean NT-Xent under the planner's embeddings, of the batches that are trained on.
         lift: ``loss`` over the mean of random batches on the same embeddings; NaN where that is 0.
     """
 
@@ -64,8 +70,8 @@ class PlanService(Protocol):
 
 def plan_state(plan: BatchPlan) -> dict[str, Any]:
     """Serialise a plan for a checkpoint as a tensor and plain values, without its scores."""
-    state = {key: getattr(plan, key) for key in ("sampler", "seed", "epoch", "round", "conflicts")}
-    return {"batches": plan.batches.int()} | state
+    state = {key: getattr(plan, key) for key in ("sampler", "seed", "epoch", "round")}
+    return {"batches": plan.batches.int(), "batch_conflicts": plan.batch_conflicts} | state
 
 
 def plan_of(state: dict[str, Any]) -> BatchPlan:

@@ -52,8 +52,8 @@ def _conflicts(metrics: Facts) -> str:
 
 
 def _bound(metrics: Facts) -> str:
-    limit = "which no plan that visits the same samples as often, B at a time, can exceed"
-    share = f"loss is {metrics['loss_of_bound']:.1%} of {metrics['bound']:.4g}, {limit}"
-    if not metrics["bound_standard_error"]:
-        return share
-    return f"{share} (± {metrics['bound_standard_error']:.2g}, from {metrics['bound_anchors']} anchors)"
+    limit = "no plan that visits the same samples as often, B at a time, can exceed"
+    share, error = f"loss is {metrics['loss_of_bound']:.1%} of {metrics['bound']:.4g}", metrics["bound_standard_error"]
+    if not error:
+        return f"{share}, which {limit}"
+    return f"{share} ± {error:.2g}, an estimate from {metrics['bound_anchors']} anchors of what {limit}"

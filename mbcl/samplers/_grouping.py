@@ -37,7 +37,7 @@ def grouped(embeddings: Embeddings, positions: Ints, block: int, batch_size: int
         seed: of this partition.
 
     Returns:
-        The positions of each block, ascending; together they are ``positions``.
+        The positions of each block, in the order of ``positions``; together they are ``positions``.
     """
     x_ND = pair_sums(embeddings, positions)
     blocks: list[Ints] = []
@@ -62,7 +62,7 @@ def grouped(embeddings: Embeddings, positions: Ints, block: int, batch_size: int
         part_MD = x_ND if len(rows) == len(x_ND) else x_ND[torch.from_numpy(rows).to(x_ND.device)]
         cluster_M = balanced_kmeans(part_MD[None], num_blocks, [derive(seed, "blocks", len(blocks))])[0].cpu().numpy()
         blocks += list(rows[np.argsort(cluster_M, kind="stable")].reshape(num_blocks, block))
-    return [np.sort(positions[rows]) for rows in blocks]
+    return [positions[rows] for rows in blocks]
 
 
 def pair_sums(embeddings: Embeddings, positions: Ints) -> Tensor:

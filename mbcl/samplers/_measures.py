@@ -69,7 +69,8 @@ def upper_bound(plan: BatchPlan, embeddings: Embeddings, *, temperature: float =
     The bound is seldom reached, because being among each other's hardest samples is not symmetric.
 
     All places of the plan are evaluated where they make at most 2^24 pairs with the N samples; otherwise 2^26 / N
-    places, and at least 256, drawn without repetition. Both anchors of a place are evaluated.
+    places, and at least 256, drawn without repetition. The value is then an estimate of the bound, below it about as
+    often as above. Both anchors of a place are evaluated.
 
     Args:
         plan: (S, B) batches; only B and the number of visits of each sample matter.

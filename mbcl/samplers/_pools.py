@@ -261,19 +261,30 @@ class PoolSampler(BaseSampler):
     def _merged(
         self, num_samples: int, pools: Sequence[Ints], planned: Sequence[PoolPlan], seed: int, key: tuple[int, int]
     ) -> BatchPlan:
-        """Merge the plans of a round's pools, in their order, and apply ``mix``."""
+        """Merge the plans of a round's pools and apply ``mix``.
+
+        Random pools are merged in their order. Pools that :meth:`cut` made of one hold similar samples, so in their
+        order training would pass from cluster to cluster: their batches are merged in random order.
+        """
         batches = np.concatenate([pool[plan.rows] for pool, plan in zip(pools, planned, strict=True)])
+        scores = [plan.scores for plan in planned if plan.scores is not None]
+        scores_S = np.concatenate(scores) if scores and not self.mix else None
+        if len(pools) > len(self.pool_sizes(num_samples)):
+            order = numpy_generator(seed, f"sampler/{self.name}/merged", *key).permutation(len(batches))
+            batches, scores_S = batches[order], None if scores_S is None else scores_S[order]
         if len(batches) != self.plan_length(num_samples):
             raise PlanError(f"{self.name}: {len(batches)} batches instead of {self.plan_length(num_samples)}")
         batches = mixed(batches, self.mix, numpy_generator(seed, f"sampler/{self.name}/mix", *key))
-        scores = [plan.scores for plan in planned if plan.scores is not None]
+        conflicts = None
+        if self.skip:
+            conflicts = count_conflicts(batches, pools, [plan.neighbours for plan in planned], num_samples)
         merged = BatchPlan(
             torch.from_numpy(batches),
             self.name,
             seed,
             *key,
-            torch.from_numpy(np.concatenate(scores)) if scores and not self.mix else None,
-            count_conflicts(batches, pools, [plan.neighbours for plan in planned], num_samples) if self.skip else None,
+            None if scores_S is None else torch.from_numpy(scores_S),
+            torch.from_numpy(conflicts) if conflicts is not None else None,
         )
         return merged.validate(num_samples, distinct=self.no_repeats)
 

@@ -209,8 +209,8 @@ def _exchange(
 
 def count_conflicts(
     batches_SB: Ints, pools: Sequence[Ints], neighbours: Sequence[NDArray[np.int32] | None], num_samples: int
-) -> int:
-    """Count the pairs (sample, its neighbour) that share a batch of the final plan; samples may be repeated in it.
+) -> Ints:
+    """(S,) int64: the pairs (sample, its neighbour) that share each batch of the final plan, which may repeat samples.
 
     ``neighbours`` are (M, P) int32 row numbers within each pool, or None.
     """
@@ -220,9 +220,9 @@ def count_conflicts(
     for pool, part in near:
         neighbours_NP[pool, : part.shape[1]] = part
     present_N = np.zeros(num_samples + 1, dtype=np.bool_)
-    count = 0
-    for batch_B in batches_SB:
+    count_S = np.zeros(len(batches_SB), dtype=np.int64)
+    for number, batch_B in enumerate(batches_SB):
         present_N[batch_B] = True
-        count += int(present_N[neighbours_NP[batch_B]].sum())
+        count_S[number] = present_N[neighbours_NP[batch_B]].sum()
         present_N[batch_B] = False
-    return count
+    return count_S

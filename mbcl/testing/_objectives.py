@@ -47,8 +47,8 @@ def check_objective(objective: Objective | str, /, *, num_workers: int = 2, **pa
     - The order of the batch does not matter.
     - It has state if and only if its ``distribution`` is ``state``; pickling and the state dict keep it, and evaluation
       mode does not change it.
-    - On several gloo processes, loss, gradients and state of three steps are those of one process to 1e-9 in float64:
-      of the whole batch, or with the distribution ``local`` of each rank's part.
+    - On several gloo processes, loss, gradients and state of three steps are those of one process on the whole
+      batch to 1e-9 in float64. With the distribution ``local`` the ranks' losses are averaged first.
 
     Positions of samples are 0 to 7: an objective with state needs room for 8 samples.
 
@@ -248,9 +248,8 @@ def _check_workers(objective: Objective, subject: str, num_workers: int) -> None
         if isinstance(steps, str):
             raise broken(subject, promise, f"steps on {num_workers} workers", steps)
         ranks.append(steps)
-    alone = steps_in_one_process(objective, num_workers)
-    part = "each rank's part" if objective.distribution == "local" else "the whole batch"
-    on = f"of {part} in one process to {EXACT:g} on {num_workers} workers"
+    alone = steps_in_one_process(objective)
+    on = f"of the whole batch in one process to {EXACT:g} on {num_workers} workers"
     for number, expected in enumerate(alone):
         found = Step.merge([steps[number] for steps in ranks], objective.distribution)
         for name in ("loss", "gradients"):

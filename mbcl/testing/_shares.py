@@ -57,7 +57,7 @@ class Step:
     """The result of a step, on one rank or merged.
 
     Args:
-        loss: (1,) or, of ranks with the distribution ``local``, (W,).
+        loss: (1,).
         gradients: (2, b, D) of both views.
         state: the objective's state afterwards.
     """
@@ -68,26 +68,19 @@ class Step:
 
     @staticmethod
     def merge(ranks: Sequence[Step], distribution: Distribution) -> Step:
-        """Merge the results of all ranks: losses are summed, except with ``local``, where each is of its own part."""
-        loss = torch.cat([step.loss for step in ranks])
+        """Merge the results of all ranks: losses are summed, or with ``local`` averaged, as are their gradients."""
+        share = len(ranks) if distribution == "local" else 1
         return Step(
-            loss if distribution == "local" else loss.sum(0, keepdim=True),
-            torch.cat([step.gradients for step in ranks], dim=1),
+            torch.cat([step.loss for step in ranks]).sum(0, keepdim=True) / share,
+            torch.cat([step.gradients for step in ranks], dim=1) / share,
             ranks[0].state,
         )
 
 
-def steps_in_one_process(objective: Objective, num_workers: int) -> list[Step]:
-    """Run the steps on the whole batch, or with the distribution ``local`` on the part of each of W ranks."""
+def steps_in_one_process(objective: Objective) -> list[Step]:
+    """Run the steps on the whole batch."""
     objective = copy.deepcopy(objective).train()
-    num_parts = num_workers if objective.distribution == "local" else 1
-    steps = []
-    for number in range(NUM_STEPS):
-        parts = zip(*(tensor.chunk(num_parts) for tensor in batch(number)), strict=True)
-        steps.append(
-            Step.merge([_step(objective, z1, z2, indices) for z1, z2, indices in parts], objective.distribution)
-        )
-    return steps
+    return [_step(objective, *batch(number)) for number in range(NUM_STEPS)]
 
 
 def _step(objective: Objective, z1: Tensor, z2: Tensor, indices: Tensor) -> Step:

@@ -23,6 +23,7 @@ from mbcl.cli import main
 from mbcl.errors import ConfigError
 from mbcl.io.npz import read_arrays
 from mbcl.plan import BatchPlan, Embeddings
+from mbcl.planning.console import _bound
 from mbcl.planning.embeddings_file import read_embeddings
 from mbcl.samplers import SAMPLERS, Shuffle, build, quality
 from mbcl.samplers._measures import overlap, same_class_share, upper_bound
@@ -536,3 +537,12 @@ def test_plan_prints_conflicts_with_their_share(
     assert f"{13 * 10 * 9} pairs of a sample and one of its nearest could not be kept apart, 1 of all" in (
         capsys.readouterr().out
     )
+
+
+def test_plan_calls_a_sampled_bound_an_estimate() -> None:
+    """Half of the estimates lie below the bound, so a plan may exceed them."""
+    exact = {"loss_of_bound": 0.762, "bound": 2.937, "bound_anchors": 3584, "bound_standard_error": 0.0}
+    limit = "no plan that visits the same samples as often, B at a time, can exceed"
+    assert _bound(exact) == f"loss is 76.2% of 2.937, which {limit}"
+    sampled = exact | {"bound_anchors": 512, "bound_standard_error": 0.0123}
+    assert _bound(sampled) == f"loss is 76.2% of 2.937 ± 0.012, an estimate from 512 anchors of what {limit}"

@@ -7,7 +7,7 @@ import resource
 
 import pytest
 import torch
-from mbcl.engine.background import BackgroundProcess
+from mbcl.planner.background import BackgroundProcess
 
 from mbcl.engine.freed_memory import keep_freed_memory
 

@@ -13,24 +13,25 @@ import torch
 
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
-from mbcl.engine.gradient_parity import DTYPES, EXACT, Case, Errors, certify, relative_error
+from mbcl.engine.gradient_parity import DTYPES, EXACT, LOCAL, Case, Errors, certify, relative_error
+from mbcl.engine.step import Learner
 from mbcl.objectives import OBJECTIVES
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.parametrize("objective", [*OBJECTIVES, LOCAL])
 def test_certify_one_worker_with_chunks_is_within_the_bound(objective, dtype):
     errors = certify(World(), Case(objective, dtype, "cached"))
     assert errors.within, errors
     assert errors.bound == EXACT if dtype == "float64" else errors.bound > EXACT
 
 
-FOUR = [("clip", 4), ("sogclr", 4)]
-"""One objective that needs the projections of other ranks, and one with state."""
+FOUR = [("clip", 4), ("sogclr", 4), (LOCAL, 4)]
+"""One objective that needs the projections of other ranks, one with state, and one that needs nothing."""
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize(("objective", "num_workers"), [*((name, 2) for name in OBJECTIVES), *FOUR])
+@pytest.mark.parametrize(("objective", "num_workers"), [*((name, 2) for name in (*OBJECTIVES, LOCAL)), *FOUR])
 def test_certify_several_workers_is_within_the_bound(objective, num_workers):
     for accumulation, dtype in product(("none", "cached"), DTYPES):
         errors = gloo.run(certify, num_workers, Case(objective, dtype, accumulation))
@@ -83,6 +84,22 @@ def test_certify_detects_a_gather_that_drops_gradients(objective, dtype):
 def test_certify_detects_state_that_differs_between_ranks():
     errors = gloo.run(_certify_without_commit, 2, Case("sogclr"))[0]
     assert errors.state > errors.bound
+
+
+def _certify_with_local_losses_that_are_summed(world, case):
+    """A rank's loss is the mean over its own part, so the sum over the ranks is W times the mean over the batch."""
+    loss = Learner._loss
+    Learner._loss = lambda self, *arguments: loss(self, *arguments) * world.size
+    try:
+        return certify(world, case)
+    finally:
+        Learner._loss = loss
+
+
+@pytest.mark.dist
+def test_certify_detects_local_losses_that_are_summed():
+    errors = gloo.run(_certify_with_local_losses_that_are_summed, 2, Case(LOCAL, steps=1))[0]
+    assert min(errors.loss, errors.gradients) == pytest.approx(1, rel=EXACT), "twice as large"
 
 
 def test_errors_within_is_false_for_values_not_finite():

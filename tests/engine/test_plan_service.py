@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 
 import gloo
 import pytest
@@ -21,6 +22,7 @@ from mbcl.io.store import LocalStore
 from mbcl.plan import Embeddings
 from mbcl.planner import LocalPlanService, PlanKey, make_plan, plan_service
 from mbcl.planner.background import BackgroundProcess
+from mbcl.samplers import quality
 
 EPOCHS = 5
 STEPS = 11
@@ -198,6 +200,37 @@ def test_plan_conflicts_are_summed_over_the_plans_of_an_epoch(trained):
     both = Embeddings(z, z)
     joined = make_plan(sampler, both, PlanKey(0, 0, 3), num_samples=180, seed=0).plan
     assert joined.conflicts == sum(sampler.plan(180, both, seed=0, epoch=0, round=r).conflicts for r in range(3))
+
+
+@pytest.mark.parametrize("refresh", ["round", "epoch"])
+def test_plan_metrics_are_those_of_the_batches_trained_on(tmp_path, refresh):
+    """Rounds of 4 batches: of the third the epoch of 11 steps trains on 3."""
+    sampler = {"name": "osgd", "k": 4, "q": 2, "skip": 3}
+    trainer = Trainer(
+        runs.experiment(sampler, embeddings={"refresh": refresh}, train={"epochs": 1, "batch_size": 16}),
+        world=World(),
+        store=LocalStore(tmp_path),
+    )
+    requested, request = [], trainer.plans.request
+
+    def recorded(key, shard, sampler, **options):
+        requested.append((key, shard.ordered(180), sampler))
+        return request(key, shard, sampler, **options)
+
+    trainer.plans.request = recorded
+    row = trainer.run().row
+    loss = lift = conflicts = steps = 0
+    for key, embeddings, planner in requested:
+        plans = [planner.plan(180, embeddings, seed=0, epoch=0, round=key.round + r) for r in range(key.rounds)]
+        plan = replace(plans[0], batches=torch.cat([plan.batches for plan in plans])[: 11 - steps], scores=None)
+        counts = torch.cat([plan.batch_conflicts for plan in plans])[: len(plan)]
+        scores = quality(plan, embeddings, seed=0)
+        loss, lift = loss + len(plan) * scores["loss"], lift + len(plan) * scores["lift"]
+        conflicts, steps = conflicts + int(counts.sum()), steps + len(plan)
+    assert (steps, len(requested)) == (11, 3 if refresh == "round" else 1)
+    assert row["plan/loss"] == pytest.approx(loss / 11, rel=runs.EXACT)
+    assert row["plan/lift"] == pytest.approx(lift / 11, rel=runs.EXACT)
+    assert row["plan/conflicts"] == conflicts
 
 
 # -- plans ahead ---------------------------------------------------------------------------------------------------

@@ -15,10 +15,11 @@ from mbcl.config.experiment import Evaluation
 from mbcl.data import ImageSet, clean_views, corrupt
 from mbcl.distributed.collectives import World
 from mbcl.engine.embedding_pass import ViewKey, two_views
+from mbcl.engine.gradient_parity import relative_error
 from mbcl.engine.setup import load_data, model_of
 from mbcl.errors import ConfigError, DataError
 from mbcl.evaluation import INITIAL, evaluate, find_weights
-from mbcl.evaluation.baselines import Pixels
+from mbcl.evaluation.baselines import Pixels, baseline, set_statistics
 from mbcl.evaluation.subject import Subject
 from mbcl.io.store import LocalStore
 from mbcl.seeding import derive
@@ -202,3 +203,40 @@ def test_subject_reads_clean_images_through_the_image_set(data, monkeypatch):
     config, host = runs.experiment().data, torch.device("cpu")
     subject = Subject(Pixels(), data, data=config, settings=settings("knn"), seed=0, device=host)
     assert len(subject.features) == sum(requested) == len(data.test)
+
+
+@pytest.mark.parametrize("num_images", [180, 1294])
+def test_untrained_model_has_the_statistics_of_the_training_images(num_images):
+    """The first batch norm's input does not depend on other layers: its statistics are those of all images."""
+    content = runs.exact(data={"name": "digits", "max_samples": round(num_images / 0.9)})
+    train = load_data(content.data, seed=0).train.first(num_images)
+    untrained = baseline("random", content, train=train, device=torch.device("cpu"))
+    layers = [layer for layer in untrained.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+    assert not untrained.training
+    assert all(not layer.training and layer.momentum == 0.1 for layer in layers)
+    inputs: list[torch.Tensor] = []
+    layers[0].register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    with torch.no_grad():
+        untrained(clean_views(train.pixels(torch.arange(num_images)), images=train).double())
+    variance, mean = torch.var_mean(inputs[0], (0, 2, 3))
+    # Chunks of 215 and 216 images have equal weights, and their variances are around their own means.
+    bound = runs.EXACT if num_images <= 256 else 0.01
+    assert relative_error(layers[0].running_mean, mean) < bound
+    assert relative_error(layers[0].running_var, variance) < bound
+
+
+def test_untrained_model_is_a_function_of_the_seed():
+    content = runs.exact()
+    train = load_data(content.data, seed=0).train
+    first, again = (baseline("random", content, train=train, device=torch.device("cpu")) for _ in range(2))
+    assert runs.equal(first.state_dict(), again.state_dict())
+    initial = model_of(content, in_channels=1)
+    assert runs.equal(dict(first.named_parameters()), dict(initial.named_parameters())), "no weight changes"
+
+
+def test_untrained_model_without_batch_norm_stays_as_it_is():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3), torch.nn.Dropout()).double().eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    train = load_data(runs.exact().data, seed=0).train
+    set_statistics(model, train, seed=0, device=torch.device("cpu"))
+    assert runs.equal(model.state_dict(), before)

@@ -66,3 +66,22 @@ def test_knn_refuses_bad_input() -> None:
         knn(eye, labels[:2], eye, k=1)
     with pytest.raises(ValueError, match="not finite"):
         knn(eye, labels, eye / 0, k=1)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "similarity"])
+def test_knn_of_ties_does_not_depend_on_the_order_of_the_bank(weighting: str) -> None:
+    """All are as near as the k-th: the class of the most samples wins, in any order."""
+    bank, labels = torch.ones(60, 4), torch.arange(60) % 7 % 4  # of 0, 1 and 2 there are more than of 3
+    queries = torch.ones(3, 4)
+    for order in (torch.argsort(labels), torch.argsort(-labels)):
+        for k in (1, 5, 60):
+            assert knn(bank[order], labels[order], queries, k=k, weighting=weighting).tolist() == [0] * 3  # type: ignore[arg-type]
+
+
+def test_knn_shares_the_votes_that_are_left_among_ties() -> None:
+    """Of k = 3 votes one is of the nearest, label 5, and four samples as near as each other share two."""
+    bank = torch.tensor([[1.0, 0.0], *[[0.0, 1.0]] * 4])
+    query = torch.tensor([[2.0, 1.0]])
+    for last, expected in (([7, 7, 7, 8], 7), ([6, 7, 8, 9], 5)):
+        labels = torch.tensor([5, *last])
+        assert knn(bank, labels, query, k=3, weighting="uniform").tolist() == [expected]

@@ -82,8 +82,43 @@ def test_retrieval_of_a_collapsed_encoder_is_at_chance(
     for u in (row.expand(size, dim), torch.zeros(size, dim)):
         scores = retrieval(u, u.clone(), similarity=similarity)  # type: ignore[arg-type]
         for direction in ("u2v", "v2u"):
-            assert scores[f"{direction}/top1"] <= 2 / size
+            assert 0 < scores[f"{direction}/top1"] <= 2 / size, "1 / N, but for products that rounding makes unequal"
             assert scores[f"{direction}/mean_rank"] == pytest.approx((size + 1) / 2, rel=0.1)
+
+
+@pytest.mark.parametrize("size", [1, 15, 101])
+def test_retrieval_of_exact_ties_is_chance(size: int) -> None:
+    """Products of whole numbers are exact, so all similarities are equal."""
+    u = torch.tensor([[2.0, -3.0, 1.0]]).expand(size, 3)
+    scores = retrieval(u, u, ks=(1, 5, 1000), similarity="dot")
+    for direction in ("u2v", "v2u"):
+        assert scores[f"{direction}/top1"] == pytest.approx(1 / size)
+        assert scores[f"{direction}/top5"] == pytest.approx(min(1, 5 / size))
+        assert scores[f"{direction}/top1000"] == 1
+        assert scores[f"{direction}/mrr"] == pytest.approx(sum(1 / rank for rank in range(1, size + 1)) / size)
+        assert scores[f"{direction}/mean_rank"] == (size + 1) / 2
+    groups = u.expand(4, size, 3)
+    assert retrieval_within(groups, groups, similarity="dot") == pytest.approx(
+        {"u2v/top1": 1 / size, "v2u/top1": 1 / size}
+    )
+
+
+@given(seed=st.integers(0, 2**31), size=st.integers(1, 9))
+@settings(max_examples=30, deadline=None)
+def test_retrieval_of_ties_is_the_mean_over_their_orders(seed: int, size: int) -> None:
+    """Small integers give many exact ties; a slow oracle gives each order of them the same weight."""
+    generator = torch.Generator().manual_seed(seed)
+    u, v = (torch.randint(-1, 2, (size, 2), generator=generator).float() for _ in range(2))
+    scores, found = u @ v.T, retrieval(u, v, ks=(1, 3), similarity="dot")
+    ranks_of = []
+    for i in range(size):
+        above = int((scores[i] > scores[i, i]).sum())
+        ranks_of.append(range(above + 1, above + int((scores[i] == scores[i, i]).sum()) + 1))
+    for k in (1, 3):
+        assert found[f"u2v/top{k}"] == pytest.approx(
+            np.mean([np.mean([rank <= k for rank in each]) for each in ranks_of])
+        )
+    assert found["u2v/mrr"] == pytest.approx(np.mean([np.mean([1 / rank for rank in each]) for each in ranks_of]))
 
 
 def test_retrieval_by_cosine_ignores_length_and_by_dot_does_not() -> None:
@@ -128,9 +163,9 @@ def test_retrieval_refuses_bad_input() -> None:
         mbcl.metrics.retrieval(eye, eye, ks=(0,))
 
 
-def test_retrieval_counts_overflow_as_a_miss() -> None:
+def test_retrieval_counts_overflow_as_a_tie() -> None:
     u = torch.full((5, 2), 3e38) * torch.tensor([1.0, -1.0])
-    assert retrieval(u, u.flip(1), similarity="dot")["u2v/top1"] == 0  # inf - inf is nan
+    assert retrieval(u, u.flip(1), similarity="dot")["u2v/top1"] == 1 / 5  # inf - inf is nan
 
 
 @pytest.mark.parametrize("group", range(int(STORED["n_groups"])))
@@ -153,8 +188,9 @@ def test_retrieval_within_is_the_mean_over_groups(seed: int, groups: int, member
         assert score == pytest.approx(np.mean([one[direction] for one in each]))
 
 
-def test_retrieval_within_groups_of_equal_members_is_zero() -> None:
-    assert retrieval_within(torch.ones(4, 3, 2), torch.ones(4, 3, 2)) == {"u2v/top1": 0.0, "v2u/top1": 0.0}
+def test_retrieval_within_groups_of_equal_members_is_chance() -> None:
+    expected = {"u2v/top1": pytest.approx(1 / 3), "v2u/top1": pytest.approx(1 / 3)}
+    assert retrieval_within(torch.ones(4, 3, 2), torch.ones(4, 3, 2)) == expected
     with pytest.raises(ValueError, match=r"two \(G, M, D\) tensors"):
         retrieval_within(torch.ones(4, 2), torch.ones(4, 2))
     broken = torch.ones(4, 3, 2)

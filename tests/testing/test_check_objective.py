@@ -61,6 +61,15 @@ class FailsWithCandidates(Own):
         return super().forward(z1, z2, indices)
 
 
+class ContrastsItsPart(Objective):
+    """NT-Xent of each rank's part: another objective on every number of workers."""
+
+    distribution = "local"
+
+    def forward(self, z1, z2, indices=None, *, candidates=None):
+        return nt_xent(z1, z2, temperature=0.5)
+
+
 class NotLocal(Alone):
     """Says that it needs nothing of others, and knows of them."""
 
@@ -192,7 +201,8 @@ ON_WORKERS: list[tuple[Any, str]] = [
         FailsWithCandidates,
         "distribution 'candidates': promised steps on 2 workers, found RuntimeError: one process only",
     ),
-    (NotLocal, "distribution 'local': promised loss of each rank's part"),
+    (NotLocal, "distribution 'local': promised loss of the whole batch"),
+    (ContrastsItsPart, "distribution 'local': promised loss of the whole batch"),
     (lambda: CommitsItsPart(num_samples=8), "distribution 'state': promised state 'u' of the whole batch"),
 ]
 
