@@ -7,9 +7,9 @@ import resource
 
 import pytest
 import torch
-from mbcl.planner.background import BackgroundProcess
 
 from mbcl.engine.freed_memory import keep_freed_memory
+from mbcl.planner.background import BackgroundProcess
 
 BLOCKS, BYTES = 20, 2**23
 
