@@ -46,8 +46,12 @@ def detectable(pairs: int, comparisons: int) -> float | None:
     """
     if pairs < fewest_pairs(comparisons):
         return None
-    power = _simulated_power if pairs <= _SIMULATED_PAIRS else _t_power
-    return float(optimize.brentq(lambda effect: power(effect, pairs, comparisons) - POWER, 0.0, 10.0, xtol=1e-3))
+    return float(optimize.brentq(lambda effect: _power(effect, pairs, comparisons) - POWER, 0.0, 10.0, xtol=1e-3))
+
+
+def _power(effect: float, pairs: int, comparisons: int) -> float:
+    """Return the probability that a difference is claimed."""
+    return (_simulated_power if pairs <= _SIMULATED_PAIRS else _t_power)(effect, pairs, comparisons)
 
 
 def _simulated_power(effect: float, pairs: int, comparisons: int) -> float:
@@ -94,8 +98,9 @@ def pairs_to_decide(margin: float, comparisons: int) -> int | None:
     """
 
     def decides(pairs: int) -> bool:
-        effect = detectable(pairs, comparisons)
-        return effect is not None and effect <= margin and _equivalence_power(margin, pairs, comparisons) >= POWER
+        if pairs < fewest_pairs(comparisons) or _equivalence_power(margin, pairs, comparisons) < POWER:
+            return False
+        return _power(margin, pairs, comparisons) >= POWER
 
     low, high = MIN_PAIRS - 1, MAX_PAIRS
     if not decides(high):
