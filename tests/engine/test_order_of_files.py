@@ -94,24 +94,16 @@ def test_random_chunks_are_a_partition_and_a_function_of_seed_epoch_and_round():
         assert not torch.equal(torch.cat(chunks), torch.cat(random_chunks(100, 30, *keys)))
 
 
-def test_embed_in_evaluation_mode_does_not_depend_on_the_order(data, model):
+@pytest.mark.parametrize(("mode", "batch_size"), [("eval", 64), ("train", 180)])
+def test_embed_does_not_depend_on_the_order(data, model, mode, batch_size):
+    """In training mode one chunk has the statistics of all images, in any order."""
     images = data.train.first(180)
     place = sorted_by_class(images)
-    options = {"mode": "eval", "batch_size": 64, "world": World()}
+    options = {"mode": mode, "batch_size": batch_size, "world": World()}
     expected = embed(model, images, ViewKey(0), **options).ordered(180)
     found = same_places(images, place, embed(model, reordered(images, place), ViewKey(0), **options))
     for key in ("z1", "z2"):
         assert runs.largest_difference({key: getattr(found, key)}, {key: getattr(expected, key)}) < runs.EXACT
-
-
-def test_embed_in_training_mode_does_not_depend_on_the_order_within_one_chunk(data, model):
-    """One chunk has the statistics of all images, in any order."""
-    images = data.train.first(180)
-    place = sorted_by_class(images)
-    options = {"mode": "train", "batch_size": 180, "world": World()}
-    expected = embed(model, images, ViewKey(0), **options).ordered(180)
-    found = same_places(images, place, embed(model, reordered(images, place), ViewKey(0), **options))
-    assert runs.largest_difference({"z1": found.z1}, {"z1": expected.z1}) < runs.EXACT
 
 
 def test_chunks_of_images_sorted_by_class_hold_all_classes(data):
