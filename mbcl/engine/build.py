@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from mbcl.config.experiment import Experiment
 from mbcl.distributed.collectives import World
 from mbcl.distributed.sync_batchnorm import convert_sync_batchnorm
@@ -38,7 +36,7 @@ def build_learner(experiment: Experiment, data: SplitData, model: ContrastiveMod
     compute = Compute.of(train, world.device, model)
     if world.size > 1 and train.sync_batchnorm:
         model = convert_sync_batchnorm(model, world)
-    model = cast(ContrastiveModel, compute.place(model)).train()
+    model = compute.place(model).train()
     network = model if train.accumulation.mode == "cached" else wrap_ddp(model, world)
     return Learner(
         model=model,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from mbcl.config.experiment import Precision, Train
 from mbcl.distributed.sync_batchnorm import SyncBatchNorm1d, SyncBatchNorm2d
 from mbcl.errors import ConfigError
+
+M = TypeVar("M", bound=nn.Module)
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -61,7 +63,7 @@ class Compute:
         """Convert images (B, C, H, W) to the memory format of the model's convolutions."""
         return views.contiguous(memory_format=torch.channels_last) if self.channels_last else views
 
-    def place(self, model: nn.Module) -> nn.Module:
+    def place(self, model: M) -> M:
         """Move the model to the device, and its convolutions to the memory format."""
         if self.channels_last:
             return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,7 @@ def baseline(kind: Baseline, experiment: Experiment, *, train: ImageSet, device:
     """Build a baseline: ``random``, the trial's own initial weights in evaluation mode, or ``pixels``."""
     if kind == "pixels":
         return Pixels()
-    return cast(Representation, untrained(experiment, train=train, device=device))
+    return untrained(experiment, train=train, device=device)
 
 
 def untrained(experiment: Experiment, *, train: ImageSet, device: torch.device) -> ContrastiveModel:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -217,8 +217,8 @@ class _Evaluator:
         model = self.weights.model(in_channels=train.channels)
         check_takes(model, experiment, self._images.test)
         if self.weights.name == INITIAL:
-            return cast(Representation, untrained(experiment, train=train, device=self.device))
-        return cast(Representation, Compute.of(experiment.train, self.device, model).place(model))
+            return untrained(experiment, train=train, device=self.device)
+        return Compute.of(experiment.train, self.device, model).place(model)
 
 
 def _key(request: Mapping[str, Any]) -> str:
