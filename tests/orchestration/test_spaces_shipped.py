@@ -28,7 +28,7 @@ TRIALS = {
     "objectives": 45,
     "paper_cifar100": 18,
     "paper_tiny_imagenet": 18,
-    "samplers": 9,
+    "samplers": 24,
     "search": 54,
     "synthetic": 200,
 }
