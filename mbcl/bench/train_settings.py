@@ -156,7 +156,11 @@ class TrainBenchSettings:
         if "planned" in self.arms:
             arms += [arm for text in self.samplers for arm in self._planned(parse_spec(text), threads, channels_last)]
         if "usual" in self.arms:
-            arms.append(Arm("usual", f"usual pipeline, {pluralize(self.workers, 'worker')}", threads, channels_last))
+            label = f"usual pipeline, {pluralize(self.workers, 'worker')}"
+            arms += [
+                Arm("usual", f"{label}, contiguous", threads, channels_last=False),  # torch's default
+                Arm("usual", f"{label}, channels_last", threads, channels_last=True),
+            ]
         if "lightly" in self.arms:
             arms.append(Arm("lightly", f"lightly, {pluralize(self.workers, 'worker')}", threads, channels_last))
         return arms

@@ -79,7 +79,8 @@ def test_every_arm_trains_and_reports_its_stages(measured):
         "trainer, refined, fresh, overlap 1": planned,
         "trainer, refined, cached, overlap 0": planned,
         "trainer, refined, cached, overlap 1": planned,
-        "usual pipeline, 1 worker": {"step", "wait"},
+        "usual pipeline, 1 worker, contiguous": {"step", "wait"},
+        "usual pipeline, 1 worker, channels_last": {"step", "wait"},
     }
     for report in measured.arms:
         (run,) = report.runs
@@ -96,7 +97,7 @@ def test_helpers_count_the_memory_of_planner_and_loader(measured):
     assert overlapped
     for label in overlapped:
         assert helpers[label] > helpers[label.replace("overlap 1", "overlap 0")]
-    assert helpers["usual pipeline, 1 worker"] > helpers["trainer, shuffle"]
+    assert helpers["usual pipeline, 1 worker, contiguous"] > helpers["trainer, shuffle"]
 
 
 def test_report_has_medians_ratios_and_the_best_ceiling_as_reference():
@@ -126,7 +127,7 @@ def test_report_has_medians_ratios_and_the_best_ceiling_as_reference():
 
 
 def test_arms_without_a_ceiling_have_no_ratio():
-    report = ladder(lambda arm, settings: run_of(5.0), arms=("usual",), threads=(1, 2))
+    report = ladder(lambda arm, settings: run_of(5.0), arms=("shuffle",), threads=(1, 2))
     (arm,) = report.record()["arms"]
     assert (arm["ratio"], arm["threads"], arm["channels_last"]) == (None, 2, "auto")
 
@@ -194,7 +195,7 @@ def test_an_arm_that_fails_is_one_line():
 def test_an_arm_that_fails_leaves_the_others_printed_and_written(tmp_path, capsys, monkeypatch):
     def run(arm: Arm, settings: TrainBenchSettings) -> ArmRun:
         if arm.kind == "usual":
-            raise TrainingError("usual pipeline, 0 workers: no memory")
+            raise TrainingError("usual pipeline, 0 workers, contiguous: no memory")
         return run_of(5.0)
 
     monkeypatch.setattr("mbcl.bench.train.in_own_process", run)
@@ -202,7 +203,7 @@ def test_an_arm_that_fails_leaves_the_others_printed_and_written(tmp_path, capsy
     assert main(["bench", "train", *OPTIONS, "--arms", "shuffle", "usual", "--json", str(path)]) == 1
     captured = capsys.readouterr()
     assert "trainer, shuffle  " in captured.out
-    assert captured.err.endswith("error: usual pipeline, 0 workers: no memory\n")
+    assert captured.err.endswith("error: usual pipeline, 0 workers, contiguous: no memory\n")
     assert [arm["label"] for arm in json.loads(path.read_text())["arms"]] == ["trainer, shuffle"]
 
 

@@ -19,7 +19,7 @@ from mbcl.engine.gradient_parity import relative_error
 from mbcl.engine.setup import load_data, model_of
 from mbcl.errors import ConfigError, DataError
 from mbcl.evaluation import INITIAL, evaluate, find_weights
-from mbcl.evaluation.baselines import Pixels, baseline, set_statistics
+from mbcl.evaluation.baselines import CachedMetrics, Pixels, baseline, set_statistics
 from mbcl.evaluation.subject import Subject
 from mbcl.io.store import LocalStore
 from mbcl.seeding import derive
@@ -154,6 +154,35 @@ def test_corrupted_dir_reads_and_checks_the_official_images(tmp_path):
     missing = settings("corrupted", corrupted={"dir": str(tmp_path / "c"), "corruptions": ["fog", "frost"]})
     with pytest.raises(ConfigError, match="has no 'frost' of severity 1; .*known: fog, snow"):
         evaluate(store, settings=missing)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_weights_and_the_random_baseline_have_the_memory_format_of_training(tmp_path, channels_last):
+    runs.run(World(), tmp_path, runs.experiment(train={"channels_last": channels_last, "epochs": 1}))
+    formats = []
+
+    def note(module, inputs):
+        if isinstance(module, torch.nn.Conv2d) and min(module.weight.shape[1:]) > 1:  # otherwise both formats are one
+            formats.append(module.weight.is_contiguous(memory_format=torch.channels_last))
+
+    with torch.nn.modules.module.register_module_forward_pre_hook(note):
+        evaluate(LocalStore(tmp_path), settings=settings("knn"))
+        assert set(formats) == {channels_last}
+        formats.clear()
+        cache = LocalStore(tmp_path / "kept")
+        evaluate(LocalStore(tmp_path), settings=settings("knn", baselines=["random"]), baselines=cache, force=True)
+    assert set(formats) == {channels_last}
+
+
+def test_the_cached_random_baseline_depends_on_the_memory_format(tmp_path):
+    last, contiguous = (runs.experiment(train={"channels_last": value}) for value in (True, False))
+    written = CachedMetrics(LocalStore(tmp_path), "random", last, {"metric": "knn"})
+    written.write({"knn/top1": 0.5})
+    assert CachedMetrics(LocalStore(tmp_path), "random", last, {"metric": "knn"}).read() == {"knn/top1": 0.5}
+    assert CachedMetrics(LocalStore(tmp_path), "random", contiguous, {"metric": "knn"}).read() is None
+    raw = CachedMetrics(LocalStore(tmp_path), "pixels", last, {"metric": "knn"})
+    raw.write({"knn/top1": 0.6})
+    assert CachedMetrics(LocalStore(tmp_path), "pixels", contiguous, {"metric": "knn"}).read() == {"knn/top1": 0.6}
 
 
 def test_baselines_are_measured_once_and_cached(store, tmp_path):
