@@ -47,6 +47,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="change a key of the space file: dotted path, YAML value; may be given several times",
     )
+    result.add_argument(
+        "--plugin",
+        dest="plugins",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a Python file that registers a sampler, objective, encoder or data set, besides those of the space's key "
+        "`plugins`; may be given several times",
+    )
     what = result.add_mutually_exclusive_group()
     what.add_argument("--resume", action="store_true", help="run only what is missing or failed in DIR/NAME")
     what.add_argument("--eval-only", action="store_true", help="evaluate the finished trials of DIR/NAME again")
@@ -77,7 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"error: {signals.NOT_STARTED}\n")
         return signals.EXIT_INTERRUPTED
-    request = StudyOptions(**{**vars(options), "overrides": tuple(options.overrides)})
+    request = StudyOptions(
+        **{**vars(options), "overrides": tuple(options.overrides), "plugins": tuple(options.plugins)}
+    )
     return run(request, report.write)
 
 

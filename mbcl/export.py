@@ -55,7 +55,7 @@ def export(store: Store, *, out: Store, checkpoint: str | None = None, best: boo
         raise ConfigError(f"{out.uri}: is the folder of a training; choose another --out")
     source = checkpoints.choose(store, checkpoint, best_one=best)
     experiment = validate(Experiment, source.meta["experiment"], f"{store.uri}: its checkpoint")
-    in_channels = channels_of(source.state["model"])
+    in_channels = channels_of(source.meta, source.state["model"])
     model = load_model(experiment, source.state["model"], in_channels=in_channels)
     record = {
         "format": 1,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from mbcl.errors import ConfigError, nearest
@@ -14,6 +16,11 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """The registered components of one kind, for example all samplers.
 
+    Args:
+        kind: the noun in messages.
+        group: the group of entry points by which installed packages add components, for example ``mbcl.samplers``.
+            Their modules are imported when a component is used. A name of mbcl or of a plugin wins.
+
     Example:
         >>> fruits: Registry[type] = Registry("fruit")
         >>> @fruits.register("apple", aliases=("pomme",))
@@ -22,18 +29,23 @@ class Registry(Generic[T]):
         (True, 'apple', ['apple'])
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, group: str = "") -> None:
         self.kind = kind
+        self._group = group
         self._parts: dict[str, T] = {}
         self._aliases: dict[str, str] = {}
 
     def register(self, name: str, *, aliases: tuple[str, ...] = ()) -> Callable[[T], T]:
-        """Return a class decorator that registers a component under ``name`` and its published names."""
+        """Return a class decorator that registers a component under ``name`` and its published names.
+
+        Raises:
+            ConfigError: from the decorator, if a name is registered already.
+        """
 
         def add(part: T) -> T:
             for key in (name, *aliases):
-                assert key not in self._parts, f"{self.kind} {key!r} is registered twice"
-                assert key not in self._aliases, f"{self.kind} {key!r} is registered twice"
+                if key in self._parts or key in self._aliases:
+                    raise ConfigError(f"{self.kind} {key!r} is registered twice")
             self._parts[name] = part
             self._aliases.update(dict.fromkeys(aliases, name))
             return part
@@ -47,8 +59,8 @@ class Registry(Generic[T]):
             ConfigError: if the name is not registered; the message gives the nearest one.
         """
         name = self._aliases.get(name, name)
-        if name not in self._parts:
-            raise ConfigError(f"unknown {self.kind} {name!r}; {nearest(name, self._parts)}")
+        if name not in self:
+            raise ConfigError(f"unknown {self.kind} {name!r}; {nearest(name, self)}")
         return name
 
     def aliases(self, name: str) -> tuple[str, ...]:
@@ -56,13 +68,41 @@ class Registry(Generic[T]):
         return tuple(alias for alias, target in self._aliases.items() if target == name)
 
     def __getitem__(self, name: str) -> T:
-        return self._parts[self.canonical(name)]
+        name = self.canonical(name)
+        if name not in self._parts:
+            part = self._load(self._entry_points[name])
+            self._parts.setdefault(name, part)  # its module may have registered it
+        return self._parts[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts or name in self._entry_points
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
+        return iter({**self._parts, **self._entry_points})
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len({**self._parts, **self._entry_points})
+
+    @cached_property
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        """The components of installed packages by name."""
+        return {point.name: point for point in entry_points(group=self._group)} if self._group else {}
+
+    def _load(self, point: EntryPoint) -> T:
+        """Import the component of an installed package.
+
+        Raises:
+            ConfigError: if it cannot be imported.
+        """
+        try:
+            part: T = point.load()
+            return part
+        except Exception as error:  # whatever the package raises
+            package = point.dist.name if point.dist else point.value
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ConfigError(
+                f"{self.kind} {point.name!r} of the package {package} cannot be loaded: {reason}"
+            ) from error
 
 
 def construct(kind: str, name: str, factory: Callable[..., T], parameters: Mapping[str, object]) -> T:

@@ -22,6 +22,7 @@ from mbcl.cli.plan import add_plan
 from mbcl.cli.report import add_report
 from mbcl.cli.synthetic import add_synthetic
 from mbcl.errors import ConfigError, MbclError, pluralize
+from mbcl.plugins import load_plugins
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run: Callable[[argparse.Namespace], int] = parsed.run
     try:
+        load_plugins(getattr(parsed, "plugin", []))
         return run(parsed)
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun, only one process of a machine prints it
@@ -90,6 +92,7 @@ def _add_train(commands: Any) -> None:
     )
     train.option("--config", "FILE", "YAML file with an experiment, or a space file, whose `experiment` block is read")
     train.overrides("override a key, e.g. train.epochs=2")
+    train.plugins(note=", besides those of `plugins` in the configuration")
     train.option("--out", "DIR", "output folder", "results/train")
     train.flag("--resume", "continue from the last valid checkpoint in DIR")
     train.flag("--quiet", "print only the result")
@@ -98,7 +101,7 @@ def _add_train(commands: Any) -> None:
 
 def _train(arguments: argparse.Namespace) -> int:
     from mbcl.config.base import apply_overrides, validate
-    from mbcl.config.experiment import Experiment, read_experiment
+    from mbcl.config.experiment import Experiment, add_plugins, read_experiment
     from mbcl.console.epoch_lines import EpochLines
     from mbcl.distributed import collectives
     from mbcl.engine import checkpoint, train
@@ -106,6 +109,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     content = read_experiment(arguments.config) if arguments.config else {}
     apply_overrides(content, arguments.set)
+    add_plugins(content, arguments.plugin)
     source = " with ".join([arguments.config or "the experiment", *(f"--set {override}" for override in arguments.set)])
     experiment = validate(Experiment, content, source)
     store = open_store(arguments.out)
@@ -140,7 +144,8 @@ def _train(arguments: argparse.Namespace) -> int:
 def _train_options(arguments: argparse.Namespace) -> list[str]:
     config = ["--config", arguments.config] if arguments.config else []
     overrides = [word for override in arguments.set for word in ("--set", override)]
-    return [*config, *overrides, "--out", arguments.out]
+    plugins = [word for file in arguments.plugin for word in ("--plugin", file)]
+    return [*config, *overrides, *plugins, "--out", arguments.out]
 
 
 # -- export -----------------------------------------------------------------------------------------------------
@@ -156,6 +161,7 @@ def _add_export(commands: Any) -> None:
     checkpoint = "output folder of a training (it contains checkpoints/), or one checkpoint folder"
     export.option("--checkpoint", "DIR", checkpoint, required=True)
     export.flag("--best", "export the checkpoint with the best validation retrieval, not the last one")
+    export.plugins(note=" that the training used")
     export.option("--out", "DIR", "output folder; it must not contain an export yet", required=True)
     export.set_defaults(run=_export)
 
@@ -235,6 +241,7 @@ def _add_list(commands: Any) -> None:
     listing.add_argument("kind", nargs="?", choices=kinds, help="list only this kind")
     only = "only this sampler, objective, optimizer or encoder, with its full documentation"
     listing.add_argument("name", nargs="?", help=only)
+    listing.plugins()
     listing.set_defaults(run=_list)
 
 
@@ -254,6 +261,7 @@ def _add_explain(commands: Any) -> None:
         "the names; published names and torchvision's architectures work, too.",
     )
     explain.add_argument("name", help="e.g. spectral, sogclr, lars, resnet18")
+    explain.plugins()
     explain.set_defaults(run=_explain)
 
 

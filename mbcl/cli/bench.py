@@ -37,6 +37,7 @@ def _add_planner(kinds: Any) -> None:
     planner.option("--data-sets", "NAME", f"default: all of {', '.join(DATA_SETS)}", nargs="+")
     spec = f"NAME or NAME:KEY=VALUE,KEY=VALUE, see `mbcl list samplers` (default: {' '.join(SAMPLERS)})"
     planner.option("--samplers", "SPEC", spec, nargs="+")
+    planner.plugins()
     planner.option("--seeds", "N", "number of seeds", 3)
     planner.option("--batch-size", "B", "samples per batch", 32)
     planner.option("--pool", "M", "samples per pool", 1280)

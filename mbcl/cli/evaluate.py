@@ -73,6 +73,7 @@ def add_evaluate(commands: Any) -> None:
     add("--data-dir", "DIR", "folder of the data on this machine")
     out = "folder of evaluation.json (default: that of the checkpoints; required for the trial of a sweep)"
     add("--out", "DIR", out)
+    evaluate.plugins(note=" that the training used")
     add("--device", None, "cpu or cuda", "cpu")
     evaluate.flag("--force", "evaluate again even if the result exists")
     evaluate.set_defaults(run=_evaluate)

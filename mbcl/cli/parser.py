@@ -31,7 +31,12 @@ class Parser(argparse.ArgumentParser):
         """Add ``--set KEY=VALUE``, which can be repeated."""
         self.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=help)
 
+    def plugins(self, *, note: str = "") -> None:
+        """Add ``--plugin FILE``, which can be repeated; :func:`mbcl.cli.main` loads the files."""
+        help = f"Python file that registers a sampler, objective, encoder or data set{note}; can be repeated"
+        self.add_argument("--plugin", metavar="FILE", action="append", default=[], help=help)
+
 
 def option_values(arguments: argparse.Namespace, *others: str) -> dict[str, Any]:
     """Return the values of the options by name, without those named ``others``."""
-    return {key: value for key, value in vars(arguments).items() if key not in ("run", *others)}
+    return {key: value for key, value in vars(arguments).items() if key not in ("run", "plugin", *others)}

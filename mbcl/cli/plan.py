@@ -23,6 +23,7 @@ def add_plan(commands: Any) -> None:
     sampler = "a name of `mbcl list samplers`, or a block with parameters: '{name: spectral, k: 4}'"
     plan.option("--sampler", "NAME|BLOCK", sampler, required=True)
     plan.overrides("set a parameter of the sampler, e.g. k=4")
+    plan.plugins()
     plan.option("--batch-size", "B", "samples per batch", 32)
     for name in ("seed", "epoch", "round"):
         plan.option(f"--{name}", "N", f"{name} of the plan", 0)

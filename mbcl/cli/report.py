@@ -23,6 +23,7 @@ def add_report(commands: Any) -> None:
     )
     report.add_argument("studies", metavar="DIR", nargs="*", help="folder of a study, for example results/samplers")
     report.option("--results", "DIR", "the same as one DIR")
+    report.plugins(note=" that the study used, whose defaults the names of settings leave out")
     report.set_defaults(run=_report)
 
 

@@ -35,6 +35,7 @@ def add_synthetic(commands: Any, write_report: WriteReport) -> None:
     add("--steps", "N", "steps of every method", 2000)
     samplers = "NAME or NAME:KEY=VALUE,KEY=VALUE, see `mbcl list samplers`, or published names: f s full NcB osgd_NcB "
     add("--samplers", "SPEC", f"{samplers}sc_even (default: {' '.join(SAMPLERS)})", nargs="+")
+    synthetic.plugins()
     add("--seeds", "N", "number of seeds", 5)
     add("--first-seed", "N", "the first of the seeds", 0)
     add("--lr", "RATE", "learning rate of SGD", 0.5)

@@ -5,11 +5,18 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from mbcl.config.base import Component, ComponentOf, ConfigModel, PathConfigError, read_yaml, validate_parameters
 from mbcl.config.evaluation import Evaluation
@@ -22,6 +29,7 @@ from mbcl.objectives import OBJECTIVES, Objective, StatefulObjective
 from mbcl.objectives import build as build_objective
 from mbcl.optim import OPTIMIZERS
 from mbcl.optim import build as build_optimizer
+from mbcl.plugins import load_plugins, record_of
 from mbcl.samplers import OSGD, SAMPLERS, Sampler
 from mbcl.samplers import build as build_sampler
 
@@ -245,7 +253,35 @@ def _default(name: str) -> Any:
 
 
 class ExperimentModel(ConfigModel):
-    """Base class of experiments."""
+    """Base class of experiments.
+
+    ``plugins``: Python files that register components. The reader of a configuration loads them before its validation.
+    """
+
+    plugins: list[dict[str, str]] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plugins_are_loaded(cls, content: Any) -> Any:
+        """Check the plugins first: without them, each of their names would be unknown."""
+        if not isinstance(content, dict) or not isinstance(content.get("plugins"), list):
+            return content
+        try:
+            return {**content, "plugins": [record_of(entry) for entry in content["plugins"]]}
+        except ConfigError as error:
+            raise PathConfigError("plugins", str(error)) from error
+
+    @model_serializer(mode="wrap")
+    def _without_empty_plugins(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = dump(self)
+        if not content.get("plugins"):
+            content.pop("plugins", None)
+        return content
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Load the plugins in a process that receives the experiment, too: its registries lack them."""
+        load_plugins(state["__dict__"]["plugins"])
+        super().__setstate__(state)
 
     def resolved(self) -> dict[str, Any]:
         """Return the experiment as plain data, with all defaults."""
@@ -382,6 +418,19 @@ class Experiment(ExperimentModel):
     def build_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Build the optimiser of this experiment for some parameters, at its unscaled learning rate."""
         return build_optimizer(self.optimizer.name, parameters, **self.optimizer.parameters)
+
+
+def add_plugins(content: dict[str, Any], files: Sequence[str] = ()) -> None:
+    """Load the plugins of an experiment's block and of further files, which are added to the block in place.
+
+    Raises:
+        ConfigError: if one cannot be loaded.
+    """
+    given = content.get("plugins", [])
+    load_plugins(given)
+    load_plugins(list(files))
+    if files:
+        content["plugins"] = list(dict.fromkeys([*given, *files]))
 
 
 def read_experiment(path: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class DataSizes:
     num_test: int
     steps_per_epoch: int
     plan_length: int
+    channels: int
 
 
 def load_data(data: Data, *, seed: int) -> SplitData:
@@ -94,6 +95,7 @@ def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
         num_test=len(data.test),
         steps_per_epoch=num_train // batch_size,
         plan_length=next(iter(samplers.values())).plan_length(num_train),
+        channels=data.train.channels,
     )
 
 
@@ -118,12 +120,21 @@ def model_of(experiment: Experiment, *, in_channels: int) -> ContrastiveModel:
     return model.to(experiment.train.dtype)
 
 
-def channels_of(weights: Mapping[str, Tensor]) -> int:
-    """Infer the image channels of a model from the first convolution in its state dict, which has the modules' order.
+def channels_of(meta: Mapping[str, Any], weights: Mapping[str, Tensor]) -> int:
+    """Return the image channels of a checkpoint's model.
+
+    Checkpoints of 0.2.0 do not record them: there they are those of the first convolution in the state dict, which has
+    the modules' order.
+
+    Args:
+        meta: the plain values of the checkpoint.
+        weights: its state dict.
 
     Raises:
-        CheckpointError: if there is no convolution.
+        CheckpointError: if they are not recorded and there is no convolution.
     """
+    if recorded := meta.get("facts", {}).get("channels"):
+        return int(recorded)
     for key, weight in weights.items():
         if key.startswith("encoder.") and weight.dim() == 4:
             return weight.shape[1]

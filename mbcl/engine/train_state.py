@@ -91,7 +91,7 @@ def _check_owner(store: Store, checkpoint: Checkpoint, experiment: Experiment, s
             f"{store.uri}: its checkpoint {checkpoint.name} belongs to another experiment: "
             f"{', '.join(_differences(stored, current))}; a training goes on with the configuration that it began with"
         )
-    if checkpoint.meta["facts"] != asdict(sizes):
+    if asdict(sizes) | checkpoint.meta["facts"] != asdict(sizes):
         raise CheckpointError(
             f"{store.uri}: its checkpoint {checkpoint.name} was made from "
             f"{pluralize(checkpoint.meta['facts']['num_train'], 'training sample')}, but the data have "

@@ -37,7 +37,7 @@ def find_weights(store: Store, checkpoint: str | None = None) -> Weights:
     stored = checkpoints.choose(store, checkpoint)
     experiment = validate(Experiment, stored.meta["experiment"], f"{store.uri}: its checkpoint")
     state = stored.state["model"]
-    return Weights(stored.name, stored.sha256, experiment, state, channels_of(state))
+    return Weights(stored.name, stored.sha256, experiment, state, channels_of(stored.meta, state))
 
 
 def of_epochs(store: Store, epochs: Sequence[int]) -> list[str]:

@@ -48,7 +48,7 @@ class EncoderRegistry(Registry[EncoderFactory]):
         Raises:
             ConfigError: if there is no such encoder; the message suggests the nearest name.
         """
-        if name in self._parts or name in self._aliases:
+        if name in self or name in self._aliases:
             return super().canonical(name)
         vision_names = architectures()
         if name not in vision_names:
@@ -62,7 +62,7 @@ class EncoderRegistry(Registry[EncoderFactory]):
 
     def __getitem__(self, name: str) -> EncoderFactory:
         name = self.canonical(name)
-        return self._parts[name] if name in self._parts else vision_factory(name)
+        return super().__getitem__(name) if name in self else vision_factory(name)
 
 
-ENCODERS = EncoderRegistry("encoder")
+ENCODERS = EncoderRegistry("encoder", "mbcl.encoders")

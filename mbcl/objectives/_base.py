@@ -72,7 +72,7 @@ class Objective(nn.Module):
         """
 
 
-OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+OBJECTIVES: Registry[type[Objective]] = Registry("objective", "mbcl.objectives")
 
 
 def build(name: str, **parameters: object) -> Objective:

@@ -18,7 +18,7 @@ from mbcl.registry import Registry, construct
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 Factory = Callable[..., Optimizer]
 
-OPTIMIZERS: Registry[Factory] = Registry("optimizer")
+OPTIMIZERS: Registry[Factory] = Registry("optimizer", "mbcl.optimizers")
 """Functions of the parameters and, by keyword, the settings; their signatures define the configuration's schema."""
 
 

@@ -77,7 +77,7 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
 
     # Read the space, and check what depends only on the file and this machine.
-    file = read_space(options.space, list(options.overrides))
+    file = read_space(options.space, list(options.overrides), options.plugins)
     trials = expand(file)
     check_installed(file.space.search)
     check_name(options.folder, "--name" if options.name is not None else "the space file's stem (give --name)")

@@ -15,6 +15,7 @@ class StudyOptions:
     name: str | None = None
     results_dir: str = "results"
     overrides: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
     resume: bool = False
     eval_only: bool = False
     dry_run: bool = False
@@ -33,5 +34,6 @@ class StudyOptions:
         arguments += ["--name", self.name] if self.name else []
         arguments += ["--results-dir", self.results_dir] if self.results_dir != "results" else []
         arguments += [argument for override in self.overrides for argument in ("--set", override)]
+        arguments += [argument for file in self.plugins for argument in ("--plugin", file)]
         arguments += ["--address", self.address] if self.address else []
         return shlex.join([*arguments, "--eval-only" if self.eval_only else "--resume"])

@@ -159,7 +159,7 @@ class BaseSampler:
         warnings.warn(f"sampler {self.name!r}: {text}", SamplerWarning, stacklevel=4)
 
 
-SAMPLERS: Registry[type[Sampler]] = Registry("sampler")
+SAMPLERS: Registry[type[Sampler]] = Registry("sampler", "mbcl.samplers")
 
 
 def build(name: str, *, batch_size: int, **parameters: object) -> Sampler:

@@ -45,7 +45,7 @@ def _folders(files: FolderSet, summary: str) -> DatasetSpec:
     return DatasetSpec(files.demanded, summary, files.layout, files)
 
 
-DATASETS: Registry[DatasetSpec] = Registry("data set")
+DATASETS: Registry[DatasetSpec] = Registry("data set", "mbcl.datasets")
 for _name, _spec in {
     "digits": DatasetSpec(
         digits.read,

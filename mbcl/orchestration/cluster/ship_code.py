@@ -13,6 +13,7 @@ from pathlib import Path
 import mbcl
 from mbcl.errors import ConfigError
 from mbcl.orchestration.cluster.ray_environment import JOB_CONFIG_VARIABLE, WORKING_DIR_FOLDER
+from mbcl.plugins import loaded
 
 
 @contextmanager
@@ -38,6 +39,8 @@ def ship_working_dir() -> Iterator[dict[str, str]]:
         return
     with tempfile.TemporaryDirectory(prefix="mbcl-") as folder:
         shutil.copytree(package, Path(folder) / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+        for plugin in loaded():  # beside the package, where the nodes look for them
+            shutil.copy(plugin.path, folder)
         yield {"working_dir": folder}
 
 

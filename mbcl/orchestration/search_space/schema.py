@@ -21,6 +21,7 @@ from mbcl.config.base import (
     read_yaml,
     validate,
 )
+from mbcl.config.experiment import add_plugins
 from mbcl.errors import ConfigError, nearest
 from mbcl.orchestration.search_space.conditions import check_conditional
 from mbcl.orchestration.search_space.domains import KINDS, parse, plain, short
@@ -274,8 +275,25 @@ def _override(content: dict[str, Any], override: str) -> None:
     space[key] = value
 
 
-def read_space(path: Path | str, overrides: list[str] | None = None) -> SpaceFile:
-    """Read a space file, apply ``--set`` overrides, and validate the result, without data or cluster.
+def _load_plugins(content: dict[str, Any], files: Sequence[str]) -> None:
+    """Load the plugins of the space, of its base experiment and of ``files``; the base experiment gets all of them.
+
+    Raises:
+        ConfigError: if one cannot be loaded.
+    """
+    experiment = content.setdefault("experiment", {})
+    if not isinstance(experiment, dict):
+        return  # the validation refuses it
+    own = content.pop("plugins", [])
+    if not isinstance(own, list):
+        raise ConfigError(f"plugins: expected a list of Python files, found {own!r}")
+    add_plugins(experiment, [*own, *files])
+
+
+def read_space(path: Path | str, overrides: list[str] | None = None, plugins: Sequence[str] = ()) -> SpaceFile:
+    """Read a space file, apply ``--set`` overrides, load plugins, and validate the result, without data or cluster.
+
+    ``plugins`` are Python files besides those of the space's key ``plugins``.
 
     Raises:
         ConfigError: naming the file, the key, what was found and what is allowed.
@@ -285,6 +303,10 @@ def read_space(path: Path | str, overrides: list[str] | None = None) -> SpaceFil
     for override in overrides or []:
         _override(content, override)
     _join_swept_keys(content)
+    try:
+        _load_plugins(content, plugins)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     space = validate(Space, content, str(path))
     experiment_of(space.experiment, str(path))
     return SpaceFile(Path(path), given, tuple(overrides or ()), space)
