@@ -15,7 +15,7 @@ from mbcl.distributed.collectives import World
 from mbcl.engine.precision import Compute
 from mbcl.models import ContrastiveModel
 from mbcl.plan import Embeddings
-from mbcl.seeding import numpy_generator
+from mbcl.planner import random_chunks
 
 
 @dataclass(frozen=True)
@@ -111,22 +111,3 @@ def embed(
         pairs = [(empty, empty), *(model(compute.layout(views.to(dtype))).chunk(2) for views in inputs)]
     z1, z2 = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     return Embeddings(z1, z2, torch.cat([torch.arange(0), *local_chunks]))
-
-
-def random_chunks(num_samples: int, batch_size: int, seed: int, *keys: int) -> tuple[Tensor, ...]:
-    """Partition data-set positions into nearly equal random chunks of at most ``batch_size``.
-
-    Chunks of consecutive positions would hold few classes each where files are in the order of their classes: batch
-    norm with a chunk's statistics would then subtract the means of classes.
-
-    Args:
-        num_samples: N.
-        batch_size: the most positions of a chunk.
-        seed: of the permutation that is cut into chunks.
-        *keys: further numbers that it depends on, such as epoch and round.
-
-    Returns:
-        int64 tensors, each position in one of them.
-    """
-    order = numpy_generator(seed, "chunks", *keys).permutation(num_samples)
-    return torch.from_numpy(order).tensor_split(-(-num_samples // batch_size))

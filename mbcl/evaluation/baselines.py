@@ -15,12 +15,12 @@ import mbcl
 from mbcl.config.evaluation import Baseline
 from mbcl.config.experiment import Experiment
 from mbcl.data import ImageSet, clean_views
-from mbcl.engine.embedding_pass import random_chunks
 from mbcl.engine.precision import Compute
 from mbcl.engine.setup import model_of
 from mbcl.evaluation.subject import Representation
 from mbcl.io.store import Store, read_text, write_text
 from mbcl.models import ContrastiveModel
+from mbcl.planner import random_chunks
 from mbcl.seeding import derive
 
 BASELINES = "baselines"
