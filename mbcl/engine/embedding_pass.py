@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,10 @@ from mbcl.engine.precision import Compute
 from mbcl.models import ContrastiveModel
 from mbcl.plan import Embeddings
 from mbcl.planner import random_chunks
+from mbcl.seeding import derive
+
+_MOST_IMAGES = 10_000
+"""The images whose statistics untrained batch norms get."""
 
 
 @dataclass(frozen=True)
@@ -111,3 +115,37 @@ def embed(
         pairs = [(empty, empty), *(model(compute.layout(views.to(dtype))).chunk(2) for views in inputs)]
     z1, z2 = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     return Embeddings(z1, z2, torch.cat([torch.arange(0), *local_chunks]))
+
+
+@torch.no_grad()
+def set_statistics(
+    model: nn.Module, num_images: int, inputs: Callable[[Tensor], Tensor], *, seed: int, batch_size: int = 256
+) -> None:
+    """Set the running statistics of all batch norms to the mean over random chunks of the training images.
+
+    At most 10,000 images, a function of the seed, are used. Models without batch norm do not change.
+
+    Args:
+        model: on any device; it ends in evaluation mode. Its batch norms are not synchronised.
+        num_images: N.
+        inputs: maps (B,) int64 positions of images to the model's input.
+        seed: of the chunks.
+        batch_size: the most images of a forward pass.
+    """
+    model.eval()
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the mean over all batches
+        layer.train()
+    dtype = next(model.parameters()).dtype
+    seed = derive(seed, "statistics of initial weights")
+    rows = torch.cat(random_chunks(num_images, batch_size, seed))[:_MOST_IMAGES]
+    for chunk in rows.tensor_split(-(-len(rows) // batch_size)):
+        model(inputs(chunk).to(dtype))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+        layer.eval()
