@@ -20,7 +20,7 @@ from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planner import EmbeddingCache, LocalPlanService, PlanKey, PlannedBatches, plan_of, plan_state
 from mbcl.samplers import Sampler, Shuffle
 from mbcl.torch._embedding import Embed, embed_shard, observed_rows
-from mbcl.torch._sources import PlanSource, build_sampler, first_batches
+from mbcl.torch._sources import PlanSource, build_sampler
 
 
 class Replanner(PlanSource):
@@ -195,7 +195,8 @@ class Replanner(PlanSource):
         planned_in = self._planned_in(epoch)
         if planned_in is None:
             return None
-        return PlanKey(planned_in, step // self._part * self._rounds, self._rounds)
+        steps = min(self._part, self._steps - step)
+        return PlanKey(planned_in, step // self._part * self._rounds, self._rounds, steps)
 
     def _extend(self, epoch: int) -> Embeddings | None:
         """Add the next part to the epoch's plan; returns the embeddings, if they were made for it."""
@@ -205,8 +206,7 @@ class Replanner(PlanSource):
         end = self._steps if key is None else min(done + self._part, self._steps)
         made, shard = (None, None) if key is None else self._obtain(key)
         if made is not None:
-            part = first_batches(made.plan, end - done)
-            self.newest = made
+            part, self.newest = made.plan, made
         else:
             shuffled = Shuffle(batch_size=self.sampler.batch_size).plan(self._num_samples, seed=self._seed, epoch=epoch)
             part = replace(shuffled, batches=shuffled.batches[done:end])

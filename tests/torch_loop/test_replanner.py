@@ -51,10 +51,12 @@ def fixed(z, **options):
     return Replanner("spectral", embed=lambda positions: (z[positions], z[positions] + 0.1), **options)
 
 
-def planned(z, epoch, round_=0, *, name="spectral", seed=3, **parameters):
+def planned(z, epoch, round_=0, *, name="spectral", seed=3, steps=None, **parameters):
     """The engine's plan."""
     sampler = samplers.build(name, batch_size=B, **(parameters or {"k": 2}))
-    return make_plan(sampler, Embeddings(z, z + 0.1), PlanKey(epoch, round_), num_samples=len(z), seed=seed).plan
+    return make_plan(
+        sampler, Embeddings(z, z + 0.1), PlanKey(epoch, round_, 1, steps), num_samples=len(z), seed=seed
+    ).plan
 
 
 def epochs_of(replanner, epochs=EPOCHS):
@@ -158,8 +160,8 @@ def test_plans_of_every_few_steps_are_the_rounds_of_the_epoch():
         batches.set_epoch(epoch)
         for batch in batches:
             seen.append(batch)
-    parts = [planned(z, epoch, round_).batches[:4] for epoch in range(2) for round_ in range(2)]
-    assert seen == torch.cat([part[: 4 if i % 2 == 0 else 2] for i, part in enumerate(parts)]).tolist()
+    parts = [planned(z, epoch, round_, steps=(4, 2)[round_]).batches for epoch in range(2) for round_ in range(2)]
+    assert seen == torch.cat(parts).tolist()
     assert calls == [0, 4, 6, 10]
     assert len(batches) == STEPS
     with pytest.raises(ConfigError, match="no short batch"):
