@@ -94,8 +94,8 @@ def _thinned(plan: BatchPlan, steps: int) -> BatchPlan:
         return plan
     order = torch_generator(plan.seed, "thinned plan", plan.epoch, plan.round)
     rows = torch.randperm(len(plan), generator=order)[:steps].sort().values
-    parts = {name: getattr(plan, name) for name in ("batches", "scores", "batch_conflicts")}
-    return replace(plan, **{name: None if part is None else part[rows] for name, part in parts.items()})
+    scores, conflicts = (None if part is None else part[rows] for part in (plan.scores, plan.batch_conflicts))
+    return replace(plan, batches=plan.batches[rows], scores=scores, batch_conflicts=conflicts)
 
 
 def _join(plans: list[BatchPlan]) -> BatchPlan:

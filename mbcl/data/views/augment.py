@@ -111,8 +111,8 @@ def _triangles(theta: Tensor, axis: int, num: int, size: int, *, turned: bool) -
         centres = middle + half * _base(size, theta)
         covered = torch.minimum(pixels + 1, middle + half.abs()) - torch.maximum(pixels, middle - half.abs())
     distance = (pixels + 0.5 - centres[:, :, None]).abs_()
-    weights = (1 - distance / reach[:, None, None]).clamp_(min=0).mul_(covered.clamp_(0, 1)[:, None])
-    return weights / weights.sum(dim=2, keepdim=True)
+    weights: Tensor = (1 - distance / reach[:, None, None]).clamp_(min=0).mul_(covered.clamp_(0, 1)[:, None])
+    return weights.div_(weights.sum(dim=2, keepdim=True))
 
 
 def _base(size: int, like: Tensor) -> Tensor:
