@@ -179,6 +179,18 @@ def stratified_split(labels: Tensor, fraction: float, seed: int, purpose: str) -
     return torch.from_numpy(np.flatnonzero(~in_second)), torch.from_numpy(np.flatnonzero(in_second))
 
 
+def stratified_rows(labels: Tensor, num: int) -> Tensor:
+    """Return ``num`` rows with the class proportions of the whole, up to rounding; all rows if there are no more.
+
+    They are a function of the labels, (N,) int64, and do not depend on the experiment's seed, so that all seeds of a
+    study train on the same samples. Fewer rows are a subset of more, but for the rounding of a class.
+
+    Returns:
+        (M,) int64, ascending.
+    """
+    return torch.arange(len(labels)) if num >= len(labels) else stratified_split(labels, num / len(labels), 0, "few")[1]
+
+
 def split_validation(train: ImageSet, fraction: float = 0.1, *, seed: int) -> tuple[ImageSet, ImageSet]:
     """Split a training set into disjoint training and validation sets, stratified by label and seeded.
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from mbcl.config.experiment import Experiment
+from mbcl.data import ImageSet
 from mbcl.distributed.collectives import World
 from mbcl.distributed.sync_batchnorm import convert_sync_batchnorm
+from mbcl.engine.embedding_pass import ViewKey, set_statistics, two_views
 from mbcl.engine.evaluation_checks import check_evaluation
 from mbcl.engine.precision import Compute, compiled
 from mbcl.engine.setup import DataSizes, SplitData, check_model, data_sizes, load_data
@@ -34,6 +38,9 @@ def build_learner(experiment: Experiment, data: SplitData, model: ContrastiveMod
     """
     train = experiment.train
     compute = Compute.of(train, world.device, model)
+    images = data.train.to(world.device)
+    if experiment.embeddings.mode == "eval" and experiment.build_sampler().needs_embeddings:
+        _set_statistics(experiment, model.to(world.device), images)
     if world.size > 1 and train.sync_batchnorm:
         model = convert_sync_batchnorm(model, world)
     model = compute.place(model).train()
@@ -43,10 +50,21 @@ def build_learner(experiment: Experiment, data: SplitData, model: ContrastiveMod
         network=compiled(network, world.device) if train.compile else network,
         objective=experiment.build_objective(len(data.train)).to(world.device),
         optimizer=experiment.build_optimizer(model.parameters()),
-        images=data.train.to(world.device),
+        images=images,
         world=world,
         seed=Learner.views_seed(experiment.seed),
         compute=compute,
         accumulation=train.accumulation,
         synchronised=train.sync_batchnorm,
     )
+
+
+def _set_statistics(experiment: Experiment, model: ContrastiveModel, images: ImageSet) -> None:
+    """Set the running statistics that the first plans normalise with, from the views of epoch 0.
+
+    Without any they would be 0 and 1, and after a few steps still mostly so. Every rank computes the same ones.
+    """
+    source = experiment.embeddings
+    key = ViewKey(Learner.views_seed(experiment.seed), augmented=source.views == "augmented")
+    views = partial(two_views, images, key=key)
+    set_statistics(model, len(images), views, seed=experiment.seed, batch_size=source.batch_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,11 @@ from mbcl.distributed.collectives import World
 from mbcl.engine.precision import Compute
 from mbcl.models import ContrastiveModel
 from mbcl.plan import Embeddings
-from mbcl.seeding import numpy_generator
+from mbcl.planner import random_chunks
+from mbcl.seeding import derive
+
+_MOST_IMAGES = 10_000
+"""The images whose statistics untrained batch norms get."""
 
 
 @dataclass(frozen=True)
@@ -113,20 +117,35 @@ def embed(
     return Embeddings(z1, z2, torch.cat([torch.arange(0), *local_chunks]))
 
 
-def random_chunks(num_samples: int, batch_size: int, seed: int, *keys: int) -> tuple[Tensor, ...]:
-    """Partition data-set positions into nearly equal random chunks of at most ``batch_size``.
+@torch.no_grad()
+def set_statistics(
+    model: nn.Module, num_images: int, inputs: Callable[[Tensor], Tensor], *, seed: int, batch_size: int = 256
+) -> None:
+    """Set the running statistics of all batch norms to the mean over random chunks of the training images.
 
-    Chunks of consecutive positions would hold few classes each where files are in the order of their classes: batch
-    norm with a chunk's statistics would then subtract the means of classes.
+    At most 10,000 images, a function of the seed, are used. Models without batch norm do not change.
 
     Args:
-        num_samples: N.
-        batch_size: the most positions of a chunk.
-        seed: of the permutation that is cut into chunks.
-        *keys: further numbers that it depends on, such as epoch and round.
-
-    Returns:
-        int64 tensors, each position in one of them.
+        model: on any device; it ends in evaluation mode. Its batch norms are not synchronised.
+        num_images: N.
+        inputs: maps (B,) int64 positions of images to the model's input.
+        seed: of the chunks.
+        batch_size: the most images of a forward pass.
     """
-    order = numpy_generator(seed, "chunks", *keys).permutation(num_samples)
-    return torch.from_numpy(order).tensor_split(-(-num_samples // batch_size))
+    model.eval()
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the mean over all batches
+        layer.train()
+    dtype = next(model.parameters()).dtype
+    seed = derive(seed, "statistics of initial weights")
+    rows = torch.cat(random_chunks(num_images, batch_size, seed))[:_MOST_IMAGES]
+    for chunk in rows.tensor_split(-(-len(rows) // batch_size)):
+        model(inputs(chunk).to(dtype))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+        layer.eval()

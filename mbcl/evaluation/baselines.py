@@ -8,27 +8,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 import mbcl
 from mbcl.config.evaluation import Baseline
 from mbcl.config.experiment import Experiment
 from mbcl.data import ImageSet, clean_views
-from mbcl.engine.embedding_pass import random_chunks
+from mbcl.engine.embedding_pass import set_statistics
 from mbcl.engine.precision import Compute
 from mbcl.engine.setup import model_of
 from mbcl.evaluation.subject import Representation
 from mbcl.io.store import Store, read_text, write_text
 from mbcl.models import ContrastiveModel
-from mbcl.seeding import derive
 
 BASELINES = "baselines"
 """The folder that caches the metrics of baselines for other trials and checkpoints."""
 _PIXEL_SIDE = 32
-_MOST_IMAGES = 10_000
-_CHUNK = 256
-"""The training images whose statistics an untrained encoder gets, and those of one forward pass."""
 
 
 class Pixels:
@@ -58,37 +53,13 @@ def untrained(experiment: Experiment, *, train: ImageSet, device: torch.device) 
     """
     model = model_of(experiment, in_channels=train.channels).eval()
     Compute.of(experiment.train, device, model).place(model)
-    set_statistics(model, train, seed=experiment.seed, device=device)
+    set_statistics(
+        model,
+        len(train),
+        lambda rows: clean_views(train.pixels(rows).to(device), images=train),
+        seed=experiment.seed,
+    )
     return model
-
-
-@torch.no_grad()
-def set_statistics(model: nn.Module, train: ImageSet, *, seed: int, device: torch.device) -> None:
-    """Set the running statistics of all batch norms to the mean over random chunks of the training images.
-
-    The images are not augmented, at most 10,000, and a function of the seed. Models without batch norm do not change.
-
-    Args:
-        model: in evaluation mode, in which it stays.
-        train: the training images.
-        seed: of the chunks.
-        device: of the model.
-    """
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
-    if not layers:
-        return
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # the mean over all batches
-        layer.train()
-    dtype = next(model.parameters()).dtype
-    rows = torch.cat(random_chunks(len(train), _CHUNK, derive(seed, "statistics of initial weights")))[:_MOST_IMAGES]
-    for chunk in rows.tensor_split(-(-len(rows) // _CHUNK)):
-        model(clean_views(train.pixels(chunk).to(device), images=train).to(dtype))
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-        layer.eval()
 
 
 class CachedMetrics:

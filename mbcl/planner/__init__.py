@@ -3,6 +3,7 @@
 The engine and :mod:`mbcl.torch` plan here. ``mbcl.planning`` is the command ``mbcl plan``.
 """
 
+from mbcl.planner.chunks import random_chunks
 from mbcl.planner.embedding_cache import EmbeddingCache
 from mbcl.planner.plan_service import LocalPlanService, make_plan, plan_rounds, share_plan
 from mbcl.planner.plans import PlanKey, PlannedBatches, PlanService, plan_of, plan_state
@@ -17,5 +18,6 @@ __all__ = [
     "plan_of",
     "plan_rounds",
     "plan_state",
+    "random_chunks",
     "share_plan",
 ]

@@ -21,6 +21,7 @@ from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planner.background import BackgroundProcess
 from mbcl.planner.plans import PLAN_TENSORS, PlanKey, PlannedBatches, plan_of, plan_state
 from mbcl.samplers import PoolMap, PoolSampler, Sampler, check_plan, quality, serial
+from mbcl.seeding import torch_generator
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ def make_plan(
     embeddings = embeddings.ordered(num_samples)
     plan = plan_rounds(sampler, embeddings, key, num_samples=num_samples, seed=seed, map_pools=map_pools)
     temperature = getattr(sampler, "temperature", DEFAULT_TEMPERATURE)
-    trained = replace(plan, batches=plan.batches[: key.steps], scores=None)
-    scores = quality(trained, embeddings, temperature=temperature, seed=seed)
+    scores = quality(plan, embeddings, temperature=temperature, seed=seed)
     if not math.isfinite(scores["loss"]):
         raise PlanError(f"{sampler.name}: the loss of the plan is {scores['loss']}")
     seconds = time.perf_counter() - start
@@ -60,7 +60,9 @@ def plan_rounds(
     seed: int,
     map_pools: PoolMap = serial,
 ) -> BatchPlan:
-    """Compute and check the plans of a key's rounds, and join them; ``embeddings`` is None if the sampler needs none.
+    """Compute and check the plans of a key's rounds, join them, and leave out what the epoch has no steps for.
+
+    ``embeddings`` is None if the sampler needs none.
 
     Raises:
         PlanError: if the embeddings or the plan are invalid.
@@ -71,7 +73,29 @@ def plan_rounds(
         plans = sampler.plan_rounds(num_samples, embeddings, rounds=rounds, **arguments)
     else:
         plans = [sampler.plan(num_samples, embeddings, round=number, **arguments) for number in rounds]
-    return _join([check_plan(plan, sampler, num_samples) for plan in plans])
+    steps = sum(map(len, plans)) if key.steps is None else key.steps
+    kept: list[BatchPlan] = []
+    for plan in plans:
+        if steps > 0:
+            kept.append(_thinned(check_plan(plan, sampler, num_samples), steps))
+            steps -= len(plan)
+    return _join(kept)
+
+
+def _thinned(plan: BatchPlan, steps: int) -> BatchPlan:
+    """Return as many random batches of a plan as there are steps, in its order; the plan if it has no more.
+
+    The order of a plan may follow what its batches are: ``osgd`` trains on those of a pool in ascending order of loss.
+    Then its first batches would be easier than the plan, and every epoch would leave out the hardest. To select fewer
+    batches of the pool instead, the hardest ones, would make the last round harder than the others. Random ones have
+    the losses of the plan on average.
+    """
+    if steps >= len(plan):
+        return plan
+    order = torch_generator(plan.seed, "thinned plan", plan.epoch, plan.round)
+    rows = torch.randperm(len(plan), generator=order)[:steps].sort().values
+    scores, conflicts = (None if part is None else part[rows] for part in (plan.scores, plan.batch_conflicts))
+    return replace(plan, batches=plan.batches[rows], scores=scores, batch_conflicts=conflicts)
 
 
 def _join(plans: list[BatchPlan]) -> BatchPlan:

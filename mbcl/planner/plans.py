@@ -23,8 +23,9 @@ class PlanKey:
         epoch: counts from 0.
         round: counts the plans of an epoch from 0.
         rounds: how many plans, from ``round`` on, are computed at once and joined to one.
-        steps: steps that the epoch has left for the plan. If it has more batches, the epoch's end cuts it off, and only
-            those that are trained on are scored; None for all. The plan does not depend on it, nor does equality.
+        steps: steps that the epoch has left for the plan; None for as many as it has batches. If there are fewer,
+            random batches of the last round are left out. In a training it follows from the other fields, so equality
+            ignores it.
     """
 
     epoch: int
@@ -41,7 +42,7 @@ class PlannedBatches:
         plan: the batches.
         seconds: wall time from the embeddings to the scored plan, wherever it is computed; includes handing pools to
             tasks, excludes the transfer to the ranks.
-        loss: mean NT-Xent under the planner's embeddings, of the batches that are trained on.
+        loss: mean NT-Xent of the batches under the planner's embeddings.
         lift: ``loss`` over the mean of random batches on the same embeddings; NaN where that is 0.
     """
 

@@ -32,7 +32,9 @@ class OSGD(PoolSampler):
     """Ordered SGD on batches: of every ``k`` random batches the ``q`` with the largest loss are trained on.
 
     A plan visits a share q/k of the samples. As published, the selected batches of a pool come in ascending order of
-    loss under both criteria, and candidates are consecutive blocks of the shuffled data set.
+    loss under both criteria, and candidates are consecutive blocks of the shuffled data set. An epoch whose last round
+    has fewer steps than the plan has batches leaves out random ones, not the hardest
+    (:func:`mbcl.planner.plan_rounds`).
 
     Args:
         batch_size: B, global.

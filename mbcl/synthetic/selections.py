@@ -16,7 +16,8 @@ from torch import Tensor
 from mbcl.config.sampler_spec import parse_spec
 from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import clip
-from mbcl.plan import BatchPlan, Embeddings
+from mbcl.plan import Embeddings
+from mbcl.planner import PlanKey, plan_rounds
 from mbcl.samplers import (
     OSGD,
     SAMPLERS,
@@ -39,11 +40,9 @@ def _plan_seed(sampler: Sampler, x_2ND: Tensor, seed: int, step: int) -> Tensor:
     """(N // B, B) int64: if a plan is shorter, plans of further rounds follow, made from the same embeddings."""
     num_samples = x_2ND.shape[1]
     embeddings = Embeddings(*x_2ND) if sampler.needs_embeddings else None
-    num_batches, parts = num_samples // sampler.batch_size, list[BatchPlan]()
-    while sum(map(len, parts)) < num_batches:
-        plan = sampler.plan(num_samples, embeddings, seed=seed, epoch=step, round=len(parts))
-        parts.append(check_plan(plan, sampler, num_samples))
-    return torch.cat([plan.batches for plan in parts])[:num_batches]
+    num_batches = num_samples // sampler.batch_size
+    key = PlanKey(step, 0, -(-num_batches // sampler.plan_length(num_samples)), num_batches)
+    return plan_rounds(sampler, embeddings, key, num_samples=num_samples, seed=seed).batches
 
 
 def _check_batched_plans(rows_SKB: Tensor, sampler: PoolSampler, num_samples: int) -> None:

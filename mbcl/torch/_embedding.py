@@ -14,21 +14,22 @@ from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.errors import ConfigError
 from mbcl.plan import FLOATS, Embeddings
+from mbcl.planner import random_chunks
 
 Embed = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From (m,) int64 CPU positions to two (m, D) float tensors."""
 
 
-def embed_shard(embed: Embed, num_samples: int, batch_size: int, world: World) -> Embeddings:
+def embed_shard(embed: Embed, num_samples: int, batch_size: int, world: World, *keys: int) -> Embeddings:
     """Compute this rank's share of the embeddings of all samples. A collective call.
 
-    The samples are split into nearly equal chunks, and one rank computes a whole chunk, so the embeddings do not depend
-    on W.
+    The samples are split into nearly equal random chunks, a function of ``keys``: seed, epoch and round. One rank
+    computes a whole chunk, so the embeddings do not depend on W.
 
     Raises:
         MbclError: on every rank alike, if shapes or dtypes do not fit, or a value is not finite.
     """
-    chunks = torch.arange(num_samples).tensor_split(-(-num_samples // batch_size))[world.rank :: world.size]
+    chunks = random_chunks(num_samples, batch_size, *keys)[world.rank :: world.size]
     shard = collectives.run_and_sync_errors(_embed_chunks, world, embed, chunks, world.device)
     kinds = collectives.gather_objects(None if shard is None else (shard.z1.shape[1], shard.z1.dtype), world)
     known = {kind for kind in kinds if kind is not None}

@@ -20,7 +20,7 @@ from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planner import EmbeddingCache, LocalPlanService, PlanKey, PlannedBatches, plan_of, plan_state
 from mbcl.samplers import Sampler, Shuffle
 from mbcl.torch._embedding import Embed, embed_shard, observed_rows
-from mbcl.torch._sources import PlanSource, build_sampler, first_batches
+from mbcl.torch._sources import PlanSource, build_sampler
 
 
 class Replanner(PlanSource):
@@ -46,9 +46,10 @@ class Replanner(PlanSource):
     Args:
         sampler: a name, with the parameters of :func:`mbcl.samplers.build`, among them ``batch_size``; or a sampler.
         num_samples: N.
-        embed: called with (m,) int64 data-set positions on the CPU, ascending, at most ``embed_batch_size``, without
-            gradients; returns the embeddings of two views, (m, D) float each, in this order. The modes of the model
-            (``eval``, autocast) are its own business.
+        embed: called with (m,) int64 data-set positions on the CPU, at most ``embed_batch_size``, without gradients;
+            returns the embeddings of two views, (m, D) float each, in this order. The positions are drawn at random
+            for each plan, so that batch norm in training mode sees all classes. The modes of the model (``eval``,
+            autocast) are its own business.
         embeddings: ``fresh`` or ``cached``; by default ``fresh`` with ``embed``, ``cached`` without.
         seed: of the plans.
         every, unit: plan every so many epochs or steps. Epochs between two planned ones have the same batches as the
@@ -194,7 +195,8 @@ class Replanner(PlanSource):
         planned_in = self._planned_in(epoch)
         if planned_in is None:
             return None
-        return PlanKey(planned_in, step // self._part * self._rounds, self._rounds)
+        steps = min(self._part, self._steps - step)
+        return PlanKey(planned_in, step // self._part * self._rounds, self._rounds, steps)
 
     def _extend(self, epoch: int) -> Embeddings | None:
         """Add the next part to the epoch's plan; returns the embeddings, if they were made for it."""
@@ -204,8 +206,7 @@ class Replanner(PlanSource):
         end = self._steps if key is None else min(done + self._part, self._steps)
         made, shard = (None, None) if key is None else self._obtain(key)
         if made is not None:
-            part = first_batches(made.plan, end - done)
-            self.newest = made
+            part, self.newest = made.plan, made
         else:
             shuffled = Shuffle(batch_size=self.sampler.batch_size).plan(self._num_samples, seed=self._seed, epoch=epoch)
             part = replace(shuffled, batches=shuffled.batches[done:end])
@@ -227,7 +228,7 @@ class Replanner(PlanSource):
         self._settle()
         self._asked = key
         if shard is None:
-            shard = self._shard()
+            shard = self._shard(key)
         if shard is not None:
             self._service.request(key, shard, self.sampler, ahead=True)
             self._pending = key
@@ -239,7 +240,7 @@ class Replanner(PlanSource):
         if ahead is not None and (ahead.plan.epoch, ahead.plan.round) == (key.epoch, key.round):
             return ahead, None
         self._asked = None
-        shard = self._shard()
+        shard = self._shard(key)
         if shard is None:
             return None, None
         self._service.request(key, shard, self.sampler)
@@ -251,11 +252,12 @@ class Replanner(PlanSource):
             key, self._pending = self._pending, None
             self._ahead = self._service.receive(key)
 
-    def _shard(self) -> Embeddings | None:
+    def _shard(self, key: PlanKey) -> Embeddings | None:
         """Return this rank's rows of the embeddings; None on every rank if samples are missing. A collective call."""
         fresh = None
         if self._embed is not None and (self._cache is None or not self._cache.begun):
-            fresh = embed_shard(self._embed, self._num_samples, self._embed_batch_size, self._world)
+            keys = (self._seed, key.epoch, key.round)
+            fresh = embed_shard(self._embed, self._num_samples, self._embed_batch_size, self._world, *keys)
         if self._cache is None:
             return fresh
         if fresh is not None:

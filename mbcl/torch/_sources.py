@@ -124,16 +124,9 @@ class SamplerPlans(_WholeEpochs):
         return self._num_batches
 
     def _make(self, epoch: int) -> BatchPlan:
-        key = PlanKey(epoch, 0, self._rounds)
+        key = PlanKey(epoch, 0, self._rounds, self._num_batches)
         assert self.num_samples is not None
-        plan = plan_rounds(self._sampler, self._embeddings, key, num_samples=self.num_samples, seed=self._seed)
-        return first_batches(plan, self._num_batches)
-
-
-def first_batches(plan: BatchPlan, number: int) -> BatchPlan:
-    """Return the plan's first batches."""
-    scores = None if plan.scores is None else plan.scores[:number]
-    return replace(plan, batches=plan.batches[:number], scores=scores)
+        return plan_rounds(self._sampler, self._embeddings, key, num_samples=self.num_samples, seed=self._seed)
 
 
 def left_out(plan: BatchPlan, num_samples: int) -> torch.Tensor:

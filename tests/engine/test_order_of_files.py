@@ -17,13 +17,14 @@ from mbcl.config.experiment import Evaluation
 from mbcl.data import ImageSet
 from mbcl.distributed.collectives import World
 from mbcl.engine import embedding_pass
-from mbcl.engine.embedding_pass import ViewKey, embed, random_chunks, two_views
+from mbcl.engine.embedding_pass import ViewKey, embed, two_views
 from mbcl.engine.setup import SplitData, load_data, model_of
 from mbcl.evaluation import subject as subjects
 from mbcl.evaluation.measures import measure_knn, measure_repr, measure_retrieval
 from mbcl.evaluation.subject import Subject
 from mbcl.metrics import fit_probe
 from mbcl.plan import Embeddings
+from mbcl.planner import random_chunks
 from mbcl.samplers import build, same_class_share
 
 EXACT = runs.exact()

@@ -89,7 +89,8 @@ def _first_plan(world, content):
     """The embeddings before the first step, and the plan made of them."""
     trainer = Trainer(content, world=world, store=LocalStore(tempfile.mkdtemp()))
     learner = trainer.learner
-    shard = embed(learner.model, learner.images, ViewKey(learner.seed), mode="train", batch_size=50, world=world)
+    mode = content.embeddings.mode
+    shard = embed(learner.model, learner.images, ViewKey(learner.seed), mode=mode, batch_size=50, world=world)
     embeddings = Embeddings(
         *(collectives.all_gather_ragged(part, world) for part in (shard.z1, shard.z2, shard.indices))
     )
@@ -98,10 +99,10 @@ def _first_plan(world, content):
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("num_workers", [2, 4])
-def test_embed_and_plan_are_bitwise_equal_on_any_number_of_workers(num_workers):
+@pytest.mark.parametrize(("num_workers", "mode"), [(2, "train"), (4, "train"), (2, "eval")])
+def test_embed_and_plan_are_bitwise_equal_on_any_number_of_workers(num_workers, mode):
     """Each of the four chunks of 45 samples is embedded by one rank, on one thread, by the same kernels."""
-    content = runs.experiment("spectral")
+    content = runs.experiment("spectral", embeddings={"mode": mode})
     with one_thread():
         embeddings, planned = _first_plan(World(), content)
     for rank_embeddings, rank_planned in gloo.run(_first_plan, num_workers, content):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 
 import gloo
 import pytest
@@ -20,7 +19,7 @@ from mbcl.engine.metrics_log import read_rows
 from mbcl.errors import PlanError
 from mbcl.io.store import LocalStore
 from mbcl.plan import Embeddings
-from mbcl.planner import LocalPlanService, PlanKey, make_plan, plan_service
+from mbcl.planner import LocalPlanService, PlanKey, make_plan, plan_rounds, plan_service
 from mbcl.planner.background import BackgroundProcess
 from mbcl.samplers import quality
 
@@ -202,6 +201,34 @@ def test_plan_conflicts_are_summed_over_the_plans_of_an_epoch(trained):
     assert joined.conflicts == sum(sampler.plan(180, both, seed=0, epoch=0, round=r).conflicts for r in range(3))
 
 
+def test_an_epochs_end_leaves_out_random_batches_in_the_order_of_the_plan():
+    """Of the ascending batches of ``osgd`` the first ones would be the easiest of each epoch."""
+    z = torch.randn(180, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    sampler, both, left_out = samplers.build("osgd", batch_size=4, k=40, q=10), Embeddings(z, z + 0.1), []
+    for epoch in range(200):
+        key = PlanKey(epoch, 0, 2, steps=16)
+        plan = plan_rounds(sampler, both, key, num_samples=180, seed=0)
+        first, last = (sampler.plan(180, both, seed=0, epoch=epoch, round=number) for number in range(2))
+        assert len(plan) == len(plan.scores) == 16
+        assert torch.equal(plan.batches[:10], first.batches)
+        places = [(last.batches == batch).all(dim=1).nonzero().item() for batch in plan.batches[10:]]
+        assert places == sorted(places)
+        assert torch.equal(plan.scores[10:], last.scores[places])
+        left_out += set(range(10)) - set(places)
+    counts = torch.tensor(left_out).bincount(minlength=10)
+    # Each place is left out of 0.4 of 200 epochs: a binomial number with a standard deviation of 7.
+    assert (counts - 80).abs().max() < 5 * 7
+
+
+@pytest.mark.parametrize(("steps", "length"), [(1, 1), (4, 4), (5, 5), (8, 8), (9, 8), (None, 8)])
+def test_rounds_without_steps_are_left_out(steps, length):
+    """Two rounds of 4 batches."""
+    z = torch.randn(180, 8, generator=torch.Generator().manual_seed(1))
+    sampler, both = samplers.build("osgd", batch_size=16, k=4, q=2, skip=3), Embeddings(z, z + 0.1)
+    plan = plan_rounds(sampler, both, PlanKey(0, 0, 2, steps), num_samples=180, seed=0)
+    assert len(plan) == len(plan.batch_conflicts) == length
+
+
 @pytest.mark.parametrize("refresh", ["round", "epoch"])
 def test_plan_metrics_are_those_of_the_batches_trained_on(tmp_path, refresh):
     """Rounds of 4 batches: of the third the epoch of 11 steps trains on 3."""
@@ -221,12 +248,11 @@ def test_plan_metrics_are_those_of_the_batches_trained_on(tmp_path, refresh):
     row = trainer.run().row
     loss = lift = conflicts = steps = 0
     for key, embeddings, planner in requested:
-        plans = [planner.plan(180, embeddings, seed=0, epoch=0, round=key.round + r) for r in range(key.rounds)]
-        plan = replace(plans[0], batches=torch.cat([plan.batches for plan in plans])[: 11 - steps], scores=None)
-        counts = torch.cat([plan.batch_conflicts for plan in plans])[: len(plan)]
+        assert key.steps == 11 - steps
+        plan = plan_rounds(planner, embeddings, key, num_samples=180, seed=0)
         scores = quality(plan, embeddings, seed=0)
         loss, lift = loss + len(plan) * scores["loss"], lift + len(plan) * scores["lift"]
-        conflicts, steps = conflicts + int(counts.sum()), steps + len(plan)
+        conflicts, steps = conflicts + plan.conflicts, steps + len(plan)
     assert (steps, len(requested)) == (11, 3 if refresh == "round" else 1)
     assert row["plan/loss"] == pytest.approx(loss / 11, rel=runs.EXACT)
     assert row["plan/lift"] == pytest.approx(lift / 11, rel=runs.EXACT)

@@ -190,3 +190,21 @@ def test_embeddings_settings_reach_embed(tmp_path, monkeypatch, mode, views):
     assert calls[0] == (mode, views == "augmented", 50)
     assert calls[1] == ("eval", True, 512), "validation"
     assert all(row["plan/lift"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("views", ["augmented", "clean"])
+def test_first_plan_in_evaluation_mode_normalises_with_statistics_of_the_views(tmp_path, views):
+    """The first batch norm's input does not depend on other layers: its statistics are those of all images."""
+    from mbcl.engine import Trainer
+
+    content = runs.exact("spectral", embeddings={"mode": "eval", "views": views, "batch_size": 90})
+    learner = Trainer(content, world=World(), store=LocalStore(tmp_path)).learner
+    layer = next(each for each in learner.model.modules() if isinstance(each, torch.nn.BatchNorm2d))
+    inputs = []
+    layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    key = ViewKey(learner.seed, augmented=views == "augmented")
+    embed(learner.model, learner.images, key, mode="eval", batch_size=90, world=World())
+    variance, mean = torch.var_mean(inputs[0], (0, 2, 3))
+    assert relative_error(layer.running_mean, mean) < runs.EXACT
+    assert relative_error(layer.running_var, variance) < runs.EXACT
+    assert learner.model.training

@@ -14,12 +14,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from mbcl.config.experiment import Evaluation
 from mbcl.data import ImageSet, clean_views, corrupt
 from mbcl.distributed.collectives import World
-from mbcl.engine.embedding_pass import ViewKey, two_views
+from mbcl.engine.embedding_pass import ViewKey, set_statistics, two_views
 from mbcl.engine.gradient_parity import relative_error
 from mbcl.engine.setup import load_data, model_of
 from mbcl.errors import ConfigError, DataError
 from mbcl.evaluation import INITIAL, evaluate, find_weights
-from mbcl.evaluation.baselines import CachedMetrics, Pixels, baseline, set_statistics
+from mbcl.evaluation.baselines import CachedMetrics, Pixels, baseline
 from mbcl.evaluation.subject import Subject
 from mbcl.io.store import LocalStore
 from mbcl.seeding import derive
@@ -264,8 +264,9 @@ def test_untrained_model_is_a_function_of_the_seed():
 
 
 def test_untrained_model_without_batch_norm_stays_as_it_is():
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3), torch.nn.Dropout()).double().eval()
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3), torch.nn.Dropout()).double()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    train = load_data(runs.exact().data, seed=0).train
-    set_statistics(model, train, seed=0, device=torch.device("cpu"))
+    images = load_data(runs.exact().data, seed=0).train
+    set_statistics(model, len(images), lambda rows: clean_views(images.pixels(rows), images=images), seed=0)
     assert runs.equal(model.state_dict(), before)
+    assert not model.training

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -121,41 +122,58 @@ class Attack(threading.Thread):
             time.sleep(0.01)
 
 
-def run_one_trial(
-    tmp_path: Path,
+def run_some_trials(
+    folder: Path,
+    experiments: dict[str, Experiment],
+    observer: SilentObserver,
+    *,
     attack: Attack | None = None,
     workers: int = 1,
-    experiment: Experiment = EXPERIMENT,
+    gpus_per_worker: int = 0,
     kind: type[TrialRecord] = TrialRecord,
     told: list[StudyRecord] | None = None,
-) -> TrialRecord:
-    """Run one trial as a study does, in the Ray of this process; its record is appended to ``told`` at the start."""
+) -> dict[str, TrialRecord]:
+    """Run trials one at a time as a study does, in the Ray of this process; ``told`` gets their study at the start."""
     from mbcl.orchestration.cluster.capacity import Node, resolve_resources
     from mbcl.orchestration.results_folder.lease import hold
     from mbcl.orchestration.search_space.resources_block import Resources
+    from mbcl.orchestration.trial.trial_runners import Driver
     from mbcl.orchestration.tune.run_trials import run_trials
 
-    store = LocalStore(tmp_path)
-    record = kind(ordinal=0, setting=0, seed=0, sampler="spectral", objective="simclr", parameters={})
+    store = LocalStore(folder)
+    records = {
+        key: kind(ordinal=number, setting=number, seed=0, sampler="", objective="", parameters={})
+        for number, key in enumerate(experiments)
+    }
     study = StudyRecord(
-        name="test", space_digest="", metric="val/retrieval/top1", mode="max", created="", trials={TRIAL: record}
+        name="test", space_digest="", metric="val/retrieval/top1", mode="max", created="", trials=records
     )
     if told is not None:
         told.append(study)
+    need = replace(resolve_resources(Resources(workers=workers), [Node(CPUS)]), gpus_per_worker=gpus_per_worker)
+    driver = Driver({"CPU": need.cpus}, trains=True) if gpus_per_worker else None  # a GPU of Ray's would be waited for
     with hold(store) as fence:
-        need = resolve_resources(Resources(workers=workers), [Node(CPUS)])
         gate_fence = Gate(fence.location, fence.token, str(attack.gates)) if attack else fence
-        job = job_of(TRIAL, experiment, store, need, num_tasks=2, fence=gate_fence)
+        jobs = {
+            key: job_of(key, experiment, store, need, num_tasks=2, fence=gate_fence)
+            for key, experiment in experiments.items()
+        }
         if attack:
             attack.start()
-        run_trials(
-            {TRIAL: job}, store=store, scratch=job.scratch, study=study, concurrency=1, observer=SilentObserver()
-        )
+        scratch = str(folder / ".ray")
+        run_trials(jobs, store=store, scratch=scratch, study=study, concurrency=1, observer=observer, driver=driver)
     if attack:
         attack.over.set()
         attack.join()
         assert not attack.plan, f"the trial was over before {attack.plan}, after {attack.done}"
-    return record
+    return study.trials
+
+
+def run_one_trial(
+    folder: Path, attack: Attack | None = None, *, experiment: Experiment = EXPERIMENT, **options: Any
+) -> TrialRecord:
+    """Run one trial as :func:`run_some_trials`."""
+    return run_some_trials(folder, {TRIAL: experiment}, SilentObserver(), attack=attack, **options)[TRIAL]
 
 
 def rows_of(tmp_path: Path) -> list[str]:
@@ -262,31 +280,6 @@ def test_driver_of_200_trials_holds_no_more_memory_than_of_100(local_ray, tmp_pa
     assert {record.status for record in records.values()} == {"finished"}
     middle, end = (sum(observer.memory[stop - 20 : stop]) / 20 for stop in (100, 200))
     assert end - middle < 50 * 1000, observer.memory
-
-
-def run_some_trials(
-    folder: Path, experiments: dict[str, Experiment], observer: SilentObserver, *, gpus_per_worker: int = 0
-) -> dict[str, TrialRecord]:
-    """Run trials one at a time as a study does, in the Ray of this process."""
-    from mbcl.orchestration.cluster.capacity import Node, resolve_resources
-    from mbcl.orchestration.search_space.resources_block import Resources
-    from mbcl.orchestration.trial.trial_runners import Driver
-    from mbcl.orchestration.tune.run_trials import run_trials
-
-    store = LocalStore(folder)
-    need = replace(resolve_resources(Resources(), [Node(CPUS)]), gpus_per_worker=gpus_per_worker)
-    driver = Driver({"CPU": need.cpus}, trains=True)
-    records = {
-        key: TrialRecord(ordinal=number, setting=number, seed=0, sampler="", objective="", parameters={})
-        for number, key in enumerate(experiments)
-    }
-    study = StudyRecord(
-        name="test", space_digest="", metric="val/retrieval/top1", mode="max", created="", trials=records
-    )
-    jobs = {key: job_of(key, experiment, store, need, num_tasks=2) for key, experiment in experiments.items()}
-    scratch = str(folder / ".ray")
-    run_trials(jobs, store=store, scratch=scratch, study=study, concurrency=1, observer=observer, driver=driver)
-    return study.trials
 
 
 @pytest.mark.slow

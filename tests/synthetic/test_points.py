@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mbcl.functional import clip
+from mbcl.plan import Embeddings
 from mbcl.samplers import combinations
 from mbcl.synthetic import losses, points
 from mbcl.synthetic.losses import least_of_restarts, mean_batch_loss, starting_points
 from mbcl.synthetic.points import Points, clip_losses, similarities
+from mbcl.synthetic.selections import method_of
 
 runs = st.integers(1, 3)
 sizes = st.tuples(st.integers(2, 7), st.integers(1, 5))
@@ -143,3 +145,18 @@ def test_least_of_restarts_returns_the_best(monkeypatch: pytest.MonkeyPatch) -> 
     assert gradient.abs().max() < 1e-6
     monkeypatch.setattr(losses, "STEPS", 1)
     assert least_of_restarts(all_samples, num_samples=5, dim=2, restarts=1)[0] > more
+
+
+def test_the_last_round_of_osgd_leaves_out_random_batches() -> None:
+    """Ten updates from rounds of four in ascending order of loss: the last round has two."""
+    x_2SND = torch.randn(2, 1, 20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    method = method_of("osgd", {"k": 10, "q": 4}, 2, 20)
+    places: list[int] = []
+    for step in range(200):
+        batches = method.batches(x_2SND, [5], step)[0]
+        last = method.sampler.plan(20, Embeddings(*x_2SND[:, 0]), seed=5, epoch=step, round=2).batches
+        places += [int((last == batch).all(dim=1).nonzero()) for batch in batches[8:]]
+        assert len(batches) == 10
+        assert places[-2] < places[-1]
+    # Each place is one of the two in half of 200 steps: a binomial number with a standard deviation of 7.
+    assert (torch.tensor(places).bincount(minlength=4) - 100).abs().max() < 5 * 7.1

@@ -59,8 +59,8 @@ def test_a_sampler_yields_the_plans_of_the_engine(name, parameters, as_object):
     make = partial(PlannedBatchSampler.from_sampler, seed=3)
     batches = make(sampler, embeddings()) if as_object else make(name, embeddings(), batch_size=B, **parameters)
     for epoch in (0, 1, 4):
-        plan = make_plan(sampler, embeddings(), PlanKey(epoch, 0, rounds), num_samples=N, seed=3).plan
-        assert batches_of(batches, epoch) == plan.batches[:STEPS].tolist()
+        plan = make_plan(sampler, embeddings(), PlanKey(epoch, 0, rounds, STEPS), num_samples=N, seed=3).plan
+        assert batches_of(batches, epoch) == plan.batches.tolist()
     assert len(batches) == STEPS
 
 

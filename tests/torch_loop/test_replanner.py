@@ -21,6 +21,7 @@ from mbcl.io.store import LocalStore
 from mbcl.plan import Embeddings
 from mbcl.planner import PlanKey, make_plan, plan_service
 from mbcl.planner.background import BackgroundProcess
+from mbcl.samplers import same_class_share
 from mbcl.torch import PlannedBatchSampler, Replanner
 
 EPOCHS = 4
@@ -50,10 +51,12 @@ def fixed(z, **options):
     return Replanner("spectral", embed=lambda positions: (z[positions], z[positions] + 0.1), **options)
 
 
-def planned(z, epoch, round_=0, *, name="spectral", seed=3, **parameters):
+def planned(z, epoch, round_=0, *, name="spectral", seed=3, steps=None, **parameters):
     """The engine's plan."""
     sampler = samplers.build(name, batch_size=B, **(parameters or {"k": 2}))
-    return make_plan(sampler, Embeddings(z, z + 0.1), PlanKey(epoch, round_), num_samples=len(z), seed=seed).plan
+    return make_plan(
+        sampler, Embeddings(z, z + 0.1), PlanKey(epoch, round_, 1, steps), num_samples=len(z), seed=seed
+    ).plan
 
 
 def epochs_of(replanner, epochs=EPOCHS):
@@ -112,7 +115,7 @@ def test_replanner_trains_on_the_batches_of_the_engine(name, tmp_path, shared_ba
     def embed(positions):
         shard = next(passes).ordered(180)
         assert len(positions) == 180
-        return shard.z1, shard.z2
+        return shard.z1[positions], shard.z2[positions]
 
     with Replanner(
         experiment.build_sampler(),
@@ -157,8 +160,8 @@ def test_plans_of_every_few_steps_are_the_rounds_of_the_epoch():
         batches.set_epoch(epoch)
         for batch in batches:
             seen.append(batch)
-    parts = [planned(z, epoch, round_).batches[:4] for epoch in range(2) for round_ in range(2)]
-    assert seen == torch.cat([part[: 4 if i % 2 == 0 else 2] for i, part in enumerate(parts)]).tolist()
+    parts = [planned(z, epoch, round_, steps=(4, 2)[round_]).batches for epoch in range(2) for round_ in range(2)]
+    assert seen == torch.cat(parts).tolist()
     assert calls == [0, 4, 6, 10]
     assert len(batches) == STEPS
     with pytest.raises(ConfigError, match="no short batch"):
@@ -175,8 +178,23 @@ def test_chunks_of_embed_cover_every_sample_once_and_have_no_gradient():
 
     replanner = Replanner("spectral", batch_size=B, k=2, num_samples=N, embed=embed, embed_batch_size=7, seed=3)
     assert replanner.plan(0).digest == planned(z, 0).digest
-    assert torch.cat(calls).tolist() == list(range(N))
+    assert sorted(torch.cat(calls).tolist()) == list(range(N))
     assert max(map(len, calls)) <= 7
+
+
+def test_plans_of_samples_sorted_by_class_find_the_classes():
+    """Batch norm in training mode would subtract the class from chunks of consecutive samples, a class each."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(512) // 64
+    x = torch.randn(8, 16, generator=generator)[labels] + 0.3 * torch.randn(512, 16, generator=generator)
+
+    def embed(positions):
+        z = torch.nn.functional.batch_norm(x[positions], None, None, training=True)
+        return z, z
+
+    options = {"batch_size": 16, "pool": None, "num_samples": 512, "embed": embed, "embed_batch_size": 64}
+    plan = Replanner("kmeans", **options).plan(0)
+    assert same_class_share(plan, labels).value > 0.5, "four times chance"
 
 
 # -- embeddings that the loop observes -----------------------------------------------------------------------------

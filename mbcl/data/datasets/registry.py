@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from mbcl.data.corrupted.official_sets import CORRUPTED
 from mbcl.data.datasets import cifar, digits, fashion_mnist, image_folder, tiny_imagenet
 from mbcl.data.datasets.request import DatasetRequest, Verify
-from mbcl.data.images import Splits
+from mbcl.data.images import Splits, stratified_rows
 from mbcl.data.packs.folder_sets import FolderSet
 from mbcl.data.packs.node_cache import local_copy
 from mbcl.data.packs.pack_file import DamagedPackError
@@ -88,9 +88,9 @@ def load(
             or official files, which are copied to this machine once (:mod:`mbcl.data.packs.node_cache`).
         image_size: side of the views in pixels; the size of the images if omitted. ``image_folder`` resizes its images
             to it while reading.
-        max_samples: keep only the first ``max_samples`` training images; this precedes a validation split. The test
-            part stays whole: retrieval among fewer images is easier, so metrics would not be comparable. Class folders
-            are read class by class, so the first images are those of the first classes, as in the published option.
+        max_samples: keep only so many training images, drawn once and for all with the class proportions of the whole
+            (:func:`mbcl.data.images.stratified_rows`); this precedes a validation split. The test part stays whole:
+            retrieval among fewer images is easier, so metrics would not be comparable.
         download: fetch missing files into ``dir``, if the data set can be downloaded.
         verify: whether unofficial files (checksums, counts) and files that changed after packing are a warning
             (``warn``) or an error (``strict``).
@@ -106,7 +106,9 @@ def load(
             f"on {name}"
         )
     splits = _read(name, request)
-    train = splits.train if max_samples is None else splits.train.first(max_samples)
+    train = splits.train
+    if max_samples is not None and max_samples < len(train):
+        train = train.subset(stratified_rows(train.labels, max_samples))
     return Splits(*(replace(part, image_size=image_size or part.image_size) for part in (train, splits.test)))
 
 

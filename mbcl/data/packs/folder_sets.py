@@ -68,8 +68,9 @@ class FolderSet:
             splits = self._from_pack(pack)
             counts = len(pack.train), len(pack.test)
         elif parts is not None:
-            train = Listing(parts.train.paths[: request.max_samples], parts.train.labels[: request.max_samples])
-            splits = Splits(*(self._decoded(listing, parts) for listing in (train, parts.test)))
+            splits = Splits(
+                *(self._decoded(files, parts) for files in (parts.train.few(request.max_samples), parts.test))
+            )
             counts = len(parts.train), len(parts.test)
         else:
             return None

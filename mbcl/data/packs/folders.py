@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mbcl.data.datasets.request import DatasetRequest
+from mbcl.data.images import stratified_rows
 from mbcl.data.messages import data_errors, one_line
 from mbcl.errors import DataError
 
@@ -45,6 +46,13 @@ class Listing:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def few(self, num: int | None) -> Listing:
+        """Return ``num`` of the files, as :func:`mbcl.data.images.stratified_rows`; all of them for None."""
+        if num is None:
+            return self
+        rows = stratified_rows(torch.tensor(self.labels), num).tolist()
+        return Listing([self.paths[row] for row in rows], [self.labels[row] for row in rows])
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,7 @@ def make_views(
         pixels: (B, C, H, W) uint8, as ``images.pixels(positions)``.
         positions: (B,) int64, the data-set position of each image. Parameters are drawn on the device of the positions
             and are equal on every device. Positions on the CPU need no synchronisation with the pixels' device.
-        images: the data set, for its recipe, normalisation and image size S. Crops larger than S pixels are
-            downsampled without a low-pass filter.
+        images: the data set, for its recipe, normalisation and image size S. Crops larger than S pixels are low-passed.
         seed: experiment seed of the views.
         epoch: epoch of the view.
         view: index of the view; 0 or 1 in training. Several indices give the views one after the other, for fewer
@@ -54,8 +53,7 @@ def make_views(
     with torch.autocast(pixels.device.type, enabled=False):
         x = pixels.repeat(len(parameters.theta) // len(pixels), 1, 1, 1).to(torch.float32).div_(255)
         if recipe.moves_pixels or (height, width) != (size, size):
-            grid = _grid(parameters.theta.to(x.device, non_blocking=True), size, turned=recipe.rotation > 0)
-            x = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+            x = resample(x, parameters.theta.to(x.device, non_blocking=True), size, turned=recipe.rotation > 0)
         if recipe.jitter_probability > 0:
             x = jitter(x, parameters)
         if recipe.grey_probability > 0 and x.shape[1] == 3:
@@ -80,13 +78,55 @@ def clean_views(pixels: Tensor, *, images: ImageSet) -> Tensor:
         return _normalise(x, images)
 
 
+def resample(x: Tensor, theta: Tensor, size: int, *, turned: bool) -> Tensor:
+    """Resample the crop ``theta``, (B, 2, 3), of each image of ``x``, (B, C, H, W), to S x S pixels.
+
+    Images of at most S pixels a side are interpolated bilinearly. Crops of larger ones may shrink, which would alias.
+    They get the triangle filter of Pillow and of torchvision's ``resized_crop(antialias=True)``, whose half-width is an
+    output pixel but at least an input pixel. Where the crop is turned, the filter acts along the axes of the image and
+    before the bilinear interpolation. Its width is then that of the turned output pixel projected onto the axis.
+    """
+    if max(x.shape[-2:]) > size:
+        down, across = (_triangles(theta, axis, x.shape[3 - axis], size, turned=turned) for axis in (1, 0))
+        x = down[:, None] @ x @ across.mT[:, None]
+        if not turned:
+            return x
+    return F.grid_sample(
+        x, _grid(theta, size, turned=turned), mode="bilinear", padding_mode="border", align_corners=False
+    )
+
+
+def _triangles(theta: Tensor, axis: int, num: int, size: int, *, turned: bool) -> Tensor:
+    """Return the weights of ``num`` input pixels along an axis (0 is x, 1 is y), (B, outputs, num), each sum 1.
+
+    The outputs are the S pixels of the crop. A pixel that the crop covers in part counts by the part. For turned crops
+    they are the input pixels themselves.
+    """
+    pixels = torch.arange(num, device=theta.device, dtype=theta.dtype)
+    reach = torch.linalg.vector_norm(theta[:, axis, :2], dim=1).mul(num / size).clamp(min=1)
+    if turned:
+        centres, covered = (pixels + 0.5).expand(len(theta), -1), pixels.new_ones(1)
+    else:
+        middle, half = (theta[:, axis, 2, None] + 1) * (num / 2), theta[:, axis, axis, None] * (num / 2)
+        centres = middle + half * _base(size, theta)
+        covered = torch.minimum(pixels + 1, middle + half.abs()) - torch.maximum(pixels, middle - half.abs())
+    distance = (pixels + 0.5 - centres[:, :, None]).abs_()
+    weights: Tensor = (1 - distance / reach[:, None, None]).clamp_(min=0).mul_(covered.clamp_(0, 1)[:, None])
+    return weights.div_(weights.sum(dim=2, keepdim=True))
+
+
+def _base(size: int, like: Tensor) -> Tensor:
+    """Return the coordinates of S output pixels in [-1, 1], (S,)."""
+    return torch.linspace(-1, 1, size, device=like.device, dtype=like.dtype) * (size - 1) / size
+
+
 def _grid(theta: Tensor, size: int, *, turned: bool) -> Tensor:
     """Return the input coordinates of S x S output pixels, (B, S, S, 2) in [-1, 1]; ``theta`` is (B, 2, 3)."""
     shape = [len(theta), 1, size, size]
     if turned:
         return F.affine_grid(theta, shape, align_corners=False)
     # Without rotation a coordinate depends on its own axis only: no products of matrices, as in ``affine_grid``.
-    base = torch.linspace(-1, 1, size, device=theta.device) * (size - 1) / size
+    base = _base(size, theta)
     grid = theta.new_empty((len(theta), size, size, 2))
     grid[..., 0] = (theta[:, 0, 0, None] * base).add_(theta[:, 0, 2, None])[:, None, :]
     grid[..., 1] = (theta[:, 1, 1, None] * base).add_(theta[:, 1, 2, None])[:, :, None]

@@ -123,12 +123,13 @@ def _resolve(requested: Resources, workers: int, nodes: Sequence[Node], num_tria
     explicit = requested.cpus_per_worker != "auto"
     threads = 1
     if explicit:
-        per_worker = float(requested.cpus_per_worker)
-        threads = max(1, int(per_worker))
+        threads = max(1, int(requested.cpus_per_worker))
+        total = milli(requested.cpus_per_worker) * workers
     else:
         if not use_gpu:
             threads = _auto_threads(workers, nodes, num_trials)
-        per_worker = _auto_cpus(requested, workers, nodes, AUTO_CPUS_PER_GPU if use_gpu else threads)
+        total = _auto_total(requested, workers, nodes, AUTO_CPUS_PER_GPU if use_gpu else threads)
+    per_worker = _beside_drivers(total, workers, nodes)
     if not explicit and per_worker < MIN_AUTO_CPUS:
         trials = requested.max_concurrent_trials
         if trials != "auto" and milli(cpus) >= workers * milli(MIN_AUTO_CPUS):
@@ -162,14 +163,28 @@ def _auto_threads(workers: int, nodes: Sequence[Node], num_trials: int | None) -
     return max([1, *(threads for threads in range(2, MAX_AUTO_THREADS + 1) if at_a_time and fit(threads))])
 
 
-def _auto_cpus(requested: Resources, workers: int, nodes: Sequence[Node], most: int) -> float:
-    """Return the CPUs of a worker: a trial's even share, at most ``most``, in whole thousandths."""
-    cpus = sum(node.cpus for node in nodes)
+def _auto_total(requested: Resources, workers: int, nodes: Sequence[Node], most: int) -> int:
+    """Return the thousandths of a CPU of a trial: its even share, at most ``most`` CPUs a worker."""
     trials = 1 if requested.max_concurrent_trials == "auto" else requested.max_concurrent_trials
-    total = min(milli(most) * workers, milli(cpus) // trials)
-    # Ray may place the drivers of all trials on one of several nodes, where they must not take a worker's CPUs.
-    drivers = 1 if len(nodes) == 1 else max(1, milli(cpus) // max(1, total))
-    return max(0, total - drivers * milli(DRIVER_CPUS)) // workers / 1000
+    return min(milli(most) * workers, milli(sum(node.cpus for node in nodes)) // trials)
+
+
+def _beside_drivers(total: int, workers: int, nodes: Sequence[Node]) -> float:
+    """Return the CPUs of a worker, in whole thousandths: its share of a trial's, less what drivers take.
+
+    So trials whose shares fill a node fit into it with their drivers. Ray may place the drivers of all trials on any of
+    several nodes. Where they would take half of a share there, it stays whole, and :func:`max_concurrency` decides.
+
+    Args:
+        total: thousandths of a CPU of a trial.
+        workers: the number of workers.
+        nodes: the nodes.
+    """
+    share = total // workers
+    drivers = milli(DRIVER_CPUS) * max(1, milli(sum(node.cpus for node in nodes)) // max(1, total))
+    per_node = [(milli(node.cpus), milli(node.cpus) * workers // max(1, total)) for node in nodes]
+    least = min([share, *((cpus - drivers) // slots for cpus, slots in per_node if slots)])
+    return (least if 2 * least > share else share) / 1000
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbcl import data
-from mbcl.data.images import stratified_split
+from mbcl.data.images import stratified_rows, stratified_split
 from mbcl.errors import ConfigError, DataError
 
 PINNED_LABELS = [0, 5, 0, 1, 4, 0, 9, 4, 3, 0, 0, 2]
@@ -91,13 +91,28 @@ def test_load_suggests_the_nearest_name():
         data.load("fashion-mnist")
 
 
-def test_load_takes_the_first_max_samples_training_images(digits):
-    few = data.load("digits", max_samples=100)
-    assert torch.equal(few.train.images, digits.train.images[:100])
-    assert torch.equal(few.train.labels, digits.train.labels[:100])
-    assert few.train.images.untyped_storage().nbytes() == 100 * 64
-    assert len(few.test) == 359
+def test_load_takes_max_samples_of_all_classes(digits):
+    few, fewer = (data.load("digits", max_samples=num) for num in (100, 50))
+    shares = digits.train.labels.bincount() / len(digits.train)
+    for part, num in ((few, 100), (fewer, 50)):
+        assert ((part.train.labels.bincount() - num * shares).abs() < 1).all()
+        assert part.train.images.untyped_storage().nbytes() == num * 64
+        assert len(part.test) == 359
+    assert torch.equal(few.train.images, data.load("digits", max_samples=100).train.images)
     assert len(data.load("digits", max_samples=10**6).train) == 1438
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(1, 70))
+def test_stratified_rows_are_of_all_classes_and_part_of_more(labels, num):
+    labels = torch.tensor(labels)
+    rows = stratified_rows(labels, num)
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert len(rows) == min(num, len(labels))
+    counts, kept = labels.bincount(minlength=6), labels[rows].bincount(minlength=6)
+    assert ((kept - counts * len(rows) / len(labels)).abs() < 1).all()
+    more = stratified_rows(labels, num + 1)
+    grown = labels[more].bincount(minlength=6) >= kept
+    assert all(row in more for row in rows if grown[labels[row]])
 
 
 def test_load_sets_the_image_size_of_views(digits):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mbcl import data
 from mbcl.data import IDENTITY, ImageSet, ViewRecipe
-from mbcl.data.views.augment import _grid, blur, jitter
+from mbcl.data.views.augment import _grid, blur, jitter, resample
 from mbcl.data.views.random_parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParameters, draw
 from mbcl.errors import ConfigError
 
@@ -47,7 +47,7 @@ def parameters(num: int, recipe: ViewRecipe, height: int = 224, width: int = 224
 
 
 @pytest.mark.parametrize("channels, recipe", [(1, data.load("digits").train.recipe), (3, COLOUR), (3, ViewRecipe())])
-@pytest.mark.parametrize("out_size", [8, 13])
+@pytest.mark.parametrize("out_size", [5, 8, 13])
 def test_augment_is_independent_of_the_batch(channels, recipe, out_size):
     images = pictures(64, channels)
     whole = view_of(images, torch.arange(64), recipe, out_size=out_size)
@@ -326,24 +326,74 @@ def with_parameters(images: Tensor, recipe: ViewRecipe, monkeypatch, out_size: i
     return view_of(images, torch.arange(len(images)), recipe, mean=0.0, std=1.0, out_size=out_size)
 
 
+@pytest.mark.parametrize("out_size", [24, 32])  # images of 20 x 30 pixels: some crops shrink, or none
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("top, left, tall, wide", [(0, 0, 20, 30), (3, 5, 9, 11), (10, 2, 6, 6)])
-def test_augment_crops_and_flips_like_torchvision(top, left, tall, wide, flip, monkeypatch):
+def test_augment_crops_and_flips_like_torchvision(top, left, tall, wide, flip, out_size, monkeypatch):
     import torchvision.transforms.functional as TF
 
-    images, out_size = pictures(2, 3, size=30)[:, :, :20], 24
+    images = pictures(2, 3, size=30)[:, :, :20]
     across, down = wide / 30 * (-1 if flip else 1), tall / 20
     centre = [2 * (left + wide / 2) / 30 - 1, 2 * (top + tall / 2) / 20 - 1]
     theta = torch.tensor([[[across, 0, centre[0]], [0, down, centre[1]]]] * 2)
     recipe = dataclasses.replace(IDENTITY, flip_probability=0.5)
     view = with_parameters(images, recipe, monkeypatch, out_size, theta=theta)
     size = [out_size, out_size]
-    expected = TF.resized_crop(images.float() / 255, top, left, tall, wide, size, antialias=False)
+    expected = TF.resized_crop(images.float() / 255, top, left, tall, wide, size, antialias=True)
     expected = TF.hflip(expected) if flip else expected
-    # At a crop's border torchvision repeats the crop's last pixel; ours reads the image beyond it.
-    edge = math.ceil(out_size / min(tall, wide) / 2)
-    inner = slice(edge, -edge)
+    # At a crop's border torchvision repeats the crop's last pixel; ours reads the image beyond it if none shrinks.
+    edge = math.ceil(out_size / min(tall, wide) / 2) if out_size > 30 else 0
+    inner = slice(edge, out_size - edge)
     torch.testing.assert_close(view[..., inner, inner], expected[..., inner, inner], atol=1e-4, rtol=0)
+
+
+def affine(top: float, left: float, tall: float, wide: float, image: Tensor, degrees: float = 0.0) -> list[list[float]]:
+    """Map a crop of an image, (C, H, W), turned about its centre, to rows of ``theta``."""
+    height, width = image.shape[1:]
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    across = [wide / width * cosine, -tall / width * sine, 2 * (left + wide / 2) / width - 1]
+    return [across, [wide / height * sine, tall / height * cosine, 2 * (top + tall / 2) / height - 1]]
+
+
+def test_resample_shrinks_each_crop_like_torchvision():
+    from torchvision.transforms.v2.functional import resized_crop
+
+    boxes = [(0, 0, 36, 50), (3, 5, 30, 11), (10, 2, 6, 6), (0, 20, 17, 30), (7, 7, 16, 16), (35, 49, 1, 1)]
+    images = pictures(len(boxes), 3, size=50)[:, :, :36].double() / 255
+    theta = torch.tensor([affine(*box, image) for box, image in zip(boxes, images, strict=True)], dtype=torch.float64)
+    expected = torch.stack(
+        [resized_crop(image, *box, [16, 16], antialias=True) for box, image in zip(boxes, images, strict=True)]
+    )
+    assert (resample(images, theta, 16, turned=False) - expected).abs().max() < 1e-9
+    mirrored = theta * torch.tensor([-1.0, 1.0, 1.0])
+    mirrored[:, 1, 0] = 0
+    assert (resample(images, mirrored, 16, turned=False) - expected.flip(3)).abs().max() < 1e-9
+
+
+def test_resample_of_turned_crops_filters_along_the_axes_of_the_image():
+    from torchvision.transforms.v2.functional import resized_crop
+
+    images, inner = pictures(4, 3, size=64).double() / 255, slice(1, -1)
+    # An output pixel is 3 x 5 input pixels, so its centre is that of an input pixel and no interpolation takes place.
+    theta = torch.tensor([affine(12, 20, 40, 24, image, degrees=90) for image in images], dtype=torch.float64)
+    turned = resample(images, theta, 8, turned=True).rot90(-1, (2, 3))
+    expected = resized_crop(images, 20, 12, 24, 40, [8, 8], antialias=True)
+    assert (turned - expected)[..., inner, inner].abs().max() < 1e-9
+    small = torch.tensor([affine(20, 20, 7, 6, image, degrees=30) for image in images], dtype=torch.float64)
+    grid = torch.nn.functional.affine_grid(small, [4, 3, 8, 8], align_corners=False)
+    expected = torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    assert (resample(images, small, 8, turned=True) - expected).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("rotation", [0.0, 20.0])
+def test_views_of_stripes_finer_than_their_pixels_are_flat(rotation):
+    stripes = torch.zeros(64, 1, 64, 64, dtype=torch.uint8)
+    stripes[:, :, ::2] = 255
+    recipe = dataclasses.replace(IDENTITY, crop_scale=(0.5, 1.0), crop_ratio=(3 / 4, 4 / 3), rotation=rotation)
+    view = view_of(stripes, torch.arange(64), recipe, out_size=16, mean=0.0, std=1.0)
+    # A triangle of half-width s >= 2 pixels passes at most 1/s² of the stripes' amplitude, and more at a cut edge.
+    assert view.std(dim=(1, 2, 3)).max() < 0.5 / 4
+    assert (view.mean(dim=(1, 2, 3)) - 0.5).abs().max() < 0.5 / 4
 
 
 def test_augment_converts_to_grey_like_torchvision(monkeypatch):

@@ -29,15 +29,21 @@ GPU_NODE = Node(8, 1)
         ({"workers": 2}, [Node(2)], 0.999, 0, 1, 1),
         ({}, [Node(1)], 0.999, 0, 1, 1),
         ({}, [Node(4)], 0.999, 0, 1, 4),
-        ({}, [Node(4), Node(2)], 0.994, 0, 1, 6),
+        ({}, [Node(4), Node(2)], 0.997, 0, 1, 6),
         ({"max_concurrent_trials": 2}, [Node(2)], 0.999, 0, 1, 2),
         ({"max_concurrent_trials": 1}, [Node(8)], 0.999, 0, 1, 1),
         ({"cpus_per_worker": 4}, [Node(9)], 4.0, 0, 4, 2),
-        ({}, [GPU_NODE, GPU_NODE], 1.992, 1, 1, 2),
-        ({"workers": 2}, [GPU_NODE, GPU_NODE, GPU_NODE], 1.997, 1, 1, 1),
+        ({}, [GPU_NODE, GPU_NODE], 1.998, 1, 1, 2),
+        ({"workers": 2}, [GPU_NODE, GPU_NODE, GPU_NODE], 1.998, 1, 1, 1),
         ({"gpu": False}, [GPU_NODE], 0.999, 0, 1, 8),
         ({"workers": {"min": 1, "max": 4}}, [Node(2)], 0.499, 0, 1, 1),
-        ({"workers": {"min": 1, "max": 8}}, [GPU_NODE, GPU_NODE], 1.998, 1, 1, 1),
+        ({"workers": {"min": 1, "max": 8}}, [GPU_NODE, GPU_NODE], 1.999, 1, 1, 1),
+        ({}, [Node(64)] * 16, 0.984, 0, 1, 1008),
+        ({"cpus_per_worker": 1}, [Node(64)] * 16, 0.984, 0, 1, 1008),
+        ({"cpus_per_worker": 1}, [Node(2)], 0.999, 0, 1, 2),
+        ({"cpus_per_worker": 2}, [Node(2)], 1.999, 0, 2, 1),
+        ({"cpus_per_worker": 1, "workers": 2}, [Node(2)], 0.999, 0, 1, 1),
+        ({"cpus_per_worker": 0.5, "max_concurrent_trials": 4}, [Node(2)], 0.499, 0, 1, 4),
     ],
 )
 def test_resolve_resources_fills_in_cpus_gpus_and_threads(asked, nodes, cpus, gpus, threads, concurrency):
@@ -122,7 +128,7 @@ def test_max_concurrency_counts_memory_where_it_chooses(memory, asked, concurren
             [Node(4), Node(2)],
             "room for 1 worker on 2 nodes, of which a trial",
         ),
-        ({"max_concurrent_trials": 4, "cpus_per_worker": 1}, [Node(2)], "found 4, but only 1 fit"),
+        ({"max_concurrent_trials": 4, "cpus_per_worker": 1}, [Node(2)], "found 4, but only 2 fit"),
     ],
 )
 def test_max_concurrency_refuses_what_never_fits_with_numbers(asked, nodes, words):
@@ -140,7 +146,7 @@ def test_max_concurrency_refuses_what_never_fits_with_numbers(asked, nodes, word
         ({"cpus_per_worker": 3, "gpu": False}, [Node(5)] * 3, None, 3, "room for 3 workers on 3 nodes, of which"),
         ({"max_concurrent_trials": 2}, [Node(8)], None, 2, "resources.max_concurrent_trials"),
         ({"gpu": False, "cpus_per_worker": 1}, [Node(8)], 5, 2, "5 of the resource 'driver', of which a trial takes 2"),
-        ({"cpus_per_worker": 8}, [Node(8)], 1000, 1, "8 CPUs, of which a trial takes 8"),
+        ({"cpus_per_worker": 8}, [Node(8)], 1000, 1, "8 CPUs, of which a trial takes 7.999"),
     ],
 )
 def test_max_concurrency_names_the_scarcest_resource(asked, nodes, drivers, trials, words):
@@ -152,10 +158,12 @@ def test_max_concurrency_names_the_scarcest_resource(asked, nodes, drivers, tria
 
 
 def test_max_concurrency_reserves_drivers_beside_workers():
-    """A driver on the first node would leave 1.999 CPUs there, and the second worker would wait forever."""
+    """A driver on the first node leaves 1.999 CPUs there; a worker of 2 would wait forever."""
     nodes, resources = [Node(2), Node(2), Node(1)], Resources(workers=2, cpus_per_worker=2)
+    need = resolve_resources(resources, nodes)
+    assert max_concurrency(need, nodes, resources).num_trials == 1
     with pytest.raises(ConfigError, match="room for 0 workers on 3 nodes"):
-        max_concurrency(resolve_resources(resources, nodes), nodes, resources)
+        max_concurrency(replace(need, cpus_per_worker=2.0), nodes, resources)
     assert max_concurrency(resolve_resources(resources, nodes), nodes, resources, drivers=1000).num_trials == 1
     with pytest.raises(ConfigError, match="1 of the resource 'driver', of which a trial takes 2"):
         max_concurrency(resolve_resources(resources, nodes), nodes, resources, drivers=1)
