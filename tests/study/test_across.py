@@ -51,6 +51,11 @@ def test_gains_need_common_settings_and_equal_numbers_of_pairs() -> None:
         gains_across([grid(EIGHT), grid({"shuffle": EIGHT["shuffle"]})])
 
 
+def test_gains_over_different_baselines_are_not_mixed() -> None:
+    with pytest.raises(ConfigError, match="no setting in common"):
+        gains_across([grid(EIGHT), grid(EIGHT, baseline={"sampler": {"name": "osgd"}})])
+
+
 def test_report_of_several_studies_prints_a_table(tmp_path, capsys) -> None:
     folders = [str(tmp_path / name) for name in ("one", "two")]
     for folder in folders:
