@@ -194,7 +194,8 @@ class Replanner(PlanSource):
         planned_in = self._planned_in(epoch)
         if planned_in is None:
             return None
-        return PlanKey(planned_in, step // self._part * self._rounds, self._rounds)
+        trained = min(self._part, self._steps - step)
+        return PlanKey(planned_in, step // self._part * self._rounds, self._rounds, trained)
 
     def _extend(self, epoch: int) -> Embeddings | None:
         """Add the next part to the epoch's plan; returns the embeddings, if they were made for it."""
