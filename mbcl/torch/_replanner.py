@@ -48,7 +48,8 @@ class Replanner(PlanSource):
         num_samples: N.
         embed: called with (m,) int64 data-set positions on the CPU, ascending, at most ``embed_batch_size``, without
             gradients; returns the embeddings of two views, (m, D) float each, in this order. The modes of the model
-            (``eval``, autocast) are its own business.
+            (``eval``, autocast) are its own business. Ranks call it a different number of times, so it must not
+            communicate: it calls ``ddp.module``, not a DDP model, which synchronises its buffers in the forward pass.
         embeddings: ``fresh`` or ``cached``; by default ``fresh`` with ``embed``, ``cached`` without.
         seed: of the plans.
         every, unit: plan every so many epochs or steps. Epochs between two planned ones have the same batches as the
