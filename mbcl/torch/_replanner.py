@@ -212,7 +212,8 @@ class Replanner(PlanSource):
             shuffled = Shuffle(batch_size=self.sampler.batch_size).plan(self._num_samples, seed=self._seed, epoch=epoch)
             part = replace(shuffled, batches=shuffled.batches[done:end])
         if before is not None:
-            part = replace(before, batches=torch.cat([before.batches, part.batches]), scores=None)
+            batches = torch.cat([before.batches, part.batches])
+            part = replace(before, batches=batches, scores=None, batch_conflicts=None)
         self._plan = part
         return shard
 

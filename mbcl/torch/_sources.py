@@ -65,9 +65,7 @@ class FixedPlan(PlanSource):
         if epoch == 0:
             return self._plan
         generator = torch_generator(self._plan.seed, "torch/order", epoch)
-        order = torch.randperm(len(self._plan), generator=generator)
-        scores = self._plan.scores
-        return replace(self._plan, batches=self._plan.batches[order], scores=None if scores is None else scores[order])
+        return _take(self._plan, torch.randperm(len(self._plan), generator=generator))
 
 
 class _WholeEpochs(PlanSource):
@@ -132,8 +130,13 @@ class SamplerPlans(_WholeEpochs):
 
 def first_batches(plan: BatchPlan, number: int) -> BatchPlan:
     """Return the plan's first batches."""
-    scores = None if plan.scores is None else plan.scores[:number]
-    return replace(plan, batches=plan.batches[:number], scores=scores)
+    return _take(plan, slice(number))
+
+
+def _take(plan: BatchPlan, rows: slice | torch.Tensor) -> BatchPlan:
+    scores = None if plan.scores is None else plan.scores[rows]
+    conflicts = None if plan.batch_conflicts is None else plan.batch_conflicts[rows]
+    return replace(plan, batches=plan.batches[rows], scores=scores, batch_conflicts=conflicts)
 
 
 def left_out(plan: BatchPlan, num_samples: int) -> torch.Tensor:

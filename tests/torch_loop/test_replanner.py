@@ -178,6 +178,14 @@ def test_the_newest_plan_is_scored_by_the_batches_that_are_trained_on(background
         assert (replanner.newest.loss, replanner.newest.lift) == (expected["loss"], expected["lift"])
 
 
+def test_conflicts_are_those_of_the_batches():
+    replanner = fixed(samples(), skip=3, every=4, unit="step")
+    plan = replanner.plan(0)
+    assert len(plan.batch_conflicts) == len(plan) == 4
+    plan = replanner.plan(0, 4)
+    assert (len(plan), plan.batch_conflicts) == (STEPS, None)
+
+
 def test_chunks_of_embed_cover_every_sample_once_and_have_no_gradient():
     z, calls = samples(), []
 
