@@ -63,7 +63,8 @@ def gains_across(studies: Sequence[StudyRecord]) -> tuple[str, list[Gain]]:
     """Return the headline metric of the studies and the gains of every setting that all of them compare.
 
     Settings are matched by their label and that of their baseline. A gain is a paired difference over the mean of the
-    baseline of its study, positive if the setting is better. Every study needs the same number of pairs of a setting, so that all count alike.
+    baseline of its study, positive if the setting is better. Every study needs the same number of pairs of a setting,
+    so that all count alike.
     Settings that a search has chosen are left out, and those with fewer than :data:`~mbcl.study.paired.MIN_PAIRS`
     pairs: of two studies with 2, 3 and 6 normal pairs the bootstrap's interval holds the true mean in 66, 85 and 91 %.
 
