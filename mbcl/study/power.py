@@ -70,7 +70,7 @@ def _spreads(pairs: int) -> NDArray[np.float64]:
 
 
 def _t_power(effect: float, pairs: int, comparisons: int) -> float:
-    patterns = 2.0 ** (pairs - 1)
+    patterns = 2.0 ** min(pairs - 1, 52)
     level = math.floor(ALPHA / comparisons * patterns) / patterns
     critical = stats.t.ppf(1 - level / 2, pairs - 1)
     return float(stats.norm.cdf(effect * math.sqrt(pairs) - critical * _spreads(pairs)).mean())

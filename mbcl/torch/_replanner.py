@@ -49,7 +49,8 @@ class Replanner(PlanSource):
         embed: called with (m,) int64 data-set positions on the CPU, at most ``embed_batch_size``, without gradients;
             returns the embeddings of two views, (m, D) float each, in this order. The positions are drawn at random
             for each plan, so that batch norm in training mode sees all classes. The modes of the model (``eval``,
-            autocast) are its own business.
+            autocast) are its own business. Ranks call it a different number of times, so it must not communicate: it
+            calls ``ddp.module``, not a DDP model, which synchronises its buffers in the forward pass.
         embeddings: ``fresh`` or ``cached``; by default ``fresh`` with ``embed``, ``cached`` without.
         seed: of the plans.
         every, unit: plan every so many epochs or steps. Epochs between two planned ones have the same batches as the
@@ -211,7 +212,8 @@ class Replanner(PlanSource):
             shuffled = Shuffle(batch_size=self.sampler.batch_size).plan(self._num_samples, seed=self._seed, epoch=epoch)
             part = replace(shuffled, batches=shuffled.batches[done:end])
         if before is not None:
-            part = replace(before, batches=torch.cat([before.batches, part.batches]), scores=None)
+            batches = torch.cat([before.batches, part.batches])
+            part = replace(before, batches=batches, scores=None, batch_conflicts=None)
         self._plan = part
         return shard
 

@@ -65,9 +65,7 @@ class FixedPlan(PlanSource):
         if epoch == 0:
             return self._plan
         generator = torch_generator(self._plan.seed, "torch/order", epoch)
-        order = torch.randperm(len(self._plan), generator=generator)
-        scores = self._plan.scores
-        return replace(self._plan, batches=self._plan.batches[order], scores=None if scores is None else scores[order])
+        return _take(self._plan, torch.randperm(len(self._plan), generator=generator))
 
 
 class _WholeEpochs(PlanSource):
@@ -127,6 +125,12 @@ class SamplerPlans(_WholeEpochs):
         key = PlanKey(epoch, 0, self._rounds, self._num_batches)
         assert self.num_samples is not None
         return plan_rounds(self._sampler, self._embeddings, key, num_samples=self.num_samples, seed=self._seed)
+
+
+def _take(plan: BatchPlan, rows: torch.Tensor) -> BatchPlan:
+    scores = None if plan.scores is None else plan.scores[rows]
+    conflicts = None if plan.batch_conflicts is None else plan.batch_conflicts[rows]
+    return replace(plan, batches=plan.batches[rows], scores=scores, batch_conflicts=conflicts)
 
 
 def left_out(plan: BatchPlan, num_samples: int) -> torch.Tensor:

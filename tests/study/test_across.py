@@ -51,6 +51,21 @@ def test_gains_need_common_settings_and_equal_numbers_of_pairs() -> None:
         gains_across([grid(EIGHT), grid({"shuffle": EIGHT["shuffle"]})])
 
 
+def test_gains_over_different_baselines_are_not_mixed() -> None:
+    with pytest.raises(ConfigError, match="no setting in common"):
+        gains_across([grid(EIGHT), grid(EIGHT, baseline={"sampler": {"name": "osgd"}})])
+
+
+@pytest.mark.parametrize(("pairs", "shown"), [(5, False), (6, True)])
+def test_an_interval_needs_as_many_pairs_as_any_claim(pairs: int, shown: bool) -> None:
+    study = grid({name: values[:pairs] for name, values in EIGHT.items()})
+    if shown:
+        assert [gain.n for gain in gains_across([study, study])[1]] == [pairs, pairs]
+    else:
+        with pytest.raises(ConfigError, match="no setting in common with 6 pairs of seeds at least in each"):
+            gains_across([study, study])
+
+
 def test_report_of_several_studies_prints_a_table(tmp_path, capsys) -> None:
     folders = [str(tmp_path / name) for name in ("one", "two")]
     for folder in folders:

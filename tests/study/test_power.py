@@ -18,7 +18,7 @@ def test_the_stated_power_is_reached(pairs: int, comparisons: int) -> None:
 
 
 def test_detectable_falls_with_pairs_and_rises_with_comparisons() -> None:
-    effects = [detectable(pairs, 1) or np.inf for pairs in (5, 6, 8, 10, 20, 50)]
+    effects = [detectable(pairs, 1) or np.inf for pairs in (5, 6, 8, 10, 20, 50, 2000)]
     assert effects == sorted(effects, reverse=True)
     effects = [detectable(20, comparisons) or np.inf for comparisons in (1, 2, 10, 100)]
     assert effects == sorted(effects)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -166,6 +167,26 @@ def test_plans_of_every_few_steps_are_the_rounds_of_the_epoch():
     assert len(batches) == STEPS
     with pytest.raises(ConfigError, match="no short batch"):
         PlannedBatchSampler(replanner, drop_last=False)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_the_newest_plan_is_scored_by_the_batches_that_are_trained_on(background, shared_background):
+    z = samples()
+    with fixed(z, every=4, unit="step", background=background) as replanner:
+        epochs_of(replanner, 1)
+        plan = replanner.newest.plan
+        assert plan.round == 1
+        trained = replace(plan, batches=plan.batches[: STEPS - 4])
+        expected = samplers.quality(trained, Embeddings(z, z + 0.1), temperature=0.1, seed=3)
+        assert (replanner.newest.loss, replanner.newest.lift) == (expected["loss"], expected["lift"])
+
+
+def test_conflicts_are_those_of_the_batches():
+    replanner = fixed(samples(), skip=3, every=4, unit="step")
+    plan = replanner.plan(0)
+    assert len(plan.batch_conflicts) == len(plan) == 4
+    plan = replanner.plan(0, 4)
+    assert (len(plan), plan.batch_conflicts) == (STEPS, None)
 
 
 def test_chunks_of_embed_cover_every_sample_once_and_have_no_gradient():
