@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -14,10 +15,20 @@ import torch
 from torch import Tensor
 
 from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 from mbcl.errors import CheckpointError, ConfigError
 from mbcl.functional import check_choice, check_count
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.planner import EmbeddingCache, LocalPlanService, PlanKey, PlannedBatches, plan_of, plan_state
+from mbcl.planner import (
+    EmbeddingCache,
+    LocalPlanService,
+    PlanKey,
+    PlannedBatches,
+    plan_of,
+    plan_state,
+    planned_of,
+    planned_state,
+)
 from mbcl.samplers import Sampler, Shuffle
 from mbcl.torch._embedding import Embed, embed_shard, observed_rows
 from mbcl.torch._sources import PlanSource, build_sampler, first_batches
@@ -37,7 +48,7 @@ class Replanner(PlanSource):
 
     **Several ranks.** Every rank makes the same calls in the same order. The ranks share the work of ``embed``, rank 0
     plans, and all receive its plan with its digest. The plan does not depend on W, if ``embed`` returns the same on
-    every rank. The world is torch.distributed's process group, which exists before the replanner.
+    every rank. The world is torch.distributed's process group at the first plan, observation or loaded state.
 
     **Beside training.** With ``background`` each plan is made while the batches of the one before are trained on, by
     one process of rank 0 with one thread, from the embeddings of the moment at which it begins. So embeddings are one
@@ -55,6 +66,7 @@ class Replanner(PlanSource):
             last. Steps count within an epoch, which then may visit a sample twice, or not at all.
         warmup_epochs: the first epochs, which have the batches of ``shuffle``.
         background: whether plans are made beside training.
+        epochs: of the training: ``background`` plans none behind the last. By default one plan is made that none uses.
         embed_batch_size: the most samples of a call of ``embed``.
         device: where embeddings are kept; on a GPU, samplers that can plan there do.
         parameters: of the named sampler.
@@ -75,6 +87,7 @@ class Replanner(PlanSource):
         unit: str = "epoch",
         warmup_epochs: int = 0,
         background: bool = False,
+        epochs: int | None = None,
         embed_batch_size: int = 1024,
         device: torch.device | str = "cpu",
         **parameters: object,
@@ -102,16 +115,13 @@ class Replanner(PlanSource):
         self._seed = check_count("seed", seed, least=0)
         self._num_samples = num_samples
         self._background = background
+        self._epochs = None if epochs is None else check_count("epochs", epochs)
         self._embed = embed
         self._embed_batch_size = check_count("embed_batch_size", embed_batch_size)
-        target = torch.device(device)
-        if target == torch.device("cuda"):
-            target = torch.device("cuda", torch.cuda.current_device())
-        self._world = collectives.current(target)
-        self._cache = self._empty_cache() if source == "cached" else None
+        self._device = torch.device(device)
+        self._is_cached = source == "cached"
         self._observed = 0
         """Calls of :meth:`observe`, the time stamps of the cache."""
-        self._service = LocalPlanService(num_samples=num_samples, seed=seed, world=self._world)
         self._plan: BatchPlan | None = None
         """The batches of the current epoch as far as they are planned; in its ``epoch`` they were planned."""
         self._pending: PlanKey | None = None
@@ -121,6 +131,20 @@ class Replanner(PlanSource):
         """The newest plan that was requested ahead, or would have been if enough samples had been observed."""
         self.newest: PlannedBatches | None = None
         """The newest plan from embeddings that was taken up, with its ``loss``, ``lift`` and ``seconds``, or None."""
+
+    @cached_property
+    def _world(self) -> World:
+        """The ranks: found at the first use, since frameworks make the process group late."""
+        cuda = self._device == torch.device("cuda")
+        return collectives.current(torch.device("cuda", torch.cuda.current_device()) if cuda else self._device)
+
+    @cached_property
+    def _cache(self) -> EmbeddingCache | None:
+        return self._empty_cache() if self._is_cached else None
+
+    @cached_property
+    def _service(self) -> LocalPlanService:
+        return LocalPlanService(num_samples=self._num_samples, seed=self._seed, world=self._world)
 
     # -- what the loop calls -------------------------------------------------------------------------------------------
 
@@ -222,7 +246,7 @@ class Replanner(PlanSource):
             key = self._key(epoch, len(self._plan))
         else:
             key = self._key(epoch + 1, 0) if self._planned_in(epoch + 1) == epoch + 1 else None
-        if key is None or key == self._asked:
+        if key is None or key == self._asked or (self._epochs is not None and key.epoch >= self._epochs):
             return
         self._settle()
         self._asked = key
@@ -278,7 +302,7 @@ class Replanner(PlanSource):
         self._settle()
         return {
             "plan": {} if self._plan is None else plan_state(self._plan),
-            "ahead": {} if self._ahead is None else _planned_state(self._ahead),
+            "ahead": {} if self._ahead is None else planned_state(self._ahead),
             "asked": [] if self._asked is None else [self._asked.epoch, self._asked.round, self._asked.rounds],
             "observed": self._observed,
             "cache": self._cache.state_dict() if self._cache else {},
@@ -292,7 +316,7 @@ class Replanner(PlanSource):
         """
         try:
             plan = plan_of(state["plan"]) if state["plan"] else None
-            ahead = _planned_of(state["ahead"]) if state["ahead"] else None
+            ahead = planned_of(state["ahead"]) if state["ahead"] else None
             asked = PlanKey(*state["asked"]) if state["asked"] else None
             observed, cache = int(state["observed"]), state["cache"]
             positions = cache["positions"] if cache else None
@@ -314,11 +338,3 @@ class Replanner(PlanSource):
 
     def _empty_cache(self) -> EmbeddingCache:
         return EmbeddingCache(self._num_samples, self._steps, self._world)
-
-
-def _planned_state(planned: PlannedBatches) -> dict[str, Any]:
-    return {"plan": plan_state(planned.plan), "metrics": [planned.seconds, planned.loss, planned.lift]}
-
-
-def _planned_of(state: Mapping[str, Any]) -> PlannedBatches:
-    return PlannedBatches(plan_of(state["plan"]), *state["metrics"])
