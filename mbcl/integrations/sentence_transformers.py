@@ -45,6 +45,10 @@ class PlannedBatches(PlannedCallback):
             return BatchSampler(SequentialSampler(dataset), batch_size, drop_last)
         return _ForShards(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the plans out of the arguments that the trainer pickles into its checkpoints."""
+        return {}
+
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         """Note that the trainer has the callback."""
         self._has_trainer = True
