@@ -32,7 +32,9 @@ class Axis(PoolSampler):
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
         """Return the batches of the pool."""
-        centred = z1_MD + z2_MD - (z1_MD + z2_MD).mean(0)
+        both = np.concatenate([z1_MD, z2_MD], axis=1).astype(np.float64)
+        both /= np.abs(both).max() or 1.0  # so that the largest numbers do not overflow
+        centred = both - both.mean(0)
         axes = np.linalg.svd(centred, full_matrices=False)[2]
         order = np.argsort(centred @ axes[min(self.number, len(axes) - 1)], kind="stable")
         return PoolPlan(order.reshape(-1, self.batch_size))

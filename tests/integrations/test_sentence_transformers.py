@@ -75,7 +75,7 @@ class GatheredLoss(nn.Module):
             self.seen.append(labels.tolist())
         z1, z2 = (self.model(feature)["sentence_embedding"] for feature in features)
         z2 = z2.roll(1, 1)
-        if self.replanner is not None:
+        if self.replanner is not None and torch.is_grad_enabled():
             self.replanner.observe(labels, z1, z2)
         world = collectives.current()
         return self.criterion(*(collectives.gather_with_grad(z, world) for z in (z1, z2)))
