@@ -142,7 +142,7 @@ class PlannedCallback(TrainerCallback):
 
     def _updates(self, args: TrainingArguments) -> int:
         """The optimizer's steps of an epoch, as the ``Trainer`` counts them."""
-        return max(1, -(-self._num_batches // args.gradient_accumulation_steps))
+        return max(1, -(-self._num_batches // int(args.gradient_accumulation_steps)))
 
     def _check_loader(self, loader: Any) -> None:
         """Check that the training's loader has the batch sampler, itself or within those of accelerate."""
