@@ -18,13 +18,12 @@ from mbcl.functional import check_count
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers import Sampler
 from mbcl.torch._progress import Count, parse_state, place
+from mbcl.torch._short_batch import check_short_batch, left_out_of, num_short
 from mbcl.torch._sources import (
     FixedPlan,
     PlanSource,
     SamplerPlans,
     build_sampler,
-    left_out,
-    require_partition,
     source_of,
 )
 
@@ -94,7 +93,7 @@ class PlannedBatchSampler(BatchSampler):
         if self.source.batch_size is not None:
             self._check_width(self.source.batch_size)
         if not drop_last:
-            self._check_short_batch()
+            check_short_batch(self.source, self.epoch, self.world_size)
 
     @classmethod
     def from_sampler(
@@ -268,7 +267,7 @@ class PlannedBatchSampler(BatchSampler):
         number = self.source.num_batches(epoch)
         if step < number:
             return self._plan(epoch, step).batches[step]
-        return self._left_out(epoch) if step == number and self._num_short(epoch) else None
+        return left_out_of(self.source, epoch) if step == number and self._num_short(epoch) else None
 
     def _plan(self, epoch: int, step: int = 0) -> BatchPlan:
         plan = self.source.plan(epoch, step)
@@ -287,54 +286,11 @@ class PlannedBatchSampler(BatchSampler):
         Raises:
             ConfigError: if N is not known, or if the epoch is planned in parts and the last is not planned yet.
         """
-        return self._left_out(self.epoch)
-
-    def _left_out(self, epoch: int) -> Tensor:
-        if self.source.num_samples is None:
-            raise ConfigError("num_samples is needed: a plan does not tell how many samples the data set has")
-        plan = self._plan(epoch)
-        if len(plan) < self.source.num_batches(epoch):
-            raise ConfigError(f"only {len(plan)} of {self.source.num_batches(epoch)} batches are planned yet")
-        return left_out(plan, self.source.num_samples)
+        return left_out_of(self.source, self.epoch)
 
     def _num_short(self, epoch: int) -> int:
-        """The samples of the epoch's short batch; 0 if there is none.
-
-        Raises:
-            ConfigError: if they cannot be a batch.
-        """
-        if self.drop_last:
-            return 0
-        num_samples, width = self.source.num_samples, self.source.batch_size
-        assert num_samples is not None
-        if width is None:
-            plan = self._plan(epoch)
-            require_partition(plan, num_samples)
-            width = plan.batches.shape[1]
-        short = num_samples - self.source.num_batches(epoch) * width
-        if short == 1:
-            raise ConfigError("drop_last=False: the last batch would be one sample, which has no negatives")
-        if short % self.world_size:
-            raise ConfigError(
-                f"drop_last=False: {self.world_size} ranks cannot share the last batch of {short} samples equally"
-            )
-        return short
-
-    def _check_short_batch(self) -> None:
-        """Check all about the short batch that is known before the plans are made."""
-        if self.source.num_samples is None:
-            raise ConfigError(
-                "drop_last=False: num_samples is needed, a plan does not tell which samples it leaves out"
-            )
-        if self.source.is_partition:
-            self._num_short(self.epoch)
-        elif isinstance(self.source, FixedPlan):
-            require_partition(self.source.plan(0), self.source.num_samples)
-        elif self.source.is_partition is False:
-            raise ConfigError(
-                "drop_last=False: the epochs repeat samples or leave a batch or more of them out, so what is left is "
-                "no short batch"
-            )
+        """The samples of the epoch's short batch; 0 if there is none."""
+        return 0 if self.drop_last else num_short(self.source, epoch, self.world_size)
 
     def _check_width(self, width: int) -> None:
         if width % (size := self.world_size):

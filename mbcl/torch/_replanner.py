@@ -31,6 +31,7 @@ from mbcl.planner import (
 )
 from mbcl.samplers import Sampler, Shuffle
 from mbcl.torch._embedding import Embed, embed_shard, observed_rows
+from mbcl.torch._schedule import Schedule
 from mbcl.torch._sources import PlanSource, build_sampler, first_batches
 
 
@@ -107,15 +108,19 @@ class Replanner(PlanSource):
         length = self.sampler.plan_length(num_samples)
         whole = self.sampler.no_repeats and self.sampler.covers_all and length == num_samples // batch_size
         super().__init__(num_samples, batch_size, is_partition=whole and unit == "epoch")
-        self._steps = num_samples // batch_size
-        self._part = check_count("every", every) if unit == "step" else self._steps
-        self._rounds = -(-min(self._part, self._steps) // length)
-        self._every = 1 if unit == "step" else check_count("every", every)
-        self._warmup_epochs = check_count("warmup_epochs", warmup_epochs, least=0)
+        steps = num_samples // batch_size
+        check_count("every", every)
+        self._schedule = Schedule(
+            steps=steps,
+            part=min(every, steps) if unit == "step" else steps,
+            every=1 if unit == "step" else every,
+            warmup_epochs=check_count("warmup_epochs", warmup_epochs, least=0),
+            epochs=None if epochs is None else check_count("epochs", epochs),
+            plan_length=length,
+        )
         self._seed = check_count("seed", seed, least=0)
         self._num_samples = num_samples
         self._background = background
-        self._epochs = None if epochs is None else check_count("epochs", epochs)
         self._embed = embed
         self._embed_batch_size = check_count("embed_batch_size", embed_batch_size)
         self._device = torch.device(device)
@@ -185,7 +190,7 @@ class Replanner(PlanSource):
     # -- the batches of an epoch ---------------------------------------------------------------------------------------
 
     def num_batches(self, epoch: int) -> int:
-        return self._steps
+        return self._schedule.steps
 
     def plan(self, epoch: int, step: int = 0) -> BatchPlan:
         """Return the batches of an epoch as far as they are planned, at least ``step`` + 1. A collective call.
@@ -206,26 +211,15 @@ class Replanner(PlanSource):
         plan = self._plan
         if plan is None or plan.epoch == epoch:
             return plan is not None
-        return plan.sampler != Shuffle.name and plan.epoch == self._planned_in(epoch)
-
-    def _planned_in(self, epoch: int) -> int | None:
-        """Return the epoch whose plan an epoch trains on, itself or an earlier one; None in the warm-up."""
-        since = epoch - self._warmup_epochs
-        return epoch - since % self._every if since >= 0 else None
-
-    def _key(self, epoch: int, step: int) -> PlanKey | None:
-        """Return the key of the plan that begins at a step; None in the warm-up."""
-        planned_in = self._planned_in(epoch)
-        if planned_in is None:
-            return None
-        return PlanKey(planned_in, step // self._part * self._rounds, self._rounds)
+        return plan.sampler != Shuffle.name and plan.epoch == self._schedule.planned_in(epoch)
 
     def _extend(self, epoch: int) -> Embeddings | None:
         """Add the next part to the epoch's plan; returns the embeddings, if they were made for it."""
         before = self._plan
         done = 0 if before is None else len(before)
-        key = self._key(epoch, done)
-        end = self._steps if key is None else min(done + self._part, self._steps)
+        schedule = self._schedule
+        key = schedule.key(epoch, done)
+        end = schedule.steps if key is None else min(done + schedule.part, schedule.steps)
         made, shard = (None, None) if key is None else self._obtain(key)
         if made is not None:
             part = first_batches(made.plan, end - done)
@@ -242,11 +236,8 @@ class Replanner(PlanSource):
         """Request the plan that is due after the epoch's plan so far, from these embeddings or from current ones."""
         if not self._background or self._plan is None:
             return
-        if len(self._plan) < self._steps:
-            key = self._key(epoch, len(self._plan))
-        else:
-            key = self._key(epoch + 1, 0) if self._planned_in(epoch + 1) == epoch + 1 else None
-        if key is None or key == self._asked or (self._epochs is not None and key.epoch >= self._epochs):
+        key = self._schedule.next_key(epoch, len(self._plan))
+        if key is None or key == self._asked:
             return
         self._settle()
         self._asked = key
@@ -337,4 +328,4 @@ class Replanner(PlanSource):
             self._cache.load_state_dict(cache)
 
     def _empty_cache(self) -> EmbeddingCache:
-        return EmbeddingCache(self._num_samples, self._steps, self._world)
+        return EmbeddingCache(self._num_samples, self._schedule.steps, self._world)
