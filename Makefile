@@ -65,10 +65,10 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(PIP) --editable '.[ray,wandb,test]' --constraint constraints.txt
+	$(PIP) --editable '.[ray,wandb,integrations,test]' --constraint constraints.txt
 	@touch $@
 
 # Some drills run beside Ray's dashboard.
 $(VENV)/.test-slow: $(VENV)/.test
-	$(PIP) --editable '.[cluster,wandb,test]' --constraint constraints.txt
+	$(PIP) --editable '.[cluster,wandb,integrations,test]' --constraint constraints.txt
 	@touch $@

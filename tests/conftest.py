@@ -32,6 +32,8 @@ def _has_module_fixtures(item: pytest.Item) -> bool:
 
 def _group(item: pytest.Item) -> str | None:
     """The group that a test belongs to; None if it can run beside any other."""
+    if item.path.parent.name == "integrations":
+        return "integrations"  # a process imports the trainers of others for seconds
     shares_ray = "local_ray" in getattr(item, "fixturenames", ())  # each of pytest's processes starts one
     if item.get_closest_marker("ray") and not shares_ray and not _has_module_fixtures(item):
         return None

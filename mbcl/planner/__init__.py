@@ -6,7 +6,15 @@ The engine and :mod:`mbcl.torch` plan here. ``mbcl.planning`` is the command ``m
 from mbcl.planner.chunks import random_chunks
 from mbcl.planner.embedding_cache import EmbeddingCache
 from mbcl.planner.plan_service import LocalPlanService, make_plan, plan_rounds, share_plan
-from mbcl.planner.plans import PlanKey, PlannedBatches, PlanService, plan_of, plan_state
+from mbcl.planner.plans import (
+    PlanKey,
+    PlannedBatches,
+    PlanService,
+    plan_of,
+    plan_state,
+    planned_of,
+    planned_state,
+)
 
 __all__ = [
     "EmbeddingCache",
@@ -18,6 +26,8 @@ __all__ = [
     "plan_of",
     "plan_rounds",
     "plan_state",
+    "planned_of",
+    "planned_state",
     "random_chunks",
     "share_plan",
 ]

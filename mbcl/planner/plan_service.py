@@ -19,7 +19,7 @@ from mbcl.distributed.collectives import World
 from mbcl.errors import MbclError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planner.background import BackgroundProcess
-from mbcl.planner.plans import PLAN_TENSORS, PlanKey, PlannedBatches, plan_of, plan_state
+from mbcl.planner.plans import PLAN_TENSORS, PlanKey, PlannedBatches, planned_of, planned_state
 from mbcl.samplers import PoolMap, PoolSampler, Sampler, check_plan, quality, serial
 from mbcl.seeding import torch_generator
 
@@ -217,10 +217,10 @@ def _to_wire(planned: PlannedBatches | MbclError) -> dict[str, Any]:
     """Serialise a plan without its scores, or a failure, to arrays and plain values."""
     if isinstance(planned, MbclError):
         return {"error": str(planned)}
-    plan = plan_state(planned.plan)
+    wire = planned_state(planned)
     for name in PLAN_TENSORS:
-        plan[name] = None if plan[name] is None else plan[name].numpy()
-    return {"plan": plan, "digest": planned.plan.digest, "metrics": (planned.seconds, planned.loss, planned.lift)}
+        wire["plan"][name] = None if wire["plan"][name] is None else wire["plan"][name].numpy()
+    return wire | {"digest": planned.plan.digest}
 
 
 def _from_wire(wire: dict[str, Any]) -> PlannedBatches | MbclError:
@@ -229,7 +229,8 @@ def _from_wire(wire: dict[str, Any]) -> PlannedBatches | MbclError:
         return PlanError(wire["error"])
     tensors = {name: wire["plan"][name] for name in PLAN_TENSORS}
     tensors = {name: None if array is None else torch.from_numpy(array) for name, array in tensors.items()}
-    plan = plan_of(wire["plan"] | tensors)
+    planned = planned_of(wire | {"plan": wire["plan"] | tensors})
+    plan = planned.plan
     if plan.digest != wire["digest"]:
         return PlanError(f"the plan of epoch {plan.epoch}, round {plan.round} was damaged on its way")
-    return PlannedBatches(plan, *wire["metrics"])
+    return planned

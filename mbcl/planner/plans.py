@@ -5,6 +5,7 @@ One process, torchrun and Ray implement the service differently.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -78,3 +79,13 @@ def plan_state(plan: BatchPlan) -> dict[str, Any]:
 def plan_of(state: dict[str, Any]) -> BatchPlan:
     """Restore a plan from :func:`plan_state`."""
     return BatchPlan(**{**state, "batches": state["batches"].long()})
+
+
+def planned_state(planned: PlannedBatches) -> dict[str, Any]:
+    """Serialise a plan with its metrics as tensors and plain values, without its scores."""
+    return {"plan": plan_state(planned.plan), "metrics": [planned.seconds, planned.loss, planned.lift]}
+
+
+def planned_of(state: Mapping[str, Any]) -> PlannedBatches:
+    """Restore a plan with its metrics from :func:`planned_state`."""
+    return PlannedBatches(plan_of(state["plan"]), *state["metrics"])

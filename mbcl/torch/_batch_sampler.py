@@ -5,7 +5,6 @@ Letters: N samples of the data set, S batches of an epoch, B samples of a global
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,18 +13,17 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
-from mbcl.distributed import collectives
 from mbcl.errors import CheckpointError, ConfigError
 from mbcl.functional import check_count
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers import Sampler
+from mbcl.torch._progress import Count, parse_state, place
+from mbcl.torch._short_batch import check_short_batch, left_out_of, num_short
 from mbcl.torch._sources import (
     FixedPlan,
     PlanSource,
     SamplerPlans,
     build_sampler,
-    left_out,
-    require_partition,
     source_of,
 )
 
@@ -55,7 +53,8 @@ class PlannedBatchSampler(BatchSampler):
         plan: a plan; the path of a file that ``mbcl plan`` or :meth:`BatchPlan.save` wrote; a function from epoch to
             plan, which must return the same plan for the same epoch where a training is to be resumed; or a
             :class:`~mbcl.torch.Replanner`.
-        rank: r; by default the rank of torch.distributed's process group, 0 without one.
+        rank: r; by default the rank of torch.distributed's process group, 0 without one. The process group may be made
+            after the batch sampler, as frameworks do.
         world_size: W; by default that of the process group, 1 without one.
         num_samples: N, for a plan, a file or a function: positions are checked against it, and :attr:`left_out` and
             ``drop_last=False`` need it.
@@ -82,19 +81,19 @@ class PlannedBatchSampler(BatchSampler):
             check_count("num_samples", num_samples)
         if not isinstance(drop_last, bool):
             raise ConfigError(f"drop_last must be true or false, found {drop_last!r}")
-        self._source = source_of(plan, num_samples)
-        self.rank, self.world_size = _place(rank, world_size)
-        self.sampler = ()  # a BatchSampler's sampler of single positions: there is none
+        self.source = source_of(plan, num_samples)
+        self._place = rank, world_size
         self.drop_last = drop_last
         self.epoch = 0
-        self._start = 0
-        self._count: _Count | None = None
+        self.start = 0
+        """The batch that the next iteration begins with, counted from the epoch's first."""
+        self._count: Count | None = None
         self._digest = ""
         self._finished: int | None = None
-        if self._source.batch_size is not None:
-            self._check_width(self._source.batch_size)
+        if self.source.batch_size is not None:
+            self._check_width(self.source.batch_size)
         if not drop_last:
-            self._check_short_batch()
+            check_short_batch(self.source, self.epoch, self.world_size)
 
     @classmethod
     def from_sampler(
@@ -148,42 +147,62 @@ class PlannedBatchSampler(BatchSampler):
     # -- what a DataLoader uses --------------------------------------------------------------------------------------
 
     @property
+    def rank(self) -> int:
+        """The rank r whose columns are yielded."""
+        return place(*self._place)[0]
+
+    @property
+    def world_size(self) -> int:
+        """The number W of ranks that share each batch."""
+        return place(*self._place)[1]
+
+    @property
+    def num_samples(self) -> int | None:
+        """The samples of the data set, N; None if they are not known."""
+        return self.source.num_samples
+
+    @property
+    def sampler(self) -> PlannedBatchSampler:  # type: ignore[override]  # not an attribute
+        """The batch sampler itself: Lightning and accelerate tell a batch sampler's sampler the epoch."""
+        return self
+
+    @property
     def batch_size(self) -> int:  # type: ignore[override]  # not an attribute: some plans are made later
         """The samples of a batch of this rank, b."""
-        width = self._source.batch_size or self._plan(self.epoch).batches.shape[1]
+        width = self.source.batch_size or self._plan(self.epoch).batches.shape[1]
         return width // self.world_size
 
     def __len__(self) -> int:
         """The batches of a whole epoch, wherever an iteration begins. A function's plan is made for it."""
-        return self._source.num_batches(self.epoch) + bool(self._num_short(self.epoch))
+        return self.source.num_batches(self.epoch) + bool(self._num_short(self.epoch))
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the epoch's batches, from where :meth:`load_state_dict` points or from the first."""
         # A DataLoader with workers makes an iterator and drops it unused, so nothing happens before the first batch.
-        if self._finished == self.epoch and not isinstance(self._source, FixedPlan):
+        if self._finished == self.epoch and not isinstance(self.source, FixedPlan):
             warnings.warn(f"epoch {self.epoch} has the same batches again: set_epoch was not called", stacklevel=2)
-        epoch = self.epoch
+        epoch, (rank, size) = self.epoch, place(*self._place)
         self._num_short(epoch)
-        count = self._count_from(epoch, self._start)
-        self._count, self._start = count, 0
+        count = self._count_from(epoch, self.start, self._digest)
+        self._count, self.start = count, 0
         while (row := self._row(epoch, count.yielded)) is not None:
-            share = len(row) // self.world_size
+            share = len(row) // size
             count.add(row)
-            yield row[self.rank * share : (self.rank + 1) * share].tolist()
+            yield row[rank * share : (rank + 1) * share].tolist()
         self._finished = epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration, from 0. The epoch of a loaded state keeps the state's batch."""
         check_count("epoch", epoch, least=0)
         if epoch != self.epoch:
-            self.epoch, self._start, self._count, self._digest = epoch, 0, None, ""
+            self.epoch, self.start, self._count, self._digest = epoch, 0, None, ""
 
     # -- resuming ----------------------------------------------------------------------------------------------------
 
     @property
     def step(self) -> int:
         """The batches of the epoch that were yielded, in the newest iteration or, before it, in the loaded state."""
-        return self._start if self._count is None else self._count.yielded
+        return self.start if self._count is None else self._count.yielded
 
     def state_dict(self, step: int | None = None) -> dict[str, Any]:
         """Return where the training stands, as plain values.
@@ -199,7 +218,7 @@ class PlannedBatchSampler(BatchSampler):
             step = self.step
         if check_count("step", step, least=0) > self.step:
             raise ConfigError(f"step: {step} batches are given, {self.step} were yielded in epoch {self.epoch}")
-        if self._count is None and step == self._start:
+        if self._count is None and step == self.start:
             digest = self._digest
         elif self._count is not None and step == self._count.yielded:
             digest = self._count.digest
@@ -213,28 +232,30 @@ class PlannedBatchSampler(BatchSampler):
         Raises:
             CheckpointError: if it is no such state; at the first batch, if the plan has other batches.
         """
-        epoch, step, digest = (state.get(key) for key in ("epoch", "step", "digest"))
-        whole = all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in (epoch, step))
-        if not (whole and isinstance(digest, str) and bool(digest) == bool(step)):
-            raise CheckpointError(f"not a state of a PlannedBatchSampler: {dict(state)!r}")
-        assert isinstance(epoch, int)
-        assert isinstance(step, int)
-        self.epoch, self._start, self._count, self._digest = epoch, step, None, digest
-        self._finished = None
+        self.epoch, self.start, self._digest = parse_state(state)
+        self._count = self._finished = None
 
-    def _count_from(self, epoch: int, step: int) -> _Count:
-        """Return the count of an iteration that begins behind ``step`` batches, those of the loaded state."""
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Check that the plan has the batches of a state, for loops that skip them themselves.
+
+        Raises:
+            CheckpointError: as :meth:`load_state_dict` and the first batch after it do.
+        """
+        self._count_from(*parse_state(state))
+
+    def _count_from(self, epoch: int, step: int, digest: str) -> Count:
+        """Return the count of an iteration that begins behind ``step`` batches, those of a state."""
         count = self._counted(epoch, step)
-        if count.yielded != step or (step and count.digest != self._digest):
+        if count.yielded != step or (step and count.digest != digest):
             raise CheckpointError(
                 f"the state was saved after {step} batches of epoch {epoch} of another plan; a Replanner has a state "
                 "of its own"
             )
         return count
 
-    def _counted(self, epoch: int, step: int) -> _Count:
+    def _counted(self, epoch: int, step: int) -> Count:
         """Return the count of the epoch's first ``step`` batches, or of all if there are fewer."""
-        count = _Count()
+        count = Count()
         while count.yielded < step and (row := self._row(epoch, count.yielded)) is not None:
             count.add(row)
         return count
@@ -243,14 +264,14 @@ class PlannedBatchSampler(BatchSampler):
 
     def _row(self, epoch: int, step: int) -> Tensor | None:
         """Return a global batch, (B,) positions or those of the short batch; None behind the last."""
-        number = self._source.num_batches(epoch)
+        number = self.source.num_batches(epoch)
         if step < number:
             return self._plan(epoch, step).batches[step]
-        return self._left_out(epoch) if step == number and self._num_short(epoch) else None
+        return left_out_of(self.source, epoch) if step == number and self._num_short(epoch) else None
 
     def _plan(self, epoch: int, step: int = 0) -> BatchPlan:
-        plan = self._source.plan(epoch, step)
-        if self._source.batch_size is None:
+        plan = self.source.plan(epoch, step)
+        if self.source.batch_size is None:
             self._check_width(plan.batches.shape[1])
         return plan
 
@@ -265,86 +286,12 @@ class PlannedBatchSampler(BatchSampler):
         Raises:
             ConfigError: if N is not known, or if the epoch is planned in parts and the last is not planned yet.
         """
-        return self._left_out(self.epoch)
-
-    def _left_out(self, epoch: int) -> Tensor:
-        if self._source.num_samples is None:
-            raise ConfigError("num_samples is needed: a plan does not tell how many samples the data set has")
-        plan = self._plan(epoch)
-        if len(plan) < self._source.num_batches(epoch):
-            raise ConfigError(f"only {len(plan)} of {self._source.num_batches(epoch)} batches are planned yet")
-        return left_out(plan, self._source.num_samples)
+        return left_out_of(self.source, self.epoch)
 
     def _num_short(self, epoch: int) -> int:
-        """The samples of the epoch's short batch; 0 if there is none.
-
-        Raises:
-            ConfigError: if they cannot be a batch.
-        """
-        if self.drop_last:
-            return 0
-        num_samples, width = self._source.num_samples, self._source.batch_size
-        assert num_samples is not None
-        if width is None:
-            plan = self._plan(epoch)
-            require_partition(plan, num_samples)
-            width = plan.batches.shape[1]
-        short = num_samples - self._source.num_batches(epoch) * width
-        if short == 1:
-            raise ConfigError("drop_last=False: the last batch would be one sample, which has no negatives")
-        if short % self.world_size:
-            raise ConfigError(
-                f"drop_last=False: {self.world_size} ranks cannot share the last batch of {short} samples equally"
-            )
-        return short
-
-    def _check_short_batch(self) -> None:
-        """Check all about the short batch that is known before the plans are made."""
-        if self._source.num_samples is None:
-            raise ConfigError(
-                "drop_last=False: num_samples is needed, a plan does not tell which samples it leaves out"
-            )
-        if self._source.is_partition:
-            self._num_short(self.epoch)
-        elif isinstance(self._source, FixedPlan):
-            require_partition(self._source.plan(0), self._source.num_samples)
-        elif self._source.is_partition is False:
-            raise ConfigError(
-                "drop_last=False: the epochs repeat samples or leave a batch or more of them out, so what is left is "
-                "no short batch"
-            )
+        """The samples of the epoch's short batch; 0 if there is none."""
+        return 0 if self.drop_last else num_short(self.source, epoch, self.world_size)
 
     def _check_width(self, width: int) -> None:
-        if width % self.world_size:
-            raise ConfigError(f"{self.world_size} ranks cannot share batches of {width} samples equally")
-
-
-class _Count:
-    """The batches of one iteration, counted from the epoch's first. Older iterations keep their own."""
-
-    def __init__(self) -> None:
-        self.yielded = 0
-        self._hash = hashlib.blake2b(digest_size=16)
-
-    def add(self, row: Tensor) -> None:
-        """Count a global batch."""
-        self.yielded += 1
-        self._hash.update(row.numpy().tobytes())
-
-    @property
-    def digest(self) -> str:
-        """The digest of the batches, over all ranks; empty for none."""
-        return self._hash.hexdigest() if self.yielded else ""
-
-
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Return rank and world size, as given or of the process group."""
-    world = collectives.current()
-    size = world.size if world_size is None else check_count("world_size", world_size)
-    if rank is None:
-        if size not in (1, world.size):
-            raise ConfigError(f"world_size {size} is not that of the process group, {world.size}: give rank, too")
-        rank = 0 if size == 1 else world.rank
-    if check_count("rank", rank, least=0) >= size:
-        raise ConfigError(f"rank {rank} is not below world_size {size}")
-    return rank, size
+        if width % (size := self.world_size):
+            raise ConfigError(f"{size} ranks cannot share batches of {width} samples equally")

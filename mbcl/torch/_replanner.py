@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -14,12 +15,23 @@ import torch
 from torch import Tensor
 
 from mbcl.distributed import collectives
+from mbcl.distributed.collectives import World
 from mbcl.errors import CheckpointError, ConfigError
 from mbcl.functional import check_choice, check_count
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.planner import EmbeddingCache, LocalPlanService, PlanKey, PlannedBatches, plan_of, plan_state
+from mbcl.planner import (
+    EmbeddingCache,
+    LocalPlanService,
+    PlanKey,
+    PlannedBatches,
+    plan_of,
+    plan_state,
+    planned_of,
+    planned_state,
+)
 from mbcl.samplers import Sampler, Shuffle
 from mbcl.torch._embedding import Embed, embed_shard, observed_rows
+from mbcl.torch._schedule import Schedule
 from mbcl.torch._sources import PlanSource, build_sampler
 
 
@@ -37,7 +49,7 @@ class Replanner(PlanSource):
 
     **Several ranks.** Every rank makes the same calls in the same order. The ranks share the work of ``embed``, rank 0
     plans, and all receive its plan with its digest. The plan does not depend on W, if ``embed`` returns the same on
-    every rank. The world is torch.distributed's process group, which exists before the replanner.
+    every rank. The world is torch.distributed's process group at the first plan, observation or loaded state.
 
     **Beside training.** With ``background`` each plan is made while the batches of the one before are trained on, by
     one process of rank 0 with one thread, from the embeddings of the moment at which it begins. So embeddings are one
@@ -57,6 +69,7 @@ class Replanner(PlanSource):
             last. Steps count within an epoch, which then may visit a sample twice, or not at all.
         warmup_epochs: the first epochs, which have the batches of ``shuffle``.
         background: whether plans are made beside training.
+        epochs: of the training: ``background`` plans none behind the last. By default one plan is made that none uses.
         embed_batch_size: the most samples of a call of ``embed``.
         device: where embeddings are kept; on a GPU, samplers that can plan there do.
         parameters: of the named sampler.
@@ -77,6 +90,7 @@ class Replanner(PlanSource):
         unit: str = "epoch",
         warmup_epochs: int = 0,
         background: bool = False,
+        epochs: int | None = None,
         embed_batch_size: int = 1024,
         device: torch.device | str = "cpu",
         **parameters: object,
@@ -96,24 +110,25 @@ class Replanner(PlanSource):
         length = self.sampler.plan_length(num_samples)
         whole = self.sampler.no_repeats and self.sampler.covers_all and length == num_samples // batch_size
         super().__init__(num_samples, batch_size, is_partition=whole and unit == "epoch")
-        self._steps = num_samples // batch_size
-        self._part = check_count("every", every) if unit == "step" else self._steps
-        self._rounds = -(-min(self._part, self._steps) // length)
-        self._every = 1 if unit == "step" else check_count("every", every)
-        self._warmup_epochs = check_count("warmup_epochs", warmup_epochs, least=0)
+        steps = num_samples // batch_size
+        check_count("every", every)
+        self._schedule = Schedule(
+            steps=steps,
+            part=min(every, steps) if unit == "step" else steps,
+            every=1 if unit == "step" else every,
+            warmup_epochs=check_count("warmup_epochs", warmup_epochs, least=0),
+            epochs=None if epochs is None else check_count("epochs", epochs),
+            plan_length=length,
+        )
         self._seed = check_count("seed", seed, least=0)
         self._num_samples = num_samples
         self._background = background
         self._embed = embed
         self._embed_batch_size = check_count("embed_batch_size", embed_batch_size)
-        target = torch.device(device)
-        if target == torch.device("cuda"):
-            target = torch.device("cuda", torch.cuda.current_device())
-        self._world = collectives.current(target)
-        self._cache = self._empty_cache() if source == "cached" else None
+        self._device = torch.device(device)
+        self._is_cached = source == "cached"
         self._observed = 0
         """Calls of :meth:`observe`, the time stamps of the cache."""
-        self._service = LocalPlanService(num_samples=num_samples, seed=seed, world=self._world)
         self._plan: BatchPlan | None = None
         """The batches of the current epoch as far as they are planned; in its ``epoch`` they were planned."""
         self._pending: PlanKey | None = None
@@ -123,6 +138,20 @@ class Replanner(PlanSource):
         """The newest plan that was requested ahead, or would have been if enough samples had been observed."""
         self.newest: PlannedBatches | None = None
         """The newest plan from embeddings that was taken up, with its ``loss``, ``lift`` and ``seconds``, or None."""
+
+    @cached_property
+    def _world(self) -> World:
+        """The ranks: found at the first use, since frameworks make the process group late."""
+        cuda = self._device == torch.device("cuda")
+        return collectives.current(torch.device("cuda", torch.cuda.current_device()) if cuda else self._device)
+
+    @cached_property
+    def _cache(self) -> EmbeddingCache | None:
+        return self._empty_cache() if self._is_cached else None
+
+    @cached_property
+    def _service(self) -> LocalPlanService:
+        return LocalPlanService(num_samples=self._num_samples, seed=self._seed, world=self._world)
 
     # -- what the loop calls -------------------------------------------------------------------------------------------
 
@@ -163,7 +192,7 @@ class Replanner(PlanSource):
     # -- the batches of an epoch ---------------------------------------------------------------------------------------
 
     def num_batches(self, epoch: int) -> int:
-        return self._steps
+        return self._schedule.steps
 
     def plan(self, epoch: int, step: int = 0) -> BatchPlan:
         """Return the batches of an epoch as far as they are planned, at least ``step`` + 1. A collective call.
@@ -184,27 +213,15 @@ class Replanner(PlanSource):
         plan = self._plan
         if plan is None or plan.epoch == epoch:
             return plan is not None
-        return plan.sampler != Shuffle.name and plan.epoch == self._planned_in(epoch)
-
-    def _planned_in(self, epoch: int) -> int | None:
-        """Return the epoch whose plan an epoch trains on, itself or an earlier one; None in the warm-up."""
-        since = epoch - self._warmup_epochs
-        return epoch - since % self._every if since >= 0 else None
-
-    def _key(self, epoch: int, step: int) -> PlanKey | None:
-        """Return the key of the plan that begins at a step; None in the warm-up."""
-        planned_in = self._planned_in(epoch)
-        if planned_in is None:
-            return None
-        steps = min(self._part, self._steps - step)
-        return PlanKey(planned_in, step // self._part * self._rounds, self._rounds, steps)
+        return plan.sampler != Shuffle.name and plan.epoch == self._schedule.planned_in(epoch)
 
     def _extend(self, epoch: int) -> Embeddings | None:
         """Add the next part to the epoch's plan; returns the embeddings, if they were made for it."""
         before = self._plan
         done = 0 if before is None else len(before)
-        key = self._key(epoch, done)
-        end = self._steps if key is None else min(done + self._part, self._steps)
+        schedule = self._schedule
+        key = schedule.key(epoch, done)
+        end = schedule.steps if key is None else min(done + schedule.part, schedule.steps)
         made, shard = (None, None) if key is None else self._obtain(key)
         if made is not None:
             part, self.newest = made.plan, made
@@ -221,10 +238,7 @@ class Replanner(PlanSource):
         """Request the plan that is due after the epoch's plan so far, from these embeddings or from current ones."""
         if not self._background or self._plan is None:
             return
-        if len(self._plan) < self._steps:
-            key = self._key(epoch, len(self._plan))
-        else:
-            key = self._key(epoch + 1, 0) if self._planned_in(epoch + 1) == epoch + 1 else None
+        key = self._schedule.next_key(epoch, len(self._plan))
         if key is None or key == self._asked:
             return
         self._settle()
@@ -282,7 +296,7 @@ class Replanner(PlanSource):
         self._settle()
         return {
             "plan": {} if self._plan is None else plan_state(self._plan),
-            "ahead": {} if self._ahead is None else _planned_state(self._ahead),
+            "ahead": {} if self._ahead is None else planned_state(self._ahead),
             "asked": [] if self._asked is None else [self._asked.epoch, self._asked.round, self._asked.rounds],
             "observed": self._observed,
             "cache": self._cache.state_dict() if self._cache else {},
@@ -296,7 +310,7 @@ class Replanner(PlanSource):
         """
         try:
             plan = plan_of(state["plan"]) if state["plan"] else None
-            ahead = _planned_of(state["ahead"]) if state["ahead"] else None
+            ahead = planned_of(state["ahead"]) if state["ahead"] else None
             asked = PlanKey(*state["asked"]) if state["asked"] else None
             observed, cache = int(state["observed"]), state["cache"]
             positions = cache["positions"] if cache else None
@@ -317,12 +331,4 @@ class Replanner(PlanSource):
             self._cache.load_state_dict(cache)
 
     def _empty_cache(self) -> EmbeddingCache:
-        return EmbeddingCache(self._num_samples, self._steps, self._world)
-
-
-def _planned_state(planned: PlannedBatches) -> dict[str, Any]:
-    return {"plan": plan_state(planned.plan), "metrics": [planned.seconds, planned.loss, planned.lift]}
-
-
-def _planned_of(state: Mapping[str, Any]) -> PlannedBatches:
-    return PlannedBatches(plan_of(state["plan"]), *state["metrics"])
+        return EmbeddingCache(self._num_samples, self._schedule.steps, self._world)

@@ -36,9 +36,8 @@ def test_the_example_learns_and_repeats_itself():
 
 def test_the_document_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/own_loop.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 3
     names: dict[str, object] = {}
-    for number, block in enumerate(blocks):
+    for number, block in enumerate(blocks[:3]):  # those of other trainers: tests/integrations
         if number == 2:  # resume from the middle of an epoch
             names["batches"].set_epoch(1)
             next(iter(names["batches"]))

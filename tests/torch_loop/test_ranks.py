@@ -161,6 +161,32 @@ def test_ranks_that_observe_have_one_plan(steps):
         assert sorted(sum(batches[epoch * STEPS : (epoch + 1) * STEPS], [])) == list(range(N))
 
 
+# -- a process group that is made late -----------------------------------------------------------------------------
+
+
+def _train_in_a_late_group(world, folder):
+    """The batch sampler and its replanner are made before the process group, as for a framework that makes it."""
+    collectives.finish()
+    replanner = Replanner("spectral", batch_size=B, k=2, num_samples=N, seed=3)
+    batches = PlannedBatchSampler(replanner)
+    before = batches.rank, batches.world_size, batches.batch_size
+    collectives.init_from_file(folder / "rendezvous", world.rank, world.size, timeout=900)
+    training = Training(collectives.current(), replanner)
+    training.replanner, training.batches = replanner, batches
+    training.loader = DataLoader(TensorDataset(samples(), torch.arange(N)), batch_sampler=batches)
+    training.run()
+    return before, (batches.rank, batches.world_size, batches.batch_size), training.seen
+
+
+def test_ranks_are_those_of_a_process_group_that_is_made_after_the_batch_sampler(tmp_path):
+    results = gloo.run(_train_in_a_late_group, 2, tmp_path)
+    observed = gloo.run(_replan_on_own_embeddings, 2, {})
+    for rank, ((before, after, seen), (expected, _, _)) in enumerate(zip(results, observed, strict=True)):
+        assert before == (0, 1, B)
+        assert after == (rank, 2, B // 2)
+        assert seen == expected
+
+
 # -- resuming ------------------------------------------------------------------------------------------------------
 
 

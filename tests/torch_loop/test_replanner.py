@@ -289,6 +289,20 @@ def test_every_plan_but_the_first_is_requested_ahead(options, shared_background)
     assert [(key.epoch, key.round) for key in made_at_once] == [(0, 0)]
 
 
+@pytest.mark.parametrize(("epochs", "expected"), [(None, EPOCHS + 1), (EPOCHS, EPOCHS)])
+def test_no_plan_is_made_for_an_epoch_behind_the_last(epochs, expected, shared_background):
+    replanner = fixed(samples(), background=True, epochs=epochs)
+    requested, request = [], replanner._service.request
+
+    def recorded(key, *rest, **options):
+        requested.append(key.epoch)
+        return request(key, *rest, **options)
+
+    replanner._service.request = recorded
+    epochs_of(replanner)
+    assert requested == list(range(expected))
+
+
 def test_a_killed_background_process_loses_no_plan(caplog):
     z = samples()
     with fixed(z, background=True) as replanner:
