@@ -122,8 +122,8 @@ class BatchPlan:
         sampler: the name of the sampler that made the plan.
         seed, epoch, round: the seed, epoch and round for which the plan was made.
         scores: (S,) float64 CPU tensor, the loss by which the sampler ranked each batch, or None.
-        batch_conflicts: (S,) int64 CPU tensor, the number of pairs of a sample and one of its ``skip`` nearest that
-            share the batch nevertheless; None if the sampler does not separate neighbours.
+        batch_conflicts: (S,) int64 CPU tensor, the number of pairs of a sample and another one that ``skip``, a margin
+            or ``apart`` excludes and that share the batch nevertheless; None if nothing is to be kept apart.
     """
 
     batches: Tensor
@@ -146,7 +146,7 @@ class BatchPlan:
 
     @property
     def conflicts(self) -> int | None:
-        """The conflicts of all batches; None if the sampler does not separate neighbours."""
+        """The conflicts of all batches; None if nothing is to be kept apart."""
         return None if self.batch_conflicts is None else int(self.batch_conflicts.sum())
 
     @property

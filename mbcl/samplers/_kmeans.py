@@ -20,9 +20,10 @@ from mbcl.functional import check_count, check_temperature
 from mbcl.plan import Embeddings
 from mbcl.samplers._balanced import balanced_kmeans, in_order, rows_of
 from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
+from mbcl.samplers._conflicts import Conflicts
 from mbcl.samplers._grouping import grouped
 from mbcl.samplers._normalize import unit
-from mbcl.samplers._separation import nearest, separate_neighbors
+from mbcl.samplers._separation import nearest, separate
 from mbcl.samplers._sized_pools import SizedPools
 from mbcl.samplers._swaps import refine
 from mbcl.samplers._swaps_batched import refine_batched
@@ -38,6 +39,7 @@ class BlockSampler(SizedPools):
     """Base of the samplers that cut a pool into blocks of similar samples and plan each block independently."""
 
     batched: ClassVar[bool] = True
+    takes_groups: ClassVar[bool] = True
 
     pool: int | None = 1280
     block: int = 1280
@@ -71,14 +73,16 @@ class BlockSampler(SizedPools):
             return [pool]
         return grouped(embeddings, pool, self.block_size, self.batch_size, seed)
 
-    def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
+    def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int, group_M: Ints | None = None) -> PoolPlan:
         """Plan one block; inside a batch rows ascend, batches are ordered by their first row."""
         # torch.tensor copies: the arrays may be read-only.
         u_MD, v_MD = (unit(torch.tensor(z)) for z in (z1_MD, z2_MD))
-        rows_KB, neighbours = self.plan_block(u_MD, v_MD, seed)
+        rows_KB, neighbours = self.plan_block(u_MD, v_MD, seed, group_M)
         return PoolPlan(in_order(rows_KB), None, neighbours)
 
-    def plan_block(self, u_MD: Tensor, v_MD: Tensor, seed: int) -> tuple[Ints, NDArray[np.int32] | None]:
+    def plan_block(
+        self, u_MD: Tensor, v_MD: Tensor, seed: int, group_M: Ints | None = None
+    ) -> tuple[Ints, NDArray[np.int32] | None]:
         """Return (K, B) row numbers, and (M, skip) neighbours if the batches already separate them, else None."""
         cluster_M = balanced_kmeans((u_MD + v_MD)[None], len(u_MD) // self.batch_size, [seed])[0]
         return rows_of(cluster_M[None], self.batch_size)[0].numpy(), None
@@ -148,12 +152,14 @@ class Refined(BlockSampler):
                 f"can be searched; allowed: block up to {MAX_BLOCK}, batch_size up to {MAX_BLOCK // 2}"
             )
 
-    def plan_block(self, u_MD: Tensor, v_MD: Tensor, seed: int) -> tuple[Ints, NDArray[np.int32] | None]:
-        rows_KB, _ = super().plan_block(u_MD, v_MD, seed)
-        neighbours = apart_MM = None
-        if self.skip:
-            rows_KB, neighbours = _separate(u_MD, v_MD, torch.from_numpy(rows_KB), self.skip)
-            apart_MM = _pairs(neighbours)
+    def plan_block(
+        self, u_MD: Tensor, v_MD: Tensor, seed: int, group_M: Ints | None = None
+    ) -> tuple[Ints, NDArray[np.int32] | None]:
+        rows_KB, neighbours = super().plan_block(u_MD, v_MD, seed)
+        apart_MM = None
+        if self.separates or group_M is not None:
+            rows_KB, conflicts = self._parted(u_MD, v_MD, torch.from_numpy(rows_KB), group_M)
+            neighbours, apart_MM = conflicts.neighbours_MP, conflicts.dense()
         if len(rows_KB) == 1 or self.sweeps == 0:
             return rows_KB, neighbours
         rows_KB = refine(u_MD, v_MD, rows_KB, temperature=self.temperature, sweeps=self.sweeps, apart_MM=apart_MM)
@@ -165,25 +171,20 @@ class Refined(BlockSampler):
             return rows_PKB
         u_PMD, v_PMD = unit(z1_PMD), unit(z2_PMD)
         apart_PMM = None
-        if self.skip:
-            separated = [_separate(*pool, self.skip) for pool in zip(u_PMD, v_PMD, rows_PKB, strict=True)]
-            rows_PKB = torch.stack([torch.from_numpy(rows) for rows, _ in separated]).to(u_PMD.device)
-            pairs_PMM = np.stack([_pairs(neighbours) for _, neighbours in separated])
+        if self.separates:
+            parted = [self._parted(*pool) for pool in zip(u_PMD, v_PMD, rows_PKB, strict=True)]
+            rows_PKB = torch.stack([torch.from_numpy(rows) for rows, _ in parted]).to(u_PMD.device)
+            pairs_PMM = np.stack([conflicts.dense() for _, conflicts in parted])
             apart_PMM = torch.from_numpy(pairs_PMM).to(u_PMD.device)
         return refine_batched(
             u_PMD, v_PMD, rows_PKB, temperature=self.temperature, sweeps=self.sweeps, apart_PMM=apart_PMM
         )
 
-
-def _separate(u_MD: Tensor, v_MD: Tensor, rows_KB: Tensor, skip: int) -> tuple[Ints, NDArray[np.int32]]:
-    """Separate every sample from its ``skip`` nearest where possible; return the batches and these neighbours."""
-    neighbours = nearest(u_MD, v_MD, skip)
-    return separate_neighbors(in_order(rows_KB.cpu().numpy()), neighbours, (u_MD + v_MD).cpu().numpy()), neighbours
-
-
-def _pairs(neighbours_MP: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """(M, M): whether one of two rows is a neighbour of the other."""
-    num_rows = len(neighbours_MP)
-    apart_MM = np.zeros((num_rows, num_rows), dtype=np.bool_)
-    np.put_along_axis(apart_MM, neighbours_MP.astype(np.int64), True, axis=1)
-    return apart_MM | apart_MM.T
+    def _parted(
+        self, u_MD: Tensor, v_MD: Tensor, rows_KB: Tensor, group_M: Ints | None = None
+    ) -> tuple[Ints, Conflicts]:
+        """Part samples that should not share a batch where possible; return the batches and what was to be parted."""
+        neighbours_MP = nearest(u_MD, v_MD, self.skip) if self.skip else None
+        u_MD, v_MD = u_MD.cpu(), v_MD.cpu()
+        conflicts = Conflicts(neighbours_MP, self.margin, u_MD, v_MD, group_M)
+        return separate(in_order(rows_KB.cpu().numpy()), conflicts, (u_MD + v_MD).numpy()), conflicts

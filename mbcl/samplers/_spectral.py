@@ -23,7 +23,8 @@ from mbcl.samplers._balanced import in_order, rows_of
 from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
 from mbcl.samplers._lloyd import lloyd, plus_plus, runs_compiled, tried_rows
 from mbcl.samplers._normalize import unit
-from mbcl.samplers._pools import PoolSampler, even_pools
+from mbcl.samplers._pool_items import even_pools
+from mbcl.samplers._pools import PoolSampler
 from mbcl.seeding import derive, numpy_generator
 
 Array = NDArray[np.float64]
