@@ -104,7 +104,7 @@ class Conflicts:
         """(m, m) pattern: whether the second row is a neighbour of the first."""
         if self.neighbours_MP is None:
             return None
-        local = np.full(len(self.neighbours_MP), -1)
+        local = np.full(len(self.neighbours_MP) + 1, -1)  # the last is for the number M, which is no row's
         local[rows_m] = np.arange(len(rows_m))
         near_mP = local[self.neighbours_MP[rows_m]]
         row, place = np.nonzero(near_mP >= 0)
@@ -148,25 +148,43 @@ def neighbour_table(
     return table_NP
 
 
-def count_conflicts(
-    batches_SB: Ints,
-    embeddings: Embeddings | None = None,
-    *,
-    neighbours_NP: NDArray[np.int64] | None = None,
-    margin: Margin = NO_MARGIN,
-    group_N: Ints | None = None,
-) -> Ints:
+@dataclass(frozen=True, eq=False)
+class Rules:
+    """What should not share a batch, by data-set positions.
+
+    Args:
+        embeddings: row p holds data-set position p; for the margin.
+        neighbours_NP: as :func:`neighbour_table` returns, or None.
+        margin: the limit of a negative's similarity, or none.
+        group_N: the group of every sample, or None.
+    """
+
+    embeddings: Embeddings | None = None
+    neighbours_NP: NDArray[np.int64] | None = None
+    margin: Margin = NO_MARGIN
+    group_N: Ints | None = None
+
+    def among(self, positions_m: Ints) -> tuple[Conflicts, Tensor]:
+        """Return the conflicts among some samples by their places, and (m, D) the sums of their views' unit rows."""
+        assert self.embeddings is not None
+        rows = torch.from_numpy(positions_m).to(self.embeddings.z1.device)
+        u_mD, v_mD = (unit(z.detach()[rows]).cpu() for z in (self.embeddings.z1, self.embeddings.z2))
+        near_mP = None
+        if self.neighbours_NP is not None:
+            # Neighbours that are not among them get the number m, which is no sample's.
+            place_N = np.full(len(self.neighbours_NP) + 1, len(positions_m), dtype=np.int32)
+            place_N[positions_m] = np.arange(len(positions_m))
+            near_mP = place_N[self.neighbours_NP[positions_m]]
+        group_m = None if self.group_N is None else self.group_N[positions_m]
+        return Conflicts(near_mP, self.margin, u_mD, v_mD, group_m), u_mD + v_mD
+
+
+def count_conflicts(batches_SB: Ints, rules: Rules) -> Ints:
     """(S,) int64: the conflicts in each batch of the final plan, which may repeat samples in different batches.
 
     A pair that several rules exclude counts once.
-
-    Args:
-        batches_SB: data-set positions.
-        embeddings: row p holds data-set position p; for the margin.
-        neighbours_NP: as :func:`neighbour_table` returns.
-        margin: the limit of a negative's similarity, or none.
-        group_N: the group of every sample.
     """
+    embeddings, neighbours_NP, margin, group_N = rules.embeddings, rules.neighbours_NP, rules.margin, rules.group_N
     num_batches, batch_size = batches_SB.shape
     place_N = np.full(0 if neighbours_NP is None else len(neighbours_NP) + 1, -1)
     count_S = np.zeros(num_batches, dtype=np.int64)

@@ -104,14 +104,20 @@ class Groups:
         return np.split(order_N[np.argsort(source_N, kind="stable")], ends)
 
     def each_source(self, batches_SB: Ints, change: Callable[[Ints], Ints]) -> Ints:
-        """Return the batches after a function has changed those of every source, (s, B) to (s, B)."""
+        """Return the batches after a function has changed those of every source, (s, B) to (s, B).
+
+        If it changes their number, those of the sources follow each other.
+        """
         if self.together is None:
             return change(batches_SB)
         source_S = self.together[batches_SB[:, 0]]
         order_S = np.argsort(source_S, kind="stable")
-        result_SB = batches_SB.copy()
-        for rows in np.split(order_S, np.flatnonzero(np.diff(source_S[order_S])) + 1):
-            result_SB[rows] = change(batches_SB[rows])
+        rows_of = np.split(order_S, np.flatnonzero(np.diff(source_S[order_S])) + 1)
+        changed_SB = np.concatenate([change(batches_SB[rows]) for rows in rows_of])
+        if len(changed_SB) != len(batches_SB):
+            return changed_SB
+        result_SB = np.empty_like(changed_SB)
+        result_SB[order_S] = changed_SB
         return result_SB
 
     def parted(self, batches_SB: Ints, rng: np.random.Generator) -> Ints:

@@ -20,6 +20,7 @@ from mbcl.functional import check_count, check_temperature
 from mbcl.plan import Embeddings
 from mbcl.samplers._balanced import balanced_kmeans, in_order, rows_of
 from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
+from mbcl.samplers._communities import Communities
 from mbcl.samplers._conflicts import Conflicts
 from mbcl.samplers._grouping import grouped
 from mbcl.samplers._normalize import unit
@@ -35,7 +36,7 @@ MAX_DISTANCES = 2**28
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockSampler(SizedPools):
+class BlockSampler(Communities, SizedPools):
     """Base of the samplers that cut a pool into blocks of similar samples and plan each block independently."""
 
     batched: ClassVar[bool] = True
@@ -47,11 +48,11 @@ class BlockSampler(SizedPools):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("block", self.block)
-        distances = self.block_size**2 // self.batch_size
+        distances = self.block_size**2 // self.width
         if distances > MAX_DISTANCES:
             raise ConfigError(
                 f"block {self.block} with batch_size {self.batch_size} needs {distances} distances to cluster centres, "
-                f"above {MAX_DISTANCES}; allowed: block up to {math.isqrt(MAX_DISTANCES * self.batch_size)}"
+                f"above {MAX_DISTANCES}; allowed: block up to {math.isqrt(MAX_DISTANCES * self.width)}"
             )
 
     @property
@@ -84,13 +85,17 @@ class BlockSampler(SizedPools):
         self, u_MD: Tensor, v_MD: Tensor, seed: int, group_M: Ints | None = None
     ) -> tuple[Ints, NDArray[np.int32] | None]:
         """Return (K, B) row numbers, and (M, skip) neighbours if the batches already separate them, else None."""
-        cluster_M = balanced_kmeans((u_MD + v_MD)[None], len(u_MD) // self.batch_size, [seed])[0]
-        return rows_of(cluster_M[None], self.batch_size)[0].numpy(), None
+        if self.width == 1:
+            return np.arange(len(u_MD))[:, None], None
+        cluster_M = balanced_kmeans((u_MD + v_MD)[None], len(u_MD) // self.width, [seed])[0]
+        return rows_of(cluster_M[None], self.width)[0].numpy(), None
 
     def plan_batched(self, z1_PMD: Tensor, z2_PMD: Tensor, seeds: Sequence[int]) -> Tensor:
         u_PMD, v_PMD = unit(z1_PMD), unit(z2_PMD)
-        cluster_PM = balanced_kmeans(u_PMD + v_PMD, u_PMD.shape[1] // self.batch_size, seeds)
-        return rows_of(cluster_PM, self.batch_size)
+        if self.width == 1:
+            return torch.arange(u_PMD.shape[1], device=u_PMD.device)[:, None].expand(len(u_PMD), -1, -1)
+        cluster_PM = balanced_kmeans(u_PMD + v_PMD, u_PMD.shape[1] // self.width, seeds)
+        return rows_of(cluster_PM, self.width)
 
 
 @SAMPLERS.register("kmeans")
@@ -105,6 +110,8 @@ class KMeans(BlockSampler):
         batch_size: B, global.
         pool: samples of a random pool; None for the whole data set as one, which gives the highest losses.
         block: larger pools are first cut into blocks of at most this many similar samples.
+        community, order: batches of several communities of so many neighbours, ``random`` or ``near`` ones; None for
+            whole batches of neighbours.
         mix, skip: as for all samplers with embeddings; a sample's nearest are searched in its block.
 
     Example:
@@ -130,6 +137,8 @@ class Refined(BlockSampler):
         block: larger pools are first cut into blocks of at most this many similar samples, and swaps stay within one.
         sweeps: passes over the samples; in each pass every sample tries to move to a better batch. 0 for no swaps.
         temperature: of the loss; below 1/170, swaps are judged at 1/170.
+        community, order: batches of several communities of so many neighbours, ``random`` or ``near`` ones; None for
+            whole batches of neighbours.
         mix, skip: as for all samplers with embeddings; a sample's nearest are searched in its block.
 
     Example:
@@ -160,14 +169,14 @@ class Refined(BlockSampler):
         if self.separates or group_M is not None:
             rows_KB, conflicts = self._parted(u_MD, v_MD, torch.from_numpy(rows_KB), group_M)
             neighbours, apart_MM = conflicts.neighbours_MP, conflicts.dense()
-        if len(rows_KB) == 1 or self.sweeps == 0:
+        if len(rows_KB) == 1 or self.sweeps == 0 or self.width == 1:
             return rows_KB, neighbours
         rows_KB = refine(u_MD, v_MD, rows_KB, temperature=self.temperature, sweeps=self.sweeps, apart_MM=apart_MM)
         return rows_KB, neighbours
 
     def plan_batched(self, z1_PMD: Tensor, z2_PMD: Tensor, seeds: Sequence[int]) -> Tensor:
         rows_PKB = super().plan_batched(z1_PMD, z2_PMD, seeds)
-        if rows_PKB.shape[1] == 1:
+        if rows_PKB.shape[1] == 1 or self.width == 1:
             return rows_PKB
         u_PMD, v_PMD = unit(z1_PMD), unit(z2_PMD)
         apart_PMM = None

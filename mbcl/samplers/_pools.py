@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mbcl.errors import PlanError
@@ -20,11 +21,11 @@ from mbcl.functional import check_count, check_number
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers._balanced import in_order
 from mbcl.samplers._base import BaseSampler, FloatArray, Ids, Ints, PoolMap, PoolPlan, serial
-from mbcl.samplers._conflicts import Conflicts, Margin, count_conflicts, neighbour_table
+from mbcl.samplers._conflicts import Conflicts, Margin, Rules, count_conflicts, neighbour_table
 from mbcl.samplers._groups import NO_GROUPS, Groups
-from mbcl.samplers._normalize import unit
+from mbcl.samplers._normalize import pair_sum, unit
 from mbcl.samplers._pool_items import PoolItems, shared
-from mbcl.samplers._separation import mixed, nearest, separate
+from mbcl.samplers._separation import mixed, nearest, separate, separate_batches
 from mbcl.samplers._threads import one_thread
 from mbcl.seeding import derive, numpy_generator
 
@@ -103,6 +104,23 @@ class PoolSampler(BaseSampler):
         """Whether some samples are kept out of each other's batches, whatever their groups."""
         return bool(self.skip) or bool(self.margin)
 
+    @property
+    def width(self) -> int:
+        """The samples of a batch that :meth:`plan_one` makes: B, or fewer if batches are composed of several."""
+        return self.batch_size
+
+    @property
+    def merged_width(self) -> int:
+        """The samples of a batch that :meth:`plan_pool` makes: B, or fewer if the plan is composed of all pools'."""
+        return self.batch_size
+
+    def composed(self, rows_GK: Ints, x_MD: NDArray[np.floating]) -> Ints:
+        """Compose (S, B) batches of the (G, K) ones of :meth:`plan_one`, or leave them to be composed of all pools'.
+
+        ``x_MD`` are the sums of both views' unit rows.
+        """
+        return rows_GK
+
     @abstractmethod
     def pool_sizes(self, num_samples: int) -> list[int]:
         """Return M of every pool; if their sum is below N, the plan leaves out the remainder."""
@@ -142,7 +160,7 @@ class PoolSampler(BaseSampler):
             seeds: one per pool.
 
         Returns:
-            (P, M // B, B) int64 row numbers within each pool, on the same device.
+            (P, G, K) int64 row numbers within each pool, on the same device; K is :attr:`width`, and G is M // K.
         """
         raise NotImplementedError
 
@@ -162,10 +180,13 @@ class PoolSampler(BaseSampler):
         with one_thread(), _ignore_blas_flags():
             groups = (group_M,) if self.takes_groups else ()
             planned = self.plan_one(z1_MD, z2_MD, seed, *groups)
+            # torch.tensor copies: the arrays may be read-only.
+            if self.width < self.merged_width:
+                x_MD = pair_sum(torch.tensor(z1_MD), torch.tensor(z2_MD)).numpy()
+                planned = replace(planned, rows=self.composed(planned.rows, x_MD))
             if self.separates or group_M is not None:
-                # torch.tensor copies: the arrays may be read-only.
                 planned = self._separated(planned, torch.tensor(z1_MD), torch.tensor(z2_MD), group_M)
-        if planned.rows.ndim != 2 or planned.rows.shape[1] != self.batch_size:
+        if planned.rows.ndim != 2 or planned.rows.shape[1] != self.merged_width:
             raise PlanError(f"{self.name}: a pool's batches have shape {planned.rows.shape}")
         if planned.scores is not None and not np.isfinite(planned.scores).all():
             raise PlanError(f"{self.name}: the score of a batch is not finite")
@@ -271,6 +292,16 @@ class PoolSampler(BaseSampler):
         """
         num_samples = len(embeddings)
         batches = np.concatenate([pool[plan.rows] for pool, plan in zip(pools, planned, strict=True)])
+        table_NP = None
+        if self.skip:
+            table_NP = neighbour_table(pools, [plan.neighbours for plan in planned], num_samples)
+        rules = Rules(embeddings, table_NP, self.margin, groups.apart)
+        if self.merged_width < self.batch_size:
+            generator = numpy_generator(seed, f"sampler/{self.name}/communities", *key)
+            batches = groups.each_source(batches, lambda rows_gK: self._joined(rows_gK, generator))
+            if self.separates or groups.apart is not None:
+                with one_thread(), _ignore_blas_flags():
+                    batches = groups.each_source(batches, lambda rows_sB: separate_batches(rows_sB, rules))
         scores = [plan.scores for plan in planned if plan.scores is not None]
         scores_S = np.concatenate(scores) if scores and not self.mix else None
         if groups.together is not None or len(pools) > len(self.pool_sizes(num_samples)):
@@ -285,11 +316,8 @@ class PoolSampler(BaseSampler):
             batches = groups.parted(batches, numpy_generator(seed, f"sampler/{self.name}/apart", *key))
         conflicts = None
         if self.separates or groups.apart is not None:
-            neighbours = [plan.neighbours for plan in planned]
-            table_NP = neighbour_table(pools, neighbours, num_samples) if self.skip else None
-            conflicts = count_conflicts(
-                batches, embeddings, neighbours_NP=table_NP, margin=self.margin, group_N=groups.apart
-            )
+            with one_thread(), _ignore_blas_flags():
+                conflicts = count_conflicts(batches, rules)
         merged = BatchPlan(
             torch.from_numpy(batches),
             self.name,
@@ -299,6 +327,10 @@ class PoolSampler(BaseSampler):
             torch.from_numpy(conflicts) if conflicts is not None else None,
         )
         return merged.validate(num_samples, distinct=self.no_repeats)
+
+    def _joined(self, rows_GK: Ints, rng: np.random.Generator) -> Ints:
+        """(S, B) batches of random communities, in random order within a batch."""
+        return rng.permuted(rng.permutation(rows_GK).reshape(-1, self.batch_size), axis=1)
 
     def _pools(
         self, num_samples: int, embeddings: Embeddings, seed: int, key: tuple[int, int], groups: Groups
@@ -334,6 +366,9 @@ class PoolSampler(BaseSampler):
                 rows_PSB = self.plan_batched(z1_PMD, z2_PMD, [seeds[number] for number in chunk]).cpu().numpy()
                 for place, number in enumerate(chunk):
                     plan = PoolPlan(in_order(rows_PSB[place]))
+                    if self.width < self.merged_width:
+                        x_MD = pair_sum(z1_PMD[place], z2_PMD[place]).cpu().numpy()
+                        plan = PoolPlan(self.composed(plan.rows, x_MD))
                     group_M = None if group_N is None else shared(group_N[pools[number]])
                     if self.separates or group_M is not None:
                         plan = self._separated(plan, z1_PMD[place], z2_PMD[place], group_M)

@@ -13,7 +13,7 @@ from torch import Tensor
 from mbcl.errors import ConfigError
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers._base import SAMPLERS, BaseSampler, Ids, Ints, PoolMap, serial
-from mbcl.samplers._conflicts import count_conflicts
+from mbcl.samplers._conflicts import Rules, count_conflicts
 from mbcl.samplers._groups import Groups
 from mbcl.seeding import numpy_generator
 
@@ -46,7 +46,9 @@ class WholeSampler(BaseSampler):
         else:
             rows_SB = self.rows_in_groups(num_samples, groups, seed, epoch, round)
             conflicts = (
-                None if groups.apart is None else torch.from_numpy(count_conflicts(rows_SB, group_N=groups.apart))
+                None
+                if groups.apart is None
+                else torch.from_numpy(count_conflicts(rows_SB, Rules(group_N=groups.apart)))
             )
             plan = BatchPlan(torch.from_numpy(rows_SB), self.name, seed, epoch, round, batch_conflicts=conflicts)
         return plan.validate(num_samples, distinct=self.no_repeats)

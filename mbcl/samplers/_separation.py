@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from mbcl.samplers._base import Ints
-from mbcl.samplers._conflicts import Conflicts
+from mbcl.samplers._conflicts import Conflicts, Rules
 from mbcl.samplers._normalize import CHUNK_ELEMENTS, pair_sum
 
 WINDOW = 64
@@ -151,6 +151,18 @@ def separate(rows_SB: Ints, conflicts: Conflicts, x_MD: NDArray[np.floating]) ->
     # As many windows as are full: array_split spreads the remainder over them, so that none has a single batch.
     windows = max(1, len(rows_SB) // batches_a_window)
     return np.concatenate([_Window(part, conflicts, x_MD).separated() for part in np.array_split(rows_SB, windows)])
+
+
+def separate_batches(batches_SB: Ints, rules: Rules) -> Ints:
+    """:func:`separate` on batches of data-set positions, with the embeddings of a window at a time."""
+    num_batches, batch_size = batches_SB.shape
+    windows = max(1, num_batches // min(WINDOW, max(2, WINDOW_SAMPLES // batch_size)))
+    parts = []
+    for part_sB in np.array_split(batches_SB, windows):
+        conflicts, x_mD = rules.among(part_sB.ravel())
+        rows_sB = separate(np.arange(part_sB.size).reshape(-1, batch_size), conflicts, x_mD.numpy())
+        parts.append(part_sB.ravel()[rows_sB])
+    return np.concatenate(parts)
 
 
 class _Window:

@@ -81,7 +81,8 @@ def test_validate_counts_several_mistakes():
 def test_validate_resolves_aliases_and_defaults():
     experiment = validate(Experiment, {"sampler": {"name": "sc_even_kb_loose"}, "objective": {"name": "sim"}}, "x")
     shared = {"mix": 0.0, "skip": 0, "relative_margin": None, "absolute_margin": None}
-    assert experiment.sampler == {"name": "spectral", "k": 40, "temperature": 0.1, **shared}
+    communities = {"community": None, "order": "random"}
+    assert experiment.sampler == {"name": "spectral", "k": 40, "temperature": 0.1, **shared, **communities}
     assert experiment.objective == {"name": "simclr", "temperature": 0.1}
     assert experiment.encoder["widths"] == [16, 32, 64]
 

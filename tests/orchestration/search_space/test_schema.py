@@ -223,6 +223,8 @@ def test_expansion_in_order_with_stable_names(space_file):
         "skip": 0,
         "relative_margin": None,
         "absolute_margin": None,
+        "community": None,
+        "order": "random",
     }
     assert list(trials.specs[0].parameters) == ["sampler", "train.batch_size"]
     for spec in trials.specs:
