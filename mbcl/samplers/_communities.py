@@ -6,7 +6,6 @@ Letters: M samples of a pool, D dimensions, B samples a batch, K samples a commu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +32,7 @@ class Communities(PoolSampler):
     """
 
     community: int | None = None
-    order: Literal["random", "near"] = "random"
+    order: str = "random"
 
     def __post_init__(self) -> None:
         super().__post_init__()
