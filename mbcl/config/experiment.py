@@ -126,6 +126,7 @@ class PlannerSchedule(ConfigModel):
     mix: Steps = {}
     pool: Steps = {}
     k: Steps = {}
+    quantile: Steps = {}
 
     def steps(self) -> Iterator[tuple[str, int, Any]]:
         """Yield every step as parameter, epoch and value."""
@@ -150,9 +151,9 @@ class Planner(ConfigModel):
     embeddings. After them, every ``every``-th epoch is planned; the epochs in between repeat the batches of the last
     planned epoch.
 
-    ``schedule``: step functions over the epochs, counted from 0, for ``mix``, ``pool`` and ``k``. If a sampler with
-    embeddings lacks a parameter, its schedule is not used, with a note, because a grid may hold samplers with and
-    without it.
+    ``schedule``: step functions over the epochs, counted from 0, for ``mix``, ``pool``, ``k`` and ``quantile``. If a
+    sampler with embeddings lacks a parameter, its schedule is not used, with a note, because a grid may hold samplers
+    with and without it.
     """
 
     where: Literal["tasks", "worker"] = "tasks"

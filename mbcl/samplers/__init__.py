@@ -30,6 +30,7 @@ from mbcl.samplers._random import Fixed, Shuffle
 from mbcl.samplers._spectral import Spectral
 from mbcl.samplers._threads import one_thread
 from mbcl.samplers.peers._bisection import Bisection
+from mbcl.samplers.peers._chain import Chain
 from mbcl.samplers.peers._diverse import Diverse
 from mbcl.samplers.peers._gcbs import GCBS
 from mbcl.samplers.peers._metis import Metis
@@ -42,6 +43,7 @@ __all__ = [
     "SAMPLERS",
     "AllBatches",
     "Bisection",
+    "Chain",
     "Diverse",
     "Fixed",
     "FloatArray",

@@ -47,7 +47,7 @@ WRONG = [
     ({"planner": {"overlap": 2}}, "x: planner.overlap: Input should be 0 or 1, found 2"),
     ({"planner": {"every": 0}}, "x: planner.every: Input should be greater than or equal to 1, found 0"),
     ({"planner": {"warmup_epochs": -1}}, "x: planner.warmup_epochs: "),
-    (scheduled(temperature={0: 1}), "x: planner.schedule.temperature: unknown key; known: k, mix, pool"),
+    (scheduled(temperature={0: 1}), "x: planner.schedule.temperature: unknown key; known: k, mix, pool, quantile"),
     (scheduled(mix=0.5), "x: planner.schedule.mix: expected values by epoch, such as {0: 0.5, 20: 0.0}, found 0.5"),
     (scheduled(mix={-1: 0.5}), "x: planner.schedule.mix: found the epoch -1, allowed are whole numbers from 0"),
     (scheduled(mix={True: 0.5}), "x: planner.schedule.mix: found the epoch True, "),
