@@ -47,9 +47,10 @@ class Embeddings:
             if not isinstance(value, Tensor) and not (name == "indices" and value is None):
                 raise PlanError(f"embeddings: {name} must be a torch tensor, found a {type(value).__name__}")
         if self.z1.ndim != 2 or self.z1.shape != self.z2.shape:
-            raise PlanError(
-                f"embeddings must be two (M, D) tensors, found {tuple(self.z1.shape)} and {tuple(self.z2.shape)}"
-            )
+            found = f"found {tuple(self.z1.shape)} and {tuple(self.z2.shape)}"
+            if self.z1.ndim == self.z2.ndim == 2 and len(self.z1) == len(self.z2):
+                found += "; both sides must have one width, because samplers compare one with the other"
+            raise PlanError(f"embeddings must be two (M, D) tensors, {found}")
         if self.z1.shape[1] == 0:
             raise PlanError(f"embeddings must have at least one dimension, found {tuple(self.z1.shape)}")
         if self.z1.dtype != self.z2.dtype or self.z1.dtype not in FLOATS:
