@@ -333,7 +333,7 @@ class PoolSampler(BaseSampler):
         return rng.permuted(rng.permutation(rows_GK).reshape(-1, self.batch_size), axis=1)
 
     def _pools(
-        self, num_samples: int, embeddings: Embeddings, seed: int, key: tuple[int, int], groups: Groups
+        self, num_samples: int, embeddings: Embeddings, seed: int, key: tuple[int, int], groups: Groups = NO_GROUPS
     ) -> list[Ints]:
         """Cut the random pools of every source."""
         order = numpy_generator(seed, f"sampler/{self.name}/order", *key).permutation(num_samples)
