@@ -47,9 +47,10 @@ class Embeddings:
             if not isinstance(value, Tensor) and not (name == "indices" and value is None):
                 raise PlanError(f"embeddings: {name} must be a torch tensor, found a {type(value).__name__}")
         if self.z1.ndim != 2 or self.z1.shape != self.z2.shape:
-            raise PlanError(
-                f"embeddings must be two (M, D) tensors, found {tuple(self.z1.shape)} and {tuple(self.z2.shape)}"
-            )
+            found = f"found {tuple(self.z1.shape)} and {tuple(self.z2.shape)}"
+            if self.z1.ndim == self.z2.ndim == 2 and len(self.z1) == len(self.z2):
+                found += "; both sides must have one width, because samplers compare one with the other"
+            raise PlanError(f"embeddings must be two (M, D) tensors, {found}")
         if self.z1.shape[1] == 0:
             raise PlanError(f"embeddings must have at least one dimension, found {tuple(self.z1.shape)}")
         if self.z1.dtype != self.z2.dtype or self.z1.dtype not in FLOATS:
@@ -122,8 +123,8 @@ class BatchPlan:
         sampler: the name of the sampler that made the plan.
         seed, epoch, round: the seed, epoch and round for which the plan was made.
         scores: (S,) float64 CPU tensor, the loss by which the sampler ranked each batch, or None.
-        batch_conflicts: (S,) int64 CPU tensor, the number of pairs of a sample and one of its ``skip`` nearest that
-            share the batch nevertheless; None if the sampler does not separate neighbours.
+        batch_conflicts: (S,) int64 CPU tensor, the number of pairs of a sample and another one that ``skip``, a margin
+            or ``apart`` excludes and that share the batch nevertheless; None if nothing is to be kept apart.
     """
 
     batches: Tensor
@@ -146,7 +147,7 @@ class BatchPlan:
 
     @property
     def conflicts(self) -> int | None:
-        """The conflicts of all batches; None if the sampler does not separate neighbours."""
+        """The conflicts of all batches; None if nothing is to be kept apart."""
         return None if self.batch_conflicts is None else int(self.batch_conflicts.sum())
 
     @property

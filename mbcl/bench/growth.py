@@ -66,8 +66,8 @@ def measure(
         before = memory_bytes("VmRSS", device)
         sampler = spec.whole(batch_size)
         data = mixture(NOISE, num_samples, 0).to(device)
-        timed_plan(sampler, data.first(warm_up), seed=0)
-        plan, seconds = timed_plan(sampler, data, seed=0)
+        timed_plan(sampler, data.first(warm_up), seed=0, spec=spec)
+        plan, seconds = timed_plan(sampler, data, seed=0, spec=spec)
         inputs = 2 * num_samples * DIMENSIONS * FLOAT_BYTES
         extra = memory_bytes("VmHWM", device) - before - inputs
         examined = min(BATCHES_EXAMINED, len(plan))

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mbcl.bench.embeddings import DataSet
+from mbcl.config.sampler_spec import Spec
 from mbcl.errors import ConfigError, SamplerWarning
 from mbcl.functional import clip, nt_xent
 from mbcl.plan import BatchPlan
@@ -112,12 +114,19 @@ def random_batches(num_samples: int, batch_size: int, partitions: int, seed: int
     return torch.from_numpy(np.concatenate(orders).reshape(-1, batch_size))
 
 
-def timed_plan(sampler: Sampler, data: DataSet, *, seed: int, epoch: int = 0) -> tuple[BatchPlan, float]:
-    """Plan the whole data set; return the plan and the seconds that it took on the clock of its device."""
+def timed_plan(
+    sampler: Sampler, data: DataSet, *, seed: int, epoch: int = 0, spec: Spec | None = None
+) -> tuple[BatchPlan, float]:
+    """Plan the whole data set, with the groups of a specification if it has any.
+
+    Returns:
+        The plan, and the seconds that it took on the clock of its device.
+    """
+    ids: dict[str, Any] = {} if spec is None else spec.ids(data.labels.cpu().numpy())
     clock = clock_of(data.labels.device.type)
     with warnings.catch_warnings():
         # The settings were checked before, with the same warnings.
         warnings.simplefilter("ignore", SamplerWarning)
         start = clock()
-        plan = sampler.plan(len(data), data.embeddings, seed=seed, epoch=epoch)
+        plan = sampler.plan(len(data), data.embeddings, seed=seed, epoch=epoch, **ids)
         return plan, clock() - start

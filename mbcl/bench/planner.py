@@ -100,7 +100,7 @@ def _warm_up(name: str, specs: Sequence[Spec], settings: PlannerBenchSettings, c
     seconds = {PUBLISHED: baseline(data, settings, 0).seconds}
     for spec in specs:
         sampler = spec.in_pool(settings.batch_size, settings.pool)
-        _, seconds[spec.text] = timed_plan(sampler, data, seed=0)
+        _, seconds[spec.text] = timed_plan(sampler, data, seed=0, spec=spec)
     first_plans = ", ".join(f"{method} {value:.2f} s" for method, value in seconds.items())
     console.print(f"first plan, not counted below: {first_plans}")
     return seconds

@@ -78,9 +78,9 @@ def compare(name: str, specs: Sequence[Spec], settings: PlannerBenchSettings) ->
             batches = random_batches(len(data), settings.batch_size, RANDOM_PARTITIONS, seed)
             plans_by_method[RANDOM].append(measured(batches, data, settings, seconds=0.0))
             plans_by_method[PUBLISHED].append(baseline(data, settings, seed))
-            for text, sampler in samplers.items():
-                plan, seconds = timed_plan(sampler, data, seed=seed, epoch=number)
-                plans_by_method[text].append(measured(plan.batches, data, settings, seconds=seconds))
+            for spec in specs:
+                plan, seconds = timed_plan(samplers[spec.text], data, seed=seed, epoch=number, spec=spec)
+                plans_by_method[spec.text].append(measured(plan.batches, data, settings, seconds=seconds))
     published, chance = plans_by_method[PUBLISHED], plans_by_method[RANDOM]
     rows = []
     for method, plans in plans_by_method.items():
@@ -143,10 +143,10 @@ def compare_whole(data: DataSet, specs: Sequence[Spec], settings: PlannerBenchSe
     for spec in specs:
         sampler = spec.whole(settings.batch_size)
         # Warm-up, not counted: it loads compiled code, and on a GPU allocates memory from the driver.
-        _, first_seconds = timed_plan(sampler, data, seed=0)
+        _, first_seconds = timed_plan(sampler, data, seed=0, spec=spec)
         plans = []
         for seed in range(settings.seeds):
-            plan, seconds = timed_plan(sampler, data, seed=seed)
+            plan, seconds = timed_plan(sampler, data, seed=seed, spec=spec)
             plans.append(measured(plan.batches, data, settings, seconds=seconds))
         rows.append(row(spec.text, plans) | {"first_seconds": first_seconds})
     return rows

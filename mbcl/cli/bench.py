@@ -35,7 +35,8 @@ def _add_planner(kinds: Any) -> None:
         "not mean a better training: see docs/benchmarks.md.",
     )
     planner.option("--data-sets", "NAME", f"default: all of {', '.join(DATA_SETS)}", nargs="+")
-    spec = f"NAME or NAME:KEY=VALUE,KEY=VALUE, see `mbcl list samplers` (default: {' '.join(SAMPLERS)})"
+    groups = "apart and together take `labels`, or the samples of a random group"
+    spec = f"NAME or NAME:KEY=VALUE,KEY=VALUE, see `mbcl list samplers`; {groups} (default: {' '.join(SAMPLERS)})"
     planner.option("--samplers", "SPEC", spec, nargs="+")
     planner.plugins()
     planner.option("--seeds", "N", "number of seeds", 3)

@@ -37,6 +37,12 @@ from mbcl.samplers import build as build_sampler
 class Data(ConfigModel):
     """The data set and its splits.
 
+    ``apart``, ``together``: ids of the training images, in the order of :func:`mbcl.data.load` with the same
+    ``max_samples``, before the validation images are split off:
+    ``labels`` for their classes, or the path of an ``.npy`` file of whole numbers or strings. Images of one id of
+    ``apart`` share no batch where that is possible; every batch has images of one id of ``together``. They hold for
+    every sampler, also for ``shuffle``.
+
     ``verify``: whether files that are not official (checksums, counts), or have changed since they were packed, cause a
     warning (``warn``) or an error (``strict``).
     """
@@ -48,10 +54,16 @@ class Data(ConfigModel):
     validation: float = Field(default=0.1, gt=0, lt=1)
     download: bool = False
     verify: Literal["warn", "strict"] = "warn"
+    apart: str | None = None
+    together: str | None = None
 
     @model_validator(mode="after")
     def _known(self) -> Data:
         DATASETS.canonical(self.name)
+        for key in ("apart", "together"):
+            value = getattr(self, key)
+            if value is not None and value != "labels" and not value.endswith(".npy"):
+                raise PathConfigError(key, f"found {value!r}, allowed: labels, or the path of an .npy file of ids")
         return self
 
 
@@ -134,6 +146,7 @@ class PlannerSchedule(ConfigModel):
     mix: Steps = {}
     pool: Steps = {}
     k: Steps = {}
+    quantile: Steps = {}
 
     def steps(self) -> Iterator[tuple[str, int, Any]]:
         """Yield every step as parameter, epoch and value."""
@@ -158,9 +171,9 @@ class Planner(ConfigModel):
     embeddings. After them, every ``every``-th epoch is planned; the epochs in between repeat the batches of the last
     planned epoch.
 
-    ``schedule``: step functions over the epochs, counted from 0, for ``mix``, ``pool`` and ``k``. If a sampler with
-    embeddings lacks a parameter, its schedule is not used, with a note, because a grid may hold samplers with and
-    without it.
+    ``schedule``: step functions over the epochs, counted from 0, for ``mix``, ``pool``, ``k`` and ``quantile``. If a
+    sampler with embeddings lacks a parameter, its schedule is not used, with a note, because a grid may hold samplers
+    with and without it.
     """
 
     where: Literal["tasks", "worker"] = "tasks"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mbcl.config.base import parse_yaml
 from mbcl.errors import ConfigError
+from mbcl.functional import check_count
 from mbcl.samplers import SAMPLERS, Sampler, build
 
 FORM = "NAME or NAME:KEY=VALUE,KEY=VALUE"
@@ -15,11 +19,23 @@ FORM = "NAME or NAME:KEY=VALUE,KEY=VALUE"
 
 @dataclass(frozen=True)
 class Spec:
-    """A sampler with its given parameters; ``text`` is the specification as given, the sampler's label in tables."""
+    """A sampler with its given parameters; ``text`` is the specification as given, the sampler's label in tables.
+
+    ``groups`` are the keys ``apart`` and ``together`` of the specification: ``labels``, or the number of samples of
+    each random group.
+    """
 
     text: str
     name: str
     parameters: Mapping[str, object]
+    groups: Mapping[str, object] = field(default_factory=dict)
+
+    def ids(self, labels: NDArray[np.integer]) -> dict[str, NDArray[np.integer]]:
+        """Return the ids of ``apart`` and ``together`` for a data set with these labels."""
+        return {
+            key: labels if value == "labels" else np.arange(len(labels)) // value  # type: ignore[operator]
+            for key, value in self.groups.items()
+        }
 
     def in_pool(self, batch_size: int, num_samples: int) -> Sampler:
         """Build the sampler that plans one pool as a whole, as the published planner does.
@@ -57,8 +73,12 @@ def parse_spec(text: str) -> Spec:
     name, parameters = split_spec("--samplers", text)
     if "batch_size" in parameters:
         raise ConfigError(f"--samplers {text}: batch_size is an option of its own, --batch-size")
+    groups: dict[str, object] = {key: parameters.pop(key) for key in ("apart", "together") if key in parameters}
+    for key, value in groups.items():
+        if value != "labels":
+            check_count(f"--samplers {text}: {key}", value)
     try:
-        return Spec(text, SAMPLERS.canonical(name), parameters)
+        return Spec(text, SAMPLERS.canonical(name), parameters, groups)
     except ConfigError as error:
         raise ConfigError(f"--samplers {text}: {error}") from error
 

@@ -11,6 +11,8 @@ from mbcl.config.components import COMPONENTS, registry_of
 from mbcl.data import CORRUPTED, DATASETS, describe
 from mbcl.errors import ConfigError, nearest
 from mbcl.registry import Registry
+from mbcl.samplers import PoolSampler
+from mbcl.samplers._help import SHARED_PARAMETERS
 
 _PROVIDED = {"batch_size", "num_samples", "in_channels", "architecture", "params"}
 """Parameters that the experiment fills in itself; listings leave them out."""
@@ -49,7 +51,9 @@ def about(kind: str, name: str) -> str:
         raise ConfigError(f"mbcl list {kind}: says all there is; names are explained of {', '.join(KINDS)}")
     registry = registry_of(KINDS[kind])
     name = registry.canonical(name)
-    return f"{_title(name, registry)}\n\n{inspect.getdoc(registry[name]) or ''}"
+    text = f"{_title(name, registry)}\n\n{inspect.getdoc(registry[name]) or ''}"
+    pools = inspect.isclass(registry[name]) and issubclass(registry[name], PoolSampler)
+    return f"{text}\n\n{SHARED_PARAMETERS}" if pools else text
 
 
 def explain(name: str) -> str:

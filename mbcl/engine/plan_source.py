@@ -62,8 +62,17 @@ class PlanSource:
     waits for it and includes it. The plan service is used if the sampler needs embeddings: the learner's projections.
     """
 
-    def __init__(self, experiment: Experiment, learner: Learner, plans: PlanService, *, steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        learner: Learner,
+        plans: PlanService,
+        *,
+        steps_per_epoch: int,
+        bind: Callable[[Sampler], Sampler],
+    ) -> None:
         self._experiment = experiment
+        self._bind = bind
         self._learner = learner
         self._plans = plans
         self._steps_per_epoch = steps_per_epoch
@@ -86,12 +95,12 @@ class PlanSource:
         """
         epoch = progress.epoch
         if not self._needs_embeddings:
-            return self._derive(self._experiment.build_sampler(), epoch, round_), None
+            return self._derive(self._sampler(), epoch, round_), None
         planned_in = self._experiment.planner.planned_in(epoch)
         just_made: Shard | None = None
         metrics: PlanMetrics | None = None
         if planned_in is None:
-            plan = self._derive(Shuffle(batch_size=self._experiment.train.batch_size), epoch, round_)
+            plan = self._derive(self._bind(Shuffle(batch_size=self._experiment.train.batch_size)), epoch, round_)
         else:
             if planned_in == epoch:
                 made, just_made = self._obtain(self._key(epoch, round_), progress)
@@ -107,6 +116,10 @@ class PlanSource:
                 self._request(due, progress, just_made, ahead=True)
         return plan, metrics
 
+    def _sampler(self, epoch: int = 0) -> Sampler:
+        """Return the sampler of an epoch with the ids of the training images."""
+        return self._bind(self._experiment.build_sampler(epoch))
+
     def _derive(self, sampler: Sampler, epoch: int, round_: int) -> BatchPlan:
         """Compute a plan without embeddings; it depends on seed, epoch and round only."""
         plan = sampler.plan(self._num_train, seed=self._experiment.seed, epoch=epoch, round=round_)
@@ -116,7 +129,7 @@ class PlanSource:
 
     def _key(self, epoch: int, round_: int) -> PlanKey:
         """Return the key of a round's plan, or of the joined plan of all rounds of the epoch."""
-        length = self._experiment.build_sampler(epoch).plan_length(self._num_train)
+        length = self._sampler(epoch).plan_length(self._num_train)
         steps = self._steps_per_epoch - round_ * length
         rounds = 1 if self._experiment.embeddings.refresh == "round" else -(-steps // length)
         return PlanKey(epoch, round_, rounds, steps)
@@ -155,7 +168,7 @@ class PlanSource:
             with progress.clock("embed"):
                 shard = self._embedding_shard(key, progress)
         with progress.clock("wait"):
-            sampler = self._experiment.build_sampler(key.epoch)
+            sampler = self._sampler(key.epoch)
             self._plans.request(key, shard[0], sampler, ahead=ahead)
         self._requested = key, shard[1]
         return shard

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mbcl.config.experiment import Data, Experiment
 from mbcl.data import ImageSet, clean_views, load, split_validation
+from mbcl.data.images import stratified_split
 from mbcl.engine.precision import Compute
 from mbcl.errors import CheckpointError, ConfigError, SamplerWarning, pluralize
+from mbcl.io.npz import read_array
 from mbcl.models import ContrastiveModel
 from mbcl.models import build as build_model
-from mbcl.samplers import Sampler
+from mbcl.samplers import Ids, Sampler, Shuffle, with_groups
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,18 @@ class SplitData:
     train: ImageSet
     validation: ImageSet
     test: ImageSet
+    apart: Ids | None = None
+    """One id for each training image, or None: images of one id should not share a batch."""
+    together: Ids | None = None
+    """One id for each training image, or None: every batch has images of one id."""
+
+    def bind(self, sampler: Sampler) -> Sampler:
+        """Return the sampler with the ids of the training images, if there are any."""
+        return with_groups(sampler, apart=self.apart, together=self.together)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Return the batches of an epoch: N // B, or those of all sources together."""
+        return self.bind(Shuffle(batch_size=batch_size)).plan_length(len(self.train))
 
     def part(self, name: Literal["train", "validation", "test"]) -> ImageSet:
         """Return one of the three parts by name."""
@@ -64,7 +79,24 @@ def load_data(data: Data, *, seed: int) -> SplitData:
     except ConfigError as error:
         raise type(error)(f"data: {error}") from error
     train, validation = split_validation(splits.train, data.validation, seed=seed)
-    return SplitData(train, validation, splits.test)
+    positions = stratified_split(splits.train.labels, data.validation, seed, "validation")[0].numpy()
+    ids = {key: _ids(key, getattr(data, key), splits.train) for key in ("apart", "together")}
+    return SplitData(
+        train, validation, splits.test, **{key: None if each is None else each[positions] for key, each in ids.items()}
+    )
+
+
+def _ids(key: str, value: str | None, images: ImageSet) -> NDArray[Any] | None:
+    """Return one id for each image: its label, or from a file."""
+    if value is None or value == "labels":
+        return None if value is None else images.labels.numpy()
+    ids = read_array(value)
+    if ids.shape != (len(images),) or ids.dtype.kind not in "iuUS":
+        raise ConfigError(
+            f"data.{key}: {value}: expected one whole number or string for each of {len(images)} training images, "
+            f"found {ids.shape} {ids.dtype}"
+        )
+    return ids
 
 
 def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
@@ -80,7 +112,8 @@ def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
         raise ConfigError(f"train.batch_size: {batch_size} is above the {samples} of {experiment.data.name}")
     for line in experiment.unused_planning():
         warnings.warn(line, SamplerWarning, stacklevel=2)
-    samplers = experiment.samplers()
+    samplers = {epoch: data.bind(sampler) for epoch, sampler in experiment.samplers().items()}
+    steps = data.steps_per_epoch(batch_size)
     for epoch, sampler in samplers.items():
         try:
             sampler.check(num_train)
@@ -88,20 +121,20 @@ def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
             if epoch not in {first for _, first, _ in experiment.planner.schedule.steps()}:
                 raise
             raise ConfigError(f"planner.schedule, from epoch {epoch} on: {error}") from error
-        _check_shape(sampler, num_train)
+        _check_shape(sampler, num_train, steps)
     return DataSizes(
         num_train=num_train,
         num_validation=len(data.validation),
         num_test=len(data.test),
-        steps_per_epoch=num_train // batch_size,
+        steps_per_epoch=steps,
         plan_length=next(iter(samplers.values())).plan_length(num_train),
         channels=data.train.channels,
     )
 
 
-def _check_shape(sampler: Sampler, num_train: int) -> None:
+def _check_shape(sampler: Sampler, num_train: int, steps: int) -> None:
     """Reject plans meant for the synthetic study: another batch size, or more batches than an epoch has steps."""
-    width, steps = sampler.plan_width(num_train), num_train // sampler.batch_size
+    width = sampler.plan_width(num_train)
     if width != sampler.batch_size:
         raise ConfigError(
             f"sampler {sampler.name!r}: its batches have {width} samples; train.batch_size is {sampler.batch_size}, "

@@ -88,7 +88,9 @@ class Trainer:
         self.validation = data.validation.to(world.device)
         self.learner = collectives.run_and_sync_errors(build_learner, world, experiment, data, model, world)
         self.plans = plans or LocalPlanService(num_samples=self.sizes.num_train, seed=experiment.seed, world=world)
-        self.source = PlanSource(experiment, self.learner, self.plans, steps_per_epoch=self.sizes.steps_per_epoch)
+        self.source = PlanSource(
+            experiment, self.learner, self.plans, steps_per_epoch=self.sizes.steps_per_epoch, bind=data.bind
+        )
         self.base_lr = scale_lr(
             experiment.optimizer["lr"], batch_size=experiment.train.batch_size, rule=experiment.schedule.scale_lr
         )

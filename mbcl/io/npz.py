@@ -48,6 +48,27 @@ def read_arrays(
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
+def read_array(path: Path | str) -> NDArray[Any]:
+    """Read the array of an ``.npy`` file, in the byte order of this machine.
+
+    Raises:
+        ConfigError: if the file cannot be read, holds no array, or holds Python objects, which are never unpickled.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+    except MemoryError as error:
+        raise ConfigError(f"{path}: the array is larger than the memory of this machine") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        reason = "holds Python objects, which are not read" if "pickle" in str(error) else "not an .npy file"
+        raise ConfigError(f"{path}: {reason}") from error
+    except Exception as error:  # damaged bytes make NumPy raise many exception types
+        raise ConfigError(f"{path}: not an .npy file") from error
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def _read_archive(
     stream: BinaryIO, path: Path | str, required: Sequence[str], optional: Sequence[str], others: bool
 ) -> dict[str, NDArray[Any]]:

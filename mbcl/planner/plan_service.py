@@ -20,7 +20,7 @@ from mbcl.errors import MbclError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planner.background import BackgroundProcess
 from mbcl.planner.plans import PLAN_TENSORS, PlanKey, PlannedBatches, planned_of, planned_state
-from mbcl.samplers import PoolMap, PoolSampler, Sampler, check_plan, quality, serial
+from mbcl.samplers import Grouped, PoolMap, PoolSampler, Sampler, check_plan, quality, serial
 from mbcl.seeding import torch_generator
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def plan_rounds(
     """
     rounds = range(key.round, key.round + key.rounds)
     arguments: dict[str, Any] = {"seed": seed, "epoch": key.epoch, "map_pools": map_pools}
-    if isinstance(sampler, PoolSampler):
+    if isinstance(sampler, PoolSampler | Grouped):
         plans = sampler.plan_rounds(num_samples, embeddings, rounds=rounds, **arguments)
     else:
         plans = [sampler.plan(num_samples, embeddings, round=number, **arguments) for number in rounds]

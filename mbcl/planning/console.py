@@ -48,7 +48,9 @@ def _conflicts(metrics: Facts) -> str:
     batches, batch_size, conflicts = (int(metrics[key] or 0) for key in ("batches", "batch_size", "conflicts"))
     pairs = batches * batch_size * (batch_size - 1)
     share = f", {conflicts / pairs:.3g} of all pairs that share a batch" if pairs else ""
-    return f"{pluralize(conflicts, 'pair')} of a sample and one of its nearest could not be kept apart{share}"
+    return (
+        f"{pluralize(conflicts, 'pair')} of a sample and one that is no negative of it could not be kept apart{share}"
+    )
 
 
 def _bound(metrics: Facts) -> str:

@@ -1,63 +1,146 @@
-"""Reader of embeddings files: ``.npz`` with ``z1``, ``z2``, and optionally ``indices`` and ``labels``.
+"""Reader of embeddings files: ``.npz`` and Parquet with a column for each array, or two ``.npy`` files.
 
 Letters: N samples, D dimensions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mbcl.errors import ConfigError, PlanError
-from mbcl.io.npz import read_arrays
+from mbcl.errors import ConfigError, PlanError, nearest
+from mbcl.io.npz import read_array, read_arrays
 from mbcl.plan import Embeddings
 
 FLOATS = ("float16", "float32", "float64")
+ROW_COLUMNS = ("labels", "apart", "together")
+"""Columns with a value for each row of the embeddings, in their order."""
+
+Columns = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The content of embeddings files; row p is data-set position p.
+
+    Args:
+        embeddings: in float32 or float64 (float16 is converted to float32).
+        labels: (N,) int64 classes, numbered from 0, or None.
+        apart, together: (N,) ids, or None.
+    """
+
+    embeddings: Embeddings
+    labels: Tensor | None = None
+    apart: NDArray[Any] | None = None
+    together: NDArray[Any] | None = None
 
 
 def read_embeddings(path: Path | str) -> tuple[Embeddings, Tensor | None]:
-    """Read the embeddings of a whole data set, and the classes of its samples if the file has labels.
+    """Read the embeddings of a whole data set, and the classes of its samples if the file has labels."""
+    table = read_table([path])
+    return table.embeddings, table.labels
+
+
+def read_table(paths: Sequence[Path | str]) -> Table:
+    """Read the embeddings of a whole data set, and what else the files hold about its samples.
 
     Args:
-        path: an ``.npz`` file with ``z1`` and ``z2``, (N, D) float16, float32 or float64; ``indices``, (N,) integers,
-            the data-set position of each row, ``arange(N)`` if omitted; ``labels``, (N,) of any sortable type.
-
-    Returns:
-        Embeddings in float32 or float64 (float16 is converted to float32), where row p is data-set position p; (N,)
-        int64 classes in the same order, numbered from 0, or None.
+        paths: one ``.npz`` or Parquet file with ``z1`` and ``z2``, (N, D) float16, float32 or float64; ``indices``,
+            (N,) integers, the data-set position of each row, ``arange(N)`` if omitted; ``labels``, (N,) of any sortable
+            type; ``apart`` and ``together``, (N,) whole numbers or strings. Or two ``.npy`` files, of z1 and of z2.
 
     Raises:
-        ConfigError: if the file does not match or holds arrays with other names; the message has the file, the found
+        ConfigError: if a file does not match or holds arrays with other names; the message has the file, the found
             and the allowed value.
     """
-    arrays = read_arrays(path, ("z1", "z2"), ("indices", "labels"), others=False)
-    z1, z2 = arrays.pop("z1"), arrays.pop("z2")
+    path = paths[0] if len(paths) == 1 else " and ".join(map(str, paths))
+    columns = _read_columns(paths)
+    z1, z2 = columns.pop("z1"), columns.pop("z2")
     for name, array in (("z1", z1), ("z2", z2)):
         if array.dtype.name not in FLOATS:
             raise ConfigError(f"{path}: {name} is {array.dtype}, expected {', '.join(FLOATS)}")
     num_rows = len(z1) if z1.ndim else 0
-    indices, labels = arrays.get("indices"), arrays.get("labels")
+    indices = columns.pop("indices", None)
     if indices is not None and (indices.shape != (num_rows,) or indices.dtype.kind not in "iu"):
         raise ConfigError(
             f"{path}: indices are {indices.shape} {indices.dtype}, expected one integer for each of {num_rows} rows"
         )
-    if labels is not None and labels.shape != (num_rows,):
-        raise ConfigError(f"{path}: labels are {labels.shape}, expected one for each of {num_rows} rows")
+    for name, column in columns.items():
+        if column.shape != (num_rows,):
+            raise ConfigError(f"{path}: {name} are {column.shape}, expected one for each of {num_rows} rows")
     positions = np.arange(num_rows) if indices is None else indices.astype(np.int64)
     try:
         embeddings = Embeddings(torch.from_numpy(z1), torch.from_numpy(z2), torch.from_numpy(positions))
         ordered = embeddings.ordered(num_rows)
     except PlanError as error:
         raise ConfigError(f"{path}: {error}") from error
-    if labels is None:
-        return ordered, None
+    order = np.argsort(positions, kind="stable")
+    labels = columns.pop("labels", None)
+    classes = None if labels is None else torch.from_numpy(_classes(path, labels)[order])
+    return Table(ordered, classes, **{name: column[order] for name, column in columns.items()})
+
+
+def _classes(path: Path | str, labels: NDArray[Any]) -> NDArray[np.int64]:
+    """(N,) the labels numbered from 0."""
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         invalid_rows = np.flatnonzero(~np.isfinite(labels))
         raise ConfigError(
-            f"{path}: labels: {len(invalid_rows)} of {num_rows} are not finite, the first in row {invalid_rows[0]}"
+            f"{path}: labels: {len(invalid_rows)} of {len(labels)} are not finite, the first in row {invalid_rows[0]}"
         )
-    classes = torch.from_numpy(np.unique(labels, return_inverse=True)[1].astype(np.int64))
-    return ordered, classes[torch.argsort(embeddings.indices)]
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+
+
+def _read_columns(paths: Sequence[Path | str]) -> Columns:
+    """Read the arrays of the files by name."""
+    suffixes = [Path(path).suffix for path in paths]
+    if suffixes == [".npy", ".npy"]:
+        return {name: read_array(path) for name, path in zip(("z1", "z2"), paths, strict=True)}
+    if len(paths) > 1 or suffixes == [".npy"]:
+        given = " ".join(map(str, paths))
+        raise ConfigError(f"--embeddings: expected one .npz or .parquet file, or two .npy files, found {given}")
+    if suffixes == [".parquet"]:
+        return _read_parquet(paths[0])
+    return read_arrays(paths[0], ("z1", "z2"), ("indices", *ROW_COLUMNS), others=False)
+
+
+def _read_parquet(path: Path | str) -> Columns:
+    """Read the columns of a Parquet file; those of z1 and z2 hold lists of one length."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ConfigError(f"{path}: reading Parquet needs pyarrow; pip install pyarrow") from error
+    try:
+        table = parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    allowed = ("z1", "z2", "indices", *ROW_COLUMNS)
+    for name in table.column_names:
+        if name not in allowed:
+            raise ConfigError(f"{path}: unknown column {name!r}; {nearest(name, allowed)}")
+    columns: Columns = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        if column.null_count:
+            raise ConfigError(f"{path}: {name}: {column.null_count} rows are null")
+        if name not in ("z1", "z2"):
+            array = column.to_numpy(zero_copy_only=False)
+            columns[name] = array.astype(str) if array.dtype.kind == "O" else array
+            continue
+        lengths = set(column.value_lengths().to_pylist()) if pyarrow.types.is_nested(column.type) else set()
+        if len(lengths) != 1:
+            raise ConfigError(f"{path}: {name} must hold lists of one length, found {column.type}")
+        columns[name] = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1).copy()
+    for name in ("z1", "z2"):
+        if name not in columns:
+            raise ConfigError(
+                f"{path}: holds no column {name!r}; it holds {', '.join(table.column_names) or 'nothing'}"
+            )
+    return columns

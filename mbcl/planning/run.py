@@ -8,19 +8,24 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mbcl.config.base import PathConfigError, apply_overrides, parse_yaml, validate_parameters
 from mbcl.console.stages import Stages
 from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import check_count, check_temperature
+from mbcl.io.files import atomic_write
+from mbcl.io.npz import read_array
 from mbcl.io.store import Store, open_store
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planning.console import table
-from mbcl.planning.embeddings_file import read_embeddings
+from mbcl.planning.embeddings_file import read_table
 from mbcl.planning.quality import measure
-from mbcl.samplers import SAMPLERS, Sampler, build, check_plan
+from mbcl.samplers import SAMPLERS, Sampler, build, check_plan, with_groups
 
 DEFAULT_TEMPERATURE = 0.1
 MAX_SAMPLES = 2**31 - 1
@@ -30,7 +35,7 @@ MAX_SAMPLES = 2**31 - 1
 class PlanRequest:
     """Parsed options of ``mbcl plan``; see ``mbcl plan --help``."""
 
-    embeddings: str | None
+    embeddings: list[str] | None
     num_samples: int | None
     sampler: str
     overrides: list[str]
@@ -39,20 +44,25 @@ class PlanRequest:
     epoch: int
     round: int
     temperature: float | None
+    apart: str | None
+    together: str | None
     compare: str | None
     check: bool
     json: bool
     overwrite: bool
+    order: str | None
     out: str
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The samples to plan: their number N, and, if read from a file, (N, D) embeddings and (N,) classes."""
+    """The samples to plan: their number N, and what files hold: (N, D) embeddings, (N,) classes, and (N,) ids."""
 
     num_samples: int
     embeddings: Embeddings | None = None
     labels: torch.Tensor | None = None
+    apart: NDArray[Any] | None = None
+    together: NDArray[Any] | None = None
 
 
 def run(request: PlanRequest) -> int:
@@ -74,10 +84,12 @@ def run(request: PlanRequest) -> int:
     if request.temperature is not None:
         temperature = check_temperature(request.temperature)
     store, name = _resolve_out(request)
+    _check_order(request)
     other = _load_other_plan(request)
     with Stages() as stages:
         samples = _load_samples(request, sampler, stages)
         _check_fits(other, samples.num_samples)
+        sampler = with_groups(sampler, apart=samples.apart, together=samples.together)
         start = time.perf_counter()
         plan = _make_plan(sampler, samples, request, stages, "planning")
         seconds = time.perf_counter() - start
@@ -107,6 +119,7 @@ def run(request: PlanRequest) -> int:
             store.write_bytes(name, plan.to_bytes())
         except OSError as error:
             raise ConfigError(f"--out: {store.uri}/{name}: cannot be written: {error.strerror or error}") from error
+        _write_order(request, plan)
     metrics["plan"] = f"{store.uri}/{name}"
     if request.json:
         finite = {key: None if isinstance(x, float) and math.isnan(x) else x for key, x in metrics.items()}
@@ -148,7 +161,9 @@ def _resolve_out(request: PlanRequest) -> tuple[Store, str]:
             folder, _, name = folder.rpartition("/")
             folder = folder or ("/" if request.out.startswith("/") else ".")
         store = open_store(folder or request.out)
-        for option, source in (("--embeddings", request.embeddings), ("--compare", request.compare)):
+        sources = [("--embeddings", source) for source in request.embeddings or ()]
+        sources += [(f"--{key}", getattr(request, key)) for key in ("compare", "apart", "together")]
+        for option, source in sources:
             if source is not None and Path(source).resolve() == Path(store.uri, name).resolve():
                 raise ConfigError(f"--out: {store.uri}/{name} is what {option} names; choose another")
         if store.exists(name) and not request.overwrite:
@@ -165,8 +180,9 @@ def _load_samples(request: PlanRequest, sampler: Sampler, stages: Stages) -> Sam
         raise ConfigError("give either --embeddings FILE or, for samplers without embeddings, --num-samples N")
     if request.embeddings is not None:
         stages.begin("reading embeddings")
-        embeddings, labels = read_embeddings(request.embeddings)
-        return Samples(len(embeddings), embeddings, labels)
+        table = read_table(request.embeddings)
+        ids = {name: _ids_of(request, name, getattr(table, name)) for name in ("apart", "together")}
+        return Samples(len(table.embeddings), table.embeddings, table.labels, **ids)
     if request.temperature is not None:
         raise ConfigError("--temperature: losses are measured on embeddings; give --embeddings FILE")
     if sampler.needs_embeddings:
@@ -174,7 +190,43 @@ def _load_samples(request: PlanRequest, sampler: Sampler, stages: Stages) -> Sam
     num_samples = check_count("--num-samples", request.num_samples)
     if num_samples > MAX_SAMPLES:
         raise ConfigError(f"--num-samples: a plan file holds positions below 2^31, found {num_samples}")
-    return Samples(num_samples)
+    apart, together = (_ids_of(request, name, None) for name in ("apart", "together"))
+    return Samples(num_samples, apart=apart, together=together)
+
+
+def _ids_of(request: PlanRequest, name: str, column: NDArray[Any] | None) -> NDArray[Any] | None:
+    """Return the ids of an option's file, or of the column of the embeddings file."""
+    path = getattr(request, name)
+    if path is None:
+        return column
+    if column is not None:
+        raise ConfigError(f"--{name}: {path}: the embeddings file has a column {name!r}, too; give one of them")
+    return read_array(path)
+
+
+def _check_order(request: PlanRequest) -> None:
+    if request.order is None:
+        return
+    path = Path(request.order)
+    if path.suffix != ".npy":
+        raise ConfigError(f"--order: expected a file that ends in .npy, found {request.order!r}")
+    inputs = [*(request.embeddings or ()), request.apart, request.together]
+    if any(source is not None and Path(source).resolve() == path.resolve() for source in inputs):
+        raise ConfigError(f"--order: {path} is an input, too; choose another")
+    if path.exists() and not request.overwrite:
+        raise ConfigError(f"--order: {path}: is there already; add --overwrite, or choose another")
+
+
+def _write_order(request: PlanRequest, plan: BatchPlan) -> None:
+    """Write the samples in the order in which the plan visits them: one batch after the other."""
+    if request.order is None:
+        return
+    try:
+        Path(request.order).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(Path(request.order)) as stream:
+            np.save(stream, plan.batches.flatten().numpy())
+    except OSError as error:
+        raise ConfigError(f"--order: {request.order}: cannot be written: {error.strerror or error}") from error
 
 
 def _load_other_plan(request: PlanRequest) -> BatchPlan | None:

@@ -8,6 +8,7 @@ registry.
 from mbcl.samplers._base import (
     SAMPLERS,
     FloatArray,
+    Ids,
     PoolFunction,
     PoolItem,
     PoolMap,
@@ -18,15 +19,18 @@ from mbcl.samplers._base import (
     serial,
 )
 from mbcl.samplers._exhaustive import AllBatches, Full, OSGDExhaustive, combinations, hardest_batches
+from mbcl.samplers._grouped import Grouped, with_groups
 from mbcl.samplers._kmeans import KMeans, Refined
 from mbcl.samplers._measures import overlap, same_class_share, upper_bound
 from mbcl.samplers._osgd import OSGD
-from mbcl.samplers._pools import PoolItems, PoolSampler
+from mbcl.samplers._pool_items import PoolItems
+from mbcl.samplers._pools import PoolSampler
 from mbcl.samplers._quality import quality
 from mbcl.samplers._random import Fixed, Shuffle
 from mbcl.samplers._spectral import Spectral
 from mbcl.samplers._threads import one_thread
 from mbcl.samplers.peers._bisection import Bisection
+from mbcl.samplers.peers._chain import Chain
 from mbcl.samplers.peers._diverse import Diverse
 from mbcl.samplers.peers._gcbs import GCBS
 from mbcl.samplers.peers._metis import Metis
@@ -39,10 +43,13 @@ __all__ = [
     "SAMPLERS",
     "AllBatches",
     "Bisection",
+    "Chain",
     "Diverse",
     "Fixed",
     "FloatArray",
     "Full",
+    "Grouped",
+    "Ids",
     "KMeans",
     "Metis",
     "OSGDExhaustive",
@@ -68,4 +75,5 @@ __all__ = [
     "same_class_share",
     "serial",
     "upper_bound",
+    "with_groups",
 ]

@@ -8,11 +8,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mbcl.errors import ConfigError, PlanError, SamplerWarning
 from mbcl.functional import check_count
@@ -21,7 +22,9 @@ from mbcl.registry import Registry, construct
 
 FloatArray = NDArray[np.floating]
 Ints = NDArray[np.int64]
-PoolItem = tuple[FloatArray, FloatArray, int]
+Ids = Tensor | NDArray[Any] | Sequence[int] | Sequence[str]
+"""One id a sample, in the order of the data set: whole numbers or strings."""
+PoolItem = tuple[FloatArray, FloatArray, int] | tuple[FloatArray, FloatArray, int, Ints]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,8 @@ class PoolPlan:
     neighbours: NDArray[np.int32] | None = None
 
 
-PoolFunction = Callable[[FloatArray, FloatArray, int], PoolPlan]
+PoolFunction = Callable[..., PoolPlan]
+"""A function of a :data:`PoolItem`'s entries: both views, a seed, and the groups of the rows if there are groups."""
 
 
 class PoolMap(Protocol):
@@ -98,6 +102,8 @@ class Sampler(Protocol):
         epoch: int = 0,
         round: int = 0,
         map_pools: PoolMap = serial,
+        apart: Ids | None = None,
+        together: Ids | None = None,
     ) -> BatchPlan:
         """Plan batches of the data-set positions ``range(num_samples)``.
 
@@ -108,9 +114,13 @@ class Sampler(Protocol):
             epoch: counts from 0.
             round: counts the plans of one epoch from 0; an epoch needs several where a plan is shorter than the epoch.
             map_pools: the map that plans the pools; the plan does not depend on it.
+            apart: (N,) ids, whole numbers or strings. Samples of one id share no batch where that is possible; those
+                that do are counted (``BatchPlan.conflicts``).
+            together: (N,) ids of sources: every batch is from one of them, and pools do not cross them. Batches of all
+                sources come in random order. A source's remainder that fills no batch is drawn anew each epoch.
 
         Raises:
-            ConfigError: as in :meth:`check`.
+            ConfigError: as in :meth:`check`, for each source; also, unless there is an id for each sample.
             PlanError: if embeddings are missing or do not hold each sample once.
         """
 

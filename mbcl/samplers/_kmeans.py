@@ -20,9 +20,11 @@ from mbcl.functional import check_count, check_temperature
 from mbcl.plan import Embeddings
 from mbcl.samplers._balanced import balanced_kmeans, in_order, rows_of
 from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
+from mbcl.samplers._communities import Communities
+from mbcl.samplers._conflicts import Conflicts
 from mbcl.samplers._grouping import grouped
 from mbcl.samplers._normalize import unit
-from mbcl.samplers._separation import nearest, separate_neighbors
+from mbcl.samplers._separation import nearest, separate
 from mbcl.samplers._sized_pools import SizedPools
 from mbcl.samplers._swaps import refine
 from mbcl.samplers._swaps_batched import refine_batched
@@ -34,10 +36,11 @@ MAX_DISTANCES = 2**28
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockSampler(SizedPools):
+class BlockSampler(Communities, SizedPools):
     """Base of the samplers that cut a pool into blocks of similar samples and plan each block independently."""
 
     batched: ClassVar[bool] = True
+    takes_groups: ClassVar[bool] = True
 
     pool: int | None = 1280
     block: int = 1280
@@ -45,11 +48,11 @@ class BlockSampler(SizedPools):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("block", self.block)
-        distances = self.block_size**2 // self.batch_size
+        distances = self.block_size**2 // self.width
         if distances > MAX_DISTANCES:
             raise ConfigError(
                 f"block {self.block} with batch_size {self.batch_size} needs {distances} distances to cluster centres, "
-                f"above {MAX_DISTANCES}; allowed: block up to {math.isqrt(MAX_DISTANCES * self.batch_size)}"
+                f"above {MAX_DISTANCES}; allowed: block up to {math.isqrt(MAX_DISTANCES * self.width)}"
             )
 
     @property
@@ -71,22 +74,28 @@ class BlockSampler(SizedPools):
             return [pool]
         return grouped(embeddings, pool, self.block_size, self.batch_size, seed)
 
-    def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
+    def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int, group_M: Ints | None = None) -> PoolPlan:
         """Plan one block; inside a batch rows ascend, batches are ordered by their first row."""
         # torch.tensor copies: the arrays may be read-only.
         u_MD, v_MD = (unit(torch.tensor(z)) for z in (z1_MD, z2_MD))
-        rows_KB, neighbours = self.plan_block(u_MD, v_MD, seed)
+        rows_KB, neighbours = self.plan_block(u_MD, v_MD, seed, group_M)
         return PoolPlan(in_order(rows_KB), None, neighbours)
 
-    def plan_block(self, u_MD: Tensor, v_MD: Tensor, seed: int) -> tuple[Ints, NDArray[np.int32] | None]:
+    def plan_block(
+        self, u_MD: Tensor, v_MD: Tensor, seed: int, group_M: Ints | None = None
+    ) -> tuple[Ints, NDArray[np.int32] | None]:
         """Return (K, B) row numbers, and (M, skip) neighbours if the batches already separate them, else None."""
-        cluster_M = balanced_kmeans((u_MD + v_MD)[None], len(u_MD) // self.batch_size, [seed])[0]
-        return rows_of(cluster_M[None], self.batch_size)[0].numpy(), None
+        if self.width == 1:
+            return np.arange(len(u_MD))[:, None], None
+        cluster_M = balanced_kmeans((u_MD + v_MD)[None], len(u_MD) // self.width, [seed])[0]
+        return rows_of(cluster_M[None], self.width)[0].numpy(), None
 
     def plan_batched(self, z1_PMD: Tensor, z2_PMD: Tensor, seeds: Sequence[int]) -> Tensor:
         u_PMD, v_PMD = unit(z1_PMD), unit(z2_PMD)
-        cluster_PM = balanced_kmeans(u_PMD + v_PMD, u_PMD.shape[1] // self.batch_size, seeds)
-        return rows_of(cluster_PM, self.batch_size)
+        if self.width == 1:
+            return torch.arange(u_PMD.shape[1], device=u_PMD.device)[:, None].expand(len(u_PMD), -1, -1)
+        cluster_PM = balanced_kmeans(u_PMD + v_PMD, u_PMD.shape[1] // self.width, seeds)
+        return rows_of(cluster_PM, self.width)
 
 
 @SAMPLERS.register("kmeans")
@@ -101,6 +110,8 @@ class KMeans(BlockSampler):
         batch_size: B, global.
         pool: samples of a random pool; None for the whole data set as one, which gives the highest losses.
         block: larger pools are first cut into blocks of at most this many similar samples.
+        community, order: batches of several communities of so many neighbours, ``random`` or ``near`` ones; None for
+            whole batches of neighbours.
         mix, skip: as for all samplers with embeddings; a sample's nearest are searched in its block.
 
     Example:
@@ -126,6 +137,8 @@ class Refined(BlockSampler):
         block: larger pools are first cut into blocks of at most this many similar samples, and swaps stay within one.
         sweeps: passes over the samples; in each pass every sample tries to move to a better batch. 0 for no swaps.
         temperature: of the loss; below 1/170, swaps are judged at 1/170.
+        community, order: batches of several communities of so many neighbours, ``random`` or ``near`` ones; None for
+            whole batches of neighbours.
         mix, skip: as for all samplers with embeddings; a sample's nearest are searched in its block.
 
     Example:
@@ -148,42 +161,39 @@ class Refined(BlockSampler):
                 f"can be searched; allowed: block up to {MAX_BLOCK}, batch_size up to {MAX_BLOCK // 2}"
             )
 
-    def plan_block(self, u_MD: Tensor, v_MD: Tensor, seed: int) -> tuple[Ints, NDArray[np.int32] | None]:
-        rows_KB, _ = super().plan_block(u_MD, v_MD, seed)
-        neighbours = apart_MM = None
-        if self.skip:
-            rows_KB, neighbours = _separate(u_MD, v_MD, torch.from_numpy(rows_KB), self.skip)
-            apart_MM = _pairs(neighbours)
-        if len(rows_KB) == 1 or self.sweeps == 0:
+    def plan_block(
+        self, u_MD: Tensor, v_MD: Tensor, seed: int, group_M: Ints | None = None
+    ) -> tuple[Ints, NDArray[np.int32] | None]:
+        rows_KB, neighbours = super().plan_block(u_MD, v_MD, seed)
+        apart_MM = None
+        if self.separates or group_M is not None:
+            rows_KB, conflicts = self._parted(u_MD, v_MD, torch.from_numpy(rows_KB), group_M)
+            neighbours, apart_MM = conflicts.neighbours_MP, conflicts.dense()
+        if len(rows_KB) == 1 or self.sweeps == 0 or self.width == 1:
             return rows_KB, neighbours
         rows_KB = refine(u_MD, v_MD, rows_KB, temperature=self.temperature, sweeps=self.sweeps, apart_MM=apart_MM)
         return rows_KB, neighbours
 
     def plan_batched(self, z1_PMD: Tensor, z2_PMD: Tensor, seeds: Sequence[int]) -> Tensor:
         rows_PKB = super().plan_batched(z1_PMD, z2_PMD, seeds)
-        if rows_PKB.shape[1] == 1:
+        if rows_PKB.shape[1] == 1 or self.width == 1:
             return rows_PKB
         u_PMD, v_PMD = unit(z1_PMD), unit(z2_PMD)
         apart_PMM = None
-        if self.skip:
-            separated = [_separate(*pool, self.skip) for pool in zip(u_PMD, v_PMD, rows_PKB, strict=True)]
-            rows_PKB = torch.stack([torch.from_numpy(rows) for rows, _ in separated]).to(u_PMD.device)
-            pairs_PMM = np.stack([_pairs(neighbours) for _, neighbours in separated])
+        if self.separates:
+            parted = [self._parted(*pool) for pool in zip(u_PMD, v_PMD, rows_PKB, strict=True)]
+            rows_PKB = torch.stack([torch.from_numpy(rows) for rows, _ in parted]).to(u_PMD.device)
+            pairs_PMM = np.stack([conflicts.dense() for _, conflicts in parted])
             apart_PMM = torch.from_numpy(pairs_PMM).to(u_PMD.device)
         return refine_batched(
             u_PMD, v_PMD, rows_PKB, temperature=self.temperature, sweeps=self.sweeps, apart_PMM=apart_PMM
         )
 
-
-def _separate(u_MD: Tensor, v_MD: Tensor, rows_KB: Tensor, skip: int) -> tuple[Ints, NDArray[np.int32]]:
-    """Separate every sample from its ``skip`` nearest where possible; return the batches and these neighbours."""
-    neighbours = nearest(u_MD, v_MD, skip)
-    return separate_neighbors(in_order(rows_KB.cpu().numpy()), neighbours, (u_MD + v_MD).cpu().numpy()), neighbours
-
-
-def _pairs(neighbours_MP: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """(M, M): whether one of two rows is a neighbour of the other."""
-    num_rows = len(neighbours_MP)
-    apart_MM = np.zeros((num_rows, num_rows), dtype=np.bool_)
-    np.put_along_axis(apart_MM, neighbours_MP.astype(np.int64), True, axis=1)
-    return apart_MM | apart_MM.T
+    def _parted(
+        self, u_MD: Tensor, v_MD: Tensor, rows_KB: Tensor, group_M: Ints | None = None
+    ) -> tuple[Ints, Conflicts]:
+        """Part samples that should not share a batch where possible; return the batches and what was to be parted."""
+        neighbours_MP = nearest(u_MD, v_MD, self.skip) if self.skip else None
+        u_MD, v_MD = u_MD.cpu(), v_MD.cpu()
+        conflicts = Conflicts(neighbours_MP, self.margin, u_MD, v_MD, group_M)
+        return separate(in_order(rows_KB.cpu().numpy()), conflicts, (u_MD + v_MD).numpy()), conflicts

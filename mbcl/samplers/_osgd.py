@@ -20,6 +20,7 @@ from mbcl.functional import check_choice, check_count, check_temperature, nt_xen
 from mbcl.plan import Embeddings
 from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolMap, PoolPlan, serial
 from mbcl.samplers._normalize import CHUNK_ELEMENTS, unit
+from mbcl.samplers._pool_items import shared
 from mbcl.samplers._pools import PoolSampler
 
 BatchLoss = Callable[[Tensor, Tensor], Tensor]
@@ -108,16 +109,21 @@ class OSGD(PoolSampler):
         return [size] * (num_samples // size)
 
     def plan_pools(
-        self, embeddings: Embeddings, pools: Sequence[Ints], seeds: Sequence[int], map_pools: PoolMap = serial
+        self,
+        embeddings: Embeddings,
+        pools: Sequence[Ints],
+        seeds: Sequence[int],
+        map_pools: PoolMap = serial,
+        group_N: Ints | None = None,
     ) -> Sequence[PoolPlan]:
         """Plan every pool; small pools, also of several rounds, are joined and scored in one call.
 
-        Joined pools have at most :data:`CHUNK_ELEMENTS` similarities, as have candidates that are scored together. With
-        ``skip`` each pool is planned by itself, since a sample's neighbours are searched in its pool.
+        Joined pools have at most :data:`CHUNK_ELEMENTS` similarities, as have candidates that are scored together.
+        Where samples are kept apart each pool is planned by itself, since it is within pools that they are.
         """
         pools_a_call = max(1, CHUNK_ELEMENTS // (self.k * (2 * self.batch_size) ** 2))
-        if self.skip or pools_a_call == 1:
-            return super().plan_pools(embeddings, pools, seeds, map_pools)
+        if self.separates or group_N is not None or pools_a_call == 1:
+            return super().plan_pools(embeddings, pools, seeds, map_pools, group_N)
         starts = range(0, len(pools), pools_a_call)
         joined = [np.concatenate(pools[start : start + pools_a_call]) for start in starts]
         planned = super().plan_pools(embeddings, joined, [seeds[start] for start in starts], map_pools)
@@ -135,14 +141,18 @@ class OSGD(PoolSampler):
         # torch.tensor copies: the arrays may be read-only, and torch aligns its own memory the same in every process.
         return self._select(torch.tensor(z1_MD), torch.tensor(z2_MD))
 
-    def plan_on_device(self, embeddings: Embeddings, pools: Sequence[Ints], seeds: Sequence[int]) -> list[PoolPlan]:
+    def plan_on_device(
+        self, embeddings: Embeddings, pools: Sequence[Ints], seeds: Sequence[int], group_N: Ints | None = None
+    ) -> list[PoolPlan]:
         """Plan every pool on the embeddings' device, from which only the losses are copied."""
         plans = []
         for pool in pools:
             rows = torch.from_numpy(pool).to(embeddings.z1.device)
             z1_MD, z2_MD = embeddings.z1.detach()[rows], embeddings.z2.detach()[rows]
             plan = self._select(z1_MD, z2_MD)
-            plans.append(self._separated(plan, z1_MD, z2_MD) if self.skip else plan)
+            if self.separates or group_N is not None:
+                plan = self._separated(plan, z1_MD, z2_MD, None if group_N is None else shared(group_N[pool]))
+            plans.append(plan)
         return plans
 
     def _select(self, z1_MD: Tensor, z2_MD: Tensor) -> PoolPlan:

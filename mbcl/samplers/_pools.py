@@ -7,40 +7,30 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import ClassVar, overload
+from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mbcl.errors import PlanError
 from mbcl.functional import check_count, check_number
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers._balanced import in_order
-from mbcl.samplers._base import BaseSampler, FloatArray, Ints, PoolItem, PoolMap, PoolPlan, serial
-from mbcl.samplers._normalize import pair_sum
-from mbcl.samplers._separation import count_conflicts, mixed, nearest, separate_neighbors
+from mbcl.samplers._base import BaseSampler, FloatArray, Ids, Ints, PoolMap, PoolPlan, serial
+from mbcl.samplers._conflicts import Conflicts, Margin, Rules, count_conflicts, neighbour_table
+from mbcl.samplers._groups import NO_GROUPS, Groups
+from mbcl.samplers._normalize import pair_sum, unit
+from mbcl.samplers._pool_items import PoolItems, shared
+from mbcl.samplers._separation import mixed, nearest, separate, separate_batches
 from mbcl.samplers._threads import one_thread
 from mbcl.seeding import derive, numpy_generator
 
 DEVICE_ELEMENTS = 2**28
 """Pairs of samples, summed over the pools that are planned in one call on a device: 1 GiB for one float32 a pair."""
-
-
-def even_pools(num_samples: int, batch_size: int, batches_a_pool: int | None) -> list[int]:
-    """Return M of every pool: ``batches_a_pool`` batches each, fewer in the last; one pool if it is None.
-
-    Example:
-        >>> even_pools(3000, 32, 40)
-        [1280, 1280, 416]
-    """
-    num_batches = num_samples // batch_size
-    batches_each = num_batches if batches_a_pool is None else min(batches_a_pool, num_batches)
-    sizes = [batches_each * batch_size] * (num_batches // batches_each)
-    remainder = num_batches % batches_each
-    return sizes + [remainder * batch_size] * (remainder > 0)
 
 
 def _ignore_blas_flags() -> np.errstate:
@@ -50,36 +40,6 @@ def _ignore_blas_flags() -> np.errstate:
     No error is hidden: embeddings are checked to be finite, and so are the scores of a plan.
     """
     return np.errstate(invalid="ignore")
-
-
-@dataclass(frozen=True, eq=False)
-class PoolItems(Sequence[PoolItem]):
-    """A lazy sequence of the arguments of ``plan_pool``, one item a pool, made at every access and not cached.
-
-    Args:
-        embeddings: row p holds data-set position p; on any device.
-        pools: the data-set positions of each pool.
-        seeds: one per pool.
-    """
-
-    embeddings: Embeddings
-    pools: Sequence[Ints]
-    seeds: Sequence[int]
-
-    def __len__(self) -> int:
-        assert len(self.pools) == len(self.seeds)
-        return len(self.pools)
-
-    @overload
-    def __getitem__(self, index: int) -> PoolItem: ...
-    @overload
-    def __getitem__(self, index: slice) -> PoolItems: ...
-    def __getitem__(self, index: int | slice) -> PoolItem | PoolItems:
-        if isinstance(index, slice):
-            return PoolItems(self.embeddings, self.pools[index], self.seeds[index])
-        rows = torch.from_numpy(self.pools[index]).to(self.embeddings.z1.device)
-        z1, z2 = (z.detach()[rows].cpu().numpy() for z in (self.embeddings.z1, self.embeddings.z2))
-        return z1, z2, self.seeds[index]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,18 +55,28 @@ class PoolSampler(BaseSampler):
         skip: the number of nearest samples of its pool that are kept out of a sample's batch where possible, as likely
             false negatives. Pairs that still share a batch are counted (``BatchPlan.conflicts``). None is allowed only
             for samplers whose default it is.
+        relative_margin: sample j should not share a batch with i unless the similarity s_ij of i's first view and j's
+            second is below s_ii - relative_margin * |s_ii|, in [0, 1]; None for no such limit.
+        absolute_margin: the same with the limit s_ii - absolute_margin, in [0, 2]; None for no such limit.
     """
 
     needs_embeddings: ClassVar[bool] = True
+    takes_groups: ClassVar[bool] = False
+    """Whether :meth:`plan_one` takes the groups of the pool's rows, (M,) int64, as a fourth argument."""
     batched: ClassVar[bool] = False
     """Whether :meth:`plan_batched` is implemented: then embeddings on a GPU are planned on it."""
 
     mix: float = 0.0
     skip: int | None = 0
+    relative_margin: float | None = None
+    absolute_margin: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("mix", self.mix, least=0.0, most=1.0)
+        for margin, most in (("relative_margin", 1.0), ("absolute_margin", 2.0)):
+            if getattr(self, margin) is not None:
+                check_number(margin, getattr(self, margin), least=0.0, most=most)
         if self.skip is not None or type(self).skip is not None:
             check_count("skip", self.skip, least=0)
 
@@ -123,6 +93,33 @@ class PoolSampler(BaseSampler):
                 f"skip {self.skip} names so many of the {within} samples planned together that neighbours must share "
                 f"batches; allowed here for parting all: at most {possible}, and in practice far less"
             )
+
+    @property
+    def margin(self) -> Margin:
+        """The limit of a negative's similarity; false if there is none."""
+        return Margin(self.relative_margin, self.absolute_margin)
+
+    @property
+    def separates(self) -> bool:
+        """Whether some samples are kept out of each other's batches, whatever their groups."""
+        return bool(self.skip) or bool(self.margin)
+
+    @property
+    def width(self) -> int:
+        """The samples of a batch that :meth:`plan_one` makes: B, or fewer if batches are composed of several."""
+        return self.batch_size
+
+    @property
+    def merged_width(self) -> int:
+        """The samples of a batch that :meth:`plan_pool` makes: B, or fewer if the plan is composed of all pools'."""
+        return self.batch_size
+
+    def composed(self, rows_GK: Ints, x_MD: NDArray[np.floating]) -> Ints:
+        """Compose (S, B) batches of the (G, K) ones of :meth:`plan_one`, or leave them to be composed of all pools'.
+
+        ``x_MD`` are the sums of both views' unit rows.
+        """
+        return rows_GK
 
     @abstractmethod
     def pool_sizes(self, num_samples: int) -> list[int]:
@@ -163,40 +160,47 @@ class PoolSampler(BaseSampler):
             seeds: one per pool.
 
         Returns:
-            (P, M // B, B) int64 row numbers within each pool, on the same device.
+            (P, G, K) int64 row numbers within each pool, on the same device; K is :attr:`width`, and G is M // K.
         """
         raise NotImplementedError
 
-    def plan_pool(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
+    def plan_pool(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int, group_M: Ints | None = None) -> PoolPlan:
         """Plan the batches of one pool with one thread, so that they are the same in every process.
 
         Args:
             z1_MD: (M, D) float, un-normalised embeddings of view 1; not written to.
             z2_MD: (M, D), view 2.
             seed: of this pool.
+            group_M: (M,) int64, the groups of the rows, whose members should not share a batch; None for no groups.
 
         Raises:
             PlanError: if a batch has another size than B or a score is not finite, which is a bug of the sampler.
         """
+        group_M = shared(group_M)
         with one_thread(), _ignore_blas_flags():
-            planned = self.plan_one(z1_MD, z2_MD, seed)
-            if self.skip:
-                # torch.tensor copies: the arrays may be read-only.
-                planned = self._separated(planned, torch.tensor(z1_MD), torch.tensor(z2_MD))
-        if planned.rows.ndim != 2 or planned.rows.shape[1] != self.batch_size:
+            groups = (group_M,) if self.takes_groups else ()
+            planned = self.plan_one(z1_MD, z2_MD, seed, *groups)
+            # torch.tensor copies: the arrays may be read-only.
+            if self.width < self.merged_width:
+                x_MD = pair_sum(torch.tensor(z1_MD), torch.tensor(z2_MD)).numpy()
+                planned = replace(planned, rows=self.composed(planned.rows, x_MD))
+            if self.separates or group_M is not None:
+                planned = self._separated(planned, torch.tensor(z1_MD), torch.tensor(z2_MD), group_M)
+        if planned.rows.ndim != 2 or planned.rows.shape[1] != self.merged_width:
             raise PlanError(f"{self.name}: a pool's batches have shape {planned.rows.shape}")
         if planned.scores is not None and not np.isfinite(planned.scores).all():
             raise PlanError(f"{self.name}: the score of a batch is not finite")
         return planned
 
-    def _separated(self, planned: PoolPlan, z1_MD: Tensor, z2_MD: Tensor) -> PoolPlan:
-        """Separate neighbours in a pool's plan: the plan's ``neighbours``, or the ``skip`` nearest if it has none."""
-        neighbours = planned.neighbours
-        if neighbours is None:
-            neighbours = nearest(z1_MD, z2_MD, self.skip or 0)
-        x_MD = pair_sum(z1_MD, z2_MD).cpu().numpy()
+    def _separated(self, planned: PoolPlan, z1_MD: Tensor, z2_MD: Tensor, group_M: Ints | None = None) -> PoolPlan:
+        """Part samples of a pool's plan that should not share a batch; the plan may have found the neighbours."""
+        neighbours_MP = planned.neighbours
+        if neighbours_MP is None and self.skip:
+            neighbours_MP = nearest(z1_MD, z2_MD, self.skip)
+        u_MD, v_MD = unit(z1_MD).cpu(), unit(z2_MD).cpu()
+        conflicts = Conflicts(neighbours_MP, self.margin, u_MD, v_MD, group_M)
         # No scores: those of the plan belong to the batches before the exchanges.
-        return PoolPlan(separate_neighbors(planned.rows, neighbours, x_MD), None, neighbours)
+        return PoolPlan(separate(planned.rows, conflicts, (u_MD + v_MD).numpy()), None, neighbours_MP)
 
     def plan(
         self,
@@ -207,9 +211,14 @@ class PoolSampler(BaseSampler):
         epoch: int = 0,
         round: int = 0,
         map_pools: PoolMap = serial,
+        apart: Ids | None = None,
+        together: Ids | None = None,
     ) -> BatchPlan:
+        groups = Groups.of(num_samples, apart, together)
         rounds = range(round, round + 1)
-        return self.plan_rounds(num_samples, embeddings, seed=seed, epoch=epoch, rounds=rounds, map_pools=map_pools)[0]
+        return self.plan_rounds(
+            num_samples, embeddings, seed=seed, epoch=epoch, rounds=rounds, map_pools=map_pools, groups=groups
+        )[0]
 
     def plan_rounds(
         self,
@@ -220,31 +229,39 @@ class PoolSampler(BaseSampler):
         epoch: int = 0,
         rounds: Sequence[int] = (0,),
         map_pools: PoolMap = serial,
+        groups: Groups = NO_GROUPS,
     ) -> list[BatchPlan]:
         """Make the plans of several rounds of an epoch, their pools in one map, each equal to that of :meth:`plan`.
 
-        The arguments are those of :meth:`plan`, except ``rounds``, the numbers of the rounds, counted from 0.
+        The arguments are those of :meth:`plan`, except ``rounds``, the numbers of the rounds, counted from 0, and
+        ``groups``, the numbered ids of ``apart`` and ``together``.
         """
-        self.check(num_samples)
+        groups.check(self, num_samples)
         if embeddings is None:
             raise PlanError(f"sampler {self.name!r} needs embeddings")
         embeddings = embeddings.ordered(num_samples)
         keys = [(epoch, number) for number in rounds]
-        pools_of = [self._pools(num_samples, embeddings, seed, key) for key in keys]
+        pools_of = [self._pools(num_samples, embeddings, seed, key, groups) for key in keys]
         seeds = [
             derive(seed, f"sampler/{self.name}/pool", *key, pool)
             for key, pools in zip(keys, pools_of, strict=True)
             for pool in range(len(pools))
         ]
         all_pools = [pool for pools in pools_of for pool in pools]
-        planned = iter(self.at_epoch(epoch).plan_pools(embeddings, all_pools, seeds, map_pools))
+        apart = () if groups.apart is None else (groups.apart,)
+        planned = iter(self.at_epoch(epoch).plan_pools(embeddings, all_pools, seeds, map_pools, *apart))
         return [
-            self._merged(num_samples, pools, list(islice(planned, len(pools))), seed, key)
+            self._merged(embeddings, pools, list(islice(planned, len(pools))), seed, key, groups)
             for key, pools in zip(keys, pools_of, strict=True)
         ]
 
     def plan_pools(
-        self, embeddings: Embeddings, pools: Sequence[Ints], seeds: Sequence[int], map_pools: PoolMap = serial
+        self,
+        embeddings: Embeddings,
+        pools: Sequence[Ints],
+        seeds: Sequence[int],
+        map_pools: PoolMap = serial,
+        group_N: Ints | None = None,
     ) -> Sequence[PoolPlan]:
         """Plan every pool: on the embeddings' device if the sampler can, else on the host by ``map_pools``.
 
@@ -253,31 +270,54 @@ class PoolSampler(BaseSampler):
             pools: the data-set positions of each pool.
             seeds: one per pool.
             map_pools: the map over pools on the host.
+            group_N: (N,) int64, the group of every sample, whose members should not share a batch, or None.
         """
         if self.batched and embeddings.z1.device.type != "cpu":
-            return self.plan_on_device(embeddings, pools, seeds)
-        return map_pools(self.plan_pool, PoolItems(embeddings, pools, seeds))
+            return self.plan_on_device(embeddings, pools, seeds, group_N)
+        return map_pools(self.plan_pool, PoolItems(embeddings, pools, seeds, group_N))
 
     def _merged(
-        self, num_samples: int, pools: Sequence[Ints], planned: Sequence[PoolPlan], seed: int, key: tuple[int, int]
+        self,
+        embeddings: Embeddings,
+        pools: Sequence[Ints],
+        planned: Sequence[PoolPlan],
+        seed: int,
+        key: tuple[int, int],
+        groups: Groups,
     ) -> BatchPlan:
-        """Merge the plans of a round's pools and apply ``mix``.
+        """Merge the plans of a round's pools, apply ``mix``, and part groups over the pools.
 
         Random pools are merged in their order. Pools that :meth:`cut` made of one hold similar samples, so in their
-        order training would pass from cluster to cluster: their batches are merged in random order.
+        order training would pass from cluster to cluster: their batches are merged in random order, as are sources.
         """
+        num_samples = len(embeddings)
         batches = np.concatenate([pool[plan.rows] for pool, plan in zip(pools, planned, strict=True)])
+        table_NP = None
+        if self.skip:
+            table_NP = neighbour_table(pools, [plan.neighbours for plan in planned], num_samples)
+        rules = Rules(embeddings, table_NP, self.margin, groups.apart)
+        if self.merged_width < self.batch_size:
+            generator = numpy_generator(seed, f"sampler/{self.name}/communities", *key)
+            batches = groups.each_source(batches, lambda rows_gK: self._joined(rows_gK, generator))
+            if self.separates or groups.apart is not None:
+                with one_thread(), _ignore_blas_flags():
+                    batches = groups.each_source(batches, lambda rows_sB: separate_batches(rows_sB, rules))
         scores = [plan.scores for plan in planned if plan.scores is not None]
         scores_S = np.concatenate(scores) if scores and not self.mix else None
-        if len(pools) > len(self.pool_sizes(num_samples)):
+        if groups.together is not None or len(pools) > len(self.pool_sizes(num_samples)):
             order = numpy_generator(seed, f"sampler/{self.name}/merged", *key).permutation(len(batches))
             batches, scores_S = batches[order], None if scores_S is None else scores_S[order]
-        if len(batches) != self.plan_length(num_samples):
-            raise PlanError(f"{self.name}: {len(batches)} batches instead of {self.plan_length(num_samples)}")
-        batches = mixed(batches, self.mix, numpy_generator(seed, f"sampler/{self.name}/mix", *key))
+        if len(batches) != groups.plan_length(self, num_samples):
+            raise PlanError(f"{self.name}: {len(batches)} batches instead of {groups.plan_length(self, num_samples)}")
+        generator = numpy_generator(seed, f"sampler/{self.name}/mix", *key)
+        batches = groups.each_source(batches, lambda rows_sB: mixed(rows_sB, self.mix, generator))
+        if groups.apart is not None and self.no_repeats:
+            scores_S = None
+            batches = groups.parted(batches, numpy_generator(seed, f"sampler/{self.name}/apart", *key))
         conflicts = None
-        if self.skip:
-            conflicts = count_conflicts(batches, pools, [plan.neighbours for plan in planned], num_samples)
+        if self.separates or groups.apart is not None:
+            with one_thread(), _ignore_blas_flags():
+                conflicts = count_conflicts(batches, rules)
         merged = BatchPlan(
             torch.from_numpy(batches),
             self.name,
@@ -288,10 +328,20 @@ class PoolSampler(BaseSampler):
         )
         return merged.validate(num_samples, distinct=self.no_repeats)
 
-    def _pools(self, num_samples: int, embeddings: Embeddings, seed: int, key: tuple[int, int]) -> list[Ints]:
+    def _joined(self, rows_GK: Ints, rng: np.random.Generator) -> Ints:
+        """(S, B) batches of random communities, in random order within a batch."""
+        return rng.permuted(rng.permutation(rows_GK).reshape(-1, self.batch_size), axis=1)
+
+    def _pools(
+        self, num_samples: int, embeddings: Embeddings, seed: int, key: tuple[int, int], groups: Groups = NO_GROUPS
+    ) -> list[Ints]:
+        """Cut the random pools of every source."""
         order = numpy_generator(seed, f"sampler/{self.name}/order", *key).permutation(num_samples)
-        sizes = self.pool_sizes(num_samples)
-        pools = np.split(order[: sum(sizes)].astype(np.int64), np.cumsum(sizes)[:-1])
+        pools = []
+        for part in groups.by_source(order.astype(np.int64)):
+            if len(part) >= self.batch_size:
+                sizes = self.pool_sizes(len(part))
+                pools += np.split(part[: sum(sizes)], np.cumsum(sizes)[:-1])
         with one_thread(), _ignore_blas_flags():
             return [
                 part
@@ -299,7 +349,9 @@ class PoolSampler(BaseSampler):
                 for part in self.cut(embeddings, pool, derive(seed, f"sampler/{self.name}/cut", *key, number))
             ]
 
-    def plan_on_device(self, embeddings: Embeddings, pools: Sequence[Ints], seeds: Sequence[int]) -> list[PoolPlan]:
+    def plan_on_device(
+        self, embeddings: Embeddings, pools: Sequence[Ints], seeds: Sequence[int], group_N: Ints | None = None
+    ) -> list[PoolPlan]:
         """Plan all pools on the embeddings' device, those of one size together."""
         planned: dict[int, PoolPlan] = {}
         by_size: dict[int, list[int]] = {}
@@ -314,5 +366,11 @@ class PoolSampler(BaseSampler):
                 rows_PSB = self.plan_batched(z1_PMD, z2_PMD, [seeds[number] for number in chunk]).cpu().numpy()
                 for place, number in enumerate(chunk):
                     plan = PoolPlan(in_order(rows_PSB[place]))
-                    planned[number] = self._separated(plan, z1_PMD[place], z2_PMD[place]) if self.skip else plan
+                    if self.width < self.merged_width:
+                        x_MD = pair_sum(z1_PMD[place], z2_PMD[place]).cpu().numpy()
+                        plan = PoolPlan(self.composed(plan.rows, x_MD))
+                    group_M = None if group_N is None else shared(group_N[pools[number]])
+                    if self.separates or group_M is not None:
+                        plan = self._separated(plan, z1_PMD[place], z2_PMD[place], group_M)
+                    planned[number] = plan
         return [planned[number] for number in range(len(pools))]

@@ -6,11 +6,15 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mbcl.errors import ConfigError
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers._base import SAMPLERS, BaseSampler, PoolMap, serial
+from mbcl.samplers._base import SAMPLERS, BaseSampler, Ids, Ints, PoolMap, serial
+from mbcl.samplers._conflicts import Rules, count_conflicts
+from mbcl.samplers._groups import Groups
 from mbcl.seeding import numpy_generator
 
 
@@ -31,10 +35,31 @@ class WholeSampler(BaseSampler):
         epoch: int = 0,
         round: int = 0,
         map_pools: PoolMap = serial,
+        apart: Ids | None = None,
+        together: Ids | None = None,
     ) -> BatchPlan:
-        self.check(num_samples)
-        batches, scores = self.rows(num_samples, embeddings, seed, epoch, round)
-        return BatchPlan(batches, self.name, seed, epoch, round, scores).validate(num_samples, distinct=self.no_repeats)
+        groups = Groups.of(num_samples, apart, together)
+        groups.check(self, num_samples)
+        if not groups:
+            batches, scores = self.rows(num_samples, embeddings, seed, epoch, round)
+            plan = BatchPlan(batches, self.name, seed, epoch, round, scores)
+        else:
+            rows_SB = self.rows_in_groups(num_samples, groups, seed, epoch, round)
+            conflicts = (
+                None
+                if groups.apart is None
+                else torch.from_numpy(count_conflicts(rows_SB, Rules(group_N=groups.apart)))
+            )
+            plan = BatchPlan(torch.from_numpy(rows_SB), self.name, seed, epoch, round, batch_conflicts=conflicts)
+        return plan.validate(num_samples, distinct=self.no_repeats)
+
+    def rows_in_groups(self, num_samples: int, groups: Groups, *key: int) -> Ints:
+        """(S, B) int64 batches that keep the groups of ``apart`` and ``together``.
+
+        Raises:
+            ConfigError: if the sampler does not.
+        """
+        raise ConfigError(f"sampler {self.name!r} cannot keep samples apart or together")
 
 
 @SAMPLERS.register("shuffle", aliases=("s",))
@@ -55,11 +80,23 @@ class Shuffle(WholeSampler):
     name: ClassVar[str] = "shuffle"
 
     def rows(self, num_samples: int, embeddings: Embeddings | None, *key: int) -> tuple[Tensor, Tensor | None]:
+        return torch.from_numpy(self._cut(self._order(num_samples, *key))), None
+
+    def rows_in_groups(self, num_samples: int, groups: Groups, *key: int) -> Ints:
+        seed, *stream = key
+        rows_SB = np.concatenate([self._cut(part) for part in groups.by_source(self._order(num_samples, *key))])
+        if groups.together is not None:
+            rows_SB = rows_SB[numpy_generator(seed, "sampler/shuffle/merged", *stream).permutation(len(rows_SB))]
+        return groups.parted(rows_SB, numpy_generator(seed, "sampler/shuffle/apart", *stream))
+
+    def _order(self, num_samples: int, *key: int) -> Ints:
         # One purpose for both samplers: `fixed` has the batches that `shuffle` has in epoch 0.
         seed, *stream = key
-        order = numpy_generator(seed, "sampler/shuffle", *stream).permutation(num_samples)
-        used = self.plan_length(num_samples) * self.batch_size
-        return torch.from_numpy(order[:used].reshape(-1, self.batch_size).astype("int64")), None
+        return numpy_generator(seed, "sampler/shuffle", *stream).permutation(num_samples).astype(np.int64)
+
+    def _cut(self, order: Ints) -> Ints:
+        """(S, B) consecutive batches; the remainder that fills none is left out."""
+        return order[: len(order) // self.batch_size * self.batch_size].reshape(-1, self.batch_size)
 
 
 @SAMPLERS.register("fixed", aliases=("f",))
@@ -81,3 +118,6 @@ class Fixed(Shuffle):
 
     def rows(self, num_samples: int, embeddings: Embeddings | None, *key: int) -> tuple[Tensor, Tensor | None]:
         return super().rows(num_samples, embeddings, key[0], 0, 0)
+
+    def rows_in_groups(self, num_samples: int, groups: Groups, *key: int) -> Ints:
+        return super().rows_in_groups(num_samples, groups, key[0], 0, 0)

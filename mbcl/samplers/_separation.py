@@ -1,13 +1,12 @@
-"""``mix`` and ``skip``: they make the batches of any sampler with embeddings less hard.
+"""``mix``, and exchanges that part samples which should not share a batch: batches of any sampler become less hard.
 
-Letters: M samples of a pool, D dimensions, S batches, B samples a batch, P neighbours of a sample,
-W of a ranking.
+Letters: M samples of a pool, m of a window, D dimensions, S batches, B samples a batch, P neighbours of a sample,
+W of a ranking, G groups.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,10 +15,15 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from mbcl.samplers._base import Ints
+from mbcl.samplers._conflicts import Conflicts, Rules
 from mbcl.samplers._normalize import CHUNK_ELEMENTS, pair_sum
 
 WINDOW = 64
 """Consecutive batches among which samples are exchanged to separate neighbours; consecutive ones are similar."""
+WINDOW_SAMPLES = 4096
+"""Most samples of a window of more than two batches where all pairs of them may be in conflict, which takes 300 MB."""
+GROUP_WEIGHT = 2**24
+"""Conflicts by neighbours and margins that count as one by groups: more than a window has."""
 PASSES = 8
 """Most passes over all samples; each exchange lowers the number of conflicts, so few passes are needed."""
 ATTEMPTS = 200
@@ -120,109 +124,140 @@ def ranking(u_MD: Tensor, v_MD: Tensor, count: int) -> NDArray[np.int32]:
 
 
 def separate_neighbors(rows_SB: Ints, neighbours_MP: NDArray[np.int32], x_MD: NDArray[np.floating]) -> Ints:
-    """Exchange samples between batches until as few neighbours as possible share one.
+    """Exchange samples between batches until as few neighbours as possible share one; see :func:`separate`."""
+    return separate(rows_SB, Conflicts(neighbours_MP), x_MD) if neighbours_MP.shape[1] else rows_SB
 
-    A conflict is a sample and a neighbour of it in one batch: two that are each other's neighbours make two. Every
-    exchange is the one that lowers the number of conflicts most; of ties, the one whose batches stay most similar.
-    Conflicts never increase; where no exchange lowers their number, some remain.
+
+def separate(rows_SB: Ints, conflicts: Conflicts, x_MD: NDArray[np.floating]) -> Ints:
+    """Exchange samples between batches until as few as possible share one that should not.
+
+    Every exchange is the one that lowers the number of conflicts most, first of those in groups, then of the others; of
+    ties, the one whose batches stay most similar. Conflicts never increase; where no exchange lowers their number, some
+    remain.
 
     Args:
         rows_SB: (S, B) int64 distinct row numbers in ``range(M)``.
-        neighbours_MP: (M, P) int32, as :func:`nearest` returns.
+        conflicts: the rows that should not share a batch.
         x_MD: (M, D) float, whose products are the similarities of samples.
 
     Returns:
         (S, B) int64, a permutation of the same row numbers.
     """
-    if neighbours_MP.shape[1] == 0 or len(rows_SB) < 2:
+    if len(rows_SB) < 2:
         return rows_SB
+    batches_a_window = WINDOW
+    if conflicts.margin or conflicts.group_M is not None:
+        batches_a_window = min(WINDOW, max(2, WINDOW_SAMPLES // rows_SB.shape[1]))
     # As many windows as are full: array_split spreads the remainder over them, so that none has a single batch.
-    windows = max(1, len(rows_SB) // WINDOW)
-    return np.concatenate([_one_window(part, neighbours_MP, x_MD) for part in np.array_split(rows_SB, windows)])
+    windows = max(1, len(rows_SB) // batches_a_window)
+    return np.concatenate([_Window(part, conflicts, x_MD).separated() for part in np.array_split(rows_SB, windows)])
 
 
-def _one_window(rows_SB: Ints, neighbours_MP: NDArray[np.int32], x_MD: NDArray[np.floating]) -> Ints:
-    """Run :func:`separate_neighbors` on the batches of one window, with row numbers local to its samples."""
-    num_batches, batch_size = rows_SB.shape
-    ids_M = rows_SB.ravel()
-    pairs = _conflicts_of_pairs(ids_M, neighbours_MP)
-    x_MD = np.ascontiguousarray(x_MD[ids_M])
-    batch_M = np.repeat(np.arange(num_batches), batch_size)
-    count_MS = pairs @ np.eye(num_batches, dtype=np.int64)[batch_M]
-    sum_SD = x_MD.reshape(num_batches, batch_size, -1).sum(axis=1)
-    all_M = np.arange(len(ids_M))
-    for _ in range(PASSES):
-        conflicted = np.flatnonzero(count_MS[all_M, batch_M] > 0)
-        moved = False
-        for sample in conflicted[np.argsort(-count_MS[conflicted, batch_M[conflicted]], kind="stable")]:
-            moved |= _exchange(int(sample), batch_M, count_MS, sum_SD, pairs, x_MD)
-        if not moved:
-            break
-    return ids_M[np.argsort(batch_M, kind="stable")].reshape(num_batches, batch_size)
+def separate_batches(batches_SB: Ints, rules: Rules) -> Ints:
+    """:func:`separate` on batches of data-set positions, with the embeddings of a window at a time."""
+    num_batches, batch_size = batches_SB.shape
+    windows = max(1, num_batches // min(WINDOW, max(2, WINDOW_SAMPLES // batch_size)))
+    parts = []
+    for part_sB in np.array_split(batches_SB, windows):
+        conflicts, x_mD = rules.among(part_sB.ravel())
+        rows_sB = separate(np.arange(part_sB.size).reshape(-1, batch_size), conflicts, x_mD.numpy())
+        parts.append(part_sB.ravel()[rows_sB])
+    return np.concatenate(parts)
 
 
-def _conflicts_of_pairs(ids_M: Ints, neighbours_MP: NDArray[np.int32]) -> csr_array:
-    """(M, M) symmetric int64, M the length of ``ids_M``: how many of two samples are a neighbour of the other."""
-    local = np.full(len(neighbours_MP), -1)
-    local[ids_M] = np.arange(len(ids_M))
-    near_MP = local[neighbours_MP[ids_M]]
-    row, place = np.nonzero(near_MP >= 0)
-    ones = np.ones(len(row), dtype=np.int64)
-    counts = csr_array((ones, (row, near_MP[row, place])), shape=(len(ids_M), len(ids_M)))
-    return csr_array(counts + counts.T)
+class _Window:
+    """The batches of one window, with row numbers local to its samples.
+
+    Args:
+        rows_SB: (S, B) int64 distinct row numbers in ``range(M)``, m of them.
+        conflicts: of the M rows.
+        x_MD: (M, D) float.
+    """
+
+    def __init__(self, rows_SB: Ints, conflicts: Conflicts, x_MD: NDArray[np.floating]) -> None:
+        self.shape = num_batches, batch_size = rows_SB.shape
+        self.ids_m: Ints = rows_SB.ravel()
+        self.pairs = conflicts.pairs(self.ids_m)
+        self.x_mD = np.ascontiguousarray(x_MD[self.ids_m])
+        self.all_m = np.arange(len(self.ids_m))
+        self.batch_m = np.repeat(np.arange(num_batches), batch_size)
+        self.count_mS: Ints = self.pairs @ np.eye(num_batches, dtype=np.int64)[self.batch_m]
+        self.sum_SD = self.x_mD.reshape(num_batches, batch_size, -1).sum(axis=1)
+        self.group_m: Ints | None = None
+        if conflicts.group_M is not None:
+            self.group_m = np.unique(conflicts.group_M[self.ids_m], return_inverse=True)[1].reshape(-1)
+            self.size_SG: Ints = np.zeros((num_batches, self.group_m.max() + 1), dtype=np.int64)
+            np.add.at(self.size_SG, (self.batch_m, self.group_m), 1)
+
+    def separated(self) -> Ints:
+        """(S, B) the row numbers after all exchanges."""
+        for _ in range(PASSES):
+            own_m = self._conflicts()
+            conflicted = np.flatnonzero(own_m > 0)
+            moved = False
+            for sample in conflicted[np.argsort(-own_m[conflicted], kind="stable")]:
+                moved |= self._exchange(int(sample))
+            if not moved:
+                break
+        return self.ids_m[np.argsort(self.batch_m, kind="stable")].reshape(self.shape)
+
+    def _conflicts(self) -> Ints:
+        """(m,) the conflicts of every sample in its batch; of groups only those that an exchange can part."""
+        own_m: Ints = self.count_mS[self.all_m, self.batch_m]
+        if self.group_m is not None:
+            # Samples of a group can be exchanged if their batch has at least two more of it than another batch.
+            excess_m = self.size_SG[self.batch_m, self.group_m] - self.size_SG.min(axis=0)[self.group_m] - 1
+            own_m = own_m + GROUP_WEIGHT * np.maximum(excess_m, 0)
+        return own_m
+
+    def _is_even(self, batch: int, group: int) -> bool:
+        """Whether no batch has at least two less of the group than this one."""
+        return bool(self.size_SG[batch, group] - self.size_SG[:, group].min() <= 1)
+
+    def _change(self, j: int) -> Ints:
+        """(m,) the change of the number of conflicts if sample j changes places with each other sample."""
+        home = self.batch_m[j]
+        own_m = self.count_mS[self.all_m, self.batch_m]
+        change_m: Ints = self.count_mS[j, self.batch_m] + self.count_mS[:, home] - self.count_mS[j, home] - own_m
+        others, conflicts = _row(self.pairs, j)
+        change_m[others] -= 2 * conflicts  # a partner in conflict with j leaves the batch that j joins, and vice versa
+        if self.group_m is not None:
+            group = self.group_m[j]
+            size_m = self.size_SG[self.batch_m, group] - self.size_SG[self.batch_m, self.group_m]
+            size_m += self.size_SG[home, self.group_m] - self.size_SG[home, group] + 2
+            size_m[self.group_m == group] = 0
+            change_m += GROUP_WEIGHT * size_m
+        change_m[self.batch_m == home] = 1
+        return change_m
+
+    def _exchange(self, j: int) -> bool:
+        """Exchange sample j with its best partner if that lowers the number of conflicts; return whether it did."""
+        home = self.batch_m[j]
+        if self.count_mS[j, home] == 0 and (self.group_m is None or self._is_even(home, self.group_m[j])):
+            return False
+        change_m = self._change(j)
+        best = change_m.min()
+        if best >= 0:
+            return False
+        ties = np.flatnonzero(change_m == best)
+        x_mD = self.x_mD
+        likeness = (self.sum_SD @ x_mD[j])[self.batch_m[ties]] + x_mD[ties] @ (self.sum_SD[home] - 2 * x_mD[j])
+        other = int(ties[np.argmax(likeness)])
+        other_home = self.batch_m[other]
+        for sample, source, target in ((j, home, other_home), (other, other_home, home)):
+            self.batch_m[sample] = target
+            others, conflicts = _row(self.pairs, sample)
+            self.count_mS[others, source] -= conflicts
+            self.count_mS[others, target] += conflicts
+            self.sum_SD[source] -= x_mD[sample]
+            self.sum_SD[target] += x_mD[sample]
+            if self.group_m is not None:
+                self.size_SG[source, self.group_m[sample]] -= 1
+                self.size_SG[target, self.group_m[sample]] += 1
+        return True
 
 
 def _row(pairs: csr_array, j: int) -> tuple[NDArray[np.int32], Ints]:
     """Columns and entries of a row."""
     entries = slice(pairs.indptr[j], pairs.indptr[j + 1])
     return pairs.indices[entries], pairs.data[entries]
-
-
-def _exchange(
-    j: int, batch_M: Ints, count_MS: Ints, sum_SD: NDArray[np.floating], pairs: csr_array, x_MD: NDArray[np.floating]
-) -> bool:
-    """Exchange sample j with its best partner if that lowers the number of conflicts; return whether it did."""
-    home = batch_M[j]
-    if count_MS[j, home] == 0:
-        return False
-    all_M = np.arange(len(batch_M))
-    change_M = count_MS[j, batch_M] + count_MS[:, home] - count_MS[j, home] - count_MS[all_M, batch_M]
-    others, conflicts = _row(pairs, j)
-    change_M[others] -= 2 * conflicts  # a partner in conflict with j leaves the batch that j joins, and vice versa
-    change_M[batch_M == home] = 1
-    best = change_M.min()
-    if best >= 0:
-        return False
-    ties = np.flatnonzero(change_M == best)
-    likeness = (sum_SD @ x_MD[j])[batch_M[ties]] + x_MD[ties] @ (sum_SD[home] - 2 * x_MD[j])
-    other = int(ties[np.argmax(likeness)])
-    other_home = batch_M[other]
-    for sample, source, target in ((j, home, other_home), (other, other_home, home)):
-        batch_M[sample] = target
-        others, conflicts = _row(pairs, sample)
-        count_MS[others, source] -= conflicts
-        count_MS[others, target] += conflicts
-        sum_SD[source] -= x_MD[sample]
-        sum_SD[target] += x_MD[sample]
-    return True
-
-
-def count_conflicts(
-    batches_SB: Ints, pools: Sequence[Ints], neighbours: Sequence[NDArray[np.int32] | None], num_samples: int
-) -> Ints:
-    """(S,) int64: the pairs (sample, its neighbour) that share each batch of the final plan, which may repeat samples.
-
-    ``neighbours`` are (M, P) int32 row numbers within each pool, or None.
-    """
-    near = [(pool, pool[rows]) for pool, rows in zip(pools, neighbours, strict=True) if rows is not None]
-    # Pools of at most `skip` samples have fewer neighbours: the number N, which is no sample's, fills up their rows.
-    neighbours_NP = np.full((num_samples, max((part.shape[1] for _, part in near), default=0)), num_samples)
-    for pool, part in near:
-        neighbours_NP[pool, : part.shape[1]] = part
-    present_N = np.zeros(num_samples + 1, dtype=np.bool_)
-    count_S = np.zeros(len(batches_SB), dtype=np.int64)
-    for number, batch_B in enumerate(batches_SB):
-        present_N[batch_B] = True
-        count_S[number] = present_N[neighbours_NP[batch_B]].sum()
-        present_N[batch_B] = False
-    return count_S

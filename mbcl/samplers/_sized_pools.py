@@ -16,9 +16,10 @@ from torch import Tensor
 from mbcl.errors import ConfigError, pluralize
 from mbcl.functional import check_count
 from mbcl.samplers._balanced import in_order
-from mbcl.samplers._base import FloatArray, PoolPlan
+from mbcl.samplers._base import FloatArray, Ints, PoolPlan
 from mbcl.samplers._normalize import CHUNK_ROWS, pair_sum, unit
-from mbcl.samplers._pools import PoolSampler, even_pools
+from mbcl.samplers._pool_items import even_pools
+from mbcl.samplers._pools import PoolSampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +61,16 @@ class SizedPools(PoolSampler):
 class SortedPools(SizedPools):
     """Base of the samplers whose ``plan_one`` orders batches by similarity, similar ones next to each other.
 
-    ``skip`` needs that order, since it exchanges samples between consecutive batches. Training needs a random one, so
-    :meth:`plan_pool` sorts the batches by their first row.
+    Parting samples needs that order, since it exchanges them between consecutive batches. Training needs a random one,
+    so :meth:`plan_pool` sorts the batches by their first row.
     """
 
-    def plan_pool(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
+    def plan_pool(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int, group_M: Ints | None = None) -> PoolPlan:
         """Plan a pool, then sort: inside a batch rows ascend, batches are ordered by their first row.
 
         The rows of a pool are in random order, so this order of batches is random, too.
         """
-        planned = super().plan_pool(z1_MD, z2_MD, seed)
+        planned = super().plan_pool(z1_MD, z2_MD, seed, group_M)
         return PoolPlan(in_order(planned.rows), None, planned.neighbours)
 
 

@@ -21,9 +21,10 @@ from mbcl.errors import ConfigError, pluralize
 from mbcl.functional import affinity, check_count, check_temperature
 from mbcl.samplers._balanced import in_order, rows_of
 from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
+from mbcl.samplers._communities import Communities
 from mbcl.samplers._lloyd import lloyd, plus_plus, runs_compiled, tried_rows
 from mbcl.samplers._normalize import unit
-from mbcl.samplers._pools import PoolSampler, even_pools
+from mbcl.samplers._pool_items import even_pools
 from mbcl.seeding import derive, numpy_generator
 
 Array = NDArray[np.float64]
@@ -48,7 +49,7 @@ MAX_GROUP = 20_000
 
 @SAMPLERS.register("spectral", aliases=("sc_even_kb_loose", "sc_even"))
 @dataclass(frozen=True, kw_only=True)
-class Spectral(PoolSampler):
+class Spectral(Communities):
     """Even-sized spectral clustering of random groups of k·B samples.
 
     In each group, samples are vertices of a graph whose weights measure how much two of them raise each other's loss in
@@ -63,6 +64,9 @@ class Spectral(PoolSampler):
         k: batches in a group; None for all samples in one group. If k·B is above the number of samples there is one
             group, with a warning.
         temperature: of the affinity.
+        community, order: batches of several communities of so many neighbours, ``random`` or ``near`` ones; None for
+            whole batches of neighbours. There is one eigenvector for each community of a group.
+        mix, skip: as for all samplers with embeddings.
 
     Reference:
         Cho et al., Mini-Batch Optimization of Contrastive Loss, arXiv 2307.05906, section 5 and algorithm 2.
@@ -104,21 +108,22 @@ class Spectral(PoolSampler):
 
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
         """Cut one group into batches; inside a batch rows ascend, batches are ordered by their first row."""
-        num_batches = len(z1_MD) // self.batch_size
-        if num_batches == 1:
-            return PoolPlan(np.arange(self.batch_size, dtype=np.int64)[None])
+        num_batches = len(z1_MD) // self.width
+        if num_batches == 1 or self.width == 1:
+            return PoolPlan(np.arange(len(z1_MD), dtype=np.int64).reshape(-1, self.width))
         # torch.tensor copies: the arrays may be read-only.
         u_MD, v_MD = (unit(torch.tensor(z)) for z in (z1_MD, z2_MD))
         n_MM, log_degree_M = normalised_affinity(u_MD, v_MD, temperature=self.temperature, batch_size=self.batch_size)
         x_MK = spectral_embedding(n_MM.numpy(), log_degree_M.numpy(), num_batches)
         centre_KK = kmeans_centres(torch.from_numpy(x_MK)[None], num_batches, [seed])[0].numpy()
-        cluster_M = assign_evenly(cdist(x_MK, centre_KK), self.batch_size)
-        return PoolPlan(in_order(rows_of(torch.from_numpy(cluster_M)[None], self.batch_size)[0].numpy()))
+        cluster_M = assign_evenly(cdist(x_MK, centre_KK), self.width)
+        return PoolPlan(in_order(rows_of(torch.from_numpy(cluster_M)[None], self.width)[0].numpy()))
 
     def plan_batched(self, z1_PMD: Tensor, z2_PMD: Tensor, seeds: Sequence[int]) -> Tensor:
-        num_batches = z1_PMD.shape[1] // self.batch_size
-        if num_batches == 1:
-            return torch.arange(self.batch_size, device=z1_PMD.device).expand(len(z1_PMD), 1, -1)
+        num_batches = z1_PMD.shape[1] // self.width
+        if num_batches == 1 or self.width == 1:
+            rows_GK = torch.arange(z1_PMD.shape[1], device=z1_PMD.device).view(-1, self.width)
+            return rows_GK.expand(len(z1_PMD), -1, -1)
         u_PMD, v_PMD = unit(z1_PMD), unit(z2_PMD)
         embedded = []
         groups_a_call = len(u_PMD) if u_PMD.shape[1] <= FEW_ROWS else 1
@@ -132,8 +137,8 @@ class Spectral(PoolSampler):
         distance_PMK = torch.cdist(x_PMK, kmeans_centres(x_PMK, num_batches, seeds))
         # The exact assignment takes one chain of moves after the other, so it runs on the host: only distances are
         # copied there, not the embeddings.
-        clusters = [assign_evenly(distance_MK, self.batch_size) for distance_MK in distance_PMK.double().cpu().numpy()]
-        return rows_of(torch.from_numpy(np.stack(clusters)).to(z1_PMD.device), self.batch_size)
+        clusters = [assign_evenly(distance_MK, self.width) for distance_MK in distance_PMK.double().cpu().numpy()]
+        return rows_of(torch.from_numpy(np.stack(clusters)).to(z1_PMD.device), self.width)
 
 
 def normalised_affinity(u_MD: Tensor, v_MD: Tensor, *, temperature: float, batch_size: int) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ _TABLE = r"""
 - plan/seconds: seconds that computing a batch plan took
 - plan/age: epochs since the embeddings that a plan was made from were computed, mean over samples
 0 plan/coverage: share of the training samples that a plan contains
-0 plan/conflicts: pairs of a sample and one of its `skip` nearest that had to share a batch
+0 plan/conflicts: pairs of a sample and another of its batch that `skip`, a margin or `apart` excludes
 0 train/loss: mean loss of the trained batches; hard batches raise it, so it does not compare samplers or objectives
 0 train/lr: learning rate
 - train/skipped_steps: steps of the last epoch whose fp16 gradients were not finite, so that weights stayed

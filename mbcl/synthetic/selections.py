@@ -61,7 +61,8 @@ def _can_plan_batched(sampler: PoolSampler, num_samples: int) -> bool:
         sampler.batched
         and not isinstance(sampler, OSGD)
         and not sampler.mix
-        and not sampler.skip
+        and not sampler.separates
+        and sampler.width == sampler.batch_size
         and sampler.pool_sizes(num_samples) == [num_samples]
         and num_samples <= getattr(sampler, "block_size", num_samples)
     )

@@ -56,6 +56,10 @@ class CheckedPlanner:
             raise self.broken("name, seed, epoch and round of the plan", str(expected), str(key))
         return plan
 
+    def with_sampler(self, sampler: Sampler) -> CheckedPlanner:
+        """Return a planner of another sampler, which errors call the same."""
+        return CheckedPlanner(sampler, self.subject)
+
     def broken(self, promise: str, promised: str, found: str) -> AssertionError:
         """Return the error for a broken promise."""
         return broken(self.subject, promise, promised, found)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 
+import numpy as np
 import torch
 
 from mbcl.errors import ConfigError, PlanError, pluralize
@@ -20,6 +21,7 @@ from mbcl.samplers import PoolFunction, PoolItem, PoolPlan, PoolSampler, Sampler
 from mbcl.seeding import torch_generator
 from mbcl.testing._checked_plans import CheckedPlanner
 from mbcl.testing._extremes import extreme_embeddings, random_views
+from mbcl.testing._groups import check_groups
 from mbcl.testing._promises import broken, draw_globally, global_random_state, one_line
 
 BATCH_SIZE = 4
@@ -46,6 +48,8 @@ def check_sampler(sampler: Sampler | str, /, **parameters: object) -> None:
     - The pools of a :class:`~mbcl.samplers.PoolSampler` may be planned in any order, from read-only arrays, by copies
       of the sampler, and for several rounds at once.
     - :func:`extreme_embeddings` are planned like all others.
+    - If ``plan`` takes groups: those of ``apart`` are parted where possible and counted elsewhere, batches are of one
+      source of ``together``, and ids that do not fit raise a ``ConfigError``.
     - Too few samples raise a ``ConfigError`` of one line, missing or incomplete embeddings a ``PlanError``.
 
     The check takes about a second at a small batch size. It ignores warnings of the sampler.
@@ -81,6 +85,7 @@ def check_sampler(sampler: Sampler | str, /, **parameters: object) -> None:
         _check_embeddings(planner, embeddings)
         _check_extremes(planner, sizes[-1])
         _check_too_few_samples(planner)
+        check_groups(planner, sizes[-1], LastFirst())
 
 
 def _embeddings(num_samples: int, dim: int = 5) -> Embeddings:
@@ -160,21 +165,27 @@ def _check_threads(planner: CheckedPlanner, num_samples: int) -> None:
     planner.expect_equal(plans[0], plans[1], "torch threads", "plans that do not depend on their number")
 
 
-def _check_pool_map(planner: CheckedPlanner, embeddings: Embeddings) -> None:
-    """Check the pools planned as by tasks in other processes: last first, from read-only arrays, by copies."""
-    num_calls = 0
+class LastFirst:
+    """A map over pools as by tasks in other processes: last first, from read-only arrays, by copies."""
 
-    def last_first(function: PoolFunction, items: Sequence[PoolItem]) -> Sequence[PoolPlan]:
-        nonlocal num_calls
-        num_calls += 1
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def __call__(self, function: PoolFunction, items: Sequence[PoolItem]) -> Sequence[PoolPlan]:
+        self.num_calls += 1
         planned = {}
         for index in reversed(range(len(items))):
-            z1_MD, z2_MD, seed = pickle.loads(pickle.dumps(items[index]))
-            z1_MD.setflags(write=False)
-            z2_MD.setflags(write=False)
-            planned[index] = pickle.loads(pickle.dumps(function))(z1_MD, z2_MD, seed)
+            arguments = pickle.loads(pickle.dumps(items[index]))
+            for argument in arguments:
+                if isinstance(argument, np.ndarray):
+                    argument.setflags(write=False)
+            planned[index] = pickle.loads(pickle.dumps(function))(*arguments)
         return [planned[index] for index in range(len(items))]
 
+
+def _check_pool_map(planner: CheckedPlanner, embeddings: Embeddings) -> None:
+    """Check the pools planned in another order, and from read-only arrays."""
+    last_first = LastFirst()
     warn_always = torch.is_warn_always_enabled()
     torch.set_warn_always(True)  # otherwise the warning below comes once in the life of a process
     try:
@@ -186,7 +197,7 @@ def _check_pool_map(planner: CheckedPlanner, embeddings: Embeddings) -> None:
     finally:
         torch.set_warn_always(warn_always)
     planner.expect_equal(planner(embeddings), plan, "map_pools", "plans that do not depend on the map over pools")
-    if isinstance(planner.sampler, PoolSampler) and not num_calls:
+    if isinstance(planner.sampler, PoolSampler) and not last_first.num_calls:
         raise planner.broken("map_pools", "that a PoolSampler plans its pools by it", "that it was not called")
 
 

@@ -12,7 +12,7 @@ import torch
 import mbcl
 from mbcl.bench.embeddings import MAKERS, mixture
 from mbcl.bench.growth import exponent, grow
-from mbcl.bench.measure import random_batches, worth
+from mbcl.bench.measure import random_batches, timed_plan, worth
 from mbcl.bench.pools import geometric_means, pool_rows
 from mbcl.bench.published import plan_published
 from mbcl.cli import main
@@ -151,6 +151,24 @@ def test_pool_rows_are_disjoint_random_and_full():
     assert len(pools) == 14
     assert len(torch.unique(torch.cat(pools))) == 14 * 128
     assert not torch.equal(pools[0], pool_rows(1797, 128, 100, seed=1)[0])
+
+
+def test_specs_of_groups_plan_with_ids():
+    """The same plan as by the arguments; the classes of mix_1 are then in one batch each, or never meet."""
+    data = mixture(1.0, 640, 0)
+    labels = data.labels.numpy()
+    spec = parse_spec("kmeans:pool=320,apart=4,together=labels")
+    assert (spec.parameters, spec.groups) == ({"pool": 320}, {"apart": 4, "together": "labels"})
+    assert {key: ids.tolist() for key, ids in spec.ids(labels[:6]).items()} == {
+        "apart": [0, 0, 0, 0, 1, 1],
+        "together": labels[:6].tolist(),
+    }
+    spec = parse_spec("kmeans:pool=320,apart=labels")
+    plan, _ = timed_plan(spec.whole(32), data, seed=1, spec=spec)
+    assert plan.digest == spec.whole(32).plan(640, data.embeddings, seed=1, apart=labels).digest
+    assert worth(plan.batches, data, 0.1).same_class == 0
+    with pytest.raises(ConfigError, match="--samplers kmeans:apart=classes: apart must be a whole number"):
+        parse_spec("kmeans:apart=classes")
 
 
 def test_parse_spec_resolves_names_and_parameters():

@@ -155,6 +155,15 @@ def test_explain_prints_what_list_prints(name, kind, canonical, capsys):
     assert listed.startswith(f"{canonical}(")
 
 
+def test_explain_says_when_which_rule_keeps_samples_apart(capsys):
+    for name, expected in (("kmeans", 1), ("walk", 1), ("shuffle", 0), ("osgd_exhaustive", 0), ("simclr", 0)):
+        assert main(["explain", name]) == 0
+        out = capsys.readouterr().out
+        assert out.count("When which:") == expected
+        for word in ("relative_margin (0.05, say): ", "absolute_margin (0.1, say): ", "skip: similarities", "apart: "):
+            assert out.count(f"    {word}") == expected
+
+
 def test_explain_refuses_an_unknown_name_with_the_nearest(capsys):
     assert main(["explain", "spektral"]) == 2
     err = capsys.readouterr().err

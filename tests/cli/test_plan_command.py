@@ -534,7 +534,7 @@ def test_plan_prints_conflicts_with_their_share(
     with pytest.warns(UserWarning, match="neighbours must share batches"):
         assert plan("--embeddings", str(embeddings_path), *options) == 0
     # All others are neighbours, so all pairs of 13 batches are conflicts.
-    assert f"{13 * 10 * 9} pairs of a sample and one of its nearest could not be kept apart, 1 of all" in (
+    assert f"{13 * 10 * 9} pairs of a sample and one that is no negative of it could not be kept apart, 1 of all" in (
         capsys.readouterr().out
     )
 

@@ -47,7 +47,7 @@ WRONG = [
     ({"planner": {"overlap": 2}}, "x: planner.overlap: Input should be 0 or 1, found 2"),
     ({"planner": {"every": 0}}, "x: planner.every: Input should be greater than or equal to 1, found 0"),
     ({"planner": {"warmup_epochs": -1}}, "x: planner.warmup_epochs: "),
-    (scheduled(temperature={0: 1}), "x: planner.schedule.temperature: unknown key; known: k, mix, pool"),
+    (scheduled(temperature={0: 1}), "x: planner.schedule.temperature: unknown key; known: k, mix, pool, quantile"),
     (scheduled(mix=0.5), "x: planner.schedule.mix: expected values by epoch, such as {0: 0.5, 20: 0.0}, found 0.5"),
     (scheduled(mix={-1: 0.5}), "x: planner.schedule.mix: found the epoch -1, allowed are whole numbers from 0"),
     (scheduled(mix={True: 0.5}), "x: planner.schedule.mix: found the epoch True, "),
@@ -80,7 +80,9 @@ def test_validate_counts_several_mistakes():
 
 def test_validate_resolves_aliases_and_defaults():
     experiment = validate(Experiment, {"sampler": {"name": "sc_even_kb_loose"}, "objective": {"name": "sim"}}, "x")
-    assert experiment.sampler == {"name": "spectral", "k": 40, "temperature": 0.1, "mix": 0.0, "skip": 0}
+    shared = {"mix": 0.0, "skip": 0, "relative_margin": None, "absolute_margin": None}
+    communities = {"community": None, "order": "random"}
+    assert experiment.sampler == {"name": "spectral", "k": 40, "temperature": 0.1, **shared, **communities}
     assert experiment.objective == {"name": "simclr", "temperature": 0.1}
     assert experiment.encoder["widths"] == [16, 32, 64]
 

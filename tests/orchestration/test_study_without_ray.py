@@ -32,7 +32,8 @@ def test_dry_run_lists_all_trials_and_imports_no_ray(space_file, tmp_path):
     assert result.returncode == 0, result.stderr
     for spec in expand(read_space(space_file())).specs:
         assert spec.trial_id in result.stdout
-    assert "sampler = {name: spectral, mix: 0.0, skip: 0, k: 4, temperature: 0.1}" in result.stdout
+    shared = "mix: 0.0, skip: 0, relative_margin: null, absolute_margin: null, community: null, order: random"
+    assert f"sampler = {{name: spectral, {shared}, k: 4, temperature: 0.1}}" in result.stdout
     assert re.search(r"^2 trials, \d at a time", result.stdout, re.M)
     assert "1 worker with" in result.stdout
     assert not (tmp_path / "out").exists(), "a dry run writes nothing"

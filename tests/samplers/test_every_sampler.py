@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, object]] = {
     "metis": {"skip": 2, "width": 6},
     "walk": {"candidates": 8, "neighbours": 4},
     "strata": {"k": 3},
+    "chain": {"pool": 12, "quantile": 0.7},
     "diverse": {"m": 4, "pool": 12},
 }
 """Parameters that fit data sets of a few dozen samples."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -243,7 +243,53 @@ class OneRoundForAll(Pools):
         return super().plan_rounds(*arguments, rounds=[rounds[0]] * len(rounds), **others)
 
 
+class IgnoresApart(Shuffle):
+    def plan(self, num_samples, embeddings=None, apart=None, together=None, **key):
+        plan = super().plan(num_samples, embeddings, together=together, **key)
+        return replace(plan, batch_conflicts=None if apart is None else torch.zeros(len(plan), dtype=torch.int64))
+
+
+class CountsButDoesNotPart(Shuffle):
+    def rows_in_groups(self, num_samples, groups, *key):
+        return super().rows_in_groups(num_samples, replace(groups, apart=None), *key)
+
+
+class ChangesForDifferentIds(Shuffle):
+    def rows_in_groups(self, num_samples, groups, *key):
+        return super().rows_in_groups(num_samples, groups, *key)[::-1].copy()
+
+
+class CrossesSources(Shuffle):
+    def rows_in_groups(self, num_samples, groups, *key):
+        rows = super().rows_in_groups(num_samples, groups, *key)
+        return rows if groups.together is None else np.sort(rows, axis=None).reshape(rows.shape)
+
+
+class OneSource(Shuffle):
+    covers_all = False
+    no_repeats = False
+
+    def rows_in_groups(self, num_samples, groups, *key):
+        rows = super().rows_in_groups(num_samples, groups, *key)
+        return rows if groups.together is None else np.repeat(rows[:1], len(rows), axis=0)
+
+
+class TakesAnyIds(Shuffle):
+    def plan(self, num_samples, embeddings=None, apart=None, together=None, **key):
+        apart = None if apart is None else np.resize(np.asarray(apart).astype(int), num_samples)
+        return super().plan(num_samples, embeddings, apart=apart, together=together, **key)
+
+
 BROKEN: list[tuple[Any, str]] = [
+    (IgnoresApart, r"apart: promised that conflicts count the pairs of one id in a batch, found 0 for 120 pairs"),
+    (
+        CountsButDoesNotPart,
+        r"apart: promised that 2 samples of one id are in as many of 10 batches, found .* \(pairs\)",
+    ),
+    (ChangesForDifferentIds, "apart: promised the same plan for different ids, found 10 of 10 batches differ"),
+    (CrossesSources, "together: promised batches of one source each, found a batch of both"),
+    (OneSource, "together: promised batches of each source that fills one, found batches of one source only"),
+    (TakesAnyIds, "ConfigError: promised a ConfigError of one line for apart with an id too few, found no error"),
     (Repeats, "sampler 'planned': plan: promised a plan with no_repeats True .*PlanError: planned: .* a sample twice"),
     (LeavesOut, r"plan: promised .* covers_all True, found PlanError: planned: promises .* visits 4 \(N = "),
     (ReadsTheGlobalState, "'planned': global random state: promised plans that do not depend on it, found .* batches"),

@@ -13,6 +13,7 @@ import torch
 
 from mbcl.functional import check_count
 from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
+from mbcl.samplers._communities import Communities
 from mbcl.samplers._direction import principal_direction
 from mbcl.samplers._sized_pools import SortedPools, pair_rows
 from mbcl.seeding import numpy_generator
@@ -20,7 +21,7 @@ from mbcl.seeding import numpy_generator
 
 @SAMPLERS.register("bisection")
 @dataclass(frozen=True, kw_only=True)
-class Bisection(SortedPools):
+class Bisection(Communities, SortedPools):
     """Batches of similar samples at a low cost: recursive halving along the principal direction.
 
     Samples are compared by the sum of their views' normalised embeddings. A part of S batches is split at the
@@ -32,6 +33,8 @@ class Bisection(SortedPools):
         pool: samples of a random pool; None for the whole data set as one.
         power: power steps for a direction.
         sample: samples of a part from which its direction is estimated, at most.
+        community, order: batches of several communities of so many neighbours, ``random`` or ``near`` ones; None for
+            whole batches of neighbours.
         mix, skip: as for all samplers with embeddings.
 
     Reference:
@@ -56,8 +59,8 @@ class Bisection(SortedPools):
     def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
         """Plan one pool; batches are in the order of the tree's leaves."""
         rng = numpy_generator(seed, "bisection")
-        rows_M = bisected(pair_rows(z1_MD, z2_MD), self.batch_size, self.power, self.sample, rng)
-        return PoolPlan(rows_M.reshape(-1, self.batch_size))
+        rows_M = bisected(pair_rows(z1_MD, z2_MD), self.width, self.power, self.sample, rng)
+        return PoolPlan(rows_M.reshape(-1, self.width))
 
 
 def bisected(x_MD: FloatArray, leaf: int, power: int, sample: int, rng: np.random.Generator) -> Ints:

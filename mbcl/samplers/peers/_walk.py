@@ -6,7 +6,7 @@ Letters: M samples of a pool, D dimensions, B samples a batch, S batches, C cand
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,8 +20,10 @@ from mbcl.errors import ConfigError
 from mbcl.functional import check_count, check_number
 from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
 from mbcl.samplers._separation import nearest
-from mbcl.samplers._sized_pools import SortedPools, pair_rows
+from mbcl.samplers._sized_pools import SortedPools, pair_rows, unit_rows
 from mbcl.seeding import numpy_generator
+
+Fits = Callable[[Sequence[int], int], bool]
 
 NOBODY = np.zeros(0, dtype=np.int64)
 STEPS_A_PLACE = 6
@@ -52,9 +54,9 @@ class Walk(SortedPools):
         unique: whether every sample is used exactly once; a batch whose walk visits too few unused samples is then
             filled at random. Otherwise, as published, samples may be in several batches and others in none.
         mix: as for all samplers with embeddings.
-        skip: as for all samplers with embeddings. Repeated samples cannot be exchanged; therefore, unless ``unique``,
-            the ``skip`` nearest of a sample are no neighbours in the graph, and a walk does not collect a sample that
-            is too near to a collected one.
+        skip, relative_margin, absolute_margin: as for all samplers with embeddings. Repeated samples cannot be
+            exchanged; therefore, unless ``unique``, the ``skip`` nearest of a sample are no neighbours in the graph,
+            and a walk does not collect a sample that should not share a batch with a collected one.
 
     Reference:
         Yang et al., BatchSampler: Sampling Mini-Batches for Contrastive Learning in Vision, Language, and Graphs, KDD
@@ -67,6 +69,7 @@ class Walk(SortedPools):
     """
 
     name: ClassVar[str] = "walk"
+    takes_groups: ClassVar[bool] = True
 
     candidates: int = 1000
     neighbours: int = 100
@@ -104,7 +107,7 @@ class Walk(SortedPools):
         alpha = self.alpha + share * (self.alpha_end - self.alpha)
         return dataclasses.replace(self, alpha=alpha, alpha_end=alpha)
 
-    def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int) -> PoolPlan:
+    def plan_one(self, z1_MD: FloatArray, z2_MD: FloatArray, seed: int, group_M: Ints | None = None) -> PoolPlan:
         """Plan one pool; batches are in the order of the walks, ``alpha`` is the probability of a restart."""
         x_MD, rng = pair_rows(z1_MD, z2_MD), numpy_generator(seed, "walk")
         nearest_MP = None
@@ -113,19 +116,37 @@ class Walk(SortedPools):
         graph = ProximityGraph(x_MD, self.candidates, self.neighbours, rng, nearest_MP)
         # In a plan without repeats, the base class separates neighbours afterwards.
         near = [NOBODY] * len(x_MD) if nearest_MP is None else both_ways(nearest_MP)
+        fits = None
+        if not self.unique and (self.margin or group_M is not None):
+            fits = self._fits(z1_MD, z2_MD, group_M)
         free_M = np.ones(len(x_MD), dtype=np.bool_)
         batches = []
         for batch_number in range(len(x_MD) // self.batch_size):
             if batch_number and batch_number % self.refresh == 0:
                 graph.forget()
-            batches.append(gather(graph, free_M, near, self.batch_size, self.alpha, rng))
+            batches.append(gather(graph, free_M, near, self.batch_size, self.alpha, rng, fits))
             if self.unique:
                 free_M[batches[-1]] = False
         return PoolPlan(np.stack(batches), None, nearest_MP)
 
-    def _separated(self, planned: PoolPlan, z1_MD: Tensor, z2_MD: Tensor) -> PoolPlan:
-        """Separate neighbours only if ``unique``: otherwise the walks have separated them already."""
-        return super()._separated(planned, z1_MD, z2_MD) if self.unique else planned
+    def _fits(self, z1_MD: FloatArray, z2_MD: FloatArray, group_M: Ints | None) -> Fits:
+        """Return the function that says whether a row may join others by groups and margins."""
+        u_MD, v_MD = (torch.from_numpy(unit_rows(z_MD)) for z_MD in (z1_MD, z2_MD))
+
+        def fits(batch: Sequence[int], row: int) -> bool:
+            if group_M is not None and bool((group_M[batch] == group_M[row]).any()):
+                return False
+            if not self.margin:
+                return True
+            rows = torch.tensor(batch)
+            of_others = self.margin.exceeded(u_MD[rows], v_MD[rows], v_MD[row : row + 1])
+            return not bool(of_others.any() | self.margin.exceeded(u_MD[[row]], v_MD[[row]], v_MD[rows]).any())
+
+        return fits
+
+    def _separated(self, planned: PoolPlan, z1_MD: Tensor, z2_MD: Tensor, group_M: Ints | None = None) -> PoolPlan:
+        """Part samples only if ``unique``: otherwise the walks have done so already."""
+        return super()._separated(planned, z1_MD, z2_MD, group_M) if self.unique else planned
 
 
 @dataclass(eq=False)
@@ -187,6 +208,7 @@ def gather(
     batch_size: int,
     alpha: float,
     rng: np.random.Generator,
+    fits: Fits | None = None,
 ) -> Ints:
     """Collect one batch of different rows on a random walk with restart from a random free row.
 
@@ -197,6 +219,7 @@ def gather(
         batch_size: B.
         alpha: probability of a restart before each step.
         rng: draws the walk, and the rows that fill the batch after too many steps.
+        fits: whether a row may join those of a batch; None for every row.
 
     Returns:
         (B,) int64 in the order of collection.
@@ -217,10 +240,10 @@ def gather(
         # A restart and the step after it are one iteration, since the start itself is in the batch already.
         neighbours = graph.neighbours(start if restart < alpha else current)
         current = int(neighbours[int(draw * len(neighbours))]) if len(neighbours) else start
-        if allowed_M[current]:
+        if allowed_M[current] and (fits is None or fits(batch, current)):
             collect(current)
     for row in rng.permutation(np.flatnonzero(allowed_M)).tolist() if len(batch) < batch_size else ():
-        if len(batch) < batch_size and allowed_M[row]:
+        if len(batch) < batch_size and allowed_M[row] and (fits is None or fits(batch, row)):
             collect(row)
     if len(batch) < batch_size:
         # All other free rows are too near to a collected one: fill up with any of them.

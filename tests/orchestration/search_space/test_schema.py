@@ -221,6 +221,10 @@ def test_expansion_in_order_with_stable_names(space_file):
         "temperature": 0.1,
         "mix": 0.0,
         "skip": 0,
+        "relative_margin": None,
+        "absolute_margin": None,
+        "community": None,
+        "order": "random",
     }
     assert list(trials.specs[0].parameters) == ["sampler", "train.batch_size"]
     for spec in trials.specs:
