@@ -20,6 +20,8 @@ from mbcl.seeding import derive, numpy_generator
 
 _SEED_OF_DRAWS = 0
 ONE_DRAW = range(1)
+_IMAGES_ON_CPU, _PIXELS_ON_CPU = 256, 2**17
+"""The most images of a forward pass of several draws on a CPU, and their pixels; see ``benchmarks/draws.py``."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,16 @@ def key_of_draws(seed: int, purpose: str, draws: int) -> ViewKey:
     is that of the experiment's own seed, as published.
     """
     return ViewKey(derive(seed if draws == 1 else _SEED_OF_DRAWS, purpose))
+
+
+def pass_size(draws: int, images: ImageSet, batch_size: int, device: torch.device) -> int:
+    """Return the most images of a forward pass: ``batch_size``, and with several draws fewer on a CPU.
+
+    Activations that exceed its caches make a pass slower there. One draw is computed as published, in larger passes.
+    """
+    if draws == 1 or device.type != "cpu":
+        return batch_size
+    return min(batch_size, _IMAGES_ON_CPU, max(16, _PIXELS_ON_CPU // images.image_size**2))
 
 
 def groups_of_draws(draws: int, num_samples: int, batch_size: int) -> list[range]:
@@ -151,6 +163,7 @@ def embed_draws(
 
     Of a small data set several draws go through the model in one pass, and every rank computes some of them.
     """
+    batch_size = pass_size(draws, images, batch_size, world.device)
     chunks = random_chunks(len(images), batch_size, key.seed, key.epoch, round)
     compute = compute or Compute(world.device)
     dtype = next(model.parameters()).dtype

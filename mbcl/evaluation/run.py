@@ -137,7 +137,7 @@ def evaluate(
             f"{owner}{key}": value
             for owner, found in of_all.items()
             for each in found
-            for key, value in each[part].items()
+            for key, value in each.get(part, {}).items()
         }
         for part in ("metrics", "draws")
     )
@@ -262,8 +262,7 @@ def _read(store: Store, name: str) -> dict[str, Any]:
         content = json.loads(read_text(store, name))
         is_valid = isinstance(content["metrics"], dict) and isinstance(content["asked"], dict)
         is_valid = is_valid and all(
-            isinstance(record["metrics"], dict) and isinstance(record["draws"], dict) and record["asked"]
-            for record in content["pieces"]
+            isinstance(record["metrics"], dict) and record["asked"] for record in content["pieces"]
         )
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}

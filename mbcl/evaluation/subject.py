@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from mbcl.config.evaluation import Evaluation
 from mbcl.config.experiment import Data
 from mbcl.data import ImageSet, clean_views
-from mbcl.engine.embedding_pass import ViewKey, groups_of_draws, key_of_draws, two_views
+from mbcl.engine.embedding_pass import ViewKey, groups_of_draws, key_of_draws, pass_size, two_views
 from mbcl.engine.setup import SplitData
 from mbcl.errors import CheckpointError
 
@@ -129,8 +130,10 @@ class Subject:
 
         Of few images several draws share a forward pass.
         """
-        batches = batches or self.batches(images)
-        for group in groups_of_draws(draws, max(map(len, batches)), self.settings.batch_size):
+        size = pass_size(draws, images, self.settings.batch_size, self.device)
+        parts = (positions.tensor_split(-(-len(positions) // size)) for positions in batches or self.batches(images))
+        batches = list(chain.from_iterable(parts))
+        for group in groups_of_draws(draws, max(map(len, batches)), size):
             views = (two_views(images, positions, key, group) for positions in batches)
             outputs = [function(x.to(self.dtype)).unflatten(0, (2, len(group), -1)) for x in views]
             for draw in range(len(group)):

@@ -1,5 +1,6 @@
 """Draws of the views: their groups, and validation as a mean over draws, against a plain loop over draws."""
 
+from dataclasses import replace
 from statistics import fmean
 
 import gloo
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from mbcl.data import make_views
 from mbcl.distributed.collectives import World
 from mbcl.engine import Trainer
-from mbcl.engine.embedding_pass import ViewKey, embed_draws, groups_of_draws, key_of_draws, two_views
+from mbcl.engine.embedding_pass import ViewKey, embed_draws, groups_of_draws, key_of_draws, pass_size, two_views
 from mbcl.engine.validation import validate
 from mbcl.io.store import LocalStore
 from mbcl.metrics import retrieval
@@ -33,6 +34,14 @@ def test_groups_of_draws_fit_one_pass_and_have_every_draw_once(draws, num_sample
     assert all(len(group) == 1 or len(group) * num_samples <= batch_size for group in groups)
     sizes = {len(group) for group in groups}
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_pass_of_several_draws_is_smaller_for_large_images_on_a_cpu(trainer):
+    small, large = (replace(trainer.validation, image_size=size) for size in (8, 28))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [pass_size(5, images, 512, cpu) for images in (small, large)] == [256, 167]
+    assert [pass_size(draws, large, 512, device) for draws, device in ((1, cpu), (5, gpu))] == [512, 512]
+    assert pass_size(5, large, 20, cpu) == 20
 
 
 def test_two_views_of_several_draws_are_those_of_each_draw(trainer):

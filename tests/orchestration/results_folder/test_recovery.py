@@ -54,9 +54,7 @@ def test_a_study_with_other_defaults_of_an_earlier_version_is_refused(begun):
     store, file, trials = begun
     study = layout.new_study(file, trials, "study").model_copy(update={"space_digest": "0" * 16})
     write_study(store, study)
-    with pytest.raises(
-        ConfigError, match="another space: a default has changed with the version of mbcl; --name"
-    ):
+    with pytest.raises(ConfigError, match="another space: a default has changed with the version of mbcl; --name"):
         recovery.recover(store, file, trials, "study")
 
 
