@@ -29,6 +29,8 @@ the evaluation.json in it."""
 _KEYS = """\
 keys for --set:
   similarity=cosine             similarity of retrieval; dot as published
+  draws=20                      draws of the two views, of which retrieval is the mean; 1 as published
+  validation_draws=5            the same for the validation of a training
   batch_size=512                images per forward pass
   corrupted.meanings=[within, clean]
                                 within the versions of one image, as published; against the clean originals

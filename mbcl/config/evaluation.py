@@ -85,12 +85,18 @@ class Evaluation(ConfigModel):
 
     ``similarity``: the similarity of retrieval; ``dot`` as published.
 
+    ``draws``: draws of the two views over which retrieval, also within corruptions, is a mean; the same draws for all
+    seeds. 1 as published: one draw by the experiment's own seed. ``validation_draws``: the same for the validation
+    during training.
+
     ``baselines``: the same metrics for the ``random`` initial weights (published as epoch -1) and for raw ``pixels``.
     """
 
     split: Literal["test", "validation", "train"] = "test"
     metrics: list[Metric] = Field(default=["retrieval"], min_length=1)
     similarity: Literal["cosine", "dot"] = "cosine"
+    draws: int = Field(default=20, ge=1)
+    validation_draws: int = Field(default=5, ge=1)
     batch_size: int = Field(default=512, ge=1)
     baselines: list[Baseline] = []
     corrupted: Corrupted = Corrupted()

@@ -8,9 +8,9 @@ from mbcl.engine.protocols import BaseObserver, Row
 
 
 def epoch_line(row: Row, epochs: int) -> str:
-    """Format one epoch, for example ``epoch 3/10  loss 2.78  val top-1 0.278  plan lift 1.43  0.7 s``."""
+    """Format one epoch, for example ``epoch 3/10  loss 2.78  val MRR 0.391  plan lift 1.43  0.7 s``."""
     parts = [f"epoch {row['epoch']}/{epochs}", f"loss {row['train/loss']:.4g}"]
-    for key, label in (("val/retrieval/top1", "val top-1"), ("plan/lift", "plan lift")):
+    for key, label in (("val/retrieval/mrr", "val MRR"), ("plan/lift", "plan lift")):
         value = row.get(key)
         if value is not None:
             parts.append(f"{label} {value:.3g}")

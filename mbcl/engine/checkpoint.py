@@ -32,8 +32,10 @@ UNREADABLE = (errno.EIO, errno.ESTALE)
 """Error numbers of a storage medium whose file can no longer be read: they count as damage."""
 _NUM_KEPT_WITHIN_EPOCH = 2
 """Checkpoints retained within the running epoch: the newest, and one as a fallback."""
-BEST_BY = "val/retrieval/top1"
+BEST_BY = "val/retrieval/mrr"
 """The metric that selects the best checkpoint: the highest value, the earliest epoch on ties."""
+_BEST_BY_EARLIER = "val/retrieval/top1"
+"""That of trainings by mbcl 0.2 and before, whose rows do not have the other one."""
 
 
 @dataclass(frozen=True)
@@ -181,16 +183,17 @@ def latest(store: Store) -> Checkpoint | None:
 
 def best(store: Store) -> Checkpoint | None:
     """Return the valid epoch-end checkpoint with the highest validation retrieval; None if none was measured."""
-    best_checkpoint: Checkpoint | None = None
+    best_checkpoint, best_score = None, -1.0
     for name in reversed([name for name in names(store) if "_step_" not in name]):
         try:
             checkpoint = load(store, name)
         except CheckpointError as error:
             logger.warning("%s; passed over", error)
             continue
-        score = checkpoint.meta["row"].get(BEST_BY)
-        if score is not None and (best_checkpoint is None or score >= best_checkpoint.meta["row"][BEST_BY]):
-            best_checkpoint = checkpoint
+        row = checkpoint.meta["row"]
+        score = row.get(BEST_BY, row.get(_BEST_BY_EARLIER))
+        if score is not None and score >= best_score:
+            best_checkpoint, best_score = checkpoint, score
     return best_checkpoint
 
 

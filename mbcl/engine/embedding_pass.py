@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,10 @@ from mbcl.seeding import derive
 
 _MOST_IMAGES = 10_000
 """The images whose statistics untrained batch norms get."""
+_SEED_OF_DRAWS = 0
+ONE_DRAW = range(1)
+_IMAGES_ON_CPU, _PIXELS_ON_CPU = 256, 2**17
+"""The most images of a forward pass of several draws on a CPU, and their pixels; see ``benchmarks/draws.py``."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +42,50 @@ class ViewKey:
     augmented: bool = True
 
 
-def two_views(images: ImageSet, positions: Tensor, key: ViewKey) -> Tensor:
+def two_views(images: ImageSet, positions: Tensor, key: ViewKey, draws: range = ONE_DRAW) -> Tensor:
     """Compute both views of the samples at (B,) int64 data-set positions on the CPU, on the device of the images.
 
+    The views of draw d have the numbers 2d and 2d + 1, so that a draw does not depend on the others.
+
     Returns:
-        (2B, C, H, W) float32: all first views, then all second views.
+        (2GB, C, H, W) float32 for G draws: all first views, draw by draw, then all second views.
     """
     pixels = images.pixels(positions)
     if not key.augmented:
-        view = clean_views(pixels, images=images)
-        return torch.cat([view, view])
-    return make_views(pixels, positions, images=images, seed=key.seed, epoch=key.epoch, view=(0, 1))
+        return clean_views(pixels, images=images).repeat(2 * len(draws), 1, 1, 1)
+    views = [2 * draw + side for side in (0, 1) for draw in draws]
+    return make_views(pixels, positions, images=images, seed=key.seed, epoch=key.epoch, view=views)
+
+
+def key_of_draws(seed: int, purpose: str, draws: int) -> ViewKey:
+    """Return the key of the views over whose draws a metric is a mean.
+
+    Several draws are the same for all seeds: the noise that their mean still has is then common to all trials. One draw
+    is that of the experiment's own seed, as published.
+    """
+    return ViewKey(derive(seed if draws == 1 else _SEED_OF_DRAWS, purpose))
+
+
+def pass_size(draws: int, images: ImageSet, batch_size: int, device: torch.device) -> int:
+    """Return the most images of a forward pass: ``batch_size``, and with several draws fewer on a CPU.
+
+    Activations that exceed its caches make a pass slower there. One draw is computed as published, in larger passes.
+    """
+    if draws == 1 or device.type != "cpu":
+        return batch_size
+    return min(batch_size, _IMAGES_ON_CPU, max(16, _PIXELS_ON_CPU // images.image_size**2))
+
+
+def groups_of_draws(draws: int, num_samples: int, batch_size: int) -> list[range]:
+    """Divide draws into nearly equal groups whose samples fit one forward pass, of one draw at least.
+
+    Example:
+        >>> groups_of_draws(5, num_samples=144, batch_size=512)
+        [range(0, 3), range(3, 5)]
+    """
+    num_groups = -(-draws // max(1, batch_size // num_samples))
+    bounds = [-(-draws * group // num_groups) for group in range(num_groups + 1)]
+    return [range(*pair) for pair in pairwise(bounds)]
 
 
 @contextmanager
@@ -73,7 +111,6 @@ def _normalisation(model: nn.Module, mode: str) -> Iterator[None]:
             module.training = training
 
 
-@torch.no_grad()
 def embed(
     model: ContrastiveModel,
     images: ImageSet,
@@ -106,15 +143,45 @@ def embed(
         Embeddings in float32 or better; ``indices`` are the data-set positions of this rank's rows. A rank may have no
         rows.
     """
-    local_chunks = random_chunks(len(images), batch_size, key.seed, key.epoch, round)[world.rank :: world.size]
+    (embeddings,) = embed_draws(
+        model, images, key, draws=1, mode=mode, batch_size=batch_size, world=world, compute=compute, round=round
+    )
+    return embeddings
+
+
+@torch.no_grad()
+def embed_draws(
+    model: ContrastiveModel,
+    images: ImageSet,
+    key: ViewKey,
+    *,
+    draws: int,
+    mode: str,
+    batch_size: int,
+    world: World,
+    compute: Compute | None = None,
+    round: int = 0,
+) -> list[Embeddings]:
+    """Compute what :func:`embed` does for each of several draws of the views.
+
+    Of a small data set several draws go through the model in one pass, and every rank computes some of them.
+    """
+    batch_size = pass_size(draws, images, batch_size, world.device)
+    chunks = random_chunks(len(images), batch_size, key.seed, key.epoch, round)
     compute = compute or Compute(world.device)
     dtype = next(model.parameters()).dtype
-    empty = torch.zeros((0, model.projector.out_features), device=world.device, dtype=dtype)
+    embeddings = []
     with _normalisation(model, mode), compute.autocast():
-        inputs = (two_views(images, positions, key) for positions in local_chunks)
-        pairs = [(empty, empty), *(model(compute.layout(views.to(dtype))).chunk(2) for views in inputs)]
-    z1, z2 = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    return Embeddings(z1, z2, torch.cat([torch.arange(0), *local_chunks]))
+        for number, group in enumerate(groups_of_draws(draws, len(images), batch_size)):
+            local_chunks = chunks[(world.rank - number) % world.size :: world.size]
+            pairs = [[torch.zeros((len(group), 0, model.projector.out_features), device=world.device, dtype=dtype)] * 2]
+            for positions in local_chunks:
+                views = two_views(images, positions, key, group)
+                pairs.append(model(compute.layout(views.to(dtype))).unflatten(0, (2, len(group), -1)).unbind())
+            z1_GND, z2_GND = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
+            indices = torch.cat([torch.arange(0), *local_chunks])
+            embeddings += [Embeddings(z1, z2, indices) for z1, z2 in zip(z1_GND, z2_GND, strict=True)]
+    return embeddings
 
 
 @torch.no_grad()

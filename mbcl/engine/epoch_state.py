@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -57,7 +57,7 @@ class EpochProgress:
         losses: (steps done,) float64, over the global batches.
         skipped: steps without a weight update, because fp16's gradients were not finite.
         visited: (N,) bool, the samples that this epoch trained on.
-        validation: R@1 on the validation images, if it was measured.
+        validation: MRR and R@1 on the validation images by their last names; empty if they were not measured.
         u_age: epochs since the objective's per-sample state was updated, where it has any.
         seconds: wall time by stage.
         total: wall seconds of earlier attempts at this epoch.
@@ -71,7 +71,7 @@ class EpochProgress:
     plan_metrics: list[PlanMetrics] = field(default_factory=list)
     losses: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     skipped: int = 0
-    validation: float | None = None
+    validation: Mapping[str, float] = field(default_factory=dict)
     u_age: float | None = None
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     total: float = 0.0
@@ -123,7 +123,7 @@ class EpochProgress:
         row["train/loss"] = float(self.losses.mean())
         row["train/lr"] = lr
         row["train/skipped_steps"] = self.skipped
-        row["val/retrieval/top1"] = self.validation
+        row |= {f"val/retrieval/{name}": value for name, value in self.validation.items()}
         row["sogclr/u_age"] = self.u_age
         if self.plan_metrics:
             row["plan/seconds"] = sum(plan.seconds for plan in self.plan_metrics)

@@ -32,6 +32,7 @@ KEYS = (
     "plan/age",
     "plan/coverage",
     "plan/conflicts",
+    "val/retrieval/mrr",
     "val/retrieval/top1",
     "sogclr/u_age",
     "time/train",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from mbcl.config.experiment import Experiment
 from mbcl.data import ImageSet
@@ -20,6 +20,7 @@ from mbcl.planner.embedding_cache import EmbeddingCache
 from mbcl.planner.plans import PlanKey, PlannedBatches, PlanService, plan_of, plan_state
 from mbcl.samplers import Sampler, Shuffle, check_plan
 
+T = TypeVar("T")
 Shard = tuple[Embeddings, float]
 """A rank's rows of the embeddings, and the epoch in which they were computed, mean over the samples."""
 
@@ -195,7 +196,7 @@ class PlanSource:
             time = epoch * self._steps_per_epoch + progress.step
             self.cache.record(shard.indices, shard.z1, shard.z2, time=time)
             return shard, float(epoch)
-        shard = collectives.run_and_sync_errors(_require_finite, self._learner.world, self.cache.shard, epoch)
+        shard = collectives.run_and_sync_errors(require_finite, self._learner.world, self.cache.shard, epoch)
         return shard, epoch - self.cache.age(epoch)
 
     def _embed(self, key: PlanKey) -> Embeddings:
@@ -254,10 +255,11 @@ def embed_share(
         learner.share_statistics()
     make = partial(embed, learner.model, images, views, mode=mode, batch_size=batch_size, world=learner.world)
     make = partial(make, compute=compute, round=round)
-    return collectives.run_and_sync_errors(_require_finite, learner.world, make, epoch)
+    shard: Embeddings = collectives.run_and_sync_errors(require_finite, learner.world, make, epoch)
+    return shard
 
 
-def _require_finite(make: Callable[[], Embeddings], epoch: int) -> Embeddings:
+def require_finite(make: Callable[[], T], epoch: int) -> T:
     """Compute embeddings; embeddings that are not finite raise TrainingError instead of PlanError."""
     try:
         return make()

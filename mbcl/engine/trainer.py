@@ -6,8 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -19,22 +18,20 @@ from mbcl.distributed.collectives import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine import train_state
 from mbcl.engine.build import build_learner, load_parts
-from mbcl.engine.embedding_pass import ViewKey
 from mbcl.engine.epoch_state import EpochProgress
 from mbcl.engine.freed_memory import keep_freed_memory
 from mbcl.engine.metrics_log import MetricsLog, write_config
-from mbcl.engine.plan_source import PlanSource, embed_share
+from mbcl.engine.plan_source import PlanSource
 from mbcl.engine.planning_costs import planning_cost
 from mbcl.engine.protocols import Observer, Row
 from mbcl.engine.tracking import build_trackers
+from mbcl.engine.validation import validate
 from mbcl.errors import StorageError, TrainingError
 from mbcl.io.store import Store, is_uri
-from mbcl.metrics import retrieval
 from mbcl.objectives import StatefulObjective
 from mbcl.optim import cosine_lr, scale_lr
 from mbcl.planner.plan_service import LocalPlanService
 from mbcl.planner.plans import PlanService
-from mbcl.seeding import derive
 
 logger = logging.getLogger(__name__)
 
@@ -200,15 +197,9 @@ class Trainer:
         self._on_rank_0(lambda: self.metrics.write(self.last_row))
         return self.last_row
 
-    def _validate(self) -> float:
-        """Return R@1 in [0, 1] between two views of the validation images, mean of both directions; no autocast."""
-        views = ViewKey(derive(self.experiment.seed, "validation views"))
-        compute = replace(self.learner.compute, precision="float32")
-        share = partial(embed_share, mode="eval", batch_size=self.experiment.evaluation.batch_size, compute=compute)
-        shard = share(self.learner, self.validation, views, epoch=self.epoch - 1)
-        u, v = collectives.all_gather_ragged(shard.z1, self.world), collectives.all_gather_ragged(shard.z2, self.world)
-        recall = retrieval(u, v, ks=(1,), similarity=self.experiment.evaluation.similarity)
-        return (recall["u2v/top1"] + recall["v2u/top1"]) / 2
+    def _validate(self) -> dict[str, float]:
+        settings, seed = self.experiment.evaluation, self.experiment.seed
+        return validate(self.learner, self.validation, settings, seed=seed, epoch=self.epoch - 1)
 
     def _u_age(self) -> float | None:
         """Return the mean age of the objective's per-sample state in epochs, over samples that have any."""

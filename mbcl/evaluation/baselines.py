@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -86,15 +87,16 @@ class CachedMetrics:
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         self._file = f"{kind}-{piece['metric']}-{digest}.json"
 
-    def read(self) -> dict[str, float] | None:
-        """Return the cached metrics; None if there are none, or the file is damaged."""
+    def read(self) -> dict[str, Any] | None:
+        """Return the cached ``metrics`` and their ``draws``; None if there are none, or the file is damaged."""
         try:
             content = json.loads(read_text(self._store, self._file))
-            return dict(content["metrics"]) if content["asked"] == self._request else None
+            record = {part: dict(content[part]) for part in ("metrics", "draws")}
+            return record if content["asked"] == self._request else None
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
-    def write(self, metrics: dict[str, float]) -> None:
-        """Write metrics to the cache."""
-        content = {"asked": self._request, "metrics": metrics}
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write the metrics of a record and their draws to the cache."""
+        content = {"asked": self._request, "metrics": record["metrics"], "draws": record["draws"]}
         write_text(self._store, self._file, json.dumps(content, indent=1, allow_nan=False))

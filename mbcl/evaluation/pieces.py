@@ -10,12 +10,13 @@ from typing import Any
 from mbcl.config.evaluation import Evaluation, Metric
 from mbcl.engine.evaluation_checks import corruptions_of
 from mbcl.evaluation import corrupted, measures
+from mbcl.evaluation.measures import Measured
 from mbcl.evaluation.subject import Subject
 
-Measure = Callable[[Subject], dict[str, float]]
+Measure = Callable[[Subject], Measured]
 
 _PIECES: Mapping[Metric, tuple[Measure, tuple[str, ...]]] = {
-    "retrieval": (measures.measure_retrieval, ("similarity",)),
+    "retrieval": (measures.measure_retrieval, ("similarity", "draws")),
     "knn": (measures.measure_knn, ("knn",)),
     "probe": (measures.measure_probe, ("probe",)),
     "repr": (measures.measure_repr, ()),
@@ -54,5 +55,7 @@ def pieces_of(settings: Evaluation, data: str) -> list[Piece]:
         for severity, names in corruptions_of(settings.corrupted, data).items():
             measure_one = partial(corrupted.measure, severity=severity, corruptions=names)
             extra = {"corrupted": block, "severity": severity, "corruptions": list(names)}
-            pieces.append(piece(f"corrupted, severity {severity}", metric, measure_one, ("similarity",), **extra))
+            pieces.append(
+                piece(f"corrupted, severity {severity}", metric, measure_one, ("similarity", "draws"), **extra)
+            )
     return pieces

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ PART_FILE = "evaluation.part.json"
 """The partial result of a running or interrupted evaluation."""
 
 Record = dict[str, Any]
-"""A measured piece: its request, under ``asked``, and its ``metrics``."""
+"""A measured piece: its request, under ``asked``, its ``metrics``, and ``draws``, the values of each draw of views."""
 
 
 def usable_device(name: str) -> torch.device:
@@ -126,13 +127,22 @@ def evaluate(
             for record in result["pieces"]
         ]
         records, others = evaluator.measure_missing(reusable, lambda done: _write(out, PART_FILE, request, {}, done))
-        metrics = {key: value for record in records for key, value in record["metrics"].items()}
-        for kind in settings.baselines:
-            baseline_metrics = evaluator.baseline(kind, cache_store, force=force)
-            metrics |= {f"baseline/{kind}/{key}": value for key, value in baseline_metrics.items()}
+        of_all = {"": records} | {
+            f"baseline/{kind}/": evaluator.baseline(kind, cache_store, force=force) for kind in settings.baselines
+        }
     except CheckpointError as error:
         raise CheckpointError(f"{store.uri}: {weights.name}: {error}") from error
-    _write(out, EVALUATION_FILE, request, metrics, records + others, seconds=time.perf_counter() - start)
+    metrics, draws = (
+        {
+            f"{owner}{key}": value
+            for owner, found in of_all.items()
+            for each in found
+            for key, value in each.get(part, {}).items()
+        }
+        for part in ("metrics", "draws")
+    )
+    seconds = time.perf_counter() - start
+    _write(out, EVALUATION_FILE, request, metrics, records + others, draws=draws, seconds=seconds)
     out.delete(PART_FILE)
     return metrics
 
@@ -163,14 +173,14 @@ class _Evaluator:
         subject = cache(lambda: self._subject(self._trained()))
         for piece in self.requested:
             if _key(piece.request) not in records:
-                records[_key(piece.request)] = {"asked": piece.request, "metrics": self._measure(piece, subject, "")}
+                records[_key(piece.request)] = self._measure(piece, subject, "")
                 save(list(records.values()))
         requested = [records.pop(_key(piece.request)) for piece in self.requested]
         return requested, list(records.values())
 
-    def baseline(self, kind: Baseline, store: Store, *, force: bool) -> dict[str, float]:
-        """Return the metrics of a baseline; cached ones are reused unless ``force``."""
-        experiment, data, metrics = self.weights.experiment, self.data.model_dump(mode="json"), dict[str, float]()
+    def baseline(self, kind: Baseline, store: Store, *, force: bool) -> list[Record]:
+        """Return the records of a baseline; cached ones are reused unless ``force``."""
+        experiment, data, records = self.weights.experiment, self.data.model_dump(mode="json"), []
 
         @cache
         def subject() -> Subject:
@@ -178,19 +188,21 @@ class _Evaluator:
 
         for piece in self.requested:
             cached = CachedMetrics(store, kind, experiment, piece.request, data=data, device=self.device.type)
-            piece_metrics = None if force else cached.read()
-            if piece_metrics is None:
-                piece_metrics = self._measure(piece, subject, f" of {kind}")
-                cached.write(piece_metrics)
-            metrics |= piece_metrics
-        return metrics
+            record = None if force else cached.read()
+            if record is None:
+                record = self._measure(piece, subject, f" of {kind}")
+                cached.write(record)
+            records.append(record)
+        return records
 
-    def _measure(self, piece: Piece, subject: Callable[[], Subject], owner: str) -> dict[str, float]:
+    def _measure(self, piece: Piece, subject: Callable[[], Subject], owner: str) -> Record:
         """Measure a piece and log its duration."""
         start = time.perf_counter()
-        metrics = piece.measure(subject())
+        measured = piece.measure(subject())
         self.log(f"{self.weights.name}: {piece.title}{owner}: {time.perf_counter() - start:.1f} s")
-        return metrics
+        draws = {key: list(value) for key, value in measured.items() if isinstance(value, Sequence)}
+        metrics = {key: fmean(value) if isinstance(value, Sequence) else value for key, value in measured.items()}
+        return {"asked": piece.request, "metrics": metrics, "draws": draws}
 
     def _subject(self, representation: Representation) -> Subject:
         """Combine a representation with images and settings."""
@@ -237,7 +249,7 @@ def _write(
     request: Mapping[str, Any],
     metrics: Mapping[str, float],
     pieces: Sequence[Record],
-    **extra: float,
+    **extra: Any,
 ) -> None:
     """Write a result file with its request, so that a later evaluation can reuse it."""
     content = {"asked": request, "metrics": metrics, **extra, "pieces": pieces}

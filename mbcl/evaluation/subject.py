@@ -5,9 +5,10 @@ Letters: N images, F features, D dimensions of the projections.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -16,10 +17,11 @@ from torch import Tensor
 from mbcl.config.evaluation import Evaluation
 from mbcl.config.experiment import Data
 from mbcl.data import ImageSet, clean_views
-from mbcl.engine.embedding_pass import ViewKey, two_views
+from mbcl.engine.embedding_pass import ViewKey, groups_of_draws, key_of_draws, pass_size, two_views
 from mbcl.engine.setup import SplitData
 from mbcl.errors import CheckpointError
-from mbcl.seeding import derive
+
+_VIEWS = "evaluation views"
 
 
 class Representation(Protocol):
@@ -59,13 +61,13 @@ class Subject:
         """The split's images, moved to the device at first access."""
         return self.parts.part(self.settings.split).to(self.device)
 
-    def views_key(self, purpose: str) -> ViewKey:
-        """Return the key of the split's views for one purpose.
+    def views_key(self, purpose: str, draws: int) -> ViewKey:
+        """Return the key of so many draws of the split's views, for one purpose.
 
-        The views differ from those of training and validation. They are the same for every setting of one seed, so
-        that settings can be compared in pairs.
+        The views differ from those of training and validation. They are the same for every setting, so that settings
+        can be compared in pairs; several draws are the same for every seed, too.
         """
-        return ViewKey(derive(self.seed, f"{self.settings.split} {purpose}"))
+        return key_of_draws(self.seed, f"{self.settings.split} {purpose}", draws)
 
     @cached_property
     def train(self) -> ImageSet:
@@ -84,8 +86,16 @@ class Subject:
 
     @cached_property
     def view_features(self) -> tuple[Tensor, Tensor]:
-        """Features of both augmented views of the split's images, two of (N, F)."""
-        return self.pairs(self.representation.features, self.images, self.views_key("evaluation views"))
+        """Features of both augmented views of the split's images, two of (N, F), in the one draw of the seed."""
+        return next(self.pairs(self.representation.features, self.images, self.views_key(_VIEWS, 1)))
+
+    def view_draws(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the features of both augmented views of the split's images, two of (N, F), for each draw."""
+        draws = self.settings.draws
+        if draws == 1:
+            yield self.view_features
+        else:
+            yield from self.pairs(self.representation.features, self.images, self.views_key(_VIEWS, draws), draws)
 
     def projected(self, features: Tensor) -> Tensor:
         """Map features (N, F) to projections (N, D)."""
@@ -97,24 +107,38 @@ class Subject:
         """Map a batch of images to projections."""
         return self.representation.project(self.representation.features(x))
 
-    def clean(self, function: Callable[[Tensor], Tensor], images: ImageSet) -> Tensor:
-        """Apply a function to all images without augmentation."""
-        batches = self._batches(function, lambda rows: clean_views(images.pixels(rows), images=images), len(images))
-        return self._concatenate(batches)
-
-    def pairs(self, function: Callable[[Tensor], Tensor], images: ImageSet, key: ViewKey) -> tuple[Tensor, Tensor]:
-        """Apply a function to both augmented views of all images."""
-        outputs = self._batches(function, lambda positions: two_views(images, positions, key), len(images))
-        views_1, views_2 = zip(*(output.chunk(2) for output in outputs), strict=True)
-        return self._concatenate(views_1), self._concatenate(views_2)
+    def batches(self, images: ImageSet) -> tuple[Tensor, ...]:
+        """Divide the positions of all images into nearly equal batches of one forward pass."""
+        return torch.arange(len(images)).tensor_split(-(-len(images) // self.settings.batch_size))
 
     @torch.no_grad()
-    def _batches(
-        self, function: Callable[[Tensor], Tensor], views_of: Callable[[Tensor], Tensor], num_images: int
-    ) -> list[Tensor]:
-        """Apply a function to the views of all positions, in nearly equal batches."""
-        chunks = torch.arange(num_images).tensor_split(-(-num_images // self.settings.batch_size))
-        return [function(views_of(positions).to(self.dtype)) for positions in chunks]
+    def clean(self, function: Callable[[Tensor], Tensor], images: ImageSet, batches: Sequence[Tensor] = ()) -> Tensor:
+        """Apply a function to images without augmentation, by default to all."""
+        views = (clean_views(images.pixels(positions), images=images) for positions in batches or self.batches(images))
+        return self._concatenate([function(x.to(self.dtype)) for x in views])
+
+    @torch.no_grad()
+    def pairs(
+        self,
+        function: Callable[[Tensor], Tensor],
+        images: ImageSet,
+        key: ViewKey,
+        draws: int = 1,
+        batches: Sequence[Tensor] = (),
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Apply a function to both augmented views of images, by default of all; yield both results of every draw.
+
+        Of few images several draws share a forward pass.
+        """
+        size = pass_size(draws, images, self.settings.batch_size, self.device)
+        parts = (positions.tensor_split(-(-len(positions) // size)) for positions in batches or self.batches(images))
+        batches = list(chain.from_iterable(parts))
+        for group in groups_of_draws(draws, max(map(len, batches)), size):
+            views = (two_views(images, positions, key, group) for positions in batches)
+            outputs = [function(x.to(self.dtype)).unflatten(0, (2, len(group), -1)) for x in views]
+            for draw in range(len(group)):
+                view_1, view_2 = (self._concatenate([output[side, draw] for output in outputs]) for side in (0, 1))
+                yield view_1, view_2
 
     def _concatenate(self, parts: Sequence[Tensor]) -> Tensor:
         """Concatenate the rows of all parts.

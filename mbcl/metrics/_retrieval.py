@@ -5,7 +5,7 @@ Letters: N samples, D dimensions, c rows of a chunk, G groups of M members.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -78,6 +78,19 @@ def retrieval(
             middle = rank_N.sort().values[[(len(rank_N) - 1) // 2, len(rank_N) // 2]].mean()
             result[f"{direction}/median_rank"] = float((middle - 1).floor() + 1)
     return result
+
+
+def both_directions(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the means over both directions of ``mrr`` and ``top1``, as far as the metrics have them.
+
+    Two views are alike in distribution, so that both directions measure one quantity.
+
+    Example:
+        >>> both_directions({"u2v/top1": 0.5, "v2u/top1": 0.25, "u2v/median_rank": 3.0, "v2u/median_rank": 2.0})
+        {'top1': 0.375}
+    """
+    names = [name for name in ("mrr", "top1") if f"u2v/{name}" in metrics]
+    return {name: (metrics[f"u2v/{name}"] + metrics[f"v2u/{name}"]) / 2 for name in names}
 
 
 def retrieval_within(u: Tensor, v: Tensor, similarity: Similarity = "cosine") -> dict[str, float]:

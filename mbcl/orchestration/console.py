@@ -29,7 +29,7 @@ from mbcl.orchestration.search_space.schema import Space
 from mbcl.orchestration.trial.preflight import PreflightReport
 from mbcl.study.statistics import Estimate, primary_metrics, summarise
 
-TABLE_METRICS = ("retrieval/u2v/top1", "knn/top1", "probe/top1", "plan/lift", "synthetic/excess")
+TABLE_METRICS = ("retrieval/top1", "knn/top1", "probe/top1", "plan/lift", "synthetic/excess")
 """Further columns of the table if measured, after the metric of the search and the first primary metric."""
 PLAIN_WIDTH = 160
 """Width of output that is not a terminal, where a table need not fit a screen."""
@@ -130,8 +130,8 @@ class Console:
             row = _last_row(self._store, trial_id)
             if row is not None and trial_id in self._trial_bars:
                 text = f"{self._label(trial_id)}: loss {_number(row.get('train/loss'))}"
-                if row.get("val/retrieval/top1") is not None:
-                    text += f", val {_number(row['val/retrieval/top1'])}"
+                if row.get("val/retrieval/mrr") is not None:
+                    text += f", val {_number(row['val/retrieval/mrr'])}"
                 bar = self._trial_bars[trial_id]
                 self._progress.update(bar, completed=row.get("epoch", 0), description=escape(text))
 

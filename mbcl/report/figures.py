@@ -13,12 +13,12 @@ from mbcl.report.wording import listed, number
 from mbcl.study.metric_glossary import direction
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import Setting, baselines, settings_of
-from mbcl.study.statistics import Comparison, Estimate, compare, estimate, primary_metrics, summarise
+from mbcl.study.statistics import Comparison, Estimate, compare, estimate, primary_metrics, summarise, validation_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CURVES = ("val/retrieval/top1", "train/loss", "plan/lift", "plan/loss", "synthetic/distance", "synthetic/excess")
+CURVES = ("train/loss", "plan/lift", "plan/loss", "synthetic/distance", "synthetic/excess")
 MAX_SETTINGS = 24
 """Maximum number of settings in a figure; more cannot be told apart. The tables show all of them."""
 MAX_HALF_LEGEND = 26
@@ -29,8 +29,8 @@ _CURVE_NOTES = {
     "plan/loss": "Loss of the planned batches under the embeddings that the planner had.",
     "synthetic/distance": "A step is not the same work for every sampler: updates and samples stand in the tables.",
     "synthetic/excess": "Where no optimum is known, above the least loss that restarts found.",
-    "val/retrieval/top1": "Measured on the validation split, never on the test split.",
 }
+_VALIDATION_NOTE = "Measured on the validation split, never on the test split."
 
 
 def draw(study: StudyRecord, histories: dict[int, History]) -> list[Picture]:
@@ -39,8 +39,8 @@ def draw(study: StudyRecord, histories: dict[int, History]) -> list[Picture]:
     with pictures.style():
         metrics = primary_metrics(study)
         drawn = [_differences(study, settings, metric, note) for metric in metrics[:1]]
-        drawn += [_final(study, settings, metric, note) for metric in metrics]
-        drawn += [_curves(settings, histories, metric, note) for metric in CURVES]
+        drawn += [_final(study, settings, metric, note) for metric in metrics if metric != "retrieval/top1"]
+        drawn += [_curves(settings, histories, metric, note) for metric in (validation_metric(study), *CURVES)]
         drawn.append(_times(settings, histories, note))
     return [picture for picture in drawn if picture is not None]
 
@@ -179,7 +179,7 @@ def _curves(settings: list[Setting], histories: dict[int, History], metric: str,
         figure,
         _file_name("curve", metric),
         title=f"{metric} over the {'steps' if steps else 'epochs'}",
-        caption=f"{band} {_CURVE_NOTES[metric]}{note}",
+        caption=f"{band} {_CURVE_NOTES.get(metric, _VALIDATION_NOTE)}{note}",
         alt=f"{metric} by {'step' if steps else 'epoch'}. "
         + "; ".join(f"{s.label}: from {number(line.mean[0])} to {number(line.mean[-1])}" for _, s, line in lines),
     )

@@ -19,7 +19,14 @@ from mbcl.report.tables import stage_order
 from mbcl.study.metric_glossary import meaning, metric_order
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, flatten, settings_of, text_of
-from mbcl.study.statistics import Comparison, SettingSummary, final_metrics, primary_metrics, shown_status
+from mbcl.study.statistics import (
+    Comparison,
+    SettingSummary,
+    final_metrics,
+    primary_metrics,
+    shown_status,
+    validation_metric,
+)
 
 CLASSIFIERS = ("knn/top1", "probe/top1")
 
@@ -32,12 +39,13 @@ def page(
     histories: dict[int, History],
     space: str,
     folder: str,
+    draws: str = "",
 ) -> str:
     """Render the page as HTML.
 
     The comparisons are on every primary metric and all others of the evaluation; the histories are those of the trials
     by ordinal; ``space`` is the text of ``space.yaml``, empty if there is none; ``folder`` is the name of the results
-    folder, as ``--name`` takes it.
+    folder, as ``--name`` takes it; ``draws`` says over which draws of the views the headline is a mean.
     """
     metrics = primary_metrics(study)
     side_metrics = _side_metrics(study, metrics)
@@ -49,6 +57,7 @@ def page(
         "metrics": metrics,
         "side_metrics": side_metrics,
         "summaries": summaries,
+        "draws": draws,
         "all_metrics": [m for m in final_metrics(study) if any(m in s.metrics for s in summaries)],
         "baseline": ", ".join(f"{key}: {text_of(value)}" for key, value in flatten(study.baseline).items()),
         "baseline_ids": {s.id for s in baselines(study, settings_of(study))},
@@ -95,7 +104,7 @@ def environment() -> Environment:
 def _side_metrics(study: StudyRecord, primary: list[str]) -> list[str]:
     """Return the measured side metrics of the tables: batch hardness, validation split, classifiers, work."""
     measured = {key for trial in study.trials.values() for key in trial.metrics if trial.value_of(key) is not None}
-    side = ("plan/lift", "val/retrieval/top1", *CLASSIFIERS, "synthetic/updates", "synthetic/samples")
+    side = ("plan/lift", validation_metric(study), *CLASSIFIERS, "synthetic/updates", "synthetic/samples")
     return [metric for metric in side if metric in measured and metric not in primary]
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from mbcl.io.store import Store, write_text
 from mbcl.report.curves import read_histories
+from mbcl.report.draws import describe_draws, draws_csv, read_draws
 from mbcl.report.figures import draw
 from mbcl.report.page import page
 from mbcl.report.tables import comparison_csv, results_csv, summary_csv
 from mbcl.study.record import StudyRecord
-from mbcl.study.statistics import compare, compared_metrics, summarise
+from mbcl.study.statistics import compare, compared_metrics, primary_metrics, summarise
 
 
 def write(store: Store, study: StudyRecord) -> None:
@@ -22,6 +23,11 @@ def write(store: Store, study: StudyRecord) -> None:
     write_text(store, "results.csv", results_csv(study))
     write_text(store, "summary.csv", summary_csv(study, summaries))
     write_text(store, "comparison.csv", comparison_csv(comparisons))
+    draws = read_draws(store, study)
+    if draws:
+        write_text(store, "draws.csv", draws_csv(draws))
+    else:
+        store.delete("draws.csv")
     histories = read_histories(store, study)
     pictures = draw(study, histories)
     for picture in pictures:
@@ -35,4 +41,6 @@ def write(store: Store, study: StudyRecord) -> None:
     except FileNotFoundError:
         space = ""
     folder = store.uri.rstrip("/").rpartition("/")[2]
-    write_text(store, "report.html", page(study, summaries, comparisons, pictures, histories, space, folder))
+    headline = next(iter(primary_metrics(study)), "")
+    about = describe_draws(draws, headline)
+    write_text(store, "report.html", page(study, summaries, comparisons, pictures, histories, space, folder, about))

@@ -9,13 +9,19 @@ _ORDER = "retrieval synthetic val knn probe corrupted repr baseline plan train s
 # Direction (+ higher is better, - lower is better, 0 neither), regular expression of the name, meaning.
 # The first pattern that matches counts; {0}, {1} are its groups.
 _TABLE = r"""
++ retrieval/mrr: mean of 1/rank at which a view finds the image's other view among those of all test images; mean of
+    both directions; 1 is perfect
++ retrieval/top1: share of views of test images to which the image's other view is the most similar of all; mean of
+    both directions
 + retrieval/u2v/top(\d+): share of test images whose own second view is among the {0} most similar of all second views
 + retrieval/v2u/top(\d+): the same the other way round: from the second view to the first, among the {0} most similar
 + retrieval/.*/mrr: mean of 1/rank of the right view; 1 is perfect
 - retrieval/.*/mean_rank: mean rank of the right view; 1 is perfect
 - retrieval/.*/median_rank: median rank of the right view; 1 is perfect
-+ val/retrieval/top1: retrieval top-1 on the validation split, measured during training; search and schedulers see it
-    alone
++ val/retrieval/mrr: retrieval/mrr on the validation split, measured during training; search and schedulers see
+    the validation split alone
++ val/retrieval/top1: retrieval/top1 on the validation split, measured during training
++ corrupted/within/(\d)/top1: whether the corruptions of an image are told apart, severity {0}; mean of both directions
 + corrupted/within/(\d)/u2v/top1: share of the corrupted versions of an image, severity {0}, whose second view is
     nearest of all versions' of that image: whether corruptions are told apart, as published
 + corrupted/within/(\d)/v2u/top1: the same the other way round, severity {0}
@@ -87,12 +93,12 @@ def meaning(metric: str) -> str:
 
 
 def metric_order(metric: str) -> tuple[int, str, int, str]:
-    """Return a sort key: the test split first, then training and planning, time last; top5 before top10."""
+    """Return a sort key: the test split first, then training and planning, time last; mrr, top1, top5, top10, ranks."""
     head, _, tail = metric.partition("/")
     rank = _ORDER.index(head) if head in _ORDER else len(_ORDER)
     tail = tail.replace("clean/mean/", "clean/ mean/")  # a space sorts the mean before the single corruptions
     digits = re.search(r"\d+$", tail)
     stem = tail[: digits.start()] if digits else tail
     parent, _, leaf = stem.rpartition("/")
-    kind = {"top": "0", "mrr": "1", "mean_rank": "2", "median_rank": "3"}.get(leaf, "0" + leaf)
+    kind = {"mrr": "0", "top": "1", "mean_rank": "2", "median_rank": "3"}.get(leaf, "0" + leaf)
     return rank, f"{parent}/{kind}", int(digits.group()) if digits else 0, metric

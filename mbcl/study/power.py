@@ -19,11 +19,10 @@ from mbcl.seeding import numpy_generator
 from mbcl.study.paired import ALPHA, MIN_PAIRS, fewest_pairs, sign_flip_p
 
 POWER = 0.8
-TYPICAL_SPREAD = 0.009
-"""Standard deviation of paired differences of R@1 before a study has measured its own.
+TYPICAL_SPREAD = 0.0098
+"""Standard deviation of paired differences of ``retrieval/mrr`` before a study has measured its own.
 
-Nine checkpoints of ``tune_spaces/samplers.yaml``, views averaged over draws: 0.003 to 0.007 between seeds of one
-setting, and 0.009 for differences from shuffle over twenty common draws.
+That of ``tune_spaces/samplers.yaml``, pooled over its two comparisons of eight pairs, as its report states it.
 """
 TYPICAL_SPREAD_ORIGIN = "on the digits, averaged over 20 draws of the views"
 MAX_PAIRS = 1000

@@ -19,8 +19,10 @@ from mbcl.study.record import StudyRecord, TrialRecord
 from mbcl.study.settings import Setting, baseline_for, baselines, settings_of
 
 # Patterns of metrics, by precedence: those of the report, summaries of other evaluations, all evaluation metrics.
-PRIMARY = ("retrieval/u2v/top1", "retrieval/v2u/top1", "synthetic/distance", "synthetic/excess")
-SUMMARY_METRICS = (r"(knn|probe)/top1", r"corrupted/clean/mean/\d/top1", r"corrupted/within/\d/u2v/top1")
+PRIMARY = ("retrieval/mrr", "retrieval/top1", "synthetic/distance", "synthetic/excess")
+_PRIMARY_EARLIER = ("retrieval/u2v/top1", "retrieval/v2u/top1")
+"""Those of studies by mbcl 0.2 and before."""
+SUMMARY_METRICS = (r"(knn|probe)/top1", r"corrupted/clean/mean/\d/top1", r"corrupted/within/\d/top1")
 CLAIMS = ("better", "worse", "higher", "lower")
 """The verdicts that claim a difference."""
 EXPLORATORY = "exploratory"
@@ -161,18 +163,23 @@ def _measured(study: StudyRecord) -> list[str]:
 def primary_metrics(study: StudyRecord) -> list[str]:
     """Return the metrics that the report is about, the headline's metric first.
 
-    These are top-1 retrieval or the distance to the optimum, otherwise the summary metrics of other evaluations,
-    otherwise the first evaluation metric. Without an evaluation it is the search metric, otherwise the first measured
-    metric.
+    These are MRR and R@1 of retrieval or the distance to the optimum, otherwise the summary metrics of other
+    evaluations, otherwise the first evaluation metric. Without an evaluation it is the search metric, otherwise the
+    first measured metric.
     """
     measured = _measured(study)
-    for patterns in (PRIMARY, SUMMARY_METRICS, (_EVALUATED,)):
+    for patterns in (PRIMARY, _PRIMARY_EARLIER, SUMMARY_METRICS, (_EVALUATED,)):
         matches = [metric for metric in measured if any(re.fullmatch(pattern, metric) for pattern in patterns)]
         if matches:
             matches.sort(key=lambda metric: metric != study.metric)
             return matches[:1] if patterns == (_EVALUATED,) else matches
     fallback = [metric for metric in (study.metric, *measured) if metric in measured]
     return fallback[:1]
+
+
+def validation_metric(study: StudyRecord) -> str:
+    """Return the metric on the validation split that the study goes by, by default the validation MRR."""
+    return study.metric if study.metric.startswith("val/") else "val/retrieval/mrr"
 
 
 def compared_metrics(study: StudyRecord) -> list[str]:

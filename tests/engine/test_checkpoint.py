@@ -161,3 +161,14 @@ def test_load_never_returns_other_content_from_damaged_files(store, data):
         pass
     finally:
         path.write_bytes(content)
+
+
+def test_best_goes_by_mrr_and_in_an_earlier_training_by_top1(tmp_path):
+    """The rows of mbcl 0.2 have no MRR of the validation split."""
+    rows = [{"val/retrieval/top1": value} for value in (0.3, 0.5, 0.5, None)]
+    for earlier, best_epoch in ((True, 2), (False, 1)):
+        store = LocalStore(tmp_path / str(earlier))
+        for epoch, (row, mrr) in enumerate(zip(rows, (0.7, 0.6, None, None), strict=True), 1):
+            row = row if earlier else {**row, "val/retrieval/mrr": mrr}
+            checkpoints.save(store, epoch=epoch, state={}, meta={"row": row}, keep=4)
+        assert checkpoints.best(store).epoch == best_epoch

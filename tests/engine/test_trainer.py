@@ -188,7 +188,7 @@ def test_embeddings_settings_reach_embed(tmp_path, monkeypatch, mode, views):
     content = runs.experiment("spectral", embeddings={"mode": mode, "views": views, "batch_size": 50})
     _, _, rows = runs.run(World(), tmp_path, content)
     assert calls[0] == (mode, views == "augmented", 50)
-    assert calls[1] == ("eval", True, 512), "validation"
+    assert len(calls) == 2, "a pass an epoch"
     assert all(row["plan/lift"] > 0 for row in rows)
 
 

@@ -70,7 +70,7 @@ def test_repr_equals_formulas_in_numpy(store, model, data):
     assert 0 < metrics["repr/alignment"] < 2
 
 
-def loop_within(model, test, severity: int, corruptions: list[str]) -> float:
+def loop_within(model, test, severity: int, corruptions: list[str], draw: int) -> float:
     """One image at a time, in plain loops."""
     positions = torch.arange(len(test))
     seed = derive(0, "test corruptions")
@@ -79,7 +79,8 @@ def loop_within(model, test, severity: int, corruptions: list[str]) -> float:
         pixels = corrupt(test.images, corruption=name, severity=severity, seed=seed, positions=positions)
         key = ViewKey(derive(0, f"test corrupted views of {name}"))
         with torch.no_grad():
-            both = model(two_views(test.__class__(**{**vars(test), "images": pixels}), positions, key).double())
+            corrupted = test.__class__(**{**vars(test), "images": pixels})
+            both = model(two_views(corrupted, positions, key, range(draw, draw + 1)).double())
         views.append((both / both.norm(dim=1, keepdim=True)).numpy().reshape(2, len(test), -1))
     hits = []
     for image in range(len(test)):
@@ -91,12 +92,15 @@ def loop_within(model, test, severity: int, corruptions: list[str]) -> float:
 
 def test_corrupted_within_equals_plain_loops(store, model, data):
     corruptions = ["gaussian_noise", "fog", "contrast", "pixelate"]
-    chosen = settings("corrupted", corrupted={"severities": [1, 4], "corruptions": corruptions, "meanings": ["within"]})
-    metrics = evaluate(store, settings=chosen)
-    assert set(metrics) == {f"corrupted/within/{s}/{d}/top1" for s in (1, 4) for d in ("u2v", "v2u")}
+    block = {"severities": [1, 4], "corruptions": corruptions, "meanings": ["within"]}
+    metrics = evaluate(store, settings=settings("corrupted", corrupted=block, draws=3, batch_size=100))
+    assert set(metrics) == {f"corrupted/within/{s}/{d}top1" for s in (1, 4) for d in ("", "u2v/", "v2u/")}
     for severity in (1, 4):
-        expected = loop_within(model, data.test, severity, corruptions)
-        assert metrics[f"corrupted/within/{severity}/u2v/top1"] == pytest.approx(expected)
+        u2v, v2u = (metrics[f"corrupted/within/{severity}/{d}/top1"] for d in ("u2v", "v2u"))
+        expected = [loop_within(model, data.test, severity, corruptions, draw) for draw in range(3)]
+        assert u2v == pytest.approx(np.mean(expected))
+        assert len(set(expected)) > 1, "each draw has views of its own"
+        assert metrics[f"corrupted/within/{severity}/top1"] == pytest.approx((u2v + v2u) / 2)
 
 
 def test_corrupted_clean_equals_cosine_similarity_in_numpy(store, model, data):
@@ -135,11 +139,11 @@ def test_corrupted_dir_reads_and_checks_the_official_images(tmp_path):
         test = load_data(content.data, seed=0).test
     write_corrupted_archive(tmp_path / "c", test.images.numpy(), test.labels.numpy())
     store = LocalStore(tmp_path / "run")
-    chosen = settings("corrupted", corrupted={"dir": str(tmp_path / "c"), "severities": [1, 5]})
+    chosen = settings("corrupted", corrupted={"dir": str(tmp_path / "c"), "severities": [1, 5]}, draws=2)
     with pytest.warns(UserWarning, match="the official set has"):
         metrics = evaluate(store, settings=chosen)
     clean = {f"corrupted/clean/{name}/{s}/top1" for name in ("fog", "snow", "mean") for s in (1, 5)}
-    assert set(metrics) == clean | {f"corrupted/within/{s}/{d}/top1" for s in (1, 5) for d in ("u2v", "v2u")}
+    assert set(metrics) == clean | {f"corrupted/within/{s}/{d}top1" for s in (1, 5) for d in ("", "u2v/", "v2u/")}
     labels = np.load(tmp_path / "c" / "labels.npy")
     np.save(tmp_path / "c" / "labels.npy", (labels + 1) % 10)
     log_lines = []
@@ -186,10 +190,11 @@ def test_the_cached_random_baseline_depends_on_the_memory_format(tmp_path):
 
 
 def test_baselines_are_measured_once_and_cached(store, tmp_path):
-    cache, chosen = LocalStore(tmp_path / "kept"), settings("retrieval", "knn", baselines=["random", "pixels"])
+    cache, chosen = LocalStore(tmp_path / "kept"), settings("retrieval", "knn", baselines=["random", "pixels"], draws=2)
     metrics = evaluate(store, settings=chosen, out=LocalStore(tmp_path / "a"), baselines=cache)
-    model_metrics = evaluate(store, settings=settings("retrieval", "knn"))
-    initial = evaluate(store, checkpoint=INITIAL, settings=settings("retrieval", "knn"), out=LocalStore(tmp_path / "i"))
+    alone = settings("retrieval", "knn", draws=2)
+    model_metrics = evaluate(store, settings=alone)
+    initial = evaluate(store, checkpoint=INITIAL, settings=alone, out=LocalStore(tmp_path / "i"))
     assert model_metrics == {key: value for key, value in metrics.items() if not key.startswith("baseline/")}
     assert {f"baseline/random/{key}": value for key, value in initial.items()}.items() <= metrics.items()
     assert metrics["baseline/pixels/knn/top1"] > 0.7

@@ -10,6 +10,7 @@ import signal
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import yaml
@@ -140,6 +141,20 @@ def test_study_metrics_equal_training_without_ray(killed_and_resumed, tmp_path):
     for spec in expand(read_space(space)).specs:
         expected = train_without_ray(spec.experiment, tmp_path / spec.trial_id)
         assert_same_metrics(record["trials"][spec.trial_id]["metrics"], expected)
+
+
+@pytest.mark.ray
+def test_results_can_be_recomputed_from_the_draws(killed_and_resumed):
+    _, study, _, _ = killed_and_resumed
+    with (study / "draws.csv").open() as draws, (study / "results.csv").open() as results:
+        drawn, trials = list(csv.DictReader(draws)), list(csv.DictReader(results))
+    metrics = [name for name in drawn[0] if name.startswith("retrieval/")]
+    assert len(metrics) == 14
+    for trial in trials:
+        rows = [row for row in drawn if row["trial_id"] == trial["trial_id"]]
+        assert [row["draw"] for row in rows] == [str(number) for number in range(20)]
+        for metric in metrics:
+            assert fmean(float(row[metric]) for row in rows) == float(trial[metric])
 
 
 def untimed(folder: Path) -> list[dict[str, str]]:

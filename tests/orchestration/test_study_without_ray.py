@@ -202,9 +202,9 @@ def test_dry_run_describes_the_search(space_file, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "sampler: each of {name: shuffle}, {" in out
     assert "optimizer.lr: 0.01 to 1, evenly in its logarithm" in out
-    assert "optuna proposes 5 settings for each of 2 points of the grids by val/retrieval/top1 (max)" in out
+    assert "optuna proposes 5 settings for each of 2 points of the grids by val/retrieval/mrr (max)" in out
     assert (
-        "median: from epoch 1 on, who is below the median of at least 4 others by val/retrieval/top1 is stopped" in out
+        "median: from epoch 1 on, who is below the median of at least 4 others by val/retrieval/mrr is stopped" in out
     )
     assert "race on seed 0, those of each point of the grids by themselves; who survives runs seeds 1, too" in out
     assert "each [1 worker with" in out

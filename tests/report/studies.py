@@ -9,8 +9,8 @@ from mbcl.study.record import Stopped, StudyRecord, TrialRecord
 SHUFFLE = {"name": "shuffle"}
 OSGD = {"name": "osgd", "k": 20, "q": 5, "criterion": "max", "score": "ntxent", "temperature": 0.1}
 SPECTRAL = {"name": "spectral", "k": 4, "temperature": 0.1}
-TOP1 = "retrieval/u2v/top1"
-BACK = "retrieval/v2u/top1"
+MRR = "retrieval/mrr"
+TOP1 = "retrieval/top1"
 
 
 def trial(
@@ -29,7 +29,7 @@ def trial(
         lift = None if block["name"] == "shuffle" else 1.5 + value / 10
         fields |= {
             "status": "finished",
-            "metrics": {TOP1: value, BACK: value / 2, "retrieval/u2v/median_rank": 1, "plan/lift": lift},
+            "metrics": {MRR: value, TOP1: value / 2, "retrieval/u2v/median_rank": 1, "plan/lift": lift},
             "seconds": {"training": 3.5, "evaluation": 0.25, "total": 4.0},
         }
     return TrialRecord(**(fields | other))
@@ -41,7 +41,7 @@ def study(trials: list[TrialRecord], **other: Any) -> StudyRecord:
         "question": "Does choosing high-loss batches help?",
         "space_digest": "00ff",
         "baseline": {"sampler": {"name": "shuffle"}},
-        "metric": "val/retrieval/top1",
+        "metric": "val/retrieval/mrr",
         "mode": "max",
         "versions": {"mbcl": "0.1.0", "python": "3.11"},
         "created": "2026-11-23T10:15:00+00:00",
@@ -92,7 +92,7 @@ def write_histories(store: LocalStore, record: StudyRecord, epochs: int = 3) -> 
                 "train/loss": 2.0 / epoch + t.seed / 10,
                 "plan/loss": None,
                 "plan/lift": None if t.sampler == "shuffle" else 1.4,
-                "val/retrieval/top1": 0.5 + epoch / 10 if epoch % 2 else None,
+                "val/retrieval/mrr": 0.5 + epoch / 10 if epoch % 2 else None,
                 "time/train": 1.0,
                 "time/plan": 0.25,
             }
@@ -109,7 +109,7 @@ def raced() -> StudyRecord:
             by="asha",
             epoch=0 if seed else 2,
             of=4,
-            metric="val/retrieval/top1",
+            metric="val/retrieval/mrr",
             value=None if seed else 0.25,
             first_seed=0,
         )

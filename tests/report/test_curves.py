@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from report.studies import FULL, TOP1, grid, partial, write_histories
+from report.studies import FULL, MRR, grid, partial, write_histories
 
 from mbcl.io.store import LocalStore
 from mbcl.report.curves import curve, parse_history, read_histories, stage_seconds, wall_seconds
@@ -25,7 +25,7 @@ def test_curve_is_the_mean_and_range_over_finished_seeds(tmp_path: Path) -> None
     assert (line.epochs, line.seeds) == ([1, 2, 3], 2)
     assert (line.low[0], line.high[0]) == (2.0, 2.1)
     assert abs(line.mean[0] - 2.05) < 1e-12
-    validation = curve(first, histories, "val/retrieval/top1")
+    validation = curve(first, histories, "val/retrieval/mrr")
     assert validation is not None
     assert validation.epochs == [1, 3]
     assert curve(first, histories, "plan/lift") is None
@@ -43,14 +43,14 @@ def test_stage_seconds_and_wall_seconds_sum_a_setting(tmp_path: Path) -> None:
 
 
 def test_metric_glossary_has_direction_meaning_and_order() -> None:
-    assert (direction(TOP1), direction("retrieval/v2u/mean_rank"), direction("plan/lift")) == (1, -1, 0)
+    assert (direction(MRR), direction("retrieval/v2u/mean_rank"), direction("plan/lift")) == (1, -1, 0)
     assert "5 most similar" in meaning("retrieval/u2v/top5")
     assert meaning("something/else") == ""
     names = ["time/train", "plan/lift", "retrieval/u2v/mrr", "retrieval/u2v/top10", "zzz", "retrieval/u2v/top5"]
     assert sorted(names, key=metric_order) == [
+        "retrieval/u2v/mrr",
         "retrieval/u2v/top5",
         "retrieval/u2v/top10",
-        "retrieval/u2v/mrr",
         "plan/lift",
         "time/train",
         "zzz",

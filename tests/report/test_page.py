@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from report.studies import (
-    BACK,
     EIGHT,
     FULL,
+    MRR,
     SHUFFLE,
     SPECTRAL,
     TOP1,
@@ -98,7 +98,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_report_of_a_finished_study(full: Path) -> None:
     page = check_self_contained((full / "report.html").read_text(encoding="utf-8"))
-    assert "Undecided: no difference from shuffle on retrieval/u2v/top1 is shown" in page.text
+    assert "Undecided: no difference from shuffle on retrieval/mrr is shown" in page.text
     assert "3 pairs of seeds cannot show any difference at 0.05" in page.text
     assert "is better than" not in page.text
     assert "name: <b>samplers</b>" in page.text
@@ -112,15 +112,15 @@ def test_report_of_a_finished_study(full: Path) -> None:
 
 def test_report_claims_differences_and_equivalence(tmp_path: Path) -> None:
     page = check_self_contained(write_report(tmp_path, grid(EIGHT)))
-    assert "spectral (k=4) is better than shuffle on retrieval/u2v/top1 by 0.0500" in page.text
-    assert "No difference larger than 0.01 from shuffle on retrieval/u2v/top1: osgd (k=20, q=5)" in page.text
+    assert "spectral (k=4) is better than shuffle on retrieval/mrr by 0.0500" in page.text
+    assert "No difference larger than 0.01 from shuffle on retrieval/mrr: osgd (k=20, q=5)" in page.text
     assert re.search(r"8 pairs of seeds show a difference of 0.001\d? with 80 % power", page.text)
-    assert "than shuffle on retrieval/v2u/top1" not in page.text, "other metrics are exploratory"
+    assert "than shuffle on retrieval/top1" not in page.text, "other metrics are exploratory"
 
 
 def test_report_of_a_search_gives_no_interval_of_a_setting(tmp_path: Path) -> None:
     page = check_self_contained(write_report(tmp_path, grid(EIGHT, searched=True, baseline={})))
-    assert "The highest mean retrieval/u2v/top1 is 0.8505, for spectral (k=4) (n=8)." in page.text
+    assert "The highest mean retrieval/mrr is 0.8505, for spectral (k=4) (n=8)." in page.text
     assert "chosen by the very runs that measured it" in page.text
     assert not re.search(r"0\.8\d+ to 0\.8\d+", page.text)
 
@@ -128,7 +128,7 @@ def test_report_of_a_search_gives_no_interval_of_a_setting(tmp_path: Path) -> No
 def test_report_has_every_mean_and_interval(full: Path) -> None:
     page = Page((full / "report.html").read_text(encoding="utf-8"))
     for summary in summarise(grid(FULL)):
-        interval = summary.metrics[TOP1]
+        interval = summary.metrics[MRR]
         assert f"{interval.mean:.4f}" in page.text
         assert f"{interval.ci_low:.4f} to {interval.ci_high:.4f}" in page.text
 
@@ -136,10 +136,9 @@ def test_report_has_every_mean_and_interval(full: Path) -> None:
 def test_report_plots_are_png_files(full: Path) -> None:
     names = {path.name for path in (full / "plots").iterdir()}
     assert names == {
-        "difference_retrieval_u2v_top1.png",
-        "final_retrieval_u2v_top1.png",
-        "final_retrieval_v2u_top1.png",
-        "curve_val_retrieval_top1.png",
+        "difference_retrieval_mrr.png",
+        "final_retrieval_mrr.png",
+        "curve_val_retrieval_mrr.png",
         "curve_train_loss.png",
         "curve_plan_lift.png",
         "time.png",
@@ -161,14 +160,14 @@ def test_report_of_the_same_study_has_the_same_bytes(full: Path, tmp_path: Path)
 def test_report_compares_every_evaluation(tmp_path: Path) -> None:
     record = grid(FULL)
     for each in record.trials.values():
-        value = each.metrics[TOP1] or 0.0
-        each.metrics |= {"knn/top1": value / 3, "corrupted/clean/fog/3/top1": value / 4, "val/retrieval/top1": value}
+        value = each.metrics[MRR] or 0.0
+        each.metrics |= {"knn/top1": value / 3, "corrupted/clean/fog/3/top1": value / 4, "val/retrieval/mrr": value}
     write_report(tmp_path / "study", record)
     with (tmp_path / "study" / "comparison.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     compared = dict.fromkeys(row["metric"] for row in rows)
     other = ["retrieval/u2v/median_rank", "knn/top1", "corrupted/clean/fog/3/top1"]
-    assert list(compared) == [TOP1, BACK, *other]
+    assert list(compared) == [MRR, TOP1, *other]
     by_knn = [row for row in rows if row["metric"] == "knn/top1" and row["setting"] == "2"]
     assert float(by_knn[0]["difference"]) == pytest.approx((0.05 + 0.06 + 0.05) / 9)
     assert (by_knn[0]["verdict"], by_knn[0]["comparisons"]) == ("exploratory", "0")
@@ -190,8 +189,8 @@ def test_report_explains_stopped_trials(tmp_path: Path) -> None:
     page = check_self_contained(write_report(tmp_path, raced()))
     assert "Of 9 trials, 3 stopped; only finished trials count here." in page.text
     assert "asha stopped 1 setting early, which have no final metrics" in page.text
-    assert "picked by val/retrieval/top1 on seed 0, so what they reach there is flattered" in page.text
-    assert "stopped by asha after 2 of 4 epochs (val/retrieval/top1 0.2500)" in page.text
+    assert "picked by val/retrieval/mrr on seed 0, so what they reach there is flattered" in page.text
+    assert "stopped by asha after 2 of 4 epochs (val/retrieval/mrr 0.2500)" in page.text
     assert page.text.count("not begun: asha stopped this setting with seed 0") == 2
     assert "Stopped early, where the line ends: osgd" in page.text
     assert "--resume" not in page.text, "a stopped trial needs no resume"
@@ -201,7 +200,7 @@ def test_report_removes_stale_plots(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     store.write_bytes("plots/final_old.png", b"old")
     write(store, grid({"shuffle": [0.5]}))
-    assert store.list("plots") == ["final_retrieval_u2v_top1.png", "final_retrieval_v2u_top1.png"]
+    assert store.list("plots") == ["final_retrieval_mrr.png"]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +210,7 @@ def test_report_removes_stale_plots(tmp_path: Path) -> None:
         (grid({"shuffle": [None, None]}), "No trial has finished, so there is no answer yet (2 pending)."),
         (study([trial(0, 0, 0, error="boom", status="failed")]), "no answer yet (1 failed)"),
         (grid({"shuffle": [0.5], "spectral": [0.9]}), "Nothing can be concluded yet"),
-        (grid({"shuffle": [0.5]}), "shuffle reaches retrieval/u2v/top1 0.5000 (one seed, so no interval)"),
+        (grid({"shuffle": [0.5]}), "shuffle reaches retrieval/mrr 0.5000 (one seed, so no interval)"),
         (grid(FULL, baseline={}), "The study names no baseline"),
         (grid(FULL, baseline={"sampler": "gone"}), "singles out no setting"),
         (study([trial(0, 0, 0, SHUFFLE, 0.5, metrics={})]), "measured no final metric"),
@@ -228,7 +227,7 @@ def test_report_escapes_hostile_names_and_errors(tmp_path: Path) -> None:
     trials = [
         trial(0, 0, 0, {"name": HOSTILE}, 0.5),
         trial(1, 0, 1, {"name": HOSTILE}, 0.6),
-        trial(2, 1, 0, {"name": HOSTILE, HOSTILE: HOSTILE}, 0.7, metrics={HOSTILE: 1.0, TOP1: 0.5}),
+        trial(2, 1, 0, {"name": HOSTILE, HOSTILE: HOSTILE}, 0.7, metrics={HOSTILE: 1.0, MRR: 0.5}),
         trial(3, 1, 1, {"name": "<b>"}, error=HOSTILE, status="failed"),
     ]
     record = study(trials, name=HOSTILE, question=HOSTILE, baseline={"sampler": HOSTILE}, versions={HOSTILE: HOSTILE})
@@ -255,16 +254,16 @@ def test_report_is_written_to_a_uri(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     write(open_store(f"file://{tmp_path}/bucket"), grid({"shuffle": [0.5, 0.6], "osgd": [0.5, 0.7]}))
     assert (tmp_path / "bucket" / "report.html").stat().st_size > 10_000
-    assert (tmp_path / "bucket" / "plots" / "final_retrieval_u2v_top1.png").is_file()
+    assert (tmp_path / "bucket" / "plots" / "final_retrieval_mrr.png").is_file()
 
 
 def test_answer_claims_only_what_holms_correction_keeps() -> None:
     # Six pairs give p = 1/32 at best, and 1/16 after Holm's correction for two comparisons.
     record = grid({name: values[:6] for name, values in EIGHT.items()})
-    comparisons = compare(record, TOP1)
+    comparisons = compare(record, MRR)
     assert (comparisons[1].p, comparisons[1].p_holm, comparisons[1].verdict) == (1 / 32, 1 / 16, "undecided")
     assert comparisons[1].excludes_zero
-    report = answer(record, summarise(record), comparisons, TOP1)
+    report = answer(record, summarise(record), comparisons, MRR)
     assert "better" not in report.headline
     text = " ".join(report.details)
     assert "which excludes 0, but p (Holm) is 0.062" in text
@@ -273,12 +272,12 @@ def test_answer_claims_only_what_holms_correction_keeps() -> None:
 
 def test_answer_makes_several_claims() -> None:
     record = grid(EIGHT | {"osgd": [value - 0.3 for value in EIGHT["spectral"]]})
-    report = answer(record, summarise(record), compare(record, TOP1), TOP1)
+    report = answer(record, summarise(record), compare(record, MRR), MRR)
     assert "spectral (k=4) is better than shuffle" in report.headline
     assert "osgd (k=20, q=5) is worse than shuffle" in report.headline
     record = grid(EIGHT | {"osgd": [value + 0.1 for value in EIGHT["spectral"]]})
-    report = answer(record, summarise(record), compare(record, TOP1), TOP1)
-    assert report.headline.startswith("Better than shuffle on retrieval/u2v/top1: osgd (k=20, q=5) by 0.1500")
+    report = answer(record, summarise(record), compare(record, MRR), MRR)
+    assert report.headline.startswith("Better than shuffle on retrieval/mrr: osgd (k=20, q=5) by 0.1500")
 
 
 def test_report_import_does_not_load_matplotlib() -> None:
@@ -305,17 +304,17 @@ def test_answer_counts_many_settings() -> None:
         values = [0.5 + jitter + (-1) ** seed * 0.05 for seed in seeds]
         rows += [trial(12 * k + seed, k, seed, {"name": "spectral", "k": k}, values[seed]) for seed in seeds]
     record = study(rows)
-    report = answer(record, summarise(record), compare(record, TOP1), TOP1)
+    report = answer(record, summarise(record), compare(record, MRR), MRR)
     assert "spectral (k=1)" in report.headline
     assert "spectral (k=2)" in report.headline
     assert "Undecided: 28 settings." in report.details
     assert len(" ".join(report.details)) < 500
     rows = [
-        row.model_copy(update={"metrics": {TOP1: 0.6 + row.setting / 100 + row.seed / 1e4}}) if row.setting else row
+        row.model_copy(update={"metrics": {MRR: 0.6 + row.setting / 100 + row.seed / 1e4}}) if row.setting else row
         for row in rows
     ]
-    headline = answer(study(rows), summarise(study(rows)), compare(study(rows), TOP1), TOP1).headline
-    assert headline.startswith("Better than shuffle on retrieval/u2v/top1: spectral (k=30) by ")
+    headline = answer(study(rows), summarise(study(rows)), compare(study(rows), MRR), MRR).headline
+    assert headline.startswith("Better than shuffle on retrieval/mrr: spectral (k=30) by ")
     assert headline.endswith(" and 27 others by less.")
 
 

@@ -3,7 +3,7 @@ import io
 import math
 
 import pytest
-from report.studies import FULL, OSGD, SHUFFLE, TOP1, grid, partial, raced, study, trial
+from report.studies import FULL, MRR, OSGD, SHUFFLE, TOP1, grid, partial, raced, study, trial
 
 from mbcl.report.tables import comparison_csv, results_csv, summary_csv
 from mbcl.study.record import StudyRecord
@@ -25,9 +25,9 @@ def test_results_csv_has_one_row_for_each_trial_in_order() -> None:
     header = text.splitlines()[0].split(",")
     assert header[:7] == ["trial_id", "status", "error", "sampler", "objective", "seed", "sampler.k"]
     assert header[-7:] == [
+        MRR,
         TOP1,
         "retrieval/u2v/median_rank",
-        "retrieval/v2u/top1",
         "plan/lift",
         "seconds/training",
         "seconds/evaluation",
@@ -35,7 +35,7 @@ def test_results_csv_has_one_row_for_each_trial_in_order() -> None:
     ]
     assert len(header) == len(set(header))
     assert (table[0]["sampler.k"], table[3]["sampler.k"], table[3]["sampler.criterion"]) == ("", "20", "max")
-    assert (table[0]["plan/lift"], table[5][TOP1]) == ("", "")
+    assert (table[0]["plan/lift"], table[5][MRR]) == ("", "")
 
 
 def test_results_csv_of_a_stopped_trial_has_its_epoch_and_no_metrics() -> None:
@@ -45,9 +45,9 @@ def test_results_csv_of_a_stopped_trial_has_its_epoch_and_no_metrics() -> None:
     assert [row["stopped/epoch"] for row in table] == [""] * 3 + ["2", "0", "0"] + [""] * 3
     assert [row["stopped/value"] for row in table[3:6]] == ["0.25", "", ""]
     assert {row["stopped/by"] for row in table[3:6]} == {"asha"}
-    assert {row[TOP1] for row in table[3:6]} == {""}
-    assert [row[f"{TOP1}/n"] for row in rows(summary_csv(record, summarise(record)))] == ["3", "0", "3"]
-    osgd, spectral = compare(record, TOP1)
+    assert {row[MRR] for row in table[3:6]} == {""}
+    assert [row[f"{MRR}/n"] for row in rows(summary_csv(record, summarise(record)))] == ["3", "0", "3"]
+    osgd, spectral = compare(record, MRR)
     assert (osgd.verdict, osgd.difference) == ("not comparable (no seed finished in both)", None)
     assert (spectral.n, spectral.comparisons) == (3, 1)
     assert "stopped/epoch" not in results_csv(grid(FULL))
@@ -69,7 +69,7 @@ def test_summary_csv_can_be_recomputed_from_results(record: StudyRecord) -> None
     results = rows(results_csv(record))
     for row in rows(summary_csv(record, summarise(record))):
         same = [r for r in results if r["sampler"] == row["sampler"] and r["status"] == "finished"]
-        for metric in ("retrieval/u2v/top1", "retrieval/v2u/top1", "plan/lift"):
+        for metric in ("retrieval/mrr", "retrieval/top1", "plan/lift"):
             interval = estimate([float(r[metric]) for r in same if r.get(metric)])
             if interval is None:
                 assert row[f"{metric}/n"] == "0"
@@ -83,8 +83,8 @@ def test_summary_csv_can_be_recomputed_from_results(record: StudyRecord) -> None
 
 def test_comparison_csv_can_be_recomputed_from_results() -> None:
     record = grid(FULL)
-    values = {(r["sampler"], r["seed"]): float(r[TOP1]) for r in rows(results_csv(record))}
-    for row in rows(comparison_csv(compare(record, TOP1))):
+    values = {(r["sampler"], r["seed"]): float(r[MRR]) for r in rows(results_csv(record))}
+    for row in rows(comparison_csv(compare(record, MRR))):
         sampler = row["label"].split()[0]
         interval = estimate([values[sampler, str(s)] - values["shuffle", str(s)] for s in range(3)])
         assert interval is not None
@@ -99,17 +99,17 @@ def test_comparison_csv_can_be_recomputed_from_results() -> None:
 def test_summary_csv_of_one_seed_has_empty_cells() -> None:
     record = grid({"shuffle": [0.5], "spectral": [0.6]})
     (first, _) = rows(summary_csv(record, summarise(record)))
-    assert (first[f"{TOP1}/mean"], first[f"{TOP1}/n"]) == ("0.5", "1")
-    assert first[f"{TOP1}/sd"] == first[f"{TOP1}/ci_low"] == first[f"{TOP1}/ci_high"] == ""
-    for text in (results_csv(record), summary_csv(record, summarise(record)), comparison_csv(compare(record, TOP1))):
+    assert (first[f"{MRR}/mean"], first[f"{MRR}/n"]) == ("0.5", "1")
+    assert first[f"{MRR}/sd"] == first[f"{MRR}/ci_low"] == first[f"{MRR}/ci_high"] == ""
+    for text in (results_csv(record), summary_csv(record, summarise(record)), comparison_csv(compare(record, MRR))):
         assert "nan" not in text.lower()
         assert "none" not in text.lower()
 
 
 def test_results_csv_leaves_cells_of_non_finite_values_empty() -> None:
-    record = study([trial(0, 0, 0, SHUFFLE, 0.5, metrics={TOP1: math.nan, "plan/lift": -math.inf})])
+    record = study([trial(0, 0, 0, SHUFFLE, 0.5, metrics={MRR: math.nan, "plan/lift": -math.inf})])
     (row,) = rows(results_csv(record))
-    assert (row[TOP1], row["plan/lift"]) == ("", "")
+    assert (row[MRR], row["plan/lift"]) == ("", "")
 
 
 def test_results_csv_round_trips_hostile_text() -> None:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from report.studies import EIGHT, TOP1, grid
+from report.studies import EIGHT, MRR, grid
 from scipy import stats
 
 from mbcl.cli.app import main
@@ -36,7 +36,7 @@ def test_interquartile_mean_mirrors_shifts_and_scales() -> None:
 def test_gains_are_shares_of_the_baseline_in_each_study() -> None:
     halved = {name: [value / 2 for value in values] for name, values in EIGHT.items()}
     metric, (osgd, spectral) = gains_across([grid(EIGHT), grid(halved)])
-    assert (metric, osgd.label, spectral.baseline_label, spectral.n) == (TOP1, "osgd (k=20, q=5)", "shuffle", 8)
+    assert (metric, osgd.label, spectral.baseline_label, spectral.n) == (MRR, "osgd (k=20, q=5)", "shuffle", 8)
     expected = (np.mean(EIGHT["spectral"]) - np.mean(EIGHT["shuffle"])) / np.mean(EIGHT["shuffle"])
     assert spectral.means == pytest.approx((expected, expected), abs=1e-9)
     assert spectral.improvement == 1.0
@@ -72,7 +72,7 @@ def test_report_of_several_studies_prints_a_table(tmp_path, capsys) -> None:
         write_study(LocalStore(folder), grid(EIGHT))
     assert main(["report", *folders]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"{TOP1}: gain over the baseline")
+    assert lines[0].startswith(f"{MRR}: gain over the baseline")
     assert [line.split("  ")[0] for line in lines[2:4]] == ["osgd (k=20, q=5)", "spectral (k=4)"]
     assert main(["report", folders[0]]) == 0
     assert (tmp_path / "one" / "report.html").is_file()

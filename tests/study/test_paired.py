@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report.studies import SHUFFLE, SPECTRAL, TOP1, study, trial
+from report.studies import MRR, SHUFFLE, SPECTRAL, study, trial
 from scipy import stats
 
 from mbcl.study.metric_glossary import direction
@@ -104,7 +104,7 @@ def false_claims(settings: int, seeds: int, studies: int) -> int:
     for _ in range(studies):
         common = generator.normal(0.5, 0.02, seeds)  # what a seed does to all settings
         record = record_of(common + generator.normal(0.0, 0.01, (settings, seeds)))
-        metrics = ("retrieval/u2v/top1", "retrieval/v2u/top1", "retrieval/u2v/median_rank")
+        metrics = ("retrieval/mrr", "retrieval/top1", "retrieval/u2v/median_rank")
         assert all(direction(metric) for metric in metrics)
         count += any(c.differs for metric in metrics for c in compare(record, metric))
     return count
@@ -128,7 +128,7 @@ def null_search(generator: np.random.Generator, candidates: int, baseline_candid
         block = SHUFFLE if setting < baseline_candidates else SPECTRAL
         for seed in range(seeds):
             value = generator.normal(0.5, 0.01)
-            metrics = {TOP1: value, "val/retrieval/top1": value + generator.normal(0.0, 0.005)}
+            metrics = {MRR: value, "val/retrieval/mrr": value + generator.normal(0.0, 0.005)}
             parameters = {"sampler": block, "optimizer.lr": 0.1 + setting / 100}
             drawn = Drawn(point=0, number=setting, values={})
             trials.append(
@@ -144,7 +144,7 @@ def test_null_searches_claim_no_more_than_allowed(candidates, baseline_candidate
     """The best of equal numbers is tested with enough seeds alone; the best of 18 against the best of 2 never is."""
     generator = np.random.default_rng(1)
     comparisons = [
-        c for _ in range(60) for c in compare(null_search(generator, candidates, baseline_candidates, seeds), TOP1)
+        c for _ in range(60) for c in compare(null_search(generator, candidates, baseline_candidates, seeds), MRR)
     ]
     assert {(c.candidates, c.baseline_candidates) for c in comparisons} == {(candidates, baseline_candidates)}
     assert sum(c.differs for c in comparisons) <= stats.binom.ppf(0.999, len(comparisons), allowed)
@@ -155,5 +155,5 @@ def test_false_equivalence_is_rare_where_the_difference_is_the_margin() -> None:
     wrong = 0
     for _ in range(300):
         values_SN = generator.normal(0.5, 0.003, (3, 10)) + np.array([[0.0], [0.01], [-0.01]])
-        wrong += any("no difference" in c.verdict for c in compare(record_of(values_SN), TOP1))
+        wrong += any("no difference" in c.verdict for c in compare(record_of(values_SN), MRR))
     assert wrong <= stats.binom.ppf(0.999, 300, 0.05)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report.studies import BACK, EIGHT, FULL, OSGD, SHUFFLE, SPECTRAL, TOP1, grid, partial, study, trial
+from report.studies import EIGHT, FULL, MRR, OSGD, SHUFFLE, SPECTRAL, TOP1, grid, partial, study, trial
 from scipy import stats
 
 from mbcl.study.statistics import compare, compared_metrics, estimate, primary_metrics, summarise
@@ -57,7 +57,7 @@ def test_compare_equals_scipys_paired_tests(pairs: list[tuple[float, float]]) ->
     if max(differences) - min(differences) <= 1e-6 * scale:
         return  # scipy itself warns that such differences lose all their digits
     record = grid({"shuffle": [a for a, _ in pairs], "spectral": [b for _, b in pairs]})
-    (comparison,) = compare(record, TOP1)
+    (comparison,) = compare(record, MRR)
     expected = stats.ttest_rel([b for _, b in pairs], [a for a, _ in pairs])
     low, high = expected.confidence_interval(0.95)
     assert comparison.n == len(pairs)
@@ -73,7 +73,7 @@ def test_compare_equals_scipys_paired_tests(pairs: list[tuple[float, float]]) ->
 def test_summarise_counts_finished_seeds_only() -> None:
     summaries = summarise(partial())
     assert [s.n for s in summaries] == [2, 1, 2]
-    assert [s.metrics[TOP1].n for s in summaries] == [2, 1, 2]
+    assert [s.metrics[MRR].n for s in summaries] == [2, 1, 2]
     assert summaries[0].statuses == {"finished": 2, "failed": 1}
     assert summaries[1].statuses == {"finished": 1, "stopped": 1, "pending": 1}
     assert summaries[2].statuses == {"pending": 1, "finished": 2}
@@ -85,8 +85,8 @@ def test_summarise_n_is_the_number_of_finished_seeds(statuses: list[str]) -> Non
     (summary,) = summarise(record)
     count = statuses.count("finished")
     assert summary.n == count
-    assert (summary.metrics[TOP1].n if count else 0) == count
-    assert (TOP1 in summary.metrics) == bool(count)
+    assert (summary.metrics[MRR].n if count else 0) == count
+    assert (MRR in summary.metrics) == bool(count)
 
 
 def test_summarise_and_compare_ignore_the_order_of_mappings() -> None:
@@ -95,84 +95,84 @@ def test_summarise_and_compare_ignore_the_order_of_mappings() -> None:
     for t in reversed_record.trials.values():
         t.metrics = dict(reversed(t.metrics.items()))
     assert summarise(reversed_record) == summarise(record)
-    assert compare(reversed_record, TOP1) == compare(record, TOP1)
+    assert compare(reversed_record, MRR) == compare(record, MRR)
 
 
 def test_summarise_skips_missing_and_infinite_values() -> None:
     record = grid({"shuffle": [0.5, 0.7, 0.9]})
     records = list(record.trials.values())
-    records[0].metrics[TOP1] = None
-    records[1].metrics[TOP1] = math.inf
+    records[0].metrics[MRR] = None
+    records[1].metrics[MRR] = math.inf
     (summary,) = summarise(record)
-    assert (summary.metrics[TOP1].n, summary.metrics[TOP1].mean) == (1, 0.9)
-    assert summary.metrics[BACK].n == 3
+    assert (summary.metrics[MRR].n, summary.metrics[MRR].mean) == (1, 0.9)
+    assert summary.metrics[TOP1].n == 3
 
 
 def test_compare_gives_verdicts() -> None:
-    osgd, spectral = compare(grid(EIGHT), TOP1)
+    osgd, spectral = compare(grid(EIGHT), MRR)
     assert (osgd.verdict, spectral.verdict) == ("no difference larger than 0.01", "better")
     assert (spectral.p, spectral.p_holm, spectral.improvement) == (2 / 256, 4 / 256, 1.0)
-    assert [c.verdict for c in compare(grid(EIGHT, equivalence=0.0001), TOP1)] == ["undecided", "better"]
-    assert {c.verdict for c in compare(grid(EIGHT), BACK)} == {"exploratory"}
-    assert {c.p for c in compare(grid(EIGHT), BACK)} == {None}
-    assert {c.verdict for c in compare(grid(FULL), TOP1)} == {"undecided"}, "three seeds show nothing"
-    mirrored = compare(grid({"shuffle": EIGHT["spectral"], "spectral": EIGHT["shuffle"]}), TOP1)
+    assert [c.verdict for c in compare(grid(EIGHT, equivalence=0.0001), MRR)] == ["undecided", "better"]
+    assert {c.verdict for c in compare(grid(EIGHT), TOP1)} == {"exploratory"}
+    assert {c.p for c in compare(grid(EIGHT), TOP1)} == {None}
+    assert {c.verdict for c in compare(grid(FULL), MRR)} == {"undecided"}, "three seeds show nothing"
+    mirrored = compare(grid({"shuffle": EIGHT["spectral"], "spectral": EIGHT["shuffle"]}), MRR)
     assert mirrored[0].verdict == "worse"
     ranks = grid(EIGHT)
     for t in ranks.trials.values():
-        t.metrics = {"retrieval/u2v/mean_rank": t.metrics[TOP1], "train/loss": t.metrics[TOP1]}
+        t.metrics = {"retrieval/u2v/mean_rank": t.metrics[MRR], "train/loss": t.metrics[MRR]}
     assert compare(ranks, "retrieval/u2v/mean_rank")[1].verdict == "worse"  # a higher rank is worse
     assert compare(ranks, "train/loss")[1].verdict == "exploratory"
     for t in ranks.trials.values():
-        t.metrics = {"val/retrieval/top1": None, "train/loss": t.metrics["train/loss"]}
+        t.metrics = {"val/retrieval/mrr": None, "train/loss": t.metrics["train/loss"]}
     assert compare(ranks, "train/loss")[1].verdict == "higher"  # a training loss does not measure quality
 
 
 def test_compare_claims_a_difference_from_six_pairs_on() -> None:
     for pairs in range(2, 9):
         values = {name: EIGHT[name][:pairs] for name in ("shuffle", "spectral")}
-        (comparison,) = compare(grid(values), TOP1)
+        (comparison,) = compare(grid(values), MRR)
         assert comparison.p == 2 / 2**pairs
         assert comparison.verdict == ("better" if pairs >= 6 else "undecided")
 
 
 def test_compare_of_a_setting_with_itself_claims_no_difference() -> None:
-    (comparison,) = compare(grid({"shuffle": EIGHT["osgd"], "spectral": EIGHT["osgd"]}), TOP1)
+    (comparison,) = compare(grid({"shuffle": EIGHT["osgd"], "spectral": EIGHT["osgd"]}), MRR)
     assert (comparison.p, comparison.verdict) == (1.0, "no difference larger than 0.01")
 
 
 def test_settings_of_a_search_have_no_interval() -> None:
     searched = summarise(grid(EIGHT, searched=True))
-    assert {s.metrics[TOP1].ci_low for s in searched} == {None}
-    assert [s.metrics[TOP1].mean for s in searched] == [s.metrics[TOP1].mean for s in summarise(grid(EIGHT))]
+    assert {s.metrics[MRR].ci_low for s in searched} == {None}
+    assert [s.metrics[MRR].mean for s in searched] == [s.metrics[MRR].mean for s in summarise(grid(EIGHT))]
 
 
 def test_compare_pairs_seeds_that_finished_in_both() -> None:
-    (comparison,) = compare(grid({"shuffle": [0.8, None, 0.9, 0.7], "spectral": [None, 0.9, 0.95, 0.8]}), TOP1)
+    (comparison,) = compare(grid({"shuffle": [0.8, None, 0.9, 0.7], "spectral": [None, 0.9, 0.95, 0.8]}), MRR)
     assert comparison.n == 2
     assert comparison.difference == pytest.approx(0.075)
-    (none,) = compare(grid({"shuffle": [0.8, None], "spectral": [None, 0.9]}), TOP1)
+    (none,) = compare(grid({"shuffle": [0.8, None], "spectral": [None, 0.9]}), MRR)
     assert (none.n, none.difference, none.p, none.p_holm) == (0, None, None, None)
     assert none.verdict == "not comparable (no seed finished in both)"
-    (one,) = compare(grid({"shuffle": [0.1], "spectral": [0.9]}), TOP1)
+    (one,) = compare(grid({"shuffle": [0.1], "spectral": [0.9]}), MRR)
     assert (one.ci_low, one.p, one.verdict) == (None, None, "undecided")
 
 
 def test_compare_ignores_rounding_errors() -> None:
     # 0.1 + 0.2 and 0.3 differ in the last bit: three such pairs must not exclude 0.
-    (comparison,) = compare(grid({"shuffle": [0.3, 0.3, 0.3], "spectral": [0.1 + 0.2] * 3}), TOP1)
+    (comparison,) = compare(grid({"shuffle": [0.3, 0.3, 0.3], "spectral": [0.1 + 0.2] * 3}), MRR)
     assert (comparison.difference, comparison.p, comparison.verdict) == (0.0, 1.0, "undecided")
-    (same,) = compare(grid({"shuffle": [0.25, 0.5], "spectral": [0.5, 0.75]}), TOP1)
+    (same,) = compare(grid({"shuffle": [0.25, 0.5], "spectral": [0.5, 0.75]}), MRR)
     assert (same.ci_low, same.ci_high) == (0.25, 0.25)
 
 
 def test_compare_matches_the_baseline_by_alias_block_and_other_keys() -> None:
-    assert len(compare(grid(FULL, baseline={"sampler": "s"}), TOP1)) == 2
-    assert [c.baseline for c in compare(grid(FULL, baseline={"sampler": {"k": 4}}), TOP1)] == [2, 2]
-    assert [c.baseline for c in compare(grid(FULL, baseline={"sampler.k": 20}), TOP1)] == [1, 1]
-    assert compare(grid(FULL, baseline={}), TOP1) == []
-    assert compare(grid(FULL, baseline={"sampler": "full"}), TOP1) == []
-    assert len(compare(grid(FULL, baseline={"sampler": "shuffle", "data.name": "digits"}), TOP1)) == 2
+    assert len(compare(grid(FULL, baseline={"sampler": "s"}), MRR)) == 2
+    assert [c.baseline for c in compare(grid(FULL, baseline={"sampler": {"k": 4}}), MRR)] == [2, 2]
+    assert [c.baseline for c in compare(grid(FULL, baseline={"sampler.k": 20}), MRR)] == [1, 1]
+    assert compare(grid(FULL, baseline={}), MRR) == []
+    assert compare(grid(FULL, baseline={"sampler": "full"}), MRR) == []
+    assert len(compare(grid(FULL, baseline={"sampler": "shuffle", "data.name": "digits"}), MRR)) == 2
 
     trials = []
     for size in (16, 32):
@@ -181,7 +181,7 @@ def test_compare_matches_the_baseline_by_alias_block_and_other_keys() -> None:
             trials += [
                 trial(len(trials), len(trials) // 2, s, block, 0.5 + s / 10, parameters=parameters) for s in range(2)
             ]
-    pairs = [(c.label, c.baseline_label) for c in compare(study(trials), TOP1)]
+    pairs = [(c.label, c.baseline_label) for c in compare(study(trials), MRR)]
     assert pairs == [
         ("spectral (k=4), batch_size=16", "shuffle, batch_size=16"),
         ("spectral (k=4), batch_size=32", "shuffle, batch_size=32"),
@@ -195,7 +195,7 @@ def pairs_of(parameters: list[dict], baseline: dict) -> list[tuple[int, int]]:
         for i, p in enumerate(parameters)
         for seed in range(2)
     ]
-    comparisons = compare(study(trials, baseline=baseline), TOP1)
+    comparisons = compare(study(trials, baseline=baseline), MRR)
     assert not any(c.chosen_by for c in comparisons)
     return [(c.setting, c.baseline) for c in comparisons]
 
@@ -213,19 +213,22 @@ def test_compare_pairs_differ_only_in_keys_of_the_baseline() -> None:
 
 
 def test_primary_metrics_fall_back_to_other_metrics() -> None:
-    assert primary_metrics(grid(FULL)) == [TOP1, BACK]
-    other = study([trial(0, 0, 0, OSGD, 0.5, metrics={"knn/top1": 0.4, "val/retrieval/top1": 0.3})])
+    assert primary_metrics(grid(FULL)) == [MRR, TOP1]
+    other = study([trial(0, 0, 0, OSGD, 0.5, metrics={"knn/top1": 0.4, "val/retrieval/mrr": 0.3})])
     assert primary_metrics(other) == ["knn/top1"], "the test split decides"
     values = {"corrupted/clean/mean/3/top1": 0.1, "corrupted/clean/fog/3/top1": 0.1, "probe/top1": 0.2, "knn/top1": 0.3}
-    values |= {"repr/alignment": 1.0, "val/retrieval/top1": 0.5, "baseline/pixels/knn/top1": 0.9, "plan/lift": 1.0}
+    values |= {"repr/alignment": 1.0, "val/retrieval/mrr": 0.5, "baseline/pixels/knn/top1": 0.9, "plan/lift": 1.0}
     summary_metrics = ["knn/top1", "probe/top1", "corrupted/clean/mean/3/top1"]
     all_metrics = study([trial(0, 0, 0, OSGD, 0.5, metrics=values)])
     assert primary_metrics(all_metrics) == summary_metrics
     assert compared_metrics(all_metrics) == [*summary_metrics, "corrupted/clean/fog/3/top1", "repr/alignment"]
-    repr_alone = {"repr/uniformity": -1.0, "repr/alignment": 1.0, "val/retrieval/top1": 0.5}
+    repr_alone = {"repr/uniformity": -1.0, "repr/alignment": 1.0, "val/retrieval/mrr": 0.5}
     assert primary_metrics(study([trial(0, 0, 0, OSGD, 0.5, metrics=repr_alone)])) == ["repr/alignment"]
-    validation = study([trial(0, 0, 0, OSGD, 0.5, metrics={"a": 1.0, "val/retrieval/top1": 0.3})])
-    assert primary_metrics(validation) == compared_metrics(validation) == ["val/retrieval/top1"]
+    validation = study([trial(0, 0, 0, OSGD, 0.5, metrics={"a": 1.0, "val/retrieval/mrr": 0.3})])
+    assert primary_metrics(validation) == compared_metrics(validation) == ["val/retrieval/mrr"]
     assert primary_metrics(study([trial(0, 0, 0, OSGD, 0.5, metrics={"knn/top1": 0.4, "a": 1.0})])) == ["knn/top1"]
+    earlier = {"retrieval/v2u/top1": 0.5, "retrieval/u2v/top1": 0.4, "retrieval/u2v/mrr": 0.6}
+    of_mbcl_02 = study([trial(0, 0, 0, OSGD, 0.5, metrics=earlier)])
+    assert primary_metrics(of_mbcl_02) == ["retrieval/u2v/top1", "retrieval/v2u/top1"]
     assert primary_metrics(study([])) == []
     assert primary_metrics(study([trial(0, 0, 0, OSGD)])) == []

@@ -63,7 +63,7 @@ def power_lines(space: Space, study: StudyRecord) -> Iterator[str]:
         comparisons = len(points(space)) - 1  # the best of each is compared with the baseline's best
     if not comparisons:
         return
-    spread, origin = (TYPICAL_SPREAD, f"for R@1 {TYPICAL_SPREAD_ORIGIN}") if space.kind is PRETRAINING else (None, "")
+    spread, origin = (TYPICAL_SPREAD, f"for MRR {TYPICAL_SPREAD_ORIGIN}") if space.kind is PRETRAINING else (None, "")
     yield from describe(len(space.seeds), comparisons, space.equivalence, spread, origin)
 
 

@@ -16,7 +16,7 @@ from mbcl.orchestration.search_space.resources_block import Resources
 from mbcl.synthetic.experiment import SyntheticExperiment
 
 AnyExperiment: TypeAlias = Experiment | SyntheticExperiment
-VALIDATION_METRIC = "val/retrieval/top1"
+VALIDATION_METRIC = "val/retrieval/mrr"
 
 
 class TrialKind(Protocol):
@@ -60,7 +60,7 @@ class Pretraining(TrialKind):
     """A pretraining: workers train an encoder on the plans of a planner, and a task evaluates it."""
 
     model = Experiment
-    metrics = (VALIDATION_METRIC, "train/loss", "plan/loss", "plan/lift", "plan/coverage")
+    metrics = (VALIDATION_METRIC, "val/retrieval/top1", "train/loss", "plan/loss", "plan/lift", "plan/coverage")
     reads_data = True
     can_stop_early = True
 

@@ -16,6 +16,7 @@ from mbcl.io.store import LocalStore
 from mbcl.orchestration.results_folder import layout, recovery
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
+from mbcl.study.record import write_study
 
 
 @pytest.fixture
@@ -46,6 +47,15 @@ def test_a_damaged_record_is_made_again(begun, damage):
     recovery.keep_damaged(store)
     assert store.exists(recovery.DAMAGED_FILE) == (damage != "gone")
     assert not (damage != "gone" and store.read_bytes(recovery.DAMAGED_FILE) == content)
+
+
+def test_a_study_with_other_defaults_of_an_earlier_version_is_refused(begun):
+    """A new key of the experiment, such as ``evaluation.draws``, changes the digests of the same space."""
+    store, file, trials = begun
+    study = layout.new_study(file, trials, "study").model_copy(update={"space_digest": "0" * 16})
+    write_study(store, study)
+    with pytest.raises(ConfigError, match="another space: a default has changed with the version of mbcl; --name"):
+        recovery.recover(store, file, trials, "study")
 
 
 def test_where_space_yaml_is_lost_too_the_folders_of_the_trials_tell(begun):

@@ -18,7 +18,7 @@ from mbcl.study.record import Stopped, StudyRecord
 
 optuna = pytest.importorskip("optuna")
 
-METRIC = "val/retrieval/top1"
+METRIC = "val/retrieval/mrr"
 SEARCH = {
     "baseline": {"sampler": "shuffle"},
     "seeds": [3, 4],

@@ -29,9 +29,9 @@ def test_power_lines_state_what_the_seeds_can_show(tmp_path):
     assert few.startswith("3 pairs of seeds cannot show any difference at 0.05")
     assert few.endswith("7 pairs are the fewest.")
     assert "To tell a difference of 0.01 from none takes about" in decide
-    assert "0.009 for R@1" in decide
+    assert "0.0098 for MRR" in decide
     enough, decide = lines(space_file(tmp_path, seeds=list(range(8)), equivalence=0.02))
-    assert enough.startswith("8 pairs of seeds show a difference of 0.013 with 80 % power")
+    assert enough.startswith("8 pairs of seeds show a difference of 0.014 with 80 % power")
     assert "To tell a difference of 0.02" in decide
     assert lines(space_file(tmp_path, baseline={})) == []
 

@@ -132,7 +132,12 @@ BROKEN = [
         {"search": {"metric": "train/loss"}, "space": {"optimizer.lr": {"grid": [0.1]}}},
         "search.mode: this key is missing, and train/loss has no better end of its own; allowed: min, max",
     ),
-    ({"search": {"mode": "min"}}, "search.mode: found 'min', but val/retrieval/top1 is better the higher it is; allow"),
+    ({"search": {"mode": "min"}}, "search.mode: found 'min', but val/retrieval/mrr is better the higher it is; allow"),
+    (
+        {"search": {"metric": "val/retrieval/top1", "mode": "min"}},
+        "search.mode: found 'min', but val/retrieval/top1 is better the higher it is; allowed: max",
+    ),
+    ({"experiment": {"evaluation": {"draws": 0}}}, "experiment.evaluation.draws: Input should be greater than or"),
     ({"search": {"mode": "best"}}, "search.mode: Input should be 'min' or 'max', found 'best'"),
     ({"search": {"num_samples": 3}}, "search.num_samples: found 3, but the space has only grids"),
     ({"resources": {"workers": 3}}, "resources.workers: found 3, but experiment.train.batch_size: 16 is not divisible"),

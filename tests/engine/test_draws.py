@@ -1,0 +1,115 @@
+"""Draws of the views: their groups, and validation as a mean over draws, against a plain loop over draws."""
+
+from dataclasses import replace
+from statistics import fmean
+
+import gloo
+import pytest
+import torch
+from engine import runs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mbcl.data import make_views
+from mbcl.distributed.collectives import World
+from mbcl.engine import Trainer
+from mbcl.engine.embedding_pass import ViewKey, embed_draws, groups_of_draws, key_of_draws, pass_size, two_views
+from mbcl.engine.validation import validate
+from mbcl.io.store import LocalStore
+from mbcl.metrics import retrieval
+from mbcl.seeding import derive
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    return Trainer(
+        runs.experiment(train={"batch_size": 16, "precision": "float64"}), world=World(), store=LocalStore(tmp_path)
+    )
+
+
+@given(st.integers(1, 60), st.integers(1, 1000), st.integers(1, 600))
+def test_groups_of_draws_fit_one_pass_and_have_every_draw_once(draws, num_samples, batch_size):
+    groups = groups_of_draws(draws, num_samples, batch_size)
+    assert [draw for group in groups for draw in group] == list(range(draws))
+    assert all(len(group) == 1 or len(group) * num_samples <= batch_size for group in groups)
+    sizes = {len(group) for group in groups}
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_pass_of_several_draws_is_smaller_for_large_images_on_a_cpu(trainer):
+    small, large = (replace(trainer.validation, image_size=size) for size in (8, 28))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [pass_size(5, images, 512, cpu) for images in (small, large)] == [256, 167]
+    assert [pass_size(draws, large, 512, device) for draws, device in ((1, cpu), (5, gpu))] == [512, 512]
+    assert pass_size(5, large, 20, cpu) == 20
+
+
+def test_two_views_of_several_draws_are_those_of_each_draw(trainer):
+    images, positions, key = trainer.validation, torch.tensor([3, 0, 11]), ViewKey(5)
+    together = two_views(images, positions, key, range(1, 4)).unflatten(0, (2, 3, 3))
+    for index, draw in enumerate(range(1, 4)):
+        alone = two_views(images, positions, key, range(draw, draw + 1)).unflatten(0, (2, 3))
+        assert torch.equal(together[:, index], alone)
+        for side in (0, 1):
+            view = make_views(images.pixels(positions), positions, images=images, seed=5, epoch=0, view=2 * draw + side)
+            assert torch.equal(alone[side], view)
+    assert torch.equal(two_views(images, positions, key), two_views(images, positions, key, range(1)))
+
+
+def test_key_of_several_draws_is_the_same_for_all_seeds():
+    assert key_of_draws(0, "p", 2) == key_of_draws(7, "p", 20) != key_of_draws(0, "q", 2)
+    assert [key_of_draws(seed, "p", 1) for seed in (0, 7)] == [ViewKey(derive(seed, "p")) for seed in (0, 7)]
+
+
+@pytest.mark.parametrize("batch_size", [7, 20, 64, 512])
+def test_embed_draws_equals_a_loop_over_draws(trainer, batch_size):
+    images, model, key = trainer.validation, trainer.learner.model, ViewKey(1)
+    found = embed_draws(model, images, key, draws=4, mode="eval", batch_size=batch_size, world=World())
+    assert len(found) == 4
+    positions = torch.arange(len(images))
+    model.eval()
+    for draw, embeddings in enumerate(found):
+        with torch.no_grad():
+            z1, z2 = model(two_views(images, positions, key, range(draw, draw + 1)).double()).chunk(2)
+        ordered = embeddings.ordered(len(images))
+        expected = {"z1": z1, "z2": z2}
+        assert runs.largest_difference({"z1": ordered.z1, "z2": ordered.z2}, expected) < runs.EXACT
+
+
+def by_loop(trainer, key: ViewKey, draws: int) -> dict[str, float]:
+    images, model, found = trainer.validation, trainer.learner.model.eval(), []
+    for draw in range(draws):
+        with torch.no_grad():
+            views = two_views(images, torch.arange(len(images)), key, range(draw, draw + 1))
+            metrics = retrieval(*model(views.double()).chunk(2))
+        found.append({name: (metrics[f"u2v/{name}"] + metrics[f"v2u/{name}"]) / 2 for name in ("mrr", "top1")})
+    return {name: fmean(each[name] for each in found) for name in ("mrr", "top1")}
+
+
+@pytest.mark.parametrize(("seed", "draws"), [(0, 1), (3, 1), (3, 4)])
+def test_validate_is_the_mean_over_draws_and_directions(trainer, seed, draws):
+    """One draw, as published, is that of the trial's seed; several are the same for all seeds."""
+    settings = trainer.experiment.evaluation.model_copy(update={"validation_draws": draws})
+    found = validate(trainer.learner, trainer.validation, settings, seed=seed, epoch=0)
+    key = ViewKey(derive(seed if draws == 1 else 0, "validation views"))
+    assert found == pytest.approx(by_loop(trainer, key, draws), rel=runs.EXACT)
+
+
+def test_training_has_both_validation_metrics_in_its_rows(trainer):
+    row = trainer.run().row
+    found = by_loop(trainer, ViewKey(derive(0, "validation views")), 5)
+    assert (row["val/retrieval/mrr"], row["val/retrieval/top1"]) == pytest.approx((found["mrr"], found["top1"]))
+
+
+def _validated(world: World, folder: str) -> dict[str, float]:
+    content = runs.exact(evaluation={"batch_size": 12})
+    trainer = Trainer(content, world=world, store=LocalStore(folder))
+    return validate(trainer.learner, trainer.validation, content.evaluation, seed=2, epoch=0)
+
+
+@pytest.mark.dist
+def test_validation_of_several_draws_is_the_same_on_several_ranks(tmp_path):
+    """The ten images are one chunk, so that every rank embeds some of the five draws."""
+    expected = _validated(World(), str(tmp_path))
+    for found in gloo.run(_validated, 2, str(tmp_path)):
+        assert found == pytest.approx(expected, rel=runs.EXACT)
