@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from mbcl.config.experiment import Experiment
 from mbcl.errors import pluralize
 from mbcl.orchestration.search_space import domains
-from mbcl.orchestration.search_space.expansion import points, samples_of
+from mbcl.orchestration.search_space.expansion import base_of, points, samples_of
 from mbcl.orchestration.search_space.schedulers import Scheduler, build
 from mbcl.orchestration.search_space.schema import Space, experiment_of
 from mbcl.orchestration.search_space.trial_kinds import PRETRAINING
@@ -70,6 +71,11 @@ def power_lines(space: Space, study: StudyRecord) -> Iterator[str]:
 def _range_of(space: Space, key: str, default: int) -> list[int]:
     """Return the smallest and the largest value of an integer key: those of its domain, or the base's value twice."""
     domain = space.space.get(key)
+    if isinstance(domain, domains.SameAs):
+        value: Any = base_of(space)
+        for word in domain.key.split("."):
+            value = value.get(word) if isinstance(value, dict) else None
+        return _range_of(space, domain.key, value if isinstance(value, int) else default)
     if domain is None:
         return [default, default]
     values = [value for value in domain.values if isinstance(value, int)] or [default]

@@ -17,6 +17,7 @@ from mbcl.orchestration.search_space import domains
 from mbcl.orchestration.search_space.conditions import applies
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.schema import Space, SpaceFile, check_key, experiment_of
+from mbcl.orchestration.search_space.ties import resolve_ties
 from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.study.record import EQUIVALENCE, Drawn, TrialRecord
 from mbcl.study.settings import columns_of, fits, flatten, singled_out
@@ -206,6 +207,10 @@ def experiment_with(base: dict[str, Any], chosen: Mapping[str, Any], space: Spac
             set_path(content, key, copy.deepcopy(chosen[key]))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
+    try:
+        resolve_ties(content)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
     experiment = experiment_of(content, where)
     space.kind.check_resources(experiment, space.resources)
     return experiment

@@ -23,10 +23,11 @@ from mbcl.config.base import (
 )
 from mbcl.errors import ConfigError, nearest
 from mbcl.orchestration.search_space.conditions import check_conditional
-from mbcl.orchestration.search_space.domains import KINDS, parse, plain, short
+from mbcl.orchestration.search_space.domains import KINDS, TIE, parse, plain, short
 from mbcl.orchestration.search_space.resources_block import Resources
 from mbcl.orchestration.search_space.schedulers import SCHEDULERS
 from mbcl.orchestration.search_space.schedulers import build as build_scheduler
+from mbcl.orchestration.search_space.ties import check_tie, ties_in
 from mbcl.orchestration.search_space.trial_kinds import (
     PRETRAINING,
     SYNTHETIC,
@@ -164,6 +165,8 @@ class Space(ConfigModel):
         for key in self.space:
             check_key(key, self.kind)
         check_conditional(self.space)
+        for key, other in ties_in(self.space):
+            check_tie(key, other, lambda other, where: check_key(other, self.kind, where))
         swept = sorted({key.split(".")[0] for key in self.space} & {"sampler", "objective"})
         if swept and self.search.metric.startswith(("train/", "plan/")):
             raise ConfigError(
@@ -269,7 +272,7 @@ def _override(content: dict[str, Any], override: str) -> None:
         return
     value = parse_yaml(text, f"--set {override}")
     parent, _, last = key.rpartition(".")
-    if parent and last in KINDS:  # space.sampler.grid=[...]
+    if parent and last in (*KINDS, TIE):  # space.sampler.grid=[...]
         key, value = parent, {last: value}
     space[key] = value
 
