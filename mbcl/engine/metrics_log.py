@@ -34,6 +34,8 @@ KEYS = (
     "plan/conflicts",
     "val/retrieval/top1",
     "sogclr/u_age",
+    "work/images",
+    "work/passes",
     "time/train",
     "time/embed",
     "time/plan",

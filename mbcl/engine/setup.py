@@ -70,17 +70,32 @@ def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
     """Derive the sizes, after checking that the experiment fits the data.
 
     Raises:
-        ConfigError: if the batch size exceeds the data set or the sampler cannot plan that many samples.
+        ConfigError: as :func:`check_number`.
     """
     num_train = len(data.train)
+    check_number(experiment, num_train)
+    return DataSizes(
+        num_train=num_train,
+        num_validation=len(data.validation),
+        num_test=len(data.test),
+        steps_per_epoch=num_train // experiment.train.batch_size,
+        plan_length=next(iter(experiment.samplers().values())).plan_length(num_train),
+    )
+
+
+def check_number(experiment: Experiment, num_train: int) -> None:
+    """Check that the experiment fits the number of training images; warn of settings that it does not use.
+
+    Raises:
+        ConfigError: if the batch size exceeds the data set or the sampler cannot plan that many samples.
+    """
     batch_size = experiment.train.batch_size
     if batch_size > num_train:
         samples = pluralize(num_train, "training sample")
         raise ConfigError(f"train.batch_size: {batch_size} is above the {samples} of {experiment.data.name}")
     for line in experiment.unused_planning():
         warnings.warn(line, SamplerWarning, stacklevel=2)
-    samplers = experiment.samplers()
-    for epoch, sampler in samplers.items():
+    for epoch, sampler in experiment.samplers().items():
         try:
             sampler.check(num_train)
         except ConfigError as error:
@@ -88,13 +103,6 @@ def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
                 raise
             raise ConfigError(f"planner.schedule, from epoch {epoch} on: {error}") from error
         _check_shape(sampler, num_train)
-    return DataSizes(
-        num_train=num_train,
-        num_validation=len(data.validation),
-        num_test=len(data.test),
-        steps_per_epoch=num_train // batch_size,
-        plan_length=next(iter(samplers.values())).plan_length(num_train),
-    )
 
 
 def _check_shape(sampler: Sampler, num_train: int) -> None:

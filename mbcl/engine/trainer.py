@@ -88,7 +88,7 @@ class Trainer:
         self.validation = data.validation.to(world.device)
         self.learner = collectives.run_and_sync_errors(build_learner, world, experiment, data, model, world)
         self.plans = plans or LocalPlanService(num_samples=self.sizes.num_train, seed=experiment.seed, world=world)
-        self.source = PlanSource(experiment, self.learner, self.plans, steps_per_epoch=self.sizes.steps_per_epoch)
+        self.source = PlanSource(experiment, self.learner, self.plans)
         self.base_lr = scale_lr(
             experiment.optimizer["lr"], batch_size=experiment.train.batch_size, rule=experiment.schedule.scale_lr
         )
@@ -191,7 +191,7 @@ class Trainer:
                 progress.validation = self._validate()
         self.source.settle(progress)  # after validation, to give concurrent planning more time
         progress.u_age = self._u_age()
-        self.last_row = progress.row(lr=last_lr)
+        self.last_row = progress.row(lr=last_lr, last=self.last_row)
         self.metrics.add(self.last_row)
         self._save(self.last_row)
         self.last_row = {**self.last_row, "time/total": progress.elapsed()}  # includes the checkpoint's time

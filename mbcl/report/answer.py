@@ -13,7 +13,7 @@ from mbcl.study.metric_glossary import direction
 from mbcl.study.power import describe
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import settings_of
-from mbcl.study.statistics import CLAIMS, Comparison, SettingSummary, shown_status
+from mbcl.study.statistics import CLAIMS, EQUAL_PASSES, EQUAL_STEPS, Comparison, SettingSummary, shown_status
 
 MAX_NAMED = 8
 """Maximum number of settings that a sentence names. Of more it gives only the number; the tables name them."""
@@ -98,27 +98,34 @@ def _choice_bias(study: StudyRecord, comparisons: list[Comparison]) -> list[str]
 
 def _compared(comparisons: list[Comparison], study: StudyRecord, metric: str) -> Verdict:
     margin = study.equivalence
+    headline, details = _verdict([c for c in comparisons if c.control == EQUAL_STEPS], metric, margin)
+    if at_equal_passes := [c for c in comparisons if c.control == EQUAL_PASSES]:
+        sentence, further = _verdict(at_equal_passes, metric, margin)
+        headline += f" At equal forward passes: {sentence}"
+        details += [f"At equal forward passes: {text}" for text in further]
+    tested = [c for c in comparisons if c.p is not None]
+    if tested:
+        details += describe(max(c.n for c in tested), tested[0].comparisons, margin, _pooled_spread(tested), "here")
+    return Verdict(headline, details)
+
+
+def _verdict(comparisons: list[Comparison], metric: str, margin: float) -> tuple[str, list[str]]:
+    """Return what the comparisons with one control claim, and a sentence about the undecided ones if there are any."""
     references = {c.baseline_label for c in comparisons}
     reference = references.pop() if len(references) == 1 else "its baseline"
     sentences = [_claim([c for c in comparisons if c.verdict == word], reference, metric, margin) for word in CLAIMS]
     sentences.append(_equivalence([c for c in comparisons if _equals(c, margin)], reference, metric, margin))
     undecided = [c for c in comparisons if not c.differs and not _equals(c, margin)]
-    tested = [c for c in comparisons if c.p is not None]
     if not any(sentences):
         sentences = [
             f"Undecided: no difference from {reference} on {metric} is shown, nor that none is larger than {margin:g}."
         ]
-        if not tested and not any(c.flattered for c in comparisons):
+        if not any(c.p is not None or c.flattered for c in comparisons):
             sentences = [
                 f"Nothing can be concluded yet about {metric}: no setting shares two finished seeds with {reference}."
             ]
-    details = []
-    if undecided:
-        names = listed(_capped([_undecided(c) for c in undecided]))
-        details.append(f"Undecided: {names}.")
-    if tested:
-        details += describe(max(c.n for c in tested), tested[0].comparisons, margin, _pooled_spread(tested), "here")
-    return Verdict(" ".join(filter(None, sentences)), details)
+    details = [f"Undecided: {listed(_capped([_undecided(c) for c in undecided]))}."] if undecided else []
+    return " ".join(filter(None, sentences)), details
 
 
 def _equals(comparison: Comparison, margin: float) -> bool:

@@ -99,7 +99,7 @@ def _differences(study: StudyRecord, settings: list[Setting], metric: str, note:
     axes.axvline(0, color=MUTED, linewidth=1, linestyle="--", zorder=1)
     for row, result in enumerate(shown):
         _draw_row(axes, row, colours[result.setting], result.differences, result.difference or 0.0, result)
-    pictures.label_rows(axes, [c.label for c in shown])
+    pictures.label_rows(axes, [c.title for c in shown])
     axes.set_xlim(*_limits([0.0, *(d for c in shown for d in c.differences)], shown))
     axes.set_xlabel(f"{metric}, setting minus baseline", color=INK)
     return render(
@@ -109,7 +109,7 @@ def _differences(study: StudyRecord, settings: list[Setting], metric: str, note:
         caption="A dot is one pair of seeds, the diamond the mean, the bar the 95 % paired t interval; one pair has no "
         f"interval. Grey: differences up to {margin:g}, which do not matter in this study.{note}",
         alt=f"Paired differences in {metric}. "
-        + "; ".join(f"{c.label}: mean {number(c.difference, signed=True)}, n={c.n}, {c.verdict}" for c in shown),
+        + "; ".join(f"{c.title}: mean {number(c.difference, signed=True)}, n={c.n}, {c.verdict}" for c in shown),
     )
 
 

@@ -19,7 +19,15 @@ from mbcl.report.tables import stage_order
 from mbcl.study.metric_glossary import meaning, metric_order
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, flatten, settings_of, text_of
-from mbcl.study.statistics import Comparison, SettingSummary, final_metrics, primary_metrics, shown_status
+from mbcl.study.statistics import (
+    EQUAL_PASSES,
+    EQUAL_STEPS,
+    Comparison,
+    SettingSummary,
+    final_metrics,
+    primary_metrics,
+    shown_status,
+)
 
 CLASSIFIERS = ("knn/top1", "probe/top1")
 
@@ -52,6 +60,8 @@ def page(
         "all_metrics": [m for m in final_metrics(study) if any(m in s.metrics for s in summaries)],
         "baseline": ", ".join(f"{key}: {text_of(value)}" for key, value in flatten(study.baseline).items()),
         "baseline_ids": {s.id for s in baselines(study, settings_of(study))},
+        "control_ids": {s.equal_passes for s in settings_of(study)} - {None},
+        "at_equal": {EQUAL_STEPS: "steps", EQUAL_PASSES: "passes"},
         "comparisons": comparisons,
         "tests": max((c.comparisons for c in comparisons), default=0),
         "pictures": pictures,

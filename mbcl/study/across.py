@@ -19,7 +19,7 @@ from mbcl.study.metric_glossary import direction
 from mbcl.study.paired import ALPHA
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import settings_of
-from mbcl.study.statistics import Comparison, compare, primary_metrics
+from mbcl.study.statistics import EQUAL_STEPS, Comparison, compare, primary_metrics
 
 NUM_RESAMPLES = 10_000
 
@@ -64,7 +64,7 @@ def gains_across(studies: Sequence[StudyRecord]) -> tuple[str, list[Gain]]:
 
     Settings are matched by label. A gain is a paired difference over the mean of the baseline of its study, positive
     if the setting is better. Every study needs the same number of pairs of a setting, so that all count alike.
-    Settings that a search has chosen are left out.
+    Settings that a search has chosen are left out, as are controls of equal forward passes.
 
     Raises:
         ConfigError: if the studies have different headline metrics, or one that no end of is better, or no setting in
@@ -76,7 +76,10 @@ def gains_across(studies: Sequence[StudyRecord]) -> tuple[str, list[Gain]]:
         raise ConfigError(
             f"studies measure {', '.join(sorted(metrics))}; together they need one headline, better up or down"
         )
-    by_label = [{c.label: c for c in compare(study, metric) if c.n > 1 and not c.chosen_by} for study in studies]
+    by_label = [
+        {c.label: c for c in compare(study, metric) if c.n > 1 and not c.chosen_by and c.control == EQUAL_STEPS}
+        for study in studies
+    ]
     common = [label for label in by_label[0] if all(label in comparisons for comparisons in by_label)]
     if not common:
         raise ConfigError("studies have no setting in common that two seeds at least compare with the baseline")

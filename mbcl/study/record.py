@@ -71,6 +71,8 @@ class TrialRecord(_Record):
         drawn: the draw of an adaptive search, by the paths of the domains.
         stopped: the stop by a scheduler. The last values of a stopped trial are not final metrics.
         judged: the last epoch at which a scheduler decided whether the trial continues.
+        is_control: whether its setting was added as a control, and is no setting of the space.
+        equal_passes: number of the setting with which its own is compared at equal forward passes; None for none.
     """
 
     ordinal: int
@@ -88,6 +90,8 @@ class TrialRecord(_Record):
     drawn: Drawn | None = None
     stopped: Stopped | None = None
     judged: int = 0
+    is_control: bool = False
+    equal_passes: int | None = None
 
     def value_of(self, metric: str) -> float | None:
         """Return a final metric, or None if it was not measured or is not finite."""

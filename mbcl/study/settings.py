@@ -29,6 +29,16 @@ class Setting:
     trials: tuple[TrialRecord, ...]
 
     @property
+    def is_control(self) -> bool:
+        """Whether it was added as the control of other settings."""
+        return any(trial.is_control for trial in self.trials)
+
+    @property
+    def equal_passes(self) -> int | None:
+        """Number of the setting that is its control of equal forward passes; None without one."""
+        return next((trial.equal_passes for trial in self.trials), None)
+
+    @property
     def finished(self) -> list[TrialRecord]:
         """The finished seeds."""
         return [trial for trial in self.trials if trial.status == "finished"]
@@ -195,12 +205,13 @@ def singled_out(settings: Sequence[Mapping[str, Any]], baseline: Mapping[str, An
 
 
 def baselines(study: StudyRecord, settings: list[Setting]) -> list[Setting]:
-    """Return the settings that match the study's baseline; see :func:`singled_out`."""
+    """Return the settings that match the study's baseline; see :func:`singled_out`. Controls are none of them."""
+    settings = [setting for setting in settings if not setting.is_control]
     matches = singled_out([setting.columns for setting in settings], study.baseline)
     return [setting for setting, is_match in zip(settings, matches, strict=True) if is_match]
 
 
-def baseline_for(study: StudyRecord, setting: Setting, candidates: list[Setting]) -> Setting | None:
+def baseline_for(baseline: Mapping[str, Any], setting: Setting, candidates: Sequence[Setting]) -> Setting | None:
     """Return the baseline setting that a setting is compared with.
 
     If several settings match the baseline (a sampler swept together with a batch size), the counterpart is the one
@@ -214,7 +225,7 @@ def baseline_for(study: StudyRecord, setting: Setting, candidates: list[Setting]
         return None
     if len(candidates) == 1:
         return candidates[0]
-    baseline_keys = set(by_part(flatten(study.baseline)))
+    baseline_keys = set(by_part(flatten(baseline)))
     agreeing = [c for c in candidates if _agree(by_part(setting.columns), by_part(c.columns), baseline_keys)]
     return agreeing[0] if len(agreeing) == 1 else None
 

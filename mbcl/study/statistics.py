@@ -21,6 +21,8 @@ from mbcl.study.settings import Setting, baseline_for, baselines, settings_of
 # Patterns of metrics, by precedence: those of the report, summaries of other evaluations, all evaluation metrics.
 PRIMARY = ("retrieval/u2v/top1", "retrieval/v2u/top1", "synthetic/distance", "synthetic/excess")
 SUMMARY_METRICS = (r"(knn|probe)/top1", r"corrupted/clean/mean/\d/top1", r"corrupted/within/\d/u2v/top1")
+EQUAL_STEPS, EQUAL_PASSES = "equal_steps", "equal_passes"
+"""The controls: the baseline as the space has it, and trained for as many forward passes as the setting."""
 CLAIMS = ("better", "worse", "higher", "lower")
 """The verdicts that claim a difference."""
 EXPLORATORY = "exploratory"
@@ -92,10 +94,17 @@ class Comparison:
     candidates: int = 1
     """Number of settings of which this one is the best by ``chosen_by``; 1 if all settings are compared."""
     baseline_candidates: int = 1
+    control: str = EQUAL_STEPS
+    """With which control it is compared: :data:`EQUAL_STEPS` or :data:`EQUAL_PASSES`."""
     chosen_by: str = ""
     """The search metric by which both settings were chosen as the best of their kind; empty if all are compared."""
     differences: tuple[float, ...] = ()
     """The difference of every pair, in the order of the seeds."""
+
+    @property
+    def title(self) -> str:
+        """The label, and the control if it is not that of equal steps."""
+        return self.label if self.control == EQUAL_STEPS else f"{self.label}, equal passes"
 
     @property
     def flattered(self) -> str:
@@ -213,13 +222,19 @@ def compare(study: StudyRecord, metric: str) -> list[Comparison]:
     """Compare every other setting with the study's baseline on one final metric, paired by seed.
 
     Returns:
-        One comparison for each setting that has a baseline, in the order of the study; empty without a baseline. On
-        metrics other than the headline, the first of :func:`primary_metrics`, nothing is tested. If several settings
-        match the baseline and no setting has a counterpart among them, or an adaptive search drew
-        different values for each, the best setting of each sampler and objective by the search metric is compared with
-        the best baseline.
+        One comparison for each setting that has a baseline, in the order of the study, followed by that with its
+        control of equal forward passes, if it has one; empty without a baseline. On metrics other than the headline,
+        the first of :func:`primary_metrics`, nothing is tested. If several settings match the baseline and no setting
+        has a counterpart among them, or an adaptive search drew different values for each, the best setting of each
+        sampler and objective by the search metric is compared with the best baseline.
     """
-    comparisons = [_pair(metric, pair, study) for pair in _pairs(study)]
+    controls = {setting.id: setting for setting in settings_of(study)}
+    comparisons = []
+    for pair in _pairs(study):
+        comparisons.append(_pair(metric, pair, study))
+        if (number := pair.setting.equal_passes) is not None:
+            comparison = _pair(metric, Champions(pair.setting, controls[number]), study)
+            comparisons.append(replace(comparison, control=EQUAL_PASSES))
     if metric not in primary_metrics(study)[:1]:
         return [replace(c, verdict=EXPLORATORY) if c.n else c for c in comparisons]
     tested = [c for c in comparisons if c.n > 1 and not c.flattered]
@@ -234,14 +249,14 @@ def compare(study: StudyRecord, metric: str) -> list[Comparison]:
 
 def _pairs(study: StudyRecord) -> list[Champions]:
     """Return the settings to compare with their baselines; those that results have chosen have several candidates."""
-    settings = settings_of(study)
+    settings = [setting for setting in settings_of(study) if not setting.is_control]
     candidates = baselines(study, settings)
     # Draws of an adaptive search agree only by chance, so agreement must not decide which settings are paired.
     drawn = len(candidates) > 1 and any(trial.drawn for trial in study.trials.values())
     pairs = [
         Champions(setting, reference)
         for setting in settings
-        if not drawn and (reference := baseline_for(study, setting, candidates)) is not None
+        if not drawn and (reference := baseline_for(study.baseline, setting, candidates)) is not None
     ]
     return pairs or (champions(study, settings, candidates) if len(candidates) > 1 else [])
 

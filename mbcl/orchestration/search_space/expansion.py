@@ -7,23 +7,22 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any
 
 from mbcl.config.base import set_path
 from mbcl.config.components import COMPONENTS, canonical, registry_of
 from mbcl.errors import ConfigError
 from mbcl.orchestration.search_space import domains
 from mbcl.orchestration.search_space.conditions import applies
+from mbcl.orchestration.search_space.controls import Configured, Controls, ImageCounter, equal_passes
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.schema import Space, SpaceFile, check_key, experiment_of
 from mbcl.orchestration.search_space.ties import resolve_ties
-from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment, identity_of
 from mbcl.study.record import EQUIVALENCE, Drawn, TrialRecord
 from mbcl.study.settings import columns_of, fits, flatten, singled_out
 
-Setting: TypeAlias = tuple[dict[str, Any], AnyExperiment]
-"""The swept keys of a setting with their values, and its experiment with any seed."""
 MAX_TRIALS = 10_000
 """Maximum trials of a study. Each is validated before the first starts, which takes some milliseconds a trial."""
 PROBES = 200
@@ -41,6 +40,8 @@ class TrialSpec:
         seed: the replicate.
         parameters: the swept keys with their resolved values, in the order of the space file.
         experiment: the resolved configuration.
+        is_control: whether the setting was added as a control; see :mod:`.controls`.
+        equal_passes: number of the setting that is its control of equal forward passes; None without one.
     """
 
     trial_id: str
@@ -49,6 +50,8 @@ class TrialSpec:
     seed: int
     parameters: dict[str, Any]
     experiment: AnyExperiment
+    is_control: bool = False
+    equal_passes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def expand(file: SpaceFile) -> Trials:
 
 def _expand(space: Space) -> Trials:
     """Return the trials of a space whose settings are known in advance."""
-    settings: list[Setting] = []
+    settings: list[Configured] = []
     seen: dict[str, int] = {}
     repeated = 0
     base = base_of(space)
@@ -114,14 +117,21 @@ def _expand(space: Space) -> Trials:
         seen[identity] = len(settings)
         settings.append((resolved(experiment, chosen), experiment))
     note = check_baseline(space, settings)
+    controls = Controls((), {}, ())
+    if space.control is not None:
+        controls = equal_passes(settings, resolved_baseline(space), ImageCounter())
+    num_given = len(settings)
+    settings += controls.settings
     left_out = f"{repeated} draws repeat an earlier setting and are left out" if repeated else ""
     total = len(settings) * len(space.seeds)
+    if total > MAX_TRIALS:
+        raise ConfigError(f"control: found {total} trials with the controls, allowed: at most {MAX_TRIALS}")
     specs = [
-        spec
+        replace(spec, is_control=setting >= num_given, equal_passes=controls.control_of.get(setting))
         for setting, (parameters, experiment) in enumerate(settings)
         for spec in replicate(space, setting, parameters, experiment, total)
     ]
-    return Trials(tuple(specs), tuple(filter(None, (left_out, note))), total)
+    return Trials(tuple(specs), tuple(filter(None, (left_out, note, *controls.notes))), total)
 
 
 def _expand_adaptive(space: Space) -> Trials:
@@ -220,11 +230,6 @@ def _format_values(chosen: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} = {short(value)}" for key, value in chosen.items())
 
 
-def identity_of(experiment: AnyExperiment) -> str:
-    """Return a canonical text that is equal for two experiments if and only if they are the same."""
-    return json.dumps(experiment.resolved(), sort_keys=True)
-
-
 def resolved(experiment: AnyExperiment, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Return the swept keys of a setting with the experiment's values, in which defaults are filled in."""
     dump = experiment.model_dump(mode="json")
@@ -264,6 +269,8 @@ def record_of(spec: TrialSpec, drawn: Drawn | None = None, evaluation: Mapping[s
         parameters=spec.parameters,
         drawn=drawn,
         evaluation=dict(evaluation or {}),
+        is_control=spec.is_control,
+        equal_passes=spec.equal_passes,
     )
 
 
@@ -282,7 +289,7 @@ def resolved_baseline(space: Space) -> dict[str, Any]:
     return result
 
 
-def check_baseline(space: Space, settings: list[Setting]) -> str:
+def check_baseline(space: Space, settings: list[Configured]) -> str:
     """Refuse a baseline that is none of the settings.
 
     Returns:

@@ -127,6 +127,7 @@ class Space(ConfigModel):
     question: str = ""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     baseline: dict[str, Any] = Field(default_factory=dict)
+    control: Literal["equal_passes"] | None = None
     equivalence: float = Field(default=EQUIVALENCE, gt=0, allow_inf_nan=False)
     experiment: dict[str, Any] = Field(default_factory=dict)
     space: dict[str, Annotated[Any, BeforeValidator(parse), PlainSerializer(plain)]]
@@ -167,6 +168,7 @@ class Space(ConfigModel):
         check_conditional(self.space)
         for key, other in ties_in(self.space):
             check_tie(key, other, lambda other, where: check_key(other, self.kind, where))
+        self._check_control()
         swept = sorted({key.split(".")[0] for key in self.space} & {"sampler", "objective"})
         if swept and self.search.metric.startswith(("train/", "plan/")):
             raise ConfigError(
@@ -185,6 +187,17 @@ class Space(ConfigModel):
                 "their end that they could be stopped for; use fifo",
             )
         return self
+
+    def _check_control(self) -> None:
+        if self.control is None:
+            return
+        for refused, reason in (
+            (not self.baseline, "needs a baseline, which it trains for longer"),
+            (self.kind is SYNTHETIC, "is of pretrainings; a synthetic study plans without an encoder"),
+            (self.search.adaptive, "needs settings that are known before the first trial; allowed: search: random"),
+        ):
+            if refused:
+                raise PathConfigError("control", f"{self.control} {reason}")
 
 
 def check_key(key: str, kind: TrialKind, where: str = "space") -> None:

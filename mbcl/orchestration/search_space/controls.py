@@ -1,0 +1,121 @@
+"""The control of equal forward passes: the baseline, trained for as many epochs as planning would have paid for.
+
+Settings that plan on fresh embeddings make more forward passes than their baseline in the same number of epochs; see
+:mod:`mbcl.engine.plan_times` for how they are counted. The control of such a setting is its baseline with the fewest
+epochs in which it makes at least as many, so the rounding is in favour of the control. The learning-rate schedule is
+stretched over these epochs, its warm-up included. Settings that need the same control share it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from mbcl.config.experiment import Experiment
+from mbcl.engine import check_number, forward_passes, load_data
+from mbcl.errors import ConfigError, pluralize
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment, identity_of
+from mbcl.study.settings import Setting, baseline_for, columns_of, labels, singled_out
+
+Configured: TypeAlias = tuple[dict[str, Any], AnyExperiment]
+"""The swept keys of a setting with their values, and its experiment with any seed."""
+EPOCHS = "train.epochs"
+
+
+@dataclass(frozen=True)
+class Controls:
+    """The controls of a space.
+
+    Args:
+        settings: the settings that are added.
+        control_of: by number of a setting, the number of its control. Added settings count on from the others.
+        notes: why they are added, one line for each.
+    """
+
+    settings: tuple[Configured, ...]
+    control_of: dict[int, int]
+    notes: tuple[str, ...]
+
+
+class ImageCounter:
+    """Counts the training images of experiments; every data set is loaded once."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def __call__(self, experiment: Experiment) -> int:
+        """Return the number of training images.
+
+        Raises:
+            ConfigError: if the data cannot be read on this machine, or the experiment does not fit their number.
+        """
+        key = experiment.data.model_dump_json()
+        try:
+            if key not in self._counts:
+                self._counts[key] = len(load_data(experiment.data, seed=experiment.seed).train)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the checks before the first trial warn
+                check_number(experiment, self._counts[key])
+        except ConfigError as error:
+            raise ConfigError(f"control: equal_passes counts the training images: experiment.{error}") from error
+        return self._counts[key]
+
+
+def equal_passes(
+    settings: Sequence[Configured], baseline: Mapping[str, Any], count: Callable[[Experiment], int]
+) -> Controls:
+    """Return the controls of all settings that make more forward passes than their baseline.
+
+    Args:
+        settings: all settings of the space.
+        baseline: the resolved baseline.
+        count: returns the number of training images of an experiment.
+    """
+    columns = [columns_of(each.sampler.name, each.objective.name, parameters) for parameters, each in settings]
+    shown = [Setting(i, label, flat, ()) for i, (label, flat) in enumerate(zip(labels(columns), columns, strict=True))]
+    candidates = [setting for setting, fits in zip(shown, singled_out(columns, baseline), strict=True) if fits]
+    numbers = {identity_of(experiment): number for number, (_, experiment) in enumerate(settings)}
+    added: list[Configured] = []
+    control_of: dict[int, int] = {}
+    notes: dict[int, list[str]] = {}
+    for setting in shown:
+        reference = baseline_for(baseline, setting, candidates)
+        if reference is None:
+            continue
+        (parameters, ours), (_, theirs) = settings[reference.id], settings[setting.id]
+        assert isinstance(ours, Experiment)
+        assert isinstance(theirs, Experiment)
+        num_train = count(theirs)
+        passes, own_passes = forward_passes(theirs, num_train), forward_passes(ours, count(ours))
+        if own_passes >= passes:
+            continue
+        control = _with_as_many_passes(ours, passes, num_train)
+        number = numbers.setdefault(identity_of(control), len(settings) + len(added))
+        if number == len(settings) + len(added):
+            added.append((parameters | {EPOCHS: control.train.epochs}, control))
+        control_of[setting.id] = number
+        epochs = f"for {pluralize(control.train.epochs, 'epoch')} instead of {ours.train.epochs}"
+        head = f"control: {reference.label} is also trained {epochs}, with no fewer forward passes than "
+        notes.setdefault(number, [head]).append(f"{setting.label} ({passes:,} instead of {own_passes:,})")
+    lines = tuple(head + ", ".join(rest) for head, *rest in notes.values())
+    nothing = "control: equal_passes adds nothing: no setting makes more forward passes than its baseline"
+    return Controls(tuple(added), control_of, lines or (nothing,))
+
+
+def _with_as_many_passes(experiment: Experiment, passes: int, num_train: int) -> Experiment:
+    """Return the experiment with the fewest epochs that make at least so many passes, its warm-up stretched alike."""
+    epochs = max(1, passes * experiment.train.epochs // forward_passes(experiment, num_train))
+    while forward_passes(_stretched(experiment, epochs), num_train) < passes:
+        epochs += 1
+    while epochs > 1 and forward_passes(_stretched(experiment, epochs - 1), num_train) >= passes:
+        epochs -= 1
+    return _stretched(experiment, epochs)
+
+
+def _stretched(experiment: Experiment, epochs: int) -> Experiment:
+    train = experiment.train.model_copy(update={"epochs": epochs})
+    warmup_epochs = experiment.schedule.warmup_epochs * epochs / experiment.train.epochs
+    schedule = experiment.schedule.model_copy(update={"warmup_epochs": warmup_epochs})
+    return experiment.model_copy(update={"train": train, "schedule": schedule})
