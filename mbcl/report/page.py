@@ -13,7 +13,7 @@ from markupsafe import Markup
 from mbcl.errors import pluralize
 from mbcl.report import wording
 from mbcl.report.answer import answer, status_counts
-from mbcl.report.curves import History, stage_seconds, wall_seconds
+from mbcl.report.curves import AXES, History, stage_seconds, wall_seconds
 from mbcl.report.pictures import Picture
 from mbcl.report.tables import stage_order
 from mbcl.study.metric_glossary import meaning, metric_order
@@ -65,6 +65,7 @@ def page(
         "comparisons": comparisons,
         "tests": max((c.comparisons for c in comparisons), default=0),
         "pictures": pictures,
+        "axes": [axis for axis in AXES if any(picture.axis == axis for picture in pictures)],
         "trials": _trial_rows(study, summaries, metrics),
         "seeds": sorted({trial.seed for trial in study.trials.values()}),
         "times": _times(study, histories),
