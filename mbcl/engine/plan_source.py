@@ -15,7 +15,7 @@ from mbcl.engine.epoch_state import EpochProgress, PlanMetrics
 from mbcl.engine.plan_times import PlanTimes
 from mbcl.engine.precision import Compute
 from mbcl.engine.step import Learner, StepOutput
-from mbcl.errors import PlanError, TrainingError
+from mbcl.errors import DivergenceError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planner.embedding_cache import EmbeddingCache
 from mbcl.planner.plans import PlanKey, PlannedBatches, PlanService, plan_of, plan_state
@@ -219,7 +219,7 @@ def embed_share(
     """Compute this rank's shard of the embeddings. A collective call.
 
     Raises:
-        TrainingError: on every rank alike, if the embeddings of any rank are not finite.
+        DivergenceError: on every rank alike, if the embeddings of any rank are not finite.
     """
     if mode == "eval":
         learner.share_statistics()
@@ -229,8 +229,8 @@ def embed_share(
 
 
 def _require_finite(make: Callable[[], Embeddings], epoch: int) -> Embeddings:
-    """Compute embeddings; embeddings that are not finite raise TrainingError instead of PlanError."""
+    """Compute embeddings; embeddings that are not finite raise DivergenceError instead of PlanError."""
     try:
         return make()
     except PlanError as error:
-        raise TrainingError(f"epoch {epoch + 1}: {error}") from error
+        raise DivergenceError(f"epoch {epoch + 1}: {error}") from error

@@ -27,7 +27,7 @@ from mbcl.engine.plan_source import PlanSource, embed_share
 from mbcl.engine.planning_costs import planning_cost
 from mbcl.engine.protocols import Observer, Row
 from mbcl.engine.tracking import build_trackers
-from mbcl.errors import StorageError, TrainingError
+from mbcl.errors import DivergenceError, StorageError, TrainingError
 from mbcl.io.store import Store, is_uri
 from mbcl.metrics import retrieval
 from mbcl.objectives import StatefulObjective
@@ -147,7 +147,7 @@ class Trainer:
             losses.append(output.loss)
             progress.skipped += output.skipped
         if self.learner.scaler.get_scale() < 1:
-            raise TrainingError(
+            raise DivergenceError(
                 f"the gradients are not finite in fp16 at any scale of the loss (epoch {self.epoch + 1}, learning rate "
                 f"{rates[-1]:.4g})"
             )
@@ -156,7 +156,7 @@ class Trainer:
         first_step = self.epoch * self.sizes.steps_per_epoch + progress.step
         for offset, (loss, lr) in enumerate(zip(global_losses.tolist(), rates, strict=True)):
             if not math.isfinite(loss):
-                raise TrainingError(
+                raise DivergenceError(
                     f"the loss is {loss} at step {first_step + offset} (epoch {self.epoch + 1}, learning rate {lr:.4g})"
                 )
             for observer in self.observers:

@@ -10,9 +10,10 @@ from mbcl.errors import pluralize
 from mbcl.report.wording import interval, listed, number, p_value
 from mbcl.study.best_settings import best_of
 from mbcl.study.metric_glossary import direction
+from mbcl.study.nuisance import choices
 from mbcl.study.power import describe
 from mbcl.study.record import StudyRecord
-from mbcl.study.settings import settings_of
+from mbcl.study.settings import measured_settings
 from mbcl.study.statistics import CLAIMS, EQUAL_PASSES, EQUAL_STEPS, Comparison, SettingSummary, shown_status
 
 MAX_NAMED = 8
@@ -58,6 +59,7 @@ def answer(
             + (", so the answer may still change." if counts.get("pending") else ".")
         )
     verdict.details += _choice_bias(study, comparisons)
+    verdict.details += _tuning(study)
     verdict.details += _early_stopping_bias(study)
     return verdict
 
@@ -75,6 +77,24 @@ def _early_stopping_bias(study: StudyRecord) -> list[str]:
         f"mean and no comparison. The finished ones were picked by {rule.metric} on {seed}, so what they reach there "
         f"is flattered{'; their other seeds took no part in the choice' if several else ''}."
     ]
+
+
+def _tuning(study: StudyRecord) -> list[str]:
+    """State how nuisance values were chosen, and which arms have none."""
+    found = choices(study)
+    if not found:
+        return []
+    numbers = sorted({len(choice.candidates) for choice in found})
+    seeds = {trial.seed for trial in study.trials.values() if trial.stage == "tuning"}
+    sentences = [
+        f"Every setting has its own best {listed(study.nuisance)} of {listed([str(n) for n in numbers])} candidates by "
+        f"{study.metric} on {pluralize(len(seeds), 'seed')} of their own; the results here are of other seeds."
+    ]
+    if missing := [f"{choice.label} ({choice.missing})" for choice in found if choice.chosen is None]:
+        sentences.append(
+            f"No values are chosen for {listed(_capped(missing))}, so nothing is measured or claimed there."
+        )
+    return sentences
 
 
 def _choice_bias(study: StudyRecord, comparisons: list[Comparison]) -> list[str]:
@@ -184,7 +204,7 @@ def _equivalence(comparisons: list[Comparison], reference: str, metric: str, mar
 
 def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str) -> Verdict:
     measured = [summary for summary in summaries if metric in summary.metrics]
-    chosen = best_of(study, settings_of(study)) if metric != study.metric else None
+    chosen = best_of(study, measured_settings(study)) if metric != study.metric else None
     lowest = direction(metric) < 0 or (study.mode == "min" and study.metric == metric)
     best = (min if lowest else max)(measured, key=lambda summary: summary.metrics[metric].mean)
     best = next((summary for summary in measured if chosen and summary.setting == chosen.id), best)

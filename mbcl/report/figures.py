@@ -12,7 +12,7 @@ from mbcl.report.tables import STAGES
 from mbcl.report.wording import listed, number
 from mbcl.study.metric_glossary import direction
 from mbcl.study.record import StudyRecord
-from mbcl.study.settings import Setting, baselines, settings_of
+from mbcl.study.settings import Setting, baselines, measured_settings
 from mbcl.study.statistics import Comparison, Estimate, compare, estimate, primary_metrics, summarise
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def draw(study: StudyRecord, histories: dict[int, History]) -> list[Picture]:
 
 def _chosen(study: StudyRecord) -> tuple[list[Setting], str]:
     """Return the settings to draw, and a note for the caption if some are left out."""
-    settings = settings_of(study)
+    settings = measured_settings(study)
     if len(settings) <= MAX_SETTINGS:
         return settings, ""
     metric = next(iter(primary_metrics(study)), "")

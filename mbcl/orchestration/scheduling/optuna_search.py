@@ -152,7 +152,7 @@ class OptunaSearch:
         self._seen[identity_of(experiment)] = setting
         self._open[setting] = tuner, trial
         parameters = resolved(experiment, chosen)
-        specs = list(replicate(self._space, setting, parameters, experiment, self._total))
+        specs = list(replicate(self._space.seeds, setting, parameters, experiment, self._total))
         evaluation = self._evaluation(chosen)
         self._study.trials.update({spec.trial_id: record_of(spec, drawn, evaluation) for spec in specs})
         self._added(specs)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any
 
 from mbcl.config.experiment import Experiment
 from mbcl.engine import check_number, forward_passes, load_data
@@ -19,9 +19,34 @@ from mbcl.errors import ConfigError, pluralize
 from mbcl.orchestration.search_space.trial_kinds import AnyExperiment, identity_of
 from mbcl.study.settings import Setting, baseline_for, columns_of, labels, singled_out
 
-Configured: TypeAlias = tuple[dict[str, Any], AnyExperiment]
-"""The swept keys of a setting with their values, and its experiment with any seed."""
 EPOCHS = "train.epochs"
+
+
+@dataclass(frozen=True)
+class Configured:
+    """A setting.
+
+    Args:
+        parameters: the swept keys with their resolved values, without nuisance keys.
+        experiment: the resolved configuration, with any seed.
+        nuisance: the nuisance keys with their resolved values.
+        arm: a text that is equal for settings that differ in nuisance keys alone.
+    """
+
+    parameters: dict[str, Any]
+    experiment: AnyExperiment
+    nuisance: dict[str, Any] = field(default_factory=dict)
+    arm: str = ""
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The flat columns of all its swept keys."""
+        return columns_of(self.experiment.sampler.name, self.experiment.objective.name, self.parameters | self.nuisance)
+
+    @property
+    def columns_of_arm(self) -> dict[str, Any]:
+        """The flat columns of its swept keys without nuisance keys."""
+        return columns_of(self.experiment.sampler.name, self.experiment.objective.name, self.parameters)
 
 
 @dataclass(frozen=True)
@@ -73,18 +98,24 @@ def equal_passes(
         baseline: the resolved baseline.
         count: returns the number of training images of an experiment.
     """
-    columns = [columns_of(each.sampler.name, each.objective.name, parameters) for parameters, each in settings]
-    shown = [Setting(i, label, flat, ()) for i, (label, flat) in enumerate(zip(labels(columns), columns, strict=True))]
+    columns = [setting.columns for setting in settings]
+    by_arm = {setting.arm: setting.columns_of_arm for setting in settings}
+    names = dict(zip(by_arm, labels(list(by_arm.values())), strict=True))
+    shown = [Setting(i, names[each.arm], each.columns, ()) for i, each in enumerate(settings)]
     candidates = [setting for setting, fits in zip(shown, singled_out(columns, baseline), strict=True) if fits]
-    numbers = {identity_of(experiment): number for number, (_, experiment) in enumerate(settings)}
+    numbers = {identity_of(each.experiment): number for number, each in enumerate(settings)}
     added: list[Configured] = []
     control_of: dict[int, int] = {}
-    notes: dict[int, list[str]] = {}
+    notes: dict[str, dict[str, None]] = {}  # of ordered sets: candidates of one setting say the same
     for setting in shown:
         reference = baseline_for(baseline, setting, candidates)
         if reference is None:
             continue
-        (parameters, ours), (_, theirs) = settings[reference.id], settings[setting.id]
+        longer, ours, theirs = (
+            settings[reference.id],
+            settings[reference.id].experiment,
+            settings[setting.id].experiment,
+        )
         assert isinstance(ours, Experiment)
         assert isinstance(theirs, Experiment)
         num_train = count(theirs)
@@ -94,12 +125,13 @@ def equal_passes(
         control = _with_as_many_passes(ours, passes, num_train)
         number = numbers.setdefault(identity_of(control), len(settings) + len(added))
         if number == len(settings) + len(added):
-            added.append((parameters | {EPOCHS: control.train.epochs}, control))
+            epochs = {EPOCHS: control.train.epochs}
+            added.append(Configured(longer.parameters | epochs, control, longer.nuisance, f"{longer.arm} {epochs}"))
         control_of[setting.id] = number
-        epochs = f"for {pluralize(control.train.epochs, 'epoch')} instead of {ours.train.epochs}"
-        head = f"control: {reference.label} is also trained {epochs}, with no fewer forward passes than "
-        notes.setdefault(number, [head]).append(f"{setting.label} ({passes:,} instead of {own_passes:,})")
-    lines = tuple(head + ", ".join(rest) for head, *rest in notes.values())
+        duration = f"for {pluralize(control.train.epochs, 'epoch')} instead of {ours.train.epochs}"
+        head = f"control: {reference.label} is also trained {duration}, with no fewer forward passes than "
+        notes.setdefault(head, {})[f"{setting.label} ({passes:,} instead of {own_passes:,})"] = None
+    lines = tuple(head + ", ".join(rest) for head, rest in notes.items())
     nothing = "control: equal_passes adds nothing: no setting makes more forward passes than its baseline"
     return Controls(tuple(added), control_of, lines or (nothing,))
 

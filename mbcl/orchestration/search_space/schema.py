@@ -23,7 +23,8 @@ from mbcl.config.base import (
 )
 from mbcl.errors import ConfigError, nearest
 from mbcl.orchestration.search_space.conditions import check_conditional
-from mbcl.orchestration.search_space.domains import KINDS, TIE, parse, plain, short
+from mbcl.orchestration.search_space.domains import KINDS, TIE, SameAs, parse, plain, short
+from mbcl.orchestration.search_space.nuisance_block import Nuisance
 from mbcl.orchestration.search_space.resources_block import Resources
 from mbcl.orchestration.search_space.schedulers import SCHEDULERS
 from mbcl.orchestration.search_space.schedulers import build as build_scheduler
@@ -129,6 +130,7 @@ class Space(ConfigModel):
     baseline: dict[str, Any] = Field(default_factory=dict)
     control: Literal["equal_passes"] | None = None
     equivalence: float = Field(default=EQUIVALENCE, gt=0, allow_inf_nan=False)
+    nuisance: Nuisance | None = None
     experiment: dict[str, Any] = Field(default_factory=dict)
     space: dict[str, Annotated[Any, BeforeValidator(parse), PlainSerializer(plain)]]
     search: Search = Search()
@@ -139,6 +141,15 @@ class Space(ConfigModel):
     def kind(self) -> TrialKind:
         """The kind of the study's trials."""
         return kind_of(self.experiment)
+
+    @property
+    def nuisance_keys(self) -> frozenset[str]:
+        """The swept keys of which every setting takes its own best value: those of ``nuisance`` and ties to them."""
+        keys = set(self.nuisance.keys) if self.nuisance else set()
+        ties = {key: value.key for key, value in self.space.items() if isinstance(value, SameAs)}
+        while more := {key for key, other in ties.items() if other in keys} - keys:
+            keys |= more
+        return frozenset(keys)
 
     @model_validator(mode="before")
     @classmethod
@@ -186,6 +197,8 @@ class Space(ConfigModel):
                 f"found {self.scheduler.name}, but trials of a synthetic study take seconds and measure nothing before "
                 "their end that they could be stopped for; use fifo",
             )
+        if self.nuisance is not None:
+            self.nuisance.check(self)
         return self
 
     def _check_control(self) -> None:

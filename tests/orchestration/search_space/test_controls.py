@@ -13,7 +13,7 @@ from mbcl.engine import forward_passes
 from mbcl.errors import ConfigError
 from mbcl.optim import cosine_lr
 from mbcl.orchestration.results_folder.layout import new_study
-from mbcl.orchestration.search_space.controls import equal_passes
+from mbcl.orchestration.search_space.controls import Configured, equal_passes
 from mbcl.orchestration.search_space.expansion import Trials, expand, space_digest
 from mbcl.orchestration.search_space.schema import read_space
 from mbcl.study.record import StudyRecord
@@ -174,12 +174,13 @@ def test_the_control_has_the_fewest_epochs_with_as_many_passes_and_the_same_sche
         )
 
     ours, theirs = of(SHUFFLE), of(sampler)
-    settings = [({"sampler": dict(SHUFFLE)}, ours), ({"sampler": dict(sampler)}, theirs)]
+    settings = [Configured({"sampler": dict(b)}, e, arm=b["name"]) for b, e in ((SHUFFLE, ours), (sampler, theirs))]
     found = equal_passes(settings, {"sampler": "shuffle"}, lambda experiment: num_train)
-    ((parameters, control),) = found.settings
+    (added,) = found.settings
+    control = added.experiment
     assert found.control_of == {1: 2}
     passes, longer = forward_passes(theirs, num_train), control.train.epochs
-    assert parameters["train.epochs"] == longer
+    assert added.parameters["train.epochs"] == longer
     assert forward_passes(control, num_train) >= passes
     assert 3 * 16 * (num_train // 16) * (longer - 1) < passes
     rates = [
