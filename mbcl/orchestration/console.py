@@ -229,7 +229,7 @@ def dry_run(
     for line in () if evaluation_alone else power_lines(space, study.record):
         log(f"seeds: {line}")
     for spec in specs:
-        parameters = ", ".join(f"{key} = {short(value)}" for key, value in spec.parameters.items())
+        parameters = ", ".join(f"{key} = {short(value)}" for key, value in (spec.parameters | spec.nuisance).items())
         cost = preflight.planning_cost.get(spec.setting) if preflight else None
         log(f"{spec.trial_id}  seed {spec.seed}  {parameters}  [{resources}]" + (f"  {cost}" if cost else ""))
     for note in (*trials.notes, *(preflight.notes if preflight else ("the data are checked on the cluster",))):

@@ -50,7 +50,8 @@ def plan_lines(space: Space) -> Iterator[str]:
         verb = "proposes" if search.adaptive else "draws"
         criterion = f" by {search.metric} ({search.mode}), the mean over the seeds" if search.adaptive else ""
         num_settings = sum(samples_of(space, point) for point in grid)
-        size = by_seeds(num_settings, len(space.seeds))
+        seeds = space.nuisance.seeds if space.nuisance else space.seeds
+        size = by_seeds(num_settings, len(seeds), "candidate" if space.nuisance else "setting")
         yield f"search: {search.name} {verb} {pluralize(search.num_samples, 'setting')}{where}{criterion}; {size}"
     if space.nuisance is not None:
         keys = ", ".join(space.nuisance.keys)

@@ -177,6 +177,23 @@ def test_random_draws_are_the_same_candidates_for_every_setting(space_file):
     assert len(set(drawn["shuffle"])) == 4
 
 
+def test_a_dry_run_lists_the_candidates_and_says_what_follows(space_file, tmp_path, capsys):
+    pytest.importorskip("ray")
+    import run_ray
+
+    draws = {"space/objective.temperature": {"loguniform": [0.05, 0.5]}, "search": {"num_samples": 2}}
+    path = space_file({**TUNED, **draws})
+    assert run_ray.main(["--space", str(path), "--results-dir", str(tmp_path / "results"), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "search: random draws 2 settings for each of 2 points of the grids; 4 candidates x 2 seeds" in lines
+    listed = [line for line in lines if "  seed 100  " in line or "  seed 101  " in line]
+    assert len(listed) == 8
+    assert all("objective.temperature = 0." in line for line in listed)
+    assert lines[-1].startswith(
+        "14 trials: 4 candidates x 2 seeds to choose objective.temperature, then 2 settings x 3 seeds; 8 are listed"
+    )
+
+
 def test_a_tie_in_a_block_does_not_make_an_arm_of_every_candidate(space_file):
     block = {"name": "spectral", "k": 4, "temperature": {"same_as": "objective.temperature"}}
     changes = {key: value for key, value in TUNED.items() if key != "space/sampler.temperature"}
