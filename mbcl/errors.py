@@ -26,6 +26,10 @@ class TrainingError(MbclError):
     """Training cannot continue, for example because the loss is not finite."""
 
 
+class DivergenceError(TrainingError):
+    """The loss, the gradients or the embeddings of a training are not finite."""
+
+
 class StorageError(TrainingError):
     """Writing to the storage behind a URI failed. The failure may be transient, so a later attempt can succeed."""
 

@@ -2,9 +2,10 @@
 
 from mbcl.engine.evaluation_checks import check_evaluation
 from mbcl.engine.memory import MemoryNeed, memory_need
+from mbcl.engine.plan_times import forward_passes
 from mbcl.engine.planning_costs import planning_cost
 from mbcl.engine.protocols import BaseObserver, Observer, Row
-from mbcl.engine.setup import DataSizes, SplitData, check_model, data_sizes, load_data
+from mbcl.engine.setup import DataSizes, Samples, SplitData, check_model, check_samples, data_sizes, load_data
 from mbcl.engine.tracking import check_trackers
 from mbcl.engine.trainer import Trainer, TrainingOutcome, train
 
@@ -15,12 +16,15 @@ __all__ = [
     "Observer",
     "TrainingOutcome",
     "Row",
+    "Samples",
     "SplitData",
     "Trainer",
     "check_evaluation",
     "check_model",
+    "check_samples",
     "check_trackers",
     "data_sizes",
+    "forward_passes",
     "load_data",
     "memory_need",
     "planning_cost",

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from mbcl.engine.metrics_log import KEYS
+from mbcl.engine.plan_times import TRAINED
+from mbcl.engine.protocols import Row
 from mbcl.plan import BatchPlan
 from mbcl.planner.plans import plan_of, plan_state
 
 STAGES = ("train", "embed", "wait", "eval")
-_STORED = ("epoch", "cursor", "round", "losses", "skipped", "visited", "seconds")
+_STORED = ("epoch", "cursor", "round", "losses", "skipped", "visited", "embedded", "seconds")
 """The fields of :class:`EpochProgress` that checkpoints hold as they are."""
 
 
@@ -57,6 +59,7 @@ class EpochProgress:
         losses: (steps done,) float64, over the global batches.
         skipped: steps without a weight update, because fp16's gradients were not finite.
         visited: (N,) bool, the samples that this epoch trained on.
+        embedded: images that were embedded for plans, counted once for every time.
         validation: MRR and R@1 on the validation images by their last names; empty if they were not measured.
         u_age: epochs since the objective's per-sample state was updated, where it has any.
         seconds: wall time by stage.
@@ -71,6 +74,7 @@ class EpochProgress:
     plan_metrics: list[PlanMetrics] = field(default_factory=list)
     losses: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     skipped: int = 0
+    embedded: int = 0
     validation: Mapping[str, float] = field(default_factory=dict)
     u_age: float | None = None
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -115,14 +119,22 @@ class EpochProgress:
         finally:
             self.seconds[stage] += time.perf_counter() - start
 
-    def row(self, *, lr: float) -> dict[str, float | int | None]:
-        """Build the row of metrics, with every key; ``lr`` is the learning rate of the last step."""
+    def row(self, *, lr: float, last: Row) -> dict[str, float | int | None]:
+        """Build the row of metrics, with every key.
+
+        ``lr`` is the learning rate of the last step; ``last`` is the row of the epoch before, empty before the first.
+        """
+        assert self.plan is not None
+        batch_size = self.plan.batches.shape[1]
         row: dict[str, float | int | None] = dict.fromkeys(KEYS)
         row["epoch"] = self.epoch + 1
         row["step"] = (self.epoch + 1) * self.step
         row["train/loss"] = float(self.losses.mean())
         row["train/lr"] = lr
         row["train/skipped_steps"] = self.skipped
+        trained = self.step * batch_size
+        row["work/images"] = (last.get("work/images") or 0) + trained
+        row["work/passes"] = (last.get("work/passes") or 0) + TRAINED * trained + self.embedded
         row |= {f"val/retrieval/{name}": value for name, value in self.validation.items()}
         row["sogclr/u_age"] = self.u_age
         if self.plan_metrics:

@@ -35,6 +35,8 @@ KEYS = (
     "val/retrieval/mrr",
     "val/retrieval/top1",
     "sogclr/u_age",
+    "work/images",
+    "work/passes",
     "time/train",
     "time/embed",
     "time/plan",

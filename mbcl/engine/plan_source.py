@@ -12,9 +12,11 @@ from mbcl.data import ImageSet
 from mbcl.distributed import collectives
 from mbcl.engine.embedding_pass import ViewKey, embed
 from mbcl.engine.epoch_state import EpochProgress, PlanMetrics
+from mbcl.engine.plan_times import PlanTimes
 from mbcl.engine.precision import Compute
+from mbcl.engine.setup import Samples
 from mbcl.engine.step import Learner, StepOutput
-from mbcl.errors import PlanError, TrainingError
+from mbcl.errors import DivergenceError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planner.embedding_cache import EmbeddingCache
 from mbcl.planner.plans import PlanKey, PlannedBatches, PlanService, plan_of, plan_state
@@ -63,24 +65,17 @@ class PlanSource:
     waits for it and includes it. The plan service is used if the sampler needs embeddings: the learner's projections.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        learner: Learner,
-        plans: PlanService,
-        *,
-        steps_per_epoch: int,
-        bind: Callable[[Sampler], Sampler],
-    ) -> None:
+    def __init__(self, experiment: Experiment, learner: Learner, plans: PlanService, samples: Samples) -> None:
         self._experiment = experiment
-        self._bind = bind
+        self._bind = samples.bind
         self._learner = learner
         self._plans = plans
-        self._steps_per_epoch = steps_per_epoch
-        self._num_train = len(learner.images)
+        self._num_train = samples.number
+        self._times = PlanTimes(experiment, samples)
+        self._steps_per_epoch = self._times.steps_per_epoch
         self._needs_embeddings = experiment.build_sampler().needs_embeddings
         cached = self._needs_embeddings and experiment.embeddings.source == "cached"
-        self.cache = EmbeddingCache(self._num_train, steps_per_epoch, learner.world) if cached else None
+        self.cache = EmbeddingCache(self._num_train, self._steps_per_epoch, learner.world) if cached else None
         self._requested: tuple[PlanKey, float] | None = None
         """The pending request: its key, and the epoch in which its embeddings were computed."""
         self._ahead: MadePlan | None = None
@@ -104,7 +99,7 @@ class PlanSource:
             plan = self._derive(self._bind(Shuffle(batch_size=self._experiment.train.batch_size)), epoch, round_)
         else:
             if planned_in == epoch:
-                made, just_made = self._obtain(self._key(epoch, round_), progress)
+                made, just_made = self._obtain(self._times.key(epoch, round_), progress)
                 if self._experiment.planner.every > 1:  # later epochs reuse the plan
                     self._reusable = [*self._reusable[:round_], made]
             else:
@@ -112,7 +107,7 @@ class PlanSource:
             plan = made.planned.plan
             metrics = made.metrics(epoch, min(len(plan), self._steps_per_epoch - progress.step))
         if self._experiment.planner.overlap:
-            due = self._due_after(epoch, round_, progress.step + len(plan))
+            due = self._times.due_after(epoch, round_, progress.step + len(plan))
             if due is not None:
                 self._request(due, progress, just_made, ahead=True)
         return plan, metrics
@@ -125,25 +120,6 @@ class PlanSource:
         """Compute a plan without embeddings; it depends on seed, epoch and round only."""
         plan = sampler.plan(self._num_train, seed=self._experiment.seed, epoch=epoch, round=round_)
         return check_plan(plan, sampler, self._num_train)
-
-    # -- which plan, and when ------------------------------------------------------------------------------------------
-
-    def _key(self, epoch: int, round_: int) -> PlanKey:
-        """Return the key of a round's plan, or of the joined plan of all rounds of the epoch."""
-        length = self._sampler(epoch).plan_length(self._num_train)
-        steps = self._steps_per_epoch - round_ * length
-        rounds = 1 if self._experiment.embeddings.refresh == "round" else -(-steps // length)
-        return PlanKey(epoch, round_, rounds, steps)
-
-    def _due_after(self, epoch: int, round_: int, step: int) -> PlanKey | None:
-        """Return the key of the next plan from embeddings after a round that ends at ``step``; None if none is due."""
-        planned_in = self._experiment.planner.planned_in
-        if step < self._steps_per_epoch:
-            return self._key(epoch, round_ + 1) if planned_in(epoch) == epoch else None
-        following = epoch + 1
-        if following < self._experiment.train.epochs and planned_in(following) == following:
-            return self._key(following, 0)
-        return None
 
     # -- plans from embeddings -----------------------------------------------------------------------------------------
 
@@ -190,17 +166,18 @@ class PlanSource:
         """Return this rank's shard of the embeddings for a plan."""
         epoch = progress.epoch
         if self.cache is None:
-            return self._embed(key), float(epoch)
+            return self._embed(key, progress), float(epoch)
         if not self.cache.begun:
-            shard = self._embed(key)
+            shard = self._embed(key, progress)
             time = epoch * self._steps_per_epoch + progress.step
             self.cache.record(shard.indices, shard.z1, shard.z2, time=time)
             return shard, float(epoch)
         shard = collectives.run_and_sync_errors(require_finite, self._learner.world, self.cache.shard, epoch)
         return shard, epoch - self.cache.age(epoch)
 
-    def _embed(self, key: PlanKey) -> Embeddings:
+    def _embed(self, key: PlanKey, progress: EpochProgress) -> Embeddings:
         """Compute this rank's shard of fresh embeddings for a plan."""
+        progress.embedded += self._num_train
         source, learner = self._experiment.embeddings, self._learner
         # The same views as the steps of the plan's epoch train on.
         views = ViewKey(learner.seed, key.epoch, augmented=source.views == "augmented")
@@ -249,7 +226,7 @@ def embed_share(
     """Compute this rank's shard of the embeddings. A collective call.
 
     Raises:
-        TrainingError: on every rank alike, if the embeddings of any rank are not finite.
+        DivergenceError: on every rank alike, if the embeddings of any rank are not finite.
     """
     if mode == "eval":
         learner.share_statistics()
@@ -260,8 +237,8 @@ def embed_share(
 
 
 def require_finite(make: Callable[[], T], epoch: int) -> T:
-    """Compute embeddings; embeddings that are not finite raise TrainingError instead of PlanError."""
+    """Compute embeddings; embeddings that are not finite raise DivergenceError instead of PlanError."""
     try:
         return make()
     except PlanError as error:
-        raise TrainingError(f"epoch {epoch + 1}: {error}") from error
+        raise DivergenceError(f"epoch {epoch + 1}: {error}") from error

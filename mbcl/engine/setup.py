@@ -24,25 +24,46 @@ from mbcl.models import build as build_model
 from mbcl.samplers import Ids, Sampler, Shuffle, with_groups
 
 
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The training samples without their images: what a plan's shape depends on.
+
+    Args:
+        number: N.
+        apart: (N,) ids, or None: samples of one id should not share a batch.
+        together: (N,) ids, or None: every batch has samples of one id.
+    """
+
+    number: int
+    apart: Ids | None = None
+    together: Ids | None = None
+
+    def bind(self, sampler: Sampler) -> Sampler:
+        """Return the sampler with the ids, if there are any."""
+        return with_groups(sampler, apart=self.apart, together=self.together)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Return the batches of an epoch: N // B, or those of all sources together."""
+        return self.bind(Shuffle(batch_size=batch_size)).plan_length(self.number)
+
+
 @dataclass(frozen=True)
 class SplitData:
-    """Train, validation and test images; training positions are 0..N-1."""
+    """Train, validation and test images; training positions are 0..N-1.
+
+    ``apart`` and ``together`` are the ids of the training images, see :class:`Samples`.
+    """
 
     train: ImageSet
     validation: ImageSet
     test: ImageSet
     apart: Ids | None = None
-    """One id for each training image, or None: images of one id should not share a batch."""
     together: Ids | None = None
-    """One id for each training image, or None: every batch has images of one id."""
 
-    def bind(self, sampler: Sampler) -> Sampler:
-        """Return the sampler with the ids of the training images, if there are any."""
-        return with_groups(sampler, apart=self.apart, together=self.together)
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Return the batches of an epoch: N // B, or those of all sources together."""
-        return self.bind(Shuffle(batch_size=batch_size)).plan_length(len(self.train))
+    @property
+    def samples(self) -> Samples:
+        """The training images as samples."""
+        return Samples(len(self.train), self.apart, self.together)
 
     def part(self, name: Literal["train", "validation", "test"]) -> ImageSet:
         """Return one of the three parts by name."""
@@ -103,17 +124,34 @@ def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
     """Derive the sizes, after checking that the experiment fits the data.
 
     Raises:
+        ConfigError: as :func:`check_samples`.
+    """
+    samples = data.samples
+    check_samples(experiment, samples)
+    return DataSizes(
+        num_train=samples.number,
+        num_validation=len(data.validation),
+        num_test=len(data.test),
+        steps_per_epoch=samples.steps_per_epoch(experiment.train.batch_size),
+        plan_length=samples.bind(next(iter(experiment.samplers().values()))).plan_length(samples.number),
+        channels=data.train.channels,
+    )
+
+
+def check_samples(experiment: Experiment, samples: Samples) -> None:
+    """Check that the experiment fits the training samples; warn of settings that it does not use.
+
+    Raises:
         ConfigError: if the batch size exceeds the data set or the sampler cannot plan that many samples.
     """
-    num_train = len(data.train)
-    batch_size = experiment.train.batch_size
+    num_train, batch_size = samples.number, experiment.train.batch_size
     if batch_size > num_train:
-        samples = pluralize(num_train, "training sample")
-        raise ConfigError(f"train.batch_size: {batch_size} is above the {samples} of {experiment.data.name}")
+        count = pluralize(num_train, "training sample")
+        raise ConfigError(f"train.batch_size: {batch_size} is above the {count} of {experiment.data.name}")
     for line in experiment.unused_planning():
         warnings.warn(line, SamplerWarning, stacklevel=2)
-    samplers = {epoch: data.bind(sampler) for epoch, sampler in experiment.samplers().items()}
-    steps = data.steps_per_epoch(batch_size)
+    samplers = {epoch: samples.bind(sampler) for epoch, sampler in experiment.samplers().items()}
+    steps = samples.steps_per_epoch(batch_size)
     for epoch, sampler in samplers.items():
         try:
             sampler.check(num_train)
@@ -122,14 +160,6 @@ def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
                 raise
             raise ConfigError(f"planner.schedule, from epoch {epoch} on: {error}") from error
         _check_shape(sampler, num_train, steps)
-    return DataSizes(
-        num_train=num_train,
-        num_validation=len(data.validation),
-        num_test=len(data.test),
-        steps_per_epoch=steps,
-        plan_length=next(iter(samplers.values())).plan_length(num_train),
-        channels=data.train.channels,
-    )
 
 
 def _check_shape(sampler: Sampler, num_train: int, steps: int) -> None:

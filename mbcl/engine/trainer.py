@@ -26,7 +26,7 @@ from mbcl.engine.planning_costs import planning_cost
 from mbcl.engine.protocols import Observer, Row
 from mbcl.engine.tracking import build_trackers
 from mbcl.engine.validation import validate
-from mbcl.errors import StorageError, TrainingError
+from mbcl.errors import DivergenceError, StorageError, TrainingError
 from mbcl.io.store import Store, is_uri
 from mbcl.objectives import StatefulObjective
 from mbcl.optim import cosine_lr, scale_lr
@@ -85,9 +85,7 @@ class Trainer:
         self.validation = data.validation.to(world.device)
         self.learner = collectives.run_and_sync_errors(build_learner, world, experiment, data, model, world)
         self.plans = plans or LocalPlanService(num_samples=self.sizes.num_train, seed=experiment.seed, world=world)
-        self.source = PlanSource(
-            experiment, self.learner, self.plans, steps_per_epoch=self.sizes.steps_per_epoch, bind=data.bind
-        )
+        self.source = PlanSource(experiment, self.learner, self.plans, data.samples)
         self.base_lr = scale_lr(
             experiment.optimizer["lr"], batch_size=experiment.train.batch_size, rule=experiment.schedule.scale_lr
         )
@@ -146,7 +144,7 @@ class Trainer:
             losses.append(output.loss)
             progress.skipped += output.skipped
         if self.learner.scaler.get_scale() < 1:
-            raise TrainingError(
+            raise DivergenceError(
                 f"the gradients are not finite in fp16 at any scale of the loss (epoch {self.epoch + 1}, learning rate "
                 f"{rates[-1]:.4g})"
             )
@@ -155,7 +153,7 @@ class Trainer:
         first_step = self.epoch * self.sizes.steps_per_epoch + progress.step
         for offset, (loss, lr) in enumerate(zip(global_losses.tolist(), rates, strict=True)):
             if not math.isfinite(loss):
-                raise TrainingError(
+                raise DivergenceError(
                     f"the loss is {loss} at step {first_step + offset} (epoch {self.epoch + 1}, learning rate {lr:.4g})"
                 )
             for observer in self.observers:
@@ -190,7 +188,7 @@ class Trainer:
                 progress.validation = self._validate()
         self.source.settle(progress)  # after validation, to give concurrent planning more time
         progress.u_age = self._u_age()
-        self.last_row = progress.row(lr=last_lr)
+        self.last_row = progress.row(lr=last_lr, last=self.last_row)
         self.metrics.add(self.last_row)
         self._save(self.last_row)
         self.last_row = {**self.last_row, "time/total": progress.elapsed()}  # includes the checkpoint's time

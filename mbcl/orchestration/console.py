@@ -23,10 +23,11 @@ from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Concurrency, TrialResources
 from mbcl.orchestration.results_folder.layout import trial_folder
 from mbcl.orchestration.results_folder.opened_study import OpenedStudy
-from mbcl.orchestration.search_space.describe import by_seeds, domain_lines, plan_lines, power_lines
+from mbcl.orchestration.search_space.describe import counts, domain_lines, plan_lines, power_lines
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.schema import Space
 from mbcl.orchestration.trial.preflight import PreflightReport
+from mbcl.study.nuisance import describe_choices
 from mbcl.study.statistics import Estimate, primary_metrics, summarise
 
 TABLE_METRICS = ("retrieval/top1", "knn/top1", "probe/top1", "plan/lift", "synthetic/excess")
@@ -90,12 +91,13 @@ class Console:
         evaluation_alone: bool = False,
     ) -> None:
         """Print the study's question, the number of trials, their resources, the plan of the space, and the notes."""
-        total, seeds = self._opened.trials.total, len(self._space.seeds)
+        total = self._opened.trials.total
         self.log(f"{self._study.name}: {self._study.question}" if self._study.question else self._study.name)
         prefix = "at most " if self._opened.trials.probes else ""
         done = f", {total - num_todo} of them done" if num_todo < total else ""
-        counts = f"{prefix}{pluralize(total, 'trial')}{done}: {by_seeds(total // seeds, seeds)}"
-        self.log(f"{_to_evaluate(num_todo) if evaluation_alone else counts}; {concurrency}, each {resources}")
+        number, _, parts = counts(self._space, self._opened.trials).partition(": ")
+        size = _to_evaluate(num_todo) if evaluation_alone else f"{prefix}{number}{done}: {parts}"
+        self.log(f"{size}; {concurrency}, each {resources}")
         for line in () if evaluation_alone else plan_lines(self._space):
             self.log(line)
         for note in (*self._opened.trials.notes, *notes):
@@ -176,7 +178,7 @@ class Console:
 
     def print_table(self) -> None:
         """Print the final table: a row per setting, with means over its finished seeds, and the failed trials."""
-        settings = summarise(self._study)
+        settings = [setting for setting in summarise(self._study) if setting.stage != "tuning"]
         measured = {metric for setting in settings for metric in setting.metrics}
         further = (name for name in TABLE_METRICS if name in measured)
         metrics = list(dict.fromkeys([self._study.metric, *primary_metrics(self._study)[:1], *further]))
@@ -187,6 +189,8 @@ class Console:
             seeds = f"{setting.n}/{sum(setting.statuses.values())}{stopped}"
             table.add_row(escape(setting.label), seeds, *map(escape, cells))
         self._screen.print(table)
+        for sentence in describe_choices(self._study):
+            self.print_summary(sentence)
         for trial_id, record in self._study.trials.items():
             if record.status == "failed":
                 self.print_summary(f"FAILED    {trial_id}  {record.error}")
@@ -225,7 +229,7 @@ def dry_run(
     for line in () if evaluation_alone else power_lines(space, study.record):
         log(f"seeds: {line}")
     for spec in specs:
-        parameters = ", ".join(f"{key} = {short(value)}" for key, value in spec.parameters.items())
+        parameters = ", ".join(f"{key} = {short(value)}" for key, value in (spec.parameters | spec.nuisance).items())
         cost = preflight.planning_cost.get(spec.setting) if preflight else None
         log(f"{spec.trial_id}  seed {spec.seed}  {parameters}  [{resources}]" + (f"  {cost}" if cost else ""))
     for note in (*trials.notes, *(preflight.notes if preflight else ("the data are checked on the cluster",))):
@@ -236,6 +240,8 @@ def dry_run(
         log(f"each [{resources}]; checked at the ends of the domains: {pluralize(len(trials.probes), 'setting')}")
         drawn = f" ({len(trials.specs)} are drawn, of which {len(specs)} are to run)" if trials.specs else ""
         count = f"at most {pluralize(trials.total, 'trial')}{drawn}"
+    elif space.nuisance is not None:
+        count = f"{counts(space, trials)}; {len(specs)} are listed"
     else:
         total = trials.total
         count = f"{len(specs)} of {total} trials" if len(specs) < total else pluralize(total, "trial")

@@ -24,7 +24,9 @@ from mbcl.orchestration.results_folder.opened_study import (
     prepare_folder,
     resume_notes,
 )
+from mbcl.orchestration.scheduling.confirmation_source import ConfirmationSource
 from mbcl.orchestration.scheduling.optuna_search import OptunaSearch, check_installed
+from mbcl.orchestration.scheduling.trial_queue import SettingSource
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import SpaceFile, check_name, read_space
 from mbcl.orchestration.signals import EXIT_INTERRUPTED
@@ -108,7 +110,9 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
         study = open_study(options, file, trials, store)
         fenced = FencedStore(store, [fence])
         console = Console(file.space, fenced, study, quiet=options.quiet)
-        search = None
+        search: SettingSource | None = None
+        if file.space.nuisance is not None and not options.eval_only:
+            search = ConfirmationSource(file.space, study.record, study.trials, added=study.add)
         if file.space.search.adaptive and not options.eval_only:
             search = OptunaSearch(file, study.record, study.trials.total, added=study.add, log=console.log)
         study_run = StudyRun(options, file, study, fenced, fence, console, search, started_at)

@@ -10,10 +10,11 @@ from mbcl.errors import pluralize
 from mbcl.report.wording import interval, listed, number, p_value
 from mbcl.study.best_settings import best_of
 from mbcl.study.metric_glossary import direction
+from mbcl.study.nuisance import choices
 from mbcl.study.power import describe
 from mbcl.study.record import StudyRecord
-from mbcl.study.settings import settings_of
-from mbcl.study.statistics import CLAIMS, Comparison, SettingSummary, shown_status
+from mbcl.study.settings import measured_settings
+from mbcl.study.statistics import CLAIMS, EQUAL_PASSES, EQUAL_STEPS, Comparison, SettingSummary, shown_status
 
 MAX_NAMED = 8
 """Maximum number of settings that a sentence names. Of more it gives only the number; the tables name them."""
@@ -58,6 +59,7 @@ def answer(
             + (", so the answer may still change." if counts.get("pending") else ".")
         )
     verdict.details += _choice_bias(study, comparisons)
+    verdict.details += _tuning(study)
     verdict.details += _early_stopping_bias(study)
     return verdict
 
@@ -75,6 +77,24 @@ def _early_stopping_bias(study: StudyRecord) -> list[str]:
         f"mean and no comparison. The finished ones were picked by {rule.metric} on {seed}, so what they reach there "
         f"is flattered{'; their other seeds took no part in the choice' if several else ''}."
     ]
+
+
+def _tuning(study: StudyRecord) -> list[str]:
+    """State how nuisance values were chosen, and which arms have none."""
+    found = choices(study)
+    if not found:
+        return []
+    numbers = sorted({len(choice.candidates) for choice in found})
+    seeds = {trial.seed for trial in study.trials.values() if trial.stage == "tuning"}
+    sentences = [
+        f"Every setting has its own best {listed(study.nuisance)} of {listed([str(n) for n in numbers])} candidates by "
+        f"{study.metric} on {pluralize(len(seeds), 'seed')} of their own; the results here are of other seeds."
+    ]
+    if missing := [f"{choice.label} ({choice.missing})" for choice in found if choice.chosen is None]:
+        sentences.append(
+            f"No values are chosen for {listed(_capped(missing))}, so nothing is measured or claimed there."
+        )
+    return sentences
 
 
 def _choice_bias(study: StudyRecord, comparisons: list[Comparison]) -> list[str]:
@@ -98,27 +118,34 @@ def _choice_bias(study: StudyRecord, comparisons: list[Comparison]) -> list[str]
 
 def _compared(comparisons: list[Comparison], study: StudyRecord, metric: str) -> Verdict:
     margin = study.equivalence
+    headline, details = _verdict([c for c in comparisons if c.control == EQUAL_STEPS], metric, margin)
+    if at_equal_passes := [c for c in comparisons if c.control == EQUAL_PASSES]:
+        sentence, further = _verdict(at_equal_passes, metric, margin)
+        headline += f" At equal forward passes: {sentence}"
+        details += [f"At equal forward passes: {text}" for text in further]
+    tested = [c for c in comparisons if c.p is not None]
+    if tested:
+        details += describe(max(c.n for c in tested), tested[0].comparisons, margin, _pooled_spread(tested), "here")
+    return Verdict(headline, details)
+
+
+def _verdict(comparisons: list[Comparison], metric: str, margin: float) -> tuple[str, list[str]]:
+    """Return what the comparisons with one control claim, and a sentence about the undecided ones if there are any."""
     references = {c.baseline_label for c in comparisons}
     reference = references.pop() if len(references) == 1 else "its baseline"
     sentences = [_claim([c for c in comparisons if c.verdict == word], reference, metric, margin) for word in CLAIMS]
     sentences.append(_equivalence([c for c in comparisons if _equals(c, margin)], reference, metric, margin))
     undecided = [c for c in comparisons if not c.differs and not _equals(c, margin)]
-    tested = [c for c in comparisons if c.p is not None]
     if not any(sentences):
         sentences = [
             f"Undecided: no difference from {reference} on {metric} is shown, nor that none is larger than {margin:g}."
         ]
-        if not tested and not any(c.flattered for c in comparisons):
+        if not any(c.p is not None or c.flattered for c in comparisons):
             sentences = [
                 f"Nothing can be concluded yet about {metric}: no setting shares two finished seeds with {reference}."
             ]
-    details = []
-    if undecided:
-        names = listed(_capped([_undecided(c) for c in undecided]))
-        details.append(f"Undecided: {names}.")
-    if tested:
-        details += describe(max(c.n for c in tested), tested[0].comparisons, margin, _pooled_spread(tested), "here")
-    return Verdict(" ".join(filter(None, sentences)), details)
+    details = [f"Undecided: {listed(_capped([_undecided(c) for c in undecided]))}."] if undecided else []
+    return " ".join(filter(None, sentences)), details
 
 
 def _equals(comparison: Comparison, margin: float) -> bool:
@@ -177,7 +204,7 @@ def _equivalence(comparisons: list[Comparison], reference: str, metric: str, mar
 
 def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str) -> Verdict:
     measured = [summary for summary in summaries if metric in summary.metrics]
-    chosen = best_of(study, settings_of(study)) if metric != study.metric else None
+    chosen = best_of(study, measured_settings(study)) if metric != study.metric else None
     lowest = direction(metric) < 0 or (study.mode == "min" and study.metric == metric)
     best = (min if lowest else max)(measured, key=lambda summary: summary.metrics[metric].mean)
     best = next((summary for summary in measured if chosen and summary.setting == chosen.id), best)

@@ -18,11 +18,26 @@ History = list[dict[str, float]]
 """One mapping for each epoch, with the measured metrics only."""
 
 
+AXES = {
+    "epochs": "epoch",
+    "images": "images trained on",
+    "passes": "forward passes",
+    "seconds": "seconds of steps, embedding and waiting for plans",
+}
+"""What curves are drawn against, with the text of the axis: different measures of the work until an epoch's end."""
+_TRAINING_STAGES = ("train", "embed", "wait")
+
+
 @dataclass(frozen=True)
 class MetricCurve:
-    """A metric over the epochs: mean, minimum and maximum over the seeds."""
+    """A metric over the epochs: mean, minimum and maximum over the seeds.
+
+    ``work`` has, by the name of an axis, the mean work of the seeds until the end of each epoch. An axis that the rows
+    do not have is left out, as in those of earlier versions and of synthetic studies.
+    """
 
     epochs: list[float]
+    work: dict[str, list[float]]
     mean: list[float]
     low: list[float]
     high: list[float]
@@ -72,7 +87,31 @@ def curve(setting: Setting, histories: dict[int, History], metric: str) -> Metri
         return None
     values = [[seed[epoch] for seed in points if epoch in seed] for epoch in epochs]
     mean, low, high = list(map(statistics.fmean, values)), list(map(min, values)), list(map(max, values))
-    return MetricCurve(epochs, mean, low, high, seeds=sum(map(bool, points)))
+    done = [_work(history) for history in chosen]
+    work = {
+        axis: [
+            statistics.fmean(each[axis][epoch] for each, seed in zip(done, points, strict=True) if epoch in seed)
+            for epoch in epochs
+        ]
+        for axis in AXES
+        if all(axis in each and seed.keys() <= each[axis].keys() for each, seed in zip(done, points, strict=True))
+    }
+    return MetricCurve(epochs, work, mean, low, high, seeds=sum(map(bool, points)))
+
+
+def _work(history: History) -> dict[str, dict[float, float]]:
+    """Return the work of a trial until the end of each epoch, by axis and epoch."""
+    work: dict[str, dict[float, float]] = {axis: {} for axis in AXES}
+    seconds = 0.0
+    for row in history:
+        epoch = work["epochs"][row["epoch"]] = row["epoch"]
+        for axis in ("images", "passes"):
+            if f"work/{axis}" in row:
+                work[axis][epoch] = row[f"work/{axis}"]
+        if "time/train" in row:
+            seconds += sum(row.get(f"time/{stage}", 0.0) for stage in _TRAINING_STAGES)
+            work["seconds"][epoch] = seconds
+    return work
 
 
 def stage_seconds(setting: Setting, histories: dict[int, History]) -> dict[str, float]:

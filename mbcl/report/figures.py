@@ -1,4 +1,4 @@
-"""The figures of a study: final metrics of every seed, curves over the epochs, time by stage."""
+"""The figures of a study: final metrics of every seed, curves against the work of a training, time by stage."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mbcl.report import pictures
-from mbcl.report.curves import History, curve, stage_seconds
+from mbcl.report.curves import AXES, History, MetricCurve, curve, stage_seconds
 from mbcl.report.pictures import GRID, INK, MUTED, SERIES, Picture, log_scale, new_axes, render, shorten
 from mbcl.report.tables import STAGES
 from mbcl.report.wording import listed, number
 from mbcl.study.metric_glossary import direction
 from mbcl.study.record import StudyRecord
-from mbcl.study.settings import Setting, baselines, settings_of
+from mbcl.study.settings import Setting, baselines, measured_settings
 from mbcl.study.statistics import Comparison, Estimate, compare, estimate, primary_metrics, summarise, validation_metric
 
 if TYPE_CHECKING:
@@ -40,14 +40,15 @@ def draw(study: StudyRecord, histories: dict[int, History]) -> list[Picture]:
         metrics = primary_metrics(study)
         drawn = [_differences(study, settings, metric, note) for metric in metrics[:1]]
         drawn += [_final(study, settings, metric, note) for metric in metrics if metric != "retrieval/top1"]
-        drawn += [_curves(settings, histories, metric, note) for metric in (validation_metric(study), *CURVES)]
+        for metric in (validation_metric(study), *CURVES):
+            drawn += _curves(settings, histories, metric, note)
         drawn.append(_times(settings, histories, note))
     return [picture for picture in drawn if picture is not None]
 
 
 def _chosen(study: StudyRecord) -> tuple[list[Setting], str]:
     """Return the settings to draw, and a note for the caption if some are left out."""
-    settings = settings_of(study)
+    settings = measured_settings(study)
     if len(settings) <= MAX_SETTINGS:
         return settings, ""
     metric = next(iter(primary_metrics(study)), "")
@@ -99,7 +100,7 @@ def _differences(study: StudyRecord, settings: list[Setting], metric: str, note:
     axes.axvline(0, color=MUTED, linewidth=1, linestyle="--", zorder=1)
     for row, result in enumerate(shown):
         _draw_row(axes, row, colours[result.setting], result.differences, result.difference or 0.0, result)
-    pictures.label_rows(axes, [c.label for c in shown])
+    pictures.label_rows(axes, [c.title for c in shown])
     axes.set_xlim(*_limits([0.0, *(d for c in shown for d in c.differences)], shown))
     axes.set_xlabel(f"{metric}, setting minus baseline", color=INK)
     return render(
@@ -109,7 +110,7 @@ def _differences(study: StudyRecord, settings: list[Setting], metric: str, note:
         caption="A dot is one pair of seeds, the diamond the mean, the bar the 95 % paired t interval; one pair has no "
         f"interval. Grey: differences up to {margin:g}, which do not matter in this study.{note}",
         alt=f"Paired differences in {metric}. "
-        + "; ".join(f"{c.label}: mean {number(c.difference, signed=True)}, n={c.n}, {c.verdict}" for c in shown),
+        + "; ".join(f"{c.title}: mean {number(c.difference, signed=True)}, n={c.n}, {c.verdict}" for c in shown),
     )
 
 
@@ -144,27 +145,11 @@ def _final(study: StudyRecord, settings: list[Setting], metric: str, note: str) 
     )
 
 
-def _curves(settings: list[Setting], histories: dict[int, History], metric: str, note: str) -> Picture | None:
+def _curves(settings: list[Setting], histories: dict[int, History], metric: str, note: str) -> list[Picture]:
+    """Draw the curves of a metric against every measure of work that all of them have."""
     lines = [(i, s, line) for i, s in enumerate(settings) if (line := curve(s, histories, metric))]
     if not lines:
-        return None
-    from matplotlib.ticker import MaxNLocator
-
-    columns = 2 if max(len(shorten(s.label)) for _, s, _ in lines) <= MAX_HALF_LEGEND else 1
-    figure, axes = new_axes(4.7, 2.9 + 0.16 * (len(lines) // columns))
-    for i, setting, line in lines:
-        low_high = (line.low, line.high) if line.seeds > 1 else None
-        pictures.draw_curve(axes, i, setting.label, line.epochs, line.mean, low_high)
-    if metric == "plan/lift":
-        axes.axhline(1, color=MUTED, linewidth=1, linestyle="--", zorder=1)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    steps = metric.startswith("synthetic/")
-    if steps and all(low > 0 for _, _, line in lines for low in line.low):
-        log_scale(axes, "y")
-    axes.set_xlabel("step" if steps else "epoch", color=INK)
-    axes.set_ylabel(metric, color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    pictures.add_legend(figure, axes, columns)
+        return []
     seeds = max(line.seeds for _, _, line in lines)
     early = [s for _, s, _ in lines if all(trial.status != "finished" for trial in s.trials)]
     stopped = [s for s in early if any(trial.stopped for trial in s.trials)]
@@ -175,13 +160,43 @@ def _curves(settings: list[Setting], histories: dict[int, History], metric: str,
         if group:
             note = f" {sentence.format(listed([shorten(s.label) for s in group]))}{note}"
     band = "Mean over the seeds; the band reaches from the lowest to the highest seed." if seeds > 1 else "One seed."
+    caption = f"{band} {_CURVE_NOTES.get(metric, _VALIDATION_NOTE)}{note}"
+    if metric.startswith("synthetic/"):
+        return [_curve_against("steps", "step", lines, metric, caption)]
+    axes = [axis for axis in AXES if all(axis in line.work for _, _, line in lines)]
+    return [_curve_against(axis, AXES[axis], lines, metric, caption) for axis in axes]
+
+
+def _curve_against(
+    axis: str, axis_label: str, lines: list[tuple[int, Setting, MetricCurve]], metric: str, caption: str
+) -> Picture:
+    """Draw the numbered curves of settings against one measure of work."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    columns = 2 if max(len(shorten(s.label)) for _, s, _ in lines) <= MAX_HALF_LEGEND else 1
+    figure, axes = new_axes(4.7, 2.9 + 0.16 * (len(lines) // columns))
+    for i, setting, line in lines:
+        low_high = (line.low, line.high) if line.seeds > 1 else None
+        pictures.draw_curve(axes, i, setting.label, line.work.get(axis, line.epochs), line.mean, low_high)
+    if metric == "plan/lift":
+        axes.axhline(1, color=MUTED, linewidth=1, linestyle="--", zorder=1)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    if axis == "steps" and all(low > 0 for _, _, line in lines for low in line.low):
+        log_scale(axes, "y")
+    axes.set_xlabel(axis_label, color=INK)
+    axes.set_ylabel(metric, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins="auto" if axis in ("epochs", "steps") else 5, integer=True))
+    if axis in ("images", "passes"):
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    pictures.add_legend(figure, axes, columns)
     return render(
         figure,
-        _file_name("curve", metric),
-        title=f"{metric} over the {'steps' if steps else 'epochs'}",
-        caption=f"{band} {_CURVE_NOTES.get(metric, _VALIDATION_NOTE)}{note}",
-        alt=f"{metric} by {'step' if steps else 'epoch'}. "
+        _file_name("curve", metric) + ("" if axis in ("epochs", "steps") else f"_by_{axis}"),
+        title=f"{metric} over the {axis}",
+        caption=caption,
+        alt=f"{metric} by {axis_label}. "
         + "; ".join(f"{s.label}: from {number(line.mean[0])} to {number(line.mean[-1])}" for _, s, line in lines),
+        axis="" if axis == "steps" else axis,
     )
 
 

@@ -13,13 +13,16 @@ from markupsafe import Markup
 from mbcl.errors import pluralize
 from mbcl.report import wording
 from mbcl.report.answer import answer, status_counts
-from mbcl.report.curves import History, stage_seconds, wall_seconds
+from mbcl.report.curves import AXES, History, stage_seconds, wall_seconds
 from mbcl.report.pictures import Picture
 from mbcl.report.tables import stage_order
 from mbcl.study.metric_glossary import meaning, metric_order
+from mbcl.study.nuisance import choices
 from mbcl.study.record import StudyRecord
-from mbcl.study.settings import baselines, flatten, settings_of, text_of
+from mbcl.study.settings import baselines, flatten, measured_settings, settings_of, text_of
 from mbcl.study.statistics import (
+    EQUAL_PASSES,
+    EQUAL_STEPS,
     Comparison,
     SettingSummary,
     final_metrics,
@@ -47,23 +50,29 @@ def page(
     by ordinal; ``space`` is the text of ``space.yaml``, empty if there is none; ``folder`` is the name of the results
     folder, as ``--name`` takes it; ``draws`` says over which draws of the views the headline is a mean.
     """
+    measured = [summary for summary in summaries if summary.stage != "tuning"]
     metrics = primary_metrics(study)
     side_metrics = _side_metrics(study, metrics)
     first = [c for c in comparisons if metrics and c.metric == metrics[0]]
     context: dict[str, Any] = {
         "study": study,
-        "answer": answer(study, summaries, first, metrics[0] if metrics else None),
+        "answer": answer(study, measured, first, metrics[0] if metrics else None),
         "counts": status_counts(study),
         "metrics": metrics,
         "side_metrics": side_metrics,
-        "summaries": summaries,
+        "summaries": measured,
         "draws": draws,
-        "all_metrics": [m for m in final_metrics(study) if any(m in s.metrics for s in summaries)],
+        "all_metrics": [m for m in final_metrics(study) if any(m in s.metrics for s in measured)],
+        "choices": choices(study),
+        "tuning_seeds": sorted({trial.seed for trial in study.trials.values() if trial.stage == "tuning"}),
         "baseline": ", ".join(f"{key}: {text_of(value)}" for key, value in flatten(study.baseline).items()),
         "baseline_ids": {s.id for s in baselines(study, settings_of(study))},
+        "control_ids": {s.equal_passes for s in measured_settings(study)} - {None},
+        "at_equal": {EQUAL_STEPS: "steps", EQUAL_PASSES: "passes"},
         "comparisons": comparisons,
         "tests": max((c.comparisons for c in comparisons), default=0),
         "pictures": pictures,
+        "axes": [axis for axis in AXES if any(picture.axis == axis for picture in pictures)],
         "trials": _trial_rows(study, summaries, metrics),
         "seeds": sorted({trial.seed for trial in study.trials.values()}),
         "times": _times(study, histories),
@@ -130,7 +139,7 @@ def _times(study: StudyRecord, histories: dict[int, History]) -> list[dict[str, 
     """Return tables of the mean seconds by setting label and stage; a table without rows is left out."""
     tables = []
     for title, wall in (("From start to end", True), ("Inside the epochs", False)):
-        seconds = {s.label: wall_seconds(s) if wall else stage_seconds(s, histories) for s in settings_of(study)}
+        seconds = {s.label: wall_seconds(s) if wall else stage_seconds(s, histories) for s in measured_settings(study)}
         if rows := {label: by_stage for label, by_stage in seconds.items() if by_stage}:
             stages = sorted({stage for row in rows.values() for stage in row}, key=stage_order)
             tables.append({"title": title, "wall": wall, "stages": stages, "rows": rows})

@@ -38,7 +38,10 @@ _MAX_LABEL = 48
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure of the report: ``svg`` to embed in the page, ``svg_file`` as a separate file."""
+    """One figure of the report: ``svg`` to embed in the page, ``svg_file`` as a separate file.
+
+    ``axis`` names what a curve is drawn against if there are figures of the same curve against others.
+    """
 
     name: str
     title: str
@@ -47,6 +50,7 @@ class Picture:
     svg: str
     png: bytes
     svg_file: str = ""
+    axis: str = ""
 
 
 def shorten(text: str) -> str:
@@ -128,13 +132,13 @@ def add_legend(figure: Figure, axes: Axes, columns: int) -> None:
     )
 
 
-def render(figure: Figure, name: str, *, title: str, caption: str, alt: str) -> Picture:
+def render(figure: Figure, name: str, *, title: str, caption: str, alt: str, axis: str = "") -> Picture:
     """Save a figure as PNG and SVG. Call it within :func:`style`."""
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     figure.set_layout_engine("none")  # keep the layout of the PNG for the SVG
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    return Picture(name, title, caption, alt, _for_page(svg.getvalue(), name), png.getvalue(), svg.getvalue())
+    return Picture(name, title, caption, alt, _for_page(svg.getvalue(), name), png.getvalue(), svg.getvalue(), axis)
 
 
 def _for_page(svg: str, name: str) -> str:

@@ -54,10 +54,11 @@ def results_csv(study: StudyRecord) -> str:
     A stopped trial has no final metrics. The value by which it was stopped is in separate columns.
     """
     swept, metrics = swept_columns(study), final_metrics(study)
+    staged = ("stage",) if study.nuisance else ()
     stages = sorted({stage for trial in study.trials.values() for stage in trial.seconds}, key=stage_order)
     rows: list[dict[str, Any]] = []
     for key, trial in study.ordered().items():
-        flat = flatten(trial.parameters)
+        flat = flatten(trial.parameters | trial.nuisance)
         row = {
             "trial_id": key,
             "status": shown_status(trial),
@@ -65,6 +66,7 @@ def results_csv(study: StudyRecord) -> str:
             "sampler": trial.sampler,
             "objective": trial.objective,
             "seed": trial.seed,
+            **dict.fromkeys(staged, trial.stage),
         }
         row |= {column: text_of(flat[column]) for column in swept if column in flat}
         row |= {metric: trial.metrics.get(metric) for metric in metrics if metric not in row}
@@ -73,28 +75,32 @@ def results_csv(study: StudyRecord) -> str:
             row |= dict(zip(_STOPPED, (stop.by, stop.epoch, stop.value), strict=True))
         rows.append(row)
     stopped = _STOPPED if any(trial.stopped for trial in study.trials.values()) else ()
-    columns = [*FIXED_COLUMNS, *swept, *metrics, *stopped]
+    columns = [*FIXED_COLUMNS, *staged, *swept, *metrics, *stopped]
     return csv_text(list(dict.fromkeys([*columns, *(f"seconds/{stage}" for stage in stages)])), rows)
 
 
 def summary_csv(study: StudyRecord, summaries: list[SettingSummary]) -> str:
     """Return ``summary.csv``: one row for each setting, every final metric over its finished seeds."""
     swept, metrics = swept_columns(study), final_metrics(study)
+    staged = ("stage",) if study.nuisance else ()
+    nuisance = {setting: trials[0].nuisance for setting, trials in study.settings().items()}
     rows: list[dict[str, Any]] = []
     for summary in summaries:
-        row = {
+        row: dict[str, Any] = {
             "setting": summary.setting,
             "label": single_line(summary.label),
             "sampler": summary.sampler,
             "objective": summary.objective,
+            **dict.fromkeys(staged, summary.stage),
         }
-        row |= {column: text_of(summary.parameters[column]) for column in swept if column in summary.parameters}
+        flat = summary.parameters | flatten(nuisance[summary.setting])
+        row |= {column: text_of(flat[column]) for column in swept if column in flat}
         for metric in metrics:
             result = summary.metrics.get(metric)
             row |= {f"{metric}/{part}": getattr(result, part, None) for part in _ESTIMATE}
             row[f"{metric}/n"] = result.n if result else 0
         rows.append(row)
-    columns = ["setting", "label", "sampler", "objective", *swept]
+    columns = ["setting", "label", "sampler", "objective", *staged, *swept]
     return csv_text([*columns, *(f"{metric}/{part}" for metric in metrics for part in _ESTIMATE)], rows)
 
 

@@ -19,7 +19,7 @@ from mbcl.study.metric_glossary import direction
 from mbcl.study.paired import ALPHA, MIN_PAIRS
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import settings_of
-from mbcl.study.statistics import Comparison, compare, primary_metrics
+from mbcl.study.statistics import EQUAL_STEPS, Comparison, compare, primary_metrics
 
 NUM_RESAMPLES = 10_000
 
@@ -65,8 +65,9 @@ def gains_across(studies: Sequence[StudyRecord]) -> tuple[str, list[Gain]]:
     Settings are matched by their label and that of their baseline. A gain is a paired difference over the mean of the
     baseline of its study, positive if the setting is better. Every study needs the same number of pairs of a setting,
     so that all count alike.
-    Settings that a search has chosen are left out, and those with fewer than :data:`~mbcl.study.paired.MIN_PAIRS`
-    pairs: of two studies with 2, 3 and 6 normal pairs the bootstrap's interval holds the true mean in 66, 85 and 91 %.
+    Settings that a search has chosen are left out, as are controls of equal forward passes and settings with fewer than
+    :data:`~mbcl.study.paired.MIN_PAIRS` pairs: of two studies with 2, 3 and 6 normal pairs the bootstrap's interval
+    holds the true mean in 66, 85 and 91 %.
 
     Raises:
         ConfigError: if the studies have different headline metrics, or one that no end of is better, or no setting in
@@ -79,7 +80,11 @@ def gains_across(studies: Sequence[StudyRecord]) -> tuple[str, list[Gain]]:
             f"studies measure {', '.join(sorted(metrics))}; together they need one headline, better up or down"
         )
     by_labels = [
-        {(c.label, c.baseline_label): c for c in compare(study, metric) if c.n >= MIN_PAIRS and not c.chosen_by}
+        {
+            (c.label, c.baseline_label): c
+            for c in compare(study, metric)
+            if c.n >= MIN_PAIRS and not c.chosen_by and c.control == EQUAL_STEPS
+        }
         for study in studies
     ]
     common = [labels for labels in by_labels[0] if all(labels in comparisons for comparisons in by_labels)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_ORDER = "retrieval synthetic val knn probe corrupted repr baseline plan train sogclr time".split()
+_ORDER = "retrieval synthetic val knn probe corrupted repr baseline plan train sogclr work time".split()
 
 # Direction (+ higher is better, - lower is better, 0 neither), regular expression of the name, meaning.
 # The first pattern that matches counts; {0}, {1} are its groups.
@@ -56,6 +56,9 @@ _TABLE = r"""
 0 synthetic/updates: gradient updates made
 0 synthetic/samples: samples seen, once for every batch that a sample was in
 0 synthetic/steps: steps; what a step does differs between samplers
+0 work/images: images trained on so far, once for every time
+0 work/passes: forward passes so far, both views of one image each: one an image that is embedded for a plan, three an
+    image that is trained on, whose backward pass counts for two
 - time/plan: seconds that the planner computed, whether training waited or not
 - time/wait: seconds that training stood still for a plan, transport included
 - time/.*: seconds spent in a stage

@@ -20,6 +20,7 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 EQUIVALENCE = 0.01
 """Difference in the headline metric that does not matter unless a study names another: one point of an accuracy."""
 
+Stage = Literal["", "tuning", "confirmation"]
 Status = Literal["pending", "running", "finished", "stopped", "failed"]
 
 
@@ -71,6 +72,12 @@ class TrialRecord(_Record):
         drawn: the draw of an adaptive search, by the paths of the domains.
         stopped: the stop by a scheduler. The last values of a stopped trial are not final metrics.
         judged: the last epoch at which a scheduler decided whether the trial continues.
+        is_control: whether its setting was added as a control, and is no setting of the space.
+        equal_passes: number of the setting with which its own is compared at equal forward passes; None for none.
+        stage: in a study with nuisance keys, whether the trial chooses their values or measures the chosen ones.
+        arm: the setting without its nuisance keys, numbered in the order of the study; None without nuisance keys.
+        nuisance: the nuisance keys with their values, which ``parameters`` does not have.
+        diverged: whether the trial failed because its training was not finite, which is a result of its values.
     """
 
     ordinal: int
@@ -88,6 +95,12 @@ class TrialRecord(_Record):
     drawn: Drawn | None = None
     stopped: Stopped | None = None
     judged: int = 0
+    is_control: bool = False
+    equal_passes: int | None = None
+    stage: Stage = ""
+    arm: int | None = None
+    nuisance: dict[str, Any] = Field(default_factory=dict)
+    diverged: bool = False
 
     def value_of(self, metric: str) -> float | None:
         """Return a final metric, or None if it was not measured or is not finite."""
@@ -137,6 +150,7 @@ class StudyRecord(_Record):
         trials: the trials by ``trial_id``, in the order of the space.
         equivalence: the difference in the headline metric that does not matter, in its units.
         searched: whether settings were drawn from domains, so that the best is looked for rather than all compared.
+        nuisance: the swept keys of which every setting takes its own best value, chosen by ``metric``.
         left_out: the draws of an adaptive search that became no setting: repeats and invalid experiments.
         threads: the torch threads of a worker where the space leaves them to mbcl; a resume keeps them, because the
             last bits of a sum depend on them.
@@ -152,6 +166,7 @@ class StudyRecord(_Record):
     mode: Literal["min", "max"]
     equivalence: float = EQUIVALENCE
     searched: bool = False
+    nuisance: list[str] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
     created: str
     trials: dict[str, TrialRecord]
@@ -170,7 +185,9 @@ class StudyRecord(_Record):
 
     @property
     def is_search(self) -> bool:
-        """Whether results choose among several settings that were drawn."""
+        """Whether results choose among several settings that were drawn, and measure the chosen ones themselves."""
+        if self.nuisance:
+            return False  # fresh seeds measure the chosen ones
         drawn = self.searched or any(trial.drawn for trial in self.trials.values())
         return drawn and len({trial.setting for trial in self.trials.values()}) > 1
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mbcl.config import components
-from mbcl.study.record import StudyRecord, TrialRecord
+from mbcl.study.record import Stage, StudyRecord, TrialRecord
 
 FIXED_COLUMNS = ("trial_id", "status", "error", "sampler", "objective", "seed")
 """The first columns of ``results.csv``. A swept key of the same name adds no second column."""
@@ -27,6 +27,23 @@ class Setting:
     columns: dict[str, Any]
     """``sampler`` and ``objective``, then the flattened swept keys: ``{"sampler": "spectral", "sampler.k": 4}``."""
     trials: tuple[TrialRecord, ...]
+    arm_label: str = ""
+    """The label without nuisance values."""
+
+    @property
+    def stage(self) -> Stage:
+        """Whether its trials choose nuisance values, or measure chosen ones; see :mod:`mbcl.study.nuisance`."""
+        return next((trial.stage for trial in self.trials), "")
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it was added as the control of other settings."""
+        return any(trial.is_control for trial in self.trials)
+
+    @property
+    def equal_passes(self) -> int | None:
+        """Number of the setting that is its control of equal forward passes; None without one."""
+        return next((trial.equal_passes for trial in self.trials), None)
 
     @property
     def finished(self) -> list[TrialRecord]:
@@ -82,20 +99,56 @@ def swept_columns(study: StudyRecord) -> list[str]:
     """
     blocks: dict[str, dict[str, None]] = {}
     for trial in study.ordered().values():
-        for key, value in trial.parameters.items():
+        for key, value in (trial.parameters | trial.nuisance).items():
             blocks.setdefault(key, {}).update(dict.fromkeys(flatten({key: value})))
     columns = dict.fromkeys(column for block in blocks.values() for column in block)
     return [column for column in columns if column not in FIXED_COLUMNS]
 
 
 def settings_of(study: StudyRecord) -> list[Setting]:
-    """Return the settings in the order of the study, with labels that name their differences."""
+    """Return the settings in the order of the study, with labels that name their differences.
+
+    In a study with nuisance keys the labels and columns of a setting are those of its arm, without its nuisance values:
+    ``spectral (k=4)`` is the setting that measures the chosen values, ``tuning spectral (k=4), temperature=0.2`` one of
+    its candidates.
+    """
     groups = study.settings()
-    columns = [columns_of(first.sampler, first.objective, first.parameters) for first, *_ in groups.values()]
+    columns = {n: columns_of(first.sampler, first.objective, first.parameters) for n, (first, *_) in groups.items()}
+    arms: dict[int | str, list[int]] = {}
+    for number, (first, *_) in groups.items():
+        arms.setdefault(f"setting {number}" if first.arm is None else first.arm, []).append(number)
+    flat = [_shared([columns[number] for number in arm]) for arm in arms.values()]
+    by_setting = {
+        n: (label, own) for arm, label, own in zip(arms.values(), labels(flat), flat, strict=True) for n in arm
+    }
     return [
-        Setting(number, label, flat, tuple(trials))
-        for (number, trials), label, flat in zip(groups.items(), labels(columns), columns, strict=True)
+        Setting(number, _label_of_stage(study, label, trials[0]), own, tuple(trials), label)
+        for number, trials in groups.items()
+        for label, own in [by_setting[number]]
     ]
+
+
+def _shared(candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the columns that all candidates of an arm share; a key in a block may be tied to a nuisance key."""
+    first, *others = candidates
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+
+
+def measured_settings(study: StudyRecord) -> list[Setting]:
+    """Return the settings that the study measures: all but those that only choose nuisance values."""
+    return [setting for setting in settings_of(study) if setting.stage != "tuning"]
+
+
+def _label_of_stage(study: StudyRecord, label: str, trial: TrialRecord) -> str:
+    return f"tuning {label}, {nuisance_text(study, trial)}" if trial.stage == "tuning" else label
+
+
+def nuisance_text(study: StudyRecord, trial: TrialRecord) -> str:
+    """Format a trial's nuisance values, without keys that are tied to others: ``temperature=0.2, lr=0.1``."""
+    names = _short_names(study.nuisance)
+    return ", ".join(
+        f"{names[key]}={_in_label(trial.nuisance[key])}" for key in study.nuisance if key in trial.nuisance
+    )
 
 
 def columns_of(sampler: str, objective: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,12 +248,16 @@ def singled_out(settings: Sequence[Mapping[str, Any]], baseline: Mapping[str, An
 
 
 def baselines(study: StudyRecord, settings: list[Setting]) -> list[Setting]:
-    """Return the settings that match the study's baseline; see :func:`singled_out`."""
+    """Return the settings that match the study's baseline; see :func:`singled_out`.
+
+    Controls and settings that only choose nuisance values are none of them.
+    """
+    settings = [setting for setting in settings if not setting.is_control and setting.stage != "tuning"]
     matches = singled_out([setting.columns for setting in settings], study.baseline)
     return [setting for setting, is_match in zip(settings, matches, strict=True) if is_match]
 
 
-def baseline_for(study: StudyRecord, setting: Setting, candidates: list[Setting]) -> Setting | None:
+def baseline_for(baseline: Mapping[str, Any], setting: Setting, candidates: Sequence[Setting]) -> Setting | None:
     """Return the baseline setting that a setting is compared with.
 
     If several settings match the baseline (a sampler swept together with a batch size), the counterpart is the one
@@ -214,7 +271,7 @@ def baseline_for(study: StudyRecord, setting: Setting, candidates: list[Setting]
         return None
     if len(candidates) == 1:
         return candidates[0]
-    baseline_keys = set(by_part(flatten(study.baseline)))
+    baseline_keys = set(by_part(flatten(baseline)))
     agreeing = [c for c in candidates if _agree(by_part(setting.columns), by_part(c.columns), baseline_keys)]
     return agreeing[0] if len(agreeing) == 1 else None
 

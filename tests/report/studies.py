@@ -93,6 +93,8 @@ def write_histories(store: LocalStore, record: StudyRecord, epochs: int = 3) -> 
                 "plan/loss": None,
                 "plan/lift": None if t.sampler == "shuffle" else 1.4,
                 "val/retrieval/mrr": 0.5 + epoch / 10 if epoch % 2 else None,
+                "work/images": 320 * epoch,
+                "work/passes": (960 if t.sampler == "shuffle" else 1290) * epoch,
                 "time/train": 1.0,
                 "time/plan": 0.25,
             }

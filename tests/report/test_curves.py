@@ -31,6 +31,25 @@ def test_curve_is_the_mean_and_range_over_finished_seeds(tmp_path: Path) -> None
     assert curve(first, histories, "plan/lift") is None
 
 
+def test_curves_have_the_mean_work_of_the_seeds_until_each_epoch(tmp_path: Path) -> None:
+    store, record = LocalStore(tmp_path), grid({"shuffle": [0.5, 0.6], "spectral": [0.5, 0.6]})
+    write_histories(store, record)
+    histories = read_histories(store, record)
+    for seed, history in enumerate(list(histories.values())[2:]):
+        for row in history:
+            row |= {"time/embed": 0.5, "time/wait": 0.25 + seed, "time/eval": 7.0}
+    shuffle, spectral = (curve(s, histories, "val/retrieval/top1") for s in settings_of(record))
+    assert shuffle is not None
+    assert spectral is not None
+    assert shuffle.work == {"epochs": [1, 3], "images": [320, 960], "passes": [960, 2880], "seconds": [1.0, 3.0]}
+    assert spectral.work["passes"] == [1290, 3870]
+    assert spectral.work["seconds"] == [2.25, 6.75], "of two seeds, without validation"
+    del histories[0][0]["work/images"]
+    older = curve(settings_of(record)[0], histories, "val/retrieval/top1")
+    assert older is not None
+    assert list(older.work) == ["epochs", "passes", "seconds"], "an axis that a row lacks is left out"
+
+
 def test_stage_seconds_and_wall_seconds_sum_a_setting(tmp_path: Path) -> None:
     store, record = LocalStore(tmp_path), grid(FULL)
     write_histories(store, record)

@@ -133,14 +133,15 @@ def test_report_has_every_mean_and_interval(full: Path) -> None:
         assert f"{interval.ci_low:.4f} to {interval.ci_high:.4f}" in page.text
 
 
+CURVE_FILES = ("curve_val_retrieval_mrr", "curve_train_loss", "curve_plan_lift")
+
+
 def test_report_plots_are_png_files(full: Path) -> None:
     names = {path.name for path in (full / "plots").iterdir()}
     assert names == {
         "difference_retrieval_mrr.png",
         "final_retrieval_mrr.png",
-        "curve_val_retrieval_mrr.png",
-        "curve_train_loss.png",
-        "curve_plan_lift.png",
+        *(f"{curve}{axis}.png" for curve in CURVE_FILES for axis in ("", "_by_images", "_by_passes", "_by_seconds")),
         "time.png",
     }
     for path in (full / "plots").iterdir():
@@ -327,3 +328,35 @@ def test_answer_takes_the_lowest_where_lower_is_better() -> None:
     assert answer(record, summarise(record), [], "synthetic/excess").headline.startswith(
         "The lowest mean synthetic/excess is 0.1000"
     )
+
+
+def test_reader_chooses_what_curves_are_drawn_against_without_a_script(full: Path) -> None:
+    text = (full / "report.html").read_text(encoding="utf-8")
+    page = check_self_contained(text)
+    axes = ("epochs", "images", "passes", "seconds")
+    inputs = [value for tag, key, value in page.attributes if (tag, key) == ("input", "id")]
+    assert inputs == [f"against-{axis}" for axis in axes]
+    for axis in axes:
+        figures = [
+            value for tag, key, value in page.attributes if (tag, key, value) == ("figure", "class", f"against-{axis}")
+        ]
+        assert len(figures) == len(CURVE_FILES)
+        assert f"#against-{axis}:not(:checked) ~ .figures .against-{axis}" in text
+    style, inputs_at, figures_at = (
+        text.index("</style>"),
+        text.index('id="against-epochs"'),
+        text.index('class="figures"'),
+    )
+    assert style < inputs_at < figures_at
+    assert "script" not in page.tags
+
+
+def test_curves_of_rows_without_work_are_drawn_against_epochs_and_seconds(tmp_path: Path) -> None:
+    record, store = grid(FULL), LocalStore(tmp_path)
+    write_histories(store, record)
+    for path in (tmp_path / "trials").glob("*/metrics.jsonl"):
+        path.write_text(path.read_text().replace('"work/', '"older/'))
+    write(store, record)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'id="against-seconds"' in text
+    assert 'id="against-passes"' not in text

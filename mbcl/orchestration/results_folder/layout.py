@@ -20,8 +20,9 @@ from mbcl.errors import ConfigError, pluralize
 from mbcl.io.ownership import OWNER_FILE
 from mbcl.io.store import Store, is_uri, write_text
 from mbcl.orchestration.results_folder.lease import BEAT_FILE, LEASE_FILE, LOCK_FILE
+from mbcl.orchestration.search_space.baseline import resolved_baseline
 from mbcl.orchestration.search_space.domains import is_drawn, short
-from mbcl.orchestration.search_space.expansion import Trials, record_of, resolved_baseline, space_digest
+from mbcl.orchestration.search_space.expansion import Trials, record_of, space_digest
 from mbcl.orchestration.search_space.replay import with_drawn_trials
 from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.study.record import STUDY_FILE, StudyRecord, read_study, write_study
@@ -78,6 +79,7 @@ def new_study(file: SpaceFile, trials: Trials, title: str) -> StudyRecord:
         searched=any(is_drawn(domain) for domain in file.space.space.values()),
         versions=versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        nuisance=file.space.nuisance.keys if file.space.nuisance else [],
         trials={spec.trial_id: record_of(spec) for spec in trials.specs},
     )
 

@@ -40,7 +40,9 @@ def reopen_for_evaluation(
     if not store.exists(STUDY_FILE):
         raise ConfigError(f"--eval-only: {store.uri} holds no {STUDY_FILE}")
     study = read_study(store)
-    finished = {key: record for key, record in study.trials.items() if record.status == "finished"}
+    finished = {
+        key: record for key, record in study.trials.items() if record.status == "finished" and record.stage != "tuning"
+    }
     if not finished:
         raise ConfigError(f"--eval-only: {store.uri} has no finished trial")
     trials = with_drawn_trials(file, trials, study)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from mbcl.orchestration.search_space.expansion import TrialSpec
 from mbcl.orchestration.search_space.schedulers import MAX_EPOCHS, Asha, Median, build
 from mbcl.orchestration.search_space.schema import Space
 from mbcl.study.record import StudyRecord
-from mbcl.study.settings import baselines, settings_of
+from mbcl.study.settings import Setting, baselines, settings_of
 
 
 class AsyncSuccessiveHalving:
@@ -125,6 +125,14 @@ class StopperPerPoint:
         return self._stoppers[drawn.point if drawn else 0].observe(trial_id, epoch, value)
 
 
+def _compared_with(study: StudyRecord) -> Iterator[Setting]:
+    """Yield the settings with which others are compared: the baselines and the controls."""
+    settings = settings_of(study)
+    yield from baselines(study, settings)
+    controls = {setting.equal_passes for setting in settings}
+    yield from (setting for setting in settings if setting.id in controls)
+
+
 def build_early_stopping(
     space: Space, study: StudyRecord, specs: Mapping[str, TrialSpec], store: Store
 ) -> EarlyStopping | None:
@@ -155,6 +163,6 @@ def build_early_stopping(
         end_epoch=rule.end,
         # Settings of an adaptive search are not paired with a baseline, so it protects none.
         protected_settings=frozenset(
-            () if space.search.adaptive else (setting.id for setting in baselines(study, settings_of(study)))
+            () if space.search.adaptive else (setting.id for setting in _compared_with(study))
         ),
     )

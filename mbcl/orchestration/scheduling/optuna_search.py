@@ -22,7 +22,6 @@ from mbcl.orchestration.search_space.expansion import (
     TrialSpec,
     base_of,
     experiment_with,
-    identity_of,
     points,
     record_of,
     replicate,
@@ -30,7 +29,7 @@ from mbcl.orchestration.search_space.expansion import (
     samples_of,
 )
 from mbcl.orchestration.search_space.schema import Search, Space, SpaceFile
-from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment, identity_of
 from mbcl.seeding import derive
 from mbcl.study.record import Drawn, StudyRecord, TrialRecord
 
@@ -153,7 +152,7 @@ class OptunaSearch:
         self._seen[identity_of(experiment)] = setting
         self._open[setting] = tuner, trial
         parameters = resolved(experiment, chosen)
-        specs = list(replicate(self._space, setting, parameters, experiment, self._total))
+        specs = list(replicate(self._space.seeds, setting, parameters, experiment, self._total))
         evaluation = self._evaluation(chosen)
         self._study.trials.update({spec.trial_id: record_of(spec, drawn, evaluation) for spec in specs})
         self._added(specs)

@@ -23,10 +23,17 @@ class Stopper(Protocol):
 
 
 class SettingSource(Protocol):
-    """A source of further settings; see :mod:`.optuna_search`."""
+    """A source of further settings; see :mod:`.optuna_search` and :mod:`.confirmation_source`."""
+
+    @property
+    def left(self) -> int:
+        """Number of trials that it may still add."""
 
     def propose(self) -> list[str]:
-        """Add the trials of a new setting to the study and return their names; empty if there are no more settings."""
+        """Add the trials of a new setting to the study and return their names; empty if there is none now.
+
+        There may be one after the end of a running trial; none will follow if no trial runs.
+        """
 
     def tell(self, setting: int) -> None:
         """Take the results of a setting, all trials of which have ended."""
@@ -114,7 +121,7 @@ class TrialQueue:
         """Ask the source for another setting and queue its trials; return whether there is one."""
         keys = [] if self._drained or self._source is None else self._source.propose()
         if not keys:
-            self._drained = True
+            self._drained = self._source is None or not self._source.left or not self._running
             return False
         self._first_trials[self._study.trials[keys[0]].setting] = keys[0]
         self._waiting.update(dict.fromkeys(keys))

@@ -7,7 +7,7 @@ from typing import Any
 
 from mbcl.config.components import COMPONENTS, defaults
 from mbcl.errors import ConfigError, nearest
-from mbcl.orchestration.search_space.domains import Domain
+from mbcl.orchestration.search_space.domains import Domain, SameAs
 
 
 def applies(key: str, chosen: Mapping[str, Any]) -> bool:
@@ -26,7 +26,7 @@ def applies(key: str, chosen: Mapping[str, Any]) -> bool:
     return parameters is None or parameter.partition(".")[0] in parameters
 
 
-def check_conditional(domains: Mapping[str, Domain]) -> None:
+def check_conditional(domains: Mapping[str, Domain | SameAs]) -> None:
     """Refuse a swept parameter that no choice of its swept component has, or that a block among them sweeps, too.
 
     Raises:
@@ -35,7 +35,9 @@ def check_conditional(domains: Mapping[str, Domain]) -> None:
     for key in domains:
         part, _, parameter = key.partition(".")
         choices = list(_choices(domains[part])) if part in domains else []
-        if any(isinstance(choice, Mapping) and isinstance(choice.get(parameter), Domain) for choice in choices):
+        if any(
+            isinstance(choice, Mapping) and isinstance(choice.get(parameter), Domain | SameAs) for choice in choices
+        ):
             raise ConfigError(f"space.{key}: a block of space.{part} has a domain for {parameter}, too; give it once")
         swept = [domains[parent] for parent in (part, f"{part}.name") if parent in domains]
         if part not in COMPONENTS or parameter in ("", "name") or not swept:

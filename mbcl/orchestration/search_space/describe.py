@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from mbcl.config.experiment import Experiment
 from mbcl.errors import pluralize
 from mbcl.orchestration.search_space import domains
-from mbcl.orchestration.search_space.expansion import points, samples_of
+from mbcl.orchestration.search_space.expansion import Trials, base_of, points, samples_of
 from mbcl.orchestration.search_space.schedulers import Scheduler, build
 from mbcl.orchestration.search_space.schema import Space, experiment_of
 from mbcl.orchestration.search_space.trial_kinds import PRETRAINING
+from mbcl.study.nuisance import first_candidates
 from mbcl.study.power import TYPICAL_SPREAD, TYPICAL_SPREAD_ORIGIN, describe
 from mbcl.study.record import StudyRecord
 from mbcl.study.statistics import compare
@@ -23,9 +25,20 @@ def domain_lines(space: Space) -> Iterator[str]:
             yield f"{key}: {domains.describe(domain)}"
 
 
-def by_seeds(settings: int, seeds: int) -> str:
+def counts(space: Space, trials: Trials) -> str:
+    """Format the number of trials of a study: ``6 trials: 3 settings x 2 seeds``."""
+    total = trials.total
+    if space.nuisance is None:
+        return f"{pluralize(total, 'trial')}: {by_seeds(total // len(space.seeds), len(space.seeds))}"
+    tuning = [spec for spec in trials.specs if spec.stage == "tuning"]
+    candidates = by_seeds(len(tuning) // len(space.nuisance.seeds), len(space.nuisance.seeds), "candidate")
+    measured = by_seeds((total - len(tuning)) // len(space.seeds), len(space.seeds))
+    return f"{pluralize(total, 'trial')}: {candidates} to choose {', '.join(space.nuisance.keys)}, then {measured}"
+
+
+def by_seeds(settings: int, seeds: int, noun: str = "setting") -> str:
     """Format a number of settings and a number of seeds: ``3 settings x 2 seeds``."""
-    return f"{pluralize(settings, 'setting')} x {pluralize(seeds, 'seed')}"
+    return f"{pluralize(settings, noun)} x {pluralize(seeds, 'seed')}"
 
 
 def plan_lines(space: Space) -> Iterator[str]:
@@ -37,8 +50,16 @@ def plan_lines(space: Space) -> Iterator[str]:
         verb = "proposes" if search.adaptive else "draws"
         criterion = f" by {search.metric} ({search.mode}), the mean over the seeds" if search.adaptive else ""
         num_settings = sum(samples_of(space, point) for point in grid)
-        size = by_seeds(num_settings, len(space.seeds))
+        seeds = space.nuisance.seeds if space.nuisance else space.seeds
+        size = by_seeds(num_settings, len(seeds), "candidate" if space.nuisance else "setting")
         yield f"search: {search.name} {verb} {pluralize(search.num_samples, 'setting')}{where}{criterion}; {size}"
+    if space.nuisance is not None:
+        keys = ", ".join(space.nuisance.keys)
+        yield (
+            f"nuisance: of every setting the candidate with the best {search.metric} over seeds "
+            f"{', '.join(map(str, space.nuisance.seeds))} gives its {keys}; seeds "
+            f"{', '.join(map(str, space.seeds))} measure it"
+        )
     rule = build(space.scheduler)
     if rule.stops:
         yield f"scheduler: {rule.describe(search.metric)}"
@@ -58,7 +79,7 @@ def plan_lines(space: Space) -> Iterator[str]:
 
 def power_lines(space: Space, study: StudyRecord) -> Iterator[str]:
     """Yield what the seeds of a study that has not run can show; no lines without a baseline."""
-    comparisons = len(compare(study, study.metric))
+    comparisons = len(compare(first_candidates(study), study.metric))
     if space.baseline and study.searched and not comparisons:
         comparisons = len(points(space)) - 1  # the best of each is compared with the baseline's best
     if not comparisons:
@@ -70,6 +91,11 @@ def power_lines(space: Space, study: StudyRecord) -> Iterator[str]:
 def _range_of(space: Space, key: str, default: int) -> list[int]:
     """Return the smallest and the largest value of an integer key: those of its domain, or the base's value twice."""
     domain = space.space.get(key)
+    if isinstance(domain, domains.SameAs):
+        value: Any = base_of(space)
+        for word in domain.key.split("."):
+            value = value.get(word) if isinstance(value, dict) else None
+        return _range_of(space, domain.key, value if isinstance(value, int) else default)
     if domain is None:
         return [default, default]
     values = [value for value in domain.values if isinstance(value, int)] or [default]

@@ -20,6 +20,7 @@ from mbcl.seeding import numpy_generator
 LISTS = ("grid", "choice")
 RANGES = ("uniform", "loguniform", "randint")
 KINDS = (*LISTS, *RANGES)
+TIE = "same_as"
 MAX_INTEGER, MAX_FLOAT = 2**53, 1e100
 """Largest absolute ends of a range. Beyond 2**53 a float64 of the search is not exact; beyond 1e100 widths overflow."""
 
@@ -39,27 +40,42 @@ class Domain:
     values: tuple[Any, ...]
 
 
+@dataclass(frozen=True)
+class SameAs:
+    """The value of another key of the same setting, once all domains are expanded; see :mod:`.ties`.
+
+    Args:
+        key: the dotted key of the experiment.
+    """
+
+    key: str
+
+
 Draw = Callable[[str, Domain], Any]
 """Draws from a domain: an index for ``choice``, a number for a range. The path is unique among a setting's domains."""
 Applies = Callable[[str, Mapping[str, Any]], bool]
 """Whether a swept key applies, given the values of the keys that it depends on."""
 
 
-def parse(block: Any) -> Domain:
-    """Parse a domain from the space file, such as ``{grid: [1, 2]}``.
+def parse(block: Any) -> Domain | SameAs:
+    """Parse a domain from the space file, such as ``{grid: [1, 2]}``, or a tie, such as ``{same_as: train.epochs}``.
 
     Raises:
-        ConfigError: if the block is no domain; the text says what is allowed.
+        ConfigError: if the block is neither; the text says what is allowed.
     """
-    if isinstance(block, Domain):
+    if isinstance(block, Domain | SameAs):
         return block
     if not isinstance(block, Mapping) or len(block) != 1:
         raise ConfigError(
             f"expected a block with one domain ({', '.join(KINDS)}) such as {{grid: [1, 2]}}, found {block!r}"
         )
     kind, values = next(iter(block.items()))
+    if kind == TIE:
+        if not isinstance(values, str):
+            raise ConfigError(f"{TIE}: expected a dotted key such as objective.temperature, found {values!r}")
+        return SameAs(values)
     if kind not in KINDS:
-        raise ConfigError(f"unknown domain {kind!r}; {nearest(str(kind), KINDS)}")
+        raise ConfigError(f"unknown domain {kind!r}; {nearest(str(kind), (*KINDS, TIE))}")
     if kind in RANGES:
         _check_range(kind, values)
         return Domain(kind, tuple(values))
@@ -75,7 +91,7 @@ def _parse_nested(value: Any) -> Any:
     """Parse the domains inside one value of a list."""
     if not isinstance(value, Mapping):
         return value
-    if len(value) == 1 and next(iter(value)) in KINDS:
+    if len(value) == 1 and next(iter(value)) in (*KINDS, TIE):
         return parse(value)
     return {key: _parse_nested(inner) for key, inner in value.items()}
 
@@ -106,6 +122,8 @@ def plain(value: Any) -> Any:
     """Return a domain, or a value with nested domains, in the space file's form. The inverse of :func:`parse`."""
     if isinstance(value, Domain):
         return {value.kind: [plain(inner) for inner in value.values]}
+    if isinstance(value, SameAs):
+        return {TIE: value.key}
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     return value
@@ -160,7 +178,7 @@ def _topological_order(domains: Mapping[str, Any]) -> list[str]:
     return list(order)
 
 
-def points(domains: Mapping[str, Domain], applies: Applies) -> Iterator[dict[str, Any]]:
+def points(domains: Mapping[str, Domain | SameAs], applies: Applies) -> Iterator[dict[str, Any]]:
     """Yield all combinations of the grids' values by swept key, the last key fastest, without keys that do not apply.
 
     Drawn domains stay domains.
@@ -283,6 +301,8 @@ def describe(value: Any) -> str:
         if value.kind == "randint":
             return f"a whole number from {low} to {high - 1}"
         return f"{low:g} to {high:g}{', evenly in its logarithm' if value.kind == 'loguniform' else ''}"
+    if isinstance(value, SameAs):
+        return f"the same as {value.key}"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {describe(inner)}" for key, inner in value.items()) + "}"
     return short(value)
@@ -292,6 +312,8 @@ def short(value: Any) -> str:
     """Format a value of a space in YAML's flow style: ``{name: osgd, k: 20}``."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {short(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, SameAs):
+        return f"{{{TIE}: {value.key}}}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(short(inner) for inner in value) + "]"
     if value is None or isinstance(value, bool):

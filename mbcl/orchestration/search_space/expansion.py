@@ -6,23 +6,24 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mbcl.config.base import set_path
-from mbcl.config.components import COMPONENTS, canonical, registry_of
+from mbcl.config.components import COMPONENTS, canonical
 from mbcl.errors import ConfigError
 from mbcl.orchestration.search_space import domains
+from mbcl.orchestration.search_space.arms import check_arms
+from mbcl.orchestration.search_space.baseline import check_baseline, resolved_baseline, value_at
 from mbcl.orchestration.search_space.conditions import applies
+from mbcl.orchestration.search_space.controls import Configured, Controls, SampleReader, equal_passes
 from mbcl.orchestration.search_space.domains import short
-from mbcl.orchestration.search_space.schema import Space, SpaceFile, check_key, experiment_of
-from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
-from mbcl.study.record import EQUIVALENCE, Drawn, TrialRecord
-from mbcl.study.settings import columns_of, fits, flatten, singled_out
+from mbcl.orchestration.search_space.schema import Space, SpaceFile, experiment_of
+from mbcl.orchestration.search_space.ties import resolve_ties
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment, identity_of
+from mbcl.study.record import EQUIVALENCE, Drawn, Stage, TrialRecord
 
-Setting: TypeAlias = tuple[dict[str, Any], AnyExperiment]
-"""The swept keys of a setting with their values, and its experiment with any seed."""
 MAX_TRIALS = 10_000
 """Maximum trials of a study. Each is validated before the first starts, which takes some milliseconds a trial."""
 PROBES = 200
@@ -40,6 +41,9 @@ class TrialSpec:
         seed: the replicate.
         parameters: the swept keys with their resolved values, in the order of the space file.
         experiment: the resolved configuration.
+        is_control: whether the setting was added as a control; see :mod:`.controls`.
+        equal_passes: number of the setting that is its control of equal forward passes; None without one.
+        stage, arm, nuisance: as in :class:`mbcl.study.record.TrialRecord`; see :mod:`.nuisance`.
     """
 
     trial_id: str
@@ -48,6 +52,11 @@ class TrialSpec:
     seed: int
     parameters: dict[str, Any]
     experiment: AnyExperiment
+    is_control: bool = False
+    equal_passes: int | None = None
+    stage: Stage = ""
+    arm: int | None = None
+    nuisance: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,11 +102,42 @@ def expand(file: SpaceFile) -> Trials:
 
 
 def _expand(space: Space) -> Trials:
-    """Return the trials of a space whose settings are known in advance."""
-    settings: list[Setting] = []
+    """Return the trials of a space whose settings are known in advance, but for those that nuisance keys add later."""
+    settings, repeated = _settings(space)
+    note = check_baseline(space, settings)
+    controls = Controls((), {}, ())
+    if space.control is not None:
+        controls = equal_passes(settings, resolved_baseline(space), SampleReader())
+    num_given = len(settings)
+    settings += controls.settings
+    left_out = f"{repeated} draws repeat an earlier setting and are left out" if repeated else ""
+    notes = tuple(filter(None, (left_out, note, *controls.notes)))
+    arms = check_arms(settings) if space.nuisance else {}
+    seeds = space.nuisance.seeds if space.nuisance else space.seeds
+    total = len(settings) * len(seeds) + len(set(arms.values())) * len(space.seeds) * bool(space.nuisance)
+    if total > MAX_TRIALS:
+        raise ConfigError(f"space: found {total} trials with controls and choices, allowed: at most {MAX_TRIALS}")
+    specs = [
+        replace(
+            spec,
+            is_control=number >= num_given,
+            equal_passes=controls.control_of.get(number),
+            stage="tuning" if space.nuisance else "",
+            arm=arms.get(setting.arm),
+            nuisance=setting.nuisance,
+        )
+        for number, setting in enumerate(settings)
+        for spec in replicate(seeds, number, setting.parameters, setting.experiment, total)
+    ]
+    return Trials(tuple(specs), notes, total)
+
+
+def _settings(space: Space) -> tuple[list[Configured], int]:
+    """Return the distinct settings of a space, and how many draws repeat one of them."""
+    settings: list[Configured] = []
     seen: dict[str, int] = {}
     repeated = 0
-    base = base_of(space)
+    base, nuisance_keys = base_of(space), space.nuisance_keys
     random = any(domains.is_drawn(domain) for domain in space.space.values())
     for chosen in _chosen(space):
         experiment = experiment_with(base, chosen, space)
@@ -111,16 +151,12 @@ def _expand(space: Space) -> Trials:
             repeated += 1
             continue
         seen[identity] = len(settings)
-        settings.append((resolved(experiment, chosen), experiment))
-    note = check_baseline(space, settings)
-    left_out = f"{repeated} draws repeat an earlier setting and are left out" if repeated else ""
-    total = len(settings) * len(space.seeds)
-    specs = [
-        spec
-        for setting, (parameters, experiment) in enumerate(settings)
-        for spec in replicate(space, setting, parameters, experiment, total)
-    ]
-    return Trials(tuple(specs), tuple(filter(None, (left_out, note))), total)
+        values = resolved(experiment, chosen)
+        parameters = {key: value for key, value in values.items() if key not in nuisance_keys}
+        nuisance = {key: value for key, value in values.items() if key in nuisance_keys}
+        arm = json.dumps({key: domains.plain(chosen[key]) for key in parameters})
+        settings.append(Configured(parameters, experiment, nuisance, arm))
+    return settings, repeated
 
 
 def _expand_adaptive(space: Space) -> Trials:
@@ -133,12 +169,12 @@ def _expand_adaptive(space: Space) -> Trials:
         )
     chosen = [values for point in grid for values in domains.probes(point, applies, max(8, PROBES // len(grid)))]
     experiments = [experiment_with(base, values, space) for values in chosen]
-    settings = [(resolved(each, values), each) for each, values in zip(experiments, chosen, strict=True)]
+    settings = [Configured(resolved(each, values), each) for each, values in zip(experiments, chosen, strict=True)]
     note = check_baseline(space, settings)
     total = sum(samples_of(space, point) for point in grid) * len(space.seeds)
     probes = [
-        next(replicate(space, total + number, parameters, experiment, total))
-        for number, (parameters, experiment) in enumerate(settings)
+        next(replicate(space.seeds, total + number, setting.parameters, setting.experiment, total))
+        for number, setting in enumerate(settings)
     ]
     return Trials((), (note,) if note else (), total, tuple(probes))
 
@@ -150,14 +186,15 @@ def _check_number(space: Space) -> None:
         ConfigError: with an upper bound of their number.
     """
     draws = space.search.num_samples if any(domains.is_drawn(domain) for domain in space.space.values()) else 1
-    trials_per_point = draws * len(space.seeds)
+    seeds = space.nuisance.seeds if space.nuisance else space.seeds
+    trials_per_point = draws * len(seeds)
     max_points = MAX_TRIALS // trials_per_point
     if sum(1 for _ in itertools.islice(domains.points(space.space, applies), max_points + 1)) > max_points:
         # An upper bound: conditional keys reduce the number, and the exact one is known only by enumeration.
         combinations = domains.num_combinations(space.space)
         raise ConfigError(
             f"space: found up to {combinations * trials_per_point} trials (combinations of the grids: "
-            f"{combinations}, draws of each: {draws}, seeds: {len(space.seeds)}), allowed: at most {MAX_TRIALS}"
+            f"{combinations}, draws of each: {draws}, seeds: {len(seeds)}), allowed: at most {MAX_TRIALS}"
         )
 
 
@@ -206,6 +243,10 @@ def experiment_with(base: dict[str, Any], chosen: Mapping[str, Any], space: Spac
             set_path(content, key, copy.deepcopy(chosen[key]))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
+    try:
+        resolve_ties(content)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
     experiment = experiment_of(content, where)
     space.kind.check_resources(experiment, space.resources)
     return experiment
@@ -215,34 +256,28 @@ def _format_values(chosen: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} = {short(value)}" for key, value in chosen.items())
 
 
-def identity_of(experiment: AnyExperiment) -> str:
-    """Return a canonical text that is equal for two experiments if and only if they are the same."""
-    return json.dumps(experiment.resolved(), sort_keys=True)
-
-
 def resolved(experiment: AnyExperiment, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Return the swept keys of a setting with the experiment's values, in which defaults are filled in."""
     dump = experiment.model_dump(mode="json")
-    return {key: _get(dump, key) for key in chosen}
-
-
-def _get(dump: Mapping[str, Any], key: str) -> Any:
-    value: Any = dump
-    for part in key.split("."):
-        value = value[part] if isinstance(value, Mapping) and part in value else None
-    return value
+    return {key: value_at(dump, key) for key in chosen}
 
 
 def replicate(
-    space: Space, setting: int, parameters: dict[str, Any], experiment: AnyExperiment, total: int
+    seeds: Sequence[int],
+    setting: int,
+    parameters: dict[str, Any],
+    experiment: AnyExperiment,
+    total: int,
+    first: int | None = None,
 ) -> Iterator[TrialSpec]:
     """Yield the trials of a setting, one a seed; ``experiment`` may have any.
 
-    Ordinals are padded to the width of ``total``, the maximum trials, so that names sort in the order of trials.
+    Ordinals count on from ``first``, by default as if all settings before had as many seeds. They are padded to the
+    width of ``total``, the maximum trials, so that names sort in the order of trials.
     """
     width = max(3, len(str(total - 1)))
-    for position, seed in enumerate(space.seeds):
-        ordinal = setting * len(space.seeds) + position
+    for position, seed in enumerate(seeds):
+        ordinal = (setting * len(seeds) if first is None else first) + position
         seeded = experiment.model_copy(update={"seed": seed})
         trial_id = f"{ordinal:0{width}d}-{seeded.digest}"
         yield TrialSpec(trial_id, ordinal, setting, seed, parameters, seeded)
@@ -259,61 +294,12 @@ def record_of(spec: TrialSpec, drawn: Drawn | None = None, evaluation: Mapping[s
         parameters=spec.parameters,
         drawn=drawn,
         evaluation=dict(evaluation or {}),
+        is_control=spec.is_control,
+        equal_passes=spec.equal_passes,
+        stage=spec.stage,
+        arm=spec.arm,
+        nuisance=spec.nuisance,
     )
-
-
-def resolved_baseline(space: Space) -> dict[str, Any]:
-    """Return the baseline with aliases replaced by canonical names: ``{sampler: {name: shuffle}}``."""
-    result: dict[str, Any] = {}
-    for key, value in space.baseline.items():
-        part, _, parameter = key.partition(".")
-        if part in COMPONENTS and parameter == "name" and isinstance(value, str):
-            result[key] = registry_of(part).canonical(value)
-            continue
-        block = {"name": value} if key in COMPONENTS and isinstance(value, str) else value
-        if key in COMPONENTS and isinstance(block, Mapping) and "name" in block:
-            block = {**block, "name": registry_of(key).canonical(str(block["name"]))}
-        result[key] = block
-    return result
-
-
-def check_baseline(space: Space, settings: list[Setting]) -> str:
-    """Refuse a baseline that is none of the settings.
-
-    Returns:
-        A note if the baseline is every setting; otherwise empty.
-
-    Raises:
-        ConfigError: naming the value that no setting has, and the settings' values; or if the baseline selects settings
-            by keys that are not swept.
-    """
-    try:
-        baseline = resolved_baseline(space)
-    except ConfigError as error:
-        raise ConfigError(f"baseline: {error}") from error
-    dumps = [experiment.model_dump(mode="json") for _, experiment in settings]
-    full = [flatten(dump) for dump in dumps]
-    for key, value in baseline.items():
-        check_key(key, space.kind, "baseline")
-        if not any(fits(columns, {key: value}) for columns in full):
-            existing = [short(_get(dump, key)) for dump in dumps]
-            raise ConfigError(
-                f"baseline.{key}: found {short(space.baseline[key])}, which is none of the settings: "
-                f"{', '.join(dict.fromkeys(existing))}"
-            )
-    matching = [fits(columns, baseline) for columns in full]
-    if not any(matching):
-        raise ConfigError(f"baseline: no setting matches all of {short(space.baseline)}")
-    if baseline and all(matching) and len(matching) > 1:
-        return f"baseline {short(space.baseline)} is every setting, so nothing is compared with it and none is spared"
-    # The report knows only the swept keys, so they alone must select the same settings.
-    columns = [columns_of(each.sampler.name, each.objective.name, parameters) for parameters, each in settings]
-    if baseline and len(matching) > 1 and singled_out(columns, baseline) != matching:
-        raise ConfigError(
-            f"baseline: found {short(space.baseline)}, which settings have by what is not swept; "
-            f"allowed: swept keys, which are {', '.join(space.space)}"
-        )
-    return ""
 
 
 def space_digest(trials: Trials, space: Space) -> str:
@@ -327,6 +313,8 @@ def space_digest(trials: Trials, space: Space) -> str:
         search = space.model_dump(mode="json", include={"space", "search", "seeds"})
         identity = [base_of(space), search, list(space.space)]
     content: list[Any] = [identity, space.search.metric, space.search.mode, resolved_baseline(space)]
+    if space.nuisance is not None:
+        content += [space.nuisance.model_dump(mode="json"), space.seeds]
     if space.equivalence != EQUIVALENCE:  # left out otherwise, so that older studies can be resumed
         content.append(space.equivalence)
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""Replay of an adaptive search: the trials that it has drawn so far, rebuilt from the study's record."""
+"""Replay of a study: the trials that results have added so far, rebuilt from its record."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from mbcl.errors import ConfigError
 from mbcl.orchestration.search_space import domains
 from mbcl.orchestration.search_space.conditions import applies
+from mbcl.orchestration.search_space.confirmation import with_confirmations
 from mbcl.orchestration.search_space.expansion import (
     Trials,
     TrialSpec,
@@ -22,12 +23,17 @@ from mbcl.study.record import Drawn, StudyRecord
 
 
 def with_drawn_trials(file: SpaceFile, trials: Trials, study: StudyRecord) -> Trials:
-    """Return the trials of a space. Those of an adaptive search are rebuilt from the draws in the study's record.
+    """Return the trials of a space. Those that depend on results are rebuilt from the study's record.
+
+    They are the draws of an adaptive search, and the choices of nuisance values.
 
     Raises:
         ConfigError: if the record does not belong to the space.
     """
     space = file.space
+    if space.nuisance is not None:
+        with file.name_in_errors():
+            return with_confirmations(space, trials, study)
     if not space.search.adaptive:
         return trials
     base, grid = base_of(space), points(space)
@@ -36,7 +42,7 @@ def with_drawn_trials(file: SpaceFile, trials: Trials, study: StudyRecord) -> Tr
         for setting, records in study.settings().items():
             chosen = _replayed(grid, records[0].drawn, f"setting {setting}")
             experiment = experiment_with(base, chosen, space)
-            specs += replicate(space, setting, resolved(experiment, chosen), experiment, trials.total)
+            specs += replicate(space.seeds, setting, resolved(experiment, chosen), experiment, trials.total)
         for number, drawn in enumerate(study.left_out):
             _replayed(grid, drawn, f"draw {number} that was left out")
     return replace(trials, specs=tuple(specs))

@@ -24,10 +24,12 @@ from mbcl.config.base import (
 from mbcl.config.experiment import add_plugins
 from mbcl.errors import ConfigError, nearest
 from mbcl.orchestration.search_space.conditions import check_conditional
-from mbcl.orchestration.search_space.domains import KINDS, parse, plain, short
+from mbcl.orchestration.search_space.domains import KINDS, TIE, SameAs, parse, plain, short
+from mbcl.orchestration.search_space.nuisance_block import Nuisance
 from mbcl.orchestration.search_space.resources_block import Resources
 from mbcl.orchestration.search_space.schedulers import SCHEDULERS
 from mbcl.orchestration.search_space.schedulers import build as build_scheduler
+from mbcl.orchestration.search_space.ties import check_tie, ties_in
 from mbcl.orchestration.search_space.trial_kinds import (
     PRETRAINING,
     SYNTHETIC,
@@ -127,7 +129,9 @@ class Space(ConfigModel):
     question: str = ""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     baseline: dict[str, Any] = Field(default_factory=dict)
+    control: Literal["equal_passes"] | None = None
     equivalence: float = Field(default=EQUIVALENCE, gt=0, allow_inf_nan=False)
+    nuisance: Nuisance | None = None
     experiment: dict[str, Any] = Field(default_factory=dict)
     space: dict[str, Annotated[Any, BeforeValidator(parse), PlainSerializer(plain)]]
     search: Search = Search()
@@ -138,6 +142,15 @@ class Space(ConfigModel):
     def kind(self) -> TrialKind:
         """The kind of the study's trials."""
         return kind_of(self.experiment)
+
+    @property
+    def nuisance_keys(self) -> frozenset[str]:
+        """The swept keys of which every setting takes its own best value: those of ``nuisance`` and ties to them."""
+        keys = set(self.nuisance.keys) if self.nuisance else set()
+        ties = {key: value.key for key, value in self.space.items() if isinstance(value, SameAs)}
+        while more := {key for key, other in ties.items() if other in keys} - keys:
+            keys |= more
+        return frozenset(keys)
 
     @model_validator(mode="before")
     @classmethod
@@ -165,6 +178,9 @@ class Space(ConfigModel):
         for key in self.space:
             check_key(key, self.kind)
         check_conditional(self.space)
+        for key, other in ties_in(self.space):
+            check_tie(key, other, lambda other, where: check_key(other, self.kind, where))
+        self._check_control()
         swept = sorted({key.split(".")[0] for key in self.space} & {"sampler", "objective"})
         if swept and self.search.metric.startswith(("train/", "plan/")):
             raise ConfigError(
@@ -182,7 +198,20 @@ class Space(ConfigModel):
                 f"found {self.scheduler.name}, but trials of a synthetic study take seconds and measure nothing before "
                 "their end that they could be stopped for; use fifo",
             )
+        if self.nuisance is not None:
+            self.nuisance.check(self)
         return self
+
+    def _check_control(self) -> None:
+        if self.control is None:
+            return
+        for refused, reason in (
+            (not self.baseline, "needs a baseline, which it trains for longer"),
+            (self.kind is SYNTHETIC, "is of pretrainings; a synthetic study plans without an encoder"),
+            (self.search.adaptive, "needs settings that are known before the first trial; allowed: search: random"),
+        ):
+            if refused:
+                raise PathConfigError("control", f"{self.control} {reason}")
 
 
 def check_key(key: str, kind: TrialKind, where: str = "space") -> None:
@@ -270,7 +299,7 @@ def _override(content: dict[str, Any], override: str) -> None:
         return
     value = parse_yaml(text, f"--set {override}")
     parent, _, last = key.rpartition(".")
-    if parent and last in KINDS:  # space.sampler.grid=[...]
+    if parent and last in (*KINDS, TIE):  # space.sampler.grid=[...]
         key, value = parent, {last: value}
     space[key] = value
 

@@ -6,6 +6,7 @@ trial of a kind runs is in :mod:`mbcl.orchestration.trial.trial_runners`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TypeAlias
 
@@ -17,6 +18,11 @@ from mbcl.synthetic.experiment import SyntheticExperiment
 
 AnyExperiment: TypeAlias = Experiment | SyntheticExperiment
 VALIDATION_METRIC = "val/retrieval/mrr"
+
+
+def identity_of(experiment: AnyExperiment) -> str:
+    """Return a canonical text that is equal for two experiments if and only if they are the same."""
+    return json.dumps(experiment.resolved(), sort_keys=True)
 
 
 class TrialKind(Protocol):

@@ -10,6 +10,7 @@ from typing import Any
 import ray.tune
 
 import mbcl.orchestration.trial.pretraining  # noqa: F401  # imported here: it takes seconds, which a trial's time must not include
+from mbcl.errors import DivergenceError
 from mbcl.orchestration.cluster.failure_policy import root_cause
 from mbcl.orchestration.cluster.orphaned_groups import remove_orphaned_groups
 from mbcl.orchestration.trial.job import Job, TrialResult, describe_error
@@ -35,7 +36,9 @@ def run_trial(config: dict[str, Any]) -> None:
         remove_orphaned_groups()  # of an earlier attempt whose driver was killed
         result = runner_of(type(job.experiment)).run(job, start)
     except Exception as error:  # a failed trial must not end the study
-        result = TrialResult(describe_error(root_cause(error)), seconds={"total": time.time() - start})
+        cause = root_cause(error)
+        seconds = {"total": time.time() - start}
+        result = TrialResult(describe_error(cause), seconds=seconds, diverged=isinstance(cause, DivergenceError))
         if job.on_gpu and job.trains_in_driver:
             _failed_on_gpu.append(job.trial_id)
     ray.tune.report({RESULT: asdict(result)})

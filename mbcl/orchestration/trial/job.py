@@ -46,6 +46,7 @@ class Job:
         watched_metric: the metric by which a scheduler decides while the trial trains; empty if none does.
         judged_epoch: the last epoch about which the scheduler has already decided.
         evaluation: replaces the experiment's own evaluation block; None to keep it.
+        evaluates: whether the trial is evaluated after training.
         joined: whether Ray is a joined cluster, which others may use and whose nodes may come and go.
         verbose: whether Ray may print.
         rehearsal: whether everything is computed on CPUs although GPUs are reserved.
@@ -65,6 +66,7 @@ class Job:
     watched_metric: str = ""
     judged_epoch: int = 0
     evaluation: Evaluation | None = None
+    evaluates: bool = True
     joined: bool = False
     verbose: bool = False
     rehearsal: bool = False
@@ -97,11 +99,13 @@ class TrialResult:
         error: the reason of a failure in one line; empty if the trial finished.
         metrics: the final metrics by their contract names.
         seconds: wall time by stage.
+        diverged: whether it failed because its training was not finite.
     """
 
     error: str = ""
     metrics: Metrics = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    diverged: bool = False
 
 
 def merge_metrics(row: Row, evaluated: Mapping[str, float]) -> Metrics:

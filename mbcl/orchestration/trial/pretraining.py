@@ -25,7 +25,7 @@ NO_PLACEMENT_GROUP = "DEFAULT"
 
 
 def pretrain(job: Job, start: float) -> TrialResult:
-    """Train, then evaluate.
+    """Train, then evaluate if the job says so.
 
     Args:
         job: the trial.
@@ -44,7 +44,10 @@ def pretrain(job: Job, start: float) -> TrialResult:
         raise
     seconds = {"startup": training.entered - start, "training": training.seconds}
     evaluation_start = time.time()
-    if job.trains_in_driver:  # which holds the trial's GPU
+    evaluation: dict[str, float] = {}
+    if not job.evaluates:
+        pass
+    elif job.trains_in_driver:  # which holds the trial's GPU
         evaluation = evaluate_end(job, again=False)
     else:
         evaluation = ray.get(wait_any([submit_evaluation(job)], evaluation_resources(job)))

@@ -217,6 +217,7 @@ class StudyJobs(Mapping[str, Job]):
             watched_metric=run.study.record.metric if build_scheduler(space.scheduler).stops else "",
             judged_epoch=record.judged,
             evaluation=_evaluation(run, spec.experiment, record),
+            evaluates=spec.stage != "tuning",
             fence=run.fence,
             joined=run.options.address is not None,
             verbose=run.options.verbose,

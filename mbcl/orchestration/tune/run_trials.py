@@ -143,7 +143,7 @@ class _Recorder(ray.tune.Callback):
         """Record the result of a trial."""
         record = self._study.trials[trial_id]
         record.status = "failed" if result.error else "finished"
-        record.error = result.error
+        record.error, record.diverged = result.error, result.diverged
         record.seconds = {key: round(value, 3) for key, value in result.seconds.items()}
         if not result.error:
             record.metrics = result.metrics

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from mbcl.io.ownership import Fence, FencedStore
 from mbcl.orchestration.console import Console
 from mbcl.orchestration.results_folder.opened_study import OpenedStudy
-from mbcl.orchestration.scheduling.optuna_search import OptunaSearch
+from mbcl.orchestration.scheduling.trial_queue import SettingSource
 from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.orchestration.study_options import StudyOptions
 
@@ -24,7 +24,7 @@ class StudyRun:
         store: the results folder, whose writes fail once another process has taken it over.
         fence: the claim on that folder, passed on to every process of the run.
         console: reports to the user.
-        search: draws further trials; None if all trials are known.
+        search: adds further trials as results come in; None if all trials are known.
         started_at: when the command began, by the monotonic clock.
     """
 
@@ -34,10 +34,10 @@ class StudyRun:
     store: FencedStore
     fence: Fence
     console: Console
-    search: OptunaSearch | None = None
+    search: SettingSource | None = None
     started_at: float = field(default_factory=time.monotonic)
 
     @property
     def num_undrawn(self) -> int:
-        """Number of trials that the search may still draw."""
+        """Number of trials that may still be added."""
         return self.search.left if self.search else 0

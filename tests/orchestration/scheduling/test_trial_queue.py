@@ -202,6 +202,10 @@ class ThreeSettings:
         self.study = study
         self.ended_settings: list[int] = []
 
+    @property
+    def left(self) -> int:
+        return 6 - len(self.study.trials)
+
     def propose(self) -> list[str]:
         setting = len(self.study.trials) // 2
         if setting == 3:

@@ -1,0 +1,153 @@
+"""The control of equal forward passes: the baseline, trained for as many epochs as planning would have paid for.
+
+Settings that plan on fresh embeddings make more forward passes than their baseline in the same number of epochs; see
+:mod:`mbcl.engine.plan_times` for how they are counted. The control of such a setting is its baseline with the fewest
+epochs in which it makes at least as many, so the rounding is in favour of the control. The learning-rate schedule is
+stretched over these epochs, its warm-up included. Settings that need the same control share it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mbcl.config.experiment import Experiment
+from mbcl.engine import Samples, check_samples, forward_passes, load_data
+from mbcl.errors import ConfigError, pluralize
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment, identity_of
+from mbcl.study.settings import Setting, baseline_for, columns_of, labels, singled_out
+
+EPOCHS = "train.epochs"
+
+
+@dataclass(frozen=True)
+class Configured:
+    """A setting.
+
+    Args:
+        parameters: the swept keys with their resolved values, without nuisance keys.
+        experiment: the resolved configuration, with any seed.
+        nuisance: the nuisance keys with their resolved values.
+        arm: a text that is equal for settings that differ in nuisance keys alone.
+    """
+
+    parameters: dict[str, Any]
+    experiment: AnyExperiment
+    nuisance: dict[str, Any] = field(default_factory=dict)
+    arm: str = ""
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The flat columns of all its swept keys."""
+        return columns_of(self.experiment.sampler.name, self.experiment.objective.name, self.parameters | self.nuisance)
+
+    @property
+    def columns_of_arm(self) -> dict[str, Any]:
+        """The flat columns of its swept keys without nuisance keys."""
+        return columns_of(self.experiment.sampler.name, self.experiment.objective.name, self.parameters)
+
+
+@dataclass(frozen=True)
+class Controls:
+    """The controls of a space.
+
+    Args:
+        settings: the settings that are added.
+        control_of: by number of a setting, the number of its control. Added settings count on from the others.
+        notes: why they are added, one line for each.
+    """
+
+    settings: tuple[Configured, ...]
+    control_of: dict[int, int]
+    notes: tuple[str, ...]
+
+
+class SampleReader:
+    """Reads the training samples of experiments; every data set is loaded once."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, Samples] = {}
+
+    def __call__(self, experiment: Experiment) -> Samples:
+        """Return the training samples.
+
+        Raises:
+            ConfigError: if the data cannot be read on this machine, or the experiment does not fit their number.
+        """
+        key = experiment.data.model_dump_json()
+        try:
+            if key not in self._samples:
+                self._samples[key] = load_data(experiment.data, seed=experiment.seed).samples
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the checks before the first trial warn
+                check_samples(experiment, self._samples[key])
+        except ConfigError as error:
+            raise ConfigError(f"control: equal_passes counts the training images: experiment.{error}") from error
+        return self._samples[key]
+
+
+def equal_passes(
+    settings: Sequence[Configured], baseline: Mapping[str, Any], samples_of: Callable[[Experiment], Samples]
+) -> Controls:
+    """Return the controls of all settings that make more forward passes than their baseline.
+
+    Args:
+        settings: all settings of the space.
+        baseline: the resolved baseline.
+        samples_of: returns the training samples of an experiment.
+    """
+    columns = [setting.columns for setting in settings]
+    by_arm = {setting.arm: setting.columns_of_arm for setting in settings}
+    names = dict(zip(by_arm, labels(list(by_arm.values())), strict=True))
+    shown = [Setting(i, names[each.arm], each.columns, ()) for i, each in enumerate(settings)]
+    candidates = [setting for setting, fits in zip(shown, singled_out(columns, baseline), strict=True) if fits]
+    numbers = {identity_of(each.experiment): number for number, each in enumerate(settings)}
+    added: list[Configured] = []
+    control_of: dict[int, int] = {}
+    notes: dict[str, dict[str, None]] = {}  # of ordered sets: candidates of one setting say the same
+    for setting in shown:
+        reference = baseline_for(baseline, setting, candidates)
+        if reference is None:
+            continue
+        longer, ours, theirs = (
+            settings[reference.id],
+            settings[reference.id].experiment,
+            settings[setting.id].experiment,
+        )
+        assert isinstance(ours, Experiment)
+        assert isinstance(theirs, Experiment)
+        samples = samples_of(theirs)
+        passes, own_passes = forward_passes(theirs, samples), forward_passes(ours, samples_of(ours))
+        if own_passes >= passes:
+            continue
+        control = _with_as_many_passes(ours, passes, samples)
+        number = numbers.setdefault(identity_of(control), len(settings) + len(added))
+        if number == len(settings) + len(added):
+            epochs = {EPOCHS: control.train.epochs}
+            added.append(Configured(longer.parameters | epochs, control, longer.nuisance, f"{longer.arm} {epochs}"))
+        control_of[setting.id] = number
+        duration = f"for {pluralize(control.train.epochs, 'epoch')} instead of {ours.train.epochs}"
+        head = f"control: {reference.label} is also trained {duration}, with no fewer forward passes than "
+        notes.setdefault(head, {})[f"{setting.label} ({passes:,} instead of {own_passes:,})"] = None
+    lines = tuple(head + ", ".join(rest) for head, rest in notes.items())
+    nothing = "control: equal_passes adds nothing: no setting makes more forward passes than its baseline"
+    return Controls(tuple(added), control_of, lines or (nothing,))
+
+
+def _with_as_many_passes(experiment: Experiment, passes: int, samples: Samples) -> Experiment:
+    """Return the experiment with the fewest epochs that make at least so many passes, its warm-up stretched alike."""
+    epochs = max(1, passes * experiment.train.epochs // forward_passes(experiment, samples))
+    while forward_passes(_stretched(experiment, epochs), samples) < passes:
+        epochs += 1
+    while epochs > 1 and forward_passes(_stretched(experiment, epochs - 1), samples) >= passes:
+        epochs -= 1
+    return _stretched(experiment, epochs)
+
+
+def _stretched(experiment: Experiment, epochs: int) -> Experiment:
+    train = experiment.train.model_copy(update={"epochs": epochs})
+    warmup_epochs = experiment.schedule.warmup_epochs * epochs / experiment.train.epochs
+    schedule = experiment.schedule.model_copy(update={"warmup_epochs": warmup_epochs})
+    return experiment.model_copy(update={"train": train, "schedule": schedule})
