@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from mbcl.config.experiment import Experiment
+from mbcl.engine.setup import Samples
 from mbcl.errors import pluralize
 
 
-def planning_cost(experiment: Experiment, num_train: int) -> str:
+def planning_cost(experiment: Experiment, samples: Samples) -> str:
     """Describe in one line how many plans an epoch needs, and how many passes that embed two views of all N samples.
 
     It is empty for samplers without embeddings. The experiment was checked against the data before.
@@ -15,8 +16,8 @@ def planning_cost(experiment: Experiment, num_train: int) -> str:
     name = experiment.sampler.name
     if not experiment.build_sampler().needs_embeddings:
         return ""
-    steps = num_train // experiment.train.batch_size
-    lengths = [sampler.plan_length(num_train) for sampler in samplers.values()]
+    steps, num_train = samples.steps_per_epoch(experiment.train.batch_size), samples.number
+    lengths = [samples.bind(sampler).plan_length(num_train) for sampler in samplers.values()]
     low, high = -(-steps // max(lengths)), -(-steps // min(lengths))
     low_to = "" if low == high else f"{low} to "
     period = "an epoch" if planner.every == 1 else f"every {planner.every} epochs"

@@ -85,7 +85,8 @@ class Trainer:
         self.validation = data.validation.to(world.device)
         self.learner = collectives.run_and_sync_errors(build_learner, world, experiment, data, model, world)
         self.plans = plans or LocalPlanService(num_samples=self.sizes.num_train, seed=experiment.seed, world=world)
-        self.source = PlanSource(experiment, self.learner, self.plans, data.samples)
+        self.samples = data.samples
+        self.source = PlanSource(experiment, self.learner, self.plans, self.samples)
         self.base_lr = scale_lr(
             experiment.optimizer["lr"], batch_size=experiment.train.batch_size, rule=experiment.schedule.scale_lr
         )
@@ -309,7 +310,7 @@ def train(
         experiment, world=world, store=store, plans=plans, observers=observers, run_id=run_id, notice=notice
     )
     trainer.resume()
-    cost = planning_cost(experiment, trainer.sizes.num_train)
+    cost = planning_cost(experiment, trainer.samples)
     if log is not None and cost:
         log(cost)
     trackers = build_trackers(experiment, store, run_id=trainer.run_id, group=group) if world.rank == 0 else []

@@ -6,7 +6,7 @@ import pytest
 from engine import runs
 
 from mbcl.engine import planning_cost
-from mbcl.engine.setup import data_sizes, load_data
+from mbcl.engine.setup import Samples, data_sizes, load_data
 
 FRESH = "on fresh embeddings of all 50,000 samples: "
 OSGD = {"name": "osgd", "k": 40, "q": 4}
@@ -46,7 +46,7 @@ CASES = [
 @pytest.mark.parametrize(("sampler", "embeddings", "planner", "words"), CASES)
 def test_planning_cost_describes_plans_and_embedding_passes(sampler, embeddings, planner, words):
     content = runs.experiment(sampler, embeddings=embeddings, planner=planner)
-    assert planning_cost(content, 50_000) == words
+    assert planning_cost(content, Samples(50_000)) == words
 
 
 def test_data_sizes_checks_the_planner_schedule():

@@ -108,7 +108,7 @@ def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, 
         )
         notes = [str(warning.message) for warning in caught]
         reports[setting] = _SettingReport(
-            max_pools, engine.planning_cost(experiment, sizes.num_train), notes, memory[model]
+            max_pools, engine.planning_cost(experiment, data.samples), notes, memory[model]
         )
     return reports
 
