@@ -99,6 +99,11 @@ def test_planner_tasks_make_the_serial_plan(start, embeddings, num_tasks):
         KEY: SPECTRAL,
         PlanKey(3, 2, rounds=2): samplers.build("osgd", batch_size=16, k=50, q=5),
         PlanKey(4, 0): samplers.build("spectral", batch_size=16, k=4, skip=2),
+        PlanKey(5, 0): samplers.with_groups(
+            samplers.build("kmeans", batch_size=16, pool=320, community=4, relative_margin=0.2),
+            apart=torch.arange(NUM_SAMPLES) // 3,
+            together=["a", "b", "c"] * (NUM_SAMPLES // 3),
+        ),
     }
     for key, sampler in samplers_by_key.items():
         service.request(key, embeddings, sampler)
