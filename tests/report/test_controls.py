@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 
-from report.studies import EIGHT, SHUFFLE, TOP1, grid, trial
+from report.studies import EIGHT, SHUFFLE, MRR, grid, trial
 
 from mbcl.io.store import LocalStore
 from mbcl.report import write
@@ -27,17 +27,17 @@ def controlled() -> StudyRecord:
 
 def test_the_answer_has_a_sentence_for_either_control() -> None:
     record = controlled()
-    verdict = answer(record, summarise(record), compare(record, TOP1), TOP1)
+    verdict = answer(record, summarise(record), compare(record, MRR), MRR)
     steps, passes = verdict.headline.split(" At equal forward passes: ")
-    assert steps.startswith(f"spectral (k=4) is better than shuffle on {TOP1} by 0.0500")
-    assert passes.startswith(f"spectral (k=4) is worse than shuffle, epochs=14 on {TOP1} by 0.0200")
+    assert steps.startswith(f"spectral (k=4) is better than shuffle on {MRR} by 0.0500")
+    assert passes.startswith(f"spectral (k=4) is worse than shuffle, epochs=14 on {MRR} by 0.0200")
     assert any("corrected for 2 comparisons" in sentence for sentence in verdict.details)
 
 
 def test_tables_and_page_show_both_comparisons(tmp_path) -> None:
     write(LocalStore(tmp_path), controlled())
     with (tmp_path / "comparison.csv").open() as stream:
-        rows = [row for row in csv.DictReader(stream) if row["metric"] == TOP1]
+        rows = [row for row in csv.DictReader(stream) if row["metric"] == MRR]
     assert [(row["label"], row["control"], row["baseline_label"], row["verdict"]) for row in rows] == [
         ("spectral (k=4)", "equal_steps", "shuffle", "better"),
         ("spectral (k=4)", "equal_passes", "shuffle, epochs=14", "worse"),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 
-from report.studies import EIGHT, SHUFFLE, SPECTRAL, TOP1, study, trial, write_histories
+from report.studies import EIGHT, SHUFFLE, SPECTRAL, MRR, study, trial, write_histories
 from report.test_page import check_self_contained
 
 from mbcl.io.store import LocalStore
 from mbcl.report import write
 from mbcl.study.record import StudyRecord
 
-VALIDATION = "val/retrieval/top1"
+VALIDATION = "val/retrieval/mrr"
 
 
 def tuned(*, fails: bool = False) -> StudyRecord:
@@ -42,11 +42,11 @@ def report(folder, record: StudyRecord):
 
 def test_the_report_claims_from_confirmation_seeds_and_lists_the_choices(tmp_path) -> None:
     text = report(tmp_path, tuned()).text
-    assert f"spectral (k=4) is better than shuffle on {TOP1} by 0.0500" in text
-    assert "Every setting has its own best optimizer.lr of 2 candidates by val/retrieval/top1 on 1 seed" in text
+    assert f"spectral (k=4) is better than shuffle on {MRR} by 0.0500" in text
+    assert "Every setting has its own best optimizer.lr of 2 candidates by val/retrieval/mrr on 1 seed" in text
     results, _, tuning = text.partition("Nuisance hyperparameters")
     assert "tuning shuffle" not in results, "no row among the results"
-    assert "".join(tuning.split()).startswith("settingcandidateschosenval/retrieval/top1shuffle2lr=0.20.7000spectral")
+    assert "".join(tuning.split()).startswith("settingcandidateschosenval/retrieval/mrrshuffle2lr=0.20.7000spectral")
     with (tmp_path / "summary.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [row["stage"] for row in rows] == 4 * ["tuning"] + 2 * ["confirmation"]
