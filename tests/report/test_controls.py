@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 
-from report.studies import EIGHT, SHUFFLE, MRR, grid, trial
+from report.studies import EIGHT, MRR, SHUFFLE, grid, trial
 
 from mbcl.io.store import LocalStore
 from mbcl.report import write

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 
-from report.studies import EIGHT, SHUFFLE, SPECTRAL, MRR, study, trial, write_histories
+from report.studies import EIGHT, MRR, SHUFFLE, SPECTRAL, study, trial, write_histories
 from report.test_page import check_self_contained
 
 from mbcl.io.store import LocalStore
