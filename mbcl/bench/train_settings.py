@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mbcl.bench.measure import check_device
 from mbcl.config.base import validate
-from mbcl.config.experiment import Experiment, Precision
+from mbcl.config.experiment import Experiment
 from mbcl.config.sampler_spec import Spec, parse_spec, split_spec
+from mbcl.config.train import Precision
 from mbcl.data import DATASETS, DatasetSpec, ImageSet, Splits, ViewRecipe
 from mbcl.data.datasets.request import LARGEST_SIZE, DatasetRequest
 from mbcl.engine import SplitData, check_model

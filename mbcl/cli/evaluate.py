@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from mbcl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from mbcl.config.data import Data
     from mbcl.config.evaluation import Evaluation
-    from mbcl.config.experiment import Data, Experiment
+    from mbcl.config.experiment import Experiment
     from mbcl.io.store import Store
 
 EVALUATIONS = "evaluations"
@@ -213,7 +214,7 @@ def _settings(experiment: Experiment, arguments: argparse.Namespace) -> Evaluati
 def _data(experiment: Experiment, name: str | None, folder: str | None) -> Data:
     """Return the data block: the training's, optionally in another folder, or another data set as a whole."""
     from mbcl.config.base import validate
-    from mbcl.config.experiment import Data
+    from mbcl.config.data import Data
     from mbcl.data import DATASETS
 
     content = experiment.data.model_dump(mode="json")

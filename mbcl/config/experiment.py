@@ -5,23 +5,22 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import (
-    BeforeValidator,
     Field,
-    PlainSerializer,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
 )
 
 from mbcl.config.base import Component, ComponentOf, ConfigModel, PathConfigError, read_yaml, validate_parameters
+from mbcl.config.data import Data
 from mbcl.config.evaluation import Evaluation
-from mbcl.data import DATASETS
-from mbcl.data.datasets.request import LARGEST_SIZE, LEAST_SIZE
+from mbcl.config.planning import EmbeddingSource, Planner, PlannerSchedule
+from mbcl.config.train import Schedule, Train
 from mbcl.errors import ConfigError, pluralize
 from mbcl.models import ENCODERS
 from mbcl.models.activation import Activation
@@ -34,39 +33,6 @@ from mbcl.samplers import OSGD, SAMPLERS, Sampler
 from mbcl.samplers import build as build_sampler
 
 
-class Data(ConfigModel):
-    """The data set and its splits.
-
-    ``apart``, ``together``: ids of the training images, in the order of :func:`mbcl.data.load` with the same
-    ``max_samples``, before the validation images are split off:
-    ``labels`` for their classes, or the path of an ``.npy`` file of whole numbers or strings. Images of one id of
-    ``apart`` share no batch where that is possible; every batch has images of one id of ``together``. They hold for
-    every sampler, also for ``shuffle``.
-
-    ``verify``: whether files that are not official (checksums, counts), or have changed since they were packed, cause a
-    warning (``warn``) or an error (``strict``).
-    """
-
-    name: str = "digits"
-    dir: str | None = None
-    image_size: int | None = Field(default=None, ge=LEAST_SIZE, le=LARGEST_SIZE)
-    max_samples: int | None = Field(default=None, ge=2)
-    validation: float = Field(default=0.1, gt=0, lt=1)
-    download: bool = False
-    verify: Literal["warn", "strict"] = "warn"
-    apart: str | None = None
-    together: str | None = None
-
-    @model_validator(mode="after")
-    def _known(self) -> Data:
-        DATASETS.canonical(self.name)
-        for key in ("apart", "together"):
-            value = getattr(self, key)
-            if value is not None and value != "labels" and not value.endswith(".npy"):
-                raise PathConfigError(key, f"found {value!r}, allowed: labels, or the path of an .npy file of ids")
-        return self
-
-
 class Projector(ConfigModel):
     """The head from features to projections (published: 2 layers, 2048, 128). Null ``activation``: the encoder's."""
 
@@ -74,191 +40,6 @@ class Projector(ConfigModel):
     hidden: int = Field(default=2048, ge=1)
     dim: int = Field(default=128, ge=2)
     activation: Activation | None = None
-
-
-class Schedule(ConfigModel):
-    """The learning-rate schedule over the epochs."""
-
-    warmup_epochs: float = Field(default=10, ge=0)
-    scale_lr: Literal["sqrt", "linear", "none"] = "sqrt"
-
-
-class EmbeddingSource(ConfigModel):
-    """The source of the embeddings from which a sampler plans.
-
-    ``source``: ``fresh`` is a forward pass over all samples with the current weights. ``cached`` reuses the embeddings
-    that the training steps of earlier epochs computed anyway, so that planning costs no forward pass; the first plan of
-    a training is fresh.
-
-    ``refresh``: for plans that are shorter than an epoch (``osgd``). ``round``: each plan has its own embeddings, as
-    published. ``epoch``: all plans of an epoch are made at once from one set of embeddings.
-
-    Samplers without embeddings ignore this block, so that one base block serves a grid of samplers.
-    """
-
-    source: Literal["fresh", "cached"] = "fresh"
-    refresh: Literal["round", "epoch"] = "round"
-    mode: Literal["train", "eval"] = "train"
-    views: Literal["augmented", "clean"] = "augmented"
-    batch_size: int = Field(default=256, ge=1)
-
-    @model_validator(mode="after")
-    def _cached_is_what_training_made(self) -> EmbeddingSource:
-        for key, value, allowed in (("mode", self.mode, "train"), ("views", self.views, "augmented")):
-            if self.source == "cached" and value != allowed:
-                message = f"cached embeddings are those of training, found {value!r}, allowed: {allowed}"
-                raise PathConfigError(key, message)
-        return self
-
-
-def _by_epoch(steps: Any) -> Any:
-    """Convert the keys to sorted integer epochs: keys from YAML are numbers, from JSON and ``--set`` strings."""
-    if not isinstance(steps, dict):
-        raise ConfigError(f"expected values by epoch, such as {{0: 0.5, 20: 0.0}}, found {steps!r}")
-    by_epoch: dict[int, Any] = {}
-    for key, value in steps.items():
-        if not (str(key).isascii() and str(key).isdigit()):
-            raise ConfigError(f"found the epoch {key!r}, allowed are whole numbers from 0")
-        if int(key) in by_epoch:
-            raise ConfigError(f"epoch {int(key)} is given twice")
-        by_epoch[int(key)] = value
-    return dict(sorted(by_epoch.items()))
-
-
-Steps = Annotated[
-    dict[int, Any],
-    BeforeValidator(_by_epoch),
-    PlainSerializer(lambda steps: {str(epoch): value for epoch, value in steps.items()}),
-]
-"""A step function from epochs, counted from 0, to values; before its first epoch the sampler's own value holds."""
-
-
-def _refuse_bool(value: object) -> object:
-    """Refuse ``true`` and ``false``, which Python equates with 1 and 0."""
-    if isinstance(value, bool):
-        raise ConfigError(f"expected 0 or 1, found {str(value).lower()}")
-    return value
-
-
-class PlannerSchedule(ConfigModel):
-    """Parameters of the sampler that change over the epochs, such as ``pool: {0: 1280, 50: 5120}``."""
-
-    mix: Steps = {}
-    pool: Steps = {}
-    k: Steps = {}
-    quantile: Steps = {}
-
-    def steps(self) -> Iterator[tuple[str, int, Any]]:
-        """Yield every step as parameter, epoch and value."""
-        for parameter in type(self).model_fields:
-            for epoch, value in getattr(self, parameter).items():
-                yield parameter, epoch, value
-
-    def at(self, epoch: int) -> dict[str, Any]:
-        """Return the scheduled parameters of an epoch; the value of the latest step counts."""
-        return {parameter: value for parameter, first, value in self.steps() if first <= epoch}
-
-
-class Planner(ConfigModel):
-    """The place and time of batch planning. Samplers without embeddings ignore this block.
-
-    ``where``: in Ray ``tasks`` or in the training ``worker``. Without Ray, it is always the worker.
-
-    ``overlap``: 0: training waits while a plan is computed. 1: when a plan arrives, the next one is requested from the
-    embeddings of that moment and computed during training. The first two plans come from the same embeddings.
-
-    ``warmup_epochs``: the number of first epochs that train on the batches of ``shuffle`` with the same seed, without
-    embeddings. After them, every ``every``-th epoch is planned; the epochs in between repeat the batches of the last
-    planned epoch.
-
-    ``schedule``: step functions over the epochs, counted from 0, for ``mix``, ``pool``, ``k`` and ``quantile``. If a
-    sampler with embeddings lacks a parameter, its schedule is not used, with a note, because a grid may hold samplers
-    with and without it.
-    """
-
-    where: Literal["tasks", "worker"] = "tasks"
-    overlap: Annotated[Literal[0, 1], BeforeValidator(_refuse_bool)] = 0
-    warmup_epochs: int = Field(default=0, ge=0)
-    every: int = Field(default=1, ge=1)
-    schedule: PlannerSchedule = PlannerSchedule()
-
-    def planned_in(self, epoch: int) -> int | None:
-        """Return the epoch whose plans an epoch trains on, itself or an earlier one; None in the warm-up.
-
-        Example:
-            >>> [Planner(warmup_epochs=1, every=2).planned_in(epoch) for epoch in range(5)]
-            [None, 1, 1, 3, 3]
-        """
-        since = epoch - self.warmup_epochs
-        return epoch - since % self.every if since >= 0 else None
-
-
-Precision = Literal["float32", "float64", "bf16", "fp16"]
-
-
-class Accumulation(ConfigModel):
-    """Gradient accumulation: the batch is processed in chunks, to save memory.
-
-    ``cached``: GradCache, two passes over the chunks; loss, batch norms and gradient are those of the whole batch.
-    ``plain``: the mean of the chunks' own losses, which has fewer negatives and is another objective; the published
-    option.
-
-    ``chunk_size`` counts samples of the global batch, like ``train.batch_size``.
-    """
-
-    mode: Literal["none", "cached", "plain"] = "none"
-    chunk_size: int | None = Field(default=None, ge=2)
-
-    @model_validator(mode="after")
-    def _chunks_where_needed(self) -> Accumulation:
-        if self.mode == "none" and self.chunk_size is not None:
-            raise PathConfigError("chunk_size", f"not used with mode none, found {self.chunk_size}")
-        if self.mode != "none" and self.chunk_size is None:
-            raise PathConfigError("chunk_size", f"mode {self.mode} needs the samples of a chunk, found null")
-        return self
-
-
-class Train(ConfigModel):
-    """Duration, batch size, checkpoints and numerics of the training."""
-
-    epochs: int = Field(default=100, ge=1)
-    batch_size: int = Field(default=32, ge=2)
-    accumulation: Accumulation = Accumulation()
-    eval_every: int = Field(default=1, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=1)
-    checkpoint_steps: int | None = Field(default=None, ge=1)
-    precision: Precision = "float32"
-    channels_last: Literal["auto", True, False] = "auto"
-    compile: bool = False
-    sync_batchnorm: bool = True
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of weights, gradients, optimiser state and the model's input views; autocast does not change it."""
-        return torch.float64 if self.precision == "float64" else torch.float32
-
-    @model_validator(mode="after")
-    def _options_fit(self) -> Train:
-        if (size := self.accumulation.chunk_size) is not None and self.batch_size % size:
-            message = f"found {size}, which does not divide batch_size {self.batch_size}"
-            raise PathConfigError("accumulation.chunk_size", message)
-        if self.accumulation.mode == "cached":
-            if self.compile:
-                raise PathConfigError("compile", "found true, which does not go with cached accumulation")
-            if not self.sync_batchnorm:
-                message = "found false, but cached accumulation normalises over the whole batch"
-                raise PathConfigError("sync_batchnorm", message)
-        return self
-
-    def check_workers(self, workers: int) -> None:
-        """Refuse a number of workers that does not divide a batch, or a chunk of it, evenly.
-
-        Raises:
-            ConfigError: names the key and the numbers.
-        """
-        for key, size in (("batch_size", self.batch_size), ("accumulation.chunk_size", self.accumulation.chunk_size)):
-            if size is not None and size % workers:
-                raise ConfigError(f"train.{key}: {size} is not divisible by {workers} workers")
 
 
 def _default(name: str) -> Any:

@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from mbcl.config.experiment import Precision, Train
+from mbcl.config.train import Precision, Train
 from mbcl.distributed.sync_batchnorm import SyncBatchNorm1d, SyncBatchNorm2d
 from mbcl.errors import ConfigError
 

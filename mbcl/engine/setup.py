@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mbcl.config.experiment import Data, Experiment
+from mbcl.config.data import Data
+from mbcl.config.experiment import Experiment
 from mbcl.data import ImageSet, clean_views, load, split_validation
 from mbcl.data.images import stratified_split
 from mbcl.engine.precision import Compute

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mbcl.config.experiment import Accumulation
+from mbcl.config.train import Accumulation
 from mbcl.data import ImageSet
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 import mbcl
+from mbcl.config.data import Data
 from mbcl.config.evaluation import Baseline, Evaluation
-from mbcl.config.experiment import Data
 from mbcl.engine.evaluation_checks import check_evaluation
 from mbcl.engine.precision import Compute
 from mbcl.engine.setup import SplitData, check_takes, load_data

@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mbcl.config.data import Data
 from mbcl.config.evaluation import Evaluation
-from mbcl.config.experiment import Data
 from mbcl.data import ImageSet, clean_views
 from mbcl.engine.embedding_pass import ViewKey, groups_of_draws, key_of_draws, pass_size, two_views
 from mbcl.engine.setup import SplitData

@@ -8,7 +8,8 @@ import pytest
 from engine import runs
 
 from mbcl.config.base import validate
-from mbcl.config.experiment import Evaluation, Experiment
+from mbcl.config.evaluation import Evaluation
+from mbcl.config.experiment import Experiment
 from mbcl.engine.evaluation_checks import check_evaluation
 from mbcl.engine.setup import load_data
 from mbcl.errors import ConfigError

@@ -12,7 +12,7 @@ from engine import runs
 from torch import nn
 
 from mbcl.bench.train_settings import random_images, register_random_images
-from mbcl.config.experiment import Train
+from mbcl.config.train import Train
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine import Trainer

@@ -13,7 +13,7 @@ import torch
 from engine import runs
 from torch import Tensor
 
-from mbcl.config.experiment import Evaluation
+from mbcl.config.evaluation import Evaluation
 from mbcl.data import ImageSet
 from mbcl.distributed.collectives import World
 from mbcl.engine import embedding_pass

@@ -10,7 +10,7 @@ import torch
 from engine import runs
 from evaluation.trained import CONTENT
 
-from mbcl.config.experiment import Evaluation
+from mbcl.config.evaluation import Evaluation
 from mbcl.distributed.collectives import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.embedding_pass import ViewKey, two_views

@@ -11,7 +11,7 @@ from data.official import write_cifar, write_corrupted_archive
 from engine import runs
 from sklearn.neighbors import KNeighborsClassifier
 
-from mbcl.config.experiment import Evaluation
+from mbcl.config.evaluation import Evaluation
 from mbcl.data import ImageSet, clean_views, corrupt
 from mbcl.distributed.collectives import World
 from mbcl.engine.embedding_pass import ViewKey, set_statistics, two_views
