@@ -32,7 +32,7 @@ FAIR = {
         "sampler.temperature": {"same_as": "objective.temperature"},
     },
 }
-VALIDATION = "val/retrieval/top1"
+VALIDATION = "val/retrieval/mrr"
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_the_control_made_as_many_forward_passes(killed_and_resumed):
 def test_report_compares_at_equal_steps_and_at_equal_passes(killed_and_resumed):
     _, study, _ = killed_and_resumed
     with (study / "comparison.csv").open() as stream:
-        rows = [row for row in csv.DictReader(stream) if row["metric"] == "retrieval/u2v/top1"]
+        rows = [row for row in csv.DictReader(stream) if row["metric"] == "retrieval/mrr"]
     assert [(row["control"], row["baseline_label"], row["n"], row["candidates"]) for row in rows] == [
         ("equal_steps", "shuffle", "2", "2"),
         ("equal_passes", "shuffle, epochs=2", "2", "2"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mbcl.study.nuisance import choices, first_candidates
 from mbcl.study.record import StudyRecord, TrialRecord
 
-METRIC = "val/retrieval/top1"
+METRIC = "val/retrieval/mrr"
 FINISHED, FAILED, DIVERGED, PENDING = "finished", "failed", "diverged", "pending"
 RESULTS = st.lists(
     st.lists(

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
 from mbcl.config.base import ConfigModel, PathConfigError
 from mbcl.errors import nearest
 from mbcl.orchestration.search_space.domains import is_drawn
-from mbcl.orchestration.search_space.trial_kinds import SYNTHETIC
+from mbcl.orchestration.search_space.trial_kinds import SYNTHETIC, TrialKind
 
-if TYPE_CHECKING:
-    from mbcl.orchestration.search_space.schema import Space
+
+class _Space(Protocol):
+    """What the check of the block reads of a :class:`~mbcl.orchestration.search_space.schema.Space`."""
+
+    space: dict[str, Any]
+    seeds: list[int]
+    search: Any
+    scheduler: Any
+    baseline: dict[str, Any]
+
+    @property
+    def kind(self) -> TrialKind: ...
+
+    @property
+    def nuisance_keys(self) -> frozenset[str]: ...
 
 
 class Nuisance(ConfigModel):
@@ -25,7 +38,7 @@ class Nuisance(ConfigModel):
     keys: list[str] = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
 
-    def check(self, space: Space) -> None:
+    def check(self, space: _Space) -> None:
         """Refuse what a space cannot choose.
 
         Raises:

@@ -23,7 +23,7 @@ from mbcl.study.statistics import compare, summarise
 SHUFFLE, SPECTRAL = {"name": "shuffle"}, {"name": "spectral", "k": 4}
 OSGD = {"name": "osgd", "k": 4, "q": 1}
 """On 270 images in batches of 16: plans of 4 batches, for 16 steps an epoch 4 embedding passes."""
-TOP1 = "retrieval/u2v/top1"
+MRR = "retrieval/mrr"
 
 
 def opened(path, *overrides: str) -> tuple[Trials, StudyRecord]:
@@ -34,7 +34,7 @@ def opened(path, *overrides: str) -> tuple[Trials, StudyRecord]:
 
 def finish(study: StudyRecord, value) -> StudyRecord:
     for trial in study.trials.values():
-        trial.status, trial.metrics = "finished", {TOP1: value(trial)}
+        trial.status, trial.metrics = "finished", {MRR: value(trial)}
     return study
 
 
@@ -66,7 +66,7 @@ def test_a_setting_is_compared_with_both_controls(space_file):
     _, study = opened(space_file({"seeds": list(range(8))}))
     gains = {0: 0.5, 1: 0.6, 2: 0.7}
     finish(study, lambda trial: gains[trial.setting] + trial.seed * (1 + trial.setting) / 1000)
-    steps, passes = compare(study, TOP1)
+    steps, passes = compare(study, MRR)
     assert (steps.setting, steps.baseline, steps.control) == (1, 0, "equal_steps")
     assert (passes.setting, passes.baseline, passes.control) == (1, 2, "equal_passes")
     assert steps.difference == pytest.approx(0.1 + 0.0035)
@@ -90,7 +90,7 @@ def test_a_setting_of_the_space_may_be_the_control(space_file):
     # The control of spectral with one epoch is shuffle with two, which the space has; that of two epochs is added.
     assert [t.equal_passes for t in study.trials.values()] == [None, None, 1, 4, None]
     finish(study, lambda trial: 0.5)
-    pairs = [(c.setting, c.baseline, c.control) for c in compare(study, TOP1)]
+    pairs = [(c.setting, c.baseline, c.control) for c in compare(study, MRR)]
     assert pairs == [(2, 0, "equal_steps"), (2, 1, "equal_passes"), (3, 1, "equal_steps"), (3, 4, "equal_passes")]
 
 

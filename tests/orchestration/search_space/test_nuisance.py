@@ -18,7 +18,7 @@ from mbcl.study.record import StudyRecord, write_study
 from mbcl.study.settings import settings_of
 from mbcl.study.statistics import compare, summarise
 
-VALIDATION, TOP1 = "val/retrieval/top1", "retrieval/u2v/top1"
+VALIDATION, MRR = "val/retrieval/mrr", "retrieval/mrr"
 TUNED = {
     "seeds": [0, 1, 2],
     "nuisance": {"keys": ["objective.temperature"], "seeds": [100, 101]},
@@ -64,7 +64,7 @@ class Run:
                 value = 0.9 - abs(BEST[record.sampler] - temperature) + record.seed / 1e4
                 record.metrics = {VALIDATION: value}
                 if record.stage == "confirmation":
-                    record.metrics[TOP1] = value - 0.2 * (record.sampler == "shuffle")
+                    record.metrics[MRR] = value - 0.2 * (record.sampler == "shuffle")
             queue.on_trial_end(key)
         return self
 
@@ -89,7 +89,7 @@ def test_every_setting_takes_its_own_best_values_and_other_seeds_measure_them(sp
 
 def test_only_confirmed_settings_are_compared_at_their_own_best_values(space_file):
     run = Run(space_file({**TUNED, "seeds": list(range(8))})).play()
-    (comparison,) = compare(run.study, TOP1)
+    (comparison,) = compare(run.study, MRR)
     assert (comparison.label, comparison.baseline_label) == ("spectral (k=4)", "shuffle")
     assert comparison.difference == pytest.approx(0.2)
     assert (comparison.n, comparison.candidates, comparison.baseline_candidates) == (8, 3, 3)
@@ -127,10 +127,10 @@ def test_a_failed_candidate_leaves_its_setting_without_a_choice_until_it_is_repe
     assert {t.sampler for t in run.study.trials.values() if t.stage == "confirmation"} == {"shuffle"}
     assert run.source.left == 3, "the exit code counts them as missing"
     assert describe_choices(run.study)[1].startswith("spectral (k=4): nothing is chosen: 2 tuning trials failed")
-    assert compare(run.study, TOP1) == []
+    assert compare(run.study, MRR) == []
     resumed = Run(path, run.study).play()
     assert resumed.source.left == 0
-    assert [c.n for c in compare(resumed.study, TOP1)] == [3]
+    assert [c.n for c in compare(resumed.study, MRR)] == [3]
 
 
 def test_a_candidate_that_diverged_was_tried_and_is_not_chosen(space_file):
@@ -139,7 +139,7 @@ def test_a_candidate_that_diverged_was_tried_and_is_not_chosen(space_file):
     assert chosen.chosen is not None
     assert chosen.chosen.nuisance["objective.temperature"] == 0.2
     assert "the best of 3 candidates, of which 1 diverged, by" in describe_choices(run.study)[1]
-    (comparison,) = compare(run.study, TOP1)
+    (comparison,) = compare(run.study, MRR)
     assert (comparison.candidates, comparison.baseline_candidates, comparison.n) == (3, 3, 3)
     everything = Run(space_file(TUNED)).play(diverges=[("spectral", t) for t in (0.1, 0.2, 0.5)])
     assert choices(everything.study)[1].missing == "no candidate has a value"
@@ -160,7 +160,7 @@ def test_controls_are_tuned_and_confirmed_like_other_settings(space_file):
     assert len(run.trials.notes) == 1
     assert "corrected for 2 comparisons" in next(power_lines(run.file.space, run.study))
     run.play()
-    found = {(c.label, c.baseline_label, c.control, c.n) for c in compare(run.study, TOP1)}
+    found = {(c.label, c.baseline_label, c.control, c.n) for c in compare(run.study, MRR)}
     assert found == {
         ("spectral (k=4)", "shuffle", "equal_steps", 3),
         ("spectral (k=4)", "shuffle, epochs=3", "equal_passes", 3),
@@ -199,7 +199,7 @@ def test_a_tie_in_a_block_does_not_make_an_arm_of_every_candidate(space_file):
     changes = {key: value for key, value in TUNED.items() if key != "space/sampler.temperature"}
     run = Run(space_file({**changes, "space/sampler": {"grid": [{"name": "shuffle"}, block]}})).play()
     assert [choice.label for choice in choices(run.study)] == ["shuffle", "spectral (k=4)"]
-    assert [c.n for c in compare(run.study, TOP1)] == [3]
+    assert [c.n for c in compare(run.study, MRR)] == [3]
 
 
 def test_words_and_identity(space_file):
@@ -219,7 +219,7 @@ def test_words_and_identity(space_file):
 BAD = [
     ({"nuisance": {"keys": [], "seeds": [1]}}, "nuisance.keys: "),
     ({"nuisance": {"keys": ["objective.temperature"], "seeds": []}}, "nuisance.seeds: "),
-    ({"nuisance": {"keys": ["objective.temprature"], "seeds": [9]}}, "did you mean 'objective.temperature'?"),
+    ({"nuisance": {"keys": ["objective.temperatures"], "seeds": [9]}}, "did you mean 'objective.temperature'?"),
     ({"nuisance": {"keys": ["objective.temperature"], "seeds": [9, 9]}}, "nuisance.seeds: found [9, 9]"),
     ({"nuisance": {"keys": ["objective.temperature"], "seeds": [9, 1]}}, "nuisance.seeds: found 1, which is among"),
     (

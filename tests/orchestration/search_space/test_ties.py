@@ -78,7 +78,7 @@ def test_words(space_file):
 
 
 BAD = [
-    ({"sampler.temperature": {"same_as": "objective.temprature"}}, "did you mean 'temperature'?"),
+    ({"sampler.temperature": {"same_as": "objective.temperatures"}}, "did you mean 'temperature'?"),
     ({"sampler.temperature": {"same_as": "objectiv.temperature"}}, "unknown key 'objectiv'; did you mean 'objective'?"),
     ({"train.epochs": {"same_as": "train.epohcs"}}, "space.train.epochs.same_as.train.epohcs: unknown key 'epohcs'"),
     ({"train.epochs": {"same_as": "train.epochs"}}, "space.train.epochs.same_as: found 'train.epochs', which is tied"),
