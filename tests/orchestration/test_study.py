@@ -36,6 +36,10 @@ from .helpers import (
 pytest.importorskip("ray")
 
 
+SEQUENTIAL = SPACE | {"resources": {"max_concurrent_trials": 1}}
+"""One trial at a time: the gate stops all of them as soon as the second one has a checkpoint."""
+
+
 def statuses(folder: Path) -> list[str]:
     try:
         return [trial["status"] for trial in json.loads((folder / "study.json").read_text())["trials"].values()]
@@ -72,7 +76,7 @@ def killed_and_resumed(tmp_path_factory):
     """A study whose processes were killed in its second trial and whose files were damaged, then resumed to its end."""
     folder = tmp_path_factory.mktemp("sweep")
     space = folder / "study.yaml"
-    space.write_text(yaml.safe_dump(SPACE, sort_keys=False))
+    space.write_text(yaml.safe_dump(SEQUENTIAL, sort_keys=False))
     study = folder / "results" / "study"
     with (folder / "log").open("w") as log:
         begun = "trials/001-*/checkpoints/epoch_000001/manifest.json"
@@ -116,7 +120,7 @@ def test_results_folder_holds_records_tables_and_report(killed_and_resumed):
         rows = list(csv.DictReader(stream))
     assert [row["trial_id"] for row in rows] == list(record["trials"])
     resolved = yaml.safe_load((study / "space.yaml").read_text())
-    assert resolved["given"] == SPACE
+    assert resolved["given"] == SEQUENTIAL
     assert resolved["resolved"]["scheduler"] == {"name": "fifo"}
     assert resolved["versions"]["ray"]
     assert "report.html" in result.stdout

@@ -116,8 +116,8 @@ def test_a_joined_cluster(tmp_path, space_file):
     assert not list(tmp_path.glob(".*"))
     refused = seen["impossible"]
     assert refused["code"] == 2
-    assert refused["stderr"].startswith("error: resources: not one trial fits: it needs 8 workers with 1 CPU each")
-    assert "there are 2 CPUs, of which a trial takes 8" in refused["stderr"]
+    assert refused["stderr"].startswith("error: resources: not one trial fits: it needs 8 workers with 0.999 CPU each")
+    assert "there are 2 CPUs, of which a trial takes 7.992" in refused["stderr"]
     assert refused["stderr"].count("\n") == 1
     assert refused["files"] == [".lock", ".owner", "study"], "nothing is left behind"
 
