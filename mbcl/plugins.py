@@ -19,6 +19,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mbcl.errors import ConfigError
 
@@ -66,6 +67,31 @@ def load_plugins(files: object) -> None:
             _load(record["file"], record.get("sha256"))
         except ConfigError as error:
             raise ConfigError(f"plugins: {error}") from error
+
+
+class Carried:
+    """A value with the plugins of this process, which the process that unpickles it loads before the value.
+
+    A component is pickled as the name of its module, which other processes do not find by themselves.
+
+    Args:
+        value: a picklable value, for example a sampler.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Call :func:`_arrive` before the value, as the state, is unpickled."""
+        return _arrive, ([{"file": str(plugin.path), "sha256": plugin.sha256} for plugin in loaded()],), self.value
+
+    def __setstate__(self, value: Any) -> None:
+        self.value = value
+
+
+def _arrive(plugins: list[dict[str, str]]) -> Carried:
+    load_plugins(plugins)
+    return Carried(None)
 
 
 def record_of(entry: object) -> dict[str, str]:

@@ -87,8 +87,10 @@ def test_background_planner_knows_the_plugin(plugin, tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_study_with_a_plugin(plugin, tmp_path, workers):
     """The driver trains with one worker, worker groups with two; plan tasks and evaluations are other processes."""
+    (tmp_path / "parts").mkdir()
+    plugin = plugin.rename(tmp_path / "parts" / plugin.name)  # no folder in which Ray's processes look for modules
     space = {
-        "plugins": ["my_parts.py"],
+        "plugins": ["parts/my_parts.py"],
         "seeds": [0],
         "experiment": {key: block for key, block in EXPERIMENT.items() if key != "sampler"},
         "space": {"sampler": {"grid": [{"name": "shuffle"}, {"name": "by_norm", "groups": 2}]}},
