@@ -71,10 +71,12 @@ class PlannedDataLoader(DataLoaderShard):
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the epoch's batches, on the accelerator's device; behind the last one comes the next epoch."""
+        epoch = self.iteration
         for given, batch in enumerate(super().__iter__(), start=self._batches.start + 1):
             self._given = given
             yield batch
-        self._given = 0
+        # accelerate does not count an epoch without batches, the rest of one that was saved behind its last.
+        self.iteration, self._given = epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loop stands, as tensors and plain values."""
