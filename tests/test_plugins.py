@@ -12,6 +12,7 @@ import pytest
 import yaml
 from plugin_file import EXPERIMENT, PLUGIN
 
+from mbcl.config.experiment import add_plugins
 from mbcl.errors import ConfigError
 from mbcl.plugins import load_plugins, loaded, record_of
 from mbcl.registry import Registry
@@ -150,6 +151,17 @@ def test_plugin_is_loaded_once_and_another_of_its_name_is_refused(tmp_path):
         load_plugins([two])
     with pytest.raises(ConfigError, match="differs from the file that the experiment began with"):
         load_plugins([{"file": one, "sha256": "0" * 64}])
+
+
+def test_plugin_of_the_command_line_that_the_experiment_records_is_added_once(plugin):
+    file, other = (str(plugin.with_name(f"{name}.py")) for name in ("added_once", "added_too"))
+    for path in (file, other):
+        Path(path).write_text("")
+    load_plugins([file])
+    for given in (file, record_of(file)):
+        content = {"plugins": [given]}
+        add_plugins(content, [f"{plugin.parent}/./added_once.py", other, other])
+        assert content["plugins"] == [given, other]
 
 
 @pytest.fixture
