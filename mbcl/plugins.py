@@ -161,12 +161,14 @@ def _load(file: str, sha256: str | None = None) -> None:
 
 
 def _find(file: str, sha256: str | None) -> tuple[Path, str]:
-    """Return the path and digest of a plugin's file: as given, or where a cluster's nodes have it.
+    """Return the path and digest of a plugin's file: as given, or, if its digest is known, where a node has it.
 
     Raises:
         ConfigError: if there is none, or none with the expected digest.
     """
-    candidates = [path.resolve() for path in (Path(file), SHIPPED / Path(file).name) if path.is_file()]
+    given = Path(file)
+    shipped = [] if sha256 is None else [SHIPPED / given.name]
+    candidates = [path.parent.resolve() / path.name for path in (given, *shipped) if path.is_file()]
     if not candidates:
         raise ConfigError(f"{file}: no such file")
     digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in candidates}

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,17 @@ def test_plugin_that_cannot_be_loaded_is_one_line(tmp_path, name, text, message)
 def test_plugins_that_are_no_files_are_refused(files):
     with pytest.raises(ConfigError, match="^plugins: "):
         load_plugins(files)
+
+
+def test_file_of_the_source_s_folder_is_loaded_by_its_digest_alone(tmp_path, monkeypatch):
+    """A node of a cluster has its copies there; another file of the name must not run instead of a missing one."""
+    monkeypatch.setattr("mbcl.plugins.SHIPPED", tmp_path)
+    file = tmp_path / "only_shipped.py"
+    file.write_text("")
+    with pytest.raises(ConfigError, match="elsewhere/only_shipped.py: no such file"):
+        load_plugins(["elsewhere/only_shipped.py"])
+    load_plugins([{"file": "elsewhere/only_shipped.py", "sha256": sha256(file.read_bytes()).hexdigest()}])
+    assert file in [plugin.path for plugin in loaded()]
 
 
 def test_plugin_is_loaded_once_and_another_of_its_name_is_refused(tmp_path):
