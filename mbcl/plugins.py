@@ -122,7 +122,8 @@ def _as_record(entry: object) -> dict[str, str]:
         ConfigError: if it is neither.
     """
     record = {"file": entry} if isinstance(entry, str) else entry
-    if not isinstance(record, dict) or "file" not in record or not all(isinstance(v, str) for v in record.values()):
+    known = isinstance(record, dict) and {"file"} <= set(record) <= {"file", "sha256"}
+    if not isinstance(record, dict) or not known or not all(isinstance(v, str) for v in record.values()):
         raise ConfigError(f"expected a Python file, found {entry!r}")
     return record
 
@@ -145,14 +146,14 @@ def _load(file: str, sha256: str | None = None) -> None:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     importlib.invalidate_caches()
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None or Path(spec.origin).resolve() != path:
+    spec = None if name == "__main__" else importlib.util.find_spec(name)
+    if spec is None or spec.origin is None or Path(spec.origin).resolve() != path.resolve():
         found = spec.origin if spec else None
         raise ConfigError(f"{file}: the name {name} is taken by {found or 'a module of Python'}; rename the file")
     _loaded[name] = Plugin(path, digest)
     try:
         importlib.import_module(name)
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         del _loaded[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = f", line {lines[-1]}" if lines else ""

@@ -115,7 +115,9 @@ def test_study_with_a_plugin(plugin, tmp_path, workers):
     [
         ("broken.py", "x = 1\nraise ValueError('no\\nway')", "broken.py, line 2: ValueError: no way"),
         ("syntax_error.py", "x = (", "SyntaxError"),
+        ("ends.py", "import sys\n\nsys.exit()\n", "ends.py, line 3: SystemExit: no reason given"),
         ("json.py", "", "the name json is taken by"),
+        ("__main__.py", "", "the name __main__ is taken by"),
         ("my-file.py", "", "expected a Python file, whose name can be imported"),
         ("text.txt", "", "expected a Python file, whose name can be imported"),
         (
@@ -134,10 +136,17 @@ def test_plugin_that_cannot_be_loaded_is_one_line(tmp_path, name, text, message)
     assert Path(name).stem not in {plugin.path.stem for plugin in loaded()}
 
 
-@pytest.mark.parametrize("files", ["a.py", {"a": 1}, [1], [{"sha256": "0"}], ["no_such_file.py"], None])
+@pytest.mark.parametrize("files", ["a.py", {"a": 1}, [1], [{"sha256": "0"}], [{"file": __file__, "sha": "0"}], ["no_such_file.py"], None])
 def test_plugins_that_are_no_files_are_refused(files):
     with pytest.raises(ConfigError, match="^plugins: "):
         load_plugins(files)
+
+
+def test_plugin_may_be_a_link_to_a_file_of_another_name(tmp_path):
+    (tmp_path / "version_2.py").write_text("")
+    (tmp_path / "linked_parts.py").symlink_to("version_2.py")
+    load_plugins([str(tmp_path / "linked_parts.py")])
+    assert tmp_path / "linked_parts.py" in [plugin.path for plugin in loaded()]
 
 
 def test_file_of_the_source_s_folder_is_loaded_by_its_digest_alone(tmp_path, monkeypatch):
