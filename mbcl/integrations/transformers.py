@@ -56,7 +56,9 @@ class PlannedDataLoader(DataLoaderShard):
         check_ranks(batches, accelerator.process_index, accelerator.num_processes)
         self._batches = batches
         device = accelerator.device if accelerator.device_placement else None
-        super().__init__(dataset, device=device, batch_sampler=batches, iteration=batches.epoch, **options)
+        # With `_drop_last` accelerate takes no last batch for one that was padded, of which it would cut metrics.
+        options |= {"iteration": batches.epoch, "_drop_last": True}
+        super().__init__(dataset, device=device, batch_sampler=batches, **options)
         self._is_accelerate_prepared = True  # `Accelerator.prepare` leaves such objects as they are
         self._given = batches.start
 
