@@ -211,3 +211,14 @@ def test_installed_package_adds_components_by_entry_points(package):
     with pytest.raises(ConfigError, match="unknown fruit 'aple'; did you mean 'apple'"):
         fruits["aple"]
     assert list(Registry("fruit")) == []
+
+
+def test_name_that_two_packages_have_is_refused_at_its_use(package, tmp_path):
+    other = tmp_path / "fruit_stall-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: fruit-stall\nVersion: 1.0\n")
+    (other / "entry_points.txt").write_text("[mbcl.fruits]\napple = fruit_stall:Apple\n")
+    fruits: Registry[type] = Registry("fruit", "mbcl.fruits")
+    assert list(fruits) == ["apple", "pear"]
+    with pytest.raises(ConfigError, match="'apple' is one of several packages: fruit_shop:Apple, fruit_stall:Apple"):
+        fruits["apple"]
