@@ -136,7 +136,9 @@ def test_plugin_that_cannot_be_loaded_is_one_line(tmp_path, name, text, message)
     assert Path(name).stem not in {plugin.path.stem for plugin in loaded()}
 
 
-@pytest.mark.parametrize("files", ["a.py", {"a": 1}, [1], [{"sha256": "0"}], [{"file": __file__, "sha": "0"}], ["no_such_file.py"], None])
+@pytest.mark.parametrize(
+    "files", ["a.py", {"a": 1}, [1], [{"sha256": "0"}], [{"file": __file__, "sha": "0"}], ["no_such_file.py"], None]
+)
 def test_plugins_that_are_no_files_are_refused(files):
     with pytest.raises(ConfigError, match="^plugins: "):
         load_plugins(files)

@@ -155,7 +155,9 @@ def test_planner_drops_the_shards_of_a_lost_worker_group(planner, embeddings):
     assert ray.get(planner.plan.remote(two, KEY, Carried(SPECTRAL), 5, 1)) is None
     late = planner.deposit.remote(two, KEY, 0, shard(embeddings, slice(0, 2500)))
     ray.get(late)
-    assert ray.get(planner.plan.remote(one, KEY, Carried(SPECTRAL), 5, 1)) is None, "the planner asks for the shard again"
+    assert ray.get(planner.plan.remote(one, KEY, Carried(SPECTRAL), 5, 1)) is None, (
+        "the planner asks for the shard again"
+    )
     ray.get(planner.deposit.remote(one, KEY, 0, shard(embeddings, slice(None))))
     planned = ray.get(planner.plan.remote(one, KEY, Carried(SPECTRAL), 5, 1))
     assert planned.plan.digest == serial(SPECTRAL, embeddings).plan.digest
