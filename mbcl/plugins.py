@@ -19,6 +19,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mbcl.errors import ConfigError
 
@@ -68,6 +69,31 @@ def load_plugins(files: object) -> None:
             raise ConfigError(f"plugins: {error}") from error
 
 
+class Carried:
+    """A value with the plugins of this process, which the process that unpickles it loads before the value.
+
+    A component is pickled as the name of its module, which other processes do not find by themselves.
+
+    Args:
+        value: a picklable value, for example a sampler.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Call :func:`_arrive` before the value, as the state, is unpickled."""
+        return _arrive, ([{"file": str(plugin.path), "sha256": plugin.sha256} for plugin in loaded()],), self.value
+
+    def __setstate__(self, value: Any) -> None:
+        self.value = value
+
+
+def _arrive(plugins: list[dict[str, str]]) -> Carried:
+    load_plugins(plugins)
+    return Carried(None)
+
+
 def record_of(entry: object) -> dict[str, str]:
     """Return the record of a loaded plugin as plain data, ``file`` and ``sha256``.
 
@@ -96,7 +122,8 @@ def _as_record(entry: object) -> dict[str, str]:
         ConfigError: if it is neither.
     """
     record = {"file": entry} if isinstance(entry, str) else entry
-    if not isinstance(record, dict) or "file" not in record or not all(isinstance(v, str) for v in record.values()):
+    known = isinstance(record, dict) and {"file"} <= set(record) <= {"file", "sha256"}
+    if not isinstance(record, dict) or not known or not all(isinstance(v, str) for v in record.values()):
         raise ConfigError(f"expected a Python file, found {entry!r}")
     return record
 
@@ -119,14 +146,14 @@ def _load(file: str, sha256: str | None = None) -> None:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     importlib.invalidate_caches()
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None or Path(spec.origin).resolve() != path:
+    spec = None if name == "__main__" else importlib.util.find_spec(name)
+    if spec is None or spec.origin is None or Path(spec.origin).resolve() != path.resolve():
         found = spec.origin if spec else None
         raise ConfigError(f"{file}: the name {name} is taken by {found or 'a module of Python'}; rename the file")
     _loaded[name] = Plugin(path, digest)
     try:
         importlib.import_module(name)
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         del _loaded[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = f", line {lines[-1]}" if lines else ""
@@ -135,12 +162,14 @@ def _load(file: str, sha256: str | None = None) -> None:
 
 
 def _find(file: str, sha256: str | None) -> tuple[Path, str]:
-    """Return the path and digest of a plugin's file: as given, or where a cluster's nodes have it.
+    """Return the path and digest of a plugin's file: as given, or, if its digest is known, where a node has it.
 
     Raises:
         ConfigError: if there is none, or none with the expected digest.
     """
-    candidates = [path.resolve() for path in (Path(file), SHIPPED / Path(file).name) if path.is_file()]
+    given = Path(file)
+    shipped = [] if sha256 is None else [SHIPPED / given.name]
+    candidates = [path.parent.resolve() / path.name for path in (given, *shipped) if path.is_file()]
     if not candidates:
         raise ConfigError(f"{file}: no such file")
     digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in candidates}

@@ -92,8 +92,12 @@ class Registry(Generic[T]):
         """Import the component of an installed package.
 
         Raises:
-            ConfigError: if it cannot be imported.
+            ConfigError: if it cannot be imported, or if several packages have one of its name.
         """
+        same = [other for other in entry_points(group=self._group) if other.name == point.name]
+        if len(same) > 1:
+            values = ", ".join(sorted(other.value for other in same))
+            raise ConfigError(f"{self.kind} {point.name!r} is one of several packages: {values}; remove all but one")
         try:
             part: T = point.load()
             return part

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import yaml
 from plugin_file import EXPERIMENT, PLUGIN
 
+from mbcl.config.experiment import add_plugins
 from mbcl.errors import ConfigError
 from mbcl.plugins import load_plugins, loaded, record_of
 from mbcl.registry import Registry
@@ -88,8 +90,10 @@ def test_background_planner_knows_the_plugin(plugin, tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_study_with_a_plugin(plugin, tmp_path, workers):
     """The driver trains with one worker, worker groups with two; plan tasks and evaluations are other processes."""
+    (tmp_path / "parts").mkdir()
+    plugin = plugin.rename(tmp_path / "parts" / plugin.name)  # no folder in which Ray's processes look for modules
     space = {
-        "plugins": ["my_parts.py"],
+        "plugins": ["parts/my_parts.py"],
         "seeds": [0],
         "experiment": {key: block for key, block in EXPERIMENT.items() if key != "sampler"},
         "space": {"sampler": {"grid": [{"name": "shuffle"}, {"name": "by_norm", "groups": 2}]}},
@@ -112,7 +116,9 @@ def test_study_with_a_plugin(plugin, tmp_path, workers):
     [
         ("broken.py", "x = 1\nraise ValueError('no\\nway')", "broken.py, line 2: ValueError: no way"),
         ("syntax_error.py", "x = (", "SyntaxError"),
+        ("ends.py", "import sys\n\nsys.exit()\n", "ends.py, line 3: SystemExit: no reason given"),
         ("json.py", "", "the name json is taken by"),
+        ("__main__.py", "", "the name __main__ is taken by"),
         ("my-file.py", "", "expected a Python file, whose name can be imported"),
         ("text.txt", "", "expected a Python file, whose name can be imported"),
         (
@@ -131,10 +137,30 @@ def test_plugin_that_cannot_be_loaded_is_one_line(tmp_path, name, text, message)
     assert Path(name).stem not in {plugin.path.stem for plugin in loaded()}
 
 
-@pytest.mark.parametrize("files", ["a.py", {"a": 1}, [1], [{"sha256": "0"}], ["no_such_file.py"], None])
+@pytest.mark.parametrize(
+    "files", ["a.py", {"a": 1}, [1], [{"sha256": "0"}], [{"file": __file__, "sha": "0"}], ["no_such_file.py"], None]
+)
 def test_plugins_that_are_no_files_are_refused(files):
     with pytest.raises(ConfigError, match="^plugins: "):
         load_plugins(files)
+
+
+def test_plugin_may_be_a_link_to_a_file_of_another_name(tmp_path):
+    (tmp_path / "version_2.py").write_text("")
+    (tmp_path / "linked_parts.py").symlink_to("version_2.py")
+    load_plugins([str(tmp_path / "linked_parts.py")])
+    assert tmp_path / "linked_parts.py" in [plugin.path for plugin in loaded()]
+
+
+def test_file_of_the_source_s_folder_is_loaded_by_its_digest_alone(tmp_path, monkeypatch):
+    """A node of a cluster has its copies there; another file of the name must not run instead of a missing one."""
+    monkeypatch.setattr("mbcl.plugins.SHIPPED", tmp_path)
+    file = tmp_path / "only_shipped.py"
+    file.write_text("")
+    with pytest.raises(ConfigError, match="elsewhere/only_shipped.py: no such file"):
+        load_plugins(["elsewhere/only_shipped.py"])
+    load_plugins([{"file": "elsewhere/only_shipped.py", "sha256": sha256(file.read_bytes()).hexdigest()}])
+    assert file in [plugin.path for plugin in loaded()]
 
 
 def test_plugin_is_loaded_once_and_another_of_its_name_is_refused(tmp_path):
@@ -149,6 +175,17 @@ def test_plugin_is_loaded_once_and_another_of_its_name_is_refused(tmp_path):
         load_plugins([two])
     with pytest.raises(ConfigError, match="differs from the file that the experiment began with"):
         load_plugins([{"file": one, "sha256": "0" * 64}])
+
+
+def test_plugin_of_the_command_line_that_the_experiment_records_is_added_once(plugin):
+    file, other = (str(plugin.with_name(f"{name}.py")) for name in ("added_once", "added_too"))
+    for path in (file, other):
+        Path(path).write_text("")
+    load_plugins([file])
+    for given in (file, record_of(file)):
+        content = {"plugins": [given]}
+        add_plugins(content, [f"{plugin.parent}/./added_once.py", other, other])
+        assert content["plugins"] == [given, other]
 
 
 @pytest.fixture
@@ -177,3 +214,14 @@ def test_installed_package_adds_components_by_entry_points(package):
     with pytest.raises(ConfigError, match="unknown fruit 'aple'; did you mean 'apple'"):
         fruits["aple"]
     assert list(Registry("fruit")) == []
+
+
+def test_name_that_two_packages_have_is_refused_at_its_use(package, tmp_path):
+    other = tmp_path / "fruit_stall-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: fruit-stall\nVersion: 1.0\n")
+    (other / "entry_points.txt").write_text("[mbcl.fruits]\napple = fruit_stall:Apple\n")
+    fruits: Registry[type] = Registry("fruit", "mbcl.fruits")
+    assert list(fruits) == ["apple", "pear"]
+    with pytest.raises(ConfigError, match="'apple' is one of several packages: fruit_shop:Apple, fruit_stall:Apple"):
+        fruits["apple"]

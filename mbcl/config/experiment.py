@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -224,7 +225,10 @@ def add_plugins(content: dict[str, Any], files: Sequence[str] = ()) -> None:
     load_plugins(given)
     load_plugins(list(files))
     if files:
-        content["plugins"] = list(dict.fromkeys([*given, *files]))
+        by_name: dict[str, Any] = {}
+        for entry in (*given, *files):
+            by_name.setdefault(Path(record_of(entry)["file"]).stem, entry)
+        content["plugins"] = list(by_name.values())
 
 
 def read_experiment(path: str) -> dict[str, Any]:

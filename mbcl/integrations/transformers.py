@@ -56,7 +56,9 @@ class PlannedDataLoader(DataLoaderShard):
         check_ranks(batches, accelerator.process_index, accelerator.num_processes)
         self._batches = batches
         device = accelerator.device if accelerator.device_placement else None
-        super().__init__(dataset, device=device, batch_sampler=batches, iteration=batches.epoch, **options)
+        # With `_drop_last` accelerate takes no last batch for one that was padded, of which it would cut metrics.
+        options |= {"iteration": batches.epoch, "_drop_last": True}
+        super().__init__(dataset, device=device, batch_sampler=batches, **options)
         self._is_accelerate_prepared = True  # `Accelerator.prepare` leaves such objects as they are
         self._given = batches.start
 
@@ -71,10 +73,12 @@ class PlannedDataLoader(DataLoaderShard):
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the epoch's batches, on the accelerator's device; behind the last one comes the next epoch."""
+        epoch = self.iteration
         for given, batch in enumerate(super().__iter__(), start=self._batches.start + 1):
             self._given = given
             yield batch
-        self._given = 0
+        # accelerate does not count an epoch without batches, the rest of one that was saved behind its last.
+        self.iteration, self._given = epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loop stands, as tensors and plain values."""

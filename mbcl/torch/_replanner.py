@@ -298,6 +298,7 @@ class Replanner(PlanSource):
             "plan": {} if self._plan is None else plan_state(self._plan),
             "ahead": {} if self._ahead is None else planned_state(self._ahead),
             "asked": [] if self._asked is None else [self._asked.epoch, self._asked.round, self._asked.rounds],
+            "num_samples": self._num_samples,
             "observed": self._observed,
             "cache": self._cache.state_dict() if self._cache else {},
         }
@@ -312,7 +313,7 @@ class Replanner(PlanSource):
             plan = plan_of(state["plan"]) if state["plan"] else None
             ahead = planned_of(state["ahead"]) if state["ahead"] else None
             asked = PlanKey(*state["asked"]) if state["asked"] else None
-            observed, cache = int(state["observed"]), state["cache"]
+            num_samples, observed, cache = int(state["num_samples"]), int(state["observed"]), state["cache"]
             positions = cache["positions"] if cache else None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"not a state of a Replanner: {type(error).__name__}: {error}") from error
@@ -322,7 +323,10 @@ class Replanner(PlanSource):
                     f"the state is of another training: its batches of {batches.shape[1]} hold positions up to "
                     f"{int(batches.max())}; here they are of {self.sampler.batch_size}, of {self._num_samples} samples"
                 )
-        if positions is not None and (self._cache is None or positions.max() >= self._num_samples):
+        if num_samples != self._num_samples:
+            found = f"of {num_samples} samples, here they are {self._num_samples}"
+            raise CheckpointError(f"the state is of another training: {found}")
+        if positions is not None and self._cache is None:
             raise CheckpointError("the state has observed embeddings that do not fit this Replanner")
         self._pending = None
         self._plan, self._ahead, self._asked, self._observed = plan, ahead, asked, observed

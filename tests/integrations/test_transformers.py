@@ -220,6 +220,20 @@ def test_a_loader_without_set_epoch_counts_epochs_itself_and_skip_first_batches_
     assert rest == epochs_of(3)[2 * STEPS + 4 :]
 
 
+@pytest.mark.parametrize("kind", ["plan", "short"])
+def test_gather_for_metrics_returns_whole_batches_at_the_end_of_an_epoch_too(kind):
+    loop = AccelerateLoop(kind)
+    seen = [loop.accelerator.gather_for_metrics(batch["position"]).tolist() for batch in loop.loader]
+    assert seen == epochs_of(1, drop_last=kind == "plan")
+
+
+def test_a_state_behind_an_epoch_s_last_batch_is_followed_by_the_next_epoch():
+    first, second = AccelerateLoop("plan").loader, AccelerateLoop("plan").loader
+    states = [first.state_dict() for _ in first]
+    second.load_state_dict(states[-1])
+    assert [list(second), [batch["position"].tolist() for batch in second]] == [[], epochs_of(2)[STEPS:]]
+
+
 # -- two ranks -----------------------------------------------------------------------------------------------------
 
 

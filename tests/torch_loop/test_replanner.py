@@ -446,6 +446,8 @@ def test_states_of_another_training_are_refused():
         fixed(z, batch_size=8).load_state_dict(state)
     with pytest.raises(CheckpointError, match="hold positions up to 23; here they are of 4, of 20 samples"):
         fixed(z[:20]).load_state_dict(state)
+    with pytest.raises(CheckpointError, match="the state is of another training: of 24 samples, here they are 32"):
+        fixed(samples(32)).load_state_dict(state)
     with pytest.raises(CheckpointError, match="not a state of a Replanner: KeyError"):
         fixed(z).load_state_dict({})
     with pytest.raises(CheckpointError, match="not a state of a Replanner"):

@@ -26,7 +26,7 @@ def ship_working_dir() -> Iterator[dict[str, str]]:
     Nothing is shipped if the study is a Ray job that was submitted with a working directory: the nodes run that code.
 
     Raises:
-        ConfigError: if the study is such a job and this process runs other code.
+        ConfigError: if the study is such a job, and this process runs other code or has plugins of other folders.
     """
     package = Path(mbcl.__file__).resolve().parent
     if _job_has_working_dir():
@@ -35,6 +35,12 @@ def ship_working_dir() -> Iterator[dict[str, str]]:
                 f"the job's working directory does not hold mbcl, which this process has from {package}: the nodes "
                 f"might run another revision; submit it from the source, with --working-dir . -- python run_ray.py"
             )
+        for plugin in loaded():
+            if WORKING_DIR_FOLDER not in plugin.path.parts:
+                raise ConfigError(
+                    f"the job's working directory does not hold the plugin {plugin.path}, which the nodes need, too: "
+                    "put it into the folder of --working-dir, and name it relative to that"
+                )
         yield {}
         return
     with tempfile.TemporaryDirectory(prefix="mbcl-") as folder:

@@ -31,6 +31,7 @@ from mbcl.orchestration.trial.job import mute_sampler_warnings
 from mbcl.plan import Embeddings
 from mbcl.planner.plan_service import failure, make_plan, share_plan
 from mbcl.planner.plans import PlanKey, PlannedBatches
+from mbcl.plugins import Carried
 from mbcl.samplers import PoolPlan, Sampler
 from mbcl.samplers._base import FloatArray, PoolItem
 
@@ -62,12 +63,12 @@ PoolFunction = Callable[[FloatArray, FloatArray, int], PoolPlan]
 
 
 @ray.remote(num_cpus=0, max_retries=TASK_RETRIES)
-def _plan_pools(function: PoolFunction | None, items: list[PoolItem]) -> list[PoolPlan]:
-    """Plan a group of pools in a task, on one thread."""
+def _plan_pools(function: Carried | None, items: list[PoolItem]) -> list[PoolPlan]:
+    """Plan a group of pools in a task, on one thread, by a carried ``PoolFunction``."""
     torch.set_num_threads(1)
     if function is None:  # only starts the process; see TaskMap.warm_up
         return []
-    return [function(*item) for item in items]
+    return [function.value(*item) for item in items]
 
 
 class TaskMap:
@@ -94,7 +95,7 @@ class TaskMap:
         if self._num_tasks == 1:
             torch.set_num_threads(1)
             return [function(*item) for item in items]
-        function_ref: Any = ray.put(function)
+        function_ref: Any = ray.put(Carried(function))
         running: dict[ray.ObjectRef[list[PoolPlan]], int] = {}
         plans: dict[int, list[PoolPlan]] = {}  # by the group's first pool
 
@@ -178,7 +179,7 @@ class PlannerProcess:
         self._shards.setdefault(key, {})[rank] = shard[0]
 
     def plan(
-        self, group: WorkerGroup, key: PlanKey, sampler: Sampler, seed: int, num_tasks: int
+        self, group: WorkerGroup, key: PlanKey, sampler: Carried, seed: int, num_tasks: int
     ) -> PlannedBatches | MbclError | None:
         """Return the plan of ``key``, the error of planning, or None if shards of the group are missing."""
         shards = dict(self._shards.get(key, {}))
@@ -189,7 +190,7 @@ class PlannerProcess:
                 [Embeddings(*(torch.tensor(a) for a in ray.get(shards[rank]))) for rank in sorted(shards)]
             )
             planned = make_plan(
-                sampler,
+                sampler.value,
                 embeddings,
                 key,
                 num_samples=len(embeddings),
@@ -286,7 +287,8 @@ class RayPlanService:
         ray.get(deposit, timeout=DEPOSIT_SECONDS)
         collectives.barrier(self._world)
         if self._world.rank == 0:
-            self._plan_refs[key] = self._planner.plan.remote(self._group, key, sampler, self._seed, self._num_tasks)
+            arguments = self._group, key, Carried(sampler), self._seed, self._num_tasks
+            self._plan_refs[key] = self._planner.plan.remote(*arguments)
 
     def _poll_plan(self, key: PlanKey, deadline: float) -> tuple[str, PlannedBatches | MbclError | None]:
         """Wait for the plan for one round; return READY with the plan or its error, WAITING, or LOST."""

@@ -160,17 +160,23 @@ SHIPPED = (
 )
 
 
+@pytest.mark.parametrize("plugin", ["mine/parts.py", "../../parts.py"])
 @pytest.mark.parametrize("unpacked", [True, False])
-def test_a_job_whose_working_directory_has_no_mbcl_is_refused(tmp_path, unpacked):
+def test_a_job_whose_working_directory_has_no_mbcl_or_lacks_a_plugin_is_refused(tmp_path, unpacked, plugin):
     place = tmp_path / "working_dir_files" / "_ray_pkg_0"
     place.mkdir(parents=True)
     shutil.copytree(ROOT / "mbcl", place / "mbcl", ignore=shutil.ignore_patterns("__pycache__"))
     job = json.dumps({"runtime_env": {"working_dir": "gcs://_ray_pkg_0.zip"}})
     environment = os.environ | {"RAY_JOB_CONFIG_JSON_ENV_VAR": job, "PYTHONPATH": str(place if unpacked else ROOT)}
-    line = [sys.executable, "-P", "-c", SHIPPED]
+    (place / plugin).parent.mkdir(exist_ok=True)
+    (place / plugin).write_text("")
+    load = f"from mbcl.plugins import load_plugins\nload_plugins(['{plugin}'])\n"
+    line = [sys.executable, "-P", "-c", load + SHIPPED]
     result = subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True)
-    if unpacked:
+    if unpacked and plugin == "mine/parts.py":
         assert result.stdout == "{}\n", result.stderr
+    elif unpacked:
+        assert f"the job's working directory does not hold the plugin {tmp_path}/parts.py" in result.stderr
     else:
         assert "the job's working directory does not hold mbcl" in result.stderr
 

@@ -21,6 +21,7 @@ from mbcl.errors import PlanError
 from mbcl.io.store import LocalStore
 from mbcl.plan import Embeddings
 from mbcl.planner import LocalPlanService, PlanKey
+from mbcl.plugins import Carried
 from mbcl.samplers import Spectral
 
 from ..helpers import SPACE, job_of
@@ -143,10 +144,10 @@ def group(size, name="first"):
 def test_planner_accepts_the_shards_of_two_ranks_in_any_order(planner, embeddings):
     two = group(2)
     ray.get(planner.deposit.remote(two, KEY, 1, shard(embeddings, slice(2500, None))))
-    missing = ray.get(planner.plan.remote(two, KEY, SPECTRAL, 5, 1))
+    missing = ray.get(planner.plan.remote(two, KEY, Carried(SPECTRAL), 5, 1))
     assert missing is None, "a shard is missing: the planner must not wait for it"
     ray.get(planner.deposit.remote(two, KEY, 0, shard(embeddings, slice(0, 2500))))
-    planned = ray.get(planner.plan.remote(two, KEY, SPECTRAL, 5, 1))
+    planned = ray.get(planner.plan.remote(two, KEY, Carried(SPECTRAL), 5, 1))
     assert planned.plan.digest == serial(SPECTRAL, embeddings).plan.digest
     assert ray.get(planner.num_shards.remote()) == 0, "the planner holds no more than it needs"
 
@@ -156,12 +157,14 @@ def test_planner_drops_the_shards_of_a_lost_worker_group(planner, embeddings):
     two, one = group(2, "lost"), group(1, "second")
     ray.get(planner.deposit.remote(two, KEY, 1, shard(embeddings, slice(2500, None))))
     ray.get(planner.deposit.remote(one, KEY, 0, shard(embeddings, slice(None))))
-    assert ray.get(planner.plan.remote(two, KEY, SPECTRAL, 5, 1)) is None
+    assert ray.get(planner.plan.remote(two, KEY, Carried(SPECTRAL), 5, 1)) is None
     late = planner.deposit.remote(two, KEY, 0, shard(embeddings, slice(0, 2500)))
     ray.get(late)
-    assert ray.get(planner.plan.remote(one, KEY, SPECTRAL, 5, 1)) is None, "the planner asks for the shard again"
+    assert ray.get(planner.plan.remote(one, KEY, Carried(SPECTRAL), 5, 1)) is None, (
+        "the planner asks for the shard again"
+    )
     ray.get(planner.deposit.remote(one, KEY, 0, shard(embeddings, slice(None))))
-    planned = ray.get(planner.plan.remote(one, KEY, SPECTRAL, 5, 1))
+    planned = ray.get(planner.plan.remote(one, KEY, Carried(SPECTRAL), 5, 1))
     assert planned.plan.digest == serial(SPECTRAL, embeddings).plan.digest
 
 
@@ -175,7 +178,7 @@ def test_planner_killed_between_deposit_and_plan_gets_the_shards_again(start, em
     planner = start()
     ray.get(planner.deposit.remote(group(1), KEY, 0, shard(embeddings, slice(None))))
     kill_process(planner)
-    answer = ray.get(planner.plan.remote(group(1), KEY, SPECTRAL, 5, 1), timeout=PATIENCE)
+    answer = ray.get(planner.plan.remote(group(1), KEY, Carried(SPECTRAL), 5, 1), timeout=PATIENCE)
     assert answer is None, "restarted: it says that the shards are gone"
     service = service_of(planner)
     service.request(KEY, embeddings, SPECTRAL)
