@@ -96,14 +96,14 @@ def test_study_with_a_plugin(plugin, tmp_path, workers):
         "plugins": ["parts/my_parts.py"],
         "seeds": [0],
         "experiment": {key: block for key, block in EXPERIMENT.items() if key != "sampler"},
-        "space": {"sampler": {"grid": [{"name": "shuffle"}, {"name": "by_norm", "groups": 2}]}},
+        "space": {"sampler": {"grid": [{"name": "shuffle"}, {"name": "by_norm", "groups": 2}][workers - 1 :]}},
         "resources": {"workers": workers},
     }
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
     study = run(str(ROOT / "run_ray.py"), "--space", "space.yaml", cwd=tmp_path)
     assert study.returncode == 0, study.stdout + study.stderr
     record = json.loads((tmp_path / "results" / "space" / "study.json").read_text())
-    assert [trial["status"] for trial in record["trials"].values()] == ["finished", "finished"]
+    assert {trial["status"] for trial in record["trials"].values()} == {"finished"}
     assert "by_norm (groups=2)" in (tmp_path / "results" / "space" / "report.html").read_text()
     if workers == 1:
         plugin.write_text(PLUGIN + "\n")
