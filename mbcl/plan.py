@@ -50,6 +50,8 @@ class Embeddings:
             found = f"found {tuple(self.z1.shape)} and {tuple(self.z2.shape)}"
             if self.z1.ndim == self.z2.ndim == 2 and len(self.z1) == len(self.z2):
                 found += "; both sides must have one width, because samplers compare one with the other"
+            elif self.z1.ndim == self.z2.ndim == 2:
+                found += "; both sides must have one row for each sample"
             raise PlanError(f"embeddings must be two (M, D) tensors, {found}")
         if self.z1.shape[1] == 0:
             raise PlanError(f"embeddings must have at least one dimension, found {tuple(self.z1.shape)}")
