@@ -43,6 +43,7 @@ def report(folder, record: StudyRecord):
 def test_the_report_claims_from_confirmation_seeds_and_lists_the_choices(tmp_path) -> None:
     text = report(tmp_path, tuned()).text
     assert f"spectral (k=4) is better than shuffle on {MRR} by 0.0500" in text
+    assert "val/retrieval/mrr over 1 seed (100) from equally many candidates" in " ".join(text.split())
     assert "Every setting has its own best optimizer.lr of 2 candidates by val/retrieval/mrr on 1 seed" in text
     results, _, tuning = text.partition("Nuisance hyperparameters")
     assert "tuning shuffle" not in results, "no row among the results"
