@@ -59,6 +59,18 @@ def test_the_report_claims_from_confirmation_seeds_and_lists_the_choices(tmp_pat
     ]
 
 
+def test_a_study_that_was_interrupted_while_it_chose_has_a_report(tmp_path) -> None:
+    record = tuned()
+    for key, each in list(record.trials.items())[1:]:
+        if each.stage == "confirmation":
+            del record.trials[key]
+        else:
+            each.status, each.metrics = "pending", {}
+    text = report(tmp_path, record).text
+    assert "Only trials that choose nuisance values have finished, so there is no answer yet." in text
+    assert "3 pending" in text
+
+
 def test_the_report_says_why_a_setting_has_no_choice_and_claims_nothing_there(tmp_path) -> None:
     page = report(tmp_path, tuned(fails=True))
     assert "No values are chosen for spectral (k=4) (1 tuning trial failed" in page.text
