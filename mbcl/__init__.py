@@ -12,12 +12,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mbcl import metrics, objectives, optim, samplers, torch
+    from mbcl import data, metrics, objectives, optim, samplers, torch
     from mbcl.plan import BatchPlan, Embeddings
 
 __version__ = "0.2.0"
 
-__all__ = ["BatchPlan", "Embeddings", "metrics", "objectives", "optim", "samplers", "torch"]
+__all__ = ["BatchPlan", "Embeddings", "data", "metrics", "objectives", "optim", "samplers", "torch"]
 
 
 def __getattr__(name: str) -> object:

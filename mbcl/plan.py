@@ -50,6 +50,8 @@ class Embeddings:
             found = f"found {tuple(self.z1.shape)} and {tuple(self.z2.shape)}"
             if self.z1.ndim == self.z2.ndim == 2 and len(self.z1) == len(self.z2):
                 found += "; both sides must have one width, because samplers compare one with the other"
+            elif self.z1.ndim == self.z2.ndim == 2:
+                found += "; both sides must have one row for each sample"
             raise PlanError(f"embeddings must be two (M, D) tensors, {found}")
         if self.z1.shape[1] == 0:
             raise PlanError(f"embeddings must have at least one dimension, found {tuple(self.z1.shape)}")
@@ -60,18 +62,18 @@ class Embeddings:
         if self.z1.dtype in (torch.float16, torch.bfloat16):
             object.__setattr__(self, "z1", self.z1.float())
             object.__setattr__(self, "z2", self.z2.float())
-        for name in ("z1", "z2"):
-            bad = _rows_not_finite(getattr(self, name))
-            if len(bad):
-                raise PlanError(
-                    f"embeddings {name}: {len(bad)} of {len(self.z1)} rows are not finite, first row {int(bad[0])}"
-                )
         if self.indices is None:
             object.__setattr__(self, "indices", torch.arange(len(self.z1)))  # type: ignore[unreachable]
         if self.indices.shape != (len(self.z1),) or self.indices.dtype != torch.int64:
             raise PlanError(
                 f"indices must be ({len(self.z1)},) int64, found {tuple(self.indices.shape)} {self.indices.dtype}"
             )
+        for name in ("z1", "z2"):
+            bad = _rows_not_finite(getattr(self, name))
+            if len(bad):
+                row, sample = int(bad[0]), int(self.indices[bad[0]])
+                place = f"row {row}" + (f", sample {sample}" if sample != row else "")
+                raise PlanError(f"embeddings {name}: {len(bad)} of {len(self.z1)} rows are not finite, first {place}")
 
     def __len__(self) -> int:
         return len(self.z1)

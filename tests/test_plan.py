@@ -73,6 +73,8 @@ def test_embeddings_count_non_finite_rows_in_every_chunk(chunk, monkeypatch):
     z[[4, 5, 8], [0, 1, 1]] = torch.tensor([float("nan"), float("inf"), -float("inf")])
     with pytest.raises(PlanError, match="z2: 3 of 9 rows are not finite, first row 4"):
         Embeddings(torch.zeros(9, 2), z)
+    with pytest.raises(PlanError, match="z1: 3 of 9 rows are not finite, first row 4, sample 14"):
+        Embeddings(z, torch.zeros(9, 2), torch.arange(10, 19))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

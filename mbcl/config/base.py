@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -151,7 +151,8 @@ def _known_keys(model: type[BaseModel] | None, location: tuple[int | str, ...]) 
     for part in location[:-1]:
         field = model.model_fields.get(str(part)) if model else None
         annotation = field.annotation if field else None
-        model = annotation if inspect.isclass(annotation) and issubclass(annotation, BaseModel) else None
+        blocks = (each for each in (annotation, *get_args(annotation)) if inspect.isclass(each))
+        model = next((each for each in blocks if issubclass(each, BaseModel)), None)
     return list(model.model_fields) if model else []
 
 

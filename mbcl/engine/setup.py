@@ -112,7 +112,10 @@ def _ids(key: str, value: str | None, images: ImageSet) -> NDArray[Any] | None:
     """Return one id for each image: its label, or from a file."""
     if value is None or value == "labels":
         return None if value is None else images.labels.numpy()
-    ids = read_array(value)
+    try:
+        ids = read_array(value)
+    except ConfigError as error:
+        raise ConfigError(f"data.{key}: {error}") from error
     if ids.shape != (len(images),) or ids.dtype.kind not in "iuUS":
         raise ConfigError(
             f"data.{key}: {value}: expected one whole number or string for each of {len(images)} training images, "

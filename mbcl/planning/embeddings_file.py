@@ -119,6 +119,8 @@ def _read_parquet(path: Path | str) -> Columns:
         raise ConfigError(f"{path}: reading Parquet needs pyarrow; pip install pyarrow") from error
     try:
         table = parquet.read_table(path)
+    except FileNotFoundError as error:  # whose text is the path alone
+        raise ConfigError(f"{path}: cannot be read: No such file or directory") from error
     except (OSError, pyarrow.ArrowException) as error:
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
     allowed = ("z1", "z2", "indices", *ROW_COLUMNS)

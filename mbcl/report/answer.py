@@ -51,7 +51,10 @@ def answer(
         return Verdict(f"No trial has finished, so there is no answer yet ({ended}).")
     if metric is None:
         return Verdict("The finished trials measured no final metric, so there is nothing to compare.")
-    verdict = _compared(comparisons, study, metric) if comparisons else _uncompared(study, summaries, metric)
+    if not any(metric in summary.metrics for summary in summaries):
+        verdict = Verdict("Only trials that choose nuisance values have finished, so there is no answer yet.")
+    else:
+        verdict = _compared(comparisons, study, metric) if comparisons else _uncompared(study, summaries, metric)
     missing = [f"{counts[status]} {status}" for status in ("stopped", "failed", "pending") if counts.get(status)]
     if missing:
         verdict.details.append(

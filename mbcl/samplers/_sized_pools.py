@@ -48,7 +48,7 @@ class SizedPools(PoolSampler):
         super().check(num_samples)
         if self.pool is not None and self.pool > num_samples:
             self._warn(
-                f"pool {self.pool} is above the {num_samples} samples of the data set; all are planned as one pool of "
+                f"pool {self.pool} is above the {num_samples} samples planned together, which become one pool of "
                 f"{pluralize(num_samples // self.batch_size, 'batch')}"
             )
 

@@ -93,8 +93,8 @@ class Spectral(Communities):
         super().check(num_samples)
         if self.k is not None and self.k * self.batch_size > num_samples:
             self._warn(
-                f"k * batch_size = {self.k} * {self.batch_size} is above the {num_samples} samples of the data set; "
-                f"all are planned as one group of {pluralize(num_samples // self.batch_size, 'batch')}"
+                f"k * batch_size = {self.k} * {self.batch_size} is above the {num_samples} samples planned together, "
+                f"which become one group of {pluralize(num_samples // self.batch_size, 'batch')}"
             )
         largest = self.pool_sizes(num_samples)[0]
         if largest > MAX_GROUP:

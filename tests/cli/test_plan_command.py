@@ -320,7 +320,10 @@ HOSTILE: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "one axis": ({"z1": Z1[0], "z2": Z2[0]}, "must be two (M, D) tensors, found (4,) and (4,)"),
     "no axis": ({"z1": Z1[0, 0], "z2": Z2[0, 0]}, "must be two (M, D) tensors, found () and ()"),
     "three axes": ({"z1": Z1[None], "z2": Z2[None]}, "must be two (M, D) tensors, found (1, 130, 4)"),
-    "unequal": ({"z1": Z1, "z2": Z2[:-1]}, "must be two (M, D) tensors, found (130, 4) and (129, 4)"),
+    "unequal": (
+        {"z1": Z1, "z2": Z2[:-1]},
+        "must be two (M, D) tensors, found (130, 4) and (129, 4); both sides must have one row",
+    ),
     "no rows": ({"z1": Z1[:0], "z2": Z2[:0]}, "batch_size 32 is above the 0 samples"),
     "no columns": ({"z1": Z1[:, :0], "z2": Z2[:, :0]}, "at least one dimension, found (130, 0)"),
     "missing": ({"z1": Z1, "labels": LABELS}, "holds no array 'z2'; it holds labels, z1"),

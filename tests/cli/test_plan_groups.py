@@ -129,6 +129,7 @@ def test_embeddings_that_do_not_fit_are_refused(tmp_path, capsys, monkeypatch) -
         ("ragged.parquet",): "ragged.parquet: z1 must hold lists of one length",
         ("other.parquet",): "other.parquet: unknown column 'z3'",
         ("words.parquet",): "words.parquet: cannot be read",
+        ("absent.parquet",): "absent.parquet: cannot be read: No such file or directory",
         ("z.npz", "--apart", "apart.npy"): "the embeddings file has a column 'apart', too",
     }.items():
         assert plan("--embeddings", *files, *COMMON, "--out", "p.npz") == 2

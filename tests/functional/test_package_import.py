@@ -24,6 +24,7 @@ def test_import_loads_no_heavy_package(statement: str) -> None:
 def test_package_has_its_public_names() -> None:
     assert mbcl.Embeddings.__name__ == "Embeddings"
     assert mbcl.BatchPlan.__name__ == "BatchPlan"
-    assert {"objectives", "samplers", "metrics", "optim"} <= set(dir(mbcl))
+    assert callable(mbcl.data.load)
+    assert {"data", "objectives", "samplers", "metrics", "optim"} <= set(dir(mbcl))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         mbcl.nothing  # type: ignore[attr-defined]  # noqa: B018

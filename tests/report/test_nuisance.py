@@ -43,6 +43,7 @@ def report(folder, record: StudyRecord):
 def test_the_report_claims_from_confirmation_seeds_and_lists_the_choices(tmp_path) -> None:
     text = report(tmp_path, tuned()).text
     assert f"spectral (k=4) is better than shuffle on {MRR} by 0.0500" in text
+    assert "val/retrieval/mrr over 1 seed (100) from equally many candidates" in " ".join(text.split())
     assert "Every setting has its own best optimizer.lr of 2 candidates by val/retrieval/mrr on 1 seed" in text
     results, _, tuning = text.partition("Nuisance hyperparameters")
     assert "tuning shuffle" not in results, "no row among the results"
@@ -56,6 +57,18 @@ def test_the_report_claims_from_confirmation_seeds_and_lists_the_choices(tmp_pat
         "tuning spectral (k=4), lr=0.2",
         "shuffle",
     ]
+
+
+def test_a_study_that_was_interrupted_while_it_chose_has_a_report(tmp_path) -> None:
+    record = tuned()
+    for key, each in list(record.trials.items())[1:]:
+        if each.stage == "confirmation":
+            del record.trials[key]
+        else:
+            each.status, each.metrics = "pending", {}
+    text = report(tmp_path, record).text
+    assert "Only trials that choose nuisance values have finished, so there is no answer yet." in text
+    assert "3 pending" in text
 
 
 def test_the_report_says_why_a_setting_has_no_choice_and_claims_nothing_there(tmp_path) -> None:

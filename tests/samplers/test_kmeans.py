@@ -276,5 +276,5 @@ def test_kmeans_and_refined_refuse_bad_parameters() -> None:
         mbcl.samplers.build("refined", batch_size=32, sweeps=-1)
     with pytest.raises(ConfigError, match="blocks of 32768 samples are above the 20000"):
         mbcl.samplers.build("refined", batch_size=16_384, pool=None)
-    with pytest.warns(UserWarning, match="pool 64 is above the 40 samples of the data set"):
+    with pytest.warns(UserWarning, match="pool 64 is above the 40 samples planned together, which become"):
         KMeans(batch_size=4, pool=64).check(40)

@@ -67,7 +67,7 @@ def parse(block: Any) -> Domain | SameAs:
         return block
     if not isinstance(block, Mapping) or len(block) != 1:
         raise ConfigError(
-            f"expected a block with one domain ({', '.join(KINDS)}) such as {{grid: [1, 2]}}, found {block!r}"
+            f"expected a block with one domain ({', '.join((*KINDS, TIE))}) such as {{grid: [1, 2]}}, found {block!r}"
         )
     kind, values = next(iter(block.items()))
     if kind == TIE:

@@ -47,6 +47,8 @@ class Nuisance(ConfigModel):
         for key in self.keys:
             if key not in space.space:
                 raise PathConfigError("nuisance.keys", f"{key!r} is not swept; {nearest(key, space.space)}")
+        if len(set(self.keys)) != len(self.keys):
+            raise PathConfigError("nuisance.keys", f"found {self.keys}, every key may be given once")
         if len(set(self.seeds)) != len(self.seeds):
             raise PathConfigError("nuisance.seeds", f"found {self.seeds}, every seed may be given once")
         if shared := sorted(set(self.seeds) & set(space.seeds)):

@@ -220,11 +220,12 @@ BAD = [
     ({"nuisance": {"keys": [], "seeds": [1]}}, "nuisance.keys: "),
     ({"nuisance": {"keys": ["objective.temperature"], "seeds": []}}, "nuisance.seeds: "),
     ({"nuisance": {"keys": ["objective.temperatures"], "seeds": [9]}}, "did you mean 'objective.temperature'?"),
+    ({"nuisance": {"keys": ["objective.temperature"] * 2, "seeds": [9]}}, "every key may be given once"),
     ({"nuisance": {"keys": ["objective.temperature"], "seeds": [9, 9]}}, "nuisance.seeds: found [9, 9]"),
     ({"nuisance": {"keys": ["objective.temperature"], "seeds": [9, 1]}}, "nuisance.seeds: found 1, which is among"),
     (
         {"nuisance": {"keys": ["objective.temperature"], "seed": [9]}},
-        "nuisance.seed: unknown key",
+        "nuisance.seed: unknown key; did you mean 'seeds'? known: keys, seeds",
     ),
     ({"space/objective.temperature": {"grid": [0.1]}}, "2 settings have one candidate each, so there is nothing to"),
     (

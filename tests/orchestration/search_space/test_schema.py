@@ -28,7 +28,7 @@ BROKEN = [
     ({"space": []}, "space: Input should be a valid dictionary, found []"),
     ({"space/sampler": {"gird": [1]}}, "space.sampler: unknown domain 'gird'; did you mean 'grid'?"),
     ({"space/sampler": {"grid": []}}, "space.sampler: grid: expected a list of at least one value, found []"),
-    ({"space/sampler": [1]}, "space.sampler: expected a block with one domain (grid, choice, uniform"),
+    ({"space/sampler": [1]}, "one domain (grid, choice, uniform, loguniform, randint, same_as) such as"),
     ({"space/sampler": {"uniform": [0, 1]}}, "sampler: expected a block with a name, such as {name: ...}, found 0"),
     ({"space/optimizer.lr": {"uniform": 0.1}}, "space.optimizer.lr: uniform: expected [a, b] with numbers, found 0.1"),
     ({"space/optimizer.lr": {"uniform": [0.1]}}, "uniform: expected [a, b] with numbers, found [0.1]"),
