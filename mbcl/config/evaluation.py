@@ -13,6 +13,8 @@ from mbcl.errors import nearest
 
 Metric = Literal["retrieval", "corrupted", "knn", "probe", "repr"]
 Baseline = Literal["random", "pixels"]
+MAX_DRAWS = 1000
+"""Draws of the views at most; their mean then has a thirtieth of the spread of one draw."""
 _CLASSIFIER_METRICS = ("knn", "probe")
 
 
@@ -95,8 +97,8 @@ class Evaluation(ConfigModel):
     split: Literal["test", "validation", "train"] = "test"
     metrics: list[Metric] = Field(default=["retrieval"], min_length=1)
     similarity: Literal["cosine", "dot"] = "cosine"
-    draws: int = Field(default=20, ge=1)
-    validation_draws: int = Field(default=5, ge=1)
+    draws: int = Field(default=20, ge=1, le=MAX_DRAWS)
+    validation_draws: int = Field(default=5, ge=1, le=MAX_DRAWS)
     batch_size: int = Field(default=512, ge=1)
     baselines: list[Baseline] = []
     corrupted: Corrupted = Corrupted()

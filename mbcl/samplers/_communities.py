@@ -47,6 +47,11 @@ class Communities(PoolSampler):
                 f"or null, found {self.community}"
             )
 
+    def check(self, num_samples: int) -> None:
+        super().check(num_samples)
+        if self.order == "near" and self.width == self.batch_size:
+            self._warn("order near has no effect: every batch is one community; give a community below the batch_size")
+
     @property
     def width(self) -> int:
         return self.batch_size if self.community is None else self.community

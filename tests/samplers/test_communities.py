@@ -13,7 +13,7 @@ from samplers.small import build_small
 from samplers.test_margins import clustered, count, forbidden
 
 import mbcl
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, SamplerWarning
 from mbcl.samplers import PoolItems, PoolSampler, build
 from mbcl.samplers._communities import tour
 from mbcl.testing import check_sampler
@@ -84,6 +84,7 @@ def _leaves(z1: np.ndarray, z2: np.ndarray, size: int) -> list[list[int]]:
     return rows
 
 
+@pytest.mark.filterwarnings("ignore:.*order near has no effect")
 @clusterers
 @pytest.mark.parametrize("order", ["random", "near"])
 def test_a_community_of_a_batch_changes_nothing(name: str, order: str) -> None:
@@ -178,3 +179,9 @@ def test_a_community_that_does_not_fit_is_refused() -> None:
             build(name, batch_size=12, order="far")
     with pytest.raises(ConfigError, match="unknown parameter 'community'"):
         build("strata", batch_size=12, community=4)
+
+
+@pytest.mark.parametrize("community", [None, 8])
+def test_an_order_of_single_communities_is_said_to_have_no_effect(community):
+    with pytest.warns(SamplerWarning, match="order near has no effect"):
+        build("kmeans", batch_size=8, pool=32, community=community, order="near").check(64)
