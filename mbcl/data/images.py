@@ -191,6 +191,11 @@ def stratified_rows(labels: Tensor, num: int) -> Tensor:
     return torch.arange(len(labels)) if num >= len(labels) else stratified_split(labels, num / len(labels), 0, "few")[1]
 
 
+def validation_positions(train: ImageSet, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the positions of the training and validation images of :func:`split_validation`, two ascending int64."""
+    return stratified_split(train.labels, fraction, seed, "validation")
+
+
 def split_validation(train: ImageSet, fraction: float = 0.1, *, seed: int) -> tuple[ImageSet, ImageSet]:
     """Split a training set into disjoint training and validation sets, stratified by label and seeded.
 
@@ -199,5 +204,5 @@ def split_validation(train: ImageSet, fraction: float = 0.1, *, seed: int) -> tu
     Raises:
         ConfigError: if the fraction is not in (0, 1), or there are fewer than two samples.
     """
-    train_positions, validation_positions = stratified_split(train.labels, fraction, seed, "validation")
-    return train.part(train_positions), train.part(validation_positions)
+    positions, held_out = validation_positions(train, fraction, seed=seed)
+    return train.part(positions), train.part(held_out)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mbcl.config.data import Data
 from mbcl.config.experiment import Experiment
-from mbcl.data import ImageSet, clean_views, load, split_validation
-from mbcl.data.images import stratified_split
+from mbcl.data import ImageSet, clean_views, load
+from mbcl.data.images import validation_positions
 from mbcl.engine.precision import Compute
 from mbcl.errors import CheckpointError, ConfigError, SamplerWarning, pluralize
 from mbcl.io.npz import read_array
@@ -100,11 +100,13 @@ def load_data(data: Data, *, seed: int) -> SplitData:
         )
     except ConfigError as error:
         raise type(error)(f"data: {error}") from error
-    train, validation = split_validation(splits.train, data.validation, seed=seed)
-    positions = stratified_split(splits.train.labels, data.validation, seed, "validation")[0].numpy()
+    positions, held_out = validation_positions(splits.train, data.validation, seed=seed)
     ids = {key: _ids(key, getattr(data, key), splits.train) for key in ("apart", "together")}
     return SplitData(
-        train, validation, splits.test, **{key: None if each is None else each[positions] for key, each in ids.items()}
+        splits.train.part(positions),
+        splits.train.part(held_out),
+        splits.test,
+        **{key: None if each is None else each[positions.numpy()] for key, each in ids.items()},
     )
 
 
