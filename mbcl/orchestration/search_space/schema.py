@@ -18,10 +18,9 @@ from mbcl.config.base import (
     PathConfigError,
     apply_overrides,
     parse_yaml,
-    read_yaml,
     validate,
 )
-from mbcl.config.experiment import add_plugins
+from mbcl.config.experiment import add_plugins, read_space_content
 from mbcl.errors import ConfigError, nearest
 from mbcl.orchestration.search_space.conditions import check_conditional
 from mbcl.orchestration.search_space.domains import KINDS, TIE, SameAs, parse, plain
@@ -190,7 +189,7 @@ class SpaceFile:
 
     Args:
         path: the file.
-        given: its content before any override.
+        given: its content before any override; of a study's own ``space.yaml``, the space that the study ran.
         overrides: the ``--set`` strings.
         space: the content after the overrides, validated.
     """
@@ -261,7 +260,7 @@ def read_space(path: Path | str, overrides: list[str] | None = None, plugins: Se
     Raises:
         ConfigError: naming the file, the key, what was found and what is allowed.
     """
-    given = read_yaml(path)
+    given = read_space_content(path)
     content = copy.deepcopy(given)
     for override in overrides or []:
         _override(content, override)
