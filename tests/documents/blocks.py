@@ -30,6 +30,8 @@ class Block:
     text: str
     mark: str = ""
     reason: str = ""
+    whole_document: bool = False
+    """Whether the mark is that of all blocks of the document."""
 
     @property
     def place(self) -> str:
@@ -71,8 +73,9 @@ def blocks(document: str) -> list[Block]:
             continue
         end = lines.index("```", number + 1)
         before = next((line for line in reversed(lines[:number]) if line.strip()), "")
-        mark, reason = mark_of(before) if mark_of(before)[0] else of_all
+        own = mark_of(before)
+        mark, reason = own if own[0] else of_all
         text = "\n".join(lines[number + 1 : end]) + "\n"
-        found.append(Block(document, number + 1, fence[1], text, mark, reason))
+        found.append(Block(document, number + 1, fence[1], text, mark, reason, not own[0] and bool(mark)))
         number = end + 1
     return found
