@@ -18,13 +18,14 @@ version = release = __version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "made_pages",  # docs/site/made_pages.py: pages from the registries, from docstrings and from files outside docs/
+    "mathml",  # docs/site/mathml.py
 ]
 root_doc = "index"
 exclude_patterns = ["site", "README.md"]
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"mbcl {__version__}"
 html_static_path = ["site/static"]

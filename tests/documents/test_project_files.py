@@ -39,6 +39,15 @@ def test_pre_commit_has_the_versions_of_the_suite():
     assert pins == wanted
 
 
+def test_troubleshooting_quotes_messages_of_the_code():
+    source = "".join(path.read_text() for path in [ROOT / "Makefile", *(ROOT / "mbcl").rglob("*.py")])
+    rows = re.findall(r"^\| (.*?) \|", (ROOT / "docs/troubleshooting.md").read_text(), flags=re.MULTILINE)
+    quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row) if text.count(" ") >= 2]
+    others = {"No module named 'ray'", "operator torchvision::nms does not exist", "mbcl: command not found"}
+    assert len(quoted) > len(others) + 3, "it quotes hardly any message"
+    assert [text for text in quoted if text not in source and text not in others] == []
+
+
 def test_agents_names_folders_and_files_that_exist():
     named = re.findall(r"`((?:mbcl|docs|tests)/[\w/.]*)`", (ROOT / "AGENTS.md").read_text())
     assert len(named) > 10
