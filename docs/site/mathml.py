@@ -10,7 +10,7 @@ from docutils.utils.math import latex2mathml
 
 
 def to_mathml(latex: str, *, as_block: bool) -> str:
-    r"""Return LaTeX as MathML; ``\Big(`` and ``\Big)``, which docutils does not know, become ``\left(`` and ``\right)``.
+    r"""Return LaTeX as MathML; ``\Big(`` and ``\Big)``, which docutils lacks, become ``\left(`` and ``\right)``.
 
     Raises:
         MathError: if a command is unknown; the build then ends with it.
