@@ -173,9 +173,16 @@ def adapt(app: Any, name: str, source: list[str]) -> None:
         text += f"\n## One page each\n\n```{{toctree}}\n:glob:\n\ngenerated/{name}/*\n```\n"
     for kind, registry in METHODS.items():
         if name in (kind, "choosing"):
-            for method in registry:
-                text = text.replace(f"\n| `{method}`", f"\n| [`{method}`](generated/{kind}/{method}.rst)")
+            # the first cell of a row, in the decision table any cell
+            cell = r"(?<=\n\| )`(\w+)`" if name == kind else r"(?<=[|,] )`(\w+)`"
+            text = re.sub(cell, lambda match, kind=kind, registry=registry: linked(match, kind, registry), text)
     source[0] = text
+
+
+def linked(match: re.Match[str], kind: str, registry: Registry[Any]) -> str:
+    """Return a name in backticks as a link to its page, if it is registered."""
+    name = match[1]
+    return f"[{match[0]}](generated/{kind}/{name}.rst)" if name in registry else match[0]
 
 
 def setup(app: Any) -> dict[str, bool]:

@@ -17,6 +17,7 @@ def to_mathml(latex: str, *, as_block: bool) -> str:
     """
     latex = re.sub(r"\\[bB]ig([(\[])", r"\\left\1", latex)
     latex = re.sub(r"\\[bB]ig([)\]])", r"\\right\1", latex)
+    latex = re.sub(r"\\hat ?(\w)", r"{\\hat{\1}}", latex)  # otherwise an index stands below the letter
     return str(latex2mathml.tex2mathml(" ".join(latex.split()), as_block=as_block))
 
 
