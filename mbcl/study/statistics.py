@@ -104,6 +104,8 @@ class Comparison:
     """The search metric by which both settings were chosen as the best of their kind; empty if all are compared."""
     differences: tuple[float, ...] = ()
     """The difference of every pair, in the order of the seeds."""
+    seeds: tuple[int, ...] = ()
+    """The seed of every pair."""
 
     @property
     def title(self) -> str:
@@ -290,7 +292,8 @@ def _pair(metric: str, pair: Champions, study: StudyRecord) -> Comparison:
         {trial.seed: value for trial in s.finished if (value := trial.value_of(metric)) is not None}
         for s in (setting, reference)
     )
-    differences = tuple(difference(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys()))
+    seeds = tuple(sorted(ours.keys() & theirs.keys()))
+    differences = tuple(difference(ours[seed], theirs[seed]) for seed in seeds)
     comparison = Comparison(
         metric,
         setting.id,
@@ -310,6 +313,7 @@ def _pair(metric: str, pair: Champions, study: StudyRecord) -> Comparison:
         sd=result.sd,
         n=result.n,
         differences=differences,
+        seeds=seeds,
         improvement=improvement(differences, direction(metric) or 1),
     )
     return comparison if comparison.flattered else replace(comparison, ci_low=result.ci_low, ci_high=result.ci_high)
