@@ -14,7 +14,7 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from mbcl.console.study_table import PLAIN_WIDTH, below_table, study_table
+from mbcl.console.study_table import PLAIN_WIDTH, below_table, ending_of, study_table
 from mbcl.engine.metrics_log import METRICS_FILE, row_of
 from mbcl.engine.protocols import Row
 from mbcl.errors import pluralize
@@ -141,7 +141,7 @@ class Console:
         record = self._study.trials[trial_id]
         label = self._label(trial_id)
         if record.status == "failed":
-            self.log(f"FAILED    {label}  {record.error}")
+            self.log(f"{ending_of(self._study, record)}  {label}  {record.error}")
         elif record.stopped:
             self.log(f"stopped   {label}  {record.stopped.describe()}")
         else:

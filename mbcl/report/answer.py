@@ -78,7 +78,7 @@ def _early_stopping_bias(study: StudyRecord) -> list[str]:
     return [
         f"{rule.by} stopped {pluralize(len(stopped), 'setting')} early, which have no final metrics and stand in no "
         f"mean and no comparison. The finished ones were picked by {rule.metric} on {seed}, so what they reach there "
-        f"is flattered{'; their other seeds took no part in the choice' if several else ''}."
+        f"is flattered{'; only their other seeds, which took no part in the choice, are compared' if several else ''}."
     ]
 
 
@@ -105,11 +105,11 @@ def _choice_bias(study: StudyRecord, comparisons: list[Comparison]) -> list[str]
     sentences = []
     if chosen := [c for c in comparisons if c.chosen_by]:
         sizes = [f"{c.label} of {c.candidates} against {c.baseline_candidates}" for c in chosen]
-        circular = any(c.chosen_by == c.metric for c in chosen)
         sentences.append(
             f"Compared are the best settings of each sampler and objective by {study.metric} with the best of the "
-            f"baseline: {listed(_capped(sizes))}. The best of more candidates is better by chance alone, so only equal "
-            f"numbers are tested{f', and not on {study.metric}, which flatters the chosen' if circular else ''}."
+            f"baseline: {listed(_capped(sizes))}. The runs that chose them also measure them, which flatters the best "
+            "of more candidates, or of more that are equally good, so nothing is tested. Seeds without a part in the "
+            "choice, as with nuisance keys, would allow it."
         )
     if study.is_search:
         sentences.append(
@@ -207,7 +207,7 @@ def _equivalence(comparisons: list[Comparison], reference: str, metric: str, mar
 
 def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str) -> Verdict:
     measured = [summary for summary in summaries if metric in summary.metrics]
-    chosen = best_of(study, measured_settings(study)) if metric != study.metric else None
+    chosen = best_of(study, measured_settings(study))
     lowest = direction(metric) < 0 or (study.mode == "min" and study.metric == metric)
     best = (min if lowest else max)(measured, key=lambda summary: summary.metrics[metric].mean)
     best = next((summary for summary in measured if chosen and summary.setting == chosen.id), best)
@@ -220,7 +220,7 @@ def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str
     reason = "The study names no baseline"
     if study.baseline:
         reason = "The study's baseline does not single out a setting to compare with"
-    if chosen and best.setting == chosen.id:
+    if chosen and best.setting == chosen.id and metric != study.metric:
         headline = f"The best setting by {study.metric} is {best.label}: {metric} {number(result.mean)} ({spread})."
     else:
         which = "lowest" if lowest else "highest"

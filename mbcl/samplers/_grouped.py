@@ -60,6 +60,11 @@ class Grouped:
         """S, the batches of one plan of all sources."""
         return self.groups.plan_length(self.sampler, num_samples)
 
+    def planned_pools(self, num_samples: int) -> int:
+        """Return the number of pools of all sources; the sampler is a :class:`PoolSampler`."""
+        assert isinstance(self.sampler, PoolSampler)
+        return self.groups.sum_of_sources(self.sampler.planned_pools, self.sampler.batch_size, num_samples)
+
     def plan(self, num_samples: int, embeddings: Embeddings | None = None, **arguments: Any) -> BatchPlan:
         """Plan as :meth:`Sampler.plan` with these groups."""
         apart, together = self.groups.apart, self.groups.together

@@ -87,13 +87,15 @@ class Groups:
 
     def plan_length(self, sampler: Sampler, num_samples: int) -> int:
         """Return the number of batches of a plan of all sources."""
+        return self.sum_of_sources(sampler.plan_length, sampler.batch_size, num_samples)
+
+    def sum_of_sources(self, number: Callable[[int], int], batch_size: int, num_samples: int) -> int:
+        """Return the sum of a number that depends on the samples of a source, over all sources that fill a batch."""
         if self.together is None:
-            return sampler.plan_length(num_samples)
+            return number(num_samples)
         sizes, counts = np.unique(np.bincount(self.together), return_counts=True)
-        whole = sizes >= sampler.batch_size
-        return sum(
-            sampler.plan_length(int(size)) * int(count) for size, count in zip(sizes[whole], counts[whole], strict=True)
-        )
+        whole = sizes >= batch_size
+        return sum(number(int(size)) * int(count) for size, count in zip(sizes[whole], counts[whole], strict=True))
 
     def by_source(self, order_N: Ints) -> list[Ints]:
         """Split an order of the samples into one for each source; without ``together`` all samples are one source."""

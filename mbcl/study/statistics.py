@@ -12,6 +12,7 @@ from typing import Any
 
 from scipy import stats
 
+from mbcl.errors import pluralize
 from mbcl.study.best_settings import Champions, champions
 from mbcl.study.metric_glossary import direction, metric_order
 from mbcl.study.nuisance import choices
@@ -102,6 +103,8 @@ class Comparison:
     """With which control it is compared: :data:`EQUAL_STEPS` or :data:`EQUAL_PASSES`."""
     chosen_by: str = ""
     """The search metric by which both settings were chosen as the best of their kind; empty if all are compared."""
+    diverged: int = 0
+    """Number of seeds that have no pair because a training diverged: the others were chosen by their results."""
     differences: tuple[float, ...] = ()
     """The difference of every pair, in the order of the seeds."""
     seeds: tuple[int, ...] = ()
@@ -114,10 +117,12 @@ class Comparison:
 
     @property
     def flattered(self) -> str:
-        """Why the choice of the settings biases their difference; empty if it does not."""
+        """Why their difference is biased, because results have chosen the settings or the seeds; empty if it is not."""
         if self.candidates != self.baseline_candidates:
             return f"best of {self.candidates} against best of {self.baseline_candidates}"
-        return "chosen by this metric" if self.chosen_by == self.metric else ""
+        if self.chosen_by:
+            return "chosen by the runs that measure them"
+        return f"{pluralize(self.diverged, 'seed')} diverged" if self.diverged else ""
 
     @property
     def excludes_zero(self) -> bool:
@@ -238,8 +243,8 @@ def compare(study: StudyRecord, metric: str) -> list[Comparison]:
         One comparison for each setting that has a baseline, in the order of the study, followed by that with its
         control of equal forward passes, if it has one; empty without a baseline. On metrics other than the headline,
         the first of :func:`primary_metrics`, nothing is tested. If several settings match the baseline and no setting
-        has a counterpart among them, or an adaptive search drew different values for each, the best setting of each
-        sampler and objective by the search metric is compared with the best baseline.
+        has a counterpart among them, or an adaptive search drew the values, the best setting of each sampler and
+        objective by the search metric stands beside the best baseline, untested: the runs that chose them measure them.
     """
     controls = {setting.id: setting for setting in settings_of(study)}
     comparisons: list[Comparison] = []
@@ -247,7 +252,7 @@ def compare(study: StudyRecord, metric: str) -> list[Comparison]:
         comparisons.append(_pair(metric, pair, study))
         number = pair.setting.equal_passes
         if number is not None and number in controls:  # a control is missing while its nuisance values are not chosen
-            comparison = _pair(metric, Champions(pair.setting, controls[number]), study)
+            comparison = _pair(metric, Champions(pair.setting, controls[number], pair.candidates), study)
             comparisons.append(replace(comparison, control=EQUAL_PASSES))
     comparisons = _with_candidates(study, comparisons)
     if metric not in primary_metrics(study)[:1]:
@@ -272,18 +277,38 @@ def _with_candidates(study: StudyRecord, comparisons: list[Comparison]) -> list[
     ]
 
 
+def chooses(study: StudyRecord) -> bool:
+    """Return whether results choose which settings are compared: the best, as there are no pairs of fixed ones."""
+    settings, candidates = _compared(study)
+    return len(candidates) > 1 and not _fixed_pairs(study, settings, candidates)
+
+
 def _pairs(study: StudyRecord) -> list[Champions]:
     """Return the settings to compare with their baselines; those that results have chosen have several candidates."""
+    settings, candidates = _compared(study)
+    return _fixed_pairs(study, settings, candidates) or champions(study, settings, candidates)
+
+
+def _compared(study: StudyRecord) -> tuple[list[Setting], list[Setting]]:
+    """Return the settings that may be compared, and those of them that match the baseline."""
     settings = [setting for setting in measured_settings(study) if not setting.is_control]
-    candidates = baselines(study, settings)
-    # Draws of an adaptive search agree only by chance, so agreement must not decide which settings are paired.
-    drawn = len(candidates) > 1 and any(trial.drawn for trial in study.trials.values())
-    pairs = [
-        Champions(setting, reference)
-        for setting in settings
-        if not drawn and (reference := baseline_for(study.baseline, setting, candidates)) is not None
-    ]
-    return pairs or (champions(study, settings, candidates) if len(candidates) > 1 else [])
+    return settings, baselines(study, settings)
+
+
+def _fixed_pairs(study: StudyRecord, settings: list[Setting], candidates: list[Setting]) -> list[Champions]:
+    """Return the settings with one counterpart each among the candidates, whatever their results.
+
+    Draws of an adaptive search agree only by chance, and results have chosen where they lie, so they have no pairs.
+    """
+    if any(trial.drawn for trial in study.trials.values()):
+        return []
+    found = [(setting, baseline_for(study.baseline, setting, candidates)) for setting in settings]
+    return [Champions(setting, reference) for setting, reference in found if reference is not None]
+
+
+def raced_seeds(study: StudyRecord) -> set[int]:
+    """Return the seed by which early stopping picked the settings that finished; empty if it stopped none."""
+    return {trial.stopped.first_seed for trial in study.trials.values() if trial.stopped}
 
 
 def _pair(metric: str, pair: Champions, study: StudyRecord) -> Comparison:
@@ -292,7 +317,8 @@ def _pair(metric: str, pair: Champions, study: StudyRecord) -> Comparison:
         {trial.seed: value for trial in s.finished if (value := trial.value_of(metric)) is not None}
         for s in (setting, reference)
     )
-    seeds = tuple(sorted(ours.keys() & theirs.keys()))
+    shared = ours.keys() & theirs.keys()
+    seeds = tuple(sorted(shared - raced_seeds(study) if len(shared) > 1 else shared))
     differences = tuple(difference(ours[seed], theirs[seed]) for seed in seeds)
     comparison = Comparison(
         metric,
@@ -303,6 +329,7 @@ def _pair(metric: str, pair: Champions, study: StudyRecord) -> Comparison:
         candidates=pair.candidates,
         baseline_candidates=pair.reference_candidates,
         chosen_by=study.metric if pair.chosen else "",
+        diverged=len({trial.seed for s in (setting, reference) for trial in s.trials if trial.has_diverged}),
     )
     result = estimate(differences)
     if result is None:

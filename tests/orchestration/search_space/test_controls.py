@@ -187,3 +187,26 @@ def test_the_control_has_the_fewest_epochs_with_as_many_passes_and_the_same_sche
         cosine_lr(progress * e.train.epochs, 1.0, e.schedule.warmup_epochs, e.train.epochs) for e in (ours, control)
     ]
     assert math.isclose(*rates, rel_tol=1e-9, abs_tol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::mbcl.errors.SamplerWarning")
+def test_the_control_is_counted_on_its_own_images():
+    """A baseline may name a key of the data, and have another number of images than the setting."""
+
+    def of(block, size):
+        data = {"name": "digits", "max_samples": size}
+        return runs.experiment(block, data=data, train={"epochs": 4, "batch_size": 16})
+
+    def samples_of(experiment):
+        return Samples(experiment.data.max_samples)
+
+    ours, theirs = of(SHUFFLE, 200), of(SPECTRAL, 400)
+    settings = [
+        Configured({"sampler": dict(block), "data.max_samples": e.data.max_samples}, e, arm=block["name"])
+        for block, e in ((SHUFFLE, ours), (SPECTRAL, theirs))
+    ]
+    baseline = {"sampler": "shuffle", "data.max_samples": 200}
+    control = equal_passes(settings, baseline, samples_of).settings[0].experiment
+    assert control.data.max_samples == 200
+    passes = forward_passes(theirs, Samples(400))
+    assert 3 * 192 * control.train.epochs >= passes > 3 * 192 * (control.train.epochs - 1)
