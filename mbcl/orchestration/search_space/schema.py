@@ -18,9 +18,10 @@ from mbcl.config.base import (
     PathConfigError,
     apply_overrides,
     parse_yaml,
+    read_yaml,
     validate,
 )
-from mbcl.config.experiment import add_plugins, read_space_content
+from mbcl.config.experiment import add_plugins
 from mbcl.errors import ConfigError, nearest
 from mbcl.orchestration.search_space.conditions import check_conditional
 from mbcl.orchestration.search_space.domains import KINDS, TIE, SameAs, parse, plain
@@ -189,7 +190,7 @@ class SpaceFile:
 
     Args:
         path: the file.
-        given: its content before any override; of a study's own ``space.yaml``, the space that the study ran.
+        given: its content before any override; of a study's own ``space.yaml``, what the study was given.
         overrides: the ``--set`` strings.
         space: the content after the overrides, validated.
     """
@@ -252,17 +253,34 @@ def _load_plugins(content: dict[str, Any], files: Sequence[str]) -> None:
     add_plugins(experiment, [*own, *files])
 
 
+def _as_given(content: dict[str, Any], path: Path | str) -> tuple[dict[str, Any], list[str], list[Any]]:
+    """Return a space as given, and of a study's ``space.yaml`` also its ``--set`` overrides and its plugins.
+
+    Raises:
+        ConfigError: if the record of a study is damaged.
+    """
+    if not {"given", "resolved"} <= content.keys():
+        return content, [], []
+    try:
+        plugins = content["resolved"]["experiment"].get("plugins", [])
+        return dict(content["given"]), [str(override) for override in content["set"]], list(plugins)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: this record of a study is damaged: {error}") from error
+
+
 def read_space(path: Path | str, overrides: list[str] | None = None, plugins: Sequence[str] = ()) -> SpaceFile:
     """Read a space file, apply ``--set`` overrides, load plugins, and validate the result, without data or cluster.
 
+    The ``space.yaml`` in a results folder is the space of that study, with its own overrides first.
     ``plugins`` are Python files besides those of the space's key ``plugins``.
 
     Raises:
         ConfigError: naming the file, the key, what was found and what is allowed.
     """
-    given = read_space_content(path)
+    given, earlier, own_plugins = _as_given(read_yaml(path), path)
+    overrides, plugins = [*earlier, *(overrides or [])], [*own_plugins, *plugins]
     content = copy.deepcopy(given)
-    for override in overrides or []:
+    for override in overrides:
         _override(content, override)
     _join_swept_keys(content)
     try:
@@ -271,4 +289,4 @@ def read_space(path: Path | str, overrides: list[str] | None = None, plugins: Se
         raise ConfigError(f"{path}: {error}") from error
     space = validate(Space, content, str(path))
     experiment_of(space.experiment, str(path))
-    return SpaceFile(Path(path), given, tuple(overrides or ()), space)
+    return SpaceFile(Path(path), given, tuple(overrides), space)

@@ -438,3 +438,17 @@ def test_names_never_leave_the_results_folder(name):
     assert "\\" not in name
     assert not name.startswith((".", "-"))
     assert name == name.strip() != ""
+
+
+def test_the_record_of_a_study_is_its_space(space_file, tmp_path):
+    store = LocalStore(tmp_path / "out")
+    path = space_file({"seeds": [3, 4]})
+    file, trials = read_space(path, ["experiment.train.epochs=7"]), trials_of(path, "experiment.train.epochs=7")
+    create(store, file, trials, new_study(file, trials, "test"))
+    again = read_space(tmp_path / "out" / "space.yaml")
+    assert (again.given, again.overrides, again.space) == (file.given, file.overrides, file.space)
+    assert load(store, again, expand(again))[0].trials.keys() == trials.by_id.keys(), "--resume accepts it, too"
+    assert read_space(again.path, ["seeds=[5]"]).space.seeds == [5], "an override comes after those of the study"
+    again.path.write_text("given: 1\nset: []\nresolved: {experiment: {}}\n")
+    with pytest.raises(ConfigError, match="this record of a study is damaged"):
+        read_space(again.path)
