@@ -8,7 +8,7 @@ PROCESSES ?= 2
 PYTEST  = $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 PIP     = $(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet
 
-.PHONY: run test test-fast test-slow test-arithmetic lint format types layers all clean help
+.PHONY: run test test-fast test-slow test-arithmetic lint format types layers reference all clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ layers: $(VENV)/.test        ## imports go down only
 format: $(VENV)/.test        ## rewrite the code in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: $(VENV)/.test     ## write the JSON Schemas and docs/configuration-reference.md again
+	$(BIN)/python -m mbcl.orchestration.search_space.json_schema
 
 all: test test-slow          ## everything
 

@@ -22,6 +22,15 @@ from mbcl.plan import Embeddings
 FLOATS = ("float16", "float32", "float64")
 ROW_COLUMNS = ("labels", "apart", "together")
 """Columns with a value for each row of the embeddings, in their order."""
+NAMES = "files"
+"""Column with a name for each row, for the reader of the file; a plan does not need it."""
+
+_SAVE = "np.savez('embeddings.npz', z1=content['z1'].numpy(), z2=content['z2'].numpy())"
+OTHERS = {
+    **dict.fromkeys((".pt", ".pth", ".bin"), ("torch", f"content = torch.load(FILE, weights_only=True); {_SAVE}")),
+    ".safetensors": ("safetensors", f"content = safetensors.torch.load_file(FILE); {_SAVE}"),
+}
+"""Other formats of embeddings by suffix: their library, and the lines that convert a file."""
 
 Columns = dict[str, NDArray[Any]]
 
@@ -75,6 +84,7 @@ def read_table(paths: Sequence[Path | str]) -> Table:
     for name, column in columns.items():
         if column.shape != (num_rows,):
             raise ConfigError(f"{path}: {name} are {column.shape}, expected one for each of {num_rows} rows")
+    columns.pop(NAMES, None)
     positions = np.arange(num_rows) if indices is None else indices.astype(np.int64)
     try:
         embeddings = Embeddings(torch.from_numpy(z1), torch.from_numpy(z2), torch.from_numpy(positions))
@@ -105,9 +115,12 @@ def _read_columns(paths: Sequence[Path | str]) -> Columns:
     if len(paths) > 1 or suffixes == [".npy"]:
         given = " ".join(map(str, paths))
         raise ConfigError(f"--embeddings: expected one .npz or .parquet file, or two .npy files, found {given}")
+    if suffixes[0] in OTHERS:
+        library, lines = OTHERS[suffixes[0]]
+        raise ConfigError(f"{paths[0]}: a file of {library}, which is not read; write it as .npz first: {lines}")
     if suffixes == [".parquet"]:
         return _read_parquet(paths[0])
-    return read_arrays(paths[0], ("z1", "z2"), ("indices", *ROW_COLUMNS), others=False)
+    return read_arrays(paths[0], ("z1", "z2"), ("indices", *ROW_COLUMNS, NAMES), others=False)
 
 
 def _read_parquet(path: Path | str) -> Columns:
@@ -123,7 +136,7 @@ def _read_parquet(path: Path | str) -> Columns:
         raise ConfigError(f"{path}: cannot be read: No such file or directory") from error
     except (OSError, pyarrow.ArrowException) as error:
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    allowed = ("z1", "z2", "indices", *ROW_COLUMNS)
+    allowed = ("z1", "z2", "indices", *ROW_COLUMNS, NAMES)
     for name in table.column_names:
         if name not in allowed:
             raise ConfigError(f"{path}: unknown column {name!r}; {nearest(name, allowed)}")
