@@ -7,6 +7,9 @@ BIN     = $(VENV)/bin
 PROCESSES ?= 2
 PYTEST  = $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 PIP     = $(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet
+# torch and torchvision for processors, at the pinned versions, without 4 GB of CUDA libraries. Only PyTorch's own index has them.
+CPU_TORCH = --no-deps --retries 0 --timeout 5 --index-url https://download.pytorch.org/whl/cpu \
+	$(shell sed -nE 's/^(torch(vision)?==[0-9.]+)$$/\1+cpu/p' constraints.txt)
 
 .PHONY: run test test-fast test-slow test-arithmetic lint format types layers reference all clean help
 
@@ -14,6 +17,7 @@ help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(VENV)/.run            ## set up, then the main job on the embedded data set, under a free name
+	@echo "Comparing three samplers on real digits: 24 short trainings, evaluation, report; about two minutes on two cores."
 	@name=samplers; n=1; while [ -e results/$$name ]; do n=$$((n + 1)); name=samplers-$$n; done; \
 	exec $(BIN)/python run_ray.py --space tune_spaces/samplers.yaml --name $$name
 
@@ -63,7 +67,8 @@ $(BIN)/python:
 	$(PIP) --upgrade pip
 
 $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
-	@echo "Installing mbcl with Ray into $(VENV): some minutes and about 6 GB, once."
+	@echo "Installing mbcl with Ray into $(VENV), once: some minutes and about 6 GB; far less without a GPU where PyTorch's own index answers."
+	@command -v nvidia-smi > /dev/null || $(PIP) $(CPU_TORCH) 2> /dev/null || echo "PyTorch's index has no CPU build for this machine or does not answer: installing the build for GPUs."
 	$(PIP) --editable '.[ray,wandb]' --constraint constraints.txt
 	@touch $@
 

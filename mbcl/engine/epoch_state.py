@@ -26,6 +26,11 @@ _STORED = ("epoch", "cursor", "round", "losses", "skipped", "visited", "embedded
 """The fields of :class:`EpochProgress` that checkpoints hold as they are."""
 
 
+def missing_keys(state: Mapping[str, Any]) -> list[str]:
+    """Return the keys that a :meth:`EpochProgress.state_dict` of an earlier version lacks; none if it is empty."""
+    return [key for key in (*_STORED, "total", "plan", "facts") if state and key not in state]
+
+
 @dataclass(frozen=True)
 class PlanMetrics:
     """Metrics of a plan that was computed from embeddings.

@@ -140,19 +140,22 @@ def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
         ConfigError: as :func:`check_samples`.
     """
     samples = data.samples
-    check_samples(experiment, samples)
+    samplers = check_samples(experiment, samples)
     return DataSizes(
         num_train=samples.number,
         num_validation=len(data.validation),
         num_test=len(data.test),
         steps_per_epoch=samples.steps_per_epoch(experiment.train.batch_size),
-        plan_length=samples.bind(next(iter(experiment.samplers().values()))).plan_length(samples.number),
+        plan_length=next(iter(samplers.values())).plan_length(samples.number),
         channels=data.train.channels,
     )
 
 
-def check_samples(experiment: Experiment, samples: Samples) -> None:
+def check_samples(experiment: Experiment, samples: Samples) -> dict[int, Sampler]:
     """Check that the experiment fits the training samples; warn of settings that it does not use.
+
+    Returns:
+        Its samplers with the ids of the samples, by the first epoch of each.
 
     Raises:
         ConfigError: if the batch size exceeds the data set or the sampler cannot plan that many samples.
@@ -173,6 +176,7 @@ def check_samples(experiment: Experiment, samples: Samples) -> None:
                 raise
             raise ConfigError(f"planner.schedule, from epoch {epoch} on: {error}") from error
         _check_shape(sampler, num_train, steps)
+    return samplers
 
 
 def _check_shape(sampler: Sampler, num_train: int, steps: int) -> None:

@@ -28,6 +28,7 @@ from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.schema import Space
 from mbcl.orchestration.trial.preflight import PreflightReport
 from mbcl.study.nuisance import describe_choices
+from mbcl.study.record import TrialRecord
 from mbcl.study.statistics import Estimate, primary_metrics, summarise
 
 TABLE_METRICS = ("retrieval/top1", "knn/top1", "probe/top1", "plan/lift", "synthetic/excess")
@@ -147,7 +148,7 @@ class Console:
         record = self._study.trials[trial_id]
         label = self._label(trial_id)
         if record.status == "failed":
-            self.log(f"FAILED    {label}  {record.error}")
+            self.log(f"{self._ending(record)}  {label}  {record.error}")
         elif record.stopped:
             self.log(f"stopped   {label}  {record.stopped.describe()}")
         else:
@@ -156,6 +157,10 @@ class Console:
             duration = "" if seconds is None else f"  {seconds:.1f} s"
             self.log(f"finished  {label}  {metric} {_number(record.metrics.get(metric))}{duration}")
         self._advance(trial_id)
+
+    def _ending(self, record: TrialRecord) -> str:
+        """Return the word for a trial that failed, or for a candidate that diverged."""
+        return "diverged" if self._study.is_result(record) else "FAILED  "
 
     def on_evaluation_end(self, trial_id: str, error: str) -> None:
         """Print a line about the result of a re-evaluation."""
@@ -193,7 +198,7 @@ class Console:
             self.print_summary(sentence)
         for trial_id, record in self._study.trials.items():
             if record.status == "failed":
-                self.print_summary(f"FAILED    {trial_id}  {record.error}")
+                self.print_summary(f"{self._ending(record)}  {trial_id}  {record.error}")
 
 
 def dry_run(

@@ -10,10 +10,11 @@ from mbcl.report.curves import AXES, History, MetricCurve, curve, stage_seconds
 from mbcl.report.pictures import GRID, INK, MUTED, SERIES, Picture, log_scale, new_axes, render, shorten
 from mbcl.report.tables import STAGES
 from mbcl.report.wording import listed, number
+from mbcl.study.comparisons import Comparison, compare
 from mbcl.study.metric_glossary import direction
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import Setting, baselines, measured_settings
-from mbcl.study.statistics import Comparison, Estimate, compare, estimate, primary_metrics, summarise, validation_metric
+from mbcl.study.statistics import Estimate, estimate, primary_metrics, summarise, validation_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,20 +16,12 @@ from mbcl.report.answer import answer, status_counts
 from mbcl.report.curves import AXES, History, stage_seconds, wall_seconds
 from mbcl.report.pictures import Picture
 from mbcl.report.tables import stage_order
+from mbcl.study.comparisons import EQUAL_PASSES, EQUAL_STEPS, Comparison
 from mbcl.study.metric_glossary import meaning, metric_order
 from mbcl.study.nuisance import choices
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, flatten, measured_settings, settings_of, text_of
-from mbcl.study.statistics import (
-    EQUAL_PASSES,
-    EQUAL_STEPS,
-    Comparison,
-    SettingSummary,
-    final_metrics,
-    primary_metrics,
-    shown_status,
-    validation_metric,
-)
+from mbcl.study.statistics import SettingSummary, final_metrics, primary_metrics, shown_status, validation_metric
 
 CLASSIFIERS = ("knn/top1", "probe/top1")
 

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from mbcl.study.comparisons import Comparison
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import FIXED_COLUMNS, flatten, swept_columns, text_of
-from mbcl.study.statistics import Comparison, Estimate, SettingSummary, final_metrics, shown_status
+from mbcl.study.statistics import Estimate, SettingSummary, final_metrics, shown_status
 
 STAGES = ("train", "embed", "plan", "wait", "eval")
 """The stages of an epoch, measured as ``time/STAGE``."""

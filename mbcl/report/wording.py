@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from mbcl.study.statistics import Comparison, Estimate
+from mbcl.study.comparisons import Comparison
+from mbcl.study.statistics import Estimate
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"

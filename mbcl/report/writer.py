@@ -8,8 +8,9 @@ from mbcl.report.draws import describe_draws, draws_csv, read_draws
 from mbcl.report.figures import draw
 from mbcl.report.page import page
 from mbcl.report.tables import comparison_csv, results_csv, summary_csv
+from mbcl.study.comparisons import compare
 from mbcl.study.record import StudyRecord
-from mbcl.study.statistics import compare, compared_metrics, primary_metrics, summarise
+from mbcl.study.statistics import compared_metrics, primary_metrics, summarise
 
 
 def write(store: Store, study: StudyRecord) -> None:

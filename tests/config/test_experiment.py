@@ -292,7 +292,9 @@ def test_read_experiment_takes_a_space_file_or_its_block(tmp_path):
     (tmp_path / "space.yaml").write_text("name: s\nexperiment: {seed: 3}\n")
     (tmp_path / "block.yaml").write_text("seed: 3\n")
     (tmp_path / "wrong.yaml").write_text("experiment: 3\n")
+    (tmp_path / "stored.yaml").write_text("given: {}\nresolved: {experiment: {seed: 3}}\n")
     assert read_experiment(str(tmp_path / "space.yaml")) == read_experiment(str(tmp_path / "block.yaml")) == {"seed": 3}
+    assert read_experiment(str(tmp_path / "stored.yaml")) == {"seed": 3}
     with pytest.raises(ConfigError, match="experiment: found int, expected a block"):
         read_experiment(str(tmp_path / "wrong.yaml"))
 

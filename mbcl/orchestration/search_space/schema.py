@@ -19,15 +19,16 @@ from mbcl.config.base import (
     apply_overrides,
     validate,
 )
-from mbcl.config.experiment import add_plugins
-from mbcl.config.yaml_reader import parse_yaml, read_yaml
+from mbcl.config.experiment import add_plugins, read_space_content
+from mbcl.config.yaml_reader import parse_yaml
 from mbcl.errors import ConfigError, nearest
 from mbcl.orchestration.search_space.conditions import check_conditional
-from mbcl.orchestration.search_space.domains import KINDS, TIE, SameAs, parse, plain, short
+from mbcl.orchestration.search_space.domains import KINDS, TIE, SameAs, parse, plain
 from mbcl.orchestration.search_space.nuisance_block import Nuisance
 from mbcl.orchestration.search_space.resources_block import Resources
 from mbcl.orchestration.search_space.schedulers import SCHEDULERS
 from mbcl.orchestration.search_space.schedulers import build as build_scheduler
+from mbcl.orchestration.search_space.search_block import MODES, Search
 from mbcl.orchestration.search_space.ties import check_tie, ties_in
 from mbcl.orchestration.search_space.trial_kinds import (
     PRETRAINING,
@@ -39,11 +40,6 @@ from mbcl.orchestration.search_space.trial_kinds import (
 )
 from mbcl.study.metric_glossary import direction
 from mbcl.study.record import EQUIVALENCE, SAFE_NAME
-
-SAMPLER_OPTIONS = ("n_startup_trials", "n_ei_candidates", "multivariate", "group", "constant_liar")
-"""Parameters of Optuna's TPE sampler that a space file may give."""
-MODES = {1: "max", -1: "min"}
-"""``search.mode`` by the direction in which a metric is better."""
 
 
 def check_name(name: str, key: str) -> str:
@@ -57,79 +53,6 @@ def check_name(name: str, key: str) -> str:
             f"{key}: found {name!r}, allowed are at most 100 letters, digits, '.', '_', '-', first a letter or digit"
         )
     return name
-
-
-class Search(ConfigModel):
-    """The ``search`` block: how settings are drawn and which metric ranks them.
-
-    A space fills in the default metric of its kind of trials. The keys after ``seed`` are parameters of Optuna's
-    sampler; null means its default.
-    """
-
-    name: Literal["random", "optuna"] = "random"
-    """`random` draws independently; `optuna` lets its TPE sampler propose settings from the results of earlier ones,
-    separately for every point of the grids."""
-    num_samples: int = Field(default=1, ge=1)
-    """Settings drawn for each point of the grids."""
-    metric: str = VALIDATION_METRIC
-    """What ranks settings: a metric of the validation split, or of the training or its plans where neither sampler nor
-    objective is swept."""
-    mode: Literal["min", "max"] = "max"
-    """Which end of the metric is better; by default its own."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the draws."""
-    n_startup_trials: int | None = Field(default=None, ge=0)
-    """Settings drawn at random before the first proposal."""
-    n_ei_candidates: int | None = Field(default=None, ge=1)
-    """Candidates of which a proposal is the best."""
-    multivariate: bool | None = None
-    """Propose all keys together."""
-    group: bool | None = None
-    """Propose keys in groups that occur together; needs `multivariate: true`."""
-    constant_liar: bool | None = None
-    """Count running trials as bad ones."""
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether settings depend on the results of earlier ones."""
-        return self.name != "random"
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The parameters of Optuna's sampler that the file gives."""
-        return {key: value for key in SAMPLER_OPTIONS if (value := getattr(self, key)) is not None}
-
-    @model_validator(mode="after")
-    def _options_are_used(self) -> Search:
-        if not self.adaptive and self.options:
-            key, value = next(iter(self.options.items()))
-            raise PathConfigError(key, f"found {short(value)}, which only name: optuna has, not name: {self.name}")
-        if self.group and not self.multivariate:
-            raise PathConfigError("group", "found true, which needs multivariate: true")
-        return self
-
-    def check(self, searchable: Sequence[str]) -> None:
-        """Refuse a metric that is not among the searchable ones, or a mode that is its worse end or is missing.
-
-        Raises:
-            PathConfigError: naming ``search`` or ``search.mode``.
-        """
-        if self.metric not in searchable:
-            reason = " (the test split is read once, at the end)" if self.metric.startswith("retrieval/") else ""
-            raise PathConfigError(
-                "search", f"metric {self.metric!r} cannot be searched on{reason}; {nearest(self.metric, searchable)}"
-            )
-        better = direction(self.metric)
-        if not better and "mode" not in self.model_fields_set:
-            raise PathConfigError(
-                "search.mode", f"this key is missing, and {self.metric} has no better end of its own; allowed: min, max"
-            )
-        if better and self.mode != MODES[better]:
-            which = "higher" if better > 0 else "lower"
-            raise PathConfigError(
-                "search.mode",
-                f"found {self.mode!r}, but {self.metric} is better the {which} it is; allowed: {MODES[better]}",
-            )
 
 
 class Space(ConfigModel):
@@ -290,7 +213,7 @@ class SpaceFile:
 
     Args:
         path: the file.
-        given: its content before any override.
+        given: its content before any override; of a study's own ``space.yaml``, the space that the study ran.
         overrides: the ``--set`` strings.
         space: the content after the overrides, validated.
     """
@@ -361,7 +284,7 @@ def read_space(path: Path | str, overrides: list[str] | None = None, plugins: Se
     Raises:
         ConfigError: naming the file, the key, what was found and what is allowed.
     """
-    given = read_yaml(path)
+    given = read_space_content(path)
     content = copy.deepcopy(given)
     for override in overrides or []:
         _override(content, override)
