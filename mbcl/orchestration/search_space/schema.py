@@ -17,11 +17,10 @@ from mbcl.config.base import (
     ConfigModel,
     PathConfigError,
     apply_overrides,
-    parse_yaml,
-    read_yaml,
     validate,
 )
 from mbcl.config.experiment import add_plugins
+from mbcl.config.yaml_reader import parse_yaml, read_yaml
 from mbcl.errors import ConfigError, nearest
 from mbcl.orchestration.search_space.conditions import check_conditional
 from mbcl.orchestration.search_space.domains import KINDS, TIE, SameAs, parse, plain
@@ -60,17 +59,29 @@ class Space(ConfigModel):
     """One study: a question, a base experiment, and the domains of the swept keys."""
 
     name: str | None = None
+    """The study's title; null: the name of the results folder. `--name` comes first."""
     question: str = ""
+    """Printed above the trials and in the report."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    """Replicates of every setting, each given once."""
     baseline: dict[str, Any] = Field(default_factory=dict)
+    """Keys and values of the setting that others are compared with; it must be one of the settings."""
     control: Literal["equal_passes"] | None = None
+    """`equal_passes`: compare settings that plan on fresh embeddings also with a baseline of as many forward passes."""
     equivalence: float = Field(default=EQUIVALENCE, gt=0, allow_inf_nan=False)
+    """The difference from the baseline that does not matter, in units of the headline metric. A study keeps its own."""
     nuisance: Nuisance | None = None
+    """Keys of which every setting takes its own best value, and the seeds that choose it."""
     experiment: dict[str, Any] = Field(default_factory=dict)
+    """The base experiment."""
     space: dict[str, Annotated[Any, BeforeValidator(parse), PlainSerializer(plain)]]
+    """By key of the experiment, the domain that varies it."""
     search: Search = Search()
+    """How values are drawn, and which metric ranks settings."""
     scheduler: Annotated[Component, ComponentOf(SCHEDULERS)] = Field(default={"name": "fifo"}, validate_default=True)
+    """Early stopping."""
     resources: Resources = Resources()
+    """What a trial gets."""
 
     @property
     def kind(self) -> TrialKind:
@@ -122,6 +133,7 @@ class Space(ConfigModel):
                 f"allowed: {VALIDATION_METRIC}"
             )
         self.search.check(self.kind.metrics)
+        self._check_validation_metric()
         try:
             rule = build_scheduler(self.scheduler)
         except ConfigError as error:
@@ -135,6 +147,17 @@ class Space(ConfigModel):
         if self.nuisance is not None:
             self.nuisance.check(self)
         return self
+
+    def _check_validation_metric(self) -> None:
+        """Refuse a metric of the validation split that the trainings do not measure."""
+        _, _, metric = self.search.metric.partition("val/")
+        name = metric.removesuffix("/top1")
+        measured = {**self.experiment.get("evaluation", {})}.get("validation_metrics", [])
+        if name in ("knn", "probe") and name not in measured:
+            message = (
+                f"{self.search.metric} is not measured; it needs experiment.evaluation.validation_metrics: [{name}]"
+            )
+            raise PathConfigError("search.metric", message)
 
     def _check_control(self) -> None:
         if self.control is None:
