@@ -5,6 +5,7 @@ Letters: N images, C channels, H and W pixels.
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,8 @@ from mbcl.seeding import numpy_generator
 
 _TRANSFER_CHUNK = 4096
 """Images per host-to-device copy."""
+THUMBNAIL = 32
+"""Maximum side of a thumbnail in pixels."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class ImageSet:
         mean, std: one number per channel, for pixels in [0, 1].
         image_size: side of the views and of the encoder's input, in pixels.
         classes: class names, indexed by label; empty if the files do not name them.
+        labelled: whether the labels are classes; otherwise all are 0.
         files: file name of every image without its extension; empty if neither files nor the archive name the images.
         device: the device of what :meth:`pixels` returns; that of ``images`` if None.
         rows: (N,) int64 on the CPU, the row of each image in ``images``; the identity if None. This indirection lets
@@ -51,6 +55,7 @@ class ImageSet:
     image_size: int
     classes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    labelled: bool = True
     device: torch.device | None = None
     rows: Tensor | None = None
     mapped: bool = False
@@ -126,9 +131,26 @@ class ImageSet:
         pixels = self._gather(positions)
         return pixels if self.device is None else pixels.to(self.device)
 
+    def thumbnails(self, positions: Tensor) -> list[bytes]:
+        """Return small pictures of the images at ``positions`` ((B,) int64) as PNG files, at most 32 pixels wide."""
+        return [_thumbnail(pixels_CHW) for pixels_CHW in self._gather(positions).cpu()]
+
     def _gather(self, positions: Tensor) -> Tensor:
         rows = positions if self.rows is None else self.rows[positions.to(self.rows.device)]
         return self.images[rows.to(self.images.device)]
+
+
+def _thumbnail(pixels_CHW: Tensor) -> bytes:
+    """Return an image as a small PNG file; of colours it keeps 64."""
+    from PIL import Image
+
+    channels = pixels_CHW[:3] if len(pixels_CHW) >= 3 else pixels_CHW[:1]
+    pixels = channels.permute(1, 2, 0).numpy()
+    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    stream = io.BytesIO()
+    (image.quantize(64) if image.mode == "RGB" else image).save(stream, format="PNG", optimize=True)
+    return stream.getvalue()
 
 
 def _free_memory(device: torch.device) -> int | None:

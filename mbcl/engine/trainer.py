@@ -25,6 +25,7 @@ from mbcl.engine.metrics_log import MetricsLog, write_config
 from mbcl.engine.plan_source import PlanSource
 from mbcl.engine.planning_costs import planning_cost
 from mbcl.engine.protocols import Observer, Row
+from mbcl.engine.shown_batches import BATCHES_FILE, shown_batches
 from mbcl.engine.tracking import build_trackers
 from mbcl.engine.validation import validate
 from mbcl.errors import DivergenceError, StorageError, TrainingError
@@ -195,10 +196,19 @@ class Trainer:
         progress.u_age = self._u_age()
         self.last_row = progress.row(lr=last_lr, last=self.last_row)
         self.metrics.add(self.last_row)
+        if last:
+            self._on_rank_0(lambda: self._show_batches(progress))
         self._save(self.last_row)
         self.last_row = {**self.last_row, "time/total": progress.elapsed()}  # includes the checkpoint's time
         self._on_rank_0(lambda: self.metrics.write(self.last_row))
         return self.last_row
+
+    def _show_batches(self, progress: EpochProgress) -> None:
+        """Write some batches of the last plan, before the checkpoint, which a resumed training does not repeat."""
+        assert progress.plan is not None
+        batches, losses = progress.plan.batches[: progress.cursor], progress.losses[-progress.cursor :]
+        content = shown_batches(batches, losses, self.learner.images, seed=self.experiment.seed)
+        self.store.write_bytes(BATCHES_FILE, content)
 
     def _validate(self) -> dict[str, float]:
         settings, seed = self.experiment.evaluation, self.experiment.seed

@@ -23,6 +23,15 @@ from mbcl.planning.columns import Columns, is_table, read_column, read_columns, 
 FLOATS = ("float16", "float32", "float64")
 ROW_COLUMNS = ("labels", "apart", "together")
 """Columns with a value for each row of the embeddings, in their order."""
+NAMES = "files"
+"""Column with a name for each row, for the reader of the file; a plan does not need it."""
+
+_SAVE = "np.savez('embeddings.npz', z1=content['z1'].numpy(), z2=content['z2'].numpy())"
+OTHERS = {
+    **dict.fromkeys((".pt", ".pth", ".bin"), ("torch", f"content = torch.load(FILE, weights_only=True); {_SAVE}")),
+    ".safetensors": ("safetensors", f"content = safetensors.torch.load_file(FILE); {_SAVE}"),
+}
+"""Other formats of embeddings by suffix: their library, and the lines that convert a file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +85,7 @@ def read_table(paths: Sequence[Path | str]) -> Table:
     for name, column in columns.items():
         if column.shape != (num_rows,):
             raise ConfigError(f"{path}: {name} are {column.shape}, expected one for each of {num_rows} rows")
+    columns.pop(NAMES, None)
     positions = np.arange(num_rows) if indices is None else indices.astype(np.int64)
     try:
         embeddings = Embeddings(torch.from_numpy(z1), torch.from_numpy(z2), torch.from_numpy(positions))
@@ -111,7 +121,10 @@ def _read_columns(paths: Sequence[Path | str]) -> Columns:
             f"PATH:COLUMN, found {given}"
         )
     path = sources[0][0]
-    optional = ("indices", *ROW_COLUMNS)
+    if path.suffix in OTHERS:
+        library, lines = OTHERS[path.suffix]
+        raise ConfigError(f"{path}: a file of {library}, which is not read; write it as .npz first: {lines}")
+    optional = ("indices", *ROW_COLUMNS, NAMES)
     if is_table(path):
         return read_columns(path, ("z1", "z2"), optional, others=path.suffix != ".parquet")
     return read_arrays(path, ("z1", "z2"), optional, others=False)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mbcl.config.base import PathConfigError, apply_overrides, parse_yaml, validate_parameters
+from mbcl.config.base import PathConfigError, apply_overrides, validate_parameters
+from mbcl.config.yaml_reader import parse_yaml
 from mbcl.console.stages import Stages
 from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import check_count, check_temperature

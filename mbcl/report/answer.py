@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mbcl.errors import pluralize
-from mbcl.report.wording import interval, listed, number, p_value
+from mbcl.report.wording import centre, interval, listed, number, p_value
 from mbcl.study.best_settings import best_of
 from mbcl.study.comparisons import CLAIMS, EQUAL_PASSES, EQUAL_STEPS, Comparison
 from mbcl.study.metric_glossary import direction
@@ -170,7 +170,7 @@ def _pooled_spread(comparisons: list[Comparison]) -> float:
 def _undecided(comparison: Comparison) -> str:
     if comparison.difference is None:
         return f"{comparison.label} (no shared seed)"
-    difference = number(comparison.difference, signed=True)
+    difference = centre(comparison, signed=True)
     if comparison.flattered:
         return f"{comparison.label} ({difference}, {comparison.flattered}, n={comparison.n})"
     if comparison.n == 1:
@@ -185,7 +185,7 @@ def _claim(comparisons: list[Comparison], reference: str, metric: str, margin: f
         return ""
     word = comparisons[0].verdict
     parts = [
-        f"{c.label} by {number(abs(c.difference or 0.0))} (95 % interval {interval(c, signed=True)}, n={c.n}"
+        f"{c.label} by {centre(c, size_only=True)} (95 % interval {interval(c, signed=True)}, n={c.n}"
         + (f"; no more than {margin:g})" if c.equivalent(margin) else ")")
         for c in comparisons
     ]
@@ -217,9 +217,7 @@ def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str
     spread = f"n={result.n}"
     if len(summaries) == 1:
         spread = f"95 % interval {interval(result)}, n={result.n}" if result.n > 1 else "one seed, so no interval"
-        return Verdict(
-            f"{best.label} reaches {metric} {number(result.mean)} ({spread}); there is nothing to compare with."
-        )
+        return Verdict(f"{best.label} reaches {metric} {centre(result)} ({spread}); there is nothing to compare with.")
     reason = "The study names no baseline"
     if study.baseline:
         reason = "The study's baseline does not single out a setting to compare with"

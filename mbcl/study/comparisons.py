@@ -60,6 +60,8 @@ class Comparison:
     """Number of seeds that have no pair because a training diverged: the others were chosen by their results."""
     differences: tuple[float, ...] = ()
     """The difference of every pair, in the order of the seeds."""
+    seeds: tuple[int, ...] = ()
+    """The seed of every pair."""
 
     @property
     def title(self) -> str:
@@ -175,7 +177,7 @@ def _pair(metric: str, pair: Champions, study: StudyRecord) -> Comparison:
         for s in (setting, reference)
     )
     shared = ours.keys() & theirs.keys()
-    seeds = sorted(shared - raced_seeds(study) if len(shared) > 1 else shared)
+    seeds = tuple(sorted(shared - raced_seeds(study) if len(shared) > 1 else shared))
     differences = tuple(difference(ours[seed], theirs[seed]) for seed in seeds)
     comparison = Comparison(
         metric,
@@ -197,6 +199,7 @@ def _pair(metric: str, pair: Champions, study: StudyRecord) -> Comparison:
         sd=result.sd,
         n=result.n,
         differences=differences,
+        seeds=seeds,
         improvement=improvement(differences, direction(metric) or 1),
     )
     return comparison if comparison.flattered else replace(comparison, ci_low=result.ci_low, ci_high=result.ci_high)

@@ -22,21 +22,32 @@ MODES = {1: "max", -1: "min"}
 class Search(ConfigModel):
     """The ``search`` block: how settings are drawn and which metric ranks them.
 
-    A space fills in the default metric of its kind of trials. ``name``: ``random`` draws independently; ``optuna`` lets
-    its TPE sampler propose settings from the results of earlier ones, separately for every point of the grids. The keys
-    after ``seed`` are parameters of that sampler; null means its default.
+    A space fills in the default metric of its kind of trials. The keys after ``seed`` are parameters of Optuna's
+    sampler; null means its default.
     """
 
     name: Literal["random", "optuna"] = "random"
+    """`random` draws independently; `optuna` lets its TPE sampler propose settings from the results of earlier ones,
+    separately for every point of the grids."""
     num_samples: int = Field(default=1, ge=1)
+    """Settings drawn for each point of the grids."""
     metric: str = VALIDATION_METRIC
+    """What ranks settings: a metric of the validation split, or of the training or its plans where neither sampler nor
+    objective is swept."""
     mode: Literal["min", "max"] = "max"
+    """Which end of the metric is better; by default its own."""
     seed: int = Field(default=0, ge=0)
+    """Seed of the draws."""
     n_startup_trials: int | None = Field(default=None, ge=0)
+    """Settings drawn at random before the first proposal."""
     n_ei_candidates: int | None = Field(default=None, ge=1)
+    """Candidates of which a proposal is the best."""
     multivariate: bool | None = None
+    """Propose all keys together."""
     group: bool | None = None
+    """Propose keys in groups that occur together; needs `multivariate: true`."""
     constant_liar: bool | None = None
+    """Count running trials as bad ones."""
 
     @property
     def adaptive(self) -> bool:
