@@ -11,7 +11,7 @@ PIP     = $(BIN)/python -m pip install --disable-pip-version-check --quiet --qui
 CPU_TORCH = --no-deps --retries 0 --timeout 5 --index-url https://download.pytorch.org/whl/cpu \
 	$(shell sed -nE 's/^(torch(vision)?==[0-9.]+)$$/\1+cpu/p' constraints.txt)
 
-.PHONY: run test test-fast test-slow test-arithmetic lint format types layers all clean help
+.PHONY: run test test-fast test-slow test-arithmetic lint format types layers reference all clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,9 @@ layers: $(VENV)/.test        ## imports go down only
 format: $(VENV)/.test        ## rewrite the code in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: $(VENV)/.test     ## write the JSON Schemas and docs/configuration-reference.md again
+	$(BIN)/python -m mbcl.orchestration.search_space.json_schema
 
 all: test test-slow          ## everything
 

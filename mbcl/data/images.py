@@ -35,6 +35,7 @@ class ImageSet:
         mean, std: one number per channel, for pixels in [0, 1].
         image_size: side of the views and of the encoder's input, in pixels.
         classes: class names, indexed by label; empty if the files do not name them.
+        labelled: whether the labels are classes; otherwise all are 0.
         files: file name of every image without its extension; empty if neither files nor the archive name the images.
         device: the device of what :meth:`pixels` returns; that of ``images`` if None.
         rows: (N,) int64 on the CPU, the row of each image in ``images``; the identity if None. This indirection lets
@@ -54,6 +55,7 @@ class ImageSet:
     image_size: int
     classes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    labelled: bool = True
     device: torch.device | None = None
     rows: Tensor | None = None
     mapped: bool = False

@@ -18,7 +18,10 @@ def check_evaluation(settings: Evaluation, data: SplitData, *, name: str, verify
         ConfigError: naming the key, the value found and the values allowed.
         DataError: if files of a corrupted set are missing or damaged, or do not show these images.
     """
-    num_train, metrics = len(data.train), settings.metrics
+    num_train, metrics = len(data.train), [*settings.metrics, *settings.validation_metrics]
+    for metric in ("knn", "probe"):
+        if metric in metrics and not data.train.labelled:
+            raise ConfigError(f"evaluation.metrics: {metric} needs labels, but the images of {name} are in no folders")
     if "knn" in metrics and settings.knn.k > num_train:
         images = pluralize(num_train, "training image")
         raise ConfigError(f"evaluation.knn.k: {settings.knn.k} is above the {images} of {name}")

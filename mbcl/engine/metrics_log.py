@@ -7,9 +7,8 @@ import logging
 import math
 from dataclasses import asdict
 
-import yaml
-
 from mbcl.config.experiment import Experiment
+from mbcl.config.yaml_reader import dump_yaml
 from mbcl.engine.checkpoint import UNREADABLE
 from mbcl.engine.protocols import Row
 from mbcl.engine.setup import DataSizes
@@ -34,6 +33,8 @@ KEYS = (
     "plan/conflicts",
     "val/retrieval/mrr",
     "val/retrieval/top1",
+    "val/knn/top1",
+    "val/probe/top1",
     "sogclr/u_age",
     "work/images",
     "work/passes",
@@ -51,7 +52,7 @@ def write_config(store: Store, experiment: Experiment, sizes: DataSizes) -> None
     """Write ``config.yaml``: the resolved experiment, and the sizes derived from the data as comments."""
     content = experiment.model_dump(mode="json")
     sizes_text = "".join(f"#   {key}: {value}\n" for key, value in asdict(sizes).items())
-    text = f"# The resolved experiment. From the data followed:\n{sizes_text}{yaml.safe_dump(content, sort_keys=False)}"
+    text = f"# The resolved experiment. From the data followed:\n{sizes_text}{dump_yaml(content)}"
     write_text(store, CONFIG_FILE, text)
 
 

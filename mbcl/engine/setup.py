@@ -6,7 +6,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mbcl.config.data import Data
 from mbcl.config.experiment import Experiment
-from mbcl.data import ImageSet, clean_views, load
+from mbcl.data import ImageSet, Splits, clean_views, load
 from mbcl.data.images import validation_positions
 from mbcl.engine.precision import Compute
 from mbcl.errors import CheckpointError, ConfigError, SamplerWarning, pluralize
@@ -97,9 +97,12 @@ def load_data(data: Data, *, seed: int) -> SplitData:
             max_samples=data.max_samples,
             download=data.download,
             verify=data.verify,
+            exif=data.exif,
+            bits=data.bits,
         )
     except ConfigError as error:
         raise type(error)(f"data: {error}") from error
+    splits = Splits(*(replace(part, recipe=data.views.of(part.recipe)) for part in (splits.train, splits.test)))
     positions, held_out = validation_positions(splits.train, data.validation, seed=seed)
     ids = {key: _ids(key, getattr(data, key), splits.train) for key in ("apart", "together")}
     return SplitData(
@@ -112,8 +115,12 @@ def load_data(data: Data, *, seed: int) -> SplitData:
 
 def _ids(key: str, value: str | None, images: ImageSet) -> NDArray[Any] | None:
     """Return one id for each image: its label, or from a file."""
-    if value is None or value == "labels":
-        return None if value is None else images.labels.numpy()
+    if value is None:
+        return None
+    if value == "labels":
+        if not images.labelled:
+            raise ConfigError(f"data.{key}: found labels, but {images.name} has none: its images are in no folders")
+        return images.labels.numpy()
     try:
         ids = read_array(value)
     except ConfigError as error:
@@ -187,9 +194,13 @@ def _check_shape(sampler: Sampler, num_train: int, steps: int) -> None:
         )
 
 
-def model_of(experiment: Experiment, *, in_channels: int) -> ContrastiveModel:
-    """Build the experiment's model with its initial weights, drawn in float32 and cast to the experiment's dtype."""
-    model = build_model(experiment.encoder, experiment.projector, in_channels=in_channels, seed=experiment.seed)
+def model_of(experiment: Experiment, *, in_channels: int, pretrained: bool = True) -> ContrastiveModel:
+    """Build the experiment's model with its initial weights, drawn in float32 and cast to the experiment's dtype.
+
+    Without ``pretrained`` the file of ``encoder.weights`` is not read, because other weights follow.
+    """
+    encoder = {key: value for key, value in experiment.encoder.items() if pretrained or key != "weights"}
+    model = build_model(encoder, experiment.projector, in_channels=in_channels, seed=experiment.seed)
     return model.to(experiment.train.dtype)
 
 
@@ -221,7 +232,7 @@ def load_model(experiment: Experiment, weights: Mapping[str, Tensor], *, in_chan
         CheckpointError: if the weights do not belong to this model.
     """
     try:
-        model = model_of(experiment, in_channels=in_channels)
+        model = model_of(experiment, in_channels=in_channels, pretrained=False)
         state = OrderedDict(weights)
         # Module versions: safetensors cannot store them, and MNASNet's load hook requires them.
         state._metadata = getattr(weights, "_metadata", model.state_dict()._metadata)  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -84,7 +85,10 @@ class Trainer:
             collectives.run_while_ranks_wait, world, load_parts, world, experiment
         )
         self.validation = data.validation.to(world.device)
-        self.learner = collectives.run_and_sync_errors(build_learner, world, experiment, data, model, world)
+        self._checkpoint = train_state.newest(store, experiment, self.sizes, world)
+        self.learner = collectives.run_and_sync_errors(
+            partial(build_learner, begins=self._checkpoint is None), world, experiment, data, model, world
+        )
         self.plans = plans or LocalPlanService(num_samples=self.sizes.num_train, seed=experiment.seed, world=world)
         self.samples = data.samples
         self.source = PlanSource(experiment, self.learner, self.plans, self.samples)
@@ -250,12 +254,8 @@ class Trainer:
         )
 
     def resume(self) -> None:
-        """Resume from the newest valid checkpoint, if there is one.
-
-        Raises:
-            CheckpointError: on every rank alike, if it belongs to another experiment.
-        """
-        checkpoint = train_state.newest(self.store, self.experiment, self.sizes, self.world)
+        """Resume from the checkpoint that was the newest valid one at the construction, if there was one."""
+        checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
             self._on_rank_0(lambda: self.metrics.go_on(0, {}))
             return

@@ -1,6 +1,7 @@
 """Models: encoders and projectors."""
 
 from mbcl.models.contrastive import ContrastiveModel, ProjectorShape, build
+from mbcl.models.pretrained import pretrained
 from mbcl.models.projector import ProjectionHead
 from mbcl.models.registry import ENCODERS, Encoder, EncoderFactory
 from mbcl.models.resnet_small import ResNetSmall
@@ -18,5 +19,6 @@ __all__ = [
     "Segmented",
     "VisionEncoder",
     "build",
+    "pretrained",
     "segments_of",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mbcl.functional import raise_half
 from mbcl.models.activation import Activation
+from mbcl.models.pretrained import load_pretrained
 from mbcl.models.projector import ProjectionHead
 from mbcl.models.registry import ENCODERS, Encoder
 from mbcl.seeding import derive
@@ -53,7 +54,8 @@ def build(
 
     Args:
         encoder: ``name`` (registered in ``ENCODERS`` or a torchvision architecture) and the encoder's settings, for
-            example ``{"name": "resnet_small", "blocks": 2}``.
+            example ``{"name": "resnet_small", "blocks": 2}``; ``weights`` is a file, see
+            :func:`~mbcl.models.pretrained.pretrained`.
         projector: shape of the projection head; the published shape if omitted.
         in_channels: channels of the images.
         seed: the experiment's seed. No other random generator is read or advanced.
@@ -61,13 +63,15 @@ def build(
     Raises:
         ConfigError: if a name or a value is not allowed.
     """
-    settings = {key: value for key, value in encoder.items() if key != "name"}
+    settings = {key: value for key, value in encoder.items() if key not in ("name", "weights")}
     factory = ENCODERS[encoder["name"]]
     head = {} if projector is None else {key: getattr(projector, key) for key in ("layers", "hidden", "dim")}
     with torch.random.fork_rng(devices=[]):
         # Seed the CPU generator only: torch.manual_seed also reseeds the GPUs, which fork_rng does not restore here.
         torch.default_generator.manual_seed(derive(seed, "weights"))
         network = factory(in_channels=in_channels, **settings)
+        if encoder.get("weights"):
+            load_pretrained(network, encoder["weights"])
         width, encoder_activation = cast(Encoder, network).out_features, cast(Encoder, network).nonlinearity
         activation = projector.activation if projector is not None and projector.activation else encoder_activation
         return ContrastiveModel(network, ProjectionHead(in_features=width, activation=activation, **head))

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from mbcl.errors import pluralize
 from mbcl.report.wording import centre, interval, listed, number, p_value
 from mbcl.study.best_settings import best_of
+from mbcl.study.comparisons import CLAIMS, EQUAL_PASSES, EQUAL_STEPS, Comparison
 from mbcl.study.metric_glossary import direction
 from mbcl.study.nuisance import choices
 from mbcl.study.power import describe
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import measured_settings
-from mbcl.study.statistics import CLAIMS, EQUAL_PASSES, EQUAL_STEPS, Comparison, SettingSummary, shown_status
+from mbcl.study.statistics import SettingSummary, shown_status
 
 MAX_NAMED = 8
 """Maximum number of settings that a sentence names. Of more it gives only the number; the tables name them."""

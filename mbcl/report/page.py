@@ -14,21 +14,13 @@ from mbcl.report.batches import SettingBatches
 from mbcl.report.curves import AXES, stage_seconds, wall_seconds
 from mbcl.report.pictures import Picture
 from mbcl.report.templates import render_page
+from mbcl.study.comparisons import EQUAL_PASSES, EQUAL_STEPS, Comparison
 from mbcl.study.histories import History
 from mbcl.study.metric_glossary import meaning, metric_order
 from mbcl.study.nuisance import choices
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, flatten, measured_settings, settings_of, text_of
-from mbcl.study.statistics import (
-    EQUAL_PASSES,
-    EQUAL_STEPS,
-    Comparison,
-    SettingSummary,
-    final_metrics,
-    primary_metrics,
-    shown_status,
-    validation_metric,
-)
+from mbcl.study.statistics import SettingSummary, final_metrics, primary_metrics, shown_status, validation_metric
 from mbcl.study.trial_table import single_line, stage_order
 
 CLASSIFIERS = ("knn/top1", "probe/top1")

@@ -22,10 +22,11 @@ from mbcl.report.pictures import (
     shorten,
 )
 from mbcl.report.wording import number
+from mbcl.study.comparisons import Comparison, compare
 from mbcl.study.metric_glossary import direction
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import Setting, baselines
-from mbcl.study.statistics import Comparison, Estimate, compare, primary_metrics, summarise
+from mbcl.study.statistics import Estimate, primary_metrics, summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

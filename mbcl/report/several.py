@@ -13,8 +13,9 @@ from mbcl.report.pictures import Picture
 from mbcl.report.row_figures import draw_rows
 from mbcl.report.templates import render_page
 from mbcl.study.across import Gain, gains_across
+from mbcl.study.comparisons import compare
 from mbcl.study.record import StudyRecord
-from mbcl.study.statistics import Estimate, compare, primary_metrics, summarise
+from mbcl.study.statistics import Estimate, primary_metrics, summarise
 
 
 @dataclass(frozen=True)

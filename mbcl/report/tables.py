@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from mbcl.study.comparisons import Comparison
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import flatten, swept_columns, text_of
-from mbcl.study.statistics import Comparison, Estimate, SettingSummary, final_metrics
+from mbcl.study.statistics import Estimate, SettingSummary, final_metrics
 from mbcl.study.trial_table import single_line, trial_table
 
 _ESTIMATE = [field.name for field in fields(Estimate)]

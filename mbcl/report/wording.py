@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from mbcl.study.statistics import Comparison, Estimate
+from mbcl.study.comparisons import Comparison
+from mbcl.study.statistics import Estimate
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"

@@ -10,9 +10,10 @@ from mbcl.report.draws import describe_draws, draws_csv, read_draws
 from mbcl.report.figures import draw
 from mbcl.report.page import MAX_LOGS, page
 from mbcl.report.tables import comparison_csv, results_csv, summary_csv
+from mbcl.study.comparisons import compare
 from mbcl.study.histories import read_histories
 from mbcl.study.record import StudyRecord
-from mbcl.study.statistics import compare, compared_metrics, primary_metrics, summarise
+from mbcl.study.statistics import compared_metrics, primary_metrics, summarise
 
 LOG_FILE = "error.log"
 """The file in a trial's folder that has the traceback of its failure."""

@@ -23,7 +23,7 @@ from mbcl.samplers._base import SAMPLERS, FloatArray, Ints, PoolPlan
 from mbcl.samplers._communities import Communities
 from mbcl.samplers._conflicts import Conflicts
 from mbcl.samplers._grouping import grouped
-from mbcl.samplers._normalize import unit
+from mbcl.samplers._normalize import joined, unit
 from mbcl.samplers._separation import nearest, separate
 from mbcl.samplers._sized_pools import SizedPools
 from mbcl.samplers._swaps import refine
@@ -87,14 +87,14 @@ class BlockSampler(Communities, SizedPools):
         """Return (K, B) row numbers, and (M, skip) neighbours if the batches already separate them, else None."""
         if self.width == 1:
             return np.arange(len(u_MD))[:, None], None
-        cluster_M = balanced_kmeans((u_MD + v_MD)[None], len(u_MD) // self.width, [seed])[0]
+        cluster_M = balanced_kmeans(joined(u_MD, v_MD)[None], len(u_MD) // self.width, [seed])[0]
         return rows_of(cluster_M[None], self.width)[0].numpy(), None
 
     def plan_batched(self, z1_PMD: Tensor, z2_PMD: Tensor, seeds: Sequence[int]) -> Tensor:
         u_PMD, v_PMD = unit(z1_PMD), unit(z2_PMD)
         if self.width == 1:
             return torch.arange(u_PMD.shape[1], device=u_PMD.device)[:, None].expand(len(u_PMD), -1, -1)
-        cluster_PM = balanced_kmeans(u_PMD + v_PMD, u_PMD.shape[1] // self.width, seeds)
+        cluster_PM = balanced_kmeans(joined(u_PMD, v_PMD), u_PMD.shape[1] // self.width, seeds)
         return rows_of(cluster_PM, self.width)
 
 
@@ -120,6 +120,7 @@ class KMeans(BlockSampler):
     """
 
     name: ClassVar[str] = "kmeans"
+    compares_sides: ClassVar[bool] = False
 
 
 @SAMPLERS.register("refined")

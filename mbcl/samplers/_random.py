@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mbcl.errors import ConfigError
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers._base import SAMPLERS, BaseSampler, Ids, Ints, PoolMap, serial
+from mbcl.samplers._base import SAMPLERS, BaseSampler, Ids, Ints, PoolMap, check_widths, serial
 from mbcl.samplers._conflicts import Rules, count_conflicts
 from mbcl.samplers._groups import Groups
 from mbcl.seeding import numpy_generator
@@ -40,6 +40,8 @@ class WholeSampler(BaseSampler):
     ) -> BatchPlan:
         groups = Groups.of(num_samples, apart, together)
         groups.check(self, num_samples)
+        if embeddings is not None:
+            check_widths(self, embeddings.widths)
         if not groups:
             batches, scores = self.rows(num_samples, embeddings, seed, epoch, round)
             plan = BatchPlan(batches, self.name, seed, epoch, round, scores)

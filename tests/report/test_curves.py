@@ -5,10 +5,10 @@ from report.studies import FULL, MRR, grid, partial, write_histories
 from mbcl.io.store import LocalStore
 from mbcl.report.curves import MetricCurve, curve, stage_seconds, wall_seconds
 from mbcl.report.wording import centre, interval, listed, number, p_value, printable, seconds
+from mbcl.study.comparisons import Comparison
 from mbcl.study.histories import parse_history, read_histories
 from mbcl.study.metric_glossary import direction, meaning, metric_order
 from mbcl.study.settings import settings_of
-from mbcl.study.statistics import Comparison
 
 
 def test_parse_history_skips_nulls_partial_lines_and_repeated_epochs() -> None:

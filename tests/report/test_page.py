@@ -27,8 +27,9 @@ from mbcl.io.store import LocalStore, open_store
 from mbcl.report import write
 from mbcl.report.answer import answer
 from mbcl.report.templates import resource
+from mbcl.study.comparisons import compare
 from mbcl.study.record import StudyRecord
-from mbcl.study.statistics import compare, primary_metrics, summarise
+from mbcl.study.statistics import primary_metrics, summarise
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)> $\\frac{ & \'" --> ]]> \x00\u202e {{ 7*7 }} 日本'
 

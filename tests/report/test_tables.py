@@ -6,8 +6,9 @@ import pytest
 from report.studies import FULL, MRR, OSGD, SHUFFLE, TOP1, grid, partial, raced, study, trial
 
 from mbcl.report.tables import comparison_csv, results_csv, summary_csv
+from mbcl.study.comparisons import compare
 from mbcl.study.record import StudyRecord
-from mbcl.study.statistics import compare, estimate, summarise
+from mbcl.study.statistics import estimate, summarise
 
 
 def rows(text: str) -> list[dict[str, str]]:

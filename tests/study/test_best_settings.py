@@ -8,9 +8,10 @@ from report.studies import MRR, SHUFFLE, study, trial
 from scipy import stats
 
 from mbcl.report.answer import answer
+from mbcl.study.comparisons import compare
 from mbcl.study.record import Drawn, StudyRecord
 from mbcl.study.settings import labels
-from mbcl.study.statistics import compare, summarise
+from mbcl.study.statistics import summarise
 
 VAL = "val/retrieval/mrr"
 SPECTRAL = {"name": "spectral", "k": 4}

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from report.studies import MRR, SHUFFLE, SPECTRAL, study, trial
 from scipy import stats
 
+from mbcl.study.comparisons import compare
 from mbcl.study.metric_glossary import direction
 from mbcl.study.paired import equivalence_p, fewest_pairs, holm, improvement, sign_flip_p
 from mbcl.study.record import Drawn, StudyRecord
-from mbcl.study.statistics import compare
 
 samples = st.lists(st.integers(-1000, 1000).map(lambda i: i / 1024), min_size=2, max_size=8)
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from report.studies import EIGHT, FULL, MRR, OSGD, SHUFFLE, SPECTRAL, TOP1, grid, partial, study, trial
 from scipy import stats
 
+from mbcl.study.comparisons import compare
 from mbcl.study.record import Stopped, StudyRecord
-from mbcl.study.statistics import compare, compared_metrics, estimate, primary_metrics, summarise
+from mbcl.study.statistics import compared_metrics, estimate, primary_metrics, summarise
 
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 

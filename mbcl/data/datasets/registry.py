@@ -65,7 +65,8 @@ for _name, _spec in {
         "100,000 + 10,000 photographs, 64 x 64 colour, 200 classes; the official validation part is the test part",
     ),
     "image_folder": _folders(
-        image_folder.FILES, "any images in folders of classes, resized to data.image_size where they have other sizes"
+        image_folder.FILES,
+        "your own images, with classes or without, resized to data.image_size where they have other sizes",
     ),
 }.items():
     DATASETS.register(_name)(_spec)
@@ -79,6 +80,8 @@ def load(
     max_samples: int | None = None,
     download: bool = False,
     verify: Verify = "warn",
+    exif: bool = True,
+    bits: int | None = None,
 ) -> Splits:
     """Read a data set.
 
@@ -93,13 +96,23 @@ def load(
             retrieval among fewer images is easier, so metrics would not be comparable.
         download: fetch missing files into ``dir``, if the data set can be downloaded.
         verify: whether unofficial files (checksums, counts) and files that changed after packing are a warning
-            (``warn``) or an error (``strict``).
+            (``warn``) or an error (``strict``); images of ``image_folder`` that are not read, too.
+        exif: turn the images of ``image_folder`` as their EXIF orientation says. The published code does not.
+        bits: significant bits of 16-bit images of ``image_folder``, such as 12; all 16 if omitted.
 
     Raises:
         DataError: if files are missing or damaged.
         ConfigError: if the name is unknown or a number is out of range.
     """
-    request = DatasetRequest(dir=dir, image_size=image_size, max_samples=max_samples, download=download, verify=verify)
+    request = DatasetRequest(
+        dir=dir,
+        image_size=image_size,
+        max_samples=max_samples,
+        download=download,
+        verify=verify,
+        exif=exif,
+        bits=bits,
+    )
     if name in CORRUPTED:
         raise ConfigError(
             f"{name} is a corrupted test set without training images: train on {CORRUPTED[name].clean}, and evaluate "

@@ -14,6 +14,8 @@ from mbcl.io.uris import check_uri
 Verify = Literal["warn", "strict"]
 LEAST_SIZE, LARGEST_SIZE = 4, 1024
 """Allowed range of the side of the views, in pixels."""
+LEAST_BITS, MOST_BITS = 9, 16
+"""Allowed range of the significant bits of a 16-bit image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +23,14 @@ class DatasetRequest:
     """Request to the reader of a data set.
 
     Args:
-        dir, download, verify: as for :func:`mbcl.data.load`.
+        dir, download, verify, exif, bits: as for :func:`mbcl.data.load`.
         max_samples: number of training images that the caller keeps. A reader may return more.
         image_size: side of the views in pixels. Only readers of sets without a fixed image size use it.
         copied: whether ``dir`` is this node's copy of a URI. If so, a pack in it is used without a look at its source
             folder, which may exist on some nodes only.
 
     Raises:
+        DataError: if the folder is a file.
         ConfigError: if a number is out of range, the URI is refused, or ``~user`` in the folder has no home folder.
     """
 
@@ -36,6 +39,8 @@ class DatasetRequest:
     max_samples: int | None = None
     image_size: int | None = None
     verify: Verify = "warn"
+    exif: bool = True
+    bits: int | None = None
     copied: bool = False
 
     def __post_init__(self) -> None:
@@ -43,6 +48,8 @@ class DatasetRequest:
             raise ConfigError(f"data: image_size must be in {LEAST_SIZE}..{LARGEST_SIZE}, found {self.image_size}")
         if self.max_samples is not None and self.max_samples < 1:
             raise ConfigError(f"data: max_samples must be at least 1, found {self.max_samples}")
+        if self.bits is not None and not LEAST_BITS <= self.bits <= MOST_BITS:
+            raise ConfigError(f"data: bits must be in {LEAST_BITS}..{MOST_BITS}, found {self.bits}")
         if self.dir == "":
             raise DataError("the folder of the data is empty text; write . for the one that you are in")
         try:
@@ -50,6 +57,8 @@ class DatasetRequest:
                 check_uri(self.dir) if is_uri(self.dir) else local_path(self.dir)
         except ConfigError as error:
             raise ConfigError(f"dir: {error}") from error
+        if self.dir is not None and not is_uri(self.dir) and (file := Path(self.dir).expanduser()).is_file():
+            raise DataError(f"{self.dir} is a file; expected the folder that it is in, {file.parent}")
         if self.verify not in get_args(Verify):
             raise ConfigError(f"verify: found {self.verify!r}, allowed: {', '.join(get_args(Verify))}")
 

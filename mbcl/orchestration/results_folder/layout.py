@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 import mbcl
+from mbcl.config.yaml_reader import dump_yaml
 from mbcl.errors import ConfigError, pluralize
 from mbcl.io.ownership import OWNER_FILE
 from mbcl.io.store import Store, is_uri, write_text
@@ -113,7 +114,7 @@ def create(store: Store, file: SpaceFile, trials: Trials, study: StudyRecord) ->
         "versions": study.versions,
         "trials": [spec.trial_id for spec in trials.specs],
     }
-    write_text(store, SPACE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_text(store, SPACE_FILE, dump_yaml(content))
     write_study(store, study)
 
 

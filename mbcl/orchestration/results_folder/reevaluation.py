@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mbcl.config.yaml_reader import dump_yaml
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.metrics_log import CONFIG_FILE, KEYS
 from mbcl.errors import ConfigError
@@ -141,7 +142,7 @@ def commit(
     content["evaluation"] = _evaluated(settings)
     for key, file in files.items():
         store.write_bytes(f"{trial_folder(key)}/{EVALUATION_FILE}", file)
-    write_text(store, SPACE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_text(store, SPACE_FILE, dump_yaml(content))
     for key, metrics in measured.items():
         record = study.trials[key]
         # Metrics of the training stay; those of the earlier evaluation go, even if the new one lacks them.

@@ -28,7 +28,8 @@ from mbcl.orchestration.search_space.expansion import (
     resolved,
     samples_of,
 )
-from mbcl.orchestration.search_space.schema import Search, Space, SpaceFile
+from mbcl.orchestration.search_space.schema import Space, SpaceFile
+from mbcl.orchestration.search_space.search_block import Search
 from mbcl.orchestration.search_space.trial_kinds import AnyExperiment, identity_of
 from mbcl.seeding import derive
 from mbcl.study.record import Drawn, StudyRecord, TrialRecord

@@ -12,10 +12,10 @@ from mbcl.orchestration.search_space.expansion import Trials, base_of, points, s
 from mbcl.orchestration.search_space.schedulers import Scheduler, build
 from mbcl.orchestration.search_space.schema import Space, experiment_of
 from mbcl.orchestration.search_space.trial_kinds import PRETRAINING
+from mbcl.study.comparisons import chooses, compare
 from mbcl.study.nuisance import first_candidates
 from mbcl.study.power import TYPICAL_SPREAD, TYPICAL_SPREAD_ORIGIN, describe
 from mbcl.study.record import StudyRecord
-from mbcl.study.statistics import chooses, compare
 
 
 def domain_lines(space: Space) -> Iterator[str]:

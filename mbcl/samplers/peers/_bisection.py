@@ -47,6 +47,7 @@ class Bisection(Communities, SortedPools):
     """
 
     name: ClassVar[str] = "bisection"
+    compares_sides: ClassVar[bool] = False
 
     power: int = 4
     sample: int = 4096

@@ -53,6 +53,7 @@ class Diverse(SortedPools):
     """
 
     name: ClassVar[str] = "diverse"
+    compares_sides: ClassVar[bool] = False
 
     m: int = 64
     rank_low: float | None = None

@@ -44,6 +44,7 @@ class Strata(SortedPools):
     """
 
     name: ClassVar[str] = "strata"
+    compares_sides: ClassVar[bool] = False
 
     k: int = 10
 

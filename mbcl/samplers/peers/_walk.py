@@ -69,6 +69,7 @@ class Walk(SortedPools):
     """
 
     name: ClassVar[str] = "walk"
+    compares_sides: ClassVar[bool] = False
     takes_groups: ClassVar[bool] = True
 
     candidates: int = 1000

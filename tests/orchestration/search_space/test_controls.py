@@ -16,9 +16,10 @@ from mbcl.orchestration.results_folder.layout import new_study
 from mbcl.orchestration.search_space.controls import Configured, equal_passes
 from mbcl.orchestration.search_space.expansion import Trials, expand, space_digest
 from mbcl.orchestration.search_space.schema import read_space
+from mbcl.study.comparisons import compare
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, settings_of
-from mbcl.study.statistics import compare, summarise
+from mbcl.study.statistics import summarise
 
 SHUFFLE, SPECTRAL = {"name": "shuffle"}, {"name": "spectral", "k": 4}
 OSGD = {"name": "osgd", "k": 4, "q": 1}

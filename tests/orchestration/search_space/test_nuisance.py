@@ -13,10 +13,11 @@ from mbcl.orchestration.search_space.describe import counts, plan_lines, power_l
 from mbcl.orchestration.search_space.expansion import expand, space_digest
 from mbcl.orchestration.search_space.replay import with_drawn_trials
 from mbcl.orchestration.search_space.schema import read_space
+from mbcl.study.comparisons import compare
 from mbcl.study.nuisance import choices, describe_choices
 from mbcl.study.record import StudyRecord, write_study
 from mbcl.study.settings import settings_of
-from mbcl.study.statistics import compare, summarise
+from mbcl.study.statistics import summarise
 
 VALIDATION, MRR = "val/retrieval/mrr", "retrieval/mrr"
 TUNED = {

@@ -97,7 +97,7 @@ BROKEN = [
     ({"baseline": {"sampler": "fixt"}}, "baseline: unknown sampler 'fixt'; did you mean 'fixed'?"),
     ({"scheduler": {"name": "ahsa"}}, "scheduler: unknown scheduler 'ahsa'; did you mean 'asha'?"),
     ({"scheduler": {"name": "pbt"}}, "scheduler: unknown scheduler 'pbt'; known: asha, fifo, median"),
-    ({"scheduler": "asha"}, "scheduler: expected a block with a name"),
+    ({"scheduler": ["asha"]}, "scheduler: expected a block with a name"),
     ({"scheduler": {"name": "fifo", "max_t": 3}}, "scheduler.max_t: unknown key; there is none that could be given"),
     (
         {"scheduler": {"name": "asha", "reduction_facto": 3}},
@@ -127,6 +127,14 @@ BROKEN = [
     ({"search": {"name": "optuna", "n_startup": 3}}, "search.n_startup: unknown key; did you mean 'n_startup_trials'?"),
     ({"search": {"name": "optuna", "group": True}}, "search.group: found true, which needs multivariate: true"),
     ({"search": {"metric": "train/loss"}}, "search.metric: train/loss is what sampler change"),
+    (
+        {"search": {"metric": "val/knn/top1"}},
+        "search.metric: val/knn/top1 is not measured; it needs experiment.evaluation.validation_metrics: [knn]",
+    ),
+    (
+        {"search": {"metric": "val/probe/top1"}, "experiment/evaluation": {"validation_metrics": ["knn"]}},
+        "search.metric: val/probe/top1 is not measured; it needs experiment.evaluation.validation_metrics: [probe]",
+    ),
     ({"search": {"metric": "retrieval/u2v/top1"}}, "the test split is read once, at the end"),
     (
         {"search": {"metric": "train/loss"}, "space": {"optimizer.lr": {"grid": [0.1]}}},
