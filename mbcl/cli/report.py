@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbcl.errors import ConfigError, MbclError, pluralize
+from mbcl.errors import ConfigError, MbclError
 from mbcl.io.files import atomic_write
 from mbcl.io.store import is_uri
 
@@ -108,7 +108,7 @@ def _lines(studies: list[StudyRecord]) -> Iterator[str]:
     except ConfigError as error:
         yield f"no common gains: {error}"
         return
-    yield f"{metric}: gain over the baseline, as a share of the baseline's mean, in {pluralize(len(studies), 'study')}"
+    yield f"{metric}: gain over the baseline, as a share of the baseline's mean, in {len(studies)} studies"
     header = ["setting", "IQM [95 % interval]", "P(improvement)", "pairs", *(study.name for study in studies)]
     rows = [
         [

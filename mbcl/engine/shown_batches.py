@@ -13,7 +13,7 @@ from mbcl.data import ImageSet
 from mbcl.seeding import numpy_generator
 
 BATCHES_FILE = "batches.json"
-MAX_SHOWN = 24
+MAX_SHOWN = 32
 """Maximum number of samples of a batch that are shown."""
 
 

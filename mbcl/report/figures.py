@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 CURVES = ("train/loss", "plan/lift", "plan/loss", "synthetic/distance", "synthetic/excess")
 MAX_SETTINGS = 24
 """Maximum number of settings in a figure; more cannot be told apart. The tables show all of them."""
+MAX_SEARCHED = 8
+"""Maximum number of settings of a search in curves: other figures show all of them."""
 MAX_POINTS = 1200
 """Maximum number of points of all curves of a figure together: the page stays small, and no screen shows more."""
 MAX_HALF_LEGEND = 26
@@ -53,28 +55,29 @@ _VALIDATION_NOTE = "Measured on the validation split, never on the test split."
 def draw(study: StudyRecord, histories: dict[int, History]) -> list[Picture]:
     """Draw every figure for which the study has data."""
     settings, note = chosen_settings(study)
+    fewer, fewer_note = chosen_settings(study, MAX_SEARCHED if study.is_search else MAX_SETTINGS)
     with pictures.style():
         drawn: list[Picture | None] = [*draw_rows(study, settings, note)]
-        for metric in (validation_metric(study), *CURVES):
-            drawn += _curves(settings, histories, metric, note)
         drawn += [*draw_search(study), *draw_grid(study), *draw_corruptions(study, settings)]
-        drawn.append(_times(settings, histories, note))
+        for metric in (validation_metric(study), *CURVES):
+            drawn += _curves(fewer, histories, metric, fewer_note)
+        drawn.append(_times(fewer, histories, fewer_note))
     return [picture for picture in drawn if picture is not None]
 
 
-def chosen_settings(study: StudyRecord) -> tuple[list[Setting], str]:
+def chosen_settings(study: StudyRecord, number: int = MAX_SETTINGS) -> tuple[list[Setting], str]:
     """Return the settings to draw, and a note for the caption if some are left out."""
     settings = measured_settings(study)
-    if len(settings) <= MAX_SETTINGS:
+    if len(settings) <= number:
         return settings, ""
     metric = next(iter(primary_metrics(study)), "")
     means = {s.id: result.mean for s in settings if (result := estimate(s.values_of(metric)))}
     always = {s.id for s in baselines(study, settings)}
     sign = direction(metric) or 1
     ranked = sorted(settings, key=lambda s: (s.id not in always, s.id not in means, -sign * means.get(s.id, 0.0)))
-    drawn = {s.id for s in ranked[:MAX_SETTINGS]}
+    drawn = {s.id for s in ranked[:number]}
     best = "highest" if sign > 0 else "lowest"
-    note = f" Shown: the baseline and the {best} means, {MAX_SETTINGS} of {len(settings)} settings."
+    note = f" Shown: the baseline and the {best} means, {number} of {len(settings)} settings."
     return [s for s in settings if s.id in drawn], note
 
 

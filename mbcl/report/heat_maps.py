@@ -162,7 +162,8 @@ def _draw(
 
     columns, lines = (list(dict.fromkeys(at[i] for panel in panels for at in panel.cells)) for i in (1, 0))
     columns = sorted(columns)
-    lines = sorted(lines) if all(isinstance(line, int | float) for line in lines) else lines
+    numeric = all(isinstance(line, int | float) for line in lines)
+    lines = sorted(lines) if numeric else lines
     across = min(2, len(panels))
     down = math.ceil(len(panels) / across)
     figure = Figure(figsize=(4.9, 0.9 + down * (0.55 + 0.23 * len(lines))), layout="constrained")
@@ -176,6 +177,8 @@ def _draw(
     for axes, panel in zip(grid.flat, panels, strict=False):
         values = [[panel.cells.get((line, column), math.nan) for column in columns] for line in lines]
         image = axes.pcolormesh(values, cmap="viridis", vmin=low, vmax=high, edgecolors="none")
+        if not numeric:  # names are read from the top
+            axes.invert_yaxis()
         for i, line in enumerate(lines):
             for j, column in enumerate(columns):
                 if (value := panel.cells.get((line, column))) is None:

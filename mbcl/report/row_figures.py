@@ -23,6 +23,7 @@ from mbcl.report.pictures import (
 )
 from mbcl.report.wording import number
 from mbcl.study.comparisons import Comparison, compare
+from mbcl.study.metric_glossary import direction
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import Setting, baselines
 from mbcl.study.statistics import Estimate, primary_metrics, summarise
@@ -129,6 +130,8 @@ def _final(study: StudyRecord, settings: list[Setting], metric: str, note: str, 
     shown = [s for s in settings if s.id in estimates]
     if not shown:
         return None
+    if study.is_search:  # the best first
+        shown.sort(key=lambda s: -(direction(metric) or 1) * estimates[s.id].mean)
     figure, axes = new_axes(ROW_WIDTH, ROW_BASE + ROW_HEIGHT * len(shown))
     for row, setting in enumerate(shown):
         result = estimates[setting.id]

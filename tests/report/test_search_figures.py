@@ -1,5 +1,6 @@
 import itertools
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from report.test_page import check_self_contained, write_report
 
 from mbcl.report import pictures
 from mbcl.report.heat_maps import draw_corruptions, draw_grid
+from mbcl.report.row_figures import draw_rows
 from mbcl.report.search_figures import draw_search, importances
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import measured_settings
@@ -124,3 +126,13 @@ def test_corrupted_retrieval_is_drawn_by_corruption_and_severity(tmp_path: Path)
     assert found["spectral (k=4)", "frost", "5"] == pytest.approx(0.9 - 1.0 - 0.025, abs=1e-6)
     page = check_self_contained(write_report(tmp_path, record))
     assert "Retrieval of the clean image by corruption and severity" in page.text
+
+
+def test_settings_of_a_search_stand_best_first_with_their_values_in_full() -> None:
+    record = searched()
+    with pictures.style():
+        (picture,) = draw_rows(record, measured_settings(record))
+    values = [row[2] for row in picture.rows if row[1] == "mean"]
+    assert values == sorted(values, reverse=True)
+    assert "lr=0.001334" in picture.svg
+    assert not re.search(r'd="[^"]*\d\.\d{3}', picture.svg), "coordinates are rounded, texts are not"

@@ -28,7 +28,7 @@ def thousand() -> StudyRecord:
 
 def test_a_thousand_trials_are_less_than_five_megabytes(tmp_path: Path) -> None:
     record, store = thousand(), LocalStore(tmp_path)
-    write_histories(store, record, epochs=100)
+    write_histories(store, record, epochs=30)
     for key, each in record.trials.items():
         if each.status == "failed":
             store.write_bytes(f"trials/{key}/error.log", b"a line of a long traceback\n" * 500)
