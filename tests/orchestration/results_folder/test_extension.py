@@ -106,3 +106,23 @@ def test_an_extension_keeps_the_question(space_file, finished, changes, words):
     store, _ = finished
     with pytest.raises(ConfigError, match=words):
         extended(store, read_space(space_file(changes)))
+
+
+@pytest.mark.parametrize("key, block", [("data.apart", False), ("data", True)])
+def test_settings_that_differ_in_a_place_keep_their_own_trials(space_file, tmp_path, key, block):
+    def space(*files: str) -> SpaceFile:
+        values = [{"apart": file} if block else file for file in files]
+        changes = {"space": {key: {"grid": values}}, "baseline": None, "seeds": [0]}
+        return read_space(space_file(changes))
+
+    file = space("patients.npy", "scanners.npy")
+    trials, store = expand(file), LocalStore(tmp_path / "out" / "study")
+    study = layout.new_study(file, trials, "study")
+    layout.create(store, file, trials, study)
+    before = {key: str(record.parameters) for key, record in study.trials.items()}
+    swapped = space("scanners.npy", "patients.npy")
+    with pytest.raises(ConfigError, match="another space"):
+        layout.load(store, swapped, expand(swapped))
+    for larger in (swapped, space("visits.npy", "patients.npy", "scanners.npy")):
+        found, _ = extended(store, larger)
+        assert {key: str(found.trials[key].parameters) for key in before} == before
