@@ -1,7 +1,7 @@
 """Models: encoders and projectors."""
 
 from mbcl.models.contrastive import ContrastiveModel, ProjectorShape, build
-from mbcl.models.pretrained import pretrained
+from mbcl.models.pretrained import digest_of_weights, pretrained
 from mbcl.models.projector import ProjectionHead
 from mbcl.models.registry import ENCODERS, Encoder, EncoderFactory
 from mbcl.models.resnet_small import ResNetSmall
@@ -19,6 +19,7 @@ __all__ = [
     "Segmented",
     "VisionEncoder",
     "build",
+    "digest_of_weights",
     "pretrained",
     "segments_of",
 ]
