@@ -35,9 +35,12 @@ from mbcl.samplers import build as build_sampler
 
 
 class Projector(ConfigModel):
-    """The head from features to projections (published: 2 layers, 2048, 128). Null ``activation``: the encoder's."""
+    """The head from features to projections (published: 2 layers, 2048, 128). Null ``activation``: the encoder's.
 
-    layers: int = Field(default=2, ge=1, le=4)
+    With ``layers: 0`` the features are the projections.
+    """
+
+    layers: int = Field(default=2, ge=0, le=4)
     hidden: int = Field(default=2048, ge=1)
     dim: int = Field(default=128, ge=2)
     activation: Activation | None = None
@@ -93,7 +96,9 @@ class Experiment(ExperimentModel):
 
     seed: int = Field(default=0, ge=0)
     data: Data = Data()
-    encoder: Annotated[Component, ComponentOf(ENCODERS, "in_channels", "architecture")] = _default("resnet_small")
+    encoder: Annotated[Component, ComponentOf(ENCODERS, "in_channels", "in_features", "architecture")] = _default(
+        "resnet_small"
+    )
     projector: Projector = Projector()
     objective: Annotated[Component, ComponentOf(OBJECTIVES, "num_samples")] = _default("simclr")
     sampler: Annotated[Component, ComponentOf(SAMPLERS, "batch_size")] = _default("shuffle")

@@ -6,17 +6,17 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mbcl.config.data import Data
+from mbcl.config.data import LOAD_KEYS, Data
 from mbcl.config.experiment import Experiment
-from mbcl.data import ImageSet, clean_views, load
-from mbcl.data.images import validation_positions
+from mbcl.data import Splits, load
+from mbcl.data.samples import Channels, SampleSet, validation_positions
 from mbcl.engine.precision import Compute
 from mbcl.errors import CheckpointError, ConfigError, SamplerWarning, pluralize
 from mbcl.io.npz import read_array
@@ -27,7 +27,7 @@ from mbcl.samplers import Ids, Sampler, Shuffle, with_groups
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The training samples without their images: what a plan's shape depends on.
+    """The training samples without their content: what a plan's shape depends on.
 
     Args:
         number: N.
@@ -50,56 +50,56 @@ class Samples:
 
 @dataclass(frozen=True)
 class SplitData:
-    """Train, validation and test images; training positions are 0..N-1.
+    """Train, validation and test samples; training positions are 0..N-1.
 
-    ``apart`` and ``together`` are the ids of the training images, see :class:`Samples`.
+    ``apart`` and ``together`` are the ids of the training samples, see :class:`Samples`.
     """
 
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
+    train: SampleSet
+    validation: SampleSet
+    test: SampleSet
     apart: Ids | None = None
     together: Ids | None = None
 
     @property
     def samples(self) -> Samples:
-        """The training images as samples."""
+        """What a plan's shape depends on."""
         return Samples(len(self.train), self.apart, self.together)
 
-    def part(self, name: Literal["train", "validation", "test"]) -> ImageSet:
+    def part(self, name: Literal["train", "validation", "test"]) -> SampleSet:
         """Return one of the three parts by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}[name]
 
 
 @dataclass(frozen=True)
 class DataSizes:
-    """The sizes of data and epochs; ``plan_length`` is the number of batches in the first planned epoch's plan."""
+    """The sizes of data and epochs, and what identifies the data.
+
+    Args:
+        num_train, num_validation, num_test: samples of each part.
+        steps_per_epoch: batches of an epoch.
+        plan_length: number of batches in the first planned epoch's plan.
+        channels: of images; of pairs the widths of both sides.
+        sources: what the samples were made from, where other sources make others; see
+            :class:`~mbcl.data.samples.SampleSet`.
+    """
 
     num_train: int
     num_validation: int
     num_test: int
     steps_per_epoch: int
     plan_length: int
-    channels: int
+    channels: Channels
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_data(data: Data, *, seed: int) -> SplitData:
-    """Load the data set and split the validation images off the training images.
+    """Load the data set and split the validation samples off the training samples.
 
     Raises:
         DataError: if files are missing or damaged.
     """
-    try:
-        splits = load(
-            data.name,
-            dir=data.dir,
-            image_size=data.image_size,
-            max_samples=data.max_samples,
-            download=data.download,
-            verify=data.verify,
-        )
-    except ConfigError as error:
-        raise type(error)(f"data: {error}") from error
+    splits = load_splits(data)
     positions, held_out = validation_positions(splits.train, data.validation, seed=seed)
     ids = {key: _ids(key, getattr(data, key), splits.train) for key in ("apart", "together")}
     return SplitData(
@@ -110,18 +110,32 @@ def load_data(data: Data, *, seed: int) -> SplitData:
     )
 
 
-def _ids(key: str, value: str | None, images: ImageSet) -> NDArray[Any] | None:
-    """Return one id for each image: its label, or from a file."""
+def load_splits(data: Data) -> Splits:
+    """Load the training and test parts of the data set.
+
+    Raises:
+        DataError: if files are missing or damaged.
+    """
+    try:
+        return load(data.name, **data.model_dump(include=set(LOAD_KEYS)))
+    except ConfigError as error:
+        raise type(error)(f"data: {error}") from error
+
+
+def _ids(key: str, value: str | None, samples: SampleSet) -> NDArray[Any] | None:
+    """Return one id for each sample: its label, or from a file."""
+    if value == "labels" and not samples.labelled:
+        raise ConfigError(f"data.{key}: found labels, but {samples.name} has none")
     if value is None or value == "labels":
-        return None if value is None else images.labels.numpy()
+        return None if value is None else samples.labels.numpy()
     try:
         ids = read_array(value)
     except ConfigError as error:
         raise ConfigError(f"data.{key}: {error}") from error
-    if ids.shape != (len(images),) or ids.dtype.kind not in "iuUS":
+    if ids.shape != (len(samples),) or ids.dtype.kind not in "iuUS":
         raise ConfigError(
-            f"data.{key}: {value}: expected one whole number or string for each of {len(images)} training images, "
-            f"found {ids.shape} {ids.dtype}"
+            f"data.{key}: {value}: expected one whole number or string for each of {len(samples)} training "
+            f"{samples.noun}s, found {ids.shape} {ids.dtype}"
         )
     return ids
 
@@ -141,6 +155,7 @@ def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
         steps_per_epoch=samples.steps_per_epoch(experiment.train.batch_size),
         plan_length=samples.bind(next(iter(experiment.samplers().values()))).plan_length(samples.number),
         channels=data.train.channels,
+        sources=dict(data.train.sources),
     )
 
 
@@ -183,14 +198,26 @@ def _check_shape(sampler: Sampler, num_train: int, steps: int) -> None:
         )
 
 
-def model_of(experiment: Experiment, *, in_channels: int) -> ContrastiveModel:
+def model_of(experiment: Experiment, *, in_channels: Channels) -> ContrastiveModel:
     """Build the experiment's model with its initial weights, drawn in float32 and cast to the experiment's dtype."""
     model = build_model(experiment.encoder, experiment.projector, in_channels=in_channels, seed=experiment.seed)
     return model.to(experiment.train.dtype)
 
 
-def channels_of(meta: Mapping[str, Any], weights: Mapping[str, Tensor]) -> int:
-    """Return the image channels of a checkpoint's model.
+def channels_from(value: Any) -> Channels:
+    """Return the width of an encoder's input from a file: JSON has a list for both sides of pairs.
+
+    Raises:
+        TypeError, ValueError: if it is neither a number nor two.
+    """
+    if isinstance(value, list | tuple):
+        first, second = value
+        return int(first), int(second)
+    return int(value)
+
+
+def channels_of(meta: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Channels:
+    """Return the width of the input of a checkpoint's model: image channels, or the widths of both sides of pairs.
 
     Checkpoints of 0.2.0 do not record them: there they are those of the first convolution in the state dict, which has
     the modules' order.
@@ -203,14 +230,14 @@ def channels_of(meta: Mapping[str, Any], weights: Mapping[str, Tensor]) -> int:
         CheckpointError: if they are not recorded and there is no convolution.
     """
     if recorded := meta.get("facts", {}).get("channels"):
-        return int(recorded)
+        return channels_from(recorded)
     for key, weight in weights.items():
         if key.startswith("encoder.") and weight.dim() == 4:
             return weight.shape[1]
     raise CheckpointError("these are not weights of an encoder: they have no convolution")
 
 
-def load_model(experiment: Experiment, weights: Mapping[str, Tensor], *, in_channels: int) -> ContrastiveModel:
+def load_model(experiment: Experiment, weights: Mapping[str, Tensor], *, in_channels: Channels) -> ContrastiveModel:
     """Build the experiment's model with the weights of a state dict, in training mode on the CPU.
 
     Raises:
@@ -232,7 +259,7 @@ def check_model(experiment: Experiment, data: SplitData) -> ContrastiveModel:
     """Build the model, in evaluation mode, and run it: some encoders reject small images only in their forward pass.
 
     Raises:
-        ConfigError: if the encoder cannot be built or cannot take images of this size.
+        ConfigError: if the encoder cannot be built or cannot take these samples.
     """
     try:
         model = model_of(experiment, in_channels=data.train.channels).eval()
@@ -242,14 +269,13 @@ def check_model(experiment: Experiment, data: SplitData) -> ContrastiveModel:
     return model
 
 
-def check_takes(model: ContrastiveModel, experiment: Experiment, images: ImageSet) -> None:
-    """Run a model in evaluation mode on two images, on the CPU and in the memory format of its training there.
+def check_takes(model: ContrastiveModel, experiment: Experiment, samples: SampleSet) -> None:
+    """Run a model in evaluation mode on two samples, on the CPU and in the memory format of its training there.
 
     Raises:
-        ConfigError: if its encoder cannot take images of this size.
+        ConfigError: if its encoder cannot take samples of this size.
     """
-    views = clean_views(images.pixels(torch.arange(min(2, len(images)))).cpu(), images=images)
-    views = views.to(experiment.train.dtype)
+    views = samples.clean(torch.arange(min(2, len(samples)))).cpu().to(experiment.train.dtype)
     compute = Compute.of(experiment.train, torch.device("cpu"), model)
     try:
         with torch.no_grad():
@@ -259,4 +285,6 @@ def check_takes(model: ContrastiveModel, experiment: Experiment, images: ImageSe
         message = " ".join(str(error).split())
         if compute.channels_last:
             message += " (in the memory format of train.channels_last; false is the contiguous one)"
-        raise ConfigError(f"encoder: {experiment.encoder.name} cannot take images of {shape}: {message}") from error
+        raise ConfigError(
+            f"encoder: {experiment.encoder.name} cannot take {samples.noun}s of {shape}: {message}"
+        ) from error

@@ -7,7 +7,7 @@ from functools import partial
 from statistics import fmean
 
 from mbcl.config.evaluation import Evaluation
-from mbcl.data import ImageSet
+from mbcl.data.samples import SampleSet
 from mbcl.distributed import collectives
 from mbcl.engine.embedding_pass import embed_draws, key_of_draws
 from mbcl.engine.plan_source import require_finite
@@ -15,14 +15,14 @@ from mbcl.engine.step import Learner
 from mbcl.metrics import both_directions, retrieval
 
 
-def validate(learner: Learner, images: ImageSet, settings: Evaluation, *, seed: int, epoch: int) -> dict[str, float]:
+def validate(learner: Learner, images: SampleSet, settings: Evaluation, *, seed: int, epoch: int) -> dict[str, float]:
     """Return ``mrr`` and ``top1`` in [0, 1]: means over both directions and over ``validation_draws`` of the views.
 
     A collective call. The network computes without autocast.
 
     Args:
         learner: the model.
-        images: the validation split.
+        images: the validation split; pairs are measured as they are, once.
         settings: the evaluation block.
         seed: the experiment's.
         epoch: counts from 0, for error messages.
@@ -30,13 +30,13 @@ def validate(learner: Learner, images: ImageSet, settings: Evaluation, *, seed: 
     Raises:
         TrainingError: on every rank alike, if embeddings are not finite.
     """
-    draws, world = settings.validation_draws, learner.world
+    draws, world = images.to_eval_draws(settings.validation_draws), learner.world
     learner.share_statistics()
     embed = partial(
         embed_draws,
         learner.model,
         images,
-        key_of_draws(seed, "validation views", draws),
+        key_of_draws(seed, "validation views", draws, augmented=images.draws_when_measured),
         draws=draws,
         mode="eval",
         batch_size=settings.batch_size,

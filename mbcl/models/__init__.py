@@ -1,6 +1,7 @@
 """Models: encoders and projectors."""
 
 from mbcl.models.contrastive import ContrastiveModel, ProjectorShape, build
+from mbcl.models.pair_mlp import PairMLP
 from mbcl.models.projector import ProjectionHead
 from mbcl.models.registry import ENCODERS, Encoder, EncoderFactory
 from mbcl.models.resnet_small import ResNetSmall
@@ -12,6 +13,7 @@ __all__ = [
     "ContrastiveModel",
     "Encoder",
     "EncoderFactory",
+    "PairMLP",
     "ProjectionHead",
     "ProjectorShape",
     "ResNetSmall",

@@ -92,6 +92,7 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
     check_writable(store, "--results-dir")
     study = open_study(options, file, trials, store)
     preflight = _preflight(options, file, study)
+    study.take_sources(preflight.sources if preflight else {})
     if options.dry_run:
         allocation, threads, again = None, study.record.threads, options.eval_only
         if options.address is None:
@@ -108,6 +109,7 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
     with hold(store, consoles.warn) as fence:
         # Double-checked: another sweep may have changed the folder before the lock was taken.
         study = open_study(options, file, trials, store)
+        study.take_sources(preflight.sources if preflight else {})
         fenced = FencedStore(store, [fence])
         console = Console(file.space, fenced, study, quiet=options.quiet)
         search: SettingSource | None = None

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mbcl.errors import ConfigError, PlanError, nearest
+from mbcl.errors import ConfigError, PlanError
 from mbcl.io.npz import read_array, read_arrays
+from mbcl.io.parquet import read_columns
 from mbcl.plan import Embeddings
 
 FLOATS = ("float16", "float32", "float64")
@@ -106,43 +107,5 @@ def _read_columns(paths: Sequence[Path | str]) -> Columns:
         given = " ".join(map(str, paths))
         raise ConfigError(f"--embeddings: expected one .npz or .parquet file, or two .npy files, found {given}")
     if suffixes == [".parquet"]:
-        return _read_parquet(paths[0])
+        return read_columns(paths[0], ("z1", "z2"), ("indices", *ROW_COLUMNS))
     return read_arrays(paths[0], ("z1", "z2"), ("indices", *ROW_COLUMNS), others=False)
-
-
-def _read_parquet(path: Path | str) -> Columns:
-    """Read the columns of a Parquet file; those of z1 and z2 hold lists of one length."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ConfigError(f"{path}: reading Parquet needs pyarrow; pip install pyarrow") from error
-    try:
-        table = parquet.read_table(path)
-    except FileNotFoundError as error:  # whose text is the path alone
-        raise ConfigError(f"{path}: cannot be read: No such file or directory") from error
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    allowed = ("z1", "z2", "indices", *ROW_COLUMNS)
-    for name in table.column_names:
-        if name not in allowed:
-            raise ConfigError(f"{path}: unknown column {name!r}; {nearest(name, allowed)}")
-    columns: Columns = {}
-    for name in table.column_names:
-        column = table[name].combine_chunks()
-        if column.null_count:
-            raise ConfigError(f"{path}: {name}: {column.null_count} rows are null")
-        if name not in ("z1", "z2"):
-            array = column.to_numpy(zero_copy_only=False)
-            columns[name] = array.astype(str) if array.dtype.kind == "O" else array
-            continue
-        lengths = set(column.value_lengths().to_pylist()) if pyarrow.types.is_nested(column.type) else set()
-        if len(lengths) != 1:
-            raise ConfigError(f"{path}: {name} must hold lists of one length, found {column.type}")
-        columns[name] = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1).copy()
-    for name in ("z1", "z2"):
-        if name not in columns:
-            raise ConfigError(
-                f"{path}: holds no column {name!r}; it holds {', '.join(table.column_names) or 'nothing'}"
-            )
-    return columns

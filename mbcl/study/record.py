@@ -155,6 +155,8 @@ class StudyRecord(_Record):
         threads: the torch threads of a worker where the space leaves them to mbcl; a resume keeps them, because the
             last bits of a sum depend on them.
         efficiency: how the last run that trained used its machine; None if there was none yet.
+        sources: by data set, what its samples were made from, where other sources make others; see
+            :class:`mbcl.data.SampleSet`.
     """
 
     format: Literal[1] = 1
@@ -173,6 +175,7 @@ class StudyRecord(_Record):
     left_out: list[Drawn] = Field(default_factory=list)
     threads: int | None = None
     efficiency: Efficiency | None = None
+    sources: dict[str, dict[str, str]] = Field(default_factory=dict)
 
     @field_validator("trials")
     @classmethod

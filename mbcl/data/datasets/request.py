@@ -12,6 +12,10 @@ from mbcl.io.store import is_uri, local_path
 from mbcl.io.uris import check_uri
 
 Verify = Literal["warn", "strict"]
+DIM = 256
+"""Numbers of a side of pairs that are made from text, unless given."""
+TEST_SHARE = 0.2
+"""The share of pairs that are split off as the test part, unless given."""
 LEAST_SIZE, LARGEST_SIZE = 4, 1024
 """Allowed range of the side of the views, in pixels."""
 
@@ -24,6 +28,7 @@ class DatasetRequest:
         dir, download, verify: as for :func:`mbcl.data.load`.
         max_samples: number of training images that the caller keeps. A reader may return more.
         image_size: side of the views in pixels. Only readers of sets without a fixed image size use it.
+        dim, dropout, test: as for :func:`mbcl.data.load`. Only readers of pairs use them.
         copied: whether ``dir`` is this node's copy of a URI. If so, a pack in it is used without a look at its source
             folder, which may exist on some nodes only.
 
@@ -35,6 +40,9 @@ class DatasetRequest:
     download: bool = False
     max_samples: int | None = None
     image_size: int | None = None
+    dim: int = DIM
+    dropout: float = 0.0
+    test: float = TEST_SHARE
     verify: Verify = "warn"
     copied: bool = False
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mbcl.data.samples import differing_sources
 from mbcl.errors import ConfigError, pluralize
 from mbcl.io.store import Store
 from mbcl.orchestration.results_folder import layout, recovery
@@ -37,6 +38,20 @@ class OpenedStudy:
 
     def __post_init__(self) -> None:
         self.specs = self.trials.by_id | self.todo
+
+    def take_sources(self, sources: Mapping[str, dict[str, str]]) -> None:
+        """Record what the data were made from.
+
+        Raises:
+            ConfigError: if earlier trials of the study had data that were made from something else.
+        """
+        for name, now in sources.items():
+            if differing := differing_sources(self.record.sources.get(name, now), now):
+                raise ConfigError(
+                    f"data: {name} is not what the study's earlier trials had: {differing}; --name OTHER starts a new "
+                    f"study"
+                )
+        self.record.sources |= sources
 
     def add(self, specs: Sequence[TrialSpec]) -> None:
         """Add trials that an adaptive search has drawn."""

@@ -6,7 +6,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mbcl.config.evaluation import Evaluation
@@ -30,12 +30,14 @@ class PreflightReport:
         planning_cost: by setting, a description of what planning costs; empty if it costs nothing.
         notes: notes for the user, one line each.
         memory: the most memory that a training takes beyond idle processes; None if unknown.
+        sources: by data set, what its samples were made from, where other sources make others.
     """
 
     max_pools: dict[int, int]
     planning_cost: dict[int, str]
     notes: tuple[str, ...]
     memory: MemoryNeed | None = None
+    sources: Mapping[str, dict[str, str]] = field(default_factory=dict)
 
 
 def distinct_experiments(specs: Sequence[TrialSpec]) -> dict[int, AnyExperiment]:
@@ -67,6 +69,7 @@ def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> Preflig
         {setting: reports[setting].planning_cost for setting in settings},
         tuple(dict.fromkeys(note for setting in settings for note in reports[setting].notes)),
         MemoryNeed.largest(report.memory for report in reports.values()),
+        {report.data: report.sources for report in reports.values() if report.sources},
     )
 
 
@@ -77,6 +80,8 @@ class _SettingReport(NamedTuple):
     planning_cost: str
     notes: list[str]
     memory: MemoryNeed
+    data: str
+    sources: dict[str, str]
 
 
 def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, _SettingReport]:
@@ -107,9 +112,9 @@ def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, 
             for sampler in experiment.samplers().values()
         )
         notes = [str(warning.message) for warning in caught]
-        reports[setting] = _SettingReport(
-            max_pools, engine.planning_cost(experiment, data.samples), notes, memory[model]
-        )
+        name = " ".join(filter(None, (experiment.data.name, experiment.data.dir)))
+        cost = engine.planning_cost(experiment, data.samples)
+        reports[setting] = _SettingReport(max_pools, cost, notes, memory[model], name, dict(sizes.sources))
     return reports
 
 
