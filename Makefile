@@ -7,13 +7,17 @@ BIN     = $(VENV)/bin
 PROCESSES ?= 2
 PYTEST  = $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 PIP     = $(BIN)/python -m pip install --disable-pip-version-check --quiet --quiet
+# torch and torchvision for processors, at the pinned versions, without 4 GB of CUDA libraries. Only PyTorch's own index has them.
+CPU_TORCH = --no-deps --retries 0 --timeout 5 --index-url https://download.pytorch.org/whl/cpu \
+	$(shell sed -nE 's/^(torch(vision)?==[0-9.]+)$$/\1+cpu/p' constraints.txt)
 
-.PHONY: run test test-fast test-slow test-arithmetic lint format types layers all clean help
+.PHONY: run test test-fast test-slow test-arithmetic docs lint format types layers reference all clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(VENV)/.run            ## set up, then the main job on the embedded data set, under a free name
+	@echo "Comparing three samplers on real digits: 24 short trainings, evaluation, report; about two minutes on two cores."
 	@name=samplers; n=1; while [ -e results/$$name ]; do n=$$((n + 1)); name=samplers-$$n; done; \
 	exec $(BIN)/python run_ray.py --space tune_spaces/samplers.yaml --name $$name
 
@@ -34,6 +38,9 @@ test-arithmetic: $(VENV)/.test    ## the suite on other arithmetic: what passes 
 	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 MKL_CBWR=COMPATIBLE TORCHINDUCTOR_CACHE_DIR=$(abspath $(VENV))/inductor-default \
 		$(PYTEST) -m "not slow and not gpu"
 
+docs: $(VENV)/.test          ## the documentation as a site, without a warning: build/docs/index.html
+	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
+
 lint: $(VENV)/.test          ## ruff and codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,10 +56,13 @@ format: $(VENV)/.test        ## rewrite the code in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+reference: $(VENV)/.test     ## write the JSON Schemas and docs/configuration-reference.md again
+	$(BIN)/python -m mbcl.orchestration.search_space.json_schema
+
 all: test test-slow          ## everything
 
 clean:                       ## forget the environment and caches; results stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build docs/generated *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mbcl needs Python 3.11 or newer; found $$($(PYTHON) --version). Try: make PYTHON=python3.12 run" >&2; exit 2; }
@@ -60,7 +70,8 @@ $(BIN)/python:
 	$(PIP) --upgrade pip
 
 $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
-	@echo "Installing mbcl with Ray into $(VENV): some minutes and about 6 GB, once."
+	@echo "Installing mbcl with Ray into $(VENV), once: some minutes and about 6 GB; far less without a GPU where PyTorch's own index answers."
+	@command -v nvidia-smi > /dev/null || $(PIP) $(CPU_TORCH) 2> /dev/null || echo "PyTorch's index has no CPU build for this machine or does not answer: installing the build for GPUs."
 	$(PIP) --editable '.[ray,wandb]' --constraint constraints.txt
 	@touch $@
 

@@ -22,6 +22,7 @@ examples:
   python run_ray.py --space tune_spaces/samplers.yaml --dry-run        list the trials, start nothing
   python run_ray.py --space tune_spaces/samplers.yaml --name short --set experiment.train.epochs=2 --set 'seeds=[0]'
   python run_ray.py --space tune_spaces/samplers.yaml --resume         run what is missing or failed
+  python run_ray.py --space results/samplers/space.yaml                run that study again, as it ran
 
 exit codes: 0 every trial finished; 1 some trial failed; 2 bad input; 130 interrupted (--resume goes on)"""
 
@@ -32,7 +33,11 @@ def parser() -> argparse.ArgumentParser:
         prog="run_ray.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("--space", type=Path, required=True, metavar="FILE", help="the space file (YAML)")
-    result.add_argument("--name", metavar="NAME", help="the results folder's name (default: the file's stem)")
+    result.add_argument(
+        "--name",
+        metavar="NAME",
+        help="the results folder's name (default: the file's stem; of a study's own space.yaml: its name with -again)",
+    )
     result.add_argument(
         "--results-dir",
         default="results",

@@ -30,7 +30,8 @@ class Embeddings:
 
     Args:
         z1: (M, D) float with D >= 1, view 1. float16 and bfloat16 are converted to float32; float64 is kept.
-        z2: (M, D) float, view 2, same dtype and device as ``z1``.
+        z2: (M, D) float, view 2, same dtype and device as ``z1``. The sides of pairs may have a width each, (M, D1) and
+            (M, D2), for samplers that compare no side with the other (:func:`mbcl.samplers.check_widths`).
         indices: (M,) int64, the data-set position of each row; ``arange(M)`` if omitted.
 
     Raises:
@@ -46,15 +47,14 @@ class Embeddings:
             value = getattr(self, name)
             if not isinstance(value, Tensor) and not (name == "indices" and value is None):
                 raise PlanError(f"embeddings: {name} must be a torch tensor, found a {type(value).__name__}")
-        if self.z1.ndim != 2 or self.z1.shape != self.z2.shape:
+        if self.z1.ndim != 2 or self.z2.ndim != 2 or len(self.z1) != len(self.z2):
             found = f"found {tuple(self.z1.shape)} and {tuple(self.z2.shape)}"
-            if self.z1.ndim == self.z2.ndim == 2 and len(self.z1) == len(self.z2):
-                found += "; both sides must have one width, because samplers compare one with the other"
-            elif self.z1.ndim == self.z2.ndim == 2:
+            if self.z1.ndim == self.z2.ndim == 2:
                 found += "; both sides must have one row for each sample"
             raise PlanError(f"embeddings must be two (M, D) tensors, {found}")
-        if self.z1.shape[1] == 0:
-            raise PlanError(f"embeddings must have at least one dimension, found {tuple(self.z1.shape)}")
+        if 0 in self.widths:
+            found = f"found {tuple(self.z1.shape)} and {tuple(self.z2.shape)}"
+            raise PlanError(f"embeddings must have at least one dimension, {found}")
         if self.z1.dtype != self.z2.dtype or self.z1.dtype not in FLOATS:
             raise PlanError(f"embeddings must share one float dtype, found {self.z1.dtype} and {self.z2.dtype}")
         if self.z1.device != self.z2.device:
@@ -77,6 +77,11 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.z1)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """D of both sides."""
+        return self.z1.shape[1], self.z2.shape[1]
 
     def ordered(self, num_samples: int) -> Embeddings:
         """Return the same embeddings, sorted so that row p holds data-set position p.

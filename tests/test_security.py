@@ -12,7 +12,7 @@ import pytest
 import yaml
 from engine import runs
 
-from mbcl.config.base import parse_yaml
+from mbcl.config.yaml_reader import parse_yaml
 from mbcl.distributed.collectives import World
 from mbcl.engine import train
 from mbcl.errors import ConfigError

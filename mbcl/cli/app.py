@@ -10,14 +10,16 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mbcl import __version__
 from mbcl.cli.bench import add_bench
 from mbcl.cli.data import add_data
+from mbcl.cli.embed import add_embed
 from mbcl.cli.evaluate import add_evaluate
-from mbcl.cli.parser import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Parser, option_values
+from mbcl.cli.parser import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Parser, option_values, printable
 from mbcl.cli.plan import add_plan
 from mbcl.cli.report import add_report
 from mbcl.cli.synthetic import add_synthetic
@@ -35,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_train(commands)
     add_evaluate(commands)
+    add_embed(commands)
     _add_export(commands)
     add_report(commands)
     add_data(commands)
@@ -52,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (failed), 2 (bad input) or 130 (interrupted)."""
+    printable(sys.stdout)
     parsed = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.formatwarning = lambda message, *args, **kwargs: f"note: {message}\n"
@@ -256,11 +260,12 @@ def _list(arguments: argparse.Namespace) -> int:
 def _add_explain(commands: Any) -> None:
     explain = commands.add_parser(
         "explain",
-        help="explain one sampler, objective, optimizer or encoder, with parameters and defaults",
-        description="Explain a sampler, objective, optimizer or encoder and each of its parameters. `mbcl list` shows "
-        "the names; published names and torchvision's architectures work, too.",
+        help="explain a sampler, objective, optimizer, encoder, data set, or a key of the configuration",
+        description="Explain a component with its parameters, a data set, a key of a space or experiment by its path "
+        "or last word, or a parameter of components. `mbcl list` shows names; published names and architectures of "
+        "torchvision work, too.",
     )
-    explain.add_argument("name", help="e.g. spectral, sogclr, lars, resnet18")
+    explain.add_argument("name", help="e.g. spectral, sogclr, resnet18, cifar10, planner.overlap, mix")
     explain.plugins()
     explain.set_defaults(run=_explain)
 
@@ -268,12 +273,28 @@ def _add_explain(commands: Any) -> None:
 def _explain(arguments: argparse.Namespace) -> int:
     from mbcl.console.listing import explain
 
-    sys.stdout.write(explain(arguments.name) + "\n")
+    sys.stdout.write(explain(arguments.name, _keys) + "\n")
     return 0
+
+
+def _keys() -> list[Any]:
+    """Return the keys of experiments and of space files, those of experiments also as a space has them."""
+    from mbcl.config.experiment import Experiment
+    from mbcl.config.reference import keys_of
+    from mbcl.orchestration.search_space.schema import Space
+    from mbcl.synthetic.experiment import SyntheticExperiment
+
+    synthetic = [key for key in keys_of(SyntheticExperiment) if key.path.startswith("synthetic.")]
+    keys = [*keys_of(Experiment), *synthetic, *keys_of(Space)]
+    return [*keys, *(replace(key, path=f"experiment.{key.path}") for key in keys_of(Experiment))]
 
 
 def _completion(arguments: argparse.Namespace) -> int:
     import shtab
 
-    sys.stdout.write(shtab.complete(parser(), arguments.shell) + "\n")
+    from mbcl.cli.completion import add_names
+
+    top = parser()
+    add_names(top)
+    sys.stdout.write(shtab.complete(top, arguments.shell) + "\n")
     return 0

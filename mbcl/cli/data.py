@@ -52,6 +52,13 @@ def _add_source(command: Parser) -> None:
     command.option("--data", "NAME", "a name of `mbcl list datasets`", required=True)
     command.option("--data-dir", "DIR", "folder of its files")
     command.option("--image-size", "S", "size in pixels to which image_folder resizes and crops images", type=int)
+    command.flag("--no-exif", "leave the images of image_folder as they are stored, as published (data.exif: false)")
+    command.option("--bits", "N", "significant bits of 16-bit images of image_folder, e.g. 12", type=int)
+
+
+def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return how images are read, by keys of the block ``data``."""
+    return {"image_size": arguments.image_size, "exif": not arguments.no_exif, "bits": arguments.bits}
 
 
 # -- pack ----------------------------------------------------------------------------------------------------------
@@ -72,7 +79,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     if arguments.data_dir is None:
         files = CORRUPTED[arguments.data].how_to_get if corrupted else DATASETS[arguments.data].files
         raise ConfigError(f"--data-dir is not given; {files}")
-    request = DatasetRequest(dir=arguments.data_dir, image_size=arguments.image_size)
+    request = DatasetRequest(dir=arguments.data_dir, **_reading(arguments))
     options = {"out": out, "force": arguments.force}
     try:
         with _progress() as show:
@@ -131,21 +138,24 @@ def _check(arguments: argparse.Namespace) -> int:
 
     if arguments.data in CORRUPTED:
         return _check_corrupted(arguments)
-    splits = load(arguments.data, dir=arguments.data_dir, image_size=arguments.image_size, verify=arguments.verify)
+    splits = load(arguments.data, dir=arguments.data_dir, verify=arguments.verify, **_reading(arguments))
     for title, part in (("training", splits.train), ("test", splits.test)):
-        counts = part.labels.bincount()
-        counts = counts[counts > 0]
-        classes = f"{pluralize(len(counts), 'class')} of {int(counts.min()):,} to {int(counts.max()):,}"
-        sys.stdout.write(
-            f"{title + ' part':14} {pluralize(len(part), part.noun, ',')} of {part.shape_text}"
-            f"{', ' + classes if part.labelled else ''}\n"
-        )
+        what = f"{pluralize(len(part), part.noun, ',')} of {part.shape_text}"
+        sys.stdout.write(f"{title + ' part':14} {what}, {_describe_classes(part)}\n")
     if splits.train.sources:
         versions = ", ".join(f"{name} {version}" for name, version in splits.train.sources.items())
         sys.stdout.write(f"{'made from':14} {versions}\n")
     for line in _duplicate_lines(splits):
         sys.stdout.write(line + "\n")
     return 0
+
+
+def _describe_classes(part: SampleSet) -> str:
+    counts = part.labels.bincount()
+    counts = counts[counts > 0]
+    if not part.labelled:
+        return "without labels"
+    return f"{pluralize(len(counts), 'class')} of {int(counts.min()):,} to {int(counts.max()):,}"
 
 
 def _duplicate_lines(splits: Splits) -> Iterator[str]:
@@ -165,11 +175,8 @@ def _duplicate_lines(splits: Splits) -> Iterator[str]:
 
 
 def _describe(splits: Splits, places: list[tuple[str, int, int]]) -> str:
-    from mbcl.data import ImageSet
-
     def name(part: SampleSet, row: int) -> str:
-        files = part.files if isinstance(part, ImageSet) else ()
-        return f" ({files[row]})" if files else ""
+        return f" ({part.files[row]})" if part.files else ""
 
     parts = {"training": splits.train, "test": splits.test}
     return " and ".join(f"{title} {row}{name(parts[title], row)} of class {label}" for title, row, label in places[:2])

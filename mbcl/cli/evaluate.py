@@ -22,16 +22,17 @@ EVALUATIONS = "evaluations"
 
 _DESCRIPTION = """\
 Evaluate the last valid checkpoint of a trained experiment, or exported weights, and write evaluation.json next to them.
-The settings are those of the experiment's evaluation block, changed by these options. A metric that an existing
-evaluation.json holds for the same weights, data and settings is not measured again. An evaluation.json with other
-settings is replaced, with a note. The folder of a sweep's trial needs --out, because the sweep's tables are made from
-the evaluation.json in it."""
+The settings are those of the experiment's evaluation block, changed by these options. What an existing evaluation.json
+holds for the same weights, data and settings is not measured again, and stays in it beside the new metrics. An
+evaluation.json with other settings is replaced, with a note. The folder of a sweep's trial needs --out, because the
+sweep's tables are made from the evaluation.json in it."""
 
 _KEYS = """\
 keys for --set:
   similarity=cosine             similarity of retrieval; dot as published
   draws=20                      draws of the two views, of which retrieval is the mean; 1 as published
   validation_draws=5            the same for the validation of a training
+  validation_metrics=[]         of a training only
   batch_size=512                images per forward pass
   corrupted.meanings=[within, clean]
                                 within the versions of one image, as published; against the clean originals
@@ -110,10 +111,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             checkpoint=name if arguments.epochs else checkpoint,
             settings=settings,
             device=arguments.device,
-            data=_data(experiment, name_of_data, data_dir),
+            data=data_of(experiment, name_of_data, data_dir),
             out=out.child(f"{EVALUATIONS}/{name}") if arguments.epochs else out,
             baselines=out.child(BASELINES),
             force=arguments.force,
+            keep=True,
             load=load,
             log=lambda line: sys.stderr.write(f"{line}\n"),
             before=_check_out,
@@ -211,7 +213,7 @@ def _settings(experiment: Experiment, arguments: argparse.Namespace) -> Evaluati
     return validate(Evaluation, content, "evaluation")
 
 
-def _data(experiment: Experiment, name: str | None, folder: str | None) -> Data:
+def data_of(experiment: Experiment, name: str | None, folder: str | None) -> Data:
     """Return the data block: the training's, optionally in another folder, or another data set as a whole."""
     from mbcl.config.base import validate
     from mbcl.config.data import Data

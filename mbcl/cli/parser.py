@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, NoReturn
+import io
+from typing import Any, NoReturn, TextIO
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -40,3 +41,9 @@ class Parser(argparse.ArgumentParser):
 def option_values(arguments: argparse.Namespace, *others: str) -> dict[str, Any]:
     """Return the values of the options by name, without those named ``others``."""
     return {key: value for key, value in vars(arguments).items() if key not in ("run", "plugin", *others)}
+
+
+def printable(stream: TextIO) -> None:
+    """Let a stream replace characters that its encoding lacks (with ``LANG=C``, say), instead of failing."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")

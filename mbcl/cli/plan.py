@@ -17,8 +17,9 @@ def add_plan(commands: Any) -> None:
         "The plan loss shows how hard the batches are, not how well an encoder will train on them.",
     )
     files = (
-        ".npz or .parquet file with z1 and z2, (N, D) floats, and optionally indices, labels, apart and together, one "
-        "for each row; or two .npy files, of z1 and of z2"
+        ".npz or .parquet file, or folder that datasets saved, with z1 and z2, (N, D) floats, and optionally indices, "
+        "labels, apart and together, one for each row; or two of .npy files and columns PATH:COLUMN of a .parquet file "
+        "or folder, z1 and z2"
     )
     plan.option("--embeddings", "FILE", files, nargs="+")
     num_samples = "number of samples, instead of --embeddings, for samplers that need no embeddings"
@@ -30,9 +31,11 @@ def add_plan(commands: Any) -> None:
     plan.option("--batch-size", "B", "samples per batch", 32)
     for name in ("seed", "epoch", "round"):
         plan.option(f"--{name}", "N", f"{name} of the plan", 0)
-    apart = ".npy file with an id for each sample: samples of one id share no batch where that is possible"
+    apart = (
+        ".npy file or PATH:COLUMN with an id for each sample: samples of one id share no batch where that is possible"
+    )
     plan.option("--apart", "FILE", apart)
-    together = ".npy file with an id for each sample: every batch has samples of one id"
+    together = ".npy file or PATH:COLUMN with an id for each sample: every batch has samples of one id"
     plan.option("--together", "FILE", together)
     temperature = "temperature of the printed losses (default: the sampler's, or 0.1)"
     plan.option("--temperature", "T", temperature, type=float)

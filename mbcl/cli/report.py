@@ -1,35 +1,51 @@
-"""``mbcl report``: the report of a study again, or the gains of several studies together."""
+"""``mbcl report`` and ``mbcl show``: the report of a study again, its table, or the gains of several studies."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import webbrowser
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbcl.errors import ConfigError, pluralize
+from mbcl.errors import ConfigError, MbclError
+from mbcl.io.files import atomic_write
+from mbcl.io.store import is_uri
 
 if TYPE_CHECKING:
     from mbcl.study.record import StudyRecord
 
 
 def add_report(commands: Any) -> None:
-    """Add the subcommand."""
+    """Add the subcommands."""
     report = commands.add_parser(
         "report",
         help="write the report of a study again, or compare settings over several studies",
         description="With one study, write its tables and its report again. With several, print each setting's "
-        "interquartile mean of the gains over the baseline, with data sets as tasks, and write nothing.",
+        "interquartile mean of the gains over the baseline, with data sets as tasks, and write one page about all of "
+        "them, finished or not.",
     )
     report.add_argument("studies", metavar="DIR", nargs="*", help="folder of a study, for example results/samplers")
     report.option("--results", "DIR", "the same as one DIR")
+    report.option("--out", "FILE", "the page about several studies", "studies.html")
+    report.flag("--open", "open the page in the browser")
     report.plugins(note=" that the study used, whose defaults the names of settings leave out")
     report.set_defaults(run=_report)
+    show = commands.add_parser(
+        "show",
+        help="print the table of a study",
+        description="Print the table of a study: means "
+        "with 95 % intervals over the finished seeds, and why trials failed. Nothing is written.",
+    )
+    show.add_argument("study", metavar="DIR", help="folder of a study, for example results/samplers")
+    show.plugins(note=" that the study used, whose defaults the names of settings leave out")
+    show.set_defaults(run=_show)
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from mbcl.io.store import open_store
-    from mbcl.report import write
+    from mbcl.report import several_page, write
     from mbcl.study.record import read_study
 
     folders = [*arguments.studies, *([arguments.results] if arguments.results else [])]
@@ -39,18 +55,60 @@ def _report(arguments: argparse.Namespace) -> int:
     studies = [read_study(store) for store in stores]
     if len(studies) == 1:
         write(stores[0], studies[0])
-        sys.stdout.write(f"{folders[0]}/report.html\n")
+        page, shown = f"{stores[0].uri}/report.html", f"{folders[0]}/report.html"
     else:
+        page = shown = arguments.out
+        with atomic_write(Path(page)) as stream:
+            stream.write(several_page([folder.rstrip("/") for folder in folders], studies).encode())
         sys.stdout.write("\n".join(_lines(studies)) + "\n")
+    sys.stdout.write(f"{shown}\n")
+    if arguments.open:
+        _open(page)
     return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from mbcl.console.study_table import PLAIN_WIDTH, below_table, study_table
+    from mbcl.io.store import open_store
+    from mbcl.study.record import read_study
+
+    study = read_study(open_store(arguments.study))
+    screen = Console(highlight=False)
+    if not screen.is_terminal:
+        screen.width = PLAIN_WIDTH
+    screen.print(study_table(study))
+    for line in below_table(study):
+        screen.print(line, markup=False, soft_wrap=True)
+    if study.efficiency is not None:
+        screen.print(f"efficiency: {study.efficiency.describe()}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _open(page: str) -> None:
+    """Open a local page in the browser.
+
+    Raises:
+        ConfigError: if it is not on this machine.
+        MbclError: if there is no browser.
+    """
+    if is_uri(page):
+        raise ConfigError(f"--open: {page} is not on this machine")
+    if not webbrowser.open(Path(page).absolute().as_uri()):
+        raise MbclError(f"--open: no browser was found; open {page} yourself")
 
 
 def _lines(studies: list[StudyRecord]) -> Iterator[str]:
     from mbcl.console import align_columns
     from mbcl.study.across import gains_across
 
-    metric, gains = gains_across(studies)
-    yield f"{metric}: gain over the baseline, as a share of the baseline's mean, in {pluralize(len(studies), 'study')}"
+    try:
+        metric, gains = gains_across(studies)
+    except ConfigError as error:
+        yield f"no common gains: {error}"
+        return
+    yield f"{metric}: gain over the baseline, as a share of the baseline's mean, in {len(studies)} studies"
     header = ["setting", "IQM [95 % interval]", "P(improvement)", "pairs", *(study.name for study in studies)]
     rows = [
         [

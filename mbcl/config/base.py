@@ -1,96 +1,37 @@
-"""Loading of YAML into validated models. Each mistake is one line: the key, the value found, the values allowed."""
+"""Validation of plain data as models. Each mistake is one line: the key, the value found, the values allowed."""
 
 from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
+from mbcl.config.descriptions import parameter_descriptions
+from mbcl.config.yaml_reader import parse_yaml
 from mbcl.errors import ConfigError, nearest
 from mbcl.registry import Registry
 
 
 class ConfigModel(BaseModel):
-    """Base class of configuration blocks: immutable, strictly typed, without unknown keys."""
+    """Base class of configuration blocks: immutable, strictly typed, without unknown keys.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    The text under a field is its description, in the reference and in the JSON Schema.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 M = TypeVar("M", bound=BaseModel)
 
-
-class _UniqueKeys(yaml.SafeLoader):
-    """A safe YAML loader that refuses duplicate keys; PyYAML's own loader silently takes the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue  # `<<: *base`; its keys may be overridden
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str):
-                if key in seen:
-                    message = f"key {key!r} is given twice"
-                    raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 reads 1e-4, which has no decimal point, as a string; users mean a float.
-_UniqueKeys.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """Parse a YAML text.
-
-    Raises:
-        ConfigError: if the text is not YAML; the message names the source and the line.
-    """
-    try:
-        content = yaml.load(text, _UniqueKeys)  # noqa: S506  # a SafeLoader
-        json.dumps(content, default=str)  # raises for an alias inside its own anchor, an endless structure
-        return content
-    except (ValueError, OverflowError) as error:  # an impossible date, a number out of range, a recursive alias
-        raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{source}: not YAML: nested too deeply") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{source}{where}: not YAML: {problem}") from error
-
-
-def read_yaml(path: Path | str) -> dict[str, Any]:
-    """Read the mapping that a YAML file holds.
-
-    Raises:
-        ConfigError: if the file cannot be read, is not YAML, is empty or is not a mapping.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise ConfigError(f"{path}: cannot be read: {reason}") from error
-    content = parse_yaml(text, str(path))
-    if content is None:
-        raise ConfigError(f"{path}: the file is empty; expected a mapping of keys")
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: found {type(content).__name__}, expected a mapping of keys")
-    for key in content:
-        if not isinstance(key, str):
-            raise ConfigError(f"{path}: found the key {key!r}, expected a mapping of keys that are words")
-    return content
+NAMED = ("sampler", "objective", "optimizer", "encoder", "scheduler")
+"""The keys of components, whose name alone stands for a block."""
 
 
 def set_path(content: dict[str, Any], path: str, value: Any) -> None:
@@ -102,6 +43,8 @@ def set_path(content: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
     block = content
     for depth, key in enumerate(parents):
+        if key in NAMED and isinstance(block.get(key), str):
+            block[key] = {"name": block[key]}
         block = block.setdefault(key, {})
         if not isinstance(block, dict):
             parent = ".".join(parents[: depth + 1])
@@ -173,20 +116,25 @@ def validate(model: type[M], content: Any, source: str) -> M:
 
 
 @cache
-def parameters_model(part: Callable[..., Any], provided: frozenset[str]) -> type[BaseModel]:
+def parameters_model(
+    part: Callable[..., Any], provided: frozenset[str], shared: Callable[..., Any] | None = None
+) -> type[BaseModel]:
     """Create the pydantic model of a component's annotated keyword-only parameters from its class or factory.
 
-    The experiment supplies the parameters ``provided``, such as ``batch_size``, itself.
+    The experiment supplies the parameters ``provided``, such as ``batch_size``, itself. Those of ``shared`` are added.
     """
-    target = part.func if isinstance(part, partial) else part
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     fields: dict[str, Any] = {}
-    for name, parameter in inspect.signature(part).parameters.items():
-        if name in provided or parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-            continue
-        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-        fields[name] = (hints[name], default)
-    return create_model(f"{target.__name__}Parameters", __base__=ConfigModel, **fields)
+    for source in (part, shared) if shared else (part,):
+        target = source.func if isinstance(source, partial) else source
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+        texts = parameter_descriptions(source)
+        for name, parameter in inspect.signature(source).parameters.items():
+            if name in provided or parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+                continue
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[name] = (hints[name], Field(default, description=texts.get(name)))
+    name = (part.func if isinstance(part, partial) else part).__name__
+    return create_model(f"{name}Parameters", __base__=ConfigModel, **fields)
 
 
 class PathConfigError(ConfigError):
@@ -198,14 +146,17 @@ class PathConfigError(ConfigError):
 
 
 def validate_parameters(
-    part: Callable[..., Any], parameters: Mapping[str, Any], provided: frozenset[str]
+    part: Callable[..., Any],
+    parameters: Mapping[str, Any],
+    provided: frozenset[str],
+    shared: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
-    """Validate the parameters of a component and fill in defaults.
+    """Validate the parameters of a component and fill in defaults; arguments as of :func:`parameters_model`.
 
     Raises:
         PathConfigError: for the first wrong parameter.
     """
-    model = parameters_model(part, provided)
+    model = parameters_model(part, provided, shared)
     try:
         # In JSON mode, strict validation accepts a list for a tuple; all other types stay strict.
         return model.model_validate_json(json.dumps(dict(parameters), default=str)).model_dump(mode="json")
@@ -233,23 +184,47 @@ class Component(dict[str, Any]):
 class ComponentOf:
     """The marker of a field with a component of one kind: ``Annotated[Component, ComponentOf(SAMPLERS)]``.
 
+    A component without parameters may be given as its name alone.
+
     Args:
         registry: the components of this kind.
         provided: parameters that the experiment supplies itself.
         fill: whether omitted parameters get their defaults; if not, the component has only the given ones.
+        shared: function with the parameters that every component of this kind has besides its own.
     """
 
-    def __init__(self, registry: Registry[Any], *provided: str, fill: bool = True) -> None:
-        self._registry, self._provided, self._fill = registry, frozenset(provided), fill
+    def __init__(
+        self, registry: Registry[Any], *provided: str, fill: bool = True, shared: Callable[..., Any] | None = None
+    ) -> None:
+        self.registry, self.provided, self.shared = registry, frozenset(provided), shared
+        self._fill = fill
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         serialization = core_schema.plain_serializer_function_ser_schema(dict)
         return core_schema.no_info_plain_validator_function(self._resolve, serialization=serialization)
 
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        """Describe the block of every known component; other names may be those of plugins."""
+        names = [word for name in self.registry for word in (name, *self.registry.aliases(name))]
+        known = [self._block_schema(name) for name in self.registry]
+        text = {"type": "string", "description": "a name", "examples": names}
+        block = {"type": "object", "properties": {"name": text}, "required": ["name"], "allOf": known}
+        return {"anyOf": [text, block]}
+
+    def _block_schema(self, name: str) -> dict[str, Any]:
+        """Return the rule of a component's block: if it has this name, it has these parameters and no others."""
+        parameters = parameters_model(self.registry[name], self.provided, self.shared).model_json_schema()
+        names = {"enum": [name, *self.registry.aliases(name)]}
+        then = {"properties": {"name": names, **parameters.get("properties", {})}, "additionalProperties": False}
+        required = {"required": parameters["required"]} if "required" in parameters else {}
+        return {"if": {"properties": {"name": names}, "required": ["name"]}, "then": {**then, **required}}
+
     def _resolve(self, block: Any) -> Component:
+        if isinstance(block, str):
+            block = {"name": block}
         if not isinstance(block, dict) or not isinstance(block.get("name"), str):
             raise ConfigError(f"expected a block with a name, such as {{name: ...}}, found {block!r}")
-        name = self._registry.canonical(block["name"])
+        name = self.registry.canonical(block["name"])
         parameters = {key: value for key, value in block.items() if key != "name"}
-        checked = validate_parameters(self._registry[name], parameters, self._provided)
+        checked = validate_parameters(self.registry[name], parameters, self.provided, self.shared)
         return Component(name=name, **{key: value for key, value in checked.items() if self._fill or key in parameters})

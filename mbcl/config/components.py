@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from mbcl.errors import ConfigError
@@ -24,6 +25,15 @@ def registry_of(part: str) -> Registry[Any]:
     return registry
 
 
+def shared_parameters(part: str) -> Callable[..., Any] | None:
+    """Return a function with the parameters that all components of a kind have; None if they have only their own."""
+    if part != "encoder":
+        return None
+    from mbcl.models import pretrained
+
+    return pretrained
+
+
 def canonical(part: str, name: str) -> str:
     """Return the canonical name of a published one. An unknown name is returned unchanged and refused when used."""
     try:
@@ -41,5 +51,6 @@ def defaults(part: str, name: str) -> dict[str, Any] | None:
         factory = registry_of(part)[name]
     except ConfigError:
         return None
-    parameters = inspect.signature(factory).parameters.values()
+    sources = [factory, shared] if (shared := shared_parameters(part)) else [factory]
+    parameters = [each for source in sources for each in inspect.signature(source).parameters.values()]
     return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}

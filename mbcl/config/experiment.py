@@ -13,17 +13,19 @@ import torch
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
+    WithJsonSchema,
     model_serializer,
     model_validator,
 )
 
-from mbcl.config.base import Component, ComponentOf, ConfigModel, PathConfigError, read_yaml, validate_parameters
+from mbcl.config.base import Component, ComponentOf, ConfigModel, PathConfigError, validate_parameters
 from mbcl.config.data import Data
 from mbcl.config.evaluation import Evaluation
 from mbcl.config.planning import EmbeddingSource, Planner, PlannerSchedule
 from mbcl.config.train import Schedule, Train
+from mbcl.config.yaml_reader import read_yaml
 from mbcl.errors import ConfigError, pluralize
-from mbcl.models import ENCODERS
+from mbcl.models import ENCODERS, pretrained
 from mbcl.models.activation import Activation
 from mbcl.objectives import OBJECTIVES, Objective, StatefulObjective
 from mbcl.objectives import build as build_objective
@@ -35,28 +37,30 @@ from mbcl.samplers import build as build_sampler
 
 
 class Projector(ConfigModel):
-    """The head from features to projections (published: 2 layers, 2048, 128). Null ``activation``: the encoder's.
-
-    With ``layers: 0`` the features are the projections.
-    """
+    """The head from features to projections (published: 2 layers, 2048, 128)."""
 
     layers: int = Field(default=2, ge=0, le=4)
+    """Linear layers; 0: no head, the features are the projections."""
     hidden: int = Field(default=2048, ge=1)
+    """Width of all layers but the last."""
     dim: int = Field(default=128, ge=2)
+    """Dimension of the projections."""
     activation: Activation | None = None
+    """Null: the encoder's."""
 
 
 def _default(name: str) -> Any:
     return Field(default={"name": name}, validate_default=True)
 
 
+PLUGINS_SCHEMA = {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "object"}]}}
+
+
 class ExperimentModel(ConfigModel):
-    """Base class of experiments.
+    """Base class of experiments. The reader of a configuration loads the plugins before its validation."""
 
-    ``plugins``: Python files that register components. The reader of a configuration loads them before its validation.
-    """
-
-    plugins: list[dict[str, str]] = []
+    plugins: Annotated[list[dict[str, str]], WithJsonSchema(PLUGINS_SCHEMA)] = []
+    """Python files that register samplers, objectives, encoders, optimizers or data sets of your own."""
 
     @model_validator(mode="before")
     @classmethod
@@ -95,20 +99,34 @@ class Experiment(ExperimentModel):
     """One experiment. ``mbcl train --config`` reads only this block."""
 
     seed: int = Field(default=0, ge=0)
+    """All randomness derives from it; a space has `seeds`."""
     data: Data = Data()
-    encoder: Annotated[Component, ComponentOf(ENCODERS, "in_channels", "in_features", "architecture")] = _default(
-        "resnet_small"
-    )
+    """The data set and its splits."""
+    encoder: Annotated[
+        Component, ComponentOf(ENCODERS, "in_channels", "in_features", "architecture", shared=pretrained)
+    ] = _default("resnet_small")
+    """The network that is pretrained, without a classifier: `resnet_small`, a classification architecture of
+    torchvision, `pair_mlp` for pairs, or your own."""
     projector: Projector = Projector()
+    """The head from features to projections."""
     objective: Annotated[Component, ComponentOf(OBJECTIVES, "num_samples")] = _default("simclr")
+    """The contrastive loss."""
     sampler: Annotated[Component, ComponentOf(SAMPLERS, "batch_size")] = _default("shuffle")
+    """Which samples share a batch."""
     optimizer: Annotated[Component, ComponentOf(OPTIMIZERS, "params")] = _default("lars")
+    """The optimizer."""
     schedule: Schedule = Schedule()
+    """The learning rate over the epochs."""
     embeddings: EmbeddingSource = EmbeddingSource()
+    """How the embeddings are made from which a sampler plans."""
     planner: Planner = Planner()
+    """When and where batches are planned."""
     train: Train = Train()
+    """Duration, batch size, checkpoints and numerics."""
     evaluation: Evaluation = Evaluation()
+    """The measurements after training, and those of its validations."""
     track: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]
+    """Where epochs are logged besides `metrics.jsonl`; `wandb` needs the extra `mbcl[wandb]`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -236,13 +254,24 @@ def add_plugins(content: dict[str, Any], files: Sequence[str] = ()) -> None:
         content["plugins"] = list(by_name.values())
 
 
+def read_space_content(path: Path | str) -> dict[str, Any]:
+    """Read the mapping of a configuration file; of a study's own ``space.yaml``, the space that the study ran.
+
+    Raises:
+        ConfigError: if the file cannot be read or is not a mapping.
+    """
+    content = read_yaml(path)
+    ran = content.get("resolved") if "given" in content else None
+    return ran if isinstance(ran, dict) else content
+
+
 def read_experiment(path: str) -> dict[str, Any]:
     """Read the experiment block of a file: the ``experiment`` key of a space file, otherwise the whole file.
 
     Raises:
         ConfigError: if the file cannot be read or is not a mapping.
     """
-    content = read_yaml(path)
+    content = read_space_content(path)
     block = content.get("experiment", content)
     if not isinstance(block, dict):
         raise ConfigError(f"{path}: experiment: found {type(block).__name__}, expected a block")

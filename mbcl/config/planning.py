@@ -12,23 +12,25 @@ from mbcl.errors import ConfigError
 
 
 class EmbeddingSource(ConfigModel):
-    """The source of the embeddings from which a sampler plans.
-
-    ``source``: ``fresh`` is a forward pass over all samples with the current weights. ``cached`` reuses the embeddings
-    that the training steps of earlier epochs computed anyway, so that planning costs no forward pass; the first plan of
-    a training is fresh.
-
-    ``refresh``: for plans that are shorter than an epoch (``osgd``). ``round``: each plan has its own embeddings, as
-    published. ``epoch``: all plans of an epoch are made at once from one set of embeddings.
+    """How the embeddings are made from which a sampler plans.
 
     Samplers without embeddings ignore this block, so that one base block serves a grid of samplers.
     """
 
     source: Literal["fresh", "cached"] = "fresh"
+    """`fresh`: a forward pass over all samples with the current weights. `cached`: the embeddings that the training
+    steps of earlier epochs computed anyway, so that planning costs no forward pass; the first plan of a training is
+    fresh. It needs `mode: train`, `views: augmented`, and a sampler that visits every sample."""
     refresh: Literal["round", "epoch"] = "round"
+    """For plans that are shorter than an epoch (`osgd`). `round`: each plan has its own embeddings, as published.
+    `epoch`: all plans of an epoch are made at once from one set of embeddings."""
     mode: Literal["train", "eval"] = "train"
+    """Whether batch norm uses the batch's statistics or the running ones; with `eval` these begin as those of the views
+    of epoch 0."""
     views: Literal["augmented", "clean"] = "augmented"
+    """The views that are trained on next, or the images as they are."""
     batch_size: int = Field(default=256, ge=1)
+    """Images of a forward pass."""
 
     @model_validator(mode="after")
     def _cached_is_what_training_made(self) -> EmbeddingSource:
@@ -72,9 +74,14 @@ class PlannerSchedule(ConfigModel):
     """Parameters of the sampler that change over the epochs, such as ``pool: {0: 1280, 50: 5120}``."""
 
     mix: Steps = {}
+    """The share of the places of each batch whose samples are permuted among all batches of the plan, by epoch: 1 is
+    random batches, 0 the sampler's own."""
     pool: Steps = {}
+    """The samples that are planned together, by epoch."""
     k: Steps = {}
+    """`k` of `osgd` and `spectral`, the batches of a pool, by epoch."""
     quantile: Steps = {}
+    """`quantile` of `chain`, by epoch."""
 
     def steps(self) -> Iterator[tuple[str, int, Any]]:
         """Yield every step as parameter, epoch and value."""
@@ -88,27 +95,22 @@ class PlannerSchedule(ConfigModel):
 
 
 class Planner(ConfigModel):
-    """The place and time of batch planning. Samplers without embeddings ignore this block.
-
-    ``where``: in Ray ``tasks`` or in the training ``worker``. Without Ray, it is always the worker.
-
-    ``overlap``: 0: training waits while a plan is computed. 1: when a plan arrives, the next one is requested from the
-    embeddings of that moment and computed during training. The first two plans come from the same embeddings.
-
-    ``warmup_epochs``: the number of first epochs that train on the batches of ``shuffle`` with the same seed, without
-    embeddings. After them, every ``every``-th epoch is planned; the epochs in between repeat the batches of the last
-    planned epoch.
-
-    ``schedule``: step functions over the epochs, counted from 0, for ``mix``, ``pool``, ``k`` and ``quantile``. If a
-    sampler with embeddings lacks a parameter, its schedule is not used, with a note, because a grid may hold samplers
-    with and without it.
-    """
+    """When and where batches are planned. Samplers without embeddings ignore this block."""
 
     where: Literal["tasks", "worker"] = "tasks"
+    """Plan pools in parallel Ray tasks, or in the training process: on its GPU where the sampler can. Without Ray, it
+    is always the worker."""
     overlap: Annotated[Literal[0, 1], BeforeValidator(_refuse_bool)] = 0
+    """0: training waits while a plan is computed. 1: when a plan arrives, the next one is requested from the embeddings
+    of that moment and computed during training; the first two plans come from the same embeddings. `plan/age` says how
+    old the embeddings of a plan are."""
     warmup_epochs: int = Field(default=0, ge=0)
+    """So many first epochs train on the batches of `shuffle` with the same seed, without embeddings."""
     every: int = Field(default=1, ge=1)
+    """Make a new plan every so many epochs; the epochs between repeat the batches of the last planned one."""
     schedule: PlannerSchedule = PlannerSchedule()
+    """Step functions over the epochs, counted from 0. If a sampler with embeddings lacks a parameter, its schedule is
+    not used, with a note, because a grid may hold samplers with and without it."""
 
     def planned_in(self, epoch: int) -> int | None:
         """Return the epoch whose plans an epoch trains on, itself or an earlier one; None in the warm-up.

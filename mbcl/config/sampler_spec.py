@@ -9,7 +9,7 @@ from inspect import signature
 import numpy as np
 from numpy.typing import NDArray
 
-from mbcl.config.base import parse_yaml
+from mbcl.config.yaml_reader import parse_yaml
 from mbcl.errors import ConfigError
 from mbcl.functional import check_count
 from mbcl.samplers import SAMPLERS, Sampler, build

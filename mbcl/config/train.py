@@ -14,17 +14,14 @@ Precision = Literal["float32", "float64", "bf16", "fp16"]
 
 
 class Accumulation(ConfigModel):
-    """Gradient accumulation: the batch is processed in chunks, to save memory.
-
-    ``cached``: GradCache, two passes over the chunks; loss, batch norms and gradient are those of the whole batch.
-    ``plain``: the mean of the chunks' own losses, which has fewer negatives and is another objective; the published
-    option.
-
-    ``chunk_size`` counts samples of the global batch, like ``train.batch_size``.
-    """
+    """Gradient accumulation: the batch is processed in chunks, to save memory."""
 
     mode: Literal["none", "cached", "plain"] = "none"
+    """`cached`: GradCache, two passes over the chunks; loss, batch norms and gradient are those of the whole batch.
+    `plain`: the mean of the chunks' own losses, which has fewer negatives and is another objective; the published
+    option."""
     chunk_size: int | None = Field(default=None, ge=2)
+    """Samples of a chunk of the global batch, a divisor of `batch_size`."""
 
     @model_validator(mode="after")
     def _chunks_where_needed(self) -> Accumulation:
@@ -39,15 +36,27 @@ class Train(ConfigModel):
     """Duration, batch size, checkpoints and numerics of the training."""
 
     epochs: int = Field(default=100, ge=1)
+    """Passes over the training images."""
     batch_size: int = Field(default=32, ge=2)
+    """The global batch, over all workers."""
     accumulation: Accumulation = Accumulation()
+    """Large batches in less memory."""
     eval_every: int = Field(default=1, ge=1)
+    """Epochs between two validations; the last epoch always has one."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    """Checkpoints of the last so many epochs are kept, and the best one."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Also write a checkpoint every so many steps within an epoch."""
     precision: Precision = "float32"
+    """The dtype of weights and views, or autocast of the network; losses and plans stay float32 or better. `float64`
+    shows whether two results differ by more than rounding."""
     channels_last: Literal["auto", True, False] = "auto"
+    """Memory format of images and convolutions. `auto`: channels last for encoders with convolutions, on a CPU except
+    in float64, on a GPU in `bf16` and `fp16`."""
     compile: bool = False
+    """Use `torch.compile`; not with `cached` accumulation."""
     sync_batchnorm: bool = True
+    """Batch norm over the global batch, or over each worker's part; `cached` accumulation needs `true`."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,4 +91,6 @@ class Schedule(ConfigModel):
     """The learning-rate schedule over the epochs."""
 
     warmup_epochs: float = Field(default=10, ge=0)
+    """Linear warm-up from 0, then half a cosine to 0; both advance by step."""
     scale_lr: Literal["sqrt", "linear", "none"] = "sqrt"
+    """The rate is `lr` × √B (`sqrt`), `lr` × B / 256 (`linear`) or `lr` (`none`) with the global batch B."""

@@ -5,6 +5,8 @@ Letters: N images, C channels, H and W pixels.
 
 from __future__ import annotations
 
+import base64
+import io
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +25,8 @@ from mbcl.seeding import numpy_generator
 
 _TRANSFER_CHUNK = 4096
 """Images per host-to-device copy."""
+THUMBNAIL = 32
+"""Maximum side of a thumbnail in pixels."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class ImageSet(SampleSet):
         mean, std: one number per channel, for pixels in [0, 1].
         image_size: side of the views and of the encoder's input, in pixels.
         classes: class names, indexed by label; empty if the files do not name them.
+        labelled: whether the labels are classes; otherwise all are 0.
         files: file name of every image without its extension; empty if neither files nor the archive name the images.
         device: the device of what :meth:`pixels` returns; that of ``images`` if None.
         rows: (N,) int64 on the CPU, the row of each image in ``images``; the identity if None. This indirection lets
@@ -49,6 +54,7 @@ class ImageSet(SampleSet):
 
     noun: ClassVar[str] = "image"
     draws_when_measured: ClassVar[bool] = True
+    why_unlabelled: ClassVar[str] = "in no folders"
 
     images: Tensor
     labels: Tensor
@@ -59,6 +65,7 @@ class ImageSet(SampleSet):
     image_size: int
     classes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    labelled: bool = True
     device: torch.device | None = None
     rows: Tensor | None = None
     mapped: bool = False
@@ -176,9 +183,30 @@ class ImageSet(SampleSet):
             "note": "pixels in [0, 1], minus mean, divided by std; both per channel",
         }
 
+    def shown(self, positions: Tensor) -> list[dict[str, str]]:
+        """Return small pictures of the images under ``picture``, as PNG files in base64."""
+        return [{"picture": base64.b64encode(picture).decode()} for picture in self.thumbnails(positions)]
+
+    def thumbnails(self, positions: Tensor) -> list[bytes]:
+        """Return small pictures of the images at ``positions`` ((B,) int64) as PNG files, at most 32 pixels wide."""
+        return [_thumbnail(pixels_CHW) for pixels_CHW in self._gather(positions).cpu()]
+
     def _gather(self, positions: Tensor) -> Tensor:
         rows = positions if self.rows is None else self.rows[positions.to(self.rows.device)]
         return self.images[rows.to(self.images.device)]
+
+
+def _thumbnail(pixels_CHW: Tensor) -> bytes:
+    """Return an image as a small PNG file; of colours it keeps 64."""
+    from PIL import Image
+
+    channels = pixels_CHW[:3] if len(pixels_CHW) >= 3 else pixels_CHW[:1]
+    pixels = channels.permute(1, 2, 0).numpy()
+    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    stream = io.BytesIO()
+    (image.quantize(64) if image.mode == "RGB" else image).save(stream, format="PNG", optimize=True)
+    return stream.getvalue()
 
 
 def _free_memory(device: torch.device) -> int | None:

@@ -38,6 +38,7 @@ class PairSet(SampleSet):
             each pair is a group if None.
         dropout: rate, in [0, 1).
         labelled: whether the labels mean anything.
+        classes: names of the labels; empty if there are none.
         sources: see :class:`SampleSet`.
         device: the device of the views; that of ``x1`` if None.
         rows: (N,) int64 on the CPU, the row of each pair; the identity if None.
@@ -48,6 +49,7 @@ class PairSet(SampleSet):
 
     noun: ClassVar[str] = "pair"
     draws_when_measured: ClassVar[bool] = False
+    why_unlabelled: ClassVar[str] = "in files without labels"
 
     x1: Tensor
     x2: Tensor
@@ -56,6 +58,7 @@ class PairSet(SampleSet):
     groups: Tensor | None = None
     dropout: float = 0.0
     labelled: bool = True
+    classes: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
     device: torch.device | None = None
     rows: Tensor | None = None
@@ -131,7 +134,8 @@ class PairSet(SampleSet):
 
     def by_sample(self, outputs: Tensor) -> Tensor:
         """Return the outputs of side 1 and side 2 of a pair beside each other, (2B, F) to (B, 2F)."""
-        return torch.cat(outputs.chunk(2), dim=1)
+        num = len(outputs) // 2
+        return torch.cat([outputs[:num], outputs[num:]], dim=1)
 
     def split(self, fraction: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
         """Split off whole groups in random order, until the second part has its share; both parts get a group."""

@@ -38,7 +38,13 @@ class SampleSet(ABC):
     labels: Tensor
     """(N,) int64 on the CPU. Pretraining never reads them."""
     labelled: bool = True
-    """Whether the labels mean anything."""
+    """Whether the labels mean anything; otherwise all are 0."""
+    why_unlabelled: ClassVar[str]
+    """Why the labels of a set mean nothing, for messages: its samples are so."""
+    classes: tuple[str, ...] = ()
+    """Class names, indexed by label; empty if there are none."""
+    files: tuple[str, ...] = ()
+    """A name of each sample; empty if there are none."""
     sources: Mapping[str, str] = {}
     """What the samples were made from, with versions or digests, where other sources make other samples."""
 
@@ -112,6 +118,10 @@ class SampleSet(ABC):
     @abstractmethod
     def describe_input(self) -> dict[str, Any]:
         """Return what an exported model expects as its input."""
+
+    def shown(self, positions: Tensor) -> list[dict[str, str]]:
+        """Return what a person can see of the samples at some positions: ``picture`` or ``text``, or nothing."""
+        return [{} for _ in positions]
 
     def to_eval_draws(self, draws: int) -> int:
         """Return the draws over which a metric is a mean: one where all would be the same."""

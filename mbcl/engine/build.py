@@ -28,10 +28,13 @@ def load_parts(experiment: Experiment) -> tuple[SplitData, DataSizes, Contrastiv
     return data, sizes, check_model(experiment, data)
 
 
-def build_learner(experiment: Experiment, data: SplitData, model: ContrastiveModel, world: World) -> Learner:
+def build_learner(
+    experiment: Experiment, data: SplitData, model: ContrastiveModel, world: World, *, begins: bool = True
+) -> Learner:
     """Build the learner of this rank as it is before the first step.
 
-    ``model`` has its initial weights, the same on every rank, and is modified in place.
+    ``model`` has its initial weights, the same on every rank, and is modified in place. Unless the training ``begins``,
+    a checkpoint follows, whose statistics of batch norms need no pass over the images.
 
     Raises:
         ConfigError: if ``train.compile`` is set but torch.compile does not work on this machine.
@@ -39,7 +42,7 @@ def build_learner(experiment: Experiment, data: SplitData, model: ContrastiveMod
     train = experiment.train
     compute = Compute.of(train, world.device, model)
     images = data.train.to(world.device)
-    if experiment.embeddings.mode == "eval" and experiment.build_sampler().needs_embeddings:
+    if begins and experiment.embeddings.mode == "eval" and experiment.build_sampler().needs_embeddings:
         _set_statistics(experiment, model.to(world.device), images)
     if world.size > 1 and train.sync_batchnorm:
         model = convert_sync_batchnorm(model, world)

@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mbcl.data.samples import ONE_DRAW, SampleSet
+from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine.precision import Compute
-from mbcl.models import ContrastiveModel
+from mbcl.models import ContrastiveModel, Encoder
 from mbcl.plan import Embeddings
 from mbcl.planner import random_chunks
 from mbcl.seeding import derive
@@ -181,6 +183,27 @@ def embed_draws(
             indices = torch.cat([torch.arange(0), *local_chunks])
             embeddings += [Embeddings(z1, z2, indices) for z1, z2 in zip(z1_GND, z2_GND, strict=True)]
     return embeddings
+
+
+@torch.no_grad()
+def clean_features(
+    model: ContrastiveModel, samples: SampleSet, *, batch_size: int, world: World, compute: Compute
+) -> Tensor:
+    """Compute the features of all samples without augmentation, (N, F), in evaluation mode; a collective call.
+
+    The ranks share the passes, which are the same on any number of ranks, and every rank gets all features.
+    """
+    passes = torch.arange(len(samples)).tensor_split(-(-len(samples) // batch_size))[world.rank :: world.size]
+    dtype = next(model.parameters()).dtype
+    width = cast(Encoder, model.encoder).out_features
+    parts = [samples.by_sample(torch.zeros((0, width), device=world.device, dtype=dtype))]
+    with _normalisation(model, "eval"), compute.autocast():
+        for positions in passes:
+            inputs = samples.clean(positions).to(dtype)
+            parts.append(samples.by_sample(model.features(compute.layout(inputs))))
+    rows = collectives.all_gather_ragged(torch.cat(parts), world)
+    positions = collectives.all_gather_ragged(torch.cat([torch.arange(0), *passes]), world)
+    return rows[positions.argsort().to(rows.device)]
 
 
 @torch.no_grad()

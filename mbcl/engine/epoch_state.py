@@ -26,6 +26,11 @@ _STORED = ("epoch", "cursor", "round", "losses", "skipped", "visited", "embedded
 """The fields of :class:`EpochProgress` that checkpoints hold as they are."""
 
 
+def missing_keys(state: Mapping[str, Any]) -> list[str]:
+    """Return the keys that a :meth:`EpochProgress.state_dict` of an earlier version lacks; none if it is empty."""
+    return [key for key in (*_STORED, "total", "plan", "facts") if state and key not in state]
+
+
 @dataclass(frozen=True)
 class PlanMetrics:
     """Metrics of a plan that was computed from embeddings.
@@ -60,7 +65,7 @@ class EpochProgress:
         skipped: steps without a weight update, because fp16's gradients were not finite.
         visited: (N,) bool, the samples that this epoch trained on.
         embedded: images that were embedded for plans, counted once for every time.
-        validation: MRR and R@1 on the validation images by their last names; empty if they were not measured.
+        validation: metrics of the validation images, without ``val/``; empty if they were not measured.
         u_age: epochs since the objective's per-sample state was updated, where it has any.
         seconds: wall time by stage.
         total: wall seconds of earlier attempts at this epoch.
@@ -135,7 +140,7 @@ class EpochProgress:
         trained = self.step * batch_size
         row["work/images"] = (last.get("work/images") or 0) + trained
         row["work/passes"] = (last.get("work/passes") or 0) + TRAINED * trained + self.embedded
-        row |= {f"val/retrieval/{name}": value for name, value in self.validation.items()}
+        row |= {f"val/{name}": value for name, value in self.validation.items()}
         row["sogclr/u_age"] = self.u_age
         if self.plan_metrics:
             row["plan/seconds"] = sum(plan.seconds for plan in self.plan_metrics)

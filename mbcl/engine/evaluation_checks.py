@@ -19,9 +19,12 @@ def check_evaluation(settings: Evaluation, data: SplitData, *, name: str, verify
         ConfigError: naming the key, the value found and the values allowed.
         DataError: if files of a corrupted set are missing or damaged, or do not show these images.
     """
-    num_train, metrics, noun = len(data.train), settings.metrics, data.train.noun
-    if not data.train.labelled and (fitted := [metric for metric in metrics if metric in ("knn", "probe")]):
-        raise ConfigError(f"evaluation.metrics: {fitted[0]} needs labels, but {name} has none")
+    num_train, noun = len(data.train), data.train.noun
+    metrics = [*settings.metrics, *settings.validation_metrics]
+    for metric in ("knn", "probe"):
+        if metric in metrics and not data.train.labelled:
+            why = f"the {noun}s of {name} are {data.train.why_unlabelled}"
+            raise ConfigError(f"evaluation.metrics: {metric} needs labels, but {why}")
     if "knn" in metrics and settings.knn.k > num_train:
         training = pluralize(num_train, f"training {noun}")
         raise ConfigError(f"evaluation.knn.k: {settings.knn.k} is above the {training} of {name}")

@@ -8,9 +8,8 @@ import math
 from dataclasses import asdict
 from textwrap import wrap
 
-import yaml
-
 from mbcl.config.experiment import Experiment
+from mbcl.config.yaml_reader import dump_yaml
 from mbcl.engine.checkpoint import UNREADABLE
 from mbcl.engine.protocols import Row
 from mbcl.engine.setup import DataSizes
@@ -36,6 +35,8 @@ KEYS = (
     "plan/conflicts",
     "val/retrieval/mrr",
     "val/retrieval/top1",
+    "val/knn/top1",
+    "val/probe/top1",
     "sogclr/u_age",
     "work/images",
     "work/passes",
@@ -56,7 +57,7 @@ def write_config(store: Store, experiment: Experiment, sizes: DataSizes) -> None
     facts["sources"] = ", ".join(f"{name} {version}" for name, version in facts["sources"].items())
     lines = (line for key, value in facts.items() if value != "" for line in wrap(f"{key}: {value}", _WIDTH))
     sizes_text = "".join(f"#   {line}\n" for line in lines)
-    text = f"# The resolved experiment. From the data followed:\n{sizes_text}{yaml.safe_dump(content, sort_keys=False)}"
+    text = f"# The resolved experiment. From the data followed:\n{sizes_text}{dump_yaml(content)}"
     write_text(store, CONFIG_FILE, text)
 
 

@@ -6,7 +6,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mbcl.config.data import LOAD_KEYS, Data
 from mbcl.config.experiment import Experiment
-from mbcl.data import Splits, load
+from mbcl.data import ImageSet, Splits, load
 from mbcl.data.samples import Channels, SampleSet, validation_positions
 from mbcl.engine.precision import Compute
 from mbcl.errors import CheckpointError, ConfigError, SamplerWarning, pluralize
@@ -111,23 +111,31 @@ def load_data(data: Data, *, seed: int) -> SplitData:
 
 
 def load_splits(data: Data) -> Splits:
-    """Load the training and test parts of the data set.
+    """Load the training and test parts of the data set, with the configured augmentation.
 
     Raises:
         DataError: if files are missing or damaged.
     """
     try:
-        return load(data.name, **data.model_dump(include=set(LOAD_KEYS)))
+        splits = load(data.name, **data.model_dump(include=set(LOAD_KEYS)))
     except ConfigError as error:
         raise type(error)(f"data: {error}") from error
+    return Splits(*(_with_views(part, data) for part in (splits.train, splits.test)))
+
+
+def _with_views(part: SampleSet, data: Data) -> SampleSet:
+    return replace(part, recipe=data.views.of(part.recipe)) if isinstance(part, ImageSet) else part
 
 
 def _ids(key: str, value: str | None, samples: SampleSet) -> NDArray[Any] | None:
     """Return one id for each sample: its label, or from a file."""
-    if value == "labels" and not samples.labelled:
-        raise ConfigError(f"data.{key}: found labels, but {samples.name} has none")
-    if value is None or value == "labels":
-        return None if value is None else samples.labels.numpy()
+    if value is None:
+        return None
+    if value == "labels":
+        if not samples.labelled:
+            why = f"its {samples.noun}s are {samples.why_unlabelled}"
+            raise ConfigError(f"data.{key}: found labels, but {samples.name} has none: {why}")
+        return samples.labels.numpy()
     try:
         ids = read_array(value)
     except ConfigError as error:
@@ -147,20 +155,23 @@ def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
         ConfigError: as :func:`check_samples`.
     """
     samples = data.samples
-    check_samples(experiment, samples)
+    samplers = check_samples(experiment, samples)
     return DataSizes(
         num_train=samples.number,
         num_validation=len(data.validation),
         num_test=len(data.test),
         steps_per_epoch=samples.steps_per_epoch(experiment.train.batch_size),
-        plan_length=samples.bind(next(iter(experiment.samplers().values()))).plan_length(samples.number),
+        plan_length=next(iter(samplers.values())).plan_length(samples.number),
         channels=data.train.channels,
         sources=dict(data.train.sources),
     )
 
 
-def check_samples(experiment: Experiment, samples: Samples) -> None:
+def check_samples(experiment: Experiment, samples: Samples) -> dict[int, Sampler]:
     """Check that the experiment fits the training samples; warn of settings that it does not use.
+
+    Returns:
+        Its samplers with the ids of the samples, by the first epoch of each.
 
     Raises:
         ConfigError: if the batch size exceeds the data set or the sampler cannot plan that many samples.
@@ -181,6 +192,7 @@ def check_samples(experiment: Experiment, samples: Samples) -> None:
                 raise
             raise ConfigError(f"planner.schedule, from epoch {epoch} on: {error}") from error
         _check_shape(sampler, num_train, steps)
+    return samplers
 
 
 def _check_shape(sampler: Sampler, num_train: int, steps: int) -> None:
@@ -198,9 +210,13 @@ def _check_shape(sampler: Sampler, num_train: int, steps: int) -> None:
         )
 
 
-def model_of(experiment: Experiment, *, in_channels: Channels) -> ContrastiveModel:
-    """Build the experiment's model with its initial weights, drawn in float32 and cast to the experiment's dtype."""
-    model = build_model(experiment.encoder, experiment.projector, in_channels=in_channels, seed=experiment.seed)
+def model_of(experiment: Experiment, *, in_channels: Channels, pretrained: bool = True) -> ContrastiveModel:
+    """Build the experiment's model with its initial weights, drawn in float32 and cast to the experiment's dtype.
+
+    Without ``pretrained`` the file of ``encoder.weights`` is not read, because other weights follow.
+    """
+    encoder = {key: value for key, value in experiment.encoder.items() if pretrained or key != "weights"}
+    model = build_model(encoder, experiment.projector, in_channels=in_channels, seed=experiment.seed)
     return model.to(experiment.train.dtype)
 
 
@@ -244,7 +260,7 @@ def load_model(experiment: Experiment, weights: Mapping[str, Tensor], *, in_chan
         CheckpointError: if the weights do not belong to this model.
     """
     try:
-        model = model_of(experiment, in_channels=in_channels)
+        model = model_of(experiment, in_channels=in_channels, pretrained=False)
         state = OrderedDict(weights)
         # Module versions: safetensors cannot store them, and MNASNet's load hook requires them.
         state._metadata = getattr(weights, "_metadata", model.state_dict()._metadata)  # type: ignore[attr-defined]

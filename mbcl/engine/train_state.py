@@ -14,7 +14,7 @@ from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.checkpoint import Checkpoint
-from mbcl.engine.epoch_state import EpochProgress
+from mbcl.engine.epoch_state import EpochProgress, missing_keys
 from mbcl.engine.plan_source import PlanSource
 from mbcl.engine.setup import DataSizes
 from mbcl.engine.step import Learner
@@ -84,13 +84,18 @@ def _differences(stored: Any, current: Any, path: str = "") -> Iterator[str]:
 
 
 def _check_owner(store: Store, checkpoint: Checkpoint, experiment: Experiment, sizes: DataSizes) -> None:
-    """Raise if the checkpoint belongs to another experiment, or to data of another size."""
+    """Raise if the checkpoint belongs to another experiment, to data of another size, or has no whole progress."""
     current = experiment.model_dump(mode="json")
     stored = checkpoint.meta["experiment"]
     if stored != current:
         raise CheckpointError(
             f"{store.uri}: its checkpoint {checkpoint.name} belongs to another experiment: "
             f"{', '.join(_differences(stored, current))}; a training goes on with the configuration that it began with"
+        )
+    if missing := missing_keys(checkpoint.state["progress"]):
+        raise CheckpointError(
+            f"{store.uri}: its checkpoint {checkpoint.name} was made within an epoch by an earlier version of mbcl and "
+            f"lacks {', '.join(missing)}; without its folder the training goes on from the one before"
         )
     facts = json.loads(json.dumps(asdict(sizes)))
     if differing := differing_sources(checkpoint.meta["facts"].get("sources", {}), sizes.sources):

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from mbcl.engine.metrics_log import MetricsLog, write_config
 from mbcl.engine.plan_source import PlanSource
 from mbcl.engine.planning_costs import planning_cost
 from mbcl.engine.protocols import Observer, Row
+from mbcl.engine.shown_batches import BATCHES_FILE, shown_batches
 from mbcl.engine.tracking import build_trackers
 from mbcl.engine.validation import validate
 from mbcl.errors import DivergenceError, StorageError, TrainingError
@@ -83,7 +85,10 @@ class Trainer:
             collectives.run_while_ranks_wait, world, load_parts, world, experiment
         )
         self.validation = data.validation.to(world.device)
-        self.learner = collectives.run_and_sync_errors(build_learner, world, experiment, data, model, world)
+        self._checkpoint = train_state.newest(store, experiment, self.sizes, world)
+        self.learner = collectives.run_and_sync_errors(
+            partial(build_learner, begins=self._checkpoint is None), world, experiment, data, model, world
+        )
         self.plans = plans or LocalPlanService(num_samples=self.sizes.num_train, seed=experiment.seed, world=world)
         self.samples = data.samples
         self.source = PlanSource(experiment, self.learner, self.plans, self.samples)
@@ -191,10 +196,19 @@ class Trainer:
         progress.u_age = self._u_age()
         self.last_row = progress.row(lr=last_lr, last=self.last_row)
         self.metrics.add(self.last_row)
+        if last:
+            self._on_rank_0(lambda: self._show_batches(progress))
         self._save(self.last_row)
         self.last_row = {**self.last_row, "time/total": progress.elapsed()}  # includes the checkpoint's time
         self._on_rank_0(lambda: self.metrics.write(self.last_row))
         return self.last_row
+
+    def _show_batches(self, progress: EpochProgress) -> None:
+        """Write some batches of the last plan, before the checkpoint, which a resumed training does not repeat."""
+        assert progress.plan is not None
+        batches, losses = progress.plan.batches[: progress.cursor], progress.losses[-progress.cursor :]
+        content = shown_batches(batches, losses, self.learner.images, seed=self.experiment.seed)
+        self.store.write_bytes(BATCHES_FILE, content)
 
     def _validate(self) -> dict[str, float]:
         settings, seed = self.experiment.evaluation, self.experiment.seed
@@ -240,12 +254,8 @@ class Trainer:
         )
 
     def resume(self) -> None:
-        """Resume from the newest valid checkpoint, if there is one.
-
-        Raises:
-            CheckpointError: on every rank alike, if it belongs to another experiment.
-        """
-        checkpoint = train_state.newest(self.store, self.experiment, self.sizes, self.world)
+        """Resume from the checkpoint that was the newest valid one at the construction, if there was one."""
+        checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
             self._on_rank_0(lambda: self.metrics.go_on(0, {}))
             return

@@ -1,4 +1,4 @@
-"""Retrieval on the validation split, measured while a training runs."""
+"""Retrieval, and on request kNN and a linear probe, on the validation split, measured while a training runs."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ from dataclasses import replace
 from functools import partial
 from statistics import fmean
 
+import torch
+
 from mbcl.config.evaluation import Evaluation
+from mbcl.data.images import stratified_split
 from mbcl.data.samples import SampleSet
 from mbcl.distributed import collectives
-from mbcl.engine.embedding_pass import embed_draws, key_of_draws
+from mbcl.engine.embedding_pass import clean_features, embed_draws, key_of_draws
 from mbcl.engine.plan_source import require_finite
 from mbcl.engine.step import Learner
-from mbcl.metrics import both_directions, retrieval
+from mbcl.errors import DivergenceError
+from mbcl.metrics import both_directions, choose_probe, knn, retrieval
 
 
 def validate(learner: Learner, images: SampleSet, settings: Evaluation, *, seed: int, epoch: int) -> dict[str, float]:
-    """Return ``mrr`` and ``top1`` in [0, 1]: means over both directions and over ``validation_draws`` of the views.
+    """Return the metrics of the validation split by their contract names without ``val/``; a collective call.
 
-    A collective call. The network computes without autocast.
+    ``retrieval/mrr`` and ``retrieval/top1`` are means over both directions and over ``validation_draws`` of the views.
+    ``validation_metrics`` adds ``knn/top1`` and ``probe/top1``, fitted on the training images. The network computes
+    without autocast.
 
     Args:
         learner: the model.
@@ -47,4 +53,26 @@ def validate(learner: Learner, images: SampleSet, settings: Evaluation, *, seed:
     for shard in collectives.run_and_sync_errors(require_finite, world, embed, epoch):
         u, v = collectives.all_gather_ragged(shard.z1, world), collectives.all_gather_ragged(shard.z2, world)
         found.append(both_directions(retrieval(u, v, ks=(1,), similarity=settings.similarity)))
-    return {key: fmean(each[key] for each in found) for key in found[0]}
+    measured = {f"retrieval/{key}": fmean(each[key] for each in found) for key in found[0]}
+    return measured | (_classify(learner, images, settings, seed) if settings.validation_metrics else {})
+
+
+def _classify(learner: Learner, images: SampleSet, settings: Evaluation, seed: int) -> dict[str, float]:
+    """Return the accuracies of the classifiers, as the evaluation after training measures them on another split."""
+    world, compute = learner.world, replace(learner.compute, precision="float32")
+    bank, queries = (
+        clean_features(learner.model, each, batch_size=settings.batch_size, world=world, compute=compute)
+        for each in (learner.images, images)
+    )
+    if not bool(torch.isfinite(bank).all() and torch.isfinite(queries).all()):
+        raise DivergenceError("the features are not finite in a validation")
+    labels = learner.images.labels
+    measured: dict[str, float] = {}
+    if "knn" in settings.validation_metrics:
+        predicted = knn(bank, labels, queries, **settings.knn.model_dump())
+        measured["knn/top1"] = float((predicted == images.labels).double().mean())
+    if "probe" in settings.validation_metrics:
+        _, held_out = stratified_split(labels, settings.probe.held_out, seed, "probe")
+        probe = choose_probe(bank, labels, held_out, penalties=settings.probe.penalties)
+        measured["probe/top1"] = probe.accuracy(queries, images.labels)
+    return measured

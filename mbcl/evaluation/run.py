@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import mbcl
+from mbcl.config.base import validate
 from mbcl.config.data import Data
 from mbcl.config.evaluation import Baseline, Evaluation
 from mbcl.data.samples import differing_sources
@@ -62,6 +63,7 @@ def evaluate(
     earlier: Store | None = None,
     baselines: Store | None = None,
     force: bool = False,
+    keep: bool = False,
     load: Callable[..., SplitData] = load_data,
     log: Callable[[str], object] | None = None,
     before: Callable[[Store, Mapping[str, Any], Mapping[str, Any]], object] | None = None,
@@ -82,6 +84,7 @@ def evaluate(
         earlier: the folder whose ``evaluation.json`` may contain reusable results; ``out`` by default.
         baselines: the cache for metrics of baselines, which evaluations may share; a folder in ``out`` by default.
         force: measure everything again, baselines too.
+        keep: also take the metrics and baselines of an existing file for the same weights, data and other settings.
         load: loads data sets, with the arguments of :func:`mbcl.engine.setup.load_data`.
         log: receives one line for each measured piece.
         before: called before anything is measured, with the store of the new ``evaluation.json``, the request of the
@@ -110,6 +113,9 @@ def evaluate(
     out = out or store
     source = earlier or out
     existing = _read(source, EVALUATION_FILE)
+    if keep and _same_but_settings(existing, request):
+        settings = _merged(settings, existing["asked"]["settings"])
+        request["settings"] = settings.model_dump(mode="json")
     previous = {} if force else existing
     if previous.get("asked") == request and source is out:
         return dict(previous["metrics"])
@@ -243,6 +249,15 @@ class _Evaluator:
         if self.weights.name == INITIAL:
             return untrained(experiment, train=train, device=self.device)
         return Compute.of(experiment.train, self.device, model).place(model)
+
+
+def _merged(settings: Evaluation, earlier: Mapping[str, Any]) -> Evaluation:
+    """Return settings with the metrics and baselines of an earlier evaluation, if they differ in nothing else."""
+    content = settings.model_dump(mode="json")
+    merged = {key: [*dict.fromkeys([*earlier[key], *content[key]])] for key in ("metrics", "baselines")}
+    if content | merged != {**earlier, **merged}:
+        return settings
+    return validate(Evaluation, content | merged, "evaluation")
 
 
 def _key(request: Mapping[str, Any]) -> str:

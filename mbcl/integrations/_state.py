@@ -48,6 +48,12 @@ def load(batches: PlannedBatchSampler, state: Mapping[str, Any], *, skipped: boo
         batches.load_state_dict(state["batches"])
 
 
+def end(batches: PlannedBatchSampler) -> None:
+    """End the background process of a replanner when a training ends: Python would wait for its plan at the exit."""
+    if isinstance(batches.source, Replanner):
+        batches.source.close()
+
+
 def check_ranks(batches: PlannedBatchSampler, rank: int, world_size: int) -> None:
     """Check that a batch sampler is that of the framework's rank.
 

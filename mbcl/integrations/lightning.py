@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mbcl.errors import ConfigError
-from mbcl.integrations._state import check_ranks, check_samples, load, save
+from mbcl.integrations._state import check_ranks, check_samples, end, load, save
 from mbcl.torch import PlannedBatchSampler
 
 STATE_KEY = "planned_batches"
@@ -54,6 +54,11 @@ class PlannedBatches(Callback):
             raise ConfigError("the training's DataLoader has another batch sampler than the callback")
         check_samples(self.batches, loader.dataset)
         check_ranks(self.batches, trainer.global_rank, trainer.world_size)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """End the background process of a :class:`~mbcl.torch.Replanner`, and the plan that it may be making."""
+        if stage == "fit":
+            end(self.batches)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the state of the plans, after as many batches as Lightning counts."""

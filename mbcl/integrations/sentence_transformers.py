@@ -59,11 +59,17 @@ class PlannedBatches(PlannedCallback):
         """Check the arguments, and restore the plans of the checkpoint that the training resumes from."""
         if self._trains:
             raise ConfigError("a training on these planned batches was broken off: make them and the trainer anew")
+        if args.world_size > 1 and not self.batches.drop_last and args.accelerator_config.even_batches:
+            raise ConfigError(
+                "accelerator_config: even_batches would fill the last, short batch with samples of the first; with "
+                "drop_last=False it must be false on several ranks"
+            )
         super().on_train_begin(args, state, control, **rest)
         self._has_trainer = self._trains = True
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
         """Note that what is evaluated later is no part of a training."""
+        super().on_train_end(args, state, control, **rest)
         self._trains = False
 
     def check_trainer(self) -> None:

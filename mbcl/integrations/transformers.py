@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mbcl.errors import CheckpointError, ConfigError
-from mbcl.integrations._state import check_ranks, check_samples, load, save
+from mbcl.integrations._state import check_ranks, check_samples, end, load, save
 from mbcl.torch import PlannedBatchSampler
 
 STATE_FILE = "planned_batches.pt"
@@ -143,6 +143,10 @@ class PlannedCallback(TrainerCallback):
         content = save(self.batches, step)
         if args.should_save:
             torch.save(content, Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
+        """End the background process of a :class:`~mbcl.torch.Replanner`, and the plan that it may be making."""
+        end(self.batches)
 
     def _updates(self, args: TrainingArguments) -> int:
         """The optimizer's steps of an epoch, as the ``Trainer`` counts them."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from mbcl.errors import ConfigError
 from mbcl.io.files import atomic_write, fsync, is_temporary, temporary_name
-from mbcl.io.uris import check_uri
+from mbcl.io.uris import check_no_uri, check_uri
 
 PIECE_BYTES = 8 * 2**20
 """Chunk size for reading large files."""
@@ -265,8 +265,9 @@ def local_path(text: str) -> Path:
     """Return a local path, with a leading ``~`` or ``~user`` expanded to the home folder.
 
     Raises:
-        ConfigError: if the user has no home folder.
+        ConfigError: if the user has no home folder, or a URI is meant.
     """
+    check_no_uri(text)
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -278,7 +279,8 @@ def open_store(location: str | Path) -> Store:
 
     Raises:
         ConfigError: if no filesystem opens the URI or it has no bucket; if the path is empty, begins with the home of
-            an unknown user or is invalid for the operating system; if the path or one of its parents is a file.
+            an unknown user, is meant as a URI or is invalid for the operating system; if the path or one of its parents
+            is a file.
     """
     text = str(location)
     if is_uri(text):

@@ -57,6 +57,7 @@ def check_uri(uri: str) -> None:
     port = r"(?!\d+/)" if scheme == "hdfs" else ""
     if re.match(rf"[^/@]*(?::|%3A){port}[^@]*@", uri[scheme_match.end() :], re.IGNORECASE):
         raise _refusal(f"{scheme_match[0]}…")
+    _check_characters(uri, scheme_match.end())
     folder, _, query = uri.partition("?")
     allowed = OPTIONS.get(_ALIASES.get(scheme, scheme), ())
     for option in query.split("&"):
@@ -64,7 +65,42 @@ def check_uri(uri: str) -> None:
         if option and not (name in allowed and _SAFE_VALUE.fullmatch(value)):
             # An option name that is not a plain word may itself be a secret, so it is not shown.
             shown = f"{name}=…" if mark and _OPTION_NAME.fullmatch(name) else "…"
-            raise _refusal(f"{folder}?{shown}", f"; options that hold none: {', '.join(allowed) or 'none is known'}")
+            known = ", ".join(allowed) or "none is known"
+            raise _refusal(f"{folder}?{shown}", f"; options that hold none: {known}; a ? of a name is written %3F")
+
+
+_SCHEMES = (*OPTIONS, *_ALIASES)
+_MEANT_AS_URI = re.compile(rf"({'|'.join(_SCHEMES)}):/?(?!/)|[a-z][a-z0-9+.-]+:/(?!/)", re.IGNORECASE)
+
+
+def check_no_uri(path: str) -> None:
+    """Refuse a local path that is meant as a URI, such as ``s3:/bucket``.
+
+    Raises:
+        ConfigError: with the URI that may be meant.
+    """
+    if match := _MEANT_AS_URI.match(path):
+        scheme, rest = match[0].rstrip("/").lower(), path[match.end() :]
+        meant = f"{scheme}//{'/' * (scheme == 'file:')}{rest}"
+        raise ConfigError(f"found {path!r}, a local path; the URI is {meant!r}, and a folder of that name ./{path}")
+
+
+def _check_characters(uri: str, start: int) -> None:
+    """Refuse characters that end a URI or its path, or that no URI has; ``start`` is the end of the scheme.
+
+    Raises:
+        ConfigError: with their spelling in a URI.
+    """
+    folder, _, query = uri.partition("?")
+    if "#" in folder:
+        shown = folder.partition("#")[0]
+        raise ConfigError(f"found # in a URI after {shown}, where it would be cut off; a # of a name is written %23")
+    if "#" in query:
+        raise _refusal(f"{folder}?…#…")
+    if re.search(r"%(?![0-9a-fA-F]{2})", folder[start:]):
+        raise ConfigError(f"found % in the URI {folder} without two digits after it; a % of a name is written %25")
+    if match := re.search(r"""[\x00-\x20<>"\\^`{|}]""", folder[start:]):
+        raise ConfigError(f"found {match[0]!r} in the URI {folder}; a URI has %{ord(match[0]):02X} for it")
 
 
 def _refusal(shown: str, options: str = "") -> ConfigError:

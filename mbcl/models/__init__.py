@@ -2,6 +2,7 @@
 
 from mbcl.models.contrastive import ContrastiveModel, ProjectorShape, build
 from mbcl.models.pair_mlp import PairMLP
+from mbcl.models.pretrained import pretrained
 from mbcl.models.projector import ProjectionHead
 from mbcl.models.registry import ENCODERS, Encoder, EncoderFactory
 from mbcl.models.resnet_small import ResNetSmall
@@ -20,5 +21,6 @@ __all__ = [
     "Segmented",
     "VisionEncoder",
     "build",
+    "pretrained",
     "segments_of",
 ]

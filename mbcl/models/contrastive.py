@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mbcl.errors import ConfigError
 from mbcl.functional import raise_half
 from mbcl.models.activation import Activation
+from mbcl.models.pretrained import load_pretrained
 from mbcl.models.projector import ProjectionHead
 from mbcl.models.registry import ENCODERS, Encoder, EncoderFactory
 from mbcl.seeding import derive
@@ -62,7 +63,8 @@ def build(
 
     Args:
         encoder: ``name`` (registered in ``ENCODERS`` or a torchvision architecture) and the encoder's settings, for
-            example ``{"name": "resnet_small", "blocks": 2}``.
+            example ``{"name": "resnet_small", "blocks": 2}``; ``weights`` is a file, see
+            :func:`~mbcl.models.pretrained.pretrained`.
         projector: shape of the projection head; the published shape if omitted.
         in_channels: channels of the images, or the widths of both sides of pairs.
         seed: the experiment's seed. No other random generator is read or advanced.
@@ -70,7 +72,7 @@ def build(
     Raises:
         ConfigError: if a name or a value is not allowed, or the encoder is for the other kind of data.
     """
-    settings = {key: value for key, value in encoder.items() if key != "name"}
+    settings = {key: value for key, value in encoder.items() if key not in ("name", "weights")}
     factory = ENCODERS[encoder["name"]]
     provided = _input_of(encoder["name"], factory, in_channels)
     head = {} if projector is None else {key: getattr(projector, key) for key in ("layers", "hidden", "dim")}
@@ -78,6 +80,8 @@ def build(
         # Seed the CPU generator only: torch.manual_seed also reseeds the GPUs, which fork_rng does not restore here.
         torch.default_generator.manual_seed(derive(seed, "weights"))
         network = factory(**provided, **settings)
+        if encoder.get("weights"):
+            load_pretrained(network, encoder["weights"])
         width, encoder_activation = cast(Encoder, network).out_features, cast(Encoder, network).nonlinearity
         activation = projector.activation if projector is not None and projector.activation else encoder_activation
         return ContrastiveModel(network, ProjectionHead(in_features=width, activation=activation, **head))

@@ -21,6 +21,17 @@ def architectures() -> tuple[str, ...]:
     return tuple(torchvision.models.list_models(module=torchvision.models))
 
 
+_FACTORY_DOC = """\
+The architecture {architecture} of torchvision without classifier, dropout and stochastic depth.
+
+Args:
+    in_channels: channels of the images; other than 3 gives the first convolution new weights of that shape.
+    stem: imagenet as published; small for images of about 32 pixels: a 3 x 3 convolution of stride 1 and no pooling
+        first. Only ResNets and DenseNets have one.
+    zero_init: start the last batch norm of each residual block at zero, if the architecture has that option.
+"""
+
+
 @cache
 def vision_factory(architecture: str) -> Callable[..., nn.Module]:
     """Return a factory of the encoder ``architecture`` with the settings of :class:`VisionEncoder`."""
@@ -31,6 +42,7 @@ def vision_factory(architecture: str) -> Callable[..., nn.Module]:
         return VisionEncoder(architecture=architecture, in_channels=in_channels, stem=stem, zero_init=zero_init)
 
     build.__name__ = build.__qualname__ = architecture
+    build.__doc__ = _FACTORY_DOC.format(architecture=architecture)
     return build
 
 

@@ -31,7 +31,15 @@ def lars(
     weight_decay: float = 1e-6,
     trust_coefficient: float = 0.001,
 ) -> Optimizer:
-    """:class:`~mbcl.optim.LARS` with the published settings."""
+    """:class:`~mbcl.optim.LARS` with the published settings.
+
+    Args:
+        params: the tensors, or groups of them.
+        lr: learning rate before the schedule's scaling.
+        momentum: share of the last update that the next one keeps.
+        weight_decay: factor of the weights that is added to their gradient.
+        trust_coefficient: length of a step at learning rate 1, as a share of the tensor's norm.
+    """
     return LARS(params, lr, momentum, weight_decay, trust_coefficient)
 
 
@@ -39,7 +47,15 @@ def lars(
 def sgd(
     params: Params, *, lr: float = 0.075, momentum: float = 0.9, weight_decay: float = 1e-6, nesterov: bool = False
 ) -> Optimizer:
-    """:class:`torch.optim.SGD`; weight decay applies to every tensor."""
+    """:class:`torch.optim.SGD`; weight decay applies to every tensor.
+
+    Args:
+        params: the tensors, or groups of them.
+        lr: learning rate before the schedule's scaling.
+        momentum: share of the last update that the next one keeps.
+        weight_decay: factor of the weights that is added to their gradient.
+        nesterov: take the gradient after the step of the momentum.
+    """
     check_number("lr", lr, least=0.0)
     check_number("momentum", momentum, least=0.0, most=1.0)
     check_number("weight_decay", weight_decay, least=0.0)
@@ -57,7 +73,15 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 1e-2,
 ) -> Optimizer:
-    """:class:`torch.optim.AdamW` with torch's defaults; weight decay applies to every tensor."""
+    """:class:`torch.optim.AdamW` with torch's defaults; weight decay applies to every tensor.
+
+    Args:
+        params: the tensors, or groups of them.
+        lr: learning rate before the schedule's scaling.
+        betas: decay rates of the means of the gradient and of its square.
+        eps: added to the root of the mean square.
+        weight_decay: share of the weights, times the learning rate, that a step subtracts.
+    """
     check_number("lr", lr, least=0.0)
     check_number("eps", eps, least=0.0)
     check_number("weight_decay", weight_decay, least=0.0)

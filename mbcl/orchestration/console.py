@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from mbcl.console.study_table import PLAIN_WIDTH, below_table, ending_of, study_table
 from mbcl.engine.metrics_log import METRICS_FILE, row_of
 from mbcl.engine.protocols import Row
 from mbcl.errors import pluralize
@@ -27,13 +27,7 @@ from mbcl.orchestration.search_space.describe import counts, domain_lines, plan_
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.schema import Space
 from mbcl.orchestration.trial.preflight import PreflightReport
-from mbcl.study.nuisance import describe_choices
-from mbcl.study.statistics import Estimate, primary_metrics, summarise
-
-TABLE_METRICS = ("retrieval/top1", "knn/top1", "probe/top1", "plan/lift", "synthetic/excess")
-"""Further columns of the table if measured, after the metric of the search and the first primary metric."""
-PLAIN_WIDTH = 160
-"""Width of output that is not a terminal, where a table need not fit a screen."""
+from mbcl.study.statistics import summarise
 
 
 class _PipeSafeConsole(RichConsole):
@@ -147,7 +141,7 @@ class Console:
         record = self._study.trials[trial_id]
         label = self._label(trial_id)
         if record.status == "failed":
-            self.log(f"FAILED    {label}  {record.error}")
+            self.log(f"{ending_of(self._study, record)}  {label}  {record.error}")
         elif record.stopped:
             self.log(f"stopped   {label}  {record.stopped.describe()}")
         else:
@@ -178,22 +172,9 @@ class Console:
 
     def print_table(self) -> None:
         """Print the final table: a row per setting, with means over its finished seeds, and the failed trials."""
-        settings = [setting for setting in summarise(self._study) if setting.stage != "tuning"]
-        measured = {metric for setting in settings for metric in setting.metrics}
-        further = (name for name in TABLE_METRICS if name in measured)
-        metrics = list(dict.fromkeys([self._study.metric, *primary_metrics(self._study)[:1], *further]))
-        table = Table("setting", "seeds", *metrics, title=f"{self._study.name}: mean [95 % interval]")
-        for setting in settings:
-            cells = [_interval(setting.metrics.get(metric)) for metric in metrics]
-            stopped = " stopped" if setting.statuses.get("stopped") else ""
-            seeds = f"{setting.n}/{sum(setting.statuses.values())}{stopped}"
-            table.add_row(escape(setting.label), seeds, *map(escape, cells))
-        self._screen.print(table)
-        for sentence in describe_choices(self._study):
-            self.print_summary(sentence)
-        for trial_id, record in self._study.trials.items():
-            if record.status == "failed":
-                self.print_summary(f"FAILED    {trial_id}  {record.error}")
+        self._screen.print(study_table(self._study))
+        for line in below_table(self._study):
+            self.print_summary(line)
 
 
 def dry_run(
@@ -279,14 +260,3 @@ def _number(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if abs(value) >= 0.001 or not value else f"{value:.2e}"
-
-
-def _interval(estimate: Estimate | None) -> str:
-    """Format a mean with its 95 % interval as ``0.5984 [0.506, 0.691]``; one seed has no interval."""
-    if estimate is None:
-        return "-"
-    if estimate.ci_low is None:
-        return _number(estimate.mean)
-    if abs(estimate.mean) < 0.001:
-        return f"{estimate.mean:.2e} [{estimate.ci_low:.1e}, {estimate.ci_high:.1e}]"
-    return f"{estimate.mean:.4f} [{estimate.ci_low:.3f}, {estimate.ci_high:.3f}]"

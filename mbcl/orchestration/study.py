@@ -34,6 +34,7 @@ from mbcl.orchestration.study_options import StudyOptions
 from mbcl.orchestration.trial.preflight import PreflightReport, distinct_experiments
 from mbcl.orchestration.trial.trial_runners import allocate, runner_of
 from mbcl.orchestration.tune.study_run import StudyRun
+from mbcl.study.nuisance import choices
 from mbcl.study.record import StudyRecord
 
 __all__ = ["EXIT_INTERRUPTED", "StudyOptions", "run"]
@@ -210,4 +211,5 @@ def _exit_code(study_run: StudyRun, failures: dict[str, str], *, interrupted: bo
         consoles.error(f"{len(failures)} of {evaluations} failed; the study keeps its earlier one")
     if interrupted:
         return EXIT_INTERRUPTED
-    return EXIT_FAILED if failures or num_missing else EXIT_FINISHED
+    unchosen = any(choice.chosen is None for choice in choices(study.record))
+    return EXIT_FAILED if failures or num_missing or unchosen else EXIT_FINISHED

@@ -6,6 +6,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from mbcl.study.record import SPACE_FILE, STUDY_FILE
+
 
 @dataclass(frozen=True)
 class StudyOptions:
@@ -26,7 +28,11 @@ class StudyOptions:
     @property
     def folder(self) -> str:
         """Name of the results folder."""
-        return self.space.stem if self.name is None else self.name
+        if self.name is not None:
+            return self.name
+        if self.space.name == SPACE_FILE and self.space.with_name(STUDY_FILE).exists():  # to reproduce that study
+            return f"{self.space.resolve().parent.name}-again"
+        return self.space.stem
 
     def resume_command(self) -> str:
         """Return the command that continues this run."""

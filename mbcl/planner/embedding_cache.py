@@ -46,9 +46,9 @@ class EmbeddingCache:
         return sum(len(positions) for positions, _, _ in self._rows)
 
     @property
-    def width(self) -> int | None:
-        """D; None before the first record."""
-        return self._rows[0][1].shape[1] if self._rows else None
+    def widths(self) -> tuple[int, int] | None:
+        """D of both views; None before the first record."""
+        return (self._rows[0][1].shape[1], self._rows[0][2].shape[1]) if self._rows else None
 
     def count(self) -> int:
         """Return how many samples were recorded on any rank. A collective call."""

@@ -20,7 +20,7 @@ from mbcl.errors import MbclError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planner.background import BackgroundProcess
 from mbcl.planner.plans import PLAN_TENSORS, PlanKey, PlannedBatches, planned_of, planned_state
-from mbcl.samplers import Grouped, PoolMap, PoolSampler, Sampler, check_plan, quality, serial
+from mbcl.samplers import Grouped, PoolMap, PoolSampler, Sampler, check_plan, check_widths, quality, serial
 from mbcl.seeding import torch_generator
 
 logger = logging.getLogger(__name__)
@@ -38,17 +38,20 @@ def make_plan(
     ``map_pools`` maps the sampler's function over its pools, serially or in parallel.
 
     Raises:
+        ConfigError: if the sampler needs sides of one width.
         PlanError: if the embeddings or the plan are invalid.
     """
     start = time.perf_counter()
     embeddings = embeddings.ordered(num_samples)
     plan = plan_rounds(sampler, embeddings, key, num_samples=num_samples, seed=seed, map_pools=map_pools)
-    temperature = getattr(sampler, "temperature", DEFAULT_TEMPERATURE)
-    scores = quality(plan, embeddings, temperature=temperature, seed=seed)
-    if not math.isfinite(scores["loss"]):
-        raise PlanError(f"{sampler.name}: the loss of the plan is {scores['loss']}")
-    seconds = time.perf_counter() - start
-    return PlannedBatches(plan, seconds, scores["loss"], scores["lift"])
+    loss = lift = math.nan
+    if len(set(embeddings.widths)) == 1:
+        temperature = getattr(sampler, "temperature", DEFAULT_TEMPERATURE)
+        scores = quality(plan, embeddings, temperature=temperature, seed=seed)
+        loss, lift = scores["loss"], scores["lift"]
+        if not math.isfinite(loss):
+            raise PlanError(f"{sampler.name}: the loss of the plan is {loss}")
+    return PlannedBatches(plan, time.perf_counter() - start, loss, lift)
 
 
 def plan_rounds(
@@ -67,6 +70,8 @@ def plan_rounds(
     Raises:
         PlanError: if the embeddings or the plan are invalid.
     """
+    if embeddings is not None:
+        check_widths(sampler, embeddings.widths)
     rounds = range(key.round, key.round + key.rounds)
     arguments: dict[str, Any] = {"seed": seed, "epoch": key.epoch, "map_pools": map_pools}
     if isinstance(sampler, PoolSampler | Grouped):
@@ -148,8 +153,12 @@ class LocalPlanService:
 
     def _submit(self, attempt: Attempt, gathered: Embeddings, epoch: int) -> Callable[[], PlannedBatches | MbclError]:
         """Start planning in the background process; the returned function waits for the result."""
-        arrays = [tensor.detach().cpu().numpy() for tensor in (gathered.z1, gathered.z2, gathered.indices)]
-        future = self._background.submit(_plan_in_background, attempt, arrays)
+        try:
+            arrays = [tensor.detach().cpu().numpy() for tensor in (gathered.z1, gathered.z2, gathered.indices)]
+            future = self._background.submit(_plan_in_background, attempt, arrays)
+        except Exception as error:  # as in a daemon, which may have no children: the other ranks wait for the plan
+            failed = failure(error)
+            return lambda: failed
 
         def wait() -> PlannedBatches | MbclError:
             try:

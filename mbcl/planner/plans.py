@@ -43,8 +43,8 @@ class PlannedBatches:
         plan: the batches.
         seconds: wall time from the embeddings to the scored plan, wherever it is computed; includes handing pools to
             tasks, excludes the transfer to the ranks.
-        loss: mean NT-Xent of the batches under the planner's embeddings.
-        lift: ``loss`` over the mean of random batches on the same embeddings; NaN where that is 0.
+        loss: mean NT-Xent of the batches under the planner's embeddings; NaN where their sides have two widths.
+        lift: ``loss`` over the mean of random batches on the same embeddings; NaN where that is 0 or NaN.
     """
 
     plan: BatchPlan

@@ -23,6 +23,8 @@ def _lines(metrics: Facts) -> Iterator[tuple[str, str]]:
         f"{metrics['batches']} of {metrics['batch_size']}, {metrics['coverage']:.4%} of {metrics['samples']} samples",
     )
     yield "seconds", f"{metrics['seconds']:.3g} of planning"
+    if "widths" in metrics:
+        yield "loss", f"none, since the sides have {metrics['widths']} dimensions and cannot be compared"
     if "loss" in metrics:
         yield "loss", f"{metrics['loss']:.4g} (NT-Xent at temperature {metrics['temperature']:g})"
         yield "lift", f"{metrics['lift']:.4g} times random batches"
@@ -47,7 +49,7 @@ def _lines(metrics: Facts) -> Iterator[tuple[str, str]]:
 def _conflicts(metrics: Facts) -> str:
     batches, batch_size, conflicts = (int(metrics[key] or 0) for key in ("batches", "batch_size", "conflicts"))
     pairs = batches * batch_size * (batch_size - 1)
-    share = f", {conflicts / pairs:.3g} of all pairs that share a batch" if pairs else ""
+    share = f", {100 * conflicts / pairs:.3g}% of the {pairs} pairs that share a batch" if pairs else ""
     return (
         f"{pluralize(conflicts, 'pair')} of a sample and one that is no negative of it could not be kept apart{share}"
     )

@@ -1,4 +1,4 @@
-"""Reader of embeddings files: ``.npz`` and Parquet with a column for each array, or two ``.npy`` files.
+"""Reader of embeddings files: ``.npz``, Parquet and folders of ``datasets`` with a column for each array, or two files.
 
 Letters: N samples, D dimensions.
 """
@@ -16,15 +16,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mbcl.errors import ConfigError, PlanError
-from mbcl.io.npz import read_array, read_arrays
-from mbcl.io.parquet import read_columns
+from mbcl.io.columns import Columns, is_table, read_column, read_columns, split_source
+from mbcl.io.npz import read_arrays
 from mbcl.plan import Embeddings
 
 FLOATS = ("float16", "float32", "float64")
 ROW_COLUMNS = ("labels", "apart", "together")
 """Columns with a value for each row of the embeddings, in their order."""
+NAMES = "files"
+"""Column with a name for each row, for the reader of the file; a plan does not need it."""
 
-Columns = dict[str, NDArray[Any]]
+_SAVE = "np.savez('embeddings.npz', z1=content['z1'].numpy(), z2=content['z2'].numpy())"
+OTHERS = {
+    **dict.fromkeys((".pt", ".pth", ".bin"), ("torch", f"content = torch.load(FILE, weights_only=True); {_SAVE}")),
+    ".safetensors": ("safetensors", f"content = safetensors.torch.load_file(FILE); {_SAVE}"),
+}
+"""Other formats of embeddings by suffix: their library, and the lines that convert a file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +62,9 @@ def read_table(paths: Sequence[Path | str]) -> Table:
     Args:
         paths: one ``.npz`` or Parquet file with ``z1`` and ``z2``, (N, D) float16, float32 or float64; ``indices``,
             (N,) integers, the data-set position of each row, ``arange(N)`` if omitted; ``labels``, (N,) of any sortable
-            type; ``apart`` and ``together``, (N,) whole numbers or strings. Or two ``.npy`` files, of z1 and of z2.
+            type; ``apart`` and ``together``, (N,) whole numbers or strings. A folder that ``datasets`` saved, with
+            these columns; others are not read. Or two sources, of z1 and of z2: ``.npy`` files, or columns of a
+            Parquet file or folder, PATH:COLUMN. The widths of z1 and z2 may differ.
 
     Raises:
         ConfigError: if a file does not match or holds arrays with other names; the message has the file, the found
@@ -76,6 +85,7 @@ def read_table(paths: Sequence[Path | str]) -> Table:
     for name, column in columns.items():
         if column.shape != (num_rows,):
             raise ConfigError(f"{path}: {name} are {column.shape}, expected one for each of {num_rows} rows")
+    columns.pop(NAMES, None)
     positions = np.arange(num_rows) if indices is None else indices.astype(np.int64)
     try:
         embeddings = Embeddings(torch.from_numpy(z1), torch.from_numpy(z2), torch.from_numpy(positions))
@@ -100,12 +110,21 @@ def _classes(path: Path | str, labels: NDArray[Any]) -> NDArray[np.int64]:
 
 def _read_columns(paths: Sequence[Path | str]) -> Columns:
     """Read the arrays of the files by name."""
-    suffixes = [Path(path).suffix for path in paths]
-    if suffixes == [".npy", ".npy"]:
-        return {name: read_array(path) for name, path in zip(("z1", "z2"), paths, strict=True)}
-    if len(paths) > 1 or suffixes == [".npy"]:
+    sources = [split_source(path) for path in paths]
+    are_columns = [column is not None or path.suffix == ".npy" for path, column in sources]
+    if are_columns == [True, True]:
+        return {name: read_column(path) for name, path in zip(("z1", "z2"), paths, strict=True)}
+    if are_columns != [False]:
         given = " ".join(map(str, paths))
-        raise ConfigError(f"--embeddings: expected one .npz or .parquet file, or two .npy files, found {given}")
-    if suffixes == [".parquet"]:
-        return read_columns(paths[0], ("z1", "z2"), ("indices", *ROW_COLUMNS))
-    return read_arrays(paths[0], ("z1", "z2"), ("indices", *ROW_COLUMNS), others=False)
+        raise ConfigError(
+            "--embeddings: expected one .npz or .parquet file or a folder of datasets, or two of .npy files and "
+            f"PATH:COLUMN, found {given}"
+        )
+    path = sources[0][0]
+    if path.suffix in OTHERS:
+        library, lines = OTHERS[path.suffix]
+        raise ConfigError(f"{path}: a file of {library}, which is not read; write it as .npz first: {lines}")
+    optional = ("indices", *ROW_COLUMNS, NAMES)
+    if is_table(path):
+        return read_columns(path, ("z1", "z2"), optional, others=path.suffix != ".parquet")
+    return read_arrays(path, ("z1", "z2"), optional, others=False)

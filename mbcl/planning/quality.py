@@ -25,9 +25,9 @@ def measure(
 ) -> Facts:
     """Compute the metrics that ``mbcl plan`` prints, by name, of a plan of N samples.
 
-    Without ``embeddings`` of all samples, the losses are skipped; without ``labels``, (N,) int64, the share of pairs
-    with equal classes; without an ``other`` plan, the overlap. ``seed`` is that of the random batches and of the
-    sampled anchors. ``stage`` is called with the name of each stage, before it starts.
+    Without ``embeddings`` of all samples, or with sides of two widths, the losses are skipped; without ``labels``, (N,)
+    int64, the share of pairs with equal classes; without an ``other`` plan, the overlap. ``seed`` is that of the random
+    batches and of the sampled anchors. ``stage`` is called with the name of each stage, before it starts.
     """
     metrics: Facts = {
         "samples": num_samples,
@@ -35,7 +35,9 @@ def measure(
         "batch_size": plan.batches.shape[1],
         "coverage": plan.coverage(num_samples),
     }
-    if embeddings is not None:
+    if embeddings is not None and len(set(embeddings.widths)) == 2:
+        metrics["widths"] = " and ".join(map(str, embeddings.widths))
+    elif embeddings is not None:
         stage("measuring losses")
         losses = quality(plan, embeddings, temperature=temperature, seed=seed)
         clip_losses = quality(plan, embeddings, temperature=temperature, seed=seed, loss="clip")

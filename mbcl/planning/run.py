@@ -14,18 +14,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mbcl.config.base import PathConfigError, apply_overrides, parse_yaml, validate_parameters
+from mbcl.config.base import PathConfigError, apply_overrides, validate_parameters
+from mbcl.config.yaml_reader import parse_yaml
 from mbcl.console.stages import Stages
 from mbcl.errors import ConfigError, PlanError
 from mbcl.functional import check_count, check_temperature
+from mbcl.io.columns import read_column, split_source
 from mbcl.io.files import atomic_write
-from mbcl.io.npz import read_array
 from mbcl.io.store import Store, open_store
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planning.console import table
 from mbcl.planning.embeddings_file import read_table
 from mbcl.planning.quality import measure
-from mbcl.samplers import SAMPLERS, Sampler, build, check_plan, with_groups
+from mbcl.samplers import SAMPLERS, Sampler, build, check_one_width, check_plan, with_groups
 
 DEFAULT_TEMPERATURE = 0.1
 MAX_SAMPLES = 2**31 - 1
@@ -164,7 +165,7 @@ def _resolve_out(request: PlanRequest) -> tuple[Store, str]:
         sources = [("--embeddings", source) for source in request.embeddings or ()]
         sources += [(f"--{key}", getattr(request, key)) for key in ("compare", "apart", "together")]
         for option, source in sources:
-            if source is not None and Path(source).resolve() == Path(store.uri, name).resolve():
+            if source is not None and split_source(source)[0].resolve() == Path(store.uri, name).resolve():
                 raise ConfigError(f"--out: {store.uri}/{name} is what {option} names; choose another")
         if store.exists(name) and not request.overwrite:
             raise ConfigError(f"{store.uri}/{name}: is there already; add --overwrite, or choose another --out")
@@ -181,6 +182,8 @@ def _load_samples(request: PlanRequest, sampler: Sampler, stages: Stages) -> Sam
     if request.embeddings is not None:
         stages.begin("reading embeddings")
         table = read_table(request.embeddings)
+        if request.temperature is not None:
+            check_one_width(table.embeddings)
         ids = {name: _ids_of(request, name, getattr(table, name)) for name in ("apart", "together")}
         return Samples(len(table.embeddings), table.embeddings, table.labels, **ids)
     if request.temperature is not None:
@@ -201,7 +204,7 @@ def _ids_of(request: PlanRequest, name: str, column: NDArray[Any] | None) -> NDA
         return column
     if column is not None:
         raise ConfigError(f"--{name}: {path}: the embeddings file has a column {name!r}, too; give one of them")
-    return read_array(path)
+    return read_column(path)
 
 
 def _check_order(request: PlanRequest) -> None:
@@ -211,7 +214,7 @@ def _check_order(request: PlanRequest) -> None:
     if path.suffix != ".npy":
         raise ConfigError(f"--order: expected a file that ends in .npy, found {request.order!r}")
     inputs = [*(request.embeddings or ()), request.apart, request.together]
-    if any(source is not None and Path(source).resolve() == path.resolve() for source in inputs):
+    if any(source is not None and split_source(source)[0].resolve() == path.resolve() for source in inputs):
         raise ConfigError(f"--order: {path} is an input, too; choose another")
     if path.exists() and not request.overwrite:
         raise ConfigError(f"--order: {path}: is there already; add --overwrite, or choose another")

@@ -11,6 +11,7 @@ written again at any time, also while the study runs. Matplotlib is imported onl
     report.html
 """
 
+from mbcl.report.several import several_page
 from mbcl.report.writer import write
 
-__all__ = ["write"]
+__all__ = ["several_page", "write"]

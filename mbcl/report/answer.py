@@ -7,14 +7,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mbcl.errors import pluralize
-from mbcl.report.wording import interval, listed, number, p_value
+from mbcl.report.wording import centre, interval, listed, number, p_value
 from mbcl.study.best_settings import best_of
+from mbcl.study.comparisons import CLAIMS, EQUAL_PASSES, EQUAL_STEPS, Comparison
 from mbcl.study.metric_glossary import direction
 from mbcl.study.nuisance import choices
 from mbcl.study.power import describe
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import measured_settings
-from mbcl.study.statistics import CLAIMS, EQUAL_PASSES, EQUAL_STEPS, Comparison, SettingSummary, shown_status
+from mbcl.study.statistics import SettingSummary, shown_status
 
 MAX_NAMED = 8
 """Maximum number of settings that a sentence names. Of more it gives only the number; the tables name them."""
@@ -78,7 +79,7 @@ def _early_stopping_bias(study: StudyRecord) -> list[str]:
     return [
         f"{rule.by} stopped {pluralize(len(stopped), 'setting')} early, which have no final metrics and stand in no "
         f"mean and no comparison. The finished ones were picked by {rule.metric} on {seed}, so what they reach there "
-        f"is flattered{'; their other seeds took no part in the choice' if several else ''}."
+        f"is flattered{'; only their other seeds, which took no part in the choice, are compared' if several else ''}."
     ]
 
 
@@ -105,11 +106,11 @@ def _choice_bias(study: StudyRecord, comparisons: list[Comparison]) -> list[str]
     sentences = []
     if chosen := [c for c in comparisons if c.chosen_by]:
         sizes = [f"{c.label} of {c.candidates} against {c.baseline_candidates}" for c in chosen]
-        circular = any(c.chosen_by == c.metric for c in chosen)
         sentences.append(
             f"Compared are the best settings of each sampler and objective by {study.metric} with the best of the "
-            f"baseline: {listed(_capped(sizes))}. The best of more candidates is better by chance alone, so only equal "
-            f"numbers are tested{f', and not on {study.metric}, which flatters the chosen' if circular else ''}."
+            f"baseline: {listed(_capped(sizes))}. The runs that chose them also measure them, which flatters the best "
+            "of more candidates, or of more that are equally good, so nothing is tested. Seeds without a part in the "
+            "choice, as with nuisance keys, would allow it."
         )
     if study.is_search:
         sentences.append(
@@ -169,7 +170,7 @@ def _pooled_spread(comparisons: list[Comparison]) -> float:
 def _undecided(comparison: Comparison) -> str:
     if comparison.difference is None:
         return f"{comparison.label} (no shared seed)"
-    difference = number(comparison.difference, signed=True)
+    difference = centre(comparison, signed=True)
     if comparison.flattered:
         return f"{comparison.label} ({difference}, {comparison.flattered}, n={comparison.n})"
     if comparison.n == 1:
@@ -184,7 +185,7 @@ def _claim(comparisons: list[Comparison], reference: str, metric: str, margin: f
         return ""
     word = comparisons[0].verdict
     parts = [
-        f"{c.label} by {number(abs(c.difference or 0.0))} (95 % interval {interval(c, signed=True)}, n={c.n}"
+        f"{c.label} by {centre(c, size_only=True)} (95 % interval {interval(c, signed=True)}, n={c.n}"
         + (f"; no more than {margin:g})" if c.equivalent(margin) else ")")
         for c in comparisons
     ]
@@ -207,7 +208,7 @@ def _equivalence(comparisons: list[Comparison], reference: str, metric: str, mar
 
 def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str) -> Verdict:
     measured = [summary for summary in summaries if metric in summary.metrics]
-    chosen = best_of(study, measured_settings(study)) if metric != study.metric else None
+    chosen = best_of(study, measured_settings(study))
     lowest = direction(metric) < 0 or (study.mode == "min" and study.metric == metric)
     best = (min if lowest else max)(measured, key=lambda summary: summary.metrics[metric].mean)
     best = next((summary for summary in measured if chosen and summary.setting == chosen.id), best)
@@ -216,13 +217,11 @@ def _uncompared(study: StudyRecord, summaries: list[SettingSummary], metric: str
     spread = f"n={result.n}"
     if len(summaries) == 1:
         spread = f"95 % interval {interval(result)}, n={result.n}" if result.n > 1 else "one seed, so no interval"
-        return Verdict(
-            f"{best.label} reaches {metric} {number(result.mean)} ({spread}); there is nothing to compare with."
-        )
+        return Verdict(f"{best.label} reaches {metric} {centre(result)} ({spread}); there is nothing to compare with.")
     reason = "The study names no baseline"
     if study.baseline:
         reason = "The study's baseline does not single out a setting to compare with"
-    if chosen and best.setting == chosen.id:
+    if chosen and best.setting == chosen.id and metric != study.metric:
         headline = f"The best setting by {study.metric} is {best.label}: {metric} {number(result.mean)} ({spread})."
     else:
         which = "lowest" if lowest else "highest"

@@ -1,22 +1,16 @@
-"""Learning curves and stage times of a study, read from the ``metrics.jsonl`` of its trials."""
+"""Learning curves and stage times of a study."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from mbcl.io.store import Store
-from mbcl.report.tables import STAGES
-from mbcl.study.record import StudyRecord
+from mbcl.study.histories import History
 from mbcl.study.settings import Setting
-
-History = list[dict[str, float]]
-"""One mapping for each epoch, with the measured metrics only."""
-
+from mbcl.study.trial_table import STAGES
 
 AXES = {
     "epochs": "epoch",
@@ -43,39 +37,17 @@ class MetricCurve:
     high: list[float]
     seeds: int
 
+    def thinned(self, number: int) -> MetricCurve:
+        """Return the curve with about so many of its points, its first and last among them; itself if it has fewer."""
+        stride = math.ceil((len(self.epochs) - 1) / max(1, number - 1))
+        if stride <= 1:
+            return self
 
-def parse_history(text: str) -> History:
-    """Parse a ``metrics.jsonl`` into one row for each epoch, in ascending order.
+        def some(values: list[float]) -> list[float]:
+            return [*values[:-1:stride], values[-1]]
 
-    A line that a kill cut off is skipped. If an epoch ran twice, as after a restart, its last row counts.
-    """
-    by_epoch: dict[float, dict[str, float]] = {}
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(row, dict) or not _is_number(row.get("epoch")):
-            continue
-        by_epoch[row["epoch"]] = {key: value for key, value in row.items() if _is_number(value)}
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def read_histories(store: Store, study: StudyRecord) -> dict[int, History]:
-    """Read the histories by the ordinals of their trials; a trial that has not begun has none."""
-    histories = {}
-    for key, trial in study.ordered().items():
-        try:
-            text = store.read_bytes(f"trials/{key}/metrics.jsonl").decode("utf-8", errors="replace")
-        except FileNotFoundError:
-            continue
-        if history := parse_history(text):
-            histories[trial.ordinal] = history
-    return histories
+        work = {axis: some(values) for axis, values in self.work.items()}
+        return MetricCurve(some(self.epochs), work, some(self.mean), some(self.low), some(self.high), self.seeds)
 
 
 def curve(setting: Setting, histories: dict[int, History], metric: str) -> MetricCurve | None:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mbcl.report import pictures
-from mbcl.report.curves import AXES, History, MetricCurve, curve, stage_seconds
-from mbcl.report.pictures import GRID, INK, MUTED, SERIES, Picture, log_scale, new_axes, render, shorten
-from mbcl.report.tables import STAGES
+from mbcl.report.curves import AXES, MetricCurve, curve, stage_seconds
+from mbcl.report.heat_maps import draw_corruptions, draw_grid
+from mbcl.report.pictures import (
+    GRID,
+    INK,
+    MUTED,
+    SERIES,
+    Picture,
+    Values,
+    file_name,
+    log_scale,
+    new_axes,
+    render,
+    shorten,
+)
+from mbcl.report.row_figures import ROW_BASE, ROW_HEIGHT, ROW_WIDTH, draw_rows
+from mbcl.report.search_figures import draw_search
 from mbcl.report.wording import listed, number
+from mbcl.study.histories import History
 from mbcl.study.metric_glossary import direction
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import Setting, baselines, measured_settings
-from mbcl.study.statistics import Comparison, Estimate, compare, estimate, primary_metrics, summarise, validation_metric
+from mbcl.study.statistics import estimate, primary_metrics, validation_metric
+from mbcl.study.trial_table import STAGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +36,10 @@ if TYPE_CHECKING:
 CURVES = ("train/loss", "plan/lift", "plan/loss", "synthetic/distance", "synthetic/excess")
 MAX_SETTINGS = 24
 """Maximum number of settings in a figure; more cannot be told apart. The tables show all of them."""
+MAX_SEARCHED = 8
+"""Maximum number of settings of a search in curves: other figures show all of them."""
+MAX_POINTS = 1200
+"""Maximum number of points of all curves of a figure together: the page stays small, and no screen shows more."""
 MAX_HALF_LEGEND = 26
 """Maximum length of labels, in characters, with which a legend has two columns."""
 _CURVE_NOTES = {
@@ -35,121 +54,39 @@ _VALIDATION_NOTE = "Measured on the validation split, never on the test split."
 
 def draw(study: StudyRecord, histories: dict[int, History]) -> list[Picture]:
     """Draw every figure for which the study has data."""
-    settings, note = _chosen(study)
+    settings, note = chosen_settings(study)
+    fewer, fewer_note = chosen_settings(study, MAX_SEARCHED if study.is_search else MAX_SETTINGS)
     with pictures.style():
-        metrics = primary_metrics(study)
-        drawn = [_differences(study, settings, metric, note) for metric in metrics[:1]]
-        drawn += [_final(study, settings, metric, note) for metric in metrics if metric != "retrieval/top1"]
+        drawn: list[Picture | None] = [*draw_rows(study, settings, note)]
+        drawn += [*draw_search(study), *draw_grid(study), *draw_corruptions(study, settings)]
         for metric in (validation_metric(study), *CURVES):
-            drawn += _curves(settings, histories, metric, note)
-        drawn.append(_times(settings, histories, note))
+            drawn += _curves(fewer, histories, metric, fewer_note)
+        drawn.append(_times(fewer, histories, fewer_note))
     return [picture for picture in drawn if picture is not None]
 
 
-def _chosen(study: StudyRecord) -> tuple[list[Setting], str]:
+def chosen_settings(study: StudyRecord, number: int = MAX_SETTINGS) -> tuple[list[Setting], str]:
     """Return the settings to draw, and a note for the caption if some are left out."""
     settings = measured_settings(study)
-    if len(settings) <= MAX_SETTINGS:
+    if len(settings) <= number:
         return settings, ""
     metric = next(iter(primary_metrics(study)), "")
     means = {s.id: result.mean for s in settings if (result := estimate(s.values_of(metric)))}
     always = {s.id for s in baselines(study, settings)}
     sign = direction(metric) or 1
     ranked = sorted(settings, key=lambda s: (s.id not in always, s.id not in means, -sign * means.get(s.id, 0.0)))
-    drawn = {s.id for s in ranked[:MAX_SETTINGS]}
+    drawn = {s.id for s in ranked[:number]}
     best = "highest" if sign > 0 else "lowest"
-    note = f" Shown: the baseline and the {best} means, {MAX_SETTINGS} of {len(settings)} settings."
+    note = f" Shown: the baseline and the {best} means, {number} of {len(settings)} settings."
     return [s for s in settings if s.id in drawn], note
-
-
-def _file_name(prefix: str, metric: str) -> str:
-    # Without an evaluation, the primary metric may have any name, so only safe characters are kept.
-    return f"{prefix}_" + "".join(c if c.isascii() and c.isalnum() else "_" for c in metric)
-
-
-def _limits(values: Sequence[float], estimates: Iterable[Estimate | Comparison]) -> tuple[float, float]:
-    """Return axis limits around all seeds and intervals; very wide intervals are clipped at twice the seeds' span."""
-    low, high = min(values), max(values)
-    span = (high - low) or abs(high) * 0.05 or 1.0
-    for result in estimates:
-        if result.ci_low is not None and result.ci_high is not None:
-            low, high = min(low, result.ci_low), max(high, result.ci_high)
-    low, high = max(low, min(values) - 2 * span), min(high, max(values) + 2 * span)
-    return low - 0.08 * span, high + 0.08 * span
-
-
-def _draw_row(
-    axes: Axes, row: int, colour: str, values: Sequence[float], mean: float, result: Estimate | Comparison
-) -> None:
-    """Draw dots for the seeds, a diamond for their mean, and a bar for the interval if there is one."""
-    if result.ci_low is not None and result.ci_high is not None:
-        axes.plot([result.ci_low, result.ci_high], [row, row], color=colour, linewidth=5, alpha=0.35)
-    axes.scatter(values, [row] * len(values), s=22, color=colour, zorder=3, linewidths=0)
-    axes.scatter([mean], [row], s=54, marker="D", facecolor="none", edgecolor=INK, linewidths=1.3, zorder=4)
-
-
-def _differences(study: StudyRecord, settings: list[Setting], metric: str, note: str) -> Picture | None:
-    """Draw the paired differences from the baseline, a dot for every seed, and the margin of equivalence."""
-    colours = {s.id: SERIES[i % len(SERIES)] for i, s in enumerate(settings)}
-    shown = [c for c in compare(study, metric) if c.differences and c.setting in colours]
-    if not shown:
-        return None
-    figure, axes = new_axes(7.2, 1.0 + 0.42 * len(shown))
-    margin = study.equivalence
-    axes.axvspan(-margin, margin, color=GRID, alpha=0.5, linewidth=0, zorder=0)
-    axes.axvline(0, color=MUTED, linewidth=1, linestyle="--", zorder=1)
-    for row, result in enumerate(shown):
-        _draw_row(axes, row, colours[result.setting], result.differences, result.difference or 0.0, result)
-    pictures.label_rows(axes, [c.title for c in shown])
-    axes.set_xlim(*_limits([0.0, *(d for c in shown for d in c.differences)], shown))
-    axes.set_xlabel(f"{metric}, setting minus baseline", color=INK)
-    return render(
-        figure,
-        _file_name("difference", metric),
-        title=f"{metric}: difference from the baseline",
-        caption="A dot is one pair of seeds, the diamond the mean, the bar the 95 % paired t interval; one pair has no "
-        f"interval. Grey: differences up to {margin:g}, which do not matter in this study.{note}",
-        alt=f"Paired differences in {metric}. "
-        + "; ".join(f"{c.title}: mean {number(c.difference, signed=True)}, n={c.n}, {c.verdict}" for c in shown),
-    )
-
-
-def _final(study: StudyRecord, settings: list[Setting], metric: str, note: str) -> Picture | None:
-    """Draw the final metric of every seed of every setting."""
-    colours = {s.id: SERIES[i % len(SERIES)] for i, s in enumerate(settings)}
-    values = {s.id: s.values_of(metric) for s in settings}
-    estimates = {s.setting: result for s in summarise(study) if (result := s.metrics.get(metric))}
-    shown = [s for s in settings if s.id in estimates]
-    if not shown:
-        return None
-    figure, axes = new_axes(7.2, 1.0 + 0.42 * len(shown))
-    for row, setting in enumerate(shown):
-        result = estimates[setting.id]
-        _draw_row(axes, row, colours[setting.id], values[setting.id], result.mean, result)
-    reference, line = baselines(study, shown), ""
-    if len(reference) == 1 and len(shown) > 1:
-        axes.axvline(estimates[reference[0].id].mean, color=MUTED, linewidth=1, linestyle="--", zorder=1)
-        line = " The dashed line is the mean of the baseline."
-    pictures.label_rows(axes, [s.label for s in shown])
-    axes.set_xlim(*_limits([v for s in shown for v in values[s.id]], [estimates[s.id] for s in shown]))
-    axes.set_xlabel(metric, color=INK)
-    bar = "the bar its 95 % interval; a setting with one finished seed has no interval"
-    return render(
-        figure,
-        _file_name("final", metric),
-        title=metric,
-        caption=f"A dot is one seed, the diamond the mean{'' if study.is_search else f', {bar}'}.{line} "
-        f"The axis does not start at 0, and very wide intervals run out of it.{note}",
-        alt=f"Final {metric}. "
-        + "; ".join(f"{s.label}: mean {number(estimates[s.id].mean)}, n={estimates[s.id].n}" for s in shown),
-    )
 
 
 def _curves(settings: list[Setting], histories: dict[int, History], metric: str, note: str) -> list[Picture]:
     """Draw the curves of a metric against every measure of work that all of them have."""
-    lines = [(i, s, line) for i, s in enumerate(settings) if (line := curve(s, histories, metric))]
-    if not lines:
+    found = [(i, s, line) for i, s in enumerate(settings) if (line := curve(s, histories, metric))]
+    if not found:
         return []
+    lines = [(i, s, line.thinned(MAX_POINTS // len(found))) for i, s, line in found]
     seeds = max(line.seeds for _, _, line in lines)
     early = [s for _, s, _ in lines if all(trial.status != "finished" for trial in s.trials)]
     stopped = [s for s in early if any(trial.stopped for trial in s.trials)]
@@ -189,15 +126,30 @@ def _curve_against(
     if axis in ("images", "passes"):
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     pictures.add_legend(figure, axes, columns)
+    name = file_name("curve", metric)
     return render(
         figure,
-        _file_name("curve", metric) + ("" if axis in ("epochs", "steps") else f"_by_{axis}"),
+        name + ("" if axis in ("epochs", "steps") else f"_by_{axis}"),
         title=f"{metric} over the {axis}",
         caption=caption,
         alt=f"{metric} by {axis_label}. "
         + "; ".join(f"{s.label}: from {number(line.mean[0])} to {number(line.mean[-1])}" for _, s, line in lines),
         axis="" if axis == "steps" else axis,
+        values=_curve_values(axes, axis, lines),
+        table=name,
     )
+
+
+def _curve_values(axes: Axes, axis: str, lines: list[tuple[int, Setting, MetricCurve]]) -> Values:
+    """Return the values of curves, which are the same against every measure of work."""
+    work = [name for name in AXES if name != "epochs" and all(name in line.work for _, _, line in lines)]
+    rows: list[tuple[Any, ...]] = []
+    at = []
+    for _, setting, line in lines:
+        columns = [line.epochs, *(line.work[name] for name in work), line.mean, line.low, line.high]
+        rows += [(setting.label, *values) for values in zip(*columns, strict=True)]
+        at += [(axes, x, y) for x, y in zip(line.work.get(axis, line.epochs), line.mean, strict=True)]
+    return Values(("setting", "step" if axis == "steps" else "epoch", *work, "mean", "low", "high"), rows, at)
 
 
 def _times(settings: list[Setting], histories: dict[int, History], note: str) -> Picture | None:
@@ -208,13 +160,17 @@ def _times(settings: list[Setting], histories: dict[int, History], note: str) ->
     shown = [s for s in settings if any(seconds[s.id].values())]
     if not shown:
         return None
-    figure, axes = new_axes(7.2, 1.2 + 0.42 * len(shown))
+    figure, axes = new_axes(ROW_WIDTH, ROW_BASE + 0.3 + ROW_HEIGHT * len(shown))
     starts = [0.0] * len(shown)
+    rows: list[tuple[str, str, float]] = []
+    at = []
     for i, stage in enumerate(stages):
         widths = [seconds[s.id].get(stage, 0.0) for s in shown]
-        axes.barh(range(len(shown)), widths, left=starts, height=0.56, color=SERIES[i % len(SERIES)], label=stage)
+        axes.barh(range(len(shown)), widths, left=starts, height=0.4, color=SERIES[i % len(SERIES)], label=stage)
+        rows += [(s.label, stage, width) for s, width in zip(shown, widths, strict=True)]
+        at += [(axes, start + width / 2, row) for row, (start, width) in enumerate(zip(starts, widths, strict=True))]
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
-    pictures.label_rows(axes, [s.label for s in shown])
+    pictures.name_rows(axes, [s.label for s in shown])
     axes.set_xlabel("seconds a trial", color=INK)
     figure.legend(loc="outside upper left", ncols=len(stages), frameon=False, labelcolor=INK, handlelength=1)
     return render(
@@ -228,4 +184,5 @@ def _times(settings: list[Setting], histories: dict[int, History], note: str) ->
             f"{s.label}: " + ", ".join(f"{stage} {number(seconds[s.id].get(stage, 0.0))}" for stage in stages)
             for s in shown
         ),
+        values=Values(("setting", "stage", "seconds"), rows, at),
     )

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from importlib import resources
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
-
-from mbcl.errors import pluralize
-from mbcl.report import wording
+from mbcl.io.store import is_uri
 from mbcl.report.answer import answer, status_counts
-from mbcl.report.curves import AXES, History, stage_seconds, wall_seconds
+from mbcl.report.batches import SettingBatches
+from mbcl.report.curves import AXES, stage_seconds, wall_seconds
 from mbcl.report.pictures import Picture
-from mbcl.report.tables import stage_order
+from mbcl.report.templates import render_page
+from mbcl.study.comparisons import EQUAL_PASSES, EQUAL_STEPS, Comparison
+from mbcl.study.histories import History
 from mbcl.study.metric_glossary import meaning, metric_order
 from mbcl.study.nuisance import choices
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, flatten, measured_settings, settings_of, text_of
-from mbcl.study.statistics import (
-    EQUAL_PASSES,
-    EQUAL_STEPS,
-    Comparison,
-    SettingSummary,
-    final_metrics,
-    primary_metrics,
-    shown_status,
-    validation_metric,
-)
+from mbcl.study.statistics import SettingSummary, final_metrics, primary_metrics, shown_status, validation_metric
+from mbcl.study.trial_table import single_line, stage_order
 
 CLASSIFIERS = ("knn/top1", "probe/top1")
+MAX_COLUMNS, MAX_ROWS = 24, 300
+"""Maximum number of settings in a table of all metrics, and of rows in one of exploratory comparisons."""
+MAX_REASONS, MAX_LOGS = 8, 40
+"""Maximum number of reasons of failures that are listed by themselves, and of logs on the page."""
 
 
 def page(
@@ -41,22 +37,28 @@ def page(
     pictures: Sequence[Picture],
     histories: dict[int, History],
     space: str,
-    folder: str,
+    location: str,
     draws: str = "",
+    logs: Mapping[str, str] = MappingProxyType({}),
+    batches: Sequence[SettingBatches] = (),
 ) -> str:
     """Render the page as HTML.
 
     The comparisons are on every primary metric and all others of the evaluation; the histories are those of the trials
-    by ordinal; ``space`` is the text of ``space.yaml``, empty if there is none; ``folder`` is the name of the results
-    folder, as ``--name`` takes it; ``draws`` says over which draws of the views the headline is a mean.
+    by ordinal; ``space`` is the text of ``space.yaml``, empty if there is none; ``location`` is the results folder as
+    commands take it; ``draws`` says over which draws of the views the headline is a mean; ``logs`` has the ends of the
+    logs of failed trials by their names; ``batches`` are shown as pictures.
     """
     measured = [summary for summary in summaries if summary.stage != "tuning"]
     metrics = primary_metrics(study)
     side_metrics = _side_metrics(study, metrics)
     first = [c for c in comparisons if metrics and c.metric == metrics[0]]
+    headline = next((picture for picture in pictures if not picture.name.startswith(("curve", "time"))), None)
+    others = [picture for picture in pictures if picture is not headline]
     context: dict[str, Any] = {
         "study": study,
         "answer": answer(study, measured, first, metrics[0] if metrics else None),
+        "tone": _tone(first),
         "counts": status_counts(study),
         "metrics": metrics,
         "side_metrics": side_metrics,
@@ -71,43 +73,31 @@ def page(
         "at_equal": {EQUAL_STEPS: "steps", EQUAL_PASSES: "passes"},
         "comparisons": comparisons,
         "tests": max((c.comparisons for c in comparisons), default=0),
-        "pictures": pictures,
+        "first": headline,
+        "pictures": others,
         "axes": [axis for axis in AXES if any(picture.axis == axis for picture in pictures)],
-        "trials": _trial_rows(study, summaries, metrics),
+        "trials": _trial_rows(study, summaries, metrics, logs),
+        "batches": batches,
+        "reasons": _reasons(study),
+        "MAX_COLUMNS": MAX_COLUMNS,
+        "MAX_ROWS": MAX_ROWS,
         "seeds": sorted({trial.seed for trial in study.trials.values()}),
         "times": _times(study, histories),
         "efficiency": study.efficiency.describe() if study.efficiency else "",
         "glossary": _glossary(study, histories),
         "space": space,
-        "commands": _commands(study, folder),
-        "report_command": f"mbcl report --results DIR/{shlex.quote(folder)}",
+        "commands": _commands(study, location),
+        "report_command": f"mbcl report {shlex.quote(location)}",
     }
-    return environment().get_template("report.html").render(context, css=Markup(resource("report.css")))
+    return render_page("report.html", context)
 
 
-def resource(name: str) -> str:
-    """Read a template or style sheet of this package."""
-    return resources.files("mbcl.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def environment() -> Environment:
-    """Create the Jinja environment: autoescape for text from users, and filters that format numbers."""
-    environment = Environment(
-        loader=FunctionLoader(resource),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: wording.printable(value) if type(value) is str else value,
-    )
-    environment.filters |= {
-        "number": wording.number,
-        "interval": wording.interval,
-        "p_value": wording.p_value,
-        "seconds": wording.seconds,
-    }
-    environment.globals |= {"pluralize": pluralize, "NOTHING": wording.NOTHING}
-    return environment
+def _tone(comparisons: Sequence[Comparison]) -> str:
+    """Return the verdict that colours the answer: the one of all comparisons that claim a difference."""
+    claims = {c.verdict for c in comparisons if c.differs}
+    if not claims:
+        return "undecided" if comparisons else ""
+    return claims.pop() if len(claims) == 1 else ""
 
 
 def _side_metrics(study: StudyRecord, primary: list[str]) -> list[str]:
@@ -117,7 +107,9 @@ def _side_metrics(study: StudyRecord, primary: list[str]) -> list[str]:
     return [metric for metric in side if metric in measured and metric not in primary]
 
 
-def _trial_rows(study: StudyRecord, summaries: list[SettingSummary], metrics: list[str]) -> list[dict[str, Any]]:
+def _trial_rows(
+    study: StudyRecord, summaries: list[SettingSummary], metrics: list[str], logs: Mapping[str, str]
+) -> list[dict[str, Any]]:
     labels = {summary.setting: summary.label for summary in summaries}
     return [
         {
@@ -126,6 +118,7 @@ def _trial_rows(study: StudyRecord, summaries: list[SettingSummary], metrics: li
             "seed": trial.seed,
             "status": shown_status(trial),
             "error": trial.error,
+            "log": logs.get(key, ""),
             "stopped": trial.stopped.describe() if trial.stopped else "",
             "attempts": trial.attempts,
             "values": [trial.value_of(metric) for metric in metrics],
@@ -152,10 +145,22 @@ def _glossary(study: StudyRecord, histories: dict[int, History]) -> dict[str, st
     return {name: text for name in sorted(names, key=metric_order) if (text := meaning(name))}
 
 
-def _commands(study: StudyRecord, folder: str) -> list[tuple[str, str]]:
-    run = "python run_ray.py --space SPACE.yaml --name"
-    commands = [("Run the whole study again, under a new name:", f"{run} {shlex.quote(f'{folder}-again')}")]
+def _reasons(study: StudyRecord) -> list[tuple[str, int]]:
+    """Return why trials failed with their numbers, the most frequent first; empty if each has a reason of its own."""
+    counts = Counter(single_line(trial.error) for trial in study.trials.values() if trial.status == "failed")
+    return [(reason, number) for reason, number in counts.most_common(MAX_REASONS) if number > 1]
+
+
+def _commands(study: StudyRecord, location: str) -> list[tuple[str, str]]:
+    """Return the commands that go on with a study and that repeat it, each with words about it."""
+    parent, _, name = location.rpartition("/")
+
+    def command(name: str, *options: str) -> str:
+        where = [] if parent == "results" else ["--results-dir", parent or "."]
+        space = ["--space", "space.yaml" if is_uri(location) else f"{location}/space.yaml"]
+        return shlex.join(["python", "run_ray.py", *space, *where, "--name", name, *options])
+
+    commands = [("Run the whole study again, under a new name:", command(f"{name}-again"))]
     if study.unfinished():
-        resume = f"{run} {shlex.quote(folder)} --resume"
-        commands.insert(0, ("Run what is unfinished or failed:", resume))
+        commands.insert(0, ("Run what is unfinished or failed:", command(name, "--resume")))
     return commands

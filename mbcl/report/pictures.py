@@ -6,12 +6,13 @@ Only the object interface of matplotlib is used, so the global state of pyplot s
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from mbcl.report.wording import printable
 
@@ -20,10 +21,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID = "#1f2329", "#68707b", "#d9dde2"
+GOOD, BAD, ACCENT = "#1d7a5a", "#b23a31", "#2f65ad"
+"""Colours of verdicts: better, worse, and no difference that matters."""
 SERIES = ("#3a73c2", "#d97f1e", "#2b9c78", "#b0549f", "#c4473d", "#8a7a2e", "#4aa8c7", "#7d828c")
 LINES = ("-", "--", ":")
 """Line styles for the first, second and third use of a colour."""
-_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {c: f"--series-{i}" for i, c in enumerate(SERIES)}
+_NAMED = {INK: "ink", MUTED: "muted", GRID: "line", GOOD: "good", BAD: "bad", ACCENT: "accent"}
+_VARIABLES = {c: f"--{name}" for c, name in _NAMED.items()} | {c: f"--series-{i}" for i, c in enumerate(SERIES)}
+COLOURS = {variable: colour for colour, variable in _VARIABLES.items()}
+"""The colours of the light page by their CSS variables."""
 _RC: dict[str, Any] = {
     "svg.fonttype": "none",  # real text: it can be selected, searched and read aloud
     "svg.hashsalt": "mbcl",  # the same figure gives the same file
@@ -36,11 +42,21 @@ _RC: dict[str, Any] = {
 _MAX_LABEL = 48
 
 
+class Values(NamedTuple):
+    """The values that a figure shows: a table, and where each row is drawn, as axes with coordinates in their data."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    at: Sequence[tuple[Axes, float, float]] = ()
+
+
 @dataclass(frozen=True)
 class Picture:
     """One figure of the report: ``svg`` to embed in the page, ``svg_file`` as a separate file.
 
-    ``axis`` names what a curve is drawn against if there are figures of the same curve against others.
+    ``axis`` names what a curve is drawn against if there are figures of the same curve against others. ``columns`` and
+    ``rows`` are the table of its values, which figures of one ``table`` share, and ``at`` has the place of each row in
+    the SVG, as x and y in turn.
     """
 
     name: str
@@ -51,12 +67,19 @@ class Picture:
     png: bytes
     svg_file: str = ""
     axis: str = ""
+    table: str = ""
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[Any]] = ()
+    at: Sequence[float] = ()
 
 
-def shorten(text: str) -> str:
+NO_VALUES = Values((), ())
+
+
+def shorten(text: str, length: int = _MAX_LABEL) -> str:
     """Shorten a label to one line that fits beside a plot."""
     text = " ".join(printable(text).split())
-    return text if len(text) <= _MAX_LABEL else text[: _MAX_LABEL - 1] + "…"
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 @contextmanager
@@ -68,6 +91,11 @@ def style() -> Iterator[None]:
         # Glyphs that the font lacks become boxes in the PNG only; the page's SVG holds real text.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
+
+
+def file_name(prefix: str, metric: str) -> str:
+    """Return the name of a figure of a metric, which may be any text: only safe characters are kept."""
+    return f"{prefix}_" + "".join(c if c.isascii() and c.isalnum() else "_" for c in metric)
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -101,10 +129,18 @@ def new_row(width: float, height: float, count: int) -> tuple[Figure, list[Axes]
     return figure, row
 
 
-def label_rows(axes: Axes, labels: Sequence[str]) -> None:
-    """Give a chart of horizontal rows, the first one on top, their labels and a grid."""
-    axes.set_yticks(range(len(labels)), [shorten(label) for label in labels])
-    axes.set_ylim(len(labels) - 0.4, -0.6)
+def name_rows(axes: Axes, labels: Sequence[str]) -> None:
+    """Write the names of a chart of horizontal rows above each row, the first one on top, and draw a grid.
+
+    Beside the rows, names would leave no room for them on a phone.
+    """
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(len(labels) - 0.5, -0.75)
+    for row, label in enumerate(labels):
+        axes.text(
+            0, row - 0.3, shorten(label), transform=axes.get_yaxis_transform(), va="bottom", color=INK, fontsize=9.5
+        )
     axes.grid(axis="x", color=GRID, linewidth=0.8)
 
 
@@ -132,13 +168,53 @@ def add_legend(figure: Figure, axes: Axes, columns: int) -> None:
     )
 
 
-def render(figure: Figure, name: str, *, title: str, caption: str, alt: str, axis: str = "") -> Picture:
-    """Save a figure as PNG and SVG. Call it within :func:`style`."""
+def render(
+    figure: Figure,
+    name: str,
+    *,
+    title: str,
+    caption: str,
+    alt: str,
+    axis: str = "",
+    values: Values = NO_VALUES,
+    table: str = "",
+) -> Picture:
+    """Save a figure as PNG and SVG, with its values. Call it within :func:`style`."""
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     figure.set_layout_engine("none")  # keep the layout of the PNG for the SVG
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    return Picture(name, title, caption, alt, _for_page(svg.getvalue(), name), png.getvalue(), svg.getvalue(), axis)
+    return Picture(
+        name,
+        title,
+        caption,
+        alt,
+        _for_page(svg.getvalue(), name),
+        png.getvalue(),
+        svg.getvalue(),
+        axis,
+        table or name,
+        values.columns,
+        [[_rounded(cell) for cell in row] for row in values.rows],
+        _places(figure, values),
+    )
+
+
+def _rounded(cell: Any) -> Any:
+    """Round a number to the digits of float32; none that is not finite."""
+    if not isinstance(cell, float):
+        return cell
+    return float(f"{cell:.7g}") if math.isfinite(cell) else None
+
+
+def _places(figure: Figure, values: Values) -> list[float]:
+    """Return where each row is drawn, in points from the upper left corner, as in the SVG."""
+    scale, height = 72 / figure.dpi, figure.get_figheight() * 72
+    places = []
+    for axes, x, y in values.at:
+        right, up = axes.transData.transform((x, y)) * scale
+        places += [round(float(right), 1), round(float(height - up), 1)]
+    return places
 
 
 def _for_page(svg: str, name: str) -> str:
@@ -147,6 +223,7 @@ def _for_page(svg: str, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg)
     svg = svg.replace("xlink:href", "href")
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)  # no text, which has values
     svg = re.sub(r'\b(id="|href="#)', rf"\g<1>{name}-", svg)
     svg = svg.replace("url(#", f"url(#{name}-")
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)

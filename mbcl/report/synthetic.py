@@ -16,16 +16,15 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from mbcl import __version__
 from mbcl.errors import pluralize
 from mbcl.io.npz import to_npz
 from mbcl.io.store import Store, write_text
-from mbcl.report.page import environment, resource
 from mbcl.report.pictures import Picture
 from mbcl.report.synthetic_figures import draw
 from mbcl.report.tables import csv_text
+from mbcl.report.templates import render_page
 from mbcl.report.wording import listed, number
 from mbcl.synthetic.records import MEASURES, RECORD, Outcome
 from mbcl.synthetic.table import Row, reference_in_words, row_of
@@ -140,5 +139,4 @@ def page(outcome: Outcome, rows: list[Row], pictures: list[Picture]) -> str:
         ],
         "command": command_of(outcome),
     }
-    template = environment().get_template("synthetic.html")
-    return template.render(context, css=Markup(resource("report.css")))
+    return render_page("synthetic.html", context)

@@ -9,27 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from mbcl.study.comparisons import Comparison
 from mbcl.study.record import StudyRecord
-from mbcl.study.settings import FIXED_COLUMNS, flatten, swept_columns, text_of
-from mbcl.study.statistics import Comparison, Estimate, SettingSummary, final_metrics, shown_status
+from mbcl.study.settings import flatten, swept_columns, text_of
+from mbcl.study.statistics import Estimate, SettingSummary, final_metrics
+from mbcl.study.trial_table import single_line, trial_table
 
-STAGES = ("train", "embed", "plan", "wait", "eval")
-"""The stages of an epoch, measured as ``time/STAGE``."""
-_STAGE_ORDER = ("startup", *STAGES, "training", "evaluation", "ray", "total")
-_STOPPED = ("stopped/by", "stopped/epoch", "stopped/value")
-"""Columns for a stop by a scheduler; the epoch is 0 if the setting had been stopped before the trial began."""
 _ESTIMATE = [field.name for field in fields(Estimate)]
-_COMPARISON = [field.name for field in fields(Comparison) if field.name not in ("chosen_by", "differences")]
-
-
-def stage_order(stage: str) -> tuple[int, str]:
-    """Return a sort key for stages: in chronological order, unknown ones last."""
-    return (_STAGE_ORDER.index(stage), "") if stage in _STAGE_ORDER else (len(_STAGE_ORDER), stage)
-
-
-def single_line(text: str) -> str:
-    """Replace line breaks by spaces, so that a CSV row stays one line."""
-    return " ".join(text.split())
+_COMPARISON = [field.name for field in fields(Comparison) if field.name not in ("chosen_by", "differences", "seeds")]
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -49,34 +36,10 @@ def _cell(value: Any) -> str:
 
 
 def results_csv(study: StudyRecord) -> str:
-    """Return ``results.csv``: one row for each trial, in the order of the study.
-
-    A stopped trial has no final metrics. The value by which it was stopped is in separate columns.
-    """
-    swept, metrics = swept_columns(study), final_metrics(study)
-    staged = ("stage",) if study.nuisance else ()
-    stages = sorted({stage for trial in study.trials.values() for stage in trial.seconds}, key=stage_order)
-    rows: list[dict[str, Any]] = []
-    for key, trial in study.ordered().items():
-        flat = flatten(trial.parameters | trial.nuisance)
-        row = {
-            "trial_id": key,
-            "status": shown_status(trial),
-            "error": single_line(trial.error),
-            "sampler": trial.sampler,
-            "objective": trial.objective,
-            "seed": trial.seed,
-            **dict.fromkeys(staged, trial.stage),
-        }
-        row |= {column: text_of(flat[column]) for column in swept if column in flat}
-        row |= {metric: trial.metrics.get(metric) for metric in metrics if metric not in row}
-        row |= {f"seconds/{stage}": trial.seconds.get(stage) for stage in stages}
-        if (stop := trial.stopped) is not None:
-            row |= dict(zip(_STOPPED, (stop.by, stop.epoch, stop.value), strict=True))
-        rows.append(row)
-    stopped = _STOPPED if any(trial.stopped for trial in study.trials.values()) else ()
-    columns = [*FIXED_COLUMNS, *staged, *swept, *metrics, *stopped]
-    return csv_text(list(dict.fromkeys([*columns, *(f"seconds/{stage}" for stage in stages)])), rows)
+    """Return ``results.csv``: one row for each trial, in the order of the study."""
+    columns, rows = trial_table(study)
+    swept = set(swept_columns(study))
+    return csv_text(columns, [{k: text_of(v) if k in swept else v for k, v in row.items()} for row in rows])
 
 
 def summary_csv(study: StudyRecord, summaries: list[SettingSummary]) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 
-from mbcl.study.statistics import Comparison, Estimate
+from mbcl.study.comparisons import Comparison
+from mbcl.study.statistics import Estimate
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"
@@ -16,34 +19,61 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def number(value: float | int | None, *, signed: bool = False) -> str:
+def number(value: float | int | None, *, signed: bool = False, beside: Sequence[float] = ()) -> str:
     """Format a number with about four significant digits; None becomes a dash.
+
+    Numbers ``beside`` it, as the ends of its interval, set the decimals together with it, so that all have as many.
 
     Example:
         >>> number(0.87654), number(12.3456), number(-0.5, signed=True), number(None)
         ('0.8765', '12.35', '−0.5000', '–')
+        >>> number(0.000562, beside=[-0.0154])
+        '0.0006'
     """
     if value is None:
         return NOTHING
-    size = abs(value)
-    if isinstance(value, int):
-        text = f"{size:,d}"
-    elif size == 0:
-        text = "0"
-    elif size < 0.001 or size >= 1e6:
-        text = f"{size:.2e}".replace("-", MINUS)  # a hyphen would allow a line break
+    if isinstance(value, int) and not beside:
+        text = f"{abs(value):,d}"
     else:
-        whole = size >= 1000 and size == round(size)  # an integral mean of counts
-        digits = 0 if whole else 1 if size >= 100 else 2 if size >= 10 else 3 if size >= 1 else 4
-        text = f"{size:,.{digits}f}"
-    return (MINUS if value < 0 else "+" if signed and value > 0 else "") + text
+        text = f"{abs(value):{_format_of([value, *beside])}}".replace("-", MINUS)  # a hyphen would allow a line break
+    zero = not text.strip("0.,")
+    return ("" if zero else MINUS if value < 0 else "+" if signed else "") + text
+
+
+def _format_of(values: Sequence[float]) -> str:
+    """Return the format of numbers that stand side by side, by the largest of them."""
+    size = max(map(abs, values))
+    if size >= 1e6 or 0 < size < (1e-6 if len(values) > 1 else 1e-3):
+        return ".2e"
+    if size == 0 or (size >= 1000 and all(value == round(value) for value in values)):  # an integral mean of counts
+        return ",.0f"
+    if size < 0.001:
+        return f".{2 - math.floor(math.log10(size))}f"
+    return f",.{1 if size >= 100 else 2 if size >= 10 else 3 if size >= 1 else 4}f"
+
+
+def _ends(result: Estimate | Comparison) -> list[float]:
+    return [end for end in (result.ci_low, result.ci_high) if end is not None]
 
 
 def interval(result: Estimate | Comparison | None, *, signed: bool = False) -> str:
     """Format an interval as ``0.8421 to 0.9013``; a dash if there is none, as with fewer than two seeds."""
     if result is None or result.ci_low is None or result.ci_high is None:
         return NOTHING
-    return f"{number(result.ci_low, signed=signed)} to {number(result.ci_high, signed=signed)}"
+    beside = [*_ends(result), _centre_of(result)]
+    return " to ".join(number(float(end), signed=signed, beside=beside) for end in (result.ci_low, result.ci_high))
+
+
+def centre(result: Estimate | Comparison | None, *, signed: bool = False, size_only: bool = False) -> str:
+    """Format a mean or a difference with the decimals of its interval; a dash if there is none."""
+    if result is None or (isinstance(result, Comparison) and result.difference is None):
+        return NOTHING
+    value = _centre_of(result)
+    return number(abs(value) if size_only else value, signed=signed, beside=_ends(result))
+
+
+def _centre_of(result: Estimate | Comparison) -> float:
+    return (result.difference or 0.0) if isinstance(result, Comparison) else result.mean
 
 
 def p_value(value: float | None) -> str:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mbcl.io.store import Store, write_text
-from mbcl.report.curves import read_histories
+from mbcl.report.batches import read_batches
 from mbcl.report.draws import describe_draws, draws_csv, read_draws
 from mbcl.report.figures import draw
-from mbcl.report.page import page
+from mbcl.report.page import MAX_LOGS, page
 from mbcl.report.tables import comparison_csv, results_csv, summary_csv
+from mbcl.study.comparisons import compare
+from mbcl.study.histories import read_histories
 from mbcl.study.record import StudyRecord
-from mbcl.study.statistics import compare, compared_metrics, primary_metrics, summarise
+from mbcl.study.statistics import compared_metrics, primary_metrics, summarise
+
+LOG_FILE = "error.log"
+"""The file in a trial's folder that has the traceback of its failure."""
+LOG_LINES, LOG_CHARACTERS = 20, 3000
 
 
 def write(store: Store, study: StudyRecord) -> None:
@@ -40,7 +48,35 @@ def write(store: Store, study: StudyRecord) -> None:
         space = store.read_bytes("space.yaml").decode("utf-8", errors="replace")
     except FileNotFoundError:
         space = ""
-    folder = store.uri.rstrip("/").rpartition("/")[2]
     headline = next(iter(primary_metrics(study)), "")
-    about = describe_draws(draws, headline)
-    write_text(store, "report.html", page(study, summaries, comparisons, pictures, histories, space, folder, about))
+    text = page(
+        study,
+        summaries,
+        comparisons,
+        pictures,
+        histories,
+        space,
+        location_of(store),
+        draws=describe_draws(draws, headline),
+        logs=_ends_of_logs(store, study),
+        batches=read_batches(store, study),
+    )
+    write_text(store, "report.html", text)
+
+
+def location_of(store: Store) -> str:
+    """Return a store's folder as commands take it: relative to the working directory where it lies in it."""
+    location, here = store.uri.rstrip("/"), f"{Path.cwd()}/"
+    return location.removeprefix(here)
+
+
+def _ends_of_logs(store: Store, study: StudyRecord) -> dict[str, str]:
+    """Return the ends of the logs of failed trials by their names."""
+    logs = {}
+    for key in [key for key, trial in study.ordered().items() if trial.status == "failed"][:MAX_LOGS]:
+        try:
+            content = store.read_bytes(f"trials/{key}/{LOG_FILE}")
+        except FileNotFoundError:
+            continue
+        logs[key] = "\n".join(content.decode("utf-8", errors="replace").splitlines()[-LOG_LINES:])[-LOG_CHARACTERS:]
+    return logs

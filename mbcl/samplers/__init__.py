@@ -15,11 +15,13 @@ from mbcl.samplers._base import (
     PoolPlan,
     Sampler,
     build,
+    check_one_width,
     check_plan,
+    check_widths,
     serial,
 )
 from mbcl.samplers._exhaustive import AllBatches, Full, OSGDExhaustive, combinations, hardest_batches
-from mbcl.samplers._grouped import Grouped, with_groups
+from mbcl.samplers._grouped import Grouped, groups_of, with_groups
 from mbcl.samplers._kmeans import KMeans, Refined
 from mbcl.samplers._measures import overlap, same_class_share, upper_bound
 from mbcl.samplers._osgd import OSGD
@@ -66,8 +68,11 @@ __all__ = [
     "Strata",
     "Walk",
     "build",
-    "combinations",
+    "check_one_width",
     "check_plan",
+    "check_widths",
+    "combinations",
+    "groups_of",
     "hardest_batches",
     "one_thread",
     "overlap",

@@ -185,6 +185,35 @@ def build(name: str, *, batch_size: int, **parameters: object) -> Sampler:
     return construct("sampler", name, SAMPLERS[name], {"batch_size": batch_size, **parameters})
 
 
+def check_widths(sampler: Sampler, widths: tuple[int, int]) -> None:
+    """Check that a sampler can plan from two sides of these widths (:attr:`mbcl.Embeddings.widths`).
+
+    Raises:
+        ConfigError: if the widths differ and the sampler compares one side with the other.
+    """
+    first, second = widths
+    if first == second or not getattr(sampler, "needs_one_width", sampler.needs_embeddings):
+        return
+    able = sorted(name for name in SAMPLERS if not getattr(SAMPLERS[name], "compares_sides", True))
+    reason = "with a margin compares" if sampler.name in able else "compares"
+    raise ConfigError(
+        f"sampler {sampler.name!r} {reason} side one with side two, so both need one width: z1 has {first} dimensions, "
+        f"z2 has {second}; without margins, {', '.join(able)} compare each side with itself only"
+    )
+
+
+def check_one_width(embeddings: Embeddings) -> None:
+    """Check that a loss can be measured on embeddings.
+
+    Raises:
+        ConfigError: if both sides have a width of their own.
+    """
+    first, second = embeddings.widths
+    if first != second:
+        found = f"z1 has {first} dimensions, z2 has {second}"
+        raise ConfigError(f"a loss compares side one with side two, so both need one width: {found}")
+
+
 def check_plan(plan: BatchPlan, sampler: Sampler, num_samples: int) -> BatchPlan:
     """Return the plan itself if it keeps its sampler's promises; every plan is checked here before training uses it.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mbcl.plan import Embeddings
 from mbcl.samplers._base import Ints
-from mbcl.samplers._normalize import CHUNK_ELEMENTS, unit
+from mbcl.samplers._normalize import CHUNK_ELEMENTS, joined, unit
 
 ROUNDING = 16.0
 """Similarities this many float epsilons below a limit count as equal to it, so that copies of a sample are alike."""
@@ -94,7 +94,7 @@ class Conflicts:
         """(M, M) symmetric: whether two rows should not share a batch, for any reason."""
         parts = (self.neighbours_MP, self.u_MD, self.group_M)
         num_rows = next(len(part) for part in parts if part is not None)
-        apart_MM: NDArray[np.bool_] = self.pairs(np.arange(num_rows)).toarray() > 0
+        apart_MM: NDArray[np.bool_] = self.pairs(np.arange(num_rows)).astype(np.bool_).toarray()
         if self.group_M is not None:
             apart_MM |= self.group_M[:, None] == self.group_M
             np.fill_diagonal(apart_MM, False)
@@ -176,7 +176,7 @@ class Rules:
             place_N[positions_m] = np.arange(len(positions_m))
             near_mP = place_N[self.neighbours_NP[positions_m]]
         group_m = None if self.group_N is None else self.group_N[positions_m]
-        return Conflicts(near_mP, self.margin, u_mD, v_mD, group_m), u_mD + v_mD
+        return Conflicts(near_mP, self.margin, u_mD, v_mD, group_m), joined(u_mD, v_mD)
 
 
 def count_conflicts(batches_SB: Ints, rules: Rules) -> Ints:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from mbcl.errors import ConfigError
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers._base import Ids, Sampler
-from mbcl.samplers._groups import Groups
+from mbcl.samplers._groups import NO_GROUPS, Groups
 from mbcl.samplers._pools import PoolSampler
 
 
@@ -23,7 +24,7 @@ def with_groups(sampler: Sampler, *, apart: Ids | None = None, together: Ids | N
         together: (N,) ids of sources, one of which every batch is from, or None.
 
     Raises:
-        ConfigError: unless the ids are one whole number or string for each sample.
+        ConfigError: unless the ids are one whole number or string for each sample; also, if the sampler has groups.
 
     Example:
         >>> from mbcl.samplers import build
@@ -32,7 +33,16 @@ def with_groups(sampler: Sampler, *, apart: Ids | None = None, together: Ids | N
         2
     """
     groups = Groups.of(None, apart, together)
-    return cast(Sampler, Grouped(sampler, groups)) if groups else sampler
+    if not groups:
+        return sampler
+    if groups_of(sampler):
+        raise ConfigError(f"sampler {sampler.name!r} has apart or together already; give both at once")
+    return cast(Sampler, Grouped(sampler, groups))
+
+
+def groups_of(sampler: Sampler) -> Groups:
+    """Return the groups that :func:`with_groups` gave a sampler, or none."""
+    return sampler.groups if isinstance(sampler, Grouped) else NO_GROUPS
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +69,11 @@ class Grouped:
     def plan_length(self, num_samples: int) -> int:
         """S, the batches of one plan of all sources."""
         return self.groups.plan_length(self.sampler, num_samples)
+
+    def planned_pools(self, num_samples: int) -> int:
+        """Return the number of pools of all sources; the sampler is a :class:`PoolSampler`."""
+        assert isinstance(self.sampler, PoolSampler)
+        return self.groups.sum_of_sources(self.sampler.planned_pools, self.sampler.batch_size, num_samples)
 
     def plan(self, num_samples: int, embeddings: Embeddings | None = None, **arguments: Any) -> BatchPlan:
         """Plan as :meth:`Sampler.plan` with these groups."""

@@ -66,9 +66,10 @@ def grouped(embeddings: Embeddings, positions: Ints, block: int, batch_size: int
 
 
 def pair_sums(embeddings: Embeddings, positions: Ints) -> Tensor:
-    """(N, D) float32: the sum of both normalised views, made in chunks."""
+    """(N, D) float32: both normalised views as one row, see :func:`pair_sum`, made in chunks."""
     device = embeddings.z1.device
-    x_ND = torch.empty(len(positions), embeddings.z1.shape[1], dtype=torch.float32, device=device)
+    width = pair_sum(embeddings.z1[:1].detach(), embeddings.z2[:1].detach()).shape[1]
+    x_ND = torch.empty(len(positions), width, dtype=torch.float32, device=device)
     for start in range(0, len(positions), CHUNK_ROWS):
         rows = torch.from_numpy(positions[start : start + CHUNK_ROWS]).to(device)
         x_ND[start : start + len(rows)] = pair_sum(embeddings.z1.detach()[rows], embeddings.z2.detach()[rows])

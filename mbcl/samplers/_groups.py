@@ -66,8 +66,14 @@ class Groups:
                 raise ConfigError(f"{name} must have one id for each of {num_samples} samples, found {len(codes)}")
         if self.together is None:
             sampler.check(num_samples)
-            return
-        sizes = np.bincount(self.together)
+        else:
+            self._check_sources(sampler, self.together)
+        if self.apart is not None and sampler.no_repeats:
+            self._warn_of_giants(sampler, self.apart)
+
+    def _check_sources(self, sampler: Sampler, source_N: Ints) -> None:
+        """Check that the sampler can plan every source that fills a batch; warn of those that fill none."""
+        sizes = np.bincount(source_N)
         small = sizes[sizes < sampler.batch_size]
         whole = sizes[sizes >= sampler.batch_size]
         if len(whole) == 0:
@@ -83,17 +89,53 @@ class Groups:
                 raise ConfigError(f"a source of together with {size} samples: {error}") from error
         if len(small):
             text = f"{pluralize(len(small), 'source')} of together, with {small.sum()} samples, fill no batch"
-            warnings.warn(f"sampler {sampler.name!r}: {text}, and are left out", SamplerWarning, stacklevel=3)
+            warnings.warn(f"sampler {sampler.name!r}: {text}, and are left out", SamplerWarning, stacklevel=4)
+
+    def _warn_of_giants(self, sampler: Sampler, group_N: Ints) -> None:
+        """Warn of groups of ``apart`` with more samples than a plan has batches."""
+        pairs, largest, num_batches = self.unavoidable(sampler, group_N)
+        if pairs:
+            text = (
+                f"the largest group of apart has {largest} samples, more than the {pluralize(num_batches, 'batch')} "
+                f"that they are parted over: at least {pluralize(pairs, 'pair')} of a sample and another of its group "
+                "must share a batch (plan/conflicts)"
+            )
+            warnings.warn(f"sampler {sampler.name!r}: {text}", SamplerWarning, stacklevel=4)
+
+    def unavoidable(self, sampler: Sampler, group_N: Ints) -> tuple[int, int, int]:
+        """Return the fewest pairs of one group that share batches in any plan; the largest group, and its batches.
+
+        Pairs are ordered, as conflicts are. Over S batches the n-th sample of a group, counted from 0, is at best in a
+        batch with n // S others of it. Where a plan leaves samples out, those with the most pairs count as left out.
+        """
+        pairs, worst = 0, (0, 0)
+        for rows in self.by_source(np.arange(len(group_N))):
+            sizes = np.bincount(group_N[rows])
+            num_batches = sampler.plan_length(len(rows)) if len(rows) >= sampler.batch_size else 0
+            if num_batches == 0 or sizes.max() <= num_batches:
+                continue
+            number = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            visited = num_batches * sampler.batch_size
+            pairs += 2 * int(np.sort(number // num_batches)[:visited].sum())
+            worst = max(worst, (int(sizes.max()), num_batches))
+        return pairs, *worst
 
     def plan_length(self, sampler: Sampler, num_samples: int) -> int:
         """Return the number of batches of a plan of all sources."""
+        return self.sum_of_sources(sampler.plan_length, sampler.batch_size, num_samples)
+
+    def sum_of_sources(self, number: Callable[[int], int], batch_size: int, num_samples: int) -> int:
+        """Return the sum of a number that depends on the samples of a source, over all sources that fill a batch."""
         if self.together is None:
-            return sampler.plan_length(num_samples)
+            return number(num_samples)
         sizes, counts = np.unique(np.bincount(self.together), return_counts=True)
-        whole = sizes >= sampler.batch_size
-        return sum(
-            sampler.plan_length(int(size)) * int(count) for size, count in zip(sizes[whole], counts[whole], strict=True)
-        )
+        whole = sizes >= batch_size
+        return sum(number(int(size)) * int(count) for size, count in zip(sizes[whole], counts[whole], strict=True))
+
+    def num_batches(self, num_samples: int, batch_size: int) -> int:
+        """Return the number of whole batches that the samples fill, each with samples of one source."""
+        sizes = np.array([num_samples]) if self.together is None else np.bincount(self.together)
+        return int((sizes // batch_size).sum())
 
     def by_source(self, order_N: Ints) -> list[Ints]:
         """Split an order of the samples into one for each source; without ``together`` all samples are one source."""

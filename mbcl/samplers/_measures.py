@@ -14,6 +14,7 @@ from torch import Tensor
 from mbcl.errors import PlanError
 from mbcl.functional import check_temperature
 from mbcl.plan import BatchPlan, Embeddings
+from mbcl.samplers._base import check_one_width
 from mbcl.samplers._normalize import CHUNK_ELEMENTS, unit
 from mbcl.seeding import torch_generator
 
@@ -80,7 +81,7 @@ def upper_bound(plan: BatchPlan, embeddings: Embeddings, *, temperature: float =
 
     Raises:
         PlanError: if the embeddings do not hold each sample once or the plan does not fit them.
-        ConfigError: if the temperature is not a finite number above 0.
+        ConfigError: if the temperature is not a finite number above 0, or the embeddings have two widths.
 
     Example:
         >>> plan = BatchPlan(torch.tensor([[0, 1], [2, 3]]), "example")
@@ -89,6 +90,7 @@ def upper_bound(plan: BatchPlan, embeddings: Embeddings, *, temperature: float =
         1.0986
     """
     check_temperature(temperature)
+    check_one_width(embeddings)
     plan.validate(len(embeddings), distinct=False)
     ordered = embeddings.ordered(len(embeddings))
     places = plan.batches.flatten()

@@ -31,5 +31,21 @@ def unit(z_ND: Tensor) -> Tensor:
 
 
 def pair_sum(z1_ND: Tensor, z2_ND: Tensor) -> Tensor:
-    """(..., N, D): the sum of both views' unit rows. A product of two sums is the sum of the four view similarities."""
-    return unit(z1_ND) + unit(z2_ND)
+    """(..., N, D): both views' unit rows as one, see :func:`joined`."""
+    return joined(unit(z1_ND), unit(z2_ND))
+
+
+def joined(u_ND: Tensor, v_ND: Tensor) -> Tensor:
+    """Both views of each sample as one row, whose products are similarities of samples.
+
+    A product of two sums is the sum of the four similarities of the views. Sides of two widths cannot be compared with
+    each other: rows are then both sides one after the other, and a product is the sum of the two within the sides.
+
+    Args:
+        u_ND: (..., N, D1) unit rows of view 1.
+        v_ND: (..., N, D2) unit rows of view 2.
+
+    Returns:
+        (..., N, D1) for D1 = D2, otherwise (..., N, D1 + D2).
+    """
+    return u_ND + v_ND if u_ND.shape[-1] == v_ND.shape[-1] else torch.cat([u_ND, v_ND], dim=-1)

@@ -20,26 +20,18 @@ from mbcl.errors import PlanError
 from mbcl.functional import check_count, check_number
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.samplers._balanced import in_order
-from mbcl.samplers._base import BaseSampler, FloatArray, Ids, Ints, PoolMap, PoolPlan, serial
-from mbcl.samplers._conflicts import Conflicts, Margin, Rules, count_conflicts, neighbour_table
+from mbcl.samplers._base import BaseSampler, FloatArray, Ids, Ints, PoolMap, PoolPlan, check_widths, serial
+from mbcl.samplers._conflicts import Conflicts, Margin
 from mbcl.samplers._groups import NO_GROUPS, Groups
-from mbcl.samplers._normalize import pair_sum, unit
+from mbcl.samplers._merging import merged
+from mbcl.samplers._normalize import joined, pair_sum, unit
 from mbcl.samplers._pool_items import PoolItems, shared
-from mbcl.samplers._separation import mixed, nearest, separate, separate_batches
-from mbcl.samplers._threads import one_thread
+from mbcl.samplers._separation import nearest, separate
+from mbcl.samplers._threads import planning_thread
 from mbcl.seeding import derive, numpy_generator
 
 DEVICE_ELEMENTS = 2**28
 """Pairs of samples, summed over the pools that are planned in one call on a device: 1 GiB for one float32 a pair."""
-
-
-def _ignore_blas_flags() -> np.errstate:
-    """Return a context in which NumPy ignores the "invalid value" flag.
-
-    BLAS may raise it for a product of a few rows, since its vector instructions also compute on memory beyond them.
-    No error is hidden: embeddings are checked to be finite, and so are the scores of a plan.
-    """
-    return np.errstate(invalid="ignore")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +48,15 @@ class PoolSampler(BaseSampler):
             false negatives. Pairs that still share a batch are counted (``BatchPlan.conflicts``). None is allowed only
             for samplers whose default it is.
         relative_margin: sample j should not share a batch with i unless the similarity s_ij of i's first view and j's
-            second is below s_ii - relative_margin * |s_ii|, in [0, 1]; None for no such limit.
+            second is below ``s_ii - relative_margin * |s_ii|``, in [0, 1]; None for no such limit.
         absolute_margin: the same with the limit s_ii - absolute_margin, in [0, 2]; None for no such limit.
     """
 
     needs_embeddings: ClassVar[bool] = True
     takes_groups: ClassVar[bool] = False
     """Whether :meth:`plan_one` takes the groups of the pool's rows, (M,) int64, as a fourth argument."""
+    compares_sides: ClassVar[bool] = True
+    """Whether similarities of one side and the other are used, for which both need one width."""
     batched: ClassVar[bool] = False
     """Whether :meth:`plan_batched` is implemented: then embeddings on a GPU are planned on it."""
 
@@ -98,6 +92,11 @@ class PoolSampler(BaseSampler):
     def margin(self) -> Margin:
         """The limit of a negative's similarity; false if there is none."""
         return Margin(self.relative_margin, self.absolute_margin)
+
+    @property
+    def needs_one_width(self) -> bool:
+        """Whether both sides of the embeddings need one width."""
+        return self.compares_sides or bool(self.margin)
 
     @property
     def separates(self) -> bool:
@@ -177,7 +176,7 @@ class PoolSampler(BaseSampler):
             PlanError: if a batch has another size than B or a score is not finite, which is a bug of the sampler.
         """
         group_M = shared(group_M)
-        with one_thread(), _ignore_blas_flags():
+        with planning_thread():
             groups = (group_M,) if self.takes_groups else ()
             planned = self.plan_one(z1_MD, z2_MD, seed, *groups)
             # torch.tensor copies: the arrays may be read-only.
@@ -200,7 +199,7 @@ class PoolSampler(BaseSampler):
         u_MD, v_MD = unit(z1_MD).cpu(), unit(z2_MD).cpu()
         conflicts = Conflicts(neighbours_MP, self.margin, u_MD, v_MD, group_M)
         # No scores: those of the plan belong to the batches before the exchanges.
-        return PoolPlan(separate(planned.rows, conflicts, (u_MD + v_MD).numpy()), None, neighbours_MP)
+        return PoolPlan(separate(planned.rows, conflicts, joined(u_MD, v_MD).numpy()), None, neighbours_MP)
 
     def plan(
         self,
@@ -239,6 +238,7 @@ class PoolSampler(BaseSampler):
         groups.check(self, num_samples)
         if embeddings is None:
             raise PlanError(f"sampler {self.name!r} needs embeddings")
+        check_widths(self, embeddings.widths)
         embeddings = embeddings.ordered(num_samples)
         keys = [(epoch, number) for number in rounds]
         pools_of = [self._pools(num_samples, embeddings, seed, key, groups) for key in keys]
@@ -251,7 +251,7 @@ class PoolSampler(BaseSampler):
         apart = () if groups.apart is None else (groups.apart,)
         planned = iter(self.at_epoch(epoch).plan_pools(embeddings, all_pools, seeds, map_pools, *apart))
         return [
-            self._merged(embeddings, pools, list(islice(planned, len(pools))), seed, key, groups)
+            merged(self, embeddings, pools, list(islice(planned, len(pools))), seed, key, groups)
             for key, pools in zip(keys, pools_of, strict=True)
         ]
 
@@ -276,62 +276,6 @@ class PoolSampler(BaseSampler):
             return self.plan_on_device(embeddings, pools, seeds, group_N)
         return map_pools(self.plan_pool, PoolItems(embeddings, pools, seeds, group_N))
 
-    def _merged(
-        self,
-        embeddings: Embeddings,
-        pools: Sequence[Ints],
-        planned: Sequence[PoolPlan],
-        seed: int,
-        key: tuple[int, int],
-        groups: Groups,
-    ) -> BatchPlan:
-        """Merge the plans of a round's pools, apply ``mix``, and part groups over the pools.
-
-        Random pools are merged in their order. Pools that :meth:`cut` made of one hold similar samples, so in their
-        order training would pass from cluster to cluster: their batches are merged in random order, as are sources.
-        """
-        num_samples = len(embeddings)
-        batches = np.concatenate([pool[plan.rows] for pool, plan in zip(pools, planned, strict=True)])
-        table_NP = None
-        if self.skip:
-            table_NP = neighbour_table(pools, [plan.neighbours for plan in planned], num_samples)
-        rules = Rules(embeddings, table_NP, self.margin, groups.apart)
-        if self.merged_width < self.batch_size:
-            generator = numpy_generator(seed, f"sampler/{self.name}/communities", *key)
-            batches = groups.each_source(batches, lambda rows_gK: self._joined(rows_gK, generator))
-            if self.separates or groups.apart is not None:
-                with one_thread(), _ignore_blas_flags():
-                    batches = groups.each_source(batches, lambda rows_sB: separate_batches(rows_sB, rules))
-        scores = [plan.scores for plan in planned if plan.scores is not None]
-        scores_S = np.concatenate(scores) if scores and not self.mix else None
-        if groups.together is not None or len(pools) > len(self.pool_sizes(num_samples)):
-            order = numpy_generator(seed, f"sampler/{self.name}/merged", *key).permutation(len(batches))
-            batches, scores_S = batches[order], None if scores_S is None else scores_S[order]
-        if len(batches) != groups.plan_length(self, num_samples):
-            raise PlanError(f"{self.name}: {len(batches)} batches instead of {groups.plan_length(self, num_samples)}")
-        generator = numpy_generator(seed, f"sampler/{self.name}/mix", *key)
-        batches = groups.each_source(batches, lambda rows_sB: mixed(rows_sB, self.mix, generator))
-        if groups.apart is not None and self.no_repeats:
-            scores_S = None
-            batches = groups.parted(batches, numpy_generator(seed, f"sampler/{self.name}/apart", *key))
-        conflicts = None
-        if self.separates or groups.apart is not None:
-            with one_thread(), _ignore_blas_flags():
-                conflicts = count_conflicts(batches, rules)
-        merged = BatchPlan(
-            torch.from_numpy(batches),
-            self.name,
-            seed,
-            *key,
-            None if scores_S is None else torch.from_numpy(scores_S),
-            torch.from_numpy(conflicts) if conflicts is not None else None,
-        )
-        return merged.validate(num_samples, distinct=self.no_repeats)
-
-    def _joined(self, rows_GK: Ints, rng: np.random.Generator) -> Ints:
-        """(S, B) batches of random communities, in random order within a batch."""
-        return rng.permuted(rng.permutation(rows_GK).reshape(-1, self.batch_size), axis=1)
-
     def _pools(
         self, num_samples: int, embeddings: Embeddings, seed: int, key: tuple[int, int], groups: Groups = NO_GROUPS
     ) -> list[Ints]:
@@ -342,7 +286,7 @@ class PoolSampler(BaseSampler):
             if len(part) >= self.batch_size:
                 sizes = self.pool_sizes(len(part))
                 pools += np.split(part[: sum(sizes)], np.cumsum(sizes)[:-1])
-        with one_thread(), _ignore_blas_flags():
+        with planning_thread():
             return [
                 part
                 for number, pool in enumerate(pools)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mbcl.functional import check_choice, clip, nt_xent
 from mbcl.plan import BatchPlan, Embeddings
+from mbcl.samplers._base import check_one_width
 from mbcl.samplers._normalize import CHUNK_ELEMENTS, unit
 from mbcl.seeding import torch_generator
 
@@ -51,7 +52,7 @@ def quality(
 
     Raises:
         PlanError: if the embeddings do not hold each sample once or the plan does not fit them.
-        ConfigError: if the loss is unknown.
+        ConfigError: if the loss is unknown, or the embeddings have two widths.
 
     Example:
         >>> z = torch.eye(4)
@@ -60,6 +61,7 @@ def quality(
         {'loss': 0.551445, 'lift': 1.0, 'coverage': 1.0}
     """
     check_choice("loss", loss, tuple(LOSSES))
+    check_one_width(embeddings)
     num_samples = len(embeddings)
     plan.validate(num_samples, distinct=False)
     ordered = embeddings.ordered(num_samples)

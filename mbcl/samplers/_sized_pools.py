@@ -86,9 +86,14 @@ def pair_rows(z1_MD: FloatArray, z2_MD: FloatArray) -> NDArray[np.floating]:
 
 def _in_chunks(function: Callable[..., Tensor], *arrays_MD: FloatArray) -> NDArray[np.floating]:
     """Apply a function of rows in chunks of a few thousand rows, so that its temporary copies are small."""
-    result_MD = np.empty_like(arrays_MD[0])
-    for start in range(0, len(result_MD), CHUNK_ROWS):
-        part = slice(start, start + CHUNK_ROWS)
+
+    def rows(part: slice) -> NDArray[np.floating]:
         # torch.tensor copies: the arrays may be read-only.
-        result_MD[part] = function(*(torch.tensor(array_MD[part]) for array_MD in arrays_MD)).numpy()
+        return function(*(torch.tensor(array_MD[part]) for array_MD in arrays_MD)).numpy()
+
+    num_rows = len(arrays_MD[0])
+    result_MD = np.empty((num_rows, rows(slice(1)).shape[1]), dtype=arrays_MD[0].dtype)
+    for start in range(0, num_rows, CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        result_MD[part] = rows(part)
     return result_MD

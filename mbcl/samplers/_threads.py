@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 
@@ -41,3 +42,14 @@ def one_thread() -> Iterator[None]:
                 yield
             finally:
                 torch.set_num_threads(num_threads)
+
+
+@contextmanager
+def planning_thread() -> Iterator[None]:
+    """:func:`one_thread`, without the "invalid value" flag of NumPy.
+
+    BLAS may raise it for a product of a few rows, since its vector instructions also compute on memory beyond them. No
+    error is hidden: embeddings are checked to be finite, and so are the scores of a plan.
+    """
+    with one_thread(), np.errstate(invalid="ignore"):
+        yield

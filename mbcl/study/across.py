@@ -15,11 +15,12 @@ from scipy import stats
 
 from mbcl.errors import ConfigError
 from mbcl.seeding import numpy_generator
+from mbcl.study.comparisons import EQUAL_STEPS, Comparison, compare
 from mbcl.study.metric_glossary import direction
 from mbcl.study.paired import ALPHA, MIN_PAIRS
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import settings_of
-from mbcl.study.statistics import EQUAL_STEPS, Comparison, compare, primary_metrics
+from mbcl.study.statistics import primary_metrics
 
 NUM_RESAMPLES = 10_000
 

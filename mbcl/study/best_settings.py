@@ -72,5 +72,6 @@ def champions(study: StudyRecord, settings: list[Setting], candidates: list[Sett
 
 
 def _num_tried(settings: list[Setting]) -> int:
-    """Return the number of settings that took part in a choice: a seed has finished or was stopped."""
-    return sum(any(trial.status in ("finished", "stopped") for trial in setting.trials) for setting in settings)
+    """Return the number of settings that took part in a choice: a seed has finished, diverged or was stopped."""
+    ended = ("finished", "stopped")
+    return sum(any(trial.status in ended or trial.has_diverged for trial in each.trials) for each in settings)

@@ -21,6 +21,8 @@ _TABLE = r"""
 + val/retrieval/mrr: retrieval/mrr on the validation split, measured during training; search and schedulers see
     the validation split alone
 + val/retrieval/top1: retrieval/top1 on the validation split, measured during training
++ val/knn/top1: knn/top1 on the validation split, measured during training with evaluation.validation_metrics
++ val/probe/top1: probe/top1 on the validation split, measured during training with evaluation.validation_metrics
 + corrupted/within/(\d)/top1: whether the corruptions of an image are told apart, severity {0}; mean of both directions
 + corrupted/within/(\d)/u2v/top1: share of the corrupted versions of an image, severity {0}, whose second view is
     nearest of all versions' of that image: whether corruptions are told apart, as published

@@ -6,8 +6,9 @@ its combinations of nuisance values a *candidate*. Tuning trials measure all can
 seeds of their own; confirmation trials measure the best candidate of each arm on the study's seeds.
 
 The best of more candidates is better by chance, so all arms have equally many, and an arm is confirmed only if all of
-them were tried. A training that diverged is a result: its candidate was tried, and cannot be chosen. Any other failure
-leaves the arm without a choice until ``--resume`` has repeated the trial.
+them were tried. A training that diverged is a result: its candidate was tried and is the worst, so it is not chosen,
+and ``--resume`` does not run it again. Any other failure leaves the arm without a choice until ``--resume`` has
+repeated the trial.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ class Candidate:
     @property
     def diverged(self) -> int:
         """Number of trials that diverged."""
-        return sum(trial.status == "failed" and trial.diverged for trial in self.trials)
+        return sum(trial.has_diverged for trial in self.trials)
 
     @property
     def tried(self) -> bool:
         """Whether all its trials have a result."""
-        return all(trial.status == "finished" or (trial.status == "failed" and trial.diverged) for trial in self.trials)
+        return all(trial.status == "finished" or trial.has_diverged for trial in self.trials)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class Choice:
     candidates: tuple[Candidate, ...]
     chosen: Candidate | None
     missing: str
+
+    @property
+    def impossible(self) -> bool:
+        """Whether there will be no choice: all candidates were tried, and none has a value."""
+        return self.chosen is None and all(each.tried for each in self.candidates)
 
     def describe(self, metric: str) -> str:
         """Describe the choice, or why there is none, in one line."""
@@ -112,7 +118,8 @@ def _choose(
         return None, "tuning is not finished"
     measured = [(each.value, each) for each in candidates if each.value is not None]
     if not measured:
-        return None, "no candidate has a value"
+        diverged = all(each.diverged for each in candidates)
+        return None, "every candidate diverged" if diverged else "no candidate has a value"
     sign = -1 if maximise else 1
     return min(measured, key=lambda pair: sign * pair[0])[1], ""
 

@@ -13,6 +13,7 @@ from mbcl.errors import ConfigError
 from mbcl.io.store import Store, read_text, write_text
 
 STUDY_FILE = "study.json"
+SPACE_FILE = "space.yaml"
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Allowed names of studies and trials. They become folder names, so path separators and ``..`` are excluded."""
@@ -101,6 +102,11 @@ class TrialRecord(_Record):
     arm: int | None = None
     nuisance: dict[str, Any] = Field(default_factory=dict)
     diverged: bool = False
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether it ended because its training was not finite: a result of its values, and of no crash."""
+        return self.status == "failed" and self.diverged
 
     def value_of(self, metric: str) -> float | None:
         """Return a final metric, or None if it was not measured or is not finite."""
@@ -194,9 +200,17 @@ class StudyRecord(_Record):
         drawn = self.searched or any(trial.drawn for trial in self.trials.values())
         return drawn and len({trial.setting for trial in self.trials.values()}) > 1
 
+    def is_result(self, trial: TrialRecord) -> bool:
+        """Return whether a trial has ended with a result, so that ``--resume`` does not run it again.
+
+        Among candidates, of which the best is looked for, one that diverged is the worst; elsewhere it is a failure.
+        """
+        is_candidate = trial.stage == "tuning" or self.is_search
+        return trial.status in ("finished", "stopped") or (is_candidate and trial.has_diverged)
+
     def unfinished(self) -> list[str]:
-        """Return the trials that ``--resume`` runs: all that are neither finished nor stopped by a scheduler."""
-        return [key for key, trial in self.trials.items() if trial.status not in ("finished", "stopped")]
+        """Return the trials that ``--resume`` runs: all without a result."""
+        return [key for key, trial in self.trials.items() if not self.is_result(trial)]
 
     def ordered(self) -> dict[str, TrialRecord]:
         """Return the trials by id, sorted into the order of the study."""

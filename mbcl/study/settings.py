@@ -177,23 +177,33 @@ def labels(settings: list[dict[str, Any]]) -> list[str]:
 
     They are built from the flat columns of each setting and are unique.
     """
-    shown = [_differing(columns, settings) for columns in settings]
+    varied: dict[tuple[str, str], tuple[bool, bool]] = {}
+    shown = [_differing(columns, settings, varied) for columns in settings]
     short = _short_names(key for keys in shown for key in keys)
     names = [_label(columns, keys, short) for columns, keys in zip(settings, shown, strict=True)]
     counts = Counter(names)
     return [f"{label} #{i}" if counts[label] > 1 else label for i, label in enumerate(names)]
 
 
-def _differing(columns: dict[str, Any], settings: list[dict[str, Any]]) -> list[str]:
-    """Return the columns that belong in the label of one setting."""
+def _differing(
+    columns: dict[str, Any], settings: list[dict[str, Any]], varied: dict[tuple[str, str], tuple[bool, bool]]
+) -> list[str]:
+    """Return the columns that belong in the label of one setting.
+
+    ``varied`` has, by a key and the component that it is of, whether its values differ and whether all settings have
+    this component; it is filled here, as settings share it.
+    """
     keys = []
     for key in columns:
         part = key.partition(".")[0]
-        # Compare a parameter only among settings of the same component: the k of osgd is not the k of spectral.
-        peers = settings if key == part else [other for other in settings if other.get(part) == columns.get(part)]
-        same_kind = len(peers) == len(settings)
-        values = {text_of(other[key]) if key in other else None for other in peers}
-        if len(values) > 1 or (not same_kind and not _is_default(key, columns)):
+        kind = (key, "" if key == part else repr(columns.get(part)))
+        if kind not in varied:
+            # Compare a parameter only among settings of the same component: the k of osgd is not the k of spectral.
+            peers = settings if key == part else [other for other in settings if other.get(part) == columns.get(part)]
+            values = {text_of(other[key]) if key in other else None for other in peers}
+            varied[kind] = len(values) > 1, len(peers) == len(settings)
+        differs, same_kind = varied[kind]
+        if differs or (not same_kind and not _is_default(key, columns)):
             keys.append(key)
     return keys
 

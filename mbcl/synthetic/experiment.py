@@ -21,15 +21,25 @@ class Synthetic(ConfigModel):
     """N points in ``dim`` dimensions (null: 2 N), moved by SGD on batches of B; see :class:`Settings`."""
 
     n: int = Field(default=Settings.n, ge=2, le=MAX_SAMPLES)
+    """Samples, N."""
     dim: int | None = Field(default=None, ge=2)
+    """Dimensions; null: 2 N."""
     batch_size: int = Field(default=2, ge=2)
+    """Samples of a batch, at most `n`."""
     steps: int = Field(default=Settings.steps, ge=1)
+    """Steps of the study."""
     lr: float = Field(default=Settings.lr, gt=0)
+    """Learning rate of SGD."""
     accumulate: Accumulate | None = None
+    """One update a step, on the sum or mean of its batches' losses; null: one update a batch."""
     equal_init: bool = Settings.equal_init
+    """Both views of a sample start at the same point."""
     log_every: int = Field(default=Settings.log_every, ge=1)
+    """Steps between two points of a curve."""
     published_points: bool = Settings.published_points
+    """Log `osgd_exhaustive` after the first update of a step, as published."""
     restarts: int = Field(default=Settings.restarts, ge=1)
+    """Where no optimum is known: random starts from which the least loss is sought."""
 
     @model_validator(mode="after")
     def _a_batch_can_be_filled(self) -> Synthetic:
@@ -47,8 +57,11 @@ class SyntheticExperiment(ExperimentModel):
     """A synthetic study of one sampler with one seed. Its loss is ``clip`` without temperature."""
 
     seed: int = Field(default=0, ge=0)
+    """All randomness derives from it; a space has `seeds`."""
     sampler: GivenSampler = Field(default={"name": "shuffle"}, validate_default=True)
+    """Which samples share a batch."""
     synthetic: Synthetic = Synthetic()
+    """The points and their optimization."""
 
     @model_validator(mode="before")
     @classmethod

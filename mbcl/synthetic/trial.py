@@ -11,8 +11,8 @@ import json
 import math
 
 import numpy as np
-import yaml
 
+from mbcl.config.yaml_reader import dump_yaml
 from mbcl.engine.metrics_log import CONFIG_FILE, METRICS_FILE
 from mbcl.errors import pluralize
 from mbcl.io.npz import to_npz
@@ -35,7 +35,7 @@ def run_synthetic_trial(experiment: SyntheticExperiment, store: Store) -> Metric
     Raises:
         ConfigError: if the sampler does not fit, or the points lose their directions.
     """
-    config = yaml.safe_dump(experiment.resolved(), sort_keys=False)
+    config = dump_yaml(experiment.resolved())
     write_text(store, CONFIG_FILE, f"# The resolved experiment.\n{config}")
     outcome = run(experiment.settings, methods=[experiment.build_method()], other_minimisers=False)
     write_text(store, METRICS_FILE, "".join(json.dumps(row, allow_nan=False) + "\n" for row in _rows(outcome)))

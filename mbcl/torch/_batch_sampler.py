@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler
 from mbcl.errors import CheckpointError, ConfigError
 from mbcl.functional import check_count
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers import Sampler
+from mbcl.samplers import Ids, Sampler, with_groups
 from mbcl.torch._progress import Count, parse_state, place
 from mbcl.torch._short_batch import check_short_batch, left_out_of, num_short
 from mbcl.torch._sources import (
@@ -62,9 +62,9 @@ class PlannedBatchSampler(BatchSampler):
             the epoch. If not, they are a last, short batch, in ascending order, of which every rank has its columns.
 
     Raises:
-        ConfigError: if an argument does not fit the others. With ``drop_last=False`` also if the plan repeats samples
-            or leaves a batch or more of them out; if the short batch is a single sample, which has no negatives; or if
-            W ranks cannot share it equally.
+        ConfigError: if an argument does not fit the others. With ``drop_last=False`` also if the plan repeats samples,
+            leaves a batch or more of them out, or keeps sources together; if the short batch is a single sample, which
+            has no negatives; or if W ranks cannot share it equally.
         PlanError: if a file is no plan.
     """
 
@@ -102,6 +102,8 @@ class PlannedBatchSampler(BatchSampler):
         embeddings: Embeddings | None = None,
         *,
         num_samples: int | None = None,
+        apart: Ids | None = None,
+        together: Ids | None = None,
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
@@ -117,6 +119,8 @@ class PlannedBatchSampler(BatchSampler):
             sampler: a sampler, or a name with the parameters of :func:`mbcl.samplers.build`, among them ``batch_size``.
             embeddings: of all N samples; None if the sampler needs none.
             num_samples: N; by default the number of embeddings.
+            apart: (N,) ids, as :meth:`mbcl.samplers.Sampler.plan` takes them.
+            together: (N,) ids, likewise; an epoch then has the batches that the sources fill.
             seed: of the plans.
             rank: see the class.
             world_size: see the class.
@@ -132,7 +136,7 @@ class PlannedBatchSampler(BatchSampler):
             >>> len(batches), [len(batch) for batch in batches], len(batches.left_out)
             (2, [2, 2], 1)
         """
-        made = build_sampler(sampler, parameters)
+        made = with_groups(build_sampler(sampler, parameters), apart=apart, together=together)
         if made.needs_embeddings and embeddings is None:
             raise ConfigError(f"sampler {made.name!r} plans from embeddings; give embeddings=mbcl.Embeddings(z1, z2)")
         if num_samples is None:

@@ -1,4 +1,4 @@
-"""Embeddings for a replanner: computed by the caller's function, or observed in its loop.
+"""Rows of embeddings for a replanner: computed by the caller's function, or handed over by its loop.
 
 Letters: N samples of the data set, m rows, D dimensions, W ranks.
 """
@@ -17,7 +17,9 @@ from mbcl.plan import FLOATS, Embeddings
 from mbcl.planner import random_chunks
 
 Embed = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From (m,) int64 CPU positions to two (m, D) float tensors."""
+"""From (m,) int64 CPU positions to two (m, D) float tensors, each with a D of its own for the sides of pairs."""
+Widths = tuple[int, int]
+"""D of both views."""
 
 
 def embed_shard(embed: Embed, num_samples: int, batch_size: int, world: World, *keys: int) -> Embeddings:
@@ -31,15 +33,15 @@ def embed_shard(embed: Embed, num_samples: int, batch_size: int, world: World, *
     """
     chunks = random_chunks(num_samples, batch_size, *keys)[world.rank :: world.size]
     shard = collectives.run_and_sync_errors(_embed_chunks, world, embed, chunks, world.device)
-    kinds = collectives.gather_objects(None if shard is None else (shard.z1.shape[1], shard.z1.dtype), world)
+    kinds = collectives.gather_objects(None if shard is None else (shard.widths, shard.z1.dtype), world)
     known = {kind for kind in kinds if kind is not None}
     if len(known) > 1:
         raise ConfigError(f"embed: dimensions or dtypes differ between the ranks: {kinds}")
     if shard is not None:
         return shard
-    ((width, dtype),) = known
-    empty = torch.zeros((0, width), dtype=dtype, device=world.device)
-    return Embeddings(empty, empty, torch.zeros(0, dtype=torch.int64))
+    ((widths, dtype),) = known
+    z1, z2 = (torch.zeros((0, width), dtype=dtype, device=world.device) for width in widths)
+    return Embeddings(z1, z2, torch.zeros(0, dtype=torch.int64))
 
 
 @torch.no_grad()
@@ -51,13 +53,13 @@ def _embed_chunks(embed: Embed, chunks: tuple[Tensor, ...], device: torch.device
         if not (isinstance(views, tuple | list) and len(views) == 2 and all(isinstance(z, Tensor) for z in views)):
             raise ConfigError(f"embed must return two tensors, found a {type(views).__name__}")
         z1, z2 = views
-        check_views("embed", z1, z2, len(positions), parts[0].z1.shape[1] if parts else None)
+        check_views("embed", z1, z2, len(positions), parts[0].widths if parts else None)
         parts.append(Embeddings(z1.detach().to(device), z2.detach().to(device), positions))
     return Embeddings.concatenate(parts) if parts else None
 
 
 def observed_rows(
-    indices: Tensor, z1: Tensor, z2: Tensor, num_samples: int, width: int | None, device: torch.device
+    indices: Tensor, z1: Tensor, z2: Tensor, num_samples: int, widths: Widths | None, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Check the rows of one step; returns positions on the CPU, and both views detached, in float32 or better.
 
@@ -68,7 +70,7 @@ def observed_rows(
         found = f"{tuple(indices.shape)} {indices.dtype}" if isinstance(indices, Tensor) else type(indices).__name__
         raise ConfigError(f"observe: indices must be an (m,) int64 tensor, found {found}")
     positions = indices.detach().cpu()
-    check_views("observe", z1, z2, len(positions), width)
+    check_views("observe", z1, z2, len(positions), widths)
     if len(positions) and not (0 <= int(positions.min()) and int(positions.max()) < num_samples):
         raise ConfigError(
             f"observe: indices must be in 0..{num_samples - 1}, found {int(positions.min())}..{int(positions.max())}"
@@ -79,15 +81,19 @@ def observed_rows(
     return positions, z1.detach().to(device, dtype), z2.detach().to(device, dtype)
 
 
-def check_views(name: str, z1: Tensor, z2: Tensor, rows: int, width: int | None) -> None:
-    """Check that two views are (rows, D) of one float dtype; ``width`` is the D of earlier rows.
+def check_views(name: str, z1: Tensor, z2: Tensor, rows: int, widths: Widths | None) -> None:
+    """Check that two views are (rows, D) of one float dtype; ``widths`` are the D of earlier rows.
 
     Raises:
         ConfigError: if they are not.
     """
-    expected = (rows, z1.shape[-1] if width is None and z1.ndim else width)
-    if z1.shape != expected or z2.shape != expected or z1.dtype != z2.dtype or z1.dtype not in FLOATS:
+    first, second = widths or (z1.shape[-1] if z1.ndim else 0, z2.shape[-1] if z2.ndim else 0)
+    fits = z1.shape == (rows, first) and z2.shape == (rows, second)
+    if not fits or z1.dtype != z2.dtype or z1.dtype not in FLOATS:
+        expected = f"({rows}, D)" if widths is None else f"({rows}, {first})"
+        if widths is not None and first != second:
+            expected += f" and ({rows}, {second})"
         raise ConfigError(
-            f"{name}: expected two ({rows}, {'D' if width is None else width}) tensors of one float dtype, found "
+            f"{name}: expected two {expected} tensors of one float dtype, found "
             f"{tuple(z1.shape)} {z1.dtype} and {tuple(z2.shape)} {z2.dtype}"
         )

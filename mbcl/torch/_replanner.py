@@ -1,12 +1,11 @@
 """Plans that are made again while a loop trains.
 
-Letters: N samples of the data set, S = N // B batches of an epoch, B samples of a global batch, D dimensions, W ranks.
+Letters: N samples of the data set, S batches of an epoch, B samples of a global batch, D dimensions, W ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -14,13 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbcl.distributed import collectives
-from mbcl.distributed.collectives import World
 from mbcl.errors import CheckpointError, ConfigError
 from mbcl.functional import check_choice, check_count
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planner import (
-    EmbeddingCache,
     LocalPlanService,
     PlanKey,
     PlannedBatches,
@@ -29,10 +25,14 @@ from mbcl.planner import (
     planned_of,
     planned_state,
 )
-from mbcl.samplers import Sampler, Shuffle
-from mbcl.torch._embedding import Embed, embed_shard, observed_rows
+from mbcl.samplers import Ids, Sampler, Shuffle, check_widths, groups_of, with_groups
+from mbcl.torch._embedding import Embed
+from mbcl.torch._embedding_source import EmbeddingSource
 from mbcl.torch._schedule import Schedule
-from mbcl.torch._sources import PlanSource, build_sampler
+from mbcl.torch._sources import PlanSource, build_sampler, extended, taken
+
+ROWS = ("positions", "z1", "z2", "times", "begun")
+"""What the state of a cache that is not empty holds."""
 
 
 class Replanner(PlanSource):
@@ -59,11 +59,14 @@ class Replanner(PlanSource):
         sampler: a name, with the parameters of :func:`mbcl.samplers.build`, among them ``batch_size``; or a sampler.
         num_samples: N.
         embed: called with (m,) int64 data-set positions on the CPU, at most ``embed_batch_size``, without gradients;
-            returns the embeddings of two views, (m, D) float each, in this order. The positions are drawn at random
-            for each plan, so that batch norm in training mode sees all classes. The modes of the model (``eval``,
-            autocast) are its own business. Ranks call it a different number of times, so it must not communicate: it
-            calls ``ddp.module``, not a DDP model, which synchronises its buffers in the forward pass.
+            returns the embeddings of two views, (m, D) float each, in this order; the sides of pairs may have a width
+            each, see :class:`mbcl.Embeddings`. The positions are drawn at random for each plan, so that batch norm in
+            training mode sees all classes. The modes of the model (``eval``, autocast) are its own business. Ranks
+            call it a different number of times, so it must not communicate: it calls ``ddp.module``, not a DDP model,
+            which synchronises its buffers in the forward pass.
         embeddings: ``fresh`` or ``cached``; by default ``fresh`` with ``embed``, ``cached`` without.
+        apart, together: (N,) ids, as :meth:`mbcl.samplers.Sampler.plan` takes them. They hold for the batches of
+            ``shuffle``, too. With ``together`` an epoch has the batches that the sources fill.
         seed: of the plans.
         every, unit: plan every so many epochs or steps. Epochs between two planned ones have the same batches as the
             last. Steps count within an epoch, which then may visit a sample twice, or not at all.
@@ -85,6 +88,8 @@ class Replanner(PlanSource):
         num_samples: int,
         embed: Embed | None = None,
         embeddings: str | None = None,
+        apart: Ids | None = None,
+        together: Ids | None = None,
         seed: int = 0,
         every: int = 1,
         unit: str = "epoch",
@@ -95,22 +100,19 @@ class Replanner(PlanSource):
         device: torch.device | str = "cpu",
         **parameters: object,
     ) -> None:
-        self.sampler = build_sampler(sampler, parameters)
+        self.sampler = with_groups(build_sampler(sampler, parameters), apart=apart, together=together)
         batch_size = self.sampler.batch_size
         check_choice("unit", unit, ("epoch", "step"))
-        source = embeddings or ("cached" if embed is None else "fresh")
-        check_choice("embeddings", source, ("fresh", "cached"))
-        if embed is None and source == "fresh":
-            raise ConfigError("embeddings: 'fresh' ones need embed; without it they are 'cached'")
         if not self.sampler.needs_embeddings:
             raise ConfigError(
                 f"sampler {self.sampler.name!r} plans without embeddings: PlannedBatchSampler.from_sampler"
             )
         self.sampler.check(check_count("num_samples", num_samples))
-        length = self.sampler.plan_length(num_samples)
-        whole = self.sampler.no_repeats and self.sampler.covers_all and length == num_samples // batch_size
+        groups = groups_of(self.sampler)
+        self._shuffle = with_groups(Shuffle(batch_size=batch_size), apart=groups.apart, together=groups.together)
+        length, steps = (each.plan_length(num_samples) for each in (self.sampler, self._shuffle))
+        whole = self.sampler.no_repeats and self.sampler.covers_all and length == steps and groups.together is None
         super().__init__(num_samples, batch_size, is_partition=whole and unit == "epoch")
-        steps = num_samples // batch_size
         check_count("every", every)
         self._schedule = Schedule(
             steps=steps,
@@ -123,12 +125,15 @@ class Replanner(PlanSource):
         self._seed = check_count("seed", seed, least=0)
         self._num_samples = num_samples
         self._background = background
-        self._embed = embed
-        self._embed_batch_size = check_count("embed_batch_size", embed_batch_size)
-        self._device = torch.device(device)
-        self._is_cached = source == "cached"
-        self._observed = 0
-        """Calls of :meth:`observe`, the time stamps of the cache."""
+        self._embeddings = EmbeddingSource(
+            embed,
+            embeddings,
+            num_samples=num_samples,
+            steps=steps,
+            seed=seed,
+            embed_batch_size=embed_batch_size,
+            device=device,
+        )
         self._plan: BatchPlan | None = None
         """The batches of the current epoch as far as they are planned; in its ``epoch`` they were planned."""
         self._pending: PlanKey | None = None
@@ -140,18 +145,8 @@ class Replanner(PlanSource):
         """The newest plan from embeddings that was taken up, with its ``loss``, ``lift`` and ``seconds``, or None."""
 
     @cached_property
-    def _world(self) -> World:
-        """The ranks: found at the first use, since frameworks make the process group late."""
-        cuda = self._device == torch.device("cuda")
-        return collectives.current(torch.device("cuda", torch.cuda.current_device()) if cuda else self._device)
-
-    @cached_property
-    def _cache(self) -> EmbeddingCache | None:
-        return self._empty_cache() if self._is_cached else None
-
-    @cached_property
     def _service(self) -> LocalPlanService:
-        return LocalPlanService(num_samples=self._num_samples, seed=self._seed, world=self._world)
+        return LocalPlanService(num_samples=self._num_samples, seed=self._seed, world=self._embeddings.world)
 
     # -- what the loop calls -------------------------------------------------------------------------------------------
 
@@ -161,20 +156,13 @@ class Replanner(PlanSource):
         Args:
             indices: (m,) int64, the data-set positions of this rank's rows, all different, on any device.
             z1: (m, D) float, their embeddings of view 1, with or without gradient, not normalised or normalised.
-            z2: (m, D), of view 2.
+            z2: (m, D), of view 2; of the sides of pairs each may have its width, see :class:`mbcl.Embeddings`.
 
         Raises:
             ConfigError: if shapes or positions do not fit, or if the embeddings are ``fresh`` ones.
         """
-        if self._cache is None:
-            raise ConfigError("observe: the embeddings are 'fresh' ones; embeddings='cached' uses what a loop observes")
-        rows = observed_rows(indices, z1, z2, self._num_samples, self._cache.width, self._world.device)
-        self._observed += 1
-        if self._embed is not None and not self._cache.begun:
-            return  # `embed` will compute all
-        self._cache.record(*rows, time=self._observed)
-        if self._cache.num_rows > 2 * self._num_samples:
-            self._cache.drop_superseded()
+        self._embeddings.observe(indices, z1, z2)
+        check_widths(self.sampler, (z1.shape[1], z2.shape[1]))
 
     def close(self) -> None:
         """End the background process."""
@@ -226,12 +214,9 @@ class Replanner(PlanSource):
         if made is not None:
             part, self.newest = made.plan, made
         else:
-            shuffled = Shuffle(batch_size=self.sampler.batch_size).plan(self._num_samples, seed=self._seed, epoch=epoch)
-            part = replace(shuffled, batches=shuffled.batches[done:end])
-        if before is not None:
-            batches = torch.cat([before.batches, part.batches])
-            part = replace(before, batches=batches, scores=None, batch_conflicts=None)
-        self._plan = part
+            shuffled = self._shuffle.plan(self._num_samples, seed=self._seed, epoch=epoch)
+            part = taken(shuffled, slice(done, end))
+        self._plan = part if before is None else extended(before, part)
         return shard
 
     def _request_ahead(self, epoch: int, shard: Embeddings | None) -> None:
@@ -244,7 +229,7 @@ class Replanner(PlanSource):
         self._settle()
         self._asked = key
         if shard is None:
-            shard = self._shard(key)
+            shard = self._embeddings.shard(key)
         if shard is not None:
             self._service.request(key, shard, self.sampler, ahead=True)
             self._pending = key
@@ -256,7 +241,7 @@ class Replanner(PlanSource):
         if ahead is not None and (ahead.plan.epoch, ahead.plan.round) == (key.epoch, key.round):
             return ahead, None
         self._asked = None
-        shard = self._shard(key)
+        shard = self._embeddings.shard(key)
         if shard is None:
             return None, None
         self._service.request(key, shard, self.sampler)
@@ -267,23 +252,6 @@ class Replanner(PlanSource):
         if self._pending is not None:
             key, self._pending = self._pending, None
             self._ahead = self._service.receive(key)
-
-    def _shard(self, key: PlanKey) -> Embeddings | None:
-        """Return this rank's rows of the embeddings; None on every rank if samples are missing. A collective call."""
-        fresh = None
-        if self._embed is not None and (self._cache is None or not self._cache.begun):
-            keys = (self._seed, key.epoch, key.round)
-            fresh = embed_shard(self._embed, self._num_samples, self._embed_batch_size, self._world, *keys)
-        if self._cache is None:
-            return fresh
-        if fresh is not None:
-            self._cache.record(fresh.indices, fresh.z1, fresh.z2, time=self._observed)
-        calls = collectives.gather_objects((self._observed, self._cache.width), self._world)
-        if len(set(calls)) > 1:
-            raise ConfigError(f"observe: calls and dimensions differ between the ranks: {calls}")
-        if self._cache.count() < self._num_samples:
-            return None
-        return collectives.run_and_sync_errors(self._cache.shard, self._world)
 
     # -- resuming ------------------------------------------------------------------------------------------------------
 
@@ -299,8 +267,7 @@ class Replanner(PlanSource):
             "ahead": {} if self._ahead is None else planned_state(self._ahead),
             "asked": [] if self._asked is None else [self._asked.epoch, self._asked.round, self._asked.rounds],
             "num_samples": self._num_samples,
-            "observed": self._observed,
-            "cache": self._cache.state_dict() if self._cache else {},
+            **self._embeddings.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -313,8 +280,8 @@ class Replanner(PlanSource):
             plan = plan_of(state["plan"]) if state["plan"] else None
             ahead = planned_of(state["ahead"]) if state["ahead"] else None
             asked = PlanKey(*state["asked"]) if state["asked"] else None
-            num_samples, observed, cache = int(state["num_samples"]), int(state["observed"]), state["cache"]
-            positions = cache["positions"] if cache else None
+            num_samples, observed = int(state["num_samples"]), int(state["observed"])
+            rows = {key: state["cache"][key] for key in ROWS} if state["cache"] else {}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"not a state of a Replanner: {type(error).__name__}: {error}") from error
         for batches in (made.batches for made in (plan, ahead.plan if ahead else None) if made is not None):
@@ -326,13 +293,6 @@ class Replanner(PlanSource):
         if num_samples != self._num_samples:
             found = f"of {num_samples} samples, here they are {self._num_samples}"
             raise CheckpointError(f"the state is of another training: {found}")
-        if positions is not None and self._cache is None:
-            raise CheckpointError("the state has observed embeddings that do not fit this Replanner")
+        self._embeddings.load_state_dict(observed, rows)
         self._pending = None
-        self._plan, self._ahead, self._asked, self._observed = plan, ahead, asked, observed
-        if self._cache is not None:
-            self._cache = self._empty_cache()
-            self._cache.load_state_dict(cache)
-
-    def _empty_cache(self) -> EmbeddingCache:
-        return EmbeddingCache(self._num_samples, self._schedule.steps, self._world)
+        self._plan, self._ahead, self._asked = plan, ahead, asked

@@ -59,6 +59,6 @@ def check_short_batch(source: PlanSource, epoch: int, world_size: int) -> None:
         require_partition(source.plan(0), source.num_samples)
     elif source.is_partition is False:
         raise ConfigError(
-            "drop_last=False: the epochs repeat samples or leave a batch or more of them out, so what is left is "
-            "no short batch"
+            "drop_last=False: the epochs repeat samples, leave a batch or more of them out, or keep sources together, "
+            "so what is left is no short batch"
         )

@@ -15,7 +15,7 @@ import torch
 from mbcl.errors import ConfigError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planner import PlanKey, plan_rounds
-from mbcl.samplers import Sampler, build
+from mbcl.samplers import Sampler, build, groups_of
 from mbcl.seeding import torch_generator
 
 
@@ -65,7 +65,7 @@ class FixedPlan(PlanSource):
         if epoch == 0:
             return self._plan
         generator = torch_generator(self._plan.seed, "torch/order", epoch)
-        return _take(self._plan, torch.randperm(len(self._plan), generator=generator))
+        return taken(self._plan, torch.randperm(len(self._plan), generator=generator))
 
 
 class _WholeEpochs(PlanSource):
@@ -103,15 +103,17 @@ class PlanFunction(_WholeEpochs):
 class SamplerPlans(_WholeEpochs):
     """The plans of a sampler for (seed, epoch), from the same embeddings in every epoch.
 
-    An epoch has N // B batches. A sampler of fewer batches (``osgd``) plans several rounds, as in the engine; all of a
-    sampler of more (``all_batches``) belong to the epoch.
+    An epoch has N // B batches, with sources those that each of them fills. A sampler of fewer batches (``osgd``) plans
+    several rounds, as in the engine; all of a sampler of more (``all_batches``) belong to the epoch.
     """
 
     def __init__(self, sampler: Sampler, embeddings: Embeddings | None, num_samples: int, seed: int) -> None:
         sampler.check(num_samples)
         width, length = sampler.plan_width(num_samples), sampler.plan_length(num_samples)
-        self._num_batches = max(length, num_samples // width)
-        one_plan = sampler.no_repeats and sampler.covers_all and length == num_samples // width
+        groups = groups_of(sampler)
+        steps = groups.num_batches(num_samples, width)
+        self._num_batches = max(length, steps)
+        one_plan = sampler.no_repeats and sampler.covers_all and length == steps and groups.together is None
         super().__init__(num_samples, width, is_partition=one_plan)
         self._sampler = sampler
         self._embeddings = embeddings.ordered(num_samples) if embeddings is not None else None
@@ -127,10 +129,20 @@ class SamplerPlans(_WholeEpochs):
         return plan_rounds(self._sampler, self._embeddings, key, num_samples=self.num_samples, seed=self._seed)
 
 
-def _take(plan: BatchPlan, rows: torch.Tensor) -> BatchPlan:
+def taken(plan: BatchPlan, rows: torch.Tensor | slice) -> BatchPlan:
+    """Return a plan of some batches of another one."""
     scores = None if plan.scores is None else plan.scores[rows]
     conflicts = None if plan.batch_conflicts is None else plan.batch_conflicts[rows]
     return replace(plan, batches=plan.batches[rows], scores=scores, batch_conflicts=conflicts)
+
+
+def extended(plan: BatchPlan, part: BatchPlan) -> BatchPlan:
+    """Return a plan with the batches of a part of the same epoch behind its own."""
+    conflicts = None
+    if plan.batch_conflicts is not None and part.batch_conflicts is not None:
+        conflicts = torch.cat([plan.batch_conflicts, part.batch_conflicts])
+    batches = torch.cat([plan.batches, part.batches])
+    return replace(plan, batches=batches, scores=None, batch_conflicts=conflicts)
 
 
 def left_out(plan: BatchPlan, num_samples: int) -> torch.Tensor:

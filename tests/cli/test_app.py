@@ -14,6 +14,10 @@ import pytest
 from patience import wait_for
 
 from mbcl.cli import main
+from mbcl.cli.app import _keys
+from mbcl.config.base import parameters_model
+from mbcl.config.components import COMPONENTS, registry_of
+from mbcl.config.yaml_reader import read_yaml
 
 TINY = ["--set", "data.max_samples=80", "--set", "train={epochs: 2, batch_size: 16}", "--set", "track=[]"]
 
@@ -85,7 +89,7 @@ def test_train_refuses_an_existing_training_without_resume(trained, capsys):
         (["evaluate", "--checkpoint", "none"], "none: no such folder"),
         (["report", "--results", "none"], "holds no study.json"),
         (["list", "samplrs"], "invalid choice"),
-        (["train", "--set", "seed=2024-13-45"], "not YAML"),
+        (["train", "--set", "seed=[2024"], "not YAML"),
         (["train", "--set", "train.epochs=1", "--out", "/proc/nowhere"], "/proc/nowhere"),
         (["trian"], "invalid choice"),
         ([], "required"),
@@ -132,6 +136,8 @@ def test_list_explains_the_parameters_of_one_component(capsys):
     out = capsys.readouterr().out
     assert out.startswith("spectral(")
     assert "    k: " in out
+    assert main(["list", "encoders", "resnet_small"]) == 0
+    assert "    weights: file of its initial weights" in capsys.readouterr().out
     for wrong in (["list", "samplers", "spektral"], ["list", "datasets", "digits"]):
         assert main(wrong) == 2
         assert capsys.readouterr().err.count("\n") == 1
@@ -162,6 +168,57 @@ def test_explain_says_when_which_rule_keeps_samples_apart(capsys):
         assert out.count("When which:") == expected
         for word in ("relative_margin (0.05, say): ", "absolute_margin (0.1, say): ", "skip: similarities", "apart: "):
             assert out.count(f"    {word}") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("resnet18", ["encoder resnet18(", "architecture resnet18 of torchvision", "    stem: imagenet as published"]),
+        ("cifar10", ["data set cifar10: 50,000 + 10,000 photographs", "cifar-10-python.tar.gz"]),
+        ("cifar10_c", ["corrupted test set cifar10_c, for evaluation: "]),
+        ("planner.overlap", ["planner.overlap\n\n0: training waits", "allowed: 0, 1\ndefault: 0"]),
+        ("experiment.planner.overlap", ["allowed: 0, 1\ndefault: 0"]),
+        ("search.num_samples", ["allowed: whole number of at least 1\ndefault: 1"]),
+        ("synthetic.steps", ["synthetic.steps\n\nSteps of the study."]),
+        ("data.image_size", ["allowed: whole number from 4 to 1024, null\ndefault: null"]),
+        ("precision", ["train.precision\n", "float32, float64, bf16, fp16"]),
+        ("train.accumulation", ["train.accumulation.mode", "train.accumulation.chunk_size"]),
+        (
+            "mix",
+            ["planner.schedule.mix\n", "sampler.mix, a parameter of", "spectral", "share of the places of each batch"],
+        ),
+        ("sampler.mix", ["sampler.mix, a parameter of"]),
+        ("trust_coefficient", ["optimizer.trust_coefficient, a parameter of lars"]),
+    ],
+)
+def test_explain_explains_data_sets_keys_and_parameters(name, parts, capsys):
+    assert main(["explain", name]) == 0
+    out = capsys.readouterr().out
+    for part in parts:
+        assert part in out
+
+
+def test_explain_describes_every_key_and_parameter():
+    """No key of a configuration and no parameter of a component of mbcl is without a description."""
+    keys = _keys()
+    assert len(keys) > 150
+    assert [key.path for key in keys if not key.meaning] == []
+    for part in COMPONENTS:
+        registry = registry_of(part)
+        for name in registry:
+            if registry[name].__module__.startswith("mbcl."):
+                model = parameters_model(
+                    registry[name], frozenset({"batch_size", "num_samples", "params", "in_channels"})
+                )
+                assert [key for key, field in model.model_fields.items() if not field.description] == [], name
+
+
+@pytest.mark.parametrize("command", [["list"], ["explain", "spectral"], ["explain", "refined"], ["explain", "dcl"]])
+def test_output_in_ascii_replaces_characters(command):
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run([sys.executable, "-m", "mbcl", *command], env=environment, capture_output=True, check=True)
+    run.stdout.decode("ascii")
+    assert run.stderr == b""
 
 
 def test_explain_refuses_an_unknown_name_with_the_nearest(capsys):
@@ -221,9 +278,20 @@ def test_main_prints_help_of_every_command(capsys):
     assert "breakpoint" in capsys.readouterr().out
 
 
-def test_completion_prints_a_script(capsys):
-    assert main(["completion", "bash"]) == 0
-    assert "mbcl" in capsys.readouterr().out
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_knows_the_names(shell, capsys):
+    assert main(["completion", shell]) == 0
+    out = capsys.readouterr().out
+    for word in ("mbcl", "spectral", "sogclr", "fashion_mnist", "knn", "probe", "planner.overlap"):
+        assert word in out
+
+
+def test_the_name_of_a_component_stands_for_its_block(tmp_path):
+    encoder = ["--set", "encoder=resnet_small", "--set", "encoder.widths=[8]", "--set", "sampler=sc_even", "--set"]
+    assert main(["train", *TINY, *encoder, "sampler.k=2", "--out", str(tmp_path), "--quiet"]) == 0
+    content = read_yaml(tmp_path / "config.yaml")
+    assert content["encoder"]["widths"] == [8]
+    assert (content["sampler"]["name"], content["sampler"]["k"]) == ("spectral", 2)
 
 
 def test_train_under_torchrun_on_two_workers_equals_one(tmp_path):

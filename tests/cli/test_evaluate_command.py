@@ -156,9 +156,20 @@ def test_evaluate_prints_a_note_when_it_replaces_an_evaluation(trained, tmp_path
     assert printed_notes("--metrics", "knn") == ""
     assert printed_notes("--metrics", "knn", "repr") == "", "nothing is lost"
     assert printed_notes("--metrics", "knn", "repr") == ""
+    assert printed_notes("--metrics", "retrieval", "--baselines", "pixels") == "", "kNN and the rest stay"
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
+    assert stored["asked"]["settings"]["metrics"] == ["knn", "repr", "retrieval"]
+    assert {"knn/top1", "repr/alignment", "retrieval/mrr", "baseline/pixels/knn/top1"} <= set(stored["metrics"])
+    assert printed_notes("--metrics", "knn") == ""
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == stored, "nothing is measured again"
     note = printed_notes("--metrics", "retrieval", "--split", "train")
     assert note.startswith(f"note: {tmp_path}/evaluation.json will be replaced, which was asked for with ")
-    for text in ('metrics ["knn", "repr"]', "split test", "another --out keeps both\n"):
+    for text in (
+        'metrics ["knn", "repr", "retrieval"]',
+        'baselines ["pixels"]',
+        "split test",
+        "another --out keeps both\n",
+    ):
         assert text in note
     assert note.count("\n") == 1
 

@@ -123,9 +123,9 @@ def test_embeddings_that_do_not_fit_are_refused(tmp_path, capsys, monkeypatch) -
     parquet.write_table(pyarrow.table({"z1": [[1.0]], "z3": [[1.0]]}), "other.parquet")
     Path("words.parquet").write_text("one two")
     for files, found in {
-        ("u.npy",): "expected one .npz or .parquet file, or two .npy files, found u.npy",
-        ("u.npy", "z.npz"): "expected one .npz or .parquet file, or two .npy files, found u.npy z.npz",
-        ("u.npy", "wide.npy"): "both sides must have one width",
+        ("u.npy",): "or two of .npy files and PATH:COLUMN, found u.npy",
+        ("u.npy", "z.npz"): "or two of .npy files and PATH:COLUMN, found u.npy z.npz",
+        ("u.npy", "wide.npy", "--set", "relative_margin=0.1"): "with a margin compares side one with side two, so both",
         ("ragged.parquet",): "ragged.parquet: z1 must hold lists of one length",
         ("other.parquet",): "other.parquet: unknown column 'z3'",
         ("words.parquet",): "words.parquet: cannot be read",

@@ -166,7 +166,10 @@ def test_pairs_without_labels_have_no_classes(tmp_path):
     path = tmp_path / "unlabelled.npz"
     np.savez(path, x1=np.ones((40, 3)), x2=np.ones((40, 3)))
     for changes, message in (
-        ({"evaluation": {"metrics": ["probe"]}}, "evaluation.metrics: probe needs labels, but pairs has none"),
+        (
+            {"evaluation": {"metrics": ["probe"]}},
+            "probe needs labels, but the pairs of pairs are in files without labels",
+        ),
         (
             {"data": {"name": "pairs", "dir": str(path), "apart": "labels"}},
             "data.apart: found labels, but pairs has none",

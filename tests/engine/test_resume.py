@@ -341,3 +341,40 @@ def test_preemption_notice_of_one_rank_saves_a_checkpoint_on_all(tmp_path):
     saved_steps = gloo.run(_train_with_a_notice, 2, str(tmp_path), content, 3)
     assert saved_steps == [[5, 11, 22], [5, 11, 22]]
     assert checkpoints.names(LocalStore(tmp_path)) == ["epoch_000001", "epoch_000002"]
+
+
+def test_resume_makes_no_pass_for_statistics_that_the_checkpoint_replaces(tmp_path):
+    """Statistics of the initial weights are those of training images where embeddings are in evaluation mode."""
+    content = runs.experiment("spectral", train={"epochs": 2, "batch_size": 16}, embeddings={"mode": "eval"})
+
+    def statistics(of) -> list[torch.Tensor]:
+        return [layer.running_mean.clone() for layer in of.learner.model.modules() if hasattr(layer, "running_mean")]
+
+    def built(folder) -> trainer.Trainer:
+        return trainer.Trainer(content, world=World(), store=LocalStore(folder))
+
+    runs.interrupt(tmp_path / "cut", content, after_epoch=1)
+    begun, again = built(tmp_path / "new"), built(tmp_path / "cut")
+    assert all(mean.abs().max() > 0 for mean in statistics(begun))
+    assert all(mean.abs().max() == 0 for mean in statistics(again)), "as the model was built"
+    again.resume()
+    stored = checkpoints.latest(LocalStore(tmp_path / "cut")).state["model"]
+    assert runs.equal(again.learner.model.state_dict(), stored)
+    for name in checkpoints.names(LocalStore(tmp_path / "cut")):
+        (tmp_path / "cut" / "checkpoints" / name / "state.pt").write_bytes(b"damaged")
+    for mean, expected in zip(statistics(built(tmp_path / "cut")), statistics(begun), strict=True):
+        assert torch.equal(mean, expected), "a training that starts again needs them"
+
+
+def test_resume_names_what_a_checkpoint_of_an_earlier_version_lacks(tmp_path):
+    content = setting("spectral")
+    runs.interrupt(tmp_path, content, after_step=5)
+    store = LocalStore(tmp_path)
+    checkpoint = checkpoints.latest(store)
+    del checkpoint.state["progress"]["embedded"]
+    meta = {key: value for key, value in checkpoint.meta.items() if key not in ("epoch", "step")}
+    checkpoints.save(store, epoch=0, step=4, state=checkpoint.state, meta=meta, keep=2)
+    with pytest.raises(
+        CheckpointError, match="epoch_000000_step_00000004 .* earlier version of mbcl and lacks embedded"
+    ):
+        runs.run(World(), tmp_path, content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import gloo
@@ -29,6 +30,7 @@ pytest.importorskip("accelerate")
 from accelerate import Accelerator, skip_first_batches
 from transformers import Trainer, TrainingArguments
 
+import mbcl
 from mbcl.engine.gradient_parity import EXACT
 from mbcl.errors import CheckpointError, ConfigError
 from mbcl.integrations.transformers import PlannedDataLoader, train_on
@@ -112,6 +114,28 @@ def test_a_resumed_training_equals_the_uncut_one(tmp_path, kind, steps):
     if whole.replanner:
         assert whole.replanner.newest.lift > 1
         assert whole.seen[-STEPS:] == whole.replanner.plan(EPOCHS - 1).batches.tolist()
+
+
+def first_plans(epochs=2):
+    """The plans of the first epochs beside a training: those of the encoder before it, which both come from."""
+    towers, sampler = Towers(), mbcl.samplers.build("spectral", batch_size=B, k=2)
+    with torch.no_grad():
+        embeddings = mbcl.Embeddings(*towers.views(samples()))
+    return [sampler.plan(N, embeddings, epoch=epoch).batches.tolist() for epoch in range(epochs)]
+
+
+def test_plans_made_beside_a_training_are_trained_on_and_resumed(tmp_path):
+    """The planning process ends with the training; the plan of the last epoch comes from trained weights."""
+    whole = trained(tmp_path / "whole", "beside")
+    assert whole.seen[: 2 * STEPS] == sum(first_plans(), [])
+    assert whole.seen[2 * STEPS :] == whole.replanner.newest.plan.batches.tolist()
+    assert whole.replanner.newest.plan.epoch == 2
+    assert whole.replanner._service._background._pool is None
+    first = trained(tmp_path / "cut", "beside", crash=STEPS + 5, save_strategy="steps", save_steps=STEPS + 3)
+    first.replanner.close()
+    second = trained(tmp_path / "cut", "beside", resume=True)
+    assert first.seen[: STEPS + 3] + second.seen == whole.seen
+    assert second.weights() == whole.weights()
 
 
 def test_a_checkpoint_of_another_plan_is_refused(tmp_path):
@@ -239,6 +263,7 @@ def test_a_state_behind_an_epoch_s_last_batch_is_followed_by_the_next_epoch():
 
 def _train_on_a_rank(world, port, folder, kind):
     describe_rank(world, port)
+    multiprocessing.current_process()._config["daemon"] = False  # a daemon may have no children
     options = {"world_size": world.size, "save_strategy": "steps", "save_steps": STEPS + 2}
     whole = trained(Path(folder, "whole"), kind, world_size=world.size)
     first = trained(Path(folder, "cut"), kind, crash=STEPS + 4, **options)
@@ -248,7 +273,7 @@ def _train_on_a_rank(world, port, folder, kind):
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("kind", ["plan", "short", "cached"])
+@pytest.mark.parametrize("kind", ["plan", "short", "cached", "beside"])
 def test_two_ranks_of_a_trainer_train_on_their_columns_and_resume(tmp_path, kind):
     """With the gathered batch the weights are those of one rank, but for rounding."""
     (one, weights, resumed), (other, other_weights, other_resumed) = gloo.run(

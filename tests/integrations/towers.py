@@ -55,6 +55,7 @@ class Towers(nn.Module):
         self.seen: list[list[int]] = []
         self.crash = crash
         self.replanner: Replanner | None = None
+        self.observes = False
 
     def views(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.encoder(x), self.encoder(x.roll(1, 1))
@@ -64,25 +65,31 @@ class Towers(nn.Module):
             raise InterruptedError
         self.seen.append(position.tolist())
         z1, z2 = self.views(x)
-        if self.replanner is not None and self.replanner._is_cached:
+        if self.replanner is not None and self.observes:
             self.replanner.observe(position, z1, z2)
         world = collectives.current()
         return {"loss": self.criterion(*(collectives.gather_with_grad(z, world) for z in (z1, z2)))}
 
     def batches(self, kind: str) -> PlannedBatchSampler:
-        """The batch sampler of a training: of the plan, or of a replanner that embeds with this encoder."""
+        """The batch sampler of a training: of the plan, or of a replanner that embeds with this encoder.
+
+        With ``beside`` it plans beside the training, and plans nothing behind the last epoch.
+        """
         if kind == "plan":
             return PlannedBatchSampler(plan())
         if kind == "short":
             return PlannedBatchSampler(plan(), num_samples=N, drop_last=False)
         x = samples()
+        self.observes = kind == "cached"
         self.replanner = Replanner(
             "spectral",
             batch_size=B,
             k=2,
             num_samples=N,
             embed=lambda positions: self.views(x[positions]),
-            embeddings=kind,
+            embeddings="cached" if self.observes else "fresh",
+            background=kind == "beside",
+            epochs=EPOCHS,
         )
         return PlannedBatchSampler(self.replanner)
 

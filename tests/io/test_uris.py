@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from urllib.parse import quote
+
 import pytest
 
+from mbcl.data.datasets.request import DatasetRequest
 from mbcl.errors import ConfigError
-from mbcl.io.store import open_store
+from mbcl.io.store import open_store, write_text
 from mbcl.io.uris import OPTIONS, check_uri
 
 
@@ -83,3 +87,40 @@ def test_uri_options_are_known_to_pyarrow(scheme, option):
         "retry_limit_seconds": "3",
     }
     FileSystem.from_uri(f"{scheme}://{user}bucket/x?{region}{option}={values.get(option, 'true')}")
+
+
+@pytest.mark.parametrize(
+    ("uri", "meant"),
+    [
+        ("file:///data/exp#1", "found # in a URI after file:///data/exp, where it would be cut off; .* written %23"),
+        ("s3://bucket/data#v2", "found # in a URI after s3://bucket/data, .* written %23"),
+        ("file:///data/100%/x", "without two digits after it; a % of a name is written %25"),
+        ("file:///data/my data", "found ' ' in the URI file:///data/my data; a URI has %20 for it"),
+        ("file:///data/what?", ""),
+        ("file:///data/what?now", "; a [?] of a name is written %3F"),
+        ("s3:/bucket/x", "found 's3:/bucket/x', a local path; the URI is 's3://bucket/x', and .* ./s3:/bucket/x"),
+        ("S3:bucket", "the URI is 's3://bucket'"),
+        ("file:/data/x", "the URI is 'file:///data/x'"),
+        ("http:/host/x", "the URI is 'http://host/x'"),
+    ],
+)
+def test_open_store_says_what_a_mistaken_uri_should_be(uri, meant, tmp_path, monkeypatch):
+    """pyarrow cuts a URI off at ``#``, so that all subfolders of a store would be one folder."""
+    monkeypatch.chdir(tmp_path)
+    if not meant:
+        open_store(uri)
+        return
+    with pytest.raises(ConfigError, match=meant) as caught:
+        open_store(uri)
+    with pytest.raises(ConfigError, match=re.escape(str(caught.value))):
+        DatasetRequest(dir=uri)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["exp#1", "my data", "what?", "100%", "a%20b", "ü", "a+b", "a:b"])
+def test_a_uri_with_escapes_is_the_folder_of_that_name(name, tmp_path):
+    store = open_store(f"file://{tmp_path}/{quote(name)}")
+    write_text(store.child("trials"), "x", "1")
+    assert (tmp_path / name / "trials" / "x").read_text() == "1"
+    assert store.list() == ["trials"]
+    assert open_store(store.uri).exists("trials/x")

@@ -12,9 +12,12 @@ import pytest
 from data.installed import install, write_functions
 from data.official import write_cifar, write_tiny_imagenet
 
+from mbcl.io.store import LocalStore
 from mbcl.optim import scale_lr
-from mbcl.orchestration.search_space.expansion import expand
+from mbcl.orchestration.results_folder.layout import create, new_study
+from mbcl.orchestration.search_space.expansion import Trials, expand
 from mbcl.orchestration.search_space.schema import read_space
+from mbcl.orchestration.study_options import StudyOptions
 
 from .helpers import ROOT, run_study
 
@@ -153,3 +156,16 @@ def test_space_shrunk_to_one_trial_runs(name, tmp_path):
     assert 0 <= trial["metrics"]["retrieval/u2v/top1"] <= 1
     assert trial["metrics"]["plan/lift"] > 0
     assert (folder / "report.html").stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_the_stored_space_of_a_study_is_the_space_that_it_ran(name, tmp_path):
+    file = read_space(SPACES / f"{name}.yaml", ["equivalence=0.03"])
+    store = LocalStore(tmp_path / "ran")
+    nothing = Trials((), (), 0)
+    create(store, file, nothing, new_study(file, nothing, name))
+    stored = Path(store.uri) / "space.yaml"
+    assert read_space(stored).space == file.space
+    assert read_space(stored, ["equivalence=0.02"]).space.equivalence == 0.02
+    assert StudyOptions(stored).folder == "ran-again"
+    assert StudyOptions(stored, name="ran").folder == "ran"

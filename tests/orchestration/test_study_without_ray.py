@@ -71,6 +71,10 @@ def test_dry_run_refuses_existing_results_and_lists_what_resume_would_run(space_
     arguments = ["--space", str(file.path), "--results-dir", str(tmp_path / "out"), "--dry-run"]
     assert run_ray.main(arguments) == 2
     assert "--resume" in capsys.readouterr().err
+    own = ["--space", str(tmp_path / "out" / "study" / "space.yaml"), *arguments[2:]]
+    assert run_ray.main(own) == 0
+    assert "2 trials" in (out := capsys.readouterr().out)
+    assert "study-again" in out
     before = sorted(tmp_path.rglob("*"))
     assert run_ray.main([*arguments, "--resume"]) == 0
     out = capsys.readouterr().out

@@ -9,8 +9,9 @@ from report.studies import EIGHT, MRR, SHUFFLE, grid, trial
 from mbcl.io.store import LocalStore
 from mbcl.report import write
 from mbcl.report.answer import answer
+from mbcl.study.comparisons import compare
 from mbcl.study.record import StudyRecord
-from mbcl.study.statistics import compare, summarise
+from mbcl.study.statistics import summarise
 
 
 def controlled() -> StudyRecord:

@@ -3,8 +3,10 @@ from pathlib import Path
 from report.studies import FULL, MRR, grid, partial, write_histories
 
 from mbcl.io.store import LocalStore
-from mbcl.report.curves import curve, parse_history, read_histories, stage_seconds, wall_seconds
-from mbcl.report.wording import listed, number, p_value, printable, seconds
+from mbcl.report.curves import MetricCurve, curve, stage_seconds, wall_seconds
+from mbcl.report.wording import centre, interval, listed, number, p_value, printable, seconds
+from mbcl.study.comparisons import Comparison
+from mbcl.study.histories import parse_history, read_histories
 from mbcl.study.metric_glossary import direction, meaning, metric_order
 from mbcl.study.settings import settings_of
 
@@ -93,3 +95,26 @@ def test_wording_formats_numbers_times_and_lists() -> None:
     assert (seconds(3.14), seconds(600.0), seconds(10800.0)) == ("3.1 s", "10.0 min", "3.0 h")
     assert (listed([]), listed(["a"]), listed(["a", "b", "c"])) == ("", "a", "a, b and c")
     assert printable("a\x00b\u202ec\nd") == "a�b�c\nd"
+
+
+def test_an_interval_and_its_centre_have_one_number_of_decimals() -> None:
+    def texts(centre_: float, low: float, high: float) -> tuple[str, str]:
+        found = Comparison("m", 1, "a", 0, "b", difference=centre_, ci_low=low, ci_high=high, n=8)
+        return centre(found, signed=True), interval(found, signed=True)
+
+    assert texts(-0.0074, -0.0154, 0.000562) == ("−0.0074", "−0.0154 to +0.0006")
+    assert texts(0.0002, -0.00041, 0.00081) == ("+0.000200", "−0.000410 to +0.000810")
+    assert texts(0.00002, -0.3, 0.3) == ("0.0000", "−0.3000 to +0.3000")
+    assert texts(1.5, 0.25, 2.75) == ("+1.500", "+0.250 to +2.750")
+    assert texts(2e-9, -1e-9, 5e-9) == ("+2.00e−09", "−1.00e−09 to +5.00e−09")
+    assert centre(None) == interval(None) == "–"
+
+
+def test_a_long_curve_is_thinned_to_its_first_and_last_points() -> None:
+    numbers = [float(i) for i in range(1000)]
+    line = MetricCurve(numbers, {"seconds": numbers}, numbers, numbers, numbers, seeds=2)
+    thin = line.thinned(100)
+    assert len(thin.epochs) <= 101
+    assert (thin.epochs[0], thin.epochs[-1]) == (0, 999)
+    assert thin.mean == thin.work["seconds"] == thin.epochs
+    assert line.thinned(1000) is line

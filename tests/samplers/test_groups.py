@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from mbcl.plan import Embeddings
 from mbcl.planner.plan_service import make_plan
 from mbcl.planner.plans import PlanKey
 from mbcl.samplers import Sampler, build, check_plan, with_groups
-from mbcl.samplers._groups import numbered, part_groups
+from mbcl.samplers._groups import Groups, numbered, part_groups
 
 GROUPABLE = [*WITH_EMBEDDINGS, "shuffle", "fixed"]
 
@@ -69,6 +71,7 @@ def test_part_groups_leaves_the_fewest_pairs_possible(batches: int, size: int, s
     assert pairs_of_one_group(parted, group) == least_pairs(group, batches)
 
 
+@pytest.mark.filterwarnings("ignore:.*the largest group of apart")
 @pytest.mark.parametrize("name", GROUPABLE)
 @pytest.mark.parametrize("kind", ["pairs", "tens", "as many as batches", "strings", "a giant and singles"])
 def test_apart_parts_what_can_be_parted(name: str, kind: str) -> None:
@@ -89,6 +92,7 @@ def test_apart_parts_what_can_be_parted(name: str, kind: str) -> None:
         assert plan.conflicts == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*the largest group of apart")
 @pytest.mark.parametrize("name", GROUPABLE)
 def test_apart_counts_what_cannot_be_parted(name: str) -> None:
     """All ids equal: every pair is a conflict. Two groups: every batch is divided as evenly as can be."""
@@ -231,3 +235,50 @@ def test_a_sampler_with_groups_plans_like_its_arguments() -> None:
     with pytest.raises(ConfigError, match="apart must have one id for each of 61 samples, found 60"):
         bound.check(61)
     assert with_groups(sampler) is sampler
+
+
+@given(shape=st.sampled_from([(1, 3), (2, 2), (2, 3), (3, 2)]), left=st.integers(0, 1), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_what_no_plan_can_part_equals_all_plans(shape: tuple[int, int], left: int, seed: int) -> None:
+    """The fewest pairs of one group over every partition of a small data set, whichever sample it leaves out."""
+    batches, size = shape
+    rng = np.random.default_rng(seed)
+    num_samples = batches * size + left
+    group = rng.integers(0, int(rng.integers(1, 4)), num_samples)
+    places = np.repeat(np.arange(batches), size).tolist() + [-1] * left
+    fewest = min(
+        pairs_of_one_group(np.array([np.flatnonzero(np.array(batch) == s) for s in range(batches)]), group)
+        for batch in set(itertools.permutations(places))
+    )
+    groups = Groups.of(num_samples, group, None)
+    assert groups.apart is not None
+    assert groups.unavoidable(build("shuffle", batch_size=size), groups.apart)[0] == fewest
+
+
+def test_groups_that_are_too_large_are_said_with_their_numbers() -> None:
+    """Of 40 samples one group has 25: over ten batches five have three of it, 6 pairs each, and five two, 2 each."""
+    z, sampler = random_embeddings(40), build("kmeans", batch_size=4, pool=20)
+    apart = np.where(np.arange(40) < 25, 0, np.arange(40))
+    text = (
+        "sampler 'kmeans': the largest group of apart has 25 samples, more than the 10 batches that they are parted "
+        "over: at least 40 pairs of a sample and another of its group must share a batch"
+    )
+    with pytest.warns(SamplerWarning, match=text):
+        with_groups(sampler, apart=apart).check(40)
+    with pytest.warns(SamplerWarning, match=text):
+        plan = sampler.plan(40, z, apart=apart)
+    assert plan.conflicts == 40
+    source = np.arange(40) % 2  # thirteen and twelve samples over five batches of each source
+    with pytest.warns(SamplerWarning, match="has 13 samples, more than the 5 batches .* at least 40 pairs"):
+        plan = sampler.plan(40, z, apart=apart, together=source)
+    assert plan.conflicts == 40
+
+
+@pytest.mark.parametrize("name", ["kmeans", "shuffle", "osgd", "walk"])
+def test_groups_that_can_be_parted_are_not_said(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SamplerWarning)
+        bound = with_groups(small(name), apart=np.arange(120) // 2)
+        bound.check(120)
+        if name == "walk":  # which repeats samples, so that the size of a group says nothing
+            with_groups(small(name), apart=np.zeros(120, dtype=int)).check(120)

@@ -66,7 +66,8 @@ def test_an_interval_needs_as_many_pairs_as_any_claim(pairs: int, shown: bool) -
             gains_across([study, study])
 
 
-def test_report_of_several_studies_prints_a_table(tmp_path, capsys) -> None:
+def test_report_of_several_studies_prints_a_table(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     folders = [str(tmp_path / name) for name in ("one", "two")]
     for folder in folders:
         write_study(LocalStore(folder), grid(EIGHT))
@@ -74,6 +75,8 @@ def test_report_of_several_studies_prints_a_table(tmp_path, capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{MRR}: gain over the baseline")
     assert [line.split("  ")[0] for line in lines[2:4]] == ["osgd (k=20, q=5)", "spectral (k=4)"]
+    assert lines[-1] == "studies.html"
+    assert (tmp_path / "studies.html").is_file()
     assert main(["report", folders[0]]) == 0
     assert (tmp_path / "one" / "report.html").is_file()
     assert main(["report"]) == 2

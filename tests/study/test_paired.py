@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from report.studies import MRR, SHUFFLE, SPECTRAL, study, trial
 from scipy import stats
 
+from mbcl.study.comparisons import compare
 from mbcl.study.metric_glossary import direction
 from mbcl.study.paired import equivalence_p, fewest_pairs, holm, improvement, sign_flip_p
 from mbcl.study.record import Drawn, StudyRecord
-from mbcl.study.statistics import compare
 
 samples = st.lists(st.integers(-1000, 1000).map(lambda i: i / 1024), min_size=2, max_size=8)
 
@@ -137,17 +137,15 @@ def null_search(generator: np.random.Generator, candidates: int, baseline_candid
     return study(trials)
 
 
-@pytest.mark.parametrize(
-    ("candidates", "baseline_candidates", "seeds", "allowed"), [(20, 20, 3, 0.0), (10, 10, 8, 0.05), (18, 2, 8, 0.0)]
-)
-def test_null_searches_claim_no_more_than_allowed(candidates, baseline_candidates, seeds, allowed) -> None:
-    """The best of equal numbers is tested with enough seeds alone; the best of 18 against the best of 2 never is."""
+@pytest.mark.parametrize(("candidates", "baseline_candidates", "seeds"), [(20, 20, 3), (10, 10, 8), (18, 2, 8)])
+def test_null_searches_claim_nothing(candidates, baseline_candidates, seeds) -> None:
+    """The runs that choose the best of each also measure them, so even equal numbers are not tested."""
     generator = np.random.default_rng(1)
     comparisons = [
-        c for _ in range(60) for c in compare(null_search(generator, candidates, baseline_candidates, seeds), MRR)
+        c for _ in range(5) for c in compare(null_search(generator, candidates, baseline_candidates, seeds), MRR)
     ]
     assert {(c.candidates, c.baseline_candidates) for c in comparisons} == {(candidates, baseline_candidates)}
-    assert sum(c.differs for c in comparisons) <= stats.binom.ppf(0.999, len(comparisons), allowed)
+    assert {(c.ci_low, c.p, c.differs, c.n) for c in comparisons} == {(None, None, False, seeds)}
 
 
 def test_false_equivalence_is_rare_where_the_difference_is_the_margin() -> None:

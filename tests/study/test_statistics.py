@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from report.studies import EIGHT, FULL, MRR, OSGD, SHUFFLE, SPECTRAL, TOP1, grid, partial, study, trial
 from scipy import stats
 
-from mbcl.study.statistics import compare, compared_metrics, estimate, primary_metrics, summarise
+from mbcl.study.comparisons import compare
+from mbcl.study.record import Stopped, StudyRecord
+from mbcl.study.statistics import compared_metrics, estimate, primary_metrics, summarise
 
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 
@@ -232,3 +234,38 @@ def test_primary_metrics_fall_back_to_other_metrics() -> None:
     assert primary_metrics(of_mbcl_02) == ["retrieval/u2v/top1", "retrieval/v2u/top1"]
     assert primary_metrics(study([])) == []
     assert primary_metrics(study([trial(0, 0, 0, OSGD)])) == []
+
+
+def test_nothing_is_claimed_where_divergence_chose_the_seeds() -> None:
+    values = {"shuffle": [*EIGHT["shuffle"], 0.8], "spectral": [*EIGHT["spectral"], None]}
+    record = grid(values)
+    (comparison,) = compare(record, MRR)
+    assert (comparison.verdict, comparison.diverged) == ("better", 0), "a seed that is still to come is no result"
+    last = list(record.trials.values())[-1]
+    last.status, last.error = "failed", "the process was lost"
+    assert compare(record, MRR)[0].verdict == "better", "neither is a crash"
+    last.diverged = True
+    (comparison,) = compare(record, MRR)
+    assert (comparison.verdict, comparison.n, comparison.ci_low) == ("no claim (1 seed diverged)", 8, None)
+
+
+def test_the_seed_of_early_stopping_takes_no_part_in_comparisons() -> None:
+    record = grid({"shuffle": EIGHT["shuffle"], "osgd": [None] * 8, "spectral": EIGHT["spectral"]})
+    for key in list(record.trials)[8:16]:
+        stopped = Stopped(by="asha", epoch=2, of=4, metric="val/retrieval/mrr", first_seed=0)
+        record.trials[key] = record.trials[key].model_copy(update={"status": "stopped", "stopped": stopped})
+    spectral = compare(record, MRR)[-1]
+    assert spectral.n == 7
+    assert spectral.differences == pytest.approx(
+        [b - a for a, b in zip(EIGHT["shuffle"][1:], EIGHT["spectral"][1:], strict=True)]
+    )
+    alone = compare(raced_on_one_seed(), MRR)[-1]
+    assert (alone.n, alone.verdict, alone.p) == (1, "undecided", None)
+
+
+def raced_on_one_seed() -> StudyRecord:
+    record = grid({"shuffle": [0.5], "osgd": [None], "spectral": [0.6]})
+    stopped = Stopped(by="asha", epoch=2, of=4, metric="val/retrieval/mrr", first_seed=0)
+    key = list(record.trials)[1]
+    record.trials[key] = record.trials[key].model_copy(update={"status": "stopped", "stopped": stopped})
+    return record

@@ -171,7 +171,7 @@ def test_without_a_remainder_there_is_no_short_batch():
         ),
         (
             lambda: PlannedBatchSampler.from_sampler("osgd", embeddings(), batch_size=B, k=3, q=1, drop_last=False),
-            "repeat samples or leave a batch or more of them out",
+            "repeat samples, leave a batch or more of them out, or keep sources together",
         ),
         (lambda: PlannedBatchSampler(shuffled(0), drop_last=False), "num_samples is needed"),
         (lambda: PlannedBatchSampler(shuffled(0), num_samples=60, drop_last=False), "each of the 60 samples once"),

@@ -80,7 +80,7 @@ class Training:
                 gathered = [collectives.gather_with_grad(z, self.world) for z in (z1, z2)]
                 self.criterion(*gathered, None).backward()
                 self.optimizer.step()
-                if self.replanner is not None and self.replanner._cache is not None:
+                if self.replanner is not None and self.replanner._embeddings.cache is not None:
                     self.replanner.observe(positions, z1, z2)
                 self.seen.append(positions.tolist())
                 if len(self.seen) == stop:
@@ -278,3 +278,22 @@ def test_every_rank_raises_what_one_rank_finds(function, kind, message):
         assert raised is not None
         with pytest.raises(kind, match=message):
             raise raised[0](raised[1])
+
+
+def _replan_in_a_daemon(world):
+    """Rank 0 alone starts a process, which a daemon may not; the other rank waits for its plan."""
+    multiprocessing.current_process()._config["daemon"] = True
+    replanner = Replanner("spectral", batch_size=B, k=2, num_samples=N, embed=embed_fixed, background=True)
+    batches = PlannedBatchSampler(replanner)
+    done = len(list(batches))
+    batches.set_epoch(1)
+    try:
+        next(iter(batches))
+    except PlanError as error:
+        return done, str(error)
+    return done, ""
+
+
+def test_a_planning_process_that_does_not_start_fails_on_every_rank():
+    message = "planning failed: AssertionError: daemonic processes are not allowed to have children"
+    assert gloo.run(_replan_in_a_daemon, 2) == [(STEPS, message)] * 2

@@ -185,8 +185,10 @@ def test_conflicts_are_those_of_the_batches():
     replanner = fixed(samples(), skip=3, every=4, unit="step")
     plan = replanner.plan(0)
     assert len(plan.batch_conflicts) == len(plan) == 4
+    first = plan.batch_conflicts.tolist()
     plan = replanner.plan(0, 4)
-    assert (len(plan), plan.batch_conflicts) == (STEPS, None)
+    assert len(plan.batch_conflicts) == len(plan) == STEPS
+    assert plan.batch_conflicts[:4].tolist() == first
 
 
 def test_chunks_of_embed_cover_every_sample_once_and_have_no_gradient():
@@ -257,7 +259,7 @@ def test_observed_embeddings_take_no_more_memory_than_the_data_set_twice():
     for step in range(200):
         positions = (torch.arange(B) + step) % N
         replanner.observe(positions, z[positions] + step, z[positions])
-        rows.append(replanner._cache.num_rows)
+        rows.append(replanner._embeddings.cache.num_rows)
     assert max(rows) <= 2 * N + B
     state = replanner.state_dict()["cache"]
     last = {int(p): step for step in range(200) for p in (torch.arange(B) + step) % N}
@@ -393,7 +395,8 @@ def returning(*views, rows=N, **options):
             ConfigError,
             r"embed: expected two \(24, D\) tensors .*\(23, 5\)",
         ),
-        (lambda z: returning(z, z[:, :2]).plan(0), ConfigError, r"embed: expected two \(24, D\) tensors"),
+        (lambda z: returning(z, z[:, :2]).plan(0), ConfigError, "both need one width: z1 has 5 dimensions, z2 has 2"),
+        (lambda z: returning(z, z[:, 0]).plan(0), ConfigError, r"embed: expected two \(24, D\) tensors"),
         (lambda z: returning(z, z.float()).plan(0), ConfigError, "of one float dtype"),
         (lambda z: returning(z.long(), z.long()).plan(0), ConfigError, "of one float dtype"),
         (lambda z: returning(z).plan(0), ConfigError, "embed must return two tensors"),

@@ -43,10 +43,12 @@ class CodeDocs:
     Args:
         arrays: ``x1``, ``x2`` (N, dim) float32: code and docstring; ``labels`` (N,) the packages; ``files`` (N,);
             ``in_test`` (N,) bool; ``text``, a digest of all words.
+        packages: their names; labels number them.
         sources: the versions, and the digest of the words.
     """
 
     arrays: Arrays
+    packages: tuple[str, ...]
     sources: dict[str, str]
 
 
@@ -73,7 +75,8 @@ def load(dim: int) -> CodeDocs:
         problem = f"code_docs: {folder} cannot be used: {error.strerror or error}"
         warnings.warn(f"{problem}; the packages are parsed again in every process", UserWarning, stacklevel=2)
         arrays = arrays or make(packages, dim)
-    return CodeDocs(arrays, {**found, "text": str(arrays["text"])})
+    names = tuple(package.name for package in packages)
+    return CodeDocs(arrays, names, {**found, "text": str(arrays["text"])})
 
 
 def _read(path: Path) -> Arrays | None:

@@ -14,7 +14,8 @@ from mbcl.data.corrupted.clean_order import clean_order
 from mbcl.data.corruptions import SEVERITIES
 from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet
-from mbcl.data.packs.folders import Listing, Parts, class_images, decode, square_side, subfolders
+from mbcl.data.packs.folders import Listing, Parts, class_images, decode, subfolders
+from mbcl.data.packs.image_file import Decoding, square_side
 from mbcl.data.packs.pack_file import FOLDER, open_pack
 from mbcl.errors import DataError
 
@@ -49,7 +50,7 @@ def folder_reader(
         folder.is_dir() and not pack.is_current(severity_parts(root, corruption, severity), name, request)
     ):
         listing = clean_order(folder, _class_files(folder), clean, request)
-        return lambda: decode(listing, size=size, name=name)[0]
+        return lambda: decode(listing, Decoding(size), name=name)[0]
     if pack.size != size:
         raise DataError(f"{pack.path}: holds images of {pack.size} pixels, the clean ones have {size}")
     row_of = {root / record.path: row for row, record in enumerate(pack.test)}

@@ -28,6 +28,7 @@ def read(request: DatasetRequest) -> Splits:
         "code_docs",
         groups=arrays["files"],
         dropout=request.dropout,
+        classes=made.packages,
         sources=made.sources,
     )
     in_test = arrays["in_test"]

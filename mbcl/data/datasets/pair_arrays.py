@@ -15,8 +15,8 @@ from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.pairs import PairSet
 from mbcl.data.samples import Splits
 from mbcl.errors import ConfigError, DataError
+from mbcl.io.columns import Columns, read_columns
 from mbcl.io.npz import read_array, read_arrays
-from mbcl.io.parquet import read_columns
 
 SIDES = ("x1", "x2")
 BY_ROW = ("labels", "groups")
@@ -28,8 +28,6 @@ HOW_TO_GET = (
     f"{_TEST} for a test part; or a folder with {ARCHIVE}, or with x1.npy, x2.npy, ...; or a .parquet file with these "
     f"columns, or a folder with {TRAIN_TABLE} and {TEST_TABLE}"
 )
-
-Columns = dict[str, NDArray[Any]]
 
 
 def read(request: DatasetRequest) -> Splits:
@@ -89,7 +87,7 @@ def _archive(path: Path) -> Columns:
 
 
 def _table(path: Path) -> Columns:
-    return read_columns(path, SIDES, BY_ROW)
+    return read_columns(path, SIDES, BY_ROW, others=False)
 
 
 def _parts(columns: Columns) -> tuple[Columns, Columns | None]:

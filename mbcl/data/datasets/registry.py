@@ -29,6 +29,7 @@ class DatasetSpec:
         files: description of the files in ``dir`` and how to get them; empty if none are needed.
         folders: reader of the set as image files, which can be packed; None if the set has no such form.
         official: names of the official files that the reader opens directly, which can be copied from a URI.
+        takes_file: whether ``dir`` may be a file.
         pairs: by key of ``data`` that only sets of pairs have, the defaults of this one; None for a set of images.
     """
 
@@ -37,6 +38,7 @@ class DatasetSpec:
     files: str
     folders: FolderSet | None = None
     official: tuple[str, ...] = ()
+    takes_file: bool = False
     pairs: Mapping[str, float] | None = None
 
 
@@ -68,7 +70,8 @@ for _name, _spec in {
         "100,000 + 10,000 photographs, 64 x 64 colour, 200 classes; the official validation part is the test part",
     ),
     "image_folder": _folders(
-        image_folder.FILES, "any images in folders of classes, resized to data.image_size where they have other sizes"
+        image_folder.FILES,
+        "your own images, with classes or without, resized to data.image_size where they have other sizes",
     ),
     "code_docs": DatasetSpec(
         code_docs.read,
@@ -81,6 +84,7 @@ for _name, _spec in {
         "pairs of your own arrays, of any widths",
         pair_arrays.HOW_TO_GET,
         official=(pair_arrays.ARCHIVE, *pair_arrays.ARRAY_FILES, pair_arrays.TRAIN_TABLE, pair_arrays.TEST_TABLE),
+        takes_file=True,
         pairs={"dropout": 0.0, "test": TEST_SHARE},
     ),
 }.items():
@@ -98,6 +102,8 @@ def load(
     dim: int | None = None,
     dropout: float | None = None,
     test: float | None = None,
+    exif: bool = True,
+    bits: int | None = None,
 ) -> Splits:
     """Read a data set.
 
@@ -112,7 +118,9 @@ def load(
             retrieval among fewer samples is easier, so metrics would not be comparable.
         download: fetch missing files into ``dir``, if the data set can be downloaded.
         verify: whether unofficial files (checksums, counts) and files that changed after packing are a warning
-            (``warn``) or an error (``strict``).
+            (``warn``) or an error (``strict``); images of ``image_folder`` that are not read, too.
+        exif: turn the images of ``image_folder`` as their EXIF orientation says. The published code does not.
+        bits: significant bits of 16-bit images of ``image_folder``, such as 12; all 16 if omitted.
         dim: of ``code_docs``: numbers of each side.
         dropout: of pairs: rate at which training drops numbers of both sides.
         test: of ``pairs``: share of the test part, where the files have none.
@@ -130,6 +138,9 @@ def load(
         dim=DIM if dim is None else dim,
         dropout=dropout or 0.0,
         test=TEST_SHARE if test is None else test,
+        takes_file=name in DATASETS and DATASETS[name].takes_file,
+        exif=exif,
+        bits=bits,
     )
     if name in CORRUPTED:
         raise ConfigError(

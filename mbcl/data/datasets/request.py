@@ -18,6 +18,8 @@ TEST_SHARE = 0.2
 """The share of pairs that are split off as the test part, unless given."""
 LEAST_SIZE, LARGEST_SIZE = 4, 1024
 """Allowed range of the side of the views, in pixels."""
+LEAST_BITS, MOST_BITS = 9, 16
+"""Allowed range of the significant bits of a 16-bit image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +27,16 @@ class DatasetRequest:
     """Request to the reader of a data set.
 
     Args:
-        dir, download, verify: as for :func:`mbcl.data.load`.
+        dir, download, verify, exif, bits: as for :func:`mbcl.data.load`.
         max_samples: number of training images that the caller keeps. A reader may return more.
         image_size: side of the views in pixels. Only readers of sets without a fixed image size use it.
         dim, dropout, test: as for :func:`mbcl.data.load`. Only readers of pairs use them.
         copied: whether ``dir`` is this node's copy of a URI. If so, a pack in it is used without a look at its source
             folder, which may exist on some nodes only.
+        takes_file: whether ``dir`` may be a file, as of ``pairs``.
 
     Raises:
+        DataError: if the folder is a file.
         ConfigError: if a number is out of range, the URI is refused, or ``~user`` in the folder has no home folder.
     """
 
@@ -44,13 +48,18 @@ class DatasetRequest:
     dropout: float = 0.0
     test: float = TEST_SHARE
     verify: Verify = "warn"
+    exif: bool = True
+    bits: int | None = None
     copied: bool = False
+    takes_file: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size is not None and not LEAST_SIZE <= self.image_size <= LARGEST_SIZE:
             raise ConfigError(f"data: image_size must be in {LEAST_SIZE}..{LARGEST_SIZE}, found {self.image_size}")
         if self.max_samples is not None and self.max_samples < 1:
             raise ConfigError(f"data: max_samples must be at least 1, found {self.max_samples}")
+        if self.bits is not None and not LEAST_BITS <= self.bits <= MOST_BITS:
+            raise ConfigError(f"data: bits must be in {LEAST_BITS}..{MOST_BITS}, found {self.bits}")
         if self.dir == "":
             raise DataError("the folder of the data is empty text; write . for the one that you are in")
         try:
@@ -58,6 +67,9 @@ class DatasetRequest:
                 check_uri(self.dir) if is_uri(self.dir) else local_path(self.dir)
         except ConfigError as error:
             raise ConfigError(f"dir: {error}") from error
+        is_folder = self.dir is not None and not is_uri(self.dir) and not self.takes_file
+        if is_folder and (file := Path(str(self.dir)).expanduser()).is_file():
+            raise DataError(f"{self.dir} is a file; expected the folder that it is in, {file.parent}")
         if self.verify not in get_args(Verify):
             raise ConfigError(f"verify: found {self.verify!r}, allowed: {', '.join(get_args(Verify))}")
 

@@ -14,6 +14,7 @@ from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.messages import read_bytes
 from mbcl.data.packs.folder_sets import FolderSet
 from mbcl.data.packs.folders import Listing, Parts, image_files, list_class_folders, subfolders, train_classes
+from mbcl.data.packs.unread import object_to_unread
 from mbcl.errors import DataError
 
 NUM_CLASSES = 200
@@ -41,6 +42,8 @@ def find(request: DatasetRequest) -> Parts | None:
     classes = _classes(folder)
     train, test = list_class_folders(folder / "train", classes), _test_part(folder, classes)
     _check_names(train, classes)
+    tested = folder / test.paths[0].relative_to(folder).parts[0]
+    object_to_unread("tiny_imagenet", (folder / "train", tested), (*train.paths, *test.paths), request)
     return Parts(folder, train, test, classes, SIZE)
 
 

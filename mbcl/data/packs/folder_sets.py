@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import ImageSet
-from mbcl.data.packs.folders import Listing, Parts, decode
-from mbcl.data.packs.pack_file import FOLDER, Pack, open_pack, write_pack
+from mbcl.data.packs.folders import FOLDER, Listing, Parts, decode
+from mbcl.data.packs.pack_file import Pack, describe_decoding, open_pack, write_pack
 from mbcl.data.samples import Splits
 from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError
@@ -44,6 +44,7 @@ class FolderSet:
         mean, std: one number per channel, for pixels in [0, 1].
         sized: whether all images have one fixed size. Otherwise they are resized to ``data.image_size``.
         official_counts: official numbers of training and test images, if known.
+        missing: what a folder without the files lacks, for errors.
         layout, no_download: expected layout of the folder and reason why the set cannot be downloaded, for the errors
             of :meth:`demanded`.
     """
@@ -54,6 +55,7 @@ class FolderSet:
     std: tuple[float, float, float]
     sized: bool = True
     official_counts: tuple[int, int] | None = None
+    missing: str = "holds no folder train"
     layout: str = ""
     no_download: str = ""
 
@@ -61,17 +63,16 @@ class FolderSet:
         """Read both parts; return None if there are neither files nor a pack of this set.
 
         Raises:
-            DataError: if a file is missing or damaged; if the pack is damaged; if the files changed after packing and
-                ``request.verify`` is strict (otherwise a warning is issued and the files are read).
+            DataError: if a file is missing or damaged; if the pack is damaged or was made with other keys of ``data``;
+                if the files changed after packing and ``request.verify`` is strict (otherwise a warning is issued and
+                the files are read).
         """
         pack, parts = self._valid_pack(request, self.find(request))
         if pack is not None:
             splits = self._from_pack(pack)
             counts = len(pack.train), len(pack.test)
         elif parts is not None:
-            splits = Splits(
-                *(self._decoded(files, parts) for files in (parts.train.few(request.max_samples), parts.test))
-            )
+            splits = self._decoded(parts, parts.train.few(request.max_samples))
             counts = len(parts.train), len(parts.test)
         else:
             return None
@@ -93,7 +94,7 @@ class FolderSet:
             raise DataError(f"{self.name}: data.dir is not given; {self.layout}")
         splits = self.read(request)
         if splits is None:
-            problem = "holds no folder train" if request.root.is_dir() else "does not exist"
+            problem = self.missing if request.root.is_dir() else "does not exist"
             raise DataError(f"{self.name}: {request.root} {problem}; {self.layout}")
         return splits
 
@@ -129,6 +130,11 @@ class FolderSet:
             return None, parts
         if parts is None and not request.copied:
             parts = self.find(replace(request, dir=pack.source))
+        if parts is None and not self.sized and (pack.exif, pack.bits) != (request.exif, request.bits):
+            found, wanted = describe_decoding(pack), describe_decoding(request)
+            raise DataError(
+                f"{pack.path}: packed with {found}, expected {wanted}; `mbcl data pack` packs the files again"
+            )
         return pack if parts is None or pack.is_current(parts, self.name, request) else None, parts
 
     def _from_pack(self, pack: Pack) -> Splits:
@@ -139,9 +145,15 @@ class FolderSet:
             parts.append(replace(self._image_set(images, labels, files, pack.classes), mapped=True))
         return Splits(*parts)
 
-    def _decoded(self, listing: Listing, parts: Parts) -> ImageSet:
-        images, labels = decode(listing, size=parts.size, name=self.name, resize=parts.resize)
-        return self._image_set(images, labels, [path.stem for path in listing.paths], parts.classes)
+    def _decoded(self, parts: Parts, train: Listing) -> Splits:
+        """Decode both parts in one go, so that the error names every unreadable file."""
+        paths = [*train.paths, *parts.test.paths]
+        images, labels = decode(Listing(paths, [*train.labels, *parts.test.labels]), parts.decoding, name=self.name)
+        bounds = [len(train)]
+        files = [path.stem for path in paths]
+        stems = files[: len(train)], files[len(train) :]
+        sets = zip(images.tensor_split(bounds), labels.tensor_split(bounds), stems, strict=True)
+        return Splits(*(self._image_set(*each, parts.classes) for each in sets))
 
     def _image_set(self, images: Tensor, labels: Tensor, files: Sequence[str], classes: Sequence[str]) -> ImageSet:
         return ImageSet(
@@ -154,6 +166,7 @@ class FolderSet:
             image_size=images.shape[-1],
             classes=tuple(classes),
             files=tuple(files),
+            labelled=bool(classes),
         )
 
 

@@ -10,10 +10,8 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,18 +19,17 @@ from torch import Tensor
 
 from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.images import stratified_rows
-from mbcl.data.messages import data_errors, one_line
+from mbcl.data.messages import data_errors
+from mbcl.data.packs.image_file import Decoding, Pixels, read_image
+from mbcl.data.packs.unread import SUFFIXES, object_to_unread
 from mbcl.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Extensions of image files, as in torchvision."""
-_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # an allowlist: Pillow starts Ghostscript for EPS content
+FOLDER = "mbcl-pack"
+"""The folder of packs in that of a data set."""
 _CHUNK = 256
+_MAX_NAMED = 1000  # of unreadable files in one message
 _MAX_THREADS = 16
 _LOG_EVERY = 2.0  # seconds
 
@@ -65,6 +62,8 @@ class Parts:
         classes: class names, indexed by label.
         size: S, the side of every image, before or after resizing.
         resize: whether images of other sizes are resized; otherwise they are refused.
+        exif: whether images are turned as their EXIF orientation says.
+        bits: significant bits of images of 16 bits; None for all.
     """
 
     root: Path
@@ -73,6 +72,13 @@ class Parts:
     classes: Sequence[str]
     size: int
     resize: bool = False
+    exif: bool = False
+    bits: int | None = None
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the files are decoded."""
+        return Decoding(self.size, self.resize, self.exif, self.bits)
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -98,19 +104,23 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if not entry.name.startswith(".")]
 
 
+def images_folder(folder: Path) -> Path:
+    """Return the folder with the images of one class: its folder ``images``, or else the folder itself."""
+    return folder / "images" if (folder / "images").is_dir() else folder
+
+
 def class_images(folder: Path) -> list[Path]:
-    """List the image files of one class, sorted by name: those in its folder ``images``, or else in the folder itself.
+    """List the image files of one class, sorted by name, and refuse others.
 
     Raises:
         DataError: if the folder cannot be read, or images elsewhere in it would be skipped.
     """
-    inner = folder / "images"
-    image_folder = inner if inner.is_dir() else folder
+    inner = images_folder(folder)
     others = [folder / name for name in subfolders(folder) if folder / name != inner]
-    for other in [*others, *([folder] if image_folder == inner else [])]:
+    for other in [*others, *([folder] if inner != folder else [])]:
         if misplaced := image_files(other):
-            raise DataError(f"{misplaced[0]}: not where images are expected, {image_folder}/IMAGE")
-    return image_files(image_folder)
+            raise DataError(f"{misplaced[0]}: not where images are expected, {inner}/IMAGE")
+    return image_files(inner)
 
 
 def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
@@ -129,7 +139,7 @@ def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
             if not _entries(folder / name):
                 continue
             raise DataError(f"{folder / name}: not one of the {len(classes)} classes of the training part")
-        files = class_images(folder / name)
+        files = image_files(images_folder(folder / name))
         if not files:
             raise DataError(f"{folder / name}: it holds no images; expected {', '.join(SUFFIXES)}")
         paths += files
@@ -139,9 +149,7 @@ def list_class_folders(folder: Path, classes: Sequence[str]) -> Listing:
     return Listing(paths, labels)
 
 
-def find_parts(
-    request: DatasetRequest, *, name: str, layout: str, max_classes: int | None = None, size: int | None = None
-) -> Parts | None:
+def find_parts(request: DatasetRequest, *, name: str, layout: str, max_classes: int, size: int) -> Parts | None:
     """List the images of ``train/CLASS/IMAGE`` and ``test/CLASS/IMAGE``, or ``val`` without ``test``.
 
     Args:
@@ -149,16 +157,16 @@ def find_parts(
         name: name of the data set, for the error message.
         layout: expected layout, for the error message.
         max_classes: see :func:`train_classes`.
-        size: S of a set with one fixed size. Others are resized to the request's ``image_size``; without it, all images
-            must be squares of the same size as the first one.
+        size: S, the same for all images.
 
     Returns:
         The files; None without a folder ``train``.
 
     Raises:
-        DataError: if there is no test part, a folder cannot be read, or the size cannot be determined.
+        DataError: if there is no test part, or a folder cannot be read; if images are not read and the request is
+            strict.
     """
-    root, resize = request.root, size is None and request.image_size is not None
+    root = request.root
     if root is None or not (root / "train").is_dir():
         return None
     test = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
@@ -166,8 +174,8 @@ def find_parts(
         raise DataError(f"{name}: {root} has a folder train, but neither test nor val; {layout}")
     classes = train_classes(root / "train", max_classes)
     train_files, test_files = (list_class_folders(folder, classes) for folder in (root / "train", test))
-    size = size or request.image_size or square_side(train_files.paths[0], "; data.image_size says the side")
-    return Parts(root, train_files, test_files, classes, size, resize)
+    object_to_unread(name, (root / "train", test), (*train_files.paths, *test_files.paths), request)
+    return Parts(root, train_files, test_files, classes, size)
 
 
 def train_classes(folder: Path, max_classes: int | None) -> list[str]:
@@ -182,21 +190,18 @@ def train_classes(folder: Path, max_classes: int | None) -> list[str]:
     return classes
 
 
-Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-
-
-def decode(listing: Listing, *, size: int, name: str, resize: bool = False) -> tuple[Tensor, Tensor]:
+def decode(listing: Listing, decoding: Decoding, *, name: str) -> tuple[Tensor, Tensor]:
     """Decode images into memory as :func:`decoded`, and log the progress with the name of the data set.
 
     Returns:
         (N, 3, S, S) uint8 in RGB, grey images with three equal channels; (N,) int64 labels.
 
     Raises:
-        DataError: for the first file that is not an image of that size.
+        DataError: as :func:`decoded`.
     """
-    pixels = np.empty((len(listing), 3, size, size), np.uint8)
+    pixels = np.empty((len(listing), 3, decoding.size, decoding.size), np.uint8)
     done, last_logged_at = 0, time.monotonic()
-    for chunk in decoded(listing.paths, size=size, resize=resize):
+    for chunk in decoded(listing.paths, decoding):
         pixels[done : done + len(chunk)] = chunk
         done += len(chunk)
         if time.monotonic() - last_logged_at > _LOG_EVERY:
@@ -205,80 +210,40 @@ def decode(listing: Listing, *, size: int, name: str, resize: bool = False) -> t
     return torch.from_numpy(pixels), torch.tensor(listing.labels, dtype=torch.int64)
 
 
-def decoded(paths: Sequence[Path], *, size: int, resize: bool = False) -> Iterator[Pixels]:
+def decoded(paths: Sequence[Path], decoding: Decoding) -> Iterator[Pixels]:
     """Yield decoded images in order, in chunks of (M, 3, S, S) uint8, read by several threads.
 
-    Args:
-        paths: the files.
-        size: S, the side of every image in pixels, before or after resizing.
-        resize: resize images of any size to S x S with the usual evaluation transform, torchvision's ``Resize(S)``
-            (shorter side to S, bilinear, antialiased) and ``CenterCrop(S)``.
-
     Raises:
-        DataError: for the first file that is not an image, or not of S x S pixels unless ``resize`` is set.
+        DataError: if a file is not an image as :func:`mbcl.data.packs.image_file.read_image` expects it. All files are
+            read first, and the message names every one.
     """
     import joblib  # knows affinity and quotas
     from PIL import Image
 
     Image.init()  # once, before the threads, each of which would load the plugins
+    failures: list[DataError] = []
 
-    def decode_chunk(start: int) -> Pixels:
-        chunk = paths[start : start + _CHUNK]
-        return np.stack([_read_image(path, size, resize).transpose(2, 0, 1) for path in chunk])
+    def decode_chunk(start: int) -> Pixels | list[DataError]:
+        images: list[Pixels] = []
+        errors: list[DataError] = []
+        for path in paths[start : start + _CHUNK]:
+            try:
+                image = read_image(path, decoding)
+                if not errors:
+                    images.append(image.transpose(2, 0, 1))
+            except DataError as error:
+                errors.append(error)
+        return errors or np.stack(images)
 
     with ThreadPoolExecutor(min(_MAX_THREADS, joblib.cpu_count()), thread_name_prefix="decode") as pool:
-        yield from pool.map(decode_chunk, range(0, len(paths), _CHUNK))
-
-
-def square_side(path: Path, advice: str = "") -> int:
-    """Return the side of a square image in pixels; only the file's header is read.
-
-    Raises:
-        DataError: if the file is not an image, or not a square; ``advice`` ends the message.
-    """
-    from PIL import Image
-
-    with _wrap_decoder_errors(path), Image.open(path, formats=_FORMATS) as image:
-        width, height = image.size
-        if width != height:
-            raise DataError(f"{path}: found {width} x {height} pixels, not a square{advice}")
-        return width
-
-
-def _read_image(path: Path, size: int, resize: bool) -> Pixels:
-    """Decode one image to (S, S, 3) uint8."""
-    from PIL import Image
-    from torchvision.transforms import functional as transforms
-
-    with _wrap_decoder_errors(path), Image.open(path, formats=_FORMATS) as image:
-        if image.size != (size, size) and not resize:
-            width, height = image.size
-            raise DataError(
-                f"{path}: expected {size} x {size} pixels, found {width} x {height}; the data set "
-                f"image_folder takes any with data.image_size"
-            )
-        colour = _to_eight_bits(image, path).convert("RGB")
-        return np.asarray(transforms.center_crop(transforms.resize(colour, [size]), [size]))
-
-
-def _to_eight_bits(image: Image.Image, path: Path) -> Image.Image:
-    """Convert an image to 8 bits per channel; Pillow alone would silently clip deeper values at 255."""
-    from PIL import Image
-
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode[0] in "IF":
-        raise DataError(f"{path}: pixels of mode {image.mode}, whose range is not known; expected 8 or 16 bits")
-    return image
-
-
-@contextmanager
-def _wrap_decoder_errors(path: Path) -> Iterator[None]:
-    """Convert any exception of a decoder into a one-line DataError that names the file."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:  # decoders raise many exception types for damaged files
-        reason = one_line(error).removesuffix(f" {str(path)!r}")
-        raise DataError(f"{path}: not a readable image: {reason}") from error
+        for chunk in pool.map(decode_chunk, range(0, len(paths), _CHUNK)):
+            if isinstance(chunk, list):
+                failures += chunk
+            elif not failures:
+                yield chunk
+    if len(failures) > 1:
+        shown = "; ".join(map(str, failures[:_MAX_NAMED]))
+        rest = f"; and {len(failures) - _MAX_NAMED:,} more" if len(failures) > _MAX_NAMED else ""
+        raise DataError(f"{len(failures):,} of {len(paths):,} images cannot be read: {shown}{rest}") from failures[0]
+    for failure in failures:
+        raise failure

@@ -26,11 +26,11 @@ import numpy.typing as npt
 
 from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.messages import data_errors
+from mbcl.data.packs.folders import FOLDER as FOLDER
 from mbcl.data.packs.folders import Listing, Parts, decoded
 from mbcl.errors import DataError, pluralize
 from mbcl.io.files import atomic_write, file_digest
 
-FOLDER = "mbcl-pack"
 _FORMAT = "mbcl pack 1"
 _REBUILD_ADVICE = "delete it, or make it again with `mbcl data pack`"
 
@@ -63,6 +63,7 @@ class Pack:
         size: S.
         source: folder of the files at the time of packing.
         data: name, size and digest of the pixel file: ``file``, ``bytes``, ``sha256``.
+        exif, bits: as in :class:`mbcl.data.packs.image_file.Decoding`; packs of earlier versions have no EXIF.
     """
 
     path: Path
@@ -72,6 +73,8 @@ class Pack:
     size: int
     source: str
     data: dict[str, Any]
+    exif: bool = False
+    bits: int | None = None
 
     def pixels(self) -> npt.NDArray[np.uint8]:
         """Return the images, (N, 3, S, S) uint8, memory-mapped copy-on-write: writes do not change the file.
@@ -97,6 +100,8 @@ class Pack:
             return f"{len(self.classes)} classes were packed, there are {len(parts.classes)}, or they have other names"
         if self.size != parts.size:
             return f"images of {self.size} pixels were packed, now they have {parts.size}"
+        if (self.exif, self.bits) != (parts.exif, parts.bits):
+            return f"they were packed with {describe_decoding(self)}, now it is {describe_decoding(parts)}"
         for packed, listing in ((self.train, parts.train), (self.test, parts.test)):
             old, new = ({record.path: record for record in records} for records in (packed, _records(parts, listing)))
             changed = [path for path in {**old, **new} if old.get(path) != new.get(path)]
@@ -119,6 +124,12 @@ class Pack:
                 f"`mbcl data pack` packs them again"
             )
         return difference is None
+
+
+def describe_decoding(source: Pack | Parts | DatasetRequest) -> str:
+    """Return the keys of ``data`` by which files become pixels, for messages."""
+    bits = "null" if source.bits is None else source.bits
+    return f"data.exif: {str(source.exif).lower()} and data.bits: {bits}"
 
 
 def open_pack(folder: Path, name: str) -> Pack | None:
@@ -153,7 +164,10 @@ def read_pack(raw: bytes, path: Path, name: str) -> Pack:
     if not intact:
         raise DamagedPackError(f"{path}: damaged pack, or one of another version")
     train, test = (_ungroup(content[part]) for part in ("train", "test"))
-    return Pack(path, train, test, content["classes"], content["shape"][2], content["source"], content["data"])
+    decoding = {"exif": content.get("exif", False), "bits": content.get("bits")}
+    return Pack(
+        path, train, test, content["classes"], content["shape"][2], content["source"], content["data"], **decoding
+    )
 
 
 def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int, int], None]) -> Path:
@@ -162,7 +176,7 @@ def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int
     ``on_progress`` is called with the number of images done and the total.
 
     Raises:
-        DataError: for the first file that is not an image of the right size.
+        DataError: if files are not images of the right size; the message names all.
         OSError: if the pack cannot be written; an older pack is unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +194,7 @@ def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int
         np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
         stream.write(header.getvalue())
         digest.update(header.getvalue())
-        for chunk in decoded(paths, size=parts.size, resize=parts.resize):
+        for chunk in decoded(paths, parts.decoding):
             content = np.ascontiguousarray(chunk).data
             stream.write(content)
             digest.update(content)
@@ -195,6 +209,8 @@ def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int
         "data": {"file": data.name, "bytes": data.stat().st_size, "sha256": digest.hexdigest()},
         "source": str(parts.root.absolute()),
         "classes": list(parts.classes),
+        "exif": parts.exif,
+        "bits": parts.bits,
         "train": _group_by_folder(train),
         "test": _group_by_folder(test),
     }
@@ -228,4 +244,4 @@ def _group_by_folder(records: list[Record]) -> list[Any]:
 
 
 def _ungroup(runs: list[Any]) -> list[Record]:
-    return [Record(f"{folder}/{file}", *rest) for folder, files in runs for file, *rest in files]
+    return [Record(f"{folder}/{file}".lstrip("/"), *rest) for folder, files in runs for file, *rest in files]

@@ -231,9 +231,11 @@ def max_concurrency(
     if resources.gpus:
         text = f"{pluralize(gpus, 'GPU', 'g')}, of which a trial takes {resources.gpus}"
         limits.append(Concurrency(int(gpus) // resources.gpus, text))
-    # Ray may place drivers that do not request `driver` on any node, in the worst case all on the same one.
-    drivers_per_node = max(1, limits[0].num_trials) if drivers is None else 0
-    num_slots = sum(_num_slots(resources, node, drivers_per_node) for node in nodes)
+    # Ray may place drivers that do not request `driver` on any node, in the worst case all on the same one: those of as
+    # many trials as then still fit.
+    num_trials = max(1, limits[0].num_trials) if drivers is None else 0
+    while (num_slots := _num_slots(resources, nodes, num_trials)) < num_trials * resources.workers and num_trials > 1:
+        num_trials -= 1
     limits.append(
         Concurrency(
             num_slots // resources.workers,
@@ -268,7 +270,10 @@ def _by_memory(nodes: Sequence[Node], memory: int | None) -> Iterator[Concurrenc
         yield Concurrency(num_trials, text)
 
 
-def _num_slots(resources: TrialResources, node: Node, num_drivers: int) -> int:
-    """Return the number of workers that fit on a node together with ``num_drivers`` drivers."""
-    num_slots = max(0, milli(node.cpus) - num_drivers * milli(DRIVER_CPUS)) // max(1, milli(resources.cpus_per_worker))
-    return min(num_slots, int(node.gpus)) if resources.gpus_per_worker else num_slots
+def _num_slots(resources: TrialResources, nodes: Sequence[Node], num_drivers: int) -> int:
+    """Return the number of workers that fit on all nodes, each of which may have ``num_drivers`` drivers, too."""
+    cpus = max(1, milli(resources.cpus_per_worker))
+    slots = [max(0, milli(node.cpus) - num_drivers * milli(DRIVER_CPUS)) // cpus for node in nodes]
+    if resources.gpus_per_worker:
+        slots = [min(of_node, int(node.gpus)) for of_node, node in zip(slots, nodes, strict=True)]
+    return sum(slots)

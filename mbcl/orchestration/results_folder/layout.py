@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 import mbcl
+from mbcl.config.yaml_reader import dump_yaml
 from mbcl.errors import ConfigError, pluralize
 from mbcl.io.ownership import OWNER_FILE
 from mbcl.io.store import Store, is_uri, write_text
@@ -25,9 +26,8 @@ from mbcl.orchestration.search_space.domains import is_drawn, short
 from mbcl.orchestration.search_space.expansion import Trials, record_of, space_digest
 from mbcl.orchestration.search_space.replay import with_drawn_trials
 from mbcl.orchestration.search_space.schema import SpaceFile
-from mbcl.study.record import STUDY_FILE, StudyRecord, read_study, write_study
+from mbcl.study.record import SPACE_FILE, STUDY_FILE, StudyRecord, read_study, write_study
 
-SPACE_FILE = "space.yaml"
 SCRATCH = ".ray"
 TRIALS = "trials"
 OWN_FILES = (LOCK_FILE, LEASE_FILE, BEAT_FILE, OWNER_FILE, SPACE_FILE, SCRATCH)
@@ -113,7 +113,7 @@ def create(store: Store, file: SpaceFile, trials: Trials, study: StudyRecord) ->
         "versions": study.versions,
         "trials": [spec.trial_id for spec in trials.specs],
     }
-    write_text(store, SPACE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_text(store, SPACE_FILE, dump_yaml(content))
     write_study(store, study)
 
 

@@ -8,19 +8,20 @@ from typing import Any
 
 import yaml
 
+from mbcl.config.yaml_reader import dump_yaml
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.metrics_log import CONFIG_FILE, KEYS
 from mbcl.errors import ConfigError
 from mbcl.evaluation import EVALUATION_FILE
 from mbcl.io.store import Store, write_text
-from mbcl.orchestration.results_folder.layout import SPACE_FILE, trial_folder, versions
+from mbcl.orchestration.results_folder.layout import trial_folder, versions
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
 from mbcl.orchestration.search_space.replay import with_drawn_trials
 from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.orchestration.search_space.trial_kinds import TrialKind
 from mbcl.orchestration.trial.job import Job, Metrics
-from mbcl.study.record import STUDY_FILE, StudyRecord, read_study, write_study
+from mbcl.study.record import SPACE_FILE, STUDY_FILE, StudyRecord, read_study, write_study
 
 _NEEDED = "in which the new evaluation would be noted; put a copy of it back first"
 
@@ -141,7 +142,7 @@ def commit(
     content["evaluation"] = _evaluated(settings)
     for key, file in files.items():
         store.write_bytes(f"{trial_folder(key)}/{EVALUATION_FILE}", file)
-    write_text(store, SPACE_FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_text(store, SPACE_FILE, dump_yaml(content))
     for key, metrics in measured.items():
         record = study.trials[key]
         # Metrics of the training stay; those of the earlier evaluation go, even if the new one lacks them.

@@ -36,7 +36,8 @@ class ConfirmationSource:
     @property
     def left(self) -> int:
         """Number of trials that are still to be added."""
-        return (len(choices(self._study)) - len(self._confirmed())) * len(self._space.seeds)
+        open_arms = {choice.arm for choice in choices(self._study) if not choice.impossible} - self._confirmed()
+        return len(open_arms) * len(self._space.seeds)
 
     def propose(self) -> list[str]:
         """Add the trials of the first arm that has a choice and no trials yet; empty if there is none now."""

@@ -28,15 +28,14 @@ from mbcl.orchestration.search_space.expansion import (
     resolved,
     samples_of,
 )
-from mbcl.orchestration.search_space.schema import Search, Space, SpaceFile
+from mbcl.orchestration.search_space.schema import Space, SpaceFile
+from mbcl.orchestration.search_space.search_block import Search
 from mbcl.orchestration.search_space.trial_kinds import AnyExperiment, identity_of
 from mbcl.seeding import derive
 from mbcl.study.record import Drawn, StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
     import optuna
-
-ENDED = ("finished", "stopped")
 
 
 def check_installed(search: Search) -> None:
@@ -104,7 +103,7 @@ class OptunaSearch:
                 continue
             self._open[setting] = tuner, trial
             self._seen[identity_of(self._experiment(self._base, chosen))] = setting
-            if all(record.status in ENDED for record in self._study.settings()[setting]):
+            if all(map(self._study.is_result, self._study.settings()[setting])):
                 self.tell(setting)
         return _slot(draws[-1][0]) if draws else (-1, -1)
 
@@ -220,7 +219,10 @@ class _Tuner:
         return trial, domains.fill(self._template, applies, _drawing(trial))
 
     def tell(self, trial: optuna.Trial, records: Sequence[TrialRecord]) -> None:
-        """Report the mean over a setting's seeds; as pruned, its value where it was stopped early; else a failure."""
+        """Report the mean over a setting's seeds; as pruned, its value where it was stopped early; else a failure.
+
+        One that diverged is pruned without a value, which TPE takes for the worst; it ignores failures.
+        """
         import optuna
 
         values = [record.metrics.get(self._search.metric) for record in records if record.status == "finished"]
@@ -230,6 +232,8 @@ class _Tuner:
             self._study.tell(trial, statistics.fmean(measured))
         elif stopped is not None and stopped.value is not None:
             trial.report(stopped.value, step=stopped.epoch)
+            self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        elif any(record.has_diverged for record in records):
             self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)

@@ -21,7 +21,7 @@ def applies(key: str, chosen: Mapping[str, Any]) -> bool:
     if part not in COMPONENTS or not parameter or parameter == "name":
         return True
     block = chosen.get(part)
-    name = chosen.get(f"{part}.name", block.get("name") if isinstance(block, Mapping) else None)
+    name = chosen.get(f"{part}.name", block.get("name") if isinstance(block, Mapping) else block)
     parameters = defaults(part, name) if isinstance(name, str) else None
     return parameters is None or parameter.partition(".")[0] in parameters
 

@@ -118,8 +118,8 @@ def equal_passes(
         )
         assert isinstance(ours, Experiment)
         assert isinstance(theirs, Experiment)
-        samples = samples_of(theirs)
-        passes, own_passes = forward_passes(theirs, samples), forward_passes(ours, samples_of(ours))
+        samples = samples_of(ours)
+        passes, own_passes = forward_passes(theirs, samples_of(theirs)), forward_passes(ours, samples)
         if own_passes >= passes:
             continue
         control = _with_as_many_passes(ours, passes, samples)

@@ -12,10 +12,10 @@ from mbcl.orchestration.search_space.expansion import Trials, base_of, points, s
 from mbcl.orchestration.search_space.schedulers import Scheduler, build
 from mbcl.orchestration.search_space.schema import Space, experiment_of
 from mbcl.orchestration.search_space.trial_kinds import PRETRAINING
+from mbcl.study.comparisons import chooses, compare
 from mbcl.study.nuisance import first_candidates
 from mbcl.study.power import TYPICAL_SPREAD, TYPICAL_SPREAD_ORIGIN, describe
 from mbcl.study.record import StudyRecord
-from mbcl.study.statistics import compare
 
 
 def domain_lines(space: Space) -> Iterator[str]:
@@ -78,14 +78,24 @@ def plan_lines(space: Space) -> Iterator[str]:
 
 
 def power_lines(space: Space, study: StudyRecord) -> Iterator[str]:
-    """Yield what the seeds of a study that has not run can show; no lines without a baseline."""
-    comparisons = len(compare(first_candidates(study), study.metric))
-    if space.baseline and study.searched and not comparisons:
-        comparisons = len(points(space)) - 1  # the best of each is compared with the baseline's best
+    """Yield what the seeds of a study can show once they have run; no lines if nothing is compared.
+
+    The power is that of a comparison of fixed settings, or of settings that other seeds have chosen.
+    """
+    study = first_candidates(study)
+    if space.baseline and (space.search.adaptive or chooses(study)):
+        yield (
+            "the best settings stand beside the best of the baseline, and the runs that choose them measure them, so "
+            "no difference is tested; nuisance keys are chosen by seeds of their own"
+        )
+        return
+    comparisons = len(compare(study, study.metric))
     if not comparisons:
         return
     spread, origin = (TYPICAL_SPREAD, f"for MRR {TYPICAL_SPREAD_ORIGIN}") if space.kind is PRETRAINING else (None, "")
-    yield from describe(len(space.seeds), comparisons, space.equivalence, spread, origin)
+    # Early stopping picks the settings that finish by the first seed, which then takes no part in comparisons.
+    seeds = space.seeds[1:] or space.seeds if build(space.scheduler).stops else space.seeds
+    yield from describe(len(seeds), comparisons, space.equivalence, spread, origin)
 
 
 def _range_of(space: Space, key: str, default: int) -> list[int]:

@@ -31,12 +31,13 @@ class _Space(Protocol):
 class Nuisance(ConfigModel):
     """The ``nuisance`` block: swept keys of which every setting takes its own best value.
 
-    ``keys``: nuisance hyperparameters, which are tuned for a fair comparison of the others; keys that are tied to them
-    are, too. ``seeds``: those of the trials that choose the values. The space's ``seeds`` measure the chosen ones.
+    The space's ``seeds`` measure the chosen values.
     """
 
     keys: list[str] = Field(min_length=1)
+    """Nuisance hyperparameters, which are tuned for a fair comparison of the others, with the keys tied to them."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    """Seeds of the trials that choose the values; none is among the space's `seeds`."""
 
     def check(self, space: _Space) -> None:
         """Refuse what a space cannot choose.

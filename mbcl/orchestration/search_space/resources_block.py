@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 
 from mbcl.config.base import ConfigModel
 from mbcl.errors import ConfigError, nearest
@@ -15,8 +15,8 @@ MAX_WORKERS = 4096
 """Maximum workers of a trial. It bounds the work on a range, of which every number is checked."""
 
 
-def _one_of(*allowed: Any, number: type | None = None, minimum: float = 0) -> BeforeValidator:
-    """Return a validator for ``auto``, a switch or a number. A union would give one error a branch.
+def _one_of(*allowed: Any, number: type | None = None, minimum: float = 0) -> tuple[BeforeValidator, WithJsonSchema]:
+    """Return a validator of ``auto``, a switch or a number, and its schema. A union would give one error a branch.
 
     Args:
         allowed: the words and switches.
@@ -38,7 +38,10 @@ def _one_of(*allowed: Any, number: type | None = None, minimum: float = 0) -> Be
             options.append(f"a {'whole ' if number is int else ''}number of at least {minimum:g}")
         raise ConfigError(f"found {value!r}, allowed: {', '.join(options)}")
 
-    return BeforeValidator(check)
+    kinds = [{"enum": list(allowed)}]
+    if number is not None:
+        kinds.append({"type": "integer" if number is int else "number", "minimum": minimum})  # type: ignore[dict-item]
+    return BeforeValidator(check), WithJsonSchema(kinds[0] if number is None else {"anyOf": kinds})
 
 
 def _workers(value: Any) -> Any:
@@ -55,6 +58,11 @@ def _workers(value: Any) -> Any:
     return value
 
 
+_NUMBER = {"type": "integer", "minimum": 1, "maximum": MAX_WORKERS}
+_RANGE = {"type": "object", "properties": {"min": _NUMBER, "max": _NUMBER}}
+_WORKERS_SCHEMA = {"anyOf": [_NUMBER, {**_RANGE, "required": ["min", "max"], "additionalProperties": False}]}
+
+
 class Resources(ConfigModel):
     """The resources of one trial; :mod:`mbcl.orchestration.cluster.capacity` resolves ``auto``.
 
@@ -62,10 +70,14 @@ class Resources(ConfigModel):
     A restart after the loss of a worker chooses anew.
     """
 
-    workers: Annotated[Any, BeforeValidator(_workers)] = 1
-    gpu: Annotated[Any, _one_of("auto", True, False)] = "auto"
-    cpus_per_worker: Annotated[Any, _one_of("auto", number=float, minimum=0.1)] = "auto"
-    max_concurrent_trials: Annotated[Any, _one_of("auto", number=int, minimum=1)] = "auto"
+    workers: Annotated[Any, BeforeValidator(_workers), WithJsonSchema(_WORKERS_SCHEMA)] = 1
+    """Workers of a trial, or a range such as `{min: 1, max: 4}`, of which those are taken that fit."""
+    gpu: Annotated[Any, *_one_of("auto", True, False)] = "auto"
+    """Whether each worker has a GPU; `auto`: where there are any."""
+    cpus_per_worker: Annotated[Any, *_one_of("auto", number=float, minimum=0.1)] = "auto"
+    """Cores of a worker; `auto`: one, or more where trials are fewer than cores."""
+    max_concurrent_trials: Annotated[Any, *_one_of("auto", number=int, minimum=1)] = "auto"
+    """Trials at a time; `auto`: as many as fit into the cores, and of a local Ray into the memory."""
 
     @property
     def numbers_of_workers(self) -> range:

@@ -17,18 +17,18 @@ from mbcl.config.base import (
     ConfigModel,
     PathConfigError,
     apply_overrides,
-    parse_yaml,
-    read_yaml,
     validate,
 )
 from mbcl.config.experiment import add_plugins
+from mbcl.config.yaml_reader import parse_yaml, read_yaml
 from mbcl.errors import ConfigError, nearest
 from mbcl.orchestration.search_space.conditions import check_conditional
-from mbcl.orchestration.search_space.domains import KINDS, TIE, SameAs, parse, plain, short
+from mbcl.orchestration.search_space.domains import KINDS, TIE, SameAs, parse, plain
 from mbcl.orchestration.search_space.nuisance_block import Nuisance
 from mbcl.orchestration.search_space.resources_block import Resources
 from mbcl.orchestration.search_space.schedulers import SCHEDULERS
 from mbcl.orchestration.search_space.schedulers import build as build_scheduler
+from mbcl.orchestration.search_space.search_block import MODES, Search
 from mbcl.orchestration.search_space.ties import check_tie, ties_in
 from mbcl.orchestration.search_space.trial_kinds import (
     PRETRAINING,
@@ -40,11 +40,6 @@ from mbcl.orchestration.search_space.trial_kinds import (
 )
 from mbcl.study.metric_glossary import direction
 from mbcl.study.record import EQUIVALENCE, SAFE_NAME
-
-SAMPLER_OPTIONS = ("n_startup_trials", "n_ei_candidates", "multivariate", "group", "constant_liar")
-"""Parameters of Optuna's TPE sampler that a space file may give."""
-MODES = {1: "max", -1: "min"}
-"""``search.mode`` by the direction in which a metric is better."""
 
 
 def check_name(name: str, key: str) -> str:
@@ -60,83 +55,33 @@ def check_name(name: str, key: str) -> str:
     return name
 
 
-class Search(ConfigModel):
-    """The ``search`` block: how settings are drawn and which metric ranks them.
-
-    A space fills in the default metric of its kind of trials. ``name``: ``random`` draws independently; ``optuna`` lets
-    its TPE sampler propose settings from the results of earlier ones, separately for every point of the grids. The keys
-    after ``seed`` are parameters of that sampler; null means its default.
-    """
-
-    name: Literal["random", "optuna"] = "random"
-    num_samples: int = Field(default=1, ge=1)
-    metric: str = VALIDATION_METRIC
-    mode: Literal["min", "max"] = "max"
-    seed: int = Field(default=0, ge=0)
-    n_startup_trials: int | None = Field(default=None, ge=0)
-    n_ei_candidates: int | None = Field(default=None, ge=1)
-    multivariate: bool | None = None
-    group: bool | None = None
-    constant_liar: bool | None = None
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether settings depend on the results of earlier ones."""
-        return self.name != "random"
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The parameters of Optuna's sampler that the file gives."""
-        return {key: value for key in SAMPLER_OPTIONS if (value := getattr(self, key)) is not None}
-
-    @model_validator(mode="after")
-    def _options_are_used(self) -> Search:
-        if not self.adaptive and self.options:
-            key, value = next(iter(self.options.items()))
-            raise PathConfigError(key, f"found {short(value)}, which only name: optuna has, not name: {self.name}")
-        if self.group and not self.multivariate:
-            raise PathConfigError("group", "found true, which needs multivariate: true")
-        return self
-
-    def check(self, searchable: Sequence[str]) -> None:
-        """Refuse a metric that is not among the searchable ones, or a mode that is its worse end or is missing.
-
-        Raises:
-            PathConfigError: naming ``search`` or ``search.mode``.
-        """
-        if self.metric not in searchable:
-            reason = " (the test split is read once, at the end)" if self.metric.startswith("retrieval/") else ""
-            raise PathConfigError(
-                "search", f"metric {self.metric!r} cannot be searched on{reason}; {nearest(self.metric, searchable)}"
-            )
-        better = direction(self.metric)
-        if not better and "mode" not in self.model_fields_set:
-            raise PathConfigError(
-                "search.mode", f"this key is missing, and {self.metric} has no better end of its own; allowed: min, max"
-            )
-        if better and self.mode != MODES[better]:
-            which = "higher" if better > 0 else "lower"
-            raise PathConfigError(
-                "search.mode",
-                f"found {self.mode!r}, but {self.metric} is better the {which} it is; allowed: {MODES[better]}",
-            )
-
-
 class Space(ConfigModel):
     """One study: a question, a base experiment, and the domains of the swept keys."""
 
     name: str | None = None
+    """The study's title; null: the name of the results folder. `--name` comes first."""
     question: str = ""
+    """Printed above the trials and in the report."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    """Replicates of every setting, each given once."""
     baseline: dict[str, Any] = Field(default_factory=dict)
+    """Keys and values of the setting that others are compared with; it must be one of the settings."""
     control: Literal["equal_passes"] | None = None
+    """`equal_passes`: compare settings that plan on fresh embeddings also with a baseline of as many forward passes."""
     equivalence: float = Field(default=EQUIVALENCE, gt=0, allow_inf_nan=False)
+    """The difference from the baseline that does not matter, in units of the headline metric. A study keeps its own."""
     nuisance: Nuisance | None = None
+    """Keys of which every setting takes its own best value, and the seeds that choose it."""
     experiment: dict[str, Any] = Field(default_factory=dict)
+    """The base experiment."""
     space: dict[str, Annotated[Any, BeforeValidator(parse), PlainSerializer(plain)]]
+    """By key of the experiment, the domain that varies it."""
     search: Search = Search()
+    """How values are drawn, and which metric ranks settings."""
     scheduler: Annotated[Component, ComponentOf(SCHEDULERS)] = Field(default={"name": "fifo"}, validate_default=True)
+    """Early stopping."""
     resources: Resources = Resources()
+    """What a trial gets."""
 
     @property
     def kind(self) -> TrialKind:
@@ -188,6 +133,7 @@ class Space(ConfigModel):
                 f"allowed: {VALIDATION_METRIC}"
             )
         self.search.check(self.kind.metrics)
+        self._check_validation_metric()
         try:
             rule = build_scheduler(self.scheduler)
         except ConfigError as error:
@@ -201,6 +147,17 @@ class Space(ConfigModel):
         if self.nuisance is not None:
             self.nuisance.check(self)
         return self
+
+    def _check_validation_metric(self) -> None:
+        """Refuse a metric of the validation split that the trainings do not measure."""
+        _, _, metric = self.search.metric.partition("val/")
+        name = metric.removesuffix("/top1")
+        measured = {**self.experiment.get("evaluation", {})}.get("validation_metrics", [])
+        if name in ("knn", "probe") and name not in measured:
+            message = (
+                f"{self.search.metric} is not measured; it needs experiment.evaluation.validation_metrics: [{name}]"
+            )
+            raise PathConfigError("search.metric", message)
 
     def _check_control(self) -> None:
         if self.control is None:
@@ -256,7 +213,7 @@ class SpaceFile:
 
     Args:
         path: the file.
-        given: its content before any override.
+        given: its content before any override; of a study's own ``space.yaml``, what the study was given.
         overrides: the ``--set`` strings.
         space: the content after the overrides, validated.
     """
@@ -319,17 +276,34 @@ def _load_plugins(content: dict[str, Any], files: Sequence[str]) -> None:
     add_plugins(experiment, [*own, *files])
 
 
+def _as_given(content: dict[str, Any], path: Path | str) -> tuple[dict[str, Any], list[str], list[Any]]:
+    """Return a space as given, and of a study's ``space.yaml`` also its ``--set`` overrides and its plugins.
+
+    Raises:
+        ConfigError: if the record of a study is damaged.
+    """
+    if not {"given", "resolved"} <= content.keys():
+        return content, [], []
+    try:
+        plugins = content["resolved"]["experiment"].get("plugins", [])
+        return dict(content["given"]), [str(override) for override in content["set"]], list(plugins)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: this record of a study is damaged: {error}") from error
+
+
 def read_space(path: Path | str, overrides: list[str] | None = None, plugins: Sequence[str] = ()) -> SpaceFile:
     """Read a space file, apply ``--set`` overrides, load plugins, and validate the result, without data or cluster.
 
+    The ``space.yaml`` in a results folder is the space of that study, with its own overrides first.
     ``plugins`` are Python files besides those of the space's key ``plugins``.
 
     Raises:
         ConfigError: naming the file, the key, what was found and what is allowed.
     """
-    given = read_yaml(path)
+    given, earlier, own_plugins = _as_given(read_yaml(path), path)
+    overrides, plugins = [*earlier, *(overrides or [])], [*own_plugins, *plugins]
     content = copy.deepcopy(given)
-    for override in overrides or []:
+    for override in overrides:
         _override(content, override)
     _join_swept_keys(content)
     try:
@@ -338,4 +312,4 @@ def read_space(path: Path | str, overrides: list[str] | None = None, plugins: Se
         raise ConfigError(f"{path}: {error}") from error
     space = validate(Space, content, str(path))
     experiment_of(space.experiment, str(path))
-    return SpaceFile(Path(path), given, tuple(overrides or ()), space)
+    return SpaceFile(Path(path), given, tuple(overrides), space)

@@ -66,7 +66,16 @@ class Pretraining(TrialKind):
     """A pretraining: workers train an encoder on the plans of a planner, and a task evaluates it."""
 
     model = Experiment
-    metrics = (VALIDATION_METRIC, "val/retrieval/top1", "train/loss", "plan/loss", "plan/lift", "plan/coverage")
+    metrics = (
+        VALIDATION_METRIC,
+        "val/retrieval/top1",
+        "val/knn/top1",
+        "val/probe/top1",
+        "train/loss",
+        "plan/loss",
+        "plan/lift",
+        "plan/coverage",
+    )
     reads_data = True
     can_stop_early = True
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from mbcl.config.evaluation import Evaluation
 from mbcl.config.experiment import Experiment
@@ -108,7 +108,9 @@ def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, 
             if model not in memory:
                 memory[model] = engine.memory_need(experiment, data, engine.check_model(experiment, data))
         max_pools = max(
-            sampler.planned_pools(sizes.num_train) if isinstance(sampler, PoolSampler) else 0
+            cast(PoolSampler, data.samples.bind(sampler)).planned_pools(sizes.num_train)
+            if isinstance(sampler, PoolSampler)
+            else 0
             for sampler in experiment.samplers().values()
         )
         notes = [str(warning.message) for warning in caught]

@@ -136,7 +136,7 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
 def _measure_efficiency(run: StudyRun, nodes: Sequence[Node], resources: TrialResources) -> Iterator[None]:
     """Record how the trials that end in the block use the machine; the block may be interrupted."""
     record = run.study.record
-    ended_before = {key for key, trial in record.trials.items() if trial.status not in ("pending", "running", "failed")}
+    ended_before = record.trials.keys() - run.study.todo.keys()
 
     def epoch_seconds(trial_id: str) -> float:
         try:

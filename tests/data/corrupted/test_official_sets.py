@@ -319,7 +319,7 @@ def test_data_pack_of_a_corrupted_set_has_the_same_images(tiny, tmp_path, monkey
     assert sum(sizes) <= 1.1 * 2 * 7 * 3 * 64 * 64
     assert pack(root) == 0
     assert capsys.readouterr().out.count("is there already; --force packs them again") == 2
-    monkeypatch.setattr(folders, "_read_image", None)
+    monkeypatch.setattr(folders, "read_image", None)
 
     def same(place: Path) -> None:
         assert data.corrupted_available("tiny_imagenet_c", str(place)) == {"fog": [3, 5]}

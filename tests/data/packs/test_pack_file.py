@@ -53,7 +53,7 @@ def no_decoding(monkeypatch):
     def refuse(*_):
         raise AssertionError("an image was decoded")
 
-    monkeypatch.setattr(folders, "_read_image", refuse)
+    monkeypatch.setattr(folders, "read_image", refuse)
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_data_pack_packs_cifar_as_folders(tmp_path, monkeypatch):
             write_image(tmp_path / part / f"class{number % 2}" / f"{number}.png", number, size=32)
     expected = load(tmp_path, name="cifar10")
     assert pack(tmp_path, name="cifar10") == 0
-    monkeypatch.setattr(folders, "_read_image", None)
+    monkeypatch.setattr(folders, "read_image", None)
     assert_same(load(tmp_path, name="cifar10"), expected)
 
 
@@ -158,7 +158,7 @@ def test_data_pack_makes_a_pack_for_each_image_size(tmp_path, monkeypatch):
     expected = {size: load(tmp_path, name="image_folder", image_size=size) for size in (16, 24)}
     for size in expected:
         assert pack(tmp_path, "--image-size", str(size), name="image_folder") == 0
-    monkeypatch.setattr(folders, "_read_image", None)
+    monkeypatch.setattr(folders, "read_image", None)
     for size, splits in expected.items():
         assert_same(load(tmp_path, name="image_folder", image_size=size), splits)
 
@@ -219,7 +219,7 @@ def test_load_warns_about_a_changed_source(packed, change, text, monkeypatch):
     assert_same(loaded, load(folder))
     shutil.move(folder / "no-pack", folder / "mbcl-pack")
     assert pack(folder) == 0
-    monkeypatch.setattr(folders, "_read_image", None)
+    monkeypatch.setattr(folders, "read_image", None)
     assert_same(load(folder), loaded)
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import run_ray
-from mbcl.config.base import parse_yaml
+from mbcl.config.yaml_reader import parse_yaml
 from mbcl.orchestration.search_space.schema import read_space
 
 from ..helpers import ROOT

@@ -50,7 +50,7 @@ class Run:
     def add(self, specs) -> None:
         self.specs |= {spec.trial_id: spec for spec in specs}
 
-    def play(self, most: int = 10**6, concurrency: int = 1, fails=(), stops=()) -> Run:
+    def play(self, most: int = 10**6, concurrency: int = 1, fails=(), stops=(), diverges=()) -> Run:
         course = TrialQueue(self.study, self.study.unfinished(), concurrency=concurrency, source=self.source)
         running: list[str] = []
         while most > 0:
@@ -62,8 +62,8 @@ class Run:
             key, most = running.pop(0), most - 1
             record = self.study.trials[key]
             value = value_of(record.parameters, record.seed)
-            if record.setting in fails:
-                record.status = "failed"
+            if record.setting in (*fails, *diverges):
+                record.status, record.diverged = "failed", record.setting in diverges
             elif record.setting in stops:
                 record.status = "stopped"
                 record.stopped = Stopped(by="asha", epoch=1, of=9, metric=METRIC, value=value / 2, first_seed=3)
@@ -151,6 +151,16 @@ def test_failed_and_stopped_settings_are_told_as_such(space):
     assert [state for state, _ in run.told(1)] == ["COMPLETE", "PRUNED"] + ["COMPLETE"] * 10
     pruned = run.source._tuners[0]._study.get_trials()[1]
     assert list(pruned.intermediate_values) == [1]
+
+
+def test_a_setting_that_diverged_is_told_as_the_worst_and_does_not_run_again(space):
+    run = Run(space).play(9, diverges={0})
+    assert run.told(0)[0] == ("PRUNED", None)
+    assert "000" not in [key[:3] for key in run.study.unfinished()]
+    again = Run(space, stored(run.study)).play()
+    assert again.told(0)[0] == ("PRUNED", None)
+    assert [again.study.trials[key].status for key in list(again.study.trials)[:2]] == 2 * ["failed"]
+    assert again.study.trials == Run(space).play(diverges={0}).study.trials, "as without the cut"
 
 
 def test_a_mean_over_some_of_the_seeds_is_not_told(space):

@@ -16,9 +16,10 @@ from mbcl.orchestration.results_folder.layout import new_study
 from mbcl.orchestration.search_space.controls import Configured, equal_passes
 from mbcl.orchestration.search_space.expansion import Trials, expand, space_digest
 from mbcl.orchestration.search_space.schema import read_space
+from mbcl.study.comparisons import compare
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, settings_of
-from mbcl.study.statistics import compare, summarise
+from mbcl.study.statistics import summarise
 
 SHUFFLE, SPECTRAL = {"name": "shuffle"}, {"name": "spectral", "k": 4}
 OSGD = {"name": "osgd", "k": 4, "q": 1}
@@ -187,3 +188,26 @@ def test_the_control_has_the_fewest_epochs_with_as_many_passes_and_the_same_sche
         cosine_lr(progress * e.train.epochs, 1.0, e.schedule.warmup_epochs, e.train.epochs) for e in (ours, control)
     ]
     assert math.isclose(*rates, rel_tol=1e-9, abs_tol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::mbcl.errors.SamplerWarning")
+def test_the_control_is_counted_on_its_own_images():
+    """A baseline may name a key of the data, and have another number of images than the setting."""
+
+    def of(block, size):
+        data = {"name": "digits", "max_samples": size}
+        return runs.experiment(block, data=data, train={"epochs": 4, "batch_size": 16})
+
+    def samples_of(experiment):
+        return Samples(experiment.data.max_samples)
+
+    ours, theirs = of(SHUFFLE, 200), of(SPECTRAL, 400)
+    settings = [
+        Configured({"sampler": dict(block), "data.max_samples": e.data.max_samples}, e, arm=block["name"])
+        for block, e in ((SHUFFLE, ours), (SPECTRAL, theirs))
+    ]
+    baseline = {"sampler": "shuffle", "data.max_samples": 200}
+    control = equal_passes(settings, baseline, samples_of).settings[0].experiment
+    assert control.data.max_samples == 200
+    passes = forward_passes(theirs, Samples(400))
+    assert 3 * 192 * control.train.epochs >= passes > 3 * 192 * (control.train.epochs - 1)

@@ -36,6 +36,29 @@ def test_power_lines_state_what_the_seeds_can_show(tmp_path):
     assert lines(space_file(tmp_path, baseline={})) == []
 
 
+def test_a_search_is_promised_no_power(tmp_path):
+    domains = {"sampler": {"grid": [{"name": "shuffle"}, {"name": "spectral", "k": 4}]}}
+    drawn = {**domains, "optimizer.lr": {"uniform": [0.1, 0.2]}}
+    optuna = space_file(tmp_path, space=drawn, search={"name": "optuna", "num_samples": 4}, seeds=list(range(8)))
+    (line,) = lines(optuna)
+    assert "no difference is tested" in line
+    random = space_file(tmp_path, space=drawn, search={"num_samples": 4}, seeds=list(range(10)))
+    assert lines(random)[0].startswith("10 pairs of seeds show"), "a draw has a counterpart with the same values"
+    unpaired = {"sampler": {"grid": [{"name": "shuffle"}]}, "optimizer": {"grid": RATES}}
+    (line,) = lines(space_file(tmp_path, space=unpaired, baseline={"optimizer.name": "lars"}))
+    assert "no difference is tested" in line
+
+
+RATES = [{"name": "lars", "lr": 0.1}, {"name": "lars", "lr": 0.2}, {"name": "sgd", "lr": 0.3}]
+
+
+def test_power_counts_no_pair_of_the_seed_of_early_stopping(tmp_path):
+    (few, *_) = lines(space_file(tmp_path, seeds=list(range(8)), scheduler={"name": "asha"}))
+    assert few.startswith("7 pairs of seeds")
+    (one, *_) = lines(space_file(tmp_path, seeds=[0], scheduler={"name": "asha"}))
+    assert one.startswith("1 pair of seeds cannot show any difference")
+
+
 def test_the_margin_is_recorded_and_belongs_to_the_study(tmp_path):
     default, other = space_file(tmp_path), space_file(tmp_path, equivalence=0.02)
     assert new_study(other, expand(other), "study").equivalence == 0.02

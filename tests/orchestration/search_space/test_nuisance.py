@@ -13,10 +13,11 @@ from mbcl.orchestration.search_space.describe import counts, plan_lines, power_l
 from mbcl.orchestration.search_space.expansion import expand, space_digest
 from mbcl.orchestration.search_space.replay import with_drawn_trials
 from mbcl.orchestration.search_space.schema import read_space
+from mbcl.study.comparisons import compare
 from mbcl.study.nuisance import choices, describe_choices
 from mbcl.study.record import StudyRecord, write_study
 from mbcl.study.settings import settings_of
-from mbcl.study.statistics import compare, summarise
+from mbcl.study.statistics import summarise
 
 VALIDATION, MRR = "val/retrieval/mrr", "retrieval/mrr"
 TUNED = {
@@ -142,7 +143,19 @@ def test_a_candidate_that_diverged_was_tried_and_is_not_chosen(space_file):
     (comparison,) = compare(run.study, MRR)
     assert (comparison.candidates, comparison.baseline_candidates, comparison.n) == (3, 3, 3)
     everything = Run(space_file(TUNED)).play(diverges=[("spectral", t) for t in (0.1, 0.2, 0.5)])
-    assert choices(everything.study)[1].missing == "no candidate has a value"
+    assert choices(everything.study)[1].missing == "every candidate diverged"
+    for played in (run, everything):
+        assert not played.study.unfinished(), "--resume runs no candidate again"
+        assert played.source.left == 0, "and nothing is left to be added"
+    again = Run(space_file(TUNED), everything.study).play()
+    assert {t.sampler for t in again.study.trials.values() if t.stage == "confirmation"} == {"shuffle"}
+
+
+def test_a_measured_trial_that_diverged_is_a_failure(space_file):
+    run = Run(space_file(TUNED)).play()
+    last = next(iter(reversed(run.study.ordered().values())))
+    last.status, last.diverged = "failed", True
+    assert run.study.unfinished() == [next(iter(reversed(run.study.ordered())))]
 
 
 def test_a_choice_that_was_measured_stays_when_a_repeated_trial_would_change_it(space_file):

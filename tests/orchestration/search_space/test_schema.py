@@ -97,7 +97,7 @@ BROKEN = [
     ({"baseline": {"sampler": "fixt"}}, "baseline: unknown sampler 'fixt'; did you mean 'fixed'?"),
     ({"scheduler": {"name": "ahsa"}}, "scheduler: unknown scheduler 'ahsa'; did you mean 'asha'?"),
     ({"scheduler": {"name": "pbt"}}, "scheduler: unknown scheduler 'pbt'; known: asha, fifo, median"),
-    ({"scheduler": "asha"}, "scheduler: expected a block with a name"),
+    ({"scheduler": ["asha"]}, "scheduler: expected a block with a name"),
     ({"scheduler": {"name": "fifo", "max_t": 3}}, "scheduler.max_t: unknown key; there is none that could be given"),
     (
         {"scheduler": {"name": "asha", "reduction_facto": 3}},
@@ -127,6 +127,14 @@ BROKEN = [
     ({"search": {"name": "optuna", "n_startup": 3}}, "search.n_startup: unknown key; did you mean 'n_startup_trials'?"),
     ({"search": {"name": "optuna", "group": True}}, "search.group: found true, which needs multivariate: true"),
     ({"search": {"metric": "train/loss"}}, "search.metric: train/loss is what sampler change"),
+    (
+        {"search": {"metric": "val/knn/top1"}},
+        "search.metric: val/knn/top1 is not measured; it needs experiment.evaluation.validation_metrics: [knn]",
+    ),
+    (
+        {"search": {"metric": "val/probe/top1"}, "experiment/evaluation": {"validation_metrics": ["knn"]}},
+        "search.metric: val/probe/top1 is not measured; it needs experiment.evaluation.validation_metrics: [probe]",
+    ),
     ({"search": {"metric": "retrieval/u2v/top1"}}, "the test split is read once, at the end"),
     (
         {"search": {"metric": "train/loss"}, "space": {"optimizer.lr": {"grid": [0.1]}}},
@@ -438,3 +446,17 @@ def test_names_never_leave_the_results_folder(name):
     assert "\\" not in name
     assert not name.startswith((".", "-"))
     assert name == name.strip() != ""
+
+
+def test_the_record_of_a_study_is_its_space(space_file, tmp_path):
+    store = LocalStore(tmp_path / "out")
+    path = space_file({"seeds": [3, 4]})
+    file, trials = read_space(path, ["experiment.train.epochs=7"]), trials_of(path, "experiment.train.epochs=7")
+    create(store, file, trials, new_study(file, trials, "test"))
+    again = read_space(tmp_path / "out" / "space.yaml")
+    assert (again.given, again.overrides, again.space) == (file.given, file.overrides, file.space)
+    assert load(store, again, expand(again))[0].trials.keys() == trials.by_id.keys(), "--resume accepts it, too"
+    assert read_space(again.path, ["seeds=[5]"]).space.seeds == [5], "an override comes after those of the study"
+    again.path.write_text("given: 1\nset: []\nresolved: {experiment: {}}\n")
+    with pytest.raises(ConfigError, match="this record of a study is damaged"):
+        read_space(again.path)

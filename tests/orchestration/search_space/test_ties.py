@@ -13,7 +13,7 @@ from mbcl.orchestration.search_space.domains import SameAs, parse, plain
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
 from mbcl.orchestration.search_space.ties import resolve_ties
-from mbcl.study.statistics import compare
+from mbcl.study.comparisons import compare
 
 TEMPERATURE = {"same_as": "objective.temperature"}
 

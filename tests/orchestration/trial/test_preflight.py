@@ -7,12 +7,14 @@ import weakref
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from mbcl import engine
 from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
 from mbcl.orchestration.trial.preflight import check_data
+from mbcl.plan import Embeddings
 
 from ..helpers import SPACE
 
@@ -73,3 +75,24 @@ def test_check_data_refuses_a_setting_that_does_not_fit_its_data():
     experiments[4] = experiments[4].model_copy(update=changes)
     with pytest.raises(ConfigError, match=r"space.yaml: experiment.train.batch_size: 256 is above the 225 training"):
         check_data(experiments, "space.yaml")
+
+
+@pytest.mark.parametrize("sampler", [{"name": "spectral", "k": 2}, {"name": "kmeans"}, {"name": "refined"}])
+def test_check_data_counts_the_pools_of_every_source(sampler):
+    content = yaml.safe_load(yaml.safe_dump(SPACE))["experiment"]
+    data = {"name": "digits", "max_samples": 600, "together": "labels"}
+    experiment = Experiment.model_validate(content | {"sampler": sampler, "data": data})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        samples = engine.load_data(experiment.data, seed=0).samples
+        planned: list[int] = []
+        z = torch.randn(samples.number, 8, generator=torch.Generator().manual_seed(0))
+
+        def count(plan_pool, items):
+            planned.append(len(items))
+            return [plan_pool(*item) for item in items]
+
+        samples.bind(experiment.build_sampler()).plan(samples.number, Embeddings(z, z), map_pools=count)
+        report = check_data({0: experiment}, "space.yaml")
+    assert planned == [report.max_pools[0]]
+    assert report.max_pools[0] >= 10, "a pool of every class at least"

@@ -1,0 +1,37 @@
+import webbrowser
+from pathlib import Path
+
+import pytest
+from report.studies import EIGHT, grid, partial
+
+from mbcl.cli import main
+from mbcl.io.store import LocalStore
+from mbcl.study.record import write_study
+
+
+def test_show_prints_the_table_and_why_trials_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(LocalStore(tmp_path), partial())
+    assert main(["show", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "samplers: mean [95 % interval]" in out
+    (line,) = [line for line in out.splitlines() if "spectral (k=4)" in line]
+    assert "2/3" in line
+    assert "0.8700 [0.743, 0.997]" in line
+    assert "FAILED    002-aa  the loss is nan" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"], "nothing is written"
+
+
+def test_open_opens_the_page_that_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or len(opened) == 1)
+    monkeypatch.chdir(tmp_path)
+    write_study(LocalStore(tmp_path / "a study"), grid(EIGHT))
+    assert main(["report", "a study", "--open"]) == 0
+    assert opened == [(tmp_path / "a study" / "report.html").as_uri()]
+    assert capsys.readouterr().out == "a study/report.html\n"
+    assert main(["report", "a study", "--open"]) == 1
+    assert "--open: no browser was found; open" in capsys.readouterr().err
+    assert main(["report", "a study"]) == 0
+    assert len(opened) == 2
