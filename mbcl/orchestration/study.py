@@ -43,13 +43,13 @@ __all__ = ["EXIT_INTERRUPTED", "StudyOptions", "run"]
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
-WriteReport = Callable[[Store, StudyRecord], None]
+WriteReport = Callable[[Store, StudyRecord], str]
 
 
 def run(options: StudyOptions, write_report: WriteReport) -> int:
     """Run a study; print every expected error in one line to stderr.
 
-    ``write_report`` writes tables, figures and page into a results folder.
+    ``write_report`` writes tables, figures and page into a results folder, and returns the answer in a sentence.
 
     Returns:
         The exit code: 0 finished, 1 failed, 2 bad input, 130 interrupted.
@@ -128,8 +128,9 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
             if watch is not None:
                 watch.close()
             layout.finalize(fenced, study.record)
-            write_report(fenced, study.record)
+            answer = write_report(fenced, study.record)
             console.print_table()
+            console.print_summary(f"answer: {answer}")
             if study.record.efficiency is not None and not options.eval_only:
                 console.log(f"efficiency: {study.record.efficiency.describe()}")
             if not options.temporary:
