@@ -173,8 +173,8 @@ def adapt(app: Any, name: str, source: list[str]) -> None:
         text += f"\n## One page each\n\n```{{toctree}}\n:glob:\n\ngenerated/{name}/*\n```\n"
     for kind, registry in METHODS.items():
         if name in (kind, "choosing"):
-            # the first cell of a row, in the decision table any cell
-            cell = r"(?<=\n\| )`(\w+)`" if name == kind else r"(?<=[|,] )`(\w+)`"
+            # the first cell of a row, on the page of the decision everywhere
+            cell = r"(?<=\n\| )`(\w+)`" if name == kind else r"(?<=\s)`(\w+)`"
             text = re.sub(cell, lambda match, kind=kind, registry=registry: linked(match, kind, registry), text)
     source[0] = text
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import torch
@@ -130,10 +130,14 @@ class SampleSet(ABC):
 
 @dataclass(frozen=True)
 class Splits:
-    """The training and test parts of a data set. :func:`split_validation` splits the training part further."""
+    """The training and test parts of a data set. :func:`split_validation` splits the training part further.
+
+    ``pixels_sha256``: the digest of all pixels where it is known, as that of a pack is; see :mod:`mbcl.data.content`.
+    """
 
     train: SampleSet
     test: SampleSet
+    pixels_sha256: str | None = field(default=None, kw_only=True)
 
 
 def check_labels(name: str, noun: str, num: int, labels: Tensor) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from textwrap import wrap
+from typing import Any
 
-from mbcl.config.experiment import Experiment
 from mbcl.config.yaml_reader import dump_yaml
 from mbcl.engine.checkpoint import UNREADABLE
 from mbcl.engine.protocols import Row
@@ -50,14 +51,13 @@ KEYS = (
 """The schema of ``metrics.jsonl``: every line has every key; a value that was not measured is null."""
 
 
-def write_config(store: Store, experiment: Experiment, sizes: DataSizes) -> None:
+def write_config(store: Store, content: Mapping[str, Any], sizes: DataSizes) -> None:
     """Write ``config.yaml``: the resolved experiment, and the sizes derived from the data as comments."""
-    content = experiment.model_dump(mode="json")
     facts = asdict(sizes)
     facts["sources"] = ", ".join(f"{name} {version}" for name, version in facts["sources"].items())
     lines = (line for key, value in facts.items() if value != "" for line in wrap(f"{key}: {value}", _WIDTH))
     sizes_text = "".join(f"#   {line}\n" for line in lines)
-    text = f"# The resolved experiment. From the data followed:\n{sizes_text}{dump_yaml(content)}"
+    text = f"# The resolved experiment. From the data followed:\n{sizes_text}{dump_yaml(dict(content))}"
     write_text(store, CONFIG_FILE, text)
 
 

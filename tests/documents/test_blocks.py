@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from report.studies import EIGHT, grid, write_histories
 
 from mbcl.cli import main
+from mbcl.io.store import LocalStore
 from mbcl.samplers import SAMPLERS
+from mbcl.study.record import write_study
 
 from .blocks import LANGUAGES, ROOT, Block, blocks, documents
 from .running import Session, check
@@ -33,7 +36,7 @@ NOT_RUN = {
 """Blocks that cannot run here, by document. A new one needs a reason in the document, and a line here."""
 WHOLE = {"docs/benchmarks.md"}
 """Documents of which no block runs."""
-NEEDS_TRAINING = ("docs/evaluation.md", "docs/results.md")
+NEEDS_TRAINING = ("docs/data.md", "docs/evaluation.md", "docs/results.md")
 """Documents whose commands read /tmp/run, which README's training makes."""
 ALL = {document: blocks(document) for document in documents()}
 
@@ -72,6 +75,10 @@ def prepare(document: str, session: Session, request: pytest.FixtureRequest) -> 
         names = ("run", "exported") if document == "docs/evaluation.md" else ("run",)
         for name in names:
             shutil.copytree(made / name, session.folder / "tmp" / name)
+    if document == "docs/results.md":
+        store, study = LocalStore(session.folder / "results/samplers"), grid(EIGHT)
+        write_study(store, study)
+        write_histories(store, study)
     if document == "docs/samplers.md":
         rng = np.random.default_rng(0)
         z1, z2 = rng.normal(size=(2, 1500, 8)).astype("float32")

@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from report.studies import EIGHT, grid, write_histories
+
+from mbcl.io.store import LocalStore
+from mbcl.study.record import write_study
 
 from .blocks import ROOT
 
@@ -26,8 +30,8 @@ def test_notebook_is_stored_without_outputs(path):
     assert ran == [], "clear all outputs before storing"
 
 
-def run(path: Path, monkeypatch: pytest.MonkeyPatch, **names: object) -> dict[str, object]:
-    """Run the cells in one namespace; ``names`` replace what the first cell sets."""
+def run(path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Run the cells in one namespace."""
     import matplotlib.pyplot as plt
 
     monkeypatch.setattr(plt, "show", lambda: None)
@@ -48,3 +52,18 @@ def test_own_embeddings_run(monkeypatch, tmp_path):
     lifts = [lift[f"kmeans, pool {pool}"] for pool in (64, 128, 256, 512)]
     assert lifts == sorted(lifts), "the larger the pools, the harder"
     assert same["kmeans, pool 512"] > same["the same, margin 0.05, 512"] > same["shuffle"]
+
+
+def test_study_runs(monkeypatch, tmp_path):
+    """On a stored study of eight seeds, in which ``spectral`` is the best."""
+    pytest.importorskip("pandas")
+    monkeypatch.chdir(tmp_path)
+    store, study = LocalStore(tmp_path / "results/samplers"), grid(EIGHT)
+    write_study(store, study)
+    write_histories(store, study)
+    made = run(ROOT / "examples/study.ipynb", monkeypatch)
+    assert made["figures"] == 3
+    differences = made["differences"]
+    assert len(differences) == 8
+    assert sorted(differences) == ["osgd (k=20, q=5)", "spectral (k=4)"]
+    assert differences["spectral (k=4)"].min() > 0.04

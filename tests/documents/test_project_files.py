@@ -52,3 +52,16 @@ def test_agents_names_folders_and_files_that_exist():
     named = re.findall(r"`((?:mbcl|docs|tests)/[\w/.]*)`", (ROOT / "AGENTS.md").read_text())
     assert len(named) > 10
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "AGENTS.md", "CHANGELOG.md"])
+def test_links_lead_to_files_and_headings(name):
+    """The links of pages in docs/ are checked by the build of the site."""
+    links = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", (ROOT / name).read_text())
+    for file, anchor in links:
+        path = ROOT / file if file else ROOT / name
+        assert path.exists(), f"{name}: {file}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.MULTILINE)
+            anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert anchor in anchors, f"{name}: {file}#{anchor}"

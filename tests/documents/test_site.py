@@ -13,7 +13,7 @@ from mbcl.samplers import SAMPLERS
 
 from .blocks import ROOT
 
-SECTIONS = ("Cost:", "When to use:", "Reference:")
+SECTIONS = ("Formula:", "Cost:", "When to use:", "Reference:")
 METHODS = [(kind, name) for kind, registry in (("samplers", SAMPLERS), ("objectives", OBJECTIVES)) for name in registry]
 
 
@@ -39,6 +39,6 @@ def test_make_docs_builds_without_a_warning(tmp_path):
     for kind, name in METHODS:
         page = (tmp_path / "site/generated" / kind / f"{name}.html").read_text()
         text = re.sub(r"<[^>]+>", "", page)
-        for title in ("Cost", "When to use", "Reference"):
+        for title in ("Formula", "Cost", "When to use", "Reference"):
             assert title in text, f"{name}: {title}"
     assert "PlannedBatchSampler" in (tmp_path / "site/generated/api/mbcl.torch.html").read_text()

@@ -217,14 +217,14 @@ def test_checkpoints_of_other_arrays_are_refused(trained, tmp_path, file):
     runs.interrupt(tmp_path / "run", content, after_epoch=1)
     arrays = dict(np.load(path))
     np.savez(path, **arrays | {"x1": arrays["x1"] + 1})
-    with pytest.raises(CheckpointError, match=r"was made from other data: made.npz was [0-9a-f]{16}, now [0-9a-f]{16}"):
+    with pytest.raises(CheckpointError, match=r"was made from other data: arrays was [0-9a-f]{16}, now [0-9a-f]{16}"):
         runs.run(World(), tmp_path / "run", content)
-    with pytest.raises(ConfigError, match="pairs is not what epoch_000001 was trained on: made.npz was"):
+    with pytest.raises(ConfigError, match="pairs is not what epoch_000001 was trained on: arrays was"):
         evaluate(LocalStore(tmp_path / "run"), out=LocalStore(tmp_path / "evaluated"))
     np.savez(path, **arrays)
     runs.run(World(), tmp_path / "run", content)
     assert checkpoints.names(LocalStore(tmp_path / "run"))[-1] == "epoch_000002"
-    assert "sources: made.npz" in (tmp_path / "run" / "config.yaml").read_text()
+    assert "sources: arrays" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize(

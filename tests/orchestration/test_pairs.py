@@ -11,6 +11,7 @@ from mbcl.io.store import LocalStore
 from mbcl.orchestration.results_folder import layout
 from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
+from mbcl.orchestration.trial.preflight import data_key
 from mbcl.study.record import read_study
 
 from .helpers import assert_same_metrics, run_study, train_without_ray
@@ -51,14 +52,14 @@ def test_study_of_other_pairs_is_not_resumed(arrays, space_file, tmp_path, capsy
     trials = expand(file)
     study = layout.new_study(file, trials, "study")
     store = LocalStore(tmp_path / "out" / "study")
-    name = f"pairs {tmp_path / 'made.npz'}"
+    name = data_key(trials.specs[0].experiment)
     options = ["--space", str(path), "--results-dir", str(tmp_path / "out"), "--dry-run"]
     assert run_ray.main(options) == 0
-    study.sources = {name: {"made.npz": "0" * 16}}
+    study.sources = {name: {"arrays": "0" * 16}}
     layout.create(store, file, trials, study)
     capsys.readouterr()
     assert run_ray.main([*options, "--resume"]) == 2
-    message = f"data: {name} is not what the study's earlier trials had: made.npz was 0000000000000000, now "
+    message = "experiment.data: pairs is not what the study began with: arrays was 0000000000000000, now "
     assert message in capsys.readouterr().err
     assert read_study(store).sources == study.sources
 
@@ -72,7 +73,7 @@ def test_study_of_pairs_equals_training_without_ray_and_keeps_its_data(arrays, s
     folder = tmp_path / "out" / "study"
     study = json.loads((folder / "study.json").read_text())
     assert len(study["trials"]) == 3, "the control of equal passes, too"
-    assert list(study["sources"]) == [f"pairs {tmp_path / 'made.npz'}"]
+    assert [list(sources) for sources in study["sources"].values()] == [["arrays"]]
     for spec in expand(read_space(path)).specs:
         trial = study["trials"][spec.trial_id]
         assert_same_metrics(trial["metrics"], train_without_ray(spec.experiment, tmp_path / spec.trial_id))
@@ -82,7 +83,7 @@ def test_study_of_pairs_equals_training_without_ray_and_keeps_its_data(arrays, s
     write(1)
     again = run_study(path, tmp_path / "out", "--resume")
     assert again.returncode == 2
-    assert "is not what the study's earlier trials had" in again.stderr
+    assert "pairs is not what the study began with: arrays was " in again.stderr
     write(0)
     again = run_study(path, tmp_path / "out", "--resume", "--quiet")
     assert again.returncode == 0, again.stdout + again.stderr

@@ -46,7 +46,7 @@ def read(request: DatasetRequest) -> Splits:
     except ConfigError as error:
         raise DataError(f"pairs: {error}") from error
     classes = _classes(path, train, test)
-    sources = {path.name: _digest(train, test)}
+    sources = {"arrays": _digest(train, test)}
 
     def part(columns: Columns, suffix: str) -> PairSet:
         return _pairs(path, columns, suffix, classes, sources, request.dropout)

@@ -148,10 +148,10 @@ def load(
             f"on {name}"
         )
     splits = _read(name, request)
-    train = splits.train
-    if max_samples is not None and max_samples < len(train):
-        train = train.subset(stratified_rows(train.labels, max_samples))
-    return Splits(*(_resized(part, image_size) for part in (train, splits.test)))
+    if max_samples is not None and max_samples < len(splits.train):
+        few = splits.train.subset(stratified_rows(splits.train.labels, max_samples))
+        splits = Splits(few, splits.test)
+    return replace(splits, train=_resized(splits.train, image_size), test=_resized(splits.test, image_size))
 
 
 def _resized(part: SampleSet, image_size: int | None) -> SampleSet:

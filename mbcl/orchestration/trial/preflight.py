@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 from mbcl.config.evaluation import Evaluation
-from mbcl.config.experiment import Experiment
+from mbcl.config.experiment import Experiment, identity
 from mbcl.engine import MemoryNeed
 from mbcl.errors import ConfigError, MbclError
 from mbcl.io.store import Store, is_uri, open_store, write_text
@@ -30,13 +32,15 @@ class PreflightReport:
         planning_cost: by setting, a description of what planning costs; empty if it costs nothing.
         notes: notes for the user, one line each.
         memory: the most memory that a training takes beyond idle processes; None if unknown.
-        sources: by data set, what its samples were made from, where other sources make others.
+        contents: the digests of the data sets' contents, by :func:`data_key`.
+        sources: what the samples of a data set were made from, where other sources make others, by :func:`data_key`.
     """
 
     max_pools: dict[int, int]
     planning_cost: dict[int, str]
     notes: tuple[str, ...]
     memory: MemoryNeed | None = None
+    contents: dict[str, list[str]] = field(default_factory=dict)
     sources: Mapping[str, dict[str, str]] = field(default_factory=dict)
 
 
@@ -61,16 +65,30 @@ def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> Preflig
         assert isinstance(experiment, Experiment)
         by_data.setdefault(experiment.data.model_dump_json(), {})[setting] = experiment
     reports: dict[int, _SettingReport] = {}
+    contents: dict[str, list[str]] = {}
+    sources: dict[str, dict[str, str]] = {}
     for group in by_data.values():
-        reports.update(_check_on_same_data(group, source))
+        found = _check_on_same_data(group, source)
+        reports.update(found)
+        (first, experiment), *_ = group.items()
+        contents.setdefault(data_key(experiment), []).append(found[first].content)
+        if found[first].sources:
+            sources[data_key(experiment)] = found[first].sources
     settings = sorted(experiments)
     return PreflightReport(
         {setting: reports[setting].max_pools for setting in settings},
         {setting: reports[setting].planning_cost for setting in settings},
         tuple(dict.fromkeys(note for setting in settings for note in reports[setting].notes)),
         MemoryNeed.largest(report.memory for report in reports.values()),
-        {report.data: report.sources for report in reports.values() if report.sources},
+        contents,
+        sources,
     )
+
+
+def data_key(experiment: Experiment) -> str:
+    """Return the name of a data set with a digest of its settings, wherever its files are."""
+    settings = json.dumps(identity(experiment.resolved())["data"], sort_keys=True)
+    return f"{experiment.data.name}-{hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()}"
 
 
 class _SettingReport(NamedTuple):
@@ -80,7 +98,7 @@ class _SettingReport(NamedTuple):
     planning_cost: str
     notes: list[str]
     memory: MemoryNeed
-    data: str
+    content: str
     sources: dict[str, str]
 
 
@@ -94,7 +112,7 @@ def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, 
     reports: dict[int, _SettingReport] = {}
     for setting, experiment in group.items():
         with errors_of_experiment(source):
-            engine.check_trackers(experiment)
+            tracking = engine.check_trackers(experiment)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 if data is None:
@@ -113,10 +131,9 @@ def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, 
             else 0
             for sampler in experiment.samplers().values()
         )
-        notes = [str(warning.message) for warning in caught]
-        name = " ".join(filter(None, (experiment.data.name, experiment.data.dir)))
-        cost = engine.planning_cost(experiment, data.samples)
-        reports[setting] = _SettingReport(max_pools, cost, notes, memory[model], name, dict(sizes.sources))
+        notes = [*tracking, *(str(warning.message) for warning in caught)]
+        cost, sources = engine.planning_cost(experiment, data.samples), dict(sizes.sources)
+        reports[setting] = _SettingReport(max_pools, cost, notes, memory[model], data.content(), sources)
     return reports
 
 

@@ -33,6 +33,10 @@ class Diverse(SortedPools):
     needs no eigenvalues: a candidate costs the products with the batch. Rows of :math:`G` are the samples' views,
     normalised, added and normalised again.
 
+    Formula:
+        With G the Gram matrix of the batch, the candidate joins with which tr(G)² over the sum of the squared entries
+        of G is the largest.
+
     Cost:
         One forward pass a plan. m·D products for each place of a batch; three quarters of the time of ``refined`` on
         pools of 1,280, linear in N.

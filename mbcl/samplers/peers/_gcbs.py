@@ -39,6 +39,10 @@ class GCBS(SortedPools):
     The published quantile keeps N/1000 pairs a sample. That is too few in small pools, where most of these pairs are a
     sample with itself; a ``degree`` of 10 to 50 is better there.
 
+    Formula:
+        An edge joins i and j where max(u_i · v_j, u_j · v_i) is above the quantile of all N² similarities. Reverse
+        Cuthill-McKee orders the vertices so that joined ones are near; batch s holds the places sB, ..., sB + B - 1.
+
     Cost:
         One forward pass a plan. N²·D products; a graph of N·``degree`` edges.
 

@@ -44,6 +44,10 @@ class Metis(SortedPools):
 
     Needs the extra ``mbcl[metis]``.
 
+    Formula:
+        An edge joins i and j if j is in the ranks skip to skip + width - 1 of i by u_i · v_j, and i in those of j.
+        Communities are the parts of equal size that cut few edges.
+
     Cost:
         One forward pass a plan. N²·D products, and a partition of a graph of N·``width`` edges: the slowest of the
         peers.

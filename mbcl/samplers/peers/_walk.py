@@ -42,6 +42,11 @@ class Walk(SortedPools):
     returns to the start with probability ``alpha``. It ends when it has visited B different samples. Samples are
     compared by the sum of their views' normalised embeddings.
 
+    Formula:
+        From the start s: with probability alpha back to s, then to a random one of the neighbours of the current
+        sample, until B different samples were visited. Neighbours of i are the most similar by x_i · x_j of random
+        candidates, with x the sum of the normalised views.
+
     Cost:
         One forward pass a plan. ``candidates``·D products for each sample that a walk steps from, once in ``refresh``
         batches.
