@@ -11,7 +11,7 @@ PIP     = $(BIN)/python -m pip install --disable-pip-version-check --quiet --qui
 CPU_TORCH = --no-deps --retries 0 --timeout 5 --index-url https://download.pytorch.org/whl/cpu \
 	$(shell sed -nE 's/^(torch(vision)?==[0-9.]+)$$/\1+cpu/p' constraints.txt)
 
-.PHONY: run test test-fast test-slow test-arithmetic lint format types layers reference all clean help
+.PHONY: run test test-fast test-slow test-arithmetic docs lint format types layers reference all clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ test-arithmetic: $(VENV)/.test    ## the suite on other arithmetic: what passes 
 	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 MKL_CBWR=COMPATIBLE TORCHINDUCTOR_CACHE_DIR=$(abspath $(VENV))/inductor-default \
 		$(PYTEST) -m "not slow and not gpu"
 
+docs: $(VENV)/.test          ## the documentation as a site, without a warning: build/docs/index.html
+	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
+
 lint: $(VENV)/.test          ## ruff and codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,7 +62,7 @@ reference: $(VENV)/.test     ## write the JSON Schemas and docs/configuration-re
 all: test test-slow          ## everything
 
 clean:                       ## forget the environment and caches; results stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build docs/generated *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mbcl needs Python 3.11 or newer; found $$($(PYTHON) --version). Try: make PYTHON=python3.12 run" >&2; exit 2; }

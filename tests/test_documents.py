@@ -1,17 +1,15 @@
-"""The code in README and CONTRIBUTING runs."""
+"""The sampler of CONTRIBUTING.md runs, and its check finds faults. Other documents: tests/documents."""
 
 from __future__ import annotations
 
 import re
 import runpy
-import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
 import mbcl
-from mbcl.cli import main
 from mbcl.samplers import SAMPLERS
 
 ROOT = Path(__file__).parent.parent
@@ -52,18 +50,3 @@ def test_contributing_example_check_names_a_fault(by_norm):
         SAMPLERS._parts.pop("by_norm", None)
         with pytest.raises(AssertionError, match=promise):
             runpy.run_path(str(by_norm), run_name="__main__")
-
-
-def test_readme_python_runs_and_its_plan_command_works(monkeypatch, tmp_path, capsys):
-    """The README's plan uses embeddings that its Python writes; its figures depend on the processor."""
-    monkeypatch.chdir(tmp_path)
-    blocks = python_blocks("README.md")
-    assert blocks
-    for block in blocks:
-        exec(block, {"__name__": "readme"})
-    shown = re.search(r"^\$ mbcl (plan .*)\n((?:[^$`].*\n)+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
-    assert shown is not None
-    assert main(shlex.split(shown[1])) == 0
-    names = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert names == [line.split("  ")[0] for line in shown[2].splitlines()]
-    assert "digest" in names

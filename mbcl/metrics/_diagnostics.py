@@ -80,7 +80,7 @@ def uniformity(x: Tensor) -> float:
 def effective_rank(x: Tensor) -> float:
     r"""The effective number of directions of a representation: the exponential of the entropy of its singular values.
 
-    .. math:: \exp\Big(-\sum_k p_k \log p_k\Big), \qquad p_k = \sigma_k / \textstyle\sum_l \sigma_l
+    .. math:: \exp\Big(-\sum_k p_k \log p_k\Big), \qquad p_k = \sigma_k / {\textstyle\sum_l \sigma_l}
 
     Args:
         x: (N, D) float embeddings, neither centred nor normalised.

@@ -11,15 +11,25 @@ from mbcl.objectives._stateless import StatelessObjective
 class DCL(StatelessObjective):
     """Mean over the 2B anchors of the log-sum-exp over their 2B-2 negatives, minus the similarity of their other view.
 
-    Definition, numerics and reference: :func:`mbcl.functional.dcl`.
+    Details of the definition and its numerics: :func:`mbcl.functional.dcl`.
 
-    Meant for small batches and for samplers that do not choose hard batches, such as ``shuffle``: SimCLR's gradient
-    vanishes where the negatives of a batch are far away, the gradient of this loss does not. With ``osgd`` and
-    ``spectral``, whose batches have near negatives, the two losses are similar; ``osgd`` can score with this one
-    (``score: objective``).
+    Formula:
+        As ``simclr``, with the sum over the 2B - 2 negatives only.
+
+    Cost:
+        (2B)² similarities a step.
+
+    When to use:
+        With small batches, and with samplers that do not choose hard batches, such as ``shuffle``: SimCLR's gradient
+        vanishes where the negatives of a batch are far away, the gradient of this loss does not. With ``osgd`` and
+        ``spectral``, whose batches have near negatives, the two losses are similar; ``osgd`` can score with this one
+        (``score: objective``).
 
     Args:
         temperature: above 0; divides the cosines.
+
+    Reference:
+        Yeh et al., Decoupled Contrastive Learning, arXiv 2110.06848.
 
     Example:
         >>> import torch

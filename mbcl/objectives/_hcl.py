@@ -11,12 +11,21 @@ from mbcl.objectives._stateless import StatelessObjective
 class HCL(StatelessObjective):
     """Contrastive loss whose negatives are weighted by their similarity and corrected for false ones.
 
-    Definition, numerics and reference: :func:`mbcl.functional.hcl`.
+    Details of the definition and its numerics: :func:`mbcl.functional.hcl`.
 
-    Meant for ``shuffle`` above all: its weights emphasise hard negatives within a batch, while ``osgd`` and
-    ``spectral`` choose batches with hard negatives. With these samplers both effects add up, and the correction
-    counters the samples of one class that they put into a batch. If samples are well separated at a temperature of
-    0.1, every anchor can be at the lower bound of the correction, with a loss near 0 and hardly a gradient.
+    Formula:
+        The mean over the 2B anchors of log(1 + G / P), with P = exp(positive / t) and G the sum over the N = 2B - 2
+        negatives, each weighted by exp(beta · similarity / t) as a share of the mean weight, less tau_plus · N · P,
+        over 1 - tau_plus, at least N exp(-1 / t).
+
+    Cost:
+        (2B)² similarities a step.
+
+    When to use:
+        With ``shuffle`` above all: its weights emphasise hard negatives within a batch, while ``osgd`` and ``spectral``
+        choose batches with hard negatives. With these samplers both effects add up, and the correction counters the
+        samples of one class that they put into a batch. If samples are well separated at a temperature of 0.1, every
+        anchor can be at the lower bound of the correction, with a loss near 0 and hardly a gradient.
 
     Args:
         temperature: above 0; divides the cosines.
@@ -24,6 +33,10 @@ class HCL(StatelessObjective):
         beta: at least 0; the exponent of the weights of hard negatives. 0: equal weights.
         estimator: ``hard``, or ``easy``: neither weights nor correction (``tau_plus`` and ``beta`` are not used),
             which is SimCLR's loss.
+
+    Reference:
+        Robinson et al., Contrastive Learning with Hard Negative Samples, arXiv 2010.04592; Chuang et al., Debiased
+        Contrastive Learning, arXiv 2007.00224.
 
     Example:
         >>> import torch

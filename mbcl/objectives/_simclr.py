@@ -11,13 +11,24 @@ from mbcl.objectives._stateless import StatelessObjective
 class SimCLR(StatelessObjective):
     """Mean over the 2B anchors of the cross-entropy that picks an anchor's other view among all other 2B-1 rows.
 
-    Definition, numerics and reference: :func:`mbcl.functional.nt_xent`.
+    Details of the definition and its numerics: :func:`mbcl.functional.nt_xent`.
 
-    Meant for every sampler. Samplers that choose batches by loss (``osgd``, ``spectral``) score them with this
-    function. The sampler has the largest influence at small batches.
+    Formula:
+        With the 2B rows h of both views, S = h h^T / temperature and p(a) the other view of row a, the mean over a of
+        log(sum over c != a of exp S_ac) - S_a,p(a).
+
+    Cost:
+        (2B)² similarities a step.
+
+    When to use:
+        With every sampler. Samplers that choose batches by loss (``osgd``, ``spectral``) score them with this function.
+        The sampler has the largest influence at small batches.
 
     Args:
         temperature: above 0; divides the cosines.
+
+    Reference:
+        Chen et al., A Simple Framework for Contrastive Learning, arXiv 2002.05709, equation 1.
 
     Example:
         >>> import torch

@@ -22,12 +22,7 @@ FirstTouch = Literal["sample", "batch"]
 class SogCLR(StatefulObjective):
     """The dynamic contrastive loss: negatives are weighted against a moving average u of every sample.
 
-    Definition, numerics and reference: :func:`mbcl.functional.sogclr`.
-
-    Meant for ``shuffle`` with small batches: u approaches the average over the whole data set only if a sample is
-    combined with other samples each time. Samplers that choose batches (``osgd``, ``spectral``) combine it with its
-    nearest ones, which makes u larger than that average. ``osgd`` cannot score with this loss, since it needs indices.
-    With ``osgd`` a sample may not be visited for long, and its u is then old (:meth:`age`).
+    Details of the definition and its numerics: :func:`mbcl.functional.sogclr`.
 
     The state, equal on all ranks and in ``state_dict()``:
 
@@ -36,6 +31,19 @@ class SogCLR(StatefulObjective):
     - ``visited_at``: (N,) int64, the number of the update that wrote a sample's u, counted from 1; -1 if none did.
     - ``num_updates``: () int64, the number of batches that have updated u.
 
+    Formula:
+        Negatives c of an anchor a weigh exp(s_ac / T) / u_a, without a gradient; u_a = (1 - gamma) u + gamma · mean of
+        exp(s_ac / T) over the negatives, kept for every sample between its visits.
+
+    Cost:
+        (2B)² similarities a step; 16 bytes a sample on every rank, and one more collective a step.
+
+    When to use:
+        With ``shuffle`` and small batches: u approaches the average over the whole data set only if a sample is
+        combined with other samples each time. Samplers that choose batches (``osgd``, ``spectral``) combine it with its
+        nearest ones, which makes u larger than that average. ``osgd`` cannot score with this loss, since it needs
+        indices. With ``osgd`` a sample may not be visited for long, and its u is then old (:meth:`age`).
+
     Args:
         num_samples: N, of the data set that ``indices`` point into.
         temperature: at least 0.002; divides the cosines in the weights.
@@ -43,6 +51,9 @@ class SogCLR(StatefulObjective):
         first_touch: when a batch's average replaces u, as if gamma were 1. ``sample``: for each sample that has no u
             yet. ``batch``, as published: for a whole batch if none of its samples has one; otherwise an unseen sample
             starts at gamma times its average, which makes its weights too large by a factor of 1/gamma.
+
+    Reference:
+        Yuan et al., Provable Stochastic Optimization for Global Contrastive Learning, arXiv 2202.12387.
 
     Example:
         >>> objective = SogCLR(num_samples=3, temperature=1.0)

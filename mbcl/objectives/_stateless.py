@@ -14,7 +14,8 @@ from mbcl.objectives._base import Candidates, Distribution, Objective
 class StatelessObjective(Objective):
     """Base of the objectives that are a pure function of the batch's projections and a few numbers.
 
-    A subclass sets ``loss`` to its function: (z1, z2, *, temperature, candidates1, candidates2, offset) to a scalar.
+    A subclass sets ``loss`` to its function: ``(z1, z2, *, temperature, candidates1, candidates2, offset)`` to a
+    scalar.
     If the function has more parameters than these, the subclass overrides :meth:`settings`.
 
     Args:

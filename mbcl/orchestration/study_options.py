@@ -6,8 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbcl.orchestration.results_folder.layout import SPACE_FILE
-from mbcl.study.record import STUDY_FILE
+from mbcl.study.record import SPACE_FILE, STUDY_FILE
 
 
 @dataclass(frozen=True)

@@ -137,11 +137,6 @@ class Groups:
         sizes = np.array([num_samples]) if self.together is None else np.bincount(self.together)
         return int((sizes // batch_size).sum())
 
-    def num_batches(self, num_samples: int, batch_size: int) -> int:
-        """Return the number of whole batches that the samples fill, each with samples of one source."""
-        sizes = np.array([num_samples]) if self.together is None else np.bincount(self.together)
-        return int((sizes // batch_size).sum())
-
     def by_source(self, order_N: Ints) -> list[Ints]:
         """Split an order of the samples into one for each source; without ``together`` all samples are one source."""
         if self.together is None:

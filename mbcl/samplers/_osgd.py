@@ -37,6 +37,20 @@ class OSGD(PoolSampler):
     has fewer steps than the plan has batches leaves out random ones, not the hardest
     (:func:`mbcl.planner.plan_rounds`).
 
+    Formula:
+        Of the k random batches b of a pool, the q with the largest L(b), where L is the NT-Xent of b at
+        ``temperature``. The larger k/q, the harder.
+
+    Cost:
+        N·B·D products to score the candidates. An epoch takes k/q plans, and each of them a forward pass over the data
+        set; ``embeddings.refresh: epoch`` makes all plans of an epoch from one pass.
+
+    When to use:
+        To compare with the published method. Candidates are random batches, so those chosen hold hardly more pairs of
+        one class than random ones do, and are much less hard than clusters: a quarter of the loss of ``spectral``
+        (docs/benchmarks.md). Only a share of the samples is seen in a plan; ``embeddings.source: cached`` is refused
+        unless q = k.
+
     Args:
         batch_size: B, global.
         k: candidate batches in a pool.

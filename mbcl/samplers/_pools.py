@@ -48,7 +48,7 @@ class PoolSampler(BaseSampler):
             false negatives. Pairs that still share a batch are counted (``BatchPlan.conflicts``). None is allowed only
             for samplers whose default it is.
         relative_margin: sample j should not share a batch with i unless the similarity s_ij of i's first view and j's
-            second is below s_ii - relative_margin * |s_ii|, in [0, 1]; None for no such limit.
+            second is below ``s_ii - relative_margin * |s_ii|``, in [0, 1]; None for no such limit.
         absolute_margin: the same with the limit s_ii - absolute_margin, in [0, 2]; None for no such limit.
     """
 

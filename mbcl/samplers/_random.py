@@ -71,8 +71,24 @@ class Shuffle(WholeSampler):
 
     A permutation is cut into batches; its last N mod B samples are dropped.
 
+    Formula:
+        With pi a permutation of the N samples, drawn from (seed, epoch, round), batch s holds pi(sB), ..., pi(sB + B -
+        1).
+
+    Cost:
+        A permutation. No embeddings, no forward pass.
+
+    When to use:
+        Always, as the baseline: a sampler that chooses batches has to be better than this one at an equal number of
+        forward passes (``control: equal_passes``). Also in the first epochs of a training, whose embeddings mean little
+        (``planner.warmup_epochs``).
+
     Args:
         batch_size: B, global.
+
+    Reference:
+        Cho et al., Mini-Batch Optimization of Contrastive Loss, arXiv 2307.05906, section 5: the SGD that the paper
+        compares with.
 
     Example:
         >>> Shuffle(batch_size=2).plan(4).digest != Shuffle(batch_size=2).plan(4, epoch=1).digest
@@ -108,8 +124,21 @@ class Fixed(Shuffle):
 
     Two samples in different batches never meet. The N mod B samples left out are never trained on.
 
+    Formula:
+        The batches of ``shuffle`` for epoch 0 and round 0, in every epoch.
+
+    Cost:
+        A permutation. No embeddings, no forward pass.
+
+    When to use:
+        As a control: it shows what it costs that samples never meet others. Its minimum is not that of the loss of the
+        whole data set.
+
     Args:
         batch_size: B, global.
+
+    Reference:
+        Cho et al., Mini-Batch Optimization of Contrastive Loss, arXiv 2307.05906, section 4.
 
     Example:
         >>> Fixed(batch_size=2).plan(4).digest == Fixed(batch_size=2).plan(4, epoch=1).digest

@@ -13,6 +13,7 @@ from mbcl.errors import ConfigError
 from mbcl.io.store import Store, read_text, write_text
 
 STUDY_FILE = "study.json"
+SPACE_FILE = "space.yaml"
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Allowed names of studies and trials. They become folder names, so path separators and ``..`` are excluded."""

@@ -113,3 +113,34 @@ def test_report_compares_at_equal_steps_and_at_equal_passes(killed_and_resumed):
     assert "Nuisance hyperparameters" in page
     assert "<td>passes</td><td>shuffle, epochs=2</td>" in page
     assert 'id="against-passes"' in page
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_candidate_that_diverges_is_a_result(tmp_path):
+    """No command fails because of it, and none trains it again."""
+    rates = {"optimizer.lr": {"grid": [0.05, 1e37]}}
+    space = tmp_path / "study.yaml"
+    content = {
+        **FAIR,
+        "seeds": [0],
+        "control": None,
+        "nuisance": {"keys": ["optimizer.lr"], "seeds": [7]},
+        "experiment": {**FAIR["experiment"], "optimizer": {"name": "sgd"}},
+        "space": {"sampler": {"grid": [{"name": "shuffle"}, {"name": "fixed"}]}, **rates},
+    }
+    space.write_text(yaml.safe_dump(content, sort_keys=False))
+    record = tmp_path / "results" / "study" / "study.json"
+    for options in ((), ("--resume",)):
+        result = run_study(space, tmp_path / "results", *options)
+        assert result.returncode == 0, result.stdout + result.stderr
+        trials = json.loads(record.read_text())["trials"].values()
+        assert [trial["attempts"] for trial in trials] == 6 * [1]
+        assert [(trial["status"], trial["diverged"]) for trial in trials if trial["stage"] == "tuning"] == 2 * [
+            ("finished", False),
+            ("failed", True),
+        ]
+        assert result.stdout.count("lr=0.05, the best of 2 candidates, of which 1 diverged,") == 2
+        assert result.stdout.count("diverged  00") == (4 if not options else 2)
+        assert "FAILED" not in result.stdout
+    assert "--resume" not in (record.parent / "report.html").read_text()

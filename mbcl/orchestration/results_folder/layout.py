@@ -26,9 +26,8 @@ from mbcl.orchestration.search_space.domains import is_drawn, short
 from mbcl.orchestration.search_space.expansion import Trials, record_of, space_digest
 from mbcl.orchestration.search_space.replay import with_drawn_trials
 from mbcl.orchestration.search_space.schema import SpaceFile
-from mbcl.study.record import STUDY_FILE, StudyRecord, read_study, write_study
+from mbcl.study.record import SPACE_FILE, STUDY_FILE, StudyRecord, read_study, write_study
 
-SPACE_FILE = "space.yaml"
 SCRATCH = ".ray"
 TRIALS = "trials"
 OWN_FILES = (LOCK_FILE, LEASE_FILE, BEAT_FILE, OWNER_FILE, SPACE_FILE, SCRATCH)

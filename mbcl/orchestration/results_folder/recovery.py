@@ -13,10 +13,10 @@ from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine import metrics_log
 from mbcl.errors import ConfigError
 from mbcl.io.store import Store, is_uri, read_text
-from mbcl.orchestration.results_folder.layout import SPACE_FILE, TRIALS, load, new_study, trial_folder
+from mbcl.orchestration.results_folder.layout import TRIALS, load, new_study, trial_folder
 from mbcl.orchestration.search_space.expansion import Trials
 from mbcl.orchestration.search_space.schema import SpaceFile
-from mbcl.study.record import STUDY_FILE, StudyRecord, read_study
+from mbcl.study.record import SPACE_FILE, STUDY_FILE, StudyRecord, read_study
 
 DAMAGED_FILE = f"{STUDY_FILE}.damaged"
 """Copy of a record that cannot be read."""

@@ -14,14 +14,14 @@ from mbcl.engine.metrics_log import CONFIG_FILE, KEYS
 from mbcl.errors import ConfigError
 from mbcl.evaluation import EVALUATION_FILE
 from mbcl.io.store import Store, write_text
-from mbcl.orchestration.results_folder.layout import SPACE_FILE, trial_folder, versions
+from mbcl.orchestration.results_folder.layout import trial_folder, versions
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
 from mbcl.orchestration.search_space.replay import with_drawn_trials
 from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.orchestration.search_space.trial_kinds import TrialKind
 from mbcl.orchestration.trial.job import Job, Metrics
-from mbcl.study.record import STUDY_FILE, StudyRecord, read_study, write_study
+from mbcl.study.record import SPACE_FILE, STUDY_FILE, StudyRecord, read_study, write_study
 
 _NEEDED = "in which the new evaluation would be noted; put a copy of it back first"
 

@@ -29,6 +29,13 @@ class Chain(SortedPools):
     this share of them. From the second side of j it goes on to the first side of a sample in the same way, and so on.
     The first sample of a random pool is the start. Every B consecutive samples are a batch.
 
+    Cost:
+        One forward pass a plan. M² similarities a pool, about 10 ms for 1,280 samples.
+
+    When to use:
+        For pairs of two kinds, such as images and texts: the walk alternates between the sides, so it needs no mean of
+        both. ``quantile`` below 1 takes semi-hard neighbours where the nearest are often false negatives.
+
     Args:
         batch_size: B, global.
         pool: samples of a random pool; None for the whole data set as one, in time that grows as N².

@@ -33,6 +33,14 @@ class Diverse(SortedPools):
     needs no eigenvalues: a candidate costs the products with the batch. Rows of :math:`G` are the samples' views,
     normalised, added and normalised again.
 
+    Cost:
+        One forward pass a plan. m·D products for each place of a batch; three quarters of the time of ``refined`` on
+        pools of 1,280, linear in N.
+
+    When to use:
+        As a control against hardness. Its batches are easier than random ones; if they train as well as hard ones,
+        hardness was not the reason.
+
     Args:
         batch_size: B, global.
         pool: samples of a random pool; None for the whole data set as one.

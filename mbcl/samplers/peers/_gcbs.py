@@ -39,6 +39,13 @@ class GCBS(SortedPools):
     The published quantile keeps N/1000 pairs a sample. That is too few in small pools, where most of these pairs are a
     sample with itself; a ``degree`` of 10 to 50 is better there.
 
+    Cost:
+        One forward pass a plan. N²·D products; a graph of N·``degree`` edges.
+
+    When to use:
+        To compare with the published method, or where neighbourhoods are long chains rather than clusters. Give a
+        ``degree`` in pools.
+
     Args:
         batch_size: B, global.
         pool: samples of a random pool; None for the whole data set as one, as published.

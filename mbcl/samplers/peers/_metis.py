@@ -44,6 +44,13 @@ class Metis(SortedPools):
 
     Needs the extra ``mbcl[metis]``.
 
+    Cost:
+        One forward pass a plan. N²·D products, and a partition of a graph of N·``width`` edges: the slowest of the
+        peers.
+
+    When to use:
+        To compare with the published method. ``kmeans`` with ``community`` makes batches of the same kind in less time.
+
     Args:
         batch_size: B, global.
         pool: samples of a random pool; None for the whole data set as one, as published.

@@ -42,6 +42,14 @@ class Walk(SortedPools):
     returns to the start with probability ``alpha``. It ends when it has visited B different samples. Samples are
     compared by the sum of their views' normalised embeddings.
 
+    Cost:
+        One forward pass a plan. ``candidates``·D products for each sample that a walk steps from, once in ``refresh``
+        batches.
+
+    When to use:
+        For moderately hard batches with few pairs of one class; samples may repeat, so an epoch misses some. ``unique``
+        makes a partition of it.
+
     Args:
         batch_size: B, global.
         pool: samples of a random pool; None for the whole data set as one, as published.

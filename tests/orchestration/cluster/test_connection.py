@@ -134,6 +134,7 @@ def alone_at_first(folder: Path, space: Path) -> dict[str, Any]:
     return {"code": result.returncode, "said": result.stdout + result.stderr}
 
 
+@pytest.mark.slow
 def test_a_local_folder_is_refused_though_the_head_is_alone_at_first(tmp_path, space_file):
     where = f"pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(space_file())!r})"
     seen = apart("cluster.test_connection", f"alone_at_first({where})")
