@@ -83,7 +83,7 @@ def by_loop(trainer, key: ViewKey, draws: int) -> dict[str, float]:
             views = two_views(images, torch.arange(len(images)), key, range(draw, draw + 1))
             metrics = retrieval(*model(views.double()).chunk(2))
         found.append({name: (metrics[f"u2v/{name}"] + metrics[f"v2u/{name}"]) / 2 for name in ("mrr", "top1")})
-    return {name: fmean(each[name] for each in found) for name in ("mrr", "top1")}
+    return {f"retrieval/{name}": fmean(each[name] for each in found) for name in ("mrr", "top1")}
 
 
 @pytest.mark.parametrize(("seed", "draws"), [(0, 1), (3, 1), (3, 4)])

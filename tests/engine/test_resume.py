@@ -157,7 +157,7 @@ def test_resume_on_two_workers_continues_what_one_began(tmp_path, sampler):
 
 def test_keep_checkpoints_keeps_the_best_besides_the_newest(tmp_path, monkeypatch):
     scores = iter([0.25, 0.75, 0.5, 0.5])
-    monkeypatch.setattr(trainer.Trainer, "_validate", lambda self: {"mrr": next(scores)})
+    monkeypatch.setattr(trainer.Trainer, "_validate", lambda self: {"retrieval/mrr": next(scores)})
     content = runs.exact(train={"epochs": 4, "keep_checkpoints": 1})
     runs.run(World(), tmp_path, content)
     assert checkpoints.names(LocalStore(tmp_path)) == ["epoch_000002", "epoch_000004"]
