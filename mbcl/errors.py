@@ -18,6 +18,10 @@ class DataError(ConfigError):
     """A data set is missing, incomplete or damaged. Commands end with exit code 2."""
 
 
+class ResourcesError(ConfigError):
+    """A machine or cluster has fewer devices or cores than a study needs. Commands end with exit code 2."""
+
+
 class PlanError(MbclError, ValueError):
     """A batch plan or the embeddings that it is made from are not valid."""
 

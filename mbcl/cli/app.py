@@ -13,15 +13,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from mbcl import __version__
 from mbcl.cli.bench import add_bench
 from mbcl.cli.data import add_data
 from mbcl.cli.embed import add_embed
 from mbcl.cli.evaluate import add_evaluate
+from mbcl.cli.group_interrupt import GroupInterrupt
 from mbcl.cli.parser import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Parser, option_values, printable
 from mbcl.cli.plan import add_plan
 from mbcl.cli.report import add_report
+from mbcl.cli.spaces import add_spaces
+from mbcl.cli.sweep import add_sweep
 from mbcl.cli.synthetic import add_synthetic
 from mbcl.errors import ConfigError, MbclError, pluralize
 from mbcl.plugins import load_plugins
@@ -42,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     add_report(commands)
     add_data(commands)
     add_plan(commands)
+    add_sweep(commands)
+    add_spaces(commands)
     add_synthetic(commands, _write_synthetic)
     add_bench(commands, _bench_ray)
     _add_doctor(commands)
@@ -106,13 +112,14 @@ def _add_train(commands: Any) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     from mbcl.config.base import apply_overrides, validate
     from mbcl.config.experiment import Experiment, add_plugins, read_experiment
-    from mbcl.console.epoch_lines import EpochLines
+    from mbcl.console.epoch_lines import EpochLines, title
     from mbcl.distributed import collectives
     from mbcl.engine import checkpoint, train
     from mbcl.io.store import check_writable, open_store
 
     content = read_experiment(arguments.config) if arguments.config else {}
-    apply_overrides(content, arguments.set)
+    # A key may be given as run_ray.py takes it, with the block.
+    apply_overrides(content, [override.removeprefix("experiment.") for override in arguments.set])
     add_plugins(content, arguments.plugin)
     source = " with ".join([arguments.config or "the experiment", *(f"--set {override}" for override in arguments.set)])
     experiment = validate(Experiment, content, source)
@@ -122,20 +129,25 @@ def _train(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{arguments.out}: holds a training already; add --resume, or choose another --out")
     world = collectives.init_from_env()
     lines = None if arguments.quiet or world.rank else EpochLines(experiment.train.epochs)
+    start = ["torchrun", "--nproc-per-node", str(world.size), "-m"] if world.size > 1 else []
+    command = shlex.join([*start, "mbcl", "train", *_train_options(arguments), "--resume"])
+    goodbye = f"interrupted; what is finished is kept. To go on:\n  {command}\n"
+    group = GroupInterrupt("" if world.rank else goodbye) if world.size > 1 else None
+    if lines:
+        lines.log(title(experiment, world.size) + f", into {arguments.out}")
     try:
         outcome = train(
             experiment,
             world=world,
             store=store,
             observers=[lines] if lines else [],
-            run_id=Path(arguments.out).name,
+            run_id=f"{Path(arguments.out).resolve().name}-{uuid4().hex[:8]}",  # a resumed training keeps its own
             log=lines.log if lines else None,
         )
     except KeyboardInterrupt:
-        if world.rank == 0:
-            start = ["torchrun", "--nproc-per-node", str(world.size), "-m"] if world.size > 1 else []
-            line = shlex.join([*start, "mbcl", "train", *_train_options(arguments), "--resume"])
-            sys.stderr.write(f"interrupted; what is finished is kept. To go on:\n  {line}\n")
+        if group is not None:
+            group.leave()
+        sys.stderr.write(goodbye)
         return EXIT_INTERRUPTED
     finally:
         collectives.finish()

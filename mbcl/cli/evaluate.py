@@ -84,6 +84,8 @@ def add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    import torch
+
     from mbcl.engine.checkpoint import folder_and_checkpoint
     from mbcl.engine.setup import load_data
     from mbcl.evaluation import evaluate, find_weights, of_epochs
@@ -102,6 +104,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for name in names:  # read all before the first evaluation, so that a damaged one is refused at once
         weights = find_weights(store, name)
         experiments[name or weights.name] = weights.experiment
+    threads = next(iter(experiments.values())).train.threads
+    if threads is not None:  # the last bits of sums are those of the trial
+        torch.set_num_threads(threads)
     name_of_data, data_dir = _data_and_folder(arguments)
     settings = _settings(next(iter(experiments.values())), arguments)
     load = lru_cache(maxsize=1)(load_data)  # once for all checkpoints

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,8 +92,29 @@ class ExperimentModel(ConfigModel):
 
     @property
     def digest(self) -> str:
-        """8 hexadecimal digits that identify the resolved configuration, including its seed."""
-        return hashlib.blake2b(json.dumps(self.resolved(), sort_keys=True).encode(), digest_size=4).hexdigest()
+        """8 hexadecimal digits that identify the experiment, including its seed; see :func:`identity`."""
+        text = json.dumps(identity(self.resolved()), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+PLACES = ("data.dir", "data.apart", "data.together")
+"""Keys that say where data are. The content of the data is recorded with the results, and compared with them."""
+
+
+def identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a resolved experiment, as plain data, without what an experiment is no other one for.
+
+    These are the places of its data, which may be moved, and the threads of its processes.
+    """
+    content: dict[str, Any] = copy.deepcopy(dict(resolved))
+    for place in PLACES:
+        name, _, key = place.partition(".")
+        block = content.get(name)
+        if isinstance(block, dict) and block.get(key) not in (None, "labels"):
+            block[key] = None if key == "dir" else "file"
+    if isinstance(content.get("train"), dict):
+        content["train"].pop("threads", None)
+    return content
 
 
 class Experiment(ExperimentModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,12 @@ def _walk(schema: Schema, blocks: Schema, prefix: str) -> Iterator[Key]:
             yield from _walk(block, blocks, f"{path}.")
             continue
         default = "" if name in required else _default(field)
-        yield Key(path, _allowed(field, blocks), default, " ".join(field.get("description", "").split()))
+        yield Key(path, _allowed(field, blocks), default, in_words(field.get("description", "")))
+
+
+def in_words(docstring: str) -> str:
+    """Return a docstring's text as Markdown in one line: without the roles of reStructuredText."""
+    return re.sub(r":\w+:`~?([^`]*)`", r"`\1`", " ".join(docstring.split())).replace("``", "`")
 
 
 def _block(field: Schema, blocks: Schema) -> Schema | None:
@@ -103,5 +109,5 @@ def table(keys: list[Key]) -> Iterator[str]:
     yield "| --- | --- | --- | --- |"
     for key in keys:
         default = f"`{key.default}`" if key.default else "required"
-        allowed = key.allowed.replace("|", "\\|")
-        yield f"| `{key.path}` | {allowed} | {default} | {key.meaning} |"
+        allowed, meaning = (text.replace("|", "\\|") for text in (key.allowed, key.meaning))
+        yield f"| `{key.path}` | {allowed} | {default} | {meaning} |"

@@ -57,6 +57,9 @@ class Train(ConfigModel):
     """Use `torch.compile`; not with `cached` accumulation."""
     sync_batchnorm: bool = True
     """Batch norm over the global batch, or over each worker's part; `cached` accumulation needs `true`."""
+    threads: int | None = Field(default=None, ge=1)
+    """Torch's threads of a process, on whose number the last bits of sums depend. Null: those of the trial's resources,
+    or torch's own number. Configurations that a training writes have its number."""
 
     @property
     def dtype(self) -> torch.dtype:

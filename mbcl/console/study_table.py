@@ -37,7 +37,7 @@ def below_table(study: StudyRecord) -> Iterator[str]:
     yield from describe_choices(study)
     for trial_id, record in study.trials.items():
         if record.status == "failed":
-            yield f"{ending_of(study, record)}  {trial_id}  {record.error}"
+            yield f"{ending_of(study, record)}  {trial_id}  {record.error} (trials/{trial_id}/error.log)"
 
 
 def ending_of(study: StudyRecord, trial: TrialRecord) -> str:

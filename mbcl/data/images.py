@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -160,10 +160,14 @@ def _free_memory(device: torch.device) -> int | None:
 
 @dataclass(frozen=True)
 class Splits:
-    """The official training and test parts of a data set. :func:`split_validation` splits the training part further."""
+    """The official training and test parts of a data set. :func:`split_validation` splits the training part further.
+
+    ``pixels_sha256``: the digest of all pixels where it is known, as that of a pack is; see :mod:`mbcl.data.content`.
+    """
 
     train: ImageSet
     test: ImageSet
+    pixels_sha256: str | None = field(default=None, kw_only=True)
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:

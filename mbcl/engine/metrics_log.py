@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
-from mbcl.config.experiment import Experiment
 from mbcl.config.yaml_reader import dump_yaml
 from mbcl.engine.checkpoint import UNREADABLE
 from mbcl.engine.protocols import Row
@@ -48,11 +49,10 @@ KEYS = (
 """The schema of ``metrics.jsonl``: every line has every key; a value that was not measured is null."""
 
 
-def write_config(store: Store, experiment: Experiment, sizes: DataSizes) -> None:
+def write_config(store: Store, content: Mapping[str, Any], sizes: DataSizes) -> None:
     """Write ``config.yaml``: the resolved experiment, and the sizes derived from the data as comments."""
-    content = experiment.model_dump(mode="json")
     sizes_text = "".join(f"#   {key}: {value}\n" for key, value in asdict(sizes).items())
-    text = f"# The resolved experiment. From the data followed:\n{sizes_text}{dump_yaml(content)}"
+    text = f"# The resolved experiment. From the data followed:\n{sizes_text}{dump_yaml(dict(content))}"
     write_text(store, CONFIG_FILE, text)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from mbcl.config.data import Data
 from mbcl.config.experiment import Experiment
 from mbcl.data import ImageSet, Splits, clean_views, load
+from mbcl.data.content import content_digest
 from mbcl.data.images import validation_positions
 from mbcl.engine.precision import Compute
 from mbcl.errors import CheckpointError, ConfigError, SamplerWarning, pluralize
@@ -52,7 +54,8 @@ class Samples:
 class SplitData:
     """Train, validation and test images; training positions are 0..N-1.
 
-    ``apart`` and ``together`` are the ids of the training images, see :class:`Samples`.
+    ``apart`` and ``together`` are the ids of the training images, see :class:`Samples`. ``content`` returns the digest
+    of the whole data set, ids included, whatever the validation split.
     """
 
     train: ImageSet
@@ -60,6 +63,7 @@ class SplitData:
     test: ImageSet
     apart: Ids | None = None
     together: Ids | None = None
+    content: Callable[[], str] = lambda: ""
 
     @property
     def samples(self) -> Samples:
@@ -110,6 +114,7 @@ def load_data(data: Data, *, seed: int) -> SplitData:
         splits.train.part(held_out),
         splits.test,
         **{key: None if each is None else each[positions.numpy()] for key, each in ids.items()},
+        content=cache(partial(content_digest, splits, ids.values())),
     )
 
 

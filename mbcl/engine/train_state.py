@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from mbcl.config.experiment import Experiment
+from mbcl.config.experiment import Experiment, identity
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine import checkpoint as checkpoints
@@ -53,11 +53,13 @@ def restore(state: dict[str, Any], learner: Learner, source: PlanSource) -> Epoc
     return EpochProgress.from_state(state["progress"]) if state["progress"] else None
 
 
-def newest(store: Store, experiment: Experiment, sizes: DataSizes, world: World) -> Checkpoint | None:
+def newest(store: Store, experiment: Experiment, sizes: DataSizes, content: str, world: World) -> Checkpoint | None:
     """Load the newest valid checkpoint of this experiment; rank 0 chooses it, the others load the same one.
 
+    ``content`` is the digest of the data's content.
+
     Raises:
-        CheckpointError: on every rank alike, if it belongs to another experiment, or its data had another size.
+        CheckpointError: on every rank alike, if it belongs to another experiment, or was made from other data.
     """
     checkpoint = checkpoints.latest(store) if world.rank == 0 else None
     if world.rank == 0 and checkpoint is None and checkpoints.names(store):
@@ -67,7 +69,7 @@ def newest(store: Store, experiment: Experiment, sizes: DataSizes, world: World)
     def load_checked() -> Checkpoint | None:
         chosen = checkpoints.load(store, name) if name and checkpoint is None else checkpoint
         if chosen is not None:
-            _check_owner(store, chosen, experiment, sizes)
+            _check_owner(store, chosen, experiment, sizes, content)
         return chosen
 
     return collectives.run_and_sync_errors(load_checked, world)
@@ -82,10 +84,9 @@ def _differences(stored: Any, current: Any, path: str = "") -> Iterator[str]:
         yield f"{path} was {json.dumps(stored)}, now {json.dumps(current)}"
 
 
-def _check_owner(store: Store, checkpoint: Checkpoint, experiment: Experiment, sizes: DataSizes) -> None:
-    """Raise if the checkpoint belongs to another experiment, to data of another size, or has no whole progress."""
-    current = experiment.model_dump(mode="json")
-    stored = checkpoint.meta["experiment"]
+def _check_owner(store: Store, checkpoint: Checkpoint, experiment: Experiment, sizes: DataSizes, content: str) -> None:
+    """Raise if the checkpoint belongs to another experiment, to other data, or has no whole progress."""
+    current, stored = identity(experiment.resolved()), identity(checkpoint.meta["experiment"])
     if stored != current:
         raise CheckpointError(
             f"{store.uri}: its checkpoint {checkpoint.name} belongs to another experiment: "
@@ -101,4 +102,9 @@ def _check_owner(store: Store, checkpoint: Checkpoint, experiment: Experiment, s
             f"{store.uri}: its checkpoint {checkpoint.name} was made from "
             f"{pluralize(checkpoint.meta['facts']['num_train'], 'training sample')}, but the data have "
             f"{sizes.num_train} now"
+        )
+    if checkpoint.meta.get("data", content) != content:
+        raise CheckpointError(
+            f"{store.uri}: its checkpoint {checkpoint.name} was made from other images, labels or ids than data.dir "
+            f"{experiment.data.dir} holds now: their digest was {checkpoint.meta['data']}, it is {content}"
         )

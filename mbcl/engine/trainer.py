@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from mbcl.engine.plan_source import PlanSource
 from mbcl.engine.planning_costs import planning_cost
 from mbcl.engine.protocols import Observer, Row
 from mbcl.engine.shown_batches import BATCHES_FILE, shown_batches
-from mbcl.engine.tracking import build_trackers
+from mbcl.engine.tracking import build_trackers, check_trackers
 from mbcl.engine.validation import validate
 from mbcl.errors import DivergenceError, StorageError, TrainingError
 from mbcl.io.store import Store, is_uri
@@ -85,7 +86,8 @@ class Trainer:
             collectives.run_while_ranks_wait, world, load_parts, world, experiment
         )
         self.validation = data.validation.to(world.device)
-        self._checkpoint = train_state.newest(store, experiment, self.sizes, world)
+        self.content = data.content()
+        self._checkpoint = train_state.newest(store, experiment, self.sizes, self.content, world)
         self.learner = collectives.run_and_sync_errors(
             partial(build_learner, begins=self._checkpoint is None), world, experiment, data, model, world
         )
@@ -109,7 +111,7 @@ class Trainer:
             TrainingError: if the loss is not finite, on every rank alike.
         """
         try:
-            self._on_rank_0(lambda: write_config(self.store, self.experiment, self.sizes))
+            self._on_rank_0(lambda: write_config(self.store, self._as_run(), self.sizes))
             while self.epoch < self.experiment.train.epochs:
                 row = self._run_epoch()
                 for observer in self.observers:
@@ -234,8 +236,9 @@ class Trainer:
         cached = self.source.cache.state_dict() if self.source.cache else {}  # collective: gathered from all ranks
         plans = self.source.state_dict()
         meta = {
-            "experiment": self.experiment.model_dump(mode="json"),
+            "experiment": self._as_run(),
             "facts": asdict(self.sizes),
+            "data": self.content,
             "row": dict(row),
             "run_id": self.run_id,
             "workers": self.world.size,
@@ -259,12 +262,21 @@ class Trainer:
         if checkpoint is None:
             self._on_rank_0(lambda: self.metrics.go_on(0, {}))
             return
+        threads = checkpoint.meta["experiment"]["train"].get("threads")
+        if threads is not None and self.experiment.train.threads is None:
+            torch.set_num_threads(threads)
         self._on_rank_0(lambda: self.metrics.go_on(checkpoint.epoch, checkpoint.meta["row"]))
         self.progress = train_state.restore(checkpoint.state, self.learner, self.source)
         self.epoch = checkpoint.epoch
         self.last_row = checkpoint.meta["row"]
         self.run_id = checkpoint.meta["run_id"] or self.run_id
         logger.info("resuming from %s", checkpoint.name)
+
+    def _as_run(self) -> dict[str, Any]:
+        """Return the resolved experiment with the number of threads that it runs on."""
+        content = self.experiment.resolved()
+        content["train"]["threads"] = torch.get_num_threads()
+        return content
 
     def _on_rank_0(self, write: Callable[[], object]) -> None:
         """Call ``write`` on rank 0; if it fails (e.g. the disk is full), every rank raises, so that none hangs.
@@ -307,7 +319,7 @@ def train(
         observers: notified of every step and epoch, in addition to the trackers that the experiment names.
         run_id: the trackers' id of this run; a resumed training keeps its original id.
         group: the study that the run belongs to.
-        log: receives one line with the cost of planning, if there is any.
+        log: receives lines on where trackers log to and on the cost of planning, if there are any.
         notice: returns whether this rank's machine is about to be preempted and no checkpoint was written since; polled
             at every synchronisation. If it is true on any rank, all ranks write a checkpoint.
 
@@ -316,16 +328,21 @@ def train(
         CheckpointError: if the folder's checkpoint belongs to another experiment.
         TrainingError: if the loss is not finite.
     """
-    trainer = Trainer(
-        experiment, world=world, store=store, plans=plans, observers=observers, run_id=run_id, notice=notice
-    )
-    trainer.resume()
-    cost = planning_cost(experiment, trainer.samples)
-    if log is not None and cost:
-        log(cost)
-    trackers = build_trackers(experiment, store, run_id=trainer.run_id, group=group) if world.rank == 0 else []
-    trainer.observers = [
-        *trackers,
-        *observers,
-    ]  # an observer may end the training, after the trackers have its last row
-    return trainer.run()
+    threads = torch.get_num_threads()
+    try:
+        if experiment.train.threads is not None:
+            torch.set_num_threads(experiment.train.threads)
+        trainer = Trainer(
+            experiment, world=world, store=store, plans=plans, observers=observers, run_id=run_id, notice=notice
+        )
+        trainer.resume()
+        notes = [f"note: {note}" for note in check_trackers(experiment)]
+        for line in filter(None, (*notes, planning_cost(experiment, trainer.samples))):
+            if log is not None:
+                log(line)
+        trackers = build_trackers(experiment, store, run_id=trainer.run_id, group=group) if world.rank == 0 else []
+        # An observer may end the training, after the trackers have its last row.
+        trainer.observers = [*trackers, *observers]
+        return trainer.run()
+    finally:
+        torch.set_num_threads(threads)

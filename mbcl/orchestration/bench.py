@@ -105,7 +105,7 @@ def bench_ray(settings: RayBenchSettings, write_report: WriteReport) -> int:
         space = Path(folder) / f"{NAME}.yaml"
         space.write_text(yaml.safe_dump(space_of(settings)))
         start = time.perf_counter()
-        code = run(StudyOptions(space, results_dir=folder), write_report)
+        code = run(StudyOptions(space, results_dir=folder, temporary=True), write_report)
         wall = time.perf_counter() - start
         if code == EXIT_INTERRUPTED:
             return code

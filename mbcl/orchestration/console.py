@@ -6,27 +6,24 @@ While a study runs, only this module prints.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from mbcl.console.study_table import PLAIN_WIDTH, below_table, ending_of, study_table
-from mbcl.engine.metrics_log import METRICS_FILE, row_of
-from mbcl.engine.protocols import Row
 from mbcl.errors import pluralize
 from mbcl.io.store import Store
 from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Concurrency, TrialResources
-from mbcl.orchestration.results_folder.layout import trial_folder
+from mbcl.orchestration.live import Devices, LiveDisplay, number
 from mbcl.orchestration.results_folder.opened_study import OpenedStudy
 from mbcl.orchestration.search_space.describe import counts, domain_lines, plan_lines, power_lines
 from mbcl.orchestration.search_space.domains import short
 from mbcl.orchestration.search_space.schema import Space
 from mbcl.orchestration.trial.preflight import PreflightReport
+from mbcl.orchestration.watch import Watch
 from mbcl.study.statistics import summarise
 
 
@@ -52,7 +49,9 @@ class _StudyConsole(_PipeSafeConsole):
 class Console:
     """A :class:`~mbcl.orchestration.tune.run_trials.TrialObserver` that prints; if quiet, only table and summary."""
 
-    def __init__(self, space: Space, store: Store, opened: OpenedStudy, *, quiet: bool) -> None:
+    def __init__(
+        self, space: Space, store: Store, opened: OpenedStudy, *, quiet: bool, watch: Watch | None = None
+    ) -> None:
         self._space = space
         self._store = store
         self._opened = opened
@@ -62,9 +61,8 @@ class Console:
         self._screen = _StudyConsole(highlight=False)
         if not self._screen.is_terminal:
             self._screen.width = PLAIN_WIDTH
-        self._progress: Progress | None = None
-        self._total_bar: TaskID | None = None
-        self._trial_bars: dict[str, TaskID] = {}
+        self._live: LiveDisplay | None = None
+        self._watch = watch
 
     def log(self, text: str) -> None:
         """Print a line unless quiet."""
@@ -91,45 +89,44 @@ class Console:
         done = f", {total - num_todo} of them done" if num_todo < total else ""
         number, _, parts = counts(self._space, self._opened.trials).partition(": ")
         size = _to_evaluate(num_todo) if evaluation_alone else f"{prefix}{number}{done}: {parts}"
-        self.log(f"{size}; {concurrency}, each {resources}")
+        self.log(f"{size}; {concurrency}, each {resources.describe()}")
         for line in () if evaluation_alone else plan_lines(self._space):
             self.log(line)
         for note in (*self._opened.trials.notes, *notes):
             self.log(f"note: {note}")
 
     @contextmanager
-    def progress(self, num_todo: int) -> Iterator[None]:
-        """Show the progress display during the block, if the output is a terminal."""
-        if self._quiet or not self._screen.is_terminal:
+    def progress(self, devices: Devices, undrawn: Callable[[], int] = lambda: 0) -> Iterator[None]:
+        """Show the state of the study during the block, unless quiet; ``undrawn`` returns the trials to be drawn."""
+        if self._quiet:
             yield
             return
-        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._screen, transient=True) as self._progress:
-            self._total_bar = self._progress.add_task("trials", total=num_todo)
+        self._live = LiveDisplay(
+            self._screen,
+            self._study,
+            self._store,
+            devices,
+            num_epochs=lambda trial_id: self._space.kind.num_epochs(self._opened.specs[trial_id].experiment),
+            label=self._label,
+            undrawn=undrawn,
+        )
+        with self._live.shown():
             try:
                 yield
             finally:
-                self._progress = None
+                self._live = None
 
     def on_trial_start(self, trial_id: str) -> None:
-        """Add a progress bar of the trial's epochs."""
-        if self._progress is not None:
-            text = f"{self._label(trial_id)}: starting"
-            num_epochs = self._space.kind.num_epochs(self._opened.specs[trial_id].experiment)
-            self._trial_bars[trial_id] = self._progress.add_task(escape(text), total=num_epochs)
+        """Show the trial."""
+        if self._live is not None:
+            self._live.start(trial_id)
 
     def poll(self, trial_ids: Sequence[str]) -> None:
-        """Advance the bars of running trials to their last row of metrics."""
-        if self._progress is None:
-            return
-        for trial_id in trial_ids:
-            row = _last_row(self._store, trial_id)
-            if row is not None and trial_id in self._trial_bars:
-                text = f"{self._label(trial_id)}: loss {_number(row.get('train/loss'))}"
-                if row.get("val/retrieval/mrr") is not None:
-                    text += f", val {_number(row['val/retrieval/mrr'])}"
-                bar = self._trial_bars[trial_id]
-                self._progress.update(bar, completed=row.get("epoch", 0), description=escape(text))
+        """Show the last rows of metrics of running trials, and write the report if that is due."""
+        if self._live is not None:
+            self._live.poll()
+        if self._watch is not None:
+            self._watch.poll()
 
     def on_waiting(self, number: int) -> None:
         """Print how many trials wait for resources."""
@@ -148,20 +145,15 @@ class Console:
             metric = self._study.metric
             seconds = record.seconds.get("total")
             duration = "" if seconds is None else f"  {seconds:.1f} s"
-            self.log(f"finished  {label}  {metric} {_number(record.metrics.get(metric))}{duration}")
-        self._advance(trial_id)
+            self.log(f"finished  {label}  {metric} {number(record.metrics.get(metric))}{duration}")
+        if self._live is not None:
+            self._live.end(trial_id)
 
     def on_evaluation_end(self, trial_id: str, error: str) -> None:
         """Print a line about the result of a re-evaluation."""
         self.log(f"FAILED    {self._label(trial_id)}  {error}" if error else f"evaluated {self._label(trial_id)}")
-        self._advance(trial_id)
-
-    def _advance(self, trial_id: str) -> None:
-        """Count a trial as done and remove its bar."""
-        if self._progress is not None and self._total_bar is not None:
-            self._progress.advance(self._total_bar)
-            if trial_id in self._trial_bars:
-                self._progress.remove_task(self._trial_bars.pop(trial_id))
+        if self._live is not None:
+            self._live.end(trial_id)
 
     def _label(self, trial_id: str) -> str:
         """Return the trial's name, the label of its setting, and its seed."""
@@ -183,10 +175,11 @@ def dry_run(
     allocation: tuple[TrialResources, Concurrency] | None,
     location: str,
     preflight: PreflightReport | None,
+    missing: Sequence[str] = (),
     *,
     evaluation_alone: bool = False,
 ) -> None:
-    """List every trial that would run, with its parameters, its resources and the cost of planning.
+    """List every trial that would run, with its parameters and the cost of planning, and the resources of each.
 
     Args:
         study: the study, of which an adaptive search may draw further trials.
@@ -194,6 +187,7 @@ def dry_run(
         allocation: the resources of one trial and how many run at a time; None if they depend on the cluster.
         location: the results folder.
         preflight: the result of the checks; None if only the nodes of the cluster can read the data.
+        missing: what this machine lacks, one line each.
         evaluation_alone: whether the trials would only be evaluated.
     """
     screen = _PipeSafeConsole(highlight=False)
@@ -202,9 +196,10 @@ def dry_run(
     def log(text: str) -> None:
         screen.print(escape(text), soft_wrap=True)
 
-    resources, concurrency = ("what the cluster gives", "")
+    unknown = "the resources that are there" if missing else "what the cluster gives"
+    resources, concurrency = unknown, ""
     if allocation is not None:
-        resources, concurrency = str(allocation[0]), f", {allocation[1]}"
+        resources, concurrency = allocation[0].describe(), f", {allocation[1]}"
     for line in () if evaluation_alone else (*domain_lines(space), *plan_lines(space)):
         log(line)
     for line in () if evaluation_alone else power_lines(space, study.record):
@@ -212,13 +207,14 @@ def dry_run(
     for spec in specs:
         parameters = ", ".join(f"{key} = {short(value)}" for key, value in (spec.parameters | spec.nuisance).items())
         cost = preflight.planning_cost.get(spec.setting) if preflight else None
-        log(f"{spec.trial_id}  seed {spec.seed}  {parameters}  [{resources}]" + (f"  {cost}" if cost else ""))
-    for note in (*trials.notes, *(preflight.notes if preflight else ("the data are checked on the cluster",))):
+        log(f"{spec.trial_id}  seed {spec.seed}  {parameters}" + (f"  {cost}" if cost else ""))
+    unchecked = () if missing else ("the data are checked on the cluster",)
+    for note in (*trials.notes, *(preflight.notes if preflight else unchecked)):
         log(f"note: {note}")
     if evaluation_alone:
         count = _to_evaluate(len(specs))
     elif trials.probes:
-        log(f"each [{resources}]; checked at the ends of the domains: {pluralize(len(trials.probes), 'setting')}")
+        log(f"checked at the ends of the domains: {pluralize(len(trials.probes), 'setting')}")
         drawn = f" ({len(trials.specs)} are drawn, of which {len(specs)} are to run)" if trials.specs else ""
         count = f"at most {pluralize(trials.total, 'trial')}{drawn}"
     elif space.nuisance is not None:
@@ -226,7 +222,9 @@ def dry_run(
     else:
         total = trials.total
         count = f"{len(specs)} of {total} trials" if len(specs) < total else pluralize(total, "trial")
-    log(f"{count}{concurrency}, into {location}; nothing was started")
+    log(f"{count}{concurrency}, each {resources}, into {location}; nothing was started")
+    for text in dict.fromkeys(missing):
+        error(f"missing here: {text}")
 
 
 def _to_evaluate(number: int) -> str:
@@ -234,8 +232,13 @@ def _to_evaluate(number: int) -> str:
 
 
 def busy(text: str, *, quiet: bool) -> AbstractContextManager[object]:
-    """Show a spinner on a terminal during the block."""
-    return nullcontext() if quiet else _PipeSafeConsole(stderr=True).status(text)
+    """Say on stderr what the block does: by a spinner on a terminal, elsewhere by a line."""
+    screen = _PipeSafeConsole(stderr=True, highlight=False)
+    if screen.is_terminal and not quiet:
+        return screen.status(text)
+    if not quiet:
+        screen.print(f"{text} ...")
+    return nullcontext()
 
 
 def warn(text: str) -> None:
@@ -246,17 +249,3 @@ def warn(text: str) -> None:
 def error(text: str) -> None:
     """Print an error to stderr in one line."""
     _PipeSafeConsole(stderr=True, highlight=False).print(escape(f"error: {' '.join(text.split())}"), soft_wrap=True)
-
-
-def _last_row(store: Store, trial_id: str) -> Row | None:
-    try:
-        lines = store.read_bytes(f"{trial_folder(trial_id)}/{METRICS_FILE}").splitlines()
-    except OSError:
-        return None
-    return row_of(lines[-1]) if lines else None
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if abs(value) >= 0.001 or not value else f"{value:.2e}"

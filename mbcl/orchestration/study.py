@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from mbcl.errors import ConfigError, MbclError, pluralize
+from mbcl.errors import ConfigError, DataError, MbclError, ResourcesError, pluralize
 from mbcl.io.ownership import FencedStore
 from mbcl.io.store import Store, check_writable, open_store
 from mbcl.orchestration import console as consoles
@@ -20,6 +20,7 @@ from mbcl.orchestration.results_folder.lease import hold
 from mbcl.orchestration.results_folder.opened_study import (
     OpenedStudy,
     check_exclusive,
+    check_same_data,
     open_study,
     prepare_folder,
     resume_notes,
@@ -34,6 +35,7 @@ from mbcl.orchestration.study_options import StudyOptions
 from mbcl.orchestration.trial.preflight import PreflightReport, distinct_experiments
 from mbcl.orchestration.trial.trial_runners import allocate, runner_of
 from mbcl.orchestration.tune.study_run import StudyRun
+from mbcl.orchestration.watch import Watch
 from mbcl.study.nuisance import choices
 from mbcl.study.record import StudyRecord
 
@@ -41,13 +43,13 @@ __all__ = ["EXIT_INTERRUPTED", "StudyOptions", "run"]
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
-WriteReport = Callable[[Store, StudyRecord], None]
+WriteReport = Callable[[Store, StudyRecord], str]
 
 
 def run(options: StudyOptions, write_report: WriteReport) -> int:
     """Run a study; print every expected error in one line to stderr.
 
-    ``write_report`` writes tables, figures and page into a results folder.
+    ``write_report`` writes tables, figures and page into a results folder, and returns the answer in a sentence.
 
     Returns:
         The exit code: 0 finished, 1 failed, 2 bad input, 130 interrupted.
@@ -85,22 +87,22 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
     check_installed(file.space.search)
     check_name(options.folder, "--name" if options.name is not None else "the space file's stem (give --name)")
     nodes = this_machine()
+    missing: list[str] = []  # what a dry run goes on without
     if options.address is None:
-        allocate(file.space, trials, nodes)  # what never fits is refused before the data are read
+        with _absent_here(missing, options):
+            allocate(file.space, trials, nodes)  # what never fits is refused before the data are read
 
     # Check the results folder, the data and the models before anything is written.
     store = open_store(options.results_dir).child(options.folder)
     check_writable(store, "--results-dir")
     study = open_study(options, file, trials, store)
-    preflight = _preflight(options, file, study)
+    preflight = None
+    with _absent_here(missing, options):
+        preflight = _preflight(options, file, study)
+    if preflight is not None:
+        check_same_data(study.record, preflight.contents)
     if options.dry_run:
-        allocation, threads, again = None, study.record.threads, options.eval_only
-        if options.address is None:
-            allocation = allocate(
-                file.space, study.trials, nodes, threads=threads, preflight=preflight, evaluation_alone=again
-            )
-        consoles.dry_run(study, file.space, allocation, store.uri, preflight, evaluation_alone=options.eval_only)
-        return EXIT_FINISHED
+        return _dry_run(options, file, study, store, nodes, preflight, missing)
     if options.address is not None and (study.todo or study.trials.probes):
         from mbcl.orchestration.cluster.connection import check_address
 
@@ -109,8 +111,11 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
     with hold(store, consoles.warn) as fence:
         # Double-checked: another sweep may have changed the folder before the lock was taken.
         study = open_study(options, file, trials, store)
+        if preflight is not None:
+            check_same_data(study.record, preflight.contents)
         fenced = FencedStore(store, [fence])
-        console = Console(file.space, fenced, study, quiet=options.quiet)
+        watch = Watch(fenced, study.record, write_report) if options.watch else None
+        console = Console(file.space, fenced, study, quiet=options.quiet, watch=watch)
         search: SettingSource | None = None
         if file.space.nuisance is not None and not options.eval_only:
             search = ConfirmationSource(file.space, study.record, study.trials, added=study.add)
@@ -120,13 +125,58 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
         with _explained_errors(study_run):
             interrupted, failures = _run_trials(study_run, nodes, preflight)
             signals.ignore_signals()  # a second signal would lose the report
+            if watch is not None:
+                watch.close()
             layout.finalize(fenced, study.record)
-            write_report(fenced, study.record)
+            answer = write_report(fenced, study.record)
             console.print_table()
+            console.print_summary(f"answer: {answer}")
             if study.record.efficiency is not None and not options.eval_only:
                 console.log(f"efficiency: {study.record.efficiency.describe()}")
-            console.print_summary(f"report: {store.uri}/report.html")
+            if not options.temporary:
+                console.print_summary(f"report: {store.uri}/report.html")
         return _exit_code(study_run, failures, interrupted=interrupted)
+
+
+@contextmanager
+def _absent_here(missing: list[str], options: StudyOptions) -> Iterator[None]:
+    """In a dry run, note what this machine lacks, which another one may have: data, devices, memory.
+
+    Raises:
+        ConfigError: if anything else is wrong, or it is no dry run.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        is_absent = isinstance(error, ResourcesError) or isinstance(error.__cause__, DataError)
+        if not options.dry_run or not is_absent:
+            raise
+        missing.append(str(error))
+
+
+def _dry_run(
+    options: StudyOptions,
+    file: SpaceFile,
+    study: OpenedStudy,
+    store: Store,
+    nodes: list[Node],
+    preflight: PreflightReport | None,
+    missing: list[str],
+) -> int:
+    """List the trials and what this machine lacks for them; return the exit code."""
+    allocation, again = None, options.eval_only
+    if options.address is None and not missing:
+        with _absent_here(missing, options):
+            allocation = allocate(
+                file.space,
+                study.trials,
+                nodes,
+                threads=study.record.threads,
+                preflight=preflight,
+                evaluation_alone=again,
+            )
+    consoles.dry_run(study, file.space, allocation, store.uri, preflight, missing, evaluation_alone=again)
+    return EXIT_BAD_INPUT if missing else EXIT_FINISHED
 
 
 def _preflight(options: StudyOptions, file: SpaceFile, study: OpenedStudy) -> PreflightReport | None:
@@ -153,8 +203,8 @@ def _run_trials(
     options, file, study = study_run.options, study_run.file, study_run.study
     try:
         with signals.defer():
-            prepare_folder(study_run.store, file, study, resume=options.resume)
-        if options.resume and file.space.kind.reads_data:
+            prepare_folder(study_run.store, file, study, resume=options.resumes)
+        if options.resumes and file.space.kind.reads_data:
             study.notes += resume_notes(
                 study_run.store, file, study, draws_more=bool(study_run.num_undrawn), log=study_run.console.log
             )

@@ -19,11 +19,15 @@ class StudyOptions:
     overrides: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
     resume: bool = False
+    extend: bool = False
     eval_only: bool = False
     dry_run: bool = False
     address: str | None = None
+    watch: bool = False
     quiet: bool = False
     verbose: bool = False
+    temporary: bool = False  # whether the results folder is about to be deleted
+    command: tuple[str, ...] = ("python", "run_ray.py")
 
     @property
     def folder(self) -> str:
@@ -34,9 +38,14 @@ class StudyOptions:
             return f"{self.space.resolve().parent.name}-again"
         return self.space.stem
 
+    @property
+    def resumes(self) -> bool:
+        """Whether the folder has a study that goes on."""
+        return self.resume or self.extend
+
     def resume_command(self) -> str:
         """Return the command that continues this run."""
-        arguments = ["python", "run_ray.py", "--space", str(self.space)]
+        arguments = [*self.command, "--space", str(self.space)]
         arguments += ["--name", self.name] if self.name else []
         arguments += ["--results-dir", self.results_dir] if self.results_dir != "results" else []
         arguments += [argument for override in self.overrides for argument in ("--set", override)]

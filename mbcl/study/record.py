@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, pluralize
 from mbcl.io.store import Store, read_text, write_text
 
 STUDY_FILE = "study.json"
@@ -51,7 +51,7 @@ class Stopped(_Record):
         if self.epoch == 0:
             return f"not begun: {self.by} stopped this setting with seed {self.first_seed}"
         value = "" if self.value is None else f" ({self.metric} {self.value:.4f})"
-        return f"stopped by {self.by} after {self.epoch} of {self.of} epochs{value}"
+        return f"stopped by {self.by} after {self.epoch} of {pluralize(self.of, 'epoch')}{value}"
 
 
 class Drawn(_Record):
@@ -153,6 +153,7 @@ class StudyRecord(_Record):
     """A whole study.
 
     Attributes:
+        id: 8 random hexadecimal digits; no other study has them. Empty in studies of mbcl 0.2 and before.
         trials: the trials by ``trial_id``, in the order of the space.
         equivalence: the difference in the headline metric that does not matter, in its units.
         searched: whether settings were drawn from domains, so that the best is looked for rather than all compared.
@@ -160,11 +161,13 @@ class StudyRecord(_Record):
         left_out: the draws of an adaptive search that became no setting: repeats and invalid experiments.
         threads: the torch threads of a worker where the space leaves them to mbcl; a resume keeps them, because the
             last bits of a sum depend on them.
+        data: the digests of the contents of its data sets, by name and settings of the data set.
         efficiency: how the last run that trained used its machine; None if there was none yet.
     """
 
     format: Literal[1] = 1
     name: str
+    id: str = ""
     question: str = ""
     space_digest: str
     baseline: dict[str, Any] = Field(default_factory=dict)
@@ -178,6 +181,7 @@ class StudyRecord(_Record):
     trials: dict[str, TrialRecord]
     left_out: list[Drawn] = Field(default_factory=list)
     threads: int | None = None
+    data: dict[str, list[str]] = Field(default_factory=dict)
     efficiency: Efficiency | None = None
 
     @field_validator("trials")

@@ -307,3 +307,60 @@ def test_train_under_torchrun_on_two_workers_equals_one(tmp_path):
     assert main([*options, "--out", str(tmp_path / "one"), "--quiet"]) == 0
     rows = [json.loads(Path(tmp_path, run, "metrics.jsonl").read_text().splitlines()[0]) for run in ("one", "two")]
     assert rows[0]["train/loss"] == pytest.approx(rows[1]["train/loss"], rel=1e-9)
+
+
+@pytest.mark.dist
+def test_an_interrupt_of_torchrun_alone_ends_all_ranks_with_the_line_that_resumes(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mbcl"]
+    options = ["train", "--set", "data.max_samples=80", "--set", "train={epochs: 100000, batch_size: 16}"]
+    process = subprocess.Popen(
+        [*command, *options, "--set", "track=[]", "--out", str(tmp_path / "two"), "--quiet"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_for((tmp_path / "two" / "metrics.jsonl").exists)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate()
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert "forcefully exiting" not in error, "torchrun kills ranks that do not end"
+    assert error.count("interrupted; what is finished is kept. To go on:\n  torchrun --nproc-per-node 2 -m mbcl") == 1
+
+
+def test_train_takes_keys_as_a_space_names_them_and_says_what_it_trains(tmp_path, capsys):
+    overrides = [word.replace("data.", "experiment.data.").replace("train=", "experiment.train=") for word in TINY]
+    assert main(["train", *overrides, "--out", str(tmp_path)]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(
+        "training resnet_small on digits, simclr, batches of 16 by shuffle; 2 epochs, seed 0, 1 wor"
+    )
+
+
+def test_spaces_lists_and_copies_what_sweep_takes(tmp_path, capsys):
+    assert main(["spaces"]) == 0
+    listed = capsys.readouterr().out
+    for path in Path("tune_spaces").glob("*.yaml"):
+        assert path.stem in listed
+    assert "Does choosing high-loss batches give better representations?" in listed
+    assert main(["spaces", "samplers", "--out", str(tmp_path)]) == 0
+    comment, *rest = (tmp_path / "samplers.yaml").read_text().splitlines()
+    assert rest == Path("tune_spaces/samplers.yaml").read_text().splitlines()[1:]
+    assert Path(comment.partition("$schema=")[2]).is_file()
+    assert main(["spaces", "samplers", "--out", str(tmp_path)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["spaces", "sampler"]) == 2
+    assert "did you mean 'samplers'" in capsys.readouterr().err
+
+
+def test_sweep_is_run_ray(tmp_path):
+    pytest.importorskip("ray")
+    command = [sys.executable, "-m", "mbcl", "sweep", "--space", "tune_spaces/samplers.yaml", "--dry-run"]
+    options = ["--results-dir", str(tmp_path), "--set", "train.epochs=2", "--set", "seeds=[0]"]
+    result = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "3 trials, " in result.stdout
+    assert list(tmp_path.iterdir()) == []

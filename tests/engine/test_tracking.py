@@ -10,7 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mbcl.distributed.collectives import World
 from mbcl.engine import BaseObserver, train
-from mbcl.errors import TrainingError
+from mbcl.engine.tracking import log_final
+from mbcl.errors import ConfigError, TrainingError
 from mbcl.io.store import LocalStore, open_store
 
 
@@ -18,7 +19,7 @@ def test_tensorboard_tracker_writes_every_step_and_row(tmp_path):
     train(runs.experiment("osgd", track=["tensorboard"]), world=World(), store=LocalStore(tmp_path))
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [event.step for event in events.Scalars("step/loss")] == list(range(22))
+    assert [event.step for event in events.Scalars("step/loss")] == list(range(1, 23))
     for key in ("train/loss", "plan/lift", "val/retrieval/top1"):
         assert [event.value for event in events.Scalars(key)] == pytest.approx([row[key] for row in rows])
         assert [event.step for event in events.Scalars(key)] == [11, 22]
@@ -35,7 +36,7 @@ def test_tensorboard_tracker_keeps_the_steps_of_a_failed_training(tmp_path, sche
     with pytest.raises(TrainingError, match="the end"):
         train(content, world=World(), store=open_store(f"{scheme}{tmp_path}"), observers=[Failure()])
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("step/loss")] == list(range(15))
+    assert [event.step for event in events.Scalars("step/loss")] == list(range(1, 16))
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
@@ -49,6 +50,41 @@ def test_wandb_tracker_without_a_key_is_offline_under_the_run_id(tmp_path, monke
     assert len(run_folders) == 1
     assert run_folders[0].endswith("-003-abcd1234")
     assert (tmp_path / "wandb" / run_folders[0] / "run-003-abcd1234.wandb").stat().st_size > 0
+
+
+def test_tensorboard_keeps_every_epoch_of_a_resumed_training(tmp_path):
+    class Interrupt(BaseObserver):
+        def on_step(self, step, loss, lr):
+            if step == 25:  # in the third epoch
+                raise KeyboardInterrupt
+
+    content = runs.experiment(track=["tensorboard"])
+    content = content.model_copy(update={"train": content.train.model_copy(update={"epochs": 4})})
+    with pytest.raises(KeyboardInterrupt):
+        train(content, world=World(), store=LocalStore(tmp_path), observers=[Interrupt()])
+    train(content, world=World(), store=LocalStore(tmp_path))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [11, 22, 33, 44]
+    assert [event.step for event in events.Scalars("step/loss")] == list(range(1, 45))
+
+
+def test_a_mode_that_wandb_does_not_know_is_refused_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "off")
+    with pytest.raises(ConfigError, match="track: wandb: found WANDB_MODE=off; did you mean 'offline'"):
+        train(runs.experiment(track=["wandb"]), world=World(), store=LocalStore(tmp_path))
+
+
+def test_wandb_without_a_key_says_so_and_takes_the_final_metrics_into_the_same_run(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    store, lines = LocalStore(tmp_path), []
+    train(runs.experiment(track=["wandb"]), world=World(), store=store, run_id="a?b", log=lines.append)
+    assert any(line.startswith("note: track: wandb: there is no API key") for line in lines)
+    log_final(store, run_id="a?b", metrics={"retrieval/mrr": 0.75})
+    folders = sorted(path for path in (tmp_path / "wandb").iterdir() if path.name.startswith("offline-run-"))
+    assert [folder.name.endswith("-a_b") for folder in folders] == [True, True], "one id"
+    assert b"retrieval/mrr" in b"".join(path.read_bytes() for path in folders[-1].glob("*.wandb"))
 
 
 def test_wandb_tracker_error_names_offline_mode_when_unreachable(tmp_path, monkeypatch):

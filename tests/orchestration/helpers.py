@@ -68,6 +68,11 @@ def command(space: Path, results: Path, *options: str) -> list[str]:
     return [sys.executable, "run_ray.py", "--space", str(space), "--results-dir", str(results), *options]
 
 
+def errors_in(text: str) -> str:
+    """What stderr has besides the lines on what is going on."""
+    return "".join(line for line in text.splitlines(keepends=True) if not line.endswith(("begin\n", "...\n")))
+
+
 def run_study(space: Path, results: Path, *options: str) -> subprocess.CompletedProcess[str]:
     # Without --address a study starts its own Ray, whatever cluster the environment names.
     environment = ENVIRONMENT | {"RAY_ADDRESS": "127.0.0.1:1"}

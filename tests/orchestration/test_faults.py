@@ -252,6 +252,22 @@ def test_trial_in_a_worker_group_with_a_killed_driver_equals_an_undisturbed_one(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="trials on a GPU must fail")
+def test_trial_whose_driver_is_lost_for_good_has_one_line_and_a_log(local_ray, tmp_path, monkeypatch, capfd):
+    from mbcl.orchestration.tune import run_trials
+
+    monkeypatch.setattr(run_trials, "DRIVER_RESTARTS", 0)
+    attack = Attack(tmp_path / "trials" / TRIAL, [(2, DRIVER)])
+    record = run_one_trial(tmp_path, attack)
+    assert record.status == "failed"
+    assert record.error.startswith("the process of the trial's driver was lost: a process was lost: ")
+    assert "\n" not in record.error
+    assert len(record.error) < 300
+    log = (tmp_path / "trials" / TRIAL / "error.log").read_text()
+    assert log.startswith(record.error)
+    assert "Failure # 1" in log
+    assert "Traceback" not in "".join(capfd.readouterr()), "Ray Tune prints none"
+
+
 def test_trial_after_one_that_failed_on_a_gpu_gets_another_process(local_ray, tmp_path):
     """There is no GPU, so each fails; an error of CUDA would make its process useless for the next one."""
     observer = ProcessObserver()

@@ -15,7 +15,7 @@ import yaml
 from mbcl.cli import main
 from mbcl.study.record import TrialRecord
 
-from .helpers import ROOT, command
+from .helpers import ROOT, command, errors_in
 
 pytest.importorskip("ray")
 
@@ -54,7 +54,7 @@ def test_bench_ray_refuses_bad_options_in_one_line(words, tmp_path, capsys):
     except SystemExit as error:  # raised by argparse
         code = error.code
     assert code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert errors_in(capsys.readouterr().err).count("\n") == 1
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ def test_paper_spaces_have_the_published_settings(name):
         assert sampler.plan_length(PAPER[name]) == expected[sampler.name]
         assert experiment.data.image_size == 224
         assert experiment.projector.model_dump(exclude={"activation"}) == {"layers": 2, "hidden": 2048, "dim": 128}
-        assert experiment.encoder == {"name": "resnet18", "stem": "imagenet", "zero_init": True}
+        assert experiment.encoder == {"name": "resnet18", "stem": "imagenet", "zero_init": True, "weights": None}
         assert experiment.objective.get("first_touch", "batch") == "batch"
         assert (experiment.train.epochs, experiment.train.precision) == (100, "fp16")
         lr = scale_lr(experiment.optimizer["lr"], batch_size=32, rule=experiment.schedule.scale_lr)

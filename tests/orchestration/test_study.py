@@ -27,6 +27,7 @@ from .helpers import (
     close_gate,
     command,
     descendants,
+    errors_in,
     gated_command,
     run_study,
     still_running,
@@ -52,7 +53,7 @@ def refusal(capsys: pytest.CaptureFixture[str], space: Path, results: Path, *opt
     import run_ray
 
     assert run_ray.main(command(space, results, *options)[2:]) == 2
-    error = capsys.readouterr().err
+    error = errors_in(capsys.readouterr().err)
     assert "Traceback" not in error
     assert error.startswith("error: "), error
     assert error.count("\n") == 1, error
@@ -175,7 +176,7 @@ def test_concurrent_trials_equal_sequential_ones(killed_and_resumed, tmp_path):
     space, study, _, _ = killed_and_resumed
     result = run_study(space, tmp_path / "out", "--set", "resources.max_concurrent_trials=2")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "2 at a time (resources.max_concurrent_trials), each 1 worker with 0.999 CPU" in result.stdout
+    assert "2 at a time (resources.max_concurrent_trials), each 1 worker with 1 CPU" in result.stdout
     rows = untimed(tmp_path / "out" / "study")
     assert len(rows) == 2
     assert {"train/loss", "plan/lift", "retrieval/u2v/mrr"} < set(rows[0])
@@ -357,6 +358,10 @@ def test_failed_trial_is_a_row_and_the_others_finish(space_file, tmp_path):
     assert failed["attempts"] == 1, "it would fail the same way again"
     assert "FAILED" in result.stdout
     assert failed["error"] in (tmp_path / "out" / "study" / "results.csv").read_text()
+    logs = [path.read_text() for path in (tmp_path / "out" / "study" / "trials").glob("*/error.log")]
+    assert len(logs) == 1
+    assert logs[0].startswith(failed["error"])
+    assert "Traceback" in logs[0]
 
 
 @pytest.mark.ray

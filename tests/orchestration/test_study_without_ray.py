@@ -15,7 +15,7 @@ from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import read_space
 from mbcl.study.record import read_study
 
-from .helpers import ROOT
+from .helpers import ROOT, errors_in
 
 pytest.importorskip("ray")
 
@@ -166,9 +166,10 @@ def test_run_ray_refuses_bad_input_in_one_line_before_ray(space_file, tmp_path, 
     arguments = ["--space", str(space_file(changes)), "--results-dir", str(tmp_path / "out"), *options]
     assert run_ray.main(arguments) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    assert words in captured.err
+    error = errors_in(captured.err)
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert words in error
     assert captured.out == ""
 
 
@@ -211,7 +212,7 @@ def test_dry_run_describes_the_search(space_file, tmp_path, capsys):
         "median: from epoch 1 on, who is below the median of at least 4 others by val/retrieval/mrr is stopped" in out
     )
     assert "race on seed 0, those of each point of the grids by themselves; who survives runs seeds 1, too" in out
-    assert "each [1 worker with" in out
+    assert "each 1 worker with" in out
     assert "at most 20 trials, " in out
     assert " at a time (" in out
 
@@ -289,7 +290,7 @@ def test_run_ray_rolls_back_when_the_cluster_refuses(space_file, tmp_path, capsy
     arguments = ["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]
     for _ in range(2):
         assert run_ray.main(arguments) == 2
-        assert capsys.readouterr().err == "error: resources: too much\n"
+        assert errors_in(capsys.readouterr().err) == "error: resources: too much\n"
     assert not list((tmp_path / "out" / "study").glob("*.*ml")) + list((tmp_path / "out" / "study").glob("*.json"))
 
 
@@ -302,7 +303,7 @@ def test_run_ray_reports_a_full_disk_at_the_start_as_bad_input(space_file, tmp_p
 
     monkeypatch.setattr(layout, "create", full)
     assert run_ray.main(["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path}/out/study: No space left on device\n"
+    assert errors_in(capsys.readouterr().err) == f"error: {tmp_path}/out/study: No space left on device\n"
     assert not list((tmp_path / "out" / "study").glob("[!.]*"))
 
 
@@ -319,7 +320,7 @@ def test_run_ray_reports_the_loss_of_ray_and_how_to_resume(space_file, tmp_path,
     monkeypatch.setattr(on_ray, "_run_connected", lose)
     arguments = ["--space", str(space_file()), "--results-dir", str(tmp_path / "out")]
     assert run_ray.main(arguments) == 1
-    error = capsys.readouterr().err
+    error = errors_in(capsys.readouterr().err)
     assert error.startswith(f"error: Ray was lost: {kind}")
     assert "; go on with: python run_ray.py" in error
     assert (tmp_path / "out" / "study" / "study.json").exists(), "the study can go on"
@@ -333,7 +334,7 @@ def run_with_closed_stdout(code: str) -> tuple[int, str]:
         result = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, stdout=nowhere, stderr=subprocess.PIPE, text=True
         )
-    return result.returncode, result.stderr
+    return result.returncode, errors_in(result.stderr)
 
 
 def test_run_ray_with_closed_stdout_is_interrupted_and_can_resume(space_file, tmp_path):
@@ -396,7 +397,7 @@ def test_study_whose_table_cannot_be_printed_failed(space_file, tmp_path, capsys
     monkeypatch.setattr(signals, "ignore_signals", lambda: None)
     monkeypatch.setattr(Console, "print_table", fill_the_disk)
     options = StudyOptions(space=space_file(), results_dir=str(tmp_path / "out"))
-    assert study.run(options, lambda store, record: None) == 1
+    assert study.run(options, lambda store, record: "") == 1
     assert "go on with: python run_ray.py" in capsys.readouterr().err
 
 
@@ -430,6 +431,28 @@ def test_setting_that_the_cluster_cannot_run_ends_the_study_before_its_first_tri
         }
     )
     options = StudyOptions(space=space, results_dir=str(tmp_path / "out"))
-    assert study.run(options, lambda store, record: None) == 2
+    assert study.run(options, lambda store, record: "") == 2
     assert "resources.workers" in capsys.readouterr().err
     assert not (tmp_path / "out" / "study" / "study.json").exists(), "rolled back"
+
+
+def test_dry_run_names_what_is_missing_here_and_lists_the_trials(tmp_path, monkeypatch, capsys):
+    import run_ray
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    space = str(ROOT / "tune_spaces" / "paper_cifar100.yaml")
+    arguments = ["--space", space, "--results-dir", str(tmp_path), "--set", "data.dir=/nowhere", "--dry-run"]
+    assert run_ray.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out.count("seed 0  objective = ") == 6
+    assert "\n18 trials, each the resources that are there, into" in captured.out
+    assert "error: missing here: resources: found gpu: true and workers: 1, which need 1 GPU; there are" in captured.err
+    assert "error: missing here: " in captured.err
+    assert "/nowhere" in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overrides_name_keys_of_the_experiment_as_mbcl_train_does(space_file):
+    with_block = read_space(space_file(), ["experiment.train.epochs=7", "experiment.data.max_samples=100"])
+    assert read_space(space_file(), ["train.epochs=7", "data.max_samples=100"]).space == with_block.space
+    assert read_space(space_file(), ["seeds=[5]"]).space.seeds == [5]

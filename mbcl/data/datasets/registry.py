@@ -119,10 +119,11 @@ def load(
             f"on {name}"
         )
     splits = _read(name, request)
-    train = splits.train
-    if max_samples is not None and max_samples < len(train):
-        train = train.subset(stratified_rows(train.labels, max_samples))
-    return Splits(*(replace(part, image_size=image_size or part.image_size) for part in (train, splits.test)))
+    if max_samples is not None and max_samples < len(splits.train):
+        few = splits.train.subset(stratified_rows(splits.train.labels, max_samples))
+        splits = Splits(few, splits.test)
+    parts = (replace(part, image_size=image_size or part.image_size) for part in (splits.train, splits.test))
+    return Splits(*parts, pixels_sha256=splits.pixels_sha256)
 
 
 def _read(name: str, request: DatasetRequest) -> Splits:

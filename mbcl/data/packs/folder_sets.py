@@ -142,7 +142,7 @@ class FolderSet:
         for images, records in zip(pixels.tensor_split([len(pack.train)]), (pack.train, pack.test), strict=True):
             labels, files = torch.tensor([file.label for file in records]), [Path(file.path).stem for file in records]
             parts.append(replace(self._image_set(images, labels, files, pack.classes), mapped=True))
-        return Splits(*parts)
+        return Splits(*parts, pixels_sha256=pack.data["sha256"])
 
     def _decoded(self, parts: Parts, train: Listing) -> Splits:
         """Decode both parts in one go, so that the error names every unreadable file."""

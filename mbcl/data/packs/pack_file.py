@@ -10,7 +10,6 @@ Letters: N images, S pixels per side.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mbcl.data.content import pixels_header
 from mbcl.data.datasets.request import DatasetRequest
 from mbcl.data.messages import data_errors
 from mbcl.data.packs.folders import FOLDER as FOLDER
@@ -190,10 +190,9 @@ def write_pack(parts: Parts, folder: Path, name: str, on_progress: Callable[[int
         return f"{name}-{digest.hexdigest()[:16]}.npy"
 
     with atomic_write(folder / f"{name}.npy", name=data_name) as stream:
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        stream.write(header.getvalue())
-        digest.update(header.getvalue())
+        header = pixels_header(shape)
+        stream.write(header)
+        digest.update(header)
         for chunk in decoded(paths, parts.decoding):
             content = np.ascontiguousarray(chunk).data
             stream.write(content)

@@ -36,9 +36,10 @@ def object_to_unread(name: str, folders: Iterable[Path], read: Iterable[Path], r
     """
     used = {os.fspath(path) for path in read}
     unread: dict[str, list[Path]] = defaultdict(list)
-    for path in (path for folder in folders for path in _files(folder)):
-        if os.fspath(path) in used:
+    for name_of_file in (file for folder in folders for file in _files(folder)):
+        if name_of_file in used:
             continue
+        path = Path(name_of_file)
         suffix = path.suffix.lower()
         if suffix in SUFFIXES:
             unread["elsewhere than in a folder of a class"].append(path)
@@ -56,17 +57,21 @@ def object_to_unread(name: str, folders: Iterable[Path], read: Iterable[Path], r
     )
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder at any depth, without hidden ones."""
+def _files(folder: Path) -> Iterator[str]:
+    """Yield the paths of the files in a folder at any depth, without hidden ones.
+
+    Of the folders that are links, those of classes are followed; links further down may lead back.
+    """
 
     def fail(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
-    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if not name.startswith("."):
-                yield Path(parent, name)
+    with data_errors(folder), os.scandir(folder) as entries:
+        links = [entry.path for entry in entries if entry.is_symlink() and entry.is_dir()]
+    for root in (os.fspath(folder), *links):
+        for parent, folders, files in os.walk(root, onerror=fail):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            yield from (os.path.join(parent, name) for name in files if not name.startswith("."))
 
 
 def _is_image(path: Path) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mbcl.errors import ConfigError, pluralize
+from mbcl.errors import ConfigError, ResourcesError, pluralize
 from mbcl.orchestration.search_space.resources_block import Resources
 
 DRIVER_CPUS = 0.001
@@ -68,6 +68,12 @@ class TrialResources:
         """GPUs of the workers. The evaluation reserves one after the workers have released theirs."""
         return self.workers * self.gpus_per_worker
 
+    def describe(self) -> str:
+        """Describe the worker without the shares of CPUs that drivers take: ``2 workers with 1 CPU each``."""
+        gpu = f" and {pluralize(self.gpus_per_worker, 'GPU')}" if self.gpus_per_worker else ""
+        cpus = pluralize(round(self.cpus_per_worker, 2) or self.cpus_per_worker, "CPU", "g")
+        return f"{pluralize(self.workers, 'worker')} with {cpus}{gpu}{' each' * (self.workers > 1)}"
+
     def __str__(self) -> str:
         gpu = f", {self.gpus_per_worker} GPU" if self.gpus_per_worker else ""
         workers = pluralize(self.workers, "worker")
@@ -115,7 +121,7 @@ def _resolve(requested: Resources, workers: int, nodes: Sequence[Node], num_tria
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     use_gpu = gpus >= 1 if requested.gpu == "auto" else bool(requested.gpu)
     if use_gpu and gpus < workers:
-        raise ConfigError(
+        raise ResourcesError(
             f"resources: found gpu: {str(requested.gpu).lower()} and workers: {workers}, which need "
             f"{pluralize(workers, 'GPU')}; there are {gpus:g}"
             f"{' (resources.gpu: false trains on CPUs)' if requested.gpu == 'auto' else ''}"
@@ -133,12 +139,12 @@ def _resolve(requested: Resources, workers: int, nodes: Sequence[Node], num_tria
     if not explicit and per_worker < MIN_AUTO_CPUS:
         trials = requested.max_concurrent_trials
         if trials != "auto" and milli(cpus) >= workers * milli(MIN_AUTO_CPUS):
-            raise ConfigError(
+            raise ResourcesError(
                 f"resources.max_concurrent_trials: found {trials}; {trials * workers} workers need at least "
                 f"{pluralize(trials * workers * MIN_AUTO_CPUS, 'CPU', 'g')}, there are {cpus:g} "
                 f"(resources.cpus_per_worker sets a smaller share)"
             )
-        raise ConfigError(
+        raise ResourcesError(
             f"resources.workers: {pluralize(workers, 'worker')} need{'s' * (workers == 1)} at least "
             f"{pluralize(workers * MIN_AUTO_CPUS, 'CPU', 'g')}, there are {cpus:g} (resources.cpus_per_worker "
             f"sets a smaller share)"
@@ -249,12 +255,12 @@ def max_concurrency(
     scarcest = min(limits, key=lambda limit: limit.num_trials)
     if scarcest.num_trials < 1:
         missing = "; ".join(limit.limit for limit in limits if limit.num_trials < 1)
-        raise ConfigError(f"resources: not one trial fits: it needs {resources}; there are {missing}")
+        raise ResourcesError(f"resources: not one trial fits: it needs {resources}; there are {missing}")
     num_requested = requested.max_concurrent_trials
     if num_requested == "auto":
         return min([scarcest, *_by_memory(nodes, memory)], key=lambda limit: limit.num_trials)
     if num_requested > scarcest.num_trials:
-        raise ConfigError(
+        raise ResourcesError(
             f"resources.max_concurrent_trials: found {num_requested}, but only {scarcest.num_trials} fit: there are "
             f"{scarcest.limit}; a trial needs {resources}"
         )

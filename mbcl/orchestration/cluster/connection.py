@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from mbcl.errors import ConfigError, pluralize
 from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Node
+from mbcl.orchestration.cluster.local_files import RayStartError, private_folder, set_token
 from mbcl.orchestration.cluster.placement import Placement
 from mbcl.orchestration.cluster.ray_environment import ENV_ALL, ENV_CLUSTER, ENV_DRIVER, ENV_LOCAL
 from mbcl.orchestration.cluster.ship_code import ship_working_dir
@@ -82,46 +83,53 @@ def cluster(
     os.environ.update(added)
     level = logging.INFO if verbose else logging.ERROR
     if address is None and "ray" not in sys.modules:
-        # Authenticate with a token that only this user can read; otherwise any user of this machine could run code as
-        # this user. Ray reads both variables once, at its import: the main job does not import it before (on_ray.py).
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        set_token()  # Ray reads it once, at its import: the main job does not import it before (on_ray.py)
         # Ray's services then listen on the loopback only, as they do on other systems than Linux.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
-    try:
+    with private_folder() if address is None else nullcontext() as folder:
         try:
-            with signals.preserve_handlers():
-                _connect(address, nodes, verbose=verbose, level=level, dashboard=dashboard)
-        except SystemExit:  # from Ray's handler of SIGTERM, before ours was restored
-            raise KeyboardInterrupt from None
-        for name in ("ray", "ray.tune", "ray.train"):
-            logging.getLogger(name).setLevel(level)
-        yield ClusterInfo(nodes) if address is None else _cluster_info(log)
-    finally:
-        ray.shutdown()
-        for key in added:  # they must not leak into a cluster that this process joins later
-            os.environ.pop(key, None)
+            try:
+                with signals.preserve_handlers():
+                    _connect(address, nodes, folder, verbose=verbose, level=level, dashboard=dashboard)
+            except SystemExit:  # from Ray's handler of SIGTERM, before ours was restored
+                raise KeyboardInterrupt from None
+            for name in ("ray", "ray.tune", "ray.train"):
+                logging.getLogger(name).setLevel(level)
+            yield ClusterInfo(nodes) if address is None else _cluster_info(log)
+        finally:
+            ray.shutdown()
+            for key in added:  # they must not leak into a cluster that this process joins later
+                os.environ.pop(key, None)
 
 
-def _connect(address: str | None, nodes: list[Node], *, verbose: bool, level: int, dashboard: bool) -> None:
+def _connect(
+    address: str | None, nodes: list[Node], folder: Path | None, *, verbose: bool, level: int, dashboard: bool
+) -> None:
     """Start a local Ray with this node's resources, or join the cluster at the address.
 
     Raises:
         ConfigError: if no cluster answers there.
     """
     import ray
+    from ray.exceptions import RayError
 
     common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
     if address is None:
-        # Without an address Ray would join the cluster of RAY_ADDRESS or one that happens to run on this machine.
-        ray.init(
-            address="local",
-            num_cpus=int(nodes[0].cpus),
-            num_gpus=int(nodes[0].gpus),
-            include_dashboard=dashboard,
-            **common,
-        )
+        assert folder is not None
+        try:
+            # Without an address Ray would join the cluster of RAY_ADDRESS or one that happens to run on this machine.
+            ray.init(
+                address="local",
+                num_cpus=int(nodes[0].cpus),
+                num_gpus=int(nodes[0].gpus),
+                include_dashboard=dashboard,
+                _temp_dir=str(folder),
+                **common,
+            )
+        except (OSError, RuntimeError, ValueError, KeyError, RayError) as error:
+            raise RayStartError(_explain_start(error, folder)) from error
     else:
         check_address(address)
         try:
@@ -130,6 +138,15 @@ def _connect(address: str | None, nodes: list[Node], *, verbose: bool, level: in
                 ray.init(address=address, runtime_env={"env_vars": env_vars, **code}, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"--address {address}: no Ray cluster answers: {str(error).splitlines()[0]}") from error
+
+
+def _explain_start(error: BaseException, folder: Path) -> str:
+    """Describe why a local Ray did not start, with what can be done."""
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return (
+        f"Ray did not start: {type(error).__name__}: {reason}; its logs are in {folder}. It needs memory, disk and "
+        f"processes (ulimit -u); TMPDIR names another folder for its files, --verbose shows its output"
+    )
 
 
 def check_address(address: str) -> None:

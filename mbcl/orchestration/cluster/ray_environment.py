@@ -38,6 +38,8 @@ ENV_DRIVER = {
     # The sweep handles interrupts itself, and never reads Tune's snapshots.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # An error ends up in a file of its trial; Tune would print its traceback for every attempt.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     # Write no tables and TensorBoard files of Tune.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",

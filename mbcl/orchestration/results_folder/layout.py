@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from mbcl.config.yaml_reader import dump_yaml
 from mbcl.errors import ConfigError, pluralize
 from mbcl.io.ownership import OWNER_FILE
 from mbcl.io.store import Store, is_uri, write_text
+from mbcl.orchestration.results_folder.extension import extend, with_known_ids
 from mbcl.orchestration.results_folder.lease import BEAT_FILE, LEASE_FILE, LOCK_FILE
 from mbcl.orchestration.search_space.baseline import resolved_baseline
 from mbcl.orchestration.search_space.domains import is_drawn, short
@@ -70,6 +72,7 @@ def new_study(file: SpaceFile, trials: Trials, title: str) -> StudyRecord:
     """Return the record of a study that has not started."""
     return StudyRecord(
         name=title,
+        id=uuid.uuid4().hex[:8],
         question=file.space.question,
         space_digest=space_digest(trials, file.space),
         baseline=resolved_baseline(file.space),
@@ -104,7 +107,10 @@ def check_new(store: Store, name: str) -> None:
 
 
 def create(store: Store, file: SpaceFile, trials: Trials, study: StudyRecord) -> None:
-    """Write ``space.yaml`` and then ``study.json`` of a new study. The second commits: with it the study exists."""
+    """Write ``space.yaml`` and then ``study.json`` of a new study. The second commits: with it the study exists.
+
+    Of a study that is extended, ``space.yaml`` keeps the evaluations of ``--eval-only``.
+    """
     content = {
         "given": file.given,
         "set": list(file.overrides),
@@ -113,6 +119,8 @@ def create(store: Store, file: SpaceFile, trials: Trials, study: StudyRecord) ->
         "versions": study.versions,
         "trials": [spec.trial_id for spec in trials.specs],
     }
+    stored = _stored(store)
+    content |= {"evaluation": stored["evaluation"]} if "evaluation" in stored else {}
     write_text(store, SPACE_FILE, dump_yaml(content))
     write_study(store, study)
 
@@ -147,20 +155,25 @@ def remove_scratch(store: Store) -> None:
             time.sleep(TIDY_SECONDS)
 
 
-def load(store: Store, file: SpaceFile, trials: Trials) -> tuple[StudyRecord, Trials]:
+def load(store: Store, file: SpaceFile, trials: Trials, *, extends: bool = False) -> tuple[StudyRecord, Trials]:
     """Load the study in a folder and its trials, if the space still defines the same ones.
+
+    With ``extends`` it may define further ones, which the returned record has.
 
     Raises:
         ConfigError: if there is no study, it cannot be read, or it was made from another space; the text then names the
             first key that differs.
     """
     study = read_study(store)
-    if study.space_digest != space_digest(trials, file.space):
+    digest = space_digest(trials, file.space)
+    if study.space_digest != digest and not extends:
         raise ConfigError(
             f"--resume: {store.uri} was made from another space: {_difference(store, file)}; "
-            f"--name OTHER starts a new study"
+            f"--name OTHER starts a new study, --extend adds further seeds, settings and draws to this one"
         )
-    trials = with_drawn_trials(file, trials, study)
+    trials = with_known_ids(with_drawn_trials(file, trials, study), study.trials)
+    if extends:
+        trials = replace(trials, notes=(*trials.notes, *extend(study, file, trials, digest)))
     mismatches = sorted(set(study.trials) ^ set(trials.by_id))
     if mismatches:
         raise ConfigError(
@@ -170,12 +183,18 @@ def load(store: Store, file: SpaceFile, trials: Trials) -> tuple[StudyRecord, Tr
     return study, replace(trials, notes=(*trials.notes, *_scheduler_note(store, file)))
 
 
+def _stored(store: Store) -> dict[str, Any]:
+    """Return the content of ``space.yaml``; empty if it cannot be read."""
+    try:
+        content = yaml.safe_load(store.read_bytes(SPACE_FILE))
+    except (FileNotFoundError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _resolved(store: Store) -> Any:
     """Return the space that a study was made from; None if it cannot be read."""
-    try:
-        return yaml.safe_load(store.read_bytes(SPACE_FILE))["resolved"]
-    except (FileNotFoundError, yaml.YAMLError, KeyError, TypeError):
-        return None
+    return _stored(store).get("resolved")
 
 
 def _scheduler_note(store: Store, file: SpaceFile) -> Iterator[str]:

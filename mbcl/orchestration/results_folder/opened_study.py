@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mbcl.errors import ConfigError, pluralize
@@ -24,6 +24,7 @@ class OpenedStudy:
         trials: all trials of the record and the space.
         todo: the trials to run or to evaluate, by their id in the record.
         is_new: whether this command creates the study.
+        is_extended: whether this command may have added trials to it.
         notes: lines for the user.
         has_begun: whether this command may have started trials. A new study that fails before is rolled back.
     """
@@ -32,6 +33,7 @@ class OpenedStudy:
     trials: Trials
     todo: dict[str, TrialSpec]
     is_new: bool = False
+    is_extended: bool = False
     notes: list[str] = field(default_factory=list)
     has_begun: bool = False
 
@@ -56,9 +58,10 @@ def open_study(options: StudyOptions, file: SpaceFile, trials: Trials, store: St
         )  # raises if the kind has no evaluation
         record, todo, trials, notes = reopen_for_evaluation(store, file, trials)
         return OpenedStudy(record, trials, todo, notes=notes)
-    if options.resume:
-        record, trials, notes = recovery.recover(store, file, trials, title)
-        return OpenedStudy(record, trials, {key: trials.by_id[key] for key in record.unfinished()}, notes=notes)
+    if options.resumes:
+        record, trials, notes = recovery.recover(store, file, trials, title, extends=options.extend)
+        todo = {key: trials.by_id[key] for key in record.unfinished()}
+        return OpenedStudy(record, trials, todo, is_extended=options.extend, notes=notes)
     layout.check_new(store, options.folder)
     return OpenedStudy(layout.new_study(file, trials, title), trials, trials.by_id, is_new=True)
 
@@ -69,8 +72,9 @@ def check_exclusive(options: StudyOptions) -> None:
     Raises:
         ConfigError: naming the options.
     """
-    if options.resume and options.eval_only:
-        raise ConfigError("--resume and --eval-only: choose one; --resume evaluates what it runs")
+    chosen = [f"--{key.replace('_', '-')}" for key in ("resume", "extend", "eval_only") if getattr(options, key)]
+    if len(chosen) > 1:
+        raise ConfigError(f"{' and '.join(chosen)}: choose one; --resume and --extend evaluate what they run")
     if options.address == "":
         raise ConfigError("--address: found an empty text; allowed: auto, or HOST:PORT of a cluster's head")
 
@@ -82,10 +86,10 @@ def prepare_folder(store: Store, file: SpaceFile, study: OpenedStudy, *, resume:
     """
     layout.remove_scratch(store)
     recovery.remove_temporaries(store)
-    if study.is_new:
-        layout.create(store, file, study.trials, study.record)
-    elif resume:
+    if resume:
         recovery.keep_damaged(store)
+    if study.is_new or study.is_extended:
+        layout.create(store, file, study.trials, study.record)
 
 
 def resume_notes(
@@ -106,3 +110,23 @@ def resume_notes(
     specs = study.specs if draws_more else study.todo
     blocks = {key: file.space.kind.evaluation(spec.experiment) for key, spec in specs.items()}
     return recovery.notes_of_trials(store, begun) + recovery.notes_of(study.record, blocks)
+
+
+def check_same_data(study: StudyRecord, contents: Mapping[str, Sequence[str]]) -> None:
+    """Compare the contents of the data sets with those that the study began with, and record those of new ones.
+
+    Args:
+        study: the record, changed in place.
+        contents: from :class:`~mbcl.orchestration.trial.preflight.PreflightReport`.
+
+    Raises:
+        ConfigError: if the study began with another content.
+    """
+    for key, found in contents.items():
+        known = study.data.setdefault(key, sorted(set(found)))
+        if others := sorted(set(found) - set(known)):
+            raise ConfigError(
+                f"experiment.data: the images, labels or ids of {key.rpartition('-')[0]} are not those that the study "
+                f"began with: their digest was {', '.join(known)}, it is {', '.join(others)}; allowed: another place "
+                "of the same data, or --name OTHER"
+            )

@@ -13,6 +13,7 @@ from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine import metrics_log
 from mbcl.errors import ConfigError
 from mbcl.io.store import Store, is_uri, read_text
+from mbcl.orchestration.results_folder.extension import with_known_ids
 from mbcl.orchestration.results_folder.layout import TRIALS, load, new_study, trial_folder
 from mbcl.orchestration.search_space.expansion import Trials
 from mbcl.orchestration.search_space.schema import SpaceFile
@@ -22,11 +23,13 @@ DAMAGED_FILE = f"{STUDY_FILE}.damaged"
 """Copy of a record that cannot be read."""
 
 
-def recover(store: Store, file: SpaceFile, trials: Trials, title: str) -> tuple[StudyRecord, Trials, list[str]]:
+def recover(
+    store: Store, file: SpaceFile, trials: Trials, title: str, *, extends: bool = False
+) -> tuple[StudyRecord, Trials, list[str]]:
     """Load the study in a folder. A lost record is rebuilt, and its trials resume from what their folders hold.
 
     ``trials`` are those that are known without the record; ``title`` is the study's name if the record, which has it,
-    is lost.
+    is lost; ``extends`` as for :func:`.layout.load`.
 
     Returns:
         The record, all trials that it has, and notes for the user. Nothing is written.
@@ -41,9 +44,8 @@ def recover(store: Store, file: SpaceFile, trials: Trials, title: str) -> tuple[
     except ConfigError as error:
         if file.space.search.adaptive:
             raise _without_draws(store, error) from error
-        study, notes = _rebuild(store, file, trials, title, error)
-        return study, trials, notes
-    return *load(store, file, trials), []
+        return _rebuild(store, file, trials, title, error)
+    return *load(store, file, trials, extends=extends), []
 
 
 def _without_draws(store: Store, error: ConfigError) -> ConfigError:
@@ -60,8 +62,8 @@ def _without_draws(store: Store, error: ConfigError) -> ConfigError:
 
 def _rebuild(
     store: Store, file: SpaceFile, trials: Trials, title: str, error: ConfigError
-) -> tuple[StudyRecord, list[str]]:
-    """Return a new record with the evaluations of ``space.yaml``, and a note about it.
+) -> tuple[StudyRecord, Trials, list[str]]:
+    """Return a new record with the evaluations of ``space.yaml``, its trials, and a note about it.
 
     Raises:
         ConfigError: if no trial exists, or the trials are not those of the space.
@@ -73,6 +75,7 @@ def _rebuild(
         trial_ids, evaluated = store.list(TRIALS), []
     if not trial_ids:
         raise ConfigError(f"--resume: {error}; without --resume a new study starts there") from error
+    trials = with_known_ids(trials, trial_ids)
     if not set(trial_ids) <= set(trials.by_id):
         raise ConfigError(f"--resume: {error}, and its trials are not those of {file.path}") from error
     study = new_study(file, trials, title)
@@ -81,7 +84,7 @@ def _rebuild(
             if key in study.trials:
                 study.trials[key].evaluation = block["settings"]
     note = f"{error}; the record is made again, and every trial goes on from what its folder holds"
-    return study, [note]
+    return study, trials, [note]
 
 
 def keep_damaged(store: Store) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mbcl.config.experiment import identity
 from mbcl.config.yaml_reader import dump_yaml
 from mbcl.engine import checkpoint as checkpoints
 from mbcl.engine.metrics_log import CONFIG_FILE, KEYS
@@ -54,8 +55,9 @@ def reopen_for_evaluation(
         spec = by_ordinal.get(record.ordinal)
         stored, note = _stored_experiment(store.child(trial_folder(key)))
         notes += [f"{key}: {note}"] if note else []
-        expected = {} if spec is None or stored is None else spec.experiment.model_dump(mode="json")
-        different = [name for name in expected if name != "evaluation" and expected[name] != (stored or {}).get(name)]
+        expected = {} if spec is None or stored is None else identity(spec.experiment.resolved())
+        earlier = identity(stored or {})
+        different = [name for name in expected if name != "evaluation" and expected[name] != earlier.get(name)]
         if spec is None or different:
             what = different[0] if different else "number of trials"
             raise ConfigError(

@@ -116,7 +116,8 @@ def _pitfalls(rule: Scheduler, epochs_range: list[int]) -> Iterator[str]:
     """Yield a note if the scheduler ends all trials early or can stop none, whatever their number of epochs."""
     low, high = epochs_range
     if rule.end(low) < low:
-        yield f"note: scheduler.max_t {rule.end(low)} is below the {low} epochs: all end there, none finishes"
+        epochs = pluralize(low, "epoch")
+        yield f"note: scheduler.max_t {rule.end(low)} is below the {epochs}: all end there, none finishes"
     elif rule.grace_period >= high:
         epochs = pluralize(high, "epoch")
         yield f"note: scheduler.grace_period {rule.grace_period} is no less than the {epochs}: nobody is stopped"

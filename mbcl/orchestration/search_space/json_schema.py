@@ -14,7 +14,7 @@ from typing import Any
 from mbcl.config.base import parameters_model
 from mbcl.config.components import COMPONENTS, registry_of, shared_parameters
 from mbcl.config.experiment import PLUGINS_SCHEMA, Experiment
-from mbcl.config.reference import Key, keys_of, table
+from mbcl.config.reference import Key, in_words, keys_of, table
 from mbcl.orchestration.search_space.domains import LISTS, RANGES, TIE
 from mbcl.orchestration.search_space.schedulers import SCHEDULERS
 from mbcl.orchestration.search_space.schema import Space
@@ -130,7 +130,7 @@ def _components(part: str, registry: Registry[Any]) -> Iterator[str]:
         model = parameters_model(registry[name], frozenset(_PROVIDED.get(part, ())), shared_parameters(part))
         aliases = "".join(f", also `{alias}`" for alias in registry.aliases(name))
         other = ", and every other architecture of torchvision" if name == "resnet18" else ""
-        summary = (inspect.getdoc(registry[name]) or "").split("\n\n")[0].replace("\n", " ")
+        summary = in_words((inspect.getdoc(registry[name]) or "").split("\n\n")[0])
         yield f"### {name}"
         yield ""
         yield f"`{name}`{aliases}{other}: {summary}"

@@ -246,7 +246,13 @@ def _join_swept_keys(content: dict[str, Any]) -> None:
 
 
 def _override(content: dict[str, Any], override: str) -> None:
-    """Apply a ``--set`` in place. The path after ``space.`` is one swept key, even if the block has a shorter one."""
+    """Apply a ``--set`` in place. The path after ``space.`` is one swept key, even if the block has a shorter one.
+
+    A key of an experiment may be given as ``mbcl train`` takes it, without ``experiment.``.
+    """
+    first = override.partition("=")[0].partition(".")[0].strip()
+    if first not in Space.model_fields and any(first in kind.model.model_fields for kind in (PRETRAINING, SYNTHETIC)):
+        override = f"experiment.{override.strip()}"
     path, separator, text = override.partition("=")
     block, _, key = path.strip().partition(".")
     _join_swept_keys(content)

@@ -13,7 +13,8 @@ import mbcl.orchestration.trial.pretraining  # noqa: F401  # imported here: it t
 from mbcl.errors import DivergenceError
 from mbcl.orchestration.cluster.failure_policy import root_cause
 from mbcl.orchestration.cluster.orphaned_groups import remove_orphaned_groups
-from mbcl.orchestration.trial.job import Job, TrialResult, describe_error
+from mbcl.orchestration.trial.failures import describe_error, full_text
+from mbcl.orchestration.trial.job import Job, TrialResult
 from mbcl.orchestration.trial.trial_runners import runner_of
 
 RESULT = "result"
@@ -38,7 +39,8 @@ def run_trial(config: dict[str, Any]) -> None:
     except Exception as error:  # a failed trial must not end the study
         cause = root_cause(error)
         seconds = {"total": time.time() - start}
-        result = TrialResult(describe_error(cause), seconds=seconds, diverged=isinstance(cause, DivergenceError))
+        diverged = isinstance(cause, DivergenceError)
+        result = TrialResult(describe_error(cause), full_text(error), seconds=seconds, diverged=diverged)
         if job.on_gpu and job.trains_in_driver:
             _failed_on_gpu.append(job.trial_id)
     ray.tune.report({RESULT: asdict(result)})

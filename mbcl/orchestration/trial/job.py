@@ -40,6 +40,7 @@ class Job:
         resources: the resources of the trial's workers.
         group: the name of the study.
         num_tasks: number of planning tasks that run at a time.
+        run_id: the id for experiment trackers, unique among all studies; empty for ``trial_id``.
         placement: the nodes on which the driver, the planner and the tasks run.
         sizes: numbers of workers with which the trial may start, ascending; empty for ``resources.workers`` alone.
         fence: the claim on the results folder, checked before each write of this trial; None for no fencing.
@@ -60,6 +61,7 @@ class Job:
     resources: TrialResources
     group: str
     num_tasks: int
+    run_id: str = ""
     placement: Placement = Placement()
     sizes: tuple[int, ...] = ()
     fence: Fence | None = None
@@ -97,12 +99,14 @@ class TrialResult:
 
     Args:
         error: the reason of a failure in one line; empty if the trial finished.
+        log: the whole text of the failure, with tracebacks.
         metrics: the final metrics by their contract names.
         seconds: wall time by stage.
         diverged: whether it failed because its training was not finite.
     """
 
     error: str = ""
+    log: str = ""
     metrics: Metrics = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     diverged: bool = False
@@ -116,20 +120,6 @@ def merge_metrics(row: Row, evaluated: Mapping[str, float]) -> Metrics:
     trained = {key: value for key, value in row.items() if "/" in key and not key.startswith("time/")}
     merged = {**trained, **evaluated}
     return {key: value if value is None or math.isfinite(value) else None for key, value in merged.items()}
-
-
-def describe_error(error: BaseException) -> str:
-    """Describe an error in one line: its message and, unless it is an :class:`MbclError`, its type.
-
-    Ray wraps the errors of other processes in tracebacks, whose last line is the error itself.
-    """
-    from mbcl.errors import MbclError
-
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else ""
-    if isinstance(error, MbclError) or len(lines) > 1:
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def mute_sampler_warnings() -> None:

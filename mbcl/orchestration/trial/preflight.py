@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 from mbcl.config.evaluation import Evaluation
-from mbcl.config.experiment import Experiment
+from mbcl.config.experiment import Experiment, identity
 from mbcl.engine import MemoryNeed
 from mbcl.errors import ConfigError, MbclError
 from mbcl.io.store import Store, is_uri, open_store, write_text
@@ -30,12 +32,14 @@ class PreflightReport:
         planning_cost: by setting, a description of what planning costs; empty if it costs nothing.
         notes: notes for the user, one line each.
         memory: the most memory that a training takes beyond idle processes; None if unknown.
+        contents: the digests of the data sets' contents, by :func:`data_key`.
     """
 
     max_pools: dict[int, int]
     planning_cost: dict[int, str]
     notes: tuple[str, ...]
     memory: MemoryNeed | None = None
+    contents: dict[str, list[str]] = field(default_factory=dict)
 
 
 def distinct_experiments(specs: Sequence[TrialSpec]) -> dict[int, AnyExperiment]:
@@ -59,15 +63,26 @@ def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> Preflig
         assert isinstance(experiment, Experiment)
         by_data.setdefault(experiment.data.model_dump_json(), {})[setting] = experiment
     reports: dict[int, _SettingReport] = {}
+    contents: dict[str, list[str]] = {}
     for group in by_data.values():
-        reports.update(_check_on_same_data(group, source))
+        found = _check_on_same_data(group, source)
+        reports.update(found)
+        (first, experiment), *_ = group.items()
+        contents.setdefault(data_key(experiment), []).append(found[first].content)
     settings = sorted(experiments)
     return PreflightReport(
         {setting: reports[setting].max_pools for setting in settings},
         {setting: reports[setting].planning_cost for setting in settings},
         tuple(dict.fromkeys(note for setting in settings for note in reports[setting].notes)),
         MemoryNeed.largest(report.memory for report in reports.values()),
+        contents,
     )
+
+
+def data_key(experiment: Experiment) -> str:
+    """Return the name of a data set with a digest of its settings, wherever its files are."""
+    settings = json.dumps(identity(experiment.resolved())["data"], sort_keys=True)
+    return f"{experiment.data.name}-{hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()}"
 
 
 class _SettingReport(NamedTuple):
@@ -77,6 +92,7 @@ class _SettingReport(NamedTuple):
     planning_cost: str
     notes: list[str]
     memory: MemoryNeed
+    content: str
 
 
 def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, _SettingReport]:
@@ -89,7 +105,7 @@ def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, 
     reports: dict[int, _SettingReport] = {}
     for setting, experiment in group.items():
         with errors_of_experiment(source):
-            engine.check_trackers(experiment)
+            tracking = engine.check_trackers(experiment)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 if data is None:
@@ -108,9 +124,9 @@ def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, 
             else 0
             for sampler in experiment.samplers().values()
         )
-        notes = [str(warning.message) for warning in caught]
+        notes = [*tracking, *(str(warning.message) for warning in caught)]
         reports[setting] = _SettingReport(
-            max_pools, engine.planning_cost(experiment, data.samples), notes, memory[model]
+            max_pools, engine.planning_cost(experiment, data.samples), notes, memory[model], data.content()
         )
     return reports
 

@@ -9,7 +9,8 @@ import ray
 import torch
 
 from mbcl.config.experiment import Experiment
-from mbcl.engine.checkpoint import name_of
+from mbcl.engine.checkpoint import load, name_of
+from mbcl.engine.tracking import log_final
 from mbcl.evaluation import evaluate
 from mbcl.io.store import Store, open_store
 from mbcl.orchestration.cluster.wait_for_capacity import wait_any
@@ -118,17 +119,22 @@ def evaluate_end(job: Job, again: bool) -> dict[str, float]:
         DataError, ConfigError: as :func:`mbcl.evaluation.evaluate`.
     """
     assert isinstance(job.experiment, Experiment)
-    torch.set_num_threads(job.resources.threads)
+    torch.set_num_threads(job.experiment.train.threads or job.resources.threads)
     store = job.open(job.store)
-    return evaluate(
+    checkpoint = name_of(job.experiment.train.epochs)
+    metrics = evaluate(
         store,
+        data=job.experiment.data,  # which may have moved since the training
         settings=job.evaluation,
         device="cuda" if job.on_gpu else "cpu",
         baselines=job.open(job.baselines),
-        checkpoint=name_of(job.experiment.train.epochs),
+        checkpoint=checkpoint,
         out=reevaluation_store(job) if again else None,
         earlier=store if again else None,
     )
+    if "wandb" in job.experiment.track and not again:
+        log_final(store, run_id=load(store, checkpoint).meta["run_id"], metrics=metrics)
+    return metrics
 
 
 _evaluate = ray.remote(num_cpus=0)(evaluate_end)

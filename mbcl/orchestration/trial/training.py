@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from mbcl.config.experiment import Experiment
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
@@ -83,6 +81,14 @@ def _claim(job: Job, world: World) -> tuple[Fence, ...]:
     return job.fences
 
 
+def _on_threads(job: Job) -> Experiment:
+    """Return the experiment of a trial with the threads of its resources, unless it names its own number."""
+    assert isinstance(job.experiment, Experiment)
+    train_block = job.experiment.train
+    threads = {"threads": train_block.threads or job.resources.threads}
+    return job.experiment.model_copy(update={"train": train_block.model_copy(update=threads)})
+
+
 def train_rank(
     job: Job,
     world: World,
@@ -101,20 +107,19 @@ def train_rank(
         notice: as for :func:`mbcl.engine.train`.
     """
     entered, start = time.time(), time.perf_counter()
-    torch.set_num_threads(job.resources.threads)
     mute_sampler_warnings()
-    assert isinstance(job.experiment, Experiment)
+    experiment = _on_threads(job)
     plans = None
     if planner is not None:
-        plans = RayPlanService(planner, world=world, seed=job.experiment.seed, num_tasks=job.num_tasks)
+        plans = RayPlanService(planner, world=world, seed=experiment.seed, num_tasks=job.num_tasks)
     fences = _claim(job, world)
     outcome = train(
-        job.experiment,
+        experiment,
         world=world,
         store=FencedStore(open_store(job.store), fences),
         plans=plans,
         observers=[OwnershipGuard(fences), *observers],
-        run_id=job.trial_id,
+        run_id=job.run_id or job.trial_id,
         group=job.group,
         notice=notice or (lambda: False),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from mbcl.config.base import validate
@@ -20,13 +20,17 @@ from mbcl.evaluation import BASELINES
 from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.capacity import Node, TrialResources, max_concurrency
 from mbcl.orchestration.cluster.connection import ClusterInfo, await_node, cluster
+from mbcl.orchestration.console import busy
+from mbcl.orchestration.live import Devices
 from mbcl.orchestration.results_folder import layout
+from mbcl.orchestration.results_folder.opened_study import check_same_data
 from mbcl.orchestration.results_folder.reevaluation import commit, evaluation_blocks
 from mbcl.orchestration.scheduling.early_stopping import build_early_stopping
 from mbcl.orchestration.scheduling.trial_queue import TrialQueue
 from mbcl.orchestration.search_space.schedulers import build as build_scheduler
 from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
-from mbcl.orchestration.trial.job import Job, describe_error
+from mbcl.orchestration.trial.failures import describe_error
+from mbcl.orchestration.trial.job import Job
 from mbcl.orchestration.trial.preflight import (
     PreflightReport,
     check_data_on_cluster,
@@ -78,7 +82,9 @@ def _is_loss_of_ray(error: Exception) -> bool:
 def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport | None) -> dict[str, str]:
     options, space, study, console = run.options, run.file.space, run.study, run.console
     runner = runner_of(space.kind.model)
-    with cluster(options.address, nodes, verbose=options.verbose, log=console.log) as ray_cluster:
+    with ExitStack() as stack:
+        with busy("starting Ray" if options.address is None else "joining Ray", quiet=options.quiet):
+            ray_cluster = stack.enter_context(cluster(options.address, nodes, verbose=options.verbose, log=console.log))
         nodes, drivers = ray_cluster.nodes, ray_cluster.drivers
         resources, concurrency = allocate(
             space,
@@ -99,6 +105,7 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
         if preflight is None:
             experiments = distinct_experiments([*study.todo.values(), *study.trials.probes])
             preflight = check_data_on_cluster(experiments, str(run.file.path), ray_cluster.placement.for_task)
+            check_same_data(study.record, preflight.contents)
         # The CPUs that trials leave for lack of memory have none for planning tasks, either.
         cpus_per_trial = int(sum(node.cpus for node in nodes)) // most.num_trials
         jobs = StudyJobs(run, resources, ray_cluster, preflight.max_pools, cpus_per_trial)
@@ -108,7 +115,11 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
         notes = (*study.notes, *preflight.notes)
         console.print_header(num_todo, resources, concurrency, notes, evaluation_alone=options.eval_only)
         study.has_begun = True
-        with console.progress(num_todo):
+        all_cpus = sum(node.cpus for node in nodes)
+        devices = Devices("core", resources.workers * resources.threads, all_cpus, concurrency.num_trials)
+        if resources.gpus:
+            devices = Devices("GPU", resources.gpus, sum(node.gpus for node in nodes), concurrency.num_trials)
+        with console.progress(devices, lambda: run.num_undrawn):
             if options.eval_only:
                 return _evaluate_again(run, jobs_todo, concurrency.num_trials)
             from mbcl.orchestration.tune.run_trials import run_trials
@@ -165,7 +176,7 @@ def _evaluate_again(run: StudyRun, jobs: dict[str, Job], concurrency: int) -> di
     from mbcl.orchestration.trial.pretraining import reevaluation_store
     from mbcl.orchestration.tune.run_trials import run_evaluations
 
-    metrics, failures = run_evaluations(jobs, concurrency=concurrency, observer=run.console)
+    metrics, failures = run_evaluations(jobs, store=run.store, concurrency=concurrency, observer=run.console)
     if not failures:
         signals.ignore_signals()  # an interrupted commit would mix old and new evaluations
         blocks = evaluation_blocks(run.study.record, run.study.trials, run.file.space.kind)
@@ -205,6 +216,7 @@ class StudyJobs(Mapping[str, Job]):
         pools = self.max_pools.get(spec.setting, max(self.max_pools.values(), default=0))
         return Job(
             trial_id=trial_id,
+            run_id=f"{trial_id}-{run.study.record.id}" if run.study.record.id else "",
             experiment=spec.experiment,
             store=run.store.child(layout.trial_folder(trial_id)).uri,
             baselines=run.store.child(BASELINES).uri,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray
 import ray.tune
 from ray.tune.experiment import Trial
 
-from mbcl.io.store import Store
+from mbcl.io.store import Store, write_text
 from mbcl.orchestration import signals
 from mbcl.orchestration.cluster.failure_policy import root_cause
 from mbcl.orchestration.cluster.orphaned_groups import (
@@ -21,9 +23,11 @@ from mbcl.orchestration.cluster.orphaned_groups import (
     remove_own_groups,
 )
 from mbcl.orchestration.cluster.wait_for_capacity import wait_any
+from mbcl.orchestration.results_folder.layout import trial_folder
 from mbcl.orchestration.scheduling.trial_queue import TrialQueue
 from mbcl.orchestration.trial.entrypoint import RESULT, run_trial
-from mbcl.orchestration.trial.job import Job, Metrics, TrialResult, describe_error
+from mbcl.orchestration.trial.failures import ERROR_FILE, describe_error, describe_text, full_text
+from mbcl.orchestration.trial.job import Job, Metrics, TrialResult
 from mbcl.orchestration.trial.pretraining import evaluation_resources, submit_evaluation
 from mbcl.orchestration.trial.trial_runners import Driver, runner_of
 from mbcl.orchestration.tune.adapters import TuneScheduler, TuneSearcher
@@ -125,7 +129,7 @@ class _Recorder(ray.tune.Callback):
         with self._update():
             remove_orphaned_groups()
             if trial.status == Trial.ERROR:
-                self._record_result(trial.config["trial_id"], TrialResult("the process of the trial's driver was lost"))
+                self._record_result(trial.config["trial_id"], _loss_of_driver(trial))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         self.raise_failure()
@@ -147,6 +151,7 @@ class _Recorder(ray.tune.Callback):
         record.seconds = {key: round(value, 3) for key, value in result.seconds.items()}
         if not result.error:
             record.metrics = result.metrics
+        _write_log(self._store, trial_id, result.error, result.log)
         self._finish(trial_id)
 
     def _record_stop(self, trial_id: str) -> None:
@@ -162,6 +167,25 @@ class _Recorder(ray.tune.Callback):
         self._queue.on_trial_end(trial_id)  # before writing: it may mark further trials as stopped
         write_study(self._store, self._study)
         self._observer.on_trial_end(trial_id)
+
+
+def _write_log(store: Store, trial_id: str, error: str, text: str) -> None:
+    """Write a failure into the trial's folder, or remove that of an earlier attempt. A full disk is passed over."""
+    name = f"{trial_folder(trial_id)}/{ERROR_FILE}"
+    with suppress(OSError):
+        if error:
+            write_text(store, name, f"{error}\n\n{text}")
+        else:
+            store.delete(name)
+
+
+def _loss_of_driver(trial: Trial) -> TrialResult:
+    """Return the result of a trial whose driver was lost too often; Ray Tune wrote all its losses into a file."""
+    file = Path(trial.error_file) if trial.error_file else None
+    text = file.read_text(errors="replace") if file and file.is_file() else ""
+    *_, last = re.split(r"^Failure # .*$", text, flags=re.MULTILINE)
+    reason = describe_text(last)
+    return TrialResult(f"the process of the trial's driver was lost{f': {reason}' if reason else ''}", text)
 
 
 def run_trials(
@@ -228,12 +252,13 @@ def run_trials(
 
 
 def run_evaluations(
-    jobs: Mapping[str, Job], *, concurrency: int, observer: TrialObserver
+    jobs: Mapping[str, Job], *, store: Store, concurrency: int, observer: TrialObserver
 ) -> tuple[dict[str, Metrics], dict[str, str]]:
-    """Evaluate finished trials again. Nothing is recorded.
+    """Evaluate finished trials again. Nothing is recorded but the logs of failures.
 
     Args:
         jobs: the jobs by trial, with the evaluation to run.
+        store: the results folder.
         concurrency: maximum number of evaluations that run at a time.
         observer: is notified of progress.
 
@@ -256,5 +281,6 @@ def run_evaluations(
             measured[key] = {**metrics}
         except Exception as error:  # a failed evaluation must not end the others
             failures[key] = describe_error(root_cause(error))
+            _write_log(store, key, failures[key], full_text(error))
         observer.on_evaluation_end(key, failures.get(key, ""))
     return measured, failures

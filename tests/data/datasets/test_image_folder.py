@@ -119,6 +119,18 @@ def test_image_folder_says_which_images_it_does_not_read(tmp_path):
     assert main(["data", "check", "--data", "image_folder", "--data-dir", str(tmp_path), "--verify", "strict"]) == 2
 
 
+def test_image_folder_follows_links_of_classes_and_no_circle(tmp_path):
+    write(tmp_path / "data")
+    folder = tmp_path / "data" / "train" / "dog"
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "elsewhere")
+    assert len(load(tmp_path / "data", image_size=16, verify="strict").train) == 10
+    write_image(tmp_path / "elsewhere" / "deep" / "0.png", 0)
+    with pytest.warns(UserWarning, match=f"1 of 21 images are not read: 1 elsewhere .*first {folder}/deep/0.png"):
+        load(tmp_path / "data", image_size=16)
+
+
 def test_image_folder_reads_every_extension_of_jpeg(tmp_path):
     write(tmp_path, [(28, 28)] * 4)
     for number, suffix in enumerate((".jpe", ".JFIF", ".jpeg", ".JPG")):

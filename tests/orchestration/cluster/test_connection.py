@@ -19,7 +19,7 @@ from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
 from mbcl.orchestration.trial.preflight import check_shared
 
-from ..helpers import ROOT, apart, command, line_of
+from ..helpers import ROOT, apart, command, errors_in, line_of
 from .autoscaled import autoscaled
 
 pytestmark = pytest.mark.ray
@@ -40,7 +40,7 @@ def impossible(space: Path, folder: Path, address: str) -> dict[str, Any]:
     result = subprocess.run(command(space, folder, *options), cwd=ROOT, capture_output=True, text=True)
     return {
         "code": result.returncode,
-        "stderr": result.stderr,
+        "stderr": errors_in(result.stderr),
         "files": sorted(path.name for path in folder.rglob("*")),
     }
 
@@ -153,7 +153,7 @@ def test_an_address_for_rays_client_is_refused(space_file, tmp_path):
     )
     assert result.returncode == 2
     assert "give HOST:PORT of the cluster's head" in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert errors_in(result.stderr).count("\n") == 1
 
 
 SHIPPED = (
@@ -257,5 +257,5 @@ def test_what_listens_and_is_no_ray_is_refused_before_anything_is_written(space_
         result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2, result.stderr
     assert f"--address {address}: something listens there that does not answer as a Ray cluster" in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert errors_in(result.stderr).count("\n") == 1
     assert not (tmp_path / "results").exists()

@@ -165,7 +165,7 @@ def test_damaged_rows_are_said_and_the_training_goes_on_from_its_checkpoint(begu
 
 def test_damaged_rows_end_neither_the_race_nor_its_reports(space_file, tmp_path, monkeypatch):
     pytest.importorskip("ray")
-    from mbcl.orchestration import console
+    from mbcl.orchestration import live
     from mbcl.orchestration.scheduling import early_stopping
     from mbcl.orchestration.trial import metrics_reporter
 
@@ -183,11 +183,11 @@ def test_damaged_rows_end_neither_the_race_nor_its_reports(space_file, tmp_path,
     monkeypatch.setattr(metrics_reporter.ray.tune, "report", reported.append)
     write(rows[0], b"1", b"\xff")
     assert early_stopping.build_early_stopping(file.space, study, trials.by_id, store) is not None
-    assert console._last_row(store, first) is None
+    assert live.last_row(store, first) is None
     with metrics_reporter.report_to_tune(trial, metric, after=0):
         write(rows[0], b"\xff", rows[1], rows[2])
     assert [found[metrics_reporter.EPOCH] for found in reported] == [1, 2, 3]
-    assert console._last_row(store, first)["epoch"] == 3
+    assert live.last_row(store, first)["epoch"] == 3
 
 
 @pytest.mark.parametrize("judged", [False, True])

@@ -21,6 +21,8 @@ from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, settings_of
 from mbcl.study.statistics import summarise
 
+from ..helpers import errors_in
+
 SHUFFLE, SPECTRAL = {"name": "shuffle"}, {"name": "spectral", "k": 4}
 OSGD = {"name": "osgd", "k": 4, "q": 1}
 """On 270 images in batches of 16: plans of 4 batches, for 16 steps an epoch 4 embedding passes."""
@@ -129,7 +131,7 @@ def test_bad_controls_are_refused_with_exit_code_2(space_file, tmp_path, capsys,
 
     line = ["--space", str(space_file()), "--results-dir", str(tmp_path / "results"), "--dry-run"]
     assert run_ray.main([*line, *(part for override in overrides for part in ("--set", override))]) == 2
-    error = capsys.readouterr().err
+    error = errors_in(capsys.readouterr().err)
     assert text in error
     assert error.count("\n") == 1
 

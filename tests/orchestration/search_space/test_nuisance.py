@@ -19,6 +19,8 @@ from mbcl.study.record import StudyRecord, write_study
 from mbcl.study.settings import settings_of
 from mbcl.study.statistics import summarise
 
+from ..helpers import errors_in
+
 VALIDATION, MRR = "val/retrieval/mrr", "retrieval/mrr"
 TUNED = {
     "seeds": [0, 1, 2],
@@ -263,7 +265,7 @@ def test_bad_nuisance_blocks_are_refused_with_exit_code_2(space_file, tmp_path, 
 
     path = space_file({**TUNED, **changes})
     assert run_ray.main(["--space", str(path), "--results-dir", str(tmp_path / "results"), "--dry-run"]) == 2
-    error = capsys.readouterr().err
+    error = errors_in(capsys.readouterr().err)
     assert error.startswith("error: ")
     assert text in error
     assert error.count("\n") == 1

@@ -15,6 +15,8 @@ from mbcl.orchestration.search_space.schema import read_space
 from mbcl.orchestration.search_space.ties import resolve_ties
 from mbcl.study.comparisons import compare
 
+from ..helpers import errors_in
+
 TEMPERATURE = {"same_as": "objective.temperature"}
 
 
@@ -103,7 +105,7 @@ def test_bad_ties_are_refused_with_exit_code_2(space_file, tmp_path, capsys, key
 
     path = space_file({f"space/{key}": value for key, value in keys.items()})
     assert run_ray.main(["--space", str(path), "--results-dir", str(tmp_path / "results"), "--dry-run"]) == 2
-    error = capsys.readouterr().err
+    error = errors_in(capsys.readouterr().err)
     assert error.startswith(f"error: {path}: ")
     assert text in error
     assert error.count("\n") == 1
