@@ -100,6 +100,7 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
     with _absent_here(missing, options):
         preflight = _preflight(options, file, study)
     if preflight is not None:
+        study.take_sources(preflight.sources)
         check_same_data(study.record, preflight.contents)
     if options.dry_run:
         return _dry_run(options, file, study, store, nodes, preflight, missing)
@@ -112,6 +113,7 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
         # Double-checked: another sweep may have changed the folder before the lock was taken.
         study = open_study(options, file, trials, store)
         if preflight is not None:
+            study.take_sources(preflight.sources)
             check_same_data(study.record, preflight.contents)
         fenced = FencedStore(store, [fence])
         watch = Watch(fenced, study.record, write_report) if options.watch else None
