@@ -101,6 +101,10 @@ PLACES = ("data.dir", "data.apart", "data.together")
 """Keys that say where data are. The content of the data is recorded with the results, and compared with them."""
 
 
+UNCOUNTED = (*PLACES, "train.threads")
+"""Keys that :func:`identity` passes over."""
+
+
 def identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Return a resolved experiment, as plain data, without what an experiment is no other one for.
 

@@ -2,7 +2,7 @@
 
 from mbcl.models.contrastive import ContrastiveModel, ProjectorShape, build
 from mbcl.models.pair_mlp import PairMLP
-from mbcl.models.pretrained import pretrained
+from mbcl.models.pretrained import digest_of_weights, pretrained
 from mbcl.models.projector import ProjectionHead
 from mbcl.models.registry import ENCODERS, Encoder, EncoderFactory
 from mbcl.models.resnet_small import ResNetSmall
@@ -21,6 +21,7 @@ __all__ = [
     "Segmented",
     "VisionEncoder",
     "build",
+    "digest_of_weights",
     "pretrained",
     "segments_of",
 ]

@@ -348,6 +348,8 @@ def test_spaces_lists_and_copies_what_sweep_takes(tmp_path, capsys):
     assert Path(comment.partition("$schema=")[2]).is_file()
     assert main(["spaces", "samplers", "--out", str(tmp_path)]) == 2
     assert "is there already" in capsys.readouterr().err
+    assert main(["spaces", "kq", "--out", str(tmp_path / "samplers.yaml")]) == 2
+    assert "--out: " in capsys.readouterr().err
     assert main(["spaces", "sampler"]) == 2
     assert "did you mean 'samplers'" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ from mbcl.orchestration.results_folder.reevaluation import reopen_for_evaluation
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
 from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.orchestration.study_options import StudyOptions
-from mbcl.study.record import StudyRecord
+from mbcl.study.record import WEIGHTS, StudyRecord
 
 
 @dataclass
@@ -128,7 +128,7 @@ def resume_notes(
 
 
 def check_same_data(study: StudyRecord, contents: Mapping[str, Sequence[str]]) -> None:
-    """Compare the contents of the data sets with those that the study began with, and record those of new ones.
+    """Compare the contents of data sets and weights with those that the study began with, and record those of new ones.
 
     Args:
         study: the record, changed in place.
@@ -140,8 +140,11 @@ def check_same_data(study: StudyRecord, contents: Mapping[str, Sequence[str]]) -
     for key, found in contents.items():
         known = study.data.setdefault(key, sorted(set(found)))
         if others := sorted(set(found) - set(known)):
+            what = f"experiment.data: the images, labels or ids of {key.rpartition('-')[0]}"
+            allowed = "another place of the same data, or --name OTHER"
+            if key.startswith(WEIGHTS):
+                what, allowed = f"experiment.{key}: the weights", "the same file, or --name OTHER"
             raise ConfigError(
-                f"experiment.data: the images, labels or ids of {key.rpartition('-')[0]} are not those that the study "
-                f"began with: their digest was {', '.join(known)}, it is {', '.join(others)}; allowed: another place "
-                "of the same data, or --name OTHER"
+                f"{what} are not those that the study began with: their digest was {', '.join(known)}, it is "
+                f"{', '.join(others)}; allowed: {allowed}"
             )

@@ -16,9 +16,11 @@ from mbcl.config.experiment import Experiment, identity
 from mbcl.engine import MemoryNeed
 from mbcl.errors import ConfigError, MbclError
 from mbcl.io.store import Store, is_uri, open_store, write_text
+from mbcl.models import digest_of_weights
 from mbcl.orchestration.search_space.expansion import TrialSpec
 from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.samplers import PoolSampler
+from mbcl.study.record import WEIGHTS
 
 SHARED_FILE = ".shared"
 
@@ -32,7 +34,7 @@ class PreflightReport:
         planning_cost: by setting, a description of what planning costs; empty if it costs nothing.
         notes: notes for the user, one line each.
         memory: the most memory that a training takes beyond idle processes; None if unknown.
-        contents: the digests of the data sets' contents, by :func:`data_key`.
+        contents: the digests of the data sets' contents, by :func:`data_key`, and of the files of ``encoder.weights``.
         sources: what the samples of a data set were made from, where other sources make others, by :func:`data_key`.
     """
 
@@ -74,6 +76,10 @@ def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> Preflig
         contents.setdefault(data_key(experiment), []).append(found[first].content)
         if found[first].sources:
             sources[data_key(experiment)] = found[first].sources
+    for each in experiments.values():
+        if location := cast(Experiment, each).encoder.get("weights"):
+            key = f"{WEIGHTS} {location}"
+            contents[key] = contents.get(key) or [digest_of_weights(location)]
     settings = sorted(experiments)
     return PreflightReport(
         {setting: reports[setting].max_pools for setting in settings},
