@@ -26,7 +26,7 @@ from mbcl.io.files import atomic_write
 from mbcl.io.npz import read_arrays
 from mbcl.seeding import derive
 
-FORMAT = 1
+FORMAT = 2
 """Changes with what is extracted, so that older matrices in a cache are not read."""
 TEST_SHARE = 0.2
 _ARRAYS = ("x1", "x2", "labels", "files", "in_test", "text")
