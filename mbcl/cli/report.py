@@ -52,6 +52,9 @@ def _report(arguments: argparse.Namespace) -> int:
     if not folders:
         raise ConfigError("report: give the folder of a study, for example results/samplers")
     stores = [open_store(folder) for folder in folders]
+    for number, store in enumerate(stores):
+        if store.uri in (other.uri for other in stores[:number]):  # its seeds would count twice
+            raise ConfigError(f"report: {store.uri} is given twice; give every study once")
     studies = [read_study(store) for store in stores]
     if len(studies) == 1:
         write(stores[0], studies[0])

@@ -45,6 +45,8 @@ def _spaces(arguments: argparse.Namespace) -> int:
     if name not in texts:
         raise ConfigError(f"mbcl spaces: no space is called {name!r}; {nearest(name, texts)}")
     path = Path(arguments.out) / f"{name}.yaml"
+    if path.parent.exists() and not path.parent.is_dir():
+        raise ConfigError(f"--out: {path.parent} is no folder")
     if path.exists() and not arguments.overwrite:
         raise ConfigError(f"{path}: is there already; add --overwrite, or choose another --out")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         sys.stderr.write(f"error: {signals.NOT_STARTED}\n")
         return signals.EXIT_INTERRUPTED
     values |= {key: tuple(values[key]) for key in ("overrides", "plugins")}
-    write: Callable[..., None] = report.write
+    write: Callable[..., str] = report.write
     return run_study(StudyOptions(**values, command=tuple(command)), write)
 
 

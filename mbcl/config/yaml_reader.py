@@ -24,6 +24,7 @@ _CORE = {
     "merge": "<<",
 }
 """The plain scalars that are no text, by tag: those of YAML 1.2's core schema, but an integer without leading zeros."""
+_TAG = "tag:yaml.org,2002:"
 _AMBIGUOUS = "tag:mbcl,ambiguous"
 _WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 _DIFFERENT = re.compile(
@@ -45,10 +46,18 @@ class _Reader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        kind = node.tag.removeprefix(_TAG)  # a written tag, such as !!int, may stand before any text
+        allowed = {"timestamp": "(?!)", "float": f"{_CORE['float']}|{_CORE['int']}"}.get(kind, _CORE.get(kind))
+        if isinstance(node, yaml.ScalarNode) and allowed and not re.fullmatch(allowed, node.value):
+            message = f"{node.value!r} has the tag !!{kind}, which it does not fit in YAML 1.2"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+        return super().construct_object(node, deep)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
+            if key_node.tag == f"{_TAG}merge":
                 continue  # `<<: *base`; its keys may be overridden
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | None):
@@ -71,7 +80,7 @@ class _Writer(yaml.SafeDumper):
 for _kind in (_Reader, _Writer):
     _kind.add_implicit_resolver(_AMBIGUOUS, re.compile(f"(?:{_DIFFERENT.pattern})$"), None)
     for _tag, _pattern in _CORE.items():
-        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), None)
+        _kind.add_implicit_resolver(f"{_TAG}{_tag}", re.compile(f"(?:{_pattern})$"), None)
 _Reader.add_constructor(_AMBIGUOUS, _Reader.refuse)
 
 

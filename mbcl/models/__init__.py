@@ -1,6 +1,7 @@
 """Models: encoders and projectors."""
 
 from mbcl.models.contrastive import ContrastiveModel, ProjectorShape, build
+from mbcl.models.pair_mlp import PairMLP
 from mbcl.models.pretrained import digest_of_weights, pretrained
 from mbcl.models.projector import ProjectionHead
 from mbcl.models.registry import ENCODERS, Encoder, EncoderFactory
@@ -13,6 +14,7 @@ __all__ = [
     "ContrastiveModel",
     "Encoder",
     "EncoderFactory",
+    "PairMLP",
     "ProjectionHead",
     "ProjectorShape",
     "ResNetSmall",

@@ -166,6 +166,8 @@ class StudyRecord(_Record):
         data: the digests of the contents of its data sets, by name and settings of the data set, and of its files of
             initial weights, by :data:`WEIGHTS` and place.
         efficiency: how the last run that trained used its machine; None if there was none yet.
+        sources: by data set, what its samples were made from, where other sources make others; see
+            :class:`mbcl.data.SampleSet`.
     """
 
     format: Literal[1] = 1
@@ -186,6 +188,7 @@ class StudyRecord(_Record):
     threads: int | None = None
     data: dict[str, list[str]] = Field(default_factory=dict)
     efficiency: Efficiency | None = None
+    sources: dict[str, dict[str, str]] = Field(default_factory=dict)
 
     @field_validator("trials")
     @classmethod

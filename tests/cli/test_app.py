@@ -33,12 +33,8 @@ def test_train_prints_a_line_an_epoch_and_writes_its_files(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "epoch 1/2  loss " in out
     assert f"2 epochs; checkpoint {tmp_path}/checkpoints/epoch_000002" in out
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "batches.json",
-        "checkpoints",
-        "config.yaml",
-        "metrics.jsonl",
-    ]
+    files = ["batches.json", "checkpoints", "config.yaml", "metrics.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == files
     assert "num_train: 72" in (tmp_path / "config.yaml").read_text()
 
 
@@ -352,6 +348,8 @@ def test_spaces_lists_and_copies_what_sweep_takes(tmp_path, capsys):
     assert Path(comment.partition("$schema=")[2]).is_file()
     assert main(["spaces", "samplers", "--out", str(tmp_path)]) == 2
     assert "is there already" in capsys.readouterr().err
+    assert main(["spaces", "kq", "--out", str(tmp_path / "samplers.yaml")]) == 2
+    assert "--out: " in capsys.readouterr().err
     assert main(["spaces", "sampler"]) == 2
     assert "did you mean 'samplers'" in capsys.readouterr().err
 

@@ -35,3 +35,12 @@ def test_open_opens_the_page_that_was_written(
     assert "--open: no browser was found; open" in capsys.readouterr().err
     assert main(["report", "a study"]) == 0
     assert len(opened) == 2
+
+
+def test_a_study_that_is_given_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its seeds would count twice, and the interval would be too narrow."""
+    write_study(LocalStore(tmp_path / "study"), grid(EIGHT))
+    out = tmp_path / "all.html"
+    assert main(["report", str(tmp_path / "study"), f"{tmp_path}/./study/", "--out", str(out)]) == 2
+    assert "study is given twice" in capsys.readouterr().err
+    assert not out.exists()

@@ -241,6 +241,18 @@ def test_parse_yaml_refuses_what_the_versions_read_differently(text, meant, line
     assert str(caught.value).startswith(f"x, line 2: {text} is {meant}")
 
 
+@pytest.mark.parametrize("text", ["!!int 010", "!!int ''", "!!int 1:30", "!!bool yes", "!!float x", "!!timestamp x"])
+def test_parse_yaml_refuses_a_tag_that_the_text_does_not_fit(text):
+    """PyYAML alone reads some as YAML 1.1 does, and fails within its constructors at others."""
+    with pytest.raises(ConfigError, match="x, line 2: not YAML: .* has the tag !!"):
+        parse_yaml(f"b: 1\na: {text}", "x")
+
+
+def test_parse_yaml_reads_tags():
+    text = "[!!int 0o17, !!float 3, !!float 1e-4, !!str 010, !!bool true, !!null '']"
+    assert parse_yaml(text, "x") == [15, 3.0, 1e-4, "010", True, None]
+
+
 @pytest.mark.parametrize("text", ["{1: a, 1: b}", "{1: a, 1.0: b}", "{true: a, true: b}", "{null: a, ~: b}"])
 def test_parse_yaml_refuses_duplicate_keys_that_are_no_words(text):
     with pytest.raises(ConfigError, match="is given twice"):

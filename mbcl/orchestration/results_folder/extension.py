@@ -34,7 +34,7 @@ def with_known_ids(trials: Trials, known: Iterable[str]) -> Trials:
     return replace(trials, specs=tuple(specs))
 
 
-def extend(study: StudyRecord, file: SpaceFile, trials: Trials, space_digest: str) -> list[str]:
+def extend(study: StudyRecord, file: SpaceFile, trials: Trials, space_digest: str, changed: str) -> list[str]:
     """Add the trials of a space to a study's record, in place, and number all by the order of the space.
 
     Args:
@@ -42,6 +42,7 @@ def extend(study: StudyRecord, file: SpaceFile, trials: Trials, space_digest: st
         file: the new space.
         trials: its trials, under the names of the study.
         space_digest: that of the new space.
+        changed: the first key of the base experiment that differs, with both values; empty if none does.
 
     Returns:
         Notes for the user.
@@ -49,7 +50,7 @@ def extend(study: StudyRecord, file: SpaceFile, trials: Trials, space_digest: st
     Raises:
         ConfigError: if a trial of the study is none of the space, or the comparison would be another one.
     """
-    _check(study, file, trials)
+    _check(study, file, trials, changed)
     added = [spec for spec in trials.specs if spec.trial_id not in study.trials]
     old = dict(study.trials)
     by_setting: dict[int, TrialRecord] = {}
@@ -83,7 +84,7 @@ def _evaluation(spec: TrialSpec, old: dict[str, TrialRecord]) -> dict[str, objec
     return next((record.evaluation for record in old.values() if record.evaluation), {})
 
 
-def _check(study: StudyRecord, file: SpaceFile, trials: Trials) -> None:
+def _check(study: StudyRecord, file: SpaceFile, trials: Trials, changed: str) -> None:
     space = file.space
     for key, then, now in (
         ("search.metric", study.metric, space.search.metric),
@@ -98,9 +99,10 @@ def _check(study: StudyRecord, file: SpaceFile, trials: Trials) -> None:
     if missing:
         record = study.trials[missing[0]]
         values = ", ".join(f"{key} = {short(value)}" for key, value in (record.parameters | record.nuisance).items())
+        reason = f"; {changed}: what the study was given by --set is given again" if changed else ""
         raise ConfigError(
             f"--extend: {file.path} lacks {len(missing)} of the study's {pluralize(len(study.trials), 'trial')}, the "
-            f"first with {values}, seed {record.seed}; a space that extends a study has all of its trials"
+            f"first with {values}, seed {record.seed}; a space that extends a study has all of its trials{reason}"
         )
     tuned = {key for key, record in study.trials.items() if record.stage == "tuning"}
     chosen = any(record.stage == "confirmation" for record in study.trials.values())

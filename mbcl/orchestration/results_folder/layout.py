@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 import mbcl
+from mbcl.config.experiment import identity
 from mbcl.config.yaml_reader import dump_yaml
 from mbcl.errors import ConfigError, pluralize
 from mbcl.io.ownership import OWNER_FILE
@@ -173,7 +174,8 @@ def load(store: Store, file: SpaceFile, trials: Trials, *, extends: bool = False
         )
     trials = with_known_ids(with_drawn_trials(file, trials, study), study.trials)
     if extends:
-        trials = replace(trials, notes=(*trials.notes, *extend(study, file, trials, digest)))
+        notes = extend(study, file, trials, digest, _changed_base(store, file))
+        trials = replace(trials, notes=(*trials.notes, *notes))
     mismatches = sorted(set(study.trials) ^ set(trials.by_id))
     if mismatches:
         raise ConfigError(
@@ -214,6 +216,17 @@ def _difference(store: Store, file: SpaceFile) -> str:
         if key.split(".")[0] not in ("name", "question", "resources", "scheduler"):
             return f"{key} was {short(old)}, now it is {short(new)}"
     return "a default has changed with the version of mbcl"
+
+
+def _changed_base(store: Store, file: SpaceFile) -> str:
+    """Describe the first key of the base experiment that differs from the stored one; empty if none does."""
+    stored = _resolved(store)
+    old = stored.get("experiment") if isinstance(stored, dict) else None
+    if not isinstance(old, dict):
+        return ""
+    now = file.space.model_dump(mode="json")["experiment"]
+    differences = _differences(identity(old), identity(now), "experiment")
+    return next((f"{key} was {short(then)}, now it is {short(new)}" for key, then, new in differences), "")
 
 
 def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mbcl.data.samples import differing_sources
 from mbcl.errors import ConfigError, pluralize
 from mbcl.io.store import Store
 from mbcl.orchestration.results_folder import layout, recovery
@@ -39,6 +40,20 @@ class OpenedStudy:
 
     def __post_init__(self) -> None:
         self.specs = self.trials.by_id | self.todo
+
+    def take_sources(self, sources: Mapping[str, dict[str, str]]) -> None:
+        """Record what the data were made from.
+
+        Raises:
+            ConfigError: if earlier trials of the study had data that were made from something else.
+        """
+        for key, now in sources.items():
+            if differing := differing_sources(self.record.sources.get(key, now), now):
+                raise ConfigError(
+                    f"experiment.data: {key.rpartition('-')[0]} is not what the study began with: {differing}; "
+                    "allowed: the same data, or --name OTHER"
+                )
+        self.record.sources |= sources
 
     def add(self, specs: Sequence[TrialSpec]) -> None:
         """Add trials that an adaptive search has drawn."""

@@ -44,6 +44,8 @@ def recover(
     except ConfigError as error:
         if file.space.search.adaptive:
             raise _without_draws(store, error) from error
+        if extends and not store.exists(STUDY_FILE) and not store.list(TRIALS):
+            raise ConfigError(f"--extend: {error}; without --extend a new study starts there") from error
         return _rebuild(store, file, trials, title, error)
     return *load(store, file, trials, extends=extends), []
 

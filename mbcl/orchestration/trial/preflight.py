@@ -35,6 +35,7 @@ class PreflightReport:
         notes: notes for the user, one line each.
         memory: the most memory that a training takes beyond idle processes; None if unknown.
         contents: the digests of the data sets' contents, by :func:`data_key`, and of the files of ``encoder.weights``.
+        sources: what the samples of a data set were made from, where other sources make others, by :func:`data_key`.
     """
 
     max_pools: dict[int, int]
@@ -42,6 +43,7 @@ class PreflightReport:
     notes: tuple[str, ...]
     memory: MemoryNeed | None = None
     contents: dict[str, list[str]] = field(default_factory=dict)
+    sources: Mapping[str, dict[str, str]] = field(default_factory=dict)
 
 
 def distinct_experiments(specs: Sequence[TrialSpec]) -> dict[int, AnyExperiment]:
@@ -66,11 +68,14 @@ def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> Preflig
         by_data.setdefault(experiment.data.model_dump_json(), {})[setting] = experiment
     reports: dict[int, _SettingReport] = {}
     contents: dict[str, list[str]] = {}
+    sources: dict[str, dict[str, str]] = {}
     for group in by_data.values():
         found = _check_on_same_data(group, source)
         reports.update(found)
         (first, experiment), *_ = group.items()
         contents.setdefault(data_key(experiment), []).append(found[first].content)
+        if found[first].sources:
+            sources[data_key(experiment)] = found[first].sources
     for each in experiments.values():
         if location := cast(Experiment, each).encoder.get("weights"):
             key = f"{WEIGHTS} {location}"
@@ -82,6 +87,7 @@ def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> Preflig
         tuple(dict.fromkeys(note for setting in settings for note in reports[setting].notes)),
         MemoryNeed.largest(report.memory for report in reports.values()),
         contents,
+        sources,
     )
 
 
@@ -99,6 +105,7 @@ class _SettingReport(NamedTuple):
     notes: list[str]
     memory: MemoryNeed
     content: str
+    sources: dict[str, str]
 
 
 def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, _SettingReport]:
@@ -131,9 +138,8 @@ def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, 
             for sampler in experiment.samplers().values()
         )
         notes = [*tracking, *(str(warning.message) for warning in caught)]
-        reports[setting] = _SettingReport(
-            max_pools, engine.planning_cost(experiment, data.samples), notes, memory[model], data.content()
-        )
+        cost, sources = engine.planning_cost(experiment, data.samples), dict(sizes.sources)
+        reports[setting] = _SettingReport(max_pools, cost, notes, memory[model], data.content(), sources)
     return reports
 
 

@@ -96,7 +96,11 @@ def test_further_draws_keep_the_first_ones(space_file, tmp_path):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"seeds": [1, 2]}, "lacks 2 of the study's 2 trials, the first with sampler = .*, seed 0"),
+        ({"seeds": [1, 2]}, "lacks 2 of the study's 2 trials, the first with sampler = .*, seed 0.* of its trials$"),
+        (
+            {"seeds": [0, 1], "experiment/train/epochs": 7},
+            "lacks 2 .* trials; experiment.train.epochs was .*, now it is 7: .* --set is given again",
+        ),
         ({"baseline": {"sampler": "spectral"}}, "baseline was .* it must stay"),
         ({"equivalence": 0.5}, "equivalence was 0.01, now it is 0.5"),
         ({"search": {"metric": "val/retrieval/top1"}}, "search.metric was"),
@@ -106,6 +110,11 @@ def test_an_extension_keeps_the_question(space_file, finished, changes, words):
     store, _ = finished
     with pytest.raises(ConfigError, match=words):
         extended(store, read_space(space_file(changes)))
+
+
+def test_an_extension_needs_a_study(space_file, tmp_path):
+    with pytest.raises(ConfigError, match="^--extend: .* holds no study.json; without --extend a new study starts"):
+        extended(LocalStore(tmp_path / "out" / "none"), read_space(space_file()))
 
 
 @pytest.mark.parametrize("key, block", [("data.apart", False), ("data", True)])
