@@ -31,10 +31,12 @@ def draw_search(study: StudyRecord) -> list[Picture]:
     measured = [
         (s, statistics.fmean(values)) for s in measured_settings(study) if (values := s.values_of(study.metric))
     ]
-    keys = _varied([setting for setting, _ in measured])
+    sign = 1 if study.mode == "max" else -1
+    ranked = sorted(measured, key=lambda pair: sign * pair[1])[-MAX_LINES:]
+    keys = _varied([setting for setting, _ in ranked])
     if len(measured) < 2 or not keys:
         return []
-    drawn = [_parallel(study, measured, keys)]
+    drawn = [_parallel(study, ranked, keys, len(measured))]
     if len(measured) >= MIN_SETTINGS:
         drawn += _importances(study, measured)
     return drawn
@@ -77,13 +79,14 @@ class _Scale:
         return 0.5 if high == low else (at - low) / (high - low)
 
 
-def _parallel(study: StudyRecord, measured: Sequence[tuple[Setting, float]], keys: Sequence[str]) -> Picture:
-    """Draw a line for each setting through its values, the best ones on top and in colour."""
+def _parallel(study: StudyRecord, ranked: Sequence[tuple[Setting, float]], keys: Sequence[str], total: int) -> Picture:
+    """Draw a line for each of the best settings of ``total`` through its values, the best ones on top and in colour.
+
+    The keys are those that these settings vary: no axis is without a value.
+    """
     from matplotlib import colormaps
 
     keys = keys[:MAX_AXES]
-    sign = 1 if study.mode == "max" else -1
-    ranked = sorted(measured, key=lambda pair: sign * pair[1])[-MAX_LINES:]
     scales = {key: _Scale([setting.columns.get(key) for setting, _ in ranked]) for key in keys}
     results = _Scale([value for _, value in ranked])
     names = [*keys, study.metric]
@@ -112,7 +115,7 @@ def _parallel(study: StudyRecord, measured: Sequence[tuple[Setting, float]], key
         title="Settings of the search",
         caption=f"A line is a setting, drawn through its values to its mean {study.metric}; the best are bright and on "
         "top. Axes of numbers are logarithmic where they span much."
-        + (f" Shown are the best {MAX_LINES} of {len(measured)}." if len(measured) > MAX_LINES else ""),
+        + (f" Shown are the best {MAX_LINES} of {total}." if total > MAX_LINES else ""),
         alt=f"Parallel coordinates of {len(ranked)} settings; the best is {best.label} with {number(result)}",
         values=Values(("setting", *keys, study.metric), rows, at),
     )

@@ -10,7 +10,7 @@ from report.test_page import check_self_contained, write_report
 from mbcl.report import pictures
 from mbcl.report.heat_maps import draw_corruptions, draw_grid
 from mbcl.report.row_figures import draw_rows
-from mbcl.report.search_figures import draw_search, importances
+from mbcl.report.search_figures import MAX_LINES, draw_search, importances
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import measured_settings
 
@@ -42,6 +42,21 @@ def test_parallel_coordinates_have_every_measured_setting() -> None:
     assert {row[2] for row in parallel.rows if row[1] == "shuffle"} == {None}
     assert "the best is shuffle" in parallel.alt
     assert len(parallel.at) == 32
+
+
+def test_a_key_of_the_worst_settings_alone_has_no_axis() -> None:
+    trials = []
+    for number in range(MAX_LINES + 2):
+        block = SHUFFLE if number > 1 else {"name": "spectral", "k": 2 + number}
+        parameters = {"sampler": dict(block), "optimizer.lr": 0.1 + number}
+        trials.append(trial(number, number, 0, block, number / 1000, parameters=parameters))
+        trials[-1].metrics[VALIDATION] = number / 1000
+    found = study(trials, searched=True, baseline={})
+    with pictures.style():
+        parallel = draw_search(found)[0]
+    assert parallel.columns == ("setting", "optimizer.lr", VALIDATION)
+    assert len(parallel.rows) == MAX_LINES
+    assert f"Shown are the best {MAX_LINES} of {MAX_LINES + 2}." in parallel.caption
 
 
 def test_importances_find_the_key_that_matters() -> None:
