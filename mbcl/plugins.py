@@ -157,7 +157,8 @@ def _load(file: str, sha256: str | None = None) -> None:
         del _loaded[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = f", line {lines[-1]}" if lines else ""
-        reason = " ".join(str(error).split()) or "no reason given"
+        text = "" if isinstance(error, SystemExit) and not error.code else str(error)
+        reason = " ".join(text.split()) or "no reason given"
         raise ConfigError(f"{file}{line}: {type(error).__name__}: {reason}") from error
 
 

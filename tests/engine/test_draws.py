@@ -98,7 +98,9 @@ def test_validate_is_the_mean_over_draws_and_directions(trainer, seed, draws):
 def test_training_has_both_validation_metrics_in_its_rows(trainer):
     row = trainer.run().row
     found = by_loop(trainer, ViewKey(derive(0, "validation views")), 5)
-    assert (row["val/retrieval/mrr"], row["val/retrieval/top1"]) == pytest.approx((found["mrr"], found["top1"]))
+    assert (row["val/retrieval/mrr"], row["val/retrieval/top1"]) == pytest.approx(
+        (found["retrieval/mrr"], found["retrieval/top1"])
+    )
 
 
 def _validated(world: World, folder: str) -> dict[str, float]:
