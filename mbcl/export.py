@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from mbcl import __version__
 from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment
+from mbcl.data.samples import Channels
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine.setup import channels_of, load_data, load_model, model_of
+from mbcl.engine.setup import channels_from, channels_of, load_model, load_splits, model_of
 from mbcl.errors import ConfigError, pluralize
 from mbcl.io.store import Store, open_store, read_text, write_text
 from mbcl.models import ContrastiveModel, VisionEncoder
@@ -70,6 +72,7 @@ def export(store: Store, *, out: Store, checkpoint: str | None = None, best: boo
         "dtype": str(experiment.train.dtype).removeprefix("torch."),
         "input": _input(experiment),
         "torchvision": _torchvision(model.encoder, experiment, in_channels),
+        "sources": dict(source.meta.get("facts", {}).get("sources", {})),
         "digest": experiment.digest,
         "experiment": source.meta["experiment"],
     }
@@ -98,27 +101,30 @@ class Weights:
         sha256: of the stored file; empty for initial weights, which the experiment determines.
         experiment: the experiment that defines the model.
         state: the model's state dict; None for the initial weights.
-        in_channels: channels of the images; None for the initial weights, which take any number.
+        in_channels: width of the input, see :class:`~mbcl.engine.setup.DataSizes`; None for the initial weights, which
+            take any.
+        sources: what the training data were made from, see :class:`~mbcl.engine.setup.DataSizes`.
     """
 
     name: str
     sha256: str
     experiment: Experiment
     state: dict[str, Tensor] | None = None
-    in_channels: int | None = None
+    in_channels: Channels | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
 
-    def model(self, *, in_channels: int) -> ContrastiveModel:
-        """Build the model in evaluation mode, for images of ``in_channels`` channels.
+    def model(self, *, in_channels: Channels) -> ContrastiveModel:
+        """Build the model in evaluation mode, for inputs of this width.
 
         Raises:
-            ConfigError: if the weights are for images with another number of channels.
+            ConfigError: if the weights are for inputs of another width.
             CheckpointError: if the weights belong to another model.
         """
         if self.state is None:
             return model_of(self.experiment, in_channels=in_channels).eval()
         if self.in_channels != in_channels:
             raise ConfigError(
-                f"data: found images of {pluralize(in_channels, 'channel')}, but checkpoint {self.name} was trained on "
+                f"data: found {_describe_width(in_channels)}, but checkpoint {self.name} was trained on "
                 f"{self.in_channels}"
             )
         return load_model(self.experiment, self.state, in_channels=in_channels).eval()
@@ -134,7 +140,7 @@ def read(store: Store) -> Weights:
         record = json.loads(read_text(store, RECORD_FILE))
         content = store.read_bytes(MODEL_FILE)
         weights = safetensors.torch.load(content)
-        name, in_channels = str(record["checkpoint"]["name"]), int(record["build"]["in_channels"])
+        name, in_channels = str(record["checkpoint"]["name"]), channels_from(record["build"]["in_channels"])
         experiment = validate(Experiment, record["experiment"], f"{store.uri}/{RECORD_FILE}")
     except FileNotFoundError as error:
         raise ConfigError(f"{store.uri}: holds no whole export, {error.filename or 'a file'} is missing") from error
@@ -142,7 +148,8 @@ def read(store: Store) -> Weights:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{store.uri}: its export is damaged: {str(error).splitlines()[0]}") from error
-    return Weights(name, hashlib.sha256(content).hexdigest(), experiment, weights, in_channels)
+    sources = dict(record.get("sources", {}))
+    return Weights(name, hashlib.sha256(content).hexdigest(), experiment, weights, in_channels, sources)
 
 
 def how_to_load(record: dict[str, Any], folder: str) -> dict[str, list[str]]:
@@ -166,24 +173,26 @@ def how_to_load(record: dict[str, Any], folder: str) -> dict[str, list[str]]:
     return lines
 
 
+def _describe_width(in_channels: Channels) -> str:
+    """Describe data by the width of their input."""
+    if isinstance(in_channels, tuple):
+        return f"pairs of {in_channels[0]} and {in_channels[1]} numbers"
+    return f"images of {pluralize(in_channels, 'channel')}"
+
+
 def _input(experiment: Experiment) -> dict[str, Any]:
     """Describe the encoder's input. Mean and std need the data set's files and are None if these cannot be read."""
     try:
         # The constants do not depend on the samples, so two samples are enough.
         data = experiment.data.model_copy(update={"download": False, "max_samples": 2})
-        images = load_data(data, seed=experiment.seed).train
+        samples = load_splits(data).train
     except ConfigError as error:
         size = experiment.data.image_size
         return {"image_size": size, "mean": None, "std": None, "note": f"the data could not be read: {error}"}
-    return {
-        "image_size": images.image_size,
-        "mean": list(images.mean),
-        "std": list(images.std),
-        "note": "pixels in [0, 1], minus mean, divided by std; both per channel",
-    }
+    return samples.describe_input()
 
 
-def _torchvision(encoder: nn.Module, experiment: Experiment, in_channels: int) -> dict[str, Any]:
+def _torchvision(encoder: nn.Module, experiment: Experiment, in_channels: Channels) -> dict[str, Any]:
     """Return whether torchvision's own class loads ``encoder.pt``, with the arguments or the reason."""
     name = experiment.encoder.name
     if not isinstance(encoder, VisionEncoder):
@@ -197,6 +206,7 @@ def _torchvision(encoder: nn.Module, experiment: Experiment, in_channels: int) -
     if stem == "imagenet" and in_channels == 3:
         note = f"strict=False, because {encoder.classifier} is missing: the classifier was never trained"
         return {"loads": True, **build, "note": note}
+    assert isinstance(in_channels, int)
     description = f"stem {stem}, {pluralize(in_channels, 'channel')}"
     note = f"torchvision's {name} has another first convolution ({description} here): load it with mbcl"
     return {"loads": False, **build, "note": note}

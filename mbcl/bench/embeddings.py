@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mbcl.data import ImageSet
 from mbcl.data.datasets import fashion_mnist
 from mbcl.data.datasets.request import DatasetRequest
 from mbcl.functional import nt_xent
@@ -167,6 +168,7 @@ def _fashion(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], Tensor]:
     """Return the first training images, two views of each, and the labels."""
     train = fashion_mnist.read(DatasetRequest(dir=data_dir)).train
+    assert isinstance(train, ImageSet)
     images_NHW = (train.images[:num_samples, 0].float() / 255).numpy()
     generator = numpy_generator(seed, "bench/views")
     return images_NHW, views(images_NHW, generator), views(images_NHW, generator), train.labels[:num_samples]

@@ -14,7 +14,7 @@ from mbcl.cli.parser import Parser
 from mbcl.errors import ConfigError, pluralize
 
 if TYPE_CHECKING:
-    from mbcl.data import ImageSet, Splits
+    from mbcl.data import SampleSet, Splits
     from mbcl.data.packs.folder_sets import Packed
 
 _PROGRESS_STEP = 0.1  # without a terminal, print progress after each tenth of the images
@@ -140,16 +140,17 @@ def _check(arguments: argparse.Namespace) -> int:
         return _check_corrupted(arguments)
     splits = load(arguments.data, dir=arguments.data_dir, verify=arguments.verify, **_reading(arguments))
     for title, part in (("training", splits.train), ("test", splits.test)):
-        side = " x ".join(str(size) for size in part.images.shape[1:])
-        sys.stdout.write(
-            f"{title + ' part':14} {pluralize(len(part), 'image', ',')} of {side}, {_describe_classes(part)}\n"
-        )
+        what = f"{pluralize(len(part), part.noun, ',')} of {part.shape_text}"
+        sys.stdout.write(f"{title + ' part':14} {what}, {_describe_classes(part)}\n")
+    if splits.train.sources:
+        versions = ", ".join(f"{name} {version}" for name, version in splits.train.sources.items())
+        sys.stdout.write(f"{'made from':14} {versions}\n")
     for line in _duplicate_lines(splits):
         sys.stdout.write(line + "\n")
     return 0
 
 
-def _describe_classes(part: ImageSet) -> str:
+def _describe_classes(part: SampleSet) -> str:
     counts = part.labels.bincount()
     counts = counts[counts > 0]
     if not part.labelled:
@@ -158,22 +159,23 @@ def _describe_classes(part: ImageSet) -> str:
 
 
 def _duplicate_lines(splits: Splits) -> Iterator[str]:
-    """Describe images that occur more than once, byte for byte."""
+    """Describe samples that occur more than once, byte for byte."""
     places_by_digest: dict[bytes, list[tuple[str, int, int]]] = defaultdict(list)
     for title, part in (("training", splits.train), ("test", splits.test)):
-        for row, (image, label) in enumerate(zip(part.images.numpy(), part.labels.tolist(), strict=True)):
-            places_by_digest[hashlib.blake2b(image.tobytes(), digest_size=16).digest()].append((title, row, label))
+        for row, (content, label) in enumerate(zip(part.contents(), part.labels.tolist(), strict=True)):
+            places_by_digest[hashlib.blake2b(content, digest_size=16).digest()].append((title, row, label))
     repeated = [places for places in places_by_digest.values() if len(places) > 1]
     across_parts = [places for places in repeated if len({title for title, _, _ in places}) > 1]
     across_classes = [places for places in repeated if len({label for _, _, label in places}) > 1]
-    yield f"{'twice':14} {pluralize(len(repeated), 'image', ',')}"
+    noun = splits.train.noun
+    yield f"{'twice':14} {pluralize(len(repeated), noun, ',')}"
     for title, duplicates in (("in both parts", across_parts), ("in two classes", across_classes)):
         first = f", first {_describe(splits, duplicates[0])}" if duplicates else ""
-        yield f"{title:14} {pluralize(len(duplicates), 'image', ',')}{first}"
+        yield f"{title:14} {pluralize(len(duplicates), noun, ',')}{first}"
 
 
 def _describe(splits: Splits, places: list[tuple[str, int, int]]) -> str:
-    def name(part: ImageSet, row: int) -> str:
+    def name(part: SampleSet, row: int) -> str:
         return f" ({part.files[row]})" if part.files else ""
 
     parts = {"training": splits.train, "test": splits.test}
@@ -181,7 +183,7 @@ def _describe(splits: Splits, places: list[tuple[str, int, int]]) -> str:
 
 
 def _check_corrupted(arguments: argparse.Namespace) -> int:
-    from mbcl.data import CORRUPTED, check_complete, corrupted_available, load, load_corrupted
+    from mbcl.data import CORRUPTED, ImageSet, check_complete, corrupted_available, load, load_corrupted
 
     for option, value in (("--data-dir", arguments.data_dir), ("--clean-dir", arguments.clean_dir)):
         if value is None:
@@ -189,6 +191,7 @@ def _check_corrupted(arguments: argparse.Namespace) -> int:
     source = {"dir": arguments.data_dir, "verify": arguments.verify}
     check_complete(arguments.data, **source)
     clean = load(CORRUPTED[arguments.data].clean, dir=arguments.clean_dir, verify=arguments.verify).test
+    assert isinstance(clean, ImageSet)
     for corruption, severities in corrupted_available(arguments.data, arguments.data_dir).items():
         for severity in severities:
             corrupted = load_corrupted(arguments.data, corruption=corruption, severity=severity, clean=clean, **source)

@@ -11,10 +11,13 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import NoReturn
 
 from mbcl.cli.parser import EXIT_INTERRUPTED
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
+"""The signals that end a process; others with a handler, such as SIGCHLD of a DataLoader's worker, do not."""
 GRACE_SECONDS = 5.0
 """How long the collective of a rank may take to fail after the signal."""
 
@@ -35,14 +38,18 @@ class GroupInterrupt:
         threading.Thread(target=self._watch, args=(reading,), daemon=True, name="interrupt").start()
 
     def _watch(self, reading: int) -> None:
-        os.read(reading, 1)
+        while os.read(reading, 1)[0] not in ENDING:
+            pass
         time.sleep(GRACE_SECONDS)
         self.leave()
 
     def leave(self) -> NoReturn:
         """Write the message and end the process without taking down the group, which may wait for other ranks."""
         self._lock.acquire()  # held until the end: the message is written once
-        sys.stdout.flush()
-        sys.stderr.write(self._message)
-        sys.stderr.flush()
-        os._exit(EXIT_INTERRUPTED)
+        try:
+            with suppress(OSError, ValueError):  # a closed pipe, as of `| head` after the same interrupt
+                sys.stdout.flush()
+            sys.stderr.write(self._message)
+            sys.stderr.flush()
+        finally:
+            os._exit(EXIT_INTERRUPTED)

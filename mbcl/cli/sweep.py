@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -98,7 +99,7 @@ def run(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         sys.stderr.write(f"error: {signals.NOT_STARTED}\n")
         return signals.EXIT_INTERRUPTED
     values |= {key: tuple(values[key]) for key in ("overrides", "plugins")}
-    write: Callable[..., None] = report.write
+    write: Callable[..., str] = report.write
     return run_study(StudyOptions(**values, command=tuple(command)), write)
 
 
@@ -109,8 +110,9 @@ def leave(code: int) -> NoReturn:
     them, and the shell would see another code.
     """
     if code == EXIT_INTERRUPTED:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # a closed pipe
+                stream.flush()
         os._exit(code)
     sys.exit(code)
 

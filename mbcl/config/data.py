@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from mbcl.config.base import ConfigModel, PathConfigError
 from mbcl.data import DATASETS, ViewRecipe
@@ -58,20 +58,27 @@ class Views(ConfigModel):
         return replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
 
+LOAD_KEYS = ("dir", "image_size", "max_samples", "download", "verify", "exif", "bits", "dim", "dropout", "test")
+"""The keys that :func:`mbcl.data.load` takes."""
+_PAIR_KEYS = ("dim", "dropout", "test")
+_IMAGE_KEYS = ("image_size", "download", "exif", "bits", "views")
+
+
 class Data(ConfigModel):
     """The data set and its splits."""
 
     name: str = "digits"
     """The data set, a name of `mbcl list datasets`."""
     dir: str | None = None
-    """The folder of its files, or a URI with a pack or official files; `digits` needs none."""
+    """The folder of its files, or a URI with a pack or official files; `digits` and `code_docs` need none. Of `pairs` a
+    file or a folder."""
     image_size: int | None = Field(default=None, ge=LEAST_SIZE, le=LARGEST_SIZE)
     """Side of the views in pixels, to which `image_folder` resizes; null: the images' own."""
     max_samples: int | None = Field(default=None, ge=2)
-    """Only so many training images, with the class proportions of the whole, the same for every seed; the test split
+    """Only so many training samples, with the class proportions of the whole, the same for every seed; the test split
     stays whole."""
     validation: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training images that becomes the validation split."""
+    """Share of the training samples that becomes the validation split; of pairs whole groups."""
     download: bool = False
     """Fetch missing files with torchvision, where it can."""
     verify: Literal["warn", "strict"] = "warn"
@@ -85,14 +92,42 @@ class Data(ConfigModel):
     views: Views = Views()
     """Augmentation strengths."""
     apart: str | None = None
-    """`labels`, or the path of an `.npy` file with an id for each training image, in the order of `mbcl.data.load` with
-    the same `max_samples`: images of one id share no batch where that is possible, for every sampler."""
+    """`labels`, or the path of an `.npy` file with an id for each training sample, in the order of `mbcl.data.load`
+    with the same `max_samples`: samples of one id share no batch where that is possible, for every sampler."""
     together: str | None = None
-    """The same: every batch has images of one id."""
+    """The same: every batch has samples of one id."""
+    dim: int | None = Field(default=None, ge=2, le=4096)
+    """Of `code_docs` only: numbers of a side; 256 if not given."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Of pairs only: rate at which training and planning drop numbers of both sides; 0 if not given."""
+    test: float | None = Field(default=None, gt=0, lt=1)
+    """Of `pairs` only: share of the test part, where the files have none; 0.2 if not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_pairs(cls, content: Any) -> Any:
+        name = content.get("name") if isinstance(content, dict) else None
+        if not isinstance(name, str) or name not in DATASETS:
+            return content
+        return {**(DATASETS[name].pairs or {}), **content}
+
+    @model_serializer(mode="wrap")
+    def _without_keys_of_others(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the keys of pairs out of experiments on images."""
+        content: dict[str, Any] = dump(self)
+        return {key: value for key, value in content.items() if value is not None or key not in _PAIR_KEYS}
 
     @model_validator(mode="after")
     def _known(self) -> Data:
-        DATASETS.canonical(self.name)
+        options = DATASETS[self.name].pairs
+        for key in _PAIR_KEYS if options is None else set(_PAIR_KEYS) - set(options):
+            if getattr(self, key) is not None:
+                have = ", ".join(name for name in DATASETS if key in (DATASETS[name].pairs or {}))
+                found = f"found {getattr(self, key)!r}, but {self.name} has no such key"
+                raise PathConfigError(key, f"{found}; allowed for: {have}")
+        for key in _IMAGE_KEYS if options is not None else ():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise PathConfigError(key, f"found {getattr(self, key)!r}, but {self.name} holds no images")
         for key in ("apart", "together"):
             value = getattr(self, key)
             if value is not None and value != "labels" and not value.endswith(".npy"):

@@ -40,8 +40,8 @@ from mbcl.samplers import build as build_sampler
 class Projector(ConfigModel):
     """The head from features to projections (published: 2 layers, 2048, 128)."""
 
-    layers: int = Field(default=2, ge=1, le=4)
-    """Linear layers."""
+    layers: int = Field(default=2, ge=0, le=4)
+    """Linear layers; 0: no head, the features are the projections."""
     hidden: int = Field(default=2048, ge=1)
     """Width of all layers but the last."""
     dim: int = Field(default=128, ge=2)
@@ -101,6 +101,10 @@ PLACES = ("data.dir", "data.apart", "data.together")
 """Keys that say where data are. The content of the data is recorded with the results, and compared with them."""
 
 
+UNCOUNTED = (*PLACES, "train.threads")
+"""Keys that :func:`identity` passes over."""
+
+
 def identity(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Return a resolved experiment, as plain data, without what an experiment is no other one for.
 
@@ -124,11 +128,11 @@ class Experiment(ExperimentModel):
     """All randomness derives from it; a space has `seeds`."""
     data: Data = Data()
     """The data set and its splits."""
-    encoder: Annotated[Component, ComponentOf(ENCODERS, "in_channels", "architecture", shared=pretrained)] = _default(
-        "resnet_small"
-    )
+    encoder: Annotated[
+        Component, ComponentOf(ENCODERS, "in_channels", "in_features", "architecture", shared=pretrained)
+    ] = _default("resnet_small")
     """The network that is pretrained, without a classifier: `resnet_small`, a classification architecture of
-    torchvision, or your own."""
+    torchvision, `pair_mlp` for pairs, or your own."""
     projector: Projector = Projector()
     """The head from features to projections."""
     objective: Annotated[Component, ComponentOf(OBJECTIVES, "num_samples")] = _default("simclr")

@@ -16,7 +16,7 @@ from mbcl.errors import ConfigError
 from mbcl.samplers import PoolSampler
 from mbcl.samplers._help import SHARED_PARAMETERS
 
-_PROVIDED = {"batch_size", "num_samples", "in_channels", "architecture", "params"}
+_PROVIDED = {"batch_size", "num_samples", "in_channels", "in_features", "architecture", "params"}
 """Parameters that the experiment fills in itself; listings leave them out."""
 
 

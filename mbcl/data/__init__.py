@@ -1,4 +1,4 @@
-"""In-memory data sets, their splits, and on-device augmentation of their images."""
+"""In-memory data sets of images and pairs, their splits, and on-device augmentation."""
 
 from mbcl.data.corrupted.official_sets import (
     CORRUPTED,
@@ -10,7 +10,9 @@ from mbcl.data.corrupted.official_sets import (
 )
 from mbcl.data.corruptions import CORRUPTIONS, corrupt
 from mbcl.data.datasets.registry import DATASETS, DatasetSpec, describe, load
-from mbcl.data.images import ImageSet, Splits, split_validation
+from mbcl.data.images import ImageSet
+from mbcl.data.pairs import PairSet
+from mbcl.data.samples import SampleSet, Splits, split_validation
 from mbcl.data.views.augment import clean_views, make_views
 from mbcl.data.views.recipe import IDENTITY, ViewRecipe
 
@@ -21,6 +23,8 @@ __all__ = [
     "IDENTITY",
     "ImageSet",
     "DatasetSpec",
+    "PairSet",
+    "SampleSet",
     "Splits",
     "ViewRecipe",
     "check_complete",

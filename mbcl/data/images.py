@@ -5,14 +5,20 @@ Letters: N images, C channels, H and W pixels.
 
 from __future__ import annotations
 
+import base64
 import io
 import warnings
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mbcl.data.messages import format_shape
+from mbcl.data.samples import ONE_DRAW, SampleSet, check_labels
+from mbcl.data.views.augment import clean_views, make_views
 from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError, pluralize
 from mbcl.seeding import numpy_generator
@@ -24,7 +30,7 @@ THUMBNAIL = 32
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class ImageSet(SampleSet):
     """Images with labels. Position p of a batch plan is image p; :meth:`pixels` returns it.
 
     Args:
@@ -46,6 +52,10 @@ class ImageSet:
         DataError: if the set is empty, or if shapes and dtypes do not match.
     """
 
+    noun: ClassVar[str] = "image"
+    draws_when_measured: ClassVar[bool] = True
+    why_unlabelled: ClassVar[str] = "in no folders"
+
     images: Tensor
     labels: Tensor
     name: str
@@ -65,13 +75,7 @@ class ImageSet:
             raise DataError(
                 f"{self.name}: images must be (N, C, H, W) uint8, found {tuple(self.images.shape)} {self.images.dtype}"
             )
-        if len(self) == 0:
-            raise DataError(f"{self.name}: it holds no images")
-        if self.labels.shape != (len(self),) or self.labels.dtype != torch.int64:
-            raise DataError(
-                f"{self.name}: {len(self)} images need as many int64 labels, found "
-                f"{tuple(self.labels.shape)} {self.labels.dtype}"
-            )
+        check_labels(self.name, self.noun, len(self), self.labels)
         if self.files and len(self.files) != len(self):
             raise DataError(f"{self.name}: {len(self)} images, but {len(self.files)} names of files")
         if not len(self.mean) == len(self.std) == self.channels:
@@ -85,6 +89,16 @@ class ImageSet:
     def channels(self) -> int:
         """The number of channels, C."""
         return self.images.shape[1]
+
+    @property
+    def view_size(self) -> int:
+        """The pixels of a view."""
+        return self.image_size**2
+
+    @property
+    def shape_text(self) -> str:
+        """Channels, height and width of an image."""
+        return format_shape(self.images.shape[1:])
 
     def part(self, positions: Tensor) -> ImageSet:
         """Return the subset at ``positions`` ((M,) int64), in that order. It shares this set's memory.
@@ -131,6 +145,48 @@ class ImageSet:
         pixels = self._gather(positions)
         return pixels if self.device is None else pixels.to(self.device)
 
+    def views(self, positions: Tensor, *, seed: int, epoch: int, draws: range = ONE_DRAW) -> Tensor:
+        """Return both augmented views of the images, (2GB, C, S, S); see :meth:`SampleSet.views`."""
+        numbers = [2 * draw + side for side in (0, 1) for draw in draws]
+        return make_views(self.pixels(positions), positions, images=self, seed=seed, epoch=epoch, view=numbers)
+
+    def clean(self, positions: Tensor) -> Tensor:
+        """Return the images resized and normalised, (B, C, S, S): both views without augmentation are the same."""
+        return clean_views(self.pixels(positions), images=self)
+
+    def clean_views(self, positions: Tensor, *, draws: range = ONE_DRAW) -> Tensor:
+        """Return the images twice a draw, (2GB, C, S, S)."""
+        return self.clean(positions).repeat(2 * len(draws), 1, 1, 1)
+
+    def by_sample(self, outputs: Tensor) -> Tensor:
+        """Return the outputs as they are."""
+        return outputs
+
+    def split(self, fraction: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
+        """Split the positions, stratified by label; see :func:`stratified_split`."""
+        return stratified_split(self.labels, fraction, seed, purpose)
+
+    def stored_bytes(self) -> dict[int, int]:
+        """Return the bytes of the images by their address."""
+        return {} if self.mapped else {self.images.data_ptr(): self.images.nbytes}
+
+    def contents(self) -> Iterator[bytes]:
+        """Yield the bytes of each image."""
+        return (self.pixels(torch.tensor([position])).cpu().numpy().tobytes() for position in range(len(self)))
+
+    def describe_input(self) -> dict[str, Any]:
+        """Return size and normalisation."""
+        return {
+            "image_size": self.image_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "note": "pixels in [0, 1], minus mean, divided by std; both per channel",
+        }
+
+    def shown(self, positions: Tensor) -> list[dict[str, str]]:
+        """Return small pictures of the images under ``picture``, as PNG files in base64."""
+        return [{"picture": base64.b64encode(picture).decode()} for picture in self.thumbnails(positions)]
+
     def thumbnails(self, positions: Tensor) -> list[bytes]:
         """Return small pictures of the images at ``positions`` ((B,) int64) as PNG files, at most 32 pixels wide."""
         return [_thumbnail(pixels_CHW) for pixels_CHW in self._gather(positions).cpu()]
@@ -156,18 +212,6 @@ def _thumbnail(pixels_CHW: Tensor) -> bytes:
 def _free_memory(device: torch.device) -> int | None:
     """Return the free bytes on a device; None for the CPU, which already holds the images."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The official training and test parts of a data set. :func:`split_validation` splits the training part further.
-
-    ``pixels_sha256``: the digest of all pixels where it is known, as that of a pack is; see :mod:`mbcl.data.content`.
-    """
-
-    train: ImageSet
-    test: ImageSet
-    pixels_sha256: str | None = field(default=None, kw_only=True)
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
@@ -215,20 +259,3 @@ def stratified_rows(labels: Tensor, num: int) -> Tensor:
         (M,) int64, ascending.
     """
     return torch.arange(len(labels)) if num >= len(labels) else stratified_split(labels, num / len(labels), 0, "few")[1]
-
-
-def validation_positions(train: ImageSet, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the positions of the training and validation images of :func:`split_validation`, two ascending int64."""
-    return stratified_split(train.labels, fraction, seed, "validation")
-
-
-def split_validation(train: ImageSet, fraction: float = 0.1, *, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split a training set into disjoint training and validation sets, stratified by label and seeded.
-
-    Both parts keep the order of the whole set. Positions start at 0 in each.
-
-    Raises:
-        ConfigError: if the fraction is not in (0, 1), or there are fewer than two samples.
-    """
-    positions, held_out = validation_positions(train, fraction, seed=seed)
-    return train.part(positions), train.part(held_out)

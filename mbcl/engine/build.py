@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from mbcl.config.experiment import Experiment
-from mbcl.data import ImageSet
+from mbcl.data.samples import SampleSet
 from mbcl.distributed.collectives import World
 from mbcl.distributed.sync_batchnorm import convert_sync_batchnorm
 from mbcl.engine.embedding_pass import ViewKey, set_statistics, two_views
@@ -62,7 +62,7 @@ def build_learner(
     )
 
 
-def _set_statistics(experiment: Experiment, model: ContrastiveModel, images: ImageSet) -> None:
+def _set_statistics(experiment: Experiment, model: ContrastiveModel, images: SampleSet) -> None:
     """Set the running statistics that the first plans normalise with, from the views of epoch 0.
 
     Without any they would be 0 and 1, and after a few steps still mostly so. Every rank computes the same ones.

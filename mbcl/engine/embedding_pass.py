@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mbcl.data import ImageSet, clean_views, make_views
+from mbcl.data.samples import ONE_DRAW, SampleSet
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine.precision import Compute
@@ -21,10 +21,9 @@ from mbcl.plan import Embeddings
 from mbcl.planner import random_chunks
 from mbcl.seeding import derive
 
-_MOST_IMAGES = 10_000
-"""The images whose statistics untrained batch norms get."""
+_MOST_SAMPLES = 10_000
+"""The samples whose statistics untrained batch norms get."""
 _SEED_OF_DRAWS = 0
-ONE_DRAW = range(1)
 _IMAGES_ON_CPU, _PIXELS_ON_CPU = 256, 2**17
 """The most images of a forward pass of several draws on a CPU, and their pixels; see ``benchmarks/draws.py``."""
 
@@ -36,7 +35,7 @@ class ViewKey:
     Args:
         seed: seed of the views' random stream (training and evaluation have different ones).
         epoch: epoch of the views.
-        augmented: False for the image itself, twice.
+        augmented: False for the sample itself.
     """
 
     seed: int
@@ -44,38 +43,38 @@ class ViewKey:
     augmented: bool = True
 
 
-def two_views(images: ImageSet, positions: Tensor, key: ViewKey, draws: range = ONE_DRAW) -> Tensor:
-    """Compute both views of the samples at (B,) int64 data-set positions on the CPU, on the device of the images.
+def two_views(samples: SampleSet, positions: Tensor, key: ViewKey, draws: range = ONE_DRAW) -> Tensor:
+    """Compute both views of the samples at (B,) int64 data-set positions on the CPU, on the device of the set.
 
     The views of draw d have the numbers 2d and 2d + 1, so that a draw does not depend on the others.
 
     Returns:
-        (2GB, C, H, W) float32 for G draws: all first views, draw by draw, then all second views.
+        (2GB, ...) float32 for G draws: all first views, draw by draw, then all second views.
     """
-    pixels = images.pixels(positions)
     if not key.augmented:
-        return clean_views(pixels, images=images).repeat(2 * len(draws), 1, 1, 1)
-    views = [2 * draw + side for side in (0, 1) for draw in draws]
-    return make_views(pixels, positions, images=images, seed=key.seed, epoch=key.epoch, view=views)
+        return samples.clean_views(positions, draws=draws)
+    return samples.views(positions, seed=key.seed, epoch=key.epoch, draws=draws)
 
 
-def key_of_draws(seed: int, purpose: str, draws: int) -> ViewKey:
+def key_of_draws(seed: int, purpose: str, draws: int, *, augmented: bool = True) -> ViewKey:
     """Return the key of the views over whose draws a metric is a mean.
+
+    ``augmented``: whether a draw augments, as :attr:`~mbcl.data.samples.SampleSet.draws_when_measured` of the samples.
 
     Several draws are the same for all seeds: the noise that their mean still has is then common to all trials. One draw
     is that of the experiment's own seed, as published.
     """
-    return ViewKey(derive(seed if draws == 1 else _SEED_OF_DRAWS, purpose))
+    return ViewKey(derive(seed if draws == 1 else _SEED_OF_DRAWS, purpose), augmented=augmented)
 
 
-def pass_size(draws: int, images: ImageSet, batch_size: int, device: torch.device) -> int:
-    """Return the most images of a forward pass: ``batch_size``, and with several draws fewer on a CPU.
+def pass_size(draws: int, samples: SampleSet, batch_size: int, device: torch.device) -> int:
+    """Return the most samples of a forward pass: ``batch_size``, and with several draws fewer on a CPU.
 
     Activations that exceed its caches make a pass slower there. One draw is computed as published, in larger passes.
     """
     if draws == 1 or device.type != "cpu":
         return batch_size
-    return min(batch_size, _IMAGES_ON_CPU, max(16, _PIXELS_ON_CPU // images.image_size**2))
+    return min(batch_size, _IMAGES_ON_CPU, max(16, _PIXELS_ON_CPU // samples.view_size))
 
 
 def groups_of_draws(draws: int, num_samples: int, batch_size: int) -> list[range]:
@@ -115,7 +114,7 @@ def _normalisation(model: nn.Module, mode: str) -> Iterator[None]:
 
 def embed(
     model: ContrastiveModel,
-    images: ImageSet,
+    samples: SampleSet,
     key: ViewKey,
     *,
     mode: str,
@@ -132,7 +131,7 @@ def embed(
 
     Args:
         model: encoder and projector, not wrapped in DDP.
-        images: the data set.
+        samples: the data set.
         key: selects the views.
         mode: ``train`` normalises with the chunk's statistics (as published), ``eval`` with the running ones;
             neither changes the model.
@@ -146,7 +145,7 @@ def embed(
         rows.
     """
     (embeddings,) = embed_draws(
-        model, images, key, draws=1, mode=mode, batch_size=batch_size, world=world, compute=compute, round=round
+        model, samples, key, draws=1, mode=mode, batch_size=batch_size, world=world, compute=compute, round=round
     )
     return embeddings
 
@@ -154,7 +153,7 @@ def embed(
 @torch.no_grad()
 def embed_draws(
     model: ContrastiveModel,
-    images: ImageSet,
+    samples: SampleSet,
     key: ViewKey,
     *,
     draws: int,
@@ -168,17 +167,17 @@ def embed_draws(
 
     Of a small data set several draws go through the model in one pass, and every rank computes some of them.
     """
-    batch_size = pass_size(draws, images, batch_size, world.device)
-    chunks = random_chunks(len(images), batch_size, key.seed, key.epoch, round)
+    batch_size = pass_size(draws, samples, batch_size, world.device)
+    chunks = random_chunks(len(samples), batch_size, key.seed, key.epoch, round)
     compute = compute or Compute(world.device)
     dtype = next(model.parameters()).dtype
     embeddings = []
     with _normalisation(model, mode), compute.autocast():
-        for number, group in enumerate(groups_of_draws(draws, len(images), batch_size)):
+        for number, group in enumerate(groups_of_draws(draws, len(samples), batch_size)):
             local_chunks = chunks[(world.rank - number) % world.size :: world.size]
             pairs = [[torch.zeros((len(group), 0, model.projector.out_features), device=world.device, dtype=dtype)] * 2]
             for positions in local_chunks:
-                views = two_views(images, positions, key, group)
+                views = two_views(samples, positions, key, group)
                 pairs.append(model(compute.layout(views.to(dtype))).unflatten(0, (2, len(group), -1)).unbind())
             z1_GND, z2_GND = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
             indices = torch.cat([torch.arange(0), *local_chunks])
@@ -188,20 +187,20 @@ def embed_draws(
 
 @torch.no_grad()
 def clean_features(
-    model: ContrastiveModel, images: ImageSet, *, batch_size: int, world: World, compute: Compute
+    model: ContrastiveModel, samples: SampleSet, *, batch_size: int, world: World, compute: Compute
 ) -> Tensor:
-    """Compute the features of all images without augmentation, (N, F), in evaluation mode; a collective call.
+    """Compute the features of all samples without augmentation, (N, F), in evaluation mode; a collective call.
 
     The ranks share the passes, which are the same on any number of ranks, and every rank gets all features.
     """
-    passes = torch.arange(len(images)).tensor_split(-(-len(images) // batch_size))[world.rank :: world.size]
+    passes = torch.arange(len(samples)).tensor_split(-(-len(samples) // batch_size))[world.rank :: world.size]
     dtype = next(model.parameters()).dtype
     width = cast(Encoder, model.encoder).out_features
-    parts = [torch.zeros((0, width), device=world.device, dtype=dtype)]
+    parts = [samples.by_sample(torch.zeros((0, width), device=world.device, dtype=dtype))]
     with _normalisation(model, "eval"), compute.autocast():
         for positions in passes:
-            views = clean_views(images.pixels(positions), images=images)
-            parts.append(model.features(compute.layout(views.to(dtype))))
+            inputs = samples.clean(positions).to(dtype)
+            parts.append(samples.by_sample(model.features(compute.layout(inputs))))
     rows = collectives.all_gather_ragged(torch.cat(parts), world)
     positions = collectives.all_gather_ragged(torch.cat([torch.arange(0), *passes]), world)
     return rows[positions.argsort().to(rows.device)]
@@ -209,18 +208,18 @@ def clean_features(
 
 @torch.no_grad()
 def set_statistics(
-    model: nn.Module, num_images: int, inputs: Callable[[Tensor], Tensor], *, seed: int, batch_size: int = 256
+    model: nn.Module, num_samples: int, inputs: Callable[[Tensor], Tensor], *, seed: int, batch_size: int = 256
 ) -> None:
-    """Set the running statistics of all batch norms to the mean over random chunks of the training images.
+    """Set the running statistics of all batch norms to the mean over random chunks of the training samples.
 
-    At most 10,000 images, a function of the seed, are used. Models without batch norm do not change.
+    At most 10,000 of them, a function of the seed, are used. Models without batch norm do not change.
 
     Args:
         model: on any device; it ends in evaluation mode. Its batch norms are not synchronised.
-        num_images: N.
-        inputs: maps (B,) int64 positions of images to the model's input.
+        num_samples: N.
+        inputs: maps (B,) int64 positions of samples to the model's input.
         seed: of the chunks.
-        batch_size: the most images of a forward pass.
+        batch_size: the most samples of a forward pass.
     """
     model.eval()
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
@@ -233,7 +232,7 @@ def set_statistics(
         layer.train()
     dtype = next(model.parameters()).dtype
     seed = derive(seed, "statistics of initial weights")
-    rows = torch.cat(random_chunks(num_images, batch_size, seed))[:_MOST_IMAGES]
+    rows = torch.cat(random_chunks(num_samples, batch_size, seed))[:_MOST_SAMPLES]
     for chunk in rows.tensor_split(-(-len(rows) // batch_size)):
         model(inputs(chunk).to(dtype))
     for layer, momentum in zip(layers, momenta, strict=True):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from mbcl.config.evaluation import Corrupted, Evaluation
 from mbcl.data import CORRUPTIONS, ImageSet, check_corrupted, corrupted_available
 from mbcl.data.datasets.request import Verify
+from mbcl.data.samples import SampleSet
 from mbcl.engine.setup import SplitData
 from mbcl.errors import ConfigError, nearest, pluralize
 
 
 def check_evaluation(settings: Evaluation, data: SplitData, *, name: str, verify: Verify = "warn") -> None:
-    """Raise if these images of the data set ``name`` do not allow the evaluation.
+    """Raise if these samples of the data set ``name`` do not allow the evaluation.
 
     ``verify``: whether unofficial files of a corrupted set are a warning or an error.
 
@@ -18,19 +19,34 @@ def check_evaluation(settings: Evaluation, data: SplitData, *, name: str, verify
         ConfigError: naming the key, the value found and the values allowed.
         DataError: if files of a corrupted set are missing or damaged, or do not show these images.
     """
-    num_train, metrics = len(data.train), [*settings.metrics, *settings.validation_metrics]
+    num_train, noun = len(data.train), data.train.noun
+    metrics = [*settings.metrics, *settings.validation_metrics]
     for metric in ("knn", "probe"):
         if metric in metrics and not data.train.labelled:
-            raise ConfigError(f"evaluation.metrics: {metric} needs labels, but the images of {name} are in no folders")
+            why = f"the {noun}s of {name} are {data.train.why_unlabelled}"
+            raise ConfigError(f"evaluation.metrics: {metric} needs labels, but {why}")
     if "knn" in metrics and settings.knn.k > num_train:
-        images = pluralize(num_train, "training image")
-        raise ConfigError(f"evaluation.knn.k: {settings.knn.k} is above the {images} of {name}")
+        training = pluralize(num_train, f"training {noun}")
+        raise ConfigError(f"evaluation.knn.k: {settings.knn.k} is above the {training} of {name}")
     if "probe" in metrics and len(data.train.labels.unique()) < 2:
-        raise ConfigError(f"evaluation.metrics: probe needs 2 classes, but the training images of {name} have one")
+        raise ConfigError(f"evaluation.metrics: probe needs 2 classes, but the training {noun}s of {name} have one")
     if "repr" in metrics and len(data.part(settings.split)) < 2:
-        raise ConfigError(f"evaluation.metrics: repr needs 2 images, but the {settings.split} part of {name} has one")
+        raise ConfigError(f"evaluation.metrics: repr needs 2 {noun}s, but the {settings.split} part of {name} has one")
     if "corrupted" in metrics:
-        _check_corrupted(settings.corrupted, data.test, name=name, verify=verify)
+        _check_corrupted(settings.corrupted, images_of(data.test, "metrics: corrupted"), name=name, verify=verify)
+    if "pixels" in settings.baselines:
+        images_of(data.train, "baselines: pixels")
+
+
+def images_of(samples: SampleSet, what: str) -> ImageSet:
+    """Return the samples as images.
+
+    Raises:
+        ConfigError: if they are not, because ``what``, a key of the evaluation with its value, is only for images.
+    """
+    if not isinstance(samples, ImageSet):
+        raise ConfigError(f"evaluation.{what} is for images, but {samples.name} holds {samples.noun}s")
+    return samples
 
 
 def _check_corrupted(settings: Corrupted, clean: ImageSet, *, name: str, verify: Verify) -> None:

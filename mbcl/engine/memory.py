@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mbcl.config.experiment import Experiment
-from mbcl.data import clean_views
 from mbcl.engine.setup import SplitData
 from mbcl.models import ContrastiveModel
 
@@ -22,7 +21,7 @@ class MemoryNeed:
     """Bytes that a training takes beyond an idle process.
 
     Args:
-        host: images and embeddings, which stay in the main memory.
+        host: samples and embeddings, which stay in the main memory.
         weights: weights, gradients and optimiser state, on the device that trains.
         activations: activations of a step on the global batch, which the workers share.
     """
@@ -41,28 +40,29 @@ class MemoryNeed:
 def memory_need(experiment: Experiment, data: SplitData, model: ContrastiveModel) -> MemoryNeed:
     """Estimate the memory of a training on one worker.
 
-    Activations are counted: all tensors that autograd saves in a forward pass of two images, times the images of a
+    Activations are counted: all tensors that autograd saves in a forward pass of two samples, times those of a
     step. Temporary buffers of single operations and of the views are not.
 
     Args:
         experiment: the configuration.
-        data: its images.
+        data: its samples.
         model: its model, in evaluation mode; its weights are not changed.
     """
-    parts = [part for part in (data.train, data.validation, data.test) if not part.mapped]
-    images = {part.images.data_ptr(): part.images.nbytes for part in parts}  # parts may share their images
+    samples: dict[int, int] = {}  # by address, because parts may share their memory
+    for part in (data.train, data.validation, data.test):
+        samples |= part.stored_bytes()
     weights = sum(weight.nbytes for weight in model.parameters())
-    pair = clean_views(data.train.pixels(torch.arange(min(2, len(data.train)))).cpu(), images=data.train)
-    embeddings, saved = _saved_bytes(model, pair.to(experiment.train.dtype))
-    samples = experiment.train.accumulation.chunk_size or experiment.train.batch_size
+    rows = data.train.clean(torch.arange(min(2, len(data.train)))).cpu()
+    embeddings, saved = _saved_bytes(model, rows.to(experiment.train.dtype))
+    batch_size = experiment.train.accumulation.chunk_size or experiment.train.batch_size
     return MemoryNeed(
-        host=sum(images.values()) + 2 * len(data.train) * embeddings // len(pair),
+        host=sum(samples.values()) + 2 * len(data.train) * embeddings // len(rows),
         weights=COPIES_OF_WEIGHTS * weights,
-        activations=2 * samples * saved // len(pair),
+        activations=2 * batch_size * saved // len(rows),
     )
 
 
-def _saved_bytes(model: ContrastiveModel, images: Tensor) -> tuple[int, int]:
+def _saved_bytes(model: ContrastiveModel, inputs: Tensor) -> tuple[int, int]:
     """Return the bytes of a model's outputs, and of all tensors but weights that autograd saves to compute them."""
     weights = {weight.data_ptr() for weight in model.parameters()}
     saved: dict[int, int] = {}
@@ -74,5 +74,5 @@ def _saved_bytes(model: ContrastiveModel, images: Tensor) -> tuple[int, int]:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        output = model(images)
+        output = model(inputs)
     return output.nbytes, sum(saved.values())

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from textwrap import wrap
 from typing import Any
 
 from mbcl.config.yaml_reader import dump_yaml
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
+_WIDTH = 110
 
 KEYS = (
     "epoch",
@@ -51,7 +53,10 @@ KEYS = (
 
 def write_config(store: Store, content: Mapping[str, Any], sizes: DataSizes) -> None:
     """Write ``config.yaml``: the resolved experiment, and the sizes derived from the data as comments."""
-    sizes_text = "".join(f"#   {key}: {value}\n" for key, value in asdict(sizes).items())
+    facts = asdict(sizes)
+    facts["sources"] = ", ".join(f"{name} {version}" for name, version in facts["sources"].items())
+    lines = (line for key, value in facts.items() if value != "" for line in wrap(f"{key}: {value}", _WIDTH))
+    sizes_text = "".join(f"#   {line}\n" for line in lines)
     text = f"# The resolved experiment. From the data followed:\n{sizes_text}{dump_yaml(dict(content))}"
     write_text(store, CONFIG_FILE, text)
 

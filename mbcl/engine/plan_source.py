@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from mbcl.config.experiment import Experiment
-from mbcl.data import ImageSet
+from mbcl.data.samples import SampleSet
 from mbcl.distributed import collectives
 from mbcl.engine.embedding_pass import ViewKey, embed
 from mbcl.engine.epoch_state import EpochProgress, PlanMetrics
@@ -214,7 +214,7 @@ class PlanSource:
 
 def embed_share(
     learner: Learner,
-    images: ImageSet,
+    images: SampleSet,
     views: ViewKey,
     *,
     mode: str,

@@ -6,7 +6,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mbcl.config.data import Data
+from mbcl.config.data import LOAD_KEYS, Data
 from mbcl.config.experiment import Experiment
-from mbcl.data import ImageSet, Splits, clean_views, load
+from mbcl.data import ImageSet, Splits, load
 from mbcl.data.content import content_digest
-from mbcl.data.images import validation_positions
+from mbcl.data.samples import Channels, SampleSet, validation_positions
 from mbcl.engine.precision import Compute
 from mbcl.errors import CheckpointError, ConfigError, SamplerWarning, pluralize
 from mbcl.io.npz import read_array
@@ -29,7 +29,7 @@ from mbcl.samplers import Ids, Sampler, Shuffle, with_groups
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The training samples without their images: what a plan's shape depends on.
+    """The training samples without their content: what a plan's shape depends on.
 
     Args:
         number: N.
@@ -52,61 +52,58 @@ class Samples:
 
 @dataclass(frozen=True)
 class SplitData:
-    """Train, validation and test images; training positions are 0..N-1.
+    """Train, validation and test samples; training positions are 0..N-1.
 
-    ``apart`` and ``together`` are the ids of the training images, see :class:`Samples`. ``content`` returns the digest
+    ``apart`` and ``together`` are the ids of the training samples, see :class:`Samples`. ``content`` returns the digest
     of the whole data set, ids included, whatever the validation split.
     """
 
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
+    train: SampleSet
+    validation: SampleSet
+    test: SampleSet
     apart: Ids | None = None
     together: Ids | None = None
     content: Callable[[], str] = lambda: ""
 
     @property
     def samples(self) -> Samples:
-        """The training images as samples."""
+        """What a plan's shape depends on."""
         return Samples(len(self.train), self.apart, self.together)
 
-    def part(self, name: Literal["train", "validation", "test"]) -> ImageSet:
+    def part(self, name: Literal["train", "validation", "test"]) -> SampleSet:
         """Return one of the three parts by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}[name]
 
 
 @dataclass(frozen=True)
 class DataSizes:
-    """The sizes of data and epochs; ``plan_length`` is the number of batches in the first planned epoch's plan."""
+    """The sizes of data and epochs, and what identifies the data.
+
+    Args:
+        num_train, num_validation, num_test: samples of each part.
+        steps_per_epoch: batches of an epoch.
+        plan_length: number of batches in the first planned epoch's plan.
+        channels: of images; of pairs the widths of both sides.
+        sources: what the samples were made from, where other sources make others; see
+            :class:`~mbcl.data.samples.SampleSet`.
+    """
 
     num_train: int
     num_validation: int
     num_test: int
     steps_per_epoch: int
     plan_length: int
-    channels: int
+    channels: Channels
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_data(data: Data, *, seed: int) -> SplitData:
-    """Load the data set and split the validation images off the training images.
+    """Load the data set and split the validation samples off the training samples.
 
     Raises:
         DataError: if files are missing or damaged.
     """
-    try:
-        splits = load(
-            data.name,
-            dir=data.dir,
-            image_size=data.image_size,
-            max_samples=data.max_samples,
-            download=data.download,
-            verify=data.verify,
-            exif=data.exif,
-            bits=data.bits,
-        )
-    except ConfigError as error:
-        raise type(error)(f"data: {error}") from error
-    splits = Splits(*(replace(part, recipe=data.views.of(part.recipe)) for part in (splits.train, splits.test)))
+    splits = load_splits(data)
     positions, held_out = validation_positions(splits.train, data.validation, seed=seed)
     ids = {key: _ids(key, getattr(data, key), splits.train) for key in ("apart", "together")}
     return SplitData(
@@ -118,22 +115,40 @@ def load_data(data: Data, *, seed: int) -> SplitData:
     )
 
 
-def _ids(key: str, value: str | None, images: ImageSet) -> NDArray[Any] | None:
-    """Return one id for each image: its label, or from a file."""
+def load_splits(data: Data) -> Splits:
+    """Load the training and test parts of the data set, with the configured augmentation.
+
+    Raises:
+        DataError: if files are missing or damaged.
+    """
+    try:
+        splits = load(data.name, **data.model_dump(include=set(LOAD_KEYS)))
+    except ConfigError as error:
+        raise type(error)(f"data: {error}") from error
+    return replace(splits, train=_with_views(splits.train, data), test=_with_views(splits.test, data))
+
+
+def _with_views(part: SampleSet, data: Data) -> SampleSet:
+    return replace(part, recipe=data.views.of(part.recipe)) if isinstance(part, ImageSet) else part
+
+
+def _ids(key: str, value: str | None, samples: SampleSet) -> NDArray[Any] | None:
+    """Return one id for each sample: its label, or from a file."""
     if value is None:
         return None
     if value == "labels":
-        if not images.labelled:
-            raise ConfigError(f"data.{key}: found labels, but {images.name} has none: its images are in no folders")
-        return images.labels.numpy()
+        if not samples.labelled:
+            why = f"its {samples.noun}s are {samples.why_unlabelled}"
+            raise ConfigError(f"data.{key}: found labels, but {samples.name} has none: {why}")
+        return samples.labels.numpy()
     try:
         ids = read_array(value)
     except ConfigError as error:
         raise ConfigError(f"data.{key}: {error}") from error
-    if ids.shape != (len(images),) or ids.dtype.kind not in "iuUS":
+    if ids.shape != (len(samples),) or ids.dtype.kind not in "iuUS":
         raise ConfigError(
-            f"data.{key}: {value}: expected one whole number or string for each of {len(images)} training images, "
-            f"found {ids.shape} {ids.dtype}"
+            f"data.{key}: {value}: expected one whole number or string for each of {len(samples)} training "
+            f"{samples.noun}s, found {ids.shape} {ids.dtype}"
         )
     return ids
 
@@ -153,6 +168,7 @@ def data_sizes(experiment: Experiment, data: SplitData) -> DataSizes:
         steps_per_epoch=samples.steps_per_epoch(experiment.train.batch_size),
         plan_length=next(iter(samplers.values())).plan_length(samples.number),
         channels=data.train.channels,
+        sources=dict(data.train.sources),
     )
 
 
@@ -199,7 +215,7 @@ def _check_shape(sampler: Sampler, num_train: int, steps: int) -> None:
         )
 
 
-def model_of(experiment: Experiment, *, in_channels: int, pretrained: bool = True) -> ContrastiveModel:
+def model_of(experiment: Experiment, *, in_channels: Channels, pretrained: bool = True) -> ContrastiveModel:
     """Build the experiment's model with its initial weights, drawn in float32 and cast to the experiment's dtype.
 
     Without ``pretrained`` the file of ``encoder.weights`` is not read, because other weights follow.
@@ -209,8 +225,20 @@ def model_of(experiment: Experiment, *, in_channels: int, pretrained: bool = Tru
     return model.to(experiment.train.dtype)
 
 
-def channels_of(meta: Mapping[str, Any], weights: Mapping[str, Tensor]) -> int:
-    """Return the image channels of a checkpoint's model.
+def channels_from(value: Any) -> Channels:
+    """Return the width of an encoder's input from a file: JSON has a list for both sides of pairs.
+
+    Raises:
+        TypeError, ValueError: if it is neither a number nor two.
+    """
+    if isinstance(value, list | tuple):
+        first, second = value
+        return int(first), int(second)
+    return int(value)
+
+
+def channels_of(meta: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Channels:
+    """Return the width of the input of a checkpoint's model: image channels, or the widths of both sides of pairs.
 
     Checkpoints of 0.2.0 do not record them: there they are those of the first convolution in the state dict, which has
     the modules' order.
@@ -223,14 +251,14 @@ def channels_of(meta: Mapping[str, Any], weights: Mapping[str, Tensor]) -> int:
         CheckpointError: if they are not recorded and there is no convolution.
     """
     if recorded := meta.get("facts", {}).get("channels"):
-        return int(recorded)
+        return channels_from(recorded)
     for key, weight in weights.items():
         if key.startswith("encoder.") and weight.dim() == 4:
             return weight.shape[1]
     raise CheckpointError("these are not weights of an encoder: they have no convolution")
 
 
-def load_model(experiment: Experiment, weights: Mapping[str, Tensor], *, in_channels: int) -> ContrastiveModel:
+def load_model(experiment: Experiment, weights: Mapping[str, Tensor], *, in_channels: Channels) -> ContrastiveModel:
     """Build the experiment's model with the weights of a state dict, in training mode on the CPU.
 
     Raises:
@@ -252,7 +280,7 @@ def check_model(experiment: Experiment, data: SplitData) -> ContrastiveModel:
     """Build the model, in evaluation mode, and run it: some encoders reject small images only in their forward pass.
 
     Raises:
-        ConfigError: if the encoder cannot be built or cannot take images of this size.
+        ConfigError: if the encoder cannot be built or cannot take these samples.
     """
     try:
         model = model_of(experiment, in_channels=data.train.channels).eval()
@@ -262,14 +290,13 @@ def check_model(experiment: Experiment, data: SplitData) -> ContrastiveModel:
     return model
 
 
-def check_takes(model: ContrastiveModel, experiment: Experiment, images: ImageSet) -> None:
-    """Run a model in evaluation mode on two images, on the CPU and in the memory format of its training there.
+def check_takes(model: ContrastiveModel, experiment: Experiment, samples: SampleSet) -> None:
+    """Run a model in evaluation mode on two samples, on the CPU and in the memory format of its training there.
 
     Raises:
-        ConfigError: if its encoder cannot take images of this size.
+        ConfigError: if its encoder cannot take samples of this size.
     """
-    views = clean_views(images.pixels(torch.arange(min(2, len(images)))).cpu(), images=images)
-    views = views.to(experiment.train.dtype)
+    views = samples.clean(torch.arange(min(2, len(samples)))).cpu().to(experiment.train.dtype)
     compute = Compute.of(experiment.train, torch.device("cpu"), model)
     try:
         with torch.no_grad():
@@ -279,4 +306,6 @@ def check_takes(model: ContrastiveModel, experiment: Experiment, images: ImageSe
         message = " ".join(str(error).split())
         if compute.channels_last:
             message += " (in the memory format of train.channels_last; false is the contiguous one)"
-        raise ConfigError(f"encoder: {experiment.encoder.name} cannot take images of {shape}: {message}") from error
+        raise ConfigError(
+            f"encoder: {experiment.encoder.name} cannot take {samples.noun}s of {shape}: {message}"
+        ) from error

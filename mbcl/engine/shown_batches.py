@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections import Counter
 from typing import Any
 
 from torch import Tensor
 
-from mbcl.data import ImageSet
+from mbcl.data.samples import SampleSet
 from mbcl.seeding import numpy_generator
 
 BATCHES_FILE = "batches.json"
@@ -17,17 +16,17 @@ MAX_SHOWN = 32
 """Maximum number of samples of a batch that are shown."""
 
 
-def shown_batches(batches: Tensor, losses: Tensor, images: ImageSet, *, seed: int) -> bytes:
+def shown_batches(batches: Tensor, losses: Tensor, images: SampleSet, *, seed: int) -> bytes:
     """Return the content of ``batches.json``.
 
     It has for each batch which one it is, its loss, its size, the number of its samples by class, and for the first
-    samples their position, class and picture, a small PNG in base64. Where the same batch is two of them, it is there
-    twice.
+    samples their position, class and, of images, picture, a small PNG in base64. Where the same batch is two of them,
+    it is there twice.
 
     Args:
         batches: (S, B) int64, batches of the last plan that were trained on.
         losses: (S,), the loss of each when it was trained on.
-        images: the training images.
+        images: the training samples.
         seed: the seed of the experiment, which draws the random batch.
     """
     ascending = losses.argsort(stable=True)
@@ -40,17 +39,17 @@ def shown_batches(batches: Tensor, losses: Tensor, images: ImageSet, *, seed: in
     return (json.dumps({"batches": found}, allow_nan=False) + "\n").encode()
 
 
-def _describe(which: str, batch: Tensor, loss: float, images: ImageSet) -> dict[str, Any]:
+def _describe(which: str, batch: Tensor, loss: float, images: SampleSet) -> dict[str, Any]:
     positions = batch.cpu()
     names = [images.classes[label] if images.classes else str(label) for label in images.labels[positions].tolist()]
-    pictures = images.thumbnails(positions[:MAX_SHOWN])
+    shown = images.shown(positions[:MAX_SHOWN])
     return {
         "which": which,
         "loss": loss,
         "size": len(batch),
         "classes": dict(Counter(names).most_common()),
         "samples": [
-            {"position": position, "class": name, "picture": base64.b64encode(picture).decode()}
-            for position, name, picture in zip(positions.tolist(), names, pictures, strict=False)
+            {"position": position, "class": name, **each}
+            for position, name, each in zip(positions.tolist(), names, shown, strict=False)
         ],
     }

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mbcl.config.train import Accumulation
-from mbcl.data import ImageSet
+from mbcl.data.samples import SampleSet
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine.embedding_pass import ViewKey, two_views
@@ -65,7 +65,7 @@ class Learner:
     network: nn.Module
     objective: Objective
     optimizer: torch.optim.Optimizer
-    images: ImageSet
+    images: SampleSet
     world: World
     seed: int
     compute: Compute = field(default_factory=Compute)
@@ -108,7 +108,7 @@ class Learner:
         return replace(output, skipped=True) if self.scaler.get_scale() < scale else output
 
     def _views(self, positions: Tensor, key: ViewKey) -> Tensor:
-        """Compute the views, (2b, C, H, W) in the dtype of the weights: all first views, then all second views."""
+        """Compute the views, (2b, ...) in the dtype of the weights: all first views, then all second views."""
         views = two_views(self.images, positions, key).to(next(self.model.parameters()).dtype)
         return self.compute.layout(views)
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mbcl.config.experiment import Experiment, identity
+from mbcl.data.samples import differing_sources
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine import checkpoint as checkpoints
@@ -97,7 +98,10 @@ def _check_owner(store: Store, checkpoint: Checkpoint, experiment: Experiment, s
             f"{store.uri}: its checkpoint {checkpoint.name} was made within an epoch by an earlier version of mbcl and "
             f"lacks {', '.join(missing)}; without its folder the training goes on from the one before"
         )
-    if asdict(sizes) | checkpoint.meta["facts"] != asdict(sizes):
+    facts = json.loads(json.dumps(asdict(sizes)))
+    if differing := differing_sources(checkpoint.meta["facts"].get("sources", {}), sizes.sources):
+        raise CheckpointError(f"{store.uri}: its checkpoint {checkpoint.name} was made from other data: {differing}")
+    if facts | checkpoint.meta["facts"] != facts:
         raise CheckpointError(
             f"{store.uri}: its checkpoint {checkpoint.name} was made from "
             f"{pluralize(checkpoint.meta['facts']['num_train'], 'training sample')}, but the data have "

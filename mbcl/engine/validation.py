@@ -9,8 +9,8 @@ from statistics import fmean
 import torch
 
 from mbcl.config.evaluation import Evaluation
-from mbcl.data import ImageSet
 from mbcl.data.images import stratified_split
+from mbcl.data.samples import SampleSet
 from mbcl.distributed import collectives
 from mbcl.engine.embedding_pass import clean_features, embed_draws, key_of_draws
 from mbcl.engine.plan_source import require_finite
@@ -19,7 +19,7 @@ from mbcl.errors import DivergenceError
 from mbcl.metrics import both_directions, choose_probe, knn, retrieval
 
 
-def validate(learner: Learner, images: ImageSet, settings: Evaluation, *, seed: int, epoch: int) -> dict[str, float]:
+def validate(learner: Learner, images: SampleSet, settings: Evaluation, *, seed: int, epoch: int) -> dict[str, float]:
     """Return the metrics of the validation split by their contract names without ``val/``; a collective call.
 
     ``retrieval/mrr`` and ``retrieval/top1`` are means over both directions and over ``validation_draws`` of the views.
@@ -28,7 +28,7 @@ def validate(learner: Learner, images: ImageSet, settings: Evaluation, *, seed: 
 
     Args:
         learner: the model.
-        images: the validation split.
+        images: the validation split; pairs are measured as they are, once.
         settings: the evaluation block.
         seed: the experiment's.
         epoch: counts from 0, for error messages.
@@ -36,13 +36,13 @@ def validate(learner: Learner, images: ImageSet, settings: Evaluation, *, seed: 
     Raises:
         TrainingError: on every rank alike, if embeddings are not finite.
     """
-    draws, world = settings.validation_draws, learner.world
+    draws, world = images.to_eval_draws(settings.validation_draws), learner.world
     learner.share_statistics()
     embed = partial(
         embed_draws,
         learner.model,
         images,
-        key_of_draws(seed, "validation views", draws),
+        key_of_draws(seed, "validation views", draws, augmented=images.draws_when_measured),
         draws=draws,
         mode="eval",
         batch_size=settings.batch_size,
@@ -57,7 +57,7 @@ def validate(learner: Learner, images: ImageSet, settings: Evaluation, *, seed: 
     return measured | (_classify(learner, images, settings, seed) if settings.validation_metrics else {})
 
 
-def _classify(learner: Learner, images: ImageSet, settings: Evaluation, seed: int) -> dict[str, float]:
+def _classify(learner: Learner, images: SampleSet, settings: Evaluation, seed: int) -> dict[str, float]:
     """Return the accuracies of the classifiers, as the evaluation after training measures them on another split."""
     world, compute = learner.world, replace(learner.compute, precision="float32")
     bank, queries = (

@@ -14,7 +14,7 @@ from torch import Tensor
 import mbcl
 from mbcl.config.evaluation import Baseline
 from mbcl.config.experiment import Experiment
-from mbcl.data import ImageSet, clean_views
+from mbcl.data.samples import SampleSet
 from mbcl.engine.embedding_pass import set_statistics
 from mbcl.engine.precision import Compute
 from mbcl.engine.setup import model_of
@@ -40,15 +40,15 @@ class Pixels:
         return features
 
 
-def baseline(kind: Baseline, experiment: Experiment, *, train: ImageSet, device: torch.device) -> Representation:
+def baseline(kind: Baseline, experiment: Experiment, *, train: SampleSet, device: torch.device) -> Representation:
     """Build a baseline: ``random``, the trial's own initial weights in evaluation mode, or ``pixels``."""
     if kind == "pixels":
         return Pixels()
     return untrained(experiment, train=train, device=device)
 
 
-def untrained(experiment: Experiment, *, train: ImageSet, device: torch.device) -> ContrastiveModel:
-    """Build the model with its initial weights in evaluation mode; its batch norms get statistics of training images.
+def untrained(experiment: Experiment, *, train: SampleSet, device: torch.device) -> ContrastiveModel:
+    """Build the model with its initial weights in evaluation mode; its batch norms get statistics of training samples.
 
     Without any their running mean would be 0 and their variance 1, as no trained model has them.
     """
@@ -57,7 +57,7 @@ def untrained(experiment: Experiment, *, train: ImageSet, device: torch.device) 
     set_statistics(
         model,
         len(train),
-        lambda rows: clean_views(train.pixels(rows).to(device), images=train),
+        lambda rows: train.clean(rows).to(device),
         seed=experiment.seed,
     )
     return model

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mbcl.data import ImageSet, corrupt, load_corrupted
+from mbcl.engine.evaluation_checks import images_of
 from mbcl.evaluation.measures import Measured
 from mbcl.evaluation.subject import Subject
 from mbcl.metrics import both_directions, retrieval, retrieval_within
@@ -82,7 +83,11 @@ def _source(subject: Subject, corruption: str, severity: int) -> Callable[[Tenso
 
     They are official files, or generated alike for all settings of a seed, in batches.
     """
-    images, data, official = subject.images, subject.data, subject.settings.corrupted.dir
+    images, data, official = (
+        images_of(subject.images, "metrics: corrupted"),
+        subject.data,
+        subject.settings.corrupted.dir,
+    )
     if official is not None:
         loaded = load_corrupted(
             data.name, dir=official, corruption=corruption, severity=severity, clean=images, verify=data.verify

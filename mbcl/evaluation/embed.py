@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mbcl.config.data import Data
-from mbcl.data import ImageSet
+from mbcl.data import SampleSet
 from mbcl.engine.embedding_pass import key_of_draws
 from mbcl.engine.precision import Compute
 from mbcl.engine.setup import check_takes, load_data
@@ -27,7 +27,7 @@ class Embedded:
     """The embeddings of images; row p is image p of the split.
 
     Args:
-        z1, z2: (N, D) of both views, or both of the image itself.
+        z1, z2: (N, D) of both views, or both of the image itself; of pairs those of both sides.
         labels: (N,) int64, or None.
         files: (N,) names of the files without extension, or None.
     """
@@ -61,7 +61,8 @@ def embed_images(
         data: the images.
         split: which of them.
         features: give the encoder's features instead of the projections.
-        augmented: embed two augmented views of each image, in one draw by the experiment's seed, instead of the image.
+        augmented: embed two augmented views of each image, in one draw by the experiment's seed, instead of the image;
+            pairs have both sides as they are.
         device: where to compute.
 
     Raises:
@@ -80,8 +81,9 @@ def embed_images(
     z1s, z2s, sets = [], [], []
     for name in ("train", "validation", "test") if split == "all" else (split,):
         images = parts.part(name).to(used_device)
-        if augmented:
-            z1, z2 = next(subject.pairs(function, images, key_of_draws(experiment.seed, f"{name} embedded", 1)))
+        if augmented or not images.draws_when_measured:
+            key = key_of_draws(experiment.seed, f"{name} embedded", 1, augmented=images.draws_when_measured)
+            z1, z2 = next(subject.pairs(function, images, key))
         else:
             z1 = z2 = subject.clean(function, images)
         z1s.append(z1.cpu())
@@ -90,9 +92,9 @@ def embed_images(
     return Embedded(torch.cat(z1s), torch.cat(z2s), _labels(sets), _files(sets))
 
 
-def _labels(sets: list[ImageSet]) -> Tensor | None:
+def _labels(sets: list[SampleSet]) -> Tensor | None:
     return torch.cat([images.labels for images in sets]) if sets[0].labelled else None
 
 
-def _files(sets: list[ImageSet]) -> NDArray[np.str_] | None:
+def _files(sets: list[SampleSet]) -> NDArray[np.str_] | None:
     return np.array([file for images in sets for file in images.files]) if all(each.files for each in sets) else None

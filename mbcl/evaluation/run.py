@@ -16,10 +16,11 @@ import mbcl
 from mbcl.config.base import validate
 from mbcl.config.data import Data
 from mbcl.config.evaluation import Baseline, Evaluation
+from mbcl.data.samples import differing_sources
 from mbcl.engine.evaluation_checks import check_evaluation
 from mbcl.engine.precision import Compute
 from mbcl.engine.setup import SplitData, check_takes, load_data
-from mbcl.errors import CheckpointError, ConfigError
+from mbcl.errors import CheckpointError, ConfigError, DataError
 from mbcl.evaluation.baselines import BASELINES, CachedMetrics, baseline, untrained
 from mbcl.evaluation.pieces import Piece, pieces_of
 from mbcl.evaluation.subject import Representation, Subject
@@ -205,10 +206,18 @@ class _Evaluator:
         """Measure a piece and log its duration."""
         start = time.perf_counter()
         measured = piece.measure(subject())
-        self.log(f"{self.weights.name}: {piece.title}{owner}: {time.perf_counter() - start:.1f} s")
+        title = f"{piece.title}{owner}{self._note_on_draws(piece)}"
+        self.log(f"{self.weights.name}: {title}: {time.perf_counter() - start:.1f} s")
         draws = {key: list(value) for key, value in measured.items() if isinstance(value, Sequence)}
         metrics = {key: fmean(value) if isinstance(value, Sequence) else value for key, value in measured.items()}
         return {"asked": piece.request, "metrics": metrics, "draws": draws}
+
+    def _note_on_draws(self, piece: Piece) -> str:
+        """Return a note if fewer draws than the requested ones were measured, because all would be the same."""
+        samples = self._images.part(self.settings.split)
+        if "draws" not in piece.request or samples.to_eval_draws(self.settings.draws) == self.settings.draws:
+            return ""
+        return f", one draw, because {samples.noun}s are measured as they are"
 
     def _subject(self, representation: Representation) -> Subject:
         """Combine a representation with images and settings."""
@@ -224,8 +233,11 @@ class _Evaluator:
 
     @cached_property
     def _images(self) -> SplitData:
-        """All parts of the data set, checked against the settings."""
+        """All parts of the data set, checked against the settings and the training's data."""
         images = self.load(self.data, seed=self.weights.experiment.seed)
+        is_same = self.data.name == self.weights.experiment.data.name
+        if is_same and (differing := differing_sources(self.weights.sources, images.train.sources)):
+            raise DataError(f"data: {self.data.name} is not what {self.weights.name} was trained on: {differing}")
         check_evaluation(self.settings, images, name=self.data.name, verify=self.data.verify)
         return images
 

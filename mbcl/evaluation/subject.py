@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mbcl.config.data import Data
 from mbcl.config.evaluation import Evaluation
-from mbcl.data import ImageSet, clean_views
+from mbcl.data.samples import SampleSet
 from mbcl.engine.embedding_pass import ViewKey, groups_of_draws, key_of_draws, pass_size, two_views
 from mbcl.engine.setup import SplitData
 from mbcl.errors import CheckpointError
@@ -25,10 +25,10 @@ _VIEWS = "evaluation views"
 
 
 class Representation(Protocol):
-    """A stateless map from images to features to projections: a model in evaluation mode, or a baseline."""
+    """A stateless map from inputs to features to projections: a model in evaluation mode, or a baseline."""
 
     def features(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) normalised images to (B, F) features, which class evaluations use."""
+        """Map inputs, such as (B, C, H, W) normalised images, to (B, F) features, which class evaluations use."""
 
     def project(self, features: Tensor) -> Tensor:
         """Map (B, F) features to (B, D) projections, which retrieval compares."""
@@ -36,7 +36,7 @@ class Representation(Protocol):
 
 @dataclass(eq=False)
 class Subject:
-    """A representation with its input images; features that several metrics need are computed once and cached.
+    """A representation with its input samples; features that several metrics need are computed once and cached.
 
     Args:
         representation: the representation to evaluate, on ``device``.
@@ -45,7 +45,7 @@ class Subject:
         settings: the evaluation block.
         seed: the experiment's seed, for views and corruptions.
         device: where to compute.
-        dtype: of the images passed to the representation.
+        dtype: of the inputs passed to the representation.
     """
 
     representation: Representation
@@ -57,8 +57,8 @@ class Subject:
     dtype: torch.dtype = torch.float32
 
     @cached_property
-    def images(self) -> ImageSet:
-        """The split's images, moved to the device at first access."""
+    def images(self) -> SampleSet:
+        """The split's samples, moved to the device at first access."""
         return self.parts.part(self.settings.split).to(self.device)
 
     def views_key(self, purpose: str, draws: int) -> ViewKey:
@@ -67,31 +67,32 @@ class Subject:
         The views differ from those of training and validation. They are the same for every setting, so that settings
         can be compared in pairs; several draws are the same for every seed, too.
         """
-        return key_of_draws(self.seed, f"{self.settings.split} {purpose}", draws)
+        augmented = self.images.draws_when_measured
+        return key_of_draws(self.seed, f"{self.settings.split} {purpose}", draws, augmented=augmented)
 
     @cached_property
-    def train(self) -> ImageSet:
-        """The training images, moved to the device at first access."""
+    def train(self) -> SampleSet:
+        """The training samples, moved to the device at first access."""
         return self.parts.train.to(self.device)
 
     @cached_property
     def train_features(self) -> Tensor:
-        """(N, F) features of the training images without augmentation."""
+        """(N, F) features of the training samples without augmentation; of pairs those of both sides, (N, 2F)."""
         return self.clean(self.representation.features, self.train)
 
     @cached_property
     def features(self) -> Tensor:
-        """(N, F) features of the split's images without augmentation."""
+        """(N, F) features of the split's samples without augmentation; of pairs those of both sides, (N, 2F)."""
         return self.clean(self.representation.features, self.images)
 
     @cached_property
     def view_features(self) -> tuple[Tensor, Tensor]:
-        """Features of both augmented views of the split's images, two of (N, F), in the one draw of the seed."""
+        """Features of both views of the split's samples, two of (N, F), in the one draw of the seed."""
         return next(self.pairs(self.representation.features, self.images, self.views_key(_VIEWS, 1)))
 
     def view_draws(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the features of both augmented views of the split's images, two of (N, F), for each draw."""
-        draws = self.settings.draws
+        """Yield the features of both views of the split's samples, two of (N, F), for each draw; pairs have one."""
+        draws = self.images.to_eval_draws(self.settings.draws)
         if draws == 1:
             yield self.view_features
         else:
@@ -104,31 +105,31 @@ class Subject:
         return self._concatenate(parts)
 
     def projections(self, x: Tensor) -> Tensor:
-        """Map a batch of images to projections."""
+        """Map a batch of inputs to projections."""
         return self.representation.project(self.representation.features(x))
 
-    def batches(self, images: ImageSet) -> tuple[Tensor, ...]:
-        """Divide the positions of all images into nearly equal batches of one forward pass."""
+    def batches(self, images: SampleSet) -> tuple[Tensor, ...]:
+        """Divide the positions of all samples into nearly equal batches of one forward pass."""
         return torch.arange(len(images)).tensor_split(-(-len(images) // self.settings.batch_size))
 
     @torch.no_grad()
-    def clean(self, function: Callable[[Tensor], Tensor], images: ImageSet, batches: Sequence[Tensor] = ()) -> Tensor:
-        """Apply a function to images without augmentation, by default to all."""
-        views = (clean_views(images.pixels(positions), images=images) for positions in batches or self.batches(images))
-        return self._concatenate([function(x.to(self.dtype)) for x in views])
+    def clean(self, function: Callable[[Tensor], Tensor], images: SampleSet, batches: Sequence[Tensor] = ()) -> Tensor:
+        """Apply a function to samples without augmentation, by default to all; return a row for each."""
+        inputs = (images.clean(positions) for positions in batches or self.batches(images))
+        return self._concatenate([images.by_sample(function(x.to(self.dtype))) for x in inputs])
 
     @torch.no_grad()
     def pairs(
         self,
         function: Callable[[Tensor], Tensor],
-        images: ImageSet,
+        images: SampleSet,
         key: ViewKey,
         draws: int = 1,
         batches: Sequence[Tensor] = (),
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Apply a function to both augmented views of images, by default of all; yield both results of every draw.
+        """Apply a function to both views of samples, by default of all; yield both results of every draw.
 
-        Of few images several draws share a forward pass.
+        Of few samples several draws share a forward pass.
         """
         size = pass_size(draws, images, self.settings.batch_size, self.device)
         parts = (positions.tensor_split(-(-len(positions) // size)) for positions in batches or self.batches(images))
@@ -149,5 +150,7 @@ class Subject:
         rows = torch.cat(list(parts))
         finite = torch.isfinite(rows).all(dim=1)
         if not bool(finite.all()):
-            raise CheckpointError(f"its embeddings of {int((~finite).sum())} of {len(rows)} images are not finite")
+            raise CheckpointError(
+                f"its embeddings of {int((~finite).sum())} of {len(rows)} {self.images.noun}s are not finite"
+            )
         return rows

@@ -31,13 +31,15 @@ def find_weights(store: Store, checkpoint: str | None = None) -> Weights:
         ConfigError: if the export is damaged.
     """
     if checkpoint == INITIAL:
-        return Weights(INITIAL, "", find_weights(store).experiment)
+        newest = find_weights(store)
+        return Weights(INITIAL, "", newest.experiment, sources=newest.sources)
     if checkpoint is None and store.exists(export.RECORD_FILE):
         return export.read(store)
     stored = checkpoints.choose(store, checkpoint)
     experiment = validate(Experiment, stored.meta["experiment"], f"{store.uri}: its checkpoint")
     state = stored.state["model"]
-    return Weights(stored.name, stored.sha256, experiment, state, channels_of(stored.meta, state))
+    sources = dict(stored.meta.get("facts", {}).get("sources", {}))
+    return Weights(stored.name, stored.sha256, experiment, state, channels_of(stored.meta, state), sources)
 
 
 def of_epochs(store: Store, epochs: Sequence[int]) -> list[str]:

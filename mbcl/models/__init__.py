@@ -1,7 +1,8 @@
 """Models: encoders and projectors."""
 
 from mbcl.models.contrastive import ContrastiveModel, ProjectorShape, build
-from mbcl.models.pretrained import pretrained
+from mbcl.models.pair_mlp import PairMLP
+from mbcl.models.pretrained import digest_of_weights, pretrained
 from mbcl.models.projector import ProjectionHead
 from mbcl.models.registry import ENCODERS, Encoder, EncoderFactory
 from mbcl.models.resnet_small import ResNetSmall
@@ -13,12 +14,14 @@ __all__ = [
     "ContrastiveModel",
     "Encoder",
     "EncoderFactory",
+    "PairMLP",
     "ProjectionHead",
     "ProjectorShape",
     "ResNetSmall",
     "Segmented",
     "VisionEncoder",
     "build",
+    "digest_of_weights",
     "pretrained",
     "segments_of",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -63,24 +64,41 @@ def load_pretrained(encoder: nn.Module, location: str) -> None:
     network.load_state_dict(found, strict=False)  # the counters of batches may be missing
 
 
-def _read(location: str) -> dict[str, Tensor]:
-    """Read the tensors of a file by name.
+def digest_of_weights(location: str) -> str:
+    """Return 32 hexadecimal digits of the content of a file of weights.
 
     Raises:
-        ConfigError: if it cannot be read, or holds anything but tensors.
+        ConfigError: if it cannot be read.
+    """
+    return hashlib.sha256(_content(location)).hexdigest()[:32]
+
+
+def _content(location: str) -> bytes:
+    """Read a file.
+
+    Raises:
+        ConfigError: if it cannot be read.
     """
     try:
         if is_uri(location):
             folder, _, name = location.rpartition("/")
-            raw = open_store(folder).read_bytes(name)
-        else:
-            raw = local_path(location).read_bytes()
+            return open_store(folder).read_bytes(name)
+        return local_path(location).read_bytes()
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise ConfigError(f"weights: {error}") from error
         raise ConfigError(
             f"weights: {location}: cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
+
+
+def _read(location: str) -> dict[str, Tensor]:
+    """Read the tensors of a file by name.
+
+    Raises:
+        ConfigError: if it cannot be read, or holds anything but tensors.
+    """
+    raw = _content(location)
     try:
         if location.endswith(".safetensors"):
             return safetensors.torch.load(raw)

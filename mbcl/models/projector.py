@@ -16,30 +16,32 @@ class ProjectionHead(nn.Module):
 
     Args:
         in_features: dimension of the encoder's features.
-        layers: number of linear layers; 1 is a linear head.
+        layers: number of linear layers; 1 is a linear head, 0 none: the features are the projections.
         hidden: width of all layers but the last.
         dim: dimension D of the projections.
         activation: relu, as published, or silu; see :mod:`mbcl.models.activation`.
 
     Raises:
-        ConfigError: if a number is not positive.
+        ConfigError: if a number is too small.
     """
 
     def __init__(
         self, *, in_features: int, layers: int = 2, hidden: int = 2048, dim: int = 128, activation: Activation = "relu"
     ) -> None:
         super().__init__()
-        for name, value in (("in_features", in_features), ("layers", layers), ("hidden", hidden), ("dim", dim)):
-            if value < 1:
-                raise ConfigError(f"projector: {name} must be at least 1, found {value}")
+        smallest = {"in_features": (in_features, 1), "layers": (layers, 0), "hidden": (hidden, 1), "dim": (dim, 1)}
+        for name, (value, least) in smallest.items():
+            if value < least:
+                raise ConfigError(f"projector: {name} must be at least {least}, found {value}")
         parts: list[nn.Module] = []
         width = in_features
         for _ in range(layers - 1):
             parts += [nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), build_activation(activation)]
             width = hidden
-        parts += [nn.Linear(width, dim, bias=False), nn.BatchNorm1d(dim, affine=False)]
+        if layers:
+            parts += [nn.Linear(width, dim, bias=False), nn.BatchNorm1d(dim, affine=False)]
         self.net = nn.Sequential(*parts)
-        self.out_features = dim
+        self.out_features = dim if layers else in_features
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_features) features to (B, dim) projections."""

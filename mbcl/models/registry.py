@@ -1,4 +1,4 @@
-"""The encoder registry: classes with keyword-only settings, ``in_channels`` among them, and with ``out_features``."""
+"""The encoder registry: classes with keyword-only settings, the input's width among them, and with ``out_features``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from mbcl.registry import Registry
 class Encoder(Protocol):
     """The interface of an encoder, an ``nn.Module`` from images (B, C, H, W) to features (B, ``out_features``).
 
+    An encoder of pairs maps (2B, W) rows, side 1 of all pairs, then side 2, to as many rows of features.
+
     It has no random state: no dropout, no stochastic depth. It may be :class:`~mbcl.models.segments.Segmented`.
     """
 
@@ -29,7 +31,9 @@ class Encoder(Protocol):
 
 
 EncoderFactory = Callable[..., nn.Module]
-"""A class or function with keyword-only parameters, ``in_channels`` among them, that creates an :class:`Encoder`.
+"""A class or function with keyword-only parameters that creates an :class:`Encoder`.
+
+One parameter is ``in_channels``, the channels of images, or ``in_features``, the widths of both sides of pairs.
 
 Its signature defines the encoder's settings. Weights are drawn from torch's global generator, which
 :func:`mbcl.models.build` seeds.

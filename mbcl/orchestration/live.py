@@ -79,6 +79,8 @@ class LiveDisplay:
         columns = (TextColumn("{task.description}"), BarColumn(16), MofNCompleteColumn(), TextColumn("epochs"))
         self._bars = Progress(*columns, console=screen)
         self._printed_at = time.monotonic()
+        self._line = ""
+        """The last summary. Rich renders in a thread of its own, in which the record could change under a summary."""
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -86,11 +88,12 @@ class LiveDisplay:
         if not self._screen.is_terminal:
             yield
             return
+        self._line = self.summary()
         with Live(get_renderable=self._render, console=self._screen, transient=True, refresh_per_second=2):
             yield
 
     def _render(self) -> Group:
-        return Group(Text(self.summary(), overflow="fold"), self._bars)
+        return Group(Text(self._line, overflow="fold"), self._bars)
 
     def start(self, trial_id: str) -> None:
         """Show a trial that starts."""
@@ -98,6 +101,7 @@ class LiveDisplay:
         self._tasks[trial_id] = self._bars.add_task(
             escape(f"{self._label(trial_id)}: starting"), total=self._num_epochs(trial_id)
         )
+        self._line = self.summary()
 
     def end(self, trial_id: str) -> None:
         """Remove a trial that has ended."""
@@ -105,6 +109,7 @@ class LiveDisplay:
         self._shares.pop(trial_id, None)
         if trial_id in self._tasks:
             self._bars.remove_task(self._tasks.pop(trial_id))
+        self._line = self.summary()
 
     def poll(self) -> None:
         """Read the last rows of running trials; where there is no terminal, print a line now and then."""
@@ -120,9 +125,10 @@ class LiveDisplay:
                 if row.get("val/retrieval/mrr") is not None:
                     text += f", val {number(row['val/retrieval/mrr'])}"
                 self._bars.update(task, completed=epochs, description=escape(text))
+        self._line = self.summary()
         if not self._screen.is_terminal:
             self._printed_at = time.monotonic()
-            self._screen.print(escape(self.summary()), soft_wrap=True)
+            self._screen.print(escape(self._line), soft_wrap=True)
 
     def summary(self) -> str:
         """Return one line: trials, the best of the finished ones, devices in use, time left."""

@@ -43,13 +43,13 @@ __all__ = ["EXIT_INTERRUPTED", "StudyOptions", "run"]
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 
-WriteReport = Callable[[Store, StudyRecord], None]
+WriteReport = Callable[[Store, StudyRecord], str]
 
 
 def run(options: StudyOptions, write_report: WriteReport) -> int:
     """Run a study; print every expected error in one line to stderr.
 
-    ``write_report`` writes tables, figures and page into a results folder.
+    ``write_report`` writes tables, figures and page into a results folder, and returns the answer in a sentence.
 
     Returns:
         The exit code: 0 finished, 1 failed, 2 bad input, 130 interrupted.
@@ -100,6 +100,7 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
     with _absent_here(missing, options):
         preflight = _preflight(options, file, study)
     if preflight is not None:
+        study.take_sources(preflight.sources)
         check_same_data(study.record, preflight.contents)
     if options.dry_run:
         return _dry_run(options, file, study, store, nodes, preflight, missing)
@@ -112,6 +113,7 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
         # Double-checked: another sweep may have changed the folder before the lock was taken.
         study = open_study(options, file, trials, store)
         if preflight is not None:
+            study.take_sources(preflight.sources)
             check_same_data(study.record, preflight.contents)
         fenced = FencedStore(store, [fence])
         watch = Watch(fenced, study.record, write_report) if options.watch else None
@@ -128,8 +130,9 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
             if watch is not None:
                 watch.close()
             layout.finalize(fenced, study.record)
-            write_report(fenced, study.record)
+            answer = write_report(fenced, study.record)
             console.print_table()
+            console.print_summary(f"answer: {answer}")
             if study.record.efficiency is not None and not options.eval_only:
                 console.log(f"efficiency: {study.record.efficiency.describe()}")
             if not options.temporary:

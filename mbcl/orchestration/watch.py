@@ -27,7 +27,7 @@ class Watch:
         write_report: writes tables, figures and page.
     """
 
-    def __init__(self, store: Store, study: StudyRecord, write_report: Callable[[Store, StudyRecord], None]) -> None:
+    def __init__(self, store: Store, study: StudyRecord, write_report: Callable[[Store, StudyRecord], object]) -> None:
         self._store = store
         self._study = study
         self._write_report = write_report

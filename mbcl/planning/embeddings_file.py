@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mbcl.errors import ConfigError, PlanError
+from mbcl.io.columns import Columns, is_table, read_column, read_columns, split_source
 from mbcl.io.npz import read_arrays
 from mbcl.plan import Embeddings
-from mbcl.planning.columns import Columns, is_table, read_column, read_columns, split_source
 
 FLOATS = ("float16", "float32", "float64")
 ROW_COLUMNS = ("labels", "apart", "together")

@@ -19,11 +19,11 @@ from mbcl.config.yaml_reader import parse_yaml
 from mbcl.console.stages import Stages
 from mbcl.errors import ConfigError, MbclError, PlanError
 from mbcl.functional import check_count, check_temperature
+from mbcl.io.columns import read_column, split_source
 from mbcl.io.files import atomic_write
 from mbcl.io.store import Store, open_store
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planner.plan_service import failure
-from mbcl.planning.columns import read_column, split_source
 from mbcl.planning.console import table
 from mbcl.planning.embeddings_file import read_table
 from mbcl.planning.quality import measure

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from mbcl.errors import pluralize
 from mbcl.report.wording import centre, interval, listed, number, p_value
 from mbcl.study.best_settings import best_of
-from mbcl.study.comparisons import CLAIMS, EQUAL_PASSES, EQUAL_STEPS, Comparison
+from mbcl.study.comparisons import CLAIMS, EQUAL_PASSES, EQUAL_STEPS, Comparison, compare
 from mbcl.study.metric_glossary import direction
 from mbcl.study.nuisance import choices
 from mbcl.study.power import describe
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import measured_settings
-from mbcl.study.statistics import SettingSummary, shown_status
+from mbcl.study.statistics import SettingSummary, primary_metrics, shown_status, summarise
 
 MAX_NAMED = 8
 """Maximum number of settings that a sentence names. Of more it gives only the number; the tables name them."""
@@ -35,6 +35,13 @@ def status_counts(study: StudyRecord) -> dict[str, int]:
     """Count the trials by status as shown in tables; statuses without trials are left out."""
     counts = Counter(shown_status(trial) for trial in study.trials.values())
     return {status: counts[status] for status in ("finished", "stopped", "failed", "pending") if counts[status]}
+
+
+def verdict_of(study: StudyRecord) -> Verdict:
+    """Answer the question of a study on its headline metric."""
+    metric = next(iter(primary_metrics(study)), None)
+    measured = [summary for summary in summarise(study) if summary.stage != "tuning"]
+    return answer(study, measured, compare(study, metric) if metric else [], metric)
 
 
 def answer(

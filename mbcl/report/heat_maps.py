@@ -163,6 +163,7 @@ def _draw(
     columns, lines = (list(dict.fromkeys(at[i] for panel in panels for at in panel.cells)) for i in (1, 0))
     columns = sorted(columns)
     numeric = all(isinstance(line, int | float) for line in lines)
+    digits = 3 if len(columns) * min(2, len(panels)) <= 6 else 2
     lines = sorted(lines) if numeric else lines
     across = min(2, len(panels))
     down = math.ceil(len(panels) / across)
@@ -187,7 +188,9 @@ def _draw(
                 at.append((axes, j + 0.5, i + 0.5))
                 if len(columns) * across <= MAX_TEXTS:
                     colour = "#000000" if value - low > 0.6 * (high - low) else "#ffffff"
-                    axes.text(j + 0.5, i + 0.5, f"{value:.3f}", ha="center", va="center", color=colour, fontsize=7.5)
+                    axes.text(
+                        j + 0.5, i + 0.5, f"{value:.{digits}f}", ha="center", va="center", color=colour, fontsize=7.5
+                    )
         axes.set_title(shorten(panel.name, 30), fontsize=9, color=INK)
         axes.set_xticks([i + 0.5 for i in range(len(columns))], [shorten(text_of(v), 10) for v in columns])
         axes.set_yticks([i + 0.5 for i in range(len(lines))], [shorten(text_of(v), 20) for v in lines])

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 from mbcl.errors import ConfigError
 from mbcl.report import pictures
-from mbcl.report.answer import Verdict, answer, status_counts
+from mbcl.report.answer import Verdict, status_counts, verdict_of
 from mbcl.report.figures import chosen_settings
 from mbcl.report.pictures import Picture
 from mbcl.report.row_figures import draw_rows
 from mbcl.report.templates import render_page
 from mbcl.study.across import Gain, gains_across
-from mbcl.study.comparisons import compare
 from mbcl.study.record import StudyRecord
 from mbcl.study.statistics import Estimate, primary_metrics, summarise
 
@@ -51,11 +50,9 @@ def several_page(folders: Sequence[str], studies: Sequence[StudyRecord]) -> str:
 
 def _part(number: int, folder: str, study: StudyRecord) -> StudyPart:
     metric = next(iter(primary_metrics(study)), "")
-    measured = [summary for summary in summarise(study) if summary.stage != "tuning"]
     settings, note = chosen_settings(study)
     drawn = draw_rows(study, settings, note, prefix=f"study_{number}_")
-    verdict = answer(study, measured, compare(study, metric) if metric else [], metric or None)
-    return StudyPart(folder, study, metric, status_counts(study), verdict, drawn[0] if drawn else None)
+    return StudyPart(folder, study, metric, status_counts(study), verdict_of(study), drawn[0] if drawn else None)
 
 
 def _rows(parts: Sequence[StudyPart]) -> dict[str, list[Estimate | None]]:

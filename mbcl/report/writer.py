@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mbcl.io.store import Store, write_text
+from mbcl.report.answer import verdict_of
 from mbcl.report.batches import read_batches
 from mbcl.report.draws import describe_draws, draws_csv, read_draws
 from mbcl.report.figures import draw
@@ -20,10 +21,13 @@ LOG_FILE = "error.log"
 LOG_LINES, LOG_CHARACTERS = 20, 3000
 
 
-def write(store: Store, study: StudyRecord) -> None:
+def write(store: Store, study: StudyRecord) -> str:
     """Write tables, plots and page into the results folder; unfinished and failed trials are shown as such.
 
     The trials' ``metrics.jsonl`` are read from the folder if they exist.
+
+    Returns:
+        The answer of the page, in a sentence.
     """
     summaries = summarise(study)
     comparisons = [comparison for metric in compared_metrics(study) for comparison in compare(study, metric)]
@@ -62,6 +66,7 @@ def write(store: Store, study: StudyRecord) -> None:
         batches=read_batches(store, study),
     )
     write_text(store, "report.html", text)
+    return verdict_of(study).headline
 
 
 def location_of(store: Store) -> str:

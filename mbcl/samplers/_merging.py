@@ -6,26 +6,39 @@ Letters: N samples of the data set, M samples of a pool, B samples a batch, G co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from mbcl.errors import PlanError
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.samplers._base import Ints, PoolPlan
-from mbcl.samplers._conflicts import Rules, count_conflicts, neighbour_table
+from mbcl.samplers._base import Ints, PoolPlan, Sampler
+from mbcl.samplers._conflicts import Margin, Rules, count_conflicts, neighbour_table
 from mbcl.samplers._groups import Groups
 from mbcl.samplers._separation import mixed, separate_batches
 from mbcl.samplers._threads import planning_thread
 from mbcl.seeding import numpy_generator
 
-if TYPE_CHECKING:
-    from mbcl.samplers._pools import PoolSampler
+
+class Pooling(Sampler, Protocol):
+    """What merging asks of a sampler that plans pools."""
+
+    @property
+    def mix(self) -> float: ...
+    @property
+    def skip(self) -> int | None: ...
+    @property
+    def margin(self) -> Margin: ...
+    @property
+    def separates(self) -> bool: ...
+    @property
+    def merged_width(self) -> int: ...
+    def pool_sizes(self, num_samples: int) -> list[int]: ...
 
 
 def merged(
-    sampler: PoolSampler,
+    sampler: Pooling,
     embeddings: Embeddings,
     pools: Sequence[Ints],
     planned: Sequence[PoolPlan],
@@ -35,7 +48,7 @@ def merged(
 ) -> BatchPlan:
     """Merge the plans of a round's pools, apply ``mix``, and part groups over the pools.
 
-    Random pools are merged in their order. Pools that :meth:`PoolSampler.cut` made of one hold similar samples, so in
+    Random pools are merged in their order. Pools that ``PoolSampler.cut`` made of one hold similar samples, so in
     their order training would pass from cluster to cluster: their batches are merged in random order, as are sources.
 
     Args:

@@ -18,6 +18,8 @@ SPACE_FILE = "space.yaml"
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Allowed names of studies and trials. They become folder names, so path separators and ``..`` are excluded."""
 
+WEIGHTS = "encoder.weights"
+"""What the names of files of initial weights begin with in :attr:`StudyRecord.data`."""
 EQUIVALENCE = 0.01
 """Difference in the headline metric that does not matter unless a study names another: one point of an accuracy."""
 
@@ -161,8 +163,11 @@ class StudyRecord(_Record):
         left_out: the draws of an adaptive search that became no setting: repeats and invalid experiments.
         threads: the torch threads of a worker where the space leaves them to mbcl; a resume keeps them, because the
             last bits of a sum depend on them.
-        data: the digests of the contents of its data sets, by name and settings of the data set.
+        data: the digests of the contents of its data sets, by name and settings of the data set, and of its files of
+            initial weights, by :data:`WEIGHTS` and place.
         efficiency: how the last run that trained used its machine; None if there was none yet.
+        sources: by data set, what its samples were made from, where other sources make others; see
+            :class:`mbcl.data.SampleSet`.
     """
 
     format: Literal[1] = 1
@@ -183,6 +188,7 @@ class StudyRecord(_Record):
     threads: int | None = None
     data: dict[str, list[str]] = Field(default_factory=dict)
     efficiency: Efficiency | None = None
+    sources: dict[str, dict[str, str]] = Field(default_factory=dict)
 
     @field_validator("trials")
     @classmethod

@@ -33,12 +33,8 @@ def test_train_prints_a_line_an_epoch_and_writes_its_files(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "epoch 1/2  loss " in out
     assert f"2 epochs; checkpoint {tmp_path}/checkpoints/epoch_000002" in out
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "batches.json",
-        "checkpoints",
-        "config.yaml",
-        "metrics.jsonl",
-    ]
+    files = ["batches.json", "checkpoints", "config.yaml", "metrics.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == files
     assert "num_train: 72" in (tmp_path / "config.yaml").read_text()
 
 

@@ -14,8 +14,8 @@ from pyarrow import parquet
 
 from mbcl.cli.app import main
 from mbcl.errors import ConfigError
+from mbcl.io.columns import read_column, read_columns
 from mbcl.plan import BatchPlan, Embeddings
-from mbcl.planning.columns import read_column, read_columns
 from mbcl.samplers import build
 
 N = 60

@@ -14,12 +14,11 @@ from engine import runs
 from torch import Tensor
 
 from mbcl.config.evaluation import Evaluation
-from mbcl.data import ImageSet
+from mbcl.data import ImageSet, make_views
 from mbcl.distributed.collectives import World
 from mbcl.engine import embedding_pass
 from mbcl.engine.embedding_pass import ViewKey, embed, two_views
 from mbcl.engine.setup import SplitData, load_data, model_of
-from mbcl.evaluation import subject as subjects
 from mbcl.evaluation.measures import measure_knn, measure_repr, measure_retrieval
 from mbcl.evaluation.subject import Subject
 from mbcl.metrics import fit_probe
@@ -36,25 +35,13 @@ class Reordered(ImageSet):
 
     place: Tensor = torch.zeros(0, dtype=torch.int64)
 
+    def views(self, positions: Tensor, *, seed: int, epoch: int, draws: range = range(1)) -> Tensor:
+        pixels, numbers = self.pixels(positions), [2 * draw + side for side in (0, 1) for draw in draws]
+        return make_views(pixels, self.place[positions], images=self, seed=seed, epoch=epoch, view=numbers)
+
 
 def reordered(images: ImageSet, place: Tensor) -> Reordered:
     return Reordered(**vars(images.subset(place)), place=place)
-
-
-@pytest.fixture(autouse=True)
-def views_of_places(monkeypatch):
-    """Let images of a ``Reordered`` set have the views of their places."""
-
-    def views(images, positions, key, draws=range(1)):
-        if not isinstance(images, Reordered) or not key.augmented:
-            return two_views(images, positions, key, draws)
-        pixels, numbers = images.pixels(positions), [2 * draw + side for side in (0, 1) for draw in draws]
-        return embedding_pass.make_views(
-            pixels, images.place[positions], images=images, seed=key.seed, epoch=key.epoch, view=numbers
-        )
-
-    monkeypatch.setattr(embedding_pass, "two_views", views)
-    monkeypatch.setattr(subjects, "two_views", views)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +67,7 @@ def test_reordered_images_have_the_same_views(data):
     images = data.train.first(50)
     place = sorted_by_class(images)
     rows = torch.tensor([0, 7, 31])
-    views = embedding_pass.two_views(reordered(images, place), rows, ViewKey(3, 2))
+    views = two_views(reordered(images, place), rows, ViewKey(3, 2))
     assert torch.equal(views, two_views(images, place[rows], ViewKey(3, 2)))
 
 

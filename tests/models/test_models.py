@@ -105,7 +105,7 @@ def test_model_keeps_its_names_in_checkpoints():
         ({"blocks": 0}, "blocks must be at least 1, found 0"),
         ({"stem_stride": -1}, "stem_stride must be at least 1, found -1"),
         ({"shape": Shape(hidden=0)}, "hidden must be at least 1, found 0"),
-        ({"shape": Shape(layers=0)}, "layers must be at least 1, found 0"),
+        ({"shape": Shape(layers=-1)}, "layers must be at least 0, found -1"),
         ({"in_channels": 0}, "in_channels must be at least 1, found 0"),
     ],
 )
@@ -118,7 +118,7 @@ def test_encoders_have_signatures_and_canonical_names():
     assert list(inspect.signature(models.ENCODERS["resnet18"]).parameters) == ["in_channels", "stem", "zero_init"]
     assert models.ENCODERS["resnet18"] is models.ENCODERS["resnet18"]
     assert models.ENCODERS.canonical("resnet50") == "resnet50"
-    assert list(models.ENCODERS) == ["resnet_small"]
+    assert list(models.ENCODERS) == ["pair_mlp", "resnet_small"]
 
 
 @pytest.mark.parametrize(

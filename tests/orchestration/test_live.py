@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 
 import pytest
 from rich.console import Console
@@ -64,3 +65,25 @@ def test_display_has_trials_losses_the_best_devices_and_the_time_left(tmp_path, 
     assert ("<003-x>: loss 2.5000, val 0.2500" in text) == terminal
     display.end("003-x")
     assert "0 of 2 cores in use" in display.summary()
+
+
+def test_the_thread_of_the_display_reads_no_record(tmp_path):
+    """The main thread adds trials that a search draws; a summary in another thread would fail in between."""
+    study, readers = study_of("finished", "running"), []
+
+    def label(key: str) -> str:
+        readers.append(threading.current_thread())
+        return key
+
+    screen = Console(file=io.StringIO(), force_terminal=True, width=160)
+    display = LiveDisplay(
+        screen, study, LocalStore(tmp_path), Devices("core", 1, 2, 2), num_epochs=lambda trial_id: 4, label=label
+    )
+    with display.shown():
+        display.start("001-x")
+        read = len(readers)
+        rendering = threading.Thread(target=display._render)
+        rendering.start()
+        rendering.join()
+    assert read
+    assert set(readers) == {threading.main_thread()}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data.installed import install, write_functions
 from data.official import write_cifar, write_tiny_imagenet
 
 from mbcl.io.store import LocalStore
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:(cifar|tiny_imagenet)")
 
 SPACES = ROOT / "tune_spaces"
 TRIALS = {
+    "code_docs": 60,
     "fashion_mnist": 9,
     "kq": 114,
     "objectives": 45,
@@ -35,9 +37,9 @@ TRIALS = {
     "search": 54,
     "synthetic": 200,
 }
-SHORT = ("kq", "objectives", "paper_cifar100", "paper_tiny_imagenet", "search")
+SHORT = ("code_docs", "kq", "objectives", "paper_cifar100", "paper_tiny_imagenet", "search")
 """The header of each has a command that shrinks it to one trial."""
-LONG = ("kq", "objectives", "paper_cifar100", "paper_tiny_imagenet", "search")
+LONG = ("code_docs", "kq", "objectives", "paper_cifar100", "paper_tiny_imagenet", "search")
 """Their shrunk form tests nothing that another does not, so it runs with the slow tests."""
 PAPER = {"paper_cifar100": 49_000, "paper_tiny_imagenet": 98_000}
 """Training images after the validation split."""
@@ -63,6 +65,13 @@ def write_fashion_mnist(root: Path) -> None:
         (root / f"{part}-labels-idx1-ubyte").write_bytes(labels)
 
 
+@pytest.fixture
+def few_packages(tmp_path, monkeypatch):
+    """Make ``code_docs`` of a package of made-up functions instead of all that are installed."""
+    write_functions(tmp_path / "site", 450)
+    install(tmp_path / "site", tmp_path / "cache", monkeypatch)
+
+
 def small_data_options(name: str, root: Path) -> list[str]:
     """Write a small set in the official format if a space needs files; returns the options that point to it."""
     if name == "fashion_mnist":
@@ -80,6 +89,7 @@ def test_spaces_shipped_are_all_tested():
     assert sorted(path.stem for path in SPACES.iterdir()) == sorted(TRIALS)
 
 
+@pytest.mark.usefixtures("few_packages")
 @pytest.mark.parametrize("name", TRIALS)
 def test_space_has_a_question_and_expands(name):
     path = SPACES / f"{name}.yaml"
@@ -99,6 +109,7 @@ def test_space_header_names_the_cost_and_a_command_for_one_trial(name):
     assert {spec.experiment.train.epochs for spec in (*trials.specs, *trials.probes)} == {1}
 
 
+@pytest.mark.usefixtures("few_packages")
 @pytest.mark.parametrize("name", TRIALS)
 def test_space_passes_a_dry_run(name, tmp_path, capsys):
     """The spaces of the paper are checked in their shrunk form, without its data and GPU."""

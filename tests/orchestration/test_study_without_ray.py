@@ -397,7 +397,7 @@ def test_study_whose_table_cannot_be_printed_failed(space_file, tmp_path, capsys
     monkeypatch.setattr(signals, "ignore_signals", lambda: None)
     monkeypatch.setattr(Console, "print_table", fill_the_disk)
     options = StudyOptions(space=space_file(), results_dir=str(tmp_path / "out"))
-    assert study.run(options, lambda store, record: None) == 1
+    assert study.run(options, lambda store, record: "") == 1
     assert "go on with: python run_ray.py" in capsys.readouterr().err
 
 
@@ -431,7 +431,7 @@ def test_setting_that_the_cluster_cannot_run_ends_the_study_before_its_first_tri
         }
     )
     options = StudyOptions(space=space, results_dir=str(tmp_path / "out"))
-    assert study.run(options, lambda store, record: None) == 2
+    assert study.run(options, lambda store, record: "") == 2
     assert "resources.workers" in capsys.readouterr().err
     assert not (tmp_path / "out" / "study" / "study.json").exists(), "rolled back"
 

@@ -20,10 +20,11 @@ import torch
 from mbcl.data.datasets.checksums import md5_differs, object_to_sums, official_md5
 from mbcl.data.datasets.pickles import read_pickled_mapping
 from mbcl.data.datasets.request import DatasetRequest
-from mbcl.data.images import ImageSet, Splits
+from mbcl.data.images import ImageSet
 from mbcl.data.messages import format_shape, one_line, read_bytes
 from mbcl.data.packs.folder_sets import FolderSet
 from mbcl.data.packs.folders import find_parts
+from mbcl.data.samples import Splits
 from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from mbcl.data.datasets.request import DatasetRequest
-from mbcl.data.images import ImageSet, Splits, stratified_split
+from mbcl.data.images import ImageSet, stratified_split
+from mbcl.data.samples import Splits
 from mbcl.data.views.recipe import ViewRecipe
 
 RECIPE = ViewRecipe(

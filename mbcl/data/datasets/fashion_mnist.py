@@ -12,8 +12,9 @@ import torch
 from mbcl.data.datasets.checksums import md5_differs, object_to_sums, official_md5
 from mbcl.data.datasets.idx import read_idx
 from mbcl.data.datasets.request import DatasetRequest
-from mbcl.data.images import ImageSet, Splits
+from mbcl.data.images import ImageSet
 from mbcl.data.messages import one_line
+from mbcl.data.samples import Splits
 from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from mbcl.data.corrupted.official_sets import CORRUPTED
-from mbcl.data.datasets import cifar, digits, fashion_mnist, image_folder, tiny_imagenet
-from mbcl.data.datasets.request import DatasetRequest, Verify
-from mbcl.data.images import Splits, stratified_rows
+from mbcl.data.datasets import cifar, code_docs, digits, fashion_mnist, image_folder, pair_arrays, tiny_imagenet
+from mbcl.data.datasets.request import DIM, TEST_SHARE, DatasetRequest, Verify
+from mbcl.data.images import ImageSet, stratified_rows
 from mbcl.data.packs.folder_sets import FolderSet
 from mbcl.data.packs.node_cache import local_copy
 from mbcl.data.packs.pack_file import DamagedPackError
+from mbcl.data.samples import SampleSet, Splits
 from mbcl.errors import ConfigError
 from mbcl.io.store import is_uri
 from mbcl.registry import Registry
@@ -28,6 +29,8 @@ class DatasetSpec:
         files: description of the files in ``dir`` and how to get them; empty if none are needed.
         folders: reader of the set as image files, which can be packed; None if the set has no such form.
         official: names of the official files that the reader opens directly, which can be copied from a URI.
+        takes_file: whether ``dir`` may be a file.
+        pairs: by key of ``data`` that only sets of pairs have, the defaults of this one; None for a set of images.
     """
 
     read: Callable[[DatasetRequest], Splits]
@@ -35,6 +38,8 @@ class DatasetSpec:
     files: str
     folders: FolderSet | None = None
     official: tuple[str, ...] = ()
+    takes_file: bool = False
+    pairs: Mapping[str, float] | None = None
 
 
 def _cifar(reader: cifar.Cifar, summary: str) -> DatasetSpec:
@@ -68,6 +73,20 @@ for _name, _spec in {
         image_folder.FILES,
         "your own images, with classes or without, resized to data.image_size where they have other sizes",
     ),
+    "code_docs": DatasetSpec(
+        code_docs.read,
+        "pairs of functions and their docstrings, from the packages installed beside mbcl; labels are packages",
+        "",
+        pairs={"dim": DIM, "dropout": 0.0},
+    ),
+    "pairs": DatasetSpec(
+        pair_arrays.read,
+        "pairs of your own arrays, of any widths",
+        pair_arrays.HOW_TO_GET,
+        official=(pair_arrays.ARCHIVE, *pair_arrays.ARRAY_FILES, pair_arrays.TRAIN_TABLE, pair_arrays.TEST_TABLE),
+        takes_file=True,
+        pairs={"dropout": 0.0, "test": TEST_SHARE},
+    ),
 }.items():
     DATASETS.register(_name)(_spec)
 
@@ -80,6 +99,9 @@ def load(
     max_samples: int | None = None,
     download: bool = False,
     verify: Verify = "warn",
+    dim: int | None = None,
+    dropout: float | None = None,
+    test: float | None = None,
     exif: bool = True,
     bits: int | None = None,
 ) -> Splits:
@@ -91,14 +113,17 @@ def load(
             or official files, which are copied to this machine once (:mod:`mbcl.data.packs.node_cache`).
         image_size: side of the views in pixels; the size of the images if omitted. ``image_folder`` resizes its images
             to it while reading.
-        max_samples: keep only so many training images, drawn once and for all with the class proportions of the whole
+        max_samples: keep only so many training samples, drawn once and for all with the class proportions of the whole
             (:func:`mbcl.data.images.stratified_rows`); this precedes a validation split. The test part stays whole:
-            retrieval among fewer images is easier, so metrics would not be comparable.
+            retrieval among fewer samples is easier, so metrics would not be comparable.
         download: fetch missing files into ``dir``, if the data set can be downloaded.
         verify: whether unofficial files (checksums, counts) and files that changed after packing are a warning
             (``warn``) or an error (``strict``); images of ``image_folder`` that are not read, too.
         exif: turn the images of ``image_folder`` as their EXIF orientation says. The published code does not.
         bits: significant bits of 16-bit images of ``image_folder``, such as 12; all 16 if omitted.
+        dim: of ``code_docs``: numbers of each side.
+        dropout: of pairs: rate at which training drops numbers of both sides.
+        test: of ``pairs``: share of the test part, where the files have none.
 
     Raises:
         DataError: if files are missing or damaged.
@@ -110,6 +135,10 @@ def load(
         max_samples=max_samples,
         download=download,
         verify=verify,
+        dim=DIM if dim is None else dim,
+        dropout=dropout or 0.0,
+        test=TEST_SHARE if test is None else test,
+        takes_file=name in DATASETS and DATASETS[name].takes_file,
         exif=exif,
         bits=bits,
     )
@@ -122,8 +151,11 @@ def load(
     if max_samples is not None and max_samples < len(splits.train):
         few = splits.train.subset(stratified_rows(splits.train.labels, max_samples))
         splits = Splits(few, splits.test)
-    parts = (replace(part, image_size=image_size or part.image_size) for part in (splits.train, splits.test))
-    return Splits(*parts, pixels_sha256=splits.pixels_sha256)
+    return replace(splits, train=_resized(splits.train, image_size), test=_resized(splits.test, image_size))
+
+
+def _resized(part: SampleSet, image_size: int | None) -> SampleSet:
+    return replace(part, image_size=image_size) if image_size and isinstance(part, ImageSet) else part
 
 
 def _read(name: str, request: DatasetRequest) -> Splits:

@@ -12,6 +12,10 @@ from mbcl.io.store import is_uri, local_path
 from mbcl.io.uris import check_uri
 
 Verify = Literal["warn", "strict"]
+DIM = 256
+"""Numbers of a side of pairs that are made from text, unless given."""
+TEST_SHARE = 0.2
+"""The share of pairs that are split off as the test part, unless given."""
 LEAST_SIZE, LARGEST_SIZE = 4, 1024
 """Allowed range of the side of the views, in pixels."""
 LEAST_BITS, MOST_BITS = 9, 16
@@ -26,8 +30,10 @@ class DatasetRequest:
         dir, download, verify, exif, bits: as for :func:`mbcl.data.load`.
         max_samples: number of training images that the caller keeps. A reader may return more.
         image_size: side of the views in pixels. Only readers of sets without a fixed image size use it.
+        dim, dropout, test: as for :func:`mbcl.data.load`. Only readers of pairs use them.
         copied: whether ``dir`` is this node's copy of a URI. If so, a pack in it is used without a look at its source
             folder, which may exist on some nodes only.
+        takes_file: whether ``dir`` may be a file, as of ``pairs``.
 
     Raises:
         DataError: if the folder is a file.
@@ -38,10 +44,14 @@ class DatasetRequest:
     download: bool = False
     max_samples: int | None = None
     image_size: int | None = None
+    dim: int = DIM
+    dropout: float = 0.0
+    test: float = TEST_SHARE
     verify: Verify = "warn"
     exif: bool = True
     bits: int | None = None
     copied: bool = False
+    takes_file: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size is not None and not LEAST_SIZE <= self.image_size <= LARGEST_SIZE:
@@ -57,7 +67,8 @@ class DatasetRequest:
                 check_uri(self.dir) if is_uri(self.dir) else local_path(self.dir)
         except ConfigError as error:
             raise ConfigError(f"dir: {error}") from error
-        if self.dir is not None and not is_uri(self.dir) and (file := Path(self.dir).expanduser()).is_file():
+        is_folder = self.dir is not None and not is_uri(self.dir) and not self.takes_file
+        if is_folder and (file := Path(str(self.dir)).expanduser()).is_file():
             raise DataError(f"{self.dir} is a file; expected the folder that it is in, {file.parent}")
         if self.verify not in get_args(Verify):
             raise ConfigError(f"verify: found {self.verify!r}, allowed: {', '.join(get_args(Verify))}")

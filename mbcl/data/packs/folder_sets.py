@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from mbcl.data.datasets.request import DatasetRequest
-from mbcl.data.images import ImageSet, Splits
+from mbcl.data.images import ImageSet
 from mbcl.data.packs.folders import FOLDER, Listing, Parts, decode
 from mbcl.data.packs.pack_file import Pack, describe_decoding, open_pack, write_pack
+from mbcl.data.samples import Splits
 from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError
 

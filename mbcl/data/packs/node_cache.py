@@ -80,7 +80,7 @@ def _copy_pack(store: ArrowStore, prefix: str, name: str, found_damaged: bool) -
     manifest = store.read_bytes(f"{prefix}{name}.json")
     folder = cache_folder() / "packs" / f"{name}-{hashlib.sha256(manifest).hexdigest()[:16]}"
     pack = read_pack(manifest, folder / f"{name}.json", name)
-    with _locked(folder):
+    with locked(folder):
         data = pack.path.with_name(pack.data["file"])
         if not _is_whole(
             pack, manifest, digests=found_damaged
@@ -110,7 +110,7 @@ def _copy_files(store: ArrowStore, name: str, files: dict[str, tuple[int, int]])
     folder = cache_folder() / "files" / f"{name}-{key}"
     if all(_is_intact(folder / file) for file in files):  # fast path without the lock
         return folder
-    with _locked(folder):
+    with locked(folder):
         for file, (size, _) in files.items():
             path = folder / file
             if _is_intact(path):  # double-checked: another process may have copied it before this one got the lock
@@ -138,7 +138,7 @@ def _checksum_path(path: Path) -> Path:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the exclusive file lock of a folder's copy; remove the temporary files of killed processes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("a") as stream:

@@ -12,20 +12,45 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mbcl.data.images import ImageSet
 from mbcl.data.views.random_parameters import CONTRAST, HUE, ViewParameters, draw
+from mbcl.data.views.recipe import ViewRecipe
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL and torchvision
 
 
+class ViewedImages(Protocol):
+    """What views depend on besides pixels, as of :class:`mbcl.data.ImageSet`: recipe, size and normalisation."""
+
+    @property
+    def recipe(self) -> ViewRecipe:
+        """Strengths of the augmentation."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the views in pixels."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of the pixels of each channel."""
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Their standard deviation."""
+
+
 @torch.no_grad()
 def make_views(
-    pixels: Tensor, positions: Tensor, *, images: ImageSet, seed: int, epoch: int, view: int | Sequence[int]
+    pixels: Tensor, positions: Tensor, *, images: ViewedImages, seed: int, epoch: int, view: int | Sequence[int]
 ) -> Tensor:
     """Return one augmented, normalised view of each image, or several.
 
@@ -65,7 +90,7 @@ def make_views(
 
 
 @torch.no_grad()
-def clean_views(pixels: Tensor, *, images: ImageSet) -> Tensor:
+def clean_views(pixels: Tensor, *, images: ViewedImages) -> Tensor:
     """Return the samples without augmentation: resized (antialiased bilinear, if needed) and normalised.
 
     (B, C, H, W) uint8 to (B, C, S, S) float32 on the same device, with S and normalisation of ``images``.
@@ -239,7 +264,7 @@ def _luma(x: Tensor) -> Tensor:
     return (_LUMA[0] * x[:, 0:1]).add_(_LUMA[1] * x[:, 1:2]).add_(_LUMA[2] * x[:, 2:3])
 
 
-def _normalise(x: Tensor, images: ImageSet) -> Tensor:
+def _normalise(x: Tensor, images: ViewedImages) -> Tensor:
     assert images.channels == x.shape[1], f"{images.channels} channels of the data set, {x.shape[1]} of the pixels"
     return x.sub_(_column(images.mean, x.device)).div_(_column(images.std, x.device))
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from mbcl.errors import ConfigError, pluralize
 from mbcl.orchestration.search_space.baseline import resolved_baseline
-from mbcl.orchestration.search_space.domains import short
+from mbcl.orchestration.search_space.domains import is_drawn, short
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec, record_of
 from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.study.record import StudyRecord, TrialRecord
@@ -59,6 +59,7 @@ def extend(study: StudyRecord, file: SpaceFile, trials: Trials, space_digest: st
             by_setting.setdefault(spec.setting, old[spec.trial_id])
     study.trials = {spec.trial_id: _record(spec, old, by_setting.get(spec.setting)) for spec in trials.specs}
     study.space_digest, study.question = space_digest, file.space.question
+    study.searched = study.searched or any(is_drawn(domain) for domain in file.space.space.values())
     return [f"{pluralize(len(added), 'trial')} added to the {len(old)} of the study"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mbcl.data.samples import differing_sources
 from mbcl.errors import ConfigError, pluralize
 from mbcl.io.store import Store
 from mbcl.orchestration.results_folder import layout, recovery
@@ -12,7 +13,7 @@ from mbcl.orchestration.results_folder.reevaluation import reopen_for_evaluation
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
 from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.orchestration.study_options import StudyOptions
-from mbcl.study.record import StudyRecord
+from mbcl.study.record import WEIGHTS, StudyRecord
 
 
 @dataclass
@@ -39,6 +40,20 @@ class OpenedStudy:
 
     def __post_init__(self) -> None:
         self.specs = self.trials.by_id | self.todo
+
+    def take_sources(self, sources: Mapping[str, dict[str, str]]) -> None:
+        """Record what the data were made from.
+
+        Raises:
+            ConfigError: if earlier trials of the study had data that were made from something else.
+        """
+        for key, now in sources.items():
+            if differing := differing_sources(self.record.sources.get(key, now), now):
+                raise ConfigError(
+                    f"experiment.data: {key.rpartition('-')[0]} is not what the study began with: {differing}; "
+                    "allowed: the same data, or --name OTHER"
+                )
+        self.record.sources |= sources
 
     def add(self, specs: Sequence[TrialSpec]) -> None:
         """Add trials that an adaptive search has drawn."""
@@ -113,7 +128,7 @@ def resume_notes(
 
 
 def check_same_data(study: StudyRecord, contents: Mapping[str, Sequence[str]]) -> None:
-    """Compare the contents of the data sets with those that the study began with, and record those of new ones.
+    """Compare the contents of data sets and weights with those that the study began with, and record those of new ones.
 
     Args:
         study: the record, changed in place.
@@ -125,8 +140,11 @@ def check_same_data(study: StudyRecord, contents: Mapping[str, Sequence[str]]) -
     for key, found in contents.items():
         known = study.data.setdefault(key, sorted(set(found)))
         if others := sorted(set(found) - set(known)):
+            what = f"experiment.data: the images, labels or ids of {key.rpartition('-')[0]}"
+            allowed = "another place of the same data, or --name OTHER"
+            if key.startswith(WEIGHTS):
+                what, allowed = f"experiment.{key}: the weights", "the same file, or --name OTHER"
             raise ConfigError(
-                f"experiment.data: the images, labels or ids of {key.rpartition('-')[0]} are not those that the study "
-                f"began with: their digest was {', '.join(known)}, it is {', '.join(others)}; allowed: another place "
-                "of the same data, or --name OTHER"
+                f"{what} are not those that the study began with: their digest was {', '.join(known)}, it is "
+                f"{', '.join(others)}; allowed: {allowed}"
             )

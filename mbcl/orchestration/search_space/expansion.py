@@ -6,12 +6,13 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mbcl.config.base import set_path
 from mbcl.config.components import COMPONENTS, canonical
+from mbcl.config.experiment import UNCOUNTED
 from mbcl.errors import ConfigError
 from mbcl.orchestration.search_space import domains
 from mbcl.orchestration.search_space.arms import check_arms
@@ -35,7 +36,8 @@ class TrialSpec:
     """One trial: a setting with one seed.
 
     Args:
-        trial_id: ordinal and digest of the resolved experiment, the same on every run of the same space.
+        trial_id: ordinal and digest of the resolved experiment, the same on every run of the same space. The place of
+            data counts where it is swept.
         ordinal: position in the space's order.
         setting: number of its setting, shared by the setting's other seeds.
         seed: the replicate.
@@ -279,8 +281,21 @@ def replicate(
     for position, seed in enumerate(seeds):
         ordinal = (setting * len(seeds) if first is None else first) + position
         seeded = experiment.model_copy(update={"seed": seed})
-        trial_id = f"{ordinal:0{width}d}-{seeded.digest}"
+        trial_id = f"{ordinal:0{width}d}-{_digest(seeded, parameters)}"
         yield TrialSpec(trial_id, ordinal, setting, seed, parameters, seeded)
+
+
+def _digest(experiment: AnyExperiment, swept: Iterable[str]) -> str:
+    """Return the digest of an experiment; that of a swept place or number of threads, too, which tells settings apart.
+
+    Example: a grid of two files of ids for ``data.apart``.
+    """
+    found = {key for key in UNCOUNTED if any(f"{key}.".startswith(f"{each}.") for each in swept)}
+    if not found:
+        return experiment.digest
+    resolved = experiment.resolved()
+    text = json.dumps([experiment.digest, {key: value_at(resolved, key) for key in sorted(found)}])
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def record_of(spec: TrialSpec, drawn: Drawn | None = None, evaluation: Mapping[str, Any] | None = None) -> TrialRecord:

@@ -16,9 +16,11 @@ from mbcl.config.experiment import Experiment, identity
 from mbcl.engine import MemoryNeed
 from mbcl.errors import ConfigError, MbclError
 from mbcl.io.store import Store, is_uri, open_store, write_text
+from mbcl.models import digest_of_weights
 from mbcl.orchestration.search_space.expansion import TrialSpec
 from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.samplers import PoolSampler
+from mbcl.study.record import WEIGHTS
 
 SHARED_FILE = ".shared"
 
@@ -32,7 +34,8 @@ class PreflightReport:
         planning_cost: by setting, a description of what planning costs; empty if it costs nothing.
         notes: notes for the user, one line each.
         memory: the most memory that a training takes beyond idle processes; None if unknown.
-        contents: the digests of the data sets' contents, by :func:`data_key`.
+        contents: the digests of the data sets' contents, by :func:`data_key`, and of the files of ``encoder.weights``.
+        sources: what the samples of a data set were made from, where other sources make others, by :func:`data_key`.
     """
 
     max_pools: dict[int, int]
@@ -40,6 +43,7 @@ class PreflightReport:
     notes: tuple[str, ...]
     memory: MemoryNeed | None = None
     contents: dict[str, list[str]] = field(default_factory=dict)
+    sources: Mapping[str, dict[str, str]] = field(default_factory=dict)
 
 
 def distinct_experiments(specs: Sequence[TrialSpec]) -> dict[int, AnyExperiment]:
@@ -64,11 +68,18 @@ def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> Preflig
         by_data.setdefault(experiment.data.model_dump_json(), {})[setting] = experiment
     reports: dict[int, _SettingReport] = {}
     contents: dict[str, list[str]] = {}
+    sources: dict[str, dict[str, str]] = {}
     for group in by_data.values():
         found = _check_on_same_data(group, source)
         reports.update(found)
         (first, experiment), *_ = group.items()
         contents.setdefault(data_key(experiment), []).append(found[first].content)
+        if found[first].sources:
+            sources[data_key(experiment)] = found[first].sources
+    for each in experiments.values():
+        if location := cast(Experiment, each).encoder.get("weights"):
+            key = f"{WEIGHTS} {location}"
+            contents[key] = contents.get(key) or [digest_of_weights(location)]
     settings = sorted(experiments)
     return PreflightReport(
         {setting: reports[setting].max_pools for setting in settings},
@@ -76,6 +87,7 @@ def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> Preflig
         tuple(dict.fromkeys(note for setting in settings for note in reports[setting].notes)),
         MemoryNeed.largest(report.memory for report in reports.values()),
         contents,
+        sources,
     )
 
 
@@ -93,6 +105,7 @@ class _SettingReport(NamedTuple):
     notes: list[str]
     memory: MemoryNeed
     content: str
+    sources: dict[str, str]
 
 
 def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, _SettingReport]:
@@ -125,9 +138,8 @@ def _check_on_same_data(group: dict[int, Experiment], source: str) -> dict[int, 
             for sampler in experiment.samplers().values()
         )
         notes = [*tracking, *(str(warning.message) for warning in caught)]
-        reports[setting] = _SettingReport(
-            max_pools, engine.planning_cost(experiment, data.samples), notes, memory[model], data.content()
-        )
+        cost, sources = engine.planning_cost(experiment, data.samples), dict(sizes.sources)
+        reports[setting] = _SettingReport(max_pools, cost, notes, memory[model], data.content(), sources)
     return reports
 
 

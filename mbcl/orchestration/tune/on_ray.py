@@ -105,6 +105,7 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
         if preflight is None:
             experiments = distinct_experiments([*study.todo.values(), *study.trials.probes])
             preflight = check_data_on_cluster(experiments, str(run.file.path), ray_cluster.placement.for_task)
+            study.take_sources(preflight.sources)
             check_same_data(study.record, preflight.contents)
         # The CPUs that trials leave for lack of memory have none for planning tasks, either.
         cpus_per_trial = int(sum(node.cpus for node in nodes)) // most.num_trials

@@ -115,3 +115,37 @@ def test_an_extension_keeps_the_question(space_file, finished, changes, words):
 def test_an_extension_needs_a_study(space_file, tmp_path):
     with pytest.raises(ConfigError, match="^--extend: .* holds no study.json; without --extend a new study starts"):
         extended(LocalStore(tmp_path / "out" / "none"), read_space(space_file()))
+
+
+@pytest.mark.parametrize("key, block", [("data.apart", False), ("data", True)])
+def test_settings_that_differ_in_a_place_keep_their_own_trials(space_file, tmp_path, key, block):
+    def space(*files: str) -> SpaceFile:
+        values = [{"apart": file} if block else file for file in files]
+        changes = {"space": {key: {"grid": values}}, "baseline": None, "seeds": [0]}
+        return read_space(space_file(changes))
+
+    file = space("patients.npy", "scanners.npy")
+    trials, store = expand(file), LocalStore(tmp_path / "out" / "study")
+    study = layout.new_study(file, trials, "study")
+    layout.create(store, file, trials, study)
+    before = {key: str(record.parameters) for key, record in study.trials.items()}
+    swapped = space("scanners.npy", "patients.npy")
+    with pytest.raises(ConfigError, match="another space"):
+        layout.load(store, swapped, expand(swapped))
+    for larger in (swapped, space("visits.npy", "patients.npy", "scanners.npy")):
+        found, _ = extended(store, larger)
+        assert {key: str(found.trials[key].parameters) for key in before} == before
+
+
+def test_a_study_that_takes_draws_is_a_search(space_file, tmp_path):
+    def space(domain: dict[str, object], num_samples: int) -> SpaceFile:
+        changes = {"space": {"optimizer.lr": domain}, "baseline": None, "search": {"num_samples": num_samples}}
+        return read_space(space_file(changes))
+
+    file = space({"grid": [0.5]}, 1)
+    trials, store = expand(file), LocalStore(tmp_path / "out" / "study")
+    study = layout.new_study(file, trials, "study")
+    layout.create(store, file, trials, study)
+    assert not study.searched
+    larger, _ = extended(store, space({"choice": [0.5, 0.25]}, 8))
+    assert larger.searched, "its best setting is chosen by the runs that measure it"

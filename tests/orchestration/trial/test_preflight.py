@@ -7,14 +7,18 @@ import weakref
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 
 from mbcl import engine
 from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
+from mbcl.models import build
+from mbcl.orchestration.results_folder.opened_study import check_same_data
 from mbcl.orchestration.trial.preflight import check_data
 from mbcl.plan import Embeddings
+from mbcl.study.record import StudyRecord
 
 from ..helpers import SPACE
 
@@ -96,3 +100,22 @@ def test_check_data_counts_the_pools_of_every_source(sampler):
         report = check_data({0: experiment}, "space.yaml")
     assert planned == [report.max_pools[0]]
     assert report.max_pools[0] >= 10, "a pool of every class at least"
+
+
+def test_a_study_refuses_other_weights_than_it_began_with(tmp_path):
+    """Seeds that ``--extend`` adds would begin with other weights than those that they are compared with."""
+    file = tmp_path / "encoder.safetensors"
+    experiment = next(iter(grid().values()))
+
+    def contents(seed: int) -> dict[str, list[str]]:
+        encoder = {key: value for key, value in experiment.encoder.items() if key != "weights"}
+        safetensors.torch.save_file(build(encoder, in_channels=1, seed=seed).encoder.state_dict(), file)
+        block = {**experiment.encoder, "weights": str(file)}
+        content = experiment.resolved() | {"encoder": block}
+        return check_data({0: Experiment.model_validate(content)}, "space.yaml").contents
+
+    study = StudyRecord(name="s", space_digest="", metric="m", mode="max", created="", trials={})
+    check_same_data(study, contents(1))
+    check_same_data(study, contents(1))
+    with pytest.raises(ConfigError, match=r"experiment\.encoder\.weights .*: the weights are not those that the study"):
+        check_same_data(study, contents(2))

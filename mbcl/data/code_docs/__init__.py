@@ -1,0 +1,1 @@
+"""Pairs of functions and their docstrings, from the sources of installed packages."""

@@ -1,0 +1,52 @@
+"""The Python files of the installed packages, in an order that depends on names alone."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import Distribution, distributions
+from pathlib import Path, PurePosixPath
+
+OWN = "mbcl"
+"""Left out: its sources change without its version."""
+_LEFT_OUT = {"test", "tests", "testing", "vendor", "_vendor", "vendored", "_vendored"}
+"""Folders of tests, whose docstrings say little, and of copies of other packages."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installed distribution with its Python files: names as in its record, and paths."""
+
+    name: str
+    version: str
+    files: tuple[tuple[str, Path], ...]
+
+
+def installed() -> list[Package]:
+    """Return the installed packages that have Python files, by name; the first on the path wins."""
+    by_name: dict[str, Package] = {}
+    for distribution in distributions():
+        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
+        if not name or name == OWN or name in by_name:
+            continue
+        files = tuple(sorted(_python_files(distribution)))
+        if files:
+            by_name[name] = Package(name, distribution.version, files)
+    return [by_name[name] for name in sorted(by_name)]
+
+
+def versions(packages: list[Package]) -> dict[str, str]:
+    """Return the versions that determine the pairs: of Python, whose parser reads them, and of the packages."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"python": python} | {package.name: package.version for package in packages}
+
+
+def _python_files(distribution: Distribution) -> Iterator[tuple[str, Path]]:
+    for file in distribution.files or ():
+        path = PurePosixPath(str(file))
+        if path.suffix != ".py" or ".." in path.parts or path.is_absolute():
+            continue
+        if not _LEFT_OUT.intersection(path.parts[:-1]) and not path.name.startswith(("test_", "conftest")):
+            yield str(path), Path(str(distribution.locate_file(file)))
