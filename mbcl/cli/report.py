@@ -55,6 +55,8 @@ def _report(arguments: argparse.Namespace) -> int:
     for number, store in enumerate(stores):
         if store.uri in (other.uri for other in stores[:number]):  # its seeds would count twice
             raise ConfigError(f"report: {store.uri} is given twice; give every study once")
+    if len(stores) > 1 and (Path(arguments.out).is_dir() or not Path(arguments.out).absolute().parent.is_dir()):
+        raise ConfigError(f"--out: expected a file in a folder that exists, found {arguments.out}")
     studies = [read_study(store) for store in stores]
     if len(studies) == 1:
         write(stores[0], studies[0])

@@ -110,5 +110,6 @@ def _check_owner(store: Store, checkpoint: Checkpoint, experiment: Experiment, s
     if checkpoint.meta.get("data", content) != content:
         raise CheckpointError(
             f"{store.uri}: its checkpoint {checkpoint.name} was made from other images, labels or ids than data.dir "
-            f"{experiment.data.dir} holds now: their digest was {checkpoint.meta['data']}, it is {content}"
+            f"{experiment.data.dir} holds now: their digest was {checkpoint.meta['data']}, it is {content}; "
+            "a training goes on with the data that it began with, in any place"
         )

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from mbcl.config.base import PathConfigError, apply_overrides, validate_parameters
 from mbcl.config.yaml_reader import parse_yaml
 from mbcl.console.stages import Stages
-from mbcl.errors import ConfigError, PlanError
+from mbcl.errors import ConfigError, MbclError, PlanError
 from mbcl.functional import check_count, check_temperature
 from mbcl.io.columns import read_column, split_source
 from mbcl.io.files import atomic_write
 from mbcl.io.store import Store, open_store
 from mbcl.plan import BatchPlan, Embeddings
+from mbcl.planner.plan_service import failure
 from mbcl.planning.console import table
 from mbcl.planning.embeddings_file import read_table
 from mbcl.planning.quality import measure
@@ -249,12 +250,17 @@ def _check_fits(other: BatchPlan | None, num_samples: int) -> None:
 
 def _make_plan(sampler: Sampler, samples: Samples, request: PlanRequest, stages: Stages, stage: str) -> BatchPlan:
     stages.begin(stage)
-    plan = sampler.plan(
-        samples.num_samples,
-        samples.embeddings,
-        seed=request.seed,
-        epoch=request.epoch,
-        round=request.round,
-        map_pools=stages.map_pools,
-    )
+    try:
+        plan = sampler.plan(
+            samples.num_samples,
+            samples.embeddings,
+            seed=request.seed,
+            epoch=request.epoch,
+            round=request.round,
+            map_pools=stages.map_pools,
+        )
+    except MbclError:
+        raise
+    except Exception as error:  # whatever the user's sampler raises
+        raise failure(error) from error
     return check_plan(plan, sampler, samples.num_samples)

@@ -246,5 +246,9 @@ def read_study(store: Store) -> StudyRecord:
         return StudyRecord.model_validate_json(read_text(store, STUDY_FILE))
     except FileNotFoundError as error:
         raise ConfigError(f"{store.uri}: holds no {STUDY_FILE}") from error
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{store.uri}/{STUDY_FILE}: damaged: {str(error).splitlines()[0]}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{store.uri}/{STUDY_FILE}: damaged: {key}{': ' if key else ''}{first['msg']}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{store.uri}/{STUDY_FILE}: damaged: {error}") from error

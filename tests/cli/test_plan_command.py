@@ -236,6 +236,22 @@ def test_plan_refuses_a_plan_of_another_shape_than_promised(
     assert "forgetful: (4, 32) batches were promised, found (3, 32)" in error_line(capsys, *options, code=1)
 
 
+def test_plan_ends_with_one_line_where_a_sampler_raises(
+    embeddings_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(Shuffle):
+        name = "failing"
+
+        def plan(self, *arguments: object, **keywords: object) -> BatchPlan:
+            raise ZeroDivisionError("by zero")
+
+    monkeypatch.setitem(SAMPLERS._parts, "failing", Failing)
+    out = tmp_path / "p.npz"
+    assert plan("--embeddings", str(embeddings_path), "--sampler", "failing", "--out", str(out)) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: planning failed: ZeroDivisionError: by zero"
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

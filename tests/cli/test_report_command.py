@@ -44,3 +44,27 @@ def test_a_study_that_is_given_twice_is_refused(tmp_path: Path, capsys: pytest.C
     assert main(["report", str(tmp_path / "study"), f"{tmp_path}/./study/", "--out", str(out)]) == 2
     assert "study is given twice" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("out", [".", "none/all.html"])
+def test_a_page_of_several_studies_needs_a_place(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        write_study(LocalStore(tmp_path / name), grid(EIGHT))
+    assert main(["report", "a", "b", "--out", out]) == 2
+    assert capsys.readouterr().err == f"error: --out: expected a file in a folder that exists, found {out}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [('{"name": 1', "Invalid JSON"), ("{}", "name: Field required"), ("[]", "Input should be an object")],
+)
+def test_the_first_fault_of_a_damaged_record_is_named(
+    content: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study.json").write_text(content)
+    assert main(["report", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/study.json: damaged: {words}" in line
