@@ -66,7 +66,7 @@ def test_training_with_a_plugin_is_evaluated_with_it(plugin, tmp_path):
 def test_plugin_of_the_command_line_is_listed_explained_and_plans(plugin, tmp_path):
     listed = mbcl("list", "--plugin", "my_parts.py", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
-    for line in ("  by_norm(", "  mine(temperature=0.1)", "  linear(width=8)", "  negatives"):
+    for line in ("  by_norm(", "  mine(temperature=0.1)", "  linear(width=8, weights=None)", "  negatives"):
         assert f"\n{line}" in listed.stdout
     assert "groups=4)" in listed.stdout
     assert "batches a pool" in mbcl("explain", "by_norm", "--plugin", "my_parts.py", cwd=tmp_path).stdout
