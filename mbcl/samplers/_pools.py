@@ -173,12 +173,16 @@ class PoolSampler(BaseSampler):
             group_M: (M,) int64, the groups of the rows, whose members should not share a batch; None for no groups.
 
         Raises:
-            PlanError: if a batch has another size than B or a score is not finite, which is a bug of the sampler.
+            PlanError: if a batch has another size than B, a row is not one of the pool's, or a score is not finite,
+                which is a bug of the sampler.
         """
         group_M = shared(group_M)
         with planning_thread():
             groups = (group_M,) if self.takes_groups else ()
             planned = self.plan_one(z1_MD, z2_MD, seed, *groups)
+            rows = np.asarray(planned.rows)
+            if rows.dtype.kind not in "iu" or (rows.size and not 0 <= rows.min() <= rows.max() < len(z1_MD)):
+                raise PlanError(f"{self.name}: a pool's batches have rows that are not in 0..{len(z1_MD) - 1}")
             # torch.tensor copies: the arrays may be read-only.
             if self.width < self.merged_width:
                 x_MD = pair_sum(torch.tensor(z1_MD), torch.tensor(z2_MD)).numpy()

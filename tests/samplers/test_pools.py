@@ -44,6 +44,12 @@ class Blocks(PoolSampler):
             rows = np.zeros_like(rows)
         elif self.fault == "short":
             rows, scores = rows[:1], scores[:1]
+        elif self.fault == "negative":
+            rows = rows - 1
+        elif self.fault == "foreign":
+            rows = rows + 1
+        elif self.fault == "float":
+            rows = rows.astype(np.float64)
         elif self.fault == "nan":
             scores = scores * np.nan
         return PoolPlan(rows, scores)
@@ -93,6 +99,7 @@ def test_pool_items_are_made_lazily() -> None:
         ("shape", "a pool's batches have shape"),
         ("repeat", "holds a sample twice"),
         ("short", "3 batches instead of 6"),
+        *((fault, "rows that are not in 0..5") for fault in ("negative", "foreign", "float")),
         ("nan", "score of a batch is not finite"),
     ],
 )
