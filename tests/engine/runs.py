@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,12 @@ def run(world: World, folder: Path | str, content: Experiment, plans: PlanServic
     trainer.run()
     state = {key: value.clone() for key, value in trainer.learner.model.state_dict().items()}
     return recorder.losses, state, recorder.rows
+
+
+def run_with_children(*arguments: Any) -> Trained:
+    """Train as :func:`run` in a rank of gloo that may have a planning process: the ranks are daemons, which may not."""
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    return run(*arguments)
 
 
 def largest_difference(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:

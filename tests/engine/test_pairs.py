@@ -82,7 +82,7 @@ def test_training_on_pairs_on_two_workers_equals_one(tmp_path, file, name):
     sampler, changes = CASES[name]
     content = experiment(file, sampler, **changes)
     expected = runs.run(World(), tmp_path / "one", content)
-    for trained in gloo.run(runs.run, 2, str(tmp_path / "two"), content):
+    for trained in gloo.run(runs.run_with_children, 2, str(tmp_path / "two"), content):
         runs.assert_alike(trained, expected)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 
 import gloo
@@ -48,18 +47,13 @@ CASES = {
 }
 
 
-def _with_children(*arguments):
-    multiprocessing.current_process()._config["daemon"] = False  # a daemon may have no children
-    return runs.run(*arguments)
-
-
 @pytest.mark.dist
 @pytest.mark.parametrize("name", CASES)
 def test_trainer_on_several_workers_equals_one_worker(tmp_path, name):
     num_workers, one, changes = CASES[name]
     several = one.model_copy(update={"train": one.train.model_validate({**one.train.model_dump(), **changes})})
     expected = runs.run(World(), tmp_path / "one", one)
-    ranks = gloo.run(_with_children, num_workers, str(tmp_path / "several"), several)
+    ranks = gloo.run(runs.run_with_children, num_workers, str(tmp_path / "several"), several)
     assert len(expected[0]) == 5 * one.train.epochs
     for trained in ranks:
         runs.assert_alike(trained, expected)

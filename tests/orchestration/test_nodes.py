@@ -119,7 +119,8 @@ def run_and_lose_a_node(folder: Path, *, announced: bool) -> dict[str, Any]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("announced", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("announced", [True, False])
 def test_trial_continues_with_fewer_workers_after_the_loss_of_a_node(tmp_path, announced):
     results = apart(
         "test_nodes", f"run_and_lose_a_node(pathlib.Path({str(tmp_path / 'cluster')!r}), announced={announced})"

@@ -65,6 +65,7 @@ def test_study_of_other_pairs_is_not_resumed(arrays, space_file, tmp_path, capsy
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_study_of_pairs_equals_training_without_ray_and_keeps_its_data(arrays, space_file, tmp_path):
     write, changes = arrays
     path = space_file(changes)

@@ -330,6 +330,7 @@ def test_resume_after_eval_only_uses_its_settings(own_copy):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_eval_only_that_fails_leaves_the_study_unchanged(own_copy):
     space, study = own_copy
     files = [study / "study.json", study / "space.yaml", *study.glob("trials/*/evaluation.json")]

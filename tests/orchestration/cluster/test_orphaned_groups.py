@@ -100,6 +100,7 @@ def kill_and_join() -> dict[str, int]:
         nodes.shutdown()
 
 
+@pytest.mark.slow
 def test_remove_orphaned_groups_frees_those_of_a_killed_sweep_only():
     groups = apart("cluster.test_orphaned_groups", "kill_and_join()")
     assert groups["left"] > 0, "the killed job left no group behind, so the test shows nothing"
