@@ -280,24 +280,17 @@ def add_plugins(content: dict[str, Any], files: Sequence[str] = ()) -> None:
         content["plugins"] = list(by_name.values())
 
 
-def read_space_content(path: Path | str) -> dict[str, Any]:
-    """Read the mapping of a configuration file; of a study's own ``space.yaml``, the space that the study ran.
+def read_experiment(path: str) -> dict[str, Any]:
+    """Read the experiment block of a file: the ``experiment`` key of a space file, otherwise the whole file.
+
+    A study's own ``space.yaml`` is the space that the study ran.
 
     Raises:
         ConfigError: if the file cannot be read or is not a mapping.
     """
     content = read_yaml(path)
     ran = content.get("resolved") if "given" in content else None
-    return ran if isinstance(ran, dict) else content
-
-
-def read_experiment(path: str) -> dict[str, Any]:
-    """Read the experiment block of a file: the ``experiment`` key of a space file, otherwise the whole file.
-
-    Raises:
-        ConfigError: if the file cannot be read or is not a mapping.
-    """
-    content = read_space_content(path)
+    content = ran if isinstance(ran, dict) else content
     block = content.get("experiment", content)
     if not isinstance(block, dict):
         raise ConfigError(f"{path}: experiment: found {type(block).__name__}, expected a block")

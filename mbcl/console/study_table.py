@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mbcl.study.nuisance import describe_choices
-from mbcl.study.record import StudyRecord, TrialRecord
+from mbcl.study.record import ERROR_FILE, StudyRecord, TrialRecord
 from mbcl.study.statistics import Estimate, primary_metrics, summarise
 
 TABLE_METRICS = ("retrieval/top1", "knn/top1", "probe/top1", "plan/lift", "synthetic/excess")
@@ -37,7 +37,7 @@ def below_table(study: StudyRecord) -> Iterator[str]:
     yield from describe_choices(study)
     for trial_id, record in study.trials.items():
         if record.status == "failed":
-            yield f"{ending_of(study, record)}  {trial_id}  {record.error} (trials/{trial_id}/error.log)"
+            yield f"{ending_of(study, record)}  {trial_id}  {record.error} (trials/{trial_id}/{ERROR_FILE})"
 
 
 def ending_of(study: StudyRecord, trial: TrialRecord) -> str:

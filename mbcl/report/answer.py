@@ -40,8 +40,7 @@ def status_counts(study: StudyRecord) -> dict[str, int]:
 def verdict_of(study: StudyRecord) -> Verdict:
     """Answer the question of a study on its headline metric."""
     metric = next(iter(primary_metrics(study)), None)
-    measured = [summary for summary in summarise(study) if summary.stage != "tuning"]
-    return answer(study, measured, compare(study, metric) if metric else [], metric)
+    return answer(study, summarise(study), compare(study, metric) if metric else [], metric)
 
 
 def answer(
@@ -49,8 +48,11 @@ def answer(
 ) -> Verdict:
     """Answer the study's question as far as its finished trials allow.
 
-    The comparisons are those on ``metric``, the primary one; it is None if nothing has been measured.
+    Of the summaries and comparisons those count that are not of tuning and on ``metric``, the primary one; it is None
+    if nothing has been measured.
     """
+    summaries = [summary for summary in summaries if summary.stage != "tuning"]
+    comparisons = [comparison for comparison in comparisons if comparison.metric == metric]
     counts = status_counts(study)
     if not study.trials:
         return Verdict("This study has no trials.")

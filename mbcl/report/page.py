@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mbcl.io.store import is_uri
-from mbcl.report.answer import answer, status_counts
+from mbcl.report.answer import Verdict, status_counts
 from mbcl.report.batches import SettingBatches
 from mbcl.report.curves import AXES, stage_seconds, wall_seconds
 from mbcl.report.pictures import Picture
@@ -32,6 +32,7 @@ MAX_REASONS, MAX_LOGS = 8, 40
 
 def page(
     study: StudyRecord,
+    verdict: Verdict,
     summaries: list[SettingSummary],
     comparisons: list[Comparison],
     pictures: Sequence[Picture],
@@ -57,7 +58,7 @@ def page(
     others = [picture for picture in pictures if picture is not headline]
     context: dict[str, Any] = {
         "study": study,
-        "answer": answer(study, measured, first, metrics[0] if metrics else None),
+        "answer": verdict,
         "tone": _tone(first),
         "counts": status_counts(study),
         "metrics": metrics,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mbcl.io.store import Store, write_text
-from mbcl.report.answer import verdict_of
+from mbcl.report.answer import answer
 from mbcl.report.batches import read_batches
 from mbcl.report.draws import describe_draws, draws_csv, read_draws
 from mbcl.report.figures import draw
@@ -13,11 +13,9 @@ from mbcl.report.page import MAX_LOGS, page
 from mbcl.report.tables import comparison_csv, results_csv, summary_csv
 from mbcl.study.comparisons import compare
 from mbcl.study.histories import read_histories
-from mbcl.study.record import StudyRecord
+from mbcl.study.record import ERROR_FILE, StudyRecord
 from mbcl.study.statistics import compared_metrics, primary_metrics, summarise
 
-LOG_FILE = "error.log"
-"""The file in a trial's folder that has the traceback of its failure."""
 LOG_LINES, LOG_CHARACTERS = 20, 3000
 
 
@@ -53,8 +51,10 @@ def write(store: Store, study: StudyRecord) -> str:
     except FileNotFoundError:
         space = ""
     headline = next(iter(primary_metrics(study)), "")
+    verdict = answer(study, summaries, comparisons, headline or None)
     text = page(
         study,
+        verdict,
         summaries,
         comparisons,
         pictures,
@@ -66,7 +66,7 @@ def write(store: Store, study: StudyRecord) -> str:
         batches=read_batches(store, study),
     )
     write_text(store, "report.html", text)
-    return verdict_of(study).headline
+    return verdict.headline
 
 
 def location_of(store: Store) -> str:
@@ -80,7 +80,7 @@ def _ends_of_logs(store: Store, study: StudyRecord) -> dict[str, str]:
     logs = {}
     for key in [key for key, trial in study.ordered().items() if trial.status == "failed"][:MAX_LOGS]:
         try:
-            content = store.read_bytes(f"trials/{key}/{LOG_FILE}")
+            content = store.read_bytes(f"trials/{key}/{ERROR_FILE}")
         except FileNotFoundError:
             continue
         logs[key] = "\n".join(content.decode("utf-8", errors="replace").splitlines()[-LOG_LINES:])[-LOG_CHARACTERS:]

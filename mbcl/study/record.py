@@ -14,6 +14,8 @@ from mbcl.io.store import Store, read_text, write_text
 
 STUDY_FILE = "study.json"
 SPACE_FILE = "space.yaml"
+ERROR_FILE = "error.log"
+"""In the folder of a trial that failed: the whole text of its error."""
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Allowed names of studies and trials. They become folder names, so path separators and ``..`` are excluded."""

@@ -76,6 +76,18 @@ class Loop:
             getattr(self, name).load_state_dict(state[name])
 
 
+def cut_and_resumed(cut: int, epochs: int, **options: Any) -> tuple[Loop, Loop]:
+    """Loops that end and begin after so many steps: the second goes on from what the first saved."""
+    first, second = Loop(**options), Loop(**options)
+    for done, step in enumerate(first.run(epochs), start=1):
+        if done == cut:
+            second.load(first.save(step))
+            break
+    for _ in second.run(epochs):
+        pass
+    return first, second
+
+
 def whole(epochs: int, **options: Any) -> Loop:
     loop = Loop(**options)
     for _ in loop.run(epochs):

@@ -9,7 +9,7 @@ import gloo
 import numpy as np
 import pytest
 import torch
-from torch_loop.loops import B, Loop, N, samples, whole
+from torch_loop.loops import B, Loop, N, cut_and_resumed, samples, whole
 
 from mbcl import samplers
 from mbcl.errors import ConfigError, SamplerWarning
@@ -102,14 +102,8 @@ def test_batches_before_the_first_observed_plan_keep_the_groups(kind):
 @pytest.mark.parametrize("cut", [2, 7])
 def test_a_training_with_groups_resumes(kind, cut):
     options: dict[str, Any] = {"embeddings": "cached", **GROUPS[kind]}
-    uncut, first, second = whole(3, **options), Loop(**options), Loop(**options)
-    for done, step in enumerate(first.run(3), start=1):
-        if done == cut:
-            second.load(first.save(step))
-            break
-    for _ in second.run(3):
-        pass
-    assert first.seen + second.seen == uncut.seen
+    first, second = cut_and_resumed(cut, 3, **options)
+    assert first.seen + second.seen == whole(3, **options).seen
 
 
 def test_margins_hold_in_a_loop():

@@ -12,7 +12,7 @@ import torch
 from engine import runs
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_loop.loops import STEPS, B, Loop, N, samples, whole
+from torch_loop.loops import STEPS, B, Loop, N, cut_and_resumed, samples, whole
 
 from mbcl import samplers
 from mbcl.distributed.collectives import World
@@ -342,13 +342,7 @@ def test_resuming_at_any_cut_equals_the_uninterrupted_training(name, cut, proces
         patch.setattr(plan_service, "BackgroundProcess", lambda: process)
         if name not in UNCUT:
             UNCUT[name] = whole(3, **RESUMED[name])
-        first, second = Loop(**RESUMED[name]), Loop(**RESUMED[name])
-        for done, step in enumerate(first.run(3), start=1):
-            if done == cut:
-                second.load(first.save(step))
-                break
-        for _ in second.run(3):
-            pass
+        first, second = cut_and_resumed(cut, 3, **RESUMED[name])
     assert first.seen + second.seen == UNCUT[name].seen
     assert runs.equal(second.model.state_dict(), UNCUT[name].model.state_dict())
 

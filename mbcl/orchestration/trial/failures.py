@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 from mbcl.errors import MbclError
 
-ERROR_FILE = "error.log"
 TRACEBACK = "Traceback (most recent call last)"
 _MEMORY = re.compile(r"was ([\d.]+) ?GB(?: used)? / ([\d.]+) ?GB")
 """In the message of Ray's memory monitor, which kills processes of a node that runs out of memory."""

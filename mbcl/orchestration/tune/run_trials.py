@@ -26,12 +26,12 @@ from mbcl.orchestration.cluster.wait_for_capacity import wait_any
 from mbcl.orchestration.results_folder.layout import trial_folder
 from mbcl.orchestration.scheduling.trial_queue import TrialQueue
 from mbcl.orchestration.trial.entrypoint import RESULT, run_trial
-from mbcl.orchestration.trial.failures import ERROR_FILE, describe_error, describe_text, full_text
+from mbcl.orchestration.trial.failures import describe_error, describe_text, full_text
 from mbcl.orchestration.trial.job import Job, Metrics, TrialResult
 from mbcl.orchestration.trial.pretraining import evaluation_resources, submit_evaluation
 from mbcl.orchestration.trial.trial_runners import Driver, runner_of
 from mbcl.orchestration.tune.adapters import TuneScheduler, TuneSearcher
-from mbcl.study.record import StudyRecord, write_study
+from mbcl.study.record import ERROR_FILE, StudyRecord, write_study
 
 DRIVER_RESTARTS = 10
 """How often a trial is restarted after its driver process died; the count is over all its epochs."""
