@@ -20,9 +20,10 @@ from mbcl.engine.plan_times import TRAINED
 from mbcl.engine.protocols import Row
 from mbcl.plan import BatchPlan
 from mbcl.planner.plans import plan_of, plan_state
+from mbcl.samplers import equal_pairs
 
 STAGES = ("train", "embed", "wait", "eval")
-_STORED = ("epoch", "cursor", "round", "losses", "skipped", "visited", "embedded", "seconds")
+_STORED = ("epoch", "cursor", "round", "losses", "skipped", "visited", "same_class", "embedded", "seconds")
 """The fields of :class:`EpochProgress` that checkpoints hold as they are."""
 
 
@@ -64,6 +65,7 @@ class EpochProgress:
         losses: (steps done,) float64, over the global batches.
         skipped: steps without a weight update, because fp16's gradients were not finite.
         visited: (N,) bool, the samples that this epoch trained on.
+        same_class: pairs of different samples of one class that shared a batch; None where labels mean nothing.
         embedded: images that were embedded for plans, counted once for every time.
         validation: metrics of the validation images, without ``val/``; empty if they were not measured.
         u_age: epochs since the objective's per-sample state was updated, where it has any.
@@ -79,6 +81,7 @@ class EpochProgress:
     plan_metrics: list[PlanMetrics] = field(default_factory=list)
     losses: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     skipped: int = 0
+    same_class: int | None = None
     embedded: int = 0
     validation: Mapping[str, float] = field(default_factory=dict)
     u_age: float | None = None
@@ -109,11 +112,16 @@ class EpochProgress:
         assert self.plan is not None
         return self.plan.batches[self.cursor : self.cursor + max_batches]
 
-    def trained(self, batches: Tensor, losses: Tensor) -> None:
-        """Record batches that were trained on, (n, B), and their losses, (n,) float64."""
+    def trained(self, batches: Tensor, losses: Tensor, labels: Tensor | None = None) -> None:
+        """Record batches that were trained on, (n, B), and their losses, (n,) float64.
+
+        ``labels`` are the classes of all samples, (N,); None where they mean nothing.
+        """
         self.cursor += len(batches)
         self.losses = torch.cat([self.losses, losses])
         self.visited[batches.flatten()] = True
+        if labels is not None:
+            self.same_class = (self.same_class or 0) + equal_pairs(labels[batches])
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:
@@ -137,6 +145,8 @@ class EpochProgress:
         row["train/loss"] = float(self.losses.mean())
         row["train/lr"] = lr
         row["train/skipped_steps"] = self.skipped
+        if self.same_class is not None:
+            row["train/same_class"] = self.same_class / (self.step * batch_size * (batch_size - 1) / 2)
         trained = self.step * batch_size
         row["work/images"] = (last.get("work/images") or 0) + trained
         row["work/passes"] = (last.get("work/passes") or 0) + TRAINED * trained + self.embedded

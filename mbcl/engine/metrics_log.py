@@ -28,6 +28,7 @@ KEYS = (
     "train/loss",
     "train/lr",
     "train/skipped_steps",
+    "train/same_class",
     "plan/seconds",
     "plan/loss",
     "plan/lift",

@@ -93,6 +93,7 @@ class Trainer:
         )
         self.plans = plans or LocalPlanService(num_samples=self.sizes.num_train, seed=experiment.seed, world=world)
         self.samples = data.samples
+        self.labels = self.learner.images.labels if self.learner.images.labelled else None
         self.source = PlanSource(experiment, self.learner, self.plans, self.samples)
         self.base_lr = scale_lr(
             experiment.optimizer["lr"], batch_size=experiment.train.batch_size, rule=experiment.schedule.scale_lr
@@ -134,7 +135,7 @@ class Trainer:
             batches = progress.batches(min(self._sync_interval, steps - progress.step, every - progress.step % every))
             with progress.clock("train"):
                 losses = self._run_steps(batches, progress)
-            progress.trained(batches, losses)
+            progress.trained(batches, losses, self.labels)
             if (self._preemption_noticed or progress.step % every == 0) and progress.step < steps:
                 self.source.settle(progress)
                 self._save(self.last_row, progress)

@@ -23,7 +23,7 @@ from mbcl.samplers._base import (
 from mbcl.samplers._exhaustive import AllBatches, Full, OSGDExhaustive, combinations, hardest_batches
 from mbcl.samplers._grouped import Grouped, groups_of, with_groups
 from mbcl.samplers._kmeans import KMeans, Refined
-from mbcl.samplers._measures import overlap, same_class_share, upper_bound
+from mbcl.samplers._measures import equal_pairs, overlap, same_class_share, upper_bound
 from mbcl.samplers._osgd import OSGD
 from mbcl.samplers._pool_items import PoolItems
 from mbcl.samplers._pools import PoolSampler
@@ -72,6 +72,7 @@ __all__ = [
     "check_plan",
     "check_widths",
     "combinations",
+    "equal_pairs",
     "groups_of",
     "hardest_batches",
     "one_thread",

@@ -161,7 +161,7 @@ def overlap(plan: BatchPlan, other: BatchPlan, num_samples: int) -> Share:
         # A sample that the other plan does not visit gets a negative batch number of its own, which matches no other.
         batch_N = -1 - torch.arange(num_samples)
         batch_N[other.batches] = torch.arange(len(other))[:, None]
-        num_both = _equal_pairs(batch_N[plan.batches])
+        num_both = equal_pairs(batch_N[plan.batches])
         num_plan, num_other = (each.batches.numel() * (each.batches.shape[1] - 1) // 2 for each in (plan, other))
     else:
         pairs, other_pairs = _pairs(plan, num_samples), _pairs(other, num_samples)
@@ -193,13 +193,13 @@ def same_class_share(plan: BatchPlan, labels: Tensor) -> Share:
     labels = labels.cpu()
     num_pairs = plan.batches.numel() * (plan.batches.shape[1] - 1) // 2
     return Share(
-        _ratio(_equal_pairs(labels[plan.batches]), num_pairs),
-        _ratio(_equal_pairs(labels[None]), len(labels) * (len(labels) - 1) // 2),
+        _ratio(equal_pairs(labels[plan.batches]), num_pairs),
+        _ratio(equal_pairs(labels[None]), len(labels) * (len(labels) - 1) // 2),
     )
 
 
-def _equal_pairs(x_SB: Tensor) -> int:
-    """Return the number of pairs of equal entries within rows, summed over all rows."""
+def equal_pairs(x_SB: Tensor) -> int:
+    """Return the number of pairs of equal entries within rows, (S, B), summed over all rows."""
     x_SB = x_SB.sort(dim=1).values
     place_B = torch.arange(x_SB.shape[1])
     first_SB = torch.cat([torch.ones(len(x_SB), 1, dtype=torch.bool), x_SB[:, 1:] != x_SB[:, :-1]], dim=1)

@@ -45,6 +45,7 @@ _TABLE = r"""
 0 train/loss: mean loss of the trained batches; hard batches raise it, so it does not compare samplers or objectives
 0 train/lr: learning rate
 - train/skipped_steps: steps of the last epoch whose fp16 gradients were not finite, so that weights stayed
+0 train/same_class: share of the pairs within trained batches whose samples have the same class
 - sogclr/u_age: epochs since SogCLR's moving average was updated, mean over samples
 - synthetic/distance: Frobenius norm of u vᵀ less the known optimum, the least over rotations and namings of the
     samples

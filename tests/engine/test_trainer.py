@@ -12,6 +12,7 @@ import torch
 from engine import runs
 
 from mbcl.distributed.collectives import World
+from mbcl.engine import Trainer
 from mbcl.engine.embedding_pass import ViewKey, embed, two_views
 from mbcl.engine.gradient_parity import relative_error
 from mbcl.engine.metrics_log import KEYS
@@ -208,3 +209,26 @@ def test_first_plan_in_evaluation_mode_normalises_with_statistics_of_the_views(t
     assert relative_error(layer.running_mean, mean) < runs.EXACT
     assert relative_error(layer.running_var, variance) < runs.EXACT
     assert learner.model.training
+
+
+def test_the_share_of_same_class_pairs_counts_the_trained_batches(tmp_path):
+    """The oracle compares every pair of every batch that a step got."""
+    trainer = Trainer(runs.experiment("spectral"), world=World(), store=LocalStore(tmp_path))
+    labels, equal, pairs = trainer.learner.images.labels.tolist(), [], []
+    step = trainer.learner.step
+
+    def counted(batch, **rest):
+        classes = [labels[sample] for sample in batch.tolist()]
+        alike = [classes[i] == classes[j] for i in range(len(classes)) for j in range(i)]
+        equal.append(sum(alike))
+        pairs.append(len(alike))
+        return step(batch, **rest)
+
+    trainer.learner.step = counted
+    trainer.run()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = len(pairs) // 2
+    assert len(rows) == 2
+    for epoch, row in enumerate(rows):
+        part = slice(epoch * steps, (epoch + 1) * steps)
+        assert row["train/same_class"] == pytest.approx(sum(equal[part]) / sum(pairs[part]), rel=1e-12)
