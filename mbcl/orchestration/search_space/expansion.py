@@ -128,9 +128,7 @@ def _expand(space: Space) -> Trials:
             arm=arms.get(setting.arm),
         )
         for number, setting in enumerate(settings)
-        for spec in replicate(
-            seeds, number, setting.parameters, setting.experiment, total, nuisance=setting.nuisance
-        )
+        for spec in replicate(seeds, number, setting.parameters, setting.experiment, total, nuisance=setting.nuisance)
     ]
     return Trials(tuple(specs), notes, total)
 
