@@ -74,7 +74,7 @@ def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> Preflig
     reports: dict[int, _SettingReport] = {}
     for group in by_data.values():
         reports.update(_check_on_same_data(group, source))
-    locations = {cast(Experiment, each).encoder.get("weights") for each in experiments.values()} - {None}
+    locations = {str(cast(Experiment, each).encoder.get("weights") or "") for each in experiments.values()} - {""}
     settings = sorted(experiments)
     return PreflightReport(
         {setting: reports[setting].max_pools for setting in settings},
