@@ -28,7 +28,7 @@ def add_report(commands: Any) -> None:
     )
     report.add_argument("studies", metavar="DIR", nargs="*", help="folder of a study, for example results/samplers")
     report.option("--results", "DIR", "the same as one DIR")
-    report.option("--out", "FILE", "the page about several studies", "studies.html")
+    report.option("--out", "FILE", "a copy of the page (of several studies the page, studies.html by default)")
     report.flag("--open", "open the page in the browser")
     report.plugins(note=" that the study used, whose defaults the names of settings leave out")
     report.set_defaults(run=_report)
@@ -55,16 +55,21 @@ def _report(arguments: argparse.Namespace) -> int:
     for number, store in enumerate(stores):
         if store.uri in (other.uri for other in stores[:number]):  # its seeds would count twice
             raise ConfigError(f"report: {store.uri} is given twice; give every study once")
-    if len(stores) > 1 and (Path(arguments.out).is_dir() or not Path(arguments.out).absolute().parent.is_dir()):
-        raise ConfigError(f"--out: expected a file in a folder that exists, found {arguments.out}")
+    out = arguments.out or ("studies.html" if len(stores) > 1 else "")
+    if out and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
+        raise ConfigError(f"--out: expected a file in a folder that exists, found {out}")
     studies = [read_study(store) for store in stores]
     if len(studies) == 1:
         write(stores[0], studies[0])
         page, shown = f"{stores[0].uri}/report.html", f"{folders[0]}/report.html"
+        content = stores[0].read_bytes("report.html") if out else b""
     else:
-        page = shown = arguments.out
+        content = several_page([folder.rstrip("/") for folder in folders], studies).encode()
+    if out:
+        page = shown = out
         with atomic_write(Path(page)) as stream:
-            stream.write(several_page([folder.rstrip("/") for folder in folders], studies).encode())
+            stream.write(content)
+    if len(studies) > 1:
         sys.stdout.write("\n".join(_lines(studies)) + "\n")
     sys.stdout.write(f"{shown}\n")
     if arguments.open:
