@@ -18,6 +18,7 @@ from mbcl.study.comparisons import EQUAL_PASSES, EQUAL_STEPS, Comparison
 from mbcl.study.histories import History
 from mbcl.study.metric_glossary import meaning, metric_order
 from mbcl.study.nuisance import choices
+from mbcl.study.passes_to_quality import passes_to_quality
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, flatten, measured_settings, settings_of, text_of
 from mbcl.study.statistics import SettingSummary, final_metrics, primary_metrics, shown_status, validation_metric
@@ -66,6 +67,7 @@ def page(
         "summaries": measured,
         "draws": draws,
         "all_metrics": [m for m in final_metrics(study) if any(m in s.metrics for s in measured)],
+        "quality": passes_to_quality(study, histories),
         "choices": choices(study),
         "tuning_seeds": sorted({trial.seed for trial in study.trials.values() if trial.stage == "tuning"}),
         "baseline": ", ".join(f"{key}: {text_of(value)}" for key, value in flatten(study.baseline).items()),
