@@ -24,11 +24,12 @@ def add_report(commands: Any) -> None:
         help="write the report of a study again, or compare settings over several studies",
         description="With one study, write its tables and its report again. With several, print each setting's "
         "interquartile mean of the gains over the baseline, with data sets as tasks, and write one page about all of "
-        "them, finished or not.",
+        "them, finished or not. With --markdown, write a document about them instead of the pages.",
     )
     report.add_argument("studies", metavar="DIR", nargs="*", help="folder of a study, for example results/samplers")
     report.option("--results", "DIR", "the same as one DIR")
     report.option("--out", "FILE", "the page about several studies", "studies.html")
+    report.option("--markdown", "FILE", "write a Markdown document instead, with its figures in a folder beside it")
     report.flag("--open", "open the page in the browser")
     report.plugins(note=" that the study used, whose defaults the names of settings leave out")
     report.set_defaults(run=_report)
@@ -45,7 +46,8 @@ def add_report(commands: Any) -> None:
 
 def _report(arguments: argparse.Namespace) -> int:
     from mbcl.io.store import open_store
-    from mbcl.report import several_page, write
+    from mbcl.report import several_page, write, write_document
+    from mbcl.study.histories import read_histories
     from mbcl.study.record import read_study
 
     folders = [*arguments.studies, *([arguments.results] if arguments.results else [])]
@@ -55,10 +57,15 @@ def _report(arguments: argparse.Namespace) -> int:
     for number, store in enumerate(stores):
         if store.uri in (other.uri for other in stores[:number]):  # its seeds would count twice
             raise ConfigError(f"report: {store.uri} is given twice; give every study once")
-    if len(stores) > 1 and (Path(arguments.out).is_dir() or not Path(arguments.out).absolute().parent.is_dir()):
-        raise ConfigError(f"--out: expected a file in a folder that exists, found {arguments.out}")
+    option, file = ("--markdown", arguments.markdown) if arguments.markdown else ("--out", arguments.out)
+    if (len(stores) > 1 or arguments.markdown) and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
+        raise ConfigError(f"{option}: expected a file in a folder that exists, found {file}")
     studies = [read_study(store) for store in stores]
-    if len(studies) == 1:
+    if arguments.markdown:
+        page = shown = arguments.markdown
+        histories = [read_histories(store, study) for store, study in zip(stores, studies, strict=True)]
+        write_document(Path(page), [folder.rstrip("/") for folder in folders], studies, histories)
+    elif len(studies) == 1:
         write(stores[0], studies[0])
         page, shown = f"{stores[0].uri}/report.html", f"{folders[0]}/report.html"
     else:

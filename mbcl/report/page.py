@@ -89,7 +89,7 @@ def page(
         "efficiency": study.efficiency.describe() if study.efficiency else "",
         "glossary": _glossary(study, histories),
         "space": space,
-        "commands": _commands(study, location),
+        "commands": commands(study, location),
         "report_command": f"mbcl report {shlex.quote(location)}",
     }
     return render_page("report.html", context)
@@ -154,7 +154,7 @@ def _reasons(study: StudyRecord) -> list[tuple[str, int]]:
     return [(reason, number) for reason, number in counts.most_common(MAX_REASONS) if number > 1]
 
 
-def _commands(study: StudyRecord, location: str) -> list[tuple[str, str]]:
+def commands(study: StudyRecord, location: str) -> list[tuple[str, str]]:
     """Return the commands that go on with a study and that repeat it, each with words about it."""
     parent, _, name = location.rpartition("/")
 
@@ -163,7 +163,7 @@ def _commands(study: StudyRecord, location: str) -> list[tuple[str, str]]:
         space = ["--space", "space.yaml" if is_uri(location) else f"{location}/space.yaml"]
         return shlex.join(["python", "run_ray.py", *space, *where, "--name", name, *options])
 
-    commands = [("Run the whole study again, under a new name:", command(f"{name}-again"))]
+    found = [("Run the whole study again, under a new name:", command(f"{name}-again"))]
     if study.unfinished():
-        commands.insert(0, ("Run what is unfinished or failed:", command(name, "--resume")))
-    return commands
+        found.insert(0, ("Run what is unfinished or failed:", command(name, "--resume")))
+    return found
