@@ -120,6 +120,9 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
             search = ConfirmationSource(file.space, study.record, study.trials, added=study.add)
         if file.space.search.adaptive and not options.eval_only:
             search = OptunaSearch(file, study.record, study.trials.total, added=study.add, log=console.log)
+        if study.is_extended and not study.todo and not (search and search.left):
+            study.keep_as_stored(fenced)
+            console.log("nothing is to run; the study stays as it is")
         study_run = StudyRun(options, file, study, fenced, fence, console, search, started_at)
         with _explained_errors(study_run):
             interrupted, failures = _run_trials(study_run, nodes, preflight)

@@ -16,7 +16,7 @@ from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
 from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.orchestration.study_options import StudyOptions
 from mbcl.orchestration.trial.preflight import PreflightReport, data_key, swept_places
-from mbcl.study.record import StudyRecord
+from mbcl.study.record import StudyRecord, read_study
 
 
 @dataclass
@@ -74,6 +74,13 @@ class OpenedStudy:
         _check_content(
             f"data: the images, labels or ids of {name}", content, known, "another place of the same data", who
         )
+
+    def keep_as_stored(self, store: Store) -> None:
+        """Undo what an extension has changed in the record, in place: others hold it."""
+        stored = read_study(store)
+        for key in StudyRecord.model_fields:
+            setattr(self.record, key, getattr(stored, key))
+        self.is_extended = False
 
     def add(self, specs: Sequence[TrialSpec]) -> None:
         """Add trials that an adaptive search has drawn."""
