@@ -24,11 +24,12 @@ def add_report(commands: Any) -> None:
         help="write the report of a study again, or compare settings over several studies",
         description="With one study, write its tables and its report again. With several, print each setting's "
         "interquartile mean of the gains over the baseline, with data sets as tasks, and write one page about all of "
-        "them, finished or not.",
+        "them, finished or not. With --markdown, write a document about them instead of the pages.",
     )
     report.add_argument("studies", metavar="DIR", nargs="*", help="folder of a study, for example results/samplers")
     report.option("--results", "DIR", "the same as one DIR")
     report.option("--out", "FILE", "a copy of the page (of several studies the page, studies.html by default)")
+    report.option("--markdown", "FILE", "write a Markdown document instead, with its figures in a folder beside it")
     report.flag("--open", "open the page in the browser")
     report.plugins(note=" that the study used, whose defaults the names of settings leave out")
     report.set_defaults(run=_report)
@@ -45,7 +46,8 @@ def add_report(commands: Any) -> None:
 
 def _report(arguments: argparse.Namespace) -> int:
     from mbcl.io.store import open_store
-    from mbcl.report import several_page, write
+    from mbcl.report import several_page, write, write_document
+    from mbcl.study.histories import read_histories
     from mbcl.study.record import read_study
 
     folders = [*arguments.studies, *([arguments.results] if arguments.results else [])]
@@ -55,26 +57,36 @@ def _report(arguments: argparse.Namespace) -> int:
     for number, store in enumerate(stores):
         if store.uri in (other.uri for other in stores[:number]):  # its seeds would count twice
             raise ConfigError(f"report: {store.uri} is given twice; give every study once")
-    out = arguments.out or ("studies.html" if len(stores) > 1 else "")
-    if out and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
-        raise ConfigError(f"--out: expected a file in a folder that exists, found {out}")
+    if arguments.out and arguments.markdown:
+        raise ConfigError("--out and --markdown: choose one; each is written instead of the other")
+    option, file = ("--markdown", arguments.markdown) if arguments.markdown else ("--out", arguments.out)
+    file = file or ("studies.html" if len(stores) > 1 else "")
+    if file and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
+        raise ConfigError(f"{option}: expected a file in a folder that exists, found {file}")
     studies = [read_study(store) for store in stores]
-    if len(studies) == 1:
+    page = shown = file
+    names = [folder.rstrip("/") for folder in folders]
+    if arguments.markdown:
+        histories = [read_histories(store, study) for store, study in zip(stores, studies, strict=True)]
+        write_document(Path(page), names, studies, histories)
+    elif len(studies) == 1:
         write(stores[0], studies[0])
-        page, shown = f"{stores[0].uri}/report.html", f"{folders[0]}/report.html"
-        content = stores[0].read_bytes("report.html") if out else b""
+        if file:
+            _write_page(file, stores[0].read_bytes("report.html"))
+        else:
+            page, shown = f"{stores[0].uri}/report.html", f"{folders[0]}/report.html"
     else:
-        content = several_page([folder.rstrip("/") for folder in folders], studies).encode()
-    if out:
-        page = shown = out
-        with atomic_write(Path(page)) as stream:
-            stream.write(content)
-    if len(studies) > 1:
+        _write_page(file, several_page(names, studies).encode())
         sys.stdout.write("\n".join(_lines(studies)) + "\n")
     sys.stdout.write(f"{shown}\n")
     if arguments.open:
         _open(page)
     return 0
+
+
+def _write_page(file: str, content: bytes) -> None:
+    with atomic_write(Path(file)) as stream:
+        stream.write(content)
 
 
 def _show(arguments: argparse.Namespace) -> int:

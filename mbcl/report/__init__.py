@@ -11,7 +11,8 @@ written again at any time, also while the study runs. Matplotlib is imported onl
     report.html
 """
 
+from mbcl.report.document import write_document
 from mbcl.report.several import several_page
 from mbcl.report.writer import write
 
-__all__ = ["several_page", "write"]
+__all__ = ["several_page", "write", "write_document"]

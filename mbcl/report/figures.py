@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mbcl.report import pictures
 from mbcl.report.curves import AXES, MetricCurve, curve, stage_seconds
+from mbcl.report.gain_figures import draw_gains
 from mbcl.report.heat_maps import draw_corruptions, draw_grid
 from mbcl.report.pictures import (
     GRID,
@@ -57,7 +58,7 @@ def draw(study: StudyRecord, histories: dict[int, History]) -> list[Picture]:
     settings, note = chosen_settings(study)
     fewer, fewer_note = chosen_settings(study, MAX_SEARCHED if study.is_search else MAX_SETTINGS)
     with pictures.style():
-        drawn: list[Picture | None] = [*draw_rows(study, settings, note)]
+        drawn: list[Picture | None] = [*draw_rows(study, settings, note), *draw_gains(study)]
         drawn += [*draw_search(study), *draw_grid(study), *draw_corruptions(study, settings)]
         for metric in (validation_metric(study), *CURVES):
             drawn += _curves(fewer, histories, metric, fewer_note)

@@ -18,6 +18,7 @@ from mbcl.study.comparisons import EQUAL_PASSES, EQUAL_STEPS, Comparison
 from mbcl.study.histories import History
 from mbcl.study.metric_glossary import meaning, metric_order
 from mbcl.study.nuisance import choices
+from mbcl.study.passes_to_quality import passes_to_quality
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, flatten, measured_settings, settings_of, text_of
 from mbcl.study.statistics import SettingSummary, final_metrics, primary_metrics, shown_status, validation_metric
@@ -66,6 +67,7 @@ def page(
         "summaries": measured,
         "draws": draws,
         "all_metrics": [m for m in final_metrics(study) if any(m in s.metrics for s in measured)],
+        "quality": passes_to_quality(study, histories),
         "choices": choices(study),
         "tuning_seeds": sorted({trial.seed for trial in study.trials.values() if trial.stage == "tuning"}),
         "baseline": ", ".join(f"{key}: {text_of(value)}" for key, value in flatten(study.baseline).items()),
@@ -87,7 +89,7 @@ def page(
         "efficiency": study.efficiency.describe() if study.efficiency else "",
         "glossary": _glossary(study, histories),
         "space": space,
-        "commands": _commands(study, location),
+        "commands": commands(study, location),
         "report_command": f"mbcl report {shlex.quote(location)}",
     }
     return render_page("report.html", context)
@@ -152,7 +154,7 @@ def _reasons(study: StudyRecord) -> list[tuple[str, int]]:
     return [(reason, number) for reason, number in counts.most_common(MAX_REASONS) if number > 1]
 
 
-def _commands(study: StudyRecord, location: str) -> list[tuple[str, str]]:
+def commands(study: StudyRecord, location: str) -> list[tuple[str, str]]:
     """Return the commands that go on with a study and that repeat it, each with words about it."""
     parent, _, name = location.rpartition("/")
 
@@ -161,7 +163,7 @@ def _commands(study: StudyRecord, location: str) -> list[tuple[str, str]]:
         space = ["--space", "space.yaml" if is_uri(location) else f"{location}/space.yaml"]
         return shlex.join(["python", "run_ray.py", *space, *where, "--name", name, *options])
 
-    commands = [("Run the whole study again, under a new name:", command(f"{name}-again"))]
+    found = [("Run the whole study again, under a new name:", command(f"{name}-again"))]
     if study.unfinished():
-        commands.insert(0, ("Run what is unfinished or failed:", command(name, "--resume")))
-    return commands
+        found.insert(0, ("Run what is unfinished or failed:", command(name, "--resume")))
+    return found

@@ -56,7 +56,7 @@ class Picture:
 
     ``axis`` names what a curve is drawn against if there are figures of the same curve against others. ``columns`` and
     ``rows`` are the table of its values, which figures of one ``table`` share, and ``at`` has the place of each row in
-    the SVG, as x and y in turn.
+    the SVG, as x and y in turn. A ``wide`` one takes the width of the page.
     """
 
     name: str
@@ -71,6 +71,7 @@ class Picture:
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[Any]] = ()
     at: Sequence[float] = ()
+    wide: bool = False
 
 
 NO_VALUES = Values((), ())
@@ -114,19 +115,23 @@ def log_scale(axes: Axes, which: Literal["x", "y"]) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def new_row(width: float, height: float, count: int) -> tuple[Figure, list[Axes]]:
-    """Create a figure with a row of plain axes that share the y scale. Call it within :func:`style`."""
+def new_row(width: float, height: float, count: int, across: int | None = None) -> tuple[Figure, list[Axes]]:
+    """Create a figure with plain axes that share the y scale, in rows of ``across``. Call it within :func:`style`."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    row: list[Axes] = list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
-    for axes in row:
+    across = across or count
+    down = -(-count // across)
+    figure = Figure(figsize=(width, down * height), layout="constrained")
+    row: list[Axes] = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
+    for axes in row[count:]:
+        axes.set_axis_off()
+    for axes in row[:count]:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(MUTED)
         axes.tick_params(colors=MUTED, labelcolor=INK, length=3)
         axes.set_facecolor("none")
         axes.set_axisbelow(True)
-    return figure, row
+    return figure, row[:count]
 
 
 def name_rows(axes: Axes, labels: Sequence[str]) -> None:

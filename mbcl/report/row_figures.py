@@ -51,7 +51,7 @@ def draw_rows(study: StudyRecord, settings: list[Setting], note: str = "", prefi
     return [picture for picture in drawn if picture is not None]
 
 
-def _limits(values: Sequence[float], estimates: Iterable[Estimate | Comparison]) -> tuple[float, float]:
+def limits(values: Sequence[float], estimates: Iterable[Estimate | Comparison]) -> tuple[float, float]:
     """Return axis limits around all seeds and intervals; very wide intervals are clipped at twice the seeds' span."""
     low, high = min(values), max(values)
     span = (high - low) or abs(high) * 0.05 or 1.0
@@ -106,7 +106,7 @@ def _difference(study: StudyRecord, comparisons: Sequence[Comparison], note: str
         colour, verdict = _verdict_style(result, margin)
         _draw_row(axes, row, colour, result.differences, result.difference or 0.0, result)
         axes.text(1, row - 0.3, verdict, transform=axes.get_yaxis_transform(), va="bottom", ha="right", color=colour)
-    axes.set_xlim(*_limits([0.0, *(d for c in shown for d in c.differences)], shown))
+    axes.set_xlim(*limits([0.0, *(d for c in shown for d in c.differences)], shown))
     axes.set_xlabel(f"{metric}, setting minus baseline", color=INK)
     rows = [(c.title, c.difference or 0.0, c, list(zip(c.seeds, c.differences, strict=True))) for c in shown]
     return render(
@@ -141,7 +141,7 @@ def _final(study: StudyRecord, settings: list[Setting], metric: str, note: str, 
         axes.axvline(estimates[reference[0].id].mean, color=MUTED, linewidth=1, linestyle="--", zorder=1)
         line = " The dashed line is the mean of the baseline."
     pictures.name_rows(axes, [s.label for s in shown])
-    axes.set_xlim(*_limits([v for s in shown for _, v in values[s.id]], [estimates[s.id] for s in shown]))
+    axes.set_xlim(*limits([v for s in shown for _, v in values[s.id]], [estimates[s.id] for s in shown]))
     axes.set_xlabel(metric, color=INK)
     bar = "the bar its 95 % interval; a setting with one finished seed has no interval"
     return render(

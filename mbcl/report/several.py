@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from mbcl.errors import ConfigError
 from mbcl.report import pictures
 from mbcl.report.answer import Verdict, status_counts, verdict_of
 from mbcl.report.figures import chosen_settings
+from mbcl.report.gain_figures import draw_gains_of_several
 from mbcl.report.pictures import Picture
 from mbcl.report.row_figures import draw_rows
 from mbcl.report.templates import render_page
@@ -35,6 +37,7 @@ def several_page(folders: Sequence[str], studies: Sequence[StudyRecord]) -> str:
         parts = [
             _part(number, folder, study) for number, (folder, study) in enumerate(zip(folders, studies, strict=True))
         ]
+        relations = draw_gains_of_several(dict(zip(names_of(folders, studies), studies, strict=True)))
     gains, missing = _gains(studies)
     return render_page(
         "several.html",
@@ -43,9 +46,16 @@ def several_page(folders: Sequence[str], studies: Sequence[StudyRecord]) -> str:
             "rows": _rows(parts),
             "gains": gains,
             "missing": missing,
-            "figures": [part.figure for part in parts if part.figure],
+            "relations": relations,
+            "figures": [*relations, *(part.figure for part in parts if part.figure)],
         },
     )
+
+
+def names_of(folders: Sequence[str], studies: Sequence[StudyRecord]) -> list[str]:
+    """Return a name for every study that no other one has: its own, or its folder where names are alike."""
+    counts = Counter(study.name for study in studies)
+    return [study.name if counts[study.name] == 1 else folder for folder, study in zip(folders, studies, strict=True)]
 
 
 def _part(number: int, folder: str, study: StudyRecord) -> StudyPart:

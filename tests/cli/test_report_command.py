@@ -46,6 +46,13 @@ def test_a_study_that_is_given_twice_is_refused(tmp_path: Path, capsys: pytest.C
     assert not out.exists()
 
 
+def test_out_and_markdown_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(LocalStore(tmp_path / "study"), grid(EIGHT))
+    arguments = ["--out", str(tmp_path / "a.html"), "--markdown", str(tmp_path / "a.md")]
+    assert main(["report", str(tmp_path / "study"), *arguments]) == 2
+    assert "--out and --markdown: choose one" in capsys.readouterr().err
+
+
 def test_out_takes_a_copy_of_the_page_of_one_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(LocalStore(tmp_path / "study"), grid(EIGHT))
     out = tmp_path / "copy.html"
