@@ -34,7 +34,7 @@ def section(name: str, folder: str, study: StudyRecord, histories: Mapping[int, 
     parts = [f"## {escaped(name)}\n"]
     if study.question:
         parts.append(f"*{escaped(study.question)}*\n")
-    parts.append(f"**{escaped(verdict.headline)}**\n")
+    parts.append(f"**Answer.** {escaped(verdict.headline)}\n")
     parts += [f"{escaped(sentence)}\n" for sentence in verdict.details]
     if metric:
         parts += [_results(study, metric, comparisons), _notes(study, metric, comparisons)]

@@ -110,10 +110,11 @@ def _all_against(studies: Mapping[str, StudyRecord]) -> list[Picture]:
 
 
 def _against(metric: str, studies: Mapping[str, StudyRecord]) -> Picture | None:
-    """Draw the gains against a metric of the batches: colours are those of samplers, or of several studies."""
+    """Draw the gains against a metric of the batches, with a colour a group of settings, or a study if several."""
     found = {name: gains_by_metric(study, metric) for name, study in studies.items()}
+    groups = _groups(studies[""]) if "" in studies else {}
     dots = [
-        _Dot(name, name or studies[name].settings()[gain.setting][0].sampler, mean, gain)
+        _Dot(name, name or groups[gain.setting], mean, gain)
         for name, gains in found.items()
         for mean, gain in gains.points
     ]
@@ -146,6 +147,14 @@ def _against(metric: str, studies: Mapping[str, StudyRecord]) -> Picture | None:
         [studies[name] for name in found if found[name].points],
         references,
     )
+
+
+def _groups(study: StudyRecord) -> dict[int, str]:
+    """Return the group of every setting: that of the lines of the first swept key, otherwise its sampler."""
+    samplers = {setting: trials[0].sampler for setting, trials in study.settings().items()}
+    lines = [line for gains in gains_by_key(study)[:1] for line in gains.lines]
+    by_line = {gain.setting: line.label for line in lines for _, gain in line.points}
+    return samplers | by_line if len(set(by_line.values())) <= MAX_LINES else samplers
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> Callable[[float, float], float]:
