@@ -14,7 +14,7 @@ from mbcl.errors import nearest
 Metric = Literal["retrieval", "corrupted", "knn", "probe", "repr"]
 Baseline = Literal["random", "pixels"]
 MAX_DRAWS = 1000
-"""Draws of the views at most; their mean then has a thirtieth of the spread of one draw."""
+"""Draws of the views at most; their mean then has less than a twentieth of the spread of one draw."""
 _CLASSIFIER_METRICS = ("knn", "probe")
 
 
@@ -85,8 +85,8 @@ class Evaluation(ConfigModel):
     similarity: Literal["cosine", "dot"] = "cosine"
     """Similarity of retrieval; `dot` as published."""
     draws: int = Field(default=20, ge=1, le=MAX_DRAWS)
-    """Draws of the two views over which retrieval, also within corruptions, is a mean; the same draws for all seeds. 1
-    as published: one draw by the experiment's own seed."""
+    """Draws of the two views over which retrieval, also within corruptions, is a mean; the same draws for all seeds. G
+    draws are consecutive pairs of G + 1 views of each image. 1 as published: one draw by the experiment's own seed."""
     validation_draws: int = Field(default=5, ge=1, le=MAX_DRAWS)
     """The same for the validations of the training."""
     validation_metrics: list[Literal["knn", "probe"]] = []

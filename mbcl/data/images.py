@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mbcl.data.messages import format_shape
-from mbcl.data.samples import ONE_DRAW, SampleSet, check_labels
+from mbcl.data.samples import TWO_VIEWS, SampleSet, check_labels
 from mbcl.data.views.augment import clean_views, make_views
 from mbcl.data.views.recipe import ViewRecipe
 from mbcl.errors import ConfigError, DataError, pluralize
@@ -145,18 +145,17 @@ class ImageSet(SampleSet):
         pixels = self._gather(positions)
         return pixels if self.device is None else pixels.to(self.device)
 
-    def views(self, positions: Tensor, *, seed: int, epoch: int, draws: range = ONE_DRAW) -> Tensor:
-        """Return both augmented views of the images, (2GB, C, S, S); see :meth:`SampleSet.views`."""
-        numbers = [2 * draw + side for side in (0, 1) for draw in draws]
+    def views(self, positions: Tensor, *, seed: int, epoch: int, numbers: range = TWO_VIEWS) -> Tensor:
+        """Return augmented views of the images, (VB, C, S, S); see :meth:`SampleSet.views`."""
         return make_views(self.pixels(positions), positions, images=self, seed=seed, epoch=epoch, view=numbers)
 
     def clean(self, positions: Tensor) -> Tensor:
         """Return the images resized and normalised, (B, C, S, S): both views without augmentation are the same."""
         return clean_views(self.pixels(positions), images=self)
 
-    def clean_views(self, positions: Tensor, *, draws: range = ONE_DRAW) -> Tensor:
-        """Return the images twice a draw, (2GB, C, S, S)."""
-        return self.clean(positions).repeat(2 * len(draws), 1, 1, 1)
+    def clean_views(self, positions: Tensor) -> Tensor:
+        """Return the images twice, (2B, C, S, S)."""
+        return self.clean(positions).repeat(2, 1, 1, 1)
 
     def by_sample(self, outputs: Tensor) -> Tensor:
         """Return the outputs as they are."""

@@ -1,6 +1,6 @@
 """Pairs in memory: two sides of a sample, each with a row of numbers, such as a function and its docstring.
 
-Letters: N pairs, B pairs of a batch, G draws of the views, D1 and D2 numbers of the sides, W the larger of both.
+Letters: N pairs, B pairs of a batch, D1 and D2 numbers of the sides, W the larger of both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mbcl.data.samples import ONE_DRAW, SampleSet, check_labels
+from mbcl.data.samples import TWO_VIEWS, SampleSet, check_labels
 from mbcl.data.views.counter_rng import uniforms
 from mbcl.errors import ConfigError, DataError
 from mbcl.seeding import derive, numpy_generator
@@ -111,26 +111,25 @@ class PairSet(SampleSet):
         return replace(self, x1=x1, x2=x2, rows=None, device=device)
 
     @torch.no_grad()
-    def views(self, positions: Tensor, *, seed: int, epoch: int, draws: range = ONE_DRAW) -> Tensor:
-        """Return both sides with dropped numbers, (2GB, W); see :meth:`SampleSet.views`."""
+    def views(self, positions: Tensor, *, seed: int, epoch: int, numbers: range = TWO_VIEWS) -> Tensor:
+        """Return both sides with dropped numbers, (2B, W); see :meth:`SampleSet.views`."""
+        assert numbers == TWO_VIEWS, f"{numbers}"
         if self.dropout == 0:
-            return self.clean_views(positions, draws=draws)
+            return self.clean_views(positions)
         sides = []
         for side, x in enumerate(self._gather(positions)):
-            keys = [derive(seed, "dropout", epoch, 2 * draw + side) for draw in draws]
-            drawn = torch.cat([uniforms(key, positions, x.shape[1]) for key in keys])
+            drawn = uniforms(derive(seed, "dropout", epoch, side), positions, x.shape[1])
             kept = (drawn >= self.dropout).to(x.device)
-            sides.append(x.repeat(len(draws), 1).mul_(kept).div_(1 - self.dropout))
+            sides.append(x.mul_(kept).div_(1 - self.dropout))
         return self._stacked(sides[0], sides[1])
 
     def clean(self, positions: Tensor) -> Tensor:
         """Return both sides, (2B, W)."""
         return self.clean_views(positions)
 
-    def clean_views(self, positions: Tensor, *, draws: range = ONE_DRAW) -> Tensor:
-        """Return both sides, side 1 once a draw, then side 2 once a draw: (2GB, W)."""
-        x1, x2 = (x.repeat(len(draws), 1) for x in self._gather(positions))
-        return self._stacked(x1, x2)
+    def clean_views(self, positions: Tensor) -> Tensor:
+        """Return both sides, (2B, W)."""
+        return self._stacked(*self._gather(positions))
 
     def by_sample(self, outputs: Tensor) -> Tensor:
         """Return the outputs of side 1 and side 2 of a pair beside each other, (2B, F) to (B, 2F)."""

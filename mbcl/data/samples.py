@@ -1,6 +1,6 @@
 """Samples in memory: what training and evaluation ask of a data set, whatever its samples are made of.
 
-Letters: N samples, B samples of a batch, G draws of the views.
+Letters: N samples, B samples of a batch, V views.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ S = TypeVar("S", bound="SampleSet")
 
 Channels: TypeAlias = int | tuple[int, int]
 """The width of an encoder's input: the channels of images, or the widths of both sides of pairs."""
-ONE_DRAW = range(1)
+TWO_VIEWS = range(2)
 _SHOWN = 3
 
 
@@ -80,11 +80,11 @@ class SampleSet(ABC):
         """Return the set with ``device`` as the device of its views."""
 
     @abstractmethod
-    def views(self, positions: Tensor, *, seed: int, epoch: int, draws: range = ONE_DRAW) -> Tensor:
-        """Return both augmented views of the samples at (B,) int64 positions on the CPU, (2GB, ...) float32.
+    def views(self, positions: Tensor, *, seed: int, epoch: int, numbers: range = TWO_VIEWS) -> Tensor:
+        """Return augmented views of the samples at (B,) int64 positions on the CPU, one after another.
 
-        All first views, draw by draw, then all second views. The views of draw d have the numbers 2d and 2d + 1. A view
-        is a pure function of (seed, epoch, position, number).
+        They are (VB, ...) float32 for V numbers. A view is a pure function of (seed, epoch, position, number). Samples
+        that are measured as they are have no other numbers than 0 and 1.
         """
 
     @abstractmethod
@@ -92,7 +92,7 @@ class SampleSet(ABC):
         """Return the model's input for the samples without augmentation: B rows, or 2B where both views differ."""
 
     @abstractmethod
-    def clean_views(self, positions: Tensor, *, draws: range = ONE_DRAW) -> Tensor:
+    def clean_views(self, positions: Tensor) -> Tensor:
         """Return both views without augmentation, in the form of :meth:`views`."""
 
     @abstractmethod

@@ -121,13 +121,16 @@ def gather_objects(value: Any, world: World) -> list[Any]:
     return values
 
 
-def raise_on_any_rank(error: MbclError | None, world: World) -> None:
+def raise_on_any_rank(error: MbclError | OSError | None, world: World) -> None:
     """Raise on every rank if any rank failed, so that none hangs in a collective that a failed rank never joins.
 
     Raises:
-        MbclError: on every rank, if any failed: the rank's own error if it has one, else the lowest failing rank's.
+        MbclError, OSError: on every rank, if any failed: the rank's own error if it has one, else the lowest failing
+            rank's.
     """
-    report = None if error is None else (type(error) if type(error).__module__ == errors.__name__ else None, str(error))
+    kind = type(error) if type(error).__module__ == errors.__name__ else None
+    kind = OSError if isinstance(error, OSError) else kind
+    report = None if error is None else (kind, str(error))
     reports = gather_objects(report, world)
     if error is not None:
         raise error
@@ -140,12 +143,12 @@ def run_and_sync_errors(function: Callable[..., R], world: World, *arguments: An
     """Call a function that may fail on single ranks; then every rank raises, see :func:`raise_on_any_rank`.
 
     Raises:
-        MbclError: on every rank alike.
+        MbclError, OSError: on every rank alike. Any other exception is a bug, or the loss of a rank.
     """
-    error: MbclError | None = None
+    error: MbclError | OSError | None = None
     try:
         result = function(*arguments)
-    except MbclError as caught:
+    except (MbclError, OSError) as caught:
         error = caught
     raise_on_any_rank(error, world)
     return result

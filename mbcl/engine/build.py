@@ -17,15 +17,18 @@ from mbcl.models import ContrastiveModel
 
 
 def load_parts(experiment: Experiment) -> tuple[SplitData, DataSizes, ContrastiveModel]:
-    """Load the data, derive their sizes, and build the model with its initial weights.
+    """Load the data, derive their sizes and the digest of their content, and build the model with its initial weights.
 
     Raises:
         ConfigError: if the data are missing or do not fit the experiment.
+        OSError: if they cannot be read.
     """
     data = load_data(experiment.data, seed=experiment.seed)
     sizes = data_sizes(experiment, data)
     check_evaluation(experiment.evaluation, data, name=experiment.data.name, verify=experiment.data.verify)
-    return data, sizes, check_model(experiment, data)
+    model = check_model(experiment, data)
+    data.content()  # which it keeps; the caller has the other ranks wait for this, and end if it fails
+    return data, sizes, model
 
 
 def build_learner(

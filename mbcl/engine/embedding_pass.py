@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mbcl.data.samples import ONE_DRAW, SampleSet
+from mbcl.data.samples import TWO_VIEWS, SampleSet
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
 from mbcl.engine.precision import Compute
@@ -43,17 +43,26 @@ class ViewKey:
     augmented: bool = True
 
 
-def two_views(samples: SampleSet, positions: Tensor, key: ViewKey, draws: range = ONE_DRAW) -> Tensor:
+def two_views(samples: SampleSet, positions: Tensor, key: ViewKey) -> Tensor:
     """Compute both views of the samples at (B,) int64 data-set positions on the CPU, on the device of the set.
 
-    The views of draw d have the numbers 2d and 2d + 1, so that a draw does not depend on the others.
-
     Returns:
-        (2GB, ...) float32 for G draws: all first views, draw by draw, then all second views.
+        (2B, ...) float32: all first views, then all second views.
     """
-    if not key.augmented:
-        return samples.clean_views(positions, draws=draws)
-    return samples.views(positions, seed=key.seed, epoch=key.epoch, draws=draws)
+    return views_of(samples, positions, key, TWO_VIEWS)
+
+
+def views_of(samples: SampleSet, positions: Tensor, key: ViewKey, numbers: range) -> Tensor:
+    """Compute the V views of these numbers as :func:`two_views` does, one after another: (VB, ...) float32.
+
+    G draws of the two views are G + 1 views: draw d has the views d and d + 1, so that each view but the first and the
+    last is embedded once for two draws, and a draw does not depend on how many there are. Draws that share a view are
+    correlated; the mean over G draws still varies less than over G/2 independent ones, which take as many views.
+    """
+    if key.augmented:
+        return samples.views(positions, seed=key.seed, epoch=key.epoch, numbers=numbers)
+    assert numbers == TWO_VIEWS, f"{numbers}: all views of a sample as it is are the same"
+    return samples.clean_views(positions)
 
 
 def key_of_draws(seed: int, purpose: str, draws: int, *, augmented: bool = True) -> ViewKey:
@@ -67,25 +76,26 @@ def key_of_draws(seed: int, purpose: str, draws: int, *, augmented: bool = True)
     return ViewKey(derive(seed if draws == 1 else _SEED_OF_DRAWS, purpose), augmented=augmented)
 
 
-def pass_size(draws: int, samples: SampleSet, batch_size: int, device: torch.device) -> int:
-    """Return the most samples of a forward pass: ``batch_size``, and with several draws fewer on a CPU.
+def pass_size(num_views: int, samples: SampleSet, batch_size: int, device: torch.device) -> int:
+    """Return the most samples of a forward pass of two views: ``batch_size``, and with several draws fewer on a CPU.
 
     Activations that exceed its caches make a pass slower there. One draw is computed as published, in larger passes.
     """
-    if draws == 1 or device.type != "cpu":
+    if num_views == 2 or device.type != "cpu":
         return batch_size
     return min(batch_size, _IMAGES_ON_CPU, max(16, _PIXELS_ON_CPU // samples.view_size))
 
 
-def groups_of_draws(draws: int, num_samples: int, batch_size: int) -> list[range]:
-    """Divide draws into nearly equal groups whose samples fit one forward pass, of one draw at least.
+def groups_of_views(num_views: int, num_samples: int, batch_size: int) -> list[range]:
+    """Divide views into nearly equal groups that fit one forward pass: two views of ``batch_size`` samples.
 
     Example:
-        >>> groups_of_draws(5, num_samples=144, batch_size=512)
-        [range(0, 3), range(3, 5)]
+        >>> groups_of_views(6, num_samples=144, batch_size=256)
+        [range(0, 3), range(3, 6)]
     """
-    num_groups = -(-draws // max(1, batch_size // num_samples))
-    bounds = [-(-draws * group // num_groups) for group in range(num_groups + 1)]
+    assert num_samples <= batch_size, f"{num_samples} samples in a pass of {batch_size}"
+    num_groups = -(-num_views // (2 * batch_size // num_samples))
+    bounds = [-(-num_views * group // num_groups) for group in range(num_groups + 1)]
     return [range(*pair) for pair in pairwise(bounds)]
 
 
@@ -144,45 +154,47 @@ def embed(
         Embeddings in float32 or better; ``indices`` are the data-set positions of this rank's rows. A rank may have no
         rows.
     """
-    (embeddings,) = embed_draws(
-        model, samples, key, draws=1, mode=mode, batch_size=batch_size, world=world, compute=compute, round=round
+    (z1, indices), (z2, _) = embed_views(
+        model, samples, key, num_views=2, mode=mode, batch_size=batch_size, world=world, compute=compute, round=round
     )
-    return embeddings
+    return Embeddings(z1, z2, indices)
 
 
 @torch.no_grad()
-def embed_draws(
+def embed_views(
     model: ContrastiveModel,
     samples: SampleSet,
     key: ViewKey,
     *,
-    draws: int,
+    num_views: int,
     mode: str,
     batch_size: int,
     world: World,
     compute: Compute | None = None,
     round: int = 0,
-) -> list[Embeddings]:
-    """Compute what :func:`embed` does for each of several draws of the views.
+) -> list[tuple[Tensor, Tensor]]:
+    """Compute what :func:`embed` does for each of several views, see :func:`views_of`.
 
-    Of a small data set several draws go through the model in one pass, and every rank computes some of them.
+    Of a small data set several views go through the model in one pass, and every rank computes some of them.
+
+    Returns:
+        For each view this rank's rows, (M, D), and their data-set positions, (M,) int64, which differ between views.
     """
-    batch_size = pass_size(draws, samples, batch_size, world.device)
+    batch_size = pass_size(num_views, samples, batch_size, world.device)
     chunks = random_chunks(len(samples), batch_size, key.seed, key.epoch, round)
     compute = compute or Compute(world.device)
     dtype = next(model.parameters()).dtype
-    embeddings = []
+    embedded = []
     with _normalisation(model, mode), compute.autocast():
-        for number, group in enumerate(groups_of_draws(draws, len(samples), batch_size)):
+        for number, group in enumerate(groups_of_views(num_views, max(map(len, chunks)), batch_size)):
             local_chunks = chunks[(world.rank - number) % world.size :: world.size]
-            pairs = [[torch.zeros((len(group), 0, model.projector.out_features), device=world.device, dtype=dtype)] * 2]
+            parts = [torch.zeros((len(group), 0, model.projector.out_features), device=world.device, dtype=dtype)]
             for positions in local_chunks:
-                views = two_views(samples, positions, key, group)
-                pairs.append(model(compute.layout(views.to(dtype))).unflatten(0, (2, len(group), -1)).unbind())
-            z1_GND, z2_GND = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
+                views = views_of(samples, positions, key, group)
+                parts.append(model(compute.layout(views.to(dtype))).unflatten(0, (len(group), -1)))
             indices = torch.cat([torch.arange(0), *local_chunks])
-            embeddings += [Embeddings(z1, z2, indices) for z1, z2 in zip(z1_GND, z2_GND, strict=True)]
-    return embeddings
+            embedded += [(torch.cat(rows), indices) for rows in zip(*parts, strict=True)]
+    return embedded
 
 
 @torch.no_grad()

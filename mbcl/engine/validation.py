@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
 from mbcl.config.evaluation import Evaluation
 from mbcl.data.images import stratified_split
 from mbcl.data.samples import SampleSet
 from mbcl.distributed import collectives
-from mbcl.engine.embedding_pass import clean_features, embed_draws, key_of_draws
+from mbcl.distributed.collectives import World
+from mbcl.engine.embedding_pass import clean_features, embed_views, key_of_draws
 from mbcl.engine.plan_source import require_finite
 from mbcl.engine.step import Learner
 from mbcl.errors import DivergenceError
 from mbcl.metrics import both_directions, choose_probe, knn, retrieval
+from mbcl.plan import Embeddings
 
 
 def validate(learner: Learner, images: SampleSet, settings: Evaluation, *, seed: int, epoch: int) -> dict[str, float]:
@@ -38,23 +43,31 @@ def validate(learner: Learner, images: SampleSet, settings: Evaluation, *, seed:
     """
     draws, world = images.to_eval_draws(settings.validation_draws), learner.world
     learner.share_statistics()
-    embed = partial(
-        embed_draws,
+    views = embed_views(
         learner.model,
         images,
         key_of_draws(seed, "validation views", draws, augmented=images.draws_when_measured),
-        draws=draws,
+        num_views=draws + 1,
         mode="eval",
         batch_size=settings.batch_size,
         world=world,
         compute=replace(learner.compute, precision="float32"),
     )
     found = []
-    for shard in collectives.run_and_sync_errors(require_finite, world, embed, epoch):
-        u, v = collectives.all_gather_ragged(shard.z1, world), collectives.all_gather_ragged(shard.z2, world)
+    for u, v in pairwise(_gathered(views, world)):
+        require_finite(partial(Embeddings, u, v), epoch)
         found.append(both_directions(retrieval(u, v, ks=(1,), similarity=settings.similarity)))
     measured = {f"retrieval/{key}": fmean(each[key] for each in found) for key in found[0]}
     return measured | (_classify(learner, images, settings, seed) if settings.validation_metrics else {})
+
+
+def _gathered(views: Sequence[tuple[Tensor, Tensor]], world: World) -> Iterator[Tensor]:
+    """Yield all rows of each view, in the same order of samples."""
+    order = None
+    for rows, indices in views:
+        gathered, positions = (collectives.all_gather_ragged(part, world) for part in (rows, indices))
+        order = positions if order is None else order
+        yield gathered[positions.argsort()[order].to(gathered.device)]
 
 
 def _classify(learner: Learner, images: SampleSet, settings: Evaluation, seed: int) -> dict[str, float]:

@@ -22,8 +22,7 @@ def measure_retrieval(subject: Subject) -> Measured:
     mode, as published. See :func:`mbcl.metrics.retrieval`; those without a direction are the means of both.
     """
     found = []
-    for views in subject.view_draws():
-        u, v = (subject.projected(features) for features in views)
+    for u, v in subject.view_draws():
         metrics = retrieval(u, v, similarity=subject.settings.similarity)
         found.append(both_directions(metrics) | metrics)
     return {f"retrieval/{key}": [each[key] for each in found] for key in found[0]}

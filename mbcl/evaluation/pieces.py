@@ -33,6 +33,11 @@ class Piece:
     measure: Measure
 
 
+def note_of_views(settings: Evaluation) -> dict[str, int]:
+    """Return a part of requests that tells draws which share views from earlier results, of two views a draw."""
+    return {"views": settings.draws + 1} if settings.draws > 1 else {}
+
+
 def pieces_of(settings: Evaluation, data: str) -> list[Piece]:
     """List the pieces of an evaluation in the order of its metrics; ``data`` is the clean data set's name.
 
@@ -43,6 +48,8 @@ def pieces_of(settings: Evaluation, data: str) -> list[Piece]:
 
     def piece(title: str, metric: Metric, measure: Measure, keys: Sequence[str], **extra: Any) -> Piece:
         request = {key: dump[key] for key in ("split", "batch_size", *keys)}
+        if "draws" in keys:
+            request |= note_of_views(settings)
         return Piece(title, {"metric": metric, **request, **extra}, measure)
 
     pieces = []

@@ -22,7 +22,7 @@ from mbcl.engine.precision import Compute
 from mbcl.engine.setup import SplitData, check_takes, load_data
 from mbcl.errors import CheckpointError, ConfigError, DataError
 from mbcl.evaluation.baselines import BASELINES, CachedMetrics, baseline, untrained
-from mbcl.evaluation.pieces import Piece, pieces_of
+from mbcl.evaluation.pieces import Piece, note_of_views, pieces_of
 from mbcl.evaluation.subject import Representation, Subject
 from mbcl.evaluation.weights import INITIAL, find_weights
 from mbcl.export import Weights
@@ -109,6 +109,7 @@ def evaluate(
         "data": data.model_dump(mode="json"),
         "versions": {"mbcl": mbcl.__version__, "torch": torch.__version__},
         "settings": settings.model_dump(mode="json"),
+        **note_of_views(settings),
     }
     out = out or store
     source = earlier or out
@@ -267,7 +268,8 @@ def _key(request: Mapping[str, Any]) -> str:
 
 def _same_but_settings(earlier: Mapping[str, Any], request: Mapping[str, Any]) -> bool:
     """Tell whether an earlier result has the same request, apart from the settings."""
-    return bool(earlier) and {**earlier["asked"], "settings": None} == {**request, "settings": None}
+    left_out = dict.fromkeys(("settings", "views"))
+    return bool(earlier) and {**earlier["asked"], **left_out} == {**request, **left_out}
 
 
 def _write(

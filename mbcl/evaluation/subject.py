@@ -17,7 +17,7 @@ from torch import Tensor
 from mbcl.config.data import Data
 from mbcl.config.evaluation import Evaluation
 from mbcl.data.samples import SampleSet
-from mbcl.engine.embedding_pass import ViewKey, groups_of_draws, key_of_draws, pass_size, two_views
+from mbcl.engine.embedding_pass import ViewKey, groups_of_views, key_of_draws, pass_size, views_of
 from mbcl.engine.setup import SplitData
 from mbcl.errors import CheckpointError
 
@@ -91,12 +91,13 @@ class Subject:
         return next(self.pairs(self.representation.features, self.images, self.views_key(_VIEWS, 1)))
 
     def view_draws(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the features of both views of the split's samples, two of (N, F), for each draw; pairs have one."""
+        """Yield the projections of both views of the split's samples, two of (N, D), for each draw; pairs have one."""
         draws = self.images.to_eval_draws(self.settings.draws)
         if draws == 1:
-            yield self.view_features
+            view_1, view_2 = map(self.projected, self.view_features)
+            yield view_1, view_2
         else:
-            yield from self.pairs(self.representation.features, self.images, self.views_key(_VIEWS, draws), draws)
+            yield from self.pairs(self.projections, self.images, self.views_key(_VIEWS, draws), draws)
 
     def projected(self, features: Tensor) -> Tensor:
         """Map features (N, F) to projections (N, D)."""
@@ -129,17 +130,21 @@ class Subject:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Apply a function to both views of samples, by default of all; yield both results of every draw.
 
-        Of few samples several draws share a forward pass.
+        A draw's second view is the next draw's first, see :func:`mbcl.engine.embedding_pass.views_of`, and kept from
+        one to the other. Of few samples several views share a forward pass.
         """
-        size = pass_size(draws, images, self.settings.batch_size, self.device)
+        num_views, kept = draws + 1, None
+        size = pass_size(num_views, images, self.settings.batch_size, self.device)
         parts = (positions.tensor_split(-(-len(positions) // size)) for positions in batches or self.batches(images))
         batches = list(chain.from_iterable(parts))
-        for group in groups_of_draws(draws, max(map(len, batches)), size):
-            views = (two_views(images, positions, key, group) for positions in batches)
-            outputs = [function(x.to(self.dtype)).unflatten(0, (2, len(group), -1)) for x in views]
-            for draw in range(len(group)):
-                view_1, view_2 = (self._concatenate([output[side, draw] for output in outputs]) for side in (0, 1))
-                yield view_1, view_2
+        for group in groups_of_views(num_views, max(map(len, batches)), size):
+            inputs = (views_of(images, positions, key, group) for positions in batches)
+            outputs = [function(x.to(self.dtype)).unflatten(0, (len(group), -1)) for x in inputs]
+            for view in range(len(group)):
+                rows = self._concatenate([output[view] for output in outputs])
+                if kept is not None:
+                    yield kept, rows
+                kept = rows
 
     def _concatenate(self, parts: Sequence[Tensor]) -> Tensor:
         """Concatenate the rows of all parts.

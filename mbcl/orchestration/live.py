@@ -19,13 +19,15 @@ from mbcl.console import duration
 from mbcl.engine.metrics_log import METRICS_FILE, row_of
 from mbcl.engine.protocols import Row
 from mbcl.errors import pluralize
-from mbcl.io.store import Store
+from mbcl.io.store import Store, is_uri
 from mbcl.orchestration.results_folder.layout import trial_folder
 from mbcl.orchestration.time_left import Running, seconds_left
 from mbcl.study.record import StudyRecord
 
 LINE_SECONDS = 60.0
 """Interval of the lines where there is no terminal."""
+URI_SECONDS = 5.0
+"""Shortest interval between two looks at a trial's rows in an object store."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class LiveDisplay:
         self._started_at: dict[str, float] = {}
         self._shares: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
+        self._read_at: dict[str, float] = {}
         columns = (TextColumn("{task.description}"), BarColumn(16), MofNCompleteColumn(), TextColumn("epochs"))
         self._bars = Progress(*columns, console=screen)
         self._printed_at = time.monotonic()
@@ -98,6 +101,8 @@ class LiveDisplay:
     def start(self, trial_id: str) -> None:
         """Show a trial that starts."""
         self._started_at[trial_id] = time.monotonic()
+        if trial_id in self._tasks:  # its driver was lost, and another one goes on
+            self._bars.remove_task(self._tasks[trial_id])
         self._tasks[trial_id] = self._bars.add_task(
             escape(f"{self._label(trial_id)}: starting"), total=self._num_epochs(trial_id)
         )
@@ -107,28 +112,46 @@ class LiveDisplay:
         """Remove a trial that has ended."""
         self._started_at.pop(trial_id, None)
         self._shares.pop(trial_id, None)
+        self._read_at.pop(trial_id, None)
         if trial_id in self._tasks:
             self._bars.remove_task(self._tasks.pop(trial_id))
         self._line = self.summary()
 
     def poll(self) -> None:
-        """Read the last rows of running trials; where there is no terminal, print a line now and then."""
+        """Read last rows of running trials; where there is no terminal, print a line now and then."""
         due = time.monotonic() - self._printed_at > LINE_SECONDS
         if not (self._screen.is_terminal or due):
             return
-        for trial_id, task in self._tasks.items():
-            row = last_row(self._store, trial_id)
-            if row is not None:
-                epochs = int(row.get("epoch") or 0)
-                self._shares[trial_id] = epochs / max(1, self._num_epochs(trial_id))
-                text = f"{self._label(trial_id)}: loss {number(row.get('train/loss'))}"
-                if row.get("val/retrieval/mrr") is not None:
-                    text += f", val {number(row['val/retrieval/mrr'])}"
-                self._bars.update(task, completed=epochs, description=escape(text))
+        for trial_id in self._to_read():
+            self._read(trial_id)
         self._line = self.summary()
         if not self._screen.is_terminal:
             self._printed_at = time.monotonic()
             self._screen.print(escape(self._line), soft_wrap=True)
+
+    def _to_read(self) -> list[str]:
+        """Return the running trials whose rows are read now.
+
+        On a disk, and for a line a minute, these are all. In an object store a read is a request, for which Ray Tune's
+        loop waits: of one trial at a time, that whose last read is the longest ago.
+        """
+        if not (self._screen.is_terminal and is_uri(self._store.uri)):
+            return list(self._tasks)
+        longest = min(self._tasks, key=lambda trial_id: self._read_at.get(trial_id, float("-inf")), default=None)
+        due = longest is not None and time.monotonic() - self._read_at.get(longest, float("-inf")) > URI_SECONDS
+        return [longest] if longest is not None and due else []
+
+    def _read(self, trial_id: str) -> None:
+        self._read_at[trial_id] = time.monotonic()
+        row = last_row(self._store, trial_id)
+        if row is None:
+            return
+        epochs = int(row.get("epoch") or 0)
+        self._shares[trial_id] = epochs / max(1, self._num_epochs(trial_id))
+        text = f"{self._label(trial_id)}: loss {number(row.get('train/loss'))}"
+        if row.get("val/retrieval/mrr") is not None:
+            text += f", val {number(row['val/retrieval/mrr'])}"
+        self._bars.update(self._tasks[trial_id], completed=epochs, description=escape(text))
 
     def summary(self) -> str:
         """Return one line: trials, the best of the finished ones, devices in use, time left."""

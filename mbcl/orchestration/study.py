@@ -20,7 +20,6 @@ from mbcl.orchestration.results_folder.lease import hold
 from mbcl.orchestration.results_folder.opened_study import (
     OpenedStudy,
     check_exclusive,
-    check_same_data,
     open_study,
     prepare_folder,
     resume_notes,
@@ -100,8 +99,7 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
     with _absent_here(missing, options):
         preflight = _preflight(options, file, study)
     if preflight is not None:
-        study.take_sources(preflight.sources)
-        check_same_data(study.record, preflight.contents)
+        study.take_data(preflight)
     if options.dry_run:
         return _dry_run(options, file, study, store, nodes, preflight, missing)
     if options.address is not None and (study.todo or study.trials.probes):
@@ -113,8 +111,7 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
         # Double-checked: another sweep may have changed the folder before the lock was taken.
         study = open_study(options, file, trials, store)
         if preflight is not None:
-            study.take_sources(preflight.sources)
-            check_same_data(study.record, preflight.contents)
+            study.take_data(preflight)
         fenced = FencedStore(store, [fence])
         watch = Watch(fenced, study.record, write_report) if options.watch else None
         console = Console(file.space, fenced, study, quiet=options.quiet, watch=watch)
@@ -123,6 +120,9 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
             search = ConfirmationSource(file.space, study.record, study.trials, added=study.add)
         if file.space.search.adaptive and not options.eval_only:
             search = OptunaSearch(file, study.record, study.trials.total, added=study.add, log=console.log)
+        if study.is_extended and not study.todo and not (search and search.left):
+            study.keep_as_stored(fenced)
+            console.log("nothing is to run; the study stays as it is")
         study_run = StudyRun(options, file, study, fenced, fence, console, search, started_at)
         with _explained_errors(study_run):
             interrupted, failures = _run_trials(study_run, nodes, preflight)

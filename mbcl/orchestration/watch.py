@@ -6,8 +6,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import Any, cast
 
-from mbcl.io.store import Store, read_text, write_text
+from mbcl.io.store import Store
 from mbcl.study.record import StudyRecord
 
 logger = logging.getLogger(__name__)
@@ -15,7 +16,25 @@ logger = logging.getLogger(__name__)
 SECONDS = 30.0
 """Interval of the reports, and of the reloads of their page."""
 PAGE = "report.html"
-_RELOAD = f'<meta http-equiv="refresh" content="{SECONDS:g}">'
+_RELOAD = f'<meta http-equiv="refresh" content="{SECONDS:g}">'.encode()
+
+
+class _ReloadingPage:
+    """The results folder as reports of a running study see it: their page reloads itself.
+
+    The page is never without that, even for a moment: one that a browser loads then would stay as it is.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        if name == PAGE:
+            content = content.replace(b"<head>", b"<head>\n" + _RELOAD, 1)
+        self._store.write_bytes(name, content)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
 
 
 class Watch:
@@ -28,7 +47,7 @@ class Watch:
     """
 
     def __init__(self, store: Store, study: StudyRecord, write_report: Callable[[Store, StudyRecord], object]) -> None:
-        self._store = store
+        self._store = cast(Store, _ReloadingPage(store))
         self._study = study
         self._write_report = write_report
         self._written_at = time.monotonic()
@@ -55,7 +74,5 @@ class Watch:
     def _write(self, study: StudyRecord) -> None:
         try:
             self._write_report(self._store, study)
-            page = read_text(self._store, PAGE)
-            write_text(self._store, PAGE, page.replace("<head>", f"<head>\n{_RELOAD}", 1))
         except Exception as error:  # the last report, after the trials, must not fail for an earlier one
             logger.warning("the report of --watch was not written: %s", error)

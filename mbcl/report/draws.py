@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from mbcl.io.store import Store
@@ -59,13 +61,32 @@ def draws_csv(draws: Draws) -> str:
 def describe_draws(draws: Draws, metric: str) -> str:
     """Describe how a metric scatters over the draws of a trial; empty if there is one draw only.
 
+    Two draws do not tell the standard deviation of a draw: they share a view.
+
     Example:
-        >>> describe_draws({"000-aa": {"mrr": [0.5, 0.7]}, "001-aa": {"mrr": [0.5, 0.5]}}, "mrr")
-        'mean over 2 draws of the two views, whose standard deviation in a trial is 0.1'
+        >>> describe_draws({"000-aa": {"mrr": [0.5, 0.6, 0.7]}, "001-aa": {"mrr": [0.5, 0.5, 0.5]}}, "mrr")
+        'mean over 3 draws of the two views, whose standard deviation in a trial is 0.1'
     """
     samples = [by_metric[metric] for by_metric in draws.values() if len(by_metric.get(metric, ())) > 1]
     if not samples:
         return ""
-    spread = math.sqrt(statistics.fmean(map(statistics.variance, samples)))
     numbers = "-".join(map(str, sorted({len(values) for values in samples})))
-    return f"mean over {numbers} draws of the two views, whose standard deviation in a trial is {spread:.2g}"
+    text, variances = f"mean over {numbers} draws of the two views", [variance(x) for x in samples if len(x) > 2]
+    if not variances:
+        return text
+    return f"{text}, whose standard deviation in a trial is {math.sqrt(statistics.fmean(variances)):.2g}"
+
+
+def variance(values: Sequence[float]) -> float:
+    """Return the variance of a single draw, from three or more of which consecutive ones share a view.
+
+    The sample variance would be too small, because those are correlated. Draws that share no view are independent, so
+    half the mean square of their differences is unbiased. It is that of all differences without those of neighbours.
+
+    Example:
+        >>> round(variance([0.5, 0.6, 0.7]), 9)
+        0.02
+    """
+    num, neighbours = len(values), sum((x - y) ** 2 for x, y in pairwise(values))
+    squares = num * (num - 1) * statistics.variance(values) - neighbours
+    return max(0.0, squares / ((num - 1) * (num - 2)))

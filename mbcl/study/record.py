@@ -165,8 +165,8 @@ class StudyRecord(_Record):
         left_out: the draws of an adaptive search that became no setting: repeats and invalid experiments.
         threads: the torch threads of a worker where the space leaves them to mbcl; a resume keeps them, because the
             last bits of a sum depend on them.
-        data: the digests of the contents of its data sets, by name and settings of the data set, and of its files of
-            initial weights, by :data:`WEIGHTS` and place.
+        data: the digests of the contents of its data sets, by name, settings and swept places of the data set, and of
+            its files of initial weights, by :data:`WEIGHTS` and place.
         efficiency: how the last run that trained used its machine; None if there was none yet.
         sources: by data set, what its samples were made from, where other sources make others; see
             :class:`mbcl.data.SampleSet`.

@@ -57,7 +57,8 @@ class PlannedBatchSampler(BatchSampler):
             after the batch sampler, as frameworks do.
         world_size: W; by default that of the process group, 1 without one.
         num_samples: N, for a plan, a file or a function: positions are checked against it, and :attr:`left_out` and
-            ``drop_last=False`` need it.
+            ``drop_last=False`` need it. A plan that leaves a batch or more of the samples out is warned of, unless its
+            sampler may do so, as ``osgd`` and ``walk``.
         drop_last: whether the samples that no batch holds (:attr:`left_out`, N mod B for most samplers) are left out of
             the epoch. If not, they are a last, short batch, in ascending order, of which every rank has its columns.
 

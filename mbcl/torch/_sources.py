@@ -5,6 +5,7 @@ Letters: N samples of the data set, S batches of an epoch, B samples of a global
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,7 +16,7 @@ import torch
 from mbcl.errors import ConfigError, PlanError
 from mbcl.plan import BatchPlan, Embeddings
 from mbcl.planner import PlanKey, plan_rounds
-from mbcl.samplers import Sampler, build, groups_of
+from mbcl.samplers import SAMPLERS, Sampler, Shuffle, build, groups_of
 from mbcl.seeding import torch_generator
 
 
@@ -48,6 +49,7 @@ class FixedPlan(PlanSource):
 
     def __init__(self, plan: BatchPlan, num_samples: int | None) -> None:
         plan = _valid(plan, num_samples)
+        _warn_if_fewer(plan, num_samples)
         partition = num_samples is not None and _is_partition(plan, num_samples)
         super().__init__(num_samples, plan.batches.shape[1], is_partition=partition)
         self._plan = plan
@@ -97,7 +99,9 @@ class PlanFunction(_WholeEpochs):
         plan = self._function(epoch)
         if not isinstance(plan, BatchPlan):
             raise ConfigError(f"plan({epoch}) must return a BatchPlan, found a {type(plan).__name__}")
-        return _valid(plan, self.num_samples)
+        plan = _valid(plan, self.num_samples)
+        _warn_if_fewer(plan, self.num_samples)
+        return plan
 
 
 class SamplerPlans(_WholeEpochs):
@@ -183,6 +187,24 @@ def _valid(plan: BatchPlan, num_samples: int | None) -> BatchPlan:
         return plan.validate(num_samples or highest, distinct=False)
     except PlanError as error:
         raise ConfigError(f"plan: {error}") from error
+
+
+def _warn_if_fewer(plan: BatchPlan, num_samples: int | None) -> None:
+    """Warn of a plan that leaves a batch or more of the data set out, unless its sampler may do so by design.
+
+    It was perhaps made for a part of the data set, or for another one.
+    """
+    # A class with a rule of its own, such as osgd's, may leave samples out.
+    rule = SAMPLERS[plan.sampler].covers_all if plan.sampler in SAMPLERS else Shuffle.covers_all
+    by_design: bool = rule is not Shuffle.covers_all
+    if num_samples is None or by_design:
+        return
+    held = len(torch.unique(plan.batches))
+    if num_samples - held >= plan.batches.shape[1]:
+        warnings.warn(
+            f"the plan of {plan.sampler!r} holds {held} of the {num_samples} samples, so the others are in no batch",
+            stacklevel=4,
+        )
 
 
 def build_sampler(sampler: str | Sampler, parameters: Mapping[str, object]) -> Sampler:

@@ -89,6 +89,24 @@ def test_raise_on_any_rank_stops_all_ranks():
     ]
 
 
+def _read_on_rank_1(world: World) -> str:
+    def read() -> None:
+        if world.rank == 1:
+            open("/no/such/file").close()
+
+    try:
+        collectives.run_and_sync_errors(read, world)
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+    return "went on"
+
+
+@pytest.mark.dist
+def test_a_read_error_of_one_rank_ends_all():
+    error = "[Errno 2] No such file or directory: '/no/such/file'"
+    assert gloo.run(_read_on_rank_1, 2) == [f"OSError: rank 1: {error}", f"FileNotFoundError: {error}"]
+
+
 def _run_while_ranks_wait(world: World) -> list[str]:
     def work(number: int, failing: int) -> int:
         rounds(number * world.rank)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mbcl.config.evaluation import Evaluation
 from mbcl.data import ImageSet, make_views
+from mbcl.data.samples import TWO_VIEWS
 from mbcl.distributed.collectives import World
 from mbcl.engine import embedding_pass
 from mbcl.engine.embedding_pass import ViewKey, embed, two_views
@@ -35,9 +36,10 @@ class Reordered(ImageSet):
 
     place: Tensor = torch.zeros(0, dtype=torch.int64)
 
-    def views(self, positions: Tensor, *, seed: int, epoch: int, draws: range = range(1)) -> Tensor:
-        pixels, numbers = self.pixels(positions), [2 * draw + side for side in (0, 1) for draw in draws]
-        return make_views(pixels, self.place[positions], images=self, seed=seed, epoch=epoch, view=numbers)
+    def views(self, positions: Tensor, *, seed: int, epoch: int, numbers: range = TWO_VIEWS) -> Tensor:
+        return make_views(
+            self.pixels(positions), self.place[positions], images=self, seed=seed, epoch=epoch, view=numbers
+        )
 
 
 def reordered(images: ImageSet, place: Tensor) -> Reordered:

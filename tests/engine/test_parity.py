@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
+from pathlib import Path
 
 import gloo
 import pytest
@@ -14,7 +16,7 @@ from mbcl.config.base import validate
 from mbcl.config.experiment import Experiment, read_experiment
 from mbcl.distributed import collectives
 from mbcl.distributed.collectives import World
-from mbcl.engine import Trainer
+from mbcl.engine import Trainer, build
 from mbcl.engine.embedding_pass import ViewKey, embed
 from mbcl.errors import TrainingError
 from mbcl.io.store import LocalStore
@@ -104,6 +106,29 @@ def test_embed_and_plan_are_bitwise_equal_on_any_number_of_workers(num_workers, 
         assert torch.equal(rank_embeddings.z2, embeddings.z2)
         assert rank_planned.plan.digest == planned.plan.digest
         assert (rank_planned.loss, rank_planned.lift) == (planned.loss, planned.lift)
+
+
+def _train_on_data_that_rank_1_cannot_hash(world, content):
+    loaded = build.load_data
+
+    def load(data, *, seed):
+        whole = loaded(data, seed=seed)
+        return replace(whole, content=Path("/no/such/file").read_text) if world.rank == 1 else whole
+
+    build.load_data = load
+    try:
+        Trainer(content, world=world, store=LocalStore(tempfile.mkdtemp()))
+    except OSError as error:
+        return str(error)
+    finally:
+        build.load_data = loaded
+    return "no error"
+
+
+@pytest.mark.dist
+def test_data_that_one_rank_cannot_hash_end_every_rank():
+    error = "[Errno 2] No such file or directory: '/no/such/file'"
+    assert gloo.run(_train_on_data_that_rank_1_cannot_hash, 2, runs.experiment()) == [f"rank 1: {error}", error]
 
 
 def _train_from_weights_that_are_not_finite(world, content):

@@ -13,7 +13,7 @@ from evaluation.trained import CONTENT
 from mbcl.config.evaluation import Evaluation
 from mbcl.distributed.collectives import World
 from mbcl.engine import checkpoint as checkpoints
-from mbcl.engine.embedding_pass import ViewKey, two_views
+from mbcl.engine.embedding_pass import ViewKey, views_of
 from mbcl.engine.setup import load_data, model_of
 from mbcl.errors import CheckpointError, ConfigError
 from mbcl.evaluation import evaluate
@@ -29,7 +29,7 @@ def test_evaluate_measures_the_checkpoint_on_the_test_split(store):
     positions, found = torch.arange(len(test)), []
     for draw in range(20):
         with torch.no_grad():
-            views = two_views(test, positions, ViewKey(derive(0, "test evaluation views")), range(draw, draw + 1))
+            views = views_of(test, positions, ViewKey(derive(0, "test evaluation views")), range(draw, draw + 2))
             found.append(retrieval(*model.eval()(views.double()).chunk(2)))
     expected = {f"retrieval/{key}": fmean(each[key] for each in found) for key in found[0]}
     for key in ("mrr", "top1"):
@@ -108,7 +108,7 @@ def test_evaluate_keeps_pieces_measured_before_an_interrupt(store, tmp_path):
 
 def test_evaluate_embeds_views_once(store, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("mbcl.evaluation.subject.two_views", lambda *a: calls.append(a) or two_views(*a))
+    monkeypatch.setattr("mbcl.evaluation.subject.views_of", lambda *a: calls.append(a) or views_of(*a))
     evaluate(store, settings=Evaluation(metrics=["retrieval", "repr"], draws=1), out=LocalStore(tmp_path))
     assert len(calls) == 1, "the 359 images are one batch"
 

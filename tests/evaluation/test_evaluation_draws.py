@@ -10,7 +10,7 @@ import torch
 from engine import runs
 
 from mbcl.config.evaluation import Evaluation
-from mbcl.engine.embedding_pass import ViewKey, two_views
+from mbcl.engine.embedding_pass import ViewKey, two_views, views_of
 from mbcl.engine.setup import load_data, model_of
 from mbcl.evaluation import corrupted, evaluate
 from mbcl.evaluation.measures import measure_repr, measure_retrieval
@@ -52,6 +52,32 @@ def within(of: Subject):
     return {key: value for key, value in corrupted.measure(of, 2, NAMES).items() if "within" in key}
 
 
+class Counting:
+    """An encoder that counts the rows that it and its projector take."""
+
+    def __init__(self, model):
+        self.model, self.encoded, self.projected = model, 0, 0
+
+    def features(self, x):
+        self.encoded += len(x)
+        return self.model.features(x)
+
+    def project(self, features):
+        self.projected += len(features)
+        return self.model.project(features)
+
+
+def mrr_by_ranks(u, v) -> float:
+    """Mean of both directions, by the place of the other view among all in descending order of the cosine."""
+    u, v = (z / z.norm(dim=1, keepdim=True) for z in (u, v))
+    reciprocal = []
+    for scores in (u @ v.T, v @ u.T):
+        for row, of_all in enumerate(scores):
+            order = of_all.argsort(descending=True).tolist()
+            reciprocal.append(1 / (order.index(row) + 1))
+    return fmean(reciprocal)
+
+
 def assert_draws_alike(found, expected):
     assert list(found) == list(expected)
     for key, values in expected.items():
@@ -65,6 +91,33 @@ def test_draws_do_not_depend_on_seed_number_or_batch_size(model, data):
     for seed, draws, batch_size in ((3, 4, 512), (0, 2, 512), (9, 4, 2000), (0, 4, 100)):
         found = measure_retrieval(subject(model, data, seed, draws=draws, batch_size=batch_size))
         assert_draws_alike(found, {key: values[:draws] for key, values in expected.items()})
+
+
+@pytest.mark.parametrize("batch_size", [40, 512])
+def test_draws_equal_a_loop_that_embeds_each_pair_of_views(model, data, batch_size):
+    found = measure_retrieval(subject(model, data, draws=5, batch_size=batch_size))["retrieval/mrr"]
+    positions, expected = torch.arange(len(data.test)), []
+    for draw in range(5):
+        pair = []
+        for number in (draw, draw + 1):
+            key = ViewKey(derive(0, "test evaluation views"))
+            with torch.no_grad():
+                pair.append(model(views_of(data.test, positions, key, range(number, number + 1)).double()))
+        expected.append(mrr_by_ranks(*pair))
+    assert list(found) == pytest.approx(expected, rel=runs.EXACT)
+
+
+@pytest.mark.parametrize(("draws", "batch_size"), [(1, 512), (2, 512), (5, 512), (5, 100), (20, 100)])
+def test_each_view_is_embedded_once(model, data, draws, batch_size):
+    counting = Counting(model)
+    measure_retrieval(subject(counting, data, draws=draws, batch_size=batch_size))
+    assert counting.encoded == counting.projected == (draws + 1) * len(data.test)
+
+
+def test_each_view_of_a_corruption_is_embedded_once(model, data):
+    counting = Counting(model)
+    within(subject(counting, data, draws=4, batch_size=100, corrupted={"corruptions": NAMES, "meanings": ["within"]}))
+    assert counting.encoded == 5 * len(NAMES) * len(data.test)
 
 
 def test_one_draw_is_that_of_the_seed_as_published(model, data):
@@ -101,6 +154,28 @@ def test_collapsed_encoder_scores_like_chance_in_every_draw(data):
 
 def test_alignment_has_the_one_draw_of_the_seed(model, data):
     assert measure_repr(subject(model, data, 3, draws=5)) == measure_repr(subject(model, data, 3, draws=1))
+
+
+def test_draws_of_earlier_results_are_measured_again(store, tmp_path):
+    """Whose draws had two views each: their requests lack the number of views."""
+    out, lines = LocalStore(tmp_path), []
+    settings = Evaluation(metrics=["retrieval", "knn"], draws=2, baselines=["pixels"])
+    expected = evaluate(store, settings=settings, out=out)
+    for path in (tmp_path / "evaluation.json", *(tmp_path / "baselines").glob("*.json")):
+        content = json.loads(path.read_text())
+        for request in (content["asked"], content["asked"].get("piece", {}), *_requests(content)):
+            request.pop("views", None)
+        content["metrics"] = {key: 17.0 if "retrieval" in key else value for key, value in content["metrics"].items()}
+        path.write_text(json.dumps(content))
+    assert evaluate(store, settings=settings, out=out, log=lines.append) == expected
+    assert [line.partition(": ")[2].rpartition(": ")[0] for line in lines] == ["retrieval", "retrieval of pixels"]
+    one = settings.model_copy(update={"draws": 1})
+    evaluate(store, settings=one, out=out)
+    assert "views" not in json.loads((tmp_path / "evaluation.json").read_text())["asked"], "as it was published"
+
+
+def _requests(content):
+    return [record["asked"] for record in content.get("pieces", [])]
 
 
 def test_evaluate_stores_every_draw_and_their_means(store, tmp_path):

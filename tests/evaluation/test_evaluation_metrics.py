@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from mbcl.config.evaluation import Evaluation
 from mbcl.data import ImageSet, clean_views, corrupt
 from mbcl.distributed.collectives import World
-from mbcl.engine.embedding_pass import ViewKey, set_statistics, two_views
+from mbcl.engine.embedding_pass import ViewKey, set_statistics, views_of
 from mbcl.engine.gradient_parity import relative_error
 from mbcl.engine.setup import load_data, model_of
 from mbcl.errors import ConfigError, DataError
@@ -80,7 +80,7 @@ def loop_within(model, test, severity: int, corruptions: list[str], draw: int) -
         key = ViewKey(derive(0, f"test corrupted views of {name}"))
         with torch.no_grad():
             corrupted = test.__class__(**{**vars(test), "images": pixels})
-            both = model(two_views(corrupted, positions, key, range(draw, draw + 1)).double())
+            both = model(views_of(corrupted, positions, key, range(draw, draw + 2)).double())
         views.append((both / both.norm(dim=1, keepdim=True)).numpy().reshape(2, len(test), -1))
     hits = []
     for image in range(len(test)):

@@ -67,6 +67,55 @@ def test_display_has_trials_losses_the_best_devices_and_the_time_left(tmp_path, 
     assert "0 of 2 cores in use" in display.summary()
 
 
+class Reads(LocalStore):
+    """A folder that takes itself for an object store, and lists what is read."""
+
+    uri = "s3://bucket/study"
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.read = []
+
+    def read_bytes(self, name):
+        self.read.append(name.split("/")[1])
+        return super().read_bytes(name)
+
+
+def test_of_an_object_store_one_running_trial_at_a_time_is_read_after_seconds(tmp_path):
+    study, store = study_of("finished", "running", "running", "pending"), Reads(tmp_path)
+    screen = Console(file=io.StringIO(), force_terminal=True, width=160)
+    display = LiveDisplay(
+        screen, study, store, Devices("core", 1, 2, 2), num_epochs=lambda trial_id: 4, label=lambda key: key
+    )
+    for key in ("001-x", "002-x"):
+        write_text(store, f"trials/{key}/metrics.jsonl", json.dumps({"epoch": 1, "train/loss": 2.0}) + "\n")
+        display.start(key)
+    for _ in range(6):
+        display.poll()
+    assert store.read == ["001-x", "002-x"]
+    for key, ago in (("001-x", 3600), ("002-x", 7200)):
+        display._read_at[key] -= ago
+    for _ in range(6):
+        display.poll()
+    assert store.read[2:] == ["002-x", "001-x"]
+    display.end("001-x")
+    display._read_at["002-x"] -= 3600
+    display.poll()
+    assert store.read[4:] == ["002-x"], "a trial that has ended is not read"
+
+
+def test_a_trial_that_starts_again_has_one_bar(tmp_path):
+    study, screen = study_of("running"), Console(file=io.StringIO(), force_terminal=True, width=160)
+    display = LiveDisplay(
+        screen, study, LocalStore(tmp_path), Devices("core", 1, 2, 2), num_epochs=lambda key: 4, label=lambda key: key
+    )
+    display.start("000-x")
+    display.start("000-x")
+    assert len(display._bars.tasks) == 1
+    display.end("000-x")
+    assert not display._bars.tasks
+
+
 def test_the_thread_of_the_display_reads_no_record(tmp_path):
     """The main thread adds trials that a search draws; a summary in another thread would fail in between."""
     study, readers = study_of("finished", "running"), []

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
@@ -11,7 +12,7 @@ from report.studies import MRR, TOP1, grid, partial, write_histories
 
 from mbcl.io.store import LocalStore
 from mbcl.report import write
-from mbcl.report.draws import describe_draws, read_draws
+from mbcl.report.draws import describe_draws, read_draws, variance
 from mbcl.study.record import StudyRecord
 
 SEEDS = {"shuffle": [0.5, 0.6, 0.7], "spectral": [0.4, 0.5, None]}
@@ -60,11 +61,27 @@ def test_report_states_the_noise_of_a_draw(tmp_path: Path) -> None:
     record = grid(SEEDS)
     written = drawn(tmp_path, record)
     write(LocalStore(tmp_path), record)
-    spread = np.sqrt(np.mean([np.var(values[MRR], ddof=1) for values in written.values()]))
+    far = [
+        [(x - y) ** 2 / 2 for (i, x), (j, y) in combinations(enumerate(v[MRR]), 2) if j - i > 1]
+        for v in written.values()
+    ]
+    spread = np.sqrt(np.mean(far))
     text = f"mean over 4 draws of the two views, whose standard deviation in a trial is {spread:.2g}"
     assert describe_draws(written, MRR) == text
     assert text in " ".join((tmp_path / "report.html").read_text().split())
     assert describe_draws({key: {MRR: values[MRR][:1]} for key, values in written.items()}, MRR) == ""
+    two = {key: {MRR: values[MRR][:2]} for key, values in written.items()}
+    assert describe_draws(two, MRR) == "mean over 2 draws of the two views", "they share a view"
+
+
+def test_variance_of_draws_that_share_views_is_that_of_one_draw() -> None:
+    """Of the additive model x_g = f(v_g) + f(v_g+1), where neighbours have the greatest correlation, 1/2."""
+    views = np.random.default_rng(0).normal(0, 1, (4000, 6))
+    draws = views[:, :-1] + views[:, 1:]
+    found = np.array([variance(each) for each in draws.tolist()])
+    assert abs(found.mean() - 2) < 5 * found.std(ddof=1) / np.sqrt(len(found))
+    assert draws.var(axis=1, ddof=1).mean() < 1.7, "expectation 1.6: the sample variance is too small"
+    assert variance([0.3, 0.9, 0.3]) == 0.0
 
 
 def test_draws_that_do_not_belong_to_the_record_are_left_out(tmp_path: Path) -> None:

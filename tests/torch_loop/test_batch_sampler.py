@@ -46,6 +46,36 @@ def batches_of(batches, epoch=0):
     return list(batches)
 
 
+# -- plans of fewer samples than the data set ----------------------------------------------------------------------
+
+
+def planned(name, rows, **parameters):
+    return samplers.build(name, batch_size=B, **parameters).plan(rows, embeddings(rows), seed=5)
+
+
+@pytest.mark.parametrize("number", [N, N + B - 3])
+@pytest.mark.parametrize("kind", ["plan", "function", "file"])
+def test_a_plan_of_fewer_samples_than_the_data_set_is_warned_of(tmp_path, number, kind):
+    """48 samples are in batches, so a data set of 50 has a remainder of 2, and one of 55 fewer than a batch."""
+    plan = planned("spectral", N, k=2)
+    plan.save(tmp_path / "plan.npz")
+    given = {"plan": plan, "function": lambda epoch: plan, "file": tmp_path / "plan.npz"}[kind]
+    assert len(list(PlannedBatchSampler(given, num_samples=number))) == STEPS
+    with pytest.warns(UserWarning, match="the plan of 'spectral' holds 48 of the 56 samples, so the others are in no"):
+        assert len(list(PlannedBatchSampler(given, num_samples=56))) == STEPS
+    assert len(list(PlannedBatchSampler(given))) == STEPS, "without N nothing is known"
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("osgd", {"k": 3, "q": 1}), ("walk", {"neighbours": 4}), ("osgd_exhaustive", {})]
+)
+def test_a_sampler_that_leaves_samples_out_by_design_is_not_warned_of(name, parameters):
+    rows = 16 if name == "osgd_exhaustive" else N
+    plan = planned(name, rows, **parameters)
+    assert len(torch.unique(plan.batches)) <= rows - B
+    assert len(list(PlannedBatchSampler(plan, num_samples=rows))) == len(plan)
+
+
 # -- what an epoch holds -------------------------------------------------------------------------------------------
 
 
@@ -180,6 +210,7 @@ def test_without_a_remainder_there_is_no_short_batch():
         (lambda: PlannedBatchSampler(shuffled(0)).left_out, "num_samples is needed"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:the plan of 'shuffle' holds 48 of the 60 samples")
 def test_a_short_batch_that_is_none_is_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
+from mbcl.config.experiment import Experiment
 from mbcl.data.samples import differing_sources
 from mbcl.errors import ConfigError, pluralize
 from mbcl.io.store import Store
@@ -13,7 +15,8 @@ from mbcl.orchestration.results_folder.reevaluation import reopen_for_evaluation
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
 from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.orchestration.study_options import StudyOptions
-from mbcl.study.record import WEIGHTS, StudyRecord
+from mbcl.orchestration.trial.preflight import PreflightReport, data_key, swept_places
+from mbcl.study.record import StudyRecord, read_study
 
 
 @dataclass
@@ -41,19 +44,43 @@ class OpenedStudy:
     def __post_init__(self) -> None:
         self.specs = self.trials.by_id | self.todo
 
-    def take_sources(self, sources: Mapping[str, dict[str, str]]) -> None:
-        """Record what the data were made from.
+    def take_data(self, report: PreflightReport) -> None:
+        """Compare the data and weights with those that the study began with, and record those of new ones.
 
         Raises:
-            ConfigError: if earlier trials of the study had data that were made from something else.
+            ConfigError: if the study, or the trial that an evaluation measures again, began with others.
         """
-        for key, now in sources.items():
-            if differing := differing_sources(self.record.sources.get(key, now), now):
-                raise ConfigError(
-                    f"experiment.data: {key.rpartition('-')[0]} is not what the study began with: {differing}; "
-                    "allowed: the same data, or --name OTHER"
-                )
-        self.record.sources |= sources
+        probes = {spec.trial_id: spec for spec in self.trials.probes}
+        for trial_id, spec in (self.todo | probes).items():
+            if spec.setting in report.contents:
+                self._take_data_of(trial_id, spec, report.contents[spec.setting], report.sources[spec.setting])
+        for key, found in report.weights.items():
+            _check_content(f"{key}: the weights", found, self.record.data.setdefault(key, [found]), "the same file")
+
+    def _take_data_of(self, trial_id: str, spec: TrialSpec, content: str, sources: dict[str, str]) -> None:
+        """Compare the data of a trial with those of its record, whose swept places an evaluation may change."""
+        experiment = cast(Experiment, spec.experiment)
+        record = self.record.trials.get(trial_id)
+        now = swept_places(spec)
+        then = now if record is None else swept_places(record)
+        name = " ".join([experiment.data.name, *(f"with {place} {value}" for place, value in now.items())])
+        key, who = data_key(experiment, then), _began(trial_id, then)
+        if sources and (differing := differing_sources(self.record.sources.setdefault(key, sources), sources)):
+            raise ConfigError(
+                f"experiment.data: {name} is not what {who} began with: {differing}; "
+                "allowed: the same data, or --name OTHER"
+            )
+        known = self.record.data.setdefault(key, [content])
+        _check_content(
+            f"data: the images, labels or ids of {name}", content, known, "another place of the same data", who
+        )
+
+    def keep_as_stored(self, store: Store) -> None:
+        """Undo what an extension has changed in the record, in place: others hold it."""
+        stored = read_study(store)
+        for key in StudyRecord.model_fields:
+            setattr(self.record, key, getattr(stored, key))
+        self.is_extended = False
 
     def add(self, specs: Sequence[TrialSpec]) -> None:
         """Add trials that an adaptive search has drawn."""
@@ -127,24 +154,21 @@ def resume_notes(
     return recovery.notes_of_trials(store, begun) + recovery.notes_of(study.record, blocks)
 
 
-def check_same_data(study: StudyRecord, contents: Mapping[str, Sequence[str]]) -> None:
-    """Compare the contents of data sets and weights with those that the study began with, and record those of new ones.
+def _began(trial_id: str, places: Mapping[str, str]) -> str:
+    """Name what began with some data: the study, or of a study that sweeps places the trial with its own."""
+    if not places:
+        return "the study"
+    return f"trial {trial_id}, with {', '.join(f'{place} {value}' for place, value in places.items())},"
 
-    Args:
-        study: the record, changed in place.
-        contents: from :class:`~mbcl.orchestration.trial.preflight.PreflightReport`.
+
+def _check_content(what: str, found: str, known: Sequence[str], allowed: str, who: str = "the study") -> None:
+    """Compare the digest of a content with those that are known.
 
     Raises:
-        ConfigError: if the study began with another content.
+        ConfigError: if it is none of them.
     """
-    for key, found in contents.items():
-        known = study.data.setdefault(key, sorted(set(found)))
-        if others := sorted(set(found) - set(known)):
-            what = f"experiment.data: the images, labels or ids of {key.rpartition('-')[0]}"
-            allowed = "another place of the same data, or --name OTHER"
-            if key.startswith(WEIGHTS):
-                what, allowed = f"experiment.{key}: the weights", "the same file, or --name OTHER"
-            raise ConfigError(
-                f"{what} are not those that the study began with: their digest was {', '.join(known)}, it is "
-                f"{', '.join(others)}; allowed: {allowed}"
-            )
+    if found not in known:
+        raise ConfigError(
+            f"experiment.{what} are not those that {who} began with: their digest was {', '.join(known)}, it is "
+            f"{found}; allowed: {allowed}, or --name OTHER"
+        )

@@ -22,7 +22,10 @@ def confirmation(space: Space, trials: Trials, candidate: int) -> list[TrialSpec
     assert spec.arm is not None
     control = None if spec.equal_passes is None else first[spec.equal_passes].arm
     start = len(tuning) + spec.arm * len(space.seeds)
-    specs = replicate(space.seeds, len(first) + spec.arm, spec.parameters, spec.experiment, trials.total, first=start)
+    number = len(first) + spec.arm
+    specs = replicate(
+        space.seeds, number, spec.parameters, spec.experiment, trials.total, first=start, nuisance=spec.nuisance
+    )
     return [
         replace(
             each,
@@ -30,7 +33,6 @@ def confirmation(space: Space, trials: Trials, candidate: int) -> list[TrialSpec
             equal_passes=None if control is None else len(first) + control,
             stage="confirmation",
             arm=spec.arm,
-            nuisance=spec.nuisance,
         )
         for each in specs
     ]

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -126,10 +126,9 @@ def _expand(space: Space) -> Trials:
             equal_passes=controls.control_of.get(number),
             stage="tuning" if space.nuisance else "",
             arm=arms.get(setting.arm),
-            nuisance=setting.nuisance,
         )
         for number, setting in enumerate(settings)
-        for spec in replicate(seeds, number, setting.parameters, setting.experiment, total)
+        for spec in replicate(seeds, number, setting.parameters, setting.experiment, total, nuisance=setting.nuisance)
     ]
     return Trials(tuple(specs), notes, total)
 
@@ -271,21 +270,23 @@ def replicate(
     experiment: AnyExperiment,
     total: int,
     first: int | None = None,
+    nuisance: Mapping[str, Any] | None = None,
 ) -> Iterator[TrialSpec]:
-    """Yield the trials of a setting, one a seed; ``experiment`` may have any.
+    """Yield the trials of a setting, one a seed; ``experiment`` may have any. ``nuisance`` has its nuisance keys.
 
     Ordinals count on from ``first``, by default as if all settings before had as many seeds. They are padded to the
     width of ``total``, the maximum trials, so that names sort in the order of trials.
     """
     width = max(3, len(str(total - 1)))
+    nuisance = dict(nuisance or {})
     for position, seed in enumerate(seeds):
         ordinal = (setting * len(seeds) if first is None else first) + position
         seeded = experiment.model_copy(update={"seed": seed})
-        trial_id = f"{ordinal:0{width}d}-{_digest(seeded, parameters)}"
-        yield TrialSpec(trial_id, ordinal, setting, seed, parameters, seeded)
+        trial_id = f"{ordinal:0{width}d}-{_digest(seeded, [*parameters, *nuisance])}"
+        yield TrialSpec(trial_id, ordinal, setting, seed, parameters, seeded, nuisance=nuisance)
 
 
-def _digest(experiment: AnyExperiment, swept: Iterable[str]) -> str:
+def _digest(experiment: AnyExperiment, swept: Sequence[str]) -> str:
     """Return the digest of an experiment; that of a swept place or number of threads, too, which tells settings apart.
 
     Example: a grid of two files of ids for ``data.apart``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import uuid
@@ -9,18 +10,20 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
+from mbcl.config.base import set_path
 from mbcl.config.evaluation import Evaluation
-from mbcl.config.experiment import Experiment, identity
+from mbcl.config.experiment import PLACES, Experiment, identity
 from mbcl.engine import MemoryNeed
 from mbcl.errors import ConfigError, MbclError
 from mbcl.io.store import Store, is_uri, open_store, write_text
 from mbcl.models import digest_of_weights
+from mbcl.orchestration.search_space.baseline import value_at
 from mbcl.orchestration.search_space.expansion import TrialSpec
 from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.samplers import PoolSampler
-from mbcl.study.record import WEIGHTS
+from mbcl.study.record import WEIGHTS, TrialRecord
 
 SHARED_FILE = ".shared"
 
@@ -34,16 +37,18 @@ class PreflightReport:
         planning_cost: by setting, a description of what planning costs; empty if it costs nothing.
         notes: notes for the user, one line each.
         memory: the most memory that a training takes beyond idle processes; None if unknown.
-        contents: the digests of the data sets' contents, by :func:`data_key`, and of the files of ``encoder.weights``.
-        sources: what the samples of a data set were made from, where other sources make others, by :func:`data_key`.
+        contents: by setting, the digest of its data set's content.
+        sources: by setting, what its samples were made from, where other sources make others.
+        weights: the digests of the files of ``encoder.weights``, by :data:`WEIGHTS` and place.
     """
 
     max_pools: dict[int, int]
     planning_cost: dict[int, str]
     notes: tuple[str, ...]
     memory: MemoryNeed | None = None
-    contents: dict[str, list[str]] = field(default_factory=dict)
-    sources: Mapping[str, dict[str, str]] = field(default_factory=dict)
+    contents: dict[int, str] = field(default_factory=dict)
+    sources: dict[int, dict[str, str]] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
 
 
 def distinct_experiments(specs: Sequence[TrialSpec]) -> dict[int, AnyExperiment]:
@@ -67,34 +72,38 @@ def check_data(experiments: Mapping[int, AnyExperiment], source: str) -> Preflig
         assert isinstance(experiment, Experiment)
         by_data.setdefault(experiment.data.model_dump_json(), {})[setting] = experiment
     reports: dict[int, _SettingReport] = {}
-    contents: dict[str, list[str]] = {}
-    sources: dict[str, dict[str, str]] = {}
     for group in by_data.values():
-        found = _check_on_same_data(group, source)
-        reports.update(found)
-        (first, experiment), *_ = group.items()
-        contents.setdefault(data_key(experiment), []).append(found[first].content)
-        if found[first].sources:
-            sources[data_key(experiment)] = found[first].sources
-    for each in experiments.values():
-        if location := cast(Experiment, each).encoder.get("weights"):
-            key = f"{WEIGHTS} {location}"
-            contents[key] = contents.get(key) or [digest_of_weights(location)]
+        reports.update(_check_on_same_data(group, source))
+    locations = {str(cast(Experiment, each).encoder.get("weights") or "") for each in experiments.values()} - {""}
     settings = sorted(experiments)
     return PreflightReport(
         {setting: reports[setting].max_pools for setting in settings},
         {setting: reports[setting].planning_cost for setting in settings},
         tuple(dict.fromkeys(note for setting in settings for note in reports[setting].notes)),
         MemoryNeed.largest(report.memory for report in reports.values()),
-        contents,
-        sources,
+        {setting: reports[setting].content for setting in settings},
+        {setting: reports[setting].sources for setting in settings},
+        {f"{WEIGHTS} {location}": digest_of_weights(location) for location in sorted(locations)},
     )
 
 
-def data_key(experiment: Experiment) -> str:
-    """Return the name of a data set with a digest of its settings, wherever its files are."""
+def data_key(experiment: Experiment, places: Mapping[str, str] | None = None) -> str:
+    """Return the name of a data set with a digest of its settings, wherever its files are.
+
+    ``places`` are those that the space sweeps, from :func:`swept_places`. They tell data sets of one study apart.
+    """
     settings = json.dumps(identity(experiment.resolved())["data"], sort_keys=True)
-    return f"{experiment.data.name}-{hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()}"
+    key = f"{experiment.data.name}-{hashlib.blake2b(settings.encode(), digest_size=4).hexdigest()}"
+    return " ".join([key, *(f"{place}={value}" for place, value in (places or {}).items())])
+
+
+def swept_places(trial: TrialSpec | TrialRecord) -> dict[str, str]:
+    """Return the places of data that are among a trial's swept keys, or in a swept block."""
+    content: dict[str, Any] = {}
+    for key, value in sorted((trial.parameters | trial.nuisance).items()):
+        if key.split(".")[0] == "data":
+            set_path(content, key, copy.deepcopy(value))
+    return {place: value for place in PLACES if (value := value_at(content, place)) is not None}
 
 
 class _SettingReport(NamedTuple):

@@ -23,7 +23,6 @@ from mbcl.orchestration.cluster.connection import ClusterInfo, await_node, clust
 from mbcl.orchestration.console import busy
 from mbcl.orchestration.live import Devices
 from mbcl.orchestration.results_folder import layout
-from mbcl.orchestration.results_folder.opened_study import check_same_data
 from mbcl.orchestration.results_folder.reevaluation import commit, evaluation_blocks
 from mbcl.orchestration.scheduling.early_stopping import build_early_stopping
 from mbcl.orchestration.scheduling.trial_queue import TrialQueue
@@ -105,8 +104,7 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
         if preflight is None:
             experiments = distinct_experiments([*study.todo.values(), *study.trials.probes])
             preflight = check_data_on_cluster(experiments, str(run.file.path), ray_cluster.placement.for_task)
-            study.take_sources(preflight.sources)
-            check_same_data(study.record, preflight.contents)
+            study.take_data(preflight)
         # The CPUs that trials leave for lack of memory have none for planning tasks, either.
         cpus_per_trial = int(sum(node.cpus for node in nodes)) // most.num_trials
         jobs = StudyJobs(run, resources, ray_cluster, preflight.max_pools, cpus_per_trial)

@@ -137,6 +137,18 @@ def test_settings_that_differ_in_a_place_keep_their_own_trials(space_file, tmp_p
         assert {key: str(found.trials[key].parameters) for key in before} == before
 
 
+def test_an_extension_with_nothing_to_run_rewrites_nothing_of_the_study(space_file, finished, tmp_path, capsys):
+    import run_ray
+
+    store, _ = finished
+    files = {name: store.read_bytes(name) for name in ("space.yaml", "study.json")}
+    arguments = ["--space", str(space_file({"question": "Another?"})), "--results-dir", str(tmp_path / "out")]
+    changes = ["--set", "experiment.data.dir=/other", "--set", "experiment.train.threads=1"]
+    assert run_ray.main([*arguments, "--name", store.folder.name, "--extend", *changes]) == 0
+    assert {name: store.read_bytes(name) for name in files} == files
+    assert "nothing is to run; the study stays as it is" in capsys.readouterr().out
+
+
 def test_a_study_that_takes_draws_is_a_search(space_file, tmp_path):
     def space(domain: dict[str, object], num_samples: int) -> SpaceFile:
         changes = {"space": {"optimizer.lr": domain}, "baseline": None, "search": {"num_samples": num_samples}}

@@ -6,9 +6,11 @@ import pytest
 
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
+from mbcl.orchestration.results_folder.extension import digest_of
 from mbcl.orchestration.results_folder.layout import create, load, new_study
 from mbcl.orchestration.scheduling.confirmation_source import ConfirmationSource
 from mbcl.orchestration.scheduling.trial_queue import TrialQueue
+from mbcl.orchestration.search_space.confirmation import confirmation
 from mbcl.orchestration.search_space.describe import counts, plan_lines, power_lines
 from mbcl.orchestration.search_space.expansion import expand, space_digest
 from mbcl.orchestration.search_space.replay import with_drawn_trials
@@ -215,6 +217,21 @@ def test_a_tie_in_a_block_does_not_make_an_arm_of_every_candidate(space_file):
     run = Run(space_file({**changes, "space/sampler": {"grid": [{"name": "shuffle"}, block]}})).play()
     assert [choice.label for choice in choices(run.study)] == ["shuffle", "spectral (k=4)"]
     assert [c.n for c in compare(run.study, MRR)] == [3]
+
+
+@pytest.mark.parametrize(
+    ("key", "values"), [("data.dir", ["/a", "/b"]), ("data.apart", ["a.npy", "b.npy"]), ("train.threads", [1, 2])]
+)
+def test_candidates_that_differ_in_a_place_or_threads_have_names_of_their_own(space_file, key, values):
+    """An experiment's digest passes over places and threads, but an extended study knows a trial by its digest."""
+    tuned = {"seeds": [0], "nuisance": {"keys": [key], "seeds": [100]}, f"space/{key}": {"grid": values}}
+    file = read_space(space_file(tuned))
+    trials = expand(file)
+    assert len({digest_of(spec.trial_id) for spec in trials.specs}) == len(trials.specs) == 4
+    arms = {spec.arm: [each for each in trials.specs if each.arm == spec.arm] for spec in trials.specs}
+    confirmed = [confirmation(file.space, trials, spec.setting)[0] for spec in arms[0]]
+    assert [spec.nuisance for spec in confirmed] == [{key: value} for value in values]
+    assert len({digest_of(spec.trial_id) for spec in confirmed}) == 2
 
 
 def test_words_and_identity(space_file):

@@ -15,8 +15,9 @@ from mbcl import engine
 from mbcl.config.experiment import Experiment
 from mbcl.errors import ConfigError
 from mbcl.models import build
-from mbcl.orchestration.results_folder.opened_study import check_same_data
-from mbcl.orchestration.trial.preflight import check_data
+from mbcl.orchestration.results_folder.opened_study import OpenedStudy
+from mbcl.orchestration.search_space.expansion import Trials
+from mbcl.orchestration.trial.preflight import PreflightReport, check_data
 from mbcl.plan import Embeddings
 from mbcl.study.record import StudyRecord
 
@@ -107,15 +108,16 @@ def test_a_study_refuses_other_weights_than_it_began_with(tmp_path):
     file = tmp_path / "encoder.safetensors"
     experiment = next(iter(grid().values()))
 
-    def contents(seed: int) -> dict[str, list[str]]:
+    def report(seed: int) -> PreflightReport:
         encoder = {key: value for key, value in experiment.encoder.items() if key != "weights"}
         safetensors.torch.save_file(build(encoder, in_channels=1, seed=seed).encoder.state_dict(), file)
         block = {**experiment.encoder, "weights": str(file)}
         content = experiment.resolved() | {"encoder": block}
-        return check_data({0: Experiment.model_validate(content)}, "space.yaml").contents
+        return check_data({0: Experiment.model_validate(content)}, "space.yaml")
 
     study = StudyRecord(name="s", space_digest="", metric="m", mode="max", created="", trials={})
-    check_same_data(study, contents(1))
-    check_same_data(study, contents(1))
+    opened = OpenedStudy(study, Trials((), (), 0), {})
+    opened.take_data(report(1))
+    opened.take_data(report(1))
     with pytest.raises(ConfigError, match=r"experiment\.encoder\.weights .*: the weights are not those that the study"):
-        check_same_data(study, contents(2))
+        opened.take_data(report(2))
