@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbcl.report import pictures
+from mbcl.report.answer import capped
 from mbcl.report.pictures import GRID, INK, MUTED, SERIES, Picture, Values, file_name, new_row, render, shorten
 from mbcl.report.row_figures import limits
 from mbcl.report.wording import listed, number
@@ -90,6 +91,8 @@ def _by_key(key: str, studies: Mapping[str, StudyRecord], panels: Mapping[str, K
     _finish(figure, row, dots, colours, joined=True)
     tied = sorted({other for gains in panels.values() for other in gains.tied})
     note = f" With {key} changes {listed(tied)}." if tied else ""
+    if without := [label for gains in panels.values() for label in gains.without]:
+        note += f" Not shown, as they have no number there: {listed(capped(list(dict.fromkeys(without))))}."
     if len(sizes) > len(colours):
         note += f" Shown: the {len(colours)} of {len(sizes)} groups of settings with most values."
     picture = _picture(

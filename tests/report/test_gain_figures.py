@@ -180,3 +180,10 @@ def test_the_results_table_has_the_share_of_same_class_pairs(tmp_path: Path) -> 
     head, _, rows = (tmp_path / "report.html").read_text().partition('<th class="num">train/same_class</th>')
     assert head
     assert f'<td class="num">{refined.metrics["train/same_class"].mean:.4f}</td>' in rows
+
+
+def test_settings_without_a_number_are_named_in_the_caption() -> None:
+    blocks = [SHUFFLE, *({"name": "refined", "pool": 64, "community": size} for size in (1, 4, 16, None))]
+    (by_key, *_) = drawn_of(study([trial(i, i, 0, block, 0.5) for i, block in enumerate(blocks)]))
+    assert "Not shown, as they have no number there: refined (pool=64, community=null)." in by_key.caption
+    assert len(by_key.rows) == 3
