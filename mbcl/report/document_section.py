@@ -111,14 +111,10 @@ def _chosen(study: StudyRecord) -> dict[int, str]:
 
 def _notes(study: StudyRecord, metric: str, comparisons: Sequence[Comparison]) -> str:
     """Return what the columns of the table are."""
-    parts = [
-        f"Means of {code(metric)} over the finished seeds"
-        + (
-            "."
-            if study.is_search
-            else " and paired differences from the setting's own baseline, with 95 % t intervals."
-        )
-    ]
+    intervals = "" if study.is_search else ", with 95 % t intervals"
+    parts = [f"Means of {code(metric)} over the finished seeds{intervals}."]
+    if comparisons:
+        parts.append("Differences are paired by seed, setting minus its own baseline, with 95 % t intervals.")
     if tests := max((c.comparisons for c in comparisons), default=0):
         parts.append(f"p is that of the sign-flip test, corrected for {pluralize(tests, 'comparison')}.")
     if any(c.verdict == UNDECIDED and c.sd for c in comparisons):

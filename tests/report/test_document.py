@@ -214,6 +214,7 @@ def test_the_passes_to_quality_have_a_table_from_ten_epochs(tmp_path: Path) -> N
 def test_a_study_of_few_results_has_a_document(tmp_path: Path, record: StudyRecord) -> None:
     text = document(tmp_path, folder_of(tmp_path / "a", record))
     check_links(tmp_path, text)
+    assert "baseline, with" not in text, "nothing is compared"
     assert not re.search(r"\b(nan|None|inf)\b", text)
     assert " to " not in "".join(row[f"`{MRR}`"] for rows in tables(text) for row in rows) or not record.is_search
 
