@@ -35,6 +35,9 @@ API = (
     "mbcl.metrics",
     "mbcl.optim",
     "mbcl.torch",
+    "mbcl.integrations.transformers",
+    "mbcl.integrations.sentence_transformers",
+    "mbcl.integrations.lightning",
     "mbcl.data",
     "mbcl.study",
     "mbcl.testing",
@@ -90,7 +93,8 @@ def api_page(name: str) -> str:
     package = importlib.import_module(name)
     registered = {registry[key] for registry in METHODS.values() for key in registry}
     page = title(name) + f".. automodule:: {name}\n   :no-members:\n\n"
-    for export in package.__all__:
+    own = [key for key, thing in vars(package).items() if getattr(thing, "__module__", "") == name and key[0] != "_"]
+    for export in getattr(package, "__all__", own):
         thing = getattr(package, export)
         if inspect.isclass(thing) and thing in registered:
             continue

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -277,7 +278,7 @@ def _add_explain(commands: Any) -> None:
         "or last word, or a parameter of components. `mbcl list` shows names; published names and architectures of "
         "torchvision work, too.",
     )
-    explain.add_argument("name", help="e.g. spectral, sogclr, resnet18, cifar10, planner.overlap, mix")
+    explain.add_argument("name", nargs="+", help="e.g. spectral, sogclr, resnet18, cifar10, planner.overlap, mix")
     explain.plugins()
     explain.set_defaults(run=_explain)
 
@@ -285,7 +286,8 @@ def _add_explain(commands: Any) -> None:
 def _explain(arguments: argparse.Namespace) -> int:
     from mbcl.console.listing import explain
 
-    sys.stdout.write(explain(arguments.name, _keys) + "\n")
+    keys = cache(_keys)
+    sys.stdout.write("\n\n".join([explain(name, keys) for name in arguments.name]) + "\n")
     return 0
 
 

@@ -174,7 +174,8 @@ def _lost_requests(earlier: Mapping[str, Any], requested: Mapping[str, Any]) -> 
     then, now = ({**request, **request.get("settings", {})} for request in (earlier, requested))
     lost = []
     for key, value in then.items():
-        if key in ("settings", "views") or value == now.get(key):  # the views follow from the draws
+        # The views follow from the draws; baselines are measured anew.
+        if key in ("settings", "views", "initial_weights") or value == now.get(key):
             continue
         if key in ("metrics", "baselines") and set(value) <= set(now[key]):
             continue

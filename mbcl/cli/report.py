@@ -28,7 +28,7 @@ def add_report(commands: Any) -> None:
     )
     report.add_argument("studies", metavar="DIR", nargs="*", help="folder of a study, for example results/samplers")
     report.option("--results", "DIR", "the same as one DIR")
-    report.option("--out", "FILE", "the page about several studies", "studies.html")
+    report.option("--out", "FILE", "a copy of the page (of several studies the page, studies.html by default)")
     report.option("--markdown", "FILE", "write a Markdown document instead, with its figures in a folder beside it")
     report.flag("--open", "open the page in the browser")
     report.plugins(note=" that the study used, whose defaults the names of settings leave out")
@@ -57,26 +57,36 @@ def _report(arguments: argparse.Namespace) -> int:
     for number, store in enumerate(stores):
         if store.uri in (other.uri for other in stores[:number]):  # its seeds would count twice
             raise ConfigError(f"report: {store.uri} is given twice; give every study once")
+    if arguments.out and arguments.markdown:
+        raise ConfigError("--out and --markdown: choose one; each is written instead of the other")
     option, file = ("--markdown", arguments.markdown) if arguments.markdown else ("--out", arguments.out)
-    if (len(stores) > 1 or arguments.markdown) and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
+    file = file or ("studies.html" if len(stores) > 1 else "")
+    if file and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
         raise ConfigError(f"{option}: expected a file in a folder that exists, found {file}")
     studies = [read_study(store) for store in stores]
+    page = shown = file
+    names = [folder.rstrip("/") for folder in folders]
     if arguments.markdown:
-        page = shown = arguments.markdown
         histories = [read_histories(store, study) for store, study in zip(stores, studies, strict=True)]
-        write_document(Path(page), [folder.rstrip("/") for folder in folders], studies, histories)
+        write_document(Path(page), names, studies, histories)
     elif len(studies) == 1:
         write(stores[0], studies[0])
-        page, shown = f"{stores[0].uri}/report.html", f"{folders[0]}/report.html"
+        if file:
+            _write_page(file, stores[0].read_bytes("report.html"))
+        else:
+            page, shown = f"{stores[0].uri}/report.html", f"{folders[0]}/report.html"
     else:
-        page = shown = arguments.out
-        with atomic_write(Path(page)) as stream:
-            stream.write(several_page([folder.rstrip("/") for folder in folders], studies).encode())
+        _write_page(file, several_page(names, studies).encode())
         sys.stdout.write("\n".join(_lines(studies)) + "\n")
     sys.stdout.write(f"{shown}\n")
     if arguments.open:
         _open(page)
     return 0
+
+
+def _write_page(file: str, content: bytes) -> None:
+    with atomic_write(Path(file)) as stream:
+        stream.write(content)
 
 
 def _show(arguments: argparse.Namespace) -> int:

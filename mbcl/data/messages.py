@@ -14,6 +14,21 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+MOST_SHOWN = 160
+"""Longest text of a sample that is shown, in characters."""
+
+
+def shortened(text: str) -> str:
+    r"""Return the beginning of a text in one line.
+
+    Example:
+        >>> shortened("Return\n  the size.")
+        'Return the size.'
+    """
+    line = " ".join(text[: 20 * MOST_SHOWN].split())
+    return line if len(line) <= MOST_SHOWN else f"{line[: MOST_SHOWN - 1]}…"
+
+
 def format_shape(shape: Sequence[int]) -> str:
     """Return the sizes as ``3 x 32 x 32``."""
     return " x ".join(map(str, shape))

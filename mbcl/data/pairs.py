@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mbcl.data.messages import shortened
 from mbcl.data.samples import TWO_VIEWS, SampleSet, check_labels
 from mbcl.data.views.counter_rng import uniforms
 from mbcl.errors import ConfigError, DataError
@@ -40,6 +41,7 @@ class PairSet(SampleSet):
         labelled: whether the labels mean anything.
         classes: names of the labels; empty if there are none.
         sources: see :class:`SampleSet`.
+        texts: one for each pair, for people; empty if there are none.
         device: the device of the views; that of ``x1`` if None.
         rows: (N,) int64 on the CPU, the row of each pair; the identity if None.
 
@@ -60,6 +62,7 @@ class PairSet(SampleSet):
     labelled: bool = True
     classes: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
+    texts: tuple[str, ...] = field(default=(), repr=False)
     device: torch.device | None = None
     rows: Tensor | None = None
 
@@ -95,7 +98,8 @@ class PairSet(SampleSet):
         """Return the subset at ``positions``, in that order. It shares this set's memory."""
         rows = positions if self.rows is None else self.rows[positions]
         groups = None if self.groups is None else self.groups[positions]
-        return replace(self, rows=rows, labels=self.labels[positions], groups=groups)
+        texts = tuple(self.texts[position] for position in positions.tolist()) if self.texts else ()
+        return replace(self, rows=rows, labels=self.labels[positions], groups=groups, texts=texts)
 
     def subset(self, positions: Tensor) -> PairSet:
         """Return the subset at ``positions``, in that order. It owns a copy of its numbers."""
@@ -153,6 +157,12 @@ class PairSet(SampleSet):
     def stored_bytes(self) -> dict[int, int]:
         """Return the bytes of both sides by their address."""
         return {x.data_ptr(): x.nbytes for x in (self.x1, self.x2)}
+
+    def shown(self, positions: Tensor) -> list[dict[str, str]]:
+        """Return the texts of pairs that have any, shortened, under ``text``."""
+        if not self.texts:
+            return super().shown(positions)
+        return [{"text": shortened(self.texts[position])} for position in positions.tolist()]
 
     def contents(self) -> Iterator[bytes]:
         """Yield the bytes of both sides of each pair."""

@@ -20,7 +20,7 @@ from mbcl.engine.precision import Compute
 from mbcl.engine.setup import model_of
 from mbcl.evaluation.subject import Representation
 from mbcl.io.store import Store, read_text, write_text
-from mbcl.models import ContrastiveModel
+from mbcl.models import ContrastiveModel, digest_of_weights
 
 BASELINES = "baselines"
 """The folder that caches the metrics of baselines for other trials and checkpoints."""
@@ -63,11 +63,17 @@ def untrained(experiment: Experiment, *, train: SampleSet, device: torch.device)
     return model
 
 
+def initial_weights(experiment: Experiment) -> dict[str, str]:
+    """Return the digest of the file of ``encoder.weights`` under ``weights``; empty if there is none."""
+    location = experiment.encoder.get("weights")
+    return {"weights": digest_of_weights(location)} if location else {}
+
+
 class CachedMetrics:
     """A cache entry for the metrics of one piece of a baseline's evaluation, in a folder that trials of a study share.
 
-    The key covers all that they depend on: versions, the experiment's seed and dtype, for ``random`` its model and
-    memory format, the request of the piece, and ``extra`` (data, device).
+    The key covers all that they depend on: versions, the experiment's seed and dtype, for ``random`` its model, content
+    of initial weights and memory format, the request of the piece, and ``extra`` (data, device).
     """
 
     def __init__(
@@ -77,7 +83,7 @@ class CachedMetrics:
         dump = experiment.model_dump(mode="json")
         model = None
         if kind == "random":
-            model = {key: dump[key] for key in ("encoder", "projector")}
+            model = {"encoder": dump["encoder"] | initial_weights(experiment), "projector": dump["projector"]}
             model |= {key: dump["train"][key] for key in ("precision", "channels_last")}
         versions = {"mbcl": mbcl.__version__, "torch": torch.__version__}
         seed, dtype = experiment.seed, str(experiment.train.dtype)

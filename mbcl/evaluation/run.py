@@ -21,7 +21,7 @@ from mbcl.engine.evaluation_checks import check_evaluation
 from mbcl.engine.precision import Compute
 from mbcl.engine.setup import SplitData, check_takes, load_data
 from mbcl.errors import CheckpointError, ConfigError, DataError
-from mbcl.evaluation.baselines import BASELINES, CachedMetrics, baseline, untrained
+from mbcl.evaluation.baselines import BASELINES, CachedMetrics, baseline, initial_weights, untrained
 from mbcl.evaluation.pieces import Piece, note_of_views, pieces_of
 from mbcl.evaluation.subject import Representation, Subject
 from mbcl.evaluation.weights import INITIAL, find_weights
@@ -31,6 +31,8 @@ from mbcl.io.store import Store, read_text, write_text
 EVALUATION_FILE = "evaluation.json"
 PART_FILE = "evaluation.part.json"
 """The partial result of a running or interrupted evaluation."""
+INITIAL_WEIGHTS = "initial_weights"
+"""The key of a request for the file that the baseline ``random`` begins with."""
 
 Record = dict[str, Any]
 """A measured piece: its request, under ``asked``, its ``metrics``, and ``draws``, the values of each draw of views."""
@@ -117,6 +119,8 @@ def evaluate(
     if keep and _same_but_settings(existing, request):
         settings = _merged(settings, existing["asked"]["settings"])
         request["settings"] = settings.model_dump(mode="json")
+    if "random" in settings.baselines and (file := initial_weights(weights.experiment)):
+        request[INITIAL_WEIGHTS] = file
     previous = {} if force else existing
     if previous.get("asked") == request and source is out:
         return dict(previous["metrics"])
@@ -267,8 +271,8 @@ def _key(request: Mapping[str, Any]) -> str:
 
 
 def _same_but_settings(earlier: Mapping[str, Any], request: Mapping[str, Any]) -> bool:
-    """Tell whether an earlier result has the same request, apart from the settings."""
-    left_out = dict.fromkeys(("settings", "views"))
+    """Tell whether an earlier result has the same request, apart from the settings and what baselines depend on."""
+    left_out = dict.fromkeys(("settings", "views", INITIAL_WEIGHTS))
     return bool(earlier) and {**earlier["asked"], **left_out} == {**request, **left_out}
 
 

@@ -13,6 +13,7 @@ from mbcl.engine.setup import channels_of
 from mbcl.errors import CheckpointError, ConfigError
 from mbcl.export import Weights
 from mbcl.io.store import Store
+from mbcl.models import digest_of_weights
 
 INITIAL = "epoch_000000"
 """The name of the initial weights; the published evaluation calls them epoch -1."""
@@ -32,7 +33,9 @@ def find_weights(store: Store, checkpoint: str | None = None) -> Weights:
     """
     if checkpoint == INITIAL:
         newest = find_weights(store)
-        return Weights(INITIAL, "", newest.experiment, sources=newest.sources)
+        location = newest.experiment.encoder.get("weights")
+        sha256 = digest_of_weights(location) if location else ""
+        return Weights(INITIAL, sha256, newest.experiment, sources=newest.sources)
     if checkpoint is None and store.exists(export.RECORD_FILE):
         return export.read(store)
     stored = checkpoints.choose(store, checkpoint)

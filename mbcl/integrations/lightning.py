@@ -60,6 +60,10 @@ class PlannedBatches(Callback):
         if stage == "fit":
             end(self.batches)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End the background process, too: an error ends a training without :meth:`teardown`."""
+        end(self.batches)
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the state of the plans, after as many batches as Lightning counts."""
         done = trainer.fit_loop.epoch_loop.batch_progress.current.processed

@@ -25,7 +25,8 @@ class PlannedBatches(PlannedCallback):
         args = SentenceTransformerTrainingArguments(..., per_device_train_batch_size=b, batch_sampler=planned)
         trainer = SentenceTransformerTrainer(..., args=args, train_dataset=dataset, callbacks=[planned])
 
-    The callback tells the epoch, and keeps a :class:`~mbcl.torch.Replanner` in the checkpoints. Evaluation during a
+    The callback tells the epoch, and keeps a :class:`~mbcl.torch.Replanner` in the checkpoints. An error in a training
+    does not reach it: ``with replanner: trainer.train()`` ends the background process then, too. Evaluation during a
     training has the batches of the evaluation set in its own order; so has ``trainer.evaluate()`` otherwise, unless
     that set has N samples and ``per_device_eval_batch_size`` is b.
 

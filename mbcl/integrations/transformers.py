@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderShard
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from mbcl.errors import CheckpointError, ConfigError
 from mbcl.integrations._state import check_ranks, check_samples, end, load, save
@@ -165,8 +166,9 @@ def train_on(trainer: Trainer, batches: PlannedBatchSampler) -> None:
     """Let a ``Trainer`` train on planned batches: call it before ``trainer.train()``.
 
     Whatever the trainer does with its data otherwise (columns, ``data_collator``, workers), it still does. Evaluation
-    does not change. With ``resume_from_checkpoint`` the trainer skips the batches that it has trained on, without
-    loading their samples. ``per_device_train_batch_size`` is b.
+    does not change. However ``trainer.train()`` ends, it ends the background process of a
+    :class:`~mbcl.torch.Replanner`. With ``resume_from_checkpoint`` the trainer skips the batches that it has trained
+    on, without loading their samples. ``per_device_train_batch_size`` is b.
 
     Args:
         trainer: any ``transformers.Trainer``.
@@ -183,7 +185,16 @@ def train_on(trainer: Trainer, batches: PlannedBatchSampler) -> None:
         options = {name: getattr(given, name) for name in LOADER_OPTIONS}
         return PlannedDataLoader(trainer.accelerator, given.dataset, batches, **options)
 
+    train = trainer.train
+
+    def train_and_end(*arguments: Any, **options: Any) -> TrainOutput:
+        try:
+            return train(*arguments, **options)
+        finally:
+            end(batches)  # an error ends a training without `on_train_end`
+
     trainer.get_train_dataloader = get_train_dataloader
+    trainer.train = train_and_end
     trainer.add_callback(PlannedCallback(batches))
 
 

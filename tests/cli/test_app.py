@@ -162,6 +162,17 @@ def test_explain_prints_what_list_prints(name, kind, canonical, capsys):
     assert listed.startswith(f"{canonical}(")
 
 
+def test_explain_explains_all_names_in_their_order(capsys):
+    texts = []
+    for name in ("refined", "cifar10", "planner.overlap"):
+        assert main(["explain", name]) == 0
+        texts.append(capsys.readouterr().out)
+    assert main(["explain", "refined", "cifar10", "planner.overlap"]) == 0
+    assert capsys.readouterr().out == "\n".join(texts)
+    assert main(["explain", "refined", "nothing"]) == 2
+    assert capsys.readouterr().out == "", "a name that is unknown ends it before anything is printed"
+
+
 def test_explain_says_when_which_rule_keeps_samples_apart(capsys):
     for name, expected in (("kmeans", 1), ("walk", 1), ("shuffle", 0), ("osgd_exhaustive", 0), ("simclr", 0)):
         assert main(["explain", name]) == 0

@@ -46,14 +46,30 @@ def test_a_study_that_is_given_twice_is_refused(tmp_path: Path, capsys: pytest.C
     assert not out.exists()
 
 
+def test_out_and_markdown_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(LocalStore(tmp_path / "study"), grid(EIGHT))
+    arguments = ["--out", str(tmp_path / "a.html"), "--markdown", str(tmp_path / "a.md")]
+    assert main(["report", str(tmp_path / "study"), *arguments]) == 2
+    assert "--out and --markdown: choose one" in capsys.readouterr().err
+
+
+def test_out_takes_a_copy_of_the_page_of_one_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(LocalStore(tmp_path / "study"), grid(EIGHT))
+    out = tmp_path / "copy.html"
+    assert main(["report", str(tmp_path / "study"), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert out.read_bytes() == (tmp_path / "study" / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize("studies", [["a"], ["a", "b"]])
 @pytest.mark.parametrize("out", [".", "none/all.html"])
-def test_a_page_of_several_studies_needs_a_place(
-    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_page_needs_a_place(
+    studies: list[str], out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
         write_study(LocalStore(tmp_path / name), grid(EIGHT))
-    assert main(["report", "a", "b", "--out", out]) == 2
+    assert main(["report", *studies, "--out", out]) == 2
     assert capsys.readouterr().err == f"error: --out: expected a file in a folder that exists, found {out}\n"
 
 

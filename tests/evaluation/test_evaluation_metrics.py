@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from data.official import write_cifar, write_corrupted_archive
 from engine import runs
@@ -212,6 +213,41 @@ def test_baselines_are_measured_once_and_cached(store, tmp_path):
     evaluate(store, settings=other, out=LocalStore(tmp_path / "e"), baselines=cache)
     names = sorted(file.name.rpartition("-")[0] for file in (tmp_path / "kept").iterdir())
     assert names == sorted([*pieces, "pixels-retrieval", "random-retrieval"]), "the vote does not compare projections"
+
+
+def test_initial_weights_are_known_by_their_content(tmp_path):
+    """A file that was replaced under the same name must not give the metrics of the earlier one."""
+    file, cache = tmp_path / "encoder.safetensors", LocalStore(tmp_path / "cache")
+
+    def write(seed):
+        content = runs.experiment().model_copy(update={"seed": seed})
+        safetensors.torch.save_file(model_of(content, in_channels=1).encoder.state_dict(), file)
+
+    write(1)
+    encoder = {"name": "resnet_small", "widths": [8, 16], "weights": str(file)}
+    folder = LocalStore(tmp_path / "run")
+    runs.run(World(), folder.folder, runs.experiment(encoder=encoder, train={"epochs": 1, "batch_size": 16}))
+    measured = []
+
+    def measure():
+        lines = []
+        options = {"settings": settings("knn", "retrieval", baselines=["random"], draws=1), "log": lines.append}
+        trained = evaluate(folder, out=LocalStore(tmp_path / "trained"), baselines=cache, **options)
+        options["settings"] = settings("knn", "retrieval", draws=1)
+        initial = evaluate(folder, checkpoint=INITIAL, out=LocalStore(tmp_path / "initial"), **options)
+        measured.append(len(lines))
+        return trained, initial
+
+    first = measure()
+    assert measure() == first
+    write(2)
+    second = measure()
+    assert {f"baseline/random/{key}": value for key, value in second[1].items()}.items() <= second[0].items()
+    for before, after in zip(first, second, strict=True):
+        own = {key for key in before if before[key] != after[key]}
+        assert own, "the new file was measured"
+        assert all(key.startswith("baseline/") for key in own) or after is second[1]
+    assert measured == [6, 0, 4], "the trained weights are not measured again"
 
 
 def test_pixels_features_have_at_most_32_pixels_a_side():

@@ -86,6 +86,12 @@ def test_lightning_trains_on_the_plan(tmp_path, workers):
     assert trained(tmp_path, workers=workers, validate=True).seen == epochs_of()
 
 
+def test_an_error_ends_the_planning_process(tmp_path):
+    """The first plan beside the training has been requested by then."""
+    first = trained(tmp_path, "beside", crash=STEPS + 2)
+    assert first.replanner._service._background._pool is None
+
+
 def test_the_short_batch_is_the_last_of_each_epoch(tmp_path):
     assert trained(tmp_path, "short").seen == epochs_of(drop_last=False)
 

@@ -10,6 +10,7 @@ from report.test_page import check_self_contained, write_report
 
 from mbcl.data import ViewRecipe
 from mbcl.data.images import ImageSet
+from mbcl.data.pairs import PairSet
 from mbcl.engine.shown_batches import MAX_SHOWN, shown_batches
 from mbcl.io.store import LocalStore
 from mbcl.report.batches import read_batches
@@ -79,6 +80,22 @@ def test_page_shows_the_batches_of_each_setting(tmp_path: Path) -> None:
     assert "2 of dog and 2 of owl" in page.text
     assert "4 of <cat>" in page.text
     assert "hardest, loss 3.000" in page.text
+
+
+def test_pairs_show_their_texts_short_and_escaped(tmp_path: Path) -> None:
+    texts = ("open: Open a <file>\n   & read it", "word " * 100, "three", "four")
+    x = torch.eye(4)
+    whole = PairSet(x, x, torch.arange(4) % 2, "pairs", classes=("torch", "numpy"), texts=texts)
+    pairs = whole.part(torch.tensor([3, 2, 1, 0])).subset(torch.tensor([3, 2])).to("cpu")
+    content = shown_batches(torch.tensor([[0, 1]]), torch.tensor([1.0]), pairs, seed=0)
+    shown = [sample["text"] for sample in json.loads(content)["batches"][0]["samples"]]
+    assert shown == ["open: Open a <file> & read it", ("word " * 100)[:159] + "…"]
+    LocalStore(tmp_path).write_bytes("trials/000-aa/batches.json", content)
+    page = check_self_contained(write_report(tmp_path, grid(FULL)))
+    assert shown[0] in page.text
+    assert "file" not in page.tags, "a text is no markup"
+    none = PairSet(x, x, torch.arange(4), "pairs")
+    assert none.shown(torch.arange(2)) == [{}, {}]
 
 
 def test_texts_are_shown_as_texts(tmp_path: Path) -> None:

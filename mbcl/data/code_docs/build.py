@@ -26,10 +26,10 @@ from mbcl.io.files import atomic_write
 from mbcl.io.npz import read_arrays
 from mbcl.seeding import derive
 
-FORMAT = 2
+FORMAT = 3
 """Changes with what is extracted, so that older matrices in a cache are not read."""
 TEST_SHARE = 0.2
-_ARRAYS = ("x1", "x2", "labels", "files", "in_test", "text")
+_ARRAYS = ("x1", "x2", "labels", "files", "in_test", "text", "titles")
 _QUIET_SECONDS, _LINE_SECONDS = 2.0, 10.0
 """Seconds before the first line of progress, and between two lines."""
 
@@ -42,7 +42,8 @@ class CodeDocs:
 
     Args:
         arrays: ``x1``, ``x2`` (N, dim) float32: code and docstring; ``labels`` (N,) the packages; ``files`` (N,);
-            ``in_test`` (N,) bool; ``text``, a digest of all words.
+            ``in_test`` (N,) bool; ``text``, a digest of all words; ``titles``, uint8, the pairs for people in UTF-8, a
+            line each.
         packages: their names; labels number them.
         sources: the versions, and the digest of the words.
     """
@@ -102,7 +103,9 @@ def make(packages: Sequence[Package], dim: int) -> Arrays:
     x1 = vectors([function.code for function in functions], ~in_test, dim)
     x2 = vectors([function.doc for function in functions], ~in_test, dim)
     text = hashlib.blake2b(repr(functions).encode(), digest_size=8).hexdigest()
-    return {"x1": x1, "x2": x2, "labels": labels, "files": files, "in_test": in_test, "text": np.array(text)}
+    titles = np.frombuffer("\n".join(each.title for each in functions).encode("utf-8", "replace"), dtype=np.uint8)
+    arrays: Arrays = {"x1": x1, "x2": x2, "labels": labels, "files": files, "in_test": in_test}
+    return {**arrays, "text": np.array(text), "titles": titles}
 
 
 def _parse(

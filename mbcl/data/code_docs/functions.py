@@ -14,8 +14,10 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+
+from mbcl.data.messages import shortened
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _LEAST_DOC, _LEAST_CODE = 5, 10
@@ -41,10 +43,11 @@ _NAMED: dict[type[ast.AST], str] = {
 
 @dataclass(frozen=True)
 class Function:
-    """A function's words: of its code and of its docstring."""
+    """A function's words, of its code and of its docstring, and for people its name with the docstring's beginning."""
 
     code: tuple[str, ...]
     doc: tuple[str, ...]
+    title: str = field(default="", repr=False)
 
 
 def functions_of(source: bytes) -> Iterator[Function]:
@@ -60,7 +63,8 @@ def functions_of(source: bytes) -> Iterator[Function]:
     for node in _definitions(tree):
         doc = ast.get_docstring(node)
         if doc:
-            function = Function(code_words(node), doc_words(doc, node.name))
+            title = shortened(f"{node.name}: {_first_paragraph(doc)}")
+            function = Function(code_words(node), doc_words(doc, node.name), title)
             if len(function.doc) >= _LEAST_DOC and len(set(function.code)) >= _LEAST_CODE:
                 yield function
 
@@ -93,8 +97,11 @@ def doc_words(doc: str, name: str) -> tuple[str, ...]:
         >>> doc_words("Call fit_all for each row.\n\nMore.", "fit_all")
         ('call', 'for', 'each', 'row')
     """
-    paragraph = re.split(r"\n\s*\n", doc.strip(), maxsplit=1)[0]
-    return tuple(words(re.sub(rf"\b{re.escape(name)}\b", " ", paragraph)))
+    return tuple(words(re.sub(rf"\b{re.escape(name)}\b", " ", _first_paragraph(doc))))
+
+
+def _first_paragraph(doc: str) -> str:
+    return re.split(r"\n\s*\n", doc.strip(), maxsplit=1)[0]
 
 
 def code_words(node: FunctionNode) -> tuple[str, ...]:
@@ -116,9 +123,9 @@ def _identifiers(nodes: Iterable[ast.AST]) -> Iterator[str]:
         identifier = getattr(node, name) if name else None
         if identifier:
             yield identifier
-        for field in node._fields:
-            value = getattr(node, field, None)
+        for key in node._fields:
+            value = getattr(node, key, None)
             if isinstance(value, list):
                 stack += [each for each in value if isinstance(each, ast.AST)]
-            elif isinstance(value, ast.AST) and field != "ctx":
+            elif isinstance(value, ast.AST) and key != "ctx":
                 stack.append(value)

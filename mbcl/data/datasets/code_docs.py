@@ -20,7 +20,8 @@ def read(request: DatasetRequest) -> Splits:
     if request.dir is not None:
         warnings.warn("code_docs is made from installed packages: data.dir is not used", UserWarning, stacklevel=2)
     made = build.load(request.dim)
-    arrays = {name: torch.from_numpy(array) for name, array in made.arrays.items() if name != "text"}
+    arrays = {name: torch.from_numpy(array) for name, array in made.arrays.items() if name not in ("text", "titles")}
+    texts = tuple(made.arrays["titles"].tobytes().decode().split("\n"))
     pairs = PairSet(
         arrays["x1"],
         arrays["x2"],
@@ -30,6 +31,7 @@ def read(request: DatasetRequest) -> Splits:
         dropout=request.dropout,
         classes=made.packages,
         sources=made.sources,
+        texts=texts,
     )
     in_test = arrays["in_test"]
     return Splits(pairs.subset((~in_test).nonzero()[:, 0]), pairs.subset(in_test.nonzero()[:, 0]))

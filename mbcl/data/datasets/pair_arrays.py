@@ -19,14 +19,14 @@ from mbcl.io.columns import Columns, read_columns
 from mbcl.io.npz import read_array, read_arrays
 
 SIDES = ("x1", "x2")
-BY_ROW = ("labels", "groups")
+BY_ROW = ("labels", "groups", "texts")
 ARCHIVE, TRAIN_TABLE, TEST_TABLE = "pairs.npz", "train.parquet", "test.parquet"
 _TEST = "_test"
 ARRAY_FILES = tuple(f"{name}{part}.npy" for part in ("", _TEST) for name in (*SIDES, *BY_ROW))
 HOW_TO_GET = (
-    f"expected a .npz file with x1 (N, D1) and x2 (N, D2), and optionally labels and groups (N,), and the same with "
-    f"{_TEST} for a test part; or a folder with {ARCHIVE}, or with x1.npy, x2.npy, ...; or a .parquet file with these "
-    f"columns, or a folder with {TRAIN_TABLE} and {TEST_TABLE}"
+    f"expected a .npz file with x1 (N, D1) and x2 (N, D2), and optionally labels, groups and texts (N,), and the same "
+    f"with {_TEST} for a test part; or a folder with {ARCHIVE}, or with x1.npy, x2.npy, ...; or a .parquet file with "
+    f"these columns, or a folder with {TRAIN_TABLE} and {TEST_TABLE}"
 )
 
 
@@ -130,6 +130,7 @@ def _pairs(
         dropout=dropout,
         labelled=classes is not None,
         sources=sources,
+        texts=tuple(map(str, columns["texts"].tolist())) if "texts" in columns else (),
     )
 
 

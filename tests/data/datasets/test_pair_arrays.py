@@ -40,6 +40,17 @@ def save(folder, form: str, content: dict[str, np.ndarray]) -> str:
 
 
 @pytest.mark.parametrize("form", ["file.npz", "pairs.npz", "npy", "parquet"])
+def test_pairs_keep_their_texts(tmp_path, form):
+    texts = np.array([f"pair {number}" for number in range(20)])
+    splits = data.load("pairs", dir=save(tmp_path, form, arrays() | {"texts": texts}))
+    x1 = torch.from_numpy(arrays()["x1"]).float()
+    for part in (splits.train, splits.test):
+        rows = [(x1 == x).all(dim=1).nonzero().item() for x in part.x1]
+        shown = part.shown(torch.arange(len(part)))
+        assert shown == [{"text": f"pair {row}"} for row in rows]
+
+
+@pytest.mark.parametrize("form", ["file.npz", "pairs.npz", "npy", "parquet"])
 def test_pairs_of_both_parts_are_the_arrays_of_the_files(tmp_path, form):
     content = with_test(labels=np.array(list("ab") * 10), labels_test=np.array(list("bcbcbcb")))
     splits = data.load("pairs", dir=save(tmp_path, form, content))

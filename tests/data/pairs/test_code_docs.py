@@ -55,6 +55,12 @@ class Reader:
 
 def test_functions_have_the_words_of_their_bodies_and_first_paragraphs():
     loading, closing, flushing = functions_of(SOURCE.encode())
+    titles = [each.title for each in (loading, closing, flushing)]
+    assert titles[0] == "load_rows: Read all rows of a file; load_rows reads no more."
+    assert titles[1:] == [
+        "close: Close the underlying file handle at once.",
+        "flush: Flush what the stream has left to its file.",
+    ]
     assert loading.doc == ("read", "all", "rows", "of", "file", "reads", "no", "more")
     assert sorted(loading.code) == sorted(
         "path batch size reader os open file path mode inner part reader next row inner part each each reader".split()
@@ -111,6 +117,11 @@ def test_code_docs_are_the_same_again_and_from_the_cache(site, monkeypatch):
     monkeypatch.setattr(build, "make", lambda *arguments: pytest.fail("the cache has them"))
     again = data.load("code_docs", dim=8)
     assert torch.equal(again.train.x1, first.train.x1)
+    for part in ("train", "test"):
+        shown = [getattr(each, part).shown(torch.arange(3)) for each in (first, again)]
+        assert shown[0] == shown[1]
+        assert all(": " in sample["text"] for sample in shown[0])
+    assert first.train.shown(torch.tensor([0])) != first.test.shown(torch.tensor([0]))
     assert torch.equal(again.test.x2, first.test.x2)
     assert again.train.sources == first.train.sources
     assert np.array_equal(made["x1"][~made["in_test"]], first.train.x1.numpy())
@@ -143,6 +154,11 @@ def test_damaged_cache_is_made_again(site, tmp_path):
     with pytest.warns(UserWarning, match="code_docs: .* it is made again"):
         again = data.load("code_docs", dim=8)
     assert torch.equal(again.train.x1, first.train.x1)
+    for part in ("train", "test"):
+        shown = [getattr(each, part).shown(torch.arange(3)) for each in (first, again)]
+        assert shown[0] == shown[1]
+        assert all(": " in sample["text"] for sample in shown[0])
+    assert first.train.shown(torch.tensor([0])) != first.test.shown(torch.tensor([0]))
     data.load("code_docs", dim=8)  # without a warning
 
 
