@@ -27,9 +27,14 @@ def add_spaces(commands: Any) -> None:
 
 
 def shipped() -> dict[str, str]:
-    """Return the texts of the space files by name."""
-    files = (file for file in resources.files("mbcl").joinpath("spaces").iterdir() if file.name.endswith(".yaml"))
-    return {file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8") for file in sorted(files, key=str)}
+    """Return the texts of the space files by name; those of the study are called ``study/NAME``."""
+    root = resources.files("mbcl").joinpath("spaces")
+    texts = {}
+    for prefix, folder in (("", root), ("study/", root.joinpath("study"))):
+        for file in sorted(folder.iterdir(), key=str):
+            if file.name.endswith(".yaml"):
+                texts[prefix + file.name.removesuffix(".yaml")] = file.read_text(encoding="utf-8")
+    return texts
 
 
 def _spaces(arguments: argparse.Namespace) -> int:
@@ -44,7 +49,7 @@ def _spaces(arguments: argparse.Namespace) -> int:
     name = arguments.name.removesuffix(".yaml")
     if name not in texts:
         raise ConfigError(f"mbcl spaces: no space is called {name!r}; {nearest(name, texts)}")
-    path = Path(arguments.out) / f"{name}.yaml"
+    path = Path(arguments.out) / f"{Path(name).name}.yaml"
     if path.parent.exists() and not path.parent.is_dir():
         raise ConfigError(f"--out: {path.parent} is no folder")
     if path.exists() and not arguments.overwrite:

@@ -105,7 +105,7 @@ def _tuning(study: StudyRecord) -> list[str]:
     ]
     if missing := [f"{choice.label} ({choice.missing})" for choice in found if choice.chosen is None]:
         sentences.append(
-            f"No values are chosen for {listed(_capped(missing))}, so nothing is measured or claimed there."
+            f"No values are chosen for {listed(capped(missing))}, so nothing is measured or claimed there."
         )
     return sentences
 
@@ -117,7 +117,7 @@ def _choice_bias(study: StudyRecord, comparisons: list[Comparison]) -> list[str]
         sizes = [f"{c.label} of {c.candidates} against {c.baseline_candidates}" for c in chosen]
         sentences.append(
             f"Compared are the best settings of each sampler and objective by {study.metric} with the best of the "
-            f"baseline: {listed(_capped(sizes))}. The runs that chose them also measure them, which flatters the best "
+            f"baseline: {listed(capped(sizes))}. The runs that chose them also measure them, which flatters the best "
             "of more candidates, or of more that are equally good, so nothing is tested. Seeds without a part in the "
             "choice, as with nuisance keys, would allow it."
         )
@@ -157,7 +157,7 @@ def _verdict(comparisons: list[Comparison], metric: str, margin: float) -> tuple
             sentences = [
                 f"Nothing can be concluded yet about {metric}: no setting shares two finished seeds with {reference}."
             ]
-    details = [f"Undecided: {listed(_capped([_undecided(c) for c in undecided]))}."] if undecided else []
+    details = [f"Undecided: {listed(capped([_undecided(c) for c in undecided]))}."] if undecided else []
     return " ".join(filter(None, sentences)), details
 
 
@@ -165,7 +165,7 @@ def _equals(comparison: Comparison, margin: float) -> bool:
     return not comparison.differs and comparison.equivalent(margin)
 
 
-def _capped(names: list[str]) -> list[str]:
+def capped(names: list[str]) -> list[str]:
     """Return up to ``MAX_NAMED`` names, otherwise only their number."""
     return names if len(names) <= MAX_NAMED else [pluralize(len(names), "setting")]
 
@@ -211,7 +211,7 @@ def _claim(comparisons: list[Comparison], reference: str, metric: str, margin: f
 def _equivalence(comparisons: list[Comparison], reference: str, metric: str, margin: float) -> str:
     if not comparisons:
         return ""
-    names = _capped([f"{c.label} (95 % interval {interval(c, signed=True)}, n={c.n})" for c in comparisons])
+    names = capped([f"{c.label} (95 % interval {interval(c, signed=True)}, n={c.n})" for c in comparisons])
     return f"No difference larger than {margin:g} from {reference} on {metric}: {listed(names)}."
 
 

@@ -44,7 +44,9 @@ def write_document(
         if len(studies) > 1:
             parts.append(_together(studies, names))
             relations = draw_gains_of_several(dict(zip(names, studies, strict=True)))
-            parts += [_figure(picture, "studies", place.name, files) for picture in relations]
+            # Those of one study stand in its section.
+            common = [picture for picture in relations if len({study for study, *_ in picture.rows}) > 1]
+            parts += [_figure(picture, "studies", place.name, files) for picture in common]
         for name, folder, study, rows in zip(names, folders, studies, histories, strict=True):
             parts.append(section(name, folder, study, rows))
             parts += [_figure(picture, name, place.name, files) for picture in _pictures(study)]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from mbcl.errors import pluralize
 from mbcl.report.answer import status_counts, verdict_of
 from mbcl.report.markdown import code, code_cell, escaped, fenced, table
-from mbcl.report.page import commands
+from mbcl.report.page import CLASSIFIERS, commands
 from mbcl.report.wording import NOTHING, centre, interval, listed, number, p_value, seconds
 from mbcl.study.comparisons import EQUAL_PASSES, EQUAL_STEPS, Comparison, compare
 from mbcl.study.gains import MEASURED
@@ -18,12 +18,14 @@ from mbcl.study.passes_to_quality import PassesToQuality, passes_to_quality
 from mbcl.study.power import MAX_PAIRS, POWER, pairs_to_decide
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, measured_settings
-from mbcl.study.statistics import Estimate, SettingSummary, primary_metrics, summarise
+from mbcl.study.statistics import Estimate, SettingSummary, compared_metrics, primary_metrics, summarise
 from mbcl.study.trial_table import single_line
 
 MAX_REASONS = 8
 """Maximum number of reasons of failures that are named."""
 UNDECIDED = "undecided"
+OTHERS = ("retrieval/mrr", "retrieval/top1", *CLASSIFIERS)
+"""Metrics whose differences are shown if they are not the headline's."""
 
 
 def section(name: str, folder: str, study: StudyRecord, histories: Mapping[int, History]) -> str:
@@ -34,10 +36,11 @@ def section(name: str, folder: str, study: StudyRecord, histories: Mapping[int, 
     parts = [f"## {escaped(name)}\n"]
     if study.question:
         parts.append(f"*{escaped(study.question)}*\n")
-    parts.append(f"**{escaped(verdict.headline)}**\n")
+    parts.append(f"**Answer.** {escaped(verdict.headline)}\n")
     parts += [f"{escaped(sentence)}\n" for sentence in verdict.details]
     if metric:
         parts += [_results(study, metric, comparisons), _notes(study, metric, comparisons)]
+        parts += _exploratory(study, metric)
     if quality := passes_to_quality(study, histories):
         parts += [_quality(quality), _quality_note(quality[0].metric)]
     if failed := _failures(study):
@@ -111,14 +114,10 @@ def _chosen(study: StudyRecord) -> dict[int, str]:
 
 def _notes(study: StudyRecord, metric: str, comparisons: Sequence[Comparison]) -> str:
     """Return what the columns of the table are."""
-    parts = [
-        f"Means of {code(metric)} over the finished seeds"
-        + (
-            "."
-            if study.is_search
-            else " and paired differences from the setting's own baseline, with 95 % t intervals."
-        )
-    ]
+    intervals = "" if study.is_search else ", with 95 % t intervals"
+    parts = [f"Means of {code(metric)} over the finished seeds{intervals}."]
+    if comparisons:
+        parts.append("Differences are paired by seed, setting minus its own baseline, with 95 % t intervals.")
     if tests := max((c.comparisons for c in comparisons), default=0):
         parts.append(f"p is that of the sign-flip test, corrected for {pluralize(tests, 'comparison')}.")
     if any(c.verdict == UNDECIDED and c.sd for c in comparisons):
@@ -127,6 +126,23 @@ def _notes(study: StudyRecord, metric: str, comparisons: Sequence[Comparison]) -
             f"with {100 * POWER:.0f} % power, where paired differences scatter as these do."
         )
     return " ".join(parts) + "\n"
+
+
+def _exploratory(study: StudyRecord, headline: str) -> list[str]:
+    """Return the differences in other metrics: R@1 and the accuracies of classifiers, if they were measured."""
+    others = [metric for metric in compared_metrics(study) if metric in OTHERS and metric != headline]
+    by_metric = {metric: [c for c in compare(study, metric) if c.control == EQUAL_STEPS and c.n] for metric in others}
+    by_metric = {metric: found for metric, found in by_metric.items() if found}
+    cells: dict[str, dict[str, str]] = {}
+    for metric, found in by_metric.items():
+        for comparison in found:
+            cells.setdefault(comparison.label, {})[metric] = _with_interval(comparison, signed=True)
+    if not cells:
+        return []
+    rows = [[escaped(label), *(row.get(metric, NOTHING) for metric in by_metric)] for label, row in cells.items()]
+    head = ["setting", *map(code_cell, by_metric)]
+    note = "Differences in other metrics at equal epochs, with 95 % t intervals: exploratory, nothing is claimed.\n"
+    return [table(head, rows, range(1, len(head))), note]
 
 
 def _quality(rows: Sequence[PassesToQuality]) -> str:

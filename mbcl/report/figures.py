@@ -58,7 +58,8 @@ def draw(study: StudyRecord, histories: dict[int, History]) -> list[Picture]:
     settings, note = chosen_settings(study)
     fewer, fewer_note = chosen_settings(study, MAX_SEARCHED if study.is_search else MAX_SETTINGS)
     with pictures.style():
-        drawn: list[Picture | None] = [*draw_rows(study, settings, note), *draw_gains(study)]
+        rows = draw_rows(study, settings, note)
+        drawn: list[Picture | None] = [*rows[:1], *draw_gains(study), *rows[1:]]
         drawn += [*draw_search(study), *draw_grid(study), *draw_corruptions(study, settings)]
         for metric in (validation_metric(study), *CURVES):
             drawn += _curves(fewer, histories, metric, fewer_note)

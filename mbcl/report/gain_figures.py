@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbcl.report import pictures
+from mbcl.report.answer import capped
 from mbcl.report.pictures import GRID, INK, MUTED, SERIES, Picture, Values, file_name, new_row, render, shorten
 from mbcl.report.row_figures import limits
 from mbcl.report.wording import listed, number
@@ -90,6 +91,8 @@ def _by_key(key: str, studies: Mapping[str, StudyRecord], panels: Mapping[str, K
     _finish(figure, row, dots, colours, joined=True)
     tied = sorted({other for gains in panels.values() for other in gains.tied})
     note = f" With {key} changes {listed(tied)}." if tied else ""
+    if without := [label for gains in panels.values() for label in gains.without]:
+        note += f" Not shown, as they have no number there: {listed(capped(list(dict.fromkeys(without))))}."
     if len(sizes) > len(colours):
         note += f" Shown: the {len(colours)} of {len(sizes)} groups of settings with most values."
     picture = _picture(
@@ -110,10 +113,11 @@ def _all_against(studies: Mapping[str, StudyRecord]) -> list[Picture]:
 
 
 def _against(metric: str, studies: Mapping[str, StudyRecord]) -> Picture | None:
-    """Draw the gains against a metric of the batches: colours are those of samplers, or of several studies."""
+    """Draw the gains against a metric of the batches, with a colour a group of settings, or a study if several."""
     found = {name: gains_by_metric(study, metric) for name, study in studies.items()}
+    groups = _groups(studies[""]) if "" in studies else {}
     dots = [
-        _Dot(name, name or studies[name].settings()[gain.setting][0].sampler, mean, gain)
+        _Dot(name, name or groups[gain.setting], mean, gain)
         for name, gains in found.items()
         for mean, gain in gains.points
     ]
@@ -146,6 +150,14 @@ def _against(metric: str, studies: Mapping[str, StudyRecord]) -> Picture | None:
         [studies[name] for name in found if found[name].points],
         references,
     )
+
+
+def _groups(study: StudyRecord) -> dict[int, str]:
+    """Return the group of every setting: that of the lines of the first swept key, otherwise its sampler."""
+    samplers = {setting: trials[0].sampler for setting, trials in study.settings().items()}
+    lines = [line for gains in gains_by_key(study)[:1] for line in gains.lines]
+    by_line = {gain.setting: line.label for line in lines for _, gain in line.points}
+    return samplers | by_line if len(set(by_line.values())) <= MAX_LINES else samplers
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> Callable[[float, float], float]:

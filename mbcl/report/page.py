@@ -106,7 +106,14 @@ def _tone(comparisons: Sequence[Comparison]) -> str:
 def _side_metrics(study: StudyRecord, primary: list[str]) -> list[str]:
     """Return the measured side metrics of the tables: batch hardness, validation split, classifiers, work."""
     measured = {key for trial in study.trials.values() for key in trial.metrics if trial.value_of(key) is not None}
-    side = ("plan/lift", validation_metric(study), *CLASSIFIERS, "synthetic/updates", "synthetic/samples")
+    side = (
+        "plan/lift",
+        "train/same_class",
+        validation_metric(study),
+        *CLASSIFIERS,
+        "synthetic/updates",
+        "synthetic/samples",
+    )
     return [metric for metric in side if metric in measured and metric not in primary]
 
 

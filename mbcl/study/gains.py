@@ -33,11 +33,15 @@ class GainLine:
 
 @dataclass(frozen=True)
 class KeyGains:
-    """The gains of a study by the values of a key; ``tied`` are keys that change with it in lockstep."""
+    """The gains of a study by the values of a key.
+
+    ``tied`` are keys that change with it in lockstep, ``without`` the settings that have the key but no number.
+    """
 
     key: str
     tied: tuple[str, ...]
     lines: tuple[GainLine, ...]
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ def gains_by_key(study: StudyRecord) -> list[KeyGains]:
             continue
         known |= parts
         lines = _lines(key, tied, list(groups.values()), references, gains)
-        found.append(KeyGains(key, tuple(dict.fromkeys(other for other, _ in sorted(tied))), tuple(lines)))
+        without = tuple(s.label for s in settings if key in s.columns and s not in having[key])
+        found.append(KeyGains(key, tuple(dict.fromkeys(other for other, _ in sorted(tied))), tuple(lines), without))
     return found
 
 

@@ -350,7 +350,7 @@ def test_train_takes_keys_as_a_space_names_them_and_says_what_it_trains(tmp_path
 def test_spaces_lists_and_copies_what_sweep_takes(tmp_path, capsys):
     assert main(["spaces"]) == 0
     listed = capsys.readouterr().out
-    for path in Path("tune_spaces").glob("*.yaml"):
+    for path in Path("tune_spaces").glob("**/*.yaml"):
         assert path.stem in listed
     assert "Does choosing high-loss batches give better representations?" in listed
     assert main(["spaces", "samplers", "--out", str(tmp_path)]) == 0
@@ -361,6 +361,8 @@ def test_spaces_lists_and_copies_what_sweep_takes(tmp_path, capsys):
     assert "is there already" in capsys.readouterr().err
     assert main(["spaces", "kq", "--out", str(tmp_path / "samplers.yaml")]) == 2
     assert "--out: " in capsys.readouterr().err
+    assert main(["spaces", "study/hardness_digits", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "hardness_digits.yaml").is_file()
     assert main(["spaces", "sampler"]) == 2
     assert "did you mean 'samplers'" in capsys.readouterr().err
 

@@ -141,3 +141,12 @@ def write_corrupted_archive(
         severities = [(images.astype(int) + 10 * s + number) % 256 for s in range(1, 6)]
         np.save(root / f"{corruption}.npy", np.concatenate(severities).astype(np.uint8).transpose(0, 2, 3, 1))
     np.save(root / "labels.npy", np.tile(labels, 5).astype(np.int64))
+
+
+def write_fashion_mnist(root: Path, num_train: int, num_test: int = 10) -> None:
+    """Official idx files of black images, all of one class."""
+    for part, num in (("train", num_train), ("t10k", num_test)):
+        images = struct.pack(">BBBB3I", 0, 0, 8, 3, num, 28, 28) + bytes(num * 28 * 28)
+        labels = struct.pack(">BBBBI", 0, 0, 8, 1, num) + bytes(num)
+        (root / f"{part}-images-idx3-ubyte").write_bytes(images)
+        (root / f"{part}-labels-idx1-ubyte").write_bytes(labels)

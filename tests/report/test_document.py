@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report.grids import temperatures
-from report.studies import EIGHT, FULL, MRR, grid, partial, study, trial, write_histories
+from report.studies import EIGHT, FULL, MRR, TOP1, grid, partial, study, trial, write_histories
 from report.test_controls import controlled
 from report.test_nuisance import tuned
 from report.test_page import HOSTILE
@@ -83,11 +83,17 @@ def test_the_table_agrees_with_the_csv_files(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     text = document(tmp_path, folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, "nothing is written"
-    (found,) = tables(text)
+    found, exploratory = tables(text)
     with (folder / "summary.csv").open() as stream:
         summaries = list(csv.DictReader(stream))
     with (folder / "comparison.csv").open() as stream:
-        compared = {(r["label"], r["control"]): r for r in csv.DictReader(stream) if r["metric"] == MRR}
+        rows = list(csv.DictReader(stream))
+    compared = {(r["label"], r["control"]): r for r in rows if r["metric"] == MRR}
+    others = [r for r in rows if r["metric"] == TOP1 and r["control"] == "equal_steps"]
+    assert [row["setting"] for row in exploratory] == [r["label"] for r in others]
+    for row, other in zip(exploratory, others, strict=True):
+        expected = [float(other[part]) for part in ("difference", "ci_low", "ci_high")]
+        assert numbers(row[f"`{TOP1}`"]) == pytest.approx(expected, abs=6e-5)
     assert len(found) == len(summaries) == 9
     for row, summary in zip(found, summaries, strict=True):
         label = re.sub(r" \((baseline|control)\)$", "", row["setting"])
@@ -146,15 +152,15 @@ def test_a_study_has_its_figures_and_several_have_common_ones(tmp_path: Path, ca
 
 def test_an_undecided_verdict_says_how_many_pairs_it_takes(tmp_path: Path) -> None:
     record = grid({name: values[:6] for name, values in EIGHT.items()})
-    (found,) = tables(document(tmp_path, folder_of(tmp_path / "a", record)))
+    found, *_ = tables(document(tmp_path, folder_of(tmp_path / "a", record)))
     _, osgd, spectral = found
     assert osgd["verdict"] == "no difference larger than 0.01"
     assert spectral["verdict"] == "undecided: takes about 7 pairs", "six pairs cannot pass Holm's correction for two"
     few = grid({"shuffle": [0.5, 0.6], "spectral": [0.7, 0.9]}, equivalence=1e-6)
-    (found,) = tables(document(tmp_path, folder_of(tmp_path / "b", few)))
+    found, *_ = tables(document(tmp_path, folder_of(tmp_path / "b", few)))
     assert found[1]["verdict"] == "undecided: takes more than 1,000 pairs"
     one = grid({"shuffle": [0.5], "spectral": [0.7]})
-    (found,) = tables(document(tmp_path, folder_of(tmp_path / "c", one)))
+    found, *_ = tables(document(tmp_path, folder_of(tmp_path / "c", one)))
     assert found[1]["verdict"] == "undecided", "one pair has no spread"
 
 
@@ -179,7 +185,7 @@ def test_nuisance_values_failures_cost_and_versions(tmp_path: Path) -> None:
     record = tuned()
     record.efficiency = Efficiency(devices=2, device="core", wall=100.0, work=150.0, busy=180.0)
     text = document(tmp_path, folder_of(tmp_path / "tuned", record))
-    (found,) = tables(text)
+    found, *_ = tables(text)
     assert [row["chosen"] for row in found] == ["lr=0.2", "lr=0.2"]
     assert "20 trials (20 finished), 64.0 s of trials. The last run took 100.0 s; efficiency: 0.75 of 2 cores" in text
     assert "Versions: mbcl 0.1.0, python 3.11." in text
@@ -192,18 +198,18 @@ def test_nuisance_values_failures_cost_and_versions(tmp_path: Path) -> None:
 
 def test_pairs_that_are_fewer_than_seeds_are_told(tmp_path: Path) -> None:
     record = grid({"shuffle": [*EIGHT["shuffle"][:6], None, None], "spectral": EIGHT["spectral"]})
-    (found,) = tables(document(tmp_path, folder_of(tmp_path / "a", record)))
+    found, *_ = tables(document(tmp_path, folder_of(tmp_path / "a", record)))
     assert found[1]["n"] == "8"
     assert found[1]["difference at equal epochs"].endswith(", 6 pairs")
 
 
 def test_the_passes_to_quality_have_a_table_from_ten_epochs(tmp_path: Path) -> None:
     text = document(tmp_path, folder_of(tmp_path / "a", controlled(), epochs=30))
-    _, passes = tables(text)
+    *_, passes = tables(text)
     assert [row["setting"] for row in passes] == ["spectral (k=4)"]
     assert passes[0]["seeds that reached it"] == "8 of 8"
     assert numbers(passes[0]["ratio (95 % interval)"]) == pytest.approx([1290 / 960] * 3, abs=1e-3)
-    assert len(tables(document(tmp_path, folder_of(tmp_path / "b", controlled(), epochs=3)))) == 1
+    assert len(tables(document(tmp_path, folder_of(tmp_path / "b", controlled(), epochs=3)))) == 2
 
 
 @pytest.mark.parametrize(
@@ -214,8 +220,9 @@ def test_the_passes_to_quality_have_a_table_from_ten_epochs(tmp_path: Path) -> N
 def test_a_study_of_few_results_has_a_document(tmp_path: Path, record: StudyRecord) -> None:
     text = document(tmp_path, folder_of(tmp_path / "a", record))
     check_links(tmp_path, text)
+    assert "baseline, with" not in text, "nothing is compared"
     assert not re.search(r"\b(nan|None|inf)\b", text)
-    assert " to " not in "".join(row[f"`{MRR}`"] for rows in tables(text) for row in rows) or not record.is_search
+    assert " to " not in "".join(row[f"`{MRR}`"] for row in (tables(text) or [[]])[0]) or not record.is_search
 
 
 def test_hostile_names_stay_text_and_inside_the_folder(tmp_path: Path) -> None:

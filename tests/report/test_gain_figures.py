@@ -164,3 +164,26 @@ def test_a_study_whose_groups_are_all_cut_has_no_panel() -> None:
     by_k = next(picture for picture in drawn_of(few, many) if picture.name == "gain_by_sampler_k")
     assert {row[0] for row in by_k.rows} == {"many"}
     assert f"the {MAX_LINES} of 10 groups" in by_k.caption
+
+
+def test_dots_have_the_groups_of_the_lines_or_their_samplers() -> None:
+    _, same_class, _ = drawn_of(temperatures())
+    assert "chain (pool=128)" in same_class.svg
+    lift = drawn_of(temperatures(taus=TAUS[:2]))[-1]
+    assert ">chain<" in lift.svg, "two temperatures make no line"
+
+
+def test_the_results_table_has_the_share_of_same_class_pairs(tmp_path: Path) -> None:
+    record = temperatures(TAUS[:1], ("refined",))
+    write(LocalStore(tmp_path), record)
+    (_, refined, _) = summarise(record)
+    head, _, rows = (tmp_path / "report.html").read_text().partition('<th class="num">train/same_class</th>')
+    assert head
+    assert f'<td class="num">{refined.metrics["train/same_class"].mean:.4f}</td>' in rows
+
+
+def test_settings_without_a_number_are_named_in_the_caption() -> None:
+    blocks = [SHUFFLE, *({"name": "refined", "pool": 64, "community": size} for size in (1, 4, 16, None))]
+    (by_key, *_) = drawn_of(study([trial(i, i, 0, block, 0.5) for i, block in enumerate(blocks)]))
+    assert "Not shown, as they have no number there: refined (pool=64, community=null)." in by_key.caption
+    assert len(by_key.rows) == 3

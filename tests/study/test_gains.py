@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from typing import Any
 
 import pytest
@@ -69,6 +70,42 @@ def test_settings_of_a_key_of_the_sampler_alone_have_one_baseline() -> None:
         (32, 0.32),
     ]
     assert {gain.baseline for _, gain in line.points} == {0}
+
+
+def test_a_setting_without_a_number_is_named_instead() -> None:
+    record = study([community(v, seed, 2 * i + seed, i) for i, v in enumerate((None, 1, 4, 16)) for seed in range(2)])
+    whole = {"name": "refined", "pool": 64, "community": None}
+    for seed in range(2):
+        record.trials[f"{8 + seed:03d}-aa"] = trial(8 + seed, 4, seed, whole, 0.7)
+    (found,) = gains_by_key(record)
+    assert [value for value, _ in found.lines[0].points] == [1, 4, 16]
+    assert found.without == ("refined (pool=64, community=null)",)
+
+
+def test_arms_with_chosen_nuisance_values_are_related_to_the_keys_that_are_left() -> None:
+    """A temperature that each arm chose for itself, and what is tied to it, tells no settings apart."""
+    trials = []
+    sizes = (8, 16, 32)
+    for confirmed in (False, True):
+        for arm, (size, name) in enumerate(itertools.product(sizes, ("shuffle", "spectral"))):
+            for tau in (0.1, 0.2) if not confirmed else (0.1 if size > 8 else 0.2,):
+                for seed in (100,) if not confirmed else range(2):
+                    setting = (12 + arm) if confirmed else 2 * arm + (tau > 0.1)
+                    block = {"name": name, "k": 4, "temperature": tau} if name == "spectral" else {"name": name}
+                    found = trial(len(trials), setting, seed, block, 0.5 + size / 1000 * (name == "spectral"))
+                    found.parameters["train.batch_size"] = size
+                    found.arm, found.stage = arm, "confirmation" if confirmed else "tuning"
+                    found.nuisance = {"objective.temperature": tau}
+                    trials.append(found)
+    record = study(trials, nuisance=["objective.temperature"])
+    (found_gains,) = gains_by_key(record)
+    (line,) = found_gains.lines
+    assert (found_gains.key, found_gains.tied, line.label) == ("train.batch_size", (), "spectral (k=4)")
+    assert [(value, round(gain.difference or 0, 9)) for value, gain in line.points] == [
+        (8, 0.008),
+        (16, 0.016),
+        (32, 0.032),
+    ]
 
 
 def test_a_key_in_lockstep_with_another_makes_no_figure_of_its_own() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 
 OWN = "mbcl"
 """Left out: its sources change without its version."""
+_files_of: dict[tuple[str, str, str], tuple[tuple[str, Path], ...]] = {}
+"""The Python files by name, version and place: the records of all packages take a second to read, at every trial."""
 _LEFT_OUT = {"test", "tests", "testing", "vendor", "_vendor", "vendored", "_vendored"}
 """Folders of tests, whose docstrings say little, and of copies of other packages."""
 
@@ -31,9 +33,11 @@ def installed() -> list[Package]:
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
         if not name or name == OWN or name in by_name:
             continue
-        files = tuple(sorted(_python_files(distribution)))
-        if files:
-            by_name[name] = Package(name, distribution.version, files)
+        key = (name, distribution.version, str(distribution.locate_file("")))
+        if key not in _files_of:
+            _files_of[key] = tuple(sorted(_python_files(distribution)))
+        if _files_of[key]:
+            by_name[name] = Package(name, distribution.version, _files_of[key])
     return [by_name[name] for name in sorted(by_name)]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
+from functools import cache
 from typing import Any
 
 import torch
@@ -74,9 +75,19 @@ def train_in_driver(job: Job, planner: Any | None) -> TrainResult:
             return result
 
 
+@cache
+def _freeze_modules() -> None:
+    """Take the modules that were imported, once in a process, out of garbage collection.
+
+    Ray collects garbage every few seconds while trials wait for resources, and a collection walks through all objects.
+    """
+    gc.freeze()
+
+
 def clear_process(job: Job) -> None:
     """Free what an earlier training of this process has left; it may have been stopped in the middle."""
     gc.collect()
+    _freeze_modules()
     if job.on_gpu:
         torch.cuda.empty_cache()
     assert isinstance(job.experiment, Experiment)
