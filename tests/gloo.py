@@ -5,6 +5,7 @@ gloo.run(function, 2, *arguments)   # [function(world, *arguments) of rank 0, of
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +16,11 @@ from patience import PATIENCE, wait_for
 from mbcl.testing import run_on_gloo
 
 run = partial(run_on_gloo, timeout=PATIENCE)
+
+
+def allow_children() -> None:
+    """Let this rank have a planning process: the ranks are daemons, which may have none; those of torchrun are not."""
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -88,13 +88,19 @@ def method_page(kind: str, name: str, registry: Registry[Any]) -> str:
     return page + f"All of them: :doc:`/{kind}`. ``mbcl explain {name}`` prints this page in a terminal.\n"
 
 
+def exports(name: str) -> list[str]:
+    """Return the public names of a package, or of a module those that it defines."""
+    package = importlib.import_module(name)
+    own = [key for key, thing in vars(package).items() if getattr(thing, "__module__", "") == name and key[0] != "_"]
+    return list(getattr(package, "__all__", own))
+
+
 def api_page(name: str) -> str:
     """Return the page of what a public package exports; registered methods have pages of their own."""
     package = importlib.import_module(name)
     registered = {registry[key] for registry in METHODS.values() for key in registry}
     page = title(name) + f".. automodule:: {name}\n   :no-members:\n\n"
-    own = [key for key, thing in vars(package).items() if getattr(thing, "__module__", "") == name and key[0] != "_"]
-    for export in getattr(package, "__all__", own):
+    for export in exports(name):
         thing = getattr(package, export)
         if inspect.isclass(thing) and thing in registered:
             continue
@@ -120,7 +126,7 @@ def pages() -> Iterator[tuple[str, str]]:
         for name in registry:
             yield f"{kind}/{name}.rst", method_page(kind, name, registry)
     for name in API:
-        if getattr(importlib.import_module(name), "__all__", None):
+        if exports(name):
             yield f"api/{name}.rst", api_page(name)
     yield "api.rst", title("API reference") + toctree("api/*", "glob")
     for path in sorted((ROOT / "examples").glob("*.ipynb")):

@@ -59,8 +59,7 @@ def _measure(
         record["whole"] = _whole(settings, settings.whole, names, specs, console)
         _save(store, record)
     if settings.growth:
-        record["growth"] = _growth(settings, specs, console)
-        _save(store, record)
+        _growth(settings, specs, console, record, store)
 
 
 def _save(store: Store | None, record: Row) -> None:
@@ -133,10 +132,17 @@ def _whole(
     return rows
 
 
-def _growth(settings: PlannerBenchSettings, specs: Sequence[Spec], console: Console) -> list[Row]:
+def _growth(
+    settings: PlannerBenchSettings, specs: Sequence[Spec], console: Console, record: Row, store: Store | None
+) -> None:
     protocol = {key: getattr(settings, key) for key in ("batch_size", "pool", "temperature", "device")}
-    with console.status("growth"):
-        rows = list(grow(specs, settings.growth, **protocol))
+    rows: list[Row] = []
+    record["growth"] = rows
+    with console.status("growth") as status:
+        for row in grow(specs, settings.growth, **protocol):
+            rows.append(row)
+            status.update(f"growth, after {row['method']} of {row['num_samples']} samples")
+            _save(store, record)  # a row may take minutes
     console.print("\nGrowth on mix_1: memory is the peak above the inputs, and in multiples of both")
     columns: list[Column] = [
         ("samples", lambda row: str(row["num_samples"])),
@@ -150,7 +156,6 @@ def _growth(settings: PlannerBenchSettings, specs: Sequence[Spec], console: Cons
         ("CLIP lift", lambda row: f"{row['clip_lift']:.2f}"),
     ]
     _print_table(console, rows, columns)
-    return rows
 
 
 # -- printing -----------------------------------------------------------------------------------------------------

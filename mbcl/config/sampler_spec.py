@@ -50,8 +50,11 @@ class Spec:
         return self._build(batch_size, defaults.get(self.name, self._pool(num_samples)))
 
     def whole(self, batch_size: int) -> Sampler:
-        """Build the sampler for a whole data set: one pool, unless ``pool`` was given."""
-        return self._build(batch_size, self._pool(None))
+        """Build the sampler for a whole data set: one pool, unless ``pool`` was given.
+
+        ``chain`` keeps its pools: a walk over a million samples as one pool would take days.
+        """
+        return self._build(batch_size, {} if self.name == "chain" else self._pool(None))
 
     def _pool(self, value: int | None) -> dict[str, object]:
         return {"pool": value} if "pool" in signature(SAMPLERS[self.name]).parameters else {}

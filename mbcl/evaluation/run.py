@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -103,7 +103,40 @@ def evaluate(
     """
     weights = find_weights(store, checkpoint)
     settings = settings or weights.experiment.evaluation
-    data = data or weights.experiment.data
+    data, out = data or weights.experiment.data, out or store
+    existing = _read(earlier or out, EVALUATION_FILE)
+    settings, request = _requested(weights, settings, data, existing if keep else {})
+    previous = {} if force else existing
+    if previous.get("asked") == request and (earlier or out) is out:
+        return dict(previous["metrics"])
+    if before is not None:
+        before(out, existing.get("asked", {}), request)
+    start = time.perf_counter()
+    used_device, log = usable_device(device), log or (lambda line: None)
+    evaluator = _Evaluator(weights, settings, data, used_device, load, log, pieces_of(settings, data.name))
+    cache_store = baselines or out.child(BASELINES)
+    reusable = _reusable(request, {} if force else _read(out, PART_FILE), previous)
+    try:
+        records, others = evaluator.measure_missing(reusable, lambda done: _write(out, PART_FILE, request, {}, done))
+        of_all = {"": records} | {
+            f"baseline/{kind}/": evaluator.baseline(kind, cache_store, force=force) for kind in settings.baselines
+        }
+    except CheckpointError as error:
+        raise CheckpointError(f"{store.uri}: {weights.name}: {error}") from error
+    metrics, draws = _values(of_all, "metrics"), _values(of_all, "draws")
+    seconds = time.perf_counter() - start
+    _write(out, EVALUATION_FILE, request, metrics, records + others, draws=draws, seconds=seconds)
+    out.delete(PART_FILE)
+    return metrics
+
+
+def _requested(
+    weights: Weights, settings: Evaluation, data: Data, kept: Mapping[str, Any]
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Return the settings, with the metrics and baselines of a result that is kept, and the request.
+
+    The request is all that the metrics follow from, as plain data. It is stored with them.
+    """
     request = {
         "checkpoint": weights.name,
         "sha256": weights.sha256,
@@ -113,50 +146,27 @@ def evaluate(
         "settings": settings.model_dump(mode="json"),
         **note_of_views(settings),
     }
-    out = out or store
-    source = earlier or out
-    existing = _read(source, EVALUATION_FILE)
-    if keep and _same_but_settings(existing, request):
-        settings = _merged(settings, existing["asked"]["settings"])
+    if _same_but_settings(kept, request):
+        settings = _merged(settings, kept["asked"]["settings"])
         request["settings"] = settings.model_dump(mode="json")
     if "random" in settings.baselines and (file := initial_weights(weights.experiment)):
         request[INITIAL_WEIGHTS] = file
-    previous = {} if force else existing
-    if previous.get("asked") == request and source is out:
-        return dict(previous["metrics"])
-    if before is not None:
-        before(out, existing.get("asked", {}), request)
-    start = time.perf_counter()
-    used_device, log = usable_device(device), log or (lambda line: None)
-    evaluator = _Evaluator(weights, settings, data, used_device, load, log, pieces_of(settings, data.name))
-    cache_store = baselines or out.child(BASELINES)
-    partial = {} if force else _read(out, PART_FILE)
-    try:
-        reusable = [
-            record
-            for result in (partial, previous)
-            if _same_but_settings(result, request)
-            for record in result["pieces"]
-        ]
-        records, others = evaluator.measure_missing(reusable, lambda done: _write(out, PART_FILE, request, {}, done))
-        of_all = {"": records} | {
-            f"baseline/{kind}/": evaluator.baseline(kind, cache_store, force=force) for kind in settings.baselines
-        }
-    except CheckpointError as error:
-        raise CheckpointError(f"{store.uri}: {weights.name}: {error}") from error
-    metrics, draws = (
-        {
-            f"{owner}{key}": value
-            for owner, found in of_all.items()
-            for each in found
-            for key, value in each.get(part, {}).items()
-        }
-        for part in ("metrics", "draws")
-    )
-    seconds = time.perf_counter() - start
-    _write(out, EVALUATION_FILE, request, metrics, records + others, draws=draws, seconds=seconds)
-    out.delete(PART_FILE)
-    return metrics
+    return settings, request
+
+
+def _reusable(request: Mapping[str, Any], *results: Mapping[str, Any]) -> list[Record]:
+    """Return the measured pieces of earlier results of the same request, whatever their settings."""
+    return [record for result in results if _same_but_settings(result, request) for record in result["pieces"]]
+
+
+def _values(of_all: Mapping[str, Sequence[Record]], part: Literal["metrics", "draws"]) -> dict[str, Any]:
+    """Return a part of all records by the names of their metrics, under the owner's prefix."""
+    return {
+        f"{owner}{key}": value
+        for owner, found in of_all.items()
+        for each in found
+        for key, value in each.get(part, {}).items()
+    }
 
 
 @dataclass(frozen=True)

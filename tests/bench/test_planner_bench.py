@@ -177,6 +177,9 @@ def test_parse_spec_resolves_names_and_parameters():
     assert parse_spec("sc_even").in_pool(32, 320).k == 10
     assert parse_spec("spectral:k=5").in_pool(32, 320).k == 5
     assert parse_spec("spectral").whole(32).k == 40
+    assert parse_spec("kmeans").whole(32).pool is None
+    assert parse_spec("chain").whole(32).pool == 1280, "the time of one pool grows as its square"
+    assert parse_spec("chain:pool=null").whole(32).pool is None
     assert (parse_spec("osgd").in_pool(32, 640).k, parse_spec("osgd").in_pool(32, 640).q) == (20, 2)
     with pytest.raises(ConfigError, match="unknown parameter 'kk'; did you mean 'k'"):
         parse_spec("spectral:kk=5").in_pool(32, 320)

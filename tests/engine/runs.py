@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
+import gloo
 import pytest
 import torch
 from torch import Tensor
@@ -113,8 +113,8 @@ def run(world: World, folder: Path | str, content: Experiment, plans: PlanServic
 
 
 def run_with_children(*arguments: Any) -> Trained:
-    """Train as :func:`run` in a rank of gloo that may have a planning process: the ranks are daemons, which may not."""
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    """Train as :func:`run` in a rank of gloo that may have a planning process."""
+    gloo.allow_children()
     return run(*arguments)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import gloo
@@ -263,7 +262,7 @@ def test_a_state_behind_an_epoch_s_last_batch_is_followed_by_the_next_epoch():
 
 def _train_on_a_rank(world, port, folder, kind):
     describe_rank(world, port)
-    multiprocessing.current_process()._config["daemon"] = False  # a daemon may have no children
+    gloo.allow_children()
     options = {"world_size": world.size, "save_strategy": "steps", "save_steps": STEPS + 2}
     whole = trained(Path(folder, "whole"), kind, world_size=world.size)
     first = trained(Path(folder, "cut"), kind, crash=STEPS + 4, **options)

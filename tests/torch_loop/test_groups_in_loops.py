@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from typing import Any
 
 import gloo
@@ -163,7 +162,7 @@ def test_groups_that_do_not_fit_are_refused():
 
 
 def _on_a_rank(world, kind):
-    multiprocessing.current_process()._config["daemon"] = False  # a daemon may have no children
+    gloo.allow_children()
     options = {"num_samples": N, "embed": embed, "seed": 3, "warmup_epochs": 1, "background": True, "epochs": 3}
     with Replanner("kmeans", batch_size=B, pool=None, **options, **GROUPS[kind]) as replanner:
         return epochs_of(PlannedBatchSampler(replanner), 3)

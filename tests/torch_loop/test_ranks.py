@@ -127,8 +127,7 @@ def test_ddp_trains_on_the_columns_of_a_plan(kind):
 
 
 def _replan(world, options):
-    # The ranks of these tests are daemons, which may have no children; those of torchrun are not.
-    multiprocessing.current_process()._config["daemon"] = False
+    gloo.allow_children()
     training = Training(world, embed=embed_fixed, **options).run()
     training.replanner.close()
     return training.seen
