@@ -48,7 +48,8 @@ def write_document(
             common = [picture for picture in relations if len({study for study, *_ in picture.rows}) > 1]
             parts += [_figure(picture, "studies", place.name, files) for picture in common]
         for name, folder, study, rows in zip(names, folders, studies, histories, strict=True):
-            parts.append(section(name, folder, study, rows))
+            parts.append(f"{'##' if len(studies) > 1 else '#'} {escaped(name)}\n")
+            parts.append(section(folder, study, rows))
             parts += [_figure(picture, name, place.name, files) for picture in _pictures(study)]
     place.mkdir(exist_ok=True)
     for file, content in files.items():
@@ -79,7 +80,7 @@ def _figure(picture: Picture, prefix: str, folder: str, files: dict[str, bytes])
 
 def _together(studies: Sequence[StudyRecord], names: Sequence[str]) -> str:
     """Return the gains of all studies together, or why there are none."""
-    lines = [f"## {escaped(', '.join(names))}\n"]
+    lines = [f"# {len(studies)} studies\n"]
     try:
         metric, gains = gains_across(studies)
     except ConfigError as error:

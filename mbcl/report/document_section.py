@@ -28,12 +28,12 @@ OTHERS = ("retrieval/mrr", "retrieval/top1", *CLASSIFIERS)
 """Metrics whose differences are shown if they are not the headline's."""
 
 
-def section(name: str, folder: str, study: StudyRecord, histories: Mapping[int, History]) -> str:
-    """Return the section of a study with this name, whose results folder commands take as ``folder``."""
+def section(folder: str, study: StudyRecord, histories: Mapping[int, History]) -> str:
+    """Return the section of a study below its heading; commands take its results folder as ``folder``."""
     metric = next(iter(primary_metrics(study)), "")
     comparisons = compare(study, metric) if metric else []
     verdict = verdict_of(study)
-    parts = [f"## {escaped(name)}\n"]
+    parts = []
     if study.question:
         parts.append(f"*{escaped(study.question)}*\n")
     parts.append(f"**Answer.** {escaped(verdict.headline)}\n")

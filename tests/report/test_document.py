@@ -139,11 +139,11 @@ def test_a_study_has_its_figures_and_several_have_common_ones(tmp_path: Path, ca
     gains = ["gain_by_objective_temperature", "gain_against_train_same_class", "gain_against_plan_lift"]
     own = ["difference_retrieval_mrr", *gains]
     assert check_links(tmp_path, text) == [f"all_figures/digits_{name}.svg" for name in own]
-    assert re.findall("^#+ .*", text, flags=re.MULTILINE) == ["## digits"]
+    assert re.findall("^#+ .*", text, flags=re.MULTILINE) == ["# digits"]
     text = document(tmp_path, *folders)
     names = [f"studies_{name}" for name in gains] + [f"{name}_{each}" for name in ("digits", "letters") for each in own]
     assert check_links(tmp_path, text) == [f"all_figures/{name}.svg" for name in names]
-    assert re.findall("^#+ .*", text, flags=re.MULTILINE) == ["## digits, letters", "## digits", "## letters"]
+    assert re.findall("^#+ .*", text, flags=re.MULTILINE) == ["# 2 studies", "## digits", "## letters"]
     common, *_ = tables(text)
     assert [row["setting"] for row in common][0].startswith("refined (pool=128, temperature=0.05)")
     document(tmp_path, folders[1])
