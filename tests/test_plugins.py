@@ -86,8 +86,9 @@ def test_background_planner_knows_the_plugin(plugin, tmp_path):
     assert "note" not in trained.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_study_with_a_plugin(plugin, tmp_path, workers):
     """The driver trains with one worker, worker groups with two; plan tasks and evaluations are other processes."""
     (tmp_path / "parts").mkdir()

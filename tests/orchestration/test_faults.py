@@ -199,6 +199,7 @@ def test_trial_with_killed_processes_equals_an_undisturbed_one(local_ray, undist
     assert rows_of(tmp_path)[: len(attack.rows)] == attack.rows, "epochs that were done are not trained again"
 
 
+@pytest.mark.slow
 def test_trial_on_two_workers_with_a_killed_worker_equals_an_undisturbed_one(local_ray, tmp_path):
     """A training worker. The undisturbed training has two, too: over 192 steps a difference in the last bit of a sum
     grows until a plan has other batches, on some processors."""

@@ -237,6 +237,7 @@ def own_copy(killed_and_resumed, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_eval_only_measures_all_trials_again(own_copy, capsys):
     """Other settings and further metrics, which reach the tables and the report."""
     space, study = own_copy

@@ -41,11 +41,12 @@ def content(name: str) -> dict:
 
 @pytest.fixture
 def data_options(tmp_path, monkeypatch):
-    """A small ``code_docs``, and the options that point a space to black images in place of Fashion-MNIST."""
-    write_functions(tmp_path / "site", 1200)
-    install(tmp_path / "site", tmp_path / "cache", monkeypatch)
+    """Make a small ``code_docs``, or black images for Fashion-MNIST, and return the options for them."""
 
     def of(name: str) -> list[str]:
+        if name.endswith("code_docs"):
+            write_functions(tmp_path / "site", 1200)
+            install(tmp_path / "site", tmp_path / "cache", monkeypatch)
         if not name.endswith("fashion_mnist"):
             return []
         (tmp_path / "images").mkdir(exist_ok=True)

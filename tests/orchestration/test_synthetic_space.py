@@ -117,6 +117,7 @@ def test_dry_run_of_a_synthetic_space_names_missing_metrics_without_ray(space_fi
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_synthetic_study_resumes_and_reports_a_failing_trial(space_file, tmp_path, capsys):
     """Rows equal those of the trials run in this process; a diverging rate gives a row with its error."""
     import run_ray

@@ -170,6 +170,7 @@ def test_stopped_trial_frees_its_processes_and_reservations(local_ray, tmp_path)
     assert_stopped_and_released(study, watcher, tmp_path, seeds=1, least=1)
 
 
+@pytest.mark.slow
 def test_stopped_trial_leaves_its_process_to_the_next_one(local_ray, tmp_path):
     """The training of a stopped trial ends; the driver and the planner go on, and results do not change."""
     rates = [0.1, 2e-4, 1e-4]
