@@ -1,0 +1,89 @@
+"""The published studies: their tables follow from their rows, and the document of results from the folders."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mbcl.cli import main
+
+from .blocks import ROOT
+
+pandas = pytest.importorskip("pandas")
+
+STUDIES = sorted(path for path in (ROOT / "studies").iterdir() if path.is_dir())
+MAX_BYTES = 20e6
+COMMAND = ["report", *(f"studies/{path.name}" for path in STUDIES), "--markdown"]
+
+
+def rows_of(folder: Path) -> pandas.DataFrame:
+    """The finished trials that measure, with the number of their setting, found by the values of the swept keys."""
+    rows = pandas.read_csv(folder / "results.csv")
+    texts = {
+        name: pandas.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False)
+        for name in ("results", "summary")
+    }
+    keys = [key for key in texts["summary"].columns if "/" not in key and key in texts["results"].columns]
+    names = {name: table[keys].agg("|".join, axis=1) for name, table in texts.items()}
+    assert names["summary"].is_unique
+    rows["setting"] = names["results"].map(
+        dict(zip(names["summary"], texts["summary"]["setting"].astype(int), strict=True))
+    )
+    assert rows["setting"].notna().all()
+    return rows[rows["status"] == "finished"]
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda path: path.name)
+def test_differences_of_a_study_follow_from_its_rows(folder):
+    rows, compared = rows_of(folder), pandas.read_csv(folder / "comparison.csv")
+    values = {setting: group.set_index("seed") for setting, group in rows.groupby("setting")}
+    assert len(compared) > 0
+    for row in compared.itertuples():
+        pairs = (values[row.setting][row.metric] - values[row.baseline][row.metric]).dropna()
+        half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
+        interval = (pairs.mean() - half, pairs.mean() + half)
+        assert len(pairs) == row.n
+        assert row.difference == pytest.approx(pairs.mean(), rel=1e-9, abs=1e-12)
+        assert (row.ci_low, row.ci_high) == pytest.approx(interval, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda path: path.name)
+def test_p_values_of_the_headline_are_those_of_all_sign_flips(folder):
+    rows, compared = rows_of(folder), pandas.read_csv(folder / "comparison.csv")
+    headline = compared[compared["metric"] == "retrieval/mrr"]
+    for row in headline.itertuples():
+        one, other = (
+            rows[rows["setting"] == number].set_index("seed")[row.metric] for number in (row.setting, row.baseline)
+        )
+        pairs = (one - other).dropna().to_numpy()
+        signs = 1 - 2 * (np.arange(2 ** len(pairs))[:, None] >> np.arange(len(pairs)) & 1)
+        flipped = np.abs(signs @ pairs)
+        assert row.p == pytest.approx((flipped >= flipped[0] * (1 - 1e-9)).mean(), rel=1e-9)
+    assert (headline["comparisons"] == len(headline)).all()
+
+
+@pytest.mark.slow
+def test_the_document_of_results_is_what_the_folders_give(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main([*COMMAND, str(tmp_path / "study_results.md")]) == 0
+    assert (tmp_path / "study_results.md").read_text() == (ROOT / "docs/study_results.md").read_text()
+    figures = {path.name for path in (tmp_path / "study_results_figures").iterdir()}
+    assert figures == {path.name for path in (ROOT / "docs/study_results_figures").iterdir()}
+
+
+def test_every_number_of_the_text_is_one_of_the_results():
+    """The prose quotes differences with a sign; each must stand in a table of the results."""
+    text = (ROOT / "docs/study.md").read_text()
+    results = (ROOT / "docs/study_results.md").read_text()
+    quoted = set(re.findall(r"[+−]\d\.\d{4}", text))
+    assert quoted
+    assert quoted <= set(re.findall(r"[+−]\d\.\d{4}", results)), quoted - set(re.findall(r"[+−]\d\.\d{4}", results))
+
+
+def test_the_studies_stay_small():
+    size = sum(path.stat().st_size for path in (ROOT / "studies").rglob("*") if path.is_file())
+    assert size <= MAX_BYTES
