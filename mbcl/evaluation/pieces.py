@@ -38,6 +38,11 @@ def note_of_views(settings: Evaluation) -> dict[str, int]:
     return {"views": settings.draws + 1} if settings.draws > 1 else {}
 
 
+def has_earlier_draws(result: Mapping[str, Any]) -> bool:
+    """Tell whether a stored result has several draws of two views each: not those of :func:`note_of_views`."""
+    return "views" not in result["asked"] and any(len(values) > 1 for values in result.get("draws", {}).values())
+
+
 def pieces_of(settings: Evaluation, data: str) -> list[Piece]:
     """List the pieces of an evaluation in the order of its metrics; ``data`` is the clean data set's name.
 

@@ -19,6 +19,7 @@ from mbcl.orchestration.results_folder import layout
 from mbcl.orchestration.results_folder.lease import hold
 from mbcl.orchestration.results_folder.opened_study import (
     OpenedStudy,
+    check_draws,
     check_exclusive,
     open_study,
     prepare_folder,
@@ -100,6 +101,9 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
         preflight = _preflight(options, file, study)
     if preflight is not None:
         study.take_data(preflight)
+    option = "extend" if options.extend else "resume"
+    if options.resumes and study.todo:
+        check_draws(store, study.record, option)
     if options.dry_run:
         return _dry_run(options, file, study, store, nodes, preflight, missing)
     if options.address is not None and (study.todo or study.trials.probes):
@@ -120,6 +124,8 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
             search = ConfirmationSource(file.space, study.record, study.trials, added=study.add)
         if file.space.search.adaptive and not options.eval_only:
             search = OptunaSearch(file, study.record, study.trials.total, added=study.add, log=console.log)
+        if options.resumes and search and search.left:
+            check_draws(store, study.record, option)
         if study.is_extended and not study.todo and not (search and search.left):
             study.keep_as_stored(fenced)
             console.log("nothing is to run; the study stays as it is")

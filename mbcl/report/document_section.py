@@ -14,7 +14,7 @@ from mbcl.study.comparisons import EQUAL_PASSES, EQUAL_STEPS, Comparison, compar
 from mbcl.study.gains import MEASURED
 from mbcl.study.histories import History
 from mbcl.study.nuisance import choices
-from mbcl.study.passes_to_quality import PassesToQuality, passes_to_quality
+from mbcl.study.passes_to_quality import PASSES, PassesToQuality, passes_to_quality
 from mbcl.study.power import MAX_PAIRS, POWER, pairs_to_decide
 from mbcl.study.record import StudyRecord
 from mbcl.study.settings import baselines, measured_settings
@@ -120,12 +120,28 @@ def _notes(study: StudyRecord, metric: str, comparisons: Sequence[Comparison]) -
         parts.append("Differences are paired by seed, setting minus its own baseline, with 95 % t intervals.")
     if tests := max((c.comparisons for c in comparisons), default=0):
         parts.append(f"p is that of the sign-flip test, corrected for {pluralize(tests, 'comparison')}.")
+    if excess := _excess_of_controls(study, comparisons):
+        parts.append(excess)
     if any(c.verdict == UNDECIDED and c.sd for c in comparisons):
         parts.append(
             f"Beside undecided: the pairs of seeds that would tell a difference of {study.equivalence:g} from none "
             f"with {100 * POWER:.0f} % power, where paired differences scatter as these do."
         )
     return " ".join(parts) + "\n"
+
+
+def _excess_of_controls(study: StudyRecord, comparisons: Sequence[Comparison]) -> str:
+    """Return by how much the forward passes of controls differ from those of the settings; empty without controls."""
+    passes = {s.setting: found.mean for s in summarise(study) if (found := s.metrics.get(PASSES))}
+    excess = [
+        100 * (passes[c.baseline] / passes[c.setting] - 1)
+        for c in comparisons
+        if c.control == EQUAL_PASSES and c.baseline in passes and c.setting in passes
+    ]
+    if not excess:
+        return ""
+    ends = " to ".join(dict.fromkeys(number(round(end), signed=True) for end in (min(excess), max(excess))))
+    return f"Controls train whole epochs: their forward passes are {ends} % from those of their settings."
 
 
 def _exploratory(study: StudyRecord, headline: str) -> list[str]:

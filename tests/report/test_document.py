@@ -196,6 +196,20 @@ def test_nuisance_values_failures_cost_and_versions(tmp_path: Path) -> None:
     assert "Of 9 trials, 1 stopped, 1 failed and 2 pending" in text
 
 
+def test_a_document_says_how_far_controls_are_from_equal_passes(tmp_path: Path) -> None:
+    record = temperatures(**FEW)
+    assert "Controls train" not in document(tmp_path, folder_of(tmp_path / "none", record)), "no passes are recorded"
+    for one in record.trials.values():
+        longer = 15 if one.parameters["objective.temperature"] == 0.5 else 12
+        one.metrics["work/passes"] = 960 * longer if one.is_control else {"shuffle": 9600}.get(one.sampler, 12800)
+    text = document(tmp_path, folder_of(tmp_path / "some", record))
+    assert "Controls train whole epochs: their forward passes are −10 to +12 % from those of their settings." in text
+    for one in record.trials.values():
+        one.metrics["work/passes"] = 12800
+    text = document(tmp_path, folder_of(tmp_path / "equal", record))
+    assert "their forward passes are 0 % from those of their settings." in text
+
+
 def test_pairs_that_are_fewer_than_seeds_are_told(tmp_path: Path) -> None:
     record = grid({"shuffle": [*EIGHT["shuffle"][:6], None, None], "spectral": EIGHT["spectral"]})
     found, *_ = tables(document(tmp_path, folder_of(tmp_path / "a", record)))

@@ -13,6 +13,7 @@ OWN = "mbcl"
 """Left out: its sources change without its version."""
 _files_of: dict[tuple[str, str, str], tuple[tuple[str, Path], ...]] = {}
 """The Python files by name, version and place: the records of all packages take a second to read, at every trial."""
+_SITES = {"site-packages", "dist-packages"}
 _LEFT_OUT = {"test", "tests", "testing", "vendor", "_vendor", "vendored", "_vendored"}
 """Folders of tests, whose docstrings say little, and of copies of other packages."""
 
@@ -31,7 +32,7 @@ def installed() -> list[Package]:
     by_name: dict[str, Package] = {}
     for distribution in distributions():
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
-        if not name or name == OWN or name in by_name:
+        if not name or name == OWN or name in by_name or _is_bundled(distribution):
             continue
         key = (name, distribution.version, str(distribution.locate_file("")))
         if key not in _files_of:
@@ -39,6 +40,14 @@ def installed() -> list[Package]:
         if _files_of[key]:
             by_name[name] = Package(name, distribution.version, _files_of[key])
     return [by_name[name] for name in sorted(by_name)]
+
+
+def _is_bundled(distribution: Distribution) -> bool:
+    """Tell whether a distribution is a copy in another package, which ``import ray`` for one puts on the path.
+
+    With such copies the pairs would be others in the processes of Ray than in that which checks the data.
+    """
+    return not _SITES.isdisjoint(Path(str(distribution.locate_file(""))).parent.parts)
 
 
 def versions(packages: list[Package]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -9,6 +10,8 @@ from typing import cast
 from mbcl.config.experiment import Experiment
 from mbcl.data.samples import differing_sources
 from mbcl.errors import ConfigError, pluralize
+from mbcl.evaluation import EVALUATION_FILE
+from mbcl.evaluation.pieces import has_earlier_draws
 from mbcl.io.store import Store
 from mbcl.orchestration.results_folder import layout, recovery
 from mbcl.orchestration.results_folder.reevaluation import reopen_for_evaluation
@@ -119,6 +122,28 @@ def check_exclusive(options: StudyOptions) -> None:
         raise ConfigError(f"{' and '.join(chosen)}: choose one; --resume and --extend evaluate what they run")
     if options.address == "":
         raise ConfigError("--address: found an empty text; allowed: auto, or HOST:PORT of a cluster's head")
+
+
+def check_draws(store: Store, study: StudyRecord, option: str) -> None:
+    """Refuse to add trials to those that were evaluated on other draws of the views than new ones will be.
+
+    Raises:
+        ConfigError: naming the first of them.
+    """
+    for key, record in study.ordered().items():
+        if record.status != "finished" or record.stage == "tuning":
+            continue
+        try:
+            content = store.child(layout.trial_folder(key)).read_bytes(EVALUATION_FILE)
+            has_others = has_earlier_draws(json.loads(content))
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # lost or damaged: the metrics in the record do not tell on which draws they were measured
+        if has_others:
+            raise ConfigError(
+                f"--{option}: trial {key} of {store.uri} was evaluated on draws of two views each, which an earlier "
+                "revision of mbcl made; further trials would be measured on other draws; allowed: first --eval-only "
+                "with the space as it was, which measures the finished trials again, or --name OTHER"
+            )
 
 
 def prepare_folder(store: Store, file: SpaceFile, study: OpenedStudy, *, resume: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import numpy as np
@@ -95,6 +96,29 @@ def test_installed_packages_are_those_with_python_files_but_tests_and_copies(sit
     assert len(alpha.files) == 60
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert sources.versions([alpha, beta]) == {"python": python, "alpha-one": "1.0", "beta": "2.1"}
+
+
+def test_copies_that_a_package_puts_on_the_path_are_left_out(tmp_path, monkeypatch):
+    root = tmp_path / "site-packages"
+    write_package(root, "host", "1.0", {"host/a.py": function(7)})
+    inner = root / "host" / "copies"
+    write_package(inner, "host", "3.0", {"host/a.py": function(8)})
+    write_package(inner, "other", "2.0", {"other/a.py": function(9)})
+    discover = sources.Distribution.discover
+    monkeypatch.setattr(sources, "distributions", lambda: discover(path=[str(inner), str(root)]))
+    assert [(each.name, each.version) for each in sources.installed()] == [("host", "1.0")]
+
+
+def test_packages_are_the_same_before_and_after_ray_is_imported():
+    pytest.importorskip("ray")
+    code = (
+        "from mbcl.data.code_docs.sources import installed\n"
+        "before = installed()\n"
+        "import sys, ray\n"
+        "assert any('thirdparty_files' in place for place in sys.path), 'ray has copies of packages'\n"
+        "assert installed() == before\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_code_docs_are_split_by_file_without_duplicates(site):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+import run_ray
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
 from mbcl.orchestration.results_folder import layout, recovery
@@ -110,6 +113,37 @@ def test_an_extension_keeps_the_question(space_file, finished, changes, words):
     store, _ = finished
     with pytest.raises(ConfigError, match=words):
         extended(store, read_space(space_file(changes)))
+
+
+@pytest.mark.parametrize(
+    "option, draws, views, refused",
+    [
+        ("extend", [0.5, 0.6], None, True),
+        ("resume", [0.5, 0.6], None, True),
+        ("extend", [0.5, 0.6], 3, False),
+        ("extend", [0.5], None, False),
+    ],
+    ids=["extended", "resumed", "of draws that share views", "of one draw"],
+)
+def test_trials_measured_on_other_draws_get_no_company(space_file, finished, capsys, option, draws, views, refused):
+    """Earlier evaluations had two views of their own for each draw; they do not tell how many views they had."""
+    store, study = finished
+    first, last = study.trials
+    asked = {"settings": {"draws": 2}} | ({"views": views} if views else {})
+    content = {"asked": asked, "metrics": {}, "draws": {"retrieval/mrr": draws}, "pieces": []}
+    store.child(f"trials/{first}").write_bytes("evaluation.json", json.dumps(content).encode())
+    if option == "resume":
+        study.trials[last].status = "pending"
+        write_study(store, study)
+    space = space_file(LARGER if option == "extend" else {})
+    folder = ["--results-dir", str(store.folder.parent), "--name", "study"]
+    assert run_ray.main(["--space", str(space), *folder, f"--{option}", "--dry-run"]) == (2 if refused else 0)
+    error = capsys.readouterr().err
+    assert (f"--{option}: trial {first} of {store.uri} was evaluated on draws of two views each" in error) == refused
+    if refused:  # what is finished may stay as it is
+        study.trials[last].status = "finished"
+        write_study(store, study)
+        assert run_ray.main(["--space", str(space_file()), *folder, "--resume", "--dry-run"]) == 0
 
 
 def test_an_extension_needs_a_study(space_file, tmp_path):
