@@ -29,7 +29,7 @@ from mbcl.samplers import quality
 
 def compare(seed: int, epochs: int, sampler: dict[str, object]) -> dict[int, tuple[float, float, float]]:
     """By epoch: the lift of the plan from kept embeddings, from fresh ones, and the seconds of embedding afresh."""
-    content = read_experiment("tune_spaces/samplers.yaml")
+    content = read_experiment("tune_spaces/digits.yaml")
     content |= {"seed": seed, "sampler": sampler, "embeddings": {"source": "cached"}, "track": []}
     content["train"] = {**content["train"], "epochs": epochs}
     experiment = validate(Experiment, content, "benchmark")

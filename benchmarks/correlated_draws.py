@@ -1,7 +1,7 @@
 """How much the mean over draws that share views varies, against draws of views of their own.
 
-mbcl train --config tune_spaces/samplers.yaml --out /tmp/shuffle
-mbcl train --config tune_spaces/samplers.yaml --set 'sampler={name: spectral, k: 4}' --out /tmp/spectral
+mbcl train --config tune_spaces/digits.yaml --out /tmp/shuffle
+mbcl train --config tune_spaces/digits.yaml --set 'sampler={name: spectral, k: 4}' --out /tmp/spectral
 python benchmarks/correlated_draws.py /tmp/shuffle /tmp/spectral
 
 Each repetition makes 42 views of every test image, of its own random stream. Compared are the variances, over

@@ -3,7 +3,7 @@
 python benchmarks/draws.py
 
 Two cases, with the encoder, batch size and views of the shipped spaces, on one thread: the digits of
-``tune_spaces/samplers.yaml``; and Fashion-MNIST of ``tune_spaces/fashion_mnist.yaml``, 60,000 training and 10,000 test
+``tune_spaces/digits.yaml``; and Fashion-MNIST of ``tune_spaces/fashion_mnist.yaml``, 60,000 training and 10,000 test
 images of 28 pixels. There an epoch is 843 times the mean of 60 steps.
 """
 
@@ -70,7 +70,7 @@ def _subject(experiment: Experiment, model: ContrastiveModel, data: SplitData, b
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    digits = validated(Experiment, read_experiment("tune_spaces/samplers.yaml"), "samplers")
+    digits = validated(Experiment, read_experiment("tune_spaces/digits.yaml"), "digits")
     parts = load_data(digits.data, seed=0)
     measure("digits", digits, parts, steps=len(parts.train) // digits.train.batch_size, repeats=5)
     clothes = validated(Experiment, read_experiment("tune_spaces/fashion_mnist.yaml"), "fashion_mnist")

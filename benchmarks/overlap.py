@@ -2,7 +2,7 @@
 
     python benchmarks/overlap.py [--pairs 20] [--samplers spectral refined] [--encoder resnet_small]
 
-The experiment of ``tune_spaces/samplers.yaml`` on the embedded digits with ``embeddings.source: cached``,
+The experiment of ``tune_spaces/digits.yaml`` on the embedded digits with ``embeddings.source: cached``,
 ``planner.overlap: 1`` and one training thread. With ``planner.every: 2`` one training does both in turn: in every other
 epoch embeddings are collected, handed over and planned by a process beside it; the epochs between train on the same
 batches again, which is all that ``shuffle`` does, too. Neighbours in time are compared, so that what else the machine
@@ -40,7 +40,7 @@ PLANNERS = ("spectral", "kmeans", "refined", "bisection", "gcbs", "strata", "div
 
 def rows_of(name: str, overlap: int, pairs: int, encoder: str) -> list[Row]:
     """The rows of the epochs that count, in pairs: of an overlapped training the first of each has no planning."""
-    content = read_experiment("tune_spaces/samplers.yaml")
+    content = read_experiment("tune_spaces/digits.yaml")
     sampler = {"name": name} | ({"k": 4} if name == "spectral" else {})
     content |= {"sampler": sampler, "encoder": {"name": encoder}, "embeddings": {"source": "cached"}, "track": []}
     content["planner"] = {"overlap": overlap, "every": 2}

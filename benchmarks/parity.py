@@ -48,7 +48,7 @@ def main() -> None:
         print("encoder  projector  seed  loss     weights")
     for encoder, projector in (("relu", "relu"), ("silu", "relu"), ("silu", "silu")):
         for seed in range(options.seeds):
-            content = read_experiment("tune_spaces/samplers.yaml")
+            content = read_experiment("tune_spaces/digits.yaml")
             content |= {
                 "seed": seed,
                 "encoder": {"name": "resnet_small", "activation": encoder},

@@ -34,7 +34,7 @@ OBJECTIVES = (
 
 def weights_after(world: World, objective: dict[str, object]) -> list[dict[str, torch.Tensor]]:
     """The parameters after each of ``STEPS``."""
-    content = read_experiment("tune_spaces/samplers.yaml") | {"objective": objective, "track": []}
+    content = read_experiment("tune_spaces/digits.yaml") | {"objective": objective, "track": []}
     content["train"]["channels_last"] = False
     experiment = validate(Experiment, content, "benchmark")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 """Where the seconds of a study went: per setting, mean over its seeds, from ``results.csv``.
 
-python benchmarks/stages.py results/samplers
+python benchmarks/stages.py results/digits
 """
 
 from __future__ import annotations

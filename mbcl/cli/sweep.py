@@ -20,7 +20,7 @@ with every seed, evaluated, and compared in DIR/NAME/report.html."""
 
 EPILOG = """\
 examples:
-  {command} --space tune_spaces/samplers.yaml                  real digits, nothing to download
+  {command} --space tune_spaces/samplers.yaml                  functions and docstrings, nothing to download
   {command} --space tune_spaces/samplers.yaml --dry-run        list the trials, start nothing
   {command} --space tune_spaces/samplers.yaml --name short --set train.epochs=2 --set 'seeds=[0]'
   {command} --space tune_spaces/samplers.yaml --resume         run what is missing or failed

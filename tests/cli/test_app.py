@@ -352,7 +352,7 @@ def test_spaces_lists_and_copies_what_sweep_takes(tmp_path, capsys):
     listed = capsys.readouterr().out
     for path in Path("tune_spaces").glob("**/*.yaml"):
         assert path.stem in listed
-    assert "Does choosing high-loss batches give better representations?" in listed
+    assert "Does choosing high-loss batches give better retrieval than random ones?" in listed
     assert main(["spaces", "samplers", "--out", str(tmp_path)]) == 0
     comment, *rest = (tmp_path / "samplers.yaml").read_text().splitlines()
     assert rest == Path("tune_spaces/samplers.yaml").read_text().splitlines()[1:]
@@ -369,7 +369,7 @@ def test_spaces_lists_and_copies_what_sweep_takes(tmp_path, capsys):
 
 def test_sweep_is_run_ray(tmp_path):
     pytest.importorskip("ray")
-    command = [sys.executable, "-m", "mbcl", "sweep", "--space", "tune_spaces/samplers.yaml", "--dry-run"]
+    command = [sys.executable, "-m", "mbcl", "sweep", "--space", "tune_spaces/digits.yaml", "--dry-run"]
     options = ["--results-dir", str(tmp_path), "--set", "train.epochs=2", "--set", "seeds=[0]"]
     result = subprocess.run([*command, *options], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -45,7 +45,7 @@ ALL = {document: blocks(document) for document in documents()}
 def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of what documents call /tmp/run and /tmp/exported."""
     folder = tmp_path_factory.mktemp("training")
-    space, out = str(ROOT / "tune_spaces/samplers.yaml"), str(folder / "run")
+    space, out = str(ROOT / "tune_spaces/digits.yaml"), str(folder / "run")
     assert main(["train", "--config", space, "--quiet", "--out", out]) == 0
     assert main(["export", "--checkpoint", out, "--out", str(folder / "exported")]) == 0
     return folder

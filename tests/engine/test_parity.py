@@ -67,7 +67,7 @@ def test_trainer_on_several_workers_equals_one_worker(tmp_path, name):
 @pytest.mark.dist
 def test_trainer_of_the_shipped_experiment_on_two_workers_equals_one(tmp_path):
     """The encoder, learning rate and batch size that ship, with plans from embeddings."""
-    shipped = read_experiment("tune_spaces/samplers.yaml")
+    shipped = read_experiment("tune_spaces/digits.yaml")
     changes = {
         "data": {"name": "digits", "max_samples": 215},
         "sampler": {"name": "spectral", "k": 3},

@@ -26,19 +26,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:(cifar|tiny_imagenet)")
 
 SPACES = ROOT / "tune_spaces"
 TRIALS = {
-    "code_docs": 60,
+    "digits": 24,
     "fashion_mnist": 9,
     "kq": 114,
     "objectives": 45,
     "paper_cifar100": 18,
     "paper_tiny_imagenet": 18,
-    "samplers": 24,
+    "samplers": 40,
     "search": 54,
     "synthetic": 200,
 }
-SHORT = ("code_docs", "kq", "objectives", "paper_cifar100", "paper_tiny_imagenet", "search")
+SHORT = ("kq", "objectives", "paper_cifar100", "paper_tiny_imagenet", "samplers", "search")
 """The header of each has a command that shrinks it to one trial."""
-LONG = ("code_docs", "kq", "objectives", "paper_cifar100", "paper_tiny_imagenet", "search")
+LONG = ("kq", "objectives", "paper_cifar100", "paper_tiny_imagenet", "samplers", "search")
 """Their shrunk form tests nothing that another does not, so it runs with the slow tests."""
 PAPER = {"paper_cifar100": 49_000, "paper_tiny_imagenet": 98_000}
 """Training images after the validation split."""
