@@ -43,7 +43,8 @@ def validate(learner: Learner, images: SampleSet, settings: Evaluation, *, seed:
     """
     draws, world = images.to_eval_draws(settings.validation_draws), learner.world
     learner.share_statistics()
-    views = embed_views(
+    embed = partial(
+        embed_views,
         learner.model,
         images,
         key_of_draws(seed, "validation views", draws, augmented=images.draws_when_measured),
@@ -53,6 +54,7 @@ def validate(learner: Learner, images: SampleSet, settings: Evaluation, *, seed:
         world=world,
         compute=replace(learner.compute, precision="float32"),
     )
+    views = collectives.run_and_sync_errors(embed, world)
     found = []
     for u, v in pairwise(_gathered(views, world)):
         require_finite(partial(Embeddings, u, v), epoch)
