@@ -36,8 +36,8 @@ def write(store: Store, study: StudyRecord) -> str:
     draws = read_draws(store, study)
     if draws:
         write_text(store, "draws.csv", draws_csv(draws))
-    else:
-        store.delete("draws.csv")
+    elif any(store.exists(f"trials/{key}/evaluation.json") for key in study.trials):
+        store.delete("draws.csv")  # of an earlier evaluation; a published study has it without its trials
     histories = read_histories(store, study)
     pictures = draw(study, histories)
     for picture in pictures:

@@ -97,11 +97,19 @@ def test_draws_that_do_not_belong_to_the_record_are_left_out(tmp_path: Path) -> 
     assert read_draws(LocalStore(tmp_path), record) == {last: written[last]}
 
 
+def test_report_of_a_study_without_its_trials_leaves_its_draws(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.write_bytes("draws.csv", b"published")
+    write(store, grid(SEEDS))
+    assert store.read_bytes("draws.csv") == b"published"
+
+
 def test_report_of_a_study_without_draws_has_no_file(tmp_path: Path) -> None:
     """As of mbcl 0.2, or of a synthetic study."""
     store, record = LocalStore(tmp_path), partial()
     store.write_bytes("draws.csv", b"of an earlier report")
     write_histories(store, record)
+    store.write_bytes(f"trials/{next(iter(record.trials))}/evaluation.json", b"{}")
     write(store, record)
     assert not store.exists("draws.csv")
     assert "draws of the two views" not in (tmp_path / "report.html").read_text()
