@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbcl.report import pictures
 from mbcl.report.answer import capped
-from mbcl.report.pictures import GRID, INK, MUTED, SERIES, Picture, Values, file_name, new_row, render, shorten
+from mbcl.report.pictures import (
+    GRID,
+    INK,
+    MUTED,
+    SERIES,
+    Picture,
+    Values,
+    file_name,
+    new_row,
+    place_legend,
+    render,
+    shorten,
+)
 from mbcl.report.row_figures import limits
 from mbcl.report.wording import listed, number
 from mbcl.study.comparisons import EQUAL_PASSES, EQUAL_STEPS, Comparison
@@ -228,16 +240,7 @@ def _finish(
     handles = [Line2D([], [], color=colour, **_style(control, joined=joined)) for _, colour, control in entries]
     columns = 2 if max(map(len, names)) <= 26 else 1
     figure.set_figheight(figure.get_figheight() + 0.16 * (len(names) // columns))
-    figure.legend(
-        handles,
-        names,
-        loc="outside upper left",
-        ncols=columns,
-        frameon=False,
-        labelcolor=INK,
-        handlelength=2.4,
-        fontsize=8.5,
-    )
+    place_legend(figure, handles, names, columns, handle_length=2.4)
 
 
 def _picture(

@@ -162,13 +162,21 @@ def draw_curve(
 
 def add_legend(figure: Figure, axes: Axes, columns: int) -> None:
     """Add the legend of the curves above the axes."""
+    place_legend(figure, *axes.get_legend_handles_labels(), columns, handle_length=1.4)
+
+
+def place_legend(
+    figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int, *, handle_length: float
+) -> None:
+    """Add a legend above the axes."""
     figure.legend(
-        *axes.get_legend_handles_labels(),
+        handles,
+        labels,
         loc="outside upper left",
         ncols=columns,
         frameon=False,
         labelcolor=INK,
-        handlelength=1.4,
+        handlelength=handle_length,
         fontsize=8.5,
     )
 
