@@ -103,7 +103,11 @@ def load_data(data: Data, *, seed: int) -> SplitData:
     Raises:
         DataError: if files are missing or damaged.
     """
-    splits = load_splits(data)
+    return split_data(load_splits(data), data, seed=seed)
+
+
+def split_data(splits: Splits, data: Data, *, seed: int) -> SplitData:
+    """Split the validation samples of a seed off the training samples of a loaded data set."""
     positions, held_out = validation_positions(splits.train, data.validation, seed=seed)
     ids = {key: _ids(key, getattr(data, key), splits.train) for key in ("apart", "together")}
     return SplitData(

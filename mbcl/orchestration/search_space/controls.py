@@ -2,8 +2,10 @@
 
 Settings that plan on fresh embeddings make more forward passes than their baseline in the same number of epochs; see
 :mod:`mbcl.engine.plan_times` for how they are counted. The control of such a setting is its baseline with the fewest
-epochs in which it makes at least as many, so the rounding is in favour of the control. The learning-rate schedule is
-stretched over these epochs, its warm-up included. Settings that need the same control share it.
+epochs in which it makes at least as many, so the rounding is in favour of the control. Passes are those of all seeds
+together: where samples are split by group or batches are of one source, the seeds train on unequal numbers of them.
+The learning-rate schedule is stretched over these epochs, its warm-up included. Settings that need the same control
+share it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mbcl.config.experiment import Experiment
-from mbcl.engine import Samples, check_samples, forward_passes, load_data
+from mbcl.data import Splits
+from mbcl.engine import Samples, check_samples, forward_passes, load_splits, split_data
 from mbcl.errors import ConfigError, pluralize
 from mbcl.orchestration.search_space.trial_kinds import AnyExperiment, identity_of
 from mbcl.study.settings import Setting, baseline_for, columns_of, labels, singled_out
@@ -65,21 +68,25 @@ class Controls:
 
 
 class SampleReader:
-    """Reads the training samples of experiments; every data set is loaded once."""
+    """Reads the training samples of experiments; every data set is loaded once and split once for every seed."""
 
     def __init__(self) -> None:
-        self._samples: dict[str, Samples] = {}
+        self._splits: dict[str, Splits] = {}
+        self._samples: dict[tuple[str, int], Samples] = {}
 
     def __call__(self, experiment: Experiment) -> Samples:
-        """Return the training samples.
+        """Return the training samples of the experiment's seed.
 
         Raises:
             ConfigError: if the data cannot be read on this machine, or the experiment does not fit their number.
         """
-        key = experiment.data.model_dump_json()
+        data = experiment.data.model_dump_json()
+        key = (data, experiment.seed)
         try:
+            if data not in self._splits:
+                self._splits[data] = load_splits(experiment.data)
             if key not in self._samples:
-                self._samples[key] = load_data(experiment.data, seed=experiment.seed).samples
+                self._samples[key] = split_data(self._splits[data], experiment.data, seed=experiment.seed).samples
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the checks before the first trial warn
                 check_samples(experiment, self._samples[key])
@@ -89,15 +96,25 @@ class SampleReader:
 
 
 def equal_passes(
-    settings: Sequence[Configured], baseline: Mapping[str, Any], samples_of: Callable[[Experiment], Samples]
+    settings: Sequence[Configured],
+    baseline: Mapping[str, Any],
+    seeds: Sequence[int],
+    samples_of: Callable[[Experiment], Samples],
 ) -> Controls:
     """Return the controls of all settings that make more forward passes than their baseline.
 
     Args:
         settings: all settings of the space.
         baseline: the resolved baseline.
-        samples_of: returns the training samples of an experiment.
+        seeds: of the comparison.
+        samples_of: returns the training samples of an experiment and its seed.
     """
+
+    def passes_of(experiment: Experiment) -> int:
+        """Return the forward passes of all seeds together."""
+        replicas = [experiment.model_copy(update={"seed": seed}) for seed in seeds]
+        return sum(forward_passes(replica, samples_of(replica)) for replica in replicas)
+
     columns = [setting.columns for setting in settings]
     by_arm = {setting.arm: setting.columns_of_arm for setting in settings}
     names = dict(zip(by_arm, labels(list(by_arm.values())), strict=True))
@@ -118,11 +135,10 @@ def equal_passes(
         )
         assert isinstance(ours, Experiment)
         assert isinstance(theirs, Experiment)
-        samples = samples_of(ours)
-        passes, own_passes = forward_passes(theirs, samples_of(theirs)), forward_passes(ours, samples)
+        passes, own_passes = passes_of(theirs), passes_of(ours)
         if own_passes >= passes:
             continue
-        control = _with_as_many_passes(ours, passes, samples)
+        control = _with_as_many_passes(ours, passes, passes_of)
         number = numbers.setdefault(identity_of(control), len(settings) + len(added))
         if number == len(settings) + len(added):
             epochs = {EPOCHS: control.train.epochs}
@@ -130,18 +146,20 @@ def equal_passes(
         control_of[setting.id] = number
         duration = f"for {pluralize(control.train.epochs, 'epoch')} instead of {ours.train.epochs}"
         head = f"control: {reference.label} is also trained {duration}, with no fewer forward passes than "
-        notes.setdefault(head, {})[f"{setting.label} ({passes:,} instead of {own_passes:,})"] = None
+        notes.setdefault(head, {})[
+            f"{setting.label} ({passes // len(seeds):,} instead of {own_passes // len(seeds):,})"
+        ] = None
     lines = tuple(head + ", ".join(rest) for head, rest in notes.items())
     nothing = "control: equal_passes adds nothing: no setting makes more forward passes than its baseline"
     return Controls(tuple(added), control_of, lines or (nothing,))
 
 
-def _with_as_many_passes(experiment: Experiment, passes: int, samples: Samples) -> Experiment:
+def _with_as_many_passes(experiment: Experiment, passes: int, passes_of: Callable[[Experiment], int]) -> Experiment:
     """Return the experiment with the fewest epochs that make at least so many passes, its warm-up stretched alike."""
-    epochs = max(1, passes * experiment.train.epochs // forward_passes(experiment, samples))
-    while forward_passes(_stretched(experiment, epochs), samples) < passes:
+    epochs = max(1, passes * experiment.train.epochs // passes_of(experiment))
+    while passes_of(_stretched(experiment, epochs)) < passes:
         epochs += 1
-    while epochs > 1 and forward_passes(_stretched(experiment, epochs - 1), samples) >= passes:
+    while epochs > 1 and passes_of(_stretched(experiment, epochs - 1)) >= passes:
         epochs -= 1
     return _stretched(experiment, epochs)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from engine import runs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbcl.engine import Samples, forward_passes
+from mbcl.engine import Samples, forward_passes, load_data
 from mbcl.errors import ConfigError
 from mbcl.optim import cosine_lr
 from mbcl.orchestration.results_folder.layout import new_study
@@ -178,7 +179,7 @@ def test_the_control_has_the_fewest_epochs_with_as_many_passes_and_the_same_sche
 
     ours, theirs = of(SHUFFLE), of(sampler)
     settings = [Configured({"sampler": dict(b)}, e, arm=b["name"]) for b, e in ((SHUFFLE, ours), (sampler, theirs))]
-    found = equal_passes(settings, {"sampler": "shuffle"}, lambda experiment: Samples(num_train))
+    found = equal_passes(settings, {"sampler": "shuffle"}, [0], lambda experiment: Samples(num_train))
     (added,) = found.settings
     control = added.experiment
     assert found.control_of == {1: 2}
@@ -209,7 +210,55 @@ def test_the_control_is_counted_on_its_own_images():
         for block, e in ((SHUFFLE, ours), (SPECTRAL, theirs))
     ]
     baseline = {"sampler": "shuffle", "data.max_samples": 200}
-    control = equal_passes(settings, baseline, samples_of).settings[0].experiment
+    control = equal_passes(settings, baseline, [0], samples_of).settings[0].experiment
     assert control.data.max_samples == 200
     passes = forward_passes(theirs, Samples(400))
     assert 3 * 192 * control.train.epochs >= passes > 3 * 192 * (control.train.epochs - 1)
+
+
+@pytest.mark.filterwarnings("ignore::mbcl.errors.SamplerWarning")
+def test_passes_are_those_of_all_seeds_where_the_seeds_train_on_unequal_numbers():
+    """An epoch of 64 batches has 4 rounds of 16, one of 65 a fifth round of one; each has an embedding pass."""
+
+    def samples_of(experiment):
+        return Samples({0: 64 * 16, 1: 65 * 16, 2: 65 * 16}[experiment.seed])
+
+    def of(block):
+        return runs.experiment(block, train={"epochs": 50, "batch_size": 16})
+
+    ours, theirs = of(SHUFFLE), of(OSGD)
+    settings = [Configured({"sampler": dict(b)}, e, arm=b["name"]) for b, e in ((SHUFFLE, ours), (OSGD, theirs))]
+    found = {
+        seeds: equal_passes(settings, {"sampler": "shuffle"}, seeds, samples_of).settings[0].experiment.train.epochs
+        for seeds in ((0,), (1,), (0, 1, 2))
+    }
+    # 50 (1 + 4 / 3) epochs, 50 (1 + 5 / 3), and 50 (1 + (64 * 4 + 2 * 65 * 5) / 3 / (64 + 2 * 65)).
+    assert found == {(0,): 117, (1,): 134, (0, 1, 2): 128}
+
+
+def test_the_control_of_grouped_pairs_counts_the_split_of_every_seed(space_file, tmp_path):
+    """Groups of unequal size: the seeds train on unequal numbers of pairs."""
+    generator = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), generator.integers(1, 30, size=40))
+    arrays = {side: generator.normal(size=(len(groups), 8)) for side in ("x1", "x2")}
+    np.savez(tmp_path / "made.npz", groups=groups, **arrays)
+    path = space_file(
+        {
+            "experiment/data": {"name": "pairs", "dir": str(tmp_path / "made.npz")},
+            "experiment/encoder": {"name": "pair_mlp", "width": 16, "dim": 8},
+            "experiment/projector": {"layers": 0},
+            "experiment/objective": {"name": "clip", "temperature": 0.2},
+            "experiment/train": {"epochs": 20, "batch_size": 16},
+            "space/sampler": {"grid": [SHUFFLE, OSGD]},
+            "seeds": list(range(8)),
+        }
+    )
+    trials, _ = opened(path)
+    numbers, passes = {}, dict.fromkeys(range(3), 0)
+    for spec in trials.specs:
+        numbers[spec.seed] = load_data(spec.experiment.data, seed=spec.seed).samples
+        passes[spec.setting] += forward_passes(spec.experiment, numbers[spec.seed])
+    assert len({samples.number for samples in numbers.values()}) > 1
+    epochs = trials.specs[-1].experiment.train.epochs
+    one_epoch = passes[2] / epochs
+    assert passes[2] - one_epoch < passes[1] <= passes[2]
