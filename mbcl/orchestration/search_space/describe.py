@@ -11,10 +11,9 @@ from mbcl.orchestration.search_space import domains
 from mbcl.orchestration.search_space.expansion import Trials, base_of, points, samples_of
 from mbcl.orchestration.search_space.schedulers import Scheduler, build
 from mbcl.orchestration.search_space.schema import Space, experiment_of
-from mbcl.orchestration.search_space.trial_kinds import PRETRAINING
 from mbcl.study.comparisons import chooses, compare
 from mbcl.study.nuisance import first_candidates
-from mbcl.study.power import TYPICAL_SPREAD, TYPICAL_SPREAD_ORIGIN, describe
+from mbcl.study.power import TYPICAL_SPREADS, describe
 from mbcl.study.record import StudyRecord
 
 
@@ -92,7 +91,9 @@ def power_lines(space: Space, study: StudyRecord) -> Iterator[str]:
     comparisons = len(compare(study, study.metric))
     if not comparisons:
         return
-    spread, origin = (TYPICAL_SPREAD, f"for MRR {TYPICAL_SPREAD_ORIGIN}") if space.kind is PRETRAINING else (None, "")
+    base = experiment_of(space.experiment, "")
+    data = base.data.name if isinstance(base, Experiment) else ""
+    spread, origin = TYPICAL_SPREADS.get(data, (None, ""))
     # Early stopping picks the settings that finish by the first seed, which then takes no part in comparisons.
     seeds = space.seeds[1:] or space.seeds if build(space.scheduler).stops else space.seeds
     yield from describe(len(seeds), comparisons, space.equivalence, spread, origin)

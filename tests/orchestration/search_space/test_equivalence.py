@@ -36,6 +36,19 @@ def test_power_lines_state_what_the_seeds_can_show(tmp_path):
     assert lines(space_file(tmp_path, baseline={})) == []
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("code_docs", ["show a difference of 0.0021 with", "0.0015 for MRR on functions"]),
+        ("cifar10", ["show a difference of 1.4 standard deviations of the paired differences with"]),
+    ],
+)
+def test_the_assumed_spread_is_that_of_the_data(tmp_path, data, said):
+    found = lines(space_file(tmp_path, experiment={"data": {"name": data}}, seeds=list(range(8))))
+    assert len(found) == len(said)
+    assert all(text in line for text, line in zip(said, found, strict=True))
+
+
 def test_a_search_is_promised_no_power(tmp_path):
     domains = {"sampler": {"grid": [{"name": "shuffle"}, {"name": "spectral", "k": 4}]}}
     drawn = {**domains, "optimizer.lr": {"uniform": [0.1, 0.2]}}
