@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mbcl.errors import ConfigError
+from mbcl.errors import ConfigError, pluralize
 from mbcl.io.store import open_store
 from mbcl.study.histories import read_histories
 from mbcl.study.record import read_study
@@ -20,7 +21,8 @@ class Frames(NamedTuple):
 
     ``trials`` has the columns of ``results.csv`` and ``label``, the name of the setting; ``rows`` has those of
     ``metrics.jsonl``; ``plans`` has the columns ``plan/...`` without their prefix, and only epochs whose batches were
-    planned from embeddings. Every row has ``trial_id``, ``label``, ``sampler``, ``objective`` and ``seed``.
+    planned from embeddings. Every row has ``trial_id``, ``label``, ``sampler``, ``objective`` and ``seed``. Trials
+    without a ``metrics.jsonl`` have no rows and no plans.
     """
 
     trials: pandas.DataFrame
@@ -30,6 +32,8 @@ class Frames(NamedTuple):
 
 def load(location: str) -> Frames:
     """Load a study from its results folder, which may be unfinished.
+
+    Warns (``UserWarning``) if finished trials have no rows of epochs, as in a published study that left them out.
 
     Args:
         location: the folder, a path or a URI.
@@ -57,7 +61,15 @@ def load(location: str) -> Frames:
     names = [known["label"] for known in about.values()]
     rows: list[dict[str, Any]] = []
     plans: list[dict[str, Any]] = []
-    for ordinal, history in read_histories(store, study).items():
+    histories = read_histories(store, study)
+    finished = {trial.ordinal for trial in study.trials.values() if trial.status == "finished"}
+    if without := len(finished - histories.keys()):
+        warnings.warn(
+            f"{location}: {without} of {pluralize(len(finished), 'finished trial')} have no metrics.jsonl, so no rows "
+            "and no plans",
+            stacklevel=2,
+        )
+    for ordinal, history in histories.items():
         for row in history:
             rows.append(about[ordinal] | row)
             plan = {key.removeprefix("plan/"): value for key, value in row.items() if key.startswith("plan/")}

@@ -43,6 +43,17 @@ def test_frames_of_a_study_that_has_not_begun(tmp_path: Path) -> None:
     assert "epoch" in rows.columns
 
 
+def test_load_warns_of_a_study_whose_rows_of_epochs_are_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    record = partial()
+    write_study(LocalStore(tmp_path), record)
+    finished = sum(trial.status == "finished" for trial in record.trials.values())
+    with pytest.warns(UserWarning, match=rf"{finished} of {finished} finished trials have no metrics\.jsonl"):
+        trials, rows, _ = mbcl.study.load(str(tmp_path))
+    assert len(trials) == len(record.trials)
+    assert len(rows) == 0
+
+
 def test_load_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"holds no study\.json"):
         mbcl.study.load(str(tmp_path))
