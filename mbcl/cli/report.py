@@ -29,7 +29,8 @@ def add_report(commands: Any) -> None:
     report.add_argument("studies", metavar="DIR", nargs="*", help="folder of a study, for example results/samplers")
     report.option("--results", "DIR", "the same as one DIR")
     report.option("--out", "FILE", "a copy of the page (of several studies the page, studies.html by default)")
-    report.option("--markdown", "FILE", "write a Markdown document instead, with its figures in a folder beside it")
+    figures = "its figures replace the SVG files of the folder NAME_figures beside it"
+    report.option("--markdown", "FILE", f"write a Markdown document instead; {figures}")
     report.flag("--open", "open the page in the browser")
     report.plugins(note=" that the study used, whose defaults the names of settings leave out")
     report.set_defaults(run=_report)
