@@ -147,7 +147,9 @@ def nuisance_text(study: StudyRecord, trial: TrialRecord) -> str:
     """Format a trial's nuisance values, without keys that are tied to others: ``temperature=0.2, lr=0.1``."""
     names = _short_names(study.nuisance)
     return ", ".join(
-        f"{names[key]}={_in_label(trial.nuisance[key])}" for key in study.nuisance if key in trial.nuisance
+        f"{names[_mapping_of(key) or key]}={_in_label(trial.nuisance[key])}"
+        for key in study.nuisance
+        if key in trial.nuisance
     )
 
 
@@ -209,10 +211,19 @@ def _differing(
 
 
 def _short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Map each dotted key to its last word, or to itself where the last word is ambiguous."""
-    last_words = {key: key.rpartition(".")[2] for key in keys}
+    """Map each dotted key to its last word, or to itself where the last word is ambiguous.
+
+    Of a mapping by epoch, such as ``planner.schedule.pool.3``, the name is that of the mapping, ``pool``.
+    """
+    last_words = {_mapping_of(key) or key: (_mapping_of(key) or key).rpartition(".")[2] for key in keys}
     counts = Counter(last_words.values())
     return {key: word if counts[word] == 1 else key for key, word in last_words.items()}
+
+
+def _mapping_of(key: str) -> str | None:
+    """Return the key of the mapping that a key with a number for its last word is an entry of."""
+    mapping, _, word = key.rpartition(".")
+    return mapping if word.isdecimal() else None
 
 
 def _label(columns: dict[str, Any], keys: list[str], short: dict[str, str]) -> str:
@@ -224,7 +235,13 @@ def _label(columns: dict[str, Any], keys: list[str], short: dict[str, str]) -> s
             details = ", ".join(f"{key.rpartition('.')[2]}={_in_label(columns[key])}" for key in inner)
             fragments.append(f"{columns[part]} ({details})" if details else str(columns[part]))
             rest = [key for key in rest if key != part and key not in inner]
-    fragments += [f"{short[key]}={_in_label(columns[key])}" for key in rest]
+    mappings: dict[str, list[str]] = {}
+    for key in rest:
+        if mapping := _mapping_of(key):
+            mappings.setdefault(mapping, []).append(f"{key.rpartition('.')[2]}: {_in_label(columns[key])}")
+        else:
+            fragments.append(f"{short[key]}={_in_label(columns[key])}")
+    fragments += [f"{short[key]}={{{', '.join(entries)}}}" for key, entries in mappings.items()]
     return ", ".join(fragments) or str(columns["sampler"])
 
 

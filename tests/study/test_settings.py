@@ -56,6 +56,14 @@ def test_settings_of_label_what_differs() -> None:
     ]
 
 
+def test_a_mapping_by_epoch_is_labelled_as_it_is_configured() -> None:
+    schedules = [{0: 256, 3: 32}, {0: 64}]
+    settings = [{"train.epochs": 6, "planner.schedule": {"pool": pool}} for pool in schedules]
+    assert labels_of(*settings) == ["pool={0: 256, 3: 32}", "pool={0: 64}"]
+    sizes = [{"a.pool": 1, "planner.schedule": {"pool": {0: 1}}}, {"a.pool": 2, "planner.schedule": {"pool": {0: 2}}}]
+    assert labels_of(*sizes) == ["a.pool=1, planner.schedule.pool={0: 1}", "a.pool=2, planner.schedule.pool={0: 2}"]
+
+
 def test_labels_are_unique_and_qualify_ambiguous_keys() -> None:
     assert labels_of({"a.size": 1, "b.size": 1}, {"a.size": 2, "b.size": 3}) == [
         "a.size=1, b.size=1",
