@@ -45,23 +45,23 @@ def finish(study: StudyRecord, value) -> StudyRecord:
 def test_the_baseline_is_added_with_as_many_passes_for_every_setting_that_embeds(space_file):
     grid = {"grid": [SHUFFLE, SPECTRAL, OSGD, {"name": "fixed"}, {"name": "spectral", "k": 2}]}
     trials, study = opened(space_file({"space/sampler": grid, "seeds": [3, 5], "experiment/train/epochs": 10}))
-    # An epoch trains on 256 images, which is 768 passes, and a plan embeds 270: ceil(10 * (1 + 270 / 768)) epochs, and
-    # ceil(10 * (1 + 4 * 270 / 768)).
+    # An epoch trains on 256 images, which is 768 passes, and a plan embeds 270: 10 * (1 + 270 / 768) = 13.5 epochs,
+    # and 10 * (1 + 4 * 270 / 768) = 24.06.
     added = [(spec.setting, spec.seed, spec.experiment.sampler.name, spec.parameters) for spec in trials.specs[10:]]
     block = {"sampler": {"name": "shuffle"}}
     assert added == [
         (number, seed, "shuffle", {**block, "train.epochs": epochs})
-        for number, epochs in ((5, 14), (6, 25))
+        for number, epochs in ((5, 14), (6, 24))
         for seed in (3, 5)
     ]
     assert [t.equal_passes for t in list(study.trials.values())[::2]] == [None, 5, 6, None, 5, None, None]
     assert [t.is_control for t in study.trials.values()] == 10 * [False] + 4 * [True]
     labels = [setting.label for setting in settings_of(study)]
-    assert labels[5:] == ["shuffle, epochs=14", "shuffle, epochs=25"]
+    assert labels[5:] == ["shuffle, epochs=14", "shuffle, epochs=24"]
     assert trials.notes == (
-        "control: shuffle is also trained for 14 epochs instead of 10, with no fewer forward passes than "
+        "control: shuffle is also trained for 14 epochs instead of 10, for as many forward passes as "
         "spectral (k=4) (10,380 instead of 7,680), spectral (k=2) (10,380 instead of 7,680)",
-        "control: shuffle is also trained for 25 epochs instead of 10, with no fewer forward passes than osgd "
+        "control: shuffle is also trained for 24 epochs instead of 10, for as many forward passes as osgd "
         "(k=4, q=1) (18,480 instead of 7,680)",
     )
 
@@ -185,8 +185,8 @@ def test_the_control_has_the_fewest_epochs_with_as_many_passes_and_the_same_sche
     assert found.control_of == {1: 2}
     passes, longer = forward_passes(theirs, Samples(num_train)), control.train.epochs
     assert added.parameters["train.epochs"] == longer
-    assert forward_passes(control, Samples(num_train)) >= passes
-    assert 3 * 16 * (num_train // 16) * (longer - 1) < passes
+    assert forward_passes(control, Samples(num_train)) >= passes - passes // 100
+    assert 3 * 16 * (num_train // 16) * (longer - 1) < passes - passes // 100
     rates = [
         cosine_lr(progress * e.train.epochs, 1.0, e.schedule.warmup_epochs, e.train.epochs) for e in (ours, control)
     ]
@@ -213,7 +213,7 @@ def test_the_control_is_counted_on_its_own_images():
     control = equal_passes(settings, baseline, [0], samples_of).settings[0].experiment
     assert control.data.max_samples == 200
     passes = forward_passes(theirs, Samples(400))
-    assert 3 * 192 * control.train.epochs >= passes > 3 * 192 * (control.train.epochs - 1)
+    assert 3 * 192 * control.train.epochs >= passes - passes // 100 > 3 * 192 * (control.train.epochs - 1)
 
 
 @pytest.mark.filterwarnings("ignore::mbcl.errors.SamplerWarning")
@@ -224,7 +224,7 @@ def test_passes_are_those_of_all_seeds_where_the_seeds_train_on_unequal_numbers(
         return Samples({0: 64 * 16, 1: 65 * 16, 2: 65 * 16}[experiment.seed])
 
     def of(block):
-        return runs.experiment(block, train={"epochs": 50, "batch_size": 16})
+        return runs.experiment(block, train={"epochs": 51, "batch_size": 16})
 
     ours, theirs = of(SHUFFLE), of(OSGD)
     settings = [Configured({"sampler": dict(b)}, e, arm=b["name"]) for b, e in ((SHUFFLE, ours), (OSGD, theirs))]
@@ -232,8 +232,8 @@ def test_passes_are_those_of_all_seeds_where_the_seeds_train_on_unequal_numbers(
         seeds: equal_passes(settings, {"sampler": "shuffle"}, seeds, samples_of).settings[0].experiment.train.epochs
         for seeds in ((0,), (1,), (0, 1, 2))
     }
-    # 50 (1 + 4 / 3) epochs, 50 (1 + 5 / 3), and 50 (1 + (64 * 4 + 2 * 65 * 5) / 3 / (64 + 2 * 65)).
-    assert found == {(0,): 117, (1,): 134, (0, 1, 2): 128}
+    # 99 % of 51 (1 + 4 / 3) epochs, 51 (1 + 5 / 3), and 51 (1 + (64 * 4 + 2 * 65 * 5) / 3 / (64 + 2 * 65)), rounded up.
+    assert found == {(0,): 118, (1,): 135, (0, 1, 2): 130}
 
 
 def test_the_control_of_grouped_pairs_counts_the_split_of_every_seed(space_file, tmp_path):
@@ -261,4 +261,4 @@ def test_the_control_of_grouped_pairs_counts_the_split_of_every_seed(space_file,
     assert len({samples.number for samples in numbers.values()}) > 1
     epochs = trials.specs[-1].experiment.train.epochs
     one_epoch = passes[2] / epochs
-    assert passes[2] - one_epoch < passes[1] <= passes[2]
+    assert passes[2] - one_epoch < 0.99 * passes[1] <= passes[2]
