@@ -17,7 +17,7 @@ help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(VENV)/.run            ## set up, then the main job on the embedded data set, under a free name
-	@echo "Comparing three ways to batch functions and their docstrings: 48 short trainings, evaluation, report; about four minutes on two cores, the first time five."
+	@echo "Comparing three ways to batch functions and their docstrings: 56 short trainings, evaluation, report; about five minutes on two cores, the first time six."
 	@name=samplers; n=1; while [ -e results/$$name ]; do n=$$((n + 1)); name=samplers-$$n; done; \
 	exec $(BIN)/python run_ray.py --space tune_spaces/samplers.yaml --name $$name
 

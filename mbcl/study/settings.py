@@ -117,7 +117,7 @@ def settings_of(study: StudyRecord) -> list[Setting]:
     arms: dict[int | str, list[int]] = {}
     for number, (first, *_) in groups.items():
         arms.setdefault(f"setting {number}" if first.arm is None else first.arm, []).append(number)
-    flat = [_shared([columns[number] for number in arm]) for arm in arms.values()]
+    flat = [shared_columns([columns[number] for number in arm]) for arm in arms.values()]
     by_setting = {
         n: (label, own) for arm, label, own in zip(arms.values(), labels(flat), flat, strict=True) for n in arm
     }
@@ -128,7 +128,7 @@ def settings_of(study: StudyRecord) -> list[Setting]:
     ]
 
 
-def _shared(candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def shared_columns(candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the columns that all candidates of an arm share; a key in a block may be tied to a nuisance key."""
     first, *others = candidates
     return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}

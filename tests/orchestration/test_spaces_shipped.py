@@ -32,7 +32,7 @@ TRIALS = {
     "objectives": 45,
     "paper_cifar100": 18,
     "paper_tiny_imagenet": 18,
-    "samplers": 48,
+    "samplers": 56,
     "search": 54,
     "synthetic": 200,
 }

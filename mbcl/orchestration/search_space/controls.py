@@ -20,7 +20,7 @@ from mbcl.data import Splits
 from mbcl.engine import Samples, check_samples, forward_passes, load_splits, split_data
 from mbcl.errors import ConfigError, pluralize
 from mbcl.orchestration.search_space.trial_kinds import AnyExperiment, identity_of
-from mbcl.study.settings import Setting, baseline_for, columns_of, labels, singled_out
+from mbcl.study.settings import Setting, baseline_for, columns_of, labels, shared_columns, singled_out
 
 EPOCHS = "train.epochs"
 
@@ -116,8 +116,10 @@ def equal_passes(
         return sum(forward_passes(replica, samples_of(replica)) for replica in replicas)
 
     columns = [setting.columns for setting in settings]
-    by_arm = {setting.arm: setting.columns_of_arm for setting in settings}
-    names = dict(zip(by_arm, labels(list(by_arm.values())), strict=True))
+    by_arm: dict[str, list[dict[str, Any]]] = {}
+    for each in settings:
+        by_arm.setdefault(each.arm, []).append(each.columns_of_arm)
+    names = dict(zip(by_arm, labels([shared_columns(candidates) for candidates in by_arm.values()]), strict=True))
     shown = [Setting(i, names[each.arm], each.columns, ()) for i, each in enumerate(settings)]
     candidates = [setting for setting, fits in zip(shown, singled_out(columns, baseline), strict=True) if fits]
     numbers = {identity_of(each.experiment): number for number, each in enumerate(settings)}
