@@ -8,6 +8,8 @@ Validation, evaluation, and what cached accumulation computes again to save memo
 
 from __future__ import annotations
 
+from typing import Any
+
 from mbcl.config.experiment import Experiment
 from mbcl.engine.setup import Samples
 from mbcl.planner.plans import PlanKey
@@ -27,6 +29,7 @@ class PlanTimes:
     def __init__(self, experiment: Experiment, samples: Samples) -> None:
         self._experiment = experiment
         self._samples = samples
+        self._plan_lengths: dict[tuple[tuple[str, Any], ...], int] = {}
         self.steps_per_epoch = samples.steps_per_epoch(experiment.train.batch_size)
 
     def key(self, epoch: int, round_: int) -> PlanKey:
@@ -76,7 +79,11 @@ class PlanTimes:
 
     def _plan_length(self, epoch: int) -> int:
         """Return the number of batches of one plan of a planned epoch."""
-        return self._samples.bind(self._experiment.build_sampler(epoch)).plan_length(self._samples.number)
+        scheduled = tuple(self._experiment.planner.schedule.at(epoch).items())
+        if scheduled not in self._plan_lengths:  # to bind ids takes time
+            sampler = self._samples.bind(self._experiment.build_sampler(epoch))
+            self._plan_lengths[scheduled] = sampler.plan_length(self._samples.number)
+        return self._plan_lengths[scheduled]
 
 
 def forward_passes(experiment: Experiment, samples: Samples) -> int:

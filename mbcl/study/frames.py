@@ -65,8 +65,8 @@ def load(location: str) -> Frames:
     finished = {trial.ordinal for trial in study.trials.values() if trial.status == "finished"}
     if without := len(finished - histories.keys()):
         warnings.warn(
-            f"{location}: {without} of {pluralize(len(finished), 'finished trial')} have no metrics.jsonl, so no rows "
-            "and no plans",
+            f"{location}: {without} of {pluralize(len(finished), 'finished trial')} have no rows of epochs "
+            "(metrics.jsonl)",
             stacklevel=2,
         )
     for ordinal, history in histories.items():

@@ -145,12 +145,8 @@ def _label_of_stage(study: StudyRecord, label: str, trial: TrialRecord) -> str:
 
 def nuisance_text(study: StudyRecord, trial: TrialRecord) -> str:
     """Format a trial's nuisance values, without keys that are tied to others: ``temperature=0.2, lr=0.1``."""
-    names = _short_names(study.nuisance)
-    return ", ".join(
-        f"{names[_mapping_of(key) or key]}={_in_label(trial.nuisance[key])}"
-        for key in study.nuisance
-        if key in trial.nuisance
-    )
+    keys = [key for key in study.nuisance if key in trial.nuisance]
+    return ", ".join(_key_values(trial.nuisance, keys, _short_names(study.nuisance)))
 
 
 def columns_of(sampler: str, objective: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,6 +177,12 @@ def labels(settings: list[dict[str, Any]]) -> list[str]:
     """
     varied: dict[tuple[str, str], tuple[bool, bool]] = {}
     shown = [_differing(columns, settings, varied) for columns in settings]
+    mappings = {mapping for keys in shown for key in keys if (mapping := _mapping_of(key))}
+    if mappings:  # a mapping whose entries differ is shown whole
+        shown = [
+            [key for key in columns if key in keys or _mapping_of(key) in mappings]
+            for columns, keys in zip(settings, shown, strict=True)
+        ]
     short = _short_names(key for keys in shown for key in keys)
     names = [_label(columns, keys, short) for columns, keys in zip(settings, shown, strict=True)]
     counts = Counter(names)
@@ -235,14 +237,22 @@ def _label(columns: dict[str, Any], keys: list[str], short: dict[str, str]) -> s
             details = ", ".join(f"{key.rpartition('.')[2]}={_in_label(columns[key])}" for key in inner)
             fragments.append(f"{columns[part]} ({details})" if details else str(columns[part]))
             rest = [key for key in rest if key != part and key not in inner]
-    mappings: dict[str, list[str]] = {}
-    for key in rest:
-        if mapping := _mapping_of(key):
-            mappings.setdefault(mapping, []).append(f"{key.rpartition('.')[2]}: {_in_label(columns[key])}")
-        else:
-            fragments.append(f"{short[key]}={_in_label(columns[key])}")
-    fragments += [f"{short[key]}={{{', '.join(entries)}}}" for key, entries in mappings.items()]
+    fragments += _key_values(columns, rest, short)
     return ", ".join(fragments) or str(columns["sampler"])
+
+
+def _key_values(columns: Mapping[str, Any], keys: Iterable[str], short: Mapping[str, str]) -> list[str]:
+    """Format keys with their values, the entries of a mapping by epoch together: ``pool={0: 256, 3: 32}``."""
+    values: dict[str, list[str]] = {}
+    for key in keys:
+        text = _in_label(columns[key])
+        mapping = _mapping_of(key)
+        values.setdefault(mapping or key, []).append(f"{key.rpartition('.')[2]}: {text}" if mapping else text)
+    mappings = {mapping for key in keys if (mapping := _mapping_of(key))}
+    return [
+        f"{short[key]}={{{', '.join(texts)}}}" if key in mappings else f"{short[key]}={texts[0]}"
+        for key, texts in values.items()
+    ]
 
 
 def by_part(columns: Mapping[str, Any]) -> dict[str, Any]:

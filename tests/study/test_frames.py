@@ -1,5 +1,6 @@
 import csv
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ def test_frames_agree_with_the_files(tmp_path: Path) -> None:
     write_study(store, record)
     write_histories(store, record)
     write(store, record)
-    frames = mbcl.study.load(str(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frames = mbcl.study.load(str(tmp_path))
     with (tmp_path / "results.csv").open() as stream:
         expected = list(csv.DictReader(stream))
     assert list(frames.trials.columns) == ["trial_id", "label", *list(expected[0])[1:]]
@@ -48,7 +51,7 @@ def test_load_warns_of_a_study_whose_rows_of_epochs_are_elsewhere(tmp_path: Path
     record = partial()
     write_study(LocalStore(tmp_path), record)
     finished = sum(trial.status == "finished" for trial in record.trials.values())
-    with pytest.warns(UserWarning, match=rf"{finished} of {finished} finished trials have no metrics\.jsonl"):
+    with pytest.warns(UserWarning, match=rf"{finished} of {finished} finished trials have no rows of epochs"):
         trials, rows, _ = mbcl.study.load(str(tmp_path))
     assert len(trials) == len(record.trials)
     assert len(rows) == 0

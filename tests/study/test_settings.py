@@ -60,6 +60,8 @@ def test_a_mapping_by_epoch_is_labelled_as_it_is_configured() -> None:
     schedules = [{0: 256, 3: 32}, {0: 64}]
     settings = [{"train.epochs": 6, "planner.schedule": {"pool": pool}} for pool in schedules]
     assert labels_of(*settings) == ["pool={0: 256, 3: 32}", "pool={0: 64}"]
+    shared = [{"planner.schedule": {"pool": pool}} for pool in ({0: 64, 3: 32}, {0: 64, 3: 96}, {0: 64})]
+    assert labels_of(*shared) == ["pool={0: 64, 3: 32}", "pool={0: 64, 3: 96}", "pool={0: 64}"]
     sizes = [{"a.pool": 1, "planner.schedule": {"pool": {0: 1}}}, {"a.pool": 2, "planner.schedule": {"pool": {0: 2}}}]
     assert labels_of(*sizes) == ["a.pool=1, planner.schedule.pool={0: 1}", "a.pool=2, planner.schedule.pool={0: 2}"]
 

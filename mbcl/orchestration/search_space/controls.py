@@ -2,9 +2,14 @@
 
 Settings that plan on fresh embeddings make more forward passes than their baseline in the same number of epochs; see
 :mod:`mbcl.engine.plan_times` for how they are counted. The control of such a setting is its baseline with the fewest
-epochs in which it makes at least 99 % as many, so the rounding to whole epochs is in favour of the control. Passes are
-those of all seeds together: where samples are split by group or batches are of one source, the seeds train on unequal
-numbers of them. The learning-rate schedule is stretched over these epochs, its warm-up included. Settings that need the
+epochs in which it makes as many. It may lack one per cent, where that saves a whole epoch: a plan embeds every sample
+and an epoch trains on whole batches, so six epochs with six plans are a thousandth more than eight without. Settings
+that make up to one per cent more than their baseline need no control.
+
+Where samples are split by group or batches are of one source, the seeds train on unequal numbers of samples. Passes are
+those of ten splits, whatever the seeds of the study: one that is extended keeps its controls.
+
+The learning-rate schedule is stretched over the epochs of the control, its warm-up included. Settings that need the
 same control share it.
 """
 
@@ -16,13 +21,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mbcl.config.experiment import Experiment
-from mbcl.data import Splits
 from mbcl.engine import Samples, check_samples, forward_passes, load_splits, split_data
 from mbcl.errors import ConfigError, pluralize
 from mbcl.orchestration.search_space.trial_kinds import AnyExperiment, identity_of
 from mbcl.study.settings import Setting, baseline_for, columns_of, labels, shared_columns, singled_out
 
 EPOCHS = "train.epochs"
+SPLITS = 10
+"""The splits of the data on which forward passes are counted, those of the seeds 0 to 9."""
 
 
 @dataclass(frozen=True)
@@ -68,28 +74,26 @@ class Controls:
 
 
 class SampleReader:
-    """Reads the training samples of experiments; every data set is loaded once and split once for every seed."""
+    """Reads the training samples of experiments; every data set is loaded once."""
 
     def __init__(self) -> None:
-        self._splits: dict[str, Splits] = {}
-        self._samples: dict[tuple[str, int], Samples] = {}
+        self._samples: dict[str, tuple[Samples, ...]] = {}
 
-    def __call__(self, experiment: Experiment) -> Samples:
-        """Return the training samples of the experiment's seed.
+    def __call__(self, experiment: Experiment) -> tuple[Samples, ...]:
+        """Return the training samples of each of ``SPLITS`` splits.
 
         Raises:
             ConfigError: if the data cannot be read on this machine, or the experiment does not fit their number.
         """
-        data = experiment.data.model_dump_json()
-        key = (data, experiment.seed)
+        key = experiment.data.model_dump_json()
         try:
-            if data not in self._splits:
-                self._splits[data] = load_splits(experiment.data)
             if key not in self._samples:
-                self._samples[key] = split_data(self._splits[data], experiment.data, seed=experiment.seed).samples
+                loaded = load_splits(experiment.data)
+                splits = (split_data(loaded, experiment.data, seed=seed) for seed in range(SPLITS))
+                self._samples[key] = tuple(split.samples for split in splits)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the checks before the first trial warn
-                check_samples(experiment, self._samples[key])
+                check_samples(experiment, self._samples[key][0])
         except ConfigError as error:
             raise ConfigError(f"control: equal_passes counts the training images: experiment.{error}") from error
         return self._samples[key]
@@ -98,22 +102,19 @@ class SampleReader:
 def equal_passes(
     settings: Sequence[Configured],
     baseline: Mapping[str, Any],
-    seeds: Sequence[int],
-    samples_of: Callable[[Experiment], Samples],
+    samples_of: Callable[[Experiment], Sequence[Samples]],
 ) -> Controls:
     """Return the controls of all settings that make more forward passes than their baseline.
 
     Args:
         settings: all settings of the space.
         baseline: the resolved baseline.
-        seeds: of the comparison.
-        samples_of: returns the training samples of an experiment and its seed.
+        samples_of: returns the training samples of an experiment, those of several splits; of as many for each.
     """
 
     def passes_of(experiment: Experiment) -> int:
-        """Return the forward passes of all seeds together."""
-        replicas = [experiment.model_copy(update={"seed": seed}) for seed in seeds]
-        return sum(forward_passes(replica, samples_of(replica)) for replica in replicas)
+        """Return the forward passes of all splits together."""
+        return sum(forward_passes(experiment, samples) for samples in samples_of(experiment))
 
     columns = [setting.columns for setting in settings]
     by_arm: dict[str, list[dict[str, Any]]] = {}
@@ -148,30 +149,30 @@ def equal_passes(
         control_of[setting.id] = number
         duration = f"for {pluralize(control.train.epochs, 'epoch')} instead of {ours.train.epochs}"
         head = f"control: {reference.label} is also trained {duration}, for as many forward passes as "
-        notes.setdefault(head, {})[
-            f"{setting.label} ({passes // len(seeds):,} instead of {own_passes // len(seeds):,})"
-        ] = None
+        splits = len(samples_of(ours))
+        notes.setdefault(head, {})[f"{setting.label} ({passes // splits:,} instead of {own_passes // splits:,})"] = None
     lines = tuple(head + ", ".join(rest) for head, rest in notes.items())
-    nothing = "control: equal_passes adds nothing: no setting makes more forward passes than its baseline"
+    nothing = "control: equal_passes adds nothing: no setting makes over 1 % more forward passes than its baseline"
     return Controls(tuple(added), control_of, lines or (nothing,))
 
 
 def _enough(passes: int) -> int:
-    """Return 99 % of so many forward passes, which a control makes at least.
-
-    A plan embeds every sample, and an epoch trains on whole batches: six epochs with six plans have a few passes more
-    than eight without plans. All of them would take nine.
-    """
+    """Return 99 % of so many forward passes."""
     return passes - passes // 100
 
 
 def _with_as_many_passes(experiment: Experiment, passes: int, passes_of: Callable[[Experiment], int]) -> Experiment:
-    """Return the experiment with the fewest epochs that make enough of so many passes, its warm-up stretched alike."""
-    needed = _enough(passes)
-    epochs = max(1, needed * experiment.train.epochs // passes_of(experiment))
-    while passes_of(_stretched(experiment, epochs)) < needed:
+    """Return the experiment with the fewest epochs that make so many passes, or one less if it makes enough of them.
+
+    The warm-up is stretched alike.
+    """
+    epochs = max(1, passes * experiment.train.epochs // passes_of(experiment))
+    while passes_of(_stretched(experiment, epochs)) < passes:
         epochs += 1
-    while epochs > 1 and passes_of(_stretched(experiment, epochs - 1)) >= needed:
+    while epochs > 1 and passes_of(_stretched(experiment, epochs - 1)) >= passes:
+        epochs -= 1
+    exact = passes_of(_stretched(experiment, epochs)) == passes
+    if not exact and epochs > 1 and passes_of(_stretched(experiment, epochs - 1)) >= _enough(passes):
         epochs -= 1
     return _stretched(experiment, epochs)
 

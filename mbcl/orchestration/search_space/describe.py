@@ -15,6 +15,7 @@ from mbcl.study.comparisons import chooses, compare
 from mbcl.study.nuisance import first_candidates
 from mbcl.study.power import TYPICAL_SPREADS, describe
 from mbcl.study.record import StudyRecord
+from mbcl.study.settings import flatten
 
 
 def domain_lines(space: Space) -> Iterator[str]:
@@ -93,7 +94,8 @@ def power_lines(space: Space, study: StudyRecord) -> Iterator[str]:
         return
     base = experiment_of(space.experiment, "")
     data = base.data.name if isinstance(base, Experiment) else ""
-    spread, origin = TYPICAL_SPREADS.get(data, (None, ""))
+    names = {flatten(trial.parameters).get("data.name", data) for trial in study.trials.values()}
+    spread, origin = TYPICAL_SPREADS.get(names.pop(), (None, "")) if len(names) == 1 else (None, "")
     # Early stopping picks the settings that finish by the first seed, which then takes no part in comparisons.
     seeds = space.seeds[1:] or space.seeds if build(space.scheduler).stops else space.seeds
     yield from describe(len(seeds), comparisons, space.equivalence, spread, origin)

@@ -109,7 +109,7 @@ def _expand(space: Space) -> Trials:
     note = check_baseline(space, settings)
     controls = Controls((), {}, ())
     if space.control is not None:
-        controls = equal_passes(settings, resolved_baseline(space), space.seeds, SampleReader())
+        controls = equal_passes(settings, resolved_baseline(space), SampleReader())
     num_given = len(settings)
     settings += controls.settings
     left_out = f"{repeated} draws repeat an earlier setting and are left out" if repeated else ""
