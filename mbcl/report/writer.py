@@ -36,7 +36,7 @@ def write(store: Store, study: StudyRecord) -> str:
     draws = read_draws(store, study)
     if draws:
         write_text(store, "draws.csv", draws_csv(draws))
-    elif any(store.exists(f"trials/{key}/evaluation.json") for key in study.trials):
+    elif store.exists("draws.csv") and any(store.exists(f"trials/{key}/evaluation.json") for key in study.trials):
         store.delete("draws.csv")  # of an earlier evaluation; a published study has it without its trials
     histories = read_histories(store, study)
     pictures = draw(study, histories)

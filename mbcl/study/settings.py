@@ -177,12 +177,11 @@ def labels(settings: list[dict[str, Any]]) -> list[str]:
     """
     varied: dict[tuple[str, str], tuple[bool, bool]] = {}
     shown = [_differing(columns, settings, varied) for columns in settings]
-    mappings = {mapping for keys in shown for key in keys if (mapping := _mapping_of(key))}
-    if mappings:  # a mapping whose entries differ is shown whole
-        shown = [
-            [key for key in columns if key in keys or _mapping_of(key) in mappings]
-            for columns, keys in zip(settings, shown, strict=True)
-        ]
+    mappings = {_owner(key) for keys in shown for key in keys if _owner(key) != key}
+    shown = [  # a mapping whose entries differ is shown whole
+        [key for key in columns if key in keys or _owner(key) in mappings]
+        for columns, keys in zip(settings, shown, strict=True)
+    ]
     short = _short_names(key for keys in shown for key in keys)
     names = [_label(columns, keys, short) for columns, keys in zip(settings, shown, strict=True)]
     counts = Counter(names)
@@ -217,15 +216,15 @@ def _short_names(keys: Iterable[str]) -> dict[str, str]:
 
     Of a mapping by epoch, such as ``planner.schedule.pool.3``, the name is that of the mapping, ``pool``.
     """
-    last_words = {_mapping_of(key) or key: (_mapping_of(key) or key).rpartition(".")[2] for key in keys}
+    last_words = {key: key.rpartition(".")[2] for key in map(_owner, keys)}
     counts = Counter(last_words.values())
     return {key: word if counts[word] == 1 else key for key, word in last_words.items()}
 
 
-def _mapping_of(key: str) -> str | None:
-    """Return the key of the mapping that a key with a number for its last word is an entry of."""
+def _owner(key: str) -> str:
+    """Return a key itself, or of an entry of a mapping by epoch, whose last word is a number, that of the mapping."""
     mapping, _, word = key.rpartition(".")
-    return mapping if word.isdecimal() else None
+    return mapping if word.isdecimal() else key
 
 
 def _label(columns: dict[str, Any], keys: list[str], short: dict[str, str]) -> str:
@@ -246,11 +245,9 @@ def _key_values(columns: Mapping[str, Any], keys: Iterable[str], short: Mapping[
     values: dict[str, list[str]] = {}
     for key in keys:
         text = _in_label(columns[key])
-        mapping = _mapping_of(key)
-        values.setdefault(mapping or key, []).append(f"{key.rpartition('.')[2]}: {text}" if mapping else text)
-    mappings = {mapping for key in keys if (mapping := _mapping_of(key))}
+        values.setdefault(_owner(key), []).append(text if _owner(key) == key else f"{key.rpartition('.')[2]}: {text}")
     return [
-        f"{short[key]}={{{', '.join(texts)}}}" if key in mappings else f"{short[key]}={texts[0]}"
+        f"{short[key]}={texts[0]}" if key in columns else f"{short[key]}={{{', '.join(texts)}}}"
         for key, texts in values.items()
     ]
 

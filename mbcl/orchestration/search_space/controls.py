@@ -111,11 +111,6 @@ def equal_passes(
         baseline: the resolved baseline.
         samples_of: returns the training samples of an experiment, those of several splits; of as many for each.
     """
-
-    def passes_of(experiment: Experiment) -> int:
-        """Return the forward passes of all splits together."""
-        return sum(forward_passes(experiment, samples) for samples in samples_of(experiment))
-
     columns = [setting.columns for setting in settings]
     by_arm: dict[str, list[dict[str, Any]]] = {}
     for each in settings:
@@ -138,10 +133,11 @@ def equal_passes(
         )
         assert isinstance(ours, Experiment)
         assert isinstance(theirs, Experiment)
-        passes, own_passes = passes_of(theirs), passes_of(ours)
+        splits = samples_of(ours)
+        passes, own_passes = _passes(theirs, samples_of(theirs)), _passes(ours, splits)
         if own_passes >= _enough(passes):
             continue
-        control = _with_as_many_passes(ours, passes, passes_of)
+        control = _with_as_many_passes(ours, passes, splits)
         number = numbers.setdefault(identity_of(control), len(settings) + len(added))
         if number == len(settings) + len(added):
             epochs = {EPOCHS: control.train.epochs}
@@ -149,11 +145,16 @@ def equal_passes(
         control_of[setting.id] = number
         duration = f"for {pluralize(control.train.epochs, 'epoch')} instead of {ours.train.epochs}"
         head = f"control: {reference.label} is also trained {duration}, for as many forward passes as "
-        splits = len(samples_of(ours))
-        notes.setdefault(head, {})[f"{setting.label} ({passes // splits:,} instead of {own_passes // splits:,})"] = None
+        counts = f"{passes // len(splits):,} instead of {own_passes // len(splits):,}"
+        notes.setdefault(head, {})[f"{setting.label} ({counts})"] = None
     lines = tuple(head + ", ".join(rest) for head, rest in notes.items())
     nothing = "control: equal_passes adds nothing: no setting makes over 1 % more forward passes than its baseline"
     return Controls(tuple(added), control_of, lines or (nothing,))
+
+
+def _passes(experiment: Experiment, splits: Sequence[Samples]) -> int:
+    """Return the forward passes of all splits together."""
+    return sum(forward_passes(experiment, samples) for samples in splits)
 
 
 def _enough(passes: int) -> int:
@@ -161,20 +162,21 @@ def _enough(passes: int) -> int:
     return passes - passes // 100
 
 
-def _with_as_many_passes(experiment: Experiment, passes: int, passes_of: Callable[[Experiment], int]) -> Experiment:
-    """Return the experiment with the fewest epochs that make so many passes, or one less if it makes enough of them.
+def _with_as_many_passes(experiment: Experiment, passes: int, splits: Sequence[Samples]) -> Experiment:
+    """Return the experiment with the most epochs that make no more passes, or one more if these are not enough.
 
-    The warm-up is stretched alike.
+    It makes fewer passes now. The warm-up is stretched alike.
     """
-    epochs = max(1, passes * experiment.train.epochs // passes_of(experiment))
-    while passes_of(_stretched(experiment, epochs)) < passes:
+
+    def passes_in(epochs: int) -> int:
+        return _passes(_stretched(experiment, epochs), splits)
+
+    epochs = passes * experiment.train.epochs // _passes(experiment, splits)
+    while passes_in(epochs) > passes:
+        epochs -= 1
+    while passes_in(epochs + 1) <= passes:
         epochs += 1
-    while epochs > 1 and passes_of(_stretched(experiment, epochs - 1)) >= passes:
-        epochs -= 1
-    exact = passes_of(_stretched(experiment, epochs)) == passes
-    if not exact and epochs > 1 and passes_of(_stretched(experiment, epochs - 1)) >= _enough(passes):
-        epochs -= 1
-    return _stretched(experiment, epochs)
+    return _stretched(experiment, epochs if passes_in(epochs) >= _enough(passes) else epochs + 1)
 
 
 def _stretched(experiment: Experiment, epochs: int) -> Experiment:

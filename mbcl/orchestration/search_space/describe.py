@@ -95,7 +95,7 @@ def power_lines(space: Space, study: StudyRecord) -> Iterator[str]:
     base = experiment_of(space.experiment, "")
     data = base.data.name if isinstance(base, Experiment) else ""
     names = {flatten(trial.parameters).get("data.name", data) for trial in study.trials.values()}
-    spread, origin = TYPICAL_SPREADS.get(names.pop(), (None, "")) if len(names) == 1 else (None, "")
+    spread, origin = TYPICAL_SPREADS.get(names.pop() if len(names) == 1 else "", (None, ""))
     # Early stopping picks the settings that finish by the first seed, which then takes no part in comparisons.
     seeds = space.seeds[1:] or space.seeds if build(space.scheduler).stops else space.seeds
     yield from describe(len(seeds), comparisons, space.equivalence, spread, origin)
