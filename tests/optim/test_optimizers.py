@@ -28,6 +28,41 @@ def test_optimizer_lowers_the_loss(name: str) -> None:
     assert all(bool((p < 1).all()) for p in weights)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_its_formula(nesterov: bool) -> None:
+    weights, gradients = _random_steps()
+    parameter = torch.nn.Parameter(weights.clone())
+    optimizer = mbcl.optim.build("sgd", [parameter], lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
+    velocity = torch.zeros_like(weights)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        decayed = gradient + 0.01 * weights
+        velocity = 0.9 * velocity + decayed
+        weights = weights - 0.1 * (decayed + 0.9 * velocity if nesterov else velocity)
+        torch.testing.assert_close(parameter.data, weights)
+
+
+def test_adamw_is_its_formula() -> None:
+    weights, gradients = _random_steps()
+    parameter = torch.nn.Parameter(weights.clone())
+    optimizer = mbcl.optim.build("adamw", [parameter], lr=0.1, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.01)
+    mean, square = torch.zeros_like(weights), torch.zeros_like(weights)
+    for step, gradient in enumerate(gradients, 1):
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        mean, square = 0.8 * mean + 0.2 * gradient, 0.95 * square + 0.05 * gradient**2
+        unbiased_mean, unbiased_square = mean / (1 - 0.8**step), square / (1 - 0.95**step)
+        weights = weights * (1 - 0.1 * 0.01) - 0.1 * unbiased_mean / (unbiased_square.sqrt() + 1e-3)
+        torch.testing.assert_close(parameter.data, weights)
+
+
+def _random_steps() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weights and the gradients of five steps."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(7, 5, generator=generator), torch.randn(5, 7, 5, generator=generator)
+
+
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_optimizer_signature_has_keyword_settings_with_defaults(name: str) -> None:
     parameters = inspect.signature(OPTIMIZERS[name], eval_str=True).parameters

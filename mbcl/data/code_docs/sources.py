@@ -31,14 +31,17 @@ def installed() -> list[Package]:
     """Return the installed packages that have Python files, by name; the first on the path wins."""
     by_name: dict[str, Package] = {}
     for distribution in distributions():
-        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
-        if not name or name == OWN or name in by_name or _is_bundled(distribution):
+        if _is_bundled(distribution):
             continue
-        key = (name, distribution.version, str(distribution.locate_file("")))
+        metadata = distribution.metadata  # each access parses the whole file, of some packages a long document
+        name, version = re.sub(r"[-_.]+", "-", metadata["Name"] or "").lower(), metadata["Version"]
+        if not name or name == OWN or name in by_name:
+            continue
+        key = (name, version, str(distribution.locate_file("")))
         if key not in _files_of:
             _files_of[key] = tuple(sorted(_python_files(distribution)))
         if _files_of[key]:
-            by_name[name] = Package(name, distribution.version, _files_of[key])
+            by_name[name] = Package(name, version, _files_of[key])
     return [by_name[name] for name in sorted(by_name)]
 
 
