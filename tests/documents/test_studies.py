@@ -84,6 +84,50 @@ def test_every_number_of_the_text_is_one_of_the_results():
     assert quoted <= set(re.findall(r"[+−]\d\.\d{4}", results)), quoted - set(re.findall(r"[+−]\d\.\d{4}", results))
 
 
+@pytest.mark.parametrize(
+    "study, signs, text",
+    [
+        (
+            "batch_size_code_docs",
+            {
+                "spectral (k=4), batch_size=8": 1,
+                "shuffle, batch_size=8": -1,
+                "spectral (k=4), batch_size=32": -1,
+                "shuffle, batch_size=32": 1,
+            },
+            "0.0031 [0.0018, 0.0045]",
+        ),
+        (
+            "hardness_code_docs",
+            {
+                "refined (pool=64, temperature=0.2), clip (temperature=0.2)": 1,
+                "shuffle, clip (temperature=0.1)": -1,
+            },
+            "0.0079 [0.0070, 0.0089]",
+        ),
+        (
+            "hardness_code_docs",
+            {
+                "refined (pool=64, temperature=0.2), clip (temperature=0.2)": 1,
+                "shuffle, clip (temperature=0.1), epochs=8": -1,
+            },
+            "0.0052 [0.0044, 0.0060]",
+        ),
+    ],
+)
+def test_exploratory_comparisons_of_the_text_follow_from_the_rows(study, signs, text):
+    """They are in no table: a sum of settings with signs, paired by seed, with its 95 % t interval."""
+    folder = ROOT / "studies" / study
+    rows, summary = rows_of(folder), pandas.read_csv(folder / "summary.csv")
+    numbers = summary.set_index("label")["setting"]
+    by_setting = {label: rows[rows["setting"] == numbers[label]].set_index("seed") for label in signs}
+    values = sum(sign * by_setting[label]["retrieval/mrr"] for label, sign in signs.items())
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    mean = values.mean()
+    assert text == f"{mean:.4f} [{mean - half:.4f}, {mean + half:.4f}]"
+    assert text in (ROOT / "docs/study.md").read_text().replace("\n", " ")
+
+
 def test_the_studies_stay_small():
     size = sum(path.stat().st_size for path in (ROOT / "studies").rglob("*") if path.is_file())
     assert size <= MAX_BYTES
