@@ -37,6 +37,12 @@ def rows_of(folder: Path) -> pandas.DataFrame:
     return rows[rows["status"] == "finished"]
 
 
+def t_interval(pairs: pandas.Series) -> tuple[float, float]:
+    """The 95 % t interval of paired differences."""
+    half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
+    return pairs.mean() - half, pairs.mean() + half
+
+
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda path: path.name)
 def test_differences_of_a_study_follow_from_its_rows(folder):
     rows, compared = rows_of(folder), pandas.read_csv(folder / "comparison.csv")
@@ -44,11 +50,9 @@ def test_differences_of_a_study_follow_from_its_rows(folder):
     assert len(compared) > 0
     for row in compared.itertuples():
         pairs = (values[row.setting][row.metric] - values[row.baseline][row.metric]).dropna()
-        half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
-        interval = (pairs.mean() - half, pairs.mean() + half)
         assert len(pairs) == row.n
         assert row.difference == pytest.approx(pairs.mean(), rel=1e-9, abs=1e-12)
-        assert (row.ci_low, row.ci_high) == pytest.approx(interval, rel=1e-9, abs=1e-12)
+        assert (row.ci_low, row.ci_high) == pytest.approx(t_interval(pairs), rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda path: path.name)
@@ -122,9 +126,8 @@ def test_exploratory_comparisons_of_the_text_follow_from_the_rows(study, signs, 
     numbers = summary.set_index("label")["setting"]
     by_setting = {label: rows[rows["setting"] == numbers[label]].set_index("seed") for label in signs}
     values = sum(sign * by_setting[label]["retrieval/mrr"] for label, sign in signs.items())
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    mean = values.mean()
-    assert text == f"{mean:.4f} [{mean - half:.4f}, {mean + half:.4f}]"
+    low, high = t_interval(values)
+    assert text == f"{values.mean():.4f} [{low:.4f}, {high:.4f}]"
     assert text in (ROOT / "docs/study.md").read_text().replace("\n", " ")
 
 
