@@ -117,6 +117,19 @@ def test_every_number_of_the_text_is_one_of_the_results():
             },
             "0.0052 [0.0044, 0.0060]",
         ),
+        (
+            "false_negatives_code_docs",
+            {"shuffle, apart=null": 1, "shuffle, apart=labels": -1},
+            "0.0046 [0.0038, 0.0053]",
+        ),
+        (
+            "false_negatives_code_docs",
+            {
+                "refined (relative_margin=null, pool=64), apart=null": 1,
+                "refined (relative_margin=null, pool=64), apart=labels": -1,
+            },
+            "0.0047 [0.0041, 0.0054]",
+        ),
     ],
 )
 def test_exploratory_comparisons_of_the_text_follow_from_the_rows(study, signs, text):
