@@ -130,6 +130,32 @@ def test_every_number_of_the_text_is_one_of_the_results():
             },
             "0.0047 [0.0041, 0.0054]",
         ),
+        (
+            "false_negatives_code_docs",
+            {
+                "refined (relative_margin=null, pool=64), apart=null": 1,
+                "shuffle, apart=null": -1,
+                "refined (relative_margin=null, pool=64), apart=labels": -1,
+                "shuffle, apart=labels": 1,
+            },
+            "0.0001 [−0.0009, 0.0012]",
+        ),
+        (
+            "false_negatives_code_docs",
+            {
+                "refined (relative_margin=null, pool=64), apart=null": 1,
+                "refined (relative_margin=0.05, pool=64), apart=null": -1,
+            },
+            "0.0031 [0.0022, 0.0039]",
+        ),
+        (
+            "false_negatives_code_docs",
+            {
+                "refined (relative_margin=null, pool=64), apart=labels": 1,
+                "refined (relative_margin=0.05, pool=64), apart=labels": -1,
+            },
+            "0.0025 [0.0020, 0.0030]",
+        ),
     ],
 )
 def test_exploratory_comparisons_of_the_text_follow_from_the_rows(study, signs, text):
@@ -140,7 +166,7 @@ def test_exploratory_comparisons_of_the_text_follow_from_the_rows(study, signs, 
     by_setting = {label: rows[rows["setting"] == numbers[label]].set_index("seed") for label in signs}
     values = sum(sign * by_setting[label]["retrieval/mrr"] for label, sign in signs.items())
     low, high = t_interval(values)
-    assert text == f"{values.mean():.4f} [{low:.4f}, {high:.4f}]"
+    assert text == f"{values.mean():.4f} [{low:.4f}, {high:.4f}]".replace("-", "−")
     assert text in (ROOT / "docs/study.md").read_text().replace("\n", " ")
 
 
