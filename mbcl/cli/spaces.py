@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from importlib import resources
 from pathlib import Path
@@ -56,6 +57,9 @@ def _spaces(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{path}: is there already; add --overwrite, or choose another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = resources.files("mbcl").joinpath("schemas", "space.schema.json")
-    path.write_text(re.sub(r"(?<=\$schema=)\S+", str(schema), texts[name]), encoding="utf-8")
-    sys.stdout.write(f"{path}; mbcl sweep --space {path} runs it\n")
+    text = re.sub(r"(?<=\$schema=)\S+", lambda _: str(schema), texts[name])
+    command = f"mbcl sweep --space {shlex.quote(str(path))}"
+    text = text.replace(f"python run_ray.py --space tune_spaces/{name}.yaml", command)
+    path.write_text(text, encoding="utf-8")
+    sys.stdout.write(f"{path}; {command} runs it\n")
     return 0

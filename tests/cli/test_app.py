@@ -355,14 +355,19 @@ def test_spaces_lists_and_copies_what_sweep_takes(tmp_path, capsys):
     assert "Does choosing high-loss batches give better retrieval than random ones?" in listed
     assert main(["spaces", "samplers", "--out", str(tmp_path)]) == 0
     comment, *rest = (tmp_path / "samplers.yaml").read_text().splitlines()
-    assert rest == Path("tune_spaces/samplers.yaml").read_text().splitlines()[1:]
+    shipped = Path("tune_spaces/samplers.yaml").read_text()
+    command = "python run_ray.py --space tune_spaces/samplers.yaml"
+    assert command in shipped
+    assert rest == shipped.replace(command, f"mbcl sweep --space {tmp_path}/samplers.yaml").splitlines()[1:]
     assert Path(comment.partition("$schema=")[2]).is_file()
     assert main(["spaces", "samplers", "--out", str(tmp_path)]) == 2
     assert "is there already" in capsys.readouterr().err
     assert main(["spaces", "kq", "--out", str(tmp_path / "samplers.yaml")]) == 2
     assert "--out: " in capsys.readouterr().err
     assert main(["spaces", "study/hardness_digits", "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "hardness_digits.yaml").is_file()
+    study = (tmp_path / "hardness_digits.yaml").read_text()
+    assert f"mbcl sweep --space {tmp_path}/hardness_digits.yaml" in study
+    assert "run_ray" not in study
     assert main(["spaces", "sampler"]) == 2
     assert "did you mean 'samplers'" in capsys.readouterr().err
 
