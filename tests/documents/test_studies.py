@@ -97,6 +97,22 @@ EXPLORATORY = [
         },
         "−0.0021 [−0.0076, 0.0035]",
     ),
+    (
+        "objectives_digits",
+        {
+            "refined (pool=128), sogclr": 1,
+            "shuffle, sogclr": -1,
+            "refined (pool=128), simclr": -1,
+            "shuffle, simclr": 1,
+        },
+        "−0.0024 [−0.0077, 0.0028]",
+    ),
+    (
+        "objectives_digits",
+        {"shuffle, sogclr, epochs=14": 1, "shuffle, simclr, epochs=14": -1},
+        "0.0151 [0.0070, 0.0232]",
+    ),
+    ("objectives_code_docs", {"shuffle, sogclr": 1, "shuffle, clip": -1}, "0.0090 [0.0077, 0.0104]"),
 ]
 
 
