@@ -199,6 +199,25 @@ def test_exploratory_comparisons_of_the_text_follow_from_the_rows(study, signs, 
     assert text in (ROOT / "docs/study.md").read_text().replace("\n", " ")
 
 
+@pytest.mark.parametrize("pool, seeds, text", [(64, 8, "1.11 to 1.29"), (128, 3, "1.29 to 1.54")])
+def test_ratios_of_passes_of_the_text_follow_from_the_curves(pool, seeds, text):
+    """The forward passes until the last validation value of random batches, over theirs, where that is reached."""
+    folder, reached = ROOT / "studies/time_to_quality_digits", []
+    rows = rows_of(folder).set_index(["sampler", "seed"])
+    for seed in range(10):
+        hard = rows.loc["refined"].query("`sampler.pool` == @pool").loc[seed]
+        curves = [
+            pandas.read_json(folder / "trials" / trial / "metrics.jsonl", lines=True)
+            for trial in (rows.loc[("shuffle", seed), "trial_id"], hard["trial_id"])
+        ]
+        target = curves[0]["val/retrieval/mrr"].iloc[-1]
+        passes = [curve.loc[curve["val/retrieval/mrr"] >= target, "work/passes"].min() for curve in curves]
+        reached += [passes[1] / passes[0]] if passes[1] > 0 else []
+    assert len(reached) == seeds
+    assert text == f"{min(reached):.2f} to {max(reached):.2f}"
+    assert text in (ROOT / "docs/study.md").read_text().replace("\n", " ")
+
+
 def test_the_studies_stay_small():
     size = sum(path.stat().st_size for path in (ROOT / "studies").rglob("*") if path.is_file())
     assert size <= MAX_BYTES
