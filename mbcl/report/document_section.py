@@ -9,7 +9,7 @@ from mbcl.errors import pluralize
 from mbcl.report.answer import status_counts, verdict_of
 from mbcl.report.markdown import code, code_cell, escaped, fenced, table
 from mbcl.report.page import CLASSIFIERS, commands
-from mbcl.report.wording import NOTHING, centre, interval, listed, number, p_value, seconds
+from mbcl.report.wording import MINUS, NOTHING, centre, interval, listed, number, p_value, seconds
 from mbcl.study.comparisons import EQUAL_PASSES, EQUAL_STEPS, Comparison, compare
 from mbcl.study.gains import MEASURED
 from mbcl.study.histories import History
@@ -89,20 +89,26 @@ def _difference(comparison: Comparison | None, summary: SettingSummary, margin: 
         return [NOTHING, NOTHING, NOTHING]
     pairs = f", {pluralize(comparison.n, 'pair')}" if 0 < comparison.n != summary.n else ""
     verdict = comparison.verdict
-    if verdict == UNDECIDED and (needed := seeds_to_decide(comparison, margin)):
+    if verdict == UNDECIDED and (needed := _seeds_to_decide(comparison, margin)):
         verdict += f": {needed}"
     return [_with_interval(comparison, signed=True) + pairs, p_value(comparison.p_holm), escaped(verdict)]
 
 
-def seeds_to_decide(comparison: Comparison, margin: float) -> str:
+def _seeds_to_decide(comparison: Comparison, margin: float) -> str:
     """Return how many pairs decide between no difference and one of the margin; empty if no spread was observed.
 
-    The spread is that of the comparison itself.
+    The spread is that of the comparison itself. Where there are as many pairs already, the difference is perhaps
+    neither of the two.
     """
     if not comparison.sd:
         return ""
     needed = pairs_to_decide(margin / comparison.sd, comparison.comparisons)
-    return f"takes about {needed} pairs" if needed else f"takes more than {MAX_PAIRS:,} pairs"
+    if needed is None:
+        return f"takes more than {MAX_PAIRS:,} pairs"
+    if needed <= comparison.n:
+        end = f"{MINUS}{margin:g}" if (comparison.difference or 0.0) < 0 else f"+{margin:g}"
+        return f"perhaps between 0 and {end}"
+    return f"takes about {needed} pairs"
 
 
 def _chosen(study: StudyRecord) -> dict[int, str]:
@@ -125,7 +131,8 @@ def _notes(study: StudyRecord, metric: str, comparisons: Sequence[Comparison]) -
     if any(c.verdict == UNDECIDED and c.sd for c in comparisons):
         parts.append(
             f"Beside undecided: the pairs of seeds that would tell a difference of {study.equivalence:g} from none "
-            f"with {100 * POWER:.0f} % power, where paired differences scatter as these do."
+            f"with {100 * POWER:.0f} % power, where paired differences scatter as these do; where there are as many "
+            "already, the difference is perhaps neither."
         )
     return " ".join(parts) + "\n"
 

@@ -22,10 +22,10 @@ from scipy import stats
 from mbcl.cli import main
 from mbcl.io.store import LocalStore
 from mbcl.report import write
-from mbcl.report.document_section import seeds_to_decide
 from mbcl.report.markdown import code_cell, escaped, fenced, table
 from mbcl.report.wording import printable
 from mbcl.study.comparisons import compare
+from mbcl.study.power import pairs_to_decide
 from mbcl.study.record import Efficiency, StudyRecord, write_study
 
 Rows = list[dict[str, str]]
@@ -159,6 +159,11 @@ def test_an_undecided_verdict_says_how_many_pairs_it_takes(tmp_path: Path) -> No
     few = grid({"shuffle": [0.5, 0.6], "spectral": [0.7, 0.9]}, equivalence=1e-6)
     found, *_ = tables(document(tmp_path, folder_of(tmp_path / "b", few)))
     assert found[1]["verdict"] == "undecided: takes more than 1,000 pairs"
+    for sign, end in ((1, "+"), (-1, "−")):  # twenty pairs would tell 0.01 from none, and here it is about 0.005
+        spectral = [0.5 + sign * 0.0052 + (-1) ** seed * 0.0115 for seed in range(20)]
+        between = grid({"shuffle": [0.5] * 20, "spectral": spectral})
+        found, *_ = tables(document(tmp_path, folder_of(tmp_path / f"between{sign}", between)))
+        assert found[1]["verdict"] == f"undecided: perhaps between 0 and {end}0.01"
     one = grid({"shuffle": [0.5], "spectral": [0.7]})
     found, *_ = tables(document(tmp_path, folder_of(tmp_path / "c", one)))
     assert found[1]["verdict"] == "undecided", "one pair has no spread"
@@ -168,8 +173,9 @@ def test_so_many_pairs_decide(tmp_path: Path) -> None:
     """Normal differences of the observed spread: t intervals and tests of SciPy at the level of Holm's first step."""
     values = {"shuffle": [0.5 + s / 1000 for s in range(8)], "spectral": [0.5 + (s * 5 % 8) / 400 for s in range(8)]}
     (comparison,) = compare(grid(values), MRR)
-    pairs = int(re.findall(r"\d+", seeds_to_decide(comparison, 0.01))[0])
     assert comparison.sd is not None
+    pairs = pairs_to_decide(0.01 / comparison.sd, comparison.comparisons)
+    assert pairs is not None
     shares = []
     for mean in (0.0, 0.01):
         samples = stats.norm.rvs(mean, comparison.sd, size=(4000, pairs), random_state=1)
