@@ -58,7 +58,7 @@ def _results(study: StudyRecord, metric: str, comparisons: Sequence[Comparison])
         control: {c.setting: c for c in comparisons if c.control == control} for control in (EQUAL_STEPS, EQUAL_PASSES)
     }
     chosen = _chosen(study)
-    measured = [key for key in MEASURED if any(key in summary.metrics for summary in summaries)]
+    measured = _measured(summaries)
     head = ["setting", "n", code_cell(metric)]
     for control, words in ((EQUAL_STEPS, "at equal epochs"), (EQUAL_PASSES, "at equal forward passes")):
         if by_control[control]:
@@ -76,6 +76,11 @@ def _results(study: StudyRecord, metric: str, comparisons: Sequence[Comparison])
         rows.append(cells)
     texts = {"setting", "verdict", "chosen"}
     return table(head, rows, [column for column, word in enumerate(head) if word not in texts])
+
+
+def _measured(summaries: Sequence[SettingSummary]) -> list[str]:
+    """Return the metrics of the batches that some setting has."""
+    return [key for key in MEASURED if any(key in summary.metrics for summary in summaries)]
 
 
 def _with_interval(result: Estimate | Comparison | None, *, signed: bool = False) -> str:
@@ -122,6 +127,8 @@ def _notes(study: StudyRecord, metric: str, comparisons: Sequence[Comparison]) -
     """Return what the columns of the table are."""
     intervals = "" if study.is_search else ", with 95 % t intervals"
     parts = [f"Means of {code(metric)} over the finished seeds{intervals}."]
+    if measured := _measured(summarise(study)):
+        parts.append(f"{listed([*map(code, measured)])} are those of the last epoch.")
     if comparisons:
         parts.append("Differences are paired by seed, setting minus its own baseline, with 95 % t intervals.")
     if tests := max((c.comparisons for c in comparisons), default=0):
@@ -186,8 +193,8 @@ def _quality(rows: Sequence[PassesToQuality]) -> str:
 def _quality_note(metric: str) -> str:
     return (
         f"Forward passes until {code(metric)} is at least the last value of the baseline's trial of the same seed, "
-        "over those with which the baseline first was: geometric mean over the seeds, counted to an epoch. There is no "
-        "ratio if a seed did not get there.\n"
+        "over those with which the baseline first was, counted to an epoch. Passes are a mean over the seeds, ratios a "
+        "geometric one. There is no ratio if a seed did not get there.\n"
     )
 
 

@@ -155,7 +155,7 @@ def _against(metric: str, studies: Mapping[str, StudyRecord]) -> Picture | None:
         figure,
         file_name("gain_against", metric),
         f"Gain over the baseline against {metric}",
-        f"A dot is one setting at its mean {metric} over the finished seeds.{note}",
+        f"A dot is one setting at its {metric} of the last epoch, the mean over the finished seeds.{note}",
         metric,
         dots,
         at,
