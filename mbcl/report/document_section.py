@@ -51,7 +51,7 @@ def section(folder: str, study: StudyRecord, histories: Mapping[int, History]) -
 
 def _results(study: StudyRecord, metric: str, comparisons: Sequence[Comparison]) -> str:
     """Return the table of settings: means, differences with either control, chosen values, what the batches were."""
-    summaries = [summary for summary in summarise(study) if summary.stage != "tuning"]
+    summaries = _summaries(study)
     references = {setting.id for setting in baselines(study, measured_settings(study))}
     controls = {s.equal_passes for s in measured_settings(study)} - {None}
     by_control = {
@@ -78,6 +78,11 @@ def _results(study: StudyRecord, metric: str, comparisons: Sequence[Comparison])
     return table(head, rows, [column for column, word in enumerate(head) if word not in texts])
 
 
+def _summaries(study: StudyRecord) -> list[SettingSummary]:
+    """Return the settings that measure: all but the candidates of nuisance keys."""
+    return [summary for summary in summarise(study) if summary.stage != "tuning"]
+
+
 def _measured(summaries: Sequence[SettingSummary]) -> list[str]:
     """Return the metrics of the batches that some setting has."""
     return [key for key in MEASURED if any(key in summary.metrics for summary in summaries)]
@@ -94,12 +99,12 @@ def _difference(comparison: Comparison | None, summary: SettingSummary, margin: 
         return [NOTHING, NOTHING, NOTHING]
     pairs = f", {pluralize(comparison.n, 'pair')}" if 0 < comparison.n != summary.n else ""
     verdict = comparison.verdict
-    if verdict == UNDECIDED and (needed := _seeds_to_decide(comparison, margin)):
+    if verdict == UNDECIDED and (needed := seeds_to_decide(comparison, margin)):
         verdict += f": {needed}"
     return [_with_interval(comparison, signed=True) + pairs, p_value(comparison.p_holm), escaped(verdict)]
 
 
-def _seeds_to_decide(comparison: Comparison, margin: float) -> str:
+def seeds_to_decide(comparison: Comparison, margin: float) -> str:
     """Return how many pairs decide between no difference and one of the margin; empty if no spread was observed.
 
     The spread is that of the comparison itself. Where there are as many pairs already, the difference is perhaps
@@ -112,7 +117,7 @@ def _seeds_to_decide(comparison: Comparison, margin: float) -> str:
         return f"takes more than {MAX_PAIRS:,} pairs"
     if needed <= comparison.n:
         end = f"{MINUS}{margin:g}" if (comparison.difference or 0.0) < 0 else f"+{margin:g}"
-        return f"perhaps between 0 and {end}"
+        return f"perhaps between 0 and {end}, as {needed} pairs would do"
     return f"takes about {needed} pairs"
 
 
@@ -127,8 +132,8 @@ def _notes(study: StudyRecord, metric: str, comparisons: Sequence[Comparison]) -
     """Return what the columns of the table are."""
     intervals = "" if study.is_search else ", with 95 % t intervals"
     parts = [f"Means of {code(metric)} over the finished seeds{intervals}."]
-    if measured := _measured(summarise(study)):
-        parts.append(f"{listed([*map(code, measured)])} are those of the last epoch.")
+    if measured := _measured(_summaries(study)):
+        parts.append(f"{listed([*map(code, measured)])}: of the last epoch.")
     if comparisons:
         parts.append("Differences are paired by seed, setting minus its own baseline, with 95 % t intervals.")
     if tests := max((c.comparisons for c in comparisons), default=0):
@@ -138,8 +143,7 @@ def _notes(study: StudyRecord, metric: str, comparisons: Sequence[Comparison]) -
     if any(c.verdict == UNDECIDED and c.sd for c in comparisons):
         parts.append(
             f"Beside undecided: the pairs of seeds that would tell a difference of {study.equivalence:g} from none "
-            f"with {100 * POWER:.0f} % power, where paired differences scatter as these do; where there are as many "
-            "already, the difference is perhaps neither."
+            f"with {100 * POWER:.0f} % power, where paired differences scatter as these do."
         )
     return " ".join(parts) + "\n"
 

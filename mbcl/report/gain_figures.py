@@ -151,6 +151,7 @@ def _against(metric: str, studies: Mapping[str, StudyRecord]) -> Picture | None:
     _zero(row[0], [studies[name].equivalence for name in found if found[name].points])
     _finish(figure, row, dots, colours, joined=False)
     note = " A bar on the line of zero is a baseline." if references else ""
+    note += " Lifts at different temperatures do not compare." if metric == "plan/lift" else ""
     return _picture(
         figure,
         file_name("gain_against", metric),

@@ -112,6 +112,11 @@ EXPLORATORY = [
         {"shuffle, sogclr, epochs=14": 1, "shuffle, simclr, epochs=14": -1},
         "0.0151 [0.0070, 0.0232]",
     ),
+    (
+        "objectives_digits",
+        {"refined (pool=128), sogclr": 1, "refined (pool=128), simclr": -1},
+        "0.0156 [0.0092, 0.0219]",
+    ),
     ("objectives_code_docs", {"shuffle, sogclr": 1, "shuffle, clip": -1}, "0.0090 [0.0077, 0.0104]"),
 ]
 

@@ -35,6 +35,16 @@ def test_equal_settings_are_called_equivalent_as_stated(comparisons: int) -> Non
     assert share > 0.8 - 4 * np.sqrt(0.16 / 1000)
 
 
+@pytest.mark.parametrize("comparisons", [1, 2])
+def test_settings_that_differ_by_the_margin_are_called_different_as_stated(comparisons: int) -> None:
+    pairs = pairs_to_decide(1.0, comparisons)
+    assert pairs is not None
+    samples_RN = np.random.default_rng(5).standard_normal((1000, pairs)) + 1.0
+    low = stats.ttest_1samp(samples_RN, 0.0, axis=1).confidence_interval(0.95).low
+    share = np.mean((sign_flip_p(samples_RN) * comparisons < 0.05) & (low > 0))
+    assert share > 0.8 - 4 * np.sqrt(0.16 / 1000)
+
+
 def test_describe_states_what_seeds_can_show() -> None:
     few, decide = describe(3, 2, 0.01, 0.009, "here")
     assert few.startswith(
