@@ -117,7 +117,7 @@ def seeds_to_decide(comparison: Comparison, margin: float) -> str:
         return f"takes more than {MAX_PAIRS:,} pairs"
     if needed <= comparison.n:
         end = f"{MINUS}{margin:g}" if (comparison.difference or 0.0) < 0 else f"+{margin:g}"
-        return f"perhaps between 0 and {end}, as {needed} pairs would do"
+        return f"perhaps between 0 and {end}, which {needed} pairs tell apart"
     return f"takes about {needed} pairs"
 
 

@@ -166,8 +166,8 @@ def test_an_undecided_verdict_says_how_many_pairs_it_takes(tmp_path: Path) -> No
     "pairs, difference, words",
     [
         (12, 0.4, "takes about 13 pairs"),
-        (13, 0.4, "perhaps between 0 and +1, as 13 pairs would do"),
-        (14, -0.4, "perhaps between 0 and −1, as 13 pairs would do"),
+        (13, 0.4, "perhaps between 0 and +1, which 13 pairs tell apart"),
+        (14, -0.4, "perhaps between 0 and −1, which 13 pairs tell apart"),
     ],
 )
 def test_an_undecided_comparison_with_enough_pairs_takes_no_more(pairs: int, difference: float, words: str) -> None:
