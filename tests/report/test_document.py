@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -16,6 +17,7 @@ from report.studies import EIGHT, FULL, MRR, TOP1, grid, partial, study, trial, 
 from report.test_controls import controlled
 from report.test_nuisance import tuned
 from report.test_page import HOSTILE
+from scipy import stats
 
 from mbcl.cli import main
 from mbcl.io.store import LocalStore
@@ -23,7 +25,7 @@ from mbcl.report import write
 from mbcl.report.document_section import seeds_to_decide
 from mbcl.report.markdown import code_cell, escaped, fenced, table
 from mbcl.report.wording import printable
-from mbcl.study.comparisons import Comparison
+from mbcl.study.comparisons import Comparison, compare
 from mbcl.study.record import Efficiency, StudyRecord, write_study
 
 Rows = list[dict[str, str]]
@@ -173,6 +175,23 @@ def test_an_undecided_verdict_says_how_many_pairs_it_takes(tmp_path: Path) -> No
 def test_an_undecided_comparison_with_enough_pairs_takes_no_more(pairs: int, difference: float, words: str) -> None:
     undecided = Comparison(MRR, 1, "spectral", 0, "shuffle", difference, sd=1.0, n=pairs, comparisons=1)
     assert seeds_to_decide(undecided, 1.0) == words
+
+
+def test_so_many_pairs_decide(tmp_path: Path) -> None:
+    """Normal differences of the observed spread: t intervals and tests of SciPy at the level of Holm's first step."""
+    values = {"shuffle": [0.5 + s / 1000 for s in range(8)], "spectral": [0.5 + (s * 5 % 8) / 400 for s in range(8)]}
+    (comparison,) = compare(grid(values), MRR)
+    pairs = int(re.findall(r"(\d+) pairs", seeds_to_decide(comparison, 0.01))[0])
+    assert comparison.sd is not None
+    shares = []
+    for mean in (0.0, 0.01):
+        samples = stats.norm.rvs(mean, comparison.sd, size=(4000, pairs), random_state=1)
+        interval = stats.ttest_1samp(samples, 0.0, axis=1).confidence_interval(0.95)
+        if mean:
+            shares.append(((interval.low > 0) | (interval.high < 0)).mean())
+        else:
+            shares.append(((interval.low > -0.01) & (interval.high < 0.01)).mean())
+    assert min(shares) > 0.8 - 4 * math.sqrt(0.16 / 4000)
 
 
 def test_nuisance_values_failures_cost_and_versions(tmp_path: Path) -> None:
