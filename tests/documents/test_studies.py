@@ -47,6 +47,26 @@ EXPLORATORY = [
         "0.0052 [0.0044, 0.0060]",
     ),
     (
+        "hardness_fashion_mnist",
+        {
+            "refined (pool=128, temperature=0.4), simclr (temperature=0.4)": 1,
+            "shuffle, simclr (temperature=0.4)": -1,
+            "refined (pool=128, temperature=0.1), simclr (temperature=0.1)": -1,
+            "shuffle, simclr (temperature=0.1)": 1,
+        },
+        "0.0158 [0.0086, 0.0230]",
+    ),
+    (
+        "hardness_fashion_mnist",
+        {
+            "refined (pool=128, temperature=0.05), simclr (temperature=0.05)": 1,
+            "shuffle, simclr (temperature=0.05)": -1,
+            "refined (pool=128, temperature=0.1), simclr (temperature=0.1)": -1,
+            "shuffle, simclr (temperature=0.1)": 1,
+        },
+        "0.0117 [0.0017, 0.0218]",
+    ),
+    (
         "false_negatives_code_docs",
         {"shuffle, apart=null": 1, "shuffle, apart=labels": -1},
         "0.0046 [0.0038, 0.0053]",
