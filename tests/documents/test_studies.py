@@ -94,6 +94,11 @@ EXPLORATORY = [
         "−0.0109 [−0.0199, −0.0019]",
     ),
     (
+        "community_fashion_mnist",
+        {"refined (pool=null, community=32)": 1, "refined (pool=null, community=16)": -1},
+        "0.0244 [0.0195, 0.0292]",
+    ),
+    (
         "false_negatives_code_docs",
         {"shuffle, apart=null": 1, "shuffle, apart=labels": -1},
         "0.0046 [0.0038, 0.0053]",
