@@ -364,6 +364,9 @@ def test_spaces_lists_and_copies_what_sweep_takes(tmp_path, capsys):
     assert "is there already" in capsys.readouterr().err
     assert main(["spaces", "kq", "--out", str(tmp_path / "samplers.yaml")]) == 2
     assert "--out: " in capsys.readouterr().err
+    assert main(["spaces", "study/hardness_digits", "--out", str(tmp_path)]) == 0
+    study = (tmp_path / "hardness_digits.yaml").read_text()
+    assert f"mbcl sweep --space {tmp_path}/hardness_digits.yaml" in study
     assert main(["spaces", "study/hardness_digits", "--out", str(tmp_path / "two words")]) == 0
     study = (tmp_path / "two words" / "hardness_digits.yaml").read_text()
     assert f"mbcl sweep --space '{tmp_path}/two words/hardness_digits.yaml'" in study

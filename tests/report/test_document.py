@@ -159,6 +159,11 @@ def test_an_undecided_verdict_says_how_many_pairs_it_takes(tmp_path: Path) -> No
     few = grid({"shuffle": [0.5, 0.6], "spectral": [0.7, 0.9]}, equivalence=1e-6)
     found, *_ = tables(document(tmp_path, folder_of(tmp_path / "b", few)))
     assert found[1]["verdict"] == "undecided: takes more than 1,000 pairs"
+    for sign, end in ((1, "+"), (-1, "−")):  # twenty pairs would tell 0.01 from none, and here it is about 0.005
+        spectral = [0.5 + sign * 0.0052 + (-1) ** seed * 0.0115 for seed in range(20)]
+        between = grid({"shuffle": [0.5] * 20, "spectral": spectral})
+        found, *_ = tables(document(tmp_path, folder_of(tmp_path / f"between{sign}", between)))
+        assert found[1]["verdict"] == f"undecided: perhaps between 0 and {end}0.01, which 17 pairs tell apart"
     one = grid({"shuffle": [0.5], "spectral": [0.7]})
     found, *_ = tables(document(tmp_path, folder_of(tmp_path / "c", one)))
     assert found[1]["verdict"] == "undecided", "one pair has no spread"
