@@ -106,7 +106,7 @@ def run_study(options: StudyOptions, write_report: WriteReport) -> int:
         check_draws(store, study.record, option)
     if options.dry_run:
         return _dry_run(options, file, study, store, nodes, preflight, missing)
-    if options.address is not None and (study.todo or study.trials.probes):
+    if options.address is not None and study.checked:
         from mbcl.orchestration.cluster.connection import check_address
 
         check_address(options.address)
@@ -196,7 +196,7 @@ def _preflight(options: StudyOptions, file: SpaceFile, study: OpenedStudy) -> Pr
     if options.address is not None and file.space.kind.reads_data:
         return None
     with consoles.busy("reading data, building models", quiet=options.quiet):
-        experiments = distinct_experiments([*study.todo.values(), *study.trials.probes])
+        experiments = distinct_experiments([*study.checked.values()])
         return runner_of(file.space.kind.model).check(experiments, str(file.path))
 
 

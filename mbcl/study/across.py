@@ -18,7 +18,7 @@ from mbcl.seeding import numpy_generator
 from mbcl.study.comparisons import EQUAL_STEPS, Comparison, compare
 from mbcl.study.metric_glossary import direction
 from mbcl.study.paired import ALPHA, MIN_PAIRS
-from mbcl.study.record import StudyRecord
+from mbcl.study.record import WEIGHTS, StudyRecord
 from mbcl.study.settings import settings_of
 from mbcl.study.statistics import primary_metrics
 
@@ -71,9 +71,10 @@ def gains_across(studies: Sequence[StudyRecord]) -> tuple[str, list[Gain]]:
     holds the true mean in 66, 85 and 91 %.
 
     Raises:
-        ConfigError: if the studies have different headline metrics, or one that no end of is better, or no setting in
-            common with enough pairs; or if their numbers of pairs differ.
+        ConfigError: if two studies are on the same data, or the studies have different headline metrics, or one that no
+            end of is better, or no setting in common with enough pairs; or if their numbers of pairs differ.
     """
+    _check_tasks(studies)
     metrics = {next(iter(primary_metrics(study)), "nothing") for study in studies}
     metric = sorted(metrics)[0]
     if len(metrics) > 1 or not direction(metric):
@@ -92,6 +93,24 @@ def gains_across(studies: Sequence[StudyRecord]) -> tuple[str, list[Gain]]:
     if not common:
         raise ConfigError(f"studies have no setting in common with {MIN_PAIRS} pairs of seeds at least in each")
     return metric, [_gain(studies, [comparisons[labels] for comparisons in by_labels]) for labels in common]
+
+
+def _check_tasks(studies: Sequence[StudyRecord]) -> None:
+    """Check that data sets can be the tasks: trainings on one data set would count as independent ones.
+
+    Raises:
+        ConfigError: naming two studies with a data set in common.
+    """
+    owner: dict[str, StudyRecord] = {}
+    for study in studies:
+        for name, digests in study.data.items():
+            for digest in () if name.startswith(WEIGHTS) else digests:
+                other = owner.setdefault(digest, study)
+                if other is not study:
+                    raise ConfigError(
+                        f"{other.name} and {study.name} are on the same data; gains are common to data sets, so give "
+                        "one study of each"
+                    )
 
 
 def _gain(studies: Sequence[StudyRecord], comparisons: Sequence[Comparison]) -> Gain:

@@ -106,6 +106,12 @@ def choices(study: StudyRecord) -> list[Choice]:
     ]
 
 
+def unconfirmed_arms(study: StudyRecord) -> set[int]:
+    """Return the arms that have a choice or may get one, and no confirmation trials yet."""
+    confirmed = {trial.arm for trial in study.trials.values() if trial.stage == "confirmation"}
+    return {choice.arm for choice in choices(study) if not choice.impossible} - confirmed
+
+
 def _choose(
     candidates: Sequence[Candidate], confirmed: dict[str, Any] | None, *, maximise: bool
 ) -> tuple[Candidate | None, str]:

@@ -173,6 +173,19 @@ EXPLORATORY = [
 ]
 
 
+# Sections of the text, and the studies whose numbers each may quote: its own, and those that it compares them with.
+SECTIONS = {
+    "Temperature": "hardness_.*",
+    "Batch size": "batch_size_.*",
+    "Community size": "community_.*|samplers_digits|batch_size_code_docs|hardness_fashion_mnist",
+    "False negatives": "false_negatives_.*",
+    "Objective": "objectives_.*",
+    "Early or late?": "schedules_.*",
+    "Forward passes to the same quality": "time_to_quality_.*|samplers_code_docs",
+    "Samplers: SC > OSGD > SGD?": "samplers_.*",
+}
+
+
 def rows_of(folder: Path) -> pandas.DataFrame:
     """The finished trials that measure, with the number of their setting, found by the values of the swept keys."""
     rows = pandas.read_csv(folder / "results.csv")
@@ -230,6 +243,9 @@ def test_the_document_of_results_is_what_the_folders_give(tmp_path, monkeypatch)
     assert (tmp_path / "study_results.md").read_text() == (ROOT / "docs/study_results.md").read_text()
     figures = {path.name for path in (tmp_path / "study_results_figures").iterdir()}
     assert figures == {path.name for path in (ROOT / "docs/study_results_figures").iterdir()}
+    for name in sorted(figures):
+        made, kept = (folder / "study_results_figures" / name for folder in (tmp_path, ROOT / "docs"))
+        assert made.read_bytes() == kept.read_bytes(), name
 
 
 def test_every_number_of_the_text_is_one_of_the_results():
@@ -241,6 +257,23 @@ def test_every_number_of_the_text_is_one_of_the_results():
     quoted = set(re.findall(r"[+−]\d\.\d{4}", text))
     assert quoted
     assert quoted <= set(re.findall(r"[+−]\d\.\d{4}", results)), quoted - set(re.findall(r"[+−]\d\.\d{4}", results))
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_numbers_of_a_section_are_those_of_its_studies(heading):
+    """With a sign they are differences, without one means; numbers below 0.05 without a sign are of choosing seeds."""
+    parts = re.split(r"^#+ (.+)$", (ROOT / "docs/study.md").read_text(), flags=re.MULTILINE)
+    section = parts[parts.index(heading) + 1].replace("\n", " ")
+    for *_, interval in EXPLORATORY:
+        section = section.replace(interval, "")
+    tables = re.split(r"^## (\w+)$", (ROOT / "docs/study_results.md").read_text(), flags=re.MULTILINE)
+    names = [name for name in tables[1::2] if re.fullmatch(SECTIONS[heading], name)]
+    known = {number for name in names for number in re.findall(r"[+−]?\b\d\.\d{4}", tables[tables.index(name) + 1])}
+    means = [pandas.read_csv(ROOT / "studies" / name / "summary.csv")["val/retrieval/mrr/mean"] for name in names]
+    known |= {f"{mean:.4f}" for mean in pandas.concat(means)}
+    quoted = {number for number in re.findall(r"[+−]?\b\d\.\d{4}", section) if number[0] in "+−" or number >= "0.05"}
+    assert quoted
+    assert quoted <= known, quoted - known
 
 
 @pytest.mark.parametrize("study, signs, text", EXPLORATORY)

@@ -64,6 +64,30 @@ def test_study_of_other_pairs_is_not_resumed(arrays, space_file, tmp_path, capsy
     assert read_study(store).sources == study.sources
 
 
+def test_study_of_other_pairs_is_not_resumed_where_only_chosen_values_are_to_be_measured(
+    arrays, space_file, tmp_path, capsys
+):
+    """All candidates have ended, so no trial of the record is left to run, and the confirmations are not drawn yet."""
+    import run_ray
+
+    write, changes = arrays
+    changes |= {
+        "nuisance": {"keys": ["objective.temperature"], "seeds": [100]},
+        "space/objective.temperature": {"grid": [0.1, 0.2]},
+    }
+    path = space_file(changes)
+    file = read_space(path)
+    trials = expand(file)
+    study = layout.new_study(file, trials, "study")
+    for number, trial in enumerate(study.trials.values()):
+        trial.status, trial.metrics = "finished", {study.metric: 0.5 + 0.01 * number}
+    study.sources = {data_key(trials.specs[0].experiment): {"arrays": "0" * 16}}
+    layout.create(LocalStore(tmp_path / "out" / "study"), file, trials, study)
+    options = ["--space", str(path), "--results-dir", str(tmp_path / "out"), "--dry-run", "--resume"]
+    assert run_ray.main(options) == 2
+    assert "experiment.data: pairs is not what the study began with: arrays was 0000" in capsys.readouterr().err
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_study_of_pairs_equals_training_without_ray_and_keeps_its_data(arrays, space_file, tmp_path):

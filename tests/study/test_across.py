@@ -7,7 +7,7 @@ from mbcl.cli.app import main
 from mbcl.errors import ConfigError
 from mbcl.io.store import LocalStore
 from mbcl.study.across import gains_across, interquartile_mean
-from mbcl.study.record import write_study
+from mbcl.study.record import WEIGHTS, write_study
 
 
 def test_interquartile_mean_equals_a_hand_value_and_scipys_bootstrap() -> None:
@@ -54,6 +54,16 @@ def test_gains_need_common_settings_and_equal_numbers_of_pairs() -> None:
 def test_gains_over_different_baselines_are_not_mixed() -> None:
     with pytest.raises(ConfigError, match="no setting in common"):
         gains_across([grid(EIGHT), grid(EIGHT, baseline={"sampler": {"name": "osgd"}})])
+
+
+def test_gains_of_studies_on_the_same_data_are_not_mixed() -> None:
+    """Trainings on one data set would count as those on two, as if they were independent."""
+    one, other, third = (grid(EIGHT, name=name) for name in ("one", "other", "third"))
+    for study, digest in ((one, "a1"), (other, "b2"), (third, "a1")):
+        study.data = {"digits-0": [digest], f"{WEIGHTS} /models/start.pt": ["c3"]}
+    assert len(gains_across([one, other])[1]) == 2
+    with pytest.raises(ConfigError, match="one and third are on the same data"):
+        gains_across([one, other, third])
 
 
 @pytest.mark.parametrize(("pairs", "shown"), [(5, False), (6, True)])

@@ -63,15 +63,17 @@ def load(dim: int) -> CodeDocs:
     found = versions(packages)
     key = hashlib.sha256(json.dumps([FORMAT, dim, found], sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "code_docs"
+    path = folder / f"{key}.npz"
     arrays = None
     try:
-        with locked(folder):
-            path = folder / f"{key}.npz"
-            arrays = _read(path)
-            if arrays is None:
-                arrays = make(packages, dim)
-                with atomic_write(path) as stream:
-                    np.savez(stream, **arrays)  # type: ignore[arg-type]
+        arrays = _read(path)  # without the lock, which another process may hold for minutes for other pairs
+        if arrays is None:
+            with locked(folder):
+                arrays = _read(path)
+                if arrays is None:
+                    arrays = make(packages, dim)
+                    with atomic_write(path) as stream:
+                        np.savez(stream, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         problem = f"code_docs: {folder} cannot be used: {error.strerror or error}"
         warnings.warn(f"{problem}; the packages are parsed again in every process", UserWarning, stacklevel=2)

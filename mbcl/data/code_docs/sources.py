@@ -60,6 +60,12 @@ def versions(packages: list[Package]) -> dict[str, str]:
 
 
 def _python_files(distribution: Distribution) -> Iterator[tuple[str, Path]]:
+    """Yield the files that an installed package records; a project's sources have no record.
+
+    ``python -m mbcl`` finds the ``.egg-info`` of the folder that it runs in, so pairs would depend on the folder.
+    """
+    if distribution.read_text("RECORD") is None:
+        return
     for file in distribution.files or ():
         path = PurePosixPath(str(file))
         if path.suffix != ".py" or ".." in path.parts or path.is_absolute():

@@ -129,6 +129,12 @@ def load(
         DataError: if files are missing or damaged.
         ConfigError: if the name is unknown or a number is out of range.
     """
+    if name in CORRUPTED:
+        raise ConfigError(
+            f"{name} is a corrupted test set without training images: train on {CORRUPTED[name].clean}, and evaluate "
+            f"on {name}"
+        )
+    spec = DATASETS[name]
     request = DatasetRequest(
         dir=dir,
         image_size=image_size,
@@ -138,15 +144,10 @@ def load(
         dim=DIM if dim is None else dim,
         dropout=dropout or 0.0,
         test=TEST_SHARE if test is None else test,
-        takes_file=name in DATASETS and DATASETS[name].takes_file,
+        takes_file=spec.takes_file or not spec.files,
         exif=exif,
         bits=bits,
     )
-    if name in CORRUPTED:
-        raise ConfigError(
-            f"{name} is a corrupted test set without training images: train on {CORRUPTED[name].clean}, and evaluate "
-            f"on {name}"
-        )
     splits = _read(name, request)
     if max_samples is not None and max_samples < len(splits.train):
         few = splits.train.subset(stratified_rows(splits.train.labels, max_samples))

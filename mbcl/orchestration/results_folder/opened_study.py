@@ -19,6 +19,7 @@ from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
 from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.orchestration.study_options import StudyOptions
 from mbcl.orchestration.trial.preflight import PreflightReport, data_key, swept_places
+from mbcl.study.nuisance import unconfirmed_arms
 from mbcl.study.record import StudyRecord, read_study
 
 
@@ -30,6 +31,8 @@ class OpenedStudy:
         record: the content of ``study.json``, also before it is first written.
         trials: all trials of the record and the space.
         todo: the trials to run or to evaluate, by their id in the record.
+        checked: the trials whose data and models are checked before: those of ``todo``, the probes of a search, and the
+            candidates of arms whose chosen values are still to be measured.
         is_new: whether this command creates the study.
         is_extended: whether this command may have added trials to it.
         notes: lines for the user.
@@ -39,6 +42,7 @@ class OpenedStudy:
     record: StudyRecord
     trials: Trials
     todo: dict[str, TrialSpec]
+    checked: dict[str, TrialSpec] = field(init=False)
     is_new: bool = False
     is_extended: bool = False
     notes: list[str] = field(default_factory=list)
@@ -46,6 +50,7 @@ class OpenedStudy:
 
     def __post_init__(self) -> None:
         self.specs = self.trials.by_id | self.todo
+        self.checked = self.todo | {spec.trial_id: spec for spec in self.trials.probes}
 
     def take_data(self, report: PreflightReport) -> None:
         """Compare the data and weights with those that the study began with, and record those of new ones.
@@ -53,8 +58,7 @@ class OpenedStudy:
         Raises:
             ConfigError: if the study, or the trial that an evaluation measures again, began with others.
         """
-        probes = {spec.trial_id: spec for spec in self.trials.probes}
-        for trial_id, spec in (self.todo | probes).items():
+        for trial_id, spec in self.checked.items():
             if spec.setting in report.contents:
                 self._take_data_of(trial_id, spec, report.contents[spec.setting], report.sources[spec.setting])
         for key, found in report.weights.items():
@@ -106,7 +110,10 @@ def open_study(options: StudyOptions, file: SpaceFile, trials: Trials, store: St
     if options.resumes:
         record, trials, notes = recovery.recover(store, file, trials, title, extends=options.extend)
         todo = {key: trials.by_id[key] for key in record.unfinished()}
-        return OpenedStudy(record, trials, todo, is_extended=options.extend, notes=notes)
+        study = OpenedStudy(record, trials, todo, is_extended=options.extend, notes=notes)
+        arms = unconfirmed_arms(record)
+        study.checked |= {key: spec for key, spec in trials.by_id.items() if spec.arm in arms}
+        return study
     layout.check_new(store, options.folder)
     return OpenedStudy(layout.new_study(file, trials, title), trials, trials.by_id, is_new=True)
 

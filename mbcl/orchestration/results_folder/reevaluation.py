@@ -37,7 +37,8 @@ def reopen_for_evaluation(
         notes for the user.
 
     Raises:
-        ConfigError: if the folder holds no study or a damaged one, no trial is finished, or more of the space differs.
+        ConfigError: if the folder holds no study or a damaged one, no trial is finished, no finished one has its
+            configuration or a checkpoint, or more of the space differs.
     """
     if not store.exists(STUDY_FILE):
         raise ConfigError(f"--eval-only: {store.uri} holds no {STUDY_FILE}")
@@ -50,11 +51,12 @@ def reopen_for_evaluation(
     trials = with_drawn_trials(file, trials, study)
     _stored_space(store)  # commit() rewrites it: fail now rather than after all evaluations
     by_ordinal = {spec.ordinal: spec for spec in trials.specs}
-    chosen, notes = {}, []
+    chosen, notes, known = {}, [], False
     for key, record in finished.items():
         spec = by_ordinal.get(record.ordinal)
         stored, note = _stored_experiment(store.child(trial_folder(key)))
         notes += [f"{key}: {note}"] if note else []
+        known = known or stored is not None
         expected = {} if spec is None or stored is None else identity(spec.experiment.resolved())
         earlier = identity(stored or {})
         different = [name for name in expected if name != "evaluation" and expected[name] != earlier.get(name)]
@@ -65,6 +67,11 @@ def reopen_for_evaluation(
                 f"only experiment.evaluation may change"
             )
         chosen[key] = spec
+    if not known:
+        raise ConfigError(
+            f"--eval-only: the finished trials of {store.uri} have neither {CONFIG_FILE} nor a checkpoint, as those of "
+            "a published study; there is nothing to evaluate"
+        )
     return study, chosen, trials, notes
 
 

@@ -121,6 +121,14 @@ def test_pairs_that_do_not_match_are_refused(tmp_path, content, message):
         data.load("pairs", dir=save(tmp_path, "file.npz", content))
 
 
+def test_a_misspelt_name_with_a_file_is_told_by_its_name(tmp_path):
+    file = save(tmp_path, "file.npz", arrays())
+    with pytest.raises(ConfigError, match="'pair'; did you mean 'pairs'"):
+        data.load("pair", dir=file)
+    with pytest.warns(UserWarning, match="data.dir and data.download are not used"):
+        data.load("digits", dir=file)
+
+
 def test_pairs_without_files_are_refused(tmp_path):
     with pytest.raises(DataError, match="data.dir is not given; expected a .npz file"):
         data.load("pairs")

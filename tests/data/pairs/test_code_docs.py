@@ -14,6 +14,7 @@ from mbcl import data
 from mbcl.data.code_docs import build, sources
 from mbcl.data.code_docs.functions import functions_of
 from mbcl.data.code_docs.vectors import vectors
+from mbcl.data.packs.node_cache import locked
 from mbcl.data.samples import differing_sources
 from mbcl.errors import DataError
 
@@ -109,6 +110,21 @@ def test_copies_that_a_package_puts_on_the_path_are_left_out(tmp_path, monkeypat
     assert [(each.name, each.version) for each in sources.installed()] == [("host", "1.0")]
 
 
+def test_sources_of_a_project_are_no_installed_package(tmp_path, monkeypatch):
+    """``python -m mbcl`` finds the .egg-info of its working directory first."""
+    root, project = tmp_path / "site-packages", tmp_path / "project"
+    write_package(root, "host", "1.0", {"host/a.py": function(7)})
+    (project / "host.egg-info").mkdir(parents=True)
+    (project / "host.egg-info" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: host\nVersion: 1.0\n")
+    (project / "host.egg-info" / "SOURCES.txt").write_text("host/b.py\n")
+    (project / "host").mkdir()
+    (project / "host" / "b.py").write_text(function(8))
+    discover = sources.Distribution.discover
+    monkeypatch.setattr(sources, "distributions", lambda: discover(path=[str(project), str(root)]))
+    (package,) = sources.installed()
+    assert [name for name, _ in package.files] == ["host/a.py"]
+
+
 def test_packages_are_the_same_before_and_after_ray_is_imported():
     pytest.importorskip("ray")
     code = (
@@ -184,6 +200,13 @@ def test_damaged_cache_is_made_again(site, tmp_path):
         assert all(": " in sample["text"] for sample in shown[0])
     assert first.train.shown(torch.tensor([0])) != first.test.shown(torch.tensor([0]))
     data.load("code_docs", dim=8)  # without a warning
+
+
+def test_pairs_in_the_cache_are_read_while_another_process_makes_others(site, tmp_path):
+    first = data.load("code_docs", dim=8)
+    with locked(tmp_path / "cache" / "code_docs"):
+        again = data.load("code_docs", dim=8)
+    assert torch.equal(again.train.x1, first.train.x1)
 
 
 def test_cache_that_cannot_be_written_is_named(site, tmp_path):

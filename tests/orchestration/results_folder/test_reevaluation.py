@@ -141,6 +141,15 @@ def test_where_a_configuration_is_damaged_the_checkpoint_tells(finished, damage)
         reopen_for_evaluation(store, file, other)
 
 
+def test_a_study_without_configurations_and_checkpoints_is_refused(finished):
+    """Such as the published ones, of which rows and tables are kept."""
+    store, file, trials = finished
+    for key in trials.by_id:
+        store.delete(f"trials/{key}/config.yaml")
+    with pytest.raises(ConfigError, match="neither config.yaml nor a checkpoint"):
+        reopen_for_evaluation(store, file, trials)
+
+
 def test_a_study_in_order_has_no_notes(finished):
     store, file, trials = finished
     study, chosen, _, notes = reopen_for_evaluation(store, file, trials)
