@@ -32,6 +32,36 @@ EXPLORATORY = [
         "0.0031 [0.0018, 0.0045]",
     ),
     (
+        "batch_size_digits",
+        {
+            "spectral (k=4), batch_size=8": 1,
+            "shuffle, batch_size=8": -1,
+            "spectral (k=4), batch_size=32": -1,
+            "shuffle, batch_size=32": 1,
+        },
+        "0.0278 [0.0179, 0.0378]",
+    ),
+    (
+        "batch_size_code_docs",
+        {"spectral (k=4), batch_size=8": 1, "shuffle, batch_size=16": -1},
+        "0.0034 [0.0022, 0.0046]",
+    ),
+    (
+        "batch_size_code_docs",
+        {"spectral (k=4), batch_size=16": 1, "shuffle, batch_size=32": -1},
+        "0.0021 [0.0013, 0.0029]",
+    ),
+    (
+        "batch_size_digits",
+        {"shuffle, batch_size=16": 1, "spectral (k=4), batch_size=8": -1},
+        "0.0412 [0.0304, 0.0520]",
+    ),
+    (
+        "batch_size_digits",
+        {"shuffle, batch_size=32": 1, "spectral (k=4), batch_size=16": -1},
+        "0.0290 [0.0211, 0.0370]",
+    ),
+    (
         "hardness_code_docs",
         {
             "refined (pool=64, temperature=0.2), clip (temperature=0.2)": 1,
