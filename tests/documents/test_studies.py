@@ -62,6 +62,26 @@ EXPLORATORY = [
         "0.0290 [0.0211, 0.0370]",
     ),
     (
+        "batch_size_code_docs",
+        {"spectral (k=4), batch_size=32": 1, "shuffle, batch_size=64": -1},
+        "0.0045 [0.0036, 0.0054]",
+    ),
+    (
+        "batch_size_code_docs",
+        {"shuffle, batch_size=128": 1, "spectral (k=4), batch_size=64": -1},
+        "0.0015 [0.0004, 0.0027]",
+    ),
+    (
+        "batch_size_digits",
+        {"shuffle, batch_size=64": 1, "spectral (k=4), batch_size=32": -1},
+        "0.0133 [0.0046, 0.0221]",
+    ),
+    (
+        "batch_size_digits",
+        {"shuffle, batch_size=128": 1, "spectral (k=4), batch_size=64": -1},
+        "0.0040 [−0.0019, 0.0098]",
+    ),
+    (
         "hardness_code_docs",
         {
             "refined (pool=64, temperature=0.2), clip (temperature=0.2)": 1,
