@@ -148,10 +148,8 @@ class PairSet(SampleSet):
         _, inverse, counts = groups.unique(return_inverse=True, return_counts=True)
         if len(counts) < 2:
             what = "pairs" if self.groups is None else "groups of them"
-            raise ConfigError(
-                f"data: a split of pairs needs at least 2 {what}, found {len(counts)}; the test part and the "
-                "validation part take whole ones"
-            )
+            why = "" if self.groups is None else "; the test part and the validation part take whole groups"
+            raise ConfigError(f"data: a split of pairs needs at least 2 {what}, found {len(counts)}{why}")
         order = torch.from_numpy(numpy_generator(seed, purpose).permutation(len(counts)))
         before = counts[order].cumsum(0) - counts[order]
         second = order[: max(1, min(int((before < round(len(self) * fraction)).sum()), len(counts) - 1))]

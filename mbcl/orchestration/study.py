@@ -32,7 +32,7 @@ from mbcl.orchestration.search_space.expansion import expand
 from mbcl.orchestration.search_space.schema import SpaceFile, check_name, read_space
 from mbcl.orchestration.signals import EXIT_INTERRUPTED
 from mbcl.orchestration.study_options import StudyOptions
-from mbcl.orchestration.trial.preflight import PreflightReport, distinct_experiments
+from mbcl.orchestration.trial.preflight import PreflightReport
 from mbcl.orchestration.trial.trial_runners import allocate, runner_of
 from mbcl.orchestration.tune.study_run import StudyRun
 from mbcl.orchestration.watch import Watch
@@ -196,8 +196,7 @@ def _preflight(options: StudyOptions, file: SpaceFile, study: OpenedStudy) -> Pr
     if options.address is not None and file.space.kind.reads_data:
         return None
     with consoles.busy("reading data, building models", quiet=options.quiet):
-        experiments = distinct_experiments([*study.checked.values()])
-        return runner_of(file.space.kind.model).check(experiments, str(file.path))
+        return runner_of(file.space.kind.model).check(study.experiments_to_check(), str(file.path))
 
 
 def _run_trials(

@@ -98,6 +98,8 @@ def gains_across(studies: Sequence[StudyRecord]) -> tuple[str, list[Gain]]:
 def _check_tasks(studies: Sequence[StudyRecord]) -> None:
     """Check that data sets can be the tasks: trainings on one data set would count as independent ones.
 
+    Data are known by the digest of their content and labels, so other versions of one data set are not recognised.
+
     Raises:
         ConfigError: naming two studies with a data set in common.
     """

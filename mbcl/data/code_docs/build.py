@@ -66,7 +66,7 @@ def load(dim: int) -> CodeDocs:
     path = folder / f"{key}.npz"
     arrays = None
     try:
-        arrays = _read(path)  # without the lock, which another process may hold for minutes for other pairs
+        arrays = _read(path, warns=False)  # without the lock, which others may hold for minutes for other pairs
         if arrays is None:
             with locked(folder):
                 arrays = _read(path)
@@ -82,14 +82,15 @@ def load(dim: int) -> CodeDocs:
     return CodeDocs(arrays, names, {**found, "text": str(arrays["text"])})
 
 
-def _read(path: Path) -> Arrays | None:
-    """Return the arrays of a file of the cache; None if it does not exist or is damaged."""
+def _read(path: Path, *, warns: bool = True) -> Arrays | None:
+    """Return the arrays of a file of the cache; None if it does not exist or, with a warning, if it is damaged."""
     if not path.is_file():
         return None
     try:
         return read_arrays(path, _ARRAYS, others=False)
     except ConfigError as error:
-        warnings.warn(f"code_docs: {error}; it is made again", UserWarning, stacklevel=2)
+        if warns:
+            warnings.warn(f"code_docs: {error}; it is made again", UserWarning, stacklevel=2)
         return None
 
 

@@ -17,8 +17,9 @@ from mbcl.orchestration.results_folder import layout, recovery
 from mbcl.orchestration.results_folder.reevaluation import reopen_for_evaluation
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec
 from mbcl.orchestration.search_space.schema import SpaceFile
+from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.orchestration.study_options import StudyOptions
-from mbcl.orchestration.trial.preflight import PreflightReport, data_key, swept_places
+from mbcl.orchestration.trial.preflight import PreflightReport, data_key, distinct_experiments, swept_places
 from mbcl.study.nuisance import unconfirmed_arms
 from mbcl.study.record import StudyRecord, read_study
 
@@ -51,6 +52,10 @@ class OpenedStudy:
     def __post_init__(self) -> None:
         self.specs = self.trials.by_id | self.todo
         self.checked = self.todo | {spec.trial_id: spec for spec in self.trials.probes}
+
+    def experiments_to_check(self) -> dict[int, AnyExperiment]:
+        """Return the first experiment of every setting of :attr:`checked`."""
+        return distinct_experiments([*self.checked.values()])
 
     def take_data(self, report: PreflightReport) -> None:
         """Compare the data and weights with those that the study began with, and record those of new ones.

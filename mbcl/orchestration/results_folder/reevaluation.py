@@ -69,8 +69,8 @@ def reopen_for_evaluation(
         chosen[key] = spec
     if not known:
         raise ConfigError(
-            f"--eval-only: the finished trials of {store.uri} have neither {CONFIG_FILE} nor a checkpoint, as those of "
-            "a published study; there is nothing to evaluate"
+            f"--eval-only: the finished trials of {store.uri} have neither a readable {CONFIG_FILE} nor a whole "
+            f"checkpoint, so there is nothing to evaluate; the first: {notes[0]}"
         )
     return study, chosen, trials, notes
 

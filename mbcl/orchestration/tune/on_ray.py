@@ -34,7 +34,6 @@ from mbcl.orchestration.trial.preflight import (
     PreflightReport,
     check_data_on_cluster,
     check_shared,
-    distinct_experiments,
 )
 from mbcl.orchestration.trial.trial_runners import allocate, runner_of
 from mbcl.orchestration.tune.study_run import StudyRun
@@ -102,8 +101,9 @@ def _run_connected(run: StudyRun, nodes: list[Node], preflight: PreflightReport 
             await_node(ray_cluster.placement.for_task, console.log)
             check_shared(run.store)
         if preflight is None:
-            experiments = distinct_experiments([*study.todo.values(), *study.trials.probes])
-            preflight = check_data_on_cluster(experiments, str(run.file.path), ray_cluster.placement.for_task)
+            preflight = check_data_on_cluster(
+                study.experiments_to_check(), str(run.file.path), ray_cluster.placement.for_task
+            )
             study.take_data(preflight)
         # The CPUs that trials leave for lack of memory have none for planning tasks, either.
         cpus_per_trial = int(sum(node.cpus for node in nodes)) // most.num_trials

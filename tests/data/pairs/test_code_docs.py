@@ -191,8 +191,9 @@ def test_damaged_cache_is_made_again(site, tmp_path):
     first = data.load("code_docs", dim=8)
     (path,) = (tmp_path / "cache" / "code_docs").glob("*.npz")
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match="code_docs: .* it is made again"):
+    with pytest.warns(UserWarning, match="code_docs: .* it is made again") as warned:
         again = data.load("code_docs", dim=8)
+    assert len(warned) == 1
     assert torch.equal(again.train.x1, first.train.x1)
     for part in ("train", "test"):
         shown = [getattr(each, part).shown(torch.arange(3)) for each in (first, again)]

@@ -146,7 +146,7 @@ def test_a_study_without_configurations_and_checkpoints_is_refused(finished):
     store, file, trials = finished
     for key in trials.by_id:
         store.delete(f"trials/{key}/config.yaml")
-    with pytest.raises(ConfigError, match="neither config.yaml nor a checkpoint"):
+    with pytest.raises(ConfigError, match="neither a readable config.yaml nor a whole checkpoint.*config.yaml is gone"):
         reopen_for_evaluation(store, file, trials)
 
 
