@@ -105,14 +105,13 @@ def _check_tasks(studies: Sequence[StudyRecord]) -> None:
     """
     owner: dict[str, StudyRecord] = {}
     for study in studies:
-        for name, digests in study.data.items():
-            for digest in () if name.startswith(WEIGHTS) else digests:
-                other = owner.setdefault(digest, study)
-                if other is not study:
-                    raise ConfigError(
-                        f"{other.name} and {study.name} are on the same data; gains are common to data sets, so give "
-                        "one study of each"
-                    )
+        digests = {digest for name, found in study.data.items() if not name.startswith(WEIGHTS) for digest in found}
+        if shared := digests & owner.keys():
+            raise ConfigError(
+                f"{owner[min(shared)].name} and {study.name} are on the same data; gains are common to data sets, so "
+                "give one study of each"
+            )
+        owner |= dict.fromkeys(digests, study)
 
 
 def _gain(studies: Sequence[StudyRecord], comparisons: Sequence[Comparison]) -> Gain:

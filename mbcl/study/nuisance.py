@@ -106,10 +106,10 @@ def choices(study: StudyRecord) -> list[Choice]:
     ]
 
 
-def unconfirmed_arms(study: StudyRecord) -> set[int]:
-    """Return the arms that have a choice or may get one, and no confirmation trials yet."""
+def unconfirmed(study: StudyRecord) -> list[Choice]:
+    """Return the choices, made or to be made, of the arms that have no confirmation trials yet."""
     confirmed = {trial.arm for trial in study.trials.values() if trial.stage == "confirmation"}
-    return {choice.arm for choice in choices(study) if not choice.impossible} - confirmed
+    return [choice for choice in choices(study) if not choice.impossible and choice.arm not in confirmed]
 
 
 def _choose(

@@ -87,11 +87,7 @@ def test_a_space_states_why_and_what_it_costs_and_can_decide(name, data_options)
     trials = expand(file)
     assert f"Cost: {trials.total} trials;" in head
     assert file.space.name == name
-    planned = {
-        spec.setting if spec.arm is None else spec.arm
-        for spec in trials.specs
-        if spec.experiment.sampler.name != "shuffle"
-    }
+    planned = {spec.arm or spec.setting for spec in trials.specs if spec.experiment.sampler.name != "shuffle"}
     comparisons = len(planned) * (2 if file.space.control else 1)
     assert len(file.space.seeds) >= fewest_pairs(comparisons), "a difference can be claimed after Holm's correction"
 

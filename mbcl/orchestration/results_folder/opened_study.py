@@ -20,7 +20,7 @@ from mbcl.orchestration.search_space.schema import SpaceFile
 from mbcl.orchestration.search_space.trial_kinds import AnyExperiment
 from mbcl.orchestration.study_options import StudyOptions
 from mbcl.orchestration.trial.preflight import PreflightReport, data_key, distinct_experiments, swept_places
-from mbcl.study.nuisance import unconfirmed_arms
+from mbcl.study.nuisance import unconfirmed
 from mbcl.study.record import StudyRecord, read_study
 
 
@@ -116,7 +116,7 @@ def open_study(options: StudyOptions, file: SpaceFile, trials: Trials, store: St
         record, trials, notes = recovery.recover(store, file, trials, title, extends=options.extend)
         todo = {key: trials.by_id[key] for key in record.unfinished()}
         study = OpenedStudy(record, trials, todo, is_extended=options.extend, notes=notes)
-        arms = unconfirmed_arms(record)
+        arms = {choice.arm for choice in unconfirmed(record)}
         study.checked |= {key: spec for key, spec in trials.by_id.items() if spec.arm in arms}
         return study
     layout.check_new(store, options.folder)

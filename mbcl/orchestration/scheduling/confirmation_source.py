@@ -7,7 +7,7 @@ from collections.abc import Callable
 from mbcl.orchestration.search_space.confirmation import confirmation
 from mbcl.orchestration.search_space.expansion import Trials, TrialSpec, record_of
 from mbcl.orchestration.search_space.schema import Space
-from mbcl.study.nuisance import choices, unconfirmed_arms
+from mbcl.study.nuisance import unconfirmed
 from mbcl.study.record import StudyRecord
 
 
@@ -33,15 +33,14 @@ class ConfirmationSource:
     @property
     def left(self) -> int:
         """Number of trials that are still to be added."""
-        return len(unconfirmed_arms(self._study)) * len(self._space.seeds)
+        return len(unconfirmed(self._study)) * len(self._space.seeds)
 
     def propose(self) -> list[str]:
         """Add the trials of the first arm that has a choice and no trials yet; empty if there is none now."""
         if not self._has_news:
             return []
-        unconfirmed = unconfirmed_arms(self._study)
-        for choice in choices(self._study):
-            if choice.chosen is not None and choice.arm in unconfirmed:
+        for choice in unconfirmed(self._study):
+            if choice.chosen is not None:
                 specs = confirmation(self._space, self._trials, choice.chosen.setting)
                 evaluation = choice.chosen.trials[0].evaluation
                 self._study.trials.update({spec.trial_id: record_of(spec, evaluation=evaluation) for spec in specs})
